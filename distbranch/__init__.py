@@ -1,0 +1,1 @@
+"""distbranch: multi-task networks that find out by themselves what to share."""
