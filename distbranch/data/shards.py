@@ -1,0 +1,215 @@
+"""The packed data set: tar shards that any WebDataset reader understands, an index per shard, and `dataset.json`.
+
+A tar says nothing about what it lost: cut at a header it simply ends earlier. So every shard has an index with the
+place, size and crc32 of each image and label file, and `dataset.json` holds the sha256 of both: who reads, compares.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from distbranch.errors import UserError
+from distbranch.tasks import Task
+
+DATASET_FILE = "dataset.json"
+FORMAT = "distbranch-dataset"
+VERSION = 1
+BAD_KINDS = ("missing-shard", "truncated", "corrupt", "incomplete", "broken-image", "bad-label")
+
+LabelValue = int | float | str
+Labels = Mapping[str, LabelValue]
+
+
+class BadSample(UserError):  # noqa: N818  # what it names is the sample
+    """A sample that cannot be used.
+
+    `kind` is one of BAD_KINDS, `sample` its number inside the shard or its key (None: the whole shard).
+    """
+
+    def __init__(self, kind: str, shard: str, sample: int | str | None, what: str) -> None:
+        super().__init__(kind, shard, sample, what)  # the arguments of the constructor, so that it survives pickling
+        self.kind, self.shard, self.sample, self.what = kind, shard, sample, what
+
+    def __str__(self) -> str:
+        where = f"Shard {self.shard}" if self.sample is None else f"Shard {self.shard}, sample {self.sample}"
+        return f"{where}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image.
+
+    `image`: JPEG bytes; `labels`: 0..1 of a binary task, the class of a categorical one, absent where unlabelled.
+    """
+
+    key: str
+    split: str
+    image: bytes
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file and its index, with the bytes and sums (hexadecimal) the files had when they were written."""
+
+    file: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+    index: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """The shards of one split and how often each label occurs: {"Shoes": {"1": 5000, "0": 15000, "unlabelled": 7}}."""
+
+    num_samples: int
+    labels: dict[str, dict[str, int]]
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What `dataset.json` says. `path`: folder or URL; `image_size`: (height, width) in pixels of the first image."""
+
+    path: str
+    tasks: tuple[Task, ...]
+    groups: dict[str, tuple[str, ...]]
+    splits: dict[str, SplitInfo]
+    image_size: tuple[int, int]
+    source: dict[str, Any]
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of all splits."""
+        return sum(split.num_samples for split in self.splits.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `dataset.json` (everything but the place)."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "source": self.source,
+            "image_size": list(self.image_size),
+            "tasks": [task.to_json() for task in self.tasks],
+            "groups": {name: list(tasks) for name, tasks in self.groups.items()},
+            "skipped": self.skipped,
+            "splits": {name: asdict(split) for name, split in self.splits.items()},
+        }
+
+    @classmethod
+    def from_json(cls, path: str, data: Mapping[str, Any]) -> "DatasetInfo":
+        """The inverse of `to_json`; KeyError, TypeError or ValueError when a field is absent or of another type."""
+        height, width = data["image_size"]
+        return cls(
+            path=path,
+            tasks=tuple(Task.from_json(task) for task in data["tasks"]),
+            groups={name: tuple(tasks) for name, tasks in data.get("groups", {}).items()},
+            splits={
+                name: SplitInfo(
+                    num_samples=int(split["num_samples"]),
+                    labels=dict(split["labels"]),
+                    shards=tuple(Shard(**shard) for shard in split["shards"]),
+                )
+                for name, split in data["splits"].items()
+            },
+            image_size=(int(height), int(width)),
+            source=dict(data["source"]),
+            skipped=dict(data.get("skipped", {})),
+        )
+
+
+def join(path: str, file: str) -> str:
+    """The place of a file of the data set at `path` (folder or URL)."""
+    return f"{path.rstrip('/')}/{file}" if is_remote(path) else str(Path(path) / file)
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is a URL (`http://`, `s3://`, ...) and not a folder of this machine."""
+    return "://" in path
+
+
+def read_dataset(path_or_url: str | os.PathLike[str]) -> DatasetInfo:
+    """Reads `dataset.json` of a packed data set. Raises UserError when it is absent, damaged or of another format."""
+    path = os.fspath(path_or_url)
+    if not is_remote(path):
+        path = str(Path(path).absolute())
+    place = join(path, DATASET_FILE)
+    try:
+        with fsspec.open(place, "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is not a packed data set: there is no {DATASET_FILE} in it. Pack one with 'distbranch data pack'."
+        ) from None
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+    ) as error:  # unknown protocol, or its package is absent
+        raise UserError(f"{place} cannot be read: {error}.") from error
+    return _parse_dataset(path, place, content)
+
+
+def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
+    repack = "Pack the data set again with 'distbranch data pack'."
+    try:
+        data = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{place} is damaged, it is no longer JSON ({error}). {repack}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(
+            f'{place} is not the description of a packed data set ("format" should be "{FORMAT}"). {repack}'
+        )
+    if data.get("version") != VERSION:
+        raise UserError(f"{place} has version {data.get('version')!r}, this program reads version {VERSION}. {repack}")
+    try:
+        return DatasetInfo.from_json(path, data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{place} is damaged: {type(error).__name__} {error}. {repack}") from None
+
+
+def parse_labels(content: bytes, tasks: Sequence[Task], shard: str, sample: int | str) -> NDArray[np.float32]:
+    """Labels [T] of one `<key>.json`: NaN = unlabelled, 0..1, or the number of the class. Raises BadSample."""
+    try:
+        labels = json.loads(content)["labels"]
+        values = [labels.get(task.name) for task in tasks]
+        numbers = [math.nan if v is None else label_number(task, v) for task, v in zip(tasks, values, strict=True)]
+    except UserError as error:
+        raise BadSample("bad-label", shard, sample, str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BadSample("bad-label", shard, sample, "its label file is not JSON with a field 'labels'.") from None
+    unknown = set(labels) - {task.name for task in tasks} if len(labels) > len(tasks) - values.count(None) else set()
+    if unknown:
+        raise BadSample("bad-label", shard, sample, f"it has a label of '{min(unknown)}', which is no task.")
+    return np.array(numbers, dtype=np.float32)
+
+
+def label_number(task: Task, value: object) -> float:
+    """The label as the network sees it: 0..1, or the number of the class. Raises UserError for anything else."""
+    if task.kind == "categorical":
+        if value in task.classes:
+            return task.classes.index(str(value))
+        raise UserError(
+            f"the label of '{task.name}' should be one of its {len(task.classes)} classes, found {value!r}."
+        )
+    if isinstance(value, int | float) and 0 <= value <= 1:
+        return float(value)
+    raise UserError(f"the label of '{task.name}' should be a number from 0 to 1, found {value!r}.")
+
+
+def label_name(task: Task, value: LabelValue) -> str:
+    """The name under which `SplitInfo.labels` counts a label: the class, "0", "1", or "soft" for a value between."""
+    if task.kind == "categorical":
+        return str(value)
+    return "1" if value == 1 else "0" if value == 0 else "soft"
