@@ -19,6 +19,8 @@ from distbranch.data.shards import DATASET_FILE, DatasetInfo, Sample, SplitInfo,
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
+__all__ = ["SPLITS", "Sample", "pack"]
+
 SPLITS = ("train", "val", "test")
 
 

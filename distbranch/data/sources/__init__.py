@@ -1,0 +1,68 @@
+"""Sources of labelled images by name; the command line and the section `data.pack` of a config choose from here."""
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from distbranch.data.pack import pack
+from distbranch.data.shards import DatasetInfo
+from distbranch.data.sources.celeba import CelebaOptions
+from distbranch.data.sources.csv import CsvOptions
+from distbranch.data.sources.deepfashion import DeepFashionOptions
+from distbranch.data.sources.faces import RenderedFacesOptions
+from distbranch.data.sources.source import Source, SourceOptions
+from distbranch.errors import UsageError
+
+SOURCES: dict[str, type[SourceOptions]] = {
+    "csv": CsvOptions,
+    "celeba": CelebaOptions,
+    "deepfashion": DeepFashionOptions,
+    "rendered-faces": RenderedFacesOptions,
+}
+
+
+def parse_options(values: Mapping[str, Any]) -> SourceOptions:
+    """The options of `values["source"]`; text is read as typed (`64x48`, `a,b`). Raises UsageError."""
+    name = values.get("source")
+    if name not in SOURCES:
+        raise UsageError(f"The source should be one of {', '.join(SOURCES)}, found {name!r}.")
+    options = SOURCES[name]
+    try:
+        return options.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError(f"Source {name}: {_sentence(error, options)}") from None
+
+
+def pack_source(
+    source: Source,
+    out: str | os.PathLike[str],
+    *,
+    shard_samples: int = 1000,
+    progress: Callable[[int], None] | None = None,
+) -> DatasetInfo:
+    """Packs an opened source into the new folder `out`; see `pack`."""
+    return pack(
+        source.samples,
+        out,
+        source.tasks,
+        groups=source.groups,
+        source=source.description,
+        skipped=source.skipped,
+        shard_samples=shard_samples,
+        progress=progress,
+    )
+
+
+def _sentence(error: ValidationError, options: type[SourceOptions]) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, options.model_fields, n=3) or list(options.model_fields)
+        return f"there is no option '{name}'. Nearest: {', '.join(near)}."
+    if first["type"] == "missing":
+        return f"the option '{name}' is required ({options.model_fields[name].description})"
+    what = first["msg"].removeprefix("Value error, ")
+    return f"option '{name}': {what} (found {first['input']!r})." if name else f"{what}."

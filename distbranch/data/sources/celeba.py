@@ -1,0 +1,130 @@
+"""CelebA: 40 binary attributes of faces, in the official layout, in torchvision's flat one, or as comma-separated files."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from distbranch.data.image_files import open_images
+from distbranch.data.pack import SPLITS
+from distbranch.data.shard_writer import file_sha256
+from distbranch.data.sources.source import (
+    ImageFileOptions,
+    Row,
+    Source,
+    count_rows,
+    counted_lines,
+    first_existing,
+    read_rows,
+    signs_to_labels,
+    text_lines,
+)
+from distbranch.errors import UserError
+from distbranch.tasks import Task
+
+FOLDERS = ("Anno", "Eval", "", "celeba/Anno", "celeba/Eval", "celeba")
+IMAGE_FOLDERS = {
+    True: ("img_align_celeba/img_align_celeba", "img_align_celeba", "img_align_celeba.zip", "img_align_celeba.tar"),
+    False: ("img_celeba", "img_celeba.zip", "img_celeba.tar"),
+}
+
+
+class CelebaOptions(ImageFileOptions):
+    """The CelebA data set as it is published."""
+
+    source: Literal["celeba"] = "celeba"
+    root: Path = Field(description="Folder that holds the data set.")
+    images: Path | None = Field(
+        None, description="Folder, .zip or .tar with the images; looked for under root if empty."
+    )
+    aligned: bool = Field(
+        True, description="Whether to look for the aligned faces (178x218) or the original photographs."
+    )
+
+    def open(self) -> Source:
+        """Checks names, counts and splits of both lists. Raises UserError that names the line."""
+        attributes = first_existing(self.root, FOLDERS, ("list_attr_celeba.txt", "list_attr_celeba.csv"))
+        partition = first_existing(self.root, FOLDERS, ("list_eval_partition.txt", "list_eval_partition.csv"))
+        images = open_images(self.images or find_images(self.root, IMAGE_FOLDERS[self.aligned]))
+        names = tuple(_header(attributes))
+        splits = _splits(partition)
+        if attributes.suffix == ".txt":
+            count_rows(attributes, num_header_lines=1)
+        num_rows = sum(1 for _ in _lines(attributes))
+        if num_rows != len(splits):
+            raise UserError(
+                f"{attributes} has {num_rows} images, {partition} has {len(splits)}. Both should list the same images; "
+                "get both files again from their source."
+            )
+        skipped: Counter[str] = Counter()
+        return Source(
+            tasks=tuple(Task(name) for name in names),
+            samples=read_rows(_rows(attributes, partition, names, splits), images, self, skipped),
+            description=self.describe(
+                attributes_sha256=file_sha256(attributes), partition_sha256=file_sha256(partition)
+            ),
+            num_samples=num_rows,
+            skipped=skipped,
+        )
+
+
+def find_images(root: Path, places: Sequence[str]) -> Path:
+    """The first of the places that exists, under `Img/`, the root itself or `celeba/`."""
+    for folder in ("Img", "", "celeba/Img", "celeba"):
+        for place in places:
+            if (root / folder / place).exists():
+                return root / folder / place
+    raise UserError(
+        f"No images were found under {root}: none of {', '.join(places)}. Say with 'images' where they are."
+    )
+
+
+def _cells(path: Path, line: str) -> list[str]:
+    return [cell.strip() for cell in line.split(",")] if path.suffix == ".csv" else line.split()
+
+
+def _header(path: Path) -> list[str]:
+    """Names of the attributes: the header without its first column (comma-separated), or the second line."""
+    if path.suffix == ".csv":
+        names = _cells(path, next(text_lines(path), (1, ""))[1])[1:]
+    else:
+        names = _cells(path, next(counted_lines(path), (2, ""))[1])
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path}: the names of the attributes should stand in its header, each once.")
+    return names
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of every line with an image."""
+    lines = text_lines(path) if path.suffix == ".csv" else counted_lines(path)
+    next(lines, None)  # the header
+    for number, line in lines:
+        yield number, _cells(path, line)
+
+
+def _splits(path: Path) -> dict[str, str]:
+    """The split of every image; the file has 0, 1 or 2 behind its name, and a header only if it is comma-separated."""
+    splits: dict[str, str] = {}
+    lines = text_lines(path)
+    if path.suffix == ".csv":
+        next(lines, None)
+    for number, line in lines:
+        cells = _cells(path, line)
+        if len(cells) != 2 or cells[1] not in ("0", "1", "2"):
+            raise UserError(f"{path}, line {number}: an image and 0, 1 or 2 should stand here, found '{line[:60]}'.")
+        if cells[0] in splits:
+            raise UserError(f"{path}, line {number}: image '{cells[0]}' stands there a second time.")
+        splits[cells[0]] = SPLITS[int(cells[1])]
+    return splits
+
+
+def _rows(attributes: Path, partition: Path, names: Sequence[str], splits: dict[str, str]) -> Iterator[Row]:
+    for number, (image, *values) in _lines(attributes):
+        where = f"{attributes}, line {number}"
+        if len(values) != len(names):
+            raise UserError(f"{where}: {len(names)} labels should follow the image '{image}', found {len(values)}.")
+        if image not in splits:
+            raise UserError(f"{where}: image '{image}' has no split in {partition}.")
+        yield Row(where, image, splits[image], signs_to_labels(names, values, where))
