@@ -1,0 +1,359 @@
+"""Every setting of a run: nested pydantic models with a help text, a default and a range each.
+
+YAML files and dotted overrides are read into them. User input is checked here, once; past this border nobody re-checks.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from distbranch.errors import UsageError
+
+# A run that is continued may change these; every other difference would make it another run.
+KEYS_FREE_TO_CHANGE = (
+    "run.directory",
+    "data.pack",
+    "data.workers",
+    "data.prefetch",
+    "data.cache_directory",
+    "data.cache_gib",
+    "train.log_every",
+    "train.profile",
+    "launch.",
+)
+
+
+class Section(BaseModel):
+    """A part of the configuration; refuses keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class RunConfig(Section):
+    """Where the run lives."""
+
+    name: str | None = Field(None, description="Name of the run directory; the config file's name if empty.")
+    directory: str = Field("runs", description="Folder (shared by all nodes) in which the run directory is made.")
+
+    @field_validator("name")
+    @classmethod
+    def _is_one_folder(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("should be made of letters, digits, '.', '_' and '-'")
+        return name
+
+
+class DataConfig(Section):
+    """The packed data set and how it is read."""
+
+    path: str | None = Field(None, description="Packed data set: a folder or a URL (http, s3, gs).")
+    pack: dict[str, Any] | None = Field(
+        None, description="How to pack `path` if it is absent: `source` and its options, as for `distbranch data pack`."
+    )
+    image_size: tuple[int, int] | None = Field(
+        None, description="[height, width] in pixels, at least 32x32; that of the data set if empty."
+    )
+    flip: bool = Field(False, description="Mirror training images left to right at random.")
+    shift: int = Field(0, ge=0, le=64, description="Shift training images at random by up to so many pixels.")
+    decoder: Literal["simplejpeg", "pil"] = Field(
+        "simplejpeg", description="JPEG decoder (their pixels differ slightly)."
+    )
+    workers: int = Field(0, ge=0, le=64, description="Prefetching processes per rank; 0: one thread.")
+    prefetch: int = Field(4, ge=1, le=64, description="Batches prepared ahead (per prefetching process).")
+    shuffle_window: int = Field(8, ge=1, description="Shards whose samples are mixed with each other.")
+    on_bad_sample: Literal["fail", "skip"] = Field("fail", description="What to do with a sample that cannot be read.")
+    max_bad_samples: int = Field(100, ge=0, description="With `skip`: the run fails beyond so many.")
+    cache_directory: str | None = Field(
+        None, description="Where shards of a URL are kept; a folder of the user if empty."
+    )
+    cache_gib: float = Field(20.0, gt=0, description="Bound of that cache in GiB.")
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Per channel, of values in 0..1.")
+    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Per channel, of values in 0..1.")
+
+    @field_validator("image_size")
+    @classmethod
+    def _is_large_enough(cls, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        if size is not None and min(size) < 32:
+            raise ValueError(f"should be at least 32x32, found {size[0]}x{size[1]}")
+        return size
+
+
+class ModelConfig(Section):
+    """The network before any widening."""
+
+    backbone: Literal["vgg16", "vgg9"] = Field(
+        "vgg16", description="Order of layers: VGG-16, or a shorter one for small images."
+    )
+    width: int | None = Field(32, ge=1, description="Thinness omega: width of every convolution; full width if empty.")
+
+
+class MethodConfig(Section):
+    """How tasks come to share layers (design: branching, sections 3 to 5)."""
+
+    name: Literal["branching", "fixed"] = Field(
+        "branching", description="`branching` grows a tree; `fixed` keeps the thin network."
+    )
+    affinity: Literal["agreement", "phi"] = Field(
+        "agreement", description="Eq. 6 of the paper, or its chance-corrected form."
+    )
+    alpha: float = Field(1.0, ge=0, description="Branching factor: weight of the separation cost (Eq. 9).")
+    unit_cost: float = Field(1 / 64, gt=0, description="L0 of Eq. 9: cost of one more branch above all pooling layers.")
+    decay: float = Field(0.99, gt=0, lt=1, description="Decay of the affinity sums per optimiser step.")
+    round_iterations: int = Field(1000, ge=2, description="Optimiser steps between two decisions.")
+    max_branches: int | Literal["auto"] | None = Field(
+        "auto", description="Cap per layer: `auto` (VGG width / thin width), a number, or empty for none."
+    )
+    when_no_split: Literal["freeze", "retry"] = Field(
+        "freeze", description="After a decision for one branch: stop, or test again."
+    )
+
+    @field_validator("max_branches")
+    @classmethod
+    def _is_positive(cls, cap: int | str | None) -> int | str | None:
+        if isinstance(cap, int) and cap < 1:
+            raise ValueError(f"should be at least 1, found {cap}")
+        return cap
+
+
+class TrainConfig(Section):
+    """The length and the bookkeeping of training."""
+
+    iterations: int = Field(60_000, ge=1, description="Optimiser steps in all.")
+    batch_size: int = Field(32, ge=2, description="Images per optimiser step, over all ranks.")
+    accumulate: int = Field(1, ge=1, description="Forward and backward passes into which one step is divided.")
+    clip_norm: float = Field(20.0, gt=0, description="Largest norm of the gradient.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="`bf16`: autocast of the forward pass.")
+    compile: bool = Field(False, description="torch.compile after the last widening.")
+    sync_batch_norm: bool = Field(False, description="Batch-norm statistics over all ranks (GPU only).")
+    checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints (one more at every decision).")
+    keep_checkpoints: int = Field(3, ge=2, description="Newest checkpoints that are kept.")
+    evaluate_every: int = Field(0, ge=0, description="Steps between evaluations on `val`; 0: only at the end.")
+    eval_batch_size: int = Field(256, ge=1, description="Images per evaluation batch and rank.")
+    log_every: int = Field(50, ge=1, description="Steps between lines of metrics.jsonl.")
+    profile: bool = Field(False, description="Write a torch.profiler trace of 5 steps.")
+
+
+class OptimConfig(Section):
+    """The optimiser and its learning rate."""
+
+    name: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum (the paper) or AdamW.")
+    lr: float = Field(0.001, gt=0, description="Learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of SGD.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay.")
+    schedule: Literal["step", "cosine", "constant"] = Field("step", description="Course of the learning rate.")
+    decay_every: int = Field(
+        20_000, ge=1, description="With `step`: steps after which the rate is multiplied by `decay_factor`."
+    )
+    decay_factor: float = Field(0.1, gt=0, le=1, description="See `decay_every`.")
+    warmup: int = Field(0, ge=0, description="Steps over which the rate rises from zero at the beginning.")
+    when_widened: Literal["restart", "continue"] = Field("restart", description="The schedule after each widening.")
+
+
+class LaunchConfig(Section):
+    """Where the ranks run. Nothing here changes what is computed, except through the number of ranks."""
+
+    workers: int = Field(
+        1, ge=1, description="Ranks. 1: this process; more: Ray Train (or torchrun, if it started us)."
+    )
+    address: str | None = Field(None, description="An existing Ray cluster; empty: a local one is started.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: GPUs if there are any.")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray sets aside for each worker.")
+    threads: int | None = Field(None, ge=1, description="Threads per rank; cores / ranks of the machine if empty.")
+    timeout_min: float = Field(10.0, gt=0, description="How long a rank waits for the others.")
+    max_failures: int = Field(3, ge=-1, description="Restarts after a lost worker; -1: without limit.")
+
+
+class Config(Section):
+    """The whole configuration of one run."""
+
+    seed: int = Field(0, ge=0, description="Seed of everything: weights, order of samples, clustering.")
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.train.batch_size < self.launch.workers * self.train.accumulate * 2:
+            raise ValueError(
+                f"train.batch_size should give every rank at least 2 images per pass; {self.train.batch_size} images "
+                f"over launch.workers={self.launch.workers} and train.accumulate={self.train.accumulate} do not"
+            )
+        return self
+
+    @property
+    def run_directory(self) -> Path:
+        """The run's folder: `run.directory` / `run.name`."""
+        return Path(self.run.directory) / (self.run.name or "run")
+
+
+def load_config(
+    source: "Config | Mapping[str, Any] | Path | str", overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> Config:
+    """Read a configuration from a YAML file, a mapping or a Config, and apply dotted overrides to it.
+
+    Args:
+        source: a YAML file, a nested mapping, or a Config.
+        overrides: `{"method.alpha": 2}` or `["method.alpha=2"]`; values of the latter are read as YAML.
+
+    Raises:
+        UsageError: an absent or unreadable file, an unknown key (with the nearest ones), a value out of range.
+    """
+    if isinstance(source, Config):
+        values: dict[str, Any] = source.model_dump()
+    elif isinstance(source, Mapping):
+        values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in source.items()}
+    else:
+        values = _read_yaml(Path(source))
+        run = values.get("run") or {}
+        if isinstance(run, dict) and not run.get("name"):
+            values["run"] = {**run, "name": Path(source).stem}
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    for key, value in pairs:
+        _set_dotted(values, key, value)
+    _check_keys(values)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_explain(error)) from None
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What makes `new` another run than `old`, one line per key; keys that a continued run may change are left out."""
+    before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(KEYS_FREE_TO_CHANGE)
+    ]
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved, complete configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def describe_keys() -> Iterator[tuple[str, str, str, str]]:
+    """Every key with its default, its range and its help text, in the order of the file."""
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            for key, inner in section.model_fields.items():
+                yield f"{name}.{key}", _as_text(inner.default), _range(inner), inner.description or ""
+        else:
+            yield name, _as_text(field.default), _range(field), field.description or ""
+
+
+def _as_text(default: Any) -> str:
+    return "" if default is None else str(list(default) if isinstance(default, tuple) else default)
+
+
+def _range(field: FieldInfo) -> str:
+    limits = [str(limit) for limit in field.metadata]
+    bounds = re.findall(r"(ge|gt|le|lt)=([\d.]+)", " ".join(limits).lower())
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    choices = re.findall(r"Literal\[([^\]]*)\]", str(field.annotation))
+    text = ", ".join(f"{signs[kind]} {value}" for kind, value in bounds)
+    return " | ".join(
+        [*(choice.replace("'", "").replace(", ", " | ") for choice in choices), *([text] if text else [])]
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f" There are: {', '.join(near)}." if near else ""
+        raise UsageError(f"The config file {path} does not exist.{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The config file {path} cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UsageError(f"The config file {path} is not valid YAML: {where}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"The config file {path} should hold `key: value` lines, found a {type(values).__name__}.")
+    return values
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise UsageError(f"An override is written key=value (such as method.alpha=2), found '{text}'.")
+    try:
+        return key, yaml.safe_load(_number_with_exponent(value))
+    except yaml.YAMLError:
+        raise UsageError(f"The value of {key} is not valid YAML: '{value}'.") from None
+
+
+def _number_with_exponent(value: str) -> str:
+    # YAML 1.1 reads 2e-3 as text, since it has no point.
+    return str(float(value)) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value.strip()) else value
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.get(section)
+        values[section] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        values = inner
+    values[last] = value
+
+
+def _check_keys(values: Mapping[str, Any]) -> None:
+    known = {key for key, *_ in describe_keys()}
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    for name, part in values.items():
+        if name in sections and isinstance(part, Mapping):
+            for key in part:
+                if f"{name}.{key}" not in known:
+                    raise UsageError(_unknown(f"{name}.{key}", known))
+        elif name in sections and part is not None:
+            raise UsageError(f"The section '{name}' should hold `key: value` lines, found {part!r}.")
+        elif name not in sections | known:
+            raise UsageError(_unknown(str(name), known | sections))
+        elif part is None and name in sections:
+            raise UsageError(f"The section '{name}' is empty; give it keys or leave it out.")
+
+
+def _unknown(key: str, known: set[str]) -> str:
+    last = key.rpartition(".")[2]
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    near += [other for other in sorted(known) if other.rpartition(".")[2] == last and other not in near]
+    hint = f"Did you mean {' or '.join(near[:4])}?" if near else "`distbranch train --help-config` lists all keys."
+    return f"The key '{key}' is unknown. {hint}"
+
+
+def _explain(error: ValidationError) -> str:
+    sentences = []
+    for problem in error.errors():
+        key = ".".join(
+            str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "literal", "int", "tuple"))
+        )
+        message = problem["msg"].removeprefix("Value error, ")
+        found = (
+            ""
+            if problem["type"] == "value_error" or isinstance(problem["input"], dict)
+            else f", found {problem['input']!r}"
+        )
+        sentences.append(f"{key}: {message}{found}" if key else message)
+    return f"The configuration is not valid: {'; '.join(dict.fromkeys(sentences))}."
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and prefix == "":
+            yield from _flatten(value, f"{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,83 @@
+"""The trained network as two files, `model.safetensors` and `model.json`: all that is needed to predict, and no pickle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from distbranch.engine.checkpoint import load_newest
+from distbranch.errors import UserError
+from distbranch.models.backbones import Architecture
+from distbranch.models.tree_net import TreeNet
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input: decoder, size (height, width) in pixels, mean and std of values in 0..1."""
+
+    decoder: str
+    image_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"decoder": self.decoder, "image_size": self.image_size, "mean": self.mean, "std": self.std}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Preprocessing":
+        """The inverse of `to_json`."""
+        height, width = data["image_size"]
+        return cls(data["decoder"], (height, width), tuple(data["mean"]), tuple(data["std"]))
+
+
+def save_model(folder: Path, network: TreeNet, preprocessing: Preprocessing) -> None:
+    """Write the artifact of a network; the description last, so that half an artifact is never taken for one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS
+    )
+    description = {
+        "format": "distbranch-model",
+        "version": 1,
+        "architecture": network.architecture.to_json(),
+        "preprocessing": preprocessing.to_json(),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+
+
+def load_model(run_directory: Path) -> tuple[TreeNet, Preprocessing]:
+    """The network of a finished run, or of the newest good checkpoint of an unfinished one, in eval mode.
+
+    Raises:
+        UserError: no run there, or neither an artifact nor a checkpoint that can be read.
+    """
+    folder = run_directory / "model"
+    if not run_directory.is_dir():
+        raise UserError(f"There is no run directory {run_directory}. Give the folder that `distbranch train` made.")
+    try:
+        if (folder / DESCRIPTION).exists():
+            description = json.loads((folder / DESCRIPTION).read_text())
+            state = load_file(folder / WEIGHTS)
+        else:
+            checkpoint = load_newest(run_directory / "checkpoints")
+            if checkpoint is None:
+                raise UserError(f"The run {run_directory} holds neither a model nor a checkpoint. Train it first.")
+            description, state = dict(checkpoint.state), dict(checkpoint.tensors["model"])
+        preprocessing = Preprocessing.from_json(description["preprocessing"])
+        network = TreeNet(Architecture.from_json(description["architecture"]), preprocessing.mean, preprocessing.std)
+        network.load_state_dict(state)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"The model of {run_directory} is damaged ({reason}). Run the training command again to write it anew."
+        ) from None
+    return network.eval(), preprocessing

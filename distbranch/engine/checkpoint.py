@@ -1,0 +1,114 @@
+"""Checkpoints: a folder of safetensors and JSON per step, written aside, synced, renamed, and verified before use.
+
+No pickle anywhere. A folder without a manifest whose hashes hold does not count, so a process may be killed at any moment.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distbranch.errors import UserError
+
+logger = logging.getLogger("distbranch")
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on: plain values, and named tensors by file (`model`, `optimizer`, `affinity`)."""
+
+    state: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, Tensor]]
+
+
+def save_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write `checkpoint` as `folder/step-XXXXXXXX` and remove all but the newest `keep`.
+
+    Raises:
+        UserError: the folder cannot be written (full, read-only); earlier checkpoints are untouched.
+    """
+    final = folder / f"step-{iteration:08d}"
+    aside = folder / f".writing-{iteration:08d}"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for name, tensors in checkpoint.tensors.items():
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+                aside / f"{name}.safetensors",
+            )
+        (aside / STATE).write_text(json.dumps(checkpoint.state, indent=1))
+        hashes = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
+        (aside / MANIFEST).write_text(
+            json.dumps({"format": "distbranch-checkpoint", "version": 1, "sha256": hashes}, indent=1)
+        )
+        for path in aside.iterdir():
+            _sync(path)
+        _sync(aside)
+        if final.exists():  # a damaged one of the same step, which was passed over when the run was continued
+            shutil.rmtree(final)
+        aside.rename(final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(
+            f"The checkpoint of step {iteration} could not be written to {folder} ({error}). "
+            "Earlier checkpoints are intact; make room or give another run.directory, then run the same command again."
+        ) from None
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None; damaged ones are passed over with a warning."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return load_checkpoint(path)
+        except UserError as error:
+            logger.warning("%s The one before is used.", error)
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint folder.
+
+    Raises:
+        UserError: a file is missing, cut or changed.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        for name, expected in manifest["sha256"].items():
+            if _sha256(path / name) != expected:
+                raise UserError(f"The checkpoint {path} is damaged: {name} is not what was written.")
+        state = json.loads((path / STATE).read_text())
+        names = [Path(name) for name in manifest["sha256"] if name.endswith(".safetensors")]
+        return Checkpoint(state, {name.stem: load_file(path / name) for name in names})
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise UserError(f"The checkpoint {path} is damaged: {error}.") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

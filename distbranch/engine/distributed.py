@@ -1,0 +1,184 @@
+"""The ranks of a run: where this process stands, and the few collectives that training needs.
+
+One process without a process group is the case of one rank; every function below then returns at once.
+"""
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from distbranch.config import LaunchConfig
+from distbranch.errors import UserError
+
+RankGroup = Any  # torch.distributed.ProcessGroup; its type differs between builds of torch
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the ranks of the run.
+
+    `host_group` carries small host tensors and objects: the default group on CPU, a gloo group beside NCCL on GPUs.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    host_group: RankGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which decides, writes and reports."""
+        return self.rank == 0
+
+    def start_sum(self, tensor: torch.Tensor, *, on_host: bool = False) -> "Pending":
+        """Begin to add `tensor` over all ranks, in place; `.wait()` before reading it."""
+        if self.world_size == 1:
+            return Pending(tensor, None)
+        group = self.host_group if on_host else None
+        return Pending(tensor, dist.all_reduce(tensor, group=group, async_op=True))
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add `tensor` over all ranks, in place."""
+        return self.start_sum(tensor).wait()
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` (a small picklable object) on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value if self.is_first else None]
+        dist.broadcast_object_list(box, src=0, group=self.host_group)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The `value` of every rank, by rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.host_group)
+        return values
+
+    def broadcast_tensors(self, tensors: list[torch.Tensor]) -> None:
+        """Overwrite `tensors` with those of rank 0, as one flat message per data type."""
+        if self.world_size == 1:
+            return
+        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+            same = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in same])
+            dist.broadcast(flat, src=0)
+            for tensor, part in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def raise_together(self, message: str | None) -> None:
+        """Stop all ranks with one message if any rank gives one.
+
+        Raises:
+            UserError: on every rank, with the message of the lowest failing rank, its number and its host.
+        """
+        host = socket.gethostname()
+        messages = self.gather(None if message is None else f"{message} (rank {self.rank} on {host})")
+        found = [text for text in messages if text is not None]
+        if found:
+            raise UserError(found[0] if self.world_size > 1 else str(message))
+
+
+@dataclass
+class Pending:
+    """A sum over all ranks that is under way."""
+
+    tensor: torch.Tensor
+    work: Any | None
+
+    def wait(self) -> torch.Tensor:
+        """The finished sum."""
+        if self.work is not None:
+            self.work.wait()
+            self.work = None
+        return self.tensor
+
+
+@contextmanager
+def join_ranks(launch: LaunchConfig) -> Iterator[Ranks]:
+    """Take this process's place among the ranks.
+
+    A process group that stands already (Ray Train's) is used; under torchrun one is made from its environment;
+    else this process is the only rank.
+    """
+    timeout = timedelta(minutes=launch.timeout_min)
+    made_here = False
+    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        backend = "nccl" if wants_gpu(launch) else "gloo"
+        dist.init_process_group(backend, timeout=timeout)
+        made_here = True
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = _device_of(launch, rank)
+    _set_threads(launch, world_size)
+    host_group = dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 and device.type == "cuda" else None
+    try:
+        yield Ranks(rank, world_size, device, host_group)
+    finally:
+        if made_here:
+            dist.destroy_process_group()
+
+
+def wants_gpu(launch: LaunchConfig) -> bool:
+    """Whether the ranks run on GPUs.
+
+    Raises:
+        UserError: GPUs are asked for and there are none.
+    """
+    if launch.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "launch.device=cuda needs a GPU, and torch finds none on this machine. "
+            "Use launch.device=cpu, or install a CUDA build of torch and a driver (`distbranch doctor` shows what is there)."
+        )
+    return launch.device != "cpu" and torch.cuda.is_available()
+
+
+def fingerprint(tree_json: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """One hash over an architecture and named tensors (weights, optimiser slots); equal only if every bit is."""
+    digest = hashlib.sha256(tree_json.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def verify_equal(ranks: Ranks, what: str, own: str) -> str:
+    """Prove that all ranks hold the same fingerprint.
+
+    Raises:
+        UserError: on every rank, naming those that differ from rank 0.
+    """
+    every = ranks.gather((own, socket.gethostname()))
+    different = [f"rank {rank} on {host}" for rank, (other, host) in enumerate(every) if other != every[0][0]]
+    if different:
+        raise UserError(
+            f"After {what} all ranks should hold the same tree and weights, but {', '.join(different)} "
+            f"{'differs' if len(different) == 1 else 'differ'} from rank 0. Nothing was saved since the last checkpoint; "
+            "check the memory and the versions of those machines, then run the same command again."
+        )
+    return own
+
+
+def _device_of(launch: LaunchConfig, rank: int) -> torch.device:
+    if not wants_gpu(launch):
+        return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count()))
+    device = torch.device("cuda", local_rank if local_rank < torch.cuda.device_count() else 0)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _set_threads(launch: LaunchConfig, world_size: int) -> None:
+    # More OpenMP threads than cores make every rank wait for the others: 3 to 7 times slower on contended cores.
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    torch.set_num_threads(launch.threads or max(1, len(os.sched_getaffinity(0)) // local))

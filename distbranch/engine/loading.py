@@ -1,0 +1,51 @@
+"""The loaders of a run: what the configuration says, in the words of `data.loader`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distbranch.config import Config, DataConfig
+from distbranch.data.cache import Cache
+from distbranch.data.loader import Batch, eval_loader, train_loader
+from distbranch.data.shards import DatasetInfo
+from distbranch.engine.distributed import Ranks
+
+
+def open_training(
+    info: DatasetInfo, config: Config, ranks: Ranks, *, image_size: tuple[int, int], start: int
+) -> Iterator[Batch]:
+    """This rank's endless training batches, after `start` samples consumed by all ranks together."""
+    return train_loader(
+        info,
+        "train",
+        batch_size=config.train.batch_size,
+        start=start,
+        seed=config.seed,
+        flip=config.data.flip,
+        shift=config.data.shift,
+        window=config.data.shuffle_window,
+        accumulate=config.train.accumulate,
+        **_common(config.data, ranks, image_size),
+    )
+
+
+def open_evaluation(
+    info: DatasetInfo, split: str, data: DataConfig, ranks: Ranks, *, image_size: tuple[int, int], batch_size: int
+) -> Iterator[Batch]:
+    """This rank's share of a split, every sample once over all ranks."""
+    return eval_loader(info, split, batch_size=batch_size, **_common(data, ranks, image_size))
+
+
+def _common(data: DataConfig, ranks: Ranks, image_size: tuple[int, int]) -> dict[str, Any]:
+    folder = data.cache_directory or str(Path.home() / ".cache" / "distbranch")
+    return {
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "image_size": image_size,
+        "decoder": data.decoder,
+        "num_workers": data.workers,
+        "prefetch": data.prefetch,
+        "on_bad_sample": data.on_bad_sample,
+        "cache": Cache(folder, int(data.cache_gib * 2**30)),
+        "pin_memory": ranks.device.type == "cuda",
+    }

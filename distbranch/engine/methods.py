@@ -1,0 +1,88 @@
+"""What a sharing method does at the end of a round: from affinity sums to a record of the decision.
+
+The record holds everything the decision was based on. It is made on rank 0 and sent to all others as it is.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distbranch.branching.affinity import AffinityStats
+from distbranch.branching.decision import choose_groups
+from distbranch.branching.grouping import branch_affinity
+from distbranch.branching.tree import Split, Tree
+from distbranch.config import MethodConfig
+from distbranch.models.backbones import Architecture, branch_caps, pools_above
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """One decision: its record (a line of decisions.jsonl) and the matrices behind it."""
+
+    record: dict[str, Any]
+    matrices: dict[str, NDArray[np.float64]]
+
+    @property
+    def split(self) -> Split | None:
+        """The split to be made, or None where one branch was cheapest."""
+        groups = tuple(tuple(group) for group in self.record["groups"])
+        return Split(self.record["layer"], groups) if len(groups) > 1 else None
+
+
+def decide(stats: AffinityStats, architecture: Architecture, method: MethodConfig, *, seed: int) -> Ruling:
+    """Group the branches above the active layer (Eq. 7 to 11).
+
+    Args:
+        stats: the sums over ALL ranks.
+        architecture: of the network as it stands.
+        method: alpha, unit cost, kind of affinity, cap.
+        seed: of the clustering.
+    """
+    began = time.perf_counter()
+    tree, layer = architecture.tree, architecture.tree.active_layer
+    affinities = {kind: stats.affinity(kind) for kind in ("agreement", "phi")}
+    above = tree.branches(layer + 1)
+    between = branch_affinity(affinities[method.affinity], above)
+    pools = pools_above(architecture.layers, layer)
+    cap = _cap(method, architecture, layer)
+    decision = choose_groups(
+        between, alpha=method.alpha, pools_above=pools, unit_cost=method.unit_cost, max_groups=cap, seed=seed
+    )
+    names = [task.name for task in architecture.tasks]
+    record = {
+        "layer": layer,
+        "layer_name": tree.layers[layer - 1],
+        "num_groups": decision.num_groups,
+        "groups": [list(group) for group in decision.groups],
+        "tasks": [[names[task] for task in sorted(_tasks_of(group, above))] for group in decision.groups],
+        "costs": {str(number): cost for number, cost in decision.costs.items()},
+        "separation": {str(number): cost for number, cost in decision.separation.items()},
+        "alpha": method.alpha,
+        "pools_above": pools,
+        "unit_cost": method.unit_cost,
+        "max_groups": cap,
+        "affinity_kind": method.affinity,
+        "pairs_never_seen": len(stats.pairs_never_seen()),
+        "seconds": time.perf_counter() - began,
+    }
+    return Ruling(record, {**affinities, "branch_affinity": between})
+
+
+def may_still_grow(tree: Tree, ruling: Ruling, method: MethodConfig) -> bool:
+    """Whether another round follows a ruling; `tree` is the tree after it."""
+    if tree.active_layer == 0:
+        return False
+    return ruling.split is not None or method.when_no_split == "retry"
+
+
+def _cap(method: MethodConfig, architecture: Architecture, layer: int) -> int | None:
+    if method.max_branches == "auto":
+        return max(1, branch_caps(architecture.layers, architecture.width)[layer - 1])
+    return method.max_branches
+
+
+def _tasks_of(group: tuple[int, ...], above: tuple[tuple[int, ...], ...]) -> list[int]:
+    return [task for branch in group for task in above[branch]]

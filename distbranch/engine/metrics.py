@@ -1,0 +1,70 @@
+"""The record of a run while it trains: lines of metrics.jsonl, TensorBoard scalars and figures, and events for whoever watches.
+
+Only rank 0 has one.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from distbranch.engine.run_directory import RunDirectory, append_line
+
+Event = dict[str, Any]
+Report = Callable[[Event], None]
+DrawDecision = Callable[[SummaryWriter, Mapping[str, Any], Path], None]
+
+
+class RunLog:
+    """Writes what happens to the run directory and tells it to `report`."""
+
+    def __init__(
+        self, directory: RunDirectory, *, resumed_at: int | None, report: Report, draw: DrawDecision | None
+    ) -> None:
+        self.directory = directory
+        self.report = report
+        self.draw = draw
+        self.writer = SummaryWriter(str(directory.tensorboard), purge_step=resumed_at)
+
+    def train(self, line: Event) -> None:
+        """One logged training step."""
+        append_line(self.directory.metrics, {"kind": "train", **line})
+        step = line["iteration"]
+        for key in ("loss", "learning_rate", "gradient_norm", "samples_per_second", "data_wait"):
+            self._scalar(f"train/{key}", line[key], step)
+        for task, loss in line["task_loss"].items():
+            self._scalar(f"train_loss/{task}", loss, step)
+        for layer, width in line["branches"].items():
+            self._scalar(f"tree/{layer}", width, step)
+
+    def evaluation(self, split: str, iteration: int, scores: Mapping[str, Any]) -> None:
+        """Metrics of one split."""
+        line = {"kind": "evaluation", "iteration": iteration, "split": split, **scores}
+        append_line(self.directory.metrics, line)
+        for metric, value in scores["mean"].items():
+            self._scalar(f"{split}/{metric}", value, iteration)
+        for task, row in scores["tasks"].items():
+            for metric in ("accuracy", "average_precision"):
+                self._scalar(f"{split}_{metric}/{task}", row.get(metric), iteration)
+        self.report({key: value for key, value in line.items() if key != "tasks"})
+
+    def decision(self, record: Event) -> None:
+        """A decision; its figures go to TensorBoard."""
+        append_line(self.directory.decisions, record)
+        if self.draw is not None:
+            self.draw(self.writer, record, self.directory.path)
+        self.report({"kind": "decision", **record})
+
+    def note(self, kind: str, **values: Any) -> None:
+        """Anything else that a reader of metrics.jsonl should find: `resumed`, `bad_samples`, `stopped`."""
+        append_line(self.directory.metrics, {"kind": kind, **values})
+        self.report({"kind": kind, **values})
+
+    def close(self) -> None:
+        """Flush and close the TensorBoard file."""
+        self.writer.close()
+
+    def _scalar(self, name: str, value: float | None, step: int) -> None:
+        if value is not None:
+            self.writer.add_scalar(name, value, step)

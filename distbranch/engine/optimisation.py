@@ -1,0 +1,66 @@
+"""The optimiser, its named slots, and the learning rate as a pure function of the step.
+
+Slots are carried by parameter name (`layers.fc7.2.linear.weight:exp_avg`), so that they can be copied with their branch.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distbranch.config import OptimConfig
+
+
+def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The configured optimiser over all parameters; fused, which is several times faster than a loop over them."""
+    parameters = list(network.parameters())
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        )
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def optimizer_slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's tensors as `parameter:slot`."""
+    slots: dict[str, Tensor] = {}
+    for name, parameter in network.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                slots[f"{name}:{slot}"] = value.detach()
+    return slots
+
+
+def load_slots(optimizer: torch.optim.Optimizer, network: nn.Module, slots: Mapping[str, Tensor]) -> None:
+    """Put named tensors into a new optimiser, each in the memory layout of its parameter (fused steps need that)."""
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for key, value in slots.items():
+        name, _, slot = key.rpartition(":")
+        by_parameter.setdefault(name, {})[slot] = value
+    for name, parameter in network.named_parameters():
+        for slot, value in by_parameter.get(name, {}).items():
+            if value.shape == parameter.shape:
+                own = torch.empty_like(parameter, requires_grad=False).copy_(value)
+            else:  # the step count of AdamW
+                own = value.clone().to(parameter.device)
+            optimizer.state[parameter][slot] = own
+
+
+def learning_rate(config: OptimConfig, *, iteration: int, schedule_start: int, iterations: int) -> float:
+    """The rate of step `iteration` (counted from 0) of a schedule that began at `schedule_start` and ends at `iterations`."""
+    since = iteration - schedule_start
+    rate = config.lr
+    if config.schedule == "step":
+        rate *= config.decay_factor ** (since // config.decay_every)
+    elif config.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * since / max(1, iterations - schedule_start)))
+    if iteration < config.warmup:
+        rate *= (iteration + 1) / config.warmup
+    return rate
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use `rate` from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,174 @@
+"""The run directory: what every command reads and writes.
+
+`config.yaml`, `environment.json`, `tree.json`, `result.json` are written aside and renamed; `decisions.jsonl` and
+`metrics.jsonl` grow a line at a time, and are cut back to the checkpoint from which a run goes on.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from distbranch.config import Config, differences, load_config, to_yaml
+from distbranch.engine.distributed import Ranks
+from distbranch.errors import UserError
+
+PACKAGES = ("distbranch", "torch", "ray", "webdataset", "scikit-learn", "numpy", "safetensors", "simplejpeg", "pillow")
+
+
+class RunDirectory:
+    """The files of one run, by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.tree = path / "tree.json"
+        self.decisions = path / "decisions.jsonl"
+        self.metrics = path / "metrics.jsonl"
+        self.result = path / "result.json"
+        self.checkpoints = path / "checkpoints"
+        self.affinity = path / "affinity"
+        self.model = path / "model"
+        self.tensorboard = path / "tensorboard"
+        self.profile = path / "profile"
+        self.progress = path / "progress.json"
+        self.stop_word = path / "stop"
+
+    def begin(self, config: Config) -> None:
+        """Make the directory of a new run, or check that the one there is of the same configuration.
+
+        Raises:
+            UserError: the directory belongs to another configuration (with the differences), or cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"The run directory {self.path} is a file. Move it away, or give another run.name.")
+        if self.config.exists():
+            self._refuse_other(config)
+        elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise UserError(
+                f"The folder {self.path} holds other files and no run. Give another run.name or run.directory."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_aside(self.config, to_yaml(config))
+        except OSError as error:
+            raise UserError(
+                f"The run directory {self.path} cannot be written ({error}). Give another run.directory, or make room."
+            ) from None
+
+    def _refuse_other(self, config: Config) -> None:
+        different = differences(load_config(self.config), config)
+        if different:
+            raise UserError(
+                f"The run {self.path} was begun with another configuration ({'; '.join(different)}). "
+                "Give another run.name, undo the change, or use --fresh to start over in a new directory."
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second process from training the same run at the same time; the lock falls with the process."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            lock.acquire(timeout=5)
+        except Timeout:
+            raise UserError(
+                f"The run {self.path} is being trained by another process. Wait for it, stop it, or give another run.name."
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"The run directory {self.path} cannot be written ({error}). Give another run.directory."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def cut_back(self, iteration: int, num_decisions: int) -> None:
+        """Drop the lines that were written after the checkpoint from which the run goes on."""
+        _keep_lines(self.metrics, lambda line: line.get("iteration", 0) <= iteration)
+        _keep_lines(self.decisions, lambda line: line.get("round", 0) <= num_decisions)
+
+    def write_environment(self, ranks: Ranks) -> None:
+        """Record versions, commit, hardware and world size."""
+        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        write_json(
+            self.environment,
+            {
+                "python": platform.python_version(),
+                "packages": {name: _version(name) for name in PACKAGES},
+                "commit": _commit(),
+                "host": platform.node(),
+                "processor": platform.processor() or platform.machine(),
+                "cores": len(os.sched_getaffinity(0)),
+                "gpus": gpus,
+                "device": str(ranks.device),
+                "world_size": ranks.world_size,
+                "threads_per_rank": torch.get_num_threads(),
+            },
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step."""
+    write_aside(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Replace a file in one step: whoever reads sees the old or the new content, never half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Add one JSON line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file; a torn last one (the writer was killed) is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    if path.exists():
+        write_aside(path, "".join(json.dumps(line) + "\n" for line in read_lines(path) if keep(line)))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with '+' if files differ from it; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        run = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(run, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        status = ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no", "."]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")

@@ -1,0 +1,549 @@
+"""The training function that every launcher runs, on every rank: steps, decisions, widening, checkpoints, evaluation.
+
+Ranks agree on everything one step late and for free: each step begins a small sum over all ranks (margins, losses, and who
+wants to stop or has met a bad sample), which is awaited at the beginning of the next one, behind the backward pass.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from distbranch.branching.affinity import AffinityStats
+from distbranch.branching.tree import Split, Tree
+from distbranch.branching.widening import widen
+from distbranch.config import Config
+from distbranch.data.loader import Batch
+from distbranch.data.shards import BAD_KINDS, DatasetInfo
+from distbranch.engine.artifact import Preprocessing, save_model
+from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint
+from distbranch.engine.distributed import Pending, Ranks, fingerprint, verify_equal
+from distbranch.engine.evaluate import evaluate
+from distbranch.engine.loading import open_training
+from distbranch.engine.methods import Ruling, decide, may_still_grow
+from distbranch.engine.metrics import DrawDecision, Report, RunLog
+from distbranch.engine.optimisation import (
+    build_optimizer,
+    learning_rate,
+    load_slots,
+    optimizer_slots,
+    set_learning_rate,
+)
+from distbranch.engine.profiling import Profiler
+from distbranch.engine.run_directory import RunDirectory, write_json
+from distbranch.engine.window import StepWindow
+from distbranch.errors import UserError
+from distbranch.models.backbones import Architecture
+from distbranch.models.cost import multiply_adds, num_parameters, num_weights
+from distbranch.models.tree_net import TreeNet
+
+
+class StoppedEarly(Exception):  # noqa: N818  # not an error: everything is saved
+    """Training ended before its last step because it was asked to; a checkpoint holds everything."""
+
+    exit_code = 75  # the launcher that knows of a Ctrl-C says 130
+
+
+@dataclass
+class Progress:
+    """Where a run stands, in plain numbers."""
+
+    iteration: int = 0  # optimiser steps done
+    num_rounds: int = 0  # decisions taken
+    growing: bool = True
+    last_decision: int = 0  # iteration
+    schedule_start: int = 0  # iteration at which the course of the learning rate began
+    seconds: float = 0.0  # of training, over all sessions
+    num_bad: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gives: the metrics of its splits, the tree, the run directory, and `summary`, the content of result.json."""
+
+    metrics: dict[str, Any]
+    tree: Tree
+    directory: Path
+    summary: dict[str, Any]
+
+
+class Trainer:
+    """One rank's training state. It outlives a step, and is rebuilt as a new value at every widening.
+
+    Args:
+        config: resolved, with absolute paths.
+        ranks: this process among the others.
+        info: the packed data set.
+        report: called on rank 0 with what happens.
+        draw: called on rank 0 with every decision, to draw it into TensorBoard.
+        should_stop: asked at every step on every rank; True ends the run with a checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ranks: Ranks,
+        info: DatasetInfo,
+        *,
+        report: Report,
+        draw: DrawDecision | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config, self.ranks, self.info = config, ranks, info
+        self.directory = RunDirectory(config.run_directory)
+        self.should_stop = should_stop
+        self.preprocessing = Preprocessing(
+            config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std
+        )
+        self.has_gaps = any(counts.get("unlabelled", 0) for counts in info.splits["train"].labels.values())
+        self.progress = Progress(growing=config.method.name == "branching")
+        self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
+        resumed = self._restore_or_begin()
+        self.log = (
+            RunLog(self.directory, resumed_at=self.progress.iteration if resumed else None, report=report, draw=draw)
+            if ranks.is_first
+            else None
+        )
+        if self.log and resumed:
+            self.log.note("resumed", iteration=self.progress.iteration, world_size=ranks.world_size)
+        self._saved_at = self.progress.iteration if resumed else -1
+        self._margins: Pending | None = None
+        self._flags: Pending | None = None
+        self._window = StepWindow(len(info.tasks), ranks.device)
+        self._profiler = Profiler(self.directory.profile if config.train.profile and ranks.is_first else None)
+
+    # ---- the loop
+
+    def run(self) -> RunResult:
+        """Train to the last step and evaluate.
+
+        Raises:
+            StoppedEarly: asked to stop; everything is saved.
+            UserError: bad samples, a loss that is not finite, ranks that differ, storage that fails.
+        """
+        train, progress = self.config.train, self.progress
+        start = progress.iteration * train.batch_size
+        self._batches = open_training(
+            self.info, self.config, self.ranks, image_size=self.preprocessing.image_size, start=start
+        )
+        self._batch, self._data_wait = self._next_batch()
+        self._clock = time.perf_counter()
+        while progress.iteration < train.iterations:
+            self._step()
+            if self._decision_is_due():
+                self._grow()
+            if train.evaluate_every and progress.iteration % train.evaluate_every == 0:
+                self._evaluate("val")
+            if progress.iteration % train.checkpoint_every == 0:
+                self._save()
+        self._settle()
+        return self._finish()
+
+    def _step(self) -> None:
+        self._settle()
+        config, progress, batch = self.config, self.progress, self._batch
+        rate = learning_rate(
+            config.optim,
+            iteration=progress.iteration,
+            schedule_start=progress.schedule_start,
+            iterations=config.train.iterations,
+        )
+        set_learning_rate(self.optimizer, rate)
+        images = batch.images.to(self.ranks.device, non_blocking=True)
+        labels = batch.labels.to(self.ranks.device, non_blocking=True)
+        self._batch, waited = self._next_batch()
+        self._flags = self._start_flags()
+        self._forward_and_backward(images, labels)
+        norm = clip_grad_norm_(self.network.parameters(), config.train.clip_norm, foreach=True)
+        self.optimizer.step()
+        progress.iteration += 1
+        self._window.add(num_samples=config.train.batch_size, waited=waited, rate=rate, norm=norm)
+        self._profiler.step()
+        if progress.iteration % config.train.log_every == 0:
+            self._settle()
+            self._log_step()
+
+    def _forward_and_backward(self, images: Tensor, labels: Tensor) -> None:
+        config = self.config.train
+        # DDP averages over the ranks: this makes the step that of the mean over the global batch, also of uneven shares.
+        scale = self.ranks.world_size / config.batch_size
+        margins, sums = [], torch.zeros(len(self.info.tasks), dtype=torch.float64, device=self.ranks.device)
+        parts = list(zip(images.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True))
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, (part, part_labels) in enumerate(parts):
+            last = number == len(parts) - 1
+            with nullcontext() if last else self._no_sync():
+                with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    outputs = self.wrapped(part, flat=True)
+                losses = self.network.tasks.losses(outputs, part_labels)
+                margins.append(self.network.tasks.margins(outputs.detach(), part_labels))
+                sums += losses.detach().sum(dim=0, dtype=torch.float64)
+                if last:
+                    self._start_margins(torch.cat(margins), labels, sums)
+                (losses.sum() * scale).backward()
+
+    def _start_margins(self, margins: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Add this rank's pairs, and begin the sum of margins, counts and losses [3T] over all ranks."""
+        observed = ~labels.isnan() if self.has_gaps else None
+        if self.progress.growing:
+            self.stats.add_pairs(margins, observed)
+        own = self.stats.margin_sums(margins, observed)
+        self._margins = self.ranks.start_sum(torch.cat([own, losses]))
+
+    def _start_flags(self) -> Pending:
+        """Begin to tell all ranks: who wants to stop, whose next batch is bad, and how many samples were skipped."""
+        flags = [float(self.should_stop()), float(self._batch.error is not None)]
+        flags += [float(self._batch.num_bad.get(kind, 0)) for kind in BAD_KINDS]
+        return self.ranks.start_sum(torch.tensor(flags, dtype=torch.float64), on_host=True)
+
+    def _settle(self) -> None:
+        """Await what the step before began, and act on it; all ranks do the same."""
+        if self._margins is not None:
+            sums = self._margins.wait()
+            self._margins = None
+            num_tasks = len(self.info.tasks)
+            if self.progress.growing:
+                self.stats.add_margins(sums[: 2 * num_tasks])
+            self._window.add_losses(sums[2 * num_tasks :], sums[num_tasks : 2 * num_tasks], self.progress.iteration)
+            if self.ranks.device.type == "cpu" or self._window.num_steps % self.config.train.log_every == 0:
+                self._stop_if_not_finite()
+        if self._flags is not None:
+            stop, failed, *bad = self._flags.wait().tolist()
+            self._flags = None
+            self._count_bad(dict(zip(BAD_KINDS, map(int, bad), strict=True)))
+            if failed:
+                self._save()
+                self.ranks.raise_together(self._batch.error)
+            if stop:
+                self._save()
+                raise StoppedEarly(
+                    f"Stopped after step {self.progress.iteration} of {self.config.train.iterations}; everything is saved. "
+                    "The same command continues."
+                )
+
+    # ---- growth
+
+    def _decision_is_due(self) -> bool:
+        progress, config = self.progress, self.config
+        since = progress.iteration - progress.last_decision
+        return (
+            progress.growing
+            and since == config.method.round_iterations
+            and progress.iteration < config.train.iterations
+        )
+
+    def _grow(self) -> None:
+        """End a round: sum the pair statistics, decide on rank 0, widen on all, verify, record, save."""
+        self._settle()
+        began = time.perf_counter()
+        progress, architecture = self.progress, self.network.architecture
+        self._share_buffers()
+        stats = self.stats.with_pair_sums(self.ranks.sum(self.stats.pair_sums()))
+        own = decide(stats, architecture, self.config.method, seed=self.config.seed) if self.ranks.is_first else None
+        ruling: Ruling = self.ranks.broadcast(own)
+        if ruling.split is not None:
+            self._widen(ruling.split)
+        progress.num_rounds += 1
+        progress.last_decision = progress.iteration
+        progress.growing = may_still_grow(self.network.architecture.tree, ruling, self.config.method)
+        if not progress.growing:
+            self._wrap()  # compiles, if asked to
+        proof = self._verify(f"decision {progress.num_rounds}")
+        self._record(ruling, proof, seconds=time.perf_counter() - began)
+        self._save()
+        self._restart_clock()
+
+    def _widen(self, split: Split) -> None:
+        old = self.network.architecture.tree
+        new = old.split(split)
+        model = widen(self.network.state_dict(), old, new)
+        slots = widen(optimizer_slots(self.optimizer, self.network), old, new)
+        self._build(self.network.architecture.with_tree(new), model, slots)
+        if self.config.optim.when_widened == "restart":
+            self.progress.schedule_start = self.progress.iteration
+
+    def _verify(self, what: str) -> str:
+        tensors = self.network.state_dict() | optimizer_slots(self.optimizer, self.network)
+        tree = json.dumps(self.network.architecture.tree.to_json())
+        return verify_equal(self.ranks, what, fingerprint(tree, tensors))
+
+    def _record(self, ruling: Ruling, proof: str, *, seconds: float) -> None:
+        if self.log is None:
+            return
+        progress = self.progress
+        file = self.directory.affinity / f"round-{progress.num_rounds:02d}.npz"
+        file.parent.mkdir(exist_ok=True)
+        np.savez(file, allow_pickle=False, **ruling.matrices)
+        self._write_tree()
+        self.log.decision(
+            {
+                "round": progress.num_rounds,
+                "iteration": progress.iteration,
+                "epoch": self._epoch(),
+                **ruling.record,
+                "affinity_file": str(file.relative_to(self.directory.path)),
+                "tree_hash": proof,
+                "seconds_in_all": seconds,
+            }
+        )
+
+    def _write_tree(self) -> None:
+        tree, names = self.network.architecture.tree, self.network.tasks.names
+        layers = [
+            {"name": layer, "branches": [[names[task] for task in tasks] for tasks in tree.branches(number)]}
+            for number, layer in enumerate(tree.layers, start=1)
+        ]
+        write_json(self.directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": list(names)})
+
+    # ---- building and restoring
+
+    def _build(self, architecture: Architecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
+        """Network, optimiser and wrapper from named tensors."""
+        network = TreeNet(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network.load_state_dict(dict(model))
+        self.network = network.to(self.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.train()
+        if self.config.train.sync_batch_norm and self.ranks.device.type == "cuda" and self.ranks.world_size > 1:
+            self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
+        self.optimizer = build_optimizer(self.network, self.config.optim)
+        load_slots(self.optimizer, self.network, slots)
+        self._wrap()
+
+    def _wrap(self) -> None:
+        """A fresh DDP wrapper: parameters added to an old one would silently never be synchronised."""
+        self.wrapped: torch.nn.Module = self.network
+        if self.ranks.world_size > 1:
+            on_gpu = self.ranks.device.type == "cuda"
+            # Batch norm's running statistics are sent when they are read (`_share_buffers`), not at every step.
+            self.wrapped = DistributedDataParallel(
+                self.network,
+                device_ids=[self.ranks.device] if on_gpu else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        self._no_sync = getattr(self.wrapped, "no_sync", nullcontext)
+        if self.config.train.compile and not self.progress.growing:
+            torch.compiler.reset()
+            self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
+
+    def _restore_or_begin(self) -> bool:
+        checkpoint = load_newest(self.directory.checkpoints) if self.ranks.is_first else None
+        checkpoint = self.ranks.broadcast(checkpoint)
+        if checkpoint is None:
+            self._begin()
+        else:
+            self._restore(checkpoint)
+        if self.ranks.is_first:
+            self.directory.cut_back(self.progress.iteration, self.progress.num_rounds)
+            self.directory.write_environment(self.ranks)
+            self._write_tree()
+        self._verify("the start")
+        return checkpoint is not None
+
+    def _begin(self) -> None:
+        config = self.config.model
+        architecture = Architecture.thin(config.backbone, config.width, self.preprocessing.image_size, self.info.tasks)
+        network = TreeNet(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network.init(torch.Generator().manual_seed(self.config.seed))
+        self._build(architecture, network.state_dict(), {})
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.progress = Progress(**checkpoint.state["progress"])
+        architecture = Architecture.from_json(checkpoint.state["architecture"])
+        if architecture.tasks != self.info.tasks:
+            raise UserError(
+                f"The run {self.directory.path} was begun with other tasks than those of {self.info.path}. "
+                "Give another run.name, or the data set it was begun with."
+            )
+        self._build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
+        self.stats = _own_statistics(self.stats, checkpoint, self.ranks)
+
+    # ---- data
+
+    def _next_batch(self) -> tuple[Batch, float]:
+        """The next batch and the seconds it was waited for."""
+        began = time.perf_counter()
+        batch = next(self._batches)
+        return batch, time.perf_counter() - began
+
+    def _count_bad(self, counts: dict[str, int]) -> None:
+        if not any(counts.values()):
+            return
+        total = Counter(self.progress.num_bad) + Counter(counts)
+        self.progress.num_bad = dict(total)
+        if self.log:
+            self.log.note("bad_samples", iteration=self.progress.iteration, counts=dict(total))
+        limit = self.config.data.max_bad_samples
+        if total.total() > limit:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in total.items() if count)
+            raise UserError(
+                f"{total.total()} samples could not be read ({kinds}), more than data.max_bad_samples={limit}. "
+                f"Check the data set with `distbranch data check {self.info.path}`, or raise the limit."
+            )
+
+    # ---- what is kept and shown
+
+    def _share_buffers(self) -> None:
+        self.ranks.broadcast_tensors(list(self.network.buffers()))
+
+    def _save(self) -> None:
+        """One checkpoint; all ranks learn whether it could be written."""
+        progress = self.progress
+        if self._saved_at == progress.iteration:
+            return
+        self._settle_sums()
+        self._stop_if_not_finite()
+        sums = self.ranks.gather({name: value.cpu() for name, value in self.stats.state_dict().items()})
+        message = self._write_checkpoint(sums) if self.ranks.is_first else None
+        message = self.ranks.broadcast(message)
+        if message is not None:
+            raise UserError(message)
+        self._saved_at = progress.iteration
+        if self.ranks.world_size > 2:
+            # DDP orders its buckets anew after the first step of a wrapper, and a sum of three or more depends on the order:
+            # with a fresh wrapper the run that goes on and the one that is resumed from here take the same path.
+            self._wrap()
+
+    def _write_checkpoint(self, sums: list[dict[str, Tensor]]) -> str | None:
+        progress = self.progress
+        progress.seconds += self._window.take_seconds()
+        model = self.network.state_dict()
+        bad = [name for name, value in model.items() if value.is_floating_point() and not value.isfinite().all()]
+        if bad:
+            return f"The weights are not finite after step {progress.iteration} (first in {bad[0]}). {self._advice()}"
+        state = {
+            "progress": asdict(progress),
+            "architecture": self.network.architecture.to_json(),
+            "preprocessing": self.preprocessing.to_json(),
+            "world_size": self.ranks.world_size,
+            "samples": progress.iteration * self.config.train.batch_size,
+            "epoch": self._epoch(),
+        }
+        affinity = {f"rank-{rank}/{name}": value for rank, own in enumerate(sums) for name, value in own.items()}
+        tensors = {"model": model, "optimizer": optimizer_slots(self.optimizer, self.network), "affinity": affinity}
+        try:
+            save_checkpoint(
+                self.directory.checkpoints,
+                progress.iteration,
+                Checkpoint(state, tensors),
+                keep=self.config.train.keep_checkpoints,
+            )
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _settle_sums(self) -> None:
+        """Await the margins of the last step without acting on flags, so that a checkpoint holds them."""
+        flags, self._flags = self._flags, None
+        self._settle()
+        self._flags = flags
+
+    def _stop_if_not_finite(self) -> None:
+        found = self._window.first_not_finite()
+        if found is None:
+            return
+        step, task = found
+        raise UserError(
+            f"The loss of task '{self.network.tasks.names[task]}' is not finite at step {step}. {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        good = sorted(self.directory.checkpoints.glob("step-*"))
+        last = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
+        return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."
+
+    def _log_step(self) -> None:
+        progress, tree = self.progress, self.network.architecture.tree
+        measured = self._window.take(self.network.tasks.names)
+        if self.log is None:
+            return
+        line = {
+            "iteration": progress.iteration,
+            "epoch": self._epoch(),
+            **measured,
+            "round": progress.num_rounds + 1 if progress.growing else progress.num_rounds,
+            "active_layer": tree.layers[tree.active_layer - 1] if progress.growing else None,
+            "branches": {layer: tree.num_branches(number) for number, layer in enumerate(tree.layers, start=1)},
+        }
+        self.log.train(line)
+        self.log.report({"kind": "progress", "iterations": self.config.train.iterations, **line})
+
+    def _evaluate(self, split: str) -> dict[str, Any] | None:
+        if split not in self.info.splits:
+            return None
+        self._settle()
+        self._share_buffers()
+        scores = evaluate(
+            self.network,
+            self.info,
+            split,
+            self.ranks,
+            self.config.data,
+            batch_size=self.config.train.eval_batch_size,
+        )
+        if self.log:
+            self.log.evaluation(split, self.progress.iteration, scores)
+        self._restart_clock()
+        return scores
+
+    def _finish(self) -> RunResult:
+        self._save()
+        scores = {split: self._evaluate(split) for split in ("val", "test")}
+        metrics = {split: score for split, score in scores.items() if score is not None}
+        network, config = self.network, self.config
+        architecture = network.architecture
+        summary = {
+            "name": config.run.name,
+            "method": config.method.name,
+            "backbone": config.model.backbone,
+            "width": config.model.width,
+            "seed": config.seed,
+            "metrics": metrics,
+            "weights": num_weights(architecture),
+            "parameters": num_parameters(architecture),
+            "multiply_adds": multiply_adds(architecture),
+            "num_groups_top": architecture.tree.num_branches(architecture.tree.num_layers),
+            "iterations": config.train.iterations,
+            "seconds": self.progress.seconds,
+            "world_size": self.ranks.world_size,
+            "bad_samples": self.progress.num_bad,
+        }
+        if self.log:
+            save_model(self.directory.model, network, self.preprocessing)
+            write_json(self.directory.result, summary)
+            self.log.close()
+        return RunResult(metrics, architecture.tree, self.directory.path, summary)
+
+    def _epoch(self) -> float:
+        return round(self.progress.iteration * self.config.train.batch_size / self.info.splits["train"].num_samples, 3)
+
+    def _restart_clock(self) -> None:
+        self.progress.seconds += self._window.take_seconds()
+        self._window.restart()
+
+
+def _own_statistics(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> AffinityStats:
+    """This rank's sums: as they were on the same number of ranks; else all pair sums go to rank 0, none to the others."""
+    saved = checkpoint.tensors["affinity"]
+    num_saved = int(checkpoint.state["world_size"])
+
+    def of_rank(rank: int) -> AffinityStats:
+        stats = AffinityStats(blank.num_tasks, blank.decay, blank.agree.device)
+        stats.load_state_dict({name: saved[f"rank-{rank}/{name}"] for name in stats.state_dict()})
+        return stats
+
+    if num_saved == ranks.world_size:
+        return of_rank(ranks.rank)
+    first = of_rank(0)
+    total = sum((of_rank(rank).pair_sums() for rank in range(1, num_saved)), first.pair_sums())
+    return first.with_pair_sums(total if ranks.is_first else torch.zeros_like(total))

@@ -1,0 +1,45 @@
+"""Training in this process: alone, or as one of the processes that torchrun started."""
+
+import os
+import threading
+
+from distbranch.config import Config
+from distbranch.engine.metrics import Report
+from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.session import train_rank
+from distbranch.engine.trainer import RunResult, StoppedEarly
+from distbranch.launch.stopping import StopRequest, stop_word
+from distbranch.report.tensorboard import log_decision
+
+
+def train_here(config: Config, report: Report) -> RunResult:
+    """Train as the rank that this process is.
+
+    Raises:
+        StoppedEarly: after SIGINT, SIGTERM, SIGUSR2 or a stop word; its `exit_code` says which.
+    """
+    files = RunDirectory(config.run_directory)
+    first = os.environ.get("RANK", "0") == "0"
+    request = StopRequest()
+    asked = stop_word(files.stop_word)
+
+    def train() -> RunResult:
+        return train_rank(
+            config, report=report, draw=log_decision, should_stop=lambda: request() or (first and asked())
+        )
+
+    def locked() -> RunResult:
+        if not first:
+            return train()
+        with files.locked():
+            files.stop_word.unlink(missing_ok=True)
+            return train()
+
+    if threading.current_thread() is not threading.main_thread():
+        return locked()  # signals are the main thread's; the stop word works everywhere
+    with request.listening():
+        try:
+            return locked()
+        except StoppedEarly as stopped:
+            stopped.exit_code = request.exit_code
+            raise

@@ -1,0 +1,97 @@
+"""What has to stand before any rank starts: absolute paths, a packed data set, a run directory of this configuration."""
+
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from distbranch.config import Config
+from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote, read_dataset
+from distbranch.data.sources import pack_source, parse_options
+from distbranch.engine.metrics import Report
+from distbranch.engine.run_directory import RunDirectory
+from distbranch.errors import UsageError, UserError
+from distbranch.models.backbones import Architecture
+
+
+def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
+    """The resolved configuration of a run whose data set is packed and whose directory is begun.
+
+    Raises:
+        UsageError: no data set is named.
+        UserError: the data set or the run directory is not as it should be.
+    """
+    config = with_absolute_paths(config)
+    if fresh:
+        config = _renamed(config)
+    info = packed(config, report)
+    check_data(config, info)
+    with FileLock(_lock_beside(config.run_directory)):
+        RunDirectory(config.run_directory).begin(config)
+    return config
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Every path absolute: workers of a cluster run in directories of their own."""
+    data, run = config.data, config.run
+    if data.path is None:
+        raise UsageError("The configuration names no data set: give data.path, the folder of a packed one.")
+    path = data.path if is_remote(data.path) else str(Path(data.path).expanduser().absolute())
+    cache = data.cache_directory and str(Path(data.cache_directory).expanduser().absolute())
+    directory = str(Path(run.directory).expanduser().absolute())
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update={"path": path, "cache_directory": cache}),
+            "run": run.model_copy(update={"directory": directory, "name": run.name or "run"}),
+        }
+    )
+
+
+def packed(config: Config, report: Report) -> DatasetInfo:
+    """The packed data set, made first if it is absent and `data.pack` says how."""
+    path = str(config.data.path)
+    if config.data.pack is None or is_remote(path) or (Path(path) / DATASET_FILE).exists():
+        return read_dataset(path)
+    source = parse_options(config.data.pack).open()
+
+    def progress(done: int) -> None:
+        report({"kind": "packing", "done": done, "total": source.num_samples})
+
+    info = pack_source(source, path, progress=progress)
+    report({"kind": "packed", "path": path, "num_samples": info.num_samples})
+    return info
+
+
+def check_data(config: Config, info: DatasetInfo) -> None:
+    """What can be said about data and network before anything starts."""
+    train = info.splits.get("train")
+    if train is None or train.num_samples == 0:
+        raise UserError(f"The data set {info.path} has no training samples. Pack one with a split named train.")
+    if train.num_samples < config.launch.workers:
+        raise UserError(
+            f"launch.workers={config.launch.workers} ranks need at least as many training samples, "
+            f"but {info.path} has {train.num_samples}. Use fewer workers."
+        )
+    size: Any = config.data.image_size or info.image_size
+    Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
+
+
+def _renamed(config: Config) -> Config:
+    """The first of name, name-2, name-3, ... whose directory does not exist."""
+    name, number = config.run.name, 1
+    while config.run_directory.exists():
+        number += 1
+        config = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{name}-{number}"})})
+    return config
+
+
+def _lock_beside(directory: Path) -> Path:
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = directory.with_name(f".{directory.name}.lock")
+        lock.touch()
+    except OSError as error:
+        raise UserError(
+            f"The run directory {directory} cannot be made ({error.strerror or error}). Give another run.directory."
+        ) from None
+    return lock
