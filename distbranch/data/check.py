@@ -1,0 +1,184 @@
+"""Checks a packed data set to the last byte, and that plain webdataset reads from it what the indexes promise."""
+
+import json
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import webdataset
+from numpy.typing import NDArray
+
+from distbranch.data.images import BrokenImageError, decode
+from distbranch.data.shard_writer import file_sha256
+from distbranch.data.shards import (
+    BadSample,
+    DatasetInfo,
+    Shard,
+    SplitInfo,
+    is_remote,
+    label_name,
+    parse_labels,
+    read_dataset,
+)
+from distbranch.errors import UserError
+from distbranch.tasks import Task
+
+MAX_PROBLEMS = 1000
+Counts = dict[str, Counter[str]]
+
+
+@dataclass
+class CheckReport:
+    """What was read and what was found; every problem is one sentence that names shard and sample."""
+
+    info: DatasetInfo
+    num_shards: int = 0
+    num_samples: int = 0
+    problems: list[str] = field(default_factory=list)
+    num_problems: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return self.num_problems == 0
+
+    def add(self, problem: str) -> None:
+        """Notes a problem; only the first MAX_PROBLEMS are kept, all are counted."""
+        self.num_problems += 1
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(problem)
+
+
+def check(path: str | Path, progress: Callable[[int], None] | None = None) -> CheckReport:
+    """Reads every file of the data set in the folder `path`; `progress` is told the samples read so far.
+
+    Raises UserError only when there is no readable `dataset.json`; everything else is in the report.
+    """
+    if is_remote(str(path)):
+        raise UserError(f"{path} is remote. Check a data set where it lies, in a folder of this machine.")
+    info = read_dataset(path)
+    report = CheckReport(info)
+    keys: set[int] = set()
+    for name, split in info.splits.items():
+        problems_before = report.num_problems
+        counts: Counts = {task.name: Counter() for task in info.tasks}
+        for shard in split.shards:
+            _check_shard(Path(info.path), shard, counts, keys, report)
+            report.num_shards += 1
+            report.num_samples += shard.num_samples
+            if progress is not None:
+                progress(report.num_samples)
+        if report.num_problems == problems_before:  # else the counts differ for a reason already told
+            _check_counts(name, split, counts, report)
+    return report
+
+
+def _check_shard(folder: Path, shard: Shard, counts: Counts, keys: set[int], report: CheckReport) -> None:
+    """Compares the shard and its index with `dataset.json`, every sample with the index, webdataset with the index."""
+    path = folder / shard.file
+    if not path.is_file():
+        report.add(f"Shard {shard.file}: the file is missing.")
+        return
+    if path.stat().st_size != shard.num_bytes:
+        report.add(f"Shard {shard.file}: it should have {shard.num_bytes} bytes, found {path.stat().st_size}.")
+    elif file_sha256(path) != shard.sha256:
+        report.add(f"Shard {shard.file}: its bytes were changed (the sha256 differs from dataset.json).")
+    index = _read_index(folder, shard, report)
+    if index is None:
+        return
+    with path.open("rb") as file:
+        for number, row in enumerate(index):
+            try:
+                key, labels = _read_sample(file, shard.file, number, row, report.info.tasks)
+            except BadSample as error:
+                report.add(str(error))
+                continue
+            if hash(key) in keys:
+                report.add(f"Shard {shard.file}, sample {number}: its key '{key}' occurs a second time.")
+            keys.add(hash(key))
+            for task, value in labels.items():
+                counts[task][value] += 1
+    _check_webdataset(path, index, report)
+
+
+def _read_index(folder: Path, shard: Shard, report: CheckReport) -> NDArray[np.int64] | None:
+    """The index [n, 6], or None (and a problem) when it is not the one that was written."""
+    path = folder / shard.index
+    if not path.is_file():
+        report.add(f"Shard {shard.file}: its index {shard.index} is missing.")
+        return None
+    if file_sha256(path) != shard.index_sha256:
+        report.add(f"Shard {shard.file}: its index {shard.index} was changed (the sha256 differs from dataset.json).")
+        return None
+    index: NDArray[np.int64] = np.load(path, allow_pickle=False)
+    if index.shape != (shard.num_samples, 6):
+        report.add(f"Shard {shard.file}: its index should have {shard.num_samples} rows of 6, found {index.shape}.")
+        return None
+    return index
+
+
+def _read_sample(
+    file: BinaryIO, shard: str, number: int, row: NDArray[np.int64], tasks: Sequence[Task]
+) -> tuple[str, dict[str, str]]:
+    """Key and names of the labels of one sample, its image decoded. Raises BadSample."""
+    parts = []
+    for what, (offset, size, crc) in (("image", row[:3]), ("label file", row[3:])):
+        file.seek(int(offset))
+        content = file.read(int(size))
+        if len(content) < size:
+            raise BadSample("truncated", shard, number, f"the shard ends inside its {what}.")
+        if zlib.crc32(content) != crc:
+            raise BadSample("corrupt", shard, number, f"the bytes of its {what} were changed (crc32 differs).")
+        parts.append(content)
+    image, text = parts
+    try:
+        decode(image)
+    except BrokenImageError as error:
+        raise BadSample("broken-image", shard, number, f"its image cannot be decoded: {error}.") from None
+    parse_labels(text, tasks, shard, number)
+    content = json.loads(text)
+    if not isinstance(content.get("key"), str):
+        raise BadSample("incomplete", shard, number, "its label file has no field 'key'.")
+    by_name = {task.name: task for task in tasks}
+    return content["key"], {name: label_name(by_name[name], value) for name, value in content["labels"].items()}
+
+
+def _check_webdataset(path: Path, index: NDArray[np.int64], report: CheckReport) -> None:
+    """Reads the shard as any WebDataset program would and compares the sums of what comes out with the index."""
+    number = 0
+    try:
+        for sample in webdataset.WebDataset([str(path)], shardshuffle=False, empty_check=False):
+            if number < len(index) and _sums(sample) != (index[number, 2], index[number, 5]):
+                report.add(f"Shard {path.name}, sample {number}: webdataset reads other bytes than the index says.")
+            number += 1
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        report.add(
+            f"Shard {path.name}, sample {number}: webdataset cannot read on ({error.args[0] if error.args else error})."
+        )
+        return
+    if number != len(index):
+        report.add(f"Shard {path.name}: webdataset reads {number} samples, the index has {len(index)}.")
+
+
+def _sums(sample: dict[str, Any]) -> tuple[int, int]:
+    return zlib.crc32(sample.get("jpg", b"")), zlib.crc32(sample.get("json", b""))
+
+
+def _check_counts(name: str, split: SplitInfo, counts: Counts, report: CheckReport) -> None:
+    num_samples = sum(shard.num_samples for shard in split.shards)
+    if split.num_samples != num_samples:
+        report.add(f"Split {name}: dataset.json says {split.num_samples} samples, its shards have {num_samples}.")
+    for task, found in counts.items():
+        found["unlabelled"] = num_samples - found.total()
+        told = Counter(split.labels.get(task, {}))
+        for label in sorted(found.keys() | told.keys()):
+            if found[label] != told[label]:
+                report.add(
+                    f"Split {name}, task '{task}': dataset.json says {told[label]} samples with the label '{label}', "
+                    f"the shards have {found[label]}."
+                )
