@@ -1,0 +1,356 @@
+"""Batches for one rank, decoded ahead of need by processes or by one thread.
+
+Which samples form global batch k is arithmetic on the plan, so every process computes its own share without a word to
+the others: rank r takes positions [k*B + r*B//W, k*B + (r+1)*B//W), prefetching process w of n takes batches w, w+n, ...
+"""
+
+import itertools
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from multiprocessing import connection
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from distbranch.data.cache import Cache, open_files
+from distbranch.data.decode import Augmentation, Pixels, decode
+from distbranch.data.plan import Place, Plan
+from distbranch.data.reader import ShardReader
+from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
+from distbranch.errors import UserError
+from distbranch.tasks import Task
+
+logger = logging.getLogger("distbranch")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of one rank.
+
+    images: uint8 [b, 3, H, W] (channels_last in memory); labels: float32 [b, T], NaN where unlabelled; num_bad: samples
+    left out, by kind; error: one sentence that must end the run; indices: int64 [b], positions in the stream of
+    training samples, or in the split in an evaluation.
+    """
+
+    images: Tensor
+    labels: Tensor
+    num_bad: dict[str, int]
+    error: str | None
+    indices: Tensor
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from which a GPU copies without waiting (the DataLoader calls it)."""
+        images, labels = self.images.pin_memory(), self.labels.pin_memory()
+        return replace(self, images=images, labels=labels)
+
+
+def train_loader(
+    info: DatasetInfo,
+    split: str,
+    *,
+    batch_size: int,
+    image_size: tuple[int, int],
+    rank: int = 0,
+    world_size: int = 1,
+    start: int = 0,
+    seed: int = 0,
+    flip: bool = False,
+    shift: int = 0,
+    decoder: str = "simplejpeg",
+    num_workers: int = 0,
+    window: int = 8,
+    on_bad_sample: str = "fail",
+    prefetch: int = 4,
+    cache: Cache | None = None,
+    accumulate: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Endless training batches of this rank, beginning after `start` samples consumed by all ranks together.
+
+    `batch_size`: of all ranks together; `accumulate`: into how many parts the engine will divide a rank's share;
+    `num_workers`: prefetching processes, 0 = one thread; `prefetch`: batches ahead for each of them. The iterator ends
+    only after a batch with an error: a bad sample under on_bad_sample="fail", or a batch in which nothing is left.
+    """
+    chosen = _split(info, split)
+    if batch_size < world_size * accumulate:
+        raise UserError(
+            f"A batch of {batch_size} samples cannot be divided among {world_size} ranks in {accumulate} part(s) each. "
+            f"Choose a batch size of at least {world_size * accumulate}, or fewer ranks."
+        )
+    plan = Plan([shard.num_samples for shard in chosen.shards], seed, window)
+    order = _TrainOrder(plan, start, batch_size, rank, world_size)
+    augmentation = Augmentation(flip, shift)
+    recipe = _Recipe(
+        info.path, chosen.shards, info.tasks, cache, image_size, decoder, augmentation, seed, on_bad_sample, window + 2
+    )
+    return _loaded(order, recipe, num_workers, prefetch, pin_memory)
+
+
+def eval_loader(
+    info: DatasetInfo,
+    split: str,
+    *,
+    batch_size: int,
+    image_size: tuple[int, int],
+    rank: int = 0,
+    world_size: int = 1,
+    decoder: str = "simplejpeg",
+    num_workers: int = 0,
+    on_bad_sample: str = "fail",
+    prefetch: int = 4,
+    cache: Cache | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Every sample of the split once over all ranks: rank r takes samples r, r + W, ... in batches of `batch_size`.
+
+    The last batch may be short; a rank without samples has no batch. `Batch.indices` tells rank 0 the order.
+    """
+    chosen = _split(info, split)
+    order = _EvalOrder(chosen.shards, batch_size, rank, world_size)
+    recipe = _Recipe(
+        info.path, chosen.shards, info.tasks, cache, image_size, decoder, Augmentation(), 0, on_bad_sample, 2
+    )
+    return _loaded(order, recipe, num_workers, prefetch, pin_memory)
+
+
+def _split(info: DatasetInfo, split: str) -> SplitInfo:
+    if split not in info.splits:
+        raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
+    if info.splits[split].num_samples == 0:
+        raise UserError(f"Split '{split}' of {info.path} has no samples. Pack it again with some.")
+    return info.splits[split]
+
+
+class _Order(Protocol):
+    """Which samples form a rank's batch of a given number, and their indices; none = the end."""
+
+    def batch(self, number: int) -> tuple[list[Place], range]: ...
+
+
+@dataclass
+class _TrainOrder:
+    plan: Plan
+    start: int
+    batch_size: int
+    rank: int
+    world_size: int
+
+    def batch(self, number: int) -> tuple[list[Place], range]:
+        first = self.start + number * self.batch_size
+        share = range(
+            first + self.rank * self.batch_size // self.world_size,
+            first + (self.rank + 1) * self.batch_size // self.world_size,
+        )
+        return self.plan.samples(share.start, share.stop), share
+
+
+@dataclass
+class _EvalOrder:
+    shards: Sequence[Shard]
+    batch_size: int
+    rank: int
+    world_size: int
+
+    def batch(self, number: int) -> tuple[list[Place], range]:
+        ends = np.cumsum([shard.num_samples for shard in self.shards])
+        mine = range(self.rank, int(ends[-1]), self.world_size)
+        indices = mine[number * self.batch_size : (number + 1) * self.batch_size]
+        shards = np.searchsorted(ends, np.asarray(indices, dtype=np.int64), side="right").tolist()
+        starts = [0, *ends.tolist()]
+        return [(shard, index - starts[shard], 0) for shard, index in zip(shards, indices, strict=True)], indices
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How samples become batches: all that a prefetching process is told."""
+
+    path: str
+    shards: Sequence[Shard]
+    tasks: Sequence[Task]
+    cache: Cache | None
+    image_size: tuple[int, int]
+    decoder: str
+    augmentation: Augmentation
+    seed: int
+    on_bad_sample: str
+    max_open: int
+
+
+class _BatchMaker:
+    """Reads, decodes and stacks; the only state are the shards that stay open."""
+
+    def __init__(self, recipe: _Recipe) -> None:
+        self._recipe = recipe
+        files = open_files(recipe.path, recipe.cache)
+        self._reader = ShardReader(files, recipe.shards, recipe.tasks, max_open=recipe.max_open)
+
+    def make(self, places: Sequence[Place], indices: Sequence[int]) -> Batch:
+        """The batch of these samples; bad ones are left out and counted, or end the batch with an error."""
+        images = np.empty((len(places), *self._recipe.image_size, 3), dtype=np.uint8)
+        labels = np.empty((len(places), len(self._recipe.tasks)), dtype=np.float32)
+        kept: list[int] = []
+        bad: list[BadSample] = []
+        for place, index in zip(places, indices, strict=True):
+            try:
+                images[len(kept)], labels[len(kept)] = self._sample(*place)
+                kept.append(index)
+            except BadSample as error:
+                bad.append(error)
+                if self._recipe.on_bad_sample == "fail":
+                    break
+        return _batch(images, labels, kept, bad, fatal=bool(bad) and self._recipe.on_bad_sample == "fail")
+
+    def close(self) -> None:
+        """Closes the shards."""
+        self._reader.close()
+
+    def _sample(self, shard: int, sample: int, epoch: int) -> tuple[Pixels, np.ndarray[Any, np.dtype[np.float32]]]:
+        content, labels = self._reader.read(shard, sample, epoch)
+        try:
+            pixels = decode(content, self._recipe.image_size, self._recipe.decoder)
+        except ValueError as error:
+            name = self._reader.name(shard, sample, epoch)
+            what = f"its image cannot be decoded ({error})."
+            raise BadSample("broken-image", self._recipe.shards[shard].file, name, what) from None
+        return self._recipe.augmentation(pixels, self._recipe.seed, epoch, shard, sample), labels
+
+
+def _batch(images: Pixels, labels: Any, kept: list[int], bad: list[BadSample], *, fatal: bool) -> Batch:
+    error = None
+    if fatal:
+        error = str(bad[0])
+        kept = []
+    elif not kept:
+        error = f"No sample of a batch could be used. The last of them: {bad[-1]}"
+    return Batch(
+        images=torch.from_numpy(images[: len(kept)]).permute(0, 3, 1, 2),
+        labels=torch.from_numpy(labels[: len(kept)]),
+        num_bad=dict(Counter(sample.kind for sample in bad)),
+        error=error,
+        indices=torch.tensor(kept, dtype=torch.int64),
+    )
+
+
+def _batches(order: _Order, recipe: _Recipe, first: int = 0, step: int = 1) -> Iterator[Batch]:
+    """Batches first, first + step, ... of this rank."""
+    with closing(_BatchMaker(recipe)) as maker:
+        for number in itertools.count(first, step):
+            places, indices = order.batch(number)
+            if not places:
+                return
+            yield maker.make(places, indices)
+
+
+def _loaded(order: _Order, recipe: _Recipe, num_workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:
+    open_files(recipe.path, recipe.cache)  # what is wrong with the path is said now, and not by a process later
+    if num_workers:
+        return _until_error(_from_processes(_Stream(order, recipe), num_workers, prefetch, pin_memory))
+    return _until_error(_from_thread(_batches(order, recipe), prefetch, pin_memory))
+
+
+def _until_error(batches: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        if batch.error is not None:
+            return
+
+
+def _from_thread(batches: Iterator[Batch], prefetch: int, pin_memory: bool) -> Iterator[Batch]:
+    """The same batches, made by one thread: the decoders release the interpreter's lock while they work."""
+
+    def make() -> Batch | None:
+        batch = next(batches, None)
+        return batch.pin_memory() if batch is not None and pin_memory else batch
+
+    pool = ThreadPoolExecutor(1, "distbranch-loader")
+    try:
+        pending = deque(pool.submit(make) for _ in range(prefetch))
+        while (batch := pending.popleft().result()) is not None:
+            pending.append(pool.submit(make))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Stream(IterableDataset[Batch]):
+    """What every prefetching process iterates: its own share of the batches."""
+
+    def __init__(self, order: _Order, recipe: _Recipe) -> None:
+        self._order, self._recipe = order, recipe
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        assert worker is not None
+        return _batches(self._order, self._recipe, worker.id, worker.num_workers)
+
+
+def _from_processes(stream: _Stream, num_workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:
+    """The same batches, made by processes; the DataLoader returns them in order."""
+    # Neither fork (the threads of gloo, gRPC and OpenMP may hold locks at that moment) nor spawn (each process would
+    # import torch anew, seconds each): a server process imports once, every later process is a fork of it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", __name__])
+    loader = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=prefetch,
+        collate_fn=_as_it_is,
+        worker_init_fn=_begin_worker,
+        multiprocessing_context=context,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # else each loader draws from the global one, which a resumed run would notice
+    )
+    try:
+        yield from loader
+    except (RuntimeError, OSError, EOFError) as error:
+        if not _from_a_dead_process(error):
+            raise
+        raise UserError(
+            f"A prefetching process ended unexpectedly ({error or type(error).__name__}). "
+            "Perhaps memory ran out: lower data.workers."
+        ) from error
+
+
+def _from_a_dead_process(error: Exception) -> bool:
+    """Whether a process is gone, as against an error inside it, which arrives as "Caught ... in DataLoader worker"."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker")
+    return not str(error).startswith("Caught")  # the pipe to a process that was killed breaks in several ways
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _begin_worker(_: int) -> None:
+    """In a prefetching process: leave signals to the trainer, and end when it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_the_first_one)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    # The DataLoader watches the parent process, but that is the fork server, which lives as long as its children do.
+    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
+
+
+def _leave_the_first_one(number: int, _: FrameType | None) -> None:
+    """A scheduler sends SIGTERM to all processes at once, and the trainer still wants its batches; the next one ends."""
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _end_with_the_trainer() -> None:
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    connection.wait([trainer.sentinel])
+    os._exit(1)

@@ -1,0 +1,144 @@
+"""Reads single samples out of shards: two positioned reads by the index, each verified by its crc32.
+
+Nothing is read in between, so damage to a tar header costs no sample, and damage to a sample costs that sample alone.
+"""
+
+import os
+import tarfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distbranch.data.cache import DamagedDownloadError, Files
+from distbranch.data.shards import BadSample, Shard, parse_labels
+from distbranch.tasks import Task
+
+_HEADER_BYTES = 512
+
+
+@dataclass(frozen=True)
+class _OpenShard:
+    """A file descriptor and the shard's index [n, 6], or why there is none: the kind of trouble, and what."""
+
+    descriptor: int | None
+    index: NDArray[np.int64]
+    kind: str = ""
+    what: str = ""
+
+
+class ShardReader:
+    """Samples of the shards of one split; the `max_open` shards used last stay open.
+
+    A shard is opened anew in every epoch, so that a file that vanished or was cut is noticed then at the latest. While a
+    file is open its deletion goes unnoticed: the descriptor reads on, and what it reads is whole.
+    """
+
+    def __init__(self, files: Files, shards: Sequence[Shard], tasks: Sequence[Task], *, max_open: int) -> None:
+        self._files, self._shards, self._tasks, self._max_open = files, shards, tasks, max_open
+        self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
+
+    def read(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, NDArray[np.float32]]:
+        """The JPEG and the labels [T] (NaN = unlabelled) of a sample. Raises BadSample."""
+        opened = self._opened(shard, epoch)
+        file = self._shards[shard].file
+        if opened.descriptor is None:
+            raise BadSample(opened.kind, file, sample, opened.what)
+        offset, size, crc, label_offset, label_size, label_crc = opened.index[sample].tolist()
+        try:
+            image = _verified(opened.descriptor, offset, size, crc, "image")
+            content = _verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
+            if b'"labels"' not in content:
+                raise _TroubleError("incomplete", "its label file has no field 'labels'.")
+        except _TroubleError as error:
+            raise BadSample(error.kind, file, self.name(shard, sample, epoch), error.what) from None
+        try:
+            return image, parse_labels(content, self._tasks, file, sample)
+        except BadSample as error:
+            raise BadSample(error.kind, file, self.name(shard, sample, epoch), error.what) from None
+
+    def name(self, shard: int, sample: int, epoch: int = 0) -> str | int:
+        """The key of a sample, from the tar header before its image; its number where that header cannot be read."""
+        opened = self._opened(shard, epoch)
+        if opened.descriptor is None:
+            return sample
+        offset = int(opened.index[sample, 0]) - _HEADER_BYTES
+        try:
+            header = os.pread(opened.descriptor, _HEADER_BYTES, offset)
+            name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
+        except (tarfile.HeaderError, OSError):
+            return sample
+        folder, slash, base = name.rpartition("/")
+        return folder + slash + base.partition(".")[0]
+
+    def close(self) -> None:
+        """Closes every shard."""
+        while self._open:
+            self._close_oldest()
+
+    def _opened(self, shard: int, epoch: int) -> _OpenShard:
+        key = (epoch, shard)
+        if key not in self._open:
+            if len(self._open) >= self._max_open:
+                self._close_oldest()
+            self._open[key] = self._try_to_open(self._shards[shard])
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def _try_to_open(self, shard: Shard) -> _OpenShard:
+        """Opens a shard. Its trouble is kept as long as it is open, so that each sample need not try (and wait) anew."""
+        nothing = np.empty((0, 6), dtype=np.int64)
+        try:
+            index = self._read_index(shard)
+            return _OpenShard(self._open_file(shard.file, shard.sha256), index)
+        except _TroubleError as error:
+            return _OpenShard(None, nothing, error.kind, error.what)
+
+    def _read_index(self, shard: Shard) -> NDArray[np.int64]:
+        with os.fdopen(self._open_file(shard.index, shard.index_sha256), "rb") as file:
+            content = file.read()
+        if sha256(content).hexdigest() != shard.index_sha256:
+            raise _TroubleError("corrupt", f"its index {shard.index} is not the one that was packed.")
+        index: NDArray[np.int64] = np.load(BytesIO(content), allow_pickle=False)
+        return index
+
+    def _open_file(self, file: str, packed_sha256: str) -> int:
+        try:
+            return self._files.open(file, packed_sha256)
+        except DamagedDownloadError as error:
+            raise _TroubleError("corrupt", f"{file} cannot be used: {error}.") from None
+        except FileNotFoundError:
+            raise _TroubleError("missing-shard", f"the file {file} is absent.") from None
+        except OSError as error:
+            raise _TroubleError("missing-shard", f"the file {file} cannot be opened ({error}).") from None
+
+    def _close_oldest(self) -> None:
+        descriptor = self._open.popitem(last=False)[1].descriptor
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+class _TroubleError(Exception):
+    """What is wrong with a sample, before it is known how the sample is called."""
+
+    def __init__(self, kind: str, what: str) -> None:
+        super().__init__(kind, what)
+        self.kind, self.what = kind, what
+
+
+def _verified(descriptor: int, offset: int, size: int, crc: int, what: str) -> bytes:
+    """The bytes of a member as they were packed."""
+    try:
+        content = os.pread(descriptor, size, offset)
+    except OSError as error:
+        raise _TroubleError("corrupt", f"its {what} cannot be read ({error}).") from None
+    if len(content) < size:
+        raise _TroubleError("truncated", f"the file ends inside or before its {what}.")
+    if zlib.crc32(content) != crc:
+        raise _TroubleError("corrupt", f"its {what} is not the one that was packed (the crc32 differs).")
+    return content
