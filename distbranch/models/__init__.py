@@ -1,0 +1,1 @@
+"""Networks: the layers of the backbones, the network of a tree, and what it costs."""

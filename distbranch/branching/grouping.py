@@ -1,0 +1,77 @@
+"""Grouping branches by affinity: Eq. 7-8 (affinity between branches), Eq. 10-11 (what a grouping costs) and spectral clustering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distbranch.branching.kmeans import k_means
+
+Matrix = NDArray[np.float64]
+Groups = tuple[tuple[int, ...], ...]
+
+
+def branch_affinity(affinity: Matrix, branches: Sequence[Sequence[int]]) -> Matrix:
+    """A_b [c, c] (Eq. 7, 8) from the affinity of tasks [T, T] and the tasks of every branch."""
+    lowest = np.stack([affinity[:, list(tasks)].min(axis=1) for tasks in branches], axis=1)  # [T, c]
+    one_way = np.stack([lowest[list(tasks)].mean(axis=0) for tasks in branches])
+    both_ways: Matrix = (one_way + one_way.T) / 2
+    return both_ways
+
+
+def separation_cost(branch_affinity: Matrix, groups: Sequence[Sequence[int]]) -> float:
+    """L_s (Eq. 10, 11): how far apart the branches of the same group are, mean over groups; 0 if every branch stands alone."""
+    label = np.empty(len(branch_affinity), dtype=np.intp)
+    for number, group in enumerate(groups):
+        label[list(group)] = number
+    together = label[:, None] == label
+    lowest = np.where(together, branch_affinity, np.inf).min(axis=1)  # the least affinity within the own group
+    spreads = 1 - np.bincount(label, lowest) / np.bincount(label)
+    return float(spreads.mean())
+
+
+def spectral_embedding(branch_affinity: Matrix) -> Matrix:
+    """Coordinates [c, c] of the branches: eigenvectors of the normalised Laplacian, smallest eigenvalue first, divided by sqrt(degree).
+
+    The first d columns, column 0 too, are those for d groups, so one decomposition serves all d. The same as scikit-learn's
+    `spectral_embedding(..., drop_first=False)` with all components and its dense solver.
+    """
+    weights = branch_affinity - np.diag(np.diag(branch_affinity))
+    degrees = weights.sum(axis=0)
+    alone = degrees == 0
+    scale = np.where(alone, 1.0, np.sqrt(degrees))
+    laplacian = np.diag(1.0 - alone) - weights / np.outer(scale, scale)
+    _, vectors = np.linalg.eigh(laplacian)
+    coordinates: Matrix = vectors / scale[:, None]
+    return coordinates
+
+
+def groupings(
+    branch_affinity: Matrix, max_groups: int, *, seed: int, restarts: int = 5
+) -> Iterator[tuple[int, Groups]]:
+    """For every d from 1 to `max_groups` the grouping into d groups with the lowest separation cost of `restarts` k-means runs.
+
+    Groups are sorted by their first member. A labelling that leaves a group empty does not count; a d without any is left out.
+    """
+    count = len(branch_affinity)
+    coordinates = spectral_embedding(branch_affinity) if count > 2 else np.eye(count)
+    for num_groups in range(1, min(max_groups, count) + 1):
+        if num_groups == 1:
+            yield 1, (tuple(range(count)),)
+        elif num_groups == count:
+            yield count, tuple((branch,) for branch in range(count))
+        else:
+            labellings = k_means(coordinates[:, :num_groups], num_groups, seeds=range(seed, seed + restarts))
+            candidates = [groups for groups in map(groups_of, labellings) if len(groups) == num_groups]
+            if candidates:
+                yield num_groups, min(candidates, key=lambda groups: separation_cost(branch_affinity, groups))
+
+
+def groups_of(labels: Sequence[int] | NDArray[np.integer]) -> Groups:
+    """The members of every label that occurs, sorted by first member."""
+    members: dict[int, list[int]] = {}
+    for branch, label in enumerate(labels):
+        members.setdefault(int(label), []).append(branch)
+    return tuple(tuple(group) for group in members.values())

@@ -1,0 +1,178 @@
+"""The tree of a branched network: which tasks share which copy of which layer.
+
+A tree is nothing but the list of its splits; everything else is computed by folding them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One widening: layer `layer` (1..L, counted from the input) gets one branch per group of branches above it.
+
+    At the top layer L the "branches above" are the tasks themselves.
+    """
+
+    layer: int
+    groups: Groups
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, for JSON."""
+        return {"layer": self.layer, "groups": [list(group) for group in self.groups]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Split:
+        """The inverse of `to_json`."""
+        return cls(int(data["layer"]), _groups(data["groups"]))
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Layers from the input to the last hidden one, the number of tasks, and the splits so far, top layer first."""
+
+    layers: tuple[str, ...]
+    num_tasks: int
+    splits: tuple[Split, ...] = ()
+
+    def __post_init__(self) -> None:
+        above = self._heads()
+        for split, layer in zip(self.splits, range(self.num_layers, 0, -1), strict=False):
+            _check_split(split, layer, len(above))
+            above = _merged(above, split.groups)
+        if len(self.splits) > self.num_layers:
+            raise ValueError(
+                f"A tree of {self.num_layers} layers has at most that many splits, but {len(self.splits)} were given."
+            )
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of hidden layers; the heads stand above them as layer L + 1."""
+        return len(self.layers)
+
+    @property
+    def active_layer(self) -> int:
+        """The next layer to be widened (1..L); 0 when every layer has been."""
+        return self.num_layers - len(self.splits)
+
+    @cached_property
+    def _branches(self) -> tuple[Groups, ...]:
+        """Index 0 is the heads (layer L + 1), index k is layer L + 1 - k."""
+        levels = [self._heads()]
+        for split in self.splits:
+            levels.append(_merged(levels[-1], split.groups))
+        return tuple(levels)
+
+    def _heads(self) -> Groups:
+        return tuple((task,) for task in range(self.num_tasks))
+
+    def branches(self, layer: int) -> Groups:
+        """The tasks served by every branch of a layer (1..L; layer L + 1 are the heads, one per task)."""
+        self._check_layer(layer, self.num_layers + 1)
+        depth = self.num_layers + 1 - layer
+        return self._branches[depth] if depth < len(self._branches) else (tuple(range(self.num_tasks)),)
+
+    def num_branches(self, layer: int) -> int:
+        """The number of copies of a layer; T for the heads, layer L + 1."""
+        return len(self.branches(layer))
+
+    def parent(self, layer: int, branch: int) -> int:
+        """The branch of layer - 1 that feeds this one (for a head: `parent(L + 1, task)`); 0 for the input."""
+        if layer == 1:
+            return 0
+        task = self.branches(layer)[branch][0]
+        return next(number for number, tasks in enumerate(self.branches(layer - 1)) if task in tasks)
+
+    def split(self, split: Split) -> Tree:
+        """The tree after one more split, which must be of the active layer.
+
+        Raises:
+            ValueError: if the groups are no partition of the branches above, or the layer is not the active one.
+        """
+        if self.active_layer == 0:
+            raise ValueError("Every layer of this tree has been split already, so no further split is possible.")
+        return Tree(self.layers, self.num_tasks, (*self.splits, split))
+
+    def permuted(self, order: Sequence[int]) -> Tree:
+        """The same shape with task `order[i]` in the place of task i: the control for whether the grouping matters."""
+        if sorted(order) != list(range(self.num_tasks)):
+            raise ValueError(
+                f"An order of {self.num_tasks} tasks holds every number from 0 to {self.num_tasks - 1} once, "
+                f"found {list(order)}."
+            )
+        if not self.splits:
+            return self
+        top, *rest = self.splits
+        groups = tuple(tuple(sorted(order[task] for task in group)) for group in top.groups)
+        return Tree(self.layers, self.num_tasks, (Split(top.layer, groups), *rest))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        return {
+            "layers": list(self.layers),
+            "num_tasks": self.num_tasks,
+            "splits": [split.to_json() for split in self.splits],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Tree:
+        """The inverse of `to_json`; checks every split again."""
+        splits = tuple(Split.from_json(split) for split in data["splits"])
+        return cls(tuple(data["layers"]), int(data["num_tasks"]), splits)
+
+    def text(self, task_names: Sequence[str]) -> str:
+        """The tree as indented text from the input up; layers with the same branches share one line."""
+        return "\n".join(self._lines(1, 0, list(task_names), depth=0))
+
+    def _lines(self, layer: int, branch: int, names: list[str], depth: int) -> Iterable[str]:
+        tasks = self.branches(layer)[branch]
+        top = layer
+        while top < self.num_layers and tasks in self.branches(top + 1):
+            top += 1
+        span = self.layers[layer - 1] if top == layer else f"{self.layers[layer - 1]}..{self.layers[top - 1]}"
+        if top == self.num_layers:
+            yield "  " * depth + f"{span}: " + ", ".join(names[task] for task in tasks)
+            return
+        count = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
+        yield "  " * depth + f"{span} ({count})"
+        for number, above in enumerate(self.branches(top + 1)):
+            if above[0] in tasks:
+                yield from self._lines(top + 1, number, names, depth + 1)
+
+    def _check_layer(self, layer: int, highest: int) -> None:
+        if not 1 <= layer <= highest:
+            raise ValueError(f"Layers are numbered from 1 to {highest}, but layer {layer} was asked for.")
+
+
+def _groups(groups: Iterable[Iterable[int]]) -> Groups:
+    return tuple(tuple(int(member) for member in group) for group in groups)
+
+
+def _merged(above: Groups, groups: Groups) -> Groups:
+    """The tasks of every group of branches."""
+    return tuple(tuple(sorted(task for branch in group for task in above[branch])) for group in groups)
+
+
+def _check_split(split: Split, layer: int, num_above: int) -> None:
+    if split.layer != layer:
+        raise ValueError(
+            f"Layers are split from the top down, so layer {layer} is next, but the split is of layer {split.layer}."
+        )
+    if not 2 <= len(split.groups) <= num_above:
+        allowed = f"Give between 2 and {num_above} groups." if num_above > 1 else "There is nothing left to separate."
+        raise ValueError(
+            f"The layer above layer {layer} has {num_above} branches, so a split into {len(split.groups)} groups "
+            f"is not possible. {allowed}"
+        )
+    members = [branch for group in split.groups for branch in group]
+    if sorted(members) != list(range(num_above)) or not all(split.groups):
+        raise ValueError(
+            f"The groups of a split of layer {layer} must hold every branch from 0 to {num_above - 1} exactly once and "
+            f"none may be empty, found {[list(group) for group in split.groups]}."
+        )

@@ -1,0 +1,129 @@
+"""The network of a tree: one small module per branch of every layer, named by layer and branch.
+
+It is always built anew from an architecture and a state; nothing is ever grafted onto a living network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import skip_init
+
+from distbranch.models.backbones import Architecture, LayerShape
+from distbranch.tasks import TaskSet
+
+
+class ConvBranch(nn.Module):
+    """Convolution 3x3 without bias, batch norm, ReLU, and the max-pooling that follows, if any."""
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.conv = skip_init(nn.Conv2d, shape.num_inputs, shape.width, 3, padding=1, bias=False)  # type: ignore[no-untyped-call]
+        self.norm = nn.BatchNorm2d(shape.width)
+        self.pool_after = shape.layer.pool_after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to [B, C', h', w']."""
+        x = functional.relu(self.norm(self.conv(x)), inplace=True)
+        return functional.max_pool2d(x, 2) if self.pool_after else x
+
+
+class LinearBranch(nn.Module):
+    """Fully connected layer without bias, batch norm and ReLU over the flattened input."""
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.linear = skip_init(nn.Linear, shape.num_inputs, shape.width, bias=False)  # type: ignore[no-untyped-call]
+        self.norm = nn.BatchNorm1d(shape.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] to [B, F]."""
+        return functional.relu(self.norm(self.linear(x.flatten(1))), inplace=True)
+
+
+class TreeNet(nn.Module):
+    """A multi-task network whose layers are shared as the architecture's tree says.
+
+    Parameters are named `layers.<layer>.<branch>.<conv|linear|norm>...`, `heads.weight` [O, F] and `heads.bias` [O].
+
+    Args:
+        architecture: what to build.
+        mean: of every colour channel of images in 0..1, to normalise uint8 images.
+        std: likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+    branch_of_output: Tensor
+
+    def __init__(
+        self, architecture: Architecture, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.25,) * 3
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.tasks = TaskSet(architecture.tasks)
+        tree = architecture.tree
+        self.parents = [
+            [tree.parent(layer, branch) for branch in range(tree.num_branches(layer))]
+            for layer in range(1, tree.num_layers + 1)
+        ]
+        self.layers = nn.ModuleDict(
+            {
+                shape.layer.name: nn.ModuleList(_branch(shape) for _ in parents)
+                for shape, parents in zip(architecture.shapes, self.parents, strict=True)
+            }
+        )
+        self.heads = skip_init(nn.Linear, architecture.shapes[-1].width, architecture.num_outputs)  # type: ignore[no-untyped-call]
+        top = [tree.parent(tree.num_layers + 1, task) for task in range(tree.num_tasks)]
+        outputs = [
+            branch for branch, task in zip(top, architecture.tasks, strict=True) for _ in range(task.num_outputs)
+        ]
+        self.register_buffer("branch_of_output", torch.tensor(outputs), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        self.init(torch.Generator().manual_seed(0))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def init(self, generator: torch.Generator) -> None:
+        """Draw all weights anew (He et al. 2015, fan-in), on the CPU so that every device gets the same."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                gain = 1.0 if module is self.heads else 2.0
+                deviation = math.sqrt(gain / module.weight[0].numel())
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * deviation)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.reset_parameters()
+
+    def forward(self, images: Tensor, *, flat: bool = False) -> dict[str, Tensor] | Tensor:
+        """Logits of every task by name, or all of them as one tensor [B, O] if `flat`.
+
+        images: [B, 3, H, W]; uint8 is normalised here, float is taken as normalised already.
+        """
+        features = [self._normalised(images)]
+        for branches, parents in zip(self.layers.values(), self.parents, strict=True):
+            assert isinstance(branches, nn.ModuleList)
+            features = [branch(features[parent]) for branch, parent in zip(branches, parents, strict=True)]
+        outputs = self._heads(features)
+        return outputs if flat else self.tasks.split(outputs)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _heads(self, features: list[Tensor]) -> Tensor:
+        """[B, O], by a product and a sum per output, no matrix product, so that the bits do not depend on the tree."""
+        top = torch.stack(features, dim=1)  # [B, d, F]
+        outputs: Tensor = (top[:, self.branch_of_output] * self.heads.weight).sum(dim=2) + self.heads.bias
+        return outputs
+
+
+def _branch(shape: LayerShape) -> nn.Module:
+    return ConvBranch(shape) if shape.layer.kind == "conv" else LinearBranch(shape)

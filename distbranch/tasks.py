@@ -1,0 +1,262 @@
+"""Tasks: what a network predicts, and for every kind of task its loss, its margin and its metrics.
+
+Labels are one float32 matrix [B, T], NaN where a sample is not labelled: 0..1 for a binary task (soft labels too), the
+class index for a categorical one. A further kind of task is one more entry of `KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from distbranch.errors import UserError
+
+Metrics = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to predict. `classes` are the names of a categorical task's classes, in the order of its labels."""
+
+    name: str
+    kind: str = "binary"
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"The kind of task {self.name!r} must be one of {', '.join(KINDS)}, found {self.kind!r}.")
+        if self.kind == "categorical" and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
+            raise UserError(
+                f"The categorical task {self.name!r} needs at least two different classes, found {list(self.classes)}."
+            )
+        if self.kind == "binary" and self.classes:
+            raise UserError(
+                f"The binary task {self.name!r} has no classes, found {list(self.classes)}. Use kind: categorical."
+            )
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the network for this task: 1, or one per class."""
+        return max(1, len(self.classes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        data: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        return data | {"classes": list(self.classes)} if self.classes else data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Task:
+        """The inverse of `to_json`."""
+        return cls(str(data["name"]), str(data.get("kind", "binary")), tuple(data.get("classes", ())))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of task must bring.
+
+    `loss` and `margin` take logits [B, n, K] and labels [B, n] without NaN (0 stands for unlabelled) and return [B, n];
+    the margin lies in 0..1 and is large for a difficult sample (Eq. 6). `metrics` takes the labelled samples of one
+    task: logits [N, K] and labels [N].
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    margin: Callable[[Tensor, Tensor], Tensor]
+    metrics: Callable[[NDArray[np.float64], NDArray[np.float64]], Metrics]
+
+
+def _binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits.squeeze(2), labels, reduction="none")
+
+
+def _binary_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.squeeze(2).sigmoid().sub_(labels).abs_()
+
+
+def _binary_metrics(logits: NDArray[np.float64], labels: NDArray[np.float64]) -> Metrics:
+    from sklearn.metrics import average_precision_score, balanced_accuracy_score
+
+    truth, predicted = labels >= 0.5, logits[:, 0] >= 0
+    positive = int(truth.sum())
+    return {
+        "accuracy": float(np.mean(truth == predicted)) if truth.size else None,
+        "balanced_accuracy": float(balanced_accuracy_score(truth, predicted)) if 0 < positive < truth.size else None,
+        "average_precision": float(average_precision_score(truth, logits[:, 0])) if positive else None,
+        "num_labelled": truth.size,
+        "num_positive": positive,
+    }
+
+
+def _categorical_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return -logits.log_softmax(dim=2).gather(2, labels.long().unsqueeze(2)).squeeze(2)
+
+
+def _categorical_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    return 1 - logits.softmax(dim=2).gather(2, labels.long().unsqueeze(2)).squeeze(2)
+
+
+def _categorical_metrics(logits: NDArray[np.float64], labels: NDArray[np.float64]) -> Metrics:
+    from sklearn.metrics import average_precision_score
+
+    truth = labels.astype(np.int64)
+    if not truth.size:
+        names = ("accuracy", "balanced_accuracy", "average_precision", "top3", "top5")
+        return dict.fromkeys(names) | {"num_labelled": 0}
+    order = np.argsort(-logits, axis=1, kind="stable")
+    rank = np.argmax(order == truth[:, None], axis=1)
+    present = np.unique(truth)
+    precisions = [average_precision_score(truth == index, _softmax(logits)[:, index]) for index in present]
+    recalls = [float(np.mean(rank[truth == index] == 0)) for index in present]
+    return {
+        "accuracy": float(np.mean(rank == 0)),
+        "balanced_accuracy": float(np.mean(recalls)),
+        "average_precision": float(np.mean(precisions)),
+        "top3": float(np.mean(rank < 3)),
+        "top5": float(np.mean(rank < 5)),
+        "num_labelled": truth.size,
+    }
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers: NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+KINDS: dict[str, Kind] = {
+    "binary": Kind(_binary_loss, _binary_margin, _binary_metrics),
+    "categorical": Kind(_categorical_loss, _categorical_margin, _categorical_metrics),
+}
+
+
+@dataclass(frozen=True)
+class _Batched:
+    """Tasks of one kind and number of outputs, computed together."""
+
+    kind: Kind
+    tasks: Tensor  # [n] task numbers
+    columns: Tensor  # [n, K] columns of the outputs
+
+
+class TaskSet:
+    """The tasks of one network, in the order of its labels [B, T] and outputs [B, O].
+
+    `columns` says which columns of the outputs belong to which task.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tuple(tasks)
+        self.names = tuple(task.name for task in self.tasks)
+        if len(set(self.names)) < len(self.names) or not self.names:
+            doubled = sorted({name for name in self.names if self.names.count(name) > 1})
+            raise UserError(
+                f"A network needs at least one task and every task its own name, found {len(self.names)} tasks, "
+                f"more than once: {doubled}."
+            )
+        starts = np.cumsum([0, *(task.num_outputs for task in self.tasks)]).tolist()
+        self.num_tasks = len(self.tasks)
+        self.num_outputs: int = starts[-1]
+        self.columns = {
+            name: slice(start, stop) for name, start, stop in zip(self.names, starts, starts[1:], strict=False)
+        }
+        self._batched = self._by_kind(starts)
+        order = torch.cat([batched.tasks for batched in self._batched])
+        self._inverse = None if len(self._batched) == 1 else torch.argsort(order)
+
+    def _by_kind(self, starts: list[int]) -> list[_Batched]:
+        members: dict[tuple[str, int], list[int]] = {}
+        for number, task in enumerate(self.tasks):
+            members.setdefault((task.kind, task.num_outputs), []).append(number)
+        return [
+            _Batched(
+                KINDS[kind],
+                torch.tensor(numbers),
+                torch.tensor([[starts[number] + k for k in range(width)] for number in numbers]),
+            )
+            for (kind, width), numbers in members.items()
+        ]
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of every sample and task [B, T]; 0, with gradient 0, where unlabelled. outputs: [B, O]."""
+        return self._masked("loss", outputs, labels)
+
+    @torch.no_grad()
+    def margins(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The margin of every sample and task [B, T] (Eq. 6), 0 where unlabelled; no gradient."""
+        return self._masked("margin", outputs, labels)
+
+    def split(self, outputs: Tensor) -> dict[str, Tensor]:
+        """The logits of every task by name: [B] if binary, [B, K] if categorical."""
+        return {
+            task.name: outputs[:, columns].squeeze(1) if task.kind == "binary" else outputs[:, columns]
+            for task, columns in zip(self.tasks, self.columns.values(), strict=True)
+        }
+
+    def _masked(self, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
+        unlabelled = labels.isnan()
+        filled = labels.masked_fill(unlabelled, 0.0)
+        outputs = outputs.float()
+        if self._inverse is None:  # all tasks are alike: no gathering
+            values = getattr(self._batched[0].kind, name)(outputs.view(len(outputs), self.num_tasks, -1), filled)
+        else:
+            parts = [
+                getattr(batched.kind, name)(
+                    outputs[:, batched.columns.to(outputs.device)], filled[:, batched.tasks.to(labels.device)]
+                )
+                for batched in self._batched
+            ]
+            values = torch.cat(parts, dim=1)[:, self._inverse.to(outputs.device)]
+        masked: Tensor = values.masked_fill(unlabelled, 0.0)
+        return masked
+
+
+def task_metrics(tasks: Sequence[Task], outputs: NDArray[Any], labels: NDArray[Any], top_k: int = 10) -> dict[str, Any]:
+    """The metrics of one split, `{"tasks": {name: {...}}, "mean": {...}}`, in 0..1; None where undefined.
+
+    A mean is over the tasks for which the metric is defined.
+
+    Args:
+        tasks: in the order of the labels.
+        outputs: logits [N, O].
+        labels: [N, T], NaN where unlabelled.
+        top_k: a positive sample of a binary task is recalled if the task is among its `top_k` highest scores.
+    """
+    task_set = TaskSet(tasks)
+    outputs, labels = np.asarray(outputs, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    recalls = _top_recalls(task_set, outputs, labels, top_k)
+    rows: dict[str, Metrics] = {}
+    for number, task in enumerate(task_set.tasks):
+        labelled = ~np.isnan(labels[:, number])
+        row = KINDS[task.kind].metrics(outputs[labelled, task_set.columns[task.name]], labels[labelled, number])
+        rows[task.name] = row | ({f"top{top_k}_recall": recalls[task.name]} if task.name in recalls else {})
+    return {"tasks": rows, "mean": _means(list(rows.values()))}
+
+
+def _top_recalls(task_set: TaskSet, outputs: NDArray[np.float64], labels: NDArray[np.float64], top_k: int) -> Metrics:
+    binary = [number for number, task in enumerate(task_set.tasks) if task.kind == "binary"]
+    if not binary:
+        return {}
+    scores = outputs[:, [task_set.columns[task_set.names[number]].start for number in binary]]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    among = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(among, order, True, axis=1)
+    positive = labels[:, binary] >= 0.5  # NaN compares as False
+    return {
+        task_set.names[number]: float(among[positive[:, column], column].mean()) if positive[:, column].any() else None
+        for column, number in enumerate(binary)
+    }
+
+
+def _means(rows: list[Metrics]) -> Metrics:
+    names = dict.fromkeys(name for row in rows for name in row if not name.startswith("num_"))
+    values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    return {
+        name: float(np.mean(np.asarray(column, dtype=np.float64))) if column else None
+        for name, column in values.items()
+    }

@@ -1,0 +1,121 @@
+"""Losses, margins and metrics against hand-computed examples; what is unlabelled counts nowhere."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from distbranch.errors import UserError
+from distbranch.tasks import Task, TaskSet, task_metrics
+
+NAN = float("nan")
+MIXED = (Task("hat"), Task("colour", "categorical", ("red", "green", "blue")), Task("shoes"))
+
+
+def test_columns_follow_the_order_of_the_tasks() -> None:
+    tasks = TaskSet(MIXED)
+    assert tasks.columns == {"hat": slice(0, 1), "colour": slice(1, 4), "shoes": slice(4, 5)}
+    assert (tasks.num_tasks, tasks.num_outputs) == (3, 5)
+    outputs = torch.arange(10.0).view(2, 5)
+    split = tasks.split(outputs)
+    assert split["shoes"].tolist() == [4.0, 9.0]
+    assert split["colour"].tolist() == [[1.0, 2.0, 3.0], [6.0, 7.0, 8.0]]
+
+
+def test_losses_and_margins_of_mixed_kinds_are_those_of_every_task_alone() -> None:
+    outputs = torch.tensor([[0.0, 1.0, 2.0, 3.0, -1.0]])
+    labels = torch.tensor([[1.0, 2.0, 0.25]])
+    share = math.exp(3) / (math.exp(1) + math.exp(2) + math.exp(3))
+    p = 1 / (1 + math.exp(1))
+    expected = [math.log(2), -math.log(share), -(0.25 * math.log(p) + 0.75 * math.log(1 - p))]
+    assert TaskSet(MIXED).losses(outputs, labels)[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert TaskSet(MIXED).margins(outputs, labels)[0].tolist() == pytest.approx(
+        [0.5, 1 - share, abs(0.25 - p)], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("tasks", [MIXED, (Task("a"), Task("b"), Task("c"))])
+def test_unlabelled_entries_have_no_loss_no_margin_and_no_gradient(tasks: tuple[Task, ...]) -> None:
+    task_set = TaskSet(tasks)
+    outputs = torch.randn(4, task_set.num_outputs, requires_grad=True)
+    labels = torch.tensor([[1.0, NAN, 0.0], [NAN, 1.0, NAN], [NAN, NAN, NAN], [0.0, 0.0, 1.0]])
+    losses = task_set.losses(outputs, labels)
+    assert torch.equal(losses == 0, labels.isnan())
+    assert torch.equal(task_set.margins(outputs, labels) == 0, labels.isnan())
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    assert outputs.grad is not None
+    assert outputs.grad.isfinite().all()
+    assert outputs.grad[2].abs().sum() == 0
+    assert outputs.grad[0, task_set.columns[tasks[1].name]].abs().sum() == 0
+
+
+def test_margins_carry_no_gradient() -> None:
+    outputs = torch.randn(2, 3, requires_grad=True)
+    assert not TaskSet((Task("a"), Task("b"), Task("c"))).margins(outputs, torch.ones(2, 3)).requires_grad
+
+
+def test_binary_metrics_of_a_hand_computed_example() -> None:
+    outputs = np.array([[2.0], [1.0], [-1.0], [0.5], [9.0]])
+    labels = np.array([[1.0], [0.0], [1.0], [1.0], [NAN]])
+    row = task_metrics([Task("a")], outputs, labels)["tasks"]["a"]
+    assert row["accuracy"] == pytest.approx(2 / 4)
+    assert row["balanced_accuracy"] == pytest.approx((2 / 3 + 0) / 2)
+    assert row["average_precision"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    assert (row["num_labelled"], row["num_positive"]) == (4, 3)
+
+
+def test_categorical_metrics_of_a_hand_computed_example() -> None:
+    task = Task("colour", "categorical", ("red", "green", "blue", "grey"))
+    outputs = np.array([[4.0, 3, 2, 1], [4, 3, 2, 1], [4, 3, 2, 1], [1, 2, 3, 4]])
+    labels = np.array([[0.0], [1.0], [3.0], [3.0]])
+    row = task_metrics([task], outputs, labels)["tasks"]["colour"]
+    assert row["accuracy"] == pytest.approx(2 / 4)
+    assert row["balanced_accuracy"] == pytest.approx((1 + 0 + 1 / 2) / 3)
+    assert (row["top3"], row["top5"]) == (pytest.approx(3 / 4), pytest.approx(1.0))
+    assert 0 < row["average_precision"] <= 1
+
+
+def test_top_k_recall_is_the_share_of_positives_among_the_highest_scores_of_their_sample() -> None:
+    tasks = [Task(name) for name in "abc"]
+    outputs = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    labels = np.array([[1.0, 1.0, 1.0], [1.0, 0.0, NAN]])
+    metrics = task_metrics(tasks, outputs, labels, top_k=2)
+    assert [metrics["tasks"][name]["top2_recall"] for name in "abc"] == [0.5, 1.0, 0.0]
+    assert metrics["mean"]["top2_recall"] == pytest.approx(0.5)
+
+
+def test_what_is_undefined_is_none_and_left_out_of_the_mean() -> None:
+    tasks = [Task("all simple"), Task("unlabelled"), Task("proper")]
+    outputs = np.array([[-1.0, 0.0, 1.0], [-1.0, 0.0, -1.0]])
+    labels = np.array([[0.0, NAN, 1.0], [0.0, NAN, 0.0]])
+    metrics = task_metrics(tasks, outputs, labels)
+    assert metrics["tasks"]["all simple"]["average_precision"] is None
+    assert metrics["tasks"]["all simple"]["balanced_accuracy"] is None
+    assert metrics["tasks"]["unlabelled"]["accuracy"] is None
+    assert metrics["mean"] == {"accuracy": 1.0, "balanced_accuracy": 1.0, "average_precision": 1.0, "top10_recall": 1.0}
+
+
+def test_the_json_of_a_task_gives_the_same_task() -> None:
+    for task in MIXED:
+        assert Task.from_json(task.to_json()) == task
+    assert Task.from_json({"name": "a"}) == Task("a")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a", "dense"), "one of binary, categorical, found 'dense'"),
+        (("a", "categorical", ("red",)), "at least two different classes"),
+        (("a", "categorical", ("red", "red")), "at least two different classes"),
+        (("a", "binary", ("yes", "no")), "has no classes"),
+    ],
+)
+def test_a_task_that_makes_no_sense_is_refused(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Task(*arguments)  # type: ignore[arg-type]
+
+
+def test_two_tasks_of_one_name_are_refused() -> None:
+    with pytest.raises(UserError, match=r"more than once: \['a'\]"):
+        TaskSet((Task("a"), Task("a")))
