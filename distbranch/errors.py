@@ -1,4 +1,7 @@
-"""Errors for people: one sentence that says what should be, what was found and what to do. The command line prints it, without a traceback."""
+"""Errors for people: one sentence that says what should be, what was found and what to do.
+
+The command line prints it, without a traceback.
+"""
 
 
 class UserError(ValueError):

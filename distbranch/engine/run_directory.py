@@ -105,7 +105,7 @@ class RunDirectory:
             self.environment,
             {
                 "python": platform.python_version(),
-                "packages": {name: _version(name) for name in PACKAGES},
+                "packages": {name: package_version(name) for name in PACKAGES},
                 "commit": _commit(),
                 "host": platform.node(),
                 "processor": platform.processor() or platform.machine(),
@@ -154,7 +154,8 @@ def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         write_aside(path, "".join(json.dumps(line) + "\n" for line in read_lines(path) if keep(line)))
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:

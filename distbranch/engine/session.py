@@ -3,11 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from distbranch.branching.tree import Tree
-from distbranch.config import Config
+from distbranch.config import Config, load_config
 from distbranch.data.shards import read_dataset
-from distbranch.engine.distributed import join_ranks
+from distbranch.engine.artifact import load_model
+from distbranch.engine.distributed import Ranks, join_ranks
+from distbranch.engine.evaluate import evaluate
 from distbranch.engine.metrics import DrawDecision, Report
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trainer import RunResult, Trainer
@@ -54,3 +59,38 @@ def read_result(directory: Path) -> RunResult | None:
         raise UserError(
             f"The result of {directory} is damaged ({error}). Remove result.json there and run the same command again."
         ) from None
+
+
+def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[str, Any]:
+    """Metrics of a run's network on one split of its data set, or of another one with the same tasks, in this process.
+
+    Raises:
+        UserError: no such run, split or data set, or other tasks.
+    """
+    network, _ = load_model(directory)
+    config = load_config(RunDirectory(directory).config)
+    info = read_dataset(data or str(config.data.path))
+    if info.tasks != network.tasks.tasks:
+        raise UserError(
+            f"The data set {info.path} has other tasks than the run {directory}. Give one with the same tasks."
+        )
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    return evaluate(network, info, split, ranks, config.data, batch_size=config.train.eval_batch_size)
+
+
+def thin_company(result: RunResult) -> list[dict[str, Any]]:
+    """Results of finished runs beside this one that never branched and are alike in all else: its thin beginnings."""
+    own = load_config(RunDirectory(result.directory).config)
+    if own.method.name == "fixed":
+        return []
+    company = []
+    for file in sorted(result.directory.parent.glob("*/result.json")):
+        try:
+            other = load_config(file.parent / "config.yaml")
+        except UserError:
+            continue
+        same = (other.data.path, other.model, other.train.iterations, other.train.batch_size, other.seed)
+        mine = (own.data.path, own.model, own.train.iterations, own.train.batch_size, own.seed)
+        if other.method.name == "fixed" and same == mine:
+            company.append(json.loads(file.read_text()))
+    return company

@@ -6,6 +6,7 @@ wants to stop or has met a bad sample), which is awaited at the beginning of the
 
 import json
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -325,12 +326,14 @@ class Trainer:
         if self.ranks.world_size > 1:
             on_gpu = self.ranks.device.type == "cuda"
             # Batch norm's running statistics are sent when they are read (`_share_buffers`), not at every step.
-            self.wrapped = DistributedDataParallel(
-                self.network,
-                device_ids=[self.ranks.device] if on_gpu else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the argument's successor is not in all our releases
+                self.wrapped = DistributedDataParallel(
+                    self.network,
+                    device_ids=[self.ranks.device] if on_gpu else None,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
         self._no_sync = getattr(self.wrapped, "no_sync", nullcontext)
         if self.config.train.compile and not self.progress.growing:
             torch.compiler.reset()
@@ -538,7 +541,7 @@ def _own_statistics(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) 
     num_saved = int(checkpoint.state["world_size"])
 
     def of_rank(rank: int) -> AffinityStats:
-        stats = AffinityStats(blank.num_tasks, blank.decay, blank.agree.device)
+        stats = AffinityStats(blank.num_tasks, blank.decay, ranks.device)
         stats.load_state_dict({name: saved[f"rank-{rank}/{name}"] for name in stats.state_dict()})
         return stats
 

@@ -33,7 +33,7 @@ def train(
     if finished is not None:
         (report or _silent)({"kind": "finished", "directory": str(resolved.run_directory)})
         return finished
-    if resolved.launch.workers > 1 and "WORLD_SIZE" not in os.environ or resolved.launch.address:
+    if (resolved.launch.workers > 1 and "WORLD_SIZE" not in os.environ) or resolved.launch.address:
         from distbranch.launch.ray_train import train_on_ray
 
         return train_on_ray(resolved, report or _silent)

@@ -1,0 +1,130 @@
+"""What this machine offers a run, and what is wrong with it: one finding per line, with what to do."""
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import requires
+from pathlib import Path
+
+import psutil
+import torch
+from packaging.requirements import Requirement
+
+from distbranch.engine.run_directory import package_version
+from distbranch.errors import UserError
+
+GIB = 2**30
+SMALLEST_SHARED_MEMORY = GIB
+SMALLEST_DISK = 2 * GIB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `advice` is empty where all is well."""
+
+    what: str
+    found: str
+    advice: str = ""
+
+
+def examine(storage: Path) -> list[Finding]:
+    """Look at versions, devices, memory, shared memory, ports and the storage of runs."""
+    return [*_versions(), *_devices(), *_memory(), *_network(), *_storage(storage)]
+
+
+def _versions() -> Iterator[Finding]:
+    for text in requires("distbranch") or []:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found = package_version(requirement.name)
+        if found is None:
+            yield Finding(requirement.name, "absent", f"pip install '{text.split(';')[0].strip()}'")
+        elif not requirement.specifier.contains(found.split("+")[0], prereleases=True):
+            yield Finding(requirement.name, found, f"needs {requirement.specifier}: pip install '{text}'")
+        else:
+            yield Finding(requirement.name, found)
+
+
+def _devices() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    yield Finding("cores", f"{cores}" + (f", OMP_NUM_THREADS={threads}" if threads else ""))
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    has_bf16 = "amx_bf16" in flags or "avx512_bf16" in flags
+    yield Finding("bf16 on this processor", "in hardware" if has_bf16 else "not in hardware: keep train.precision=fp32")
+    if not torch.cuda.is_available():
+        built = torch.version.cuda is not None
+        advice = "This torch was built for CUDA but finds no GPU: check the driver with nvidia-smi." if built else ""
+        yield Finding("GPUs", "none" if built else "none (a CPU build of torch)", advice)
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
+
+
+def _memory() -> Iterator[Finding]:
+    available = psutil.virtual_memory().available
+    few = "Close other programs, or lower train.batch_size and data.prefetch." if available < GIB else ""
+    yield Finding("free memory", f"{available / GIB:.1f} GiB", few)
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        small = free < SMALLEST_SHARED_MEMORY
+        advice = "Give the container more (docker run --shm-size=8g), or use data.workers=0." if small else ""
+        yield Finding("shared memory", f"{free / GIB:.1f} GiB free", advice)
+
+
+def _network() -> Iterator[Finding]:
+    host = socket.gethostname()
+    try:
+        address = socket.gethostbyname(host)
+    except OSError:
+        address = ""
+    loopback = address.startswith("127.")
+    advice = "" if address else f"Add {host} to /etc/hosts."
+    if loopback:
+        advice = (
+            "Between hosts this name leads nowhere: set GLOO_SOCKET_IFNAME to the network interface of the cluster."
+        )
+    yield Finding("host name", f"{host} is {address or 'not resolved'}", advice)
+    for port, use in ((6379, "the head of a Ray cluster"), (8265, "Ray's dashboard and jobs")):
+        yield Finding(f"port {port}", _port_text(port, use))
+
+
+def _port_text(port: int, use: str) -> str:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        answers = probe.connect_ex(("127.0.0.1", port)) == 0
+    return f"something answers: {use}, perhaps (launch.address)" if answers else f"free ({use} is not running here)"
+
+
+def _storage(folder: Path) -> Iterator[Finding]:
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=existing) as trial:
+            source, target = Path(trial) / "a", Path(trial) / "b"
+            source.write_bytes(b"x")
+            source.rename(target)
+        advice = ""
+    except OSError as error:
+        advice = f"It cannot be written ({error.strerror}). Give another run.directory."
+    usage = shutil.disk_usage(existing)
+    if not advice and usage.free < SMALLEST_DISK:
+        advice = "Make room: checkpoints and packed data need more."
+    yield Finding(f"runs in {folder}", f"{usage.free / GIB:.0f} GiB free", advice)
+
+
+def raise_if_wrong(findings: list[Finding]) -> None:
+    """End `distbranch doctor` with exit code 1 where something is wrong.
+
+    Raises:
+        UserError: with the number of findings that need something done.
+    """
+    wrong = [finding for finding in findings if finding.advice]
+    if wrong:
+        raise UserError(f"{len(wrong)} finding(s) need something done: {', '.join(finding.what for finding in wrong)}.")
