@@ -1,0 +1,1 @@
+"""Pictures, tables and the page that show what a run did; the only home of matplotlib."""

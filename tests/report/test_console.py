@@ -1,0 +1,40 @@
+import io
+
+from rich.console import Console
+
+from distbranch.report.console import COLUMNS, result_markdown, result_rows, result_table
+
+
+def result(precision: float, weights: int) -> dict[str, object]:
+    mean = {"accuracy": 0.9, "balanced_accuracy": 0.8, "average_precision": precision, "top10_recall": None}
+    sizes = {"num_groups_top": 1, "parameters": weights + 100, "weights": weights, "multiply_adds": 12_500_000}
+    return {"metrics": {"test": {"mean": mean, "tasks": {}}}, **sizes}
+
+
+RESULTS = {"thin-16": [result(0.711, 31_992)], "branch-16-2": [result(0.74, 130_000), result(0.75, 132_000)]}
+
+
+def test_rows_hold_the_mean_and_the_deviation_over_seeds() -> None:
+    thin, grown = result_rows(RESULTS)
+    assert (thin["seeds"], thin["average_precision"], thin["average_precision_sd"]) == (1, 0.711, None)
+    assert abs(grown["average_precision"] - 0.745) < 1e-12
+    assert abs(grown["average_precision_sd"] - 0.0070710678) < 1e-9
+    assert grown["top10_recall"] is None
+
+
+def test_the_markdown_table_has_a_row_per_network_and_as_many_cells_as_columns() -> None:
+    lines = result_markdown(RESULTS).splitlines()
+    assert len(lines) == 4
+    assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
+    assert "74.5 ± 0.7" in lines[3]
+    assert "131,000 ± 1,414" in lines[3]
+
+
+def test_the_terminal_table_shows_what_is_not_known_as_a_dash() -> None:
+    screen = Console(file=io.StringIO(), width=200)
+    screen.print(result_table({**RESULTS, "running": [{}]}))
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "thin-16" in text
+    assert "71.1" in text
+    assert "31,992" in text
+    assert "\u2013" in text.splitlines()[-2]

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+
+from distbranch.report.figures import (
+    draw_affinity,
+    draw_costs,
+    draw_curves,
+    draw_task_table,
+    draw_throughput,
+    sorted_tasks,
+)
+from distbranch.report.palette import ORANGE, blend, group_colour, text_on
+from distbranch.report.run_files import read_run
+
+
+def test_the_matrix_is_ordered_by_group_and_its_diagonal_left_out() -> None:
+    affinity = np.array([[1, 0.1, 0.9], [0.1, 1, 0.2], [0.9, 0.2, 1]])
+    figure = draw_affinity({"phi": affinity}, ["a", "b", "c"], (("a", "c"), ("b",)))
+    axes = figure.axes[0]
+    shown = np.ma.filled(axes.images[0].get_array(), np.nan)
+    np.testing.assert_allclose(shown, [[np.nan, 0.9, 0.1], [0.9, np.nan, 0.2], [0.1, 0.2, np.nan]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "c", "b"]
+
+
+def test_white_in_the_matrix_is_independence_whatever_the_values() -> None:
+    for affinity in (np.full((4, 4), 0.9), np.full((4, 4), 0.5), np.eye(1)):
+        names = list("abcd")[: len(affinity)]
+        low, high = draw_affinity({"agreement": affinity}, names, (tuple(names),)).axes[0].images[0].get_clim()
+        assert low + high == 1.0
+        assert low < 0.5 < high
+
+
+def test_two_hundred_tasks_are_drawn_without_names() -> None:
+    names = [f"task_{i}" for i in range(200)]
+    figure = draw_affinity({"phi": np.full((200, 200), 0.6)}, names, (tuple(names[:80]), tuple(names[80:])))
+    assert not figure.axes[0].get_yticklabels()
+
+
+def test_the_chosen_number_of_branches_is_marked_on_every_panel(grown_run: Path) -> None:
+    decisions = read_run(grown_run).decisions
+    panels = [axes for axes in draw_costs(decisions).axes if axes.get_visible()]
+    assert len(panels) == len(decisions)
+    for axes, decision in zip(panels, decisions, strict=True):
+        (mark,) = [line for line in axes.lines if line.get_color() == ORANGE]
+        chosen = decision["num_groups"]
+        assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (chosen, decision["costs"][str(chosen)])
+
+
+def test_curves_without_evaluations_or_with_a_lost_loss_are_drawn() -> None:
+    lines = [
+        {"iteration": i, "loss": loss, "learning_rate": 0.1} for i, loss in enumerate([3.0, float("nan"), 2.0, None])
+    ]
+    assert len(draw_curves(lines, [], []).axes) == 2
+    assert len(draw_throughput(lines, []).axes) == 2
+
+
+def test_tasks_are_sorted_by_average_precision_with_the_undefined_last() -> None:
+    rows = {"a": {"average_precision": 0.2}, "b": {"average_precision": None}, "c": {"average_precision": 0.9}}
+    assert sorted_tasks({"tasks": rows}) == ["c", "a", "b"]
+    figure = draw_task_table({"tasks": rows}, (("a", "b"),))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["c", "a", "b"]
+
+
+def test_thirty_groups_have_thirty_colours_with_readable_numbers() -> None:
+    colours = [group_colour(number) for number in range(30)]
+    assert len(set(colours)) == 30
+    assert {text_on(colour) for colour in colours} == {"#ffffff", "#1b2430"}
+    assert blend("#000000", "#ffffff", 0.5) == "#808080"

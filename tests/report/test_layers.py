@@ -1,0 +1,66 @@
+import itertools
+import random
+
+from distbranch.report.layers import LayerBranches, Run, branch_of, group_numbers, grow, runs, top_groups
+
+TREE = (
+    LayerBranches("conv1", (("a", "b", "c", "d", "e"),), 16),
+    LayerBranches("conv2", (("a", "b", "c", "d", "e"),), 16),
+    LayerBranches("conv3", (("d", "b"), ("a", "c", "e")), 16),
+    LayerBranches("fc4", (("a",), ("b",), ("d",), ("c", "e")), 32),
+)
+
+
+def test_equal_consecutive_layers_become_one_run_and_no_layer_is_lost() -> None:
+    found = runs(TREE)
+    assert [run.title for run in found] == ["conv1 … conv2", "conv3", "fc4"]
+    assert [layer for run in found for layer in run.layers] == list(TREE)
+
+
+def test_layers_with_the_same_branches_in_another_order_are_one_run() -> None:
+    other = LayerBranches("x", (("e", "c", "a"), ("b", "d")))
+    assert len(runs([TREE[2], other])) == 1
+
+
+def test_the_width_of_a_run_is_a_number_a_range_or_nothing() -> None:
+    assert Run(TREE[:2]).width == "16"
+    assert Run(TREE).width == "16\u201332"
+    assert Run((LayerBranches("x", (("a",),)),)).width == ""
+
+
+def test_in_the_order_of_the_top_groups_every_branch_is_contiguous_so_no_edges_cross() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        layers, branches = [], [[f"t{i}"] for i in range(20)]
+        for layer in range(6):
+            layers.insert(0, LayerBranches(f"l{layer}", tuple(map(tuple, branches))))
+            labels = [rng.randrange(max(1, len(branches) // 2)) for _ in branches]
+            merged = {
+                label: [t for b, x in zip(branches, labels, strict=True) if x == label for t in b] for label in labels
+            }
+            branches = list(merged.values())
+        groups = top_groups(layers)
+        assert sorted(groups) == sorted(layers[-1].branches)
+        for layer in layers:
+            feeds = [branch_of(layer.branches, group[0]) for group in groups]
+            assert sum(a != b for a, b in itertools.pairwise(feeds)) == len(layer.branches) - 1
+
+
+def test_growing_by_the_decisions_ends_in_the_tree_and_begins_with_everything_shared() -> None:
+    decisions = [
+        {"layer": 4, "tasks": [["a"], ["b"], ["d"], ["c", "e"]]},
+        {"layer": 3, "tasks": [["d", "b"], ["a", "c", "e"]]},
+    ]
+    steps = grow(TREE, decisions)
+    assert len(steps) == 3
+    assert all(len(layer.branches) == 1 for layer in steps[0])
+    assert [len(layer.branches) for layer in steps[1]] == [1, 1, 1, 4]
+    assert [
+        set(map(frozenset, a.branches)) == set(map(frozenset, b.branches)) for a, b in zip(steps[2], TREE, strict=True)
+    ]
+
+
+def test_every_task_has_the_number_of_its_group() -> None:
+    groups = top_groups(TREE)
+    assert group_numbers(groups) == {task: n for n, group in enumerate(groups) for task in group}
+    assert top_groups(()) == ()

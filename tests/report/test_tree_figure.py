@@ -1,0 +1,78 @@
+import itertools
+import random
+
+import pytest
+
+from distbranch.report.layers import LayerBranches, branch_of, runs, top_groups
+from distbranch.report.tree_figure import (
+    FONT,
+    TEXT_WIDTH,
+    _columns,
+    _stack,
+    _thickness,
+    draw_growth,
+    draw_tree,
+    members,
+    text_width,
+    wrap,
+)
+
+
+def random_tree(num_tasks: int, num_groups: int, num_layers: int, seed: int) -> list[LayerBranches]:
+    rng = random.Random(seed)
+    branches = [tuple(f"Task_number_{i}" for i in range(num_tasks) if i % num_groups == g) for g in range(num_groups)]
+    layers: list[LayerBranches] = []
+    for layer in range(num_layers, 0, -1):
+        layers.insert(0, LayerBranches(f"conv{layer}_1", tuple(branches), 16))
+        if len(branches) > 1 and rng.random() < 0.6:
+            first, second = rng.sample(range(len(branches)), 2)
+            joined = (*branches[first], *branches[second])
+            branches = [joined, *(b for i, b in enumerate(branches) if i not in (first, second))]
+    return layers
+
+
+def test_wrapped_lines_fit_and_keep_every_name_in_order() -> None:
+    names = [f"Quite_a_long_name_{i}" for i in range(23)]
+    lines = wrap(names, 4.0)
+    assert all(text_width(line, FONT) <= 4.0 for line in lines)
+    assert "  ·  ".join(lines).split("  ·  ") == [name.replace("_", " ") for name in names]
+
+
+@pytest.mark.parametrize(("num_tasks", "num_groups"), [(1, 1), (2, 2), (40, 2), (40, 9), (40, 20), (200, 30)])
+def test_no_two_boxes_or_blocks_of_names_overlap(num_tasks: int, num_groups: int) -> None:
+    for seed in range(3):
+        layers = random_tree(num_tasks, num_groups, 15, seed)
+        groups = top_groups(layers)
+        thick = _thickness(groups)
+        heights = [max(0.185 * len(wrap(g, TEXT_WIDTH)), 0.05 + t) for g, t in zip(groups, thick, strict=True)]
+        leaves = _stack(heights, 1.0, 0.13)
+        columns = _columns(runs(layers), groups, leaves, thick, left=1.0)
+        for column in columns:
+            boxes = sorted((column.strands[n[0]][0] - 0.05, column.strands[n[-1]][1] + 0.05) for n in column.members)
+            assert all(above[1] < below[0] for above, below in itertools.pairwise(boxes))
+        assert all(a.right < b.left for a, b in itertools.pairwise(columns))
+
+
+def test_a_figure_of_the_tree_names_every_task_and_every_run_of_layers() -> None:
+    layers = random_tree(40, 9, 15, 0)
+    figure = draw_tree(layers, title="A run", heading="and its heading")
+    shown = " ".join(text.get_text() for text in figure.axes[0].texts)
+    assert all(f"Task number {i}" in shown for i in range(40))
+    assert all(run.title in shown for run in runs(layers))
+
+
+def test_branches_of_a_layer_share_out_all_groups() -> None:
+    layers = random_tree(40, 12, 15, 1)
+    groups = top_groups(layers)
+    for layer in layers:
+        inside = members(layer.branches, groups)
+        assert sorted(itertools.chain(*inside)) == list(range(12))
+        assert all(len({branch_of(layer.branches, groups[n][0]) for n in numbers}) == 1 for numbers in inside)
+
+
+def test_the_growth_has_a_picture_before_the_first_decision_and_one_after_each() -> None:
+    layers = random_tree(6, 3, 4, 0)
+    decision = {"round": 1, "iteration": 1000, "layer": 4, "layer_name": "fc", "num_groups": 3}
+    decision["tasks"] = [list(branch) for branch in layers[-1].branches]
+    texts = [text.get_text() for text in draw_growth(layers, [decision]).axes[0].texts]
+    assert texts == ["Before: everything shared", "Round 1, iteration 1,000: fc → 3"]
