@@ -8,7 +8,11 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +27,8 @@ logger = logging.getLogger("distbranch")
 
 ATTEMPTS = 3
 BACKOFF_S = 0.5
+_AHEAD_THREADS = 4
+_COPY = re.compile(r"[0-9a-f]{16}-.+\.(tar|npy)")  # what we put into the cache folder; anything else there is not ours
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 
 
@@ -34,7 +40,8 @@ class DamagedDownloadError(OSError):
 class Cache:
     """Where copies of remote shards are kept, and the bound in bytes: the file used longest ago makes room.
 
-    Files being read stay, so the bound should hold the shards of a window with their indexes for every rank of the host.
+    Files being read stay, so the bound should hold the shards of a window with their indexes; those of the next window
+    are fetched ahead where it holds two.
     """
 
     folder: str
@@ -107,6 +114,29 @@ class RemoteFiles:
             raise DamagedDownloadError(f"it arrived with sha256 {found}, it was packed with {sha256}")
 
 
+class FetchAhead:
+    """Fetches files by threads before they are read, so that a reader waits for a slow network only once."""
+
+    def __init__(self, files: RemoteFiles) -> None:
+        self._files = files
+        self._pool = ThreadPoolExecutor(_AHEAD_THREADS, "distbranch-fetch")
+        self._wanted: set[str] = set()
+
+    def want(self, files: Mapping[str, str]) -> None:
+        """These files (name to sha256) will be read soon."""
+        for file in files.keys() - self._wanted:
+            self._pool.submit(self._fetch, file, files[file])
+        self._wanted = set(files)
+
+    def close(self) -> None:
+        """Waits for what is being fetched and forgets the rest."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _fetch(self, file: str, sha256: str) -> None:
+        with suppress(OSError):  # who reads the file meets the error again, and tells
+            os.close(self._files.open(file, sha256))
+
+
 def open_files(path: str, cache: Cache | None = None) -> Files:
     """The files of the data set at a folder or URL. UserError for a URL that this installation cannot read."""
     if not is_remote(path):
@@ -152,7 +182,7 @@ def _copies(folder: Path) -> list[tuple[Path, float, int]]:
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.endswith((".lock", ".part")):
+            if _COPY.fullmatch(entry.name):
                 status = entry.stat()
                 found.append((Path(entry.path), status.st_mtime, status.st_size))
     return found

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -134,9 +135,13 @@ def _split(info: DatasetInfo, split: str) -> SplitInfo:
 
 
 class _Order(Protocol):
-    """Which samples form a rank's batch of a given number, and their indices; none = the end."""
+    """Which samples form a rank's batches, and in which shards those of the near future are."""
 
-    def batch(self, number: int) -> tuple[list[Place], range]: ...
+    def batch(self, number: int) -> tuple[list[Place], range]:
+        """The samples of a batch and their indices; none = the end."""
+
+    def ahead(self, index: int) -> list[int]:
+        """The shards read soon by whoever has come to this index."""
 
 
 @dataclass
@@ -155,6 +160,9 @@ class _TrainOrder:
         )
         return self.plan.samples(share.start, share.stop), share
 
+    def ahead(self, index: int) -> list[int]:
+        return self.plan.shards_ahead(index)
+
 
 @dataclass
 class _EvalOrder:
@@ -163,13 +171,22 @@ class _EvalOrder:
     rank: int
     world_size: int
 
+    def __post_init__(self) -> None:
+        self._ends = list(itertools.accumulate(shard.num_samples for shard in self.shards))
+
     def batch(self, number: int) -> tuple[list[Place], range]:
-        ends = np.cumsum([shard.num_samples for shard in self.shards])
-        mine = range(self.rank, int(ends[-1]), self.world_size)
+        mine = range(self.rank, self._ends[-1], self.world_size)
         indices = mine[number * self.batch_size : (number + 1) * self.batch_size]
-        shards = np.searchsorted(ends, np.asarray(indices, dtype=np.int64), side="right").tolist()
-        starts = [0, *ends.tolist()]
-        return [(shard, index - starts[shard], 0) for shard, index in zip(shards, indices, strict=True)], indices
+        shards = [bisect_right(self._ends, index) for index in indices]
+        places = [
+            (shard, index - self._ends[shard] + self.shards[shard].num_samples, 0)
+            for shard, index in zip(shards, indices, strict=True)
+        ]
+        return places, indices
+
+    def ahead(self, index: int) -> list[int]:
+        shard = bisect_right(self._ends, index)
+        return list(range(shard, min(shard + 2, len(self.shards))))
 
 
 @dataclass(frozen=True)
@@ -194,7 +211,7 @@ class _BatchMaker:
     def __init__(self, recipe: _Recipe) -> None:
         self._recipe = recipe
         files = open_files(recipe.path, recipe.cache)
-        self._reader = ShardReader(files, recipe.shards, recipe.tasks, max_open=recipe.max_open)
+        self.reader = ShardReader(files, recipe.shards, recipe.tasks, max_open=recipe.max_open)
 
     def make(self, places: Sequence[Place], indices: Sequence[int]) -> Batch:
         """The batch of these samples; bad ones are left out and counted, or end the batch with an error."""
@@ -214,14 +231,14 @@ class _BatchMaker:
 
     def close(self) -> None:
         """Closes the shards."""
-        self._reader.close()
+        self.reader.close()
 
     def _sample(self, shard: int, sample: int, epoch: int) -> tuple[Pixels, np.ndarray[Any, np.dtype[np.float32]]]:
-        content, labels = self._reader.read(shard, sample, epoch)
+        content, labels = self.reader.read(shard, sample, epoch)
         try:
             pixels = decode(content, self._recipe.image_size, self._recipe.decoder)
         except ValueError as error:
-            name = self._reader.name(shard, sample, epoch)
+            name = self.reader.name(shard, sample, epoch)
             what = f"its image cannot be decoded ({error})."
             raise BadSample("broken-image", self._recipe.shards[shard].file, name, what) from None
         return self._recipe.augmentation(pixels, self._recipe.seed, epoch, shard, sample), labels
@@ -250,6 +267,7 @@ def _batches(order: _Order, recipe: _Recipe, first: int = 0, step: int = 1) -> I
             places, indices = order.batch(number)
             if not places:
                 return
+            maker.reader.want(order.ahead(indices.start))
             yield maker.make(places, indices)
 
 

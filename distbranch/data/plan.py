@@ -58,6 +58,17 @@ class Plan:
             start += end - offset
         return places
 
+    def shards_ahead(self, position: int) -> list[int]:
+        """The shards of the window that holds this stream position, and those of the window after it."""
+        shards: list[int] = []
+        for _ in range(2):
+            number, offset = divmod(position, self.num_samples)
+            epoch = self._epoch(number)
+            window = bisect_right(epoch.starts, offset) - 1
+            shards += epoch.shards[window * self.window : (window + 1) * self.window].tolist()
+            position += epoch.starts[window + 1] - offset
+        return shards
+
     def _epoch(self, number: int) -> _Epoch:
         def make() -> _Epoch:
             shards = _permutation(len(self.shard_sizes), self.seed, number, 0)

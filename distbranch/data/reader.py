@@ -15,7 +15,7 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 
-from distbranch.data.cache import DamagedDownloadError, Files
+from distbranch.data.cache import DamagedDownloadError, FetchAhead, Files, RemoteFiles
 from distbranch.data.shards import BadSample, Shard, parse_labels
 from distbranch.tasks import Task
 
@@ -42,6 +42,15 @@ class ShardReader:
     def __init__(self, files: Files, shards: Sequence[Shard], tasks: Sequence[Task], *, max_open: int) -> None:
         self._files, self._shards, self._tasks, self._max_open = files, shards, tasks, max_open
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
+        self._ahead = FetchAhead(files) if isinstance(files, RemoteFiles) else None
+
+    def want(self, shards: Sequence[int]) -> None:
+        """These shards will be read soon: fetches them in the background if they are remote and the cache holds them."""
+        if self._ahead is None or not isinstance(self._files, RemoteFiles):
+            return
+        soon = [self._shards[shard] for shard in shards]
+        if sum(shard.num_bytes for shard in soon) <= self._files.cache.max_bytes:
+            self._ahead.want({s.index: s.index_sha256 for s in soon} | {s.file: s.sha256 for s in soon})
 
     def read(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, NDArray[np.float32]]:
         """The JPEG and the labels [T] (NaN = unlabelled) of a sample. Raises BadSample."""
@@ -78,6 +87,8 @@ class ShardReader:
 
     def close(self) -> None:
         """Closes every shard."""
+        if self._ahead is not None:
+            self._ahead.close()
         while self._open:
             self._close_oldest()
 

@@ -237,7 +237,7 @@ def trainer(info: DatasetInfo, tmp_path: Path) -> Iterator[subprocess.Popen[str]
         text=True,
     )
     assert process.stdout
-    assert process.stdout.readline() == "0\n"
+    assert [process.stdout.readline() for _ in range(2)] == ["0\n", "20\n"]  # both processes are at work
     yield process
     process.kill()
     process.communicate()
@@ -250,7 +250,7 @@ def test_prefetching_processes_leave_signals_to_the_trainer_and_end_with_it(trai
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
             worker.send_signal(number)
     assert trainer.stdout
-    assert [int(trainer.stdout.readline()) for _ in range(5)] == [20, 40, 60, 80, 100]
+    assert [int(trainer.stdout.readline()) for _ in range(5)] == [40, 60, 80, 100, 120]
     trainer.kill()
     deadline = time.monotonic() + 5
     while any(alive(worker) for worker in workers):

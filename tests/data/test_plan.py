@@ -75,6 +75,16 @@ def test_memory_is_that_of_a_few_windows_however_many_samples_there_are() -> Non
     assert peak < 2_000_000
 
 
+def test_the_shards_ahead_are_those_of_this_window_and_the_next() -> None:
+    plan = Plan([4, 4, 4, 4, 4], seed=0, window=2)  # windows of 8, 8 and 4 samples
+    for position in (0, 7, 8, 15, 16, 19, 20, 59):
+        end = position - position % 20 + {0: 8, 1: 16, 2: 20}[position % 20 // 8]
+        following = end + (4 if end % 20 == 16 else 8)
+        soon = {shard for shard, _, _ in plan.samples(position, following)}
+        assert soon <= set(plan.shards_ahead(position))
+        assert len(plan.shards_ahead(position)) == (3 if position % 20 >= 8 else 4)
+
+
 def test_a_plan_without_samples_says_so() -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         Plan([0, 0], seed=0).samples(0, 1)
