@@ -7,6 +7,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,4 +148,7 @@ class ShardWriter:
         if self._tar is not None and kind is None:
             self._close()
         elif self._tar is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk, which is being told already
+                self._tar.close()
+            with suppress(OSError):
+                self._file.close()

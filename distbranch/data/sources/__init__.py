@@ -57,7 +57,7 @@ def pack_source(
 
 
 def _sentence(error: ValidationError, options: type[SourceOptions]) -> str:
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a misspelt option explains the rest
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, options.model_fields, n=3) or list(options.model_fields)

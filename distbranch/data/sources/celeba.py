@@ -48,10 +48,10 @@ class CelebaOptions(ImageFileOptions):
         attributes = first_existing(self.root, FOLDERS, ("list_attr_celeba.txt", "list_attr_celeba.csv"))
         partition = first_existing(self.root, FOLDERS, ("list_eval_partition.txt", "list_eval_partition.csv"))
         images = open_images(self.images or find_images(self.root, IMAGE_FOLDERS[self.aligned]))
-        names = tuple(_header(attributes))
-        splits = _splits(partition)
         if attributes.suffix == ".txt":
             count_rows(attributes, num_header_lines=1)
+        names = tuple(_header(attributes))
+        splits = _splits(partition)
         num_rows = sum(1 for _ in _lines(attributes))
         if num_rows != len(splits):
             raise UserError(
