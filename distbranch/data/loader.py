@@ -5,35 +5,25 @@ the others: rank r takes positions [k*B + r*B//W, k*B + (r+1)*B//W), prefetching
 """
 
 import itertools
-import logging
-import multiprocessing
-import os
-import signal
-import threading
 from bisect import bisect_right
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from multiprocessing import connection
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from distbranch.data.cache import Cache, open_files
 from distbranch.data.decode import Augmentation, Pixels, decode
 from distbranch.data.plan import Place, Plan
+from distbranch.data.prefetch import from_processes, from_thread
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
 from distbranch.errors import UserError
 from distbranch.tasks import Task
-
-logger = logging.getLogger("distbranch")
 
 
 @dataclass(frozen=True)
@@ -260,22 +250,29 @@ def _batch(images: Pixels, labels: Any, kept: list[int], bad: list[BadSample], *
     )
 
 
-def _batches(order: _Order, recipe: _Recipe, first: int = 0, step: int = 1) -> Iterator[Batch]:
-    """Batches first, first + step, ... of this rank."""
-    with closing(_BatchMaker(recipe)) as maker:
-        for number in itertools.count(first, step):
-            places, indices = order.batch(number)
-            if not places:
-                return
-            maker.reader.want(order.ahead(indices.start))
-            yield maker.make(places, indices)
+@dataclass(frozen=True)
+class _Source:
+    """The batches of this rank, as any process can make them."""
+
+    order: _Order
+    recipe: _Recipe
+
+    def batches(self, first: int = 0, step: int = 1) -> Iterator[Batch]:
+        with closing(_BatchMaker(self.recipe)) as maker:
+            for number in itertools.count(first, step):
+                places, indices = self.order.batch(number)
+                if not places:
+                    return
+                maker.reader.want(self.order.ahead(indices.start))
+                yield maker.make(places, indices)
 
 
 def _loaded(order: _Order, recipe: _Recipe, num_workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:
     open_files(recipe.path, recipe.cache)  # what is wrong with the path is said now, and not by a process later
+    source = _Source(order, recipe)
     if num_workers:
-        return _until_error(_from_processes(_Stream(order, recipe), num_workers, prefetch, pin_memory))
-    return _until_error(_from_thread(_batches(order, recipe), prefetch, pin_memory))
+        return _until_error(from_processes(source, num_workers, prefetch, pin_memory=pin_memory))
+    return _until_error(from_thread(source, prefetch, pin_memory=pin_memory))
 
 
 def _until_error(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -283,92 +280,3 @@ def _until_error(batches: Iterator[Batch]) -> Iterator[Batch]:
         yield batch
         if batch.error is not None:
             return
-
-
-def _from_thread(batches: Iterator[Batch], prefetch: int, pin_memory: bool) -> Iterator[Batch]:
-    """The same batches, made by one thread: the decoders release the interpreter's lock while they work."""
-
-    def make() -> Batch | None:
-        batch = next(batches, None)
-        return batch.pin_memory() if batch is not None and pin_memory else batch
-
-    pool = ThreadPoolExecutor(1, "distbranch-loader")
-    try:
-        pending = deque(pool.submit(make) for _ in range(prefetch))
-        while (batch := pending.popleft().result()) is not None:
-            pending.append(pool.submit(make))
-            yield batch
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class _Stream(IterableDataset[Batch]):
-    """What every prefetching process iterates: its own share of the batches."""
-
-    def __init__(self, order: _Order, recipe: _Recipe) -> None:
-        self._order, self._recipe = order, recipe
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        assert worker is not None
-        return _batches(self._order, self._recipe, worker.id, worker.num_workers)
-
-
-def _from_processes(stream: _Stream, num_workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:
-    """The same batches, made by processes; the DataLoader returns them in order."""
-    # Neither fork (the threads of gloo, gRPC and OpenMP may hold locks at that moment) nor spawn (each process would
-    # import torch anew, seconds each): a server process imports once, every later process is a fork of it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", __name__])
-    loader = DataLoader(
-        stream,
-        batch_size=None,
-        num_workers=num_workers,
-        prefetch_factor=prefetch,
-        collate_fn=_as_it_is,
-        worker_init_fn=_begin_worker,
-        multiprocessing_context=context,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # else each loader draws from the global one, which a resumed run would notice
-    )
-    try:
-        yield from loader
-    except (RuntimeError, OSError, EOFError) as error:
-        if not _from_a_dead_process(error):
-            raise
-        raise UserError(
-            f"A prefetching process ended unexpectedly ({error or type(error).__name__}). "
-            "Perhaps memory ran out: lower data.workers."
-        ) from error
-
-
-def _from_a_dead_process(error: Exception) -> bool:
-    """Whether a process is gone, as against an error inside it, which arrives as "Caught ... in DataLoader worker"."""
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader worker")
-    return not str(error).startswith("Caught")  # the pipe to a process that was killed breaks in several ways
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _begin_worker(_: int) -> None:
-    """In a prefetching process: leave signals to the trainer, and end when it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_the_first_one)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    # The DataLoader watches the parent process, but that is the fork server, which lives as long as its children do.
-    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
-
-
-def _leave_the_first_one(number: int, _: FrameType | None) -> None:
-    """A scheduler sends SIGTERM to all processes at once, and the trainer still wants its batches; the next one ends."""
-    signal.signal(number, signal.SIG_DFL)
-
-
-def _end_with_the_trainer() -> None:
-    trainer = multiprocessing.parent_process()
-    assert trainer is not None
-    connection.wait([trainer.sentinel])
-    os._exit(1)
