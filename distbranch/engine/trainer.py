@@ -4,11 +4,9 @@ Ranks agree on everything one step late and for free: each step begins a small s
 wants to stop or has met a bad sample), which is awaited at the beginning of the next one, behind the backward pass.
 """
 
-import json
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,36 +15,32 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.branching.tree import Split, Tree
-from distbranch.branching.widening import widen
+from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.data.loader import Batch
 from distbranch.data.shards import BAD_KINDS, DatasetInfo
 from distbranch.engine.artifact import Preprocessing, save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint
-from distbranch.engine.distributed import Pending, Ranks, fingerprint, verify_equal
+from distbranch.engine.distributed import Pending, Ranks, verify_equal
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.loading import open_training
 from distbranch.engine.methods import Ruling, decide, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
 from distbranch.engine.optimisation import (
-    build_optimizer,
     learning_rate,
-    load_slots,
-    optimizer_slots,
     set_learning_rate,
 )
 from distbranch.engine.profiling import Profiler
 from distbranch.engine.run_directory import RunDirectory, write_json
+from distbranch.engine.statistics import own_statistics, tensors_of_ranks
+from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.engine.window import StepWindow
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
-from distbranch.models.tree_net import TreeNet
 
 
 class StoppedEarly(Exception):  # noqa: N818  # not an error: everything is saved
@@ -109,6 +103,7 @@ class Trainer:
         self.has_gaps = any(counts.get("unlabelled", 0) for counts in info.splits["train"].labels.values())
         self.progress = Progress(growing=config.method.name == "branching")
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
+        self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=not self.progress.growing)
         resumed = self._restore_or_begin()
         self.log = (
             RunLog(self.directory, resumed_at=self.progress.iteration if resumed else None, report=report, draw=draw)
@@ -159,14 +154,14 @@ class Trainer:
             schedule_start=progress.schedule_start,
             iterations=config.train.iterations,
         )
-        set_learning_rate(self.optimizer, rate)
+        set_learning_rate(self.net.optimizer, rate)
         images = batch.images.to(self.ranks.device, non_blocking=True)
         labels = batch.labels.to(self.ranks.device, non_blocking=True)
         self._batch, waited = self._next_batch()
         self._flags = self._start_flags()
         self._forward_and_backward(images, labels)
-        norm = clip_grad_norm_(self.network.parameters(), config.train.clip_norm, foreach=True)
-        self.optimizer.step()
+        norm = clip_grad_norm_(self.net.network.parameters(), config.train.clip_norm, foreach=True)
+        self.net.optimizer.step()
         progress.iteration += 1
         self._window.add(num_samples=config.train.batch_size, waited=waited, rate=rate, norm=norm)
         self._profiler.step()
@@ -180,18 +175,18 @@ class Trainer:
         scale = self.ranks.world_size / config.batch_size
         margins, sums = [], torch.zeros(len(self.info.tasks), dtype=torch.float64, device=self.ranks.device)
         parts = list(zip(images.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.net.optimizer.zero_grad(set_to_none=True)
         for number, (part, part_labels) in enumerate(parts):
             last = number == len(parts) - 1
-            with nullcontext() if last else self._no_sync():
+            with nullcontext() if last else self.net.no_sync():
                 with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    outputs = self.wrapped(part, flat=True)
-                losses = self.network.tasks.losses(outputs, part_labels)
-                margins.append(self.network.tasks.margins(outputs.detach(), part_labels))
+                    outputs = self.net.wrapped(part, flat=True)
+                losses = self.net.network.tasks.losses(outputs, part_labels)
+                margins.append(self.net.network.tasks.margins(outputs.detach(), part_labels))
                 sums += losses.detach().sum(dim=0, dtype=torch.float64)
                 if last:
                     self._start_margins(torch.cat(margins), labels, sums)
-                (losses.sum() * scale).backward()
+                torch.autograd.backward(losses.sum() * scale)
 
     def _start_margins(self, margins: Tensor, labels: Tensor, losses: Tensor) -> None:
         """Add this rank's pairs, and begin the sum of margins, counts and losses [3T] over all ranks."""
@@ -247,36 +242,28 @@ class Trainer:
         """End a round: sum the pair statistics, decide on rank 0, widen on all, verify, record, save."""
         self._settle()
         began = time.perf_counter()
-        progress, architecture = self.progress, self.network.architecture
-        self._share_buffers()
+        progress, architecture = self.progress, self.net.network.architecture
+        self.net.share_buffers()
         stats = self.stats.with_pair_sums(self.ranks.sum(self.stats.pair_sums()))
         own = decide(stats, architecture, self.config.method, seed=self.config.seed) if self.ranks.is_first else None
         ruling: Ruling = self.ranks.broadcast(own)
         if ruling.split is not None:
-            self._widen(ruling.split)
+            self.net.widen(ruling.split)
+            if self.config.optim.when_widened == "restart":
+                progress.schedule_start = progress.iteration
         progress.num_rounds += 1
         progress.last_decision = progress.iteration
-        progress.growing = may_still_grow(self.network.architecture.tree, ruling, self.config.method)
+        progress.growing = may_still_grow(self.net.network.architecture.tree, ruling, self.config.method)
         if not progress.growing:
-            self._wrap()  # compiles, if asked to
+            self.net.is_final = True
+            self.net.wrap()
         proof = self._verify(f"decision {progress.num_rounds}")
         self._record(ruling, proof, seconds=time.perf_counter() - began)
         self._save()
         self._restart_clock()
 
-    def _widen(self, split: Split) -> None:
-        old = self.network.architecture.tree
-        new = old.split(split)
-        model = widen(self.network.state_dict(), old, new)
-        slots = widen(optimizer_slots(self.optimizer, self.network), old, new)
-        self._build(self.network.architecture.with_tree(new), model, slots)
-        if self.config.optim.when_widened == "restart":
-            self.progress.schedule_start = self.progress.iteration
-
     def _verify(self, what: str) -> str:
-        tensors = self.network.state_dict() | optimizer_slots(self.optimizer, self.network)
-        tree = json.dumps(self.network.architecture.tree.to_json())
-        return verify_equal(self.ranks, what, fingerprint(tree, tensors))
+        return verify_equal(self.ranks, what, self.net.fingerprint())
 
     def _record(self, ruling: Ruling, proof: str, *, seconds: float) -> None:
         if self.log is None:
@@ -299,45 +286,14 @@ class Trainer:
         )
 
     def _write_tree(self) -> None:
-        tree, names = self.network.architecture.tree, self.network.tasks.names
+        tree, names = self.net.network.architecture.tree, self.net.network.tasks.names
         layers = [
             {"name": layer, "branches": [[names[task] for task in tasks] for tasks in tree.branches(number)]}
             for number, layer in enumerate(tree.layers, start=1)
         ]
         write_json(self.directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": list(names)})
 
-    # ---- building and restoring
-
-    def _build(self, architecture: Architecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
-        """Network, optimiser and wrapper from named tensors."""
-        network = TreeNet(architecture, self.preprocessing.mean, self.preprocessing.std)
-        network.load_state_dict(dict(model))
-        self.network = network.to(self.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network.train()
-        if self.config.train.sync_batch_norm and self.ranks.device.type == "cuda" and self.ranks.world_size > 1:
-            self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
-        self.optimizer = build_optimizer(self.network, self.config.optim)
-        load_slots(self.optimizer, self.network, slots)
-        self._wrap()
-
-    def _wrap(self) -> None:
-        """A fresh DDP wrapper: parameters added to an old one would silently never be synchronised."""
-        self.wrapped: torch.nn.Module = self.network
-        if self.ranks.world_size > 1:
-            on_gpu = self.ranks.device.type == "cuda"
-            # Batch norm's running statistics are sent when they are read (`_share_buffers`), not at every step.
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # the argument's successor is not in all our releases
-                self.wrapped = DistributedDataParallel(
-                    self.network,
-                    device_ids=[self.ranks.device] if on_gpu else None,
-                    broadcast_buffers=False,
-                    gradient_as_bucket_view=True,
-                )
-        self._no_sync = getattr(self.wrapped, "no_sync", nullcontext)
-        if self.config.train.compile and not self.progress.growing:
-            torch.compiler.reset()
-            self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
+    # ---- begin and restore
 
     def _restore_or_begin(self) -> bool:
         checkpoint = load_newest(self.directory.checkpoints) if self.ranks.is_first else None
@@ -355,21 +311,20 @@ class Trainer:
 
     def _begin(self) -> None:
         config = self.config.model
-        architecture = Architecture.thin(config.backbone, config.width, self.preprocessing.image_size, self.info.tasks)
-        network = TreeNet(architecture, self.preprocessing.mean, self.preprocessing.std)
-        network.init(torch.Generator().manual_seed(self.config.seed))
-        self._build(architecture, network.state_dict(), {})
+        size = self.preprocessing.image_size
+        self.net.begin(Architecture.thin(config.backbone, config.width, size, self.info.tasks), self.config.seed)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.progress = Progress(**checkpoint.state["progress"])
+        self.net.is_final = not self.progress.growing
         architecture = Architecture.from_json(checkpoint.state["architecture"])
         if architecture.tasks != self.info.tasks:
             raise UserError(
                 f"The run {self.directory.path} was begun with other tasks than those of {self.info.path}. "
                 "Give another run.name, or the data set it was begun with."
             )
-        self._build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
-        self.stats = _own_statistics(self.stats, checkpoint, self.ranks)
+        self.net.build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
+        self.stats = own_statistics(self.stats, checkpoint, self.ranks)
 
     # ---- data
 
@@ -396,9 +351,6 @@ class Trainer:
 
     # ---- what is kept and shown
 
-    def _share_buffers(self) -> None:
-        self.ranks.broadcast_tensors(list(self.network.buffers()))
-
     def _save(self) -> None:
         """One checkpoint; all ranks learn whether it could be written."""
         progress = self.progress
@@ -406,8 +358,8 @@ class Trainer:
             return
         self._settle_sums()
         self._stop_if_not_finite()
-        sums = self.ranks.gather({name: value.cpu() for name, value in self.stats.state_dict().items()})
-        message = self._write_checkpoint(sums) if self.ranks.is_first else None
+        affinity = tensors_of_ranks(self.stats, self.ranks)
+        message = self._write_checkpoint(affinity) if self.ranks.is_first else None
         message = self.ranks.broadcast(message)
         if message is not None:
             raise UserError(message)
@@ -415,25 +367,23 @@ class Trainer:
         if self.ranks.world_size > 2:
             # DDP orders its buckets anew after the first step of a wrapper, and a sum of three or more depends on the order:
             # with a fresh wrapper the run that goes on and the one that is resumed from here take the same path.
-            self._wrap()
+            self.net.wrap()
 
-    def _write_checkpoint(self, sums: list[dict[str, Tensor]]) -> str | None:
+    def _write_checkpoint(self, affinity: dict[str, Tensor]) -> str | None:
         progress = self.progress
         progress.seconds += self._window.take_seconds()
-        model = self.network.state_dict()
-        bad = [name for name, value in model.items() if value.is_floating_point() and not value.isfinite().all()]
-        if bad:
-            return f"The weights are not finite after step {progress.iteration} (first in {bad[0]}). {self._advice()}"
+        bad = self.net.first_not_finite()
+        if bad is not None:
+            return f"The weights are not finite after step {progress.iteration} (first in {bad}). {self._advice()}"
         state = {
             "progress": asdict(progress),
-            "architecture": self.network.architecture.to_json(),
+            "architecture": self.net.network.architecture.to_json(),
             "preprocessing": self.preprocessing.to_json(),
             "world_size": self.ranks.world_size,
             "samples": progress.iteration * self.config.train.batch_size,
             "epoch": self._epoch(),
         }
-        affinity = {f"rank-{rank}/{name}": value for rank, own in enumerate(sums) for name, value in own.items()}
-        tensors = {"model": model, "optimizer": optimizer_slots(self.optimizer, self.network), "affinity": affinity}
+        tensors = {"model": self.net.network.state_dict(), "optimizer": self.net.slots(), "affinity": affinity}
         try:
             save_checkpoint(
                 self.directory.checkpoints,
@@ -457,7 +407,7 @@ class Trainer:
             return
         step, task = found
         raise UserError(
-            f"The loss of task '{self.network.tasks.names[task]}' is not finite at step {step}. {self._advice()}"
+            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}. {self._advice()}"
         )
 
     def _advice(self) -> str:
@@ -466,8 +416,8 @@ class Trainer:
         return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."
 
     def _log_step(self) -> None:
-        progress, tree = self.progress, self.network.architecture.tree
-        measured = self._window.take(self.network.tasks.names)
+        progress, tree = self.progress, self.net.network.architecture.tree
+        measured = self._window.take(self.net.network.tasks.names)
         if self.log is None:
             return
         line = {
@@ -485,9 +435,9 @@ class Trainer:
         if split not in self.info.splits:
             return None
         self._settle()
-        self._share_buffers()
+        self.net.share_buffers()
         scores = evaluate(
-            self.network,
+            self.net.network,
             self.info,
             split,
             self.ranks,
@@ -503,7 +453,7 @@ class Trainer:
         self._save()
         scores = {split: self._evaluate(split) for split in ("val", "test")}
         metrics = {split: score for split, score in scores.items() if score is not None}
-        network, config = self.network, self.config
+        network, config = self.net.network, self.config
         architecture = network.architecture
         summary = {
             "name": config.run.name,
@@ -533,20 +483,3 @@ class Trainer:
     def _restart_clock(self) -> None:
         self.progress.seconds += self._window.take_seconds()
         self._window.restart()
-
-
-def _own_statistics(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> AffinityStats:
-    """This rank's sums: as they were on the same number of ranks; else all pair sums go to rank 0, none to the others."""
-    saved = checkpoint.tensors["affinity"]
-    num_saved = int(checkpoint.state["world_size"])
-
-    def of_rank(rank: int) -> AffinityStats:
-        stats = AffinityStats(blank.num_tasks, blank.decay, ranks.device)
-        stats.load_state_dict({name: saved[f"rank-{rank}/{name}"] for name in stats.state_dict()})
-        return stats
-
-    if num_saved == ranks.world_size:
-        return of_rank(ranks.rank)
-    first = of_rank(0)
-    total = sum((of_rank(rank).pair_sums() for rank in range(1, num_saved)), first.pair_sums())
-    return first.with_pair_sums(total if ranks.is_first else torch.zeros_like(total))

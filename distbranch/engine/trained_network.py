@@ -1,0 +1,95 @@
+"""The network with its optimiser and its DDP wrapper: three things that are only ever rebuilt together, from named tensors."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distbranch.branching.tree import Split
+from distbranch.branching.widening import widen
+from distbranch.config import Config
+from distbranch.engine.artifact import Preprocessing
+from distbranch.engine.distributed import Ranks, fingerprint
+from distbranch.engine.optimisation import build_optimizer, load_slots, optimizer_slots
+from distbranch.models.backbones import Architecture
+from distbranch.models.tree_net import TreeNet
+
+
+class TrainedNetwork:
+    """What one rank trains. `is_final` says that no further widening follows, which is when compiling pays."""
+
+    network: TreeNet
+    optimizer: torch.optim.Optimizer
+    wrapped: nn.Module
+
+    def __init__(self, config: Config, ranks: Ranks, preprocessing: Preprocessing, *, is_final: bool) -> None:
+        self.config, self.ranks, self.preprocessing, self.is_final = config, ranks, preprocessing, is_final
+
+    def begin(self, architecture: Architecture, seed: int) -> None:
+        """Random weights (He et al. 2015), the same on every rank."""
+        network = TreeNet(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network.init(torch.Generator().manual_seed(seed))
+        self.build(architecture, network.state_dict(), {})
+
+    def build(self, architecture: Architecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
+        """A new network, optimiser and wrapper; `slots` are the optimiser's tensors as `parameter:slot`."""
+        network = TreeNet(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network.load_state_dict(dict(model))
+        self.network = network.to(self.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.train()
+        if self.config.train.sync_batch_norm and self.ranks.device.type == "cuda" and self.ranks.world_size > 1:
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
+        self.optimizer = build_optimizer(self.network, self.config.optim)
+        load_slots(self.optimizer, self.network, slots)
+        self.wrap()
+
+    def widen(self, split: Split) -> None:
+        """Go on with a wider network: weights, running statistics and optimiser slots are copied by branch name."""
+        old = self.network.architecture.tree
+        new = old.split(split)
+        model = widen(self.network.state_dict(), old, new)
+        self.build(self.network.architecture.with_tree(new), model, widen(self.slots(), old, new))
+
+    def wrap(self) -> None:
+        """A fresh DDP wrapper: parameters added to an old one would silently never be synchronised."""
+        self.wrapped = self.network
+        if self.ranks.world_size > 1:
+            on_gpu = self.ranks.device.type == "cuda"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the argument's successor is not in all our releases
+                self.wrapped = DistributedDataParallel(
+                    self.network,
+                    device_ids=[self.ranks.device] if on_gpu else None,
+                    broadcast_buffers=False,  # running statistics are sent when they are read: `share_buffers`
+                    gradient_as_bucket_view=True,
+                )
+        self._replica = self.wrapped
+        if self.config.train.compile and self.is_final:
+            torch.compiler.reset()
+            self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """For all but the last part of an accumulated step."""
+        return self._replica.no_sync() if isinstance(self._replica, DistributedDataParallel) else nullcontext()
+
+    def share_buffers(self) -> None:
+        """Give every rank the running statistics of rank 0, which are the network's, as under DDP's default."""
+        self.ranks.broadcast_tensors(list(self.network.buffers()))
+
+    def slots(self) -> dict[str, Tensor]:
+        """The optimiser's tensors as `parameter:slot`."""
+        return optimizer_slots(self.optimizer, self.network)
+
+    def fingerprint(self) -> str:
+        """A hash over tree, weights, running statistics and optimiser slots."""
+        tree = json.dumps(self.network.architecture.tree.to_json())
+        return fingerprint(tree, self.network.state_dict() | self.slots())
+
+    def first_not_finite(self) -> str | None:
+        """The name of a tensor with a NaN or an infinity in it."""
+        state = self.network.state_dict().items()
+        return next((name for name, value in state if value.is_floating_point() and not value.isfinite().all()), None)
