@@ -153,8 +153,12 @@ def _check_webdataset(path: Path, index: NDArray[np.int64], report: CheckReport)
     number = 0
     try:
         for sample in webdataset.WebDataset([str(path)], shardshuffle=False, empty_check=False):
+            where = f"Shard {path.name}, sample {number}"
+            key = json.dumps(sample["__key__"], ensure_ascii=False)
             if number < len(index) and _sums(sample) != (index[number, 2], index[number, 5]):
-                report.add(f"Shard {path.name}, sample {number}: webdataset reads other bytes than the index says.")
+                report.add(f"{where}: webdataset reads other bytes than the index says.")
+            elif f'"key":{key}'.encode() not in sample.get("json", b""):
+                report.add(f"{where}: webdataset reads the key {key}, its label file names another.")
             number += 1
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         report.add(

@@ -6,8 +6,8 @@ So a packed folder is always whole. Nothing grows with the number of samples but
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,36 +43,42 @@ def pack(
     """
     out = Path(out).absolute()
     source = _plain({**(source or {}), "shard_samples": shard_samples})
-    partial = out.with_name(f".{out.name}.partial")
+
+    def describe(splits: dict[str, SplitInfo], size: tuple[int, int]) -> DatasetInfo:
+        members = {name: tuple(names) for name, names in (groups or {}).items()}
+        return DatasetInfo(str(out), tuple(tasks), members, splits, size, source, dict(skipped or {}))
+
     try:
+        finished = _finished(out, source, tasks)
+        if finished is not None:
+            return finished
         out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(out.with_name(f".{out.name}.lock")):
-            finished = _finished(out, source, tasks)
+        with FileLock(out.with_name(f".{out.name}.lock")), _renamed_at_the_end(out) as partial:
+            finished = _finished(out, source, tasks)  # by whoever held the lock
             if finished is not None:
                 return finished
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed packing left
-            partial.mkdir()
-            try:
-                splits, size = _write(samples, partial, tasks, shard_samples, progress)
-                info = DatasetInfo(
-                    path=str(out),
-                    tasks=tuple(tasks),
-                    groups={name: tuple(members) for name, members in (groups or {}).items()},
-                    splits=splits,
-                    image_size=size,
-                    source=source,
-                    skipped=dict(skipped or {}),
-                )
-                _write_json(partial / DATASET_FILE, info.to_json())
-                partial.rename(out)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            info = describe(*_write(samples, partial, tasks, shard_samples, progress))
+            _write_json(partial / DATASET_FILE, info.to_json())
             return info
     except OSError as error:
         raise UserError(
             f"The data set cannot be written to {out}: {error.strerror or error}. "
             "Give a folder that can be written, on a disk with enough room; nothing was left behind."
         ) from error
+
+
+@contextmanager
+def _renamed_at_the_end(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that takes its place when it holds a data set; whatever happens, it does not stay."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed packing left
+    partial.mkdir()
+    try:
+        yield partial
+        if (partial / DATASET_FILE).exists():
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _finished(out: Path, source: Mapping[str, Any], tasks: Sequence[Task]) -> DatasetInfo | None:

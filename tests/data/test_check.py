@@ -125,7 +125,10 @@ def test_a_key_that_occurs_twice_is_named(folder: Path) -> None:
     content = (folder / SHARD).read_bytes()
     (folder / SHARD).write_bytes(content.replace(b'"key":"photo-0006"', b'"key":"photo-0001"', 1))
     seal(folder)
-    assert check(folder).problems == [f"Shard {SHARD}, sample 1: its key 'photo-0001' occurs a second time."]
+    assert check(folder).problems == [
+        f"Shard {SHARD}, sample 1: its key 'photo-0001' occurs a second time.",
+        f'Shard {SHARD}, sample 1: webdataset reads the key "photo-0006", its label file names another.',
+    ]
 
 
 def test_counts_that_are_not_those_of_the_shards_are_named(folder: Path) -> None:

@@ -144,6 +144,8 @@ def _cells(table: Path) -> Iterator[tuple[int, Cells]]:
                     yield number, [cell.strip() for cell in row]
     except FileNotFoundError:
         raise UserError(f"The table {table} does not exist.") from None
+    except OSError as error:
+        raise UserError(f"The table {table} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
         raise UserError(f"The table {table} is not text in UTF-8. Save it as CSV in UTF-8.") from None
     except csv.Error as error:

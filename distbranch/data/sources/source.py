@@ -90,7 +90,10 @@ def read_rows(
 ) -> Iterator[Sample]:
     """Adds the image to every row; a missing or broken one stops with an error or is counted, as the options say."""
     for row in rows:
-        data = images.read(row.image)
+        try:
+            data = images.read(row.image)
+        except OSError as error:
+            raise UserError(f"{row.where}: image '{row.image}' cannot be read: {error.strerror or error}.") from None
         try:
             if data is None:
                 raise BrokenImageError("there is no such image")
@@ -132,6 +135,8 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line.strip()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file in UTF-8.") from None
 

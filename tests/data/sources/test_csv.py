@@ -273,6 +273,17 @@ def test_a_table_that_is_absent_is_one_sentence(tmp_path: Path) -> None:
         parse_options({"source": "csv", "images": tmp_path, "table": tmp_path / "nosuch.csv"}).open()
 
 
+def test_a_table_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        parse_options({"source": "csv", "images": tmp_path, "table": tmp_path}).open()
+
+
+def test_an_image_with_an_impossible_name_is_one_sentence(opened: Open) -> None:
+    source = opened(f"image,a\n{'x' * 300}.jpg,1")
+    with pytest.raises(UserError, match=r"table.csv, line 2: image 'x+.jpg' cannot be read: File name too long"):
+        list(source.samples)
+
+
 def test_the_catalogue_photographs_are_forty_binary_tasks(tmp_path: Path, shared_data: Path) -> None:
     images, attributes = shared_data / "fps" / "images.zip", shared_data / "fps" / "attributes.csv"
     options = {"source": "csv", "images": images, "table": attributes, "ignore": "brand,article_type"}
