@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
@@ -260,11 +261,19 @@ def bench_decide_command() -> None:
     """What deciding costs: affinity bookkeeping per step, and a whole decision, at 40 and 200 tasks."""
     from distbranch.bench import bench_decide
 
-    rows = [asdict(row) for row in bench_decide()]
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.print(table)
+    _show_rows([{**asdict(row), "share_%": 100 * row.share} for row in bench_decide()])
+
+
+@bench_app.command("memory")
+def bench_memory_command(
+    samples: Annotated[int, typer.Option(help="Tiny generated samples.", min=1)] = 1_000_000,
+    folder: Annotated[Path | None, typer.Option(help="Where they are packed; a temporary folder if empty.")] = None,
+) -> None:
+    """Pack generated samples, read them once, and print the peak memory of the process."""
+    from distbranch.bench import bench_memory
+
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        _show_rows([asdict(bench_memory(samples, folder=Path(place) / "packed"))])
 
 
 @experiment_app.command("table")
@@ -320,6 +329,13 @@ def _show_keys() -> None:
     table = Table("key", "default", "range", "meaning")
     for row in describe_keys():
         table.add_row(*row)
+    console.print(table)
+
+
+def _show_rows(rows: list[dict[str, Any]]) -> None:
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     console.print(table)
 
 

@@ -174,7 +174,9 @@ class Trainer:
         # DDP averages over the ranks: this makes the step that of the mean over the global batch, also of uneven shares.
         scale = self.ranks.world_size / config.batch_size
         margins, sums = [], torch.zeros(len(self.info.tasks), dtype=torch.float64, device=self.ranks.device)
-        parts = list(zip(images.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True))
+        # Batch norm needs two images: under `on_bad_sample: skip` a share may be smaller than planned.
+        num_parts = max(1, min(config.accumulate, len(images) // 2))
+        parts = list(zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True))
         self.net.optimizer.zero_grad(set_to_none=True)
         for number, (part, part_labels) in enumerate(parts):
             last = number == len(parts) - 1
