@@ -106,6 +106,9 @@ class MethodConfig(Section):
     unit_cost: float = Field(1 / 64, gt=0, description="L0 of Eq. 9: cost of one more branch above all pooling layers.")
     decay: float = Field(0.99, gt=0, lt=1, description="Decay of the affinity sums per optimiser step.")
     round_iterations: int = Field(1000, ge=2, description="Optimiser steps between two decisions.")
+    first_decision: int | None = Field(
+        None, ge=2, description="Optimiser steps before the first decision; `round_iterations` if empty."
+    )
     max_branches: int | Literal["auto"] | None = Field(
         "auto", description="Cap per layer: `auto` (VGG width / thin width), a number, or empty for none."
     )

@@ -232,13 +232,11 @@ class Trainer:
     # ---- growth
 
     def _decision_is_due(self) -> bool:
-        progress, config = self.progress, self.config
-        since = progress.iteration - progress.last_decision
-        return (
-            progress.growing
-            and since == config.method.round_iterations
-            and progress.iteration < config.train.iterations
-        )
+        progress, method = self.progress, self.config.method
+        if not progress.growing or progress.iteration >= self.config.train.iterations:
+            return False
+        first = method.first_decision if progress.num_rounds == 0 else None
+        return progress.iteration - progress.last_decision == (first or method.round_iterations)
 
     def _grow(self) -> None:
         """End a round: sum the pair statistics, decide on rank 0, widen on all, verify, record, save."""
