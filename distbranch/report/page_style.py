@@ -16,7 +16,7 @@ section { background: var(--paper); border: 1px solid var(--grid); border-radius
 .notice { border-left: 5px solid #e0702b; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 12px; margin: 18px 0; }
 .tile { background: var(--paper); border: 1px solid var(--grid); border-radius: 12px; padding: 12px 14px; }
-.tile b { display: block; font-size: 23px; font-variant-numeric: tabular-nums; line-height: 1.25; }
+.tile b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; line-height: 1.25; }
 .tile span { color: var(--muted); font-size: 13px; }
 .figure svg { display: block; width: 100%; height: auto; }
 .figure img { display: block; max-width: 100%; height: auto; }

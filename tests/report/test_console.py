@@ -28,13 +28,13 @@ def test_the_markdown_table_has_a_row_per_network_and_as_many_cells_as_columns()
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
     assert "74.5 ± 0.7" in lines[3]
     assert "131,000 ± 1,414" in lines[3]
+    assert lines[2].endswith("| 31,992 | 12.50 M |")
 
 
-def test_the_terminal_table_shows_what_is_not_known_as_a_dash() -> None:
-    screen = Console(file=io.StringIO(), width=200)
-    screen.print(result_table({**RESULTS, "running": [{}]}))
-    text = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert "thin-16" in text
-    assert "71.1" in text
-    assert "31,992" in text
-    assert "\u2013" in text.splitlines()[-2]
+def test_on_a_narrow_terminal_only_the_name_is_folded() -> None:
+    for width, results in ((90, RESULTS), (80, {"branch": [result(0.745, 131_000)], "thin-16": [result(0.7, 5)]})):
+        screen = Console(file=io.StringIO(), width=width)
+        screen.print(result_table(results))
+        text = screen.file.getvalue()  # type: ignore[attr-defined]
+        assert "\u2026" not in text
+        assert all(part in text for part in ("thin-16", "branch", "74.5", "131,000", "12.50M"))
