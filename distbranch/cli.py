@@ -308,6 +308,17 @@ def experiment_table(
         console.print(result_table(results, split=split))
 
 
+@experiment_app.command("groups")
+def experiment_groups(run: RunArgument) -> None:
+    """Print the groups of a run's first decision under either kind of affinity, side by side."""
+    from distbranch.launch.experiment import top_groups
+
+    for kind, groups in top_groups(run).items():
+        console.print(f"{kind}: {len(groups)} groups", style="bold", highlight=False)
+        for group in sorted(groups, key=len, reverse=True):
+            console.print(f"  {', '.join(group)}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _show_result(result: Any) -> None:
     from distbranch.engine.session import thin_company
     from distbranch.report.console import result_table

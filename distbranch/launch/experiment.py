@@ -10,8 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from distbranch.config import Config, load_config
+import numpy as np
+
+from distbranch.branching.decision import choose_groups
+from distbranch.config import Config, load_config, to_yaml
 from distbranch.engine.metrics import Report
+from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.engine.session import read_result
 from distbranch.errors import UserError
 from distbranch.launch.prepare import packed, with_absolute_paths
@@ -62,8 +66,6 @@ def _train(config: Config, report: Report) -> int:
     report({"kind": "begun", "name": config.run.name})
     file = config.run_directory.with_name(f"{config.run.name}.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
-    from distbranch.config import to_yaml
-
     file.write_text(to_yaml(config))
     with _log(config).open("ab") as log:
         code = subprocess.run(
@@ -75,3 +77,36 @@ def _train(config: Config, report: Report) -> int:
 
 def _log(config: Config) -> Path:
     return config.run_directory.with_name(f"{config.run.name}.log")
+
+
+def top_groups(run_directory: Path) -> dict[str, list[list[str]]]:
+    """The groups of the first decision of a run under either kind of affinity: {kind: [[task, ...], ...]}.
+
+    Both come from the same statistics of the same thin network, so each is what a run with that kind would have chosen.
+
+    Raises:
+        UserError: the run has taken no decision yet.
+    """
+    files = RunDirectory(run_directory)
+    decisions = read_lines(files.decisions)
+    if not decisions:
+        raise UserError(f"The run {run_directory} has taken no decision yet. Give a run of method.name=branching.")
+    first = decisions[0]
+    names = [task for group in first["tasks"] for task in group]
+    order = [branch for group in first["groups"] for branch in group]
+    names = [name for _, name in sorted(zip(order, names, strict=True))]
+    seed = load_config(files.config).seed
+    with np.load(files.path / first["affinity_file"]) as matrices:
+        affinities = {kind: matrices[kind] for kind in ("agreement", "phi")}
+    decided = {
+        kind: choose_groups(
+            affinity,
+            alpha=first["alpha"],
+            pools_above=first["pools_above"],
+            unit_cost=first["unit_cost"],
+            max_groups=first["max_groups"],
+            seed=seed,
+        )
+        for kind, affinity in affinities.items()
+    }
+    return {kind: [[names[task] for task in group] for group in decision.groups] for kind, decision in decided.items()}
