@@ -204,7 +204,7 @@ def data_pack(
     Examples:
     `distbranch data pack csv data/fps --images images.zip --table attributes.csv --ignore brand,article_type`
 
-    `distbranch data pack rendered-faces data/faces --train 6000 --seed 1`
+    `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
     """
     from distbranch.data.sources import SOURCES, pack_source, parse_options
     from distbranch.report.progress import ProgressDisplay
