@@ -294,18 +294,24 @@ def experiment_table(
 
     overrides = [str(item) for item in configs if "=" in str(item)]
     files = [item for item in configs if "=" not in str(item)]
-    if not seeds.replace(",", "").isdigit():
-        raise UsageError(f"--seeds should be whole numbers separated by commas, found '{seeds}'.")
-    numbers = [int(seed) for seed in seeds.split(",") if seed]
-
-    def show(event: dict[str, Any]) -> None:
-        console.print(" ".join(str(value) for value in event.values()), style="dim", highlight=False, soft_wrap=True)
-
-    results = table(files, numbers, overrides, jobs=jobs, report=show)
+    results = table(files, _numbers(seeds), overrides, jobs=jobs, report=_show_event)
     if markdown:
         console.print(result_markdown(results, split=split), markup=False, highlight=False, soft_wrap=True)
     else:
         console.print(result_table(results, split=split))
+
+
+@experiment_app.command("planted")
+def experiment_planted(
+    config: Annotated[Path, typer.Argument(help="A config that packs rendered faces.")],
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+) -> None:
+    """Train on faces drawn from several seeds; compare the first groups found with the planted regions."""
+    from distbranch.launch.experiment import planted
+
+    found = planted(config, _numbers(seeds), overrides or [], report=_show_event)
+    _show_rows([{"seed": seed, "adjusted Rand index": index} for seed, index in found.items()])
 
 
 @experiment_app.command("groups")
@@ -317,6 +323,17 @@ def experiment_groups(run: RunArgument) -> None:
         console.print(f"{kind}: {len(groups)} groups", style="bold", highlight=False)
         for group in sorted(groups, key=len, reverse=True):
             console.print(f"  {', '.join(group)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _numbers(text: str) -> list[int]:
+    if not text.replace(",", "").isdigit():
+        raise UsageError(f"--seeds should be whole numbers separated by commas, found '{text}'.")
+    return [int(number) for number in text.split(",") if number]
+
+
+def _show_event(event: dict[str, Any]) -> None:
+    if event["kind"] != "packing":
+        console.print(" ".join(map(str, event.values())), style="dim", highlight=False, soft_wrap=True)
 
 
 def _show_result(result: Any) -> None:

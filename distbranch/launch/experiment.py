@@ -5,15 +5,17 @@ Every run is an ordinary run in its own directory, so the same command goes on w
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import adjusted_rand_score
 
 from distbranch.branching.decision import choose_groups
 from distbranch.config import Config, load_config, to_yaml
+from distbranch.data.shards import read_dataset
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.engine.session import read_result
@@ -110,3 +112,43 @@ def top_groups(run_directory: Path) -> dict[str, list[list[str]]]:
         for kind, affinity in affinities.items()
     }
     return {kind: [[names[task] for task in group] for group in decision.groups] for kind, decision in decided.items()}
+
+
+def planted_agreement(run_directory: Path) -> float:
+    """How well a run's first groups agree with the known groups of its data set: the adjusted Rand index, 1 is equal.
+
+    Raises:
+        UserError: no decision yet, or a data set without known groups.
+    """
+    config = load_config(RunDirectory(run_directory).config)
+    info = read_dataset(str(config.data.path))
+    if not info.groups:
+        raise UserError(f"The data set {info.path} says nothing of groups of tasks. Use one that does: rendered-faces.")
+    names = [task.name for task in info.tasks]
+    found = top_groups(run_directory)[config.method.affinity]
+
+    def numbered(groups: Iterable[Sequence[str]]) -> list[int]:
+        number = {name: index for index, group in enumerate(groups) for name in group}
+        return [number[name] for name in names]
+
+    return float(adjusted_rand_score(numbered(info.groups.values()), numbered(found)))
+
+
+def planted(config: Path, seeds: Sequence[int], overrides: Sequence[str], *, report: Report) -> dict[int, float]:
+    """The adjusted Rand index of runs of one configuration, each with data drawn and weights begun from its own seed.
+
+    Raises:
+        UserError: a run failed, or the configuration does not say how its data are packed.
+    """
+    indices = {}
+    for seed in seeds:
+        base = _configured(config, seed, overrides)
+        pack = {**(base.data.pack or {}), "seed": seed}
+        data = base.data.model_copy(update={"pack": pack, "path": f"{base.data.path}-seed{seed}"})
+        run = base.model_copy(update={"data": data})
+        packed(run, report)
+        code = _train(run, report)
+        if code:
+            raise UserError(f"The run {run.run.name} did not end well (exit code {code}, see {_log(run)}).")
+        indices[seed] = planted_agreement(run.run_directory)
+    return indices
