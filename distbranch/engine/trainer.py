@@ -115,6 +115,7 @@ class Trainer:
         self._saved_at = self.progress.iteration if resumed else -1
         self._margins: Pending | None = None
         self._flags: Pending | None = None
+        self._bad_ahead: Counter[str] = Counter()  # of the batch that comes next
         self._window = StepWindow(len(info.tasks), ranks.device)
         self._profiler = Profiler(self.directory.profile if config.train.profile and ranks.is_first else None)
 
@@ -132,8 +133,8 @@ class Trainer:
         self._batches = open_training(
             self.info, self.config, self.ranks, image_size=self.preprocessing.image_size, start=start
         )
-        self._batch, self._data_wait = self._next_batch()
-        self._clock = time.perf_counter()
+        self._batch, _ = self._next_batch()
+        self._flags = self._start_flags()
         while progress.iteration < train.iterations:
             self._step()
             if self._decision_is_due():
@@ -147,6 +148,7 @@ class Trainer:
 
     def _step(self) -> None:
         self._settle()
+        self._count_bad()
         config, progress, batch = self.config, self.progress, self._batch
         rate = learning_rate(
             config.optim,
@@ -218,7 +220,7 @@ class Trainer:
         if self._flags is not None:
             stop, failed, *bad = self._flags.wait().tolist()
             self._flags = None
-            self._count_bad(dict(zip(BAD_KINDS, map(int, bad), strict=True)))
+            self._bad_ahead = Counter(dict(zip(BAD_KINDS, map(int, bad), strict=True)))
             if failed:
                 self._save()
                 self.ranks.raise_together(self._batch.error)
@@ -334,15 +336,18 @@ class Trainer:
         batch = next(self._batches)
         return batch, time.perf_counter() - began
 
-    def _count_bad(self, counts: dict[str, int]) -> None:
-        if not any(counts.values()):
+    def _count_bad(self) -> None:
+        """Count what was left out of the batch that is about to be used, over all ranks."""
+        found, self._bad_ahead = +self._bad_ahead, Counter()
+        if not found:
             return
-        total = Counter(self.progress.num_bad) + Counter(counts)
+        total = Counter(self.progress.num_bad) + found
         self.progress.num_bad = dict(total)
         if self.log:
             self.log.note("bad_samples", iteration=self.progress.iteration, counts=dict(total))
         limit = self.config.data.max_bad_samples
         if total.total() > limit:
+            self._save()
             kinds = ", ".join(f"{count} {kind}" for kind, count in total.items() if count)
             raise UserError(
                 f"{total.total()} samples could not be read ({kinds}), more than data.max_bad_samples={limit}. "
