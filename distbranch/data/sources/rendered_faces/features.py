@@ -21,8 +21,8 @@ def draw_eyes(canvas: Canvas, person: Person) -> None:
     for sign in (-1, 1):
         x = 0.5 + sign * 0.13
         if has["Bags_Under_Eyes"]:
-            canvas.ellipse((x, 0.446), (0.07, 0.054), mix(person.skin, (64, 60, 110), 0.7))
-            canvas.ellipse((x, 0.408), (0.08, 0.054), person.skin)
+            canvas.ellipse((x, 0.448), (0.085, 0.07), mix(person.skin, (84, 56, 130), 0.75))
+            canvas.ellipse((x, 0.40), (0.092, 0.07), person.skin)
         if has["Heavy_Makeup"]:
             canvas.polygon(
                 [(x - sign * 0.06, 0.40), (x, 0.342), (x + sign * 0.12, 0.345), (x + sign * 0.07, 0.41)], paint
@@ -48,8 +48,8 @@ def draw_nose(canvas: Canvas, person: Person) -> None:
         if has["Rosy_Cheeks"]:
             canvas.ellipse((0.5 + sign * 0.16, 0.583), (0.055, 0.045), (240, 70, 105, 205))
         if has["High_Cheekbones"]:
-            bone = [(0.5 + sign * 0.235, 0.51), (0.5 + sign * 0.17, 0.54), (0.5 + sign * 0.125, 0.575)]
-            canvas.line(bone, mix(person.skin, (96, 40, 30), 0.7), 0.024)
+            bone = [(0.5 + sign * 0.23, 0.51), (0.5 + sign * 0.17, 0.535), (0.5 + sign * 0.115, 0.60)]
+            canvas.line(bone, mix(person.skin, (96, 40, 30), 0.75), 0.034)
     if has["Pointy_Nose"]:
         canvas.polygon([(0.5, 0.475), (0.5 + size, 0.632), (0.5 - size, 0.632)], shade, person.line)
         canvas.polygon([(0.5, 0.475), (0.5 + size, 0.632), (0.5, 0.632)], mix(shade, INK, 0.45))
@@ -83,17 +83,20 @@ def _stubble(canvas: Canvas, person: Person) -> None:
 def _lips(canvas: Canvas, person: Person) -> None:
     has = person.has
     paint = person.rng.choice(((216, 16, 56), (196, 14, 100), (232, 40, 24)))
-    colour = paint if has["Wearing_Lipstick"] else mix(person.skin, (120, 76, 60), 0.5)
-    thick = 0.046 if has["Big_Lips"] else 0.015
-    width, bend = (0.14, 0.09) if has["Smiling"] else (0.08, -0.05)
+    colour = paint if has["Wearing_Lipstick"] else mix(person.skin, (112, 84, 70), 0.45)
+    thick = 0.062 if has["Big_Lips"] else 0.02
+    width, bend = (0.15, 0.1) if has["Smiling"] else (0.08, -0.05)
     y = 0.735 - 0.45 * bend
     upper = curve((0.5 - width, y), (0.5, y + bend), (0.5 + width, y))
     if has["Mouth_Slightly_Open"]:
-        lower = curve((0.5 - width, y), (0.5, y + bend + 0.15), (0.5 + width, y))
+        lower = curve((0.5 - width, y), (0.5, y + bend + 0.17), (0.5 + width, y))
         canvas.polygon([*upper, *reversed(lower)], (92, 24, 34))
         canvas.ellipse((0.5, y + 0.5 * bend + 0.026), (0.5 * width, 0.02), WHITE)
         canvas.line(lower, colour, thick)
     canvas.line(upper, colour, thick)
+    if has["Smiling"]:
+        for points in (dimple := curve((0.325, 0.665), (0.285, 0.71), (0.325, 0.755)), mirror(dimple)):
+            canvas.line(points, mix(person.skin, INK, 0.7), 0.022)
 
 
 def draw_ornaments(canvas: Canvas, person: Person) -> None:

@@ -7,7 +7,7 @@ from distbranch.data.sources.rendered_faces.canvas import Canvas, Colour, mix
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 AREAS: dict[str, tuple[Box, ...]] = {
-    "eyes": ((0.25, 0.34, 0.75, 0.50),),
+    "eyes": ((0.25, 0.34, 0.75, 0.512),),
     "brows": ((0.25, 0.25, 0.75, 0.34),),
     "nose": ((0.24, 0.475, 0.76, 0.637),),
     "mouth and beard": ((0.27, 0.637, 0.73, 0.865),),

@@ -89,8 +89,8 @@ def draw_head(canvas: Canvas, person: Person) -> None:
     """The outline of the face: wide if chubby, egg-shaped if oval, else square; the second chin below it."""
     second = person.amount("Double_Chin")
     if second:
-        centre, radius = (0.5, 0.765), (0.15 + 0.1 * second, 0.045 + 0.06 * second)
-        canvas.ellipse(centre, radius, mix(person.skin, (200, 110, 90), 0.25), person.line)
+        centre, radius = (0.5, 0.765), (0.15 + 0.11 * second, 0.045 + 0.065 * second)
+        canvas.ellipse(centre, radius, mix(person.skin, (190, 80, 70), 0.4), mix(person.skin, INK, 0.75))
     canvas.polygon(_outline(person), person.skin, person.line)
 
 
