@@ -72,12 +72,22 @@ def save_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, *, kee
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None; damaged ones are passed over with a warning."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    """The newest checkpoint that verifies, None if there is none at all; damaged ones are passed over with a warning.
+
+    Raises:
+        UserError: all are damaged.
+    """
+    paths = sorted(folder.glob("step-*"), reverse=True)
+    for path in paths:
         try:
             return load_checkpoint(path)
         except UserError as error:
-            logger.warning("%s The one before is used.", error)
+            logger.warning("%s It is passed over.", error)
+    if paths:
+        raise UserError(
+            f"None of the {len(paths)} checkpoint(s) in {folder} can be used; each is damaged. Put back a good one from a copy, "
+            "remove that folder to begin at step 0, or use --fresh to begin in a new directory."
+        )
     return None
 
 

@@ -42,6 +42,8 @@ from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 
+SMALLEST_PART = 2  # samples: batch normalisation has no variance of one
+
 
 class StoppedEarly(Exception):  # noqa: N818  # not an error: everything is saved
     """Training ended before its last step because it was asked to; a checkpoint holds everything."""
@@ -114,8 +116,6 @@ class Trainer:
             self.log.note("resumed", iteration=self.progress.iteration, world_size=ranks.world_size)
         self._saved_at = self.progress.iteration if resumed else -1
         self._margins: Pending | None = None
-        self._flags: Pending | None = None
-        self._bad_ahead: Counter[str] = Counter()  # of the batch that comes next
         self._window = StepWindow(len(info.tasks), ranks.device)
         self._profiler = Profiler(self.directory.profile if config.train.profile and ranks.is_first else None)
 
@@ -143,12 +143,12 @@ class Trainer:
                 self._evaluate("val")
             if progress.iteration % train.checkpoint_every == 0:
                 self._save()
-        self._settle()
+        self._flags.wait()  # about a batch that no step will use
         return self._finish()
 
     def _step(self) -> None:
-        self._settle()
-        self._count_bad()
+        self._settle_sums()
+        self._act_on_flags()
         config, progress, batch = self.config, self.progress, self._batch
         rate = learning_rate(
             config.optim,
@@ -168,7 +168,7 @@ class Trainer:
         self._window.add(num_samples=config.train.batch_size, waited=waited, rate=rate, norm=norm)
         self._profiler.step()
         if progress.iteration % config.train.log_every == 0:
-            self._settle()
+            self._settle_sums()
             self._log_step()
 
     def _forward_and_backward(self, images: Tensor, labels: Tensor) -> None:
@@ -177,7 +177,7 @@ class Trainer:
         scale = self.ranks.world_size / config.batch_size
         margins, sums = [], torch.zeros(len(self.info.tasks), dtype=torch.float64, device=self.ranks.device)
         # Batch norm needs two images: under `on_bad_sample: skip` a share may be smaller than planned.
-        num_parts = max(1, min(config.accumulate, len(images) // 2))
+        num_parts = max(1, min(config.accumulate, len(images) // SMALLEST_PART))
         parts = list(zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True))
         self.net.optimizer.zero_grad(set_to_none=True)
         for number, (part, part_labels) in enumerate(parts):
@@ -202,34 +202,45 @@ class Trainer:
 
     def _start_flags(self) -> Pending:
         """Begin to tell all ranks: who wants to stop, whose next batch is bad, and how many samples were skipped."""
-        flags = [float(self.should_stop()), float(self._batch.error is not None)]
+        flags = [float(self.should_stop()), float(self._problem() is not None)]
         flags += [float(self._batch.num_bad.get(kind, 0)) for kind in BAD_KINDS]
         return self.ranks.start_sum(torch.tensor(flags, dtype=torch.float64), on_host=True)
 
-    def _settle(self) -> None:
-        """Await what the step before began, and act on it; all ranks do the same."""
-        if self._margins is not None:
-            sums = self._margins.wait()
-            self._margins = None
-            num_tasks = len(self.info.tasks)
-            if self.progress.growing:
-                self.stats.add_margins(sums[: 2 * num_tasks])
-            self._window.add_losses(sums[2 * num_tasks :], sums[num_tasks : 2 * num_tasks], self.progress.iteration)
-            if self.ranks.device.type == "cpu" or self._window.num_steps % self.config.train.log_every == 0:
-                self._stop_if_not_finite()
-        if self._flags is not None:
-            stop, failed, *bad = self._flags.wait().tolist()
-            self._flags = None
-            self._bad_ahead = Counter(dict(zip(BAD_KINDS, map(int, bad), strict=True)))
-            if failed:
-                self._save()
-                self.ranks.raise_together(self._batch.error)
-            if stop:
-                self._save()
-                raise StoppedEarly(
-                    f"Stopped after step {self.progress.iteration} of {self.config.train.iterations}; everything is saved. "
-                    "The same command continues."
-                )
+    def _problem(self) -> str | None:
+        """Why this rank cannot train on its next batch."""
+        if self._batch.error is None and len(self._batch.images) < SMALLEST_PART:
+            return (
+                "Only one sample of a batch could be used, and batch normalisation needs two. "
+                "Raise train.batch_size, or repair the data set."
+            )
+        return self._batch.error
+
+    def _settle_sums(self) -> None:
+        """Await the margins and losses of the step before."""
+        if self._margins is None:
+            return
+        sums = self._margins.wait()
+        self._margins = None
+        num_tasks = len(self.info.tasks)
+        if self.progress.growing:
+            self.stats.add_margins(sums[: 2 * num_tasks])
+        self._window.add_losses(sums[2 * num_tasks :], sums[num_tasks : 2 * num_tasks], self.progress.iteration)
+        if self.ranks.device.type == "cpu" or self._window.num_steps % self.config.train.log_every == 0:
+            self._stop_if_not_finite()
+
+    def _act_on_flags(self) -> None:
+        """Act on what the ranks told each other: at the beginning of a step only, when all that was due before is done."""
+        stop, failed, *bad = self._flags.wait().tolist()
+        if failed:
+            self._save()
+            self.ranks.raise_together(self._problem())
+        if stop:
+            self._save()
+            raise StoppedEarly(
+                f"Stopped after step {self.progress.iteration} of {self.config.train.iterations}; everything is saved. "
+                "The same command continues."
+            )
+        self._count_bad(Counter(dict(zip(BAD_KINDS, map(int, bad), strict=True))))
 
     # ---- growth
 
@@ -242,7 +253,7 @@ class Trainer:
 
     def _grow(self) -> None:
         """End a round: sum the pair statistics, decide on rank 0, widen on all, verify, record, save."""
-        self._settle()
+        self._settle_sums()
         began = time.perf_counter()
         progress, architecture = self.progress, self.net.network.architecture
         self.net.share_buffers()
@@ -298,8 +309,7 @@ class Trainer:
     # ---- begin and restore
 
     def _restore_or_begin(self) -> bool:
-        checkpoint = load_newest(self.directory.checkpoints) if self.ranks.is_first else None
-        checkpoint = self.ranks.broadcast(checkpoint)
+        checkpoint = self._newest_checkpoint()
         if checkpoint is None:
             self._begin()
         else:
@@ -310,6 +320,20 @@ class Trainer:
             self._write_tree()
         self._verify("the start")
         return checkpoint is not None
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """What rank 0 found, on every rank; likewise what is wrong with it."""
+        checkpoint, message = None, None
+        if self.ranks.is_first:
+            try:
+                checkpoint = load_newest(self.directory.checkpoints)
+            except UserError as error:
+                message = str(error)
+        message = self.ranks.broadcast(message)
+        if message is not None:
+            raise UserError(message)
+        found: Checkpoint | None = self.ranks.broadcast(checkpoint)
+        return found
 
     def _begin(self) -> None:
         config = self.config.model
@@ -336,23 +360,22 @@ class Trainer:
         batch = next(self._batches)
         return batch, time.perf_counter() - began
 
-    def _count_bad(self) -> None:
+    def _count_bad(self, found: Counter[str]) -> None:
         """Count what was left out of the batch that is about to be used, over all ranks."""
-        found, self._bad_ahead = +self._bad_ahead, Counter()
-        if not found:
+        if not found.total():
             return
         total = Counter(self.progress.num_bad) + found
-        self.progress.num_bad = dict(total)
-        if self.log:
-            self.log.note("bad_samples", iteration=self.progress.iteration, counts=dict(total))
         limit = self.config.data.max_bad_samples
         if total.total() > limit:
-            self._save()
-            kinds = ", ".join(f"{count} {kind}" for kind, count in total.items() if count)
+            self._save()  # without this batch, which the run will meet again
+            kinds = ", ".join(f"{count} {kind}" for kind, count in total.items())
             raise UserError(
                 f"{total.total()} samples could not be read ({kinds}), more than data.max_bad_samples={limit}. "
                 f"Check the data set with `distbranch data check {self.info.path}`, or raise the limit."
             )
+        self.progress.num_bad = dict(total)
+        if self.log:
+            self.log.note("bad_samples", iteration=self.progress.iteration + 1, counts=dict(total))
 
     # ---- what is kept and shown
 
@@ -400,12 +423,6 @@ class Trainer:
             return str(error)
         return None
 
-    def _settle_sums(self) -> None:
-        """Await the margins of the last step without acting on flags, so that a checkpoint holds them."""
-        flags, self._flags = self._flags, None
-        self._settle()
-        self._flags = flags
-
     def _stop_if_not_finite(self) -> None:
         found = self._window.first_not_finite()
         if found is None:
@@ -439,7 +456,7 @@ class Trainer:
     def _evaluate(self, split: str) -> dict[str, Any] | None:
         if split not in self.info.splits:
             return None
-        self._settle()
+        self._settle_sums()
         self.net.share_buffers()
         scores = evaluate(
             self.net.network,
