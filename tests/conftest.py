@@ -1,9 +1,12 @@
 """Fixtures that every test may use."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rank_server import RankServer
+from tiny_runs import config_of, pack_tiny, train_tiny
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -17,3 +20,36 @@ def shared_data() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed data set of 267 tiny pictures with 8 tasks, some labels missing."""
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    pack_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
+    """Starts real processes that are the ranks of a run."""
+    server = RankServer(tmp_path_factory.mktemp("ranks"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_data: Path, ranks: RankServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The run directory of the tiny run on so many ranks, trained without any interruption."""
+    runs: dict[int, Path] = {}
+
+    def run_on(world_size: int) -> Path:
+        if world_size not in runs:
+            folder = tmp_path_factory.mktemp(f"undisturbed-{world_size}")
+            config = config_of(tiny_data, folder, **{"launch.workers": world_size})
+            ended = ranks.call_all(train_tiny, world_size, config=config)
+            assert {one["end"] for one in ended} == {"done"}, ended
+            runs[world_size] = folder / "tiny"
+        return runs[world_size]
+
+    return run_on
