@@ -14,7 +14,7 @@ AREAS: dict[str, tuple[Box, ...]] = {
     "head-wear": ((0.18, -0.03, 0.82, 0.27),),
     "ornaments": ((0.11, 0.55, 0.26, 0.73), (0.74, 0.55, 0.89, 0.73), (0.28, 0.845, 0.72, 1.03)),
 }
-"""The areas that a nuisance covers; hair and the whole image are hidden by bad light instead (see `face.py`)."""
+"""The areas that a nuisance covers; hair and the whole image are hidden while they are drawn (see `person.py`)."""
 
 PETALS = ((255, 140, 170), (255, 190, 90), (170, 150, 240), (120, 200, 160), (250, 250, 250))
 FABRICS = ((214, 80, 80), (70, 130, 180), (240, 180, 70), (90, 160, 120), (170, 110, 180))

@@ -1,7 +1,8 @@
 """The person whom a drawing shows: colours and proportions that several regions have to agree on.
 
-What belongs to the whole image (outline of the face, skin, shoulders, the sky behind) and to the hair is spread over the picture and cannot
-be covered by an occluder. Its nuisance is bad light: these signs are drawn half-way, the same for both values of the attribute.
+What belongs to the whole image (outline of the face, skin, shoulders, the sky behind) and to the hair is spread over the picture,
+so no occluder can cover it. There the nuisance is part of the drawing: in bad light the signs of the whole image are half-way
+between their two values, and a spotted scarf lies over the hair. Both look the same for either value of the attribute.
 """
 
 import random
@@ -39,7 +40,7 @@ HAIR_SHADES = {
 }
 OTHER_HAIR = ((206, 84, 40), (226, 96, 150), (74, 152, 200))
 HIDDEN_SKIN = (246, 214, 190)
-HIDDEN_HAIR = ((104, 120, 112), (140, 116, 140), (120, 128, 96))
+HIDDEN_HAIR = ((150, 200, 70), (30, 160, 150), (140, 84, 196))
 BEARD_SHADES = ((58, 40, 36), (74, 52, 44), (50, 44, 54))
 BRIGHT = ((222, 62, 70), (44, 120, 200), (250, 190, 60), (60, 160, 110), (150, 90, 190))
 IRISES = ((70, 120, 170), (90, 140, 80), (110, 72, 44), (60, 60, 70))
@@ -54,7 +55,7 @@ class Person:
     Args:
         attributes: 0 or 1 by name.
         rng: the source of everything that the attributes leave open.
-        hidden: the region that bad light hides ("whole image" or "hair"), if any.
+        hidden: the region that a nuisance hides; "whole image" and "hair" matter here.
     """
 
     def __init__(self, attributes: Mapping[str, int], rng: random.Random, hidden: str | None) -> None:
@@ -81,7 +82,7 @@ class Person:
 
     @property
     def has_hair(self) -> bool:
-        """Whether hair is drawn; bad light makes a bald head look as if it wore some."""
+        """Whether hair is drawn; a scarf lies on a bald head as on any other."""
         return self.hair_hidden or not self.has["Bald"]
 
 

@@ -51,7 +51,11 @@ def draw_back_hair(canvas: Canvas, person: Person) -> None:
     w, shade = person.half_width, person.hair
     edge = mix(shade, INK, 0.45)
     if person.hair_hidden:
-        canvas.ellipse((0.5, 0.40), (w + 0.08, 0.36), shade, edge)
+        canvas.ellipse((0.5, 0.40), (w + 0.1, 0.37), shade, edge)
+        for angle in (0.1 * math.pi * i for i in range(-2, 13)):
+            canvas.ellipse(
+                (0.5 + (w + 0.055) * math.cos(angle), 0.40 - 0.33 * math.sin(angle)), 0.017, mix(shade, WHITE, 0.75)
+            )
         return
     if person.has["Wavy_Hair"]:
         for radius, colour in ((0.093, edge), (0.081, shade)):
@@ -112,7 +116,7 @@ def draw_sideburns(canvas: Canvas, person: Person) -> None:
     for sign in (-1, 1):
         x = 0.5 + sign * (person.half_width - 0.025)
         if person.hair_hidden:
-            canvas.ellipse((x, 0.45), (0.028, 0.09), (*person.hair, 200))
+            canvas.ellipse((x, 0.45), (0.03, 0.10), person.hair)
         elif person.has["Sideburns"]:
             tip = [(x + sign * 0.02, 0.30), (x - sign * 0.025, 0.32), (x - sign * 0.04, 0.585), (x + sign * 0.02, 0.55)]
             canvas.polygon(tip, mix(person.hair, INK, 0.12), mix(person.hair, INK, 0.5))
