@@ -158,9 +158,10 @@ def predict(
         for prediction in predictions:
             table.add_row(str(prediction.image), _found(prediction.scores, threshold))
         return console.print(table)
+    done = list[Prediction](predictions)  # all of them before a file of earlier scores is replaced
 
     def write(file: Any) -> None:
-        _write_predictions(file, list[Prediction](predictions), as_json=output is Format.json)
+        _write_predictions(file, done, as_json=output is Format.json)
 
     return _to_file(out, write)
 
@@ -294,6 +295,8 @@ def experiment_table(
 
     overrides = [str(item) for item in configs if "=" in str(item)]
     files = [item for item in configs if "=" not in str(item)]
+    if not files:
+        raise UsageError("Give at least one config file before the overrides, such as configs/quickstart.yaml.")
     results = table(files, _numbers(seeds), overrides, jobs=jobs, report=_show_event)
     if markdown:
         console.print(result_markdown(results, split=split), markup=False, highlight=False, soft_wrap=True)

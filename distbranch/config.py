@@ -45,7 +45,7 @@ class RunConfig(Section):
     @classmethod
     def _is_one_folder(cls, name: str | None) -> str | None:
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError("should be made of letters, digits, '.', '_' and '-'")
+            raise ValueError(f"should be made of letters, digits, '.', '_' and '-', found '{name}'")
         return name
 
 

@@ -53,7 +53,9 @@ def pack(
         if finished is not None:
             return finished
         out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(out.with_name(f".{out.name}.lock")), _renamed_at_the_end(out) as partial:
+        lock = out.with_name(f".{out.name}.lock")
+        lock.touch()  # FileLock would wait for ever in a folder that takes no files
+        with FileLock(lock), _renamed_at_the_end(out) as partial:
             finished = _finished(out, source, tasks)  # by whoever held the lock
             if finished is not None:
                 return finished

@@ -8,6 +8,7 @@ from filelock import FileLock
 from distbranch.config import Config
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote, read_dataset
 from distbranch.data.sources import pack_source, parse_options
+from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
@@ -24,6 +25,8 @@ def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
     config = with_absolute_paths(config)
     if fresh:
         config = _renamed(config)
+    if config.launch.address is None:
+        wants_gpu(config.launch)  # says so where a GPU is asked for and absent, before anything is written
     info = packed(config, report)
     check_data(config, info)
     with FileLock(_lock_beside(config.run_directory)):

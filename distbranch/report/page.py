@@ -42,9 +42,13 @@ def report(run_directory: Path | str, out: Path | str | None = None) -> Path:
     run = read_run(run_directory)
     page = Path(out) if out is not None else run.directory / "report.html"
     folder = page.parent / "report"
+    drawn = [
+        (picture, picture.draw()) for picture in pictures(run)
+    ]  # all, before a file of an earlier report is replaced
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        page.write_text(_page(run, [_written(run, picture, folder) for picture in pictures(run)]), encoding="utf-8")
+        sections = [_written(run, picture, figure, folder) for picture, figure in drawn]
+        page.write_text(_page(run, sections), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"The report cannot be written to {page} ({error.strerror}). Give another place with --out."
@@ -52,9 +56,8 @@ def report(run_directory: Path | str, out: Path | str | None = None) -> Path:
     return page
 
 
-def _written(run: RunFiles, picture: Picture, folder: Path) -> str:
+def _written(run: RunFiles, picture: Picture, figure: Figure, folder: Path) -> str:
     """Save a figure as PNG; returns its section of the page."""
-    figure = picture.draw()
     figure.savefig(folder / f"{picture.name}.png", dpi=PNG_DPI)
     if picture.name == "tasks":  # in the page as a real table: it can be sorted and copied
         return _section(picture, _task_table(run))

@@ -63,6 +63,6 @@ def _sentence(error: ValidationError, options: type[SourceOptions]) -> str:
         near = difflib.get_close_matches(name, options.model_fields, n=3) or list(options.model_fields)
         return f"there is no option '{name}'. Nearest: {', '.join(near)}."
     if first["type"] == "missing":
-        return f"the option '{name}' is required ({options.model_fields[name].description})"
+        return f"the option '{name}' is required: {options.model_fields[name].description}"
     what = first["msg"].removeprefix("Value error, ")
     return f"option '{name}': {what} (found {first['input']!r})." if name else f"{what}."

@@ -1,0 +1,532 @@
+"""Everything that may be wrong with what a person gives: one clear sentence, exit code 1 or 2, nothing overwritten.
+
+The table says how a small world is spoiled, which command meets it, and what the sentence must tell. A new way to go wrong
+is one more line.
+"""
+
+import fnmatch
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_world import TABLE, Ended, contents, make_world, run_command
+
+Spoil = Callable[[], object]  # in the world, which is the current folder
+RUN = "runs/tiny"
+CHECKPOINT = f"{RUN}/checkpoints/step-0000000"
+PACK = "data pack csv new --images images --table table.csv"
+HALF = ("result.json", "model")  # what an unfinished run has not yet
+
+
+@dataclass(frozen=True)
+class Case:
+    """`words`: all of them stand in the sentence; `makes`: what new files may be left (a run that began, for one)."""
+
+    id: str
+    spoil: Spoil
+    command: str
+    code: int
+    words: tuple[str, ...]
+    makes: tuple[str, ...] = ()
+
+
+# ---- ways to spoil
+
+
+def nothing() -> None:
+    pass
+
+
+def put(path: str, text: str | bytes) -> Spoil:
+    """A file with this content."""
+
+    def spoil() -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    return spoil
+
+
+def change(path: str, old: str, new: str) -> Spoil:
+    """Other words in a text file."""
+
+    def spoil() -> None:
+        text = Path(path).read_text()
+        assert old in text, f"{path} has no {old!r} to spoil"
+        Path(path).write_text(text.replace(old, new, 1))
+
+    return spoil
+
+
+def cut(path: str, num_bytes: int) -> Spoil:
+    """The beginning of a file only."""
+    return lambda: os.truncate(path, num_bytes)
+
+
+def flip(path: str, at: int) -> Spoil:
+    """One bit of a file."""
+
+    def spoil() -> None:
+        content = bytearray(Path(path).read_bytes())
+        content[at] ^= 1
+        Path(path).write_bytes(content)
+
+    return spoil
+
+
+def remove(*paths: str) -> Spoil:
+    """No such files or folders."""
+    return lambda: [shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink() for path in paths]
+
+
+def both(*spoils: Spoil) -> Spoil:
+    """One after the other."""
+    return lambda: [spoil() for spoil in spoils]
+
+
+def unfinish() -> None:
+    """The run as it was before its end: checkpoints, and neither result nor model."""
+    remove(*(f"{RUN}/{name}" for name in HALF))()
+
+
+def swap_sample(old: bytes, new: bytes) -> Spoil:
+    """Another content of the same length in the first training shard, sealed with sums as if it had been packed so."""
+
+    def spoil() -> None:
+        import numpy as np
+
+        from distbranch.data.shard_writer import file_sha256, index_shard
+
+        shard, index = Path("data/train-000000.tar"), Path("data/train-000000.index.npy")
+        content = shard.read_bytes()
+        assert old in content
+        assert len(old) == len(new)
+        shard.write_bytes(content.replace(old, new, 1))
+        np.save(index, index_shard(shard))
+        described = json.loads(Path("data/dataset.json").read_text())
+        entry = described["splits"]["train"]["shards"][0]
+        entry["sha256"], entry["index_sha256"] = file_sha256(shard), file_sha256(index)
+        Path("data/dataset.json").write_text(json.dumps(described))
+
+    return spoil
+
+
+def broken_jpeg() -> None:
+    content = Path("data/train-000000.tar").read_bytes()
+    at = content.index(b"\xff\xd8\xff")
+    swap_sample(content[at : at + 12], b"no JPEG here")()
+
+
+# ---- the table
+
+NEW = "train tiny.yaml run.name=new"
+CONFIGS = (
+    Case("config absent", nothing, "train absent.yaml", 2, ("absent.yaml", "does not exist", "tiny.yaml")),
+    Case("config is a folder", nothing, "train images", 2, ("images", "cannot be read")),
+    Case("config is no text", put("x.yaml", b"\xff\xfe\x00"), "train x.yaml", 2, ("x.yaml", "cannot be read")),
+    Case(
+        "config is no YAML", put("x.yaml", "run: {name: [}"), "train x.yaml", 2, ("x.yaml", "not valid YAML", "line 1")
+    ),
+    Case("config is a list", put("x.yaml", "- seed\n- 3\n"), "train x.yaml", 2, ("`key: value`", "list")),
+    Case("empty section", put("x.yaml", "data:\n"), "train x.yaml", 2, ("section 'data' is empty",)),
+    Case("section is a number", put("x.yaml", "train: 3\n"), "train x.yaml", 2, ("section 'train'", "found 3")),
+    Case("unknown key", nothing, f"{NEW} train.iteratons=3", 2, ("train.iteratons", "unknown", "train.iterations")),
+    Case("key in the wrong section", nothing, f"{NEW} model.alpha=2", 2, ("model.alpha", "method.alpha")),
+    Case("unknown section", nothing, f"{NEW} trian.iterations=3", 2, ("'trian", "unknown", "train")),
+    Case("override of a whole section", nothing, f"{NEW} train=3", 2, ("section 'train'", "found 3")),
+    Case("override below a key", nothing, f"{NEW} seed.x=3", 2, ("seed",)),
+    Case("text for a number", nothing, f"{NEW} optim.lr=fast", 2, ("optim.lr", "number", "'fast'")),
+    Case("half a step", nothing, f"{NEW} train.iterations=2.5", 2, ("train.iterations", "integer", "2.5")),
+    Case("value out of range", nothing, f"{NEW} method.decay=1.5", 2, ("method.decay", "less than 1", "1.5")),
+    Case("negative seed", nothing, f"{NEW} seed=-1", 2, ("seed", "greater than or equal to 0", "-1")),
+    Case("not a number", nothing, f"{NEW} optim.lr=.nan", 2, ("optim.lr", "nan")),
+    Case("unknown choice", nothing, f"{NEW} model.backbone=vgg19", 2, ("model.backbone", "'vgg16' or 'vgg9'", "vgg19")),
+    Case("cap of no branch", nothing, f"{NEW} method.max_branches=0", 2, ("method.max_branches", "at least 1", "0")),
+    Case("images too small", nothing, f"{NEW} data.image_size=[16,64]", 2, ("data.image_size", "32x32", "16x64")),
+    Case("one image size", nothing, f"{NEW} data.image_size=64", 2, ("data.image_size", "64")),
+    Case("run name is a path", nothing, f"{NEW} run.name=../tiny", 2, ("run.name", "letters, digits", "../tiny")),
+    Case("batch too small", nothing, f"{NEW} train.batch_size=2 launch.workers=2", 2, ("train.batch_size", "2 images")),
+    Case("no data set named", change("tiny.yaml", "data: {path: data}", ""), NEW, 2, ("data.path",)),
+    Case("override without =", nothing, f"{NEW} seed", 2, ("key=value", "'seed'")),
+    Case("override is no YAML", nothing, f"{NEW} data.image_size=[64", 2, ("data.image_size", "not valid YAML", "[64")),
+    Case("no config", nothing, "train", 2, ("config file", "--help-config")),
+    Case("bad seeds", nothing, "experiment table tiny.yaml --seeds 0,one", 2, ("--seeds", "whole numbers", "0,one")),
+    Case("no seeds", nothing, "experiment table tiny.yaml --seeds ,", 2, ("--seeds", "whole numbers")),
+    Case("experiment of no config", nothing, "experiment table seed=3", 2, ("config",)),
+    Case("experiment: config absent", nothing, "experiment table absent.yaml", 2, ("absent.yaml", "does not exist")),
+    Case("unknown command", nothing, "trian tiny.yaml", 2, ("No such command", "trian")),
+    Case("unknown option", nothing, "train tiny.yaml --frehs", 2, ("No such option", "--frehs")),
+    Case("run argument missing", nothing, "evaluate", 2, ("Missing argument", "run")),
+    Case("more ranks than samples", nothing, f"{NEW} launch.workers=25 train.batch_size=50", 1, ("25", "24", "fewer")),
+    Case("dry run: more ranks", nothing, f"{NEW} --dry-run launch.workers=25 train.batch_size=50", 1, ("25", "24")),
+)
+DATASETS = (
+    Case("data set absent", nothing, f"{NEW} data.path=absent", 1, ("absent", "not a packed data set", "data pack")),
+    Case("not a packed data set", nothing, f"{NEW} data.path=images", 1, ("images", "dataset.json", "data pack")),
+    Case("data set is a file", nothing, f"{NEW} data.path=table.csv", 1, ("table.csv",)),
+    Case("unknown protocol", nothing, f"{NEW} data.path=gopher://x/data", 1, ("gopher://x/data", "cannot be read")),
+    Case("nobody answers", nothing, f"{NEW} data.path=http://127.0.0.1:9/data", 1, ("http://127.0.0.1:9/data",)),
+    Case("dry run: data absent", nothing, "train tiny.yaml --dry-run data.path=absent", 1, ("absent", "data pack")),
+    Case("description cut", cut("data/dataset.json", 300), NEW, 1, ("dataset.json", "damaged", "Pack")),
+    Case("description empty", cut("data/dataset.json", 0), NEW, 1, ("dataset.json", "damaged", "Pack")),
+    Case("other JSON", put("data/dataset.json", "[1]"), NEW, 1, ("dataset.json", "distbranch-dataset")),
+    Case(
+        "other version",
+        change("data/dataset.json", '"version": 1', '"version": 2'),
+        NEW,
+        1,
+        ("dataset.json", "version 2", "reads version 1"),
+    ),
+    Case(
+        "field absent", change("data/dataset.json", '"tasks"', '"task"'), NEW, 1, ("dataset.json", "tasks", "damaged")
+    ),
+    Case("no train split", change("data/dataset.json", '"train": {', '"trian": {'), NEW, 1, ("no training samples",)),
+    Case("shard absent", remove("data/train-000001.tar"), NEW, 1, ("train-000001.tar", "absent"), ("runs/new/*",)),
+    Case(
+        "shard cut", cut("data/train-000000.tar", 700), NEW, 1, ("train-000000.tar", "sample", "ends"), ("runs/new/*",)
+    ),
+    Case("index absent", remove("data/train-000002.index.npy"), NEW, 1, ("train-000002", "absent"), ("runs/new/*",)),
+    Case(
+        "index cut", cut("data/train-000002.index.npy", 150), NEW, 1, ("train-000002", "not the one"), ("runs/new/*",)
+    ),
+    Case(
+        "flipped bit",
+        flip("data/train-000000.tar", 1000),
+        NEW,
+        1,
+        ("train-000000.tar", "sample train-0", "crc32"),
+        ("runs/new/*",),
+    ),
+    Case("broken JPEG", broken_jpeg, NEW, 1, ("train-000000.tar", "train-0", "cannot be decoded"), ("runs/new/*",)),
+    Case(
+        "sample without labels",
+        swap_sample(b'"labels"', b'"lebals"'),
+        NEW,
+        1,
+        ("train-000000.tar", "train-0", "no field 'labels'"),
+        ("runs/new/*",),
+    ),
+    Case(
+        "label of an unknown task",
+        swap_sample(b'"bright"', b'"brihgt"'),
+        NEW,
+        1,
+        ("train-000000.tar", "train-0", "brihgt", "no task"),
+        ("runs/new/*",),
+    ),
+    Case(
+        "label out of range",
+        swap_sample(b'"bright":0', b'"bright":7'),
+        NEW,
+        1,
+        ("train-000000.tar", "train-0", "'bright'", "0 to 1", "7"),
+        ("runs/new/*",),
+    ),
+    Case(
+        "broken JPEG, in processes",
+        broken_jpeg,
+        f"{NEW} data.workers=1",
+        1,
+        ("train-000000.tar", "train-0", "cannot be decoded"),
+        ("runs/new/*",),
+    ),
+    Case(
+        "too many bad samples",
+        broken_jpeg,
+        f"{NEW} data.on_bad_sample=skip data.max_bad_samples=0",
+        1,
+        ("1 samples", "broken-image", "max_bad_samples=0", "data check"),
+        ("runs/new/*",),
+    ),
+    Case("broken val shard", cut("data/val-000000.tar", 700), NEW, 1, ("val-000000.tar", "sample"), ("runs/new/*",)),
+    Case("check: damaged", flip("data/val-000000.tar", 1000), "data check data", 1, ("problem(s)", "40 samples")),
+    Case("check: shard absent", remove("data/test-000000.tar"), "data check data", 1, ("1 problem(s)",)),
+    Case("check: absent", nothing, "data check absent", 1, ("absent", "not a packed data set")),
+    Case("check: remote", nothing, "data check http://127.0.0.1:9/data", 1, ("127.0.0.1:9",)),
+    Case("show: unknown split", nothing, "data show data --split dev --out x.png", 1, ("'dev'", "train, val, test")),
+    Case("show: unwritable", nothing, "data show data --out photo.jpg/x.png", 1, ("photo.jpg/x.png", "written")),
+    Case("show: damaged", cut("data/train-000000.tar", 700), "data show data --out x.png", 1, ("train-000000.tar",)),
+)
+TABLES = (
+    Case("unknown source", nothing, "data pack cvs new", 2, ("cvs", "csv, celeba, deepfashion, rendered-faces")),
+    Case("unknown source's options", nothing, "data pack cvs new --options", 2, ("cvs", "csv, celeba")),
+    Case("unknown option of a source", nothing, f"{PACK} --spilt x", 2, ("no option 'spilt'", "split_column")),
+    Case("required option missing", nothing, "data pack csv new --images images", 2, ("'table'", "required")),
+    Case("option without a value", nothing, f"{PACK} --seed", 2, ("--seed", "needs a value")),
+    Case("stray word", nothing, f"{PACK} seed=1", 2, ("--name value", "seed=1")),
+    Case("option of the wrong type", nothing, f"{PACK} --seed one", 2, ("'seed'", "integer", "one")),
+    Case("bad size", nothing, f"{PACK} --image-size 0x32", 2, ("image_size", "HxW")),
+    Case("bad fractions", nothing, f"{PACK} --fractions 0,0,0", 2, ("fractions", "0.8,0.1,0.1")),
+    Case("no samples asked for", nothing, "data pack rendered-faces new --samples 0", 2, ("samples", "0")),
+    Case("bad shard size", nothing, f"{PACK} --shard-samples 0", 2, ("shard-samples",)),
+    Case("table absent", remove("table.csv"), PACK, 1, ("table.csv", "does not exist")),
+    Case("table empty", put("table.csv", ""), PACK, 1, ("table.csv", "empty", "columns")),
+    Case("table without rows", put("table.csv", "image,bright\n"), PACK, 1, ("table.csv", "not a single row")),
+    Case("table is no text", put("table.csv", TABLE.encode() + b"\xff\n"), PACK, 1, ("table.csv", "UTF-8")),
+    Case("image column absent", change("table.csv", "image", "file"), PACK, 1, ("no column 'image'", "image_column")),
+    Case("column twice", change("table.csv", "colour", "bright"), PACK, 1, ("line 1", "'bright'", "twice")),
+    Case("task column absent", nothing, f"{PACK} --tasks brigth", 1, ("'brigth'", "Nearest: bright")),
+    Case("image twice", change("table.csv", "c.jpg", "a.jpg"), PACK, 1, ("line 4", "a.jpg", "already")),
+    Case("a cell too few", change("table.csv", "0,blue", "blue"), PACK, 1, ("line 3", "4 columns", "found 3")),
+    Case("bad label", change("table.csv", "b.jpg,train,0", "b.jpg,train,2"), PACK, 1, ("line 3", "'bright'", "'2'")),
+    Case(
+        "1 0 here, 1 -1 there",
+        put("table.csv", "image,split,p,q\na.jpg,train,1,1\nb.jpg,train,0,-1\n"),
+        PACK,
+        1,
+        ("'q' says no with -1", "'p' has 0"),
+    ),
+    Case("unknown split name", change("table.csv", "c.jpg,val", "c.jpg,valid"), PACK, 1, ("line 4", "'valid'", "val")),
+    Case("image absent", remove("images/c.jpg"), PACK, 1, ("line 4", "c.jpg", "no such image")),
+    Case("image is text", put("images/b.jpg", "hello"), PACK, 1, ("line 3", "b.jpg", "not an image")),
+    Case("image cut", cut("images/b.jpg", 300), PACK, 1, ("line 3", "b.jpg", "damaged")),
+    Case("images absent", nothing, f"{PACK} --images absent", 1, ("absent", "does not exist", ".zip")),
+    Case("zip damaged", put("x.zip", b"PK\3\4 nothing"), f"{PACK} --images x.zip", 1, ("x.zip", ".zip")),
+    Case(
+        "pack into a full folder", nothing, f"{PACK.replace('new', 'images')}", 1, ("images", "not empty", "new folder")
+    ),
+    Case("pack over other data", nothing, f"{PACK.replace('new', 'data')}", 1, ("data", "not empty", "another source")),
+    Case("pack into a file", nothing, f"{PACK.replace('new', 'photo.jpg')}", 1, ("photo.jpg",)),
+    Case("pack below a file", nothing, f"{PACK.replace('new', 'photo.jpg/new')}", 1, ("photo.jpg/new", "written")),
+    Case("pack where nothing can be", nothing, f"{PACK.replace('new', '/proc/new')}", 1, ("/proc/new", "written")),
+    Case(
+        "pack in a config, table absent",
+        nothing,
+        f"{NEW} data.path=new data.pack={{source:csv,images:images,table:no.csv}}".replace(":", ": "),
+        1,
+        ("no.csv", "does not exist"),
+    ),
+    Case("pack in a config, no source", nothing, f"{NEW} data.path=new data.pack={{}}", 2, ("source", "csv, celeba")),
+    Case(
+        "celeba: rows missing",
+        change("celeba/Anno/list_attr_celeba.txt", "3\n", "5\n"),
+        "data pack celeba new --root celeba",
+        1,
+        ("list_attr_celeba.txt", "5 rows", "has 3"),
+    ),
+    Case(
+        "celeba: lists differ",
+        change("celeba/Eval/list_eval_partition.txt", "000003.jpg 2\n", ""),
+        "data pack celeba new --root celeba",
+        1,
+        ("3 images", "has 2"),
+    ),
+    Case(
+        "celeba: bad mark",
+        change("celeba/Anno/list_attr_celeba.txt", "000002.jpg  1", "000002.jpg  4"),
+        "data pack celeba new --root celeba",
+        1,
+        ("line 4", "'Smiling'", "'4'"),
+    ),
+    Case(
+        "celeba: list absent",
+        remove("celeba/Eval/list_eval_partition.txt"),
+        "data pack celeba new --root celeba",
+        1,
+        ("list_eval_partition.txt", "not found", "celeba"),
+    ),
+    Case(
+        "celeba: image absent", remove("celeba/Img"), "data pack celeba new --root celeba", 1, ("No images", "celeba")
+    ),
+    Case(
+        "deepfashion: 46 rows of 50",
+        put(
+            "deepfashion/Anno_coarse/list_category_cloth.txt",
+            "50\ncategory_name category_type\n" + "".join(f"Kind{number} 1\n" for number in range(46)),
+        ),
+        "data pack deepfashion new --root deepfashion",
+        1,
+        ("list_category_cloth.txt", "50 rows", "has 46"),
+    ),
+    Case(
+        "deepfashion: category out of range",
+        change("deepfashion/Anno_coarse/list_category_img.txt", "img_2.jpg 2", "img_2.jpg 3"),
+        "data pack deepfashion new --root deepfashion",
+        1,
+        ("line 4", "from 1 to 2", "'3'"),
+    ),
+    Case(
+        "deepfashion: attributes absent",
+        nothing,
+        "data pack deepfashion new --root deepfashion --labels both",
+        1,
+        ("list_attr_cloth.txt", "not found"),
+    ),
+)
+RUNS = (
+    Case("another config", nothing, "train tiny.yaml seed=7", 1, ("seed: 0 -> 7", "--fresh", "run.name")),
+    Case("other data", nothing, "train tiny.yaml data.path=absent", 1, ("absent", "not a packed data set")),
+    Case("run directory is a file", nothing, "train tiny.yaml run.directory=. run.name=table.csv", 1, ("is a file",)),
+    Case(
+        "run directory of others", nothing, "train tiny.yaml run.directory=. run.name=images", 1, ("holds other files",)
+    ),
+    Case("runs below a file", nothing, f"{NEW} run.directory=photo.jpg", 1, ("photo.jpg/new", "run.directory")),
+    Case("runs nowhere", nothing, f"{NEW} run.directory=/proc/runs", 1, ("/proc/runs/new", "run.directory")),
+    Case("own config damaged", put(f"{RUN}/config.yaml", "{"), "train tiny.yaml", 2, ("config.yaml", "not valid YAML")),
+    Case("result damaged", cut(f"{RUN}/result.json", 40), "train tiny.yaml", 1, ("result", "damaged", "result.json")),
+    Case("tree of a finished run lost", remove(f"{RUN}/tree.json"), "train tiny.yaml", 1, ("tree.json", "result.json")),
+    Case(
+        "all checkpoints damaged",
+        both(unfinish, *(flip(f"{CHECKPOINT}{step}/model.safetensors", 900) for step in (2, 4))),
+        "train tiny.yaml",
+        1,
+        ("checkpoints", "damaged", "--fresh"),
+    ),
+    Case(
+        "checkpoints without manifest",
+        both(unfinish, *(remove(f"{CHECKPOINT}{step}/manifest.json") for step in (2, 4))),
+        "train tiny.yaml",
+        1,
+        ("checkpoints", "damaged", "--fresh"),
+    ),
+    Case(
+        "data set now of other tasks",
+        both(unfinish, change("data/dataset.json", '"name": "wide"', '"name": "broad"')),
+        "train tiny.yaml",
+        1,
+        ("other tasks", "run.name"),
+    ),
+    Case("GPU asked for", nothing, f"{NEW} launch.device=cuda", 1, ("launch.device=cuda", "launch.device=cpu")),
+    Case("GPU asked for, by two", nothing, f"{NEW} launch.device=cuda launch.workers=2", 1, ("launch.device=cuda",)),
+    Case("evaluate: absent", nothing, "evaluate runs/absent", 1, ("runs/absent", "distbranch train")),
+    Case("evaluate: no run", nothing, "evaluate images", 1, ("images", "neither a model nor a checkpoint")),
+    Case("evaluate: unknown split", nothing, f"evaluate {RUN} --split dev", 1, ("'dev'", "test, train, val")),
+    Case("evaluate: data absent", nothing, f"evaluate {RUN} --data absent", 1, ("absent", "not a packed data set")),
+    Case(
+        "evaluate: other tasks",
+        change("data/dataset.json", '"name": "wide"', '"name": "broad"'),
+        f"evaluate {RUN}",
+        1,
+        ("other tasks", RUN),
+    ),
+    Case(
+        "evaluate: config lost", remove(f"{RUN}/config.yaml"), f"evaluate {RUN}", 2, ("config.yaml", "does not exist")
+    ),
+    Case("evaluate: bad sample", cut("data/test-000000.tar", 700), f"evaluate {RUN}", 1, ("test-000000.tar",)),
+    Case("evaluate: nothing saved", both(unfinish, remove(f"{RUN}/checkpoints")), f"evaluate {RUN}", 1, ("neither",)),
+    Case("model cut", cut(f"{RUN}/model/model.safetensors", 500), f"evaluate {RUN}", 1, ("model of", "damaged")),
+    Case("model lost", remove(f"{RUN}/model/model.safetensors"), f"evaluate {RUN}", 1, ("model of", "damaged")),
+    Case("model.json no JSON", put(f"{RUN}/model/model.json", "hello"), f"evaluate {RUN}", 1, ("model of", "damaged")),
+    Case("model.json a list", put(f"{RUN}/model/model.json", "[]"), f"evaluate {RUN}", 1, ("model of", "damaged")),
+    Case(
+        "model of another tree",
+        change(f"{RUN}/model/model.json", '"name": "wide"', '"name": "bright"'),
+        f"evaluate {RUN}",
+        1,
+        ("bright",),
+    ),
+    Case("predict: run absent", nothing, "predict runs/absent photo.jpg", 1, ("runs/absent", "distbranch train")),
+    Case("predict: image absent", nothing, f"predict {RUN} absent.jpg", 1, ("absent.jpg", "does not exist")),
+    Case("predict: text", put("x.jpg", "hello"), f"predict {RUN} x.jpg", 1, ("x.jpg", "not an image")),
+    Case("predict: image cut", cut("photo.jpg", 300), f"predict {RUN} photo.jpg", 1, ("photo.jpg", "cannot be read")),
+    Case("predict: empty folder", lambda: Path("x").mkdir(), f"predict {RUN} x", 1, ("no images", ".jpg")),
+    Case(
+        "predict: text among images, to a file",
+        both(put("images/z.jpg", "hello"), put("scores.csv", "precious")),
+        f"predict {RUN} images --format csv --out scores.csv",
+        1,
+        ("z.jpg", "not an image"),
+    ),
+    Case(
+        "predict: unwritable",
+        nothing,
+        f"predict {RUN} photo.jpg --format csv --out photo.jpg/x.csv",
+        1,
+        ("photo.jpg/x.csv", "written"),
+    ),
+    Case("predict: unknown format", nothing, f"predict {RUN} photo.jpg --format xml", 2, ("xml", "csv")),
+    Case("report: run absent", nothing, "report runs/absent", 1, ("runs/absent", "does not exist")),
+    Case("report: no run", nothing, "report images", 1, ("images", "config.yaml")),
+    Case("report: unwritable", nothing, f"report {RUN} --out photo.jpg/x.html", 1, ("photo.jpg/x.html", "written")),
+    Case("report: tree damaged", cut(f"{RUN}/tree.json", 30), f"report {RUN}", 1, ("tree.json", "damaged")),
+    Case(
+        "report: affinity cut",
+        cut(f"{RUN}/affinity/round-01.npz", 200),
+        f"report {RUN} --out x/x.html",
+        1,
+        ("round-01.npz", "cannot be read"),
+    ),
+)
+TABLE_OF_CASES = CONFIGS + DATASETS + TABLES + RUNS
+
+
+# ---- what must hold for each
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_world(tmp_path_factory.mktemp("bad_input") / "world")
+    shutil.copytree(folder, folder.with_name("original"))
+    return folder.with_name("original")
+
+
+@pytest.fixture
+def world(original: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh copy at the place where it was made, since a run knows where its data are."""
+    folder = original.with_name("world")
+    monkeypatch.chdir("/")
+    shutil.rmtree(folder)
+    shutil.copytree(original, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(original.with_name("home")))
+    return folder
+
+
+def words_of(command: str) -> list[str]:
+    """The arguments of a command line, `{a: b}` of an override being one."""
+    words: list[str] = []
+    for word in command.split(" "):
+        if words and words[-1].count("{") > words[-1].count("}"):
+            words[-1] += f" {word}"
+        else:
+            words.append(word)
+    return words
+
+
+def assert_one_sentence(ended: Ended, code: int, words: tuple[str, ...]) -> None:
+    assert ended.code == code, ended
+    assert "Traceback" not in ended.err + ended.out
+    lines = [line for line in ended.err.splitlines() if line.strip()]
+    from_typer = any(line.startswith("Usage: ") for line in lines)
+    sentences = [line for line in lines if line.startswith("Error: ")]
+    assert from_typer or (len(sentences) == 1 and lines[-1] == sentences[0]), ended.err
+    told = ended.err if from_typer else sentences[0]
+    assert from_typer or told.rstrip().endswith((".", "?")), told
+    assert len(told) < 900, told
+    missing = [word for word in words if word not in told]
+    assert not missing, f"{missing} should be told, but: {told}"
+
+
+@contextmanager
+def nothing_overwritten(world: Path, makes: tuple[str, ...]) -> Iterator[None]:
+    before = contents(world)
+    yield
+    after = contents(world)
+    changed = [path for path, content in before.items() if after.get(path) != content]
+    assert not changed, f"these were changed or removed: {changed}"
+    new = [path for path in after.keys() - before.keys() if not path.endswith(".lock")]
+    left = [
+        path for path in new if not any(fnmatch.fnmatch(path, pattern) or path == pattern[:-2] for pattern in makes)
+    ]
+    assert not left, f"these were left behind: {sorted(left)}"
+
+
+@pytest.mark.parametrize("case", TABLE_OF_CASES, ids=lambda case: case.id)
+def test_bad_input_ends_in_one_sentence_and_changes_nothing(case: Case, world: Path) -> None:
+    case.spoil()
+    if "cuda" in case.command and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with nothing_overwritten(world, case.makes):
+        ended = run_command(words_of(case.command))
+    assert_one_sentence(ended, case.code, case.words)
+
+
+def test_the_table_has_at_least_forty_cases_with_names_of_their_own() -> None:
+    names = [case.id for case in TABLE_OF_CASES]
+    assert len(set(names)) == len(names) >= 40

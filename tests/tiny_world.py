@@ -1,0 +1,142 @@
+"""A folder with one tiny thing of each kind that a command may be given (data, tables, a run), and a way to run commands.
+
+Everything is small enough for a command to take milliseconds: 32x32 images, 3 tasks, a network of width 2, 4 steps.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from PIL import Image
+
+from distbranch import cli
+from distbranch.data.pack import pack
+from distbranch.data.shards import Sample
+from distbranch.tasks import Task
+
+NUM_SAMPLES = {"train": 24, "val": 8, "test": 8}
+TASKS = (Task("bright"), Task("wide"), Task("shade", "categorical", ("dark", "mid", "light")))
+CONFIG = """\
+run: {directory: runs}
+data: {path: data}
+model: {backbone: vgg9, width: 2}
+method: {round_iterations: 2, max_branches: null}
+train: {iterations: 4, batch_size: 8, checkpoint_every: 2, log_every: 1, eval_batch_size: 8}
+optim: {lr: 0.01, momentum: 0.9}
+launch: {workers: 1, device: cpu, threads: 1}
+"""
+TABLE = """\
+image,split,bright,colour
+a.jpg,train,1,red
+b.jpg,train,0,blue
+c.jpg,val,,red
+d.jpg,test,1,blue
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_command(arguments: Sequence[str]) -> Ended:
+    """Run `distbranch ARGUMENTS` in this process, in the current folder."""
+    out, err = io.StringIO(), io.StringIO()
+    code: object = 0
+    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", ["distbranch", *arguments]):
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            logging.getLogger("distbranch").handlers = []
+            logging.getLogger("distbranch").propagate = True
+    return Ended(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
+
+
+def make_world(folder: Path) -> Path:
+    """Packed data, a finished run on them, a table with images, and the layouts of CelebA and DeepFashion."""
+    folder.mkdir(parents=True)
+    _pack(folder / "data")
+    (folder / "tiny.yaml").write_text(CONFIG)
+    for number, name in enumerate("abcd"):
+        _write(folder / f"images/{name}.jpg", picture(number))
+    _write(folder / "table.csv", TABLE.encode())
+    _write(folder / "photo.jpg", picture(5))
+    _make_celeba(folder / "celeba")
+    _make_deepfashion(folder / "deepfashion")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        ended = run_command(["train", "tiny.yaml"])
+    finally:
+        os.chdir(before)
+    assert ended.code == 0, ended.err
+    return folder
+
+
+def picture(number: int) -> bytes:
+    """A JPEG of 32x32 pixels, the brighter the larger its number."""
+    pixels = np.random.default_rng(number).integers(0, 60, (32, 32, 3), dtype=np.uint8) + np.uint8(number * 37 % 190)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """A hash of every file (`link` of a link, `folder` of a folder), by path."""
+    return {
+        str(path.relative_to(folder)): "folder" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if not path.is_symlink()
+    }
+
+
+def _pack(folder: Path) -> None:
+    def samples() -> Iterator[Sample]:
+        for split, count in NUM_SAMPLES.items():
+            for number in range(count):
+                labels: dict[str, int | float | str] = {"bright": number % 2, "wide": number % 3 // 2}
+                if number % 5:
+                    labels["shade"] = ("dark", "mid", "light")[number % 3]
+                yield Sample(f"{split}-{number}", split, picture(number), labels)
+
+    pack(samples(), folder, TASKS, shard_samples=8)
+
+
+def _make_celeba(root: Path) -> None:
+    names = [f"00000{number}.jpg" for number in (1, 2, 3)]
+    for number, name in enumerate(names):
+        _write(root / "Img/img_align_celeba" / name, picture(number))
+    rows = "".join(f"{name}  1 -1\n" for name in names)
+    _write(root / "Anno/list_attr_celeba.txt", f"3\nSmiling Young\n{rows}".encode())
+    splits = "".join(f"{name} {number}\n" for number, name in enumerate(names))
+    _write(root / "Eval/list_eval_partition.txt", splits.encode())
+
+
+def _make_deepfashion(root: Path) -> None:
+    names = [f"img/Tee/img_{number}.jpg" for number in (1, 2, 3)]
+    for number, name in enumerate(names):
+        _write(root / name, picture(number))
+    _write(root / "Anno_coarse/list_category_cloth.txt", b"2\ncategory_name category_type\nTee 1\nJeans 2\n")
+    rows = "".join(f"{name} {1 + number % 2}\n" for number, name in enumerate(names))
+    _write(root / "Anno_coarse/list_category_img.txt", f"3\nimage_name category_label\n{rows}".encode())
+    splits = "".join(f"{name} {split}\n" for name, split in zip(names, NUM_SAMPLES, strict=True))
+    _write(root / "Eval/list_eval_partition.txt", f"3\nimage_name evaluation_status\n{splits}".encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
