@@ -15,11 +15,13 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 60
+CRASHED = 70  # exit code of a job that ended with a traceback
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class RankServer:
     ) -> list[Ended]:
         """Run `job(**arguments)` on every rank; what they returned, by rank, when all have ended.
 
-        If one is killed by a signal the others are killed too, as a cluster's manager would do.
+        If one is killed by a signal or crashes the others are killed too, as a cluster's manager would do.
         """
         self.num_jobs += 1
         folder = self.folder / f"job-{self.num_jobs:03d}"
@@ -68,7 +70,8 @@ class RankServer:
             codes = self._answer(timeout_s)
         except TimeoutError:
             for pid in pids:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._answer(timeout_s)
             logs = "\n".join(file.read_text() for file in sorted(folder.glob("*.log")))
             raise TimeoutError(f"{job.__name__} did not end within {timeout_s} s:\n{logs}") from None
@@ -159,7 +162,7 @@ def _fork(request: dict[str, Any], rank: int) -> int:
     pid = os.fork()
     if pid:
         return pid
-    code = 70
+    code = CRASHED
     try:
         code = _be_rank(request, rank)
     finally:
@@ -182,7 +185,7 @@ def _be_rank(request: dict[str, Any], rank: int) -> int:
         return int(end.code or 0)
     except Exception:
         traceback.print_exc()
-        return 70
+        return CRASHED
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -195,7 +198,7 @@ def _wait(pids: list[int]) -> list[int]:
     while len(codes) < len(pids):
         pid, status = os.wait()
         codes[pid] = os.waitstatus_to_exitcode(status)
-        if codes[pid] < 0:
+        if codes[pid] < 0 or codes[pid] == CRASHED:
             for other in pids:
                 if other not in codes:
                     os.kill(other, signal.SIGKILL)
