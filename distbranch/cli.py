@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
@@ -15,9 +16,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
-from distbranch.errors import UsageError, UserError
+from distbranch.errors import SharedError, UsageError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,7 +55,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        if first:
+        if first or not isinstance(error, SharedError):
             errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
@@ -73,6 +75,13 @@ def _begin() -> None:
     logger = logging.getLogger("distbranch")
     logger.handlers = [RichHandler(console=errors, show_path=False, show_time=False, markup=False)]
     logger.propagate = False
+    threading.excepthook = _say_in_one_line
+
+
+def _say_in_one_line(ended: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread on a full disk, say: what follows from it is told where the command ends."""
+    name = ended.thread.name if ended.thread else "unknown"
+    logging.getLogger("distbranch").warning("The thread %s ended: %s", name, ended.exc_value)
 
 
 @app.command()
@@ -131,7 +140,7 @@ def evaluate(
     rows = [*scores["tasks"].items(), ("mean", scores["mean"])]
     for name, row in rows:
         values = [_percent(row.get(key)) for key in ("accuracy", "balanced_accuracy", "average_precision")]
-        table.add_row(name, *values, str(row.get("num_labelled", "")), end_section=name == rows[-2][0])
+        table.add_row(escape(name), *values, str(row.get("num_labelled", "")), end_section=name == rows[-2][0])
     console.print(table)
 
 
@@ -156,7 +165,7 @@ def predict(
     if output is Format.table and out is None:
         table = Table("image", "found")
         for prediction in predictions:
-            table.add_row(str(prediction.image), _found(prediction.scores, threshold))
+            table.add_row(escape(str(prediction.image)), escape(_found(prediction.scores, threshold)))
         return console.print(table)
     done = list[Prediction](predictions)  # all of them before a file of earlier scores is replaced
 
@@ -293,6 +302,8 @@ def experiment_table(
     from distbranch.launch.experiment import table
     from distbranch.report.console import result_markdown, result_table
 
+    if split not in ("val", "test"):
+        raise UsageError(f"--split should be val or test, found '{split}'.")
     overrides = [str(item) for item in configs if "=" in str(item)]
     files = [item for item in configs if "=" not in str(item)]
     if not files:
@@ -343,9 +354,8 @@ def _show_result(result: Any) -> None:
     from distbranch.engine.session import thin_company
     from distbranch.report.console import result_table
 
-    names = next(iter(result.metrics.values()))["tasks"] if result.metrics else {}
     console.print()
-    console.print(result.tree.text(list(names)), markup=False, highlight=False, soft_wrap=True)
+    console.print(result.tree.text(result.summary["tasks"]), markup=False, highlight=False, soft_wrap=True)
     console.print()
     split = "test" if "test" in result.metrics else "val"
     if split in result.metrics:
@@ -359,7 +369,7 @@ def _show_keys() -> None:
 
     table = Table("key", "default", "range", "meaning")
     for row in describe_keys():
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
 
 
@@ -373,7 +383,7 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
 def _show_pairs(pairs: Any) -> None:
     table = Table(show_header=False)
     for pair in pairs:
-        table.add_row(*pair)
+        table.add_row(*map(escape, pair))
     console.print(table)
 
 
@@ -382,7 +392,7 @@ def _show_options(options: Any) -> None:
     for name, field in options.model_fields.items():
         if name != "source":
             default = "required" if field.is_required() else "" if field.default is None else str(field.default)
-            table.add_row(f"--{name.replace('_', '-')}", default, field.description or "")
+            table.add_row(f"--{name.replace('_', '-')}", escape(default), escape(field.description or ""))
     console.print(table)
 
 

@@ -262,7 +262,7 @@ def _as_text(default: Any) -> str:
 
 def _range(field: FieldInfo) -> str:
     limits = [str(limit) for limit in field.metadata]
-    bounds = re.findall(r"(ge|gt|le|lt)=([\d.]+)", " ".join(limits).lower())
+    bounds = re.findall(r"(ge|gt|le|lt)=(-?[\d.]+)", " ".join(limits).lower())
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     choices = re.findall(r"Literal\[([^\]]*)\]", str(field.annotation))
     text = ", ".join(f"{signs[kind]} {value}" for kind, value in bounds)
@@ -273,7 +273,7 @@ def _range(field: FieldInfo) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _numbers_with_exponents(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         near = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f" There are: {', '.join(near)}." if near else ""
@@ -295,14 +295,19 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if not sign or not key:
         raise UsageError(f"An override is written key=value (such as method.alpha=2), found '{text}'.")
     try:
-        return key, yaml.safe_load(_number_with_exponent(value))
+        return key, _numbers_with_exponents(yaml.safe_load(value))
     except yaml.YAMLError:
         raise UsageError(f"The value of {key} is not valid YAML: '{value}'.") from None
 
 
-def _number_with_exponent(value: str) -> str:
-    # YAML 1.1 reads 2e-3 as text, since it has no point.
-    return str(float(value)) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value.strip()) else value
+def _numbers_with_exponents(value: Any) -> Any:
+    """The value with 2e-3 and 1e4 as numbers; YAML 1.1 reads them as text, since they have no point or no sign."""
+    if isinstance(value, dict):
+        return {key: _numbers_with_exponents(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_numbers_with_exponents(inner) for inner in value]
+    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
+    return float(value) if is_number else value
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:

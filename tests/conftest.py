@@ -1,12 +1,14 @@
 """Fixtures that every test may use."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from rank_server import RankServer
 from tiny_runs import config_of, pack_tiny, train_tiny
+from tiny_world import make_world
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -53,3 +55,22 @@ def undisturbed(tiny_data: Path, ranks: RankServer, tmp_path_factory: pytest.Tem
         return runs[world_size]
 
     return run_on
+
+
+@pytest.fixture(scope="session")
+def original_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny world that nobody touches."""
+    world = make_world(tmp_path_factory.mktemp("tiny_world") / "world")
+    return shutil.copytree(world, world.with_name("original"))
+
+
+@pytest.fixture
+def world(original_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh tiny world as the current folder, where it was made, since a run knows where its data are."""
+    folder = original_world.with_name("world")
+    monkeypatch.chdir("/")
+    shutil.rmtree(folder)
+    shutil.copytree(original_world, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(original_world.with_name("home")))
+    return folder

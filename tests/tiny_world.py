@@ -3,13 +3,14 @@
 Everything is small enough for a command to take milliseconds: 32x32 images, 3 tasks, a network of width 2, 4 steps.
 """
 
+import fnmatch
 import hashlib
 import io
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -102,6 +103,34 @@ def contents(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if not path.is_symlink()
     }
+
+
+def assert_one_sentence(ended: Ended, code: int, words: tuple[str, ...]) -> None:
+    assert ended.code == code, ended
+    assert "Traceback" not in ended.err + ended.out
+    lines = [line for line in ended.err.splitlines() if line.strip()]
+    from_typer = any(line.startswith("Usage: ") for line in lines)
+    sentences = [line for line in lines if line.startswith("Error: ")]
+    assert from_typer or (len(sentences) == 1 and lines[-1] == sentences[0]), ended.err
+    told = ended.err if from_typer else sentences[0]
+    assert from_typer or told.rstrip().endswith((".", "?")), told
+    assert len(told) < 900, told
+    missing = [word for word in words if word not in told]
+    assert not missing, f"{missing} should be told, but: {told}"
+
+
+@contextmanager
+def nothing_overwritten(world: Path, makes: tuple[str, ...]) -> Iterator[None]:
+    before = contents(world)
+    yield
+    after = contents(world)
+    changed = [path for path, content in before.items() if after.get(path) != content]
+    assert not changed, f"these were changed or removed: {changed}"
+    new = [path for path in after.keys() - before.keys() if not path.endswith(".lock")]
+    left = [
+        path for path in new if not any(fnmatch.fnmatch(path, pattern) or path == pattern[:-2] for pattern in makes)
+    ]
+    assert not left, f"these were left behind: {sorted(left)}"
 
 
 def _pack(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The trained network as two files, `model.safetensors` and `model.json`: all that is needed to predict, and no pickle."""
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,11 @@ def save_model(folder: Path, network: TreeNet, preprocessing: Preprocessing) -> 
     """Write the artifact of a network; the description last, so that half an artifact is never taken for one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS
-    )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    try:
+        save_file(tensors, folder / WEIGHTS)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(folder / WEIGHTS)) from None
     description = {
         "format": "distbranch-model",
         "version": 1,

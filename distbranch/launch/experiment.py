@@ -67,8 +67,11 @@ def _train(config: Config, report: Report) -> int:
         return 0
     report({"kind": "begun", "name": config.run.name})
     file = config.run_directory.with_name(f"{config.run.name}.yaml")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(to_yaml(config))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(to_yaml(config))
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}). Give another run.directory.") from None
     with _log(config).open("ab") as log:
         code = subprocess.run(
             [sys.executable, "-m", "distbranch", "train", str(file)], stdout=log, stderr=subprocess.STDOUT, check=False

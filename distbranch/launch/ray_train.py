@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from distbranch.launch.stopping import StopRequest, stop_word
 
 logger = logging.getLogger("distbranch")
 SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_ANSWER = 10
 # Ray's own defaults cost seconds per report and warn about things that a user of ours did not choose.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -183,6 +185,7 @@ def _cluster(config: Config) -> Iterator[None]:
                 log_to_driver=False,
             )
         elif started:
+            _knock(str(launch.address))
             ray.init(address=launch.address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -196,6 +199,13 @@ def _cluster(config: Config) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """OSError if nobody answers at `host:port`; Ray itself would go on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port) % 65536), timeout=SECONDS_TO_ANSWER).close()
 
 
 def _set_environment(*, local: bool) -> None:

@@ -4,18 +4,16 @@ The table says how a small world is spoiled, which command meets it, and what th
 is one more line.
 """
 
-import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_world import TABLE, Ended, contents, make_world, run_command
+from tiny_world import TABLE, assert_one_sentence, nothing_overwritten, run_command
 
 Spoil = Callable[[], object]  # in the world, which is the current folder
 RUN = "runs/tiny"
@@ -160,6 +158,14 @@ CONFIGS = (
     Case("no seeds", nothing, "experiment table tiny.yaml --seeds ,", 2, ("--seeds", "whole numbers")),
     Case("experiment of no config", nothing, "experiment table seed=3", 2, ("config",)),
     Case("experiment: config absent", nothing, "experiment table absent.yaml", 2, ("absent.yaml", "does not exist")),
+    Case("experiment: unknown split", nothing, "experiment table tiny.yaml --split dev", 2, ("--split", "val", "dev")),
+    Case(
+        "experiment: unwritable",
+        nothing,
+        "experiment table tiny.yaml --seeds 0 run.directory=photo.jpg",
+        1,
+        ("photo.jpg", "cannot be written"),
+    ),
     Case("unknown command", nothing, "trian tiny.yaml", 2, ("No such command", "trian")),
     Case("unknown option", nothing, "train tiny.yaml --frehs", 2, ("No such option", "--frehs")),
     Case("run argument missing", nothing, "evaluate", 2, ("Missing argument", "run")),
@@ -390,7 +396,7 @@ RUNS = (
         both(unfinish, change("data/dataset.json", '"name": "wide"', '"name": "broad"')),
         "train tiny.yaml",
         1,
-        ("other tasks", "run.name"),
+        ("was begun with other", "run.name"),
     ),
     Case("GPU asked for", nothing, f"{NEW} launch.device=cuda", 1, ("launch.device=cuda", "launch.device=cpu")),
     Case("GPU asked for, by two", nothing, f"{NEW} launch.device=cuda launch.workers=2", 1, ("launch.device=cuda",)),
@@ -459,25 +465,6 @@ TABLE_OF_CASES = CONFIGS + DATASETS + TABLES + RUNS
 # ---- what must hold for each
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_world(tmp_path_factory.mktemp("bad_input") / "world")
-    shutil.copytree(folder, folder.with_name("original"))
-    return folder.with_name("original")
-
-
-@pytest.fixture
-def world(original: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh copy at the place where it was made, since a run knows where its data are."""
-    folder = original.with_name("world")
-    monkeypatch.chdir("/")
-    shutil.rmtree(folder)
-    shutil.copytree(original, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HOME", str(original.with_name("home")))
-    return folder
-
-
 def words_of(command: str) -> list[str]:
     """The arguments of a command line, `{a: b}` of an override being one."""
     words: list[str] = []
@@ -487,34 +474,6 @@ def words_of(command: str) -> list[str]:
         else:
             words.append(word)
     return words
-
-
-def assert_one_sentence(ended: Ended, code: int, words: tuple[str, ...]) -> None:
-    assert ended.code == code, ended
-    assert "Traceback" not in ended.err + ended.out
-    lines = [line for line in ended.err.splitlines() if line.strip()]
-    from_typer = any(line.startswith("Usage: ") for line in lines)
-    sentences = [line for line in lines if line.startswith("Error: ")]
-    assert from_typer or (len(sentences) == 1 and lines[-1] == sentences[0]), ended.err
-    told = ended.err if from_typer else sentences[0]
-    assert from_typer or told.rstrip().endswith((".", "?")), told
-    assert len(told) < 900, told
-    missing = [word for word in words if word not in told]
-    assert not missing, f"{missing} should be told, but: {told}"
-
-
-@contextmanager
-def nothing_overwritten(world: Path, makes: tuple[str, ...]) -> Iterator[None]:
-    before = contents(world)
-    yield
-    after = contents(world)
-    changed = [path for path, content in before.items() if after.get(path) != content]
-    assert not changed, f"these were changed or removed: {changed}"
-    new = [path for path in after.keys() - before.keys() if not path.endswith(".lock")]
-    left = [
-        path for path in new if not any(fnmatch.fnmatch(path, pattern) or path == pattern[:-2] for pattern in makes)
-    ]
-    assert not left, f"these were left behind: {sorted(left)}"
 
 
 @pytest.mark.parametrize("case", TABLE_OF_CASES, ids=lambda case: case.id)

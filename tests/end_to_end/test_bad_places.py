@@ -1,0 +1,121 @@
+"""Bad input that lies outside the files a person gives: a full disk, a run in use, a cluster that is not there.
+
+Some of it through a real process, as a person starts it.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from tiny_world import Ended, assert_one_sentence, contents, nothing_overwritten, run_command
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def small_disk(folder: Path, kibibytes: int) -> Iterator[None]:
+    """A disk of its own that is soon full; mounting one needs the rights of an administrator."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "none", str(folder)]
+    try:
+        refused = subprocess.run(mount, capture_output=True, text=True, check=False).stderr
+    except FileNotFoundError:
+        refused = "there is no command mount"
+    if refused:
+        message = f"a small disk cannot be mounted here: {refused.strip()}"
+        if os.environ.get("DISTBRANCH_NO_SKIP"):
+            pytest.fail(message)
+        pytest.skip(message)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def run_process(*arguments: str) -> Ended:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "distbranch", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=environment,
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.mark.parametrize("kibibytes", [4, 12, 16, 24, 40, 100, 130])
+def test_training_on_a_full_disk_ends_in_one_sentence(world: Path, kibibytes: int) -> None:
+    with small_disk(world / "small", kibibytes), nothing_overwritten(world, ("small/*",)):
+        ended = run_command(["train", "tiny.yaml", "run.directory=small"])
+        assert_one_sentence(ended, 1, ("No space left", "ake room", "same command"))
+        halves = [path for path in contents(world / "small") if "/." in path and not path.endswith("/.lock")]
+        assert not halves
+
+
+def test_training_goes_on_when_there_is_room_again(world: Path) -> None:
+    with small_disk(world / "small", 100):
+        assert_one_sentence(run_command(["train", "tiny.yaml", "run.directory=small"]), 1, ("No space left",))
+        subprocess.run(["mount", "-o", "remount,size=1m", str(world / "small")], check=True)
+        assert run_command(["train", "tiny.yaml", "run.directory=small"]).code == 0
+        assert (world / "small/tiny/result.json").exists()
+
+
+def test_packing_onto_a_full_disk_leaves_nothing(world: Path) -> None:
+    with small_disk(world / "small", 16), nothing_overwritten(world, ()):
+        ended = run_command(["data", "pack", "csv", "small/new", "--images", "images", "--table", "table.csv"])
+        assert_one_sentence(ended, 1, ("small/new", "No space left", "enough room", "nothing was left"))
+
+
+def test_a_full_disk_in_a_process_of_its_own_shows_no_traceback(world: Path) -> None:
+    with small_disk(world / "small", 40):
+        ended = run_process("train", "tiny.yaml", "run.directory=small")
+    assert_one_sentence(ended, 1, ("No space left", "ake room"))
+
+
+def test_a_run_in_use_is_left_alone(world: Path) -> None:
+    (world / "runs/tiny/result.json").unlink()
+    with FileLock(world / "runs/tiny/.lock"), nothing_overwritten(world, ()):
+        ended = run_process("train", "tiny.yaml")
+    assert_one_sentence(ended, 1, ("runs/tiny", "another process", "run.name"))
+
+
+def test_a_config_error_in_a_process_of_its_own(world: Path) -> None:
+    with nothing_overwritten(world, ()):
+        ended = run_process("train", "tiny.yaml", "train.iteratons=3")
+    assert_one_sentence(ended, 2, ("train.iteratons", "Did you mean train.iterations"))
+
+
+def test_a_data_error_in_a_process_of_its_own(world: Path) -> None:
+    (world / "data/train-000001.tar").unlink()
+    with nothing_overwritten(world, ("runs/new/*",)):
+        ended = run_process("train", "tiny.yaml", "run.name=new")
+    assert_one_sentence(ended, 1, ("train-000001.tar", "absent"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nonsense", "auto"])
+def test_an_absent_cluster_is_noticed_within_seconds(world: Path, address: str) -> None:
+    began = time.monotonic()
+    with nothing_overwritten(world, ("runs/new/*",)):
+        ended = run_command(["train", "tiny.yaml", "run.name=new", f"launch.address={address}"])
+    assert_one_sentence(ended, 1, (address, "launch.address"))
+    assert time.monotonic() - began < 30
+
+
+def test_a_damaged_newest_checkpoint_costs_a_warning_and_the_steps_since_the_one_before(world: Path) -> None:
+    before = (world / "runs/tiny/model/model.safetensors").read_bytes()
+    for file in ("result.json", "model/model.json"):
+        (world / "runs/tiny" / file).unlink()
+    os.truncate(world / "runs/tiny/checkpoints/step-00000004/model.safetensors", 500)
+    ended = run_command(["train", "tiny.yaml"])
+    assert ended.code == 0, ended.err
+    assert "step-00000004" in "".join(ended.err.split())
+    assert "damaged" in ended.err
+    assert (world / "runs/tiny/model/model.safetensors").read_bytes() == before

@@ -1,0 +1,152 @@
+"""The command line on a tiny run: help, plans without effect, evaluation and predictions that agree with the run."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tiny_world import TASKS, Ended, contents, nothing_overwritten, run_command
+
+import distbranch
+from distbranch.config import describe_keys
+
+COMMANDS = ("train", "evaluate", "predict", "report", "doctor", "data pack", "data check", "data show")
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+
+
+def run(command: str) -> Ended:
+    return run_command(command.split())
+
+
+def numbers_of(table: str, first: str) -> list[float]:
+    """The numbers in the row of a printed table that begins with `first`."""
+    row = next(line for line in table.splitlines() if re.match(rf"\W*{first}\W", line))
+    return [float(cell) for cell in re.findall(r"\d+\.?\d*", row)]
+
+
+@pytest.mark.parametrize("command", ["", "data", "bench", "experiment", *COMMANDS])
+def test_every_command_has_a_help_text(command: str) -> None:
+    ended = run(f"{command} --help".strip())
+    assert ended.code == 0
+    assert "Usage:" in ended.out
+    assert "[OPTIONS]" in ended.out
+
+
+def test_help_of_train_has_examples() -> None:
+    assert "distbranch train configs/quickstart.yaml" in run("train --help").out
+
+
+def test_help_config_prints_every_key_with_default_range_and_meaning() -> None:
+    ended = run("train --help-config")
+    assert ended.code == 0
+    text = " ".join(ended.out.split())
+    for key, default, limits, meaning in describe_keys():
+        row = next(line for line in ended.out.splitlines() if re.match(rf"\W*{re.escape(key)}\s", line))
+        assert default in row or len(default) > 20
+        assert limits in row or len(limits) > 20
+        assert meaning.split()[0] in text
+
+
+def test_dry_run_prints_sizes_and_starts_nothing(world: Path) -> None:
+    with nothing_overwritten(world, ()):
+        ended = run("train tiny.yaml run.name=new --dry-run")
+    assert ended.code == 0, ended.err
+    for words in ("parameters", "multiply-adds", "bytes", "train 24, val 8, test 8", "32x32", "runs/new"):
+        assert words in ended.out
+    network = distbranch.load(world / "runs/tiny")
+    assert numbers_of(ended.out, "ranks")[0] == 1
+    assert numbers_of(ended.out, "parameters")[0] > 0
+    assert sum(p.numel() for p in network.parameters()) >= numbers_of(ended.out, "parameters")[0]
+
+
+def test_dry_run_says_that_data_would_be_packed_first(world: Path) -> None:
+    pack = "{source: csv, images: images, table: table.csv}"
+    with nothing_overwritten(world, ()):
+        ended = run_command(["train", "tiny.yaml", "--dry-run", "data.path=new", f"data.pack={pack}"])
+    assert ended.code == 0, ended.err
+    assert "would be packed first (4 samples)" in ended.out
+
+
+def test_a_finished_run_says_so_and_changes_nothing(world: Path) -> None:
+    with nothing_overwritten(world, ()):
+        ended = run("train tiny.yaml")
+    assert ended.code == 0, ended.err
+    assert "runs/tiny" in ended.out
+
+
+def test_fresh_starts_over_in_a_new_directory(world: Path) -> None:
+    with nothing_overwritten(world, ("runs/tiny-2/*",)):
+        assert run("train tiny.yaml --fresh").code == 0
+    same = "model/model.safetensors"
+    assert contents(world / "runs/tiny")[same] == contents(world / "runs/tiny-2")[same]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluate_equals_what_the_run_wrote(world: Path, split: str) -> None:
+    with nothing_overwritten(world, ()):
+        ended = run(f"evaluate runs/tiny --split {split}")
+    assert ended.code == 0, ended.err
+    metrics = json.loads((world / "runs/tiny/result.json").read_text())["metrics"][split]
+    for name, row in [*metrics["tasks"].items(), ("mean", metrics["mean"])]:
+        keys = ("accuracy", "balanced_accuracy", "average_precision")
+        expected = [round(100 * row[key], 1) for key in keys if row.get(key) is not None]
+        assert numbers_of(ended.out, name)[: len(expected)] == pytest.approx(expected, abs=0.051)
+
+
+def test_predictions_as_json_are_probabilities_of_every_task(world: Path) -> None:
+    ended = run("predict runs/tiny photo.jpg images --format json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert [Path(one["image"]).name for one in found] == ["photo.jpg", "a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    for one in found:
+        assert list(one["scores"]) == [task.name for task in TASKS]
+        assert 0 <= one["scores"]["bright"] <= 1
+        assert list(one["scores"]["shade"]) == ["dark", "mid", "light"]
+        assert sum(one["scores"]["shade"].values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_predictions_as_csv_equal_those_as_json(world: Path) -> None:
+    assert run("predict runs/tiny photo.jpg --format csv --out scores.csv").code == 0
+    (row,) = csv.DictReader(io.StringIO((world / "scores.csv").read_text()))
+    (one,) = json.loads(run("predict runs/tiny photo.jpg --format json").out)
+    assert list(row) == ["image", "bright", "wide", "shade:dark", "shade:mid", "shade:light"]
+    assert float(row["wide"]) == pytest.approx(one["scores"]["wide"], abs=1e-6)
+    assert float(row["shade:mid"]) == pytest.approx(one["scores"]["shade"]["mid"], abs=1e-6)
+
+
+def test_predictions_as_table_show_what_is_above_the_threshold(world: Path) -> None:
+    everything = run("predict runs/tiny photo.jpg --threshold 0")
+    nothing = run("predict runs/tiny photo.jpg --threshold 1")
+    assert everything.code == nothing.code == 0
+    assert "photo.jpg" in everything.out
+    assert "bright (" in everything.out
+    assert "bright" not in nothing.out
+
+
+def test_doctor_examines_the_machine_and_says_what_to_do(world: Path) -> None:
+    with nothing_overwritten(world, ()):
+        ended = run("doctor")
+    assert ended.code in (0, 1)
+    for what in ("torch", "cores", "free memory", "shared memory", "host name", "port 6379", "runs in runs"):
+        assert what in ended.out
+    assert (ended.code == 1) == ("need something done" in ended.err)
+
+
+def test_a_sound_data_set_is_as_it_was_packed(world: Path) -> None:
+    with nothing_overwritten(world, ()):
+        ended = run("data check data")
+    assert ended.code == 0, ended.err
+    assert "40 samples in 5 shards are as they were packed" in ended.out
+
+
+def test_options_of_a_source_are_listed() -> None:
+    ended = run("data pack csv anywhere --options")
+    assert ended.code == 0
+    assert "--image-column" in ended.out
+    assert "required" in ended.out

@@ -1,0 +1,131 @@
+"""The configuration: files, overrides, what makes another run, and the description of every key."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distbranch.config import Config, describe_keys, differences, load_config, to_yaml
+from distbranch.errors import UsageError
+
+
+def config_file(folder: Path, text: str) -> Path:
+    file = folder / "mine.yaml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("2e-3", 0.002), ("1E-4", 0.0001), ("3.e-2", 0.03), ("+5e0", 5.0), ("0.25", 0.25), ("1", 1.0)]
+)
+def test_numbers_with_exponents_are_numbers_in_files_and_in_overrides(tmp_path: Path, text: str, value: float) -> None:
+    assert load_config(config_file(tmp_path, f"optim: {{lr: {text}}}")).optim.lr == value
+    assert load_config({}, [f"optim.lr={text}"]).optim.lr == value
+
+
+def test_whole_numbers_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    assert load_config(config_file(tmp_path, "train: {iterations: 4e3}")).train.iterations == 4000
+
+
+def test_numbers_with_exponents_are_read_inside_lists() -> None:
+    assert load_config({}, ["data.std=[1e-1, 2e-1, 3e-1]"]).data.std == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("method.alpha=2", "alpha", 2.0),
+        ("method.max_branches=auto", "max_branches", "auto"),
+        ("method.max_branches=3", "max_branches", 3),
+        ("method.max_branches=", "max_branches", None),
+        ("method.affinity=phi", "affinity", "phi"),
+    ],
+)
+def test_overrides_are_read_as_yaml(override: str, key: str, value: object) -> None:
+    assert getattr(load_config({}, [override]).method, key) == value
+
+
+def test_later_overrides_win_over_earlier_ones_and_over_the_file(tmp_path: Path) -> None:
+    file = config_file(tmp_path, "seed: 1\nmodel: {width: 8, backbone: vgg9}")
+    config = load_config(file, ["seed=2", "seed=3", "model.width=16"])
+    assert (config.seed, config.model.width, config.model.backbone) == (3, 16, "vgg9")
+
+
+def test_overrides_may_be_a_mapping_of_values() -> None:
+    assert load_config({}, {"optim.lr": 0.5, "model.width": None}).model.width is None
+
+
+def test_a_run_is_called_like_its_file_unless_it_has_a_name(tmp_path: Path) -> None:
+    assert load_config(config_file(tmp_path, "seed: 1")).run.name == "mine"
+    assert load_config(config_file(tmp_path, "run: {name: other}")).run.name == "other"
+
+
+def test_an_empty_file_is_the_default_configuration(tmp_path: Path) -> None:
+    assert load_config(config_file(tmp_path, ""), ["run.name="]) == Config()
+
+
+def test_a_configuration_comes_back_from_its_yaml(tmp_path: Path) -> None:
+    config = load_config({}, ["optim.lr=1e-5", "data.image_size=[48,32]", "run.name=x", "method.max_branches=4"])
+    assert load_config(config_file(tmp_path, to_yaml(config))) == config
+
+
+def test_the_given_mapping_is_not_changed() -> None:
+    given = {"optim": {"lr": 0.1}}
+    load_config(given, ["optim.lr=0.2", "seed=3"])
+    assert given == {"optim": {"lr": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"optm": {}}, ["optm", "optim"]),
+        ({"lr": 0.1}, ["lr", "optim.lr"]),
+        ({"optim": {"learning_rate": 1}}, ["optim.learning_rate"]),
+        ({"train": {"alpha": 1}}, ["train.alpha", "method.alpha"]),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_nearest_ones(given: Mapping[str, Any], words: list[str]) -> None:
+    with pytest.raises(UsageError) as refused:
+        load_config(given)
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+
+
+def test_all_values_out_of_range_are_told_at_once() -> None:
+    with pytest.raises(UsageError, match=r"optim\.lr.*method\.decay|method\.decay.*optim\.lr"):
+        load_config({"optim": {"lr": -1}, "method": {"decay": 2}})
+
+
+def test_differences_name_key_old_and_new_value() -> None:
+    assert differences(load_config({"seed": 1}), load_config({"seed": 2, "method": {"alpha": 3}})) == [
+        "method.alpha: 1.0 -> 3.0",
+        "seed: 1 -> 2",
+    ]
+
+
+@pytest.mark.parametrize("override", ["launch.workers=2", "run.directory=there", "data.workers=3", "train.log_every=7"])
+def test_a_continued_run_may_change_where_and_how_it_runs(override: str) -> None:
+    assert differences(Config(), load_config({}, [override])) == []
+
+
+def test_every_key_is_described_with_a_help_text() -> None:
+    described = {key: meaning for key, _, _, meaning in describe_keys()}
+    keys = set()
+    for name, part in Config().model_dump().items():
+        keys |= {f"{name}.{key}" for key in part} if isinstance(part, dict) else {name}
+    assert described.keys() == keys
+    assert all(meaning.strip() for meaning in described.values())
+
+
+def test_every_number_is_described_with_its_range_and_every_choice_with_its_choices() -> None:
+    ranges = {key: limits for key, _, limits, _ in describe_keys()}
+    assert ranges["method.decay"] == "> 0, < 1"
+    assert ranges["optim.name"] == "sgd | adamw"
+    assert "auto" in ranges["method.max_branches"]
+    numbers = [key for key, default, _, _ in describe_keys() if default.replace(".", "").isdigit()]
+    assert [key for key in numbers if not ranges[key]] == []
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda f: f.stem)
+def test_the_configs_of_the_project_are_valid(file: Path) -> None:
+    assert load_config(file).run.name == file.stem
