@@ -19,7 +19,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from distbranch.errors import UsageError, UserError
+from distbranch.errors import SharedError, UsageError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +55,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        if first:
+        if first or not isinstance(error, SharedError):
             errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
@@ -355,8 +355,7 @@ def _show_result(result: Any) -> None:
     from distbranch.report.console import result_table
 
     console.print()
-    names = next(iter(result.metrics.values()))["tasks"] if result.metrics else {}
-    console.print(result.tree.text(list(names)), markup=False, highlight=False, soft_wrap=True)
+    console.print(result.tree.text(result.summary["tasks"]), markup=False, highlight=False, soft_wrap=True)
     console.print()
     split = "test" if "test" in result.metrics else "val"
     if split in result.metrics:

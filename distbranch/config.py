@@ -23,6 +23,7 @@ KEYS_FREE_TO_CHANGE = (
     "data.prefetch",
     "data.cache_directory",
     "data.cache_gib",
+    "data.max_bad_samples",
     "train.log_every",
     "train.profile",
     "launch.",
@@ -32,7 +33,7 @@ KEYS_FREE_TO_CHANGE = (
 class Section(BaseModel):
     """A part of the configuration; refuses keys that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -75,6 +76,13 @@ class DataConfig(Section):
     cache_gib: float = Field(20.0, gt=0, description="Bound of that cache in GiB.")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Per channel, of values in 0..1.")
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Per channel, of values in 0..1.")
+
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(std) <= 0:
+            raise ValueError(f"should be above 0, found {list(std)}")
+        return std
 
     @field_validator("image_size")
     @classmethod
@@ -190,6 +198,10 @@ class Config(Section):
             raise ValueError(
                 f"train.batch_size should give every rank at least 2 images per pass; {self.train.batch_size} images "
                 f"over launch.workers={self.launch.workers} and train.accumulate={self.train.accumulate} do not"
+            )
+        if self.train.sync_batch_norm and self.train.accumulate > 1 and self.data.on_bad_sample == "skip":
+            raise ValueError(
+                "train.sync_batch_norm with train.accumulate > 1 needs data.on_bad_sample=fail, for all ranks must make as many passes"
             )
         return self
 

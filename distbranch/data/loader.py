@@ -84,7 +84,17 @@ def train_loader(
     order = _TrainOrder(plan, start, batch_size, rank, world_size)
     augmentation = Augmentation(flip, shift)
     recipe = _Recipe(
-        info.path, chosen.shards, info.tasks, cache, image_size, decoder, augmentation, seed, on_bad_sample, window + 2
+        info.path,
+        chosen.shards,
+        info.tasks,
+        cache,
+        image_size,
+        decoder,
+        augmentation,
+        seed,
+        on_bad_sample,
+        window + 2,
+        True,
     )
     return _loaded(order, recipe, num_workers, prefetch, pin_memory)
 
@@ -111,7 +121,7 @@ def eval_loader(
     chosen = _split(info, split)
     order = _EvalOrder(chosen.shards, batch_size, rank, world_size)
     recipe = _Recipe(
-        info.path, chosen.shards, info.tasks, cache, image_size, decoder, Augmentation(), 0, on_bad_sample, 2
+        info.path, chosen.shards, info.tasks, cache, image_size, decoder, Augmentation(), 0, on_bad_sample, 2, False
     )
     return _loaded(order, recipe, num_workers, prefetch, pin_memory)
 
@@ -193,6 +203,7 @@ class _Recipe:
     seed: int
     on_bad_sample: str
     max_open: int
+    needs_some: bool  # a batch in which nothing is left ends the run
 
 
 class _BatchMaker:
@@ -217,7 +228,14 @@ class _BatchMaker:
                 bad.append(error)
                 if self._recipe.on_bad_sample == "fail":
                     break
-        return _batch(images, labels, kept, bad, fatal=bool(bad) and self._recipe.on_bad_sample == "fail")
+        return _batch(
+            images,
+            labels,
+            kept,
+            bad,
+            fatal=bool(bad) and self._recipe.on_bad_sample == "fail",
+            needs_some=self._recipe.needs_some,
+        )
 
     def close(self) -> None:
         """Closes the shards."""
@@ -234,12 +252,14 @@ class _BatchMaker:
         return self._recipe.augmentation(pixels, self._recipe.seed, epoch, shard, sample), labels
 
 
-def _batch(images: Pixels, labels: Any, kept: list[int], bad: list[BadSample], *, fatal: bool) -> Batch:
+def _batch(
+    images: Pixels, labels: Any, kept: list[int], bad: list[BadSample], *, fatal: bool, needs_some: bool
+) -> Batch:
     error = None
     if fatal:
         error = str(bad[0])
         kept = []
-    elif not kept:
+    elif not kept and needs_some:
         error = f"No sample of a batch could be used. The last of them: {bad[-1]}"
     return Batch(
         images=torch.from_numpy(images[: len(kept)]).permute(0, 3, 1, 2),

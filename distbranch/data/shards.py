@@ -4,6 +4,7 @@ A tar says nothing about what it lost: cut at a header it simply ends earlier. S
 place, size and crc32 of each image and label file, and `dataset.json` holds the sha256 of both: who reads, compares.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -93,6 +94,13 @@ class DatasetInfo:
     def num_samples(self) -> int:
         """Number of samples of all splits."""
         return sum(split.num_samples for split in self.splits.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over tasks and shards: the same samples in the same places, wherever the data set lies."""
+        content = self.to_json()
+        parts = json.dumps([content["tasks"], content["splits"]], sort_keys=True)
+        return hashlib.sha256(parts.encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The content of `dataset.json` (everything but the place)."""

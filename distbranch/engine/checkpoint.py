@@ -91,6 +91,15 @@ def load_newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def set_damaged_aside(folder: Path, *, newest_good: int) -> None:
+    """Rename checkpoints newer than the one a run goes on from, which are damaged; remove what a killed write left."""
+    for path in folder.glob("step-*"):
+        if int(path.name.removeprefix("step-")) > newest_good:
+            path.rename(path.with_name(f"damaged-{path.name}"))
+    for path in folder.glob(".writing-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint folder.
 

@@ -3,21 +3,25 @@
 One process without a process group is the case of one rank; every function below then returns at once.
 """
 
+import ctypes
 import hashlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from distbranch.config import LaunchConfig
-from distbranch.errors import UserError
+from distbranch.errors import SharedError, UserError
 
+T = TypeVar("T")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+LARGEST_THRESHOLD = 2**31 - 1
 RankGroup = Any  # torch.distributed.ProcessGroup; its type differs between builds of torch
 
 
@@ -76,17 +80,46 @@ class Ranks:
             for tensor, part in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
+    def on_first(self, work: Callable[[], T]) -> T:
+        """The result of `work` on rank 0, given to every rank; all must call it.
+
+        Raises:
+            SharedError: `work` met a UserError, or storage that failed.
+        """
+        value: Any = None
+        message = None
+        if self.is_first:
+            try:
+                value = work()
+            except UserError as error:
+                message = str(error)
+            except OSError as error:
+                message = storage_message(error)
+        value, message = self.broadcast((value, message))
+        if message is not None:
+            raise SharedError(message)
+        result: T = value
+        return result
+
     def raise_together(self, message: str | None) -> None:
         """Stop all ranks with one message if any rank gives one.
 
         Raises:
-            UserError: on every rank, with the message of the lowest failing rank, its number and its host.
+            SharedError: with the message of the lowest failing rank, its number and its host.
         """
         host = socket.gethostname()
         messages = self.gather(None if message is None else f"{message} (rank {self.rank} on {host})")
         found = [text for text in messages if text is not None]
         if found:
-            raise UserError(found[0] if self.world_size > 1 else str(message))
+            raise SharedError(found[0] if self.world_size > 1 else str(message))
+
+
+def storage_message(error: OSError) -> str:
+    """One sentence about a file that could not be written or read."""
+    return (
+        f"{error.filename or 'A file of the run'} cannot be written or read ({error.strerror or error}). "
+        "Make room or mend the storage, then run the same command again; the checkpoints are intact."
+    )
 
 
 @dataclass
@@ -156,13 +189,13 @@ def verify_equal(ranks: Ranks, what: str, own: str) -> str:
     """Prove that all ranks hold the same fingerprint.
 
     Raises:
-        UserError: on every rank, naming those that differ from rank 0.
+        SharedError: naming those that differ from rank 0.
     """
     every = ranks.gather((own, socket.gethostname()))
     different = [f"rank {rank} on {host}" for rank, (other, host) in enumerate(every) if other != every[0][0]]
     if different:
-        raise UserError(
-            f"After {what} all ranks should hold the same tree and weights, but {', '.join(different)} "
+        raise SharedError(
+            f"At {what} all ranks should hold the same tree and weights, but {', '.join(different)} "
             f"{'differs' if len(different) == 1 else 'differ'} from rank 0. Nothing was saved since the last checkpoint; "
             "check the memory and the versions of those machines, then run the same command again."
         )
@@ -172,13 +205,27 @@ def verify_equal(ranks: Ranks, what: str, own: str) -> str:
 def _device_of(launch: LaunchConfig, rank: int) -> torch.device:
     if not wants_gpu(launch):
         return torch.device("cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count()))
-    device = torch.device("cuda", local_rank if local_rank < torch.cuda.device_count() else 0)
+    num_gpus, num_local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 1 < num_gpus < num_local:
+        raise UserError(
+            f"{num_local} ranks on this machine need a GPU each, and it has {num_gpus}. Start fewer ranks here."
+        )
+    # A launcher may let every process see its own GPU only, which is then number 0.
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)) if num_gpus > 1 else 0)
     torch.cuda.set_device(device)
     return device
 
 
 def _set_threads(launch: LaunchConfig, world_size: int) -> None:
+    _keep_freed_memory()
     # More OpenMP threads than cores make every rank wait for the others: 3 to 7 times slower on contended cores.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     torch.set_num_threads(launch.threads or max(1, len(os.sched_getaffinity(0)) // local))
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory: else every activation is mapped and zeroed anew at every step, a sixth of a CPU step."""
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, LARGEST_THRESHOLD)

@@ -19,13 +19,13 @@ DrawDecision = Callable[[SummaryWriter, Mapping[str, Any], Path], None]
 class RunLog:
     """Writes what happens to the run directory and tells it to `report`."""
 
-    def __init__(
-        self, directory: RunDirectory, *, resumed_at: int | None, report: Report, draw: DrawDecision | None
-    ) -> None:
+    def __init__(self, directory: RunDirectory, *, after: int, report: Report, draw: DrawDecision | None) -> None:
         self.directory = directory
         self.report = report
         self.draw = draw
-        self.writer = SummaryWriter(str(directory.tensorboard), purge_step=resumed_at)
+        self.writer = SummaryWriter(
+            str(directory.tensorboard), purge_step=after + 1
+        )  # what a killed run wrote later is hidden
 
     def train(self, line: Event) -> None:
         """One logged training step."""
@@ -60,6 +60,10 @@ class RunLog:
         """Anything else that a reader of metrics.jsonl should find: `resumed`, `bad_samples`, `stopped`."""
         append_line(self.directory.metrics, {"kind": kind, **values})
         self.report({"kind": kind, **values})
+
+    def flush(self) -> None:
+        """Bring TensorBoard's file up to what a checkpoint holds."""
+        self.writer.flush()
 
     def close(self) -> None:
         """Flush and close the TensorBoard file."""

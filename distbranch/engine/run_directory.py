@@ -53,13 +53,14 @@ class RunDirectory:
             raise UserError(f"The run directory {self.path} is a file. Move it away, or give another run.name.")
         if self.config.exists():
             self._refuse_other(config)
-        elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+        elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise UserError(
                 f"The folder {self.path} holds other files and no run. Give another run.name or run.directory."
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_aside(self.config, to_yaml(config))
+            if not self.config.exists():
+                write_aside(self.config, to_yaml(config))
         except OSError as error:
             raise UserError(
                 f"The run directory {self.path} cannot be written ({error}). Give another run.directory, or make room."

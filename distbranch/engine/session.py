@@ -1,5 +1,6 @@
 """The one function that every launcher calls on every rank, and the result of a run that has ended."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +9,17 @@ from typing import Any
 import torch
 
 from distbranch.branching.tree import Tree
-from distbranch.config import Config, load_config
-from distbranch.data.shards import read_dataset
+from distbranch.config import Config, differences, load_config
+from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.engine.artifact import load_model
-from distbranch.engine.distributed import Ranks, join_ranks
+from distbranch.engine.distributed import Ranks, join_ranks, storage_message
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.metrics import DrawDecision, Report
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trainer import RunResult, Trainer
 from distbranch.errors import UserError
+
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def train_rank(
@@ -36,10 +39,25 @@ def train_rank(
     """
     assert config.data.path is not None
     with join_ranks(config.launch) as ranks:
-        trainer = Trainer(
-            config, ranks, read_dataset(config.data.path), report=report, draw=draw, should_stop=should_stop
-        )
-        return trainer.run()
+        try:
+            info = _dataset_everywhere(config.data.path, ranks)
+            return Trainer(config, ranks, info, report=report, draw=draw, should_stop=should_stop).run()
+        except OSError as error:  # of rank 0's log, which it writes alone
+            if error.errno not in STORAGE_ERRORS:
+                raise
+            raise UserError(storage_message(error)) from None
+
+
+def _dataset_everywhere(path: str, ranks: Ranks) -> DatasetInfo:
+    """The packed data set as this rank sees it; one rank that does not see it stops all of them."""
+    info, problem = None, None
+    try:
+        info = read_dataset(path)
+    except UserError as error:
+        problem = str(error)
+    ranks.raise_together(problem)
+    assert info is not None
+    return info
 
 
 def read_result(directory: Path) -> RunResult | None:
@@ -74,7 +92,8 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
         raise UserError(
             f"The data set {info.path} has other tasks than the run {directory}. Give one with the same tasks."
         )
-    ranks = Ranks(0, 1, torch.device("cpu"))
+    ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    network.to(ranks.device)
     return evaluate(network, info, split, ranks, config.data, batch_size=config.train.eval_batch_size)
 
 
@@ -86,11 +105,10 @@ def thin_company(result: RunResult) -> list[dict[str, Any]]:
     company = []
     for file in sorted(result.directory.parent.glob("*/result.json")):
         try:
-            other = load_config(file.parent / "config.yaml")
+            other, finished = load_config(file.parent / "config.yaml"), read_result(file.parent)
         except UserError:
             continue
-        same = (other.data.path, other.model, other.train.iterations, other.train.batch_size, other.seed)
-        mine = (own.data.path, own.model, own.train.iterations, own.train.batch_size, own.seed)
-        if other.method.name == "fixed" and same == mine:
-            company.append(json.loads(file.read_text()))
+        unlike = [line for line in differences(own, other) if not line.startswith(("run.", "method."))]
+        if finished is not None and other.method.name == "fixed" and not unlike:
+            company.append(finished.summary)
     return company

@@ -65,6 +65,7 @@ class TrainedNetwork:
                     self.network,
                     device_ids=[self.ranks.device] if on_gpu else None,
                     broadcast_buffers=False,  # running statistics are sent when they are read: `share_buffers`
+                    init_sync=False,  # it would overwrite a rank that differs, which must be told instead
                     gradient_as_bucket_view=True,
                 )
         self._replica = self.wrapped

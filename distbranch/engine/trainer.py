@@ -19,11 +19,11 @@ from torch.nn.utils import clip_grad_norm_
 
 from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.tree import Tree
-from distbranch.config import Config
+from distbranch.config import Config, to_yaml
 from distbranch.data.loader import Batch
 from distbranch.data.shards import BAD_KINDS, DatasetInfo
 from distbranch.engine.artifact import Preprocessing, save_model
-from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint
+from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
 from distbranch.engine.distributed import Pending, Ranks, verify_equal
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.loading import open_training
@@ -34,11 +34,11 @@ from distbranch.engine.optimisation import (
     set_learning_rate,
 )
 from distbranch.engine.profiling import Profiler
-from distbranch.engine.run_directory import RunDirectory, write_json
+from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
 from distbranch.engine.statistics import own_statistics, tensors_of_ranks
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.engine.window import StepWindow
-from distbranch.errors import UserError
+from distbranch.errors import SharedError, UserError
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 
@@ -108,9 +108,7 @@ class Trainer:
         self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=not self.progress.growing)
         resumed = self._restore_or_begin()
         self.log = (
-            RunLog(self.directory, resumed_at=self.progress.iteration if resumed else None, report=report, draw=draw)
-            if ranks.is_first
-            else None
+            RunLog(self.directory, after=self.progress.iteration, report=report, draw=draw) if ranks.is_first else None
         )
         if self.log and resumed:
             self.log.note("resumed", iteration=self.progress.iteration, world_size=ranks.world_size)
@@ -135,16 +133,19 @@ class Trainer:
         )
         self._batch, _ = self._next_batch()
         self._flags = self._start_flags()
-        while progress.iteration < train.iterations:
+        while not self._is_done():
             self._step()
             if self._decision_is_due():
                 self._grow()
-            if train.evaluate_every and progress.iteration % train.evaluate_every == 0:
+            if train.evaluate_every and progress.iteration % train.evaluate_every == 0 and not self._is_done():
                 self._evaluate("val")
             if progress.iteration % train.checkpoint_every == 0:
                 self._save()
         self._flags.wait()  # about a batch that no step will use
         return self._finish()
+
+    def _is_done(self) -> bool:
+        return self.progress.iteration >= self.config.train.iterations
 
     def _step(self) -> None:
         self._settle_sums()
@@ -246,7 +247,7 @@ class Trainer:
 
     def _decision_is_due(self) -> bool:
         progress, method = self.progress, self.config.method
-        if not progress.growing or progress.iteration >= self.config.train.iterations:
+        if not progress.growing or self._is_done():
             return False
         first = method.first_decision if progress.num_rounds == 0 else None
         return progress.iteration - progress.last_decision == (first or method.round_iterations)
@@ -258,8 +259,7 @@ class Trainer:
         progress, architecture = self.progress, self.net.network.architecture
         self.net.share_buffers()
         stats = self.stats.with_pair_sums(self.ranks.sum(self.stats.pair_sums()))
-        own = decide(stats, architecture, self.config.method, seed=self.config.seed) if self.ranks.is_first else None
-        ruling: Ruling = self.ranks.broadcast(own)
+        ruling = self.ranks.on_first(lambda: decide(stats, architecture, self.config.method, seed=self.config.seed))
         if ruling.split is not None:
             self.net.widen(ruling.split)
             if self.config.optim.when_widened == "restart":
@@ -271,7 +271,8 @@ class Trainer:
             self.net.is_final = True
             self.net.wrap()
         proof = self._verify(f"decision {progress.num_rounds}")
-        self._record(ruling, proof, seconds=time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self.ranks.on_first(lambda: self._record(ruling, proof, seconds=seconds))
         self._save()
         self._restart_clock()
 
@@ -309,31 +310,21 @@ class Trainer:
     # ---- begin and restore
 
     def _restore_or_begin(self) -> bool:
-        checkpoint = self._newest_checkpoint()
+        checkpoint = self.ranks.on_first(lambda: load_newest(self.directory.checkpoints))
         if checkpoint is None:
             self._begin()
         else:
             self._restore(checkpoint)
-        if self.ranks.is_first:
-            self.directory.cut_back(self.progress.iteration, self.progress.num_rounds)
-            self.directory.write_environment(self.ranks)
-            self._write_tree()
+        self.ranks.on_first(self._write_beginning)
         self._verify("the start")
         return checkpoint is not None
 
-    def _newest_checkpoint(self) -> Checkpoint | None:
-        """What rank 0 found, on every rank; likewise what is wrong with it."""
-        checkpoint, message = None, None
-        if self.ranks.is_first:
-            try:
-                checkpoint = load_newest(self.directory.checkpoints)
-            except UserError as error:
-                message = str(error)
-        message = self.ranks.broadcast(message)
-        if message is not None:
-            raise UserError(message)
-        found: Checkpoint | None = self.ranks.broadcast(checkpoint)
-        return found
+    def _write_beginning(self) -> None:
+        write_aside(self.directory.config, to_yaml(self.config))  # with what a continued run may change
+        set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
+        self.directory.cut_back(self.progress.iteration, self.progress.num_rounds)
+        self.directory.write_environment(self.ranks)
+        self._write_tree()
 
     def _begin(self) -> None:
         config = self.config.model
@@ -344,10 +335,10 @@ class Trainer:
         self.progress = Progress(**checkpoint.state["progress"])
         self.net.is_final = not self.progress.growing
         architecture = Architecture.from_json(checkpoint.state["architecture"])
-        if architecture.tasks != self.info.tasks:
-            raise UserError(
-                f"The run {self.directory.path} was begun with other tasks than those of {self.info.path}. "
-                "Give another run.name, or the data set it was begun with."
+        if checkpoint.state["data"] != self.info.fingerprint:
+            raise SharedError(
+                f"The run {self.directory.path} was begun with other data than {self.info.path} holds now, so it cannot go on "
+                "sample by sample. Give another run.name, or the data set it was begun with."
             )
         self.net.build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
         self.stats = own_statistics(self.stats, checkpoint, self.ranks)
@@ -369,7 +360,7 @@ class Trainer:
         if total.total() > limit:
             self._save()  # without this batch, which the run will meet again
             kinds = ", ".join(f"{count} {kind}" for kind, count in total.items())
-            raise UserError(
+            raise SharedError(
                 f"{total.total()} samples could not be read ({kinds}), more than data.max_bad_samples={limit}. "
                 f"Check the data set with `distbranch data check {self.info.path}`, or raise the limit."
             )
@@ -387,48 +378,42 @@ class Trainer:
         self._settle_sums()
         self._stop_if_not_finite()
         affinity = tensors_of_ranks(self.stats, self.ranks)
-        message = self._write_checkpoint(affinity) if self.ranks.is_first else None
-        message = self.ranks.broadcast(message)
-        if message is not None:
-            raise UserError(message)
+        self.ranks.on_first(lambda: self._write_checkpoint(affinity))
         self._saved_at = progress.iteration
-        if self.ranks.world_size > 2:
+        if self.ranks.world_size > 2 and self.ranks.device.type == "cpu":
             # DDP orders its buckets anew after the first step of a wrapper, and a sum of three or more depends on the order:
             # with a fresh wrapper the run that goes on and the one that is resumed from here take the same path.
             self.net.wrap()
 
-    def _write_checkpoint(self, affinity: dict[str, Tensor]) -> str | None:
+    def _write_checkpoint(self, affinity: dict[str, Tensor]) -> None:
         progress = self.progress
         progress.seconds += self._window.take_seconds()
         bad = self.net.first_not_finite()
         if bad is not None:
-            return f"The weights are not finite after step {progress.iteration} (first in {bad}). {self._advice()}"
+            raise UserError(
+                f"The weights are not finite after step {progress.iteration} (first in {bad}). {self._advice()}"
+            )
         state = {
             "progress": asdict(progress),
             "architecture": self.net.network.architecture.to_json(),
             "preprocessing": self.preprocessing.to_json(),
+            "data": self.info.fingerprint,
             "world_size": self.ranks.world_size,
             "samples": progress.iteration * self.config.train.batch_size,
             "epoch": self._epoch(),
         }
         tensors = {"model": self.net.network.state_dict(), "optimizer": self.net.slots(), "affinity": affinity}
-        try:
-            save_checkpoint(
-                self.directory.checkpoints,
-                progress.iteration,
-                Checkpoint(state, tensors),
-                keep=self.config.train.keep_checkpoints,
-            )
-        except UserError as error:
-            return str(error)
-        return None
+        keep = self.config.train.keep_checkpoints
+        save_checkpoint(self.directory.checkpoints, progress.iteration, Checkpoint(state, tensors), keep=keep)
+        if self.log:
+            self.log.flush()
 
     def _stop_if_not_finite(self) -> None:
         found = self._window.first_not_finite()
         if found is None:
             return
         step, task = found
-        raise UserError(
+        raise SharedError(
             f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}. {self._advice()}"
         )
 
@@ -483,6 +468,7 @@ class Trainer:
             "backbone": config.model.backbone,
             "width": config.model.width,
             "seed": config.seed,
+            "tasks": list(network.tasks.names),
             "metrics": metrics,
             "weights": num_weights(architecture),
             "parameters": num_parameters(architecture),
@@ -493,11 +479,14 @@ class Trainer:
             "world_size": self.ranks.world_size,
             "bad_samples": self.progress.num_bad,
         }
-        if self.log:
-            save_model(self.directory.model, network, self.preprocessing)
-            write_json(self.directory.result, summary)
-            self.log.close()
+        self.ranks.on_first(lambda: self._write_end(summary))
         return RunResult(metrics, architecture.tree, self.directory.path, summary)
+
+    def _write_end(self, summary: dict[str, Any]) -> None:
+        save_model(self.directory.model, self.net.network, self.preprocessing)
+        write_json(self.directory.result, summary)
+        if self.log:
+            self.log.close()
 
     def _epoch(self) -> float:
         return round(self.progress.iteration * self.config.train.batch_size / self.info.splits["train"].num_samples, 3)

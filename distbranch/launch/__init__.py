@@ -9,6 +9,7 @@ from distbranch.config import Config, load_config
 from distbranch.engine.metrics import Event, Report
 from distbranch.engine.session import read_result
 from distbranch.engine.trainer import RunResult
+from distbranch.errors import UsageError
 from distbranch.launch.prepare import prepare
 
 
@@ -28,18 +29,27 @@ def train(
         UserError: data, storage, machines or numbers are not as they should be.
         StoppedEarly: a signal asked to stop; a checkpoint holds everything.
     """
+    if fresh and started_by_torchrun():
+        raise UsageError(
+            "Under torchrun --fresh is not possible: every rank would choose a directory. Give another run.name."
+        )
     resolved = prepare(load_config(config, dotted), fresh=fresh, report=report or _silent)
     finished = read_result(resolved.run_directory)
     if finished is not None:
         (report or _silent)({"kind": "finished", "directory": str(resolved.run_directory)})
         return finished
-    if (resolved.launch.workers > 1 and "WORLD_SIZE" not in os.environ) or resolved.launch.address:
+    if not started_by_torchrun() and (resolved.launch.workers > 1 or resolved.launch.address):
         from distbranch.launch.ray_train import train_on_ray
 
         return train_on_ray(resolved, report or _silent)
     from distbranch.launch.local import train_here
 
     return train_here(resolved, report or _silent)
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of several ranks already, so that `launch.workers` and `launch.address` say nothing."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _silent(_: Event) -> None:

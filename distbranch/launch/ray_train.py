@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from distbranch.engine.metrics import Event, Report
 from distbranch.engine.run_directory import RunDirectory, append_line
 from distbranch.engine.session import read_result, train_rank
 from distbranch.engine.trainer import RunResult, StoppedEarly
-from distbranch.errors import UserError
+from distbranch.errors import SharedError, UserError
 from distbranch.launch.stopping import StopRequest, stop_word
 
 logger = logging.getLogger("distbranch")
@@ -73,7 +73,7 @@ def _fit(config: Config, attempt: Path, report: Report) -> RunResult:
     request = StopRequest()
     events = _Tail(attempt / "events.jsonl")
     main = threading.current_thread() is threading.main_thread()
-    with request.listening() if main else _nothing():
+    with request.listening() if main else nullcontext():
         thread.start()
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
@@ -117,6 +117,9 @@ def _work(loop: dict[str, Any]) -> None:
     """What every Ray worker runs."""
     config = load_config(loop["config"])
     attempt = Path(loop["attempt"])
+    outcome = attempt / "outcome.json"
+    if outcome.exists():  # Ray restarts the workers after any error; this one is not for restarts to mend
+        return
     rank = int(os.environ.get("RANK", "0"))
     asked = stop_word(RunDirectory(config.run_directory).stop_word)
 
@@ -124,9 +127,8 @@ def _work(loop: dict[str, Any]) -> None:
         append_line(attempt / "events.jsonl", event)
 
     def end(kind: str, message: str) -> None:
-        # Not raised: Ray would start the workers again, to fail in the same way.
-        if rank == 0:
-            (attempt / "outcome.json").write_text(json.dumps({"kind": kind, "message": message}))
+        with suppress(FileExistsError), outcome.open("x") as file:  # the first rank's word is the one that is told
+            json.dump({"kind": kind, "message": message}, file)
 
     from distbranch.report.tensorboard import log_decision
 
@@ -138,14 +140,18 @@ def _work(loop: dict[str, Any]) -> None:
         end("stopped", str(stopped))
     except UserError as error:
         end("failed", str(error))
+        if not isinstance(error, SharedError):
+            raise  # the other ranks know nothing of it and wait: Ray ends them
 
 
 def _trainer(config: Config, attempt: Path) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    launch = config.launch
     use_gpu = _uses_gpu(config)
+    # Decided here for all ranks: a worker alone cannot know whether the others found a GPU.
+    launch = config.launch.model_copy(update={"device": "cuda" if use_gpu else "cpu"})
+    config = config.model_copy(update={"launch": launch})
     return TorchTrainer(
         _work,
         train_loop_config={"config": config.model_dump(mode="json"), "attempt": str(attempt)},
@@ -241,11 +247,6 @@ def _uses_gpu(config: Config) -> bool:
 
     device = config.launch.device
     return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= config.launch.workers)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 class _EventHandler(logging.Handler):
