@@ -1,0 +1,111 @@
+"""The learning rate as a function of the step, and steps that are divided."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import TASKS, config_of
+
+from distbranch.config import OptimConfig, load_config
+from distbranch.data.loader import Batch
+from distbranch.data.shards import read_dataset
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.optimisation import learning_rate
+from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.trainer import Trainer
+
+
+def _course(iterations: int, *, start: int = 0, first: int = 0, **settings: Any) -> list[float]:
+    config = OptimConfig(lr=1.0, **settings)
+    return [
+        learning_rate(config, iteration=iteration, schedule_start=start, iterations=iterations)
+        for iteration in range(first, iterations)
+    ]
+
+
+def test_a_constant_rate_stays() -> None:
+    assert _course(50, schedule="constant") == [1.0] * 50
+
+
+def test_a_step_schedule_falls_by_the_factor_every_so_many_steps() -> None:
+    assert _course(7, schedule="step", decay_every=3, decay_factor=0.5) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+
+
+def test_a_cosine_falls_from_the_rate_to_nearly_zero_and_is_half_in_the_middle() -> None:
+    course = _course(101, schedule="cosine")
+    assert course == sorted(course, reverse=True)
+    assert course[0] == 1.0
+    assert course[-1] == pytest.approx(0, abs=1e-3)
+    assert _course(100, schedule="cosine")[50] == pytest.approx(0.5)
+
+
+def test_a_warm_up_rises_in_equal_steps_and_only_at_the_beginning_of_the_run() -> None:
+    assert _course(6, schedule="constant", warmup=4) == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert _course(20, schedule="constant", warmup=4, start=10, first=10) == [1.0] * 10
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
+def test_a_schedule_that_restarts_is_that_of_a_run_which_begins_there(schedule: str) -> None:
+    settings = {"schedule": schedule, "decay_every": 4}
+    assert _course(30, start=12, first=12, **settings) == _course(18, **settings)
+
+
+@pytest.mark.parametrize("when", ["restart", "continue"])
+def test_the_schedule_of_a_trainer_begins_anew_at_a_widening_only_if_told_so(
+    when: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    trainer = _trainer(tiny_data, tmp_path, **{"optim.when_widened": when, "train.iterations": 8})
+    trainer.run()
+    assert trainer.net.network.architecture.tree.splits
+    assert trainer.progress.schedule_start == (7 if when == "restart" else 0)
+
+
+def _trainer(data: Path, folder: Path, **changes: Any) -> Trainer:
+    config = load_config(config_of(data, folder, **changes))
+    RunDirectory(config.run_directory).begin(config)
+    return Trainer(config, Ranks(0, 1, torch.device("cpu")), read_dataset(data), report=lambda _: None)
+
+
+def _gradients(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    # With running statistics batch norm treats samples one by one, so how a batch is divided must not matter.
+    trainer.net.network.eval()
+    trainer._forward_and_backward(images, labels)
+    return {name: parameter.grad.clone() for name, parameter in trainer.net.network.named_parameters()}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 5])
+def test_the_gradient_of_accumulated_passes_is_that_of_one(accumulate: int, tiny_data: Path, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 2, (12, len(TASKS)), generator=generator).float()
+    labels[:3, 2] = torch.nan
+    whole = _trainer(tiny_data, tmp_path / "whole")
+    divided = _trainer(tiny_data, tmp_path / "divided", **{"train.accumulate": accumulate})
+    expected, found = _gradients(whole, images, labels), _gradients(divided, images, labels)
+    assert sum(float(value.abs().sum()) for value in expected.values()) > 0
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    for trainer in (whole, divided):
+        trainer._settle_sums()
+    torch.testing.assert_close(divided.stats.margins, whole.stats.margins, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(divided._window.losses, whole._window.losses, rtol=1e-6, atol=1e-6)
+
+
+def test_bf16_trains_on_this_processor_with_a_finite_loss_and_fp32_weights(tiny_data: Path, tmp_path: Path) -> None:
+    trainer = _trainer(tiny_data, tmp_path, **{"train.precision": "bf16", "train.iterations": 9})
+    first = trainer.net.network.state_dict()["heads.weight"].clone()
+    result = trainer.run()
+    weights = trainer.net.network.state_dict()["heads.weight"]
+    assert result.metrics["val"]["loss"] > 0
+    assert weights.dtype == torch.float32
+    assert weights.isfinite().all()
+    assert not torch.equal(first, weights)
+
+
+def test_two_images_are_enough_for_a_rank_and_one_is_too_few(tiny_data: Path, tmp_path: Path) -> None:
+    trainer = _trainer(tiny_data, tmp_path)
+    images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.ones(2, len(TASKS))
+    trainer._forward_and_backward(images, labels)
+    trainer._batch = Batch(images[:1], labels[:1], {}, None, torch.tensor([0]))
+    assert trainer._problem() is not None
