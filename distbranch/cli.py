@@ -162,7 +162,9 @@ def predict(
 
     network, preprocessing = load_model(run)
     predictions = predict(network, preprocessing, image_files(images))
-    if output is Format.table and out is None:
+    if output is Format.table and out is not None:
+        output = Format.json if out.suffix == ".json" else Format.csv
+    if output is Format.table:
         table = Table("image", "found")
         for prediction in predictions:
             table.add_row(escape(str(prediction.image)), escape(_found(prediction.scores, threshold)))

@@ -1,9 +1,11 @@
 """A torch.profiler trace of a few steps in the middle of training, on request."""
 
+import logging
 from pathlib import Path
 
 import torch
 
+logger = logging.getLogger("distbranch")
 FIRST_STEP, NUM_STEPS = 10, 5
 
 
@@ -14,6 +16,11 @@ class Profiler:
         self.folder = folder
         self._steps = 0
         self._trace: torch.profiler.profile | None = None
+
+    def close(self) -> None:
+        """Say so if training ended before there was a trace."""
+        if self.folder is not None and self._steps < FIRST_STEP + NUM_STEPS:
+            logger.warning("No trace was written: it takes %d steps, found %d.", FIRST_STEP + NUM_STEPS, self._steps)
 
     def step(self) -> None:
         """Call after every training step."""

@@ -42,6 +42,7 @@ from distbranch.errors import SharedError, UserError
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 
+SECONDS_BETWEEN_EVENTS = 0.5
 SMALLEST_PART = 2  # samples: batch normalisation has no variance of one
 
 
@@ -114,6 +115,8 @@ class Trainer:
             self.log.note("resumed", iteration=self.progress.iteration, world_size=ranks.world_size)
         self._saved_at = self.progress.iteration if resumed else -1
         self._margins: Pending | None = None
+        self._loss: float | None = None  # as last logged
+        self._told_at = 0.0
         self._window = StepWindow(len(info.tasks), ranks.device)
         self._profiler = Profiler(self.directory.profile if config.train.profile and ranks.is_first else None)
 
@@ -171,6 +174,8 @@ class Trainer:
         if progress.iteration % config.train.log_every == 0:
             self._settle_sums()
             self._log_step()
+        elif self.log and self._window.num_steps > 1 and time.monotonic() - self._told_at >= SECONDS_BETWEEN_EVENTS:
+            self._tell(self._window.pace())
 
     def _forward_and_backward(self, images: Tensor, labels: Tensor) -> None:
         config = self.config.train
@@ -423,20 +428,29 @@ class Trainer:
         return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."
 
     def _log_step(self) -> None:
-        progress, tree = self.progress, self.net.network.architecture.tree
         measured = self._window.take(self.net.network.tasks.names)
         if self.log is None:
             return
-        line = {
+        self._loss = measured["loss"]
+        self.log.train({**self._standing(), **measured})
+        self._tell(measured)
+
+    def _tell(self, measured: dict[str, Any]) -> None:
+        """Let whoever watches know where the run stands."""
+        assert self.log is not None
+        self._told_at = time.monotonic()
+        known = {"loss": self._loss, "iterations": self.config.train.iterations}
+        self.log.report({"kind": "progress", **self._standing(), **known, **measured})
+
+    def _standing(self) -> dict[str, Any]:
+        progress, tree = self.progress, self.net.network.architecture.tree
+        return {
             "iteration": progress.iteration,
             "epoch": self._epoch(),
-            **measured,
             "round": progress.num_rounds + 1 if progress.growing else progress.num_rounds,
             "active_layer": tree.layers[tree.active_layer - 1] if progress.growing else None,
             "branches": {layer: tree.num_branches(number) for number, layer in enumerate(tree.layers, start=1)},
         }
-        self.log.train(line)
-        self.log.report({"kind": "progress", "iterations": self.config.train.iterations, **line})
 
     def _evaluate(self, split: str) -> dict[str, Any] | None:
         if split not in self.info.splits:
@@ -485,6 +499,7 @@ class Trainer:
     def _write_end(self, summary: dict[str, Any]) -> None:
         save_model(self.directory.model, self.net.network, self.preprocessing)
         write_json(self.directory.result, summary)
+        self._profiler.close()
         if self.log:
             self.log.close()
 

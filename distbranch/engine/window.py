@@ -46,9 +46,13 @@ class StepWindow:
         steps = self.not_finite.tolist()
         return min(((step, task) for task, step in enumerate(steps) if step), default=None)
 
+    def pace(self) -> dict[str, float]:
+        """Images per second over all ranks, and the share of the time that went by waiting for data."""
+        seconds = time.perf_counter() - self.began
+        return {"samples_per_second": self.num_samples / seconds, "data_wait": self.waited / seconds}
+
     def take(self, names: tuple[str, ...]) -> dict[str, Any]:
         """The measurements since the last call."""
-        seconds = time.perf_counter() - self.began
         means = (self.losses / self.counts.clamp(min=1)).tolist()
         norm = float(self.norm) if self.norm is not None else math.nan
         measured = {
@@ -56,8 +60,7 @@ class StepWindow:
             "task_loss": dict(zip(names, means, strict=True)),
             "learning_rate": self.rate,
             "gradient_norm": norm if math.isfinite(norm) else None,
-            "samples_per_second": self.num_samples / seconds,
-            "data_wait": self.waited / seconds,
+            **self.pace(),
         }
         self.restart()
         return measured

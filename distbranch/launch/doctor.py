@@ -6,7 +6,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import psutil
@@ -36,7 +36,7 @@ def examine(storage: Path) -> list[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    for text in requires("distbranch") or []:
+    for text in _requirements():
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -47,6 +47,13 @@ def _versions() -> Iterator[Finding]:
             yield Finding(requirement.name, found, f"needs {requirement.specifier}: pip install '{text}'")
         else:
             yield Finding(requirement.name, found)
+
+
+def _requirements() -> list[str]:
+    try:
+        return requires("distbranch") or []
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return []
 
 
 def _devices() -> Iterator[Finding]:
@@ -85,11 +92,8 @@ def _network() -> Iterator[Finding]:
         address = ""
     loopback = address.startswith("127.")
     advice = "" if address else f"Add {host} to /etc/hosts."
-    if loopback:
-        advice = (
-            "Between hosts this name leads nowhere: set GLOO_SOCKET_IFNAME to the network interface of the cluster."
-        )
-    yield Finding("host name", f"{host} is {address or 'not resolved'}", advice)
+    note = ": enough for one machine; between several set GLOO_SOCKET_IFNAME to their network interface"
+    yield Finding("host name", f"{host} is {address or 'not resolved'}{note if loopback else ''}", advice)
     for port, use in ((6379, "the head of a Ray cluster"), (8265, "Ray's dashboard and jobs")):
         yield Finding(f"port {port}", _port_text(port, use))
 

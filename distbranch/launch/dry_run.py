@@ -1,6 +1,5 @@
 """What a run would do, without starting anything: sizes, bytes on the wire, resources."""
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from distbranch.config import Config
 from distbranch.data.shards import read_dataset
 from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
-from distbranch.launch.prepare import check_data, with_absolute_paths
+from distbranch.launch.prepare import check_data, must_be_packed, with_absolute_paths
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 
@@ -31,8 +30,8 @@ def plan(config: Config) -> Plan:
     """
     config = with_absolute_paths(config)
     launch = config.launch
-    if config.data.pack is not None and not os.path.exists(str(config.data.path)):
-        source = parse_options(config.data.pack).open()
+    if must_be_packed(config):
+        source = parse_options(config.data.pack or {}).open()
         return Plan(
             (("data", f"{config.data.path} would be packed first ({source.num_samples or 'unknown'} samples)"),)
         )

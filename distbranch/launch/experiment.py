@@ -19,7 +19,7 @@ from distbranch.data.shards import read_dataset
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.engine.session import read_result
-from distbranch.errors import UserError
+from distbranch.errors import UsageError, UserError
 from distbranch.launch.prepare import packed, with_absolute_paths
 
 
@@ -39,7 +39,11 @@ def table(
         UserError: a run failed; the others were finished first.
     """
     runs = [_configured(path, seed, overrides) for path in configs for seed in seeds]
-    packed(runs[0], report)  # once, before several runs want it
+    names = [path.stem for path in configs]
+    if len(set(names)) < len(names):
+        raise UsageError(f"The config files should have different names, found {', '.join(names)}.")
+    for run in {run.data.path: run for run in runs}.values():  # before several runs want it at once
+        packed(run, report)
     with ThreadPoolExecutor(jobs) as pool:
         ended = list(pool.map(lambda run: _train(run, report), runs))
     failed = [

@@ -53,9 +53,9 @@ def with_absolute_paths(config: Config) -> Config:
 def packed(config: Config, report: Report) -> DatasetInfo:
     """The packed data set, made first if it is absent and `data.pack` says how."""
     path = str(config.data.path)
-    if config.data.pack is None or is_remote(path) or (Path(path) / DATASET_FILE).exists():
+    if not must_be_packed(config):
         return read_dataset(path)
-    source = parse_options(config.data.pack).open()
+    source = parse_options(config.data.pack or {}).open()
 
     def progress(done: int) -> None:
         report({"kind": "packing", "done": done, "total": source.num_samples})
@@ -63,6 +63,12 @@ def packed(config: Config, report: Report) -> DatasetInfo:
     info = pack_source(source, path, progress=progress)
     report({"kind": "packed", "path": path, "num_samples": info.num_samples})
     return info
+
+
+def must_be_packed(config: Config) -> bool:
+    """Whether the data set is absent and the configuration says how to make it."""
+    path = str(config.data.path)
+    return config.data.pack is not None and not is_remote(path) and not (Path(path) / DATASET_FILE).exists()
 
 
 def check_data(config: Config, info: DatasetInfo) -> None:

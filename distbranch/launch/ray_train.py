@@ -174,6 +174,7 @@ def _trainer(config: Config, attempt: Path) -> Any:
 def _cluster(config: Config) -> Iterator[None]:
     """Join the cluster at `launch.address`, or start one on this machine that ends with this process."""
     launch = config.launch
+    before = dict(os.environ)
     _set_environment(local=launch.address is None)
     import ray
 
@@ -205,6 +206,7 @@ def _cluster(config: Config) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+            _restore_environment(before)
 
 
 def _knock(address: str) -> None:
@@ -221,6 +223,13 @@ def _set_environment(*, local: bool) -> None:
         # A cluster of ours answers only to those who hold its token; this one lives and dies with this process.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    """A token of ours must not meet the next cluster that this process joins."""
+    for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        if key not in before:
+            os.environ.pop(key, None)
 
 
 def _check_resources(config: Config) -> None:

@@ -60,8 +60,9 @@ class ProgressDisplay:
             if event["active_layer"]
             else "tree is final"
         )
+        loss = "" if event["loss"] is None else f"loss {event['loss']:.3f}  "
         detail = (
-            f"{event['samples_per_second']:.0f} images/s  data wait {event['data_wait']:.1%}  loss {event['loss']:.3f}  "
+            f"{event['samples_per_second']:.0f} images/s  data wait {event['data_wait']:.1%}  {loss}"
             f"{layer}  width {width_text(event['branches'])}"
         )
         self._advance("training", event["iteration"], event["iterations"], detail)
