@@ -1,0 +1,47 @@
+"""Evaluation divided over ranks: every sample counts once, and the numbers are those of one process."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_server import RankServer
+from tiny_runs import NUM_SAMPLES, TASKS, config_of
+
+from distbranch.config import load_config
+from distbranch.data.shards import read_dataset
+from distbranch.engine.distributed import join_ranks
+from distbranch.engine.evaluate import evaluate
+from distbranch.models.backbones import Architecture
+from distbranch.models.tree_net import TreeNet
+
+
+def scores(config: Mapping[str, Any], split: str, batch_size: int) -> dict[str, Any]:
+    """A job: evaluate a network with random weights."""
+    resolved = load_config(config)
+    with join_ranks(resolved.launch) as here:
+        info = read_dataset(str(resolved.data.path))
+        network = TreeNet(Architecture.thin("vgg9", 4, (32, 32), info.tasks))
+        network.init(torch.Generator().manual_seed(4))
+        network.train()
+        found = evaluate(network, info, split, here, resolved.data, batch_size=batch_size)
+        assert network.training
+        return found
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_metrics_are_the_same_on_one_two_and_three_ranks_and_every_sample_counts_once(
+    split: str, tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    arguments = {"config": config_of(tiny_data, tmp_path), "split": split, "batch_size": 8}
+    alone = ranks.call(scores, **arguments)
+    assert alone["num_samples"] == NUM_SAMPLES[split]
+    num_unlabelled = {"cell-2": -(-NUM_SAMPLES[split] // 5), "kind": -(-NUM_SAMPLES[split] // 7)}
+    for task in TASKS:
+        expected = NUM_SAMPLES[split] - num_unlabelled.get(task.name, 0)
+        assert alone["tasks"][task.name]["num_labelled"] == expected
+    for world_size in (2, 3):
+        for found in ranks.call_all(scores, world_size, **arguments):
+            assert found.pop("loss") == pytest.approx(alone["loss"], rel=1e-6)
+            assert found == {key: value for key, value in alone.items() if key != "loss"}
