@@ -1,6 +1,8 @@
 """Brows, eyes, nose, mouth and ornaments: regions that each keep to an area of their own (`nuisance.AREAS`)."""
 
-from distbranch.data.sources.rendered_faces.canvas import Canvas, curve, mirror, mix
+from collections.abc import Sequence
+
+from distbranch.data.sources.rendered_faces.canvas import Canvas, Colour, Point, curve, mirror, mix
 from distbranch.data.sources.rendered_faces.person import BRIGHT, FRAMES, INK, IRISES, METALS, PAINTS, WHITE, Person
 
 
@@ -42,7 +44,7 @@ def draw_eyes(canvas: Canvas, person: Person) -> None:
 def draw_nose(canvas: Canvas, person: Person) -> None:
     """Nose: big or small, pointed or round; cheeks: rosy, high cheekbones."""
     has = person.has
-    size = 0.105 if has["Big_Nose"] else 0.05
+    size = 0.125 if has["Big_Nose"] else 0.05
     shade = mix(person.skin, (190, 60, 50), 0.42)
     for sign in (-1, 1):
         if has["Rosy_Cheeks"]:
@@ -56,6 +58,9 @@ def draw_nose(canvas: Canvas, person: Person) -> None:
     else:
         canvas.ellipse((0.5, 0.63 - 0.65 * size), (size, 0.65 * size), shade, person.line)
         canvas.ellipse((0.5 - 0.3 * size, 0.63 - 0.9 * size), 0.3 * size, mix(shade, WHITE, 0.6))
+    if has["Big_Nose"]:
+        for sign in (-1, 1):
+            canvas.ellipse((0.5 + sign * 0.05, 0.61), 0.022, mix(person.skin, INK, 0.85))
 
 
 def draw_mouth(canvas: Canvas, person: Person) -> None:
@@ -92,11 +97,18 @@ def _lips(canvas: Canvas, person: Person) -> None:
         lower = curve((0.5 - width, y), (0.5, y + bend + 0.17), (0.5 + width, y))
         canvas.polygon([*upper, *reversed(lower)], (92, 24, 34))
         canvas.ellipse((0.5, y + 0.5 * bend + 0.026), (0.5 * width, 0.02), WHITE)
-        canvas.line(lower, colour, thick)
-    canvas.line(upper, colour, thick)
+        _lip(canvas, lower, colour, thick)
+    _lip(canvas, upper, colour, thick)
     if has["Smiling"]:
-        for points in (dimple := curve((0.325, 0.665), (0.285, 0.71), (0.325, 0.755)), mirror(dimple)):
-            canvas.line(points, mix(person.skin, INK, 0.7), 0.022)
+        for points in (dimple := curve((0.315, 0.655), (0.28, 0.71), (0.325, 0.77)), mirror(dimple)):
+            canvas.line(points, mix(person.skin, INK, 0.8), 0.026)
+
+
+def _lip(canvas: Canvas, points: Sequence[Point], colour: Colour, thick: float) -> None:
+    """A lip; a thick one has an outline."""
+    if thick > 0.04:
+        canvas.line(points, INK, thick + 0.026)
+    canvas.line(points, colour, thick)
 
 
 def draw_ornaments(canvas: Canvas, person: Person) -> None:

@@ -106,7 +106,7 @@ def _outline(person: Person) -> list[Point]:
         c, s = math.cos(angle), math.sin(angle)
         x = math.copysign(abs(c) ** (2 / person.squareness), c)
         y = math.copysign(abs(s) ** (2 / person.squareness), s)
-        taper = 1 - 0.16 * max(0.0, y) * (1 + 0.8 * (2.9 - person.squareness))
+        taper = 1 - (0.04 + 0.34 * person.amount("Oval_Face")) * max(0.0, y)
         points.append((0.5 + person.half_width * taper * x, 0.47 + 0.36 * y))
     return points
 
@@ -118,7 +118,7 @@ def draw_sideburns(canvas: Canvas, person: Person) -> None:
         if person.hair_hidden:
             canvas.ellipse((x, 0.45), (0.03, 0.10), person.hair)
         elif person.has["Sideburns"]:
-            tip = [(x + sign * 0.02, 0.30), (x - sign * 0.025, 0.32), (x - sign * 0.04, 0.585), (x + sign * 0.02, 0.55)]
+            tip = [(x + sign * 0.02, 0.30), (x - sign * 0.04, 0.32), (x - sign * 0.06, 0.61), (x + sign * 0.02, 0.57)]
             canvas.polygon(tip, mix(person.hair, INK, 0.12), mix(person.hair, INK, 0.5))
 
 
