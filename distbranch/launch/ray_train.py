@@ -18,9 +18,9 @@ from typing import Any
 
 from distbranch.config import Config, load_config
 from distbranch.engine.metrics import Event, Report
+from distbranch.engine.results import RunResult, StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory, append_line
-from distbranch.engine.session import read_result, train_rank
-from distbranch.engine.trainer import RunResult, StoppedEarly
+from distbranch.engine.session import train_rank
 from distbranch.errors import SharedError, UserError
 from distbranch.launch.stopping import StopRequest, stop_word
 
@@ -37,6 +37,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
+    "RAY_worker_niceness": "0",  # Ray's 15 makes training wait for everything else that runs on the machine
 }
 
 
