@@ -1,0 +1,105 @@
+"""Training under Ray: stopped, gone on with, and a worker killed; still the bits of two undisturbed ranks.
+
+One cluster start costs seconds, so there are few tests here and each does much.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rank_server import RankServer
+from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
+
+from distbranch.engine.checkpoint import load_newest
+
+STOPPED_AFTER, KILLED_IN = 12, 33
+
+
+def disturbed_work(loop: dict[str, Any]) -> None:
+    """What a Ray worker runs here: rank 0 waits for the stop word in one step, rank 1 is killed in a later one, once."""
+    import time
+
+    from distbranch.engine.trainer import Trainer
+    from distbranch.launch import ray_train
+    from distbranch.report import tensorboard
+
+    tensorboard.log_decision = lambda *_: None
+    real = Trainer._forward_and_backward
+    marks = Path(loop["attempt"]).parents[2]
+
+    def step(self: Trainer, *batch: Any) -> None:
+        number = self.progress.iteration + 1
+        with (marks / f"steps-{self.ranks.rank}").open("a") as file:
+            file.write(f"{number}\n")
+        if number == KILLED_IN and self.ranks.rank == 1 and not (marks / "killed").exists():
+            (marks / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == STOPPED_AFTER - 2 and self.ranks.rank == 0 and not (marks / "stopped").exists():
+            (marks / "waiting").touch()
+            while not self.should_stop():  # the driver received a signal and passes it on
+                time.sleep(0.01)
+            (marks / "stopped").touch()
+        real(self, *batch)
+
+    Trainer._forward_and_backward = step  # type: ignore[method-assign]
+    ray_train._work(loop)
+
+
+def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
+    """A job: the driver; it receives SIGINT as soon as rank 0 waits for it."""
+    import threading
+    import time
+
+    from distbranch.launch import ray_train
+
+    ray_train._work = disturbed_work
+    here = Path(__file__)
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (here.parents[2], here.parents[1], here.parent)))  # of workers
+
+    def interrupt() -> None:
+        while not (Path(marks) / "waiting").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    if not (Path(marks) / "stopped").exists():
+        threading.Thread(target=interrupt, daemon=True).start()
+    return train_tiny(config)
+
+
+def test_a_run_on_ray_survives_an_interruption_and_a_killed_worker_with_the_same_bits(
+    tiny_data: Path,
+    ranks: RankServer,
+    undisturbed: Callable[[int], Path],
+    tmp_path: Path,
+) -> None:
+    config = config_of(tiny_data, tmp_path, **{"launch.workers": 2})
+    stopped = ranks.run(train_on_ray, config=config, marks=str(tmp_path), timeout_s=300)[0]
+    assert stopped.value is not None, stopped.output
+    assert stopped.value["end"] == "stopped", stopped.value
+    assert stopped.value["exit_code"] == 130
+    checkpoint = load_newest(tmp_path / "tiny" / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.state["progress"]["iteration"] == STOPPED_AFTER - 1
+
+    ended = ranks.run(train_on_ray, config=config, marks=str(tmp_path), timeout_s=300)[0]
+    assert ended.value is not None, ended.output
+    assert ended.value["end"] == "done", ended.value
+    assert (tmp_path / "killed").exists()
+    assert_same_content(tmp_path / "tiny", undisturbed(2))
+    steps = [int(line) for line in (tmp_path / "steps-1").read_text().split()]
+    last_checkpoint = max(step for step in (*range(0, KILLED_IN, 5), *range(0, KILLED_IN, 7)))
+    repeated = {step for step in steps if steps.count(step) > 1}
+    assert repeated == set(range(last_checkpoint + 1, KILLED_IN + 1))
+    resumed = [line["iteration"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")]
+    assert resumed == [STOPPED_AFTER - 1, last_checkpoint]
+
+
+def test_resources_that_cannot_be_met_are_said_at_once(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
+    config = config_of(tiny_data, tmp_path, **{"launch.workers": 2, "launch.device": "cuda"})
+    ended = ranks.run(train_tiny, config=config)[0]
+    assert ended.value is not None, ended.output
+    assert ended.value["end"] == "failed"
+    assert "GPU" in ended.value["message"]
+    assert not (tmp_path / "tiny" / "checkpoints").exists()
