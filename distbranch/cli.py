@@ -61,7 +61,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        from distbranch.engine.trainer import StoppedEarly
+        from distbranch.engine.results import StoppedEarly
 
         if not isinstance(error, StoppedEarly):
             raise

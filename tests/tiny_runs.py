@@ -115,7 +115,7 @@ def seeded(seed: int) -> random.Random:
 
 def train_tiny(config: Mapping[str, Any]) -> dict[str, Any]:
     """A job: train as one rank; how it ended (`done`, `stopped`, `failed`), what it said, and what it reported."""
-    from distbranch.engine.trainer import StoppedEarly
+    from distbranch.engine.results import StoppedEarly
     from distbranch.errors import UserError
     from distbranch.launch import local, train
 

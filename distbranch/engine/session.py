@@ -1,22 +1,21 @@
 """The one function that every launcher calls on every rank, and the result of a run that has ended."""
 
 import errno
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distbranch.branching.tree import Tree
 from distbranch.config import Config, differences, load_config
 from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.engine.artifact import load_model
 from distbranch.engine.distributed import Ranks, join_ranks, storage_message
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.metrics import DrawDecision, Report
+from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.engine.trainer import RunResult, Trainer
+from distbranch.engine.trainer import Trainer
 from distbranch.errors import UserError
 
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -58,25 +57,6 @@ def _dataset_everywhere(path: str, ranks: Ranks) -> DatasetInfo:
     ranks.raise_together(problem)
     assert info is not None
     return info
-
-
-def read_result(directory: Path) -> RunResult | None:
-    """The result of a finished run, or None if it has not ended.
-
-    Raises:
-        UserError: its files are damaged.
-    """
-    files = RunDirectory(directory)
-    if not files.result.exists():
-        return None
-    try:
-        summary = json.loads(files.result.read_text())
-        tree = Tree.from_json(json.loads(files.tree.read_text())["tree"])
-        return RunResult(summary["metrics"], tree, directory, summary)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"The result of {directory} is damaged ({error}). Remove result.json there and run the same command again."
-        ) from None
 
 
 def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[str, Any]:

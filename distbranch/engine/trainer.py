@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.branching.tree import Tree
 from distbranch.config import Config, to_yaml
-from distbranch.data.loader import Batch
-from distbranch.data.shards import BAD_KINDS, DatasetInfo
+from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import Preprocessing, save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
 from distbranch.engine.distributed import Pending, Ranks, verify_equal
 from distbranch.engine.evaluate import evaluate
+from distbranch.engine.feed import SMALLEST_PART, Feed
 from distbranch.engine.loading import open_training
 from distbranch.engine.methods import Ruling, decide, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
@@ -34,22 +32,15 @@ from distbranch.engine.optimisation import (
     set_learning_rate,
 )
 from distbranch.engine.profiling import Profiler
+from distbranch.engine.results import RunResult, StoppedEarly, summarise
 from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
 from distbranch.engine.statistics import own_statistics, tensors_of_ranks
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.engine.window import StepWindow
 from distbranch.errors import SharedError, UserError
 from distbranch.models.backbones import Architecture
-from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 
 SECONDS_BETWEEN_EVENTS = 0.5
-SMALLEST_PART = 2  # samples: batch normalisation has no variance of one
-
-
-class StoppedEarly(Exception):  # noqa: N818  # not an error: everything is saved
-    """Training ended before its last step because it was asked to; a checkpoint holds everything."""
-
-    exit_code = 75  # the launcher that knows of a Ctrl-C says 130
 
 
 @dataclass
@@ -63,16 +54,6 @@ class Progress:
     schedule_start: int = 0  # iteration at which the course of the learning rate began
     seconds: float = 0.0  # of training, over all sessions
     num_bad: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run gives: the metrics of its splits, the tree, the run directory, and `summary`, the content of result.json."""
-
-    metrics: dict[str, Any]
-    tree: Tree
-    directory: Path
-    summary: dict[str, Any]
 
 
 class Trainer:
@@ -131,11 +112,9 @@ class Trainer:
         """
         train, progress = self.config.train, self.progress
         start = progress.iteration * train.batch_size
-        self._batches = open_training(
-            self.info, self.config, self.ranks, image_size=self.preprocessing.image_size, start=start
-        )
-        self._batch, _ = self._next_batch()
-        self._flags = self._start_flags()
+        size = self.preprocessing.image_size
+        batches = open_training(self.info, self.config, self.ranks, image_size=size, start=start)
+        self._feed = Feed(batches, self.ranks, self.should_stop)
         while not self._is_done():
             self._step()
             if self._decision_is_due():
@@ -144,7 +123,7 @@ class Trainer:
                 self._evaluate("val")
             if progress.iteration % train.checkpoint_every == 0:
                 self._save()
-        self._flags.wait()  # about a batch that no step will use
+        self._feed.agree()  # on a batch that no step will use
         return self._finish()
 
     def _is_done(self) -> bool:
@@ -152,8 +131,9 @@ class Trainer:
 
     def _step(self) -> None:
         self._settle_sums()
-        self._act_on_flags()
-        config, progress, batch = self.config, self.progress, self._batch
+        self._act_on_agreement()
+        config, progress = self.config, self.progress
+        batch, waited = self._feed.take()
         rate = learning_rate(
             config.optim,
             iteration=progress.iteration,
@@ -163,8 +143,6 @@ class Trainer:
         set_learning_rate(self.net.optimizer, rate)
         images = batch.images.to(self.ranks.device, non_blocking=True)
         labels = batch.labels.to(self.ranks.device, non_blocking=True)
-        self._batch, waited = self._next_batch()
-        self._flags = self._start_flags()
         self._forward_and_backward(images, labels)
         norm = clip_grad_norm_(self.net.network.parameters(), config.train.clip_norm, foreach=True)
         self.net.optimizer.step()
@@ -206,21 +184,6 @@ class Trainer:
         own = self.stats.margin_sums(margins, observed)
         self._margins = self.ranks.start_sum(torch.cat([own, losses]))
 
-    def _start_flags(self) -> Pending:
-        """Begin to tell all ranks: who wants to stop, whose next batch is bad, and how many samples were skipped."""
-        flags = [float(self.should_stop()), float(self._problem() is not None)]
-        flags += [float(self._batch.num_bad.get(kind, 0)) for kind in BAD_KINDS]
-        return self.ranks.start_sum(torch.tensor(flags, dtype=torch.float64), on_host=True)
-
-    def _problem(self) -> str | None:
-        """Why this rank cannot train on its next batch."""
-        if self._batch.error is None and len(self._batch.images) < SMALLEST_PART:
-            return (
-                "Only one sample of a batch could be used, and batch normalisation needs two. "
-                "Raise train.batch_size, or repair the data set."
-            )
-        return self._batch.error
-
     def _settle_sums(self) -> None:
         """Await the margins and losses of the step before."""
         if self._margins is None:
@@ -234,19 +197,19 @@ class Trainer:
         if self.ranks.device.type == "cpu" or self._window.num_steps % self.config.train.log_every == 0:
             self._stop_if_not_finite()
 
-    def _act_on_flags(self) -> None:
+    def _act_on_agreement(self) -> None:
         """Act on what the ranks told each other: at the beginning of a step only, when all that was due before is done."""
-        stop, failed, *bad = self._flags.wait().tolist()
-        if failed:
+        agreed = self._feed.agree()
+        if agreed.failed:
             self._save()
-            self.ranks.raise_together(self._problem())
-        if stop:
+            self.ranks.raise_together(self._feed.problem)
+        if agreed.stop:
             self._save()
             raise StoppedEarly(
                 f"Stopped after step {self.progress.iteration} of {self.config.train.iterations}; everything is saved. "
                 "The same command continues."
             )
-        self._count_bad(Counter(dict(zip(BAD_KINDS, map(int, bad), strict=True))))
+        self._count_bad(agreed.num_bad)
 
     # ---- growth
 
@@ -347,14 +310,6 @@ class Trainer:
             )
         self.net.build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
         self.stats = own_statistics(self.stats, checkpoint, self.ranks)
-
-    # ---- data
-
-    def _next_batch(self) -> tuple[Batch, float]:
-        """The next batch and the seconds it was waited for."""
-        began = time.perf_counter()
-        batch = next(self._batches)
-        return batch, time.perf_counter() - began
 
     def _count_bad(self, found: Counter[str]) -> None:
         """Count what was left out of the batch that is about to be used, over all ranks."""
@@ -474,21 +429,8 @@ class Trainer:
         self._save()
         scores = {split: self._evaluate(split) for split in ("val", "test")}
         metrics = {split: score for split, score in scores.items() if score is not None}
-        network, config = self.net.network, self.config
-        architecture = network.architecture
-        summary = {
-            "name": config.run.name,
-            "method": config.method.name,
-            "backbone": config.model.backbone,
-            "width": config.model.width,
-            "seed": config.seed,
-            "tasks": list(network.tasks.names),
-            "metrics": metrics,
-            "weights": num_weights(architecture),
-            "parameters": num_parameters(architecture),
-            "multiply_adds": multiply_adds(architecture),
-            "num_groups_top": architecture.tree.num_branches(architecture.tree.num_layers),
-            "iterations": config.train.iterations,
+        architecture = self.net.network.architecture
+        summary = summarise(self.config, architecture, metrics) | {
             "seconds": self.progress.seconds,
             "world_size": self.ranks.world_size,
             "bad_samples": self.progress.num_bad,

@@ -7,8 +7,7 @@ from typing import Any
 
 from distbranch.config import Config, load_config
 from distbranch.engine.metrics import Event, Report
-from distbranch.engine.session import read_result
-from distbranch.engine.trainer import RunResult
+from distbranch.engine.results import RunResult, read_result
 from distbranch.errors import UsageError
 from distbranch.launch.prepare import prepare
 

@@ -17,8 +17,8 @@ from distbranch.branching.decision import choose_groups
 from distbranch.config import Config, load_config, to_yaml
 from distbranch.data.shards import read_dataset
 from distbranch.engine.metrics import Report
+from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines
-from distbranch.engine.session import read_result
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.prepare import packed, with_absolute_paths
 

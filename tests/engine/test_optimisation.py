@@ -11,6 +11,7 @@ from distbranch.config import OptimConfig, load_config
 from distbranch.data.loader import Batch
 from distbranch.data.shards import read_dataset
 from distbranch.engine.distributed import Ranks
+from distbranch.engine.feed import Feed
 from distbranch.engine.optimisation import learning_rate
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trainer import Trainer
@@ -107,5 +108,5 @@ def test_two_images_are_enough_for_a_rank_and_one_is_too_few(tiny_data: Path, tm
     trainer = _trainer(tiny_data, tmp_path)
     images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.ones(2, len(TASKS))
     trainer._forward_and_backward(images, labels)
-    trainer._batch = Batch(images[:1], labels[:1], {}, None, torch.tensor([0]))
-    assert trainer._problem() is not None
+    alone = Batch(images[:1], labels[:1], {}, None, torch.tensor([0]))
+    assert Feed(iter([alone]), trainer.ranks, lambda: False).problem is not None

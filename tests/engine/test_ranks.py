@@ -134,7 +134,7 @@ def collect_indices(config: Mapping[str, Any]) -> dict[str, Any]:
     real = Trainer._step
 
     def step(self: Trainer) -> None:
-        indices = self._batch.indices.tolist()
+        indices = self._feed.next.indices.tolist()
         real(self)
         used.extend(indices)
 
