@@ -77,7 +77,7 @@ def test_torchrun_gives_the_bits_of_two_ranks(
         "-m",
         "torch.distributed.run",
         "--nproc-per-node=2",
-        "--master-port=0",
+        "--standalone",
         "-m",
         "distbranch",
     ]
