@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from distbranch.errors import SharedError, UserError
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 LARGEST_THRESHOLD = 2**31 - 1
+SECONDS_TO_LET_GO = 0.2
 RankGroup = Any  # torch.distributed.ProcessGroup; its type differs between builds of torch
 
 
@@ -158,6 +160,9 @@ def join_ranks(launch: LaunchConfig) -> Iterator[Ranks]:
         yield Ranks(rank, world_size, device, host_group)
     finally:
         if made_here:
+            # A thread of gloo that has just finished needs the interpreter's lock to let go of its tensors, and the end of
+            # the group, which holds that lock, waits for the thread: without a moment between them both wait for ever.
+            time.sleep(SECONDS_TO_LET_GO)
             dist.destroy_process_group()
 
 
