@@ -111,7 +111,8 @@ def _categorical_metrics(logits: NDArray[np.float64], labels: NDArray[np.float64
     order = np.argsort(-logits, axis=1, kind="stable")
     rank = np.argmax(order == truth[:, None], axis=1)
     present = np.unique(truth)
-    precisions = [average_precision_score(truth == index, _softmax(logits)[:, index]) for index in present]
+    scores = _softmax(logits)
+    precisions = [average_precision_score(truth == index, scores[:, index]) for index in present]
     recalls = [float(np.mean(rank[truth == index] == 0)) for index in present]
     return {
         "accuracy": float(np.mean(rank == 0)),

@@ -6,7 +6,6 @@ All statistics are decayed sums, so those of two samples (or of all ranks) are a
 from __future__ import annotations
 
 import logging
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,8 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 logger = logging.getLogger("distbranch")
-
-AffinityKind = Literal["agreement", "phi"]
 
 # Shares of samples below this are rounding: sums of another order must not make a task that was always simple seem to vary.
 SMALLEST_VARIANCE = 1e-12
