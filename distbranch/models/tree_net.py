@@ -7,42 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils import skip_init
 
-from distbranch.models.backbones import Architecture, LayerShape
+from distbranch.models.backbones import Architecture
+from distbranch.models.branches import Branch, branch_of, run_branches
 from distbranch.tasks import TaskSet
-
-
-class ConvBranch(nn.Module):
-    """Convolution 3x3 without bias, batch norm, ReLU, and the max-pooling that follows, if any."""
-
-    def __init__(self, shape: LayerShape) -> None:
-        super().__init__()
-        self.conv = skip_init(nn.Conv2d, shape.num_inputs, shape.width, 3, padding=1, bias=False)  # type: ignore[no-untyped-call]
-        self.norm = nn.BatchNorm2d(shape.width)
-        self.pool_after = shape.layer.pool_after
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] to [B, C', h', w']."""
-        x = functional.relu(self.norm(self.conv(x)), inplace=True)
-        return functional.max_pool2d(x, 2) if self.pool_after else x
-
-
-class LinearBranch(nn.Module):
-    """Fully connected layer without bias, batch norm and ReLU over the flattened input."""
-
-    def __init__(self, shape: LayerShape) -> None:
-        super().__init__()
-        self.linear = skip_init(nn.Linear, shape.num_inputs, shape.width, bias=False)  # type: ignore[no-untyped-call]
-        self.norm = nn.BatchNorm1d(shape.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, ...] to [B, F]."""
-        return functional.relu(self.norm(self.linear(x.flatten(1))), inplace=True)
 
 
 class TreeNet(nn.Module):
@@ -73,7 +46,7 @@ class TreeNet(nn.Module):
         ]
         self.layers = nn.ModuleDict(
             {
-                shape.layer.name: nn.ModuleList(_branch(shape) for _ in parents)
+                shape.layer.name: nn.ModuleList(branch_of(shape) for _ in parents)
                 for shape, parents in zip(architecture.shapes, self.parents, strict=True)
             }
         )
@@ -109,7 +82,7 @@ class TreeNet(nn.Module):
         features = [self._normalised(images)]
         for branches, parents in zip(self.layers.values(), self.parents, strict=True):
             assert isinstance(branches, nn.ModuleList)
-            features = [branch(features[parent]) for branch, parent in zip(branches, parents, strict=True)]
+            features = run_branches(cast(Sequence[Branch], branches), [features[parent] for parent in parents])
         outputs = self._heads(features)
         return outputs if flat else self.tasks.split(outputs)
 
@@ -123,7 +96,3 @@ class TreeNet(nn.Module):
         top = torch.stack(features, dim=1)  # [B, d, F]
         outputs: Tensor = (top[:, self.branch_of_output] * self.heads.weight).sum(dim=2) + self.heads.bias
         return outputs
-
-
-def _branch(shape: LayerShape) -> nn.Module:
-    return ConvBranch(shape) if shape.layer.kind == "conv" else LinearBranch(shape)
