@@ -1,0 +1,65 @@
+"""The command line: parse, call, show. No logic."""
+
+import logging
+import os
+import sys
+import threading
+
+import typer
+from rich.logging import RichHandler
+
+from distbranch.cli.bench import bench_app
+from distbranch.cli.data import data_app
+from distbranch.cli.experiment import experiment_app
+from distbranch.cli.predict import predict
+from distbranch.cli.runs import doctor, evaluate, report, train
+from distbranch.cli.terminal import errors
+from distbranch.errors import SharedError, UsageError, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Multi-task networks that find out by themselves what to share.",
+)
+for command in (train, evaluate, predict, report, doctor):
+    app.command()(command)
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+app.add_typer(experiment_app, name="experiment")
+
+
+def main() -> None:
+    """Run the command line; errors for people end in one sentence and exit code 1 or 2."""
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        app()
+    except UserError as error:
+        if first or not isinstance(error, SharedError):
+            errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        from distbranch.engine.results import StoppedEarly
+
+        if not isinstance(error, StoppedEarly):
+            raise
+        if first:
+            errors.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+@app.callback()
+def _begin() -> None:
+    logger = logging.getLogger("distbranch")
+    logger.handlers = [RichHandler(console=errors, show_path=False, show_time=False, markup=False)]
+    logger.propagate = False
+    threading.excepthook = _say_in_one_line
+
+
+def _say_in_one_line(ended: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread on a full disk, say: what follows from it is told where the command ends."""
+    name = ended.thread.name if ended.thread else "unknown"
+    logging.getLogger("distbranch").warning("The thread %s ended: %s", name, ended.exc_value)

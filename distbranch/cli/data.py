@@ -1,0 +1,104 @@
+"""`distbranch data`: pack, check and look at data sets."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from distbranch.cli.terminal import console
+from distbranch.errors import UsageError, UserError
+
+data_app = typer.Typer(no_args_is_help=True, help="Pack, check and look at data sets.")
+
+
+@data_app.command("pack", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def data_pack(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="csv, celeba, deepfashion or rendered-faces.")],
+    out: Annotated[Path, typer.Argument(help="The new folder of the packed data set.")],
+    shard_samples: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 1000,
+    options: Annotated[bool, typer.Option("--options", help="List the options of the source.")] = False,
+) -> None:
+    """Pack labelled images into shards.
+
+    Examples:
+    `distbranch data pack csv data/fps --images images.zip --table attributes.csv --ignore brand,article_type`
+
+    `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
+    """
+    from distbranch.data.sources import SOURCES, pack_source, parse_options
+    from distbranch.report.progress import ProgressDisplay
+
+    if options and source in SOURCES:
+        return _show_options(SOURCES[source])
+    opened = parse_options({"source": source, **_options(context.args)}).open()
+    with ProgressDisplay(console) as display:
+        info = pack_source(
+            opened,
+            out,
+            shard_samples=shard_samples,
+            progress=lambda done: display({"kind": "packing", "done": done, "total": opened.num_samples}),
+        )
+        display({"kind": "packed", "path": str(out), "num_samples": info.num_samples})
+    return None
+
+
+@data_app.command("check")
+def data_check(path: Annotated[Path, typer.Argument(help="A packed data set.")]) -> None:
+    """Verify every byte, image and label of a packed data set."""
+    from distbranch.data.check import check
+    from distbranch.data.shards import read_dataset
+    from distbranch.report.progress import ProgressDisplay
+
+    total = read_dataset(path).num_samples
+    with ProgressDisplay(console) as display:
+        found = check(path, lambda done: display({"kind": "checking", "done": done, "total": total}))
+    for problem in found.problems:
+        console.print(problem, markup=False, highlight=False, soft_wrap=True)
+    if not found.ok:
+        raise UserError(f"{found.num_problems} problem(s) in {found.num_samples:,} samples of {path}.")
+    console.print(
+        f"{found.num_samples:,} samples in {found.num_shards} shards are as they were packed.", highlight=False
+    )
+
+
+@data_app.command("show")
+def data_show(
+    path: Annotated[Path, typer.Argument(help="A packed data set.")],
+    out: Annotated[Path, typer.Option(help="The PNG file.")] = Path("contact-sheet.png"),
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    num_images: Annotated[int, typer.Option("--images", help="How many images.", min=1)] = 24,
+    seed: Annotated[int, typer.Option(help="Chooses the images.")] = 0,
+) -> None:
+    """Draw a contact sheet of images with their labels."""
+    from distbranch.data.show import show
+
+    console.print(str(show(path, out, split=split, num_images=num_images, seed=seed)), soft_wrap=True)
+
+
+def _show_options(options: Any) -> None:
+    table = Table("option", "default", "meaning")
+    for name, field in options.model_fields.items():
+        if name != "source":
+            default = "required" if field.is_required() else "" if field.default is None else str(field.default)
+            table.add_row(f"--{name.replace('_', '-')}", escape(default), escape(field.description or ""))
+    console.print(table)
+
+
+def _options(arguments: list[str]) -> dict[str, str]:
+    """`--key value` and `--key=value` as a mapping."""
+    options: dict[str, str] = {}
+    waiting = list(arguments)
+    while waiting:
+        text = waiting.pop(0)
+        key, sign, value = text.removeprefix("--").partition("=")
+        if not text.startswith("--") or not key:
+            raise UsageError(f"An option of the source is written --name value, found '{text}'.")
+        if not sign:
+            if not waiting:
+                raise UsageError(f"The option --{key} needs a value.")
+            value = waiting.pop(0)
+        options[key.replace("-", "_")] = value
+    return options

@@ -1,0 +1,121 @@
+"""The commands about one run: train, evaluate, report; and doctor, about this machine."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from distbranch.cli.terminal import Overrides, RunArgument, console, show_pairs
+from distbranch.errors import UsageError
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(help="A YAML file, see configs/.")] = None,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new directory if the run exists.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print sizes, start nothing.")] = False,
+    help_config: Annotated[
+        bool, typer.Option("--help-config", help="List every key with its default, range and meaning.")
+    ] = False,
+) -> None:
+    """Train a run, or go on with it.
+
+    Examples:
+    `distbranch train configs/quickstart.yaml`
+
+    `distbranch train configs/quickstart.yaml method.alpha=2 launch.workers=1 --fresh`
+
+    `torchrun --nproc-per-node 2 -m distbranch train configs/quickstart.yaml`
+    """
+    from distbranch.config import load_config
+
+    if help_config:
+        return _show_keys()
+    if config is None:
+        raise UsageError("Give a config file, such as configs/quickstart.yaml, or --help-config.")
+    resolved = load_config(config, overrides or [])
+    if dry_run:
+        from distbranch.launch.dry_run import plan
+
+        return show_pairs(plan(resolved).lines)
+    from distbranch.launch import train as launch_train
+    from distbranch.report.progress import ProgressDisplay
+
+    with ProgressDisplay(console) as display:
+        result = launch_train(resolved, fresh=fresh, report=display)
+    if os.environ.get("RANK", "0") == "0":
+        _show_result(result)
+    return None
+
+
+def evaluate(
+    run: RunArgument,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    data: Annotated[str | None, typer.Option(help="Another packed data set with the same tasks.")] = None,
+) -> None:
+    """Evaluate a run on one split: a table per task, and the means."""
+    from distbranch.engine.session import evaluate_run
+
+    scores = evaluate_run(run, split, data)
+    table = Table("task", "accuracy %", "balanced accuracy %", "average precision %", "labelled")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = [*scores["tasks"].items(), ("mean", scores["mean"])]
+    for name, row in rows:
+        values = [_percent(row.get(key)) for key in ("accuracy", "balanced_accuracy", "average_precision")]
+        table.add_row(escape(name), *values, str(row.get("num_labelled", "")), end_section=name == rows[-2][0])
+    console.print(table)
+
+
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="Where the page goes; into the run directory if empty.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a run, and its figures as PNG."""
+    from distbranch.report.page import report as write_report
+
+    console.print(str(write_report(run, out)), soft_wrap=True)
+
+
+def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to check.")] = Path("runs")) -> None:
+    """Say what this machine has, what is wrong with it and what to do."""
+    from distbranch.launch.doctor import examine, raise_if_wrong
+
+    findings = examine(storage)
+    table = Table("", "what", "found", "what to do")
+    for finding in findings:
+        table.add_row(
+            "[red]x[/red]" if finding.advice else "[green]ok[/green]", finding.what, finding.found, finding.advice
+        )
+    console.print(table)
+    raise_if_wrong(findings)
+
+
+def _show_result(result: Any) -> None:
+    from distbranch.engine.session import thin_company
+    from distbranch.report.console import result_table
+
+    console.print()
+    console.print(result.tree.text(result.summary["tasks"]), markup=False, highlight=False, soft_wrap=True)
+    console.print()
+    split = "test" if "test" in result.metrics else "val"
+    if split in result.metrics:
+        company = {other["name"]: [other] for other in thin_company(result)}
+        console.print(result_table({**company, result.summary["name"]: [result.summary]}, split=split))
+    console.print(f"run directory: {result.directory}", highlight=False, soft_wrap=True)
+
+
+def _show_keys() -> None:
+    from distbranch.config import describe_keys
+
+    table = Table("key", "default", "range", "meaning")
+    for row in describe_keys():
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,46 @@
+"""What all commands share: the terminal, common arguments, and small tables."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from distbranch.errors import UsageError
+
+console = Console()
+errors = Console(stderr=True)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted keys, `method.alpha=2 optim.lr=0.01`.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
+
+
+def show_rows(rows: list[dict[str, Any]]) -> None:
+    """A table of rows with the same columns."""
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
+
+
+def show_pairs(pairs: Any) -> None:
+    """A table of what was asked about and the answer."""
+    table = Table(show_header=False)
+    for pair in pairs:
+        table.add_row(*map(escape, pair))
+    console.print(table)
+
+
+def show_event(event: dict[str, Any]) -> None:
+    """One line about what happened."""
+    if event["kind"] != "packing":
+        console.print(" ".join(map(str, event.values())), style="dim", highlight=False, soft_wrap=True)
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers separated by commas."""
+    if not text.replace(",", "").isdigit():
+        raise UsageError(f"--seeds should be whole numbers separated by commas, found '{text}'.")
+    return [int(number) for number in text.split(",") if number]

@@ -1,0 +1,182 @@
+"""YAML files and dotted overrides read into a configuration, and what two configurations differ in."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config, Section
+from distbranch.errors import UsageError
+
+
+def load_config(
+    source: "Config | Mapping[str, Any] | Path | str", overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> Config:
+    """Read a configuration from a YAML file, a mapping or a Config, and apply dotted overrides to it.
+
+    Args:
+        source: a YAML file, a nested mapping, or a Config.
+        overrides: `{"method.alpha": 2}` or `["method.alpha=2"]`; values of the latter are read as YAML.
+
+    Raises:
+        UsageError: an absent or unreadable file, an unknown key (with the nearest ones), a value out of range.
+    """
+    if isinstance(source, Config):
+        values: dict[str, Any] = source.model_dump()
+    elif isinstance(source, Mapping):
+        values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in source.items()}
+    else:
+        values = _read_yaml(Path(source))
+        run = values.get("run") or {}
+        if isinstance(run, dict) and not run.get("name"):
+            values["run"] = {**run, "name": Path(source).stem}
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    for key, value in pairs:
+        _set_dotted(values, key, value)
+    _check_keys(values)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_explain(error)) from None
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What makes `new` another run than `old`, one line per key; keys that a continued run may change are left out."""
+    before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(KEYS_FREE_TO_CHANGE)
+    ]
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved, complete configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def describe_keys() -> Iterator[tuple[str, str, str, str]]:
+    """Every key with its default, its range and its help text, in the order of the file."""
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            for key, inner in section.model_fields.items():
+                yield f"{name}.{key}", _as_text(inner.default), _range(inner), inner.description or ""
+        else:
+            yield name, _as_text(field.default), _range(field), field.description or ""
+
+
+def _as_text(default: Any) -> str:
+    return "" if default is None else str(list(default) if isinstance(default, tuple) else default)
+
+
+def _range(field: FieldInfo) -> str:
+    limits = [str(limit) for limit in field.metadata]
+    bounds = re.findall(r"(ge|gt|le|lt)=(-?[\d.]+)", " ".join(limits).lower())
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    choices = re.findall(r"Literal\[([^\]]*)\]", str(field.annotation))
+    text = ", ".join(f"{signs[kind]} {value}" for kind, value in bounds)
+    return " | ".join(
+        [*(choice.replace("'", "").replace(", ", " | ") for choice in choices), *([text] if text else [])]
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = _numbers_with_exponents(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        near = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f" There are: {', '.join(near)}." if near else ""
+        raise UsageError(f"The config file {path} does not exist.{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The config file {path} cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UsageError(f"The config file {path} is not valid YAML: {where}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"The config file {path} should hold `key: value` lines, found a {type(values).__name__}.")
+    return values
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise UsageError(f"An override is written key=value (such as method.alpha=2), found '{text}'.")
+    try:
+        return key, _numbers_with_exponents(yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise UsageError(f"The value of {key} is not valid YAML: '{value}'.") from None
+
+
+def _numbers_with_exponents(value: Any) -> Any:
+    """The value with 2e-3 and 1e4 as numbers; YAML 1.1 reads them as text, since they have no point or no sign."""
+    if isinstance(value, dict):
+        return {key: _numbers_with_exponents(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_numbers_with_exponents(inner) for inner in value]
+    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
+    return float(value) if is_number else value
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.get(section)
+        values[section] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        values = inner
+    values[last] = value
+
+
+def _check_keys(values: Mapping[str, Any]) -> None:
+    known = {key for key, *_ in describe_keys()}
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    for name, part in values.items():
+        if name in sections and isinstance(part, Mapping):
+            for key in part:
+                if f"{name}.{key}" not in known:
+                    raise UsageError(_unknown(f"{name}.{key}", known))
+        elif name in sections and part is not None:
+            raise UsageError(f"The section '{name}' should hold `key: value` lines, found {part!r}.")
+        elif name not in sections | known:
+            raise UsageError(_unknown(str(name), known | sections))
+        elif part is None and name in sections:
+            raise UsageError(f"The section '{name}' is empty; give it keys or leave it out.")
+
+
+def _unknown(key: str, known: set[str]) -> str:
+    last = key.rpartition(".")[2]
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    near += [other for other in sorted(known) if other.rpartition(".")[2] == last and other not in near]
+    hint = f"Did you mean {' or '.join(near[:4])}?" if near else "`distbranch train --help-config` lists all keys."
+    return f"The key '{key}' is unknown. {hint}"
+
+
+def _explain(error: ValidationError) -> str:
+    sentences = []
+    for problem in error.errors():
+        key = ".".join(
+            str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "literal", "int", "tuple"))
+        )
+        message = problem["msg"].removeprefix("Value error, ")
+        found = (
+            ""
+            if problem["type"] == "value_error" or isinstance(problem["input"], dict)
+            else f", found {problem['input']!r}"
+        )
+        sentences.append(f"{key}: {message}{found}" if key else message)
+    return f"The configuration is not valid: {'; '.join(dict.fromkeys(sentences))}."
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and prefix == "":
+            yield from _flatten(value, f"{key}.")
+        else:
+            yield f"{prefix}{key}", value
