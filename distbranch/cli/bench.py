@@ -15,7 +15,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
 @bench_app.command("decide")
 def bench_decide_command() -> None:
     """What deciding costs: affinity bookkeeping per step, and a whole decision, at 40 and 200 tasks."""
-    from distbranch.bench import bench_decide
+    from distbranch.bench.decide import bench_decide
 
     show_rows([{**asdict(row), "share_%": 100 * row.share} for row in bench_decide()])
 
@@ -26,7 +26,20 @@ def bench_memory_command(
     folder: Annotated[Path | None, typer.Option(help="Where they are packed; a temporary folder if empty.")] = None,
 ) -> None:
     """Pack generated samples, read them once, and print the peak memory of the process."""
-    from distbranch.bench import bench_memory
+    from distbranch.bench.memory import bench_memory
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
         show_rows([asdict(bench_memory(samples, folder=Path(place) / "packed"))])
+
+
+@bench_app.command("train")
+def bench_train_command(
+    width: Annotated[int, typer.Option(help="Thinness omega.", min=1)] = 32,
+    ranks: Annotated[int, typer.Option(help="Processes on this machine.", min=2)] = 2,
+    batch_size: Annotated[int, typer.Option(help="Images per step, over all ranks.", min=4)] = 64,
+) -> None:
+    """What synchronisation costs a training step, of a thin network and of the tree it grows into, and what growth costs."""
+    from distbranch.bench.train import bench_train
+
+    rows = bench_train(width=width, num_ranks=ranks, batch_size=batch_size)
+    show_rows([{**asdict(row), "synchronisation_%": 100 * row.share} for row in rows])

@@ -1,23 +1,16 @@
-"""Measurements that anyone can repeat: what deciding costs beside a real training step, and the memory of packing and loading."""
+"""What deciding costs beside a real training step."""
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.decision import choose_groups
-from distbranch.data.loader import train_loader
-from distbranch.data.pack import pack
-from distbranch.data.shards import Sample
 from distbranch.models.backbones import Architecture
 from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import Task
@@ -77,53 +70,19 @@ def _bench(
         stats.update(network.tasks.margins(outputs, labels))
         steps.append(trained - started)
         bookkeepings.append(time.perf_counter() - trained)
-    affinity = _planted_affinity(num_tasks)
+    affinity = planted_statistics(num_tasks).affinity("agreement")
     started = time.perf_counter()
     choose_groups(affinity, alpha=2.0, pools_above=0)
     decision_s = time.perf_counter() - started
     return DecideCost(num_tasks, float(np.median(steps)) * 1000, float(np.median(bookkeepings)) * 1000, decision_s)
 
 
-def _planted_affinity(
-    num_tasks: int, num_groups: int = 8, num_samples: int = 1000
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Agreement of tasks of which every group shares a part of its margins."""
+def planted_statistics(num_tasks: int, num_groups: int = 8, num_samples: int = 1000) -> AffinityStats:
+    """Statistics of tasks of which every group shares a part of its margins."""
     generator = torch.Generator().manual_seed(1)
     shared = torch.randn(num_samples, num_groups, generator=generator)[:, torch.arange(num_tasks) % num_groups]
     stats = AffinityStats(num_tasks)
     margins = (shared + torch.randn(num_samples, num_tasks, generator=generator)).sigmoid()
     for start in range(0, num_samples, 50):
         stats.update(margins[start : start + 50])
-    return stats.affinity("agreement")
-
-
-@dataclass(frozen=True)
-class MemoryCost:
-    """What packing and reading once through a generated data set took; `peak_mib` is the resident memory of the process."""
-
-    num_samples: int
-    pack_s: float
-    load_s: float
-    peak_mib: float
-
-
-def bench_memory(num_samples: int = 1_000_000, *, folder: Path, batch_size: int = 256) -> MemoryCost:
-    """Pack `num_samples` tiny images into `folder` and read one epoch of them, in this process."""
-    tasks = (Task("even"), Task("third"))
-    buffer = BytesIO()
-    Image.new("RGB", (8, 8), (120, 60, 30)).save(buffer, "JPEG")
-    image = buffer.getvalue()
-    samples = (
-        Sample(f"{number:09d}", "train", image, {"even": 1 - number % 2, "third": int(number % 3 == 0)})
-        for number in range(num_samples)
-    )
-    began = time.perf_counter()
-    info = pack(samples, folder, tasks, source={"generated": num_samples}, shard_samples=10_000)
-    packed = time.perf_counter()
-    seen = 0
-    for batch in train_loader(info, "train", batch_size=batch_size, image_size=(8, 8)):
-        seen += len(batch.images)
-        if seen >= num_samples:
-            break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return MemoryCost(num_samples, packed - began, time.perf_counter() - packed, peak)
+    return stats
