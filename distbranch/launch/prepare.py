@@ -12,6 +12,7 @@ from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
+from distbranch.launch.ray_cluster import cluster_address
 from distbranch.models.backbones import Architecture
 
 
@@ -25,7 +26,7 @@ def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
     config = with_absolute_paths(config)
     if fresh:
         config = _renamed(config)
-    if config.launch.address is None:
+    if cluster_address(config.launch) is None:
         wants_gpu(config.launch)  # says so where a GPU is asked for and absent, before anything is written
     info = packed(config, report)
     check_data(config, info)
@@ -76,9 +77,9 @@ def check_data(config: Config, info: DatasetInfo) -> None:
     train = info.splits.get("train")
     if train is None or train.num_samples == 0:
         raise UserError(f"The data set {info.path} has no training samples. Pack one with a split named train.")
-    if train.num_samples < config.launch.workers:
+    if train.num_samples < config.launch.most_workers:
         raise UserError(
-            f"launch.workers={config.launch.workers} ranks need at least as many training samples, "
+            f"launch.workers={config.launch.most_workers} ranks need at least as many training samples, "
             f"but {info.path} has {train.num_samples}. Use fewer workers."
         )
     size: Any = config.data.image_size or info.image_size
