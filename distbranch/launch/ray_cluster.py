@@ -110,16 +110,24 @@ def _knock(address: str) -> str:
 def _set_environment(*, starts: bool) -> None:
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
+    if starts and "RAY_AUTH_MODE" not in os.environ:
+        # A cluster of ours answers only to those who hold its token; this one lives and dies with this process.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    use_token_if_there()
+
+
+def use_token_if_there() -> None:
+    """Show the token that the environment names to whatever cluster is asked; call it before Ray is imported.
+
+    Raises:
+        UserError: the file of the token cannot be read.
+    """
     file = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if file and not os.access(file, os.R_OK):
         raise UserError(f"RAY_AUTH_TOKEN_PATH names the file {file}, which cannot be read. Put the token there.")
-    if "RAY_AUTH_MODE" in os.environ:
-        return
-    if starts:  # a cluster of ours answers only to those who hold its token; this one lives and dies with this process
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    elif any(variable in os.environ for variable in TOKEN_VARIABLES):
-        os.environ["RAY_AUTH_MODE"] = "token"
+    if any(variable in os.environ for variable in TOKEN_VARIABLES):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _restore_environment(before: Mapping[str, str]) -> None:
