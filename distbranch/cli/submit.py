@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from distbranch.cli.submit_ray import submit_ray
 from distbranch.cli.terminal import Overrides, console
 from distbranch.errors import UsageError
 
 submit_app = typer.Typer(no_args_is_help=True, help="Train a run as a job of a cluster.")
+submit_app.command("ray")(submit_ray)
 
 
 class Executor(StrEnum):

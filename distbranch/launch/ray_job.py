@@ -65,7 +65,9 @@ def submit(
         write_job(config.run_directory, job)
         say(f"`distbranch status|logs|cancel {config.run_directory}` ask about it.")
     else:
-        say(f"This machine does not see that folder: `ray job status|logs|stop --address {address} {job.id}` ask about it.")
+        say(
+            f"This machine does not see that folder: `ray job status|logs|stop --address {address} {job.id}` ask about it."
+        )
     return _follow(client, job, say, show) if wait else 0
 
 
