@@ -11,8 +11,10 @@ from rich.logging import RichHandler
 from distbranch.cli.bench import bench_app
 from distbranch.cli.data import data_app
 from distbranch.cli.experiment import experiment_app
+from distbranch.cli.jobs import cancel, logs, status
 from distbranch.cli.predict import predict
 from distbranch.cli.runs import doctor, evaluate, report, train
+from distbranch.cli.submit import submit_app
 from distbranch.cli.terminal import errors
 from distbranch.errors import SharedError, UsageError, UserError
 
@@ -23,10 +25,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Multi-task networks that find out by themselves what to share.",
 )
-for command in (train, evaluate, predict, report, doctor):
+for command in (train, evaluate, predict, report, doctor, status, logs, cancel):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(submit_app, name="submit")
 app.add_typer(experiment_app, name="experiment")
 
 

@@ -76,6 +76,8 @@ def _as_text(default: Any) -> str:
 
 
 def _range(field: FieldInfo) -> str:
+    if isinstance(field.json_schema_extra, dict):  # where the types cannot say it
+        return str(field.json_schema_extra["range"])
     limits = [str(limit) for limit in field.metadata]
     bounds = re.findall(r"(ge|gt|le|lt)=(-?[\d.]+)", " ".join(limits).lower())
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

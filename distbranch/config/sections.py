@@ -36,6 +36,16 @@ class RunConfig(Section):
     name: str | None = Field(None, description="Name of the run directory; the config file's name if empty.")
     directory: str = Field("runs", description="Folder (shared by all nodes) in which the run directory is made.")
 
+    @field_validator("directory")
+    @classmethod
+    def _is_a_folder(cls, directory: str) -> str:
+        if "://" in directory:
+            raise ValueError(
+                f"should be a folder that all nodes see (a local disk, NFS, a mounted bucket), found the URL {directory}; "
+                "copy the finished run there instead"
+            )
+        return directory
+
     @field_validator("name")
     @classmethod
     def _is_one_folder(cls, name: str | None) -> str | None:
@@ -163,15 +173,48 @@ class OptimConfig(Section):
 class LaunchConfig(Section):
     """Where the ranks run. Nothing here changes what is computed, except through the number of ranks."""
 
-    workers: int = Field(
-        1, ge=1, description="Ranks. 1: this process; more: Ray Train (or torchrun, if it started us)."
+    workers: int | tuple[int, int] = Field(
+        1,
+        json_schema_extra={"range": ">= 1 | [>= 1, >= 1]"},
+        description="Ranks. 1: this process; more: Ray Train (or torchrun, if it started us); [least, most]: as many as Ray has room for.",
     )
-    address: str | None = Field(None, description="An existing Ray cluster; empty: a local one is started.")
+    address: str | None = Field(
+        None,
+        description="An existing Ray cluster: HOST:6379, `auto`, or `local` to start one here; empty: that of a Ray job, else `local`.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: GPUs if there are any.")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray sets aside for each worker.")
+    gpus_per_worker: float = Field(
+        1.0, gt=0, le=1, description="GPUs for each worker on GPUs; a part of one shares it."
+    )
+    placement: Literal["pack", "spread"] = Field(
+        "pack", description="Workers on few nodes (less traffic between them) or on as many as there are."
+    )
+    wait_for_nodes_min: float = Field(
+        0.0, ge=0, description="How long to wait for nodes to join (an autoscaler is asked for them)."
+    )
+    resize_every_min: float = Field(1.0, gt=0, description="With [least, most]: how often to look for more nodes.")
     threads: int | None = Field(None, ge=1, description="Threads per rank; cores / ranks of the machine if empty.")
     timeout_min: float = Field(10.0, gt=0, description="How long a rank waits for the others.")
     max_failures: int = Field(3, ge=-1, description="Restarts after a lost worker; -1: without limit.")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _is_a_number_of_ranks(cls, workers: Any) -> Any:
+        numbers = workers if isinstance(workers, (list, tuple)) and len(workers) == 2 else (workers, workers)
+        if not all(type(number) is int for number in numbers) or not 1 <= numbers[0] <= numbers[1]:
+            raise ValueError(f"should be a whole number from 1, or [least, most] of them, found {workers!r}")
+        return workers
+
+    @property
+    def least_workers(self) -> int:
+        """Ranks with which the run still goes on."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        """Ranks with which the run begins if the cluster has room for them."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
 
 class Config(Section):
@@ -188,10 +231,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.train.batch_size < self.launch.workers * self.train.accumulate * 2:
+        if self.train.batch_size < self.launch.most_workers * self.train.accumulate * 2:
             raise ValueError(
                 f"train.batch_size should give every rank at least 2 images per pass; {self.train.batch_size} images "
-                f"over launch.workers={self.launch.workers} and train.accumulate={self.train.accumulate} do not"
+                f"over launch.workers={self.launch.most_workers} and train.accumulate={self.train.accumulate} do not"
             )
         if self.train.sync_batch_norm and self.train.accumulate > 1 and self.data.on_bad_sample == "skip":
             raise ValueError(

@@ -94,9 +94,9 @@ class Ranks:
             try:
                 value = work()
             except UserError as error:
-                message = str(error)
+                message = self.with_place(str(error))
             except OSError as error:
-                message = storage_message(error)
+                message = self.with_place(storage_message(error))
         value, message = self.broadcast((value, message))
         if message is not None:
             raise SharedError(message)
@@ -109,11 +109,19 @@ class Ranks:
         Raises:
             SharedError: with the message of the lowest failing rank, its number and its host.
         """
-        host = socket.gethostname()
-        messages = self.gather(None if message is None else f"{message} (rank {self.rank} on {host})")
+        messages = self.gather(None if message is None else self.with_place(message))
         found = [text for text in messages if text is not None]
         if found:
-            raise SharedError(found[0] if self.world_size > 1 else str(message))
+            raise SharedError(found[0])
+
+    def with_place(self, message: str) -> str:
+        """`message`, and which of several ranks on which host says so."""
+        return f"{message} ({self.place})" if self.world_size > 1 else message
+
+    @property
+    def place(self) -> str:
+        """This rank and its host, for people."""
+        return f"rank {self.rank} on {socket.gethostname()}"
 
 
 def storage_message(error: OSError) -> str:
@@ -174,7 +182,7 @@ def wants_gpu(launch: LaunchConfig) -> bool:
     """
     if launch.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "launch.device=cuda needs a GPU, and torch finds none on this machine. "
+            f"launch.device=cuda needs a GPU, and torch finds none on this machine ({socket.gethostname()}). "
             "Use launch.device=cpu, or install a CUDA build of torch and a driver (`distbranch doctor` shows what is there)."
         )
     return launch.device != "cpu" and torch.cuda.is_available()
@@ -213,7 +221,7 @@ def _device_of(launch: LaunchConfig, rank: int) -> torch.device:
     num_gpus, num_local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if 1 < num_gpus < num_local:
         raise UserError(
-            f"{num_local} ranks on this machine need a GPU each, and it has {num_gpus}. Start fewer ranks here."
+            f"{num_local} ranks on {socket.gethostname()} need a GPU each, and it has {num_gpus}. Start fewer ranks there."
         )
     # A launcher may let every process see its own GPU only, which is then number 0.
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)) if num_gpus > 1 else 0)

@@ -40,7 +40,7 @@ class RunDirectory:
         self.model = path / "model"
         self.tensorboard = path / "tensorboard"
         self.profile = path / "profile"
-        self.progress = path / "progress.json"
+        self.sign_of_life = path / ".alive"  # touched while the run trains
         self.stop_word = path / "stop"
 
     def begin(self, config: Config) -> None:
@@ -134,6 +134,14 @@ def write_aside(path: Path, text: str) -> None:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
+
+
+def seconds_of(path: Path) -> float | None:
+    """When a file was last touched, by the clock of its storage; None if there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:

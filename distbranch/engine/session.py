@@ -10,10 +10,11 @@ import torch
 from distbranch.config import Config, differences, load_config
 from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.engine.artifact import load_model
+from distbranch.engine.contact import explain, leave_name
 from distbranch.engine.distributed import Ranks, join_ranks, storage_message
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.metrics import DrawDecision, Report
-from distbranch.engine.results import RunResult, read_result
+from distbranch.engine.results import RunResult, StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trainer import Trainer
 from distbranch.errors import UserError
@@ -33,18 +34,25 @@ def train_rank(
         should_stop: asked at every step on every rank.
 
     Raises:
-        UserError: see `Trainer.run`; the same on every rank.
+        UserError: see `Trainer.run`; the same on every rank, but for what befell one rank alone.
+        LostRankError: another rank is gone; with all ranks started anew the run goes on.
         StoppedEarly: asked to stop; everything is saved.
     """
     assert config.data.path is not None
     with join_ranks(config.launch) as ranks:
+        leave_name(ranks)
         try:
             info = _dataset_everywhere(config.data.path, ranks)
             return Trainer(config, ranks, info, report=report, draw=draw, should_stop=should_stop).run()
-        except OSError as error:  # of rank 0's log, which it writes alone
-            if error.errno not in STORAGE_ERRORS:
+        except (UserError, StoppedEarly):
+            raise
+        except Exception as error:  # of any kind: among several ranks somebody has to say whose it is
+            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:  # of rank 0's log, which it writes alone
+                raise UserError(ranks.with_place(storage_message(error))) from None
+            if ranks.world_size == 1:
                 raise
-            raise UserError(storage_message(error)) from None
+            notes = RunDirectory(config.run_directory).path
+            raise explain(error, ranks, timeout_min=config.launch.timeout_min, notes=notes) from error
 
 
 def _dataset_everywhere(path: str, ranks: Ranks) -> DatasetInfo:

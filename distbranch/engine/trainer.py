@@ -7,7 +7,7 @@ wants to stop or has met a bad sample), which is awaited at the beginning of the
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ from distbranch.engine.optimisation import (
 )
 from distbranch.engine.profiling import Profiler
 from distbranch.engine.results import RunResult, StoppedEarly, summarise
-from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
+from distbranch.engine.run_directory import RunDirectory, seconds_of, write_aside, write_json
 from distbranch.engine.statistics import own_statistics, tensors_of_ranks
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.engine.window import StepWindow
@@ -92,8 +92,8 @@ class Trainer:
         self.log = (
             RunLog(self.directory, after=self.progress.iteration, report=report, draw=draw) if ranks.is_first else None
         )
-        if self.log and resumed:
-            self.log.note("resumed", iteration=self.progress.iteration, world_size=ranks.world_size)
+        self._resumed_at = self.progress.iteration if resumed and self.log else None
+        self._last_sign = seconds_of(self.directory.sign_of_life) if resumed else None
         self._saved_at = self.progress.iteration if resumed else -1
         self._margins: Pending | None = None
         self._loss: float | None = None  # as last logged
@@ -123,6 +123,7 @@ class Trainer:
                 self._evaluate("val")
             if progress.iteration % train.checkpoint_every == 0:
                 self._save()
+        self._tell_resumed()
         self._feed.agree()  # on a batch that no step will use
         return self._finish()
 
@@ -149,6 +150,7 @@ class Trainer:
         progress.iteration += 1
         self._window.add(num_samples=config.train.batch_size, waited=waited, rate=rate, norm=norm)
         self._profiler.step()
+        self._tell_resumed()
         if progress.iteration % config.train.log_every == 0:
             self._settle_sums()
             self._log_step()
@@ -182,6 +184,7 @@ class Trainer:
         if self.progress.growing:
             self.stats.add_pairs(margins, observed)
         own = self.stats.margin_sums(margins, observed)
+        self._window.add_own_losses(losses)
         self._margins = self.ranks.start_sum(torch.cat([own, losses]))
 
     def _settle_sums(self) -> None:
@@ -373,8 +376,11 @@ class Trainer:
         if found is None:
             return
         step, task = found
+        every = self.ranks.gather((bool(self._window.own_not_finite), self.ranks.place))
+        places = [place for bad, place in every if bad]
+        where = f" ({', '.join(places[:3])})" if self.ranks.world_size > 1 else ""
         raise SharedError(
-            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}. {self._advice()}"
+            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}{where}. {self._advice()}"
         )
 
     def _advice(self) -> str:
@@ -394,8 +400,26 @@ class Trainer:
         """Let whoever watches know where the run stands."""
         assert self.log is not None
         self._told_at = time.monotonic()
+        self._give_sign()
         known = {"loss": self._loss, "iterations": self.config.train.iterations}
         self.log.report({"kind": "progress", **self._standing(), **known, **measured})
+
+    def _tell_resumed(self) -> None:
+        """After the first new step: how long the run stood still. Both times are those of the storage, whoever wrote."""
+        if self.log is None or self._resumed_at is None:
+            return
+        self._give_sign()
+        now = seconds_of(self.directory.sign_of_life)
+        away = None if self._last_sign is None or now is None else round(now - self._last_sign, 2)
+        places = {"iteration": self._resumed_at, "world_size": self.ranks.world_size}
+        self.log.note("resumed", **places, seconds_to_first_step=away)
+        self._resumed_at = None
+
+    def _give_sign(self) -> None:
+        with suppress(
+            OSError
+        ):  # storage that fails is told of when something is lost by it: at the next line or checkpoint
+            self.directory.sign_of_life.touch()
 
     def _standing(self) -> dict[str, Any]:
         progress, tree = self.progress, self.net.network.architecture.tree

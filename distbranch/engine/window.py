@@ -15,6 +15,9 @@ class StepWindow:
         self.losses = torch.zeros(num_tasks, dtype=torch.float64, device=device)
         self.counts = torch.zeros_like(self.losses)
         self.not_finite = torch.zeros(num_tasks, dtype=torch.int64, device=device)  # first step, 0: none
+        self.own_not_finite = torch.zeros(
+            (), dtype=torch.bool, device=device
+        )  # whether a loss of this rank was the cause
         self._since_save = time.perf_counter()
         self.restart()
 
@@ -33,6 +36,10 @@ class StepWindow:
         self.num_samples += num_samples
         self.waited += waited
         self.rate, self.norm = rate, norm
+
+    def add_own_losses(self, losses: Tensor) -> None:
+        """The losses [T] of one step on this rank alone."""
+        self.own_not_finite |= ~losses.isfinite().all()
 
     def add_losses(self, losses: Tensor, counts: Tensor, iteration: int) -> None:
         """The sums of losses and the numbers of labels [T] of one step, over all ranks."""

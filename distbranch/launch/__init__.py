@@ -10,6 +10,7 @@ from distbranch.engine.metrics import Event, Report
 from distbranch.engine.results import RunResult, read_result
 from distbranch.errors import UsageError
 from distbranch.launch.prepare import prepare
+from distbranch.launch.ray_cluster import cluster_address
 
 
 def train(
@@ -37,7 +38,8 @@ def train(
     if finished is not None:
         (report or _silent)({"kind": "finished", "directory": str(resolved.run_directory)})
         return finished
-    if not started_by_torchrun() and (resolved.launch.workers > 1 or resolved.launch.address):
+    launch = resolved.launch
+    if not started_by_torchrun() and (launch.most_workers > 1 or cluster_address(launch) is not None):
         from distbranch.launch.ray_train import train_on_ray
 
         return train_on_ray(resolved, report or _silent)

@@ -9,6 +9,7 @@ from distbranch.data.shards import read_dataset
 from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.launch.prepare import check_data, must_be_packed, with_absolute_paths
+from distbranch.launch.ray_cluster import cluster_address
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 
@@ -40,7 +41,8 @@ def plan(config: Config) -> Plan:
     size = config.data.image_size or info.image_size
     thin = Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
     parameters, num_tasks = num_parameters(thin), len(info.tasks)
-    device = "cuda" if launch.address is None and wants_gpu(launch) else launch.device
+    address = cluster_address(launch)
+    device = "cuda" if address is None and wants_gpu(launch) else launch.device
     samples = ", ".join(f"{name} {split.num_samples:,}" for name, split in info.splits.items())
     lines = (
         ("data", f"{info.path}: {samples}"),
@@ -49,7 +51,7 @@ def plan(config: Config) -> Plan:
         ("network", f"{config.model.backbone}, width {config.model.width or 'full'}, before any widening"),
         ("parameters", f"{parameters:,} ({num_weights(thin):,} weights with batch norm folded)"),
         ("multiply-adds per image", f"{multiply_adds(thin):,}"),
-        ("ranks", f"{launch.workers} on {launch.address or 'this machine'}, device {device}"),
+        ("ranks", f"{launch.workers} on {address or 'this machine'}, device {device}"),
         ("gradients on the wire per step and rank", f"{parameters * FLOAT32:,} bytes"),
         ("margins and losses per step and rank", f"{3 * num_tasks * FLOAT64:,} bytes"),
         ("pair statistics per decision and rank", f"{3 * num_tasks**2 * FLOAT64:,} bytes"),

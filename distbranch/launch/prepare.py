@@ -12,7 +12,10 @@ from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
+from distbranch.launch.ray_cluster import cluster_address
 from distbranch.models.backbones import Architecture
+
+RAY_COPY = "_ray_pkg_"  # how Ray names the copy of a folder that was submitted with a job
 
 
 def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
@@ -23,13 +26,14 @@ def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
         UserError: the data set or the run directory is not as it should be.
     """
     config = with_absolute_paths(config)
+    _refuse_what_vanishes(config)
     if fresh:
         config = _renamed(config)
-    if config.launch.address is None:
+    if cluster_address(config.launch) is None:
         wants_gpu(config.launch)  # says so where a GPU is asked for and absent, before anything is written
     info = packed(config, report)
     check_data(config, info)
-    with FileLock(_lock_beside(config.run_directory)):
+    with FileLock(lock_beside(config.run_directory)):
         RunDirectory(config.run_directory).begin(config)
     return config
 
@@ -48,6 +52,18 @@ def with_absolute_paths(config: Config) -> Config:
             "run": run.model_copy(update={"directory": directory, "name": run.name or "run"}),
         }
     )
+
+
+def _refuse_what_vanishes(config: Config) -> None:
+    """A Ray job runs in an uploaded copy of a folder, which is another one on every node and ends with the job."""
+    copy = next((part for part in (Path.cwd(), *Path.cwd().parents) if part.name.startswith(RAY_COPY)), None)
+    inside = {"run.directory": config.run.directory, "data.path": str(config.data.path)}
+    for key, path in inside.items():
+        if copy is not None and not is_remote(path) and Path(path).is_relative_to(copy):
+            raise UserError(
+                f"{key} should be an absolute path on storage that all nodes see; in this Ray job '{Path(path).relative_to(copy)}' "
+                f"lies in the uploaded copy of your folder, which vanishes with the job. Give {key}=/shared/..."
+            )
 
 
 def packed(config: Config, report: Report) -> DatasetInfo:
@@ -76,9 +92,9 @@ def check_data(config: Config, info: DatasetInfo) -> None:
     train = info.splits.get("train")
     if train is None or train.num_samples == 0:
         raise UserError(f"The data set {info.path} has no training samples. Pack one with a split named train.")
-    if train.num_samples < config.launch.workers:
+    if train.num_samples < config.launch.most_workers:
         raise UserError(
-            f"launch.workers={config.launch.workers} ranks need at least as many training samples, "
+            f"launch.workers={config.launch.most_workers} ranks need at least as many training samples, "
             f"but {info.path} has {train.num_samples}. Use fewer workers."
         )
     size: Any = config.data.image_size or info.image_size
@@ -94,7 +110,8 @@ def _renamed(config: Config) -> Config:
     return config
 
 
-def _lock_beside(directory: Path) -> Path:
+def lock_beside(directory: Path) -> Path:
+    """The file that is locked while a run directory is begun."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         lock = directory.with_name(f".{directory.name}.lock")

@@ -81,7 +81,9 @@ class ProgressDisplay:
         self._say(f"step {event['iteration']:,}  {event['split']}: {scores}")
 
     def _resumed(self, event: Event) -> None:
-        self._say(f"going on after step {event['iteration']:,} on {event['world_size']} rank(s)")
+        seconds = event.get("seconds_to_first_step")
+        stood = "" if seconds is None else f", {seconds:.1f} s after the last sign of life"
+        self._say(f"went on after step {event['iteration']:,} on {event['world_size']} rank(s){stood}")
 
     def _bad_samples(self, event: Event) -> None:
         counts = ", ".join(f"{count} {kind}" for kind, count in event["counts"].items() if count)

@@ -22,7 +22,7 @@ def disturbed_work(loop: dict[str, Any]) -> None:
     import time
 
     from distbranch.engine.trainer import Trainer
-    from distbranch.launch import ray_train
+    from distbranch.launch import ray_work
     from distbranch.report import tensorboard
 
     tensorboard.log_decision = lambda *_: None
@@ -44,7 +44,7 @@ def disturbed_work(loop: dict[str, Any]) -> None:
         real(self, *batch)
 
     Trainer._forward_and_backward = step  # type: ignore[method-assign]
-    ray_train._work(loop)
+    ray_work.work(loop)
 
 
 def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
 
     from distbranch.launch import ray_train
 
-    ray_train._work = disturbed_work
+    ray_train.work = disturbed_work
     here = Path(__file__)
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (here.parents[2], here.parents[1], here.parent)))  # of workers
 

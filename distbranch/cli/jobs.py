@@ -1,0 +1,37 @@
+"""`distbranch status|logs|cancel RUN`: how a run goes, whoever trains it."""
+
+from typing import Annotated
+
+import typer
+
+from distbranch.cli.terminal import RunArgument, console, show_pairs
+
+
+def status(run: RunArgument) -> None:
+    """Say what a run has come to, and what its job does."""
+    from distbranch.launch.job import status
+
+    show_pairs(status(run))
+
+
+def logs(
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+) -> None:
+    """Print what the job of a run has said."""
+    from distbranch.launch.job import logs
+
+    for piece in logs(run, follow=follow):
+        console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+
+
+def cancel(
+    run: RunArgument,
+    patience: Annotated[float, typer.Option(help="Seconds for the run to save itself.", min=1)] = 120,
+) -> None:
+    """Save everything and stop a run; the same command that started it continues it."""
+    from distbranch.launch.job import cancel
+
+    cancel(
+        run, patience_s=patience, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+    )

@@ -1,0 +1,165 @@
+"""`distbranch submit`: runs as jobs of a cluster."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distbranch.cli.submit_ray import submit_ray
+from distbranch.cli.terminal import Overrides, console
+from distbranch.errors import UsageError
+
+submit_app = typer.Typer(no_args_is_help=True, help="Train a run as a job of a cluster.")
+submit_app.command("ray")(submit_ray)
+
+
+class Executor(StrEnum):
+    """Who runs the job."""
+
+    slurm = "slurm"
+    local = "local"
+
+
+Partition = Annotated[str | None, typer.Option(help="Partition; the site's default if empty.")]
+Gpus = Annotated[int, typer.Option("--gpus-per-node", help="GPUs of each node; one rank on each.", min=0)]
+Cpus = Annotated[int | None, typer.Option("--cpus-per-node", help="Cores of each node.", min=1)]
+Time = Annotated[str, typer.Option("--time", help="Time limit: MINUTES, 12:00:00 or 2-00:00:00.")]
+Account = Annotated[str | None, typer.Option(help="Account to charge.")]
+Qos = Annotated[str | None, typer.Option(help="Quality of service.")]
+Constraint = Annotated[str | None, typer.Option(help="Features that nodes must have.")]
+Memory = Annotated[str | None, typer.Option("--mem", help="Memory of each node, such as 64G.")]
+Exclusive = Annotated[bool, typer.Option("--exclusive", help="Share the nodes with no other job.")]
+JobName = Annotated[str | None, typer.Option(help="Name in the queue; the run's if empty.")]
+SignalDelay = Annotated[int, typer.Option(help="Seconds before the time limit at which the run saves itself.", min=30)]
+Further = Annotated[list[str] | None, typer.Option("--sbatch", help="Another option of sbatch: KEY=VALUE.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the batch script, submit nothing.")]
+
+
+@submit_app.command("slurm")
+def submit_slurm(
+    config: Annotated[Path, typer.Argument(help="A YAML file, see configs/.")],
+    overrides: Overrides = None,
+    partition: Partition = None,
+    nodes: Annotated[int, typer.Option(help="Nodes; several are joined by Ray.", min=1)] = 1,
+    gpus_per_node: Gpus = 0,
+    cpus_per_node: Cpus = None,
+    time: Time = "60",
+    account: Account = None,
+    qos: Qos = None,
+    constraint: Constraint = None,
+    mem: Memory = None,
+    exclusive: Exclusive = False,
+    job_name: JobName = None,
+    signal_delay: SignalDelay = 90,
+    sbatch: Further = None,
+    port: Annotated[int | None, typer.Option(help="Port of the Ray head; a free one if empty.", min=1)] = None,
+    executor: Annotated[Executor, typer.Option(help="`local`: this machine, to try without Slurm.")] = Executor.slurm,
+    dry_run: DryRun = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the job has ended.")] = False,
+) -> None:
+    """Train a run as a job of Slurm, or go on with it. At its time limit the job saves everything and queues again.
+
+    Examples:
+    `distbranch submit slurm configs/celeba-branch-32-2.yaml --partition gpu --nodes 2 --gpus-per-node 8 --time 12:00:00`
+    """
+    from distbranch.config import load_config
+    from distbranch.launch import slurm
+
+    resources = slurm.Resources(
+        partition=partition,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        cpus_per_node=cpus_per_node,
+        timeout_min=slurm.minutes(time),
+        account=account,
+        qos=qos,
+        constraint=constraint,
+        memory=mem,
+        exclusive=exclusive,
+        job_name=job_name,
+        signal_delay_s=signal_delay,
+        further=_pairs(sbatch),
+        port=port,
+        executor=executor.value,
+    )
+    resolved = load_config(config, overrides or [])
+    if dry_run:
+        return _say(slurm.script(resolved, resources))
+    job = slurm.submit(resolved, resources, say=_say)
+    if job is None:
+        return None
+    _say(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
+    directory = Path(job.log).parent.parent
+    if wait:
+        code = slurm.wait(directory, job, _say)
+        if code:
+            raise typer.Exit(code)
+    else:
+        _say(
+            f"`distbranch status {directory}` says how it goes, `distbranch logs` and `distbranch cancel` take the same folder."
+        )
+    return None
+
+
+@submit_app.command("slurm-array")
+def submit_slurm_array(
+    sweep: Annotated[Path, typer.Argument(help="A sweep file, see configs/.")],
+    overrides: Overrides = None,
+    partition: Partition = None,
+    gpus_per_node: Annotated[int | None, typer.Option("--gpus-per-trial", help="GPUs; the sweep's if empty.")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option("--cpus-per-trial", help="Cores; the sweep's if empty.")] = None,
+    at_once: Annotated[int, typer.Option(help="Trials that may run at the same time.", min=1)] = 64,
+    time: Time = "60",
+    account: Account = None,
+    qos: Qos = None,
+    constraint: Constraint = None,
+    mem: Memory = None,
+    job_name: JobName = None,
+    signal_delay: SignalDelay = 90,
+    sbatch: Further = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train every trial of a sweep as a job of its own, in one array of Slurm. Finished trials are not repeated.
+
+    Examples:
+    `distbranch submit slurm-array configs/sweep-thinness-branching.yaml --partition gpu --gpus-per-trial 1 --time 4:00:00`
+    """
+    from distbranch.config.sweep import load_sweep
+    from distbranch.launch import slurm
+    from distbranch.launch.sweep.plan import planned_trials
+
+    loaded = load_sweep(sweep, overrides or [])
+    trials = planned_trials(loaded)
+    resources = slurm.Resources(
+        partition=partition,
+        gpus_per_node=round(loaded.gpus_per_trial + 0.499) if gpus_per_node is None else gpus_per_node,
+        cpus_per_node=round(loaded.cpus_per_trial or loaded.workers_per_trial)
+        if cpus_per_node is None
+        else cpus_per_node,
+        timeout_min=slurm.minutes(time),
+        account=account,
+        qos=qos,
+        constraint=constraint,
+        memory=mem,
+        job_name=job_name or loaded.name,
+        signal_delay_s=signal_delay,
+        further=_pairs(sbatch),
+    )
+    if dry_run:
+        return _say(slurm.script(trials[0], resources, num_runs=len(trials), at_once=at_once))
+    jobs = slurm.submit_array(trials, loaded.path, resources, at_once=at_once, say=_say)
+    if jobs:
+        _say(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
+    return None
+
+
+def _pairs(options: list[str] | None) -> dict[str, Any]:
+    for option in options or ():
+        if "=" not in option:
+            raise UsageError(f"--sbatch takes KEY=VALUE, such as --sbatch nodelist=n1, found '{option}'.")
+    return {option.partition("=")[0].removeprefix("--"): option.partition("=")[2] for option in options or ()}
+
+
+def _say(text: str) -> None:
+    console.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)

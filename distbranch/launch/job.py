@@ -1,0 +1,225 @@
+"""What runs a run: a job of Slurm or Ray, or a process of this machine; and what can be asked of it.
+
+`job.json` in the run directory says which. What the run itself has come to stands in the run directory alone, so that
+status and cancel also work for a run that was started by plain `train`.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from filelock import FileLock, Timeout
+
+from distbranch.config import load_config
+from distbranch.engine.results import read_result
+from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
+from distbranch.errors import UserError
+from distbranch.launch.slurm_queue import cancel_slurm, slurm_state
+
+JOB_FILE = "job.json"
+SECONDS_BETWEEN_LOOKS = 0.5
+ENDED = "ended"  # the state of a job that is not there any more
+
+
+@dataclass(frozen=True)
+class Job:
+    """Who trains a run.
+
+    kind: who knows of the job; id: its name there; where: the partition, the address of the cluster, or the host;
+    log: a file that holds what the job says, or empty; submitted: when, as text.
+    """
+
+    kind: Literal["ray", "slurm", "local"]
+    id: str
+    where: str
+    log: str
+    submitted: str
+
+
+def write_job(run_directory: Path, job: Job) -> None:
+    """Record the newest job of a run."""
+    write_json(run_directory / JOB_FILE, asdict(job))
+
+
+def read_job(run_directory: Path) -> Job | None:
+    """The newest job of a run; None if it was started by plain `train`.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = run_directory / JOB_FILE
+    try:
+        return Job(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be read ({error}). Remove it; the run itself does not need it.") from None
+
+
+def status(run_directory: Path) -> list[tuple[str, str]]:
+    """What the run has come to and what its job does: pairs of what is asked about and the answer.
+
+    Raises:
+        UserError: no such run.
+    """
+    files = _files(run_directory)
+    job, result = read_job(files.path), read_result(files.path)
+    iterations = load_config(files.config).train.iterations
+    lines = read_lines(files.metrics)
+    steps = [line for line in lines if line.get("kind") == "train"]
+    saved = sorted(file.name for file in files.checkpoints.glob("step-*"))
+    pairs = [("run", str(files.path))]
+    if result is not None:
+        pairs.append(("finished", f"after {iterations:,} steps"))
+    else:
+        pairs.append(("step", f"{steps[-1]['iteration'] if steps else 0:,} of {iterations:,} (as last logged)"))
+    pairs.append(("decisions", str(len(read_lines(files.decisions)))))
+    pairs.append(("last checkpoint", saved[-1] if saved else "none yet"))
+    if resumed := [line for line in lines if line.get("kind") == "resumed"]:
+        pairs.append(("resumed", f"{len(resumed)} time(s), last from step {resumed[-1]['iteration']:,}"))
+    pairs.append(("trained by", _who(files, job)))
+    if job is not None and result is None and (word := _missing_log(job)):
+        pairs.append(("log", word))
+    elif job is not None and job.log:
+        pairs.append(("log", job.log))
+    return pairs
+
+
+def logs(run_directory: Path, *, follow: bool) -> Iterator[str]:
+    """What the job of a run has said, piece by piece; with `follow` until the job has ended.
+
+    Raises:
+        UserError: the run has no job, or no log of it is to be found.
+    """
+    files = _files(run_directory)
+    job = read_job(files.path)
+    if job is None:
+        raise UserError(f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal.")
+    if not job.log:
+        yield _of_ray().job_log(job)
+        return
+    position = 0
+    while True:
+        running = follow and job_state(job) != ENDED
+        file = Path(job.log)
+        if file.exists():
+            with file.open("rb") as log:
+                log.seek(position)
+                piece = log.read()
+            position += len(piece)
+            yield piece.decode(errors="replace")
+        if not running:
+            break
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    if position == 0:
+        raise UserError(_missing_log(job) or f"The log {job.log} is empty.")
+
+
+def cancel(run_directory: Path, *, patience_s: float, say: Callable[[str], None]) -> None:
+    """End the training of a run with everything saved: by a stop word, and only if that takes too long by its job.
+
+    Args:
+        run_directory: of the run.
+        patience_s: how long the run has to save itself, in seconds.
+        say: receives one line for every thing done.
+
+    Raises:
+        UserError: no such run, or nothing trains it.
+    """
+    files = _files(run_directory)
+    job = read_job(files.path)
+    state = ENDED if job is None else job_state(job)
+    if read_result(files.path) is not None:
+        return say(f"The run {files.path} is finished already.")
+    if job is not None and state.startswith("waiting"):
+        _end_job(job)
+        return say(f"The job {job.id} had not begun; it is taken out of the queue.")
+    if state == ENDED and not _is_trained(files):
+        raise UserError(f"Nothing trains the run {files.path} now, so there is nothing to cancel.")
+    say("Asked the run to save everything and stop.")
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        files.stop_word.touch()
+        if not _is_trained(files) and (job is None or job_state(job) == ENDED):
+            files.stop_word.unlink(missing_ok=True)
+            return say("The run has stopped; the same command continues it.")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    if job is None:
+        raise UserError(
+            f"The run has not stopped within {patience_s:g} s; it will after its next step, or kill its process."
+        )
+    _end_job(job)
+    return say(f"It has not stopped within {patience_s:g} s: its job {job.id} is ended; the last checkpoint is kept.")
+
+
+def job_state(job: Job) -> str:
+    """What a job does: 'waiting ...', 'running ...' or 'ended'."""
+    if job.kind == "slurm":
+        return slurm_state(job.id)
+    if job.kind == "ray":
+        return str(_of_ray().job_state(job))
+    return f"running as process {job.id}" if _lives(job) else ENDED
+
+
+def _end_job(job: Job) -> None:
+    if job.kind == "slurm":
+        cancel_slurm(job.id)
+    elif job.kind == "ray":
+        _of_ray().cancel_job(job)
+    elif _lives(job):
+        psutil.Process(int(job.id)).terminate()
+
+
+def _lives(job: Job) -> bool:
+    """Whether the process of a local job runs; a later process with the same number is another one."""
+    try:
+        process = psutil.Process(int(job.id))
+        begun = time.mktime(time.strptime(job.submitted, "%Y-%m-%d %H:%M:%S"))
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= begun + 5
+    except psutil.Error:
+        return False
+
+
+def _who(files: RunDirectory, job: Job | None) -> str:
+    if job is None:
+        return "a process of `distbranch train`" if _is_trained(files) else "nobody now"
+    name = {"slurm": "Slurm", "ray": "Ray", "local": "this machine"}[job.kind]
+    return f"{name} job {job.id} ({job.where}), submitted {job.submitted}: {job_state(job)}"
+
+
+def _missing_log(job: Job) -> str:
+    """Why a job that has ended said nothing; empty if it did, or if it has not ended."""
+    if job.kind != "slurm" or job_state(job) != ENDED or Path(job.log).exists():
+        return ""
+    return (
+        f"The job {job.id} has ended and left no log in {Path(job.log).parent}: its nodes seem not to see that folder. "
+        "Give a run.directory on storage that all nodes share."
+    )
+
+
+def _is_trained(files: RunDirectory) -> bool:
+    """Whether some process holds the lock of the run."""
+    try:
+        with FileLock(files.path / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _files(run_directory: Path) -> RunDirectory:
+    files = RunDirectory(run_directory.absolute())
+    if not files.config.exists():
+        raise UserError(
+            f"{run_directory} is no run directory: it should hold config.yaml. Runs are in runs/ by default."
+        )
+    return files
+
+
+def _of_ray() -> Any:
+    from distbranch.launch import ray_job
+
+    return ray_job

@@ -1,0 +1,44 @@
+"""How Ray's workers find each other: over the network interface that carries their node's address in the cluster.
+
+Imports Ray, so only what runs under Ray may import it.
+"""
+
+import os
+
+import psutil
+import ray
+from ray.train.torch import TorchConfig
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the network interface that carries an IP address on this machine."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in addresses):
+            return name
+    return None
+
+
+def use_interface_of_node() -> None:
+    """Else gloo takes the one the host name resolves to, which is often 127.0.0.1 and reaches no other host."""
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+
+
+class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]  # Ray has no types
+    """Ray's process group, over the right interface."""
+
+    @property
+    def backend_cls(self) -> type:
+        """Called by Ray."""
+        return ClusterTorchBackend
+
+
+class ClusterTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Called by Ray whenever it starts the workers."""
+
+    def on_start(self, worker_group: object, backend_config: TorchConfig) -> None:
+        """Choose the interface in every worker, then make the process group."""
+        worker_group.execute(use_interface_of_node)  # type: ignore[attr-defined]
+        super().on_start(worker_group, backend_config)

@@ -1,0 +1,288 @@
+"""The Ray cluster of a run: which one it is, how it is joined or started, and whether it can hold the run at all.
+
+Ray is imported late: its settings are read when it is.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distbranch.config import Config, LaunchConfig
+from distbranch.engine.metrics import Report
+from distbranch.errors import UserError
+
+SECONDS_TO_ANSWER = 10
+SECONDS_BETWEEN_LOOKS = 2
+# Ray's own defaults cost seconds per report and warn about things that a user of ours did not choose.
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_worker_niceness": "0",  # Ray's 15 makes training wait for everything else that runs on the machine
+}
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+Node = Mapping[str, Any]  # of ray.nodes()
+
+
+def cluster_address(launch: LaunchConfig) -> str | None:
+    """The cluster to join: `launch.address`, or the one whose job this process is; None: start one here."""
+    job = os.environ.get("RAY_ADDRESS", "")
+    address = launch.address or ("" if job.startswith("http") else job)
+    return None if address in ("", "local") else address
+
+
+@contextmanager
+def cluster(launch: LaunchConfig) -> Iterator[None]:
+    """Join the cluster of the run, or start one on this machine that ends with this process.
+
+    Raises:
+        UserError: nobody answers there, or only to those who hold its token.
+    """
+    address, before = cluster_address(launch), dict(os.environ)
+    _set_environment(starts=address is None)
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address is None:
+            cpus = max(len(os.sched_getaffinity(0)), round(launch.most_workers * launch.cpus_per_worker))
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        else:
+            ray.init(address=_knock(address), **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        _restore_environment(before)
+        raise UserError(_cannot_be_used(address, error)) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        _restore_environment(before)
+
+
+def _cannot_be_used(address: str | None, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    if "AuthToken" in reason or "token" in reason.lower():
+        return (
+            f"The Ray cluster {address} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH to the file that holds it, which whoever started the cluster can give you."
+        )
+    if address is None:
+        return f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
+    return (
+        f"The Ray cluster {address} cannot be used ({reason}). Check that it runs there and that this machine is one of its "
+        "nodes (else use `distbranch submit ray --address http://HEAD:8265`), or leave launch.address empty."
+    )
+
+
+def _knock(address: str) -> str:
+    """The address as HOST:PORT, when somebody answers there who knows us; Ray itself would go on trying for minutes."""
+    if "://" in address:
+        raise UserError(
+            f"launch.address should be HOST:PORT of a cluster that this machine belongs to, found {address}. From outside "
+            "use `distbranch submit ray CONFIG --address http://HEAD:8265`."
+        )
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of its C++ part
+
+    found = str(canonicalize_bootstrap_address_or_die(address))
+    host, _, port = found.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port) % 65536), timeout=SECONDS_TO_ANSWER).close()
+    GcsClient(address=found)  # raises at once where a token is wanted
+    return found
+
+
+def _set_environment(*, starts: bool) -> None:
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    if starts and "RAY_AUTH_MODE" not in os.environ:
+        # A cluster of ours answers only to those who hold its token; this one lives and dies with this process.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    use_token_if_there()
+
+
+def use_token_if_there() -> None:
+    """Show the token that the environment names to whatever cluster is asked; call it before Ray is imported.
+
+    Raises:
+        UserError: the file of the token cannot be read.
+    """
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if file and not os.access(file, os.R_OK):
+        raise UserError(f"RAY_AUTH_TOKEN_PATH names the file {file}, which cannot be read. Put the token there.")
+    if any(variable in os.environ for variable in TOKEN_VARIABLES):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _restore_environment(before: Mapping[str, str]) -> None:
+    """A token of ours must not meet the next cluster that this process joins."""
+    for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        if key not in before:
+            os.environ.pop(key, None)
+
+
+# ---- resources
+
+
+def uses_gpu(launch: LaunchConfig) -> bool:
+    """Whether the workers run on GPUs: as asked, or if there are enough of them."""
+    return launch.device == "cuda" or (
+        launch.device == "auto" and _room(alive_nodes(), resources(launch, gpu=True)) >= launch.least_workers
+    )
+
+
+def resources(launch: LaunchConfig, *, gpu: bool) -> dict[str, float]:
+    """What Ray sets aside for each worker."""
+    return {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if gpu else {})
+
+
+def alive_nodes() -> list[Node]:
+    """The nodes of the cluster that are there."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def check_resources(launch: LaunchConfig, report: Report) -> None:
+    """Ray waits for ever for what a cluster will never have: say so at once, or after `launch.wait_for_nodes_min`.
+
+    Raises:
+        UserError: with what is there and what was asked.
+    """
+    import ray
+
+    each = resources(launch, gpu=uses_gpu(launch))
+    deadline = time.monotonic() + 60 * launch.wait_for_nodes_min
+    if _room(alive_nodes(), each) < launch.most_workers and launch.wait_for_nodes_min:
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[each] * launch.most_workers)
+        report({"kind": "warning", "message": f"Waiting for nodes: {_asked(launch, each)} do not fit yet."})
+    while (room := _room(alive_nodes(), each)) < launch.least_workers and time.monotonic() < deadline:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    if room < launch.least_workers:
+        raise UserError(_too_little(launch, each, room))
+    free = ray.available_resources()
+    busy = [name for name, amount in each.items() if free.get(name, 0) < amount * launch.least_workers]
+    if busy:
+        report({"kind": "warning", "message": f"The cluster is busy ({' and '.join(busy)}): Ray waits for room."})
+
+
+def _too_little(launch: LaunchConfig, each: Mapping[str, float], room: int) -> str:
+    nodes = alive_nodes()
+    total = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in each}
+    largest = {name: max((node["Resources"].get(name, 0) for node in nodes), default=0) for name in each}
+    return (
+        f"The run asks for {_asked(launch, each)}, but the Ray cluster has room for {room} of them: it has {_amounts(total)} "
+        f"on {len(nodes)} node(s), at most {_amounts(largest)} on one. Lower launch.workers, launch.cpus_per_worker or "
+        "launch.gpus_per_worker, or add nodes (launch.wait_for_nodes_min waits for them)."
+    )
+
+
+def _asked(launch: LaunchConfig, each: Mapping[str, float]) -> str:
+    most = f" to {launch.most_workers}" if launch.most_workers > launch.least_workers else ""
+    return f"{launch.least_workers}{most} worker(s) with {_amounts(each)} each"
+
+
+def _amounts(amounts: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
+
+
+def _room(nodes: Sequence[Node], each: Mapping[str, float]) -> int:
+    """How many workers fit, node by node: a worker is never divided."""
+    tiny = 1e-9  # 0.3 goes three times into 0.9, whatever floating point says
+    return sum(
+        min(int(node["Resources"].get(name, 0) / amount + tiny) for name, amount in each.items()) for node in nodes
+    )
+
+
+# ---- storage
+
+
+def check_storage(config: Config) -> None:
+    """Every node on which a worker may come has this package, and sees the run directory and the data.
+
+    Raises:
+        UserError: naming the node that does not, and what it lacks.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    launch, directory = config.launch, config.run_directory
+    each = resources(launch, gpu=uses_gpu(launch))
+    nodes = {node["NodeID"]: node for node in alive_nodes() if _room([node], each)}
+    word = secrets.token_hex(8)
+    marker = directory / f".seen-{word}"
+    marker.write_text(word)
+    try:
+        looks = {
+            ray.remote(look_around)
+            .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+            .remote(str(marker), word, str(config.data.path)): node
+            for node in nodes
+        }
+        done, silent = ray.wait(list(looks), num_returns=len(looks), timeout=60 * launch.timeout_min)
+        for look in done:
+            name = _name(nodes[looks[look]])
+            try:
+                problem = ray.get(look)
+            except ray.exceptions.RayError as error:
+                problem = _no_package(error)
+            if problem:
+                raise UserError(f"The node {name} {problem}")
+        if silent:
+            names = ", ".join(_name(nodes[looks[look]]) for look in silent[:5])
+            raise UserError(
+                f"{len(silent)} node(s) gave no answer within launch.timeout_min={launch.timeout_min:g}: {names}."
+            )
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def look_around(marker: str, word: str, data: str) -> str:
+    """Run on every node: what is missing there, as the end of a sentence; empty if nothing is."""
+    from distbranch.data.shards import DATASET_FILE, is_remote
+
+    file = Path(marker)
+    try:
+        seen = file.read_text() == word
+    except OSError:
+        seen = False
+    advice = "Give a run.directory on storage that all nodes see under one path (NFS, a mounted bucket)."
+    if not seen:
+        return f"does not see the run directory {file.parent} of this machine. {advice}"
+    own = file.with_name(f"{file.name}-{secrets.token_hex(8)}")
+    try:
+        own.write_text(word)
+        own.unlink()
+    except OSError as error:
+        return f"cannot write to the run directory {file.parent} ({error.strerror}). {advice}"
+    if not is_remote(data) and not (Path(data) / DATASET_FILE).exists():
+        return f"does not see the data set {data}. Give a data.path that all nodes see, or a URL."
+    return ""
+
+
+def _no_package(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    missing = next((line for line in lines if "No module named" in line), lines[-1] if lines else type(error).__name__)
+    return f"cannot run distbranch ({missing[:200]}). Install the same versions on every node, or submit the source with the job."
+
+
+def _name(node: Node) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"

@@ -1,0 +1,286 @@
+"""Runs as jobs of Slurm, through submitit: one task per node, a Ray cluster of the job's own when there are several.
+
+What each task does is in `slurm_task`; this file says what is asked of Slurm, and writes down who trains the run.
+"""
+
+import io
+import re
+import shlex
+import socket
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from distbranch.config import Config, load_config, to_yaml
+from distbranch.data.shards import is_remote, read_dataset
+from distbranch.engine.results import read_result
+from distbranch.engine.run_directory import RunDirectory, write_aside
+from distbranch.errors import UsageError, UserError
+from distbranch.launch.job import ENDED, Job, job_state, read_job, write_job
+from distbranch.launch.prepare import check_data, must_be_packed, with_absolute_paths
+from distbranch.launch.slurm_queue import check_partition, explain, how_it_ended
+from distbranch.launch.slurm_task import Task
+
+FOLDER = "slurm"  # in the run directory: the batch script, the logs, what tasks tell each other
+MAX_TIMEOUTS = 1000  # a long run is requeued at every time limit
+SECONDS_BETWEEN_LOOKS = 2
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What is asked of Slurm for one run; `memory` per node as Slurm writes it (64G), `further`: other options of sbatch."""
+
+    partition: str | None = None
+    nodes: int = 1
+    gpus_per_node: int = 0
+    cpus_per_node: int | None = None
+    timeout_min: int = 60
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    memory: str | None = None
+    exclusive: bool = False
+    job_name: str | None = None
+    signal_delay_s: int = 90
+    port: int | None = None
+    further: Mapping[str, str] = field(default_factory=dict)
+    executor: Literal["slurm", "local"] = "slurm"
+
+
+def minutes(text: str) -> int:
+    """A time limit as Slurm writes it (`90`, `12:00:00`, `2-00:00:00`), in whole minutes.
+
+    Raises:
+        UsageError: another form, or less than a minute.
+    """
+    found = re.fullmatch(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?", text.strip())
+    if found is None:
+        raise UsageError(
+            f"--time is written MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES:SECONDS, such as 12:00:00, found '{text}'."
+        )
+    days, first, second, third = (int(part or 0) for part in found.groups())
+    if found["days"] is not None:
+        seconds = 86400 * days + 3600 * first + 60 * second + third
+    elif found["third"] is not None:
+        seconds = 3600 * first + 60 * second + third
+    else:
+        seconds = 60 * first + second
+    if seconds < 60:
+        raise UsageError(f"--time should be at least a minute, found '{text}'.")
+    return -(-seconds // 60)
+
+
+def submit(config: Config, resources: Resources, *, say: Callable[[str], None]) -> Job | None:
+    """Submit one run and record its job in the run directory; None if it is finished or on its way already.
+
+    Raises:
+        UsageError: options that cannot be.
+        UserError: data, run directory or Slurm are not as they should be.
+    """
+    prepared = _begun(config, resources)
+    _check(resources)
+    if _needs_nothing(prepared.run_directory, say):
+        return None
+    [job] = _submitted([prepared], resources, prepared.run_directory / FOLDER)
+    return job
+
+
+def submit_array(
+    trials: Sequence[Config], folder: Path, resources: Resources, *, at_once: int, say: Callable[[str], None]
+) -> list[Job]:
+    """Submit independent runs as one array, those that are finished or on their way left out.
+
+    Raises:
+        UsageError, UserError: as for `submit`.
+    """
+    if resources.nodes > 1 or resources.executor == "local":
+        raise UsageError("An array is of runs on one node each: leave --nodes and --executor out.")
+    prepared = [_begun(trial, resources) for trial in trials]
+    _check(resources)
+    waiting = [trial for trial in prepared if not _needs_nothing(trial.run_directory, say)]
+    return _submitted(waiting, resources, folder / FOLDER, at_once=at_once) if waiting else []
+
+
+def script(config: Config, resources: Resources, *, num_runs: int = 1, at_once: int = 1) -> str:
+    """The batch script that would be submitted; nothing is written and no Slurm is needed."""
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class OnPaper(SlurmExecutor):  # type: ignore[misc]  # of an untyped library
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
+    checked = _checked(config, resources)
+    executor = OnPaper(checked.run_directory / FOLDER)
+    parameters = {key.removeprefix("slurm_"): value for key, value in _parameters(checked, resources).items()}
+    if num_runs > 1:
+        parameters |= {"map_count": num_runs, "array_parallelism": at_once}
+    executor.parameters.update(executor._convert_parameters(parameters))
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def wait(run_directory: Path, job: Job, say: Callable[[str], None]) -> int:
+    """Show what the job says until it has ended; 0 if the run is finished, 75 if it was stopped with a checkpoint, else 1."""
+    from distbranch.launch.job import logs
+
+    say(f"Waiting for the job; Ctrl-C leaves it alone (`distbranch status {run_directory}`).")
+    state = ""
+    while (now := job_state(job)) != ENDED and not Path(job.log).exists():
+        if now.split(" (")[0] != state:
+            state = now.split(" (")[0]
+            say(now)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    for piece in logs(run_directory, follow=True):
+        say(piece)
+    if read_result(run_directory) is not None:
+        return 0
+    word = how_it_ended(job.id) if job.kind == "slurm" else ""
+    say(f"The job has ended{f': {word}' if word else ''}, and the run is not finished; the same command continues it.")
+    return 1 if word.startswith(("FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")) or job.kind == "local" else 75
+
+
+def _begun(config: Config, resources: Resources) -> Config:
+    """The configuration whose data and run directory were checked, with the directory begun."""
+    checked = _checked(config, resources)
+    RunDirectory(checked.run_directory).begin(checked)
+    return checked
+
+
+def _checked(config: Config, resources: Resources) -> Config:
+    """The configuration as the job will train it: absolute paths, and ranks as many as the allocation has room for."""
+    config = _fitted(with_absolute_paths(config), resources)
+    path = str(config.data.path)
+    if not must_be_packed(config) and not is_remote(path):
+        check_data(config, read_dataset(path))
+    return config
+
+
+def _fitted(config: Config, resources: Resources) -> Config:
+    """One rank per GPU, or per node where there are none, unless the configuration asks for more."""
+    per_node = resources.gpus_per_node or 1
+    values: dict[str, Any] = {"launch.address": "local"}
+    if config.launch.workers == 1:
+        values["launch.workers"] = resources.nodes * per_node
+    workers = values.get("launch.workers", config.launch.workers)
+    if resources.nodes > 1 and isinstance(workers, int):
+        if workers < resources.nodes:
+            raise UsageError(
+                f"launch.workers={workers} ranks leave some of --nodes {resources.nodes} idle; ask for fewer nodes."
+            )
+        per_node = -(-workers // resources.nodes)
+        if resources.cpus_per_node:  # as many on each node: Ray would fill the first one
+            values["launch.cpus_per_worker"] = resources.cpus_per_node / per_node
+    if not resources.gpus_per_node:
+        if config.launch.device == "cuda":
+            raise UsageError("launch.device=cuda needs --gpus-per-node.")
+        values["launch.device"] = "cpu"  # a node may have GPUs that belong to others
+    return load_config(config, values)
+
+
+def _check(resources: Resources) -> None:
+    if resources.executor == "slurm":
+        return check_partition(resources.partition)
+    if resources.nodes > 1:
+        raise UsageError(f"--executor local has one node, this machine, found --nodes {resources.nodes}.")
+    return None
+
+
+def _needs_nothing(run_directory: Path, say: Callable[[str], None]) -> bool:
+    if read_result(run_directory) is not None:
+        say(f"The run {run_directory} is finished already.")
+        return True
+    job = read_job(run_directory)
+    if job is not None and (state := job_state(job)) != ENDED:
+        say(f"The run {run_directory} has the {job.kind} job {job.id} already, which is {state}.")
+        return True
+    return False
+
+
+def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *, at_once: int = 1) -> list[Job]:
+    """Submit the runs as one job, or several as an array, and write a `job.json` for each."""
+    import submitit
+
+    tasks = [_task(config, resources) for config in configs]
+    submitted = time.strftime("%Y-%m-%d %H:%M:%S")
+    said = io.StringIO()
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {f"{resources.executor}_max_num_timeout": MAX_TIMEOUTS}
+    with redirect_stderr(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        executor = submitit.AutoExecutor(folder, cluster=resources.executor, **options)
+        executor.update_parameters(**_parameters(configs[0], resources, at_once=at_once))
+        try:
+            found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(task) for task in tasks]
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(explain(str(error))) from None
+    where = {"slurm": f"partition {resources.partition or 'of the site'}", "local": socket.gethostname()}
+    jobs = [
+        Job(resources.executor, one.job_id, where[resources.executor], str(one.task(0).paths.stdout), submitted)
+        for one in found
+    ]
+    for config, job in zip(configs, jobs, strict=True):
+        write_job(config.run_directory, job)
+    return jobs
+
+
+def _task(config: Config, resources: Resources) -> Task:
+    file = config.run_directory / FOLDER / "config.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(file, to_yaml(config))
+    return Task(
+        config=str(file),
+        run_directory=str(config.run_directory),
+        gpus_per_node=resources.gpus_per_node,
+        cpus_per_node=resources.cpus_per_node,
+        seconds_to_save=max(10, resources.signal_delay_s - 20),
+        port=resources.port,
+    )
+
+
+def _parameters(config: Config, resources: Resources, *, at_once: int = 1) -> dict[str, Any]:
+    """The parameters of submitit's AutoExecutor."""
+    shared = {
+        "name": resources.job_name or str(config.run.name),
+        "timeout_min": resources.timeout_min,
+        "nodes": resources.nodes,
+        "tasks_per_node": 1,
+        "cpus_per_task": resources.cpus_per_node,
+        "gpus_per_node": resources.gpus_per_node or None,
+        "stderr_to_stdout": True,
+    }
+    if resources.executor == "local":
+        return shared
+    further: dict[str, Any] = {"requeue": True, **resources.further}
+    if resources.memory is not None:
+        further["mem"] = resources.memory
+    slurm = {
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "exclusive": resources.exclusive or None,
+        "signal_delay_s": resources.signal_delay_s,
+        "wckey": "",
+        "array_parallelism": at_once,
+        "setup": _setup(config.run_directory),
+        "additional_parameters": further,
+    }
+    return shared | {f"slurm_{key}": value for key, value in slurm.items() if value is not None}
+
+
+def _setup(run_directory: Path) -> list[str]:
+    """Commands of the batch script before its tasks begin: every node must see what the first one writes now."""
+    marker = f"{shlex.quote(str(run_directory))}/.seen-$SLURM_JOB_ID"
+    advice = (
+        f"does not see {run_directory} as the first node does. Give a run.directory on storage that all nodes share."
+    )
+    look = f'test -e "$0" || {{ echo "Error: the node $SLURMD_NODENAME {advice}"; exit 1; }}'
+    return [
+        f'marker={marker}; touch "$marker"',
+        f'srun --ntasks-per-node=1 --kill-on-bad-exit=0 sh -c {shlex.quote(look)} "$marker" || {{ rm -f "$marker"; exit 1; }}',
+        'rm -f "$marker"',
+    ]

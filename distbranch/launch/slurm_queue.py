@@ -1,0 +1,111 @@
+"""Slurm's own commands, as this package uses them: what it knows of a job, and what its refusals mean in one sentence."""
+
+import re
+import shutil
+import subprocess
+
+from distbranch.errors import UsageError, UserError
+
+TIMEOUT_S = 60
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+RUNNING = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "COMPLETING", "PREEMPTED")
+# What Slurm's commands say, and what it means to somebody who has never used Slurm.
+MEANINGS = (
+    (r"munge", "munge, through which the nodes trust each other, does not answer here: ask the administrator to start it"),
+    (r"configuration source|slurm\.conf", "this machine belongs to no Slurm cluster: use a login node of one, or --executor local"),
+    (r"contact slurm controller|refused|timed out", "its controller (slurmctld) does not answer: try again later, or ask the administrator"),
+    (r"invalid account", "give an --account that may use this partition (`sacctmgr show associations user=$USER` lists yours)"),
+    (r"qos", "give a --qos that your account may use"),
+    (r"time limit", "--time is longer than the partition allows (`sinfo -o '%P %l'` shows the limits)"),
+    (r"invalid feature|constraint", "no node has what --constraint asks for (`sinfo -o '%N %f'` shows what they have)"),
+    (r"gres|gpu", "no node of the partition has so many GPUs (`sinfo -o '%P %G'` shows them)"),
+    (r"node count|processors|node configuration|memory", "ask for fewer nodes, cores or GPUs, or less memory (`sinfo -o '%P %D %c %m %G'`)"),
+    (r"permission|not authorized|access", "you may not use this partition: ask the administrator, or give another one"),
+)  # fmt: skip
+
+
+def check_partition(partition: str | None) -> None:
+    """Slurm answers and has this partition.
+
+    Raises:
+        UserError: no Slurm here, or one that does not answer.
+        UsageError: another partition than those there are.
+    """
+    names = sorted({line.strip() for line in ask("sinfo", "-h", "-o", "%R").splitlines() if line.strip()})
+    if partition is not None and not set(partition.split(",")) <= set(names):
+        raise UsageError(f"--partition should be one of {', '.join(names)}, found '{partition}'.")
+
+
+def ask(*command: str) -> str:
+    """The answer of one of Slurm's commands.
+
+    Raises:
+        UserError: it is absent, or refuses, with what that means.
+    """
+    if shutil.which(command[0]) is None:
+        raise UserError(
+            f"Slurm's command {command[0]} is not on this machine: use a login node of a Slurm cluster, or --executor local."
+        )
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(explain("timed out")) from None
+    if ended.returncode:
+        raise UserError(explain(ended.stderr))
+    return ended.stdout
+
+
+def explain(refusal: str) -> str:
+    """One sentence about what a command of Slurm said on its error stream."""
+    lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line).strip() for line in refusal.splitlines() if line.strip()]
+    said = lines[-1].rstrip(".") if lines else "nothing"
+    for pattern, meaning in MEANINGS:
+        if re.search(pattern, refusal, re.IGNORECASE):
+            return f"Slurm refuses ({said}): {meaning}."
+    return f"Slurm refuses: {said}."
+
+
+def details(job_id: str) -> dict[str, str]:
+    """What `scontrol show job` says; empty when Slurm has forgotten the job (some minutes after its end)."""
+    try:
+        words = ask("scontrol", "show", "job", "-o", job_id).splitlines()
+    except UserError as error:
+        if "nvalid job id" in str(error):
+            return {}
+        raise
+    return dict(word.partition("=")[::2] for word in (words[0].split() if words else []) if "=" in word)
+
+
+def slurm_state(job_id: str) -> str:
+    """'waiting (reason)', 'running on nodes (since)' or 'ended'."""
+    found = details(job_id)
+    state = found.get("JobState", "")
+    if state in WAITING:
+        return f"waiting ({found.get('Reason', 'no reason given')})"
+    if state in RUNNING:
+        return (
+            f"running on {found.get('NodeList', '?')} for {found.get('RunTime', '?')} of {found.get('TimeLimit', '?')}"
+        )
+    return "ended"
+
+
+def how_it_ended(job_id: str) -> str:
+    """Slurm's word for the end of a job, such as FAILED (exit code 1:0); empty when it has forgotten the job."""
+    found = details(job_id)
+    return f"{found['JobState']} (exit code {found.get('ExitCode', '?')})" if found else ""
+
+
+def was_preempted(job_id: str) -> bool:
+    """Whether Slurm has warned a job that still runs: it will take its nodes, and nobody cancelled it."""
+    found = details(job_id)
+    return found.get("JobState") == "RUNNING" and found.get("PreemptTime", "None") not in ("None", "Unknown", "")
+
+
+def requeue(job_id: str) -> None:
+    """Put a running job back into the queue."""
+    ask("scontrol", "requeue", job_id)
+
+
+def cancel_slurm(job_id: str) -> None:
+    """scancel: SIGTERM to all its processes, and an end after the site's KillWait."""
+    ask("scancel", job_id)

@@ -1,0 +1,352 @@
+"""What a job of Slurm does on each of its nodes: train here, or be a part of a Ray cluster of the job's own.
+
+Task 0 starts the head, says through a file that only its owner can read where it is and with which token, and runs the
+training in a child process; the others join. Slurm sends its signals to every process of a job. Children of a task do not
+receive them (the signals are blocked, which children inherit): the task asks the run to stop, and ends its children when
+everything is saved.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from distbranch.engine.results import read_result
+from distbranch.engine.run_directory import RunDirectory
+from distbranch.errors import UserError
+from distbranch.launch.slurm_network import address_of_this_node, free_port, interface_towards, is_free
+from distbranch.launch.slurm_queue import requeue, was_preempted
+from distbranch.launch.stopping import EXIT_PREEMPTED
+
+SIGNALS = {signal.SIGTERM, signal.SIGUSR2}
+SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_OF_KILL_WAIT = 25  # Slurm's KillWait is 30 by default
+MINUTES_TO_JOIN = 5
+SECONDS_TO_START = 120
+RESTARTS_OF_RAY = 3
+
+
+@dataclass
+class Task:
+    """One task of the job, as submitit calls it on every node; `checkpoint` is called before it is put back into the queue.
+
+    Args:
+        config: the YAML file of the run.
+        run_directory: of the run.
+        gpus_per_node: that Slurm gives.
+        cpus_per_node: that Slurm gives; all of its allocation if None.
+        seconds_to_save: from SIGUSR2 on.
+        port: of the Ray head; derived from the job's number if None.
+    """
+
+    config: str
+    run_directory: str
+    gpus_per_node: int = 0
+    cpus_per_node: int | None = None
+    seconds_to_save: float = 70.0
+    port: int | None = None
+    _driver: int | None = field(default=None, repr=False)  # process id
+    _asked_at: float | None = field(default=None, repr=False)  # to end, by SIGTERM
+
+    def __call__(self) -> int:
+        """Take part in the training until it ends; the exit code of `distbranch train`."""
+        import submitit
+
+        signal.signal(signal.SIGTERM, self._end)
+        place = Place.here(self.run_directory)
+        try:
+            with place.folders():
+                if place.num_nodes == 1:
+                    code = self._train(place, {}, ())
+                elif place.is_first:
+                    code = self._lead(place)
+                else:
+                    code = self._join(place)
+        except UserError as error:
+            sys.stdout.write(f"Error: {error}\n")  # the log of the job is its terminal
+            code = 1
+        except submitit.core.utils.UncompletedJobError:  # by the time it was asked to save itself the run had finished
+            if read_result(Path(self.run_directory)) is None:
+                raise
+            code = 0
+        return self._finish(place, code)
+
+    def checkpoint(self) -> Any:
+        """Save everything; what is to be called when the job runs again, or None if the run is finished."""
+        import submitit
+
+        end = time.monotonic() + self.seconds_to_save
+        while self._driver is not None and not _has_ended(self._driver) and time.monotonic() < end:
+            self._ask_to_stop()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        if read_result(Path(self.run_directory)) is not None:
+            return None
+        Place.here(self.run_directory).say_it_is_over()
+        return submitit.helpers.DelayedSubmission(Task(**self._arguments()))
+
+    def _arguments(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def _end(self, _: int, __: FrameType | None) -> None:
+        """SIGTERM: scancel, or the grace before a preemption."""
+        self._asked_at = self._asked_at or time.monotonic()
+
+    def _ask_to_stop(self) -> None:
+        with suppress(OSError):
+            RunDirectory(Path(self.run_directory)).stop_word.touch()
+
+    def _lead(self, place: "Place") -> int:
+        token = secrets.token_hex(32)
+        address = address_of_this_node()
+        environment = _environment(token, address)
+        for attempt in range(RESTARTS_OF_RAY):
+            port = free_port(place.number, attempt) if self.port is None else self.port
+            if not is_free(address, port):
+                raise UserError(
+                    f"The port {port} of {socket.gethostname()} is in use. Give another --port, or leave it out."
+                )
+            command = [
+                *self._ray(place, address),
+                "--head",
+                f"--port={port}",
+                f"--ray-client-server-port={free_port(place.number, attempt + RESTARTS_OF_RAY)}",
+                "--include-dashboard=false",
+            ]
+            with _child(command, environment, place.log("ray-head")) as head:
+                if _answers(head, address, port):
+                    place.tell({"address": f"{address}:{port}", "token": token})
+                    overrides = (f"launch.address={address}:{port}", f"launch.wait_for_nodes_min={MINUTES_TO_JOIN}")
+                    return self._train(place, environment, overrides)
+        raise UserError(f"Ray could not be started on {socket.gethostname()}: {_last_line(place.log('ray-head'))}")
+
+    def _join(self, place: "Place") -> int:
+        """Be a node of the cluster, a new one if it dies, until task 0 says that it is over."""
+        told = place.wait_for_word(60 * MINUTES_TO_JOIN)
+        for _ in range(RESTARTS_OF_RAY):
+            if told is None or place.is_over():
+                return 0
+            own = interface_towards(told["address"])
+            environment = _environment(told["token"], own.address)
+            command = [*self._ray(place, own.address), f"--address={told['address']}"]
+            with _child(command, environment, place.log(f"ray-{place.task}")) as node:
+                while not place.is_over() and node.poll() is None:
+                    if self._is_late(SECONDS_OF_KILL_WAIT):
+                        return EXIT_PREEMPTED
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
+        return 0
+
+    def _train(self, place: "Place", environment: Mapping[str, str], overrides: Sequence[str]) -> int:
+        command = [sys.executable, "-m", "distbranch", "train", self.config, *overrides]
+        ray_here = {"RAY_TMPDIR": str(place.scratch)}
+        with _child(command, {**ray_here, **environment}, None) as driver:
+            self._driver = driver.pid
+            while driver.poll() is None:
+                if self._asked_at is not None:
+                    self._ask_to_stop()
+                    if self._is_late(SECONDS_OF_KILL_WAIT):
+                        break
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            code = driver.poll()
+        self._driver = None
+        return 1 if code is None or code < 0 else code
+
+    def _is_late(self, seconds: float) -> bool:
+        return self._asked_at is not None and time.monotonic() - self._asked_at > seconds
+
+    def _ray(self, place: "Place", address: str) -> list[str]:
+        """`ray start`, with everything its own, so that other jobs on the node are not disturbed."""
+        cpus = self.cpus_per_node or len(os.sched_getaffinity(0))
+        return [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            f"--node-ip-address={address}",
+            f"--num-cpus={cpus}",
+            f"--num-gpus={self.gpus_per_node}",
+            f"--temp-dir={place.scratch}",
+            "--object-store-memory=200000000",  # weights do not travel through it
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            "--dashboard-agent-listen-port=0",
+        ]
+
+    def _finish(self, place: "Place", code: int) -> int:
+        """Say how the task ends: 0 when the run is finished or saved, else Slurm shall show the job as failed."""
+        if not place.is_first:
+            return code
+        if self._asked_at is not None and place.job_id and was_preempted(place.job_id):
+            requeue(place.job_id)
+        if code not in (0, EXIT_PREEMPTED):
+            sys.exit(code)  # no exception: its traceback says nothing more
+        return code
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a task stands in its job, and the files through which tasks speak with each other."""
+
+    run_directory: Path
+    job_id: str  # of Slurm; empty without it
+    number: int  # of the job, which ports and folders are derived from
+    attempt: int  # how often the job was requeued
+    task: int
+    num_nodes: int
+
+    @classmethod
+    def here(cls, run_directory: str) -> "Place":
+        """From the environment that Slurm or submitit gives."""
+        given = os.environ
+        number = int(given.get("SLURM_JOB_ID", given.get("SUBMITIT_LOCAL_JOB_ID", os.getpid())))
+        return cls(
+            Path(run_directory),
+            given.get("SLURM_JOB_ID", ""),
+            number,
+            int(given.get("SLURM_RESTART_COUNT", "0")),
+            int(given.get("SLURM_PROCID", "0")),
+            int(given.get("SLURM_JOB_NUM_NODES", "1")) if "SLURM_JOB_ID" in given else 1,
+        )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is task 0, which leads."""
+        return self.task == 0
+
+    @property
+    def scratch(self) -> Path:
+        """A folder of this task on the node's own disk; short, for sockets have short names."""
+        return Path(tempfile.gettempdir()) / f"db{os.getuid()}-{self.number}-{self.attempt}-{self.task}"
+
+    @property
+    def shared(self) -> Path:
+        """A folder of this attempt of the job that all its tasks see and only their owner can read."""
+        return self.run_directory / "slurm" / f"job-{self.number}-{self.attempt}"
+
+    def log(self, name: str) -> Path:
+        """Where a child's own words go."""
+        return self.shared / f"{name}.log"
+
+    @contextmanager
+    def folders(self) -> Iterator[None]:
+        """Make both folders; at the end the one of this node is removed, and task 0 says that it is over."""
+        self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            if self.is_first:
+                self.say_it_is_over()
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def tell(self, word: Mapping[str, str]) -> None:
+        """Say to the other tasks where the cluster is."""
+        aside = self.shared / ".cluster"
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(word, file)
+        aside.rename(self.shared / "cluster.json")
+
+    def wait_for_word(self, seconds: float) -> dict[str, str] | None:
+        """What task 0 told; None if it ended before.
+
+        Raises:
+            UserError: it said nothing for so long.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.is_over():
+                return None
+            with suppress(FileNotFoundError):
+                told: dict[str, str] = json.loads((self.shared / "cluster.json").read_text())
+                return told
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        raise UserError(
+            f"The first node of the job said nothing for {seconds:.0f} s in {self.shared}; see its log there."
+        )
+
+    def is_over(self) -> bool:
+        """Whether task 0 has ended."""
+        return "over" in os.listdir(self.shared)  # a listing is fresh where a look at one file may be remembered (NFS)
+
+    def say_it_is_over(self) -> None:
+        """Let the other tasks end, and forget the token."""
+        with suppress(OSError):
+            (self.shared / "cluster.json").unlink(missing_ok=True)
+            (self.shared / "over").touch()
+
+
+@contextmanager
+def _child(
+    command: Sequence[str], environment: Mapping[str, str], log: Path | None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A child process that no signal of Slurm reaches; at the end it and all that it started are ended, nothing else is."""
+    file = log.open("ab") if log else None
+    child = subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        stdout=file,
+        stderr=subprocess.STDOUT if file else None,
+        preexec_fn=_block_signals,
+    )
+    try:
+        yield child
+    finally:
+        _end_tree(child.pid)
+        child.wait()
+        if file:
+            file.close()
+
+
+def _block_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _end_tree(pid: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        tree = [process, *process.children(recursive=True)]
+        for one in tree:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(tree[1:], timeout=5)
+
+
+def _has_ended(pid: int) -> bool:
+    """Without taking its exit code away from whoever waits for it: this is asked within a signal handler."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def _environment(token: str, own_address: str) -> dict[str, str]:
+    """What Ray's processes on this node need to know: the token, and the network between the nodes."""
+    given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    interface = interface_towards(own_address).name
+    return given | ({} if "GLOO_SOCKET_IFNAME" in os.environ or not interface else {"GLOO_SOCKET_IFNAME": interface})
+
+
+def _answers(head: "subprocess.Popen[bytes]", address: str, port: int) -> bool:
+    """Whether the head begins to answer before it ends."""
+    end = time.monotonic() + SECONDS_TO_START
+    while head.poll() is None and time.monotonic() < end:
+        with suppress(OSError):
+            socket.create_connection((address, port), timeout=1).close()
+            return True
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return False
+
+
+def _last_line(file: Path) -> str:
+    lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,193 @@
+"""Runs on a Ray cluster of several nodes: what is checked before they start, and what befalls them while they train."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rank_server import RankServer
+from ray_faults import Fault, await_fault, plan_faults, start
+from ray_world import RayWorld
+from tiny_runs import ITERATIONS, assert_same_content, config_of, lines_of
+
+from distbranch.data.plan import Plan
+from distbranch.data.shards import read_dataset
+
+pytestmark = pytest.mark.cluster
+CHECKPOINTS = sorted({*range(0, ITERATIONS, 5), *range(0, ITERATIONS, 7)})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorld]:
+    """A head without CPUs, and two nodes with one each."""
+    cluster = RayWorld(tmp_path_factory.mktemp("ray"))
+    cluster.add_node()
+    cluster.add_node()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def configured(tiny_data: Path, world: RayWorld, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """The tiny run on two workers of the cluster, with dotted overrides."""
+
+    def make(**dotted: Any) -> dict[str, Any]:
+        values = {"launch.workers": 2, "launch.address": world.address, "launch.placement": "spread", **dotted}
+        plan_faults(tmp_path)
+        return config_of(tiny_data, tmp_path, **values)
+
+    return make
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    return lines_of(folder / "steps.jsonl")
+
+
+def test_what_can_never_run_is_refused_at_once_with_what_is_there_and_what_was_asked(
+    configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer, tmp_path: Path
+) -> None:
+    asked = {
+        "4 workers": ({"launch.workers": 4}, ("4 worker(s) with 1 CPU each", "room for 2", "2 CPU on")),
+        # Two nodes have two CPUs, but none has both of them.
+        "a large worker": ({"launch.workers": 1, "launch.cpus_per_worker": 2}, ("room for 0", "at most 1 CPU on one")),
+        "GPUs": ({"launch.device": "cuda"}, ("1 GPU", "room for 0")),
+        "a range": ({"launch.workers": [3, 5]}, ("3 to 5 worker(s)", "room for 2")),
+    }
+    for name, (dotted, words) in asked.items():
+        ended = start(ranks, configured(**dotted), world.environment).result()[0]
+        assert ended.value is not None, ended.output
+        assert ended.value["end"] == "failed", name
+        assert all(word in ended.value["message"] for word in words), ended.value["message"]
+    assert not (tmp_path / "tiny" / "ray").exists()
+
+
+def test_a_client_without_the_token_is_refused(
+    configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer
+) -> None:
+    stranger = {key: value for key, value in world.environment.items() if not key.startswith("RAY_AUTH")}
+    wrong = {**stranger, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    for environment in (stranger, wrong):
+        ended = start(ranks, configured(), environment).result()[0]
+        assert ended.value is not None, ended.output
+        assert ended.value["end"] == "failed"
+        assert "answers only to those who hold its token" in ended.value["message"]
+        assert "RAY_AUTH_TOKEN_PATH" in ended.value["message"]
+
+
+def test_a_run_whose_raylet_is_killed_goes_on_on_another_node_with_the_same_bits(
+    configured: Callable[..., dict[str, Any]],
+    world: RayWorld,
+    ranks: RankServer,
+    undisturbed: Callable[[int], Path],
+    tmp_path: Path,
+) -> None:
+    config, fault = configured(), Fault("wait", rank=1, step=33)
+    plan_faults(tmp_path, [fault])
+    run = start(ranks, config, world.environment)
+    worker = await_fault(tmp_path, fault)
+    world.add_node()
+    world.remove_node(world.node_of(worker))
+    ended = run.result()[0]
+    assert ended.value is not None, ended.output
+    assert ended.value["end"] == "done", ended.value
+    assert_same_content(tmp_path / "tiny", undisturbed(2))
+    last = max(step for step in CHECKPOINTS if step < fault.step)
+    resumed = lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")
+    assert [(line["iteration"], line["world_size"]) for line in resumed] == [(last, 2)]
+    print(f"seconds to the first new step: {resumed[0]['seconds_to_first_step']}")
+    assert 0 < resumed[0]["seconds_to_first_step"] < 90
+    steps = [line["step"] for line in steps_of(tmp_path) if line["rank"] == 0]
+    assert {step for step in steps if steps.count(step) > 1} <= set(range(last + 1, fault.step + 1))
+
+
+def test_a_run_whose_driver_is_killed_goes_on_with_the_same_command(
+    configured: Callable[..., dict[str, Any]],
+    world: RayWorld,
+    ranks: RankServer,
+    undisturbed: Callable[[int], Path],
+    tmp_path: Path,
+) -> None:
+    config, fault = configured(), Fault("wait", rank=1, step=20)
+    plan_faults(tmp_path, [fault])
+    run = start(ranks, config, world.environment)
+    await_fault(tmp_path, fault)
+    os.kill(int((tmp_path / "driver").read_text()), signal.SIGKILL)
+    assert run.result()[0].exit_code == -signal.SIGKILL
+    ended = start(ranks, config, world.environment).result()[0]
+    assert ended.value is not None, ended.output
+    assert ended.value["end"] == "done", ended.value
+    assert_same_content(tmp_path / "tiny", undisturbed(2))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault("raise", rank=1, step=9), ("Rank 1 on", "raised IndexError: the rank met what nobody foresaw")),
+        (Fault("sleep", rank=1, step=9), ("Rank 1 on", "did not answer for 0.1 minutes (launch.timeout_min)")),
+        (Fault("nan", rank=1, step=9), ("is not finite at step 9 (rank 1 on", "step-00000007")),
+    ],
+    ids=lambda value: value.do if isinstance(value, Fault) else "",
+)
+def test_trouble_on_one_rank_stops_all_with_one_message_that_names_rank_and_host(
+    fault: Fault,
+    words: tuple[str, ...],
+    configured: Callable[..., dict[str, Any]],
+    world: RayWorld,
+    ranks: RankServer,
+    tmp_path: Path,
+) -> None:
+    config = configured(**{"launch.timeout_min": 0.1})
+    plan_faults(tmp_path, [fault])
+    ended = start(ranks, config, world.environment).result()[0]
+    assert ended.value is not None, ended.output
+    assert ended.value["end"] == "failed"
+    assert all(word in ended.value["message"] for word in (*words, os.uname().nodename)), ended.value["message"]
+    assert len({line["group"] for line in steps_of(tmp_path)}) == 1  # nobody tried again what cannot be mended so
+    assert max(line["step"] for line in steps_of(tmp_path)) <= fault.step
+    plan_faults(tmp_path)
+    again = start(ranks, config, world.environment).result()[0]
+    assert again.value is not None, again.output
+    assert again.value["end"] == "done"
+
+
+def test_an_elastic_run_follows_the_nodes_and_sees_every_sample_of_the_epoch_once(
+    configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer, tiny_data: Path, tmp_path: Path
+) -> None:
+    dotted = {"launch.workers": [1, 3], "launch.resize_every_min": 0.05, "train.batch_size": 12}
+    config = configured(**dotted)
+    joined, left = Fault("wait", rank=0, step=8), Fault("wait", rank=2, step=19)
+    plan_faults(tmp_path, [joined, left])
+    run = start(ranks, config, world.environment)
+    await_fault(tmp_path, joined)
+    world.add_node()  # Ray sees it while the rank waits, and starts all workers anew
+    worker = await_fault(tmp_path, left)
+    world.remove_node(world.node_of(worker))
+    ended = run.result()[0]
+    assert ended.value is not None, ended.output
+    assert ended.value["end"] == "done", ended.value
+    sizes = [line["world_size"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")]
+    assert sizes[-1] == 2
+    assert {line["world_size"] for line in steps_of(tmp_path)} == {2, 3}
+    assert_every_sample_once(tmp_path, tiny_data, batch_size=12)
+
+
+def assert_every_sample_once(folder: Path, data: Path, *, batch_size: int) -> None:
+    """Of every step the last time it was done counts: the run went on from there."""
+    last: dict[int, Mapping[str, Any]] = {}
+    for line in sorted(steps_of(folder), key=lambda line: line["time"]):
+        last[line["step"]] = line
+    stream = []
+    for step, line in sorted(last.items()):
+        shares = [other for other in steps_of(folder) if (other["step"], other["group"]) == (step, line["group"])]
+        assert sorted(share["rank"] for share in shares) == list(range(line["world_size"]))
+        stream += sorted(index for share in shares for index in share["indices"])
+    assert stream == list(range(ITERATIONS * batch_size))
+    shards = read_dataset(data).splits["train"].shards
+    plan = Plan([shard.num_samples for shard in shards], 3, 8)
+    num_samples = sum(shard.num_samples for shard in shards)
+    for epoch in range(len(stream) // num_samples):
+        seen = plan.samples(epoch * num_samples, (epoch + 1) * num_samples)
+        assert len(set(seen)) == num_samples
+        assert {number for *_, number in seen} == {epoch}

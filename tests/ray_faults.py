@@ -1,0 +1,136 @@
+"""Faults for the workers of a tiny run on Ray, as a test planned them, and a record of which samples were seen where.
+
+The folder that holds the run directory also holds `faults.json` (the plan), `steps.jsonl` (the record) and a mark per fault.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rank_server import Ended, RankServer
+from tiny_runs import train_tiny
+
+SECONDS_TO_WAIT = 120
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In this step of this rank: `kill`, `raise`, `nan`, `sleep`, or `wait` until the test says so; once."""
+
+    do: str
+    rank: int
+    step: int
+    name: str = ""
+
+    @property
+    def mark(self) -> str:
+        """The file that says that it has happened."""
+        return self.name or f"{self.do}-{self.rank}-{self.step}"
+
+
+def plan_faults(folder: Path, faults: Sequence[Fault] = ()) -> None:
+    """Write the plan of a run whose directory lies in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "faults.json").write_text(json.dumps([asdict(fault) for fault in faults]))
+
+
+def await_fault(folder: Path, fault: Fault) -> int:
+    """Wait until a fault happens; the process id of its worker."""
+    file = folder / fault.mark
+    _wait_for(lambda: file.exists() and file.read_text(), f"{fault} did not happen")
+    return int(file.read_text())
+
+
+def let_go(folder: Path, fault: Fault) -> None:
+    """Let the worker that waits go on."""
+    (folder / f"{fault.mark}-over").touch()
+
+
+def _wait_for(ready: Callable[[], Any], otherwise: str) -> None:
+    deadline = time.monotonic() + SECONDS_TO_WAIT
+    while not ready():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.05)
+
+
+def start(ranks: RankServer, config: Mapping[str, Any], environment: Mapping[str, str]) -> "Future[list[Ended]]":
+    """Begin a driver of the tiny run; the future holds how it ended."""
+    executor = ThreadPoolExecutor(1)
+    future = executor.submit(
+        ranks.run, train_on_cluster, config=config, environment=dict(environment), timeout_s=SECONDS_TO_WAIT
+    )
+    executor.shutdown(wait=False)
+    return future
+
+
+def train_on_cluster(config: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """A job: the driver."""
+    from distbranch.launch import ray_train
+
+    os.environ.update(environment)
+    ray_train.work = work
+    folder = Path(config["run"]["directory"])
+    (folder / "driver").write_text(str(os.getpid()))
+    return train_tiny(config)
+
+
+def work(loop: dict[str, Any]) -> None:
+    """What a Ray worker runs."""
+    from distbranch.engine import feed, trainer
+    from distbranch.launch import ray_work
+    from distbranch.report import tensorboard
+    from distbranch.tasks import TaskSet
+
+    folder = Path(loop["attempt"]).parents[2]
+    rank = int(os.environ["RANK"])
+    faults = {
+        fault.step: fault
+        for fault in (Fault(**values) for values in json.loads((folder / "faults.json").read_text()))
+        if fault.rank == rank and not (folder / fault.mark).exists()
+    }
+    group = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    real_step, real_take, real_losses = trainer.Trainer._forward_and_backward, feed.Feed.take, TaskSet.losses
+    now: dict[str, Any] = {"step": 0, "indices": []}
+
+    def take(self: feed.Feed) -> tuple[Any, float]:
+        batch, waited = real_take(self)
+        now["indices"] = batch.indices.tolist()
+        return batch, waited
+
+    def step(self: trainer.Trainer, *batch: Any) -> None:
+        now["step"] = self.progress.iteration + 1
+        line = {"group": group, "rank": rank, "world_size": self.ranks.world_size, "time": time.time(), **now}
+        with (folder / "steps.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        fault = faults.get(now["step"])
+        if fault is not None and fault.do != "nan":
+            faults.pop(now["step"])
+            _happen(fault, folder)
+        real_step(self, *batch)
+
+    def losses(self: TaskSet, *values: torch.Tensor) -> torch.Tensor:
+        fault = faults.get(now["step"])
+        return real_losses(self, *values) * (torch.nan if fault is not None and fault.do == "nan" else 1)
+
+    tensorboard.log_decision = lambda *_: None
+    trainer.Trainer._forward_and_backward, feed.Feed.take, TaskSet.losses = step, take, losses  # type: ignore[method-assign]
+    ray_work.work(loop)
+
+
+def _happen(fault: Fault, folder: Path) -> None:
+    (folder / fault.mark).write_text(str(os.getpid()))
+    if fault.do == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault.do == "raise":
+        raise IndexError("the rank met what nobody foresaw")
+    elif fault.do == "sleep":
+        time.sleep(SECONDS_TO_WAIT)
+    elif fault.do == "wait":
+        _wait_for((folder / f"{fault.mark}-over").exists, f"nobody ended {fault}")

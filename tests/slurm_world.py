@@ -1,0 +1,196 @@
+"""A real Slurm of two nodes on this machine, without systemd: munged, slurmctld and two slurmd, in one folder.
+
+Node n2 has a mount namespace of its own, in which the folder `only-n1` is empty: storage that not all nodes see.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from rank_server import free_port
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "unshare", "mount")
+NODES = ("n1", "n2")
+CPUS_PER_NODE = 4
+MUNGED, SLURMCTLD, SLURMD = "/usr/sbin/munged", "/usr/sbin/slurmctld", "/usr/sbin/slurmd"
+
+# Of a site all but the intervals: with Slurm's own a requeue takes minutes.
+CONFIG = """
+ClusterName=tiny
+SlurmctldHost=localhost(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CryptoType=crypto/munge
+SlurmctldPort={slurmctld_port}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=2,sched_min_interval=0,bf_interval=2
+SlurmctldParameters=preempt_send_user_signal
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmdParameters=config_overrides
+ReturnToService=2
+SlurmdTimeout=20
+KillWait=30
+MessageTimeout=10
+MinJobAge=600
+{nodes}
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+
+def missing() -> str:
+    """Why no Slurm can be started here; empty if it can."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    absent = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+    if absent:
+        return f"a real Slurm needs {', '.join(absent)} (apt-get install slurm-wlm munge)"
+    return "" if os.geteuid() == 0 else "a real Slurm on this machine needs root"
+
+
+class SlurmWorld:
+    """Two nodes, the partitions `main` (can be preempted) and `urgent`; `stop` ends exactly what was started here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.hidden = folder / "only-n1"
+        self.hidden.mkdir(parents=True)
+        self.configuration = folder / "slurm.conf"
+        self.environment = {"SLURM_CONF": str(self.configuration)}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        (folder / "state").mkdir()
+        self._write_configuration()
+
+    def start(self) -> None:
+        """Start all daemons and wait until both nodes are idle."""
+        key = self.folder / "munge.key"
+        key.write_bytes(secrets.token_bytes(1024))
+        key.chmod(0o600)
+        self.start_munge()
+        self._start("slurmctld", [SLURMCTLD, "-D", "-i", "-f", str(self.configuration)])
+        for node in NODES:
+            self.start_node(node)
+        self.wait_for(lambda: self.state_of("n1") == self.state_of("n2") == "idle", "both nodes to be idle")
+
+    def start_munge(self) -> None:
+        """Start the daemon of munge, with a key and a socket in this world's folder."""
+        files = {"key-file": "munge.key", "socket": "munge.socket", "log-file": "munged.log", "pid-file": "munged.pid"}
+        options = [f"--{option}={self.folder / name}" for option, name in files.items()]
+        seed = f"--seed-file={self.folder / 'munge.seed'}"
+        self._start("munged", [MUNGED, "--foreground", "--force", seed, *options])
+        self.wait_for((self.folder / "munge.socket").exists, "the socket of munge")
+
+    def start_node(self, node: str) -> None:
+        """Start (again) the daemon of one node."""
+        command = [SLURMD, "-D", "-N", node, "-f", str(self.configuration)]
+        if node == "n2":
+            hide = 'mount -t tmpfs none "$0" && exec "$@"'
+            command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", hide, str(self.hidden), *command]
+        self._start(node, command)
+
+    def kill_node(self, node: str) -> None:
+        """kill -9 of a node's daemon and of all that runs under it, as when its power fails."""
+        spool = str(self.folder / f"spool-{node}")
+        for step in psutil.process_iter(["name"]):
+            with suppress(psutil.Error):
+                if step.name() == "slurmstepd" and any(spool in file.path for file in step.open_files()):
+                    _kill_tree(step)
+        daemon = self.processes.pop(node)
+        daemon.kill()
+        daemon.wait()
+
+    def stop(self) -> None:
+        """End all jobs, then the daemons."""
+        self.run("scancel", "--full", "--user=root", check=False)
+        with suppress(TimeoutError):
+            self.wait_for(lambda: not self.run("squeue", "-h").strip(), "the queue to be empty", timeout_s=45)
+        for name in reversed(list(self.processes)):
+            self.stop_daemon(name)
+
+    def stop_daemon(self, name: str) -> None:
+        """End one daemon."""
+        daemon = self.processes.pop(name)
+        daemon.send_signal(signal.SIGTERM)
+        try:
+            daemon.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+    def run(self, *command: str, check: bool = True, timeout_s: float = 60) -> str:
+        """The output of one of Slurm's own commands."""
+        ended = subprocess.run(
+            command,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        assert not check or ended.returncode == 0, f"{' '.join(command)}: {ended.stderr}"
+        return ended.stdout
+
+    def state_of(self, node: str) -> str:
+        """Of a node: idle, mixed, allocated, down, ..."""
+        return self.run("sinfo", "-h", "-n", node, "-p", "urgent", "-o", "%T", check=False).strip()
+
+    def job(self, number: str) -> dict[str, str]:
+        """What `scontrol show job` says."""
+        words = self.run("scontrol", "show", "job", "-o", number).split()
+        return dict(word.partition("=")[::2] for word in words if "=" in word)
+
+    def wait_for(self, holds: Callable[[], bool], what: str, *, timeout_s: float = 60) -> None:
+        """Wait until something holds.
+
+        Raises:
+            TimeoutError: naming `what`, with the ends of the daemons' logs.
+        """
+        end = time.monotonic() + timeout_s
+        while not holds():
+            if time.monotonic() > end:
+                logs = [f"{file.name}: {file.read_text()[-1500:]}" for file in sorted(self.folder.glob("*.log"))]
+                raise TimeoutError("\n".join([f"waited {timeout_s} s for {what}", *logs]))
+            time.sleep(0.2)
+
+    def _start(self, name: str, command: Sequence[str]) -> None:
+        with (self.folder / f"{name}.out").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, env={**os.environ, **self.environment}, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _write_configuration(self) -> None:
+        nodes = "\n".join(
+            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={free_port()} CPUs={CPUS_PER_NODE} State=UNKNOWN"
+            for node in NODES
+        )
+        values = {"folder": self.folder, "slurmctld_port": free_port(), "nodes": nodes}
+        self.configuration.write_text(CONFIG.format(**values))
+
+
+def _kill_tree(process: psutil.Process) -> None:
+    for one in [*process.children(recursive=True), process]:
+        with suppress(psutil.Error):
+            one.kill()
