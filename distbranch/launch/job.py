@@ -110,8 +110,10 @@ def logs(run_directory: Path, *, follow: bool) -> Iterator[str]:
             with file.open("rb") as log:
                 log.seek(position)
                 piece = log.read()
-            position += len(piece)
-            yield piece.decode(errors="replace")
+            whole = piece[: piece.rfind(b"\n") + 1] if running else piece
+            position += len(whole)
+            if whole:
+                yield whole.decode(errors="replace")
         if not running:
             break
         time.sleep(SECONDS_BETWEEN_LOOKS)

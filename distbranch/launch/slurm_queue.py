@@ -13,13 +13,13 @@ RUNNING = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZIN
 MEANINGS = (
     (r"munge", "munge, through which the nodes trust each other, does not answer here: ask the administrator to start it"),
     (r"configuration source|slurm\.conf", "this machine belongs to no Slurm cluster: use a login node of one, or --executor local"),
-    (r"contact slurm controller|refused|timed out", "its controller (slurmctld) does not answer: try again later, or ask the administrator"),
+    (r"contact slurm controller|refused|timed out", "the controller slurmctld does not answer: try later, or ask the administrator"),
     (r"invalid account", "give an --account that may use this partition (`sacctmgr show associations user=$USER` lists yours)"),
     (r"qos", "give a --qos that your account may use"),
     (r"time limit", "--time is longer than the partition allows (`sinfo -o '%P %l'` shows the limits)"),
     (r"invalid feature|constraint", "no node has what --constraint asks for (`sinfo -o '%N %f'` shows what they have)"),
     (r"gres|gpu", "no node of the partition has so many GPUs (`sinfo -o '%P %G'` shows them)"),
-    (r"node count|processors|node configuration|memory", "ask for fewer nodes, cores or GPUs, or less memory (`sinfo -o '%P %D %c %m %G'`)"),
+    (r"node count|processors|node configuration|memory", "ask for fewer nodes, cores or GPUs or less memory (`sinfo -o '%P %D %c %m %G'`)"),
     (r"permission|not authorized|access", "you may not use this partition: ask the administrator, or give another one"),
 )  # fmt: skip
 

@@ -127,11 +127,23 @@ class Task:
                 "--include-dashboard=false",
             ]
             with _child(command, environment, place.log("ray-head")) as head:
-                if _answers(head, address, port):
+                if self._answers(head, address, port):
                     place.tell({"address": f"{address}:{port}", "token": token})
                     overrides = (f"launch.address={address}:{port}", f"launch.wait_for_nodes_min={MINUTES_TO_JOIN}")
                     return self._train(place, environment, overrides)
+            if self._asked_at is not None:
+                return EXIT_PREEMPTED
         raise UserError(f"Ray could not be started on {socket.gethostname()}: {_last_line(place.log('ray-head'))}")
+
+    def _answers(self, head: "subprocess.Popen[bytes]", address: str, port: int) -> bool:
+        """Whether the head begins to answer before it ends."""
+        end = time.monotonic() + SECONDS_TO_START
+        while head.poll() is None and self._asked_at is None and time.monotonic() < end:
+            with suppress(OSError):
+                socket.create_connection((address, port), timeout=1).close()
+                return True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return False
 
     def _join(self, place: "Place") -> int:
         """Be a node of the cluster, a new one if it dies, until task 0 says that it is over."""
@@ -240,7 +252,11 @@ class Place:
     @contextmanager
     def folders(self) -> Iterator[None]:
         """Make both folders; at the end the one of this node is removed, and task 0 says that it is over."""
-        self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in self.scratch.parent.glob(
+            f"db{os.getuid()}-{self.number}-*-{self.task}"
+        ):  # an attempt that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        self.scratch.mkdir(mode=0o700)
         self.shared.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             yield
@@ -334,17 +350,6 @@ def _environment(token: str, own_address: str) -> dict[str, str]:
     given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
     interface = interface_towards(own_address).name
     return given | ({} if "GLOO_SOCKET_IFNAME" in os.environ or not interface else {"GLOO_SOCKET_IFNAME": interface})
-
-
-def _answers(head: "subprocess.Popen[bytes]", address: str, port: int) -> bool:
-    """Whether the head begins to answer before it ends."""
-    end = time.monotonic() + SECONDS_TO_START
-    while head.poll() is None and time.monotonic() < end:
-        with suppress(OSError):
-            socket.create_connection((address, port), timeout=1).close()
-            return True
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    return False
 
 
 def _last_line(file: Path) -> str:
