@@ -8,11 +8,11 @@ done is read from the directories, so after any interruption the same call says 
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distbranch.config import Config, to_yaml
+from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.engine.forks import KEYS_OF_DECISIONS, Origin, copy_as, member, read_family, write_family
 from distbranch.engine.metrics import DrawDecision, write_tensorboard
 from distbranch.engine.results import read_result
@@ -40,47 +40,61 @@ def _beginning(trial: Config) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def ready(trials: Sequence[Config]) -> list[Config]:
-    """The runs that can be trained now or are being trained, those with most relatives first.
+def ready(trials: Sequence[Config]) -> list[list[Config]]:
+    """The families that can be trained now or are being trained, each with its leader first; the largest families first.
 
-    Trials that have no directory and no leader yet are begun: one of each family becomes its leader. A trial that is led by
-    another one is not listed; it gets its directory when it leaves its leader (and is listed then) or from `share_result`.
-    One process of a sweep calls this, as often as it has room for a run.
+    A trial is led by another one until it decides otherwise: then it gets a directory of its own and is in a family of its
+    own here; one that never does gets its directory from `share_result`. Trials without directory or leader are begun: one
+    of each family becomes its leader. One process of a sweep calls this, as often as it has room for a run.
 
     Args:
-        trials: resolved configurations (absolute paths) with names of their own and the same `run.directory`.
+        trials: resolved configurations (absolute paths) with names of their own and the same `run.directory`; finished ones too.
 
     Raises:
-        UserError: a directory belongs to another configuration, or holds other files.
+        UserError: the directory of a trial that was never begun holds other files.
     """
-    begun, led = [], set()
-    for trial in trials:
-        files = RunDirectory(trial.run_directory)
-        files.check(trial)
-        if files.config.exists():
-            begun.append(trial)
-            led |= set(read_family(files)[0])
-    names = {trial.run.name for trial in begun} | led
-    for family in families([trial for trial in trials if trial.run.name not in names]):
-        _begin(family)
-        begun.append(family[0])
-    left = [(len(without_result(trial)), trial) for trial in begun]
-    return [trial for number, trial in sorted(left, key=lambda pair: -pair[0]) if number]
+    by_name = {str(trial.run.name): trial for trial in trials}
+    bonds = _bonds(by_name)
+    leader_of: dict[str, str] = {}
+    # A leader that was killed while some were leaving still lists those whom another one leads from that step on.
+    for name, (relatives, _) in sorted(bonds.items(), key=lambda item: _begins_at(item[1][1])):
+        leader_of |= {relative: name for relative in relatives if relative not in bonds}
+    for leader, *others in families([by_name[name] for name in by_name if name not in {*bonds, *leader_of}]):
+        _begin(leader, others)
+        leader_of |= {str(other.run.name): str(leader.run.name) for other in others}
+        bonds[str(leader.run.name)] = {}, None
+    found: dict[str, list[Config]] = {
+        name: [by_name[name]] for name in bonds if not RunDirectory(by_name[name].run_directory).result.exists()
+    }
+    for name, leader_name in leader_of.items():
+        if name in by_name:
+            found.setdefault(leader_name, [by_name[leader_name]]).append(by_name[name])
+    return sorted(found.values(), key=len, reverse=True)
 
 
-def _begin(family: Sequence[Config]) -> None:
-    leader, *others = family
+def _bonds(by_name: Mapping[str, Config]) -> dict[str, tuple[dict[str, MethodConfig], Origin | None]]:
+    """What `read_family` says of every trial that has a directory.
+
+    A leader may be parting from some just now. It gives them a directory before it leaves them out of its own family, so
+    who is missing from a family that was read has a directory when one looks again.
+    """
+    files = {name: RunDirectory(trial.run_directory) for name, trial in by_name.items()}
+    bonds: dict[str, tuple[dict[str, MethodConfig], Origin | None]] = {}
+    while new := [name for name in files if name not in bonds and files[name].config.exists()]:
+        bonds |= {name: read_family(files[name]) for name in new}
+    return bonds
+
+
+def _begin(leader: Config, others: Sequence[Config]) -> None:
+    for trial in (leader, *others):
+        RunDirectory(trial.run_directory).check(trial)
     with made_aside(leader.run_directory) as files:
         write_aside(files.config, to_yaml(leader))
         write_family(files, {str(other.run.name): other.method for other in others}, None)
 
 
-def without_result(trial: Config) -> list[str]:
-    """The names of those whose result depends on this run now: the run itself and its relatives; empty when all is done."""
-    files = RunDirectory(trial.run_directory)
-    own = [] if files.result.exists() else [str(trial.run.name)]
-    relatives = read_family(files)[0]
-    return own + [name for name in relatives if not RunDirectory(trial.run_directory.with_name(name)).config.exists()]
+def _begins_at(origin: Origin | None) -> int:
+    return origin.iteration if origin else 0
 
 
 def share_result(leader: Config, draw: DrawDecision | None = None) -> list[str]:
@@ -96,18 +110,18 @@ def share_result(leader: Config, draw: DrawDecision | None = None) -> list[str]:
     result = read_result(files.path)
     if result is None:
         return []
-    relatives, names = read_family(files)[0], without_result(leader)
     origin = Origin(str(leader.run.name), leader.train.iterations, result.summary["seconds"])
-    for name in names:
-        config = member(leader, name, relatives[name])
+    configs = [member(leader, name, method) for name, method in read_family(files)[0].items()]
+    without = [config for config in configs if not RunDirectory(config.run_directory).config.exists()]
+    for config in without:
         with made_aside(config.run_directory) as own:
             copy_as(config, files, own)
             for folder, copy in ((files.checkpoints, own.checkpoints), (files.model, own.model)):
                 shutil.copytree(folder, copy, copy_function=_link_or_copy)
             write_family(own, {}, origin)
             write_tensorboard(own, draw)
-            write_json(own.result, result.summary | {"name": name})
-    return names
+            write_json(own.result, result.summary | {"name": config.run.name})
+    return [str(config.run.name) for config in without]
 
 
 def _link_or_copy(source: str, copy: str) -> None:
@@ -117,12 +131,20 @@ def _link_or_copy(source: str, copy: str) -> None:
         shutil.copy2(source, copy)
 
 
-def train_families(trials: Sequence[Config], train: Callable[[Config], Any], draw: DrawDecision | None = None) -> None:
-    """Train all trials one after another with shared beginnings; `train` trains one run to its end, or goes on with it."""
-    while runs := ready(trials):
-        if read_result(runs[0].run_directory) is None:
-            train(runs[0])
-        share_result(runs[0], draw)
+def train_family(
+    family: Sequence[Config], train: Callable[[Config], Any], draw: DrawDecision | None = None
+) -> list[list[Config]]:
+    """Train the leader of a family that is `ready`, and give those who stay with it its result; the families that left it.
+
+    Args:
+        family: the leader first.
+        train: trains one run to its end, or goes on with it.
+        draw: draws a decision into TensorBoard, as for `train_rank`.
+    """
+    if read_result(family[0].run_directory) is None:
+        train(family[0])
+    share_result(family[0], draw)
+    return ready(family)
 
 
 @dataclass(frozen=True)
@@ -156,10 +178,10 @@ def saving(trials: Sequence[Config]) -> Saving:
         result = read_result(trial.run_directory)
         if result is None:
             continue
-        origin = read_family(RunDirectory(trial.run_directory))[1] or Origin("", 0, 0.0)
+        _, origin = read_family(RunDirectory(trial.run_directory))
         num_trials += 1
         steps_alone += trial.train.iterations
-        steps += trial.train.iterations - origin.iteration
+        steps += trial.train.iterations - _begins_at(origin)
         seconds_alone += result.summary["seconds"]
-        seconds += result.summary["seconds"] - origin.seconds
+        seconds += result.summary["seconds"] - (origin.seconds if origin else 0.0)
     return Saving(num_trials, steps, steps_alone, seconds, seconds_alone)
