@@ -41,6 +41,7 @@ def save_model(folder: Path, network: TreeNet, preprocessing: Preprocessing) -> 
     """Write the artifact of a network; the description last, so that half an artifact is never taken for one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
+    (folder / WEIGHTS).unlink(missing_ok=True)  # it may be linked from the folder of another run
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     try:
         save_file(tensors, folder / WEIGHTS)

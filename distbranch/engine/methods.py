@@ -4,6 +4,7 @@ The record holds everything the decision was based on. It is made on rank 0 and 
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,18 +33,32 @@ class Ruling:
         return Split(self.record["layer"], groups) if len(groups) > 1 else None
 
 
-def decide(stats: AffinityStats, architecture: Architecture, method: MethodConfig, *, seed: int) -> Ruling:
-    """Group the branches above the active layer (Eq. 7 to 11).
+def decide(
+    stats: AffinityStats, architecture: Architecture, methods: Sequence[MethodConfig], *, seed: int
+) -> list[Ruling]:
+    """Group the branches above the active layer (Eq. 7 to 11), once for each of `methods`.
 
     Args:
         stats: the sums over ALL ranks.
         architecture: of the network as it stands.
-        method: alpha, unit cost, kind of affinity, cap.
+        methods: each with its alpha, unit cost, kind of affinity and cap.
         seed: of the clustering.
     """
+    affinities = {kind: stats.affinity(kind) for kind in ("agreement", "phi")}
+    unseen = len(stats.pairs_never_seen())
+    return [_rule(affinities, architecture, method, seed=seed, pairs_never_seen=unseen) for method in methods]
+
+
+def _rule(
+    affinities: Mapping[str, NDArray[np.float64]],
+    architecture: Architecture,
+    method: MethodConfig,
+    *,
+    seed: int,
+    pairs_never_seen: int,
+) -> Ruling:
     began = time.perf_counter()
     tree, layer = architecture.tree, architecture.tree.active_layer
-    affinities = {kind: stats.affinity(kind) for kind in ("agreement", "phi")}
     above = tree.branches(layer + 1)
     between = branch_affinity(affinities[method.affinity], above)
     pools = pools_above(architecture.layers, layer)
@@ -65,7 +80,7 @@ def decide(stats: AffinityStats, architecture: Architecture, method: MethodConfi
         "unit_cost": method.unit_cost,
         "max_groups": cap,
         "affinity_kind": method.affinity,
-        "pairs_never_seen": len(stats.pairs_never_seen()),
+        "pairs_never_seen": pairs_never_seen,
         "seconds": time.perf_counter() - began,
     }
     return Ruling(record, {**affinities, "branch_affinity": between})
@@ -76,6 +91,12 @@ def may_still_grow(tree: Tree, ruling: Ruling, method: MethodConfig) -> bool:
     if tree.active_layer == 0:
         return False
     return ruling.split is not None or method.when_no_split == "retry"
+
+
+def course(tree: Tree, ruling: Ruling, method: MethodConfig) -> tuple[Split | None, bool]:
+    """All that a ruling changes in training: the split, and whether another round follows. `tree` is the tree before it."""
+    after = tree if ruling.split is None else tree.split(ruling.split)
+    return ruling.split, may_still_grow(after, ruling, method)
 
 
 def _cap(method: MethodConfig, architecture: Architecture, layer: int) -> int | None:

@@ -3,13 +3,14 @@
 Only rank 0 has one.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from distbranch.engine.run_directory import RunDirectory, append_line
+from distbranch.engine.run_directory import RunDirectory, append_line, read_lines
 
 Event = dict[str, Any]
 Report = Callable[[Event], None]
@@ -23,6 +24,8 @@ class RunLog:
         self.directory = directory
         self.report = report
         self.draw = draw
+        if not directory.tensorboard.exists():
+            write_tensorboard(directory, draw)
         self.writer = SummaryWriter(
             str(directory.tensorboard), purge_step=after + 1
         )  # what a killed run wrote later is hidden
@@ -30,23 +33,13 @@ class RunLog:
     def train(self, line: Event) -> None:
         """One logged training step."""
         append_line(self.directory.metrics, {"kind": "train", **line})
-        step = line["iteration"]
-        for key in ("loss", "learning_rate", "gradient_norm", "samples_per_second", "data_wait"):
-            self._scalar(f"train/{key}", line[key], step)
-        for task, loss in line["task_loss"].items():
-            self._scalar(f"train_loss/{task}", loss, step)
-        for layer, width in line["branches"].items():
-            self._scalar(f"tree/{layer}", width, step)
+        _add_training(self.writer, line)
 
     def evaluation(self, split: str, iteration: int, scores: Mapping[str, Any]) -> None:
         """Metrics of one split."""
         line = {"kind": "evaluation", "iteration": iteration, "split": split, **scores}
         append_line(self.directory.metrics, line)
-        for metric, value in scores["mean"].items():
-            self._scalar(f"{split}/{metric}", value, iteration)
-        for task, row in scores["tasks"].items():
-            for metric in ("accuracy", "average_precision"):
-                self._scalar(f"{split}_{metric}/{task}", row.get(metric), iteration)
+        _add_evaluation(self.writer, line)
         self.report({key: value for key, value in line.items() if key != "tasks"})
 
     def decision(self, record: Event) -> None:
@@ -69,6 +62,46 @@ class RunLog:
         """Flush and close the TensorBoard file."""
         self.writer.close()
 
-    def _scalar(self, name: str, value: float | None, step: int) -> None:
-        if value is not None:
-            self.writer.add_scalar(name, value, step)
+
+def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> None:
+    """TensorBoard's file of all that a run directory holds, for a run that has its beginning from another one."""
+    lines, decisions = read_lines(directory.metrics), read_lines(directory.decisions)
+    if not lines and not decisions:
+        return
+    aside = directory.path / f".{directory.tensorboard.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    with SummaryWriter(str(aside)) as writer:
+        for line in lines:
+            if line["kind"] in ADD:
+                ADD[line["kind"]](writer, line)
+        if draw is not None:
+            for record in decisions:
+                draw(writer, record, directory.path)
+    aside.rename(directory.tensorboard)
+
+
+def _add_training(writer: SummaryWriter, line: Event) -> None:
+    step = line["iteration"]
+    for key in ("loss", "learning_rate", "gradient_norm", "samples_per_second", "data_wait"):
+        _add(writer, f"train/{key}", line[key], step)
+    for task, loss in line["task_loss"].items():
+        _add(writer, f"train_loss/{task}", loss, step)
+    for layer, width in line["branches"].items():
+        _add(writer, f"tree/{layer}", width, step)
+
+
+def _add_evaluation(writer: SummaryWriter, line: Event) -> None:
+    split, step = line["split"], line["iteration"]
+    for metric, value in line["mean"].items():
+        _add(writer, f"{split}/{metric}", value, step)
+    for task, row in line["tasks"].items():
+        for metric in ("accuracy", "average_precision"):
+            _add(writer, f"{split}_{metric}/{task}", row.get(metric), step)
+
+
+ADD = {"train": _add_training, "evaluation": _add_evaluation}
+
+
+def _add(writer: SummaryWriter, name: str, value: float | None, step: int) -> None:
+    if value is not None:
+        writer.add_scalar(name, value, step)

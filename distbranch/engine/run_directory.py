@@ -7,6 +7,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -42,12 +43,30 @@ class RunDirectory:
         self.profile = path / "profile"
         self.sign_of_life = path / ".alive"  # touched while the run trains
         self.stop_word = path / "stop"
+        self.family = path / "family.json"
+        self.relatives = path / "relatives"
 
     def begin(self, config: Config) -> None:
         """Make the directory of a new run, or check that the one there is of the same configuration.
 
         Raises:
             UserError: the directory belongs to another configuration (with the differences), or cannot be written.
+        """
+        self.check(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.config.exists():
+                write_aside(self.config, to_yaml(config))
+        except OSError as error:
+            raise UserError(
+                f"The run directory {self.path} cannot be written ({error}). Give another run.directory, or make room."
+            ) from None
+
+    def check(self, config: Config) -> None:
+        """Nothing is there, or a run of this configuration.
+
+        Raises:
+            UserError: the directory belongs to another configuration (with the differences), or holds other files.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"The run directory {self.path} is a file. Move it away, or give another run.name.")
@@ -57,14 +76,6 @@ class RunDirectory:
             raise UserError(
                 f"The folder {self.path} holds other files and no run. Give another run.name or run.directory."
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not self.config.exists():
-                write_aside(self.config, to_yaml(config))
-        except OSError as error:
-            raise UserError(
-                f"The run directory {self.path} cannot be written ({error}). Give another run.directory, or make room."
-            ) from None
 
     def _refuse_other(self, config: Config) -> None:
         different = differences(load_config(self.config), config)
@@ -94,10 +105,19 @@ class RunDirectory:
         finally:
             lock.release()
 
-    def cut_back(self, iteration: int, num_decisions: int) -> None:
-        """Drop the lines that were written after the checkpoint from which the run goes on."""
-        _keep_lines(self.metrics, lambda line: line.get("iteration", 0) <= iteration)
-        _keep_lines(self.decisions, lambda line: line.get("round", 0) <= num_decisions)
+    def cut_back(self, iteration: int, num_decisions: int, *, decision_is_due: bool = False) -> None:
+        """Drop the lines that were written after the checkpoint from which the run goes on.
+
+        An evaluation follows the decision of the same step, so it is dropped too if the decision is still to be taken.
+        """
+
+        def keep(line: Mapping[str, Any]) -> bool:
+            comes_after = decision_is_due and line.get("kind") == "evaluation"
+            return bool(line.get("iteration", 0) <= iteration - comes_after)
+
+        _keep_lines(self.metrics, keep)
+        for decisions in (self.decisions, *self.relatives.glob(f"*/{self.decisions.name}")):
+            _keep_lines(decisions, lambda line: line.get("round", 0) <= num_decisions)
 
     def write_environment(self, ranks: Ranks) -> None:
         """Record versions, commit, hardware and world size."""
@@ -117,6 +137,16 @@ class RunDirectory:
                 "threads_per_rank": torch.get_num_threads(),
             },
         )
+
+
+@contextmanager
+def made_aside(path: Path) -> Iterator[RunDirectory]:
+    """A new run directory at `path`, which appears with all that is written into it, or not at all."""
+    aside = path.with_name(f".preparing-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield RunDirectory(aside)
+    aside.rename(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,8 +24,9 @@ from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoin
 from distbranch.engine.distributed import Pending, Ranks, verify_equal
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.feed import SMALLEST_PART, Feed
+from distbranch.engine.forks import Family
 from distbranch.engine.loading import open_training
-from distbranch.engine.methods import Ruling, decide, may_still_grow
+from distbranch.engine.methods import Ruling, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
 from distbranch.engine.optimisation import (
     learning_rate,
@@ -80,6 +81,7 @@ class Trainer:
     ) -> None:
         self.config, self.ranks, self.info = config, ranks, info
         self.directory = RunDirectory(config.run_directory)
+        self.family = Family(config)
         self.should_stop = should_stop
         self.preprocessing = Preprocessing(
             config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std
@@ -115,17 +117,23 @@ class Trainer:
         size = self.preprocessing.image_size
         batches = open_training(self.info, self.config, self.ranks, image_size=size, start=start)
         self._feed = Feed(batches, self.ranks, self.should_stop)
+        if self._decision_is_due():  # begun from a fork's checkpoint: every other one is written after the decision
+            self._after_step()
         while not self._is_done():
             self._step()
-            if self._decision_is_due():
-                self._grow()
-            if train.evaluate_every and progress.iteration % train.evaluate_every == 0 and not self._is_done():
-                self._evaluate("val")
-            if progress.iteration % train.checkpoint_every == 0:
-                self._save()
+            self._after_step()
         self._tell_resumed()
         self._feed.agree()  # on a batch that no step will use
         return self._finish()
+
+    def _after_step(self) -> None:
+        train, iteration = self.config.train, self.progress.iteration
+        if self._decision_is_due():
+            self._grow()
+        if train.evaluate_every and iteration % train.evaluate_every == 0 and not self._is_done():
+            self._evaluate("val")
+        if iteration % train.checkpoint_every == 0:
+            self._save()
 
     def _is_done(self) -> bool:
         return self.progress.iteration >= self.config.train.iterations
@@ -230,7 +238,9 @@ class Trainer:
         progress, architecture = self.progress, self.net.network.architecture
         self.net.share_buffers()
         stats = self.stats.with_pair_sums(self.ranks.sum(self.stats.pair_sums()))
-        ruling = self.ranks.on_first(lambda: decide(stats, architecture, self.config.method, seed=self.config.seed))
+        ruling, parts = self.ranks.on_first(lambda: self.family.decide(stats, architecture))
+        if parts:
+            self._fork()
         if ruling.split is not None:
             self.net.widen(ruling.split)
             if self.config.optim.when_widened == "restart":
@@ -247,6 +257,14 @@ class Trainer:
         self._save()
         self._restart_clock()
 
+    def _fork(self) -> None:
+        """Give those runs of the family that decide otherwise the state as it is before the decision."""
+        self._stop_if_not_finite()
+        affinity = tensors_of_ranks(self.stats, self.ranks)
+        left = self.ranks.on_first(lambda: self.family.part(self._checkpoint(affinity)))
+        if self.log:
+            self.log.note("forked", iteration=self.progress.iteration, runs=left)
+
     def _verify(self, what: str) -> str:
         return verify_equal(self.ranks, what, self.net.fingerprint())
 
@@ -258,17 +276,17 @@ class Trainer:
         file.parent.mkdir(exist_ok=True)
         np.savez(file, allow_pickle=False, **ruling.matrices)
         self._write_tree()
-        self.log.decision(
-            {
-                "round": progress.num_rounds,
-                "iteration": progress.iteration,
-                "epoch": self._epoch(),
-                **ruling.record,
-                "affinity_file": str(file.relative_to(self.directory.path)),
-                "tree_hash": proof,
-                "seconds_in_all": seconds,
-            }
-        )
+        line = {
+            "round": progress.num_rounds,
+            "iteration": progress.iteration,
+            "epoch": self._epoch(),
+            **ruling.record,
+            "affinity_file": str(file.relative_to(self.directory.path)),
+            "tree_hash": proof,
+            "seconds_in_all": seconds,
+        }
+        self.family.record(line)
+        self.log.decision(line)
 
     def _write_tree(self) -> None:
         tree, names = self.net.network.architecture.tree, self.net.network.tasks.names
@@ -293,7 +311,8 @@ class Trainer:
     def _write_beginning(self) -> None:
         write_aside(self.directory.config, to_yaml(self.config))  # with what a continued run may change
         set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
-        self.directory.cut_back(self.progress.iteration, self.progress.num_rounds)
+        progress = self.progress
+        self.directory.cut_back(progress.iteration, progress.num_rounds, decision_is_due=self._decision_is_due())
         self.directory.write_environment(self.ranks)
         self._write_tree()
 
@@ -349,6 +368,12 @@ class Trainer:
             self.net.wrap()
 
     def _write_checkpoint(self, affinity: dict[str, Tensor]) -> None:
+        checkpoint, keep = self._checkpoint(affinity), self.config.train.keep_checkpoints
+        save_checkpoint(self.directory.checkpoints, self.progress.iteration, checkpoint, keep=keep)
+        if self.log:
+            self.log.flush()
+
+    def _checkpoint(self, affinity: dict[str, Tensor]) -> Checkpoint:
         progress = self.progress
         progress.seconds += self._window.take_seconds()
         bad = self.net.first_not_finite()
@@ -366,10 +391,7 @@ class Trainer:
             "epoch": self._epoch(),
         }
         tensors = {"model": self.net.network.state_dict(), "optimizer": self.net.slots(), "affinity": affinity}
-        keep = self.config.train.keep_checkpoints
-        save_checkpoint(self.directory.checkpoints, progress.iteration, Checkpoint(state, tensors), keep=keep)
-        if self.log:
-            self.log.flush()
+        return Checkpoint(state, tensors)
 
     def _stop_if_not_finite(self) -> None:
         found = self._window.first_not_finite()

@@ -1,0 +1,131 @@
+"""Runs that are one until they decide differently: one of them, the leader, trains for its relatives too.
+
+At every decision the leader asks what each relative would decide from the same statistics. Those that agree stay with it;
+those that do not leave, each group into the run directory of its first member, with the state as it was before the decision.
+From there it goes on as any run that is continued, as the leader of the rest of its group.
+
+Everything stands in run directories: `family.json` names the relatives that are still with a run and where its own
+beginning is from, and `relatives/<name>/` holds what will differ in the directory of each: decisions.jsonl and affinities.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from distbranch.branching.affinity import AffinityStats
+from distbranch.config import Config, MethodConfig, to_yaml
+from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
+from distbranch.engine.methods import Ruling, course, decide
+from distbranch.engine.run_directory import RunDirectory, append_line, made_aside, write_aside, write_json
+from distbranch.models.backbones import Architecture
+
+# The settings that act nowhere but at a decision, so relatives may differ in them. Both kinds of affinity come from the same
+# sums. (`decay` acts at every step, `round_iterations` and `first_decision` say when; `name: fixed` keeps no sums.)
+KEYS_OF_DECISIONS = ("affinity", "alpha", "unit_cost", "max_branches", "when_no_split")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The beginning that a run has from another one: of which run, how many steps, and the seconds they took."""
+
+    run: str
+    iteration: int
+    seconds: float
+
+
+class Family:
+    """A run and its relatives, which are the same run so far. Only rank 0 calls its methods.
+
+    Args:
+        config: of the leader, whose run directory says who its relatives are; a run alone has none.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.files = config, RunDirectory(config.run_directory)
+        self.relatives, self.origin = read_family(self.files)
+        self._rulings: dict[str, Ruling] = {}
+        self._leaving: list[list[str]] = []
+
+    def decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[Ruling, bool]:
+        """The leader's ruling, and whether some relatives decide otherwise and must leave (`part`)."""
+        methods = [self.config.method, *self.relatives.values()]
+        own, *others = decide(stats, architecture, methods, seed=self.config.seed)
+        self._rulings = dict(zip(self.relatives, others, strict=True))
+        groups: dict[Any, list[str]] = {course(architecture.tree, own, self.config.method): []}
+        for name, ruling in self._rulings.items():
+            groups.setdefault(course(architecture.tree, ruling, self.relatives[name]), []).append(name)
+        _, *self._leaving = groups.values()
+        return own, bool(self._leaving)
+
+    def part(self, checkpoint: Checkpoint) -> list[list[str]]:
+        """Send off those who leave, with the state as it was before the decision; returns the names of every group.
+
+        A group that has its directory already was sent off before this run was killed and went on from an earlier step.
+        The family is written anew when all have left, and before the leader's next checkpoint: so at any moment a member
+        has a directory, or a leader that will come past the decision at which it leaves.
+        """
+        for first, *others in self._leaving:
+            config = member(self.config, first, self.relatives[first])
+            if not RunDirectory(config.run_directory).config.exists():
+                self._send_off(config, others, checkpoint)
+        gone = {name for group in self._leaving for name in group}
+        self.relatives = {name: method for name, method in self.relatives.items() if name not in gone}
+        write_family(self.files, self.relatives, self.origin)
+        for name in gone:
+            shutil.rmtree(self.files.relatives / name, ignore_errors=True)
+        return self._leaving
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Keep for every relative its own form of a line of decisions.jsonl, and of the matrices where they differ."""
+        for name, method in self.relatives.items():
+            own, ruling = RunDirectory(self.files.relatives / name), self._rulings[name]
+            own.affinity.mkdir(parents=True, exist_ok=True)
+            if method.affinity != self.config.method.affinity:
+                np.savez(own.path / line["affinity_file"], allow_pickle=False, **ruling.matrices)
+            append_line(own.decisions, {**line, **ruling.record})
+
+    def _send_off(self, config: Config, others: Iterable[str], checkpoint: Checkpoint) -> None:
+        progress = checkpoint.state["progress"]
+        origin = Origin(self.files.path.name, progress["iteration"], progress["seconds"])
+        with made_aside(config.run_directory) as files:
+            copy_as(config, self.files, files)
+            for name in others:
+                if (self.files.relatives / name).exists():
+                    shutil.copytree(self.files.relatives / name, files.relatives / name)
+            write_family(files, {name: self.relatives[name] for name in others}, origin)
+            save_checkpoint(files.checkpoints, progress["iteration"], checkpoint, keep=1)
+
+
+def member(leader: Config, name: str, method: MethodConfig) -> Config:
+    """The configuration of one of the leader's relatives."""
+    return leader.model_copy(update={"run": leader.run.model_copy(update={"name": name}), "method": method})
+
+
+def read_family(files: RunDirectory) -> tuple[dict[str, MethodConfig], Origin | None]:
+    """The relatives that are still with a run, by name, and where its beginning is from; nothing for a run alone."""
+    if not files.family.exists():
+        return {}, None
+    values = json.loads(files.family.read_text(encoding="utf-8"))
+    relatives = {name: MethodConfig.model_validate(method) for name, method in values["relatives"].items()}
+    return relatives, Origin(**values["origin"]) if values["origin"] else None
+
+
+def write_family(files: RunDirectory, relatives: Mapping[str, MethodConfig], origin: Origin | None) -> None:
+    """The inverse of `read_family`."""
+    methods = {name: method.model_dump(mode="json") for name, method in relatives.items()}
+    write_json(files.family, {"relatives": methods, "origin": asdict(origin) if origin else None})
+
+
+def copy_as(config: Config, leader: RunDirectory, files: RunDirectory) -> None:
+    """Fill the directory `files` with what the run `config`, a relative of `leader`, would have written so far by itself."""
+    for file in (leader.environment, leader.tree, leader.metrics):
+        if file.exists():
+            shutil.copy(file, files.path)
+    for folder, copy in ((leader.affinity, files.affinity), (leader.relatives / config.run_directory.name, files.path)):
+        if folder.exists():
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
+    write_aside(files.config, to_yaml(config))
