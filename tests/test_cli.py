@@ -57,7 +57,16 @@ def test_dry_run_prints_sizes_and_starts_nothing(world: Path) -> None:
     with nothing_overwritten(world, ()):
         ended = run("train tiny.yaml run.name=new --dry-run")
     assert ended.code == 0, ended.err
-    for words in ("parameters", "multiply-adds", "bytes", "train 24, val 8, test 8", "32x32", "runs/new"):
+    for words in (
+        "parameters",
+        "multiply-adds",
+        "bytes",
+        "train 24, val 8, test 8",
+        "32x32",
+        "runs/new",
+        "predicted scaling",
+        "1024",
+    ):
         assert words in ended.out
     network = distbranch.load(world / "runs/tiny")
     assert numbers_of(ended.out, "ranks")[0] == 1

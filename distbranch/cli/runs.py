@@ -17,6 +17,8 @@ def train(
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new directory if the run exists.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print sizes, start nothing.")] = False,
+    bandwidth: Annotated[float, typer.Option(help="With --dry-run: Gbit/s between ranks.", min=1e-3)] = 10.0,
+    latency: Annotated[float, typer.Option(help="With --dry-run: microseconds per message.", min=0)] = 50.0,
     help_config: Annotated[
         bool, typer.Option("--help-config", help="List every key with its default, range and meaning.")
     ] = False,
@@ -39,8 +41,9 @@ def train(
     resolved = load_config(config, overrides or [])
     if dry_run:
         from distbranch.launch.dry_run import plan
+        from distbranch.launch.scaling import Link
 
-        return show_pairs(plan(resolved).lines)
+        return _show_plan(plan(resolved, Link(bandwidth, latency)))
     from distbranch.launch import train as launch_train
     from distbranch.report.progress import ProgressDisplay
 
@@ -106,6 +109,18 @@ def _show_result(result: Any) -> None:
         company = {other["name"]: [other] for other in thin_company(result)}
         console.print(result_table({**company, result.summary["name"]: [result.summary]}, split=split))
     console.print(f"run directory: {result.directory}", highlight=False, soft_wrap=True)
+
+
+def _show_plan(plan: Any) -> None:
+    show_pairs(plan.lines)
+    if plan.scales:
+        table = Table("ranks", "step ms", "images/s", "efficiency %", "sum of a decision ms", title="predicted scaling")
+        for column in table.columns:
+            column.justify = "right"
+        for scale in plan.scales:
+            times = (f"{1000 * scale.step_s:.1f}", f"{scale.images_per_s:,.0f}", f"{100 * scale.efficiency:.1f}")
+            table.add_row(str(scale.num_ranks), *times, f"{1000 * scale.decision_s:.2f}")
+        console.print(table)
 
 
 def _show_keys() -> None:

@@ -1,19 +1,21 @@
 """What a run would do, without starting anything: sizes, bytes on the wire, resources."""
 
+import json
 from dataclasses import dataclass
 
 import torch
 
+from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.data.shards import read_dataset
 from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.launch.prepare import check_data, must_be_packed, with_absolute_paths
 from distbranch.launch.ray_cluster import cluster_address
+from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, pair_bytes, predict
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
-
-FLOAT32, FLOAT64 = 4, 8
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,13 @@ class Plan:
     """Lines of `distbranch train --dry-run`: what is asked about, and the answer."""
 
     lines: tuple[tuple[str, str], ...]
+    scales: tuple[Scale, ...] = ()
 
 
-def plan(config: Config) -> Plan:
-    """Check data, configuration and this machine, and count what the run would need.
+def plan(config: Config, link: Link) -> Plan:
+    """Check data, configuration and this machine, count what the run would need, and predict how it would scale.
+
+    A run that was begun is counted as the tree it has grown to.
 
     Raises:
         UserError: what is not as it should be.
@@ -40,7 +45,11 @@ def plan(config: Config) -> Plan:
     check_data(config, info)
     size = config.data.image_size or info.image_size
     thin = Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
-    parameters, num_tasks = num_parameters(thin), len(info.tasks)
+    tree = _tree_of(config)
+    architecture = thin.with_tree(tree) if tree else thin
+    parameters, num_tasks = num_parameters(architecture), len(info.tasks)
+    step = measure_step(config, architecture, device=torch.device("cuda" if wants_gpu(launch) else "cpu"))
+    share = max(2, config.train.batch_size // launch.most_workers)
     address = cluster_address(launch)
     device = "cuda" if address is None and wants_gpu(launch) else launch.device
     samples = ", ".join(f"{name} {split.num_samples:,}" for name, split in info.splits.items())
@@ -48,15 +57,32 @@ def plan(config: Config) -> Plan:
         ("data", f"{info.path}: {samples}"),
         ("tasks", f"{num_tasks}"),
         ("images", f"{size[0]}x{size[1]} (height x width)"),
-        ("network", f"{config.model.backbone}, width {config.model.width or 'full'}, before any widening"),
-        ("parameters", f"{parameters:,} ({num_weights(thin):,} weights with batch norm folded)"),
-        ("multiply-adds per image", f"{multiply_adds(thin):,}"),
+        ("network", f"{config.model.backbone}, width {config.model.width or 'full'}, {_branches(architecture)}"),
+        ("parameters", f"{parameters:,} ({num_weights(architecture):,} weights with batch norm folded)"),
+        ("multiply-adds per image", f"{multiply_adds(architecture):,}"),
         ("ranks", f"{launch.workers} on {address or 'this machine'}, device {device}"),
         ("gradients on the wire per step and rank", f"{parameters * FLOAT32:,} bytes"),
         ("margins and losses per step and rank", f"{3 * num_tasks * FLOAT64:,} bytes"),
-        ("pair statistics per decision and rank", f"{3 * num_tasks**2 * FLOAT64:,} bytes"),
+        ("pair statistics per decision and rank", f"{pair_bytes(num_tasks):,} bytes"),
         ("steps", f"{config.train.iterations:,} of {config.train.batch_size} images"),
         ("run directory", str(config.run_directory)),
         ("torch", torch.__version__),
+        (
+            f"a step of one rank's {share} images, measured here",
+            f"{1000 * step.whole_s:.1f} ms ({1000 * step.backward_s:.1f} ms of it backward)",
+        ),
+        ("assumed between ranks", f"{link.gbit_s:g} Gbit/s, {link.latency_us:g} us"),
     )
-    return Plan(lines)
+    scales = predict(step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share)
+    return Plan(lines, tuple(scales))
+
+
+def _tree_of(config: Config) -> Tree | None:
+    file = RunDirectory(config.run_directory).tree
+    return Tree.from_json(json.loads(file.read_text())["tree"]) if file.exists() else None
+
+
+def _branches(architecture: Architecture) -> str:
+    tree = architecture.tree
+    numbers = [tree.num_branches(layer) for layer in range(1, tree.num_layers + 1)]
+    return "before any widening" if max(numbers) == 1 else f"branches {'-'.join(map(str, numbers))}"

@@ -1,0 +1,114 @@
+"""How a run would scale: a step measured on this machine, its bytes on the wire, and an assumed network between the ranks.
+
+A ring all-reduce of M bytes over N ranks takes 2 (N - 1) (M / (N * bandwidth) + latency). DDP starts it during the backward
+pass, so only what exceeds that pass, but never less than the last bucket's sum, adds to the step. Images per rank stay equal.
+"""
+
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from distbranch.config import Config
+from distbranch.engine.optimisation import build_optimizer
+from distbranch.models.backbones import Architecture
+from distbranch.models.tree_net import TreeNet
+
+FLOAT32, FLOAT64 = 4, 8
+BUCKET_BYTES = 25 * 2**20  # of DDP
+NUMS_OF_RANKS = (1, 2, 8, 32, 128, 512, 1024)
+NUM_STEPS = 5
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Medians of measured steps on this machine, in seconds."""
+
+    forward_s: float
+    backward_s: float
+    update_s: float
+
+    @property
+    def whole_s(self) -> float:
+        """The step of one rank that speaks with nobody."""
+        return self.forward_s + self.backward_s + self.update_s
+
+
+@dataclass(frozen=True)
+class Link:
+    """The network between two ranks: payload bandwidth in Gbit/s and latency in microseconds per message."""
+
+    gbit_s: float = 10.0
+    latency_us: float = 50.0
+
+    def all_reduce_s(self, num_bytes: int, num_ranks: int) -> float:
+        """Seconds of a ring all-reduce."""
+        hops = 2 * (num_ranks - 1)
+        return hops * (num_bytes * 8 / num_ranks / (self.gbit_s * 1e9) + self.latency_us * 1e-6)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is predicted for one number of ranks; `efficiency` is against one rank that speaks with nobody."""
+
+    num_ranks: int
+    step_s: float
+    images_per_s: float
+    efficiency: float
+    decision_s: float
+
+
+def measure_step(config: Config, architecture: Architecture, *, device: torch.device) -> StepTime:
+    """Train a few steps of one rank's share on random images, with one rank's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.launch.threads or max(1, len(os.sched_getaffinity(0)) // config.launch.most_workers))
+    num_images = max(2, config.train.batch_size // config.launch.most_workers)
+    network = TreeNet(architecture).to(device).train()
+    optimizer = build_optimizer(network, config.optim)
+    images = torch.randint(0, 256, (num_images, 3, *architecture.image_size), dtype=torch.uint8, device=device)
+    labels = torch.zeros(num_images, len(architecture.tasks), device=device)
+    times = []
+    for _ in range(NUM_STEPS + 1):
+        marks = [_now(device)]
+        loss = network.tasks.losses(network(images, flat=True), labels).sum() / num_images
+        marks.append(_now(device))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        marks.append(_now(device))
+        clip_grad_norm_(network.parameters(), config.train.clip_norm)
+        optimizer.step()
+        marks.append(_now(device))
+        times.append([end - begin for begin, end in pairwise(marks)])
+    torch.set_num_threads(before)
+    return StepTime(*(statistics.median(part) for part in zip(*times[1:], strict=True)))
+
+
+def predict(step: StepTime, link: Link, *, num_parameters: int, num_tasks: int, images_per_rank: int) -> list[Scale]:
+    """Steps and decisions of 1 to 1,024 ranks, each with `images_per_rank` images."""
+    gradient = num_parameters * FLOAT32
+    last_bucket = min(gradient, BUCKET_BYTES)
+    scales = []
+    for num_ranks in NUMS_OF_RANKS:
+        whole = link.all_reduce_s(gradient, num_ranks)
+        exposed = max(whole - step.backward_s, link.all_reduce_s(last_bucket, num_ranks))
+        seconds = step.whole_s + exposed
+        decision = link.all_reduce_s(pair_bytes(num_tasks), num_ranks)
+        scales.append(
+            Scale(num_ranks, seconds, num_ranks * images_per_rank / seconds, step.whole_s / seconds, decision)
+        )
+    return scales
+
+
+def pair_bytes(num_tasks: int) -> int:
+    """Bytes of the pair statistics that are summed once per decision: agreements, pairs and signs."""
+    return 3 * num_tasks**2 * FLOAT64
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,36 @@
+"""The predicted scaling follows from the ring all-reduce and a measured step."""
+
+import pytest
+
+from distbranch.launch.scaling import BUCKET_BYTES, Link, StepTime, pair_bytes, predict
+
+STEP = StepTime(forward_s=0.040, backward_s=0.050, update_s=0.010)
+
+
+def test_a_ring_sends_every_byte_almost_twice() -> None:
+    link = Link(gbit_s=8, latency_us=0)
+    assert link.all_reduce_s(10**9, 1) == 0
+    assert link.all_reduce_s(10**9, 2) == pytest.approx(1.0)
+    assert link.all_reduce_s(10**9, 1024) == pytest.approx(2.0, rel=1e-2)
+    assert Link(gbit_s=8, latency_us=10).all_reduce_s(0, 11) == pytest.approx(20 * 10e-6)
+
+
+def test_a_small_gradient_costs_its_last_bucket_and_a_large_one_what_exceeds_the_backward_pass() -> None:
+    link = Link(gbit_s=8, latency_us=0)
+    small = predict(STEP, link, num_parameters=1_000_000, num_tasks=40, images_per_rank=32)
+    assert small[1].step_s == pytest.approx(0.100 + 0.004)
+    large = predict(STEP, link, num_parameters=100_000_000, num_tasks=40, images_per_rank=32)
+    assert large[1].step_s == pytest.approx(0.100 + 0.400 - 0.050)
+    assert large[1].step_s - 0.100 > link.all_reduce_s(BUCKET_BYTES, 2)
+
+
+def test_efficiency_is_one_alone_and_never_rises_with_the_ranks() -> None:
+    scales = predict(STEP, Link(), num_parameters=200_000, num_tasks=40, images_per_rank=32)
+    assert [scale.num_ranks for scale in scales][-1] == 1024
+    assert scales[0].efficiency == 1
+    assert scales[0].images_per_s == pytest.approx(320)
+    assert scales[0].decision_s == 0
+    efficiencies = [scale.efficiency for scale in scales]
+    assert efficiencies == sorted(efficiencies, reverse=True)
+    assert all(scale.images_per_s == pytest.approx(320 * scale.num_ranks * scale.efficiency) for scale in scales)
+    assert scales[-1].decision_s == pytest.approx(Link().all_reduce_s(pair_bytes(40), 1024))
