@@ -82,16 +82,22 @@ def bench_train(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = (config, image_size, num_tasks, num_blocks, port, queue)
+    arguments = (num_ranks, config, image_size, num_tasks, num_blocks, port, queue)
     multiprocessing.spawn(_rank, args=arguments, nprocs=num_ranks)  # type: ignore[attr-defined, no-untyped-call]
     rows: list[TrainCost] = queue.get()
     return rows
 
 
 def _rank(
-    rank: int, config: Config, image_size: tuple[int, int], num_tasks: int, num_blocks: int, port: int, queue: Any
+    rank: int,
+    world_size: int,
+    config: Config,
+    image_size: tuple[int, int],
+    num_tasks: int,
+    num_blocks: int,
+    port: int,
+    queue: Any,
 ) -> None:
-    world_size = config.launch.workers
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
