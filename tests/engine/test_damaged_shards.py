@@ -14,7 +14,6 @@ from tiny_runs import config_of, lines_of, train_tiny
 from distbranch.data.shards import read_dataset
 from distbranch.engine.checkpoint import load_newest
 
-pytestmark = pytest.mark.cluster
 STEP, SAMPLE = 10, 20
 
 

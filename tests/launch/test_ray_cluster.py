@@ -58,6 +58,10 @@ def test_what_can_never_run_is_refused_at_once_with_what_is_there_and_what_was_a
         # Two nodes have two CPUs, but none has both of them.
         "a large worker": ({"launch.workers": 1, "launch.cpus_per_worker": 2}, ("room for 0", "at most 1 CPU on one")),
         "GPUs": ({"launch.device": "cuda"}, ("1 GPU", "room for 0")),
+        "nodes that never come": (
+            {"launch.workers": 3, "launch.wait_for_nodes_min": 0.05},
+            ("3 worker(s)", "room for 2"),
+        ),
         "a range": ({"launch.workers": [3, 5]}, ("3 to 5 worker(s)", "room for 2")),
     }
     for name, (dotted, words) in asked.items():
@@ -65,6 +69,8 @@ def test_what_can_never_run_is_refused_at_once_with_what_is_there_and_what_was_a
         assert ended.value is not None, ended.output
         assert ended.value["end"] == "failed", name
         assert all(word in ended.value["message"] for word in words), ended.value["message"]
+        waits = [event for event in ended.value["events"] if "Waiting for nodes" in event.get("message", "")]
+        assert bool(waits) == ("launch.wait_for_nodes_min" in dotted)
     assert not (tmp_path / "tiny" / "ray").exists()
 
 

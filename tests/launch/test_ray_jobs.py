@@ -39,7 +39,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     with tempfile.TemporaryDirectory(prefix="rj") as scratch:
         command = ["ray", "start", "--head", "--block", f"--port={port}", f"--temp-dir={scratch}", "--num-cpus=2"]
         command += ["--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}"]
-        command += [f"--dashboard-agent-listen-port={free_port()}", "--ray-client-server-port=0"]
+        command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
         log = folder / "head.log"
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         with log.open("w") as output:
