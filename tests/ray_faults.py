@@ -9,15 +9,17 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from net_hosts import enter
 from rank_server import Ended, RankServer
 from tiny_runs import train_tiny
 
-SECONDS_TO_WAIT = 120
+SECONDS_TO_WAIT = 240
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,21 @@ def _wait_for(ready: Callable[[], Any], otherwise: str) -> None:
         time.sleep(0.05)
 
 
-def start(ranks: RankServer, config: Mapping[str, Any], environment: Mapping[str, str]) -> "Future[list[Ended]]":
-    """Begin a driver of the tiny run; the future holds how it ended."""
+def start(
+    ranks: RankServer, config: Mapping[str, Any], environment: Mapping[str, str], *, host: str = ""
+) -> "Future[list[Ended]]":
+    """Begin a driver of the tiny run, in the network namespace `host` if it is named; the future holds how it ended."""
     executor = ThreadPoolExecutor(1)
-    future = executor.submit(
-        ranks.run, train_on_cluster, config=config, environment=dict(environment), timeout_s=SECONDS_TO_WAIT
-    )
+    arguments = {"config": config, "environment": dict(environment), "host": host}
+    future = executor.submit(ranks.run, train_on_cluster, timeout_s=SECONDS_TO_WAIT, **arguments)
     executor.shutdown(wait=False)
     return future
 
 
-def train_on_cluster(config: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+def train_on_cluster(config: Mapping[str, Any], environment: Mapping[str, str], host: str) -> dict[str, Any]:
     """A job: the driver."""
+    if host:
+        enter(host)
     from distbranch.launch import ray_train
 
     os.environ.update(environment)
@@ -107,7 +112,7 @@ def work(loop: dict[str, Any]) -> None:
     def step(self: trainer.Trainer, *batch: Any) -> None:
         now["step"] = self.progress.iteration + 1
         line = {"group": group, "rank": rank, "world_size": self.ranks.world_size, "time": time.time(), **now}
-        with (folder / "steps.jsonl").open("a") as file:
+        with suppress(OSError), (folder / "steps.jsonl").open("a") as file:  # the storage may be what fails
             file.write(json.dumps(line) + "\n")
         fault = faults.get(now["step"])
         if fault is not None and fault.do != "nan":

@@ -9,6 +9,10 @@ import psutil
 import ray
 from ray.train.torch import TorchConfig
 
+# What is left of a process group one of whose ranks died cannot be left in order; Ray would wait 30 s for it before it
+# kills the workers and starts new ones.
+SECONDS_TO_LEAVE = "3"
+
 
 def interface_of(address: str) -> str | None:
     """The name of the network interface that carries an IP address on this machine."""
@@ -40,5 +44,6 @@ class ClusterTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
 
     def on_start(self, worker_group: object, backend_config: TorchConfig) -> None:
         """Choose the interface in every worker, then make the process group."""
+        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", SECONDS_TO_LEAVE)  # read in this process, later
         worker_group.execute(use_interface_of_node)  # type: ignore[attr-defined]
         super().on_start(worker_group, backend_config)

@@ -169,13 +169,15 @@ def check_resources(launch: LaunchConfig, report: Report) -> None:
 
     each = resources(launch, gpu=uses_gpu(launch))
     deadline = time.monotonic() + 60 * launch.wait_for_nodes_min
-    if _room(alive_nodes(), each) < launch.most_workers and launch.wait_for_nodes_min:
+    room = _room(alive_nodes(), each)
+    if room < launch.most_workers and launch.wait_for_nodes_min:
         from ray.autoscaler.sdk import request_resources
 
-        request_resources(bundles=[each] * launch.most_workers)
         report({"kind": "warning", "message": f"Waiting for nodes: {_asked(launch, each)} do not fit yet."})
-    while (room := _room(alive_nodes(), each)) < launch.least_workers and time.monotonic() < deadline:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        request_resources(bundles=[each] * launch.most_workers)
+        while (room := _room(alive_nodes(), each)) < launch.most_workers and time.monotonic() < deadline:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        request_resources(bundles=[])  # from now on the run itself holds them
     if room < launch.least_workers:
         raise UserError(_too_little(launch, each, room))
     free = ray.available_resources()

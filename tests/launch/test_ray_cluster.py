@@ -1,19 +1,23 @@
 """Runs on a Ray cluster of several nodes: what is checked before they start, and what befalls them while they train."""
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rank_server import RankServer
-from ray_faults import Fault, await_fault, plan_faults, start
+from ray_faults import Fault, await_fault, let_go, plan_faults, start
 from ray_world import RayWorld
 from tiny_runs import ITERATIONS, assert_same_content, config_of, lines_of
 
 from distbranch.data.plan import Plan
 from distbranch.data.shards import read_dataset
+from distbranch.engine.checkpoint import load_newest
 
 pytestmark = pytest.mark.cluster
 CHECKPOINTS = sorted({*range(0, ITERATIONS, 5), *range(0, ITERATIONS, 7)})
@@ -35,8 +39,9 @@ def configured(tiny_data: Path, world: RayWorld, tmp_path: Path) -> Callable[...
 
     def make(**dotted: Any) -> dict[str, Any]:
         values = {"launch.workers": 2, "launch.address": world.address, "launch.placement": "spread", **dotted}
-        plan_faults(tmp_path)
-        return config_of(tiny_data, tmp_path, **values)
+        config = config_of(tiny_data, tmp_path, **values)
+        plan_faults(Path(config["run"]["directory"]))
+        return config
 
     return make
 
@@ -53,6 +58,10 @@ def test_what_can_never_run_is_refused_at_once_with_what_is_there_and_what_was_a
         # Two nodes have two CPUs, but none has both of them.
         "a large worker": ({"launch.workers": 1, "launch.cpus_per_worker": 2}, ("room for 0", "at most 1 CPU on one")),
         "GPUs": ({"launch.device": "cuda"}, ("1 GPU", "room for 0")),
+        "nodes that never come": (
+            {"launch.workers": 3, "launch.wait_for_nodes_min": 0.05},
+            ("3 worker(s)", "room for 2"),
+        ),
         "a range": ({"launch.workers": [3, 5]}, ("3 to 5 worker(s)", "room for 2")),
     }
     for name, (dotted, words) in asked.items():
@@ -60,6 +69,8 @@ def test_what_can_never_run_is_refused_at_once_with_what_is_there_and_what_was_a
         assert ended.value is not None, ended.output
         assert ended.value["end"] == "failed", name
         assert all(word in ended.value["message"] for word in words), ended.value["message"]
+        waits = [event for event in ended.value["events"] if "Waiting for nodes" in event.get("message", "")]
+        assert bool(waits) == ("launch.wait_for_nodes_min" in dotted)
     assert not (tmp_path / "tiny" / "ray").exists()
 
 
@@ -102,14 +113,31 @@ def test_a_run_whose_raylet_is_killed_goes_on_on_another_node_with_the_same_bits
     assert {step for step in steps if steps.count(step) > 1} <= set(range(last + 1, fault.step + 1))
 
 
-def test_a_run_whose_driver_is_killed_goes_on_with_the_same_command(
+def test_trouble_after_trouble_stops_all_ranks_with_one_message_and_the_same_command_goes_on_to_the_same_bits(
     configured: Callable[..., dict[str, Any]],
     world: RayWorld,
     ranks: RankServer,
     undisturbed: Callable[[int], Path],
     tmp_path: Path,
 ) -> None:
-    config, fault = configured(), Fault("wait", rank=1, step=20)
+    host = os.uname().nodename
+    troubles = (
+        (Fault("raise", rank=1, step=9), 1, (f"Rank 1 on {host} raised IndexError: the rank met what nobody foresaw",)),
+        (Fault("sleep", rank=1, step=13), 0.15, (f"Rank 1 on {host} did not answer for 0.15 minutes",)),
+        (Fault("nan", rank=1, step=20), 1, (f"is not finite at step 20 (rank 1 on {host})", "step-00000015")),
+    )
+    for number, (fault, timeout_min, words) in enumerate(troubles, start=1):
+        config = configured(**{"launch.timeout_min": timeout_min})
+        plan_faults(tmp_path, [fault])
+        ended = start(ranks, config, world.environment).result()[0]
+        assert ended.value is not None, ended.output
+        assert ended.value["end"] == "failed"
+        assert all(word in ended.value["message"] for word in words), ended.value["message"]
+        # One group of workers each: nobody tries again what cannot be mended so.
+        assert len({line["group"] for line in steps_of(tmp_path)}) == number
+        assert steps_of(tmp_path)[-1]["step"] <= fault.step
+
+    config, fault = configured(), Fault("wait", rank=1, step=27)
     plan_faults(tmp_path, [fault])
     run = start(ranks, config, world.environment)
     await_fault(tmp_path, fault)
@@ -119,37 +147,98 @@ def test_a_run_whose_driver_is_killed_goes_on_with_the_same_command(
     assert ended.value is not None, ended.output
     assert ended.value["end"] == "done", ended.value
     assert_same_content(tmp_path / "tiny", undisturbed(2))
+    resumed = [line["iteration"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")]
+    assert resumed == [7, 10, 15, 25]
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (Fault("raise", rank=1, step=9), ("Rank 1 on", "raised IndexError: the rank met what nobody foresaw")),
-        (Fault("sleep", rank=1, step=9), ("Rank 1 on", "did not answer for 0.1 minutes (launch.timeout_min)")),
-        (Fault("nan", rank=1, step=9), ("is not finite at step 9 (rank 1 on", "step-00000007")),
-    ],
-    ids=lambda value: value.do if isinstance(value, Fault) else "",
-)
-def test_trouble_on_one_rank_stops_all_with_one_message_that_names_rank_and_host(
-    fault: Fault,
-    words: tuple[str, ...],
+@pytest.fixture
+def small_storage(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB, mounted where the run directory is to be."""
+    if os.geteuid() != 0:
+        message = "mounting a small file system needs root"
+        if os.environ.get("DISTBRANCH_NO_SKIP"):
+            pytest.fail(message)
+        pytest.skip(message)
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", "size=24m", "none", str(folder))
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+def flip_bytes(shards: list[Path]) -> None:
+    """One bit of every 64th byte: every image of a shard is another one than was packed."""
+    for file in shards:
+        content = bytearray(file.read_bytes())
+        content[::64] = bytes(byte ^ 1 for byte in content[::64])
+        with file.open("r+b") as open_file:
+            open_file.write(content)
+
+
+def test_failing_storage_and_damaged_shards_stop_all_ranks_with_one_message_and_nothing_is_lost(
     configured: Callable[..., dict[str, Any]],
     world: RayWorld,
     ranks: RankServer,
+    undisturbed: Callable[[int], Path],
+    tiny_data: Path,
+    small_storage: Path,
     tmp_path: Path,
 ) -> None:
-    config = configured(**{"launch.timeout_min": 0.1})
-    plan_faults(tmp_path, [fault])
+    data, filler, run = tmp_path / "data", small_storage / "filler", small_storage / "tiny"
+    shutil.copytree(tiny_data, data)
+    shards = [data / shard.file for shard in read_dataset(data).splits["train"].shards]
+    config = configured(**{"run.directory": str(small_storage), "data.path": str(data)})
+
+    def fill() -> None:
+        with filler.open("wb") as file, suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+                file.flush()
+
+    def vanish() -> None:
+        for file in shards:
+            file.unlink()
+
+    def restore() -> None:
+        shutil.copytree(tiny_data, data, dirs_exist_ok=True)
+
+    remount = ("-o", "remount,{}", str(small_storage))
+    damages: tuple[tuple[int, Callable[[], Any], Callable[[], Any], str, int | None], ...] = (
+        (9, fill, filler.unlink, "No space left", 7),
+        (
+            19,
+            lambda: mount(*(text.format("ro") for text in remount)),
+            lambda: mount(*(text.format("rw") for text in remount)),
+            "Read-only file system",
+            15,
+        ),
+        (24, vanish, restore, "is absent", None),
+        (40, lambda: flip_bytes(shards), restore, "is not the one that was packed", None),
+    )
+    for step, damage, mend, words, newest in damages:
+        fault = Fault("wait", rank=0, step=step)
+        plan_faults(small_storage, [fault])
+        training = start(ranks, config, world.environment)
+        await_fault(small_storage, fault)
+        let_go(small_storage, fault)  # a mark, which a full or read-only storage would not take
+        damage()
+        ended = training.result()[0]
+        assert ended.value is not None, ended.output
+        assert ended.value["end"] == "failed", words
+        assert words in ended.value["message"], ended.value["message"]
+        found = load_newest(run / "checkpoints")
+        assert found is not None
+        assert newest in (None, found.state["progress"]["iteration"])
+        mend()
+    plan_faults(small_storage)
     ended = start(ranks, config, world.environment).result()[0]
     assert ended.value is not None, ended.output
-    assert ended.value["end"] == "failed"
-    assert all(word in ended.value["message"] for word in (*words, os.uname().nodename)), ended.value["message"]
-    assert len({line["group"] for line in steps_of(tmp_path)}) == 1  # nobody tried again what cannot be mended so
-    assert max(line["step"] for line in steps_of(tmp_path)) <= fault.step
-    plan_faults(tmp_path)
-    again = start(ranks, config, world.environment).result()[0]
-    assert again.value is not None, again.output
-    assert again.value["end"] == "done"
+    assert ended.value["end"] == "done", ended.value
+    assert_same_content(run, undisturbed(2))
 
 
 def test_an_elastic_run_follows_the_nodes_and_sees_every_sample_of_the_epoch_once(

@@ -1,0 +1,175 @@
+"""Runs as jobs of a real Ray cluster with a dashboard and a token: submitted, watched, cancelled, gone on with."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rank_server import Ended, RankServer, free_port
+from ray_world import environment_of, token_file
+from tiny_runs import assert_same_content, config_of, lines_of
+
+from distbranch.engine.checkpoint import load_newest
+
+pytestmark = pytest.mark.cluster
+SECONDS_TO_START = 90
+
+
+@dataclass(frozen=True)
+class Head:
+    """A cluster of one node, as `ray start --head` makes it."""
+
+    dashboard: str
+    environment: Mapping[str, str]
+    scratch: Path
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    folder = tmp_path_factory.mktemp("head")
+    environment = environment_of(token_file(folder))
+    port, dashboard = free_port(), free_port()
+    with tempfile.TemporaryDirectory(prefix="rj") as scratch:
+        command = ["ray", "start", "--head", "--block", f"--port={port}", f"--temp-dir={scratch}", "--num-cpus=2"]
+        command += ["--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}"]
+        command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
+        log = folder / "head.log"
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, env={**os.environ, **environment, "PATH": path}, stdout=output, stderr=output
+            )
+        deadline = time.monotonic() + SECONDS_TO_START
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield Head(f"http://127.0.0.1:{dashboard}", environment, Path(scratch))
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def submitted(arguments: list[str], folder: str, environment: Mapping[str, str], program: str = "distbranch") -> None:
+    """A job: a command line in a folder."""
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = [program, *arguments]
+    if program == "distbranch":
+        from distbranch.cli import main
+    else:
+        from ray.scripts.scripts import main
+    main()
+
+
+@pytest.fixture
+def call(head: Head, ranks: RankServer, tmp_path: Path) -> Callable[..., Ended]:
+    """Run a command in the folder from which is submitted."""
+    (tmp_path / "source").mkdir()
+
+    def run(*arguments: str, program: str = "distbranch", **environment: str) -> Ended:
+        settings = {**head.environment, **environment}
+        where = {"folder": str(tmp_path / "source"), "environment": settings, "program": program}
+        return ranks.run(submitted, arguments=list(arguments), timeout_s=150, **where)[0]
+
+    return run
+
+
+def write_config(folder: Path, values: Mapping[str, Any]) -> None:
+    (folder / "source" / "tiny.yaml").write_text(yaml.safe_dump(dict(values)))
+
+
+def text_of(ended: Ended) -> str:
+    return " ".join(ended.output.split())
+
+
+def test_a_submitted_run_is_cancelled_with_a_checkpoint_and_submitted_again_ends_with_the_same_bits(
+    call: Callable[..., Ended], head: Head, tiny_data: Path, undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    # Relative paths are those of the folder from which is submitted, not of its uploaded copy.
+    (tmp_path / "data").symlink_to(tiny_data)
+    values = config_of("../data", "../runs", **{"launch.workers": 2})
+    write_config(tmp_path, values)
+    (tmp_path / "source" / ".gitignore").write_text("secret.txt\n")
+    (tmp_path / "source" / "secret.txt").write_text("stays here")
+    run = tmp_path / "runs" / "tiny"
+    slow = "train.log_every=1"  # so that the test sees the steps
+    began = call("submit", "ray", "tiny.yaml", slow, "--address", head.dashboard, "--no-wait")
+    assert began.exit_code == 0, began.output
+    deadline = time.monotonic() + 100
+    while not (run / "decisions.jsonl").exists():
+        assert time.monotonic() < deadline, call("logs", str(run)).output
+        time.sleep(0.1)
+    assert "running" in text_of(call("status", str(run)))
+    assert call("cancel", str(run)).exit_code == 0
+    while "running" in (state := text_of(call("status", str(run)))):
+        assert time.monotonic() < deadline + 60, state
+        time.sleep(1)
+    checkpoint = load_newest(run / "checkpoints")
+    assert checkpoint is not None
+    assert not (run / "result.json").exists(), "the run ended before it was cancelled, so it proves nothing"
+    copies = [path for path in head.scratch.rglob("_ray_pkg_*") if path.is_dir()]
+    assert copies
+    assert all(sorted(file.name for file in copy.iterdir()) == [".gitignore", "tiny.yaml"] for copy in copies)
+
+    ended = call("submit", "ray", "tiny.yaml", "--address", head.dashboard)
+    assert ended.exit_code == 0, ended.output
+    assert "went on after step" in text_of(ended)
+    assert_same_content(run, undisturbed(2))
+    resumed = lines_of(run / "metrics.jsonl", "resumed")
+    assert [line["iteration"] for line in resumed] == [checkpoint.state["progress"]["iteration"]]
+    again = call("submit", "ray", "tiny.yaml", "--address", head.dashboard)
+    assert again.exit_code == 0
+    assert "is finished; nothing was submitted" in text_of(again)
+
+
+def test_ray_job_submit_trains_on_its_cluster_and_refuses_paths_inside_the_uploaded_copy(
+    call: Callable[..., Ended], head: Head, tiny_data: Path, tmp_path: Path
+) -> None:
+    write_config(tmp_path, config_of(tiny_data, "runs", **{"launch.workers": 2, "train.iterations": 8}))
+    job = ["job", "submit", "--address", head.dashboard, "--working-dir", ".", "--"]
+    train = [sys.executable, "-m", "distbranch", "train", "tiny.yaml"]
+    refused = call(*job, *train, program="ray")
+    assert refused.exit_code == 1
+    assert "run.directory should be an absolute path on storage that all nodes see" in text_of(refused)
+    assert "'runs' lies in the uploaded copy" in text_of(refused)
+
+    ended = call(*job, *train, f"run.directory={tmp_path / 'runs'}", program="ray")
+    assert ended.exit_code == 0, ended.output
+    environment = yaml.safe_load((tmp_path / "runs" / "tiny" / "environment.json").read_text())
+    assert environment["world_size"] == 2
+    assert (tmp_path / "runs" / "tiny" / "result.json").exists()
+
+
+def test_the_exit_code_is_that_of_the_job(call: Callable[..., Ended], head: Head, tmp_path: Path) -> None:
+    write_config(tmp_path, config_of(tmp_path / "no data", tmp_path / "runs", **{"launch.workers": 2}))
+    ended = call("submit", "ray", "tiny.yaml", "--address", head.dashboard)
+    assert ended.exit_code == 1
+    assert "no data" in text_of(ended)
+
+
+def test_what_cannot_be_submitted_is_said_in_one_sentence(
+    call: Callable[..., Ended], head: Head, tiny_data: Path, tmp_path: Path
+) -> None:
+    write_config(tmp_path, config_of(tiny_data, tmp_path / "runs"))
+    (tmp_path / "outside.yaml").write_text((tmp_path / "source" / "tiny.yaml").read_text())
+    nobody = f"http://127.0.0.1:{free_port()}"
+    stranger = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "0" * 64}
+    cases: list[tuple[list[str], dict[str, str], int, str]] = [
+        (["tiny.yaml", "--address", nobody], {}, 1, "No Ray dashboard answers at"),
+        (["tiny.yaml", "--address", "127.0.0.1:6379"], {}, 2, "such as http://HEAD:8265"),
+        (["../outside.yaml", "--address", head.dashboard], {}, 2, "which is the folder that a job takes with it"),
+        (["tiny.yaml", "--address", head.dashboard], stranger, 1, "answers only to those who hold its token"),
+    ]
+    for arguments, environment, code, words in cases:
+        ended = call("submit", "ray", *arguments, **environment)
+        assert ended.exit_code == code, ended.output
+        assert words in text_of(ended), ended.output
+        assert text_of(ended).count("Error:") == 1
+    assert not (tmp_path / "runs" / "tiny" / "job.json").exists()
