@@ -45,6 +45,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
+EnforcePartLimits=ALL
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,sched_min_interval=0,bf_interval=2
 SlurmctldParameters=preempt_send_user_signal
@@ -90,7 +91,7 @@ class SlurmWorld:
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o600)
         self.start_munge()
-        self._start("slurmctld", [SLURMCTLD, "-D", "-i", "-f", str(self.configuration)])
+        self.start_controller()
         for node in NODES:
             self.start_node(node)
         self.wait_for(lambda: self.state_of("n1") == self.state_of("n2") == "idle", "both nodes to be idle")
@@ -102,6 +103,10 @@ class SlurmWorld:
         seed = f"--seed-file={self.folder / 'munge.seed'}"
         self._start("munged", [MUNGED, "--foreground", "--force", seed, *options])
         self.wait_for((self.folder / "munge.socket").exists, "the socket of munge")
+
+    def start_controller(self) -> None:
+        """Start (again) the daemon that keeps the queue."""
+        self._start("slurmctld", [SLURMCTLD, "-D", "-f", str(self.configuration)])
 
     def start_node(self, node: str) -> None:
         """Start (again) the daemon of one node."""

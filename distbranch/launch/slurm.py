@@ -6,6 +6,7 @@ What each task does is in `slurm_task`; this file says what is asked of Slurm, a
 import io
 import re
 import shlex
+import shutil
 import socket
 import time
 import warnings
@@ -81,11 +82,11 @@ def submit(config: Config, resources: Resources, *, say: Callable[[str], None]) 
         UsageError: options that cannot be.
         UserError: data, run directory or Slurm are not as they should be.
     """
-    prepared = _begun(config, resources)
     _check(resources)
-    if _needs_nothing(prepared.run_directory, say):
+    checked = _checked(config, resources)
+    if _needs_nothing(checked.run_directory, say):
         return None
-    [job] = _submitted([prepared], resources, prepared.run_directory / FOLDER)
+    [job] = _submitted([checked], resources, checked.run_directory / FOLDER)
     return job
 
 
@@ -99,9 +100,9 @@ def submit_array(
     """
     if resources.nodes > 1 or resources.executor == "local":
         raise UsageError("An array is of runs on one node each: leave --nodes and --executor out.")
-    prepared = [_begun(trial, resources) for trial in trials]
     _check(resources)
-    waiting = [trial for trial in prepared if not _needs_nothing(trial.run_directory, say)]
+    checked = [_checked(trial, resources) for trial in trials]
+    waiting = [trial for trial in checked if not _needs_nothing(trial.run_directory, say)]
     return _submitted(waiting, resources, folder / FOLDER, at_once=at_once) if waiting else []
 
 
@@ -141,13 +142,6 @@ def wait(run_directory: Path, job: Job, say: Callable[[str], None]) -> int:
     word = how_it_ended(job.id) if job.kind == "slurm" else ""
     say(f"The job has ended{f': {word}' if word else ''}, and the run is not finished; the same command continues it.")
     return 1 if word.startswith(("FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")) or job.kind == "local" else 75
-
-
-def _begun(config: Config, resources: Resources) -> Config:
-    """The configuration whose data and run directory were checked, with the directory begun."""
-    checked = _checked(config, resources)
-    RunDirectory(checked.run_directory).begin(checked)
-    return checked
 
 
 def _checked(config: Config, resources: Resources) -> Config:
@@ -204,6 +198,7 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
     """Submit the runs as one job, or several as an array, and write a `job.json` for each."""
     import submitit
 
+    new = [config.run_directory for config in configs if not config.run_directory.exists()]
     tasks = [_task(config, resources) for config in configs]
     submitted = time.strftime("%Y-%m-%d %H:%M:%S")
     said = io.StringIO()
@@ -216,6 +211,8 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
         try:
             found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(task) for task in tasks]
         except submitit.core.utils.FailedJobError as error:
+            for directory in new:  # else a corrected configuration would be refused as that of another run
+                shutil.rmtree(directory, ignore_errors=True)
             raise UserError(explain(str(error))) from None
     where = {"slurm": f"partition {resources.partition or 'of the site'}", "local": socket.gethostname()}
     jobs = [
@@ -228,6 +225,7 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
 
 
 def _task(config: Config, resources: Resources) -> Task:
+    RunDirectory(config.run_directory).begin(config)
     file = config.run_directory / FOLDER / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, to_yaml(config))
