@@ -21,10 +21,11 @@ from distbranch.data.shards import is_remote, read_dataset
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.job import ENDED, Job, job_state, read_job, write_job
+from distbranch.launch.job import Job, goes_on, job_state, logs, read_job, write_job
 from distbranch.launch.prepare import check_data, must_be_packed, with_absolute_paths
-from distbranch.launch.slurm_queue import check_partition, explain, how_it_ended
+from distbranch.launch.slurm_queue import check_partition, explain
 from distbranch.launch.slurm_task import Task
+from distbranch.launch.stopping import EXIT_PREEMPTED
 
 FOLDER = "slurm"  # in the run directory: the batch script, the logs, what tasks tell each other
 MAX_TIMEOUTS = 1000  # a long run is requeued at every time limit
@@ -124,24 +125,22 @@ def script(config: Config, resources: Resources, *, num_runs: int = 1, at_once: 
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def wait(run_directory: Path, job: Job, say: Callable[[str], None]) -> int:
-    """Show what the job says until it has ended; 0 if the run is finished, 75 if it was stopped with a checkpoint, else 1."""
-    from distbranch.launch.job import logs
-
+def wait(run_directory: Path, job: Job, *, say: Callable[[str], None], show: Callable[[str], None]) -> int:
+    """Show the job's log until it has ended; 0 if the run is finished, 75 if it was stopped with a checkpoint, else 1."""
     say(f"Waiting for the job; Ctrl-C leaves it alone (`distbranch status {run_directory}`).")
-    state = ""
-    while (now := job_state(job)) != ENDED and not Path(job.log).exists():
-        if now.split(" (")[0] != state:
-            state = now.split(" (")[0]
-            say(now)
+    told = ""
+    while (state := job_state(job)).startswith("waiting"):
+        if state != told:
+            say(state)
+        told = state
         time.sleep(SECONDS_BETWEEN_LOOKS)
     for piece in logs(run_directory, follow=True):
-        say(piece)
+        show(piece)
     if read_result(run_directory) is not None:
         return 0
-    word = how_it_ended(job.id) if job.kind == "slurm" else ""
-    say(f"The job has ended{f': {word}' if word else ''}, and the run is not finished; the same command continues it.")
-    return 1 if word.startswith(("FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")) or job.kind == "local" else 75
+    state = job_state(job)
+    say(f"The job has {state}, and the run is not finished; the same command continues it.")
+    return EXIT_PREEMPTED if "COMPLETED" in state or "CANCELLED" in state else 1
 
 
 def _checked(config: Config, resources: Resources) -> Config:
@@ -188,8 +187,8 @@ def _needs_nothing(run_directory: Path, say: Callable[[str], None]) -> bool:
         say(f"The run {run_directory} is finished already.")
         return True
     job = read_job(run_directory)
-    if job is not None and (state := job_state(job)) != ENDED:
-        say(f"The run {run_directory} has the {job.kind} job {job.id} already, which is {state}.")
+    if job is not None and goes_on(job):
+        say(f"The run {run_directory} has the {job.kind} job {job.id} already, which is {job_state(job)}.")
         return True
     return False
 
