@@ -117,7 +117,7 @@ def logs(run_directory: Path, *, follow: bool) -> Iterator[str]:
 
 def _said(job: Job) -> bytes:
     if job.kind == "ray":
-        return ray_job().job_log(job).encode()
+        return str(ray_job().job_log(job)).encode()
     with suppress(FileNotFoundError):
         return Path(job.log).read_bytes()
     return b""
