@@ -164,9 +164,9 @@ def _fitted(config: Config, resources: Resources) -> Config:
             raise UsageError(
                 f"launch.workers={workers} ranks leave some of --nodes {resources.nodes} idle; ask for fewer nodes."
             )
-        per_node = -(-workers // resources.nodes)
-        if resources.cpus_per_node:  # as many on each node: Ray would fill the first one
-            values["launch.cpus_per_worker"] = resources.cpus_per_node / per_node
+        values["launch.placement"] = "spread"  # as many on each node: Ray would fill the first one
+        if resources.cpus_per_node:
+            values["launch.cpus_per_worker"] = resources.cpus_per_node / -(-workers // resources.nodes)
     if not resources.gpus_per_node:
         if config.launch.device == "cuda":
             raise UsageError("launch.device=cuda needs --gpus-per-node.")

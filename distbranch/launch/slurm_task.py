@@ -156,7 +156,11 @@ class Task:
                     if self._is_late(SECONDS_OF_KILL_WAIT):
                         return EXIT_PREEMPTED
                     time.sleep(SECONDS_BETWEEN_LOOKS)
-        return 0
+        if place.is_over():
+            return 0
+        raise UserError(
+            f"Ray ended {RESTARTS_OF_RAY} times on {socket.gethostname()}: {_last_line(place.log(f'ray-{place.task}'))}"
+        )
 
     def _train(self, place: Place, environment: Mapping[str, str], overrides: Sequence[str]) -> int:
         command = [sys.executable, "-m", "distbranch", "train", self.config, *overrides]
@@ -178,7 +182,7 @@ class Task:
 
     def _ray(self, place: Place, address: str) -> list[str]:
         """`ray start`, with everything its own, so that other jobs on the node are not disturbed."""
-        cpus = self.cpus_per_node or len(os.sched_getaffinity(0))
+        cpus = self.cpus_per_node or int(os.environ.get("SLURM_CPUS_ON_NODE", len(os.sched_getaffinity(0))))
         return [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
             f"--node-ip-address={address}",

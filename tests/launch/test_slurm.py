@@ -193,8 +193,8 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
 ) -> None:
     options = ("--partition", "main", "--cpus-per-node", "1")
     limited = person.submits("tiny.yaml", *options, "--time", "1", "--signal-delay", "30", TEST_SECONDS_PER_STEP="0.4")
-    person.write("second")
-    cancelled = person.submits("second.yaml", *options)
+    person.write("second", **{"launch.workers": 2})
+    cancelled = person.submits("second.yaml", "--partition", "main", "--cpus-per-node", "2")
     person.waits_for_step(4, "second")
     ended = person.types("cancel", "runs/second")
     assert ended.returncode == 0, ended.stderr
@@ -212,6 +212,29 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
     assert stops == resumed
     assert_same_content(person.run_of("tiny"), undisturbed(1))
     assert not left_of(limited) + left_of(cancelled)
+
+
+def test_an_array_trains_every_trial_of_a_sweep_once(person: Person, slurm: SlurmWorld) -> None:
+    person.write("base", **{"train.iterations": 8})
+    sweep = {
+        "base": "base.yaml",
+        "directory": str(person.folder / "runs"),
+        "grid": {"method.alpha": [0.5, 2.0]},
+        "seeds": [0, 1],
+    }
+    (person.folder / "few.yaml").write_text(yaml.safe_dump(sweep))
+    command = ("submit", "slurm-array", "few.yaml", "--partition", "main", "--at-once", "2", "--time", "5")
+    submitted = person.types(*command, TEST_SECONDS_PER_STEP="0")
+    assert "Submitted 4 of 4 trials as the array" in submitted.stdout, submitted.stderr
+    slurm.wait_for(lambda: not slurm.run("squeue", "-h").strip(), "the end of the array", timeout_s=150)
+    results = sorted((person.folder / "runs" / "few").glob("*/result.json"))
+    assert len(results) == 4
+    trial = results[0].parent
+    assert "COMPLETED" in person.types("status", str(trial)).stdout
+    assert "run directory:" in person.types("logs", str(trial)).stdout
+    again = person.types(*command)
+    assert again.stdout.count("is finished already") == 4
+    assert "Submitted" not in again.stdout
 
 
 def test_a_folder_that_one_node_does_not_see_and_a_busy_port_are_said_in_one_sentence(
