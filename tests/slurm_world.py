@@ -118,11 +118,14 @@ class SlurmWorld:
 
     def kill_node(self, node: str) -> None:
         """kill -9 of a node's daemon and of all that runs under it, as when its power fails."""
-        spool = str(self.folder / f"spool-{node}")
-        for step in psutil.process_iter(["name"]):
+        belongs = {"SLURMD_NODENAME": node, "SLURM_CONF": str(self.configuration)}
+        for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if step.name() == "slurmstepd" and any(spool in file.path for file in step.open_files()):
-                    _kill_tree(step)
+                given = process.environ()
+                if all(given.get(key) == value for key, value in belongs.items()):
+                    above = [one for one in process.parents() if one.name() == "slurmstepd"]
+                    for one in (*above, process):
+                        one.kill()
         daemon = self.processes.pop(node)
         daemon.kill()
         daemon.wait()
@@ -193,9 +196,3 @@ class SlurmWorld:
         )
         values = {"folder": self.folder, "slurmctld_port": free_port(), "nodes": nodes}
         self.configuration.write_text(CONFIG.format(**values))
-
-
-def _kill_tree(process: psutil.Process) -> None:
-    for one in [*process.children(recursive=True), process]:
-        with suppress(psutil.Error):
-            one.kill()
