@@ -112,7 +112,7 @@ class Task:
         environment = _environment(token, address)
         for attempt in range(RESTARTS_OF_RAY):
             port = free_port(place.number, attempt) if self.port is None else self.port
-            if not is_free(address, port):
+            if not is_free(port):
                 raise UserError(
                     f"The port {port} of {socket.gethostname()} is in use. Give another --port, or leave it out."
                 )
