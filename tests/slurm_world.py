@@ -45,6 +45,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
+EnforcePartLimits=ALL
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,sched_min_interval=0,bf_interval=2
 SlurmctldParameters=preempt_send_user_signal
@@ -90,7 +91,7 @@ class SlurmWorld:
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o600)
         self.start_munge()
-        self._start("slurmctld", [SLURMCTLD, "-D", "-i", "-f", str(self.configuration)])
+        self.start_controller()
         for node in NODES:
             self.start_node(node)
         self.wait_for(lambda: self.state_of("n1") == self.state_of("n2") == "idle", "both nodes to be idle")
@@ -103,6 +104,10 @@ class SlurmWorld:
         self._start("munged", [MUNGED, "--foreground", "--force", seed, *options])
         self.wait_for((self.folder / "munge.socket").exists, "the socket of munge")
 
+    def start_controller(self) -> None:
+        """Start (again) the daemon that keeps the queue."""
+        self._start("slurmctld", [SLURMCTLD, "-D", "-f", str(self.configuration)])
+
     def start_node(self, node: str) -> None:
         """Start (again) the daemon of one node."""
         command = [SLURMD, "-D", "-N", node, "-f", str(self.configuration)]
@@ -113,11 +118,14 @@ class SlurmWorld:
 
     def kill_node(self, node: str) -> None:
         """kill -9 of a node's daemon and of all that runs under it, as when its power fails."""
-        spool = str(self.folder / f"spool-{node}")
-        for step in psutil.process_iter(["name"]):
+        belongs = {"SLURMD_NODENAME": node, "SLURM_CONF": str(self.configuration)}
+        for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if step.name() == "slurmstepd" and any(spool in file.path for file in step.open_files()):
-                    _kill_tree(step)
+                given = process.environ()
+                if all(given.get(key) == value for key, value in belongs.items()):
+                    above = [one for one in process.parents() if one.name() == "slurmstepd"]
+                    for one in (*above, process):
+                        one.kill()
         daemon = self.processes.pop(node)
         daemon.kill()
         daemon.wait()
@@ -188,9 +196,3 @@ class SlurmWorld:
         )
         values = {"folder": self.folder, "slurmctld_port": free_port(), "nodes": nodes}
         self.configuration.write_text(CONFIG.format(**values))
-
-
-def _kill_tree(process: psutil.Process) -> None:
-    for one in [*process.children(recursive=True), process]:
-        with suppress(psutil.Error):
-            one.kill()

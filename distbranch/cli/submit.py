@@ -92,7 +92,7 @@ def submit_slurm(
     _say(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
     directory = Path(job.log).parent.parent
     if wait:
-        code = slurm.wait(directory, job, _say)
+        code = slurm.wait(directory, job, say=_say, show=_show)
         if code:
             raise typer.Exit(code)
     else:
@@ -163,3 +163,8 @@ def _pairs(options: list[str] | None) -> dict[str, Any]:
 
 def _say(text: str) -> None:
     console.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+
+
+def _show(piece: str) -> None:
+    console.file.write(piece)
+    console.file.flush()

@@ -7,9 +7,11 @@ status and cancel also work for a run that was started by plain `train`.
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal
 
 import psutil
 from filelock import FileLock, Timeout
@@ -22,7 +24,6 @@ from distbranch.launch.slurm_queue import cancel_slurm, slurm_state
 
 JOB_FILE = "job.json"
 SECONDS_BETWEEN_LOOKS = 0.5
-ENDED = "ended"  # the state of a job that is not there any more
 
 
 @dataclass(frozen=True)
@@ -99,26 +100,27 @@ def logs(run_directory: Path, *, follow: bool) -> Iterator[str]:
     job = read_job(files.path)
     if job is None:
         raise UserError(f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal.")
-    if not job.log:
-        yield _of_ray().job_log(job)
-        return
     position = 0
     while True:
-        running = follow and job_state(job) != ENDED
-        file = Path(job.log)
-        if file.exists():
-            with file.open("rb") as log:
-                log.seek(position)
-                piece = log.read()
-            whole = piece[: piece.rfind(b"\n") + 1] if running else piece
-            position += len(whole)
-            if whole:
-                yield whole.decode(errors="replace")
+        running = follow and goes_on(job)
+        piece = _said(job)[position:]
+        whole = piece[: piece.rfind(b"\n") + 1] if running else piece
+        position += len(whole)
+        if whole:
+            yield whole.decode(errors="replace")
         if not running:
             break
         time.sleep(SECONDS_BETWEEN_LOOKS)
     if position == 0:
-        raise UserError(_missing_log(job) or f"The log {job.log} is empty.")
+        raise UserError(_missing_log(job) or f"The job {job.id} has said nothing yet.")
+
+
+def _said(job: Job) -> bytes:
+    if job.kind == "ray":
+        return str(ray_job().job_log(job)).encode()
+    with suppress(FileNotFoundError):
+        return Path(job.log).read_bytes()
+    return b""
 
 
 def cancel(run_directory: Path, *, patience_s: float, say: Callable[[str], None]) -> None:
@@ -134,19 +136,19 @@ def cancel(run_directory: Path, *, patience_s: float, say: Callable[[str], None]
     """
     files = _files(run_directory)
     job = read_job(files.path)
-    state = ENDED if job is None else job_state(job)
+    state = "" if job is None else job_state(job)
     if read_result(files.path) is not None:
         return say(f"The run {files.path} is finished already.")
     if job is not None and state.startswith("waiting"):
         _end_job(job)
         return say(f"The job {job.id} had not begun; it is taken out of the queue.")
-    if state == ENDED and not _is_trained(files):
+    if not state.startswith("running") and not _is_trained(files):
         raise UserError(f"Nothing trains the run {files.path} now, so there is nothing to cancel.")
     say("Asked the run to save everything and stop.")
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
         files.stop_word.touch()
-        if not _is_trained(files) and (job is None or job_state(job) == ENDED):
+        if not _is_trained(files) and (job is None or not goes_on(job)):
             files.stop_word.unlink(missing_ok=True)
             return say("The run has stopped; the same command continues it.")
         time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -159,19 +161,29 @@ def cancel(run_directory: Path, *, patience_s: float, say: Callable[[str], None]
 
 
 def job_state(job: Job) -> str:
-    """What a job does: 'waiting ...', 'running ...' or 'ended'."""
+    """What a job does: 'waiting ...', 'running ...', 'ended ...' or 'unknown (reason)'."""
     if job.kind == "slurm":
-        return slurm_state(job.id)
+        try:
+            return slurm_state(job.id)
+        except UserError as error:
+            return f"unknown ({error})"
     if job.kind == "ray":
-        return str(_of_ray().job_state(job))
-    return f"running as process {job.id}" if _lives(job) else ENDED
+        state = str(ray_job().job_state(job))
+        known = {"pending": "waiting (pending)", "running": f"running at {job.where}"}
+        return known.get(state, state if state.startswith("unknown") else f"ended ({state})")
+    return f"running as process {job.id}" if _lives(job) else "ended"
+
+
+def goes_on(job: Job) -> bool:
+    """Whether a job waits or runs, as far as is known."""
+    return job_state(job).startswith(("waiting", "running"))
 
 
 def _end_job(job: Job) -> None:
     if job.kind == "slurm":
         cancel_slurm(job.id)
     elif job.kind == "ray":
-        _of_ray().cancel_job(job)
+        ray_job().cancel_job(job)
     elif _lives(job):
         psutil.Process(int(job.id)).terminate()
 
@@ -195,7 +207,7 @@ def _who(files: RunDirectory, job: Job | None) -> str:
 
 def _missing_log(job: Job) -> str:
     """Why a job that has ended said nothing; empty if it did, or if it has not ended."""
-    if job.kind != "slurm" or job_state(job) != ENDED or Path(job.log).exists():
+    if job.kind != "slurm" or goes_on(job) or Path(job.log).exists():
         return ""
     return (
         f"The job {job.id} has ended and left no log in {Path(job.log).parent}: its nodes seem not to see that folder. "
@@ -221,7 +233,8 @@ def _files(run_directory: Path) -> RunDirectory:
     return files
 
 
-def _of_ray() -> Any:
+def ray_job() -> ModuleType:
+    """Imported late, for it imports this module."""
     from distbranch.launch import ray_job
 
     return ray_job

@@ -6,6 +6,7 @@ What each task does is in `slurm_task`; this file says what is asked of Slurm, a
 import io
 import re
 import shlex
+import shutil
 import socket
 import time
 import warnings
@@ -20,10 +21,11 @@ from distbranch.data.shards import is_remote, read_dataset
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.job import ENDED, Job, job_state, read_job, write_job
+from distbranch.launch.job import Job, goes_on, job_state, logs, read_job, write_job
 from distbranch.launch.prepare import check_data, must_be_packed, with_absolute_paths
-from distbranch.launch.slurm_queue import check_partition, explain, how_it_ended
+from distbranch.launch.slurm_queue import check_partition, explain
 from distbranch.launch.slurm_task import Task
+from distbranch.launch.stopping import EXIT_PREEMPTED
 
 FOLDER = "slurm"  # in the run directory: the batch script, the logs, what tasks tell each other
 MAX_TIMEOUTS = 1000  # a long run is requeued at every time limit
@@ -81,11 +83,11 @@ def submit(config: Config, resources: Resources, *, say: Callable[[str], None]) 
         UsageError: options that cannot be.
         UserError: data, run directory or Slurm are not as they should be.
     """
-    prepared = _begun(config, resources)
     _check(resources)
-    if _needs_nothing(prepared.run_directory, say):
+    checked = _checked(config, resources)
+    if _needs_nothing(checked.run_directory, say):
         return None
-    [job] = _submitted([prepared], resources, prepared.run_directory / FOLDER)
+    [job] = _submitted([checked], resources, checked.run_directory / FOLDER)
     return job
 
 
@@ -99,9 +101,9 @@ def submit_array(
     """
     if resources.nodes > 1 or resources.executor == "local":
         raise UsageError("An array is of runs on one node each: leave --nodes and --executor out.")
-    prepared = [_begun(trial, resources) for trial in trials]
     _check(resources)
-    waiting = [trial for trial in prepared if not _needs_nothing(trial.run_directory, say)]
+    checked = [_checked(trial, resources) for trial in trials]
+    waiting = [trial for trial in checked if not _needs_nothing(trial.run_directory, say)]
     return _submitted(waiting, resources, folder / FOLDER, at_once=at_once) if waiting else []
 
 
@@ -123,31 +125,22 @@ def script(config: Config, resources: Resources, *, num_runs: int = 1, at_once: 
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def wait(run_directory: Path, job: Job, say: Callable[[str], None]) -> int:
-    """Show what the job says until it has ended; 0 if the run is finished, 75 if it was stopped with a checkpoint, else 1."""
-    from distbranch.launch.job import logs
-
+def wait(run_directory: Path, job: Job, *, say: Callable[[str], None], show: Callable[[str], None]) -> int:
+    """Show the job's log until it has ended; 0 if the run is finished, 75 if it was stopped with a checkpoint, else 1."""
     say(f"Waiting for the job; Ctrl-C leaves it alone (`distbranch status {run_directory}`).")
-    state = ""
-    while (now := job_state(job)) != ENDED and not Path(job.log).exists():
-        if now.split(" (")[0] != state:
-            state = now.split(" (")[0]
-            say(now)
+    told = ""
+    while (state := job_state(job)).startswith("waiting"):
+        if state != told:
+            say(state)
+        told = state
         time.sleep(SECONDS_BETWEEN_LOOKS)
     for piece in logs(run_directory, follow=True):
-        say(piece)
+        show(piece)
     if read_result(run_directory) is not None:
         return 0
-    word = how_it_ended(job.id) if job.kind == "slurm" else ""
-    say(f"The job has ended{f': {word}' if word else ''}, and the run is not finished; the same command continues it.")
-    return 1 if word.startswith(("FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")) or job.kind == "local" else 75
-
-
-def _begun(config: Config, resources: Resources) -> Config:
-    """The configuration whose data and run directory were checked, with the directory begun."""
-    checked = _checked(config, resources)
-    RunDirectory(checked.run_directory).begin(checked)
-    return checked
+    state = job_state(job)
+    say(f"The job has {state}, and the run is not finished; the same command continues it.")
+    return EXIT_PREEMPTED if "COMPLETED" in state or "CANCELLED" in state else 1
 
 
 def _checked(config: Config, resources: Resources) -> Config:
@@ -171,9 +164,9 @@ def _fitted(config: Config, resources: Resources) -> Config:
             raise UsageError(
                 f"launch.workers={workers} ranks leave some of --nodes {resources.nodes} idle; ask for fewer nodes."
             )
-        per_node = -(-workers // resources.nodes)
-        if resources.cpus_per_node:  # as many on each node: Ray would fill the first one
-            values["launch.cpus_per_worker"] = resources.cpus_per_node / per_node
+        values["launch.placement"] = "spread"  # as many on each node: Ray would fill the first one
+        if resources.cpus_per_node:
+            values["launch.cpus_per_worker"] = resources.cpus_per_node / -(-workers // resources.nodes)
     if not resources.gpus_per_node:
         if config.launch.device == "cuda":
             raise UsageError("launch.device=cuda needs --gpus-per-node.")
@@ -194,8 +187,8 @@ def _needs_nothing(run_directory: Path, say: Callable[[str], None]) -> bool:
         say(f"The run {run_directory} is finished already.")
         return True
     job = read_job(run_directory)
-    if job is not None and (state := job_state(job)) != ENDED:
-        say(f"The run {run_directory} has the {job.kind} job {job.id} already, which is {state}.")
+    if job is not None and goes_on(job):
+        say(f"The run {run_directory} has the {job.kind} job {job.id} already, which is {job_state(job)}.")
         return True
     return False
 
@@ -204,6 +197,7 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
     """Submit the runs as one job, or several as an array, and write a `job.json` for each."""
     import submitit
 
+    new = [config.run_directory for config in configs if not config.run_directory.exists()]
     tasks = [_task(config, resources) for config in configs]
     submitted = time.strftime("%Y-%m-%d %H:%M:%S")
     said = io.StringIO()
@@ -216,6 +210,8 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
         try:
             found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(task) for task in tasks]
         except submitit.core.utils.FailedJobError as error:
+            for directory in new:  # else a corrected configuration would be refused as that of another run
+                shutil.rmtree(directory, ignore_errors=True)
             raise UserError(explain(str(error))) from None
     where = {"slurm": f"partition {resources.partition or 'of the site'}", "local": socket.gethostname()}
     jobs = [
@@ -228,6 +224,7 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
 
 
 def _task(config: Config, resources: Resources) -> Task:
+    RunDirectory(config.run_directory).begin(config)
     file = config.run_directory / FOLDER / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, to_yaml(config))

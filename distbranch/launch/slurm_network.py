@@ -50,17 +50,17 @@ def free_port(job: int, number: int) -> int:
     """
     for attempt in range(ATTEMPTS):
         port = FIRST_PORT + (job * PORTS_PER_JOB + number + attempt * 1009) % NUM_PORTS
-        if is_free("", port):
+        if is_free(port):
             return port
     raise UserError(f"No port of {socket.gethostname()} between {FIRST_PORT} and {FIRST_PORT + NUM_PORTS} is free.")
 
 
-def is_free(address: str, port: int) -> bool:
-    """Whether nobody listens at this port."""
+def is_free(port: int) -> bool:
+    """Whether nobody listens at this port, on any address of this node."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((address, port))
+            probe.bind(("", port))
         except OSError:
             return False
     return True

@@ -77,7 +77,7 @@ def details(job_id: str) -> dict[str, str]:
 
 
 def slurm_state(job_id: str) -> str:
-    """'waiting (reason)', 'running on nodes (since)' or 'ended'."""
+    """'waiting (reason)', 'running on nodes ...' or 'ended (as what)'."""
     found = details(job_id)
     state = found.get("JobState", "")
     if state in WAITING:
@@ -86,13 +86,7 @@ def slurm_state(job_id: str) -> str:
         return (
             f"running on {found.get('NodeList', '?')} for {found.get('RunTime', '?')} of {found.get('TimeLimit', '?')}"
         )
-    return "ended"
-
-
-def how_it_ended(job_id: str) -> str:
-    """Slurm's word for the end of a job, such as FAILED (exit code 1:0); empty when it has forgotten the job."""
-    found = details(job_id)
-    return f"{found['JobState']} (exit code {found.get('ExitCode', '?')})" if found else ""
+    return f"ended ({state} with exit code {found.get('ExitCode', '?')})" if state else "ended"
 
 
 def was_preempted(job_id: str) -> bool:

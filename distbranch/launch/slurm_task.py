@@ -6,15 +6,12 @@ receive them (the signals are blocked, which children inherit): the task asks th
 everything is saved.
 """
 
-import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,11 +26,11 @@ from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.launch.slurm_network import address_of_this_node, free_port, interface_towards, is_free
+from distbranch.launch.slurm_place import SECONDS_BETWEEN_LOOKS, Place
 from distbranch.launch.slurm_queue import requeue, was_preempted
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
 SIGNALS = {signal.SIGTERM, signal.SIGUSR2}
-SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_OF_KILL_WAIT = 25  # Slurm's KillWait is 30 by default
 MINUTES_TO_JOIN = 5
 SECONDS_TO_START = 120
@@ -109,13 +106,13 @@ class Task:
         with suppress(OSError):
             RunDirectory(Path(self.run_directory)).stop_word.touch()
 
-    def _lead(self, place: "Place") -> int:
+    def _lead(self, place: Place) -> int:
         token = secrets.token_hex(32)
         address = address_of_this_node()
         environment = _environment(token, address)
         for attempt in range(RESTARTS_OF_RAY):
             port = free_port(place.number, attempt) if self.port is None else self.port
-            if not is_free(address, port):
+            if not is_free(port):
                 raise UserError(
                     f"The port {port} of {socket.gethostname()} is in use. Give another --port, or leave it out."
                 )
@@ -145,7 +142,7 @@ class Task:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         return False
 
-    def _join(self, place: "Place") -> int:
+    def _join(self, place: Place) -> int:
         """Be a node of the cluster, a new one if it dies, until task 0 says that it is over."""
         told = place.wait_for_word(60 * MINUTES_TO_JOIN)
         for _ in range(RESTARTS_OF_RAY):
@@ -159,9 +156,13 @@ class Task:
                     if self._is_late(SECONDS_OF_KILL_WAIT):
                         return EXIT_PREEMPTED
                     time.sleep(SECONDS_BETWEEN_LOOKS)
-        return 0
+        if place.is_over():
+            return 0
+        raise UserError(
+            f"Ray ended {RESTARTS_OF_RAY} times on {socket.gethostname()}: {_last_line(place.log(f'ray-{place.task}'))}"
+        )
 
-    def _train(self, place: "Place", environment: Mapping[str, str], overrides: Sequence[str]) -> int:
+    def _train(self, place: Place, environment: Mapping[str, str], overrides: Sequence[str]) -> int:
         command = [sys.executable, "-m", "distbranch", "train", self.config, *overrides]
         ray_here = {"RAY_TMPDIR": str(place.scratch)}
         with _child(command, {**ray_here, **environment}, None) as driver:
@@ -179,9 +180,9 @@ class Task:
     def _is_late(self, seconds: float) -> bool:
         return self._asked_at is not None and time.monotonic() - self._asked_at > seconds
 
-    def _ray(self, place: "Place", address: str) -> list[str]:
+    def _ray(self, place: Place, address: str) -> list[str]:
         """`ray start`, with everything its own, so that other jobs on the node are not disturbed."""
-        cpus = self.cpus_per_node or len(os.sched_getaffinity(0))
+        cpus = self.cpus_per_node or int(os.environ.get("SLURM_CPUS_ON_NODE", len(os.sched_getaffinity(0))))
         return [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
             f"--node-ip-address={address}",
@@ -194,7 +195,7 @@ class Task:
             "--dashboard-agent-listen-port=0",
         ]
 
-    def _finish(self, place: "Place", code: int) -> int:
+    def _finish(self, place: Place, code: int) -> int:
         """Say how the task ends: 0 when the run is finished or saved, else Slurm shall show the job as failed."""
         if not place.is_first:
             return code
@@ -203,102 +204,6 @@ class Task:
         if code not in (0, EXIT_PREEMPTED):
             sys.exit(code)  # no exception: its traceback says nothing more
         return code
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a task stands in its job, and the files through which tasks speak with each other."""
-
-    run_directory: Path
-    job_id: str  # of Slurm; empty without it
-    number: int  # of the job, which ports and folders are derived from
-    attempt: int  # how often the job was requeued
-    task: int
-    num_nodes: int
-
-    @classmethod
-    def here(cls, run_directory: str) -> "Place":
-        """From the environment that Slurm or submitit gives."""
-        given = os.environ
-        number = int(given.get("SLURM_JOB_ID", given.get("SUBMITIT_LOCAL_JOB_ID", os.getpid())))
-        return cls(
-            Path(run_directory),
-            given.get("SLURM_JOB_ID", ""),
-            number,
-            int(given.get("SLURM_RESTART_COUNT", "0")),
-            int(given.get("SLURM_PROCID", "0")),
-            int(given.get("SLURM_JOB_NUM_NODES", "1")) if "SLURM_JOB_ID" in given else 1,
-        )
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is task 0, which leads."""
-        return self.task == 0
-
-    @property
-    def scratch(self) -> Path:
-        """A folder of this task on the node's own disk; short, for sockets have short names."""
-        return Path(tempfile.gettempdir()) / f"db{os.getuid()}-{self.number}-{self.attempt}-{self.task}"
-
-    @property
-    def shared(self) -> Path:
-        """A folder of this attempt of the job that all its tasks see and only their owner can read."""
-        return self.run_directory / "slurm" / f"job-{self.number}-{self.attempt}"
-
-    def log(self, name: str) -> Path:
-        """Where a child's own words go."""
-        return self.shared / f"{name}.log"
-
-    @contextmanager
-    def folders(self) -> Iterator[None]:
-        """Make both folders; at the end the one of this node is removed, and task 0 says that it is over."""
-        for left in self.scratch.parent.glob(
-            f"db{os.getuid()}-{self.number}-*-{self.task}"
-        ):  # an attempt that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        self.scratch.mkdir(mode=0o700)
-        self.shared.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            yield
-        finally:
-            if self.is_first:
-                self.say_it_is_over()
-            shutil.rmtree(self.scratch, ignore_errors=True)
-
-    def tell(self, word: Mapping[str, str]) -> None:
-        """Say to the other tasks where the cluster is."""
-        aside = self.shared / ".cluster"
-        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(word, file)
-        aside.rename(self.shared / "cluster.json")
-
-    def wait_for_word(self, seconds: float) -> dict[str, str] | None:
-        """What task 0 told; None if it ended before.
-
-        Raises:
-            UserError: it said nothing for so long.
-        """
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if self.is_over():
-                return None
-            with suppress(FileNotFoundError):
-                told: dict[str, str] = json.loads((self.shared / "cluster.json").read_text())
-                return told
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        raise UserError(
-            f"The first node of the job said nothing for {seconds:.0f} s in {self.shared}; see its log there."
-        )
-
-    def is_over(self) -> bool:
-        """Whether task 0 has ended."""
-        return "over" in os.listdir(self.shared)  # a listing is fresh where a look at one file may be remembered (NFS)
-
-    def say_it_is_over(self) -> None:
-        """Let the other tasks end, and forget the token."""
-        with suppress(OSError):
-            (self.shared / "cluster.json").unlink(missing_ok=True)
-            (self.shared / "over").touch()
 
 
 @contextmanager

@@ -1,0 +1,111 @@
+"""Where a task stands in its job of Slurm, and how the tasks of a job speak with each other: by files."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from distbranch.errors import UserError
+
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a task stands in its job, and the files through which tasks speak with each other."""
+
+    run_directory: Path
+    job_id: str  # of Slurm; empty without it
+    number: int  # of the job, which ports and folders are derived from
+    attempt: int  # how often the job was requeued
+    task: int
+    num_nodes: int
+
+    @classmethod
+    def here(cls, run_directory: str) -> "Place":
+        """From the environment that Slurm or submitit gives."""
+        given = os.environ
+        number = int(given.get("SLURM_JOB_ID", given.get("SUBMITIT_LOCAL_JOB_ID", os.getpid())))
+        return cls(
+            Path(run_directory),
+            given.get("SLURM_JOB_ID", ""),
+            number,
+            int(given.get("SLURM_RESTART_COUNT", "0")),
+            int(given.get("SLURM_PROCID", "0")),
+            int(given.get("SLURM_JOB_NUM_NODES", "1")) if "SLURM_JOB_ID" in given else 1,
+        )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is task 0, which leads."""
+        return self.task == 0
+
+    @property
+    def scratch(self) -> Path:
+        """A folder of this task on the node's own disk; short, for sockets have short names."""
+        return Path(tempfile.gettempdir()) / f"db{os.getuid()}-{self.number}-{self.attempt}-{self.task}"
+
+    @property
+    def shared(self) -> Path:
+        """A folder of this attempt of the job that all its tasks see and only their owner can read."""
+        return self.run_directory / "slurm" / f"job-{self.number}-{self.attempt}"
+
+    def log(self, name: str) -> Path:
+        """Where a child's own words go."""
+        return self.shared / f"{name}.log"
+
+    @contextmanager
+    def folders(self) -> Iterator[None]:
+        """Make both folders; at the end the one of this node is removed, and task 0 says that it is over."""
+        for left in self.scratch.parent.glob(
+            f"db{os.getuid()}-{self.number}-*-{self.task}"
+        ):  # an attempt that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        self.scratch.mkdir(mode=0o700)
+        self.shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            if self.is_first:
+                self.say_it_is_over()
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def tell(self, word: Mapping[str, str]) -> None:
+        """Say to the other tasks where the cluster is."""
+        aside = self.shared / ".cluster"
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(word, file)
+        aside.rename(self.shared / "cluster.json")
+
+    def wait_for_word(self, seconds: float) -> dict[str, str] | None:
+        """What task 0 told; None if it ended before.
+
+        Raises:
+            UserError: it said nothing for so long.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.is_over():
+                return None
+            with suppress(FileNotFoundError):
+                told: dict[str, str] = json.loads((self.shared / "cluster.json").read_text())
+                return told
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        raise UserError(
+            f"The first node of the job said nothing for {seconds:.0f} s in {self.shared}; see its log there."
+        )
+
+    def is_over(self) -> bool:
+        """Whether task 0 has ended."""
+        return "over" in os.listdir(self.shared)  # a listing is fresh where a look at one file may be remembered (NFS)
+
+    def say_it_is_over(self) -> None:
+        """Let the other tasks end, and forget the token."""
+        with suppress(OSError):
+            (self.shared / "cluster.json").unlink(missing_ok=True)
+            (self.shared / "over").touch()

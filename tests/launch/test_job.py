@@ -1,0 +1,187 @@
+"""What can be asked of a run, whoever trains it: status, logs, cancel; and jobs on this machine, without Slurm."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from rank_server import RankServer
+from tiny_runs import assert_same_content, config_of, train_tiny
+
+from distbranch.config import load_config
+from distbranch.engine.checkpoint import load_newest
+from distbranch.errors import UsageError, UserError
+from distbranch.launch.job import Job, cancel, logs, read_job, status, write_job
+from distbranch.launch.slurm import Resources, minutes, script
+from distbranch.launch.slurm_network import free_port, is_free
+from distbranch.launch.slurm_queue import explain
+
+
+def saved_step(run: Path) -> int:
+    checkpoint = load_newest(run / "checkpoints")
+    assert checkpoint is not None
+    return int(checkpoint.state["progress"]["iteration"])
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end, f"waited {timeout_s} s"
+        time.sleep(0.1)
+
+
+def test_a_run_of_plain_train_is_cancelled_with_everything_saved(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    config, run, ended, said = config_of(tiny_data, tmp_path, **{"train.iterations": 50_000}), tmp_path / "tiny", [], []
+    training = threading.Thread(target=lambda: ended.extend(ranks.run(train_tiny, config=config)))
+    training.start()
+    wait_until(lambda: (run / "metrics.jsonl").exists() and "train" in (run / "metrics.jsonl").read_text())
+    assert ("trained by", "a process of `distbranch train`") in status(run)
+    cancel(run, patience_s=60, say=said.append)
+    training.join()
+    assert ended[0].value["end"] == "stopped", ended[0].output
+    assert f"after step {saved_step(run)} of" in ended[0].value["message"]
+    assert said[-1] == "The run has stopped; the same command continues it."
+    answers = dict(status(run))
+    assert answers["trained by"] == "nobody now"
+    assert answers["last checkpoint"] == f"step-{saved_step(run):08d}"
+    with pytest.raises(UserError, match="Nothing trains the run"):
+        cancel(run, patience_s=60, say=said.append)
+    with pytest.raises(UserError, match="wrote to its own terminal"):
+        next(logs(run, follow=False))
+
+
+def test_a_finished_run_is_not_cancelled(undisturbed: Callable[[int], Path]) -> None:
+    said: list[str] = []
+    cancel(undisturbed(1), patience_s=1, say=said.append)
+    assert "is finished already" in said[0]
+    assert dict(status(undisturbed(1)))["finished"] == "after 48 steps"
+
+
+def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no run directory: it should hold config\.yaml"):
+        status(tmp_path)
+
+
+def test_a_job_that_was_written_is_read_again_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    assert read_job(tmp_path) is None
+    job = Job("slurm", "12_3", "partition gpu", "/shared/12_3_0_log.out", "2026-01-02 03:04:05")
+    write_job(tmp_path, job)
+    assert read_job(tmp_path) == job
+    (tmp_path / "job.json").write_text("{}")
+    with pytest.raises(UserError, match=r"job\.json cannot be read"):
+        read_job(tmp_path)
+
+
+def test_the_number_of_a_local_job_is_not_taken_for_a_later_process(
+    undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text((undisturbed(1) / "config.yaml").read_text())
+    write_job(tmp_path, Job("local", str(os.getpid()), "here", "", "2001-01-01 00:00:00"))
+    assert dict(status(tmp_path))["trained by"].endswith(": ended")
+    with pytest.raises(UserError, match="Nothing trains the run"):
+        cancel(tmp_path, patience_s=1, say=lambda _: None)
+
+
+def test_a_local_job_is_cancelled_and_continued_to_the_same_bits(
+    tiny_data: Path, undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    here, run = Path(__file__).resolve(), tmp_path / "runs" / "tiny"
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, tmp_path / "runs")))
+    paths = os.pathsep.join(map(str, (here.parents[2], here.parents[1] / "slurm_pace")))
+    given = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+
+    def types(*words: str, seconds_per_step: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "distbranch", *words],
+            env={**given, "TEST_SECONDS_PER_STEP": seconds_per_step},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    begun = types("submit", "slurm", "tiny.yaml", "--executor", "local", seconds_per_step="0.5")
+    assert begun.returncode == 0, begun.stderr
+    wait_until(lambda: (run / "metrics.jsonl").exists() and "train" in (run / "metrics.jsonl").read_text())
+    job = read_job(run)
+    assert job is not None
+    assert dict(status(run))["trained by"].endswith(f"running as process {job.id}")
+    cancel(run, patience_s=60, say=lambda _: None)
+    assert f"Stopped after step {saved_step(run)} of 48" in "".join(logs(run, follow=False))
+
+    ended = types("submit", "slurm", "tiny.yaml", "--executor", "local", "--wait", seconds_per_step="0")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "run directory:" in ended.stdout
+    assert_same_content(run, undisturbed(1))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("1:30", 2), ("12:00:00", 720), ("00:01:01", 2), ("2-00:00:00", 2880), ("1-12", 2160)],
+)
+def test_time_limits_are_read_as_slurm_writes_them(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "12h", "1:2:3:4", "-5", "0", "0:30"])
+def test_a_time_limit_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--time"):
+        minutes(text)
+
+
+def test_the_batch_script_asks_for_what_was_given_and_needs_no_slurm(tiny_data: Path, tmp_path: Path) -> None:
+    config = load_config(config_of(tiny_data, tmp_path, **{"train.batch_size": 32}))
+    asked = Resources("gpu", nodes=2, gpus_per_node=8, cpus_per_node=32, timeout_min=720, qos="long", memory="64G")
+    text = script(config, asked)
+    for line in ("partition=gpu", "nodes=2", "ntasks-per-node=1", "gpus-per-node=8", "cpus-per-task=32", "time=720"):
+        assert f"#SBATCH --{line}\n" in text
+    for line in ("qos=long", "mem=64G", "requeue", "signal=USR2@90", "open-mode=append", "job-name=tiny"):
+        assert f"#SBATCH --{line}\n" in text
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_options_that_cannot_be_are_refused(tiny_data: Path, tmp_path: Path) -> None:
+    cuda = load_config(config_of(tiny_data, tmp_path, **{"launch.device": "cuda"}))
+    with pytest.raises(UsageError, match=r"launch\.device=cuda needs --gpus-per-node"):
+        script(cuda, Resources())
+    two = load_config(config_of(tiny_data, tmp_path, **{"launch.workers": 2}))
+    with pytest.raises(UsageError, match="leave some of --nodes 3 idle"):
+        script(two, Resources(nodes=3))
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("sbatch: error: Batch job submission failed: Invalid qos specification", "--qos"),
+        ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified", "--account"),
+        ("sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)", "--time"),
+        ("sbatch: error: Batch job submission failed: Requested node configuration is not available", "fewer nodes"),
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", "slurmctld"),
+        ("sinfo: error: fetch_config: DNS SRV lookup failed\nsinfo: fatal: Could not establish a configuration source", "no Slurm cluster"),
+        ("sbatch: error: Batch job submission failed: Something nobody has seen", "Something nobody has seen"),
+    ],
+)  # fmt: skip
+def test_what_slurm_says_is_explained(said: str, meant: str) -> None:
+    assert meant in explain(said)
+    assert "\n" not in explain(said)
+
+
+def test_ports_of_two_jobs_differ_and_a_busy_one_is_passed_over() -> None:
+    import socket
+
+    port = free_port(1234, 0)
+    assert free_port(1235, 0) != port
+    with socket.socket() as busy:
+        busy.bind(("", port))
+        busy.listen()
+        assert not is_free(port)
+        assert free_port(1234, 0) not in (port, free_port(1234, 1))
