@@ -3,6 +3,7 @@
 Node n2 has a mount namespace of its own, in which the folder `only-n1` is empty: storage that not all nodes see.
 """
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -186,7 +187,12 @@ class SlurmWorld:
     def _start(self, name: str, command: Sequence[str]) -> None:
         with (self.folder / f"{name}.out").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, env={**os.environ, **self.environment}, stdout=log, stderr=log, start_new_session=True
+                command,
+                env={**os.environ, **self.environment},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
 
     def _write_configuration(self) -> None:
@@ -196,3 +202,7 @@ class SlurmWorld:
         )
         values = {"folder": self.folder, "slurmctld_port": free_port(), "nodes": nodes}
         self.configuration.write_text(CONFIG.format(**values))
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no daemon outlives the tests

@@ -118,7 +118,10 @@ def script(config: Config, resources: Resources, *, num_runs: int = 1, at_once: 
 
     checked = _checked(config, resources)
     executor = OnPaper(checked.run_directory / FOLDER)
-    parameters = {key.removeprefix("slurm_"): value for key, value in _parameters(checked, resources).items()}
+    parameters = {
+        key.removeprefix("slurm_"): value
+        for key, value in _parameters(checked, resources, checked.run_directory).items()
+    }
     if num_runs > 1:
         parameters |= {"map_count": num_runs, "array_parallelism": at_once}
     executor.parameters.update(executor._convert_parameters(parameters))
@@ -155,6 +158,10 @@ def _checked(config: Config, resources: Resources) -> Config:
 def _fitted(config: Config, resources: Resources) -> Config:
     """One rank per GPU, or per node where there are none, unless the configuration asks for more."""
     per_node = resources.gpus_per_node or 1
+    if config.launch.address not in (None, "local"):
+        raise UsageError(
+            f"A job of Slurm starts a cluster of its own: leave launch.address out, found {config.launch.address}."
+        )
     values: dict[str, Any] = {"launch.address": "local"}
     if config.launch.workers == 1:
         values["launch.workers"] = resources.nodes * per_node
@@ -206,7 +213,7 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
     with redirect_stderr(said), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         executor = submitit.AutoExecutor(folder, cluster=resources.executor, **options)
-        executor.update_parameters(**_parameters(configs[0], resources, at_once=at_once))
+        executor.update_parameters(**_parameters(configs[0], resources, folder.parent, at_once=at_once))
         try:
             found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(task) for task in tasks]
         except submitit.core.utils.FailedJobError as error:
@@ -238,7 +245,7 @@ def _task(config: Config, resources: Resources) -> Task:
     )
 
 
-def _parameters(config: Config, resources: Resources, *, at_once: int = 1) -> dict[str, Any]:
+def _parameters(config: Config, resources: Resources, shared_folder: Path, *, at_once: int = 1) -> dict[str, Any]:
     """The parameters of submitit's AutoExecutor."""
     shared = {
         "name": resources.job_name or str(config.run.name),
@@ -263,17 +270,17 @@ def _parameters(config: Config, resources: Resources, *, at_once: int = 1) -> di
         "signal_delay_s": resources.signal_delay_s,
         "wckey": "",
         "array_parallelism": at_once,
-        "setup": _setup(config.run_directory),
+        "setup": _setup(shared_folder),
         "additional_parameters": further,
     }
     return shared | {f"slurm_{key}": value for key, value in slurm.items() if value is not None}
 
 
-def _setup(run_directory: Path) -> list[str]:
+def _setup(shared_folder: Path) -> list[str]:
     """Commands of the batch script before its tasks begin: every node must see what the first one writes now."""
-    marker = f"{shlex.quote(str(run_directory))}/.seen-$SLURM_JOB_ID"
+    marker = f"{shlex.quote(str(shared_folder))}/.seen-$SLURM_JOB_ID"
     advice = (
-        f"does not see {run_directory} as the first node does. Give a run.directory on storage that all nodes share."
+        f"does not see {shared_folder} as the first node does. Give a run.directory on storage that all nodes share."
     )
     look = f'test -e "$0" || {{ echo "Error: the node $SLURMD_NODENAME {advice}"; exit 1; }}'
     return [

@@ -20,6 +20,7 @@ MEANINGS = (
     (r"invalid feature|constraint", "no node has what --constraint asks for (`sinfo -o '%N %f'` shows what they have)"),
     (r"gres|gpu", "no node of the partition has so many GPUs (`sinfo -o '%P %G'` shows them)"),
     (r"node count|processors|node configuration|memory", "ask for fewer nodes, cores or GPUs or less memory (`sinfo -o '%P %D %c %m %G'`)"),
+    (r"job array", "the site allows fewer jobs in one array (MaxArraySize of `scontrol show config`): make the sweep smaller"),
     (r"permission|not authorized|access", "you may not use this partition: ask the administrator, or give another one"),
 )  # fmt: skip
 

@@ -121,7 +121,8 @@ class Task:
                 "--head",
                 f"--port={port}",
                 f"--ray-client-server-port={free_port(place.number, attempt + RESTARTS_OF_RAY)}",
-                "--include-dashboard=false",
+                "--include-dashboard=false",  # a part of it runs all the same, and wants its port
+                f"--dashboard-port={free_port(place.number, 2 * RESTARTS_OF_RAY)}",
             ]
             with _child(command, environment, place.log("ray-head")) as head:
                 if self._answers(head, address, port):

@@ -153,6 +153,9 @@ def test_options_that_cannot_be_are_refused(tiny_data: Path, tmp_path: Path) -> 
     cuda = load_config(config_of(tiny_data, tmp_path, **{"launch.device": "cuda"}))
     with pytest.raises(UsageError, match=r"launch\.device=cuda needs --gpus-per-node"):
         script(cuda, Resources())
+    elsewhere = load_config(config_of(tiny_data, tmp_path, **{"launch.address": "head:6379"}))
+    with pytest.raises(UsageError, match=r"leave launch\.address out, found head:6379"):
+        script(elsewhere, Resources())
     two = load_config(config_of(tiny_data, tmp_path, **{"launch.workers": 2}))
     with pytest.raises(UsageError, match="leave some of --nodes 3 idle"):
         script(two, Resources(nodes=3))
