@@ -57,10 +57,11 @@ def test_draws_are_in_range_repeatable_and_stay_when_more_are_asked_for(tmp_path
 
 
 def test_names_stay_unique_where_values_look_alike(tmp_path: Path) -> None:
-    sweep = load_sweep(write_sweep(tmp_path, grid={"optim.lr": [0.1234567, 0.1234568]}))
-    trials = planned_trials(sweep)
-    assert len({trial.run.name for trial in trials}) == 2
-    assert [value_of(trial, "optim.lr") for trial in trials] == [0.1234567, 0.1234568]
+    rates = [0.1234567, 0.1234568, 1e18, 1e-18]
+    trials = planned_trials(load_sweep(write_sweep(tmp_path, grid={"optim.lr": rates})))
+    assert len({trial.run.name for trial in trials}) == 4
+    assert [trial.run.name for trial in trials[2:]] == ["lr1e18-seed3", "lr1e-18-seed3"]
+    assert [value_of(trial, "optim.lr") for trial in trials] == rates
 
 
 def test_optuna_has_no_list_of_trials(tmp_path: Path) -> None:
@@ -78,3 +79,12 @@ def test_widths_are_size_classes_and_what_acts_at_decisions_is_not(tmp_path: Pat
         classes[trial.model.width].add(size_class(trial, info))
     assert [len(found) for found in classes.values()] == [1, 1, 1]
     assert len(set.union(*classes.values())) == 3
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "configs").glob("sweep-*.yaml")), ids=lambda f: f.stem
+)
+def test_the_sweeps_of_the_project_are_valid(file: Path) -> None:
+    sweep = load_sweep(file)
+    assert sweep.path.name == file.stem
+    assert len({trial.run.name for trial in planned_trials(sweep)}) >= 4

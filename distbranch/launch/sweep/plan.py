@@ -143,7 +143,7 @@ def _drawn(span: Range, rng: np.random.Generator) -> Any:
 
 def _short(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:g}".replace("e+", "e")
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "x".join(map(_short, value))
     return "none" if value is None else f"-{value}" if isinstance(value, str) else str(value).lower()
