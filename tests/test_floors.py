@@ -21,6 +21,8 @@ FLOORS = {
 HOMES = {
     "ray": ("launch",),
     "submitit": ("launch",),
+    "optuna": ("launch",),
+    "pandas": ("launch",),
     "torch.distributed": ("engine",),
     "webdataset": ("data",),
     "matplotlib": ("report",),

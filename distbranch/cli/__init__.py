@@ -15,6 +15,7 @@ from distbranch.cli.jobs import cancel, logs, status
 from distbranch.cli.predict import predict
 from distbranch.cli.runs import doctor, evaluate, report, train
 from distbranch.cli.submit import submit_app
+from distbranch.cli.sweep import sweep
 from distbranch.cli.terminal import errors
 from distbranch.errors import SharedError, UsageError, UserError
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Multi-task networks that find out by themselves what to share.",
 )
-for command in (train, evaluate, predict, report, doctor, status, logs, cancel):
+for command in (train, sweep, evaluate, predict, report, doctor, status, logs, cancel):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")

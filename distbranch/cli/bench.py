@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from distbranch.cli.terminal import show_rows
+from distbranch.cli.terminal import show_pairs, show_rows
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
 
@@ -43,3 +43,19 @@ def bench_train_command(
 
     rows = bench_train(width=width, num_ranks=ranks, batch_size=batch_size)
     show_rows([{**asdict(row), "synchronisation_%": 100 * row.share} for row in rows])
+
+
+@bench_app.command("sweep")
+def bench_sweep_command(
+    trials: Annotated[int, typer.Option(help="Trials that cost nothing.", min=4)] = 2000,
+    jobs: Annotated[int, typer.Option(help="Trials at the same time.", min=1)] = 2,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where their directories go; a temporary folder if empty.")
+    ] = None,
+) -> None:
+    """What a sweep costs by itself: its driver is killed at half of the trials, and the same command goes on."""
+    from distbranch.launch.sweep.simulation import simulate
+
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        found = asdict(simulate(trials, at_a_time=jobs, folder=Path(place)))
+    show_pairs([(name, f"{value:.4g}" if isinstance(value, float) else f"{value:,}") for name, value in found.items()])

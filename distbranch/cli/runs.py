@@ -77,9 +77,13 @@ def report(
     run: RunArgument,
     out: Annotated[Path | None, typer.Option(help="Where the page goes; into the run directory if empty.")] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run, and its figures as PNG."""
-    from distbranch.report.page import report as write_report
+    """Write one self-contained HTML page about a run or a sweep, and its figures as PNG."""
+    from distbranch.report.sweep_files import is_sweep
 
+    if is_sweep(run):
+        from distbranch.report.sweep_page import report_sweep as write_report
+    else:
+        from distbranch.report.page import report as write_report
     console.print(str(write_report(run, out)), soft_wrap=True)
 
 

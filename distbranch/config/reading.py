@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,18 @@ def load_config(
     elif isinstance(source, Mapping):
         values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in source.items()}
     else:
-        values = _read_yaml(Path(source))
+        values = read_yaml(Path(source))
         run = values.get("run") or {}
         if isinstance(run, dict) and not run.get("name"):
             values["run"] = {**run, "name": Path(source).stem}
-    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for key, value in pairs:
-        _set_dotted(values, key, value)
+        set_dotted(values, key, value)
     _check_keys(values)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_explain(error)) from None
+        raise UsageError(explain(error)) from None
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -71,6 +72,13 @@ def describe_keys() -> Iterator[tuple[str, str, str, str]]:
             yield name, _as_text(field.default), _range(field), field.description or ""
 
 
+@cache
+def known_keys() -> tuple[frozenset[str], frozenset[str]]:
+    """The dotted keys of a run, and the names of its sections."""
+    keys = frozenset(key for key, *_ in describe_keys())
+    return keys, frozenset(key.partition(".")[0] for key in keys if "." in key)
+
+
 def _as_text(default: Any) -> str:
     return "" if default is None else str(list(default) if isinstance(default, tuple) else default)
 
@@ -88,7 +96,12 @@ def _range(field: FieldInfo) -> str:
     )
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        UsageError: it is absent, unreadable, no YAML, or no mapping.
+    """
     try:
         values = _numbers_with_exponents(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -107,7 +120,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
+    """The key and the value, read as YAML, of `key=value`."""
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise UsageError(f"An override is written key=value (such as method.alpha=2), found '{text}'.")
@@ -127,7 +141,8 @@ def _numbers_with_exponents(value: Any) -> Any:
     return float(value) if is_number else value
 
 
-def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b.c` in nested mappings; those on the way are copied, for they may belong to somebody else."""
     *sections, last = key.split(".")
     for section in sections:
         inner = values.get(section)
@@ -137,30 +152,31 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:
-    known = {key for key, *_ in describe_keys()}
-    sections = {key.partition(".")[0] for key in known if "." in key}
+    known, sections = known_keys()
     for name, part in values.items():
         if name in sections and isinstance(part, Mapping):
             for key in part:
                 if f"{name}.{key}" not in known:
-                    raise UsageError(_unknown(f"{name}.{key}", known))
+                    raise UsageError(unknown_key(f"{name}.{key}", known))
         elif name in sections and part is not None:
             raise UsageError(f"The section '{name}' should hold `key: value` lines, found {part!r}.")
         elif name not in sections | known:
-            raise UsageError(_unknown(str(name), known | sections))
+            raise UsageError(unknown_key(str(name), known | sections))
         elif part is None and name in sections:
             raise UsageError(f"The section '{name}' is empty; give it keys or leave it out.")
 
 
-def _unknown(key: str, known: set[str]) -> str:
+def unknown_key(key: str, known: Set[str], see: str = "`distbranch train --help-config` lists all keys.") -> str:
+    """One sentence about a key that is not among the known ones, with the nearest of them."""
     last = key.rpartition(".")[2]
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     near += [other for other in sorted(known) if other.rpartition(".")[2] == last and other not in near]
-    hint = f"Did you mean {' or '.join(near[:4])}?" if near else "`distbranch train --help-config` lists all keys."
+    hint = f"Did you mean {' or '.join(near[:4])}?" if near else see
     return f"The key '{key}' is unknown. {hint}"
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, what: str = "The configuration") -> str:
+    """What pydantic found, as one sentence."""
     sentences = []
     for problem in error.errors():
         key = ".".join(
@@ -173,7 +189,7 @@ def _explain(error: ValidationError) -> str:
             else f", found {problem['input']!r}"
         )
         sentences.append(f"{key}: {message}{found}" if key else message)
-    return f"The configuration is not valid: {'; '.join(dict.fromkeys(sentences))}."
+    return f"{what} is not valid: {'; '.join(dict.fromkeys(sentences))}."
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

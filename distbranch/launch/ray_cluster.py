@@ -143,7 +143,7 @@ def _restore_environment(before: Mapping[str, str]) -> None:
 def uses_gpu(launch: LaunchConfig) -> bool:
     """Whether the workers run on GPUs: as asked, or if there are enough of them."""
     return launch.device == "cuda" or (
-        launch.device == "auto" and _room(alive_nodes(), resources(launch, gpu=True)) >= launch.least_workers
+        launch.device == "auto" and room(alive_nodes(), resources(launch, gpu=True)) >= launch.least_workers
     )
 
 
@@ -169,29 +169,29 @@ def check_resources(launch: LaunchConfig, report: Report) -> None:
 
     each = resources(launch, gpu=uses_gpu(launch))
     deadline = time.monotonic() + 60 * launch.wait_for_nodes_min
-    room = _room(alive_nodes(), each)
-    if room < launch.most_workers and launch.wait_for_nodes_min:
+    found = room(alive_nodes(), each)
+    if found < launch.most_workers and launch.wait_for_nodes_min:
         from ray.autoscaler.sdk import request_resources
 
         report({"kind": "warning", "message": f"Waiting for nodes: {_asked(launch, each)} do not fit yet."})
         request_resources(bundles=[each] * launch.most_workers)
-        while (room := _room(alive_nodes(), each)) < launch.most_workers and time.monotonic() < deadline:
+        while (found := room(alive_nodes(), each)) < launch.most_workers and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         request_resources(bundles=[])  # from now on the run itself holds them
-    if room < launch.least_workers:
-        raise UserError(_too_little(launch, each, room))
+    if found < launch.least_workers:
+        raise UserError(_too_little(launch, each, found))
     free = ray.available_resources()
     busy = [name for name, amount in each.items() if free.get(name, 0) < amount * launch.least_workers]
     if busy:
         report({"kind": "warning", "message": f"The cluster is busy ({' and '.join(busy)}): Ray waits for room."})
 
 
-def _too_little(launch: LaunchConfig, each: Mapping[str, float], room: int) -> str:
+def _too_little(launch: LaunchConfig, each: Mapping[str, float], fit: int) -> str:
     nodes = alive_nodes()
     total = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in each}
     largest = {name: max((node["Resources"].get(name, 0) for node in nodes), default=0) for name in each}
     return (
-        f"The run asks for {_asked(launch, each)}, but the Ray cluster has room for {room} of them: it has {_amounts(total)} "
+        f"The run asks for {_asked(launch, each)}, but the Ray cluster has room for {fit} of them: it has {_amounts(total)} "
         f"on {len(nodes)} node(s), at most {_amounts(largest)} on one. Lower launch.workers, launch.cpus_per_worker or "
         "launch.gpus_per_worker, or add nodes (launch.wait_for_nodes_min waits for them)."
     )
@@ -206,7 +206,7 @@ def _amounts(amounts: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
 
 
-def _room(nodes: Sequence[Node], each: Mapping[str, float]) -> int:
+def room(nodes: Sequence[Node], each: Mapping[str, float]) -> int:
     """How many workers fit, node by node: a worker is never divided."""
     tiny = 1e-9  # 0.3 goes three times into 0.9, whatever floating point says
     return sum(
@@ -228,7 +228,7 @@ def check_storage(config: Config) -> None:
 
     launch, directory = config.launch, config.run_directory
     each = resources(launch, gpu=uses_gpu(launch))
-    nodes = {node["NodeID"]: node for node in alive_nodes() if _room([node], each)}
+    nodes = {node["NodeID"]: node for node in alive_nodes() if room([node], each)}
     word = secrets.token_hex(8)
     marker = directory / f".seen-{word}"
     marker.write_text(word)

@@ -1,0 +1,50 @@
+"""`distbranch sweep`: many runs that differ in a few keys, and one table of them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distbranch.cli.terminal import Overrides, console, show_pairs
+from distbranch.errors import UserError
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A YAML file of a sweep, see configs/sweep-*.yaml.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, list the trials, start nothing.")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(help="Trials at the same time, as `concurrency`.", min=1)] = None,
+) -> None:
+    """Train a sweep, or go on with it: finished trials are never repeated.
+
+    Examples:
+    `distbranch sweep configs/sweep-quickstart.yaml`
+
+    `distbranch sweep configs/sweep-thinness-branching.yaml --jobs 2 seeds=[0] grid.method.alpha=[1,2] train.iterations=1000`
+    """
+    from distbranch.config.sweep import load_sweep
+
+    given = [*(overrides or []), *([f"concurrency={jobs}"] if jobs else [])]
+    loaded = load_sweep(config, given)
+    if dry_run:
+        from distbranch.launch.sweep.dry_run import plan
+
+        return show_pairs(plan(loaded))
+    from distbranch.launch.sweep.run import run_sweep
+    from distbranch.report.sweep_console import SweepDisplay, front_table
+
+    result = run_sweep(loaded, SweepDisplay(console))
+    if any(row["status"] == "finished" for row in result.rows):
+        console.print()
+        console.print(front_table(result.directory))
+    console.print(
+        f"results.csv, results.parquet, report.html, pareto.png: {result.directory}", highlight=False, soft_wrap=True
+    )
+    if result.failed:
+        raise UserError(
+            f"{len(result.failed)} of {len(result.rows)} trials failed (reasons above and in {result.directory}/results.csv); "
+            "the others are finished. The same command tries them again."
+        )
+    return None

@@ -1,0 +1,223 @@
+"""Every setting of a sweep: a run configuration as the base, and which of its keys take which values.
+
+A sweep file has keys of its own (below); every dotted key of a run may stand in `overrides`, `grid` and `space`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from distbranch.config.reading import explain, known_keys, parse_override, read_yaml, set_dotted, unknown_key
+from distbranch.config.sections import Section
+from distbranch.errors import UsageError
+
+Metric = Literal["average_precision", "balanced_accuracy", "accuracy", "top10_recall"]
+# The sweep says these of every trial itself.
+KEYS_OF_THE_SWEEP = {
+    "run.name": "every trial gets its own name",
+    "run.directory": "trials live in the sweep's directory; give `directory` and `name`",
+    "launch.workers": "give `workers_per_trial`",
+    "launch.cpus_per_worker": "give `cpus_per_trial`",
+    "launch.gpus_per_worker": "give `gpus_per_trial`",
+}
+
+
+class Range(Section):
+    """The values that one key may take in a random or Optuna search: `choices`, or `low` to `high`."""
+
+    low: float | None = Field(None, description="Smallest value.")
+    high: float | None = Field(None, description="Largest value.")
+    log: bool = Field(False, description="Draw evenly on a logarithmic scale.")
+    whole: bool = Field(False, alias="int", description="Whole numbers only.")
+    choices: tuple[Any, ...] | None = Field(None, description="A list of values instead of `low` and `high`.")
+
+    @model_validator(mode="after")
+    def _says_what_to_draw(self) -> Self:
+        if self.choices is not None:
+            if not self.choices or self.low is not None or self.high is not None:
+                raise ValueError("give either a list of choices that is not empty, or low and high")
+        elif self.low is None or self.high is None or not self.low < self.high:
+            raise ValueError(f"low should be below high, found low={self.low} and high={self.high}")
+        elif self.log and self.low <= 0:
+            raise ValueError(f"low should be above 0 with log: true, found {self.low}")
+        return self
+
+
+class EarlyStopping(Section):
+    """Asynchronous successive halving: at each rung a trial goes on only if it is among the best of its size class."""
+
+    grace: int = Field(
+        ge=1, description="The first rung, in optimiser steps; the next ones are `reduction` times as far."
+    )
+    reduction: float = Field(3.0, gt=1, description="One of so many trials of a size class passes a rung.")
+    metric: Metric | None = Field(None, description="Mean over tasks on val; the sweep's `metric` if empty.")
+
+
+class SweepConfig(Section):
+    """The whole configuration of one sweep."""
+
+    base: str = Field(description="Config file of a run, relative to the sweep file.")
+    overrides: dict[str, Any] = Field({}, description="Dotted keys of the run that differ from the base in all trials.")
+    name: str | None = Field(None, description="Name of the sweep's directory; the file's name if empty.")
+    directory: str = Field("runs", description="Folder (shared by all nodes) in which the sweep's directory is made.")
+    metric: Metric = Field("average_precision", description="What is compared: a mean over tasks, chosen on val.")
+    seeds: tuple[int, ...] | None = Field(None, min_length=1, description="Every setting is trained with each seed.")
+    grid: dict[str, tuple[Any, ...]] = Field({}, description="Dotted key of the run: list of values; all combinations.")
+    search: Literal["grid", "random", "optuna"] = Field("grid", description="How settings are chosen.")
+    space: dict[str, Range] = Field(
+        {}, description="With random and optuna: dotted key: {low, high, log, int} or {choices}."
+    )
+    num_trials: int | None = Field(None, ge=1, description="With random and optuna: settings (times seeds) in all.")
+    search_seed: int = Field(0, ge=0, description="Seed of the random choices.")
+    concurrency: int | None = Field(None, ge=1, description="Trials at the same time; as many as fit if empty.")
+    workers_per_trial: int = Field(1, ge=1, description="Ranks of each trial; 1: in the trial's own process.")
+    cpus_per_trial: float | None = Field(None, gt=0, description="CPUs of each trial; one per worker if empty.")
+    gpus_per_trial: float = Field(
+        0, ge=0, description="GPUs of each trial, at most one per worker; 0.25: four trials share one."
+    )
+    early_stopping: EarlyStopping | None = Field(None, description="Ends poor trials early: grace, reduction, metric.")
+    max_failures: int = Field(
+        2, ge=0, description="Restarts of a trial whose process was lost; an error of its own ends it."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_one_folder(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(f"should be made of letters, digits, '.', '_' and '-', found '{name}'")
+        return name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.search == "grid":
+            _needs(
+                not self.space and self.num_trials is None,
+                "search: grid takes `grid`; `space` and `num_trials` are of random and optuna",
+            )
+            _needs(
+                bool(self.grid) or self.seeds is not None,
+                "`grid` should name at least one key, such as model.width: [16, 32]",
+            )
+        else:
+            _needs(not self.grid, f"search: {self.search} takes `space`; `grid` is of search: grid")
+            _needs(
+                bool(self.space),
+                "`space` should name at least one key, such as optim.lr: {low: 1e-4, high: 1e-2, log: true}",
+            )
+            _needs(self.num_trials is not None, f"search: {self.search} needs `num_trials`")
+        for key, values in self.grid.items():
+            _needs(bool(values), f"the list of {key} is empty; give it values or leave it out")
+            _needs(len(set(map(repr, values))) == len(values), f"a value of {key} appears twice in {list(values)}")
+        _needs(
+            self.seeds is None or len(set(self.seeds)) == len(self.seeds),
+            f"a seed appears twice in {list(self.seeds or ())}",
+        )
+        twice = [key for key in (*self.grid, *self.space) if key in self.overrides or (key == "seed" and self.seeds)]
+        _needs(not twice, f"{', '.join(twice)} is varied and also fixed; say it once")
+        _needs(
+            self.gpus_per_trial <= self.workers_per_trial,
+            f"gpus_per_trial should be at most one per worker, found {self.gpus_per_trial:g} for {self.workers_per_trial}",
+        )
+        return self
+
+    @property
+    def path(self) -> Path:
+        """The sweep's folder, absolute: every trial is a run directory in it."""
+        return Path(self.directory).expanduser().absolute() / str(self.name)
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """The dotted keys in which trials differ, the seed last."""
+        keys = [key for key in (*self.grid, *self.space) if key != "seed"]
+        return (*keys, "seed")
+
+
+def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read a sweep file and apply dotted overrides.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value`; keys of the sweep (`concurrency=4`, `grid.model.width=[16,32]`) or of the run, for all trials.
+
+    Raises:
+        UsageError: an absent or unreadable file, an unknown key (with the nearest ones), a value out of range.
+    """
+    file = Path(path)
+    values = read_yaml(file)
+    values.setdefault("name", file.stem)
+    for text in overrides:
+        key, value = parse_override(text)
+        _override(values, key, value)
+    _check_keys(values)
+    if isinstance(values.get("base"), str):
+        values["base"] = str((file.absolute().parent / values["base"]).resolve())
+    try:
+        sweep = SweepConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(error, f"The sweep {file}")) from None
+    for key in (*sweep.overrides, *sweep.grid, *sweep.space):
+        if key in KEYS_OF_THE_SWEEP:
+            raise UsageError(f"A sweep does not take '{key}': {KEYS_OF_THE_SWEEP[key]}.")
+    return sweep
+
+
+def sweep_to_yaml(sweep: SweepConfig) -> str:
+    """The complete sweep configuration as YAML."""
+    return yaml.safe_dump(sweep.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    first, _, rest = key.partition(".")
+    if first in ("grid", "space", "overrides") and rest:
+        values[first] = {
+            **(values.get(first) or {}),
+            rest: value,
+        }  # `grid.model.width` is the key model.width of the grid
+    elif first in SweepConfig.model_fields:
+        set_dotted(values, key, value)
+    elif first not in {*known_keys()[0], *known_keys()[1]}:
+        values[key] = value  # told below, with the nearest keys of either kind
+    else:
+        values["overrides"] = {**(values.get("overrides") or {}), key: value}
+
+
+def _check_keys(values: Mapping[str, Any]) -> None:
+    own = set(SweepConfig.model_fields)
+    of_runs, sections = known_keys()
+    for name in values:
+        if name in own:
+            continue
+        if name in of_runs or name in sections:
+            raise UsageError(f"'{name}' is a key of a run; in a sweep write it under `overrides`, `grid` or `space`.")
+        raise UsageError(
+            unknown_key(name, own | of_runs, f"A sweep has the keys {', '.join(SweepConfig.model_fields)}.")
+        )
+    for name in ("overrides", "grid", "space"):
+        part = values.get(name, {})
+        if not isinstance(part, Mapping):
+            raise UsageError(f"The section '{name}' should hold `dotted.key: value` lines, found {part!r}.")
+        for key in map(str, part):
+            if key not in of_runs and not key.startswith("data.pack."):
+                raise UsageError(unknown_key(key, of_runs))
+    _check_inner("early_stopping", values.get("early_stopping"), {"grace", "reduction", "metric"})
+    for key, part in values.get("space", {}).items():
+        _check_inner(f"space.{key}", part, {"low", "high", "log", "int", "choices"})
+    if not isinstance(values.get("base"), str):
+        raise UsageError("A sweep needs `base`: the config file of a run, relative to the sweep file.")
+
+
+def _check_inner(name: str, part: Any, known: set[str]) -> None:
+    if part is not None and not isinstance(part, Mapping):
+        raise UsageError(f"'{name}' should hold {', '.join(sorted(known))}, found {part!r}.")
+    for key in part or ():
+        if key not in known:
+            raise UsageError(unknown_key(f"{name}.{key}", {f"{name}.{other}" for other in known}))
+
+
+def _needs(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise ValueError(sentence)

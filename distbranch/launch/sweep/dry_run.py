@@ -1,0 +1,64 @@
+"""What a sweep would do, without starting anything."""
+
+from collections import Counter
+
+from distbranch.config import Config
+from distbranch.config.sweep import SweepConfig
+from distbranch.data.shards import read_dataset
+from distbranch.launch.prepare import check_data, must_be_packed
+from distbranch.launch.ray_cluster import cluster_address
+from distbranch.launch.sweep.plan import base_config, planned_trials
+from distbranch.launch.sweep.standing import SweepDirectory
+from distbranch.models.backbones import Architecture
+from distbranch.models.cost import multiply_adds, num_parameters
+
+SHOWN = 3
+
+
+def plan(sweep: SweepConfig) -> list[tuple[str, str]]:
+    """Check data and configurations, and say what the sweep would train: lines of what is asked about and the answer.
+
+    Raises:
+        UserError: what is not as it should be.
+    """
+    base = base_config(sweep)
+    lines = [("sweep directory", str(sweep.path)), ("data", str(base.data.path))]
+    if sweep.search == "optuna":
+        num_trials = (sweep.num_trials or 0) * len(sweep.seeds or (0,))
+        lines += [("trials", f"{num_trials}, chosen by Optuna as results come"), *_networks([base])]
+    else:
+        trials = planned_trials(sweep)
+        lines += [("trials", _trials(trials, sweep)), *_networks(trials)]
+    workers = sweep.workers_per_trial
+    where = "in the trial's own process" if workers == 1 else "by an inner Ray trainer"
+    cpus, gpus = sweep.cpus_per_trial or workers, sweep.gpus_per_trial
+    return [
+        *lines,
+        ("steps of a trial", f"{base.train.iterations:,} of {base.train.batch_size} images"),
+        ("a trial takes", f"{workers} worker(s) {where}, {cpus:g} CPU(s), {gpus:g} GPU(s)"),
+        ("at the same time", f"at most {sweep.concurrency}" if sweep.concurrency else "as many as fit"),
+        ("on", cluster_address(base.launch) or "this machine"),
+    ]
+
+
+def _trials(trials: list[Config], sweep: SweepConfig) -> str:
+    names = [str(config.run.name) for config in trials]
+    shown = names if len(names) <= 2 * SHOWN else [*names[:SHOWN], "...", *names[-SHOWN:]]
+    standings = SweepDirectory(sweep.path).standings(names).values()
+    counts = Counter(standing.status for standing in standings)
+    return f"{len(names)} ({', '.join(f'{count} {status}' for status, count in counts.items())}): {', '.join(shown)}"
+
+
+def _networks(trials: list[Config]) -> list[tuple[str, str]]:
+    """One line per kind of network that trials begin with."""
+    lines = {}
+    for config in trials:
+        if must_be_packed(config):
+            return [("networks", "known once the data set is packed, which would be done first")]
+        info = read_dataset(str(config.data.path))
+        check_data(config, info)
+        size = config.data.image_size or info.image_size
+        thin = Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
+        name = f"{config.model.backbone}, width {config.model.width or 'full'}, before any widening"
+        lines[name] = f"{num_parameters(thin):,} parameters, {multiply_adds(thin):,} multiply-adds per image"
+    return list(lines.items())

@@ -1,0 +1,149 @@
+"""The trials of a sweep: each an ordinary run configuration with a short name of its own in the sweep's directory."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distbranch.config import Config, load_config
+from distbranch.config.sweep import Range, SweepConfig
+from distbranch.data.shards import DatasetInfo
+from distbranch.errors import UsageError
+from distbranch.launch.prepare import with_absolute_paths
+from distbranch.launch.ray_cluster import cluster_address
+from distbranch.models.backbones import Architecture
+from distbranch.models.cost import multiply_adds
+
+LONGEST_NAME = 80
+DIGITS = 4  # of drawn numbers: a trial's name says exactly what it was trained with
+
+
+def planned_trials(sweep: SweepConfig) -> list[Config]:
+    """Every trial of a grid or a random search, with absolute paths; the same sweep gives the same list.
+
+    Raises:
+        UsageError: Optuna, which chooses as results come; a base or a value that is no valid configuration.
+    """
+    if sweep.search == "optuna":
+        raise UsageError(
+            "search: optuna chooses each trial from the results of others, so its trials cannot be listed before. "
+            "Use search: grid or random here."
+        )
+    return trials_of(sweep, grid_points(sweep) if sweep.search == "grid" else random_points(sweep))
+
+
+def trials_of(sweep: SweepConfig, points: Iterable[Mapping[str, Any]], *, first: int = 0) -> list[Config]:
+    """One trial per point ({dotted key: value}) and seed; `first` is the number of the first point.
+
+    Raises:
+        UsageError: a value is not valid, with the name of its trial.
+    """
+    base, trials, names = base_config(sweep), [], set[str]()
+    varies_seed = "seed" in sweep.grid
+    seeds = (None,) if varies_seed else sweep.seeds or (base.seed,)
+    for number, point in enumerate(points, start=first):
+        for seed in seeds:
+            values = dict(point) if seed is None else {**point, "seed": seed}
+            name = trial_name(values, number=None if sweep.search == "grid" else number)
+            if name in names or len(name) > LONGEST_NAME:
+                name = f"trial-{number:04d}-seed{values['seed']}"
+            names.add(name)
+            trials.append(_trial(base, values, name))
+    return trials
+
+
+def grid_points(sweep: SweepConfig) -> list[dict[str, Any]]:
+    """All combinations of the grid; the last key varies fastest."""
+    return [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
+
+
+def random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
+    """`num_trials` draws; the first ones stay the same where more are asked for later."""
+    rng = np.random.default_rng(sweep.search_seed)
+    return [{key: _drawn(span, rng) for key, span in sweep.space.items()} for _ in range(sweep.num_trials or 0)]
+
+
+def rounded(span: Range, value: float) -> Any:
+    """A drawn number as it is used: whole, or with few digits, and within the range."""
+    assert span.low is not None
+    assert span.high is not None
+    if span.whole:
+        return int(min(max(round(value), math.ceil(span.low)), math.floor(span.high)))
+    return min(max(float(f"{value:.{DIGITS}g}"), span.low), span.high)
+
+
+def base_config(sweep: SweepConfig) -> Config:
+    """What all trials have in common, with absolute paths and the resources of a trial."""
+    base = load_config(sweep.base, sweep.overrides)
+    launch = base.launch
+    if launch.device == "cuda" and not sweep.gpus_per_trial:
+        raise UsageError(
+            "launch.device=cuda needs to know how many: give `gpus_per_trial`, a fraction if trials share a GPU."
+        )
+    cpus = (sweep.cpus_per_trial or sweep.workers_per_trial) / sweep.workers_per_trial
+    values: dict[str, Any] = {
+        "run.directory": str(sweep.path),
+        "launch.workers": sweep.workers_per_trial,
+        "launch.cpus_per_worker": cpus,
+        "launch.threads": launch.threads or max(1, int(cpus)),  # else every trial would use all cores
+        "launch.device": "cuda" if sweep.gpus_per_trial else "cpu",
+    }
+    if (address := cluster_address(launch)) is not None:
+        values["launch.address"] = address  # a trial in a worker of that cluster should not have to find it out
+    if sweep.gpus_per_trial:
+        values["launch.gpus_per_worker"] = sweep.gpus_per_trial / sweep.workers_per_trial
+    return with_absolute_paths(load_config(base, values))
+
+
+def trial_name(values: Mapping[str, Any], number: int | None = None) -> str:
+    """`width16-alpha2-seed0`: the last part of every key with its value; drawn trials begin with their number."""
+    parts = [] if number is None else [f"{number:04d}"]
+    parts += [key.rpartition(".")[2].replace("_", "-") + _short(value) for key, value in values.items()]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.")
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = value[part] if isinstance(value, Mapping) else getattr(value, part)
+    return value
+
+
+def size_class(config: Config, info: DatasetInfo) -> int:
+    """Trials that cost about the same before they grow: the octave of the thin network's multiply-adds."""
+    size = config.data.image_size or info.image_size
+    thin = Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
+    return round(math.log2(multiply_adds(thin)))
+
+
+def _trial(base: Config, values: Mapping[str, Any], name: str) -> Config:
+    try:
+        return load_config(base, {**values, "run.name": name})
+    except UsageError as error:
+        raise UsageError(f"The trial {name} is not possible. {error}") from None
+
+
+def _drawn(span: Range, rng: np.random.Generator) -> Any:
+    if span.choices is not None:
+        return span.choices[int(rng.integers(len(span.choices)))]
+    assert span.low is not None
+    assert span.high is not None
+    if span.log:
+        return rounded(span, math.exp(rng.uniform(math.log(span.low), math.log(span.high))))
+    return (
+        int(rng.integers(math.ceil(span.low), math.floor(span.high) + 1))
+        if span.whole
+        else rounded(span, rng.uniform(span.low, span.high))
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}".replace("e+", "e")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "x".join(map(_short, value))
+    return "none" if value is None else f"-{value}" if isinstance(value, str) else str(value).lower()

@@ -1,0 +1,170 @@
+"""Running a sweep: what is not settled yet goes through Ray Tune, then everything becomes one table.
+
+Each start makes a new Tuner over the trials that the disk does not know as settled (standing.py), so nothing depends on how the
+driver before ended.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from distbranch.config import Config, differences, load_config, to_yaml
+from distbranch.config.reading import read_yaml
+from distbranch.config.sections import RunConfig
+from distbranch.config.sweep import SweepConfig, sweep_to_yaml
+from distbranch.data.shards import DatasetInfo
+from distbranch.engine.metrics import Report
+from distbranch.engine.run_directory import write_aside
+from distbranch.errors import UserError
+from distbranch.launch.prepare import check_data, packed
+from distbranch.launch.ray_cluster import check_resources, check_storage, cluster, cluster_address
+from distbranch.launch.sweep.beginnings import families, saving
+from distbranch.launch.sweep.plan import base_config, planned_trials
+from distbranch.launch.sweep.proposals import Proposals
+from distbranch.launch.sweep.results import Row, rows_of, write_results
+from distbranch.launch.sweep.standing import FAILED, SweepDirectory
+
+# Our run directories are the truth, so Tune need not write down what it knows before its end.
+SETTINGS = {
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "10",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+FIXED_ONCE_BEGUN = ("search", "space", "search_seed")
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep gives: one row per trial, and its directory."""
+
+    rows: list[Row]
+    directory: Path
+
+    @property
+    def failed(self) -> list[Row]:
+        """The trials that failed, each with its reason."""
+        return [row for row in self.rows if row["status"] == FAILED]
+
+
+def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
+    """Train every trial that is not settled yet, and write the tables.
+
+    Args:
+        sweep: see `load_sweep`.
+        report: told what happens: `begun`, `ended` (with a status), and what packing says.
+
+    Raises:
+        UsageError: the sweep asks for something that does not exist, or differs from what was begun under its name.
+        UserError: data, storage or machines are not as they should be. Failed trials are in the result, not raised.
+        StoppedEarly: a signal asked to stop; every running trial has saved a checkpoint.
+    """
+    directory = SweepDirectory(sweep.path)
+    known = [] if sweep.search == "optuna" else planned_trials(sweep)
+    with _begun(sweep, directory):
+        _data_of(known or [base_config(sweep)], report)
+        proposals = Proposals(sweep, directory) if sweep.search == "optuna" else None
+        groups = [known] if proposals is None else proposals.trials
+        try:
+            _train_open(sweep, groups, directory, report, proposals)
+        finally:
+            trials = [config for group in groups for config in group]
+            rows = rows_of(trials, sweep.varied, directory)
+            write_results(rows, directory)
+        shared = saving(trials)
+        if shared.steps < shared.steps_alone:
+            report({"kind": "saving", "text": f"Shared beginnings of {shared}"})
+    return SweepResult(rows, directory.path)
+
+
+def _train_open(
+    sweep: SweepConfig,
+    groups: Sequence[Sequence[Config]],
+    directory: SweepDirectory,
+    report: Report,
+    proposals: Proposals | None,
+) -> None:
+    """Train what is not settled, and what is proposed; what failed before is tried again."""
+    roots = [root for group in groups for root in families(group)]
+    standings = directory.standings([str(config.run.name) for root in roots for config in root])
+    total = len(standings) if proposals is None else (sweep.num_trials or 0) * len(sweep.seeds or (0,))
+    num_open = total - sum(standing.is_settled for standing in standings.values())
+    report({"kind": "sweep", "trials": total, "open": num_open, "directory": str(directory.path)})
+    if not num_open:
+        return
+    directory.try_again([name for name, standing in standings.items() if standing.status == FAILED])
+    unsettled = [root for root in roots if not all(standings[str(config.run.name)].is_settled for config in root)]
+    propose = (lambda: families(proposals.next())) if proposals is not None else lambda: []
+    with cluster_of(sweep, report):
+        from distbranch.launch.sweep.tuning import train_roots
+
+        train_roots(sweep, unsettled, directory, report, propose)
+
+
+@contextmanager
+def _begun(sweep: SweepConfig, directory: SweepDirectory) -> Iterator[None]:
+    """The sweep's directory, of this sweep and locked against a second driver."""
+    try:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory.lock)
+        lock.acquire(timeout=5)
+    except Timeout:
+        raise UserError(
+            f"The sweep {directory.path} is being run by another process. Wait for it, stop it, or give another name."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"The sweep directory {directory.path} cannot be written ({error}). Give another directory."
+        ) from None
+    with lock:
+        _refuse_another(sweep, directory)
+        write_aside(directory.config, sweep_to_yaml(sweep))
+        write_aside(directory.base, to_yaml(base_config(sweep)))
+        yield
+
+
+def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
+    if not directory.base.exists():
+        return
+    different = differences(load_config(directory.base), base_config(sweep))
+    begun, now = read_yaml(directory.config), sweep.model_dump(mode="json", by_alias=True)
+    different += [
+        f"{key}: {begun.get(key)!r} -> {now[key]!r}" for key in FIXED_ONCE_BEGUN if begun.get(key) != now[key]
+    ]
+    if different:
+        raise UserError(
+            f"The sweep {directory.path} was begun with another configuration ({'; '.join(different)}). "
+            "Give another name, or undo the change; more values, seeds or trials may be added."
+        )
+
+
+def _data_of(trials: Sequence[Config], report: Report) -> None:
+    """Pack and check what the trials will read, once, before anything starts."""
+    infos: dict[str, DatasetInfo] = {}
+    for config in {(str(c.data.path), c.model.backbone, c.model.width, c.data.image_size): c for c in trials}.values():
+        path = str(config.data.path)
+        infos[path] = infos.get(path) or packed(config, report)
+        check_data(config, infos[path])
+
+
+@contextmanager
+def cluster_of(sweep: SweepConfig, report: Report) -> Iterator[None]:
+    """Join the cluster of the sweep's base, or start one that holds all trials at once; before anything else loads ray.
+
+    Raises:
+        UserError: nobody answers there, or a single trial does not fit, or a node does not see the sweep's directory.
+    """
+    os.environ |= {key: os.environ.get(key, value) for key, value in SETTINGS.items()}
+    base = base_config(sweep)
+    here = cluster_address(base.launch) is None
+    wanted = sweep.workers_per_trial * (sweep.concurrency or 1)
+    with cluster(base.launch.model_copy(update={"workers": wanted}) if here else base.launch):
+        check_resources(base.launch, report)
+        if not here:
+            check_storage(base.model_copy(update={"run": RunConfig(name=sweep.name, directory=sweep.directory)}))
+        yield

@@ -1,0 +1,139 @@
+"""A sweep whose trials cost nothing, through the real queue, Tuner and run directories: what is left is our own cost.
+
+The driver is a process of its own, killed at half of the trials and started again, so the numbers hold for what survives.
+"""
+
+import json
+import multiprocessing
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distbranch.config import load_config
+from distbranch.config.sweep import SweepConfig
+from distbranch.engine.run_directory import append_line, write_json
+from distbranch.errors import UserError
+from distbranch.launch.sweep.beginnings import families
+from distbranch.launch.sweep.plan import planned_trials
+from distbranch.launch.sweep.standing import FINISHED, SweepDirectory
+
+WIDTHS = (8, 16, 32, 64)
+SECONDS_BETWEEN_LOOKS = 0.02
+
+
+@dataclass(frozen=True)
+class SimulatedSweep:
+    """What a sweep of trials that cost nothing took; both drivers are of the same sweep, killed at half."""
+
+    num_trials: int
+    at_a_time: int
+    ms_per_trial: float  # of the first driver, from its first result on
+    driver_peak_mib: float  # of the second one, which ended well
+    first_result_s: float  # from the start of the first driver
+    first_result_after_kill_s: float  # from the start of the second one
+    finished: int
+    finished_and_repeated: int
+
+
+def simulate(num_trials: int, *, at_a_time: int, folder: Path) -> SimulatedSweep:
+    """Run the simulated sweep in `folder`, which should be empty.
+
+    Raises:
+        UserError: the driver did not end well.
+    """
+    sweep = _sweep(num_trials, at_a_time, folder)
+    first = _Driver(sweep)
+    begun, half = first.wait_for(1), first.wait_for(num_trials // 2)
+    first.process.kill()
+    first.process.join()
+    done_before = first.finished()
+    second = _Driver(sweep)
+    resumed = second.wait_for(len(done_before) + 1)
+    second.process.join()
+    record = folder / "driver.json"
+    if second.process.exitcode or not record.exists():
+        raise UserError(f"The driver of the simulated sweep did not end well (exit code {second.process.exitcode}).")
+    times = [len((sweep.path / name / "times").read_text().splitlines()) for name in done_before]
+    return SimulatedSweep(
+        num_trials=num_trials,
+        at_a_time=at_a_time,
+        ms_per_trial=1000 * (half - begun) / max(1, num_trials // 2 - 1),
+        driver_peak_mib=json.loads(record.read_text())["peak_mib"],
+        first_result_s=begun,
+        first_result_after_kill_s=resumed,
+        finished=len(second.finished()),
+        finished_and_repeated=sum(count > 1 for count in times),
+    )
+
+
+class _Driver:
+    """A driver process, and the seconds since its start at which so many trials had finished."""
+
+    def __init__(self, sweep: SweepConfig) -> None:
+        self.directory = sweep.path
+        self.began = time.monotonic()
+        self.process = multiprocessing.get_context("spawn").Process(target=drive, args=(sweep,))
+        self.process.start()
+
+    def finished(self) -> set[str]:
+        """The names of trials with a result."""
+        return {path.parent.name for path in self.directory.glob("*/result.json")}
+
+    def wait_for(self, count: int) -> float:
+        """The seconds until `count` trials have finished."""
+        log = self.directory / "finished"
+        while self.process.is_alive():
+            if log.exists() and log.stat().st_size >= count:  # a byte per trial: cheaper than to look into all folders
+                return time.monotonic() - self.began
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        raise UserError(f"The driver of the simulated sweep ended early (exit code {self.process.exitcode}).")
+
+
+def drive(sweep: SweepConfig) -> None:
+    """The driver: plan, look at the disk, go on; as `run_sweep` does, but for the data set and the results."""
+    from distbranch.launch.sweep.run import cluster_of
+
+    directory = SweepDirectory(sweep.path)
+    trials = planned_trials(sweep)
+    standings = directory.standings([str(trial.run.name) for trial in trials])
+    roots = [root for root in families(trials) if standings[str(root[0].run.name)].status != FINISHED]
+    with cluster_of(sweep, lambda _: None):
+        from distbranch.launch.sweep.beginnings import ready
+        from distbranch.launch.sweep.queue import FamilyQueue
+        from distbranch.launch.sweep.tuning import fit
+
+        queue = FamilyQueue(
+            roots, ready=ready, directory=directory, concurrency=sweep.concurrency or 1, report=lambda _: None
+        )
+        fit(cost_nothing, queue, resources={"CPU": 1}, max_failures=0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    write_json(Path(sweep.directory) / "driver.json", {"peak_mib": peak})
+
+
+def cost_nothing(work: dict[str, Any]) -> None:
+    """The trial: it reports once and writes a result."""
+    from ray import tune
+
+    config = load_config(json.loads(work["leader"]))
+    append_line(config.run_directory / "times", {"at": time.time()})
+    tune.report({"kind": "evaluation", "iteration": 1, "value": 0.5})
+    write_json(config.run_directory / "result.json", {"name": config.run.name})
+    with (config.run_directory.parent / "finished").open("ab") as file:
+        file.write(b".")
+    tune.report({"kind": "ended", "reason": None})
+
+
+def _sweep(num_trials: int, at_a_time: int, folder: Path) -> SweepConfig:
+    base = folder / "base.yaml"
+    base.write_text(f"data: {{path: {folder / 'no-data'}}}\nmethod: {{name: fixed}}\n")
+    seeds = range(-(-num_trials // len(WIDTHS)))
+    return SweepConfig(
+        base=str(base),
+        name="simulated",
+        directory=str(folder),
+        grid={"model.width": WIDTHS},
+        seeds=tuple(seeds),
+        concurrency=at_a_time,
+    )

@@ -1,0 +1,71 @@
+"""How far each trial of a sweep is, read from the disk alone, so that the same command goes on after anything.
+
+A trial has finished if its run directory holds result.json, which a run writes last and in one step. What else can end a trial
+is a line of `ended.jsonl` in the sweep's directory, written before it is acted upon. Everything else is still to be trained, from
+the newest checkpoint of its run directory. So nothing that Ray remembers is needed to go on, and nothing of it can be stale:
+no finished trial is ever handed out again, and every other one is.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distbranch.engine.run_directory import RunDirectory, append_line, read_lines
+
+FINISHED, FAILED, STOPPED_EARLY, UNFINISHED = "finished", "failed", "stopped early", "unfinished"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a trial stands; `reason` says why it failed or was stopped, `iteration` where."""
+
+    status: str
+    reason: str = ""
+    iteration: int | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the same command leaves the trial alone; a failed one is tried again."""
+        return self.status in (FINISHED, STOPPED_EARLY)
+
+
+class SweepDirectory:
+    """The files of one sweep, by name; every trial is a run directory beside them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "sweep.yaml"
+        self.base = path / "base.yaml"  # the run configuration of all trials, but for what is varied
+        self.ended = path / "ended.jsonl"
+        self.proposals = path / "proposals.jsonl"
+        self.results = path / "results.csv"
+        self.table = path / "results.parquet"
+        self.latency = path / "latency.json"
+        self.tensorboard = path / "tensorboard"
+        self.tune = path / ".tune"
+        self.lock = path / ".lock"
+
+    def run(self, trial: str) -> RunDirectory:
+        """The run directory of a trial."""
+        return RunDirectory(self.path / trial)
+
+    def end(self, trial: str, status: str, reason: str, iteration: int | None = None) -> None:
+        """Record that a trial failed or was stopped early."""
+        append_line(self.ended, {"trial": trial, "status": status, "reason": reason, "iteration": iteration})
+
+    def try_again(self, trials: list[str]) -> None:
+        """Record that failed trials are to be trained now."""
+        for trial in trials:
+            self.end(trial, UNFINISHED, "")
+
+    def standings(self, trials: list[str]) -> dict[str, Standing]:
+        """How every trial stands."""
+        ended: dict[str, dict[str, Any]] = {line["trial"]: line for line in read_lines(self.ended)}
+        return {trial: self._standing(trial, ended.get(trial)) for trial in trials}
+
+    def _standing(self, trial: str, ended: dict[str, Any] | None) -> Standing:
+        if self.run(trial).result.exists():
+            return Standing(FINISHED)
+        if ended is None:
+            return Standing(UNFINISHED)
+        return Standing(ended["status"], ended["reason"], ended["iteration"])

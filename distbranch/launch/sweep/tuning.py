@@ -1,0 +1,164 @@
+"""Ray Tune over the families of a sweep: one Tuner with our queue, while this thread listens for signals.
+
+Loads ray, so it is imported when the cluster is joined and not before: ray reads its token when it is loaded.
+"""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from ray import tune
+
+from distbranch.config import Config
+from distbranch.config.sweep import SweepConfig
+from distbranch.data.shards import read_dataset
+from distbranch.engine.metrics import Report
+from distbranch.engine.results import StoppedEarly
+from distbranch.errors import UserError
+from distbranch.launch.ray_cluster import alive_nodes, resources, room
+from distbranch.launch.stopping import StopRequest
+from distbranch.launch.sweep.beginnings import ready
+from distbranch.launch.sweep.early_stopping import SizeClassHalving
+from distbranch.launch.sweep.plan import base_config, size_class
+from distbranch.launch.sweep.queue import Family, FamilyQueue, Judge, Losses
+from distbranch.launch.sweep.standing import SweepDirectory
+from distbranch.launch.sweep.trial import tune_function
+
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+def train_roots(
+    sweep: SweepConfig,
+    roots: Sequence[Family],
+    directory: SweepDirectory,
+    report: Report,
+    propose: Callable[[], Iterable[Family]],
+) -> None:
+    """Train all trials of the roots, and of those that are proposed, on the cluster that this process has joined.
+
+    Raises:
+        UserError: Tune itself failed.
+        StoppedEarly: a signal asked to stop; every running trial has saved a checkpoint.
+    """
+    queue = FamilyQueue(
+        roots,
+        ready=ready,
+        directory=directory,
+        concurrency=_concurrency(sweep),
+        report=report,
+        judge=_judge(sweep),
+        propose=propose,
+    )
+    metric = sweep.early_stopping.metric if sweep.early_stopping and sweep.early_stopping.metric else sweep.metric
+    fit(tune_function(metric), queue, resources=_resources(sweep), max_failures=sweep.max_failures)
+
+
+def fit(
+    function: Callable[[dict[str, Any]], None], queue: FamilyQueue, *, resources: dict[str, float], max_failures: int
+) -> None:
+    """Run the queue empty on the cluster that this process has joined.
+
+    Raises:
+        UserError: Tune itself failed.
+        StoppedEarly: after a signal to this process.
+    """
+    storage, failure = queue.directory.tune, list[Exception]()
+    tuner = tune.Tuner(
+        tune.with_resources(function, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=queue,
+            num_samples=-1,
+            reuse_actors=True,  # a process that has loaded torch trains many small trials
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(storage),
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            callbacks=[Losses(queue)],
+            verbose=0,
+        ),
+    )
+
+    def run() -> None:
+        try:
+            tuner.fit()
+        except Exception as error:  # of any kind: it is explained in this thread
+            failure.append(error)
+
+    try:
+        stopped = _listen(threading.Thread(target=run, daemon=True), queue)
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    if failure:
+        reason = " ".join(str(failure[0]).split())[:300] or type(failure[0]).__name__
+        raise UserError(
+            f"Ray Tune could not go on ({reason}). Run the same command again: nothing finished is repeated."
+        )
+    if stopped is not None:
+        raise stopped
+
+
+def _listen(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
+    """Wait for the Tuner; a signal closes the queue and gives every running trial its stop word."""
+    request = StopRequest()
+    main = threading.current_thread() is threading.main_thread()
+    with request.listening() if main else nullcontext():
+        thread.start()
+        while thread.is_alive():
+            thread.join(SECONDS_BETWEEN_LOOKS)
+            if not request():
+                continue
+            if not queue.closed:
+                queue.report({"kind": "stopping"})
+                queue.closed = True
+            for family, _ in list(
+                queue.running.values()
+            ):  # again and again: a run that begins removes an old stop word
+                if family[0].run_directory.exists():
+                    queue.directory.run(str(family[0].run.name)).stop_word.touch()
+    if not request():
+        return None
+    stopped = StoppedEarly("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
+    stopped.exit_code = request.exit_code
+    return stopped
+
+
+def _name_of(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _resources(sweep: SweepConfig) -> dict[str, float]:
+    """What Tune sets aside for a trial: nothing where an inner trainer asks for its workers itself."""
+    if sweep.workers_per_trial > 1:
+        return {"CPU": 0}
+    resources = {"CPU": sweep.cpus_per_trial or 1.0}
+    return {**resources, "GPU": sweep.gpus_per_trial} if sweep.gpus_per_trial else resources
+
+
+def _concurrency(sweep: SweepConfig) -> int:
+    """As many trials as were asked for and as fit: an inner trainer that has to wait for long gives up."""
+    launch = base_config(sweep).launch
+    workers = room(alive_nodes(), resources(launch, gpu=bool(sweep.gpus_per_trial)))
+    fit_in = max(1, workers // sweep.workers_per_trial)
+    return min(sweep.concurrency or fit_in, fit_in)
+
+
+def _judge(sweep: SweepConfig) -> Judge:
+    stopping = sweep.early_stopping
+    if stopping is None:
+        return lambda *_: True
+    halving = SizeClassHalving(stopping.grace, stopping.reduction)
+    classes: dict[tuple[Any, ...], int] = {}
+
+    def judge(config: Config, iteration: int, value: float) -> bool:
+        key = (config.data.path, config.data.image_size, config.model.backbone, config.model.width)
+        if key not in classes:
+            classes[key] = size_class(config, read_dataset(str(config.data.path)))
+        return halving.passes(str(config.run.name), classes[key], iteration, value)
+
+    return judge

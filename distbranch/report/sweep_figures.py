@@ -1,0 +1,216 @@
+"""The Pareto fronts of a sweep: quality against parameters, multiply-adds and latency, with error bars over seeds."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+from distbranch.report.figures import MEANS
+from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, group_colour
+from distbranch.report.sweep_files import COSTS, Point, SweepFiles, pareto_front
+
+MOST_COLOURS = 10
+LABEL_POINTS = 8.5  # font size
+PLACES = ((0, 7, "center", "bottom"), (0, -7, "center", "top"), (8, 0, "left", "center"), (-8, 0, "right", "center"),
+          (6, 9, "left", "bottom"), (-6, 9, "right", "bottom"), (6, -9, "left", "top"), (-6, -9, "right", "top"))  # fmt: skip
+
+
+def draw_pareto(sweep: SweepFiles) -> Figure:
+    """One panel per cost that is known, all with the same vertical axis; None of the points without a finished seed."""
+    points = sweep.points
+    costs = [cost for cost in COSTS if any(point.spread(cost) for point in points)]
+    figure = Figure(figsize=(4.6 * max(len(costs), 1) + 0.6, 4.9), facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, max(len(costs), 1), sharey=True, squeeze=False)[0]
+    colours = _colours(sweep, points)
+    for axes, cost in zip(panels, costs, strict=False):
+        _panel(axes, sweep, points, cost, colours)
+    if not costs:
+        panels[0].text(0.5, 0.5, "No trial has finished yet.", ha="center", color=MUTED, transform=panels[0].transAxes)
+        panels[0].set_axis_off()
+        return figure
+    panels[0].set_ylabel(f"{MEANS[sweep.metric][0]} on {sweep.shown_split}, %", color=INK)
+    handles = _legend(sweep, colours)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 8),
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+    )
+    figure.draw_without_rendering()  # settles the layout, so that places in pixels are known
+    for axes, cost in zip(panels, costs, strict=True):
+        _label(axes, sweep, points, cost)
+    return figure
+
+
+def point_label(sweep: SweepFiles, point: Point, number: int) -> str:
+    """What stands beside a point: the values of the keys that are not its colour, or its number in the table."""
+    return ", ".join(readable_value(point.setting[key]) for key in named_keys(sweep)) or str(number + 1)
+
+
+def named_keys(sweep: SweepFiles) -> list[str]:
+    """The keys whose values name a point: all that are not the colour; none where they would be too long to read."""
+    others = sweep.keys[1:] if _is_coloured(sweep, sweep.points) else sweep.keys
+    longest = max((sum(len(readable_value(point.setting[key])) for key in others) for point in sweep.points), default=0)
+    return others if len(others) <= 2 and longest <= 12 else []
+
+
+def _panel(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str, colours: Sequence[str]) -> None:
+    value = f"{sweep.shown_split}_{sweep.metric}"
+    front = pareto_front(points, cost, f"val_{sweep.metric}")
+    for number, point in enumerate(points):
+        price, worth = point.spread(cost), point.spread(value)
+        if price is None or worth is None:
+            continue
+        best = number in front
+        axes.errorbar(
+            price.mean,
+            100 * worth.mean,
+            xerr=price.deviation,
+            yerr=100 * worth.deviation if worth.deviation is not None else None,
+            fmt="o",
+            markersize=7.5 if best else 5,
+            color=colours[number],
+            markerfacecolor=colours[number] if point.is_complete else PAPER,
+            markeredgecolor=INK if best else colours[number],
+            ecolor=colours[number],
+            elinewidth=1,
+            alpha=1.0 if best else 0.5,
+            zorder=3 if best else 2,
+        )
+    line = [(points[n].spread(cost), points[n].spread(value)) for n in front]
+    pairs = [(x.mean, 100 * y.mean) for x, y in line if x is not None and y is not None]
+    axes.plot([x for x, _ in pairs], [y for _, y in pairs], color=MUTED, linewidth=1, zorder=1)
+    _dress(axes, cost)
+
+
+def _dress(axes: Axes, cost: str) -> None:
+    axes.set_xscale("log")
+    axes.margins(x=0.12, y=0.12)
+    low, high = axes.get_xlim()
+    if high / low < 30:  # less than a decade and a half has too few marks of its own
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low > 5 else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel(COSTS[cost], color=INK)
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_facecolor("none")
+    axes.tick_params(labelsize=8.5, colors=MUTED)
+    for side in axes.spines.values():
+        side.set_color(GRID)
+
+
+def _label(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str) -> None:
+    """Name the best points, each where its name covers neither another point nor another name."""
+    value = f"{sweep.shown_split}_{sweep.metric}"
+    front = pareto_front(points, cost, f"val_{sweep.metric}")
+    spots: dict[int, tuple[float, float]] = {}
+    for number, point in enumerate(points):
+        price, worth = point.spread(cost), point.spread(value)
+        if price is not None and worth is not None:
+            x, y = axes.transData.transform((price.mean, 100 * worth.mean))
+            spots[number] = float(x), float(y)
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots.values()]
+    inside, dpi = axes.get_window_extent(), axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+    for number in front:
+        best: tuple[float, tuple[float, float, str, str], Bbox] | None = None
+        text = point_label(sweep, points[number], number)
+        for place in PLACES:
+            box = _box(spots[number], place, text, dpi)
+            cover = sum(box.overlaps(other) for other in taken) + 5 * (not _contains(inside, box))
+            if best is None or cover < best[0]:
+                best = (cover, place, box)
+        assert best is not None
+        _, (dx, dy, across, up), box = best
+        taken.append(box)
+        axes.annotate(
+            text,
+            xy=_place_of(points[number], cost, value),
+            xytext=(dx, dy),
+            textcoords="offset points",
+            ha=across,
+            va=up,
+            fontsize=LABEL_POINTS,
+            color=INK,
+            zorder=4,
+        )
+
+
+def _place_of(point: Point, cost: str, value: str) -> tuple[float, float]:
+    price, worth = point.spread(cost), point.spread(value)
+    assert price is not None
+    assert worth is not None
+    return price.mean, 100 * worth.mean
+
+
+def _box(spot: tuple[float, float], place: tuple[float, float, str, str], text: str, dpi: float) -> Bbox:
+    """The pixels that a label would take; the width of a letter is estimated."""
+    scale = dpi / 72
+    dx, dy, across, up = place
+    width, height = 0.6 * LABEL_POINTS * len(text) * scale, 1.15 * LABEL_POINTS * scale
+    left = spot[0] + dx * scale - {"center": width / 2, "left": 0.0, "right": width}[across]
+    bottom = spot[1] + dy * scale - {"center": height / 2, "bottom": 0.0, "top": height}[up]
+    return Bbox.from_bounds(left, bottom, width, height)
+
+
+def _contains(outer: Bbox, inner: Bbox) -> bool:
+    return bool(outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0 and inner.y1 <= outer.y1)
+
+
+def _is_coloured(sweep: SweepFiles, points: Sequence[Point]) -> bool:
+    return bool(sweep.keys) and 1 < len({point.setting[sweep.keys[0]] for point in points}) <= MOST_COLOURS
+
+
+def _colours(sweep: SweepFiles, points: Sequence[Point]) -> list[str]:
+    """One per point: that of its value of the first key, if these are few."""
+    if not _is_coloured(sweep, points):
+        return [BLUE] * len(points)
+    values = list(dict.fromkeys(point.setting[sweep.keys[0]] for point in points))
+    return [group_colour(values.index(point.setting[sweep.keys[0]])) for point in points]
+
+
+def _legend(sweep: SweepFiles, colours: Sequence[str]) -> list[Line2D]:
+    points = sweep.points
+    handles = []
+    if _is_coloured(sweep, points):
+        named = {point.setting[sweep.keys[0]]: colour for point, colour in zip(points, colours, strict=True)}
+        key = sweep.keys[0].rpartition(".")[2].replace("_", " ")
+        handles = [_dot(colour, f"{key} {readable_value(value)}") for value, colour in named.items()]
+    front = Line2D([], [], color=MUTED, marker="o", markeredgecolor=INK, markerfacecolor=MUTED)
+    named_by = ", ".join(key.rpartition(".")[2].replace("_", " ") for key in named_keys(sweep)) or "number in the table"
+    front.set_label(f"Pareto front, chosen on val (beside it: {named_by})")
+    handles.append(front)
+    if any(point.finished and not point.is_complete for point in points):
+        handles.append(
+            Line2D(
+                [], [], linestyle="", marker="o", markerfacecolor=PAPER, markeredgecolor=MUTED, label="seeds missing"
+            )
+        )
+    return handles
+
+
+def _dot(colour: str, label: str) -> Line2D:
+    return Line2D([], [], linestyle="", marker="o", color=colour, label=label)
+
+
+def readable_value(value: str) -> str:
+    """1.0 as 1; an empty cell is the key's `none`."""
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return value or "none"
+
+
+def _tick(value: float, _: object) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:g} {unit}"
+    return f"{value:g}"

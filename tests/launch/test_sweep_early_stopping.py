@@ -1,0 +1,50 @@
+"""Successive halving within size classes, against a slow reference and planted sweeps."""
+
+import math
+
+import numpy as np
+import pytest
+
+from distbranch.launch.sweep.early_stopping import SizeClassHalving
+
+
+def test_a_small_network_is_never_judged_by_large_ones() -> None:
+    halving = SizeClassHalving(grace=10, reduction=2)
+    assert all(halving.passes(f"large-{n}", "large", 10, 0.9 + n / 100) for n in range(8))
+    small = [halving.passes(f"small-{n}", "small", 10, 0.1 + n / 100) for n in range(8)]
+    assert all(small)  # each is the best of its class so far, though worse than every large one
+    assert not halving.passes("small-bad", "small", 10, 0.05)
+
+
+@pytest.mark.parametrize("reduction", [2.0, 3.0, 4.0])
+def test_who_passes_is_who_lies_above_the_quantile_of_its_class_and_rung(reduction: float) -> None:
+    rng = np.random.default_rng(1)
+    halving, seen = SizeClassHalving(grace=5, reduction=reduction), dict[tuple[int, int], list[float]]()
+    for trial in range(200):
+        size, value = int(rng.integers(3)), float(rng.random())
+        iteration = 5 * reduction ** int(rng.integers(3))
+        rung = round(math.log(iteration / 5, reduction))
+        others = seen.setdefault((size, rung), [])
+        others.append(value)
+        cut = np.quantile(others, 1 - 1 / reduction) if len(others) >= reduction else -1
+        assert halving.passes(str(trial), size, round(iteration), value) == (value >= cut)
+
+
+def test_the_best_of_a_class_always_passes_and_about_one_of_the_reduction_does() -> None:
+    rng = np.random.default_rng(2)
+    halving = SizeClassHalving(grace=1, reduction=3)
+    values = rng.random(300)
+    passed = [halving.passes(str(n), 0, 1, value) for n, value in enumerate(values)]
+    assert passed[int(values.argmax())]
+    assert 0.28 < np.mean(passed) < 0.42
+
+
+def test_nobody_is_judged_before_the_grace_and_nobody_twice_at_a_rung() -> None:
+    halving = SizeClassHalving(grace=10, reduction=2)
+    for n in range(5):
+        assert halving.passes(f"good-{n}", 0, 9, 0.9)
+        assert halving.passes(f"good-{n}", 0, 10, 0.9)
+    assert halving.passes("bad", 0, 9, 0.0)
+    assert not halving.passes("bad", 0, 10, 0.0)
+    assert halving.passes("good-0", 0, 15, 0.0)  # still in the rung at which it has passed
+    assert [halving.rung(steps) for steps in (9, 10, 19, 20, 40, 79)] == [None, 0, 0, 1, 2, 2]

@@ -1,0 +1,90 @@
+"""The trials of a sweep: ordinary runs with names of their own, the same ones every time."""
+
+from pathlib import Path
+
+import pytest
+from sweep_files import write_sweep
+
+from distbranch.config import load_config, to_yaml
+from distbranch.config.sweep import load_sweep
+from distbranch.data.shards import read_dataset
+from distbranch.errors import UsageError
+from distbranch.launch.sweep.plan import planned_trials, size_class, value_of
+
+SPACE = {
+    "optim.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+    "model.width": {"low": 2, "high": 9, "int": True},
+    "data.image_size": {"choices": [[32, 32], [48, 64], None]},
+}
+
+
+def test_a_grid_is_all_combinations_with_every_seed_and_readable_names(tmp_path: Path) -> None:
+    sweep = load_sweep(write_sweep(tmp_path, grid={"model.width": [2, 3], "method.alpha": [0.5, 2]}, seeds=[0, 1]))
+    trials = planned_trials(sweep)
+    assert [trial.run.name for trial in trials] == [
+        f"width{width}-alpha{alpha}-seed{seed}" for width in (2, 3) for alpha in ("0.5", "2") for seed in (0, 1)
+    ]
+    assert {(trial.model.width, trial.method.alpha, trial.seed) for trial in trials} == {
+        (width, alpha, seed) for width in (2, 3) for alpha in (0.5, 2.0) for seed in (0, 1)
+    }
+
+
+def test_every_trial_is_an_ordinary_run_in_the_directory_of_the_sweep(tmp_path: Path) -> None:
+    sweep = load_sweep(write_sweep(tmp_path, grid={"model.width": [2]}, workers_per_trial=2, cpus_per_trial=3))
+    (trial,) = planned_trials(sweep)
+    assert trial.run_directory == tmp_path / "runs" / "tiny" / "width2-seed3"
+    assert (trial.launch.workers, trial.launch.cpus_per_worker, trial.launch.device) == (2, 1.5, "cpu")
+    assert Path(str(trial.data.path)).is_absolute()
+    file = tmp_path / "trial.yaml"
+    file.write_text(to_yaml(trial))
+    assert load_config(file) == trial
+
+
+def test_draws_are_in_range_repeatable_and_stay_when_more_are_asked_for(tmp_path: Path) -> None:
+    def drawn(num_trials: int, seed: int = 0) -> list[dict[str, object]]:
+        file = write_sweep(tmp_path, search="random", num_trials=num_trials, space=SPACE, search_seed=seed)
+        return [trial.model_dump() for trial in planned_trials(load_sweep(file))]
+
+    few, many, others = drawn(5), drawn(60), drawn(5, seed=1)
+    assert many[:5] == few
+    assert others != few
+    assert len({trial["run"]["name"] for trial in many}) == 60  # type: ignore[index]
+    rates = [trial["optim"]["lr"] for trial in many]  # type: ignore[index]
+    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+    assert 10 < sum(rate < 1e-3 for rate in rates) < 50  # evenly on a logarithmic scale: about half below the middle
+    assert {trial["model"]["width"] for trial in many} == set(range(2, 10))  # type: ignore[index]
+    assert {trial["data"]["image_size"] for trial in many} == {(32, 32), (48, 64), None}  # type: ignore[index]
+
+
+def test_names_stay_unique_where_values_look_alike(tmp_path: Path) -> None:
+    rates = [0.1234567, 0.1234568, 1e18, 1e-18]
+    trials = planned_trials(load_sweep(write_sweep(tmp_path, grid={"optim.lr": rates})))
+    assert len({trial.run.name for trial in trials}) == 4
+    assert [trial.run.name for trial in trials[2:]] == ["lr1e18-seed3", "lr1e-18-seed3"]
+    assert [value_of(trial, "optim.lr") for trial in trials] == rates
+
+
+def test_optuna_has_no_list_of_trials(tmp_path: Path) -> None:
+    sweep = load_sweep(write_sweep(tmp_path, search="optuna", num_trials=2, space=SPACE))
+    with pytest.raises(UsageError, match="cannot be listed before"):
+        planned_trials(sweep)
+
+
+def test_widths_are_size_classes_and_what_acts_at_decisions_is_not(tmp_path: Path, tiny_data: Path) -> None:
+    grid = {"model.width": [4, 8, 16], "method.alpha": [0.5, 4]}
+    trials = planned_trials(load_sweep(write_sweep(tmp_path, tiny_data, grid=grid)))
+    info = read_dataset(str(tiny_data))
+    classes = {trial.model.width: set[int]() for trial in trials}
+    for trial in trials:
+        classes[trial.model.width].add(size_class(trial, info))
+    assert [len(found) for found in classes.values()] == [1, 1, 1]
+    assert len(set.union(*classes.values())) == 3
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "configs").glob("sweep-*.yaml")), ids=lambda f: f.stem
+)
+def test_the_sweeps_of_the_project_are_valid(file: Path) -> None:
+    sweep = load_sweep(file)
+    assert sweep.path.name == file.stem
+    assert len({trial.run.name for trial in planned_trials(sweep)}) >= 4

@@ -1,0 +1,131 @@
+"""The report of a sweep: gathered over seeds, chosen on val, and a page that shows everything there is."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.image import imread
+
+from distbranch.errors import UserError
+from distbranch.report.sweep_files import COSTS, Point, pareto_front, read_sweep
+from distbranch.report.sweep_page import report_sweep
+
+WIDTHS, ALPHAS, SEEDS = (8, 16, 32), (0.5, 1.0, 2.0), (0, 1, 2)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """A made-up sweep: wider and more branched is better and dearer; one trial failed, one was stopped early."""
+    folder = tmp_path / "made-up"
+    folder.mkdir()
+    grid = {"model.width": list(WIDTHS), "method.alpha": list(ALPHAS)}
+    config = {"name": "made-up", "metric": "average_precision", "search": "grid", "grid": grid, "space": {}}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    rng, rows = np.random.default_rng(0), []
+    for width in WIDTHS:
+        for alpha in ALPHAS:
+            for seed in SEEDS:
+                value = 0.6 + 0.05 * np.log2(width) + 0.03 * alpha + rng.normal(0, 0.004)
+                row: dict[str, Any] = {
+                    "trial": f"width{width}-alpha{alpha:g}-seed{seed}",
+                    "status": "finished",
+                    "reason": "",
+                }
+                row |= {"model.width": width, "method.alpha": alpha, "seed": seed, "val_average_precision": value}
+                row |= {
+                    "test_average_precision": value - 0.01,
+                    "parameters": int(100 * width**2 * alpha),
+                    "seconds": 60,
+                }
+                row |= {
+                    "multiply_adds": 50_000 * width**2,
+                    "latency_ms": 1 + width / 30,
+                    "directory": folder / row["trial"],
+                }
+                rows.append(row)
+    for number, status, reason in (
+        (0, "failed", "The loss of task 'Men' is <not> finite."),
+        (20, "stopped early", "poor"),
+    ):
+        blank = dict.fromkeys((*COSTS, "val_average_precision", "test_average_precision"), "")
+        rows[number] |= {**blank, "status": status, "reason": reason}
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+def point(cost: float, value: float, *, finished: bool = True) -> Point:
+    status = "finished" if finished else "failed"
+    return Point({}, ({"status": status, "cost": str(cost), "value": str(value)},))
+
+
+def test_the_front_is_who_is_dominated_by_nobody() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        pairs = rng.integers(0, 8, (12, 2))  # ties happen
+        points = [point(*pair) for pair in pairs]
+
+        def dominated(a: int, pairs: Any = pairs) -> bool:
+            return any(
+                cost <= pairs[a][0] and value >= pairs[a][1] and (cost, value) != tuple(pairs[a])
+                for cost, value in pairs
+            )
+
+        expected = {tuple(pairs[n]) for n in range(len(pairs)) if not dominated(n)}
+        front = pareto_front(points, "cost", "value")
+        assert {tuple(pairs[n]) for n in front} == expected
+        assert [pairs[n][0] for n in front] == sorted(pairs[n][0] for n in front)
+
+
+def test_a_setting_with_a_missing_seed_is_never_on_the_front() -> None:
+    assert pareto_front([point(1, 0.5), point(0.5, 0.9, finished=False)], "cost", "value") == [0]
+    rows = ({"status": "finished", "cost": "1", "value": "0.99"}, {"status": "stopped early", "cost": "", "value": ""})
+    assert pareto_front([point(2, 0.5), Point({}, rows)], "cost", "value") == [0]
+
+
+def test_points_are_means_over_finished_seeds(sweep: Path) -> None:
+    files = read_sweep(sweep)
+    assert len(files.rows) == 27
+    assert len(files.points) == 9
+    assert [found.is_complete for found in files.points] == [False, *[True] * 5, False, True, True]
+    last = files.points[-1].spread("val_average_precision")
+    values = [float(row["val_average_precision"]) for row in files.rows[-3:]]
+    assert last is not None
+    assert last.mean == pytest.approx(np.mean(values))
+    assert last.deviation == pytest.approx(np.std(values, ddof=1))
+    assert files.points[0].spread("seconds") is not None
+
+
+def test_the_page_is_one_file_with_every_trial_and_every_reason(sweep: Path) -> None:
+    page = report_sweep(sweep)
+    text = page.read_text()
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+    assert text.count("<svg") == 1
+    for row in read_sweep(sweep).rows:
+        assert row["trial"] in text
+    assert "The loss of task &#x27;Men&#x27; is &lt;not&gt; finite." in text
+    picture = imread(sweep / "pareto.png")
+    assert picture.shape[1] > 1500
+    assert (picture[:, :, :3].std(axis=2) > 0.05).mean() > 0.001  # something in colour: points
+
+
+def test_a_sweep_without_a_finished_trial_has_a_report_too(sweep: Path) -> None:
+    lines = (sweep / "results.csv").read_text().splitlines()
+    (sweep / "results.csv").write_text("\n".join(lines[:2]) + "\n")  # the failed one
+    assert "No trial has finished yet" in report_sweep(sweep).read_text()
+    assert (sweep / "pareto.png").exists()
+
+
+def test_a_sweep_without_results_is_told_in_one_sentence(sweep: Path) -> None:
+    (sweep / "results.csv").unlink()
+    with pytest.raises(UserError, match=r"has no results\.csv yet"):
+        report_sweep(sweep)
+    (sweep / "results.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="should have rows with seed, status, trial"):
+        report_sweep(sweep)
