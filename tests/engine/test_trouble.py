@@ -47,7 +47,8 @@ def test_a_loss_that_is_not_finite_names_step_and_task_and_leaves_the_last_good_
     config = config_of(tiny_data, tmp_path, **{"launch.workers": world_size})
     for ended in ranks.call_all(train_with_a_nan, world_size, config=config, step=15, rank=rank):
         assert ended["end"] == "failed"
-        assert "The loss of task 'cell-4' is not finite at step 15" in ended["message"]
+        where = f" (rank {rank} on {os.uname().nodename})." if world_size > 1 else "."
+        assert f"The loss of task 'cell-4' is not finite at step 15{where}" in ended["message"]
         assert "step-00000014" in ended["message"]
     found = load_newest(tmp_path / "tiny" / "checkpoints")
     assert found is not None
