@@ -1,6 +1,8 @@
 """The trials of a sweep: each an ordinary run configuration with a short name of its own in the sweep's directory."""
 
+import hashlib
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +51,7 @@ def trials_of(sweep: SweepConfig, points: Iterable[Mapping[str, Any]], *, first:
             values = dict(point) if seed is None else {**point, "seed": seed}
             name = trial_name(values, number=None if sweep.search == "grid" else number)
             if name in names or len(name) > LONGEST_NAME:
-                name = f"trial-{number:04d}-seed{values['seed']}"
+                name = f"trial-{_digest(values)}-seed{values['seed']}"
             names.add(name)
             trials.append(_trial(base, values, name))
     return trials
@@ -125,6 +127,11 @@ def _trial(base: Config, values: Mapping[str, Any], name: str) -> Config:
         return load_config(base, {**values, "run.name": name})
     except UsageError as error:
         raise UsageError(f"The trial {name} is not possible. {error}") from None
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """A name that stays the same where other trials are added."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _drawn(span: Range, rng: np.random.Generator) -> Any:
