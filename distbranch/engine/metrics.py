@@ -77,6 +77,10 @@ def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> Non
         if draw is not None:
             for record in decisions:
                 draw(writer, record, directory.path)
+    for number, file in enumerate(sorted(aside.iterdir())):
+        file.rename(
+            aside / f"events.out.tfevents.0000000000.beginning.{number}"
+        )  # files are read in order of their names
     aside.rename(directory.tensorboard)
 
 

@@ -8,9 +8,8 @@ done is read from the directories, so after any interruption the same call says 
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.engine.forks import KEYS_OF_DECISIONS, Origin, copy_as, member, read_family, write_family
@@ -129,22 +128,6 @@ def _link_or_copy(source: str, copy: str) -> None:
         os.link(source, copy)
     except OSError:  # another file system, or one without links
         shutil.copy2(source, copy)
-
-
-def train_family(
-    family: Sequence[Config], train: Callable[[Config], Any], draw: DrawDecision | None = None
-) -> list[list[Config]]:
-    """Train the leader of a family that is `ready`, and give those who stay with it its result; the families that left it.
-
-    Args:
-        family: the leader first.
-        train: trains one run to its end, or goes on with it.
-        draw: draws a decision into TensorBoard, as for `train_rank`.
-    """
-    if read_result(family[0].run_directory) is None:
-        train(family[0])
-    share_result(family[0], draw)
-    return ready(family)
 
 
 @dataclass(frozen=True)
