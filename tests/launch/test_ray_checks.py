@@ -9,7 +9,7 @@ from tiny_runs import config_of
 from distbranch.config import LaunchConfig, load_config
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.prepare import prepare
-from distbranch.launch.ray_cluster import _room, cluster_address
+from distbranch.launch.ray_cluster import cluster_address, room
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,10 @@ def test_the_cluster_is_the_named_one_or_that_of_the_job(
 
 def test_workers_are_counted_node_by_node() -> None:
     nodes: list[dict[str, Any]] = [{"Resources": {"CPU": 3.0, "GPU": 0.9}}, {"Resources": {"CPU": 3.0}}]
-    assert _room(nodes, {"CPU": 2.0}) == 2  # six CPUs, and not three times two
-    assert _room(nodes, {"CPU": 4.0}) == 0
-    assert _room(nodes, {"CPU": 1.0, "GPU": 0.3}) == 3  # 0.9 / 0.3 is a little less than 3
-    assert _room([], {"CPU": 1.0}) == 0
+    assert room(nodes, {"CPU": 2.0}) == 2  # six CPUs, and not three times two
+    assert room(nodes, {"CPU": 4.0}) == 0
+    assert room(nodes, {"CPU": 1.0, "GPU": 0.3}) == 3  # 0.9 / 0.3 is a little less than 3
+    assert room([], {"CPU": 1.0}) == 0
 
 
 @pytest.mark.parametrize("value", [0, [3, 2], [0, 2], "two", [1, 2, 3], 2.5, True])
