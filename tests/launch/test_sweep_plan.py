@@ -64,6 +64,15 @@ def test_names_stay_unique_where_values_look_alike(tmp_path: Path) -> None:
     assert [value_of(trial, "optim.lr") for trial in trials] == rates
 
 
+def test_what_cannot_be_done_is_told_before_anything_starts(tmp_path: Path) -> None:
+    grid, stopping = {"model.width": [2]}, {"grace": 4}
+    file = write_sweep(tmp_path, run={"train.evaluate_every": 0}, grid=grid, early_stopping=stopping)
+    with pytest.raises(UsageError, match=r"give train\.evaluate_every"):
+        planned_trials(load_sweep(file))
+    with pytest.raises(UsageError, match="launch.device=cuda needs to know how many: give `gpus_per_trial`"):
+        planned_trials(load_sweep(write_sweep(tmp_path, run={"launch.device": "cuda"}, grid=grid)))
+
+
 def test_optuna_has_no_list_of_trials(tmp_path: Path) -> None:
     sweep = load_sweep(write_sweep(tmp_path, search="optuna", num_trials=2, space=SPACE))
     with pytest.raises(UsageError, match="cannot be listed before"):

@@ -31,7 +31,7 @@ def start(file: Path, *overrides: str) -> subprocess.Popen[str]:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def run(file: Path, *overrides: str) -> tuple[int, str]:
+def run_sweep(file: Path, *overrides: str) -> tuple[int, str]:
     """The exit code and the output of `distbranch sweep`."""
     process = start(file, *overrides)
     try:
@@ -61,37 +61,37 @@ def wait_until(holds: object, process: subprocess.Popen[str]) -> None:
 
 
 def test_a_sweep_stops_poor_trials_of_a_size_and_goes_on_after_an_interruption(tiny_data: Path, tmp_path: Path) -> None:
+    run = {"method.name": "fixed", "train.iterations": 120, "train.evaluate_every": 40, "train.checkpoint_every": 20}
     file = write_sweep(
         tmp_path,
         tiny_data,
-        run={**SHORT, "method.name": "fixed"},
-        grid={"model.width": [2, 8], "optim.lr": [1e-6, 1e-2]},
-        early_stopping={"grace": 4, "reduction": 2},
-        metric="accuracy",
-        concurrency=1,  # so the order is known: of each width the poor one is first, and the good one is judged by it
+        run=run,
+        grid={"model.width": [12, 24], "optim.lr": [1e-2, 1e-6]},
+        early_stopping={"grace": 40, "reduction": 2},
+        concurrency=1,  # so the order is known: of each width the one that learns is first, and the other is judged by it
     )
     directory = tmp_path / "runs" / "tiny"
     process = start(file)
-    wait_until(lambda: len(finished(directory)) >= 1, process)
+    wait_until(lambda: (directory / "width12-lr1e-06-seed3" / "environment.json").exists(), process)
     process.send_signal(signal.SIGINT)
     assert process.wait(TIMEOUT_S) == 130, (tmp_path / "output.txt").read_text()
     before = finished(directory)
-    assert 1 <= len(before) < 4
-    assert {row["status"] for row in rows_of(directory).values()} >= {"finished", "unfinished"}
+    assert list(before) == ["width12-lr0.01-seed3"]
+    assert [row["status"] for row in rows_of(directory).values()] == ["finished", *["unfinished"] * 3]
 
-    code, output = run(file)
+    code, output = run_sweep(file)
     assert code == 0, output
     rows = rows_of(directory)
     assert finished(directory).items() >= before.items()
-    assert {row["status"] for row in rows.values()} <= {"finished", "stopped early"}
+    assert [row["status"] for row in rows.values()] == ["finished", "stopped early"] * 2
     for name, row in rows.items():
         if row["status"] == "stopped early":
             assert not (directory / name / "result.json").exists()
-            assert int(float(row["iterations"])) < 16
+            assert 40 <= int(float(row["iterations"])) < 120
             assert "is not among the best of its size" in row["reason"]
         else:
             assert float(row["latency_ms"]) > 0
-    code, output = run(file)
+    code, output = run_sweep(file)
     assert code == 0
     assert "4 trials, 4 of them done before" in output
     assert "begun" not in output
@@ -118,7 +118,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_repeats_no_finished_trial(
     assert 12 <= len(before) < 24
     times = {name: (directory / name / "metrics.jsonl").read_bytes() for name in before}
 
-    code, output = run(file)
+    code, output = run_sweep(file)
     assert code == 0, output
     assert f"24 trials, {len(before)} of them done before" in output
     after = finished(directory)
@@ -157,7 +157,7 @@ def test_trials_of_two_workers_run_two_at_a_time_and_one_that_fails_is_told(tiny
         metric="accuracy",
     )
     directory = tmp_path / "runs" / "tiny"
-    code, output = run(file)
+    code, output = run_sweep(file)
     assert code == 1, output
     rows = rows_of(directory)
     failed = rows.pop("lr1e18-seed3")

@@ -85,6 +85,8 @@ def base_config(sweep: SweepConfig) -> Config:
         raise UsageError(
             "launch.device=cuda needs to know how many: give `gpus_per_trial`, a fraction if trials share a GPU."
         )
+    if sweep.early_stopping and not base.train.evaluate_every:
+        raise UsageError("early_stopping judges evaluations: give train.evaluate_every, the steps between two of them.")
     cpus = (sweep.cpus_per_trial or sweep.workers_per_trial) / sweep.workers_per_trial
     values: dict[str, Any] = {
         "run.directory": str(sweep.path),

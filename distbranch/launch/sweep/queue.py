@@ -115,7 +115,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
 
     def _judge(self, config: Config, iteration: int, value: float) -> None:
         """A trial that does not pass is asked to stop by the stop word of its run, never from outside."""
-        if self.judge(config, iteration, value):
+        if iteration >= config.train.iterations or self.judge(config, iteration, value):
             return
         name = str(config.run.name)
         reason = f"{value:.4f} on val after {iteration} steps is not among the best of its size"

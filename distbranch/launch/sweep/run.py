@@ -103,7 +103,8 @@ def _train_open(
     with cluster_of(sweep, report):
         from distbranch.launch.sweep.tuning import train_roots
 
-        train_roots(sweep, unsettled, directory, report, propose)
+        trials = [config for group in groups for config in group]
+        train_roots(sweep, unsettled, trials, directory, report, propose)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from distbranch.config.sweep import SweepConfig
 from distbranch.data.shards import read_dataset
 from distbranch.engine.metrics import Report
 from distbranch.engine.results import StoppedEarly
+from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.errors import UserError
 from distbranch.launch.ray_cluster import alive_nodes, resources, room
 from distbranch.launch.stopping import StopRequest
@@ -33,26 +34,29 @@ SECONDS_BETWEEN_LOOKS = 0.2
 def train_roots(
     sweep: SweepConfig,
     roots: Sequence[Family],
+    begun: Sequence[Config],
     directory: SweepDirectory,
     report: Report,
     propose: Callable[[], Iterable[Family]],
 ) -> None:
     """Train all trials of the roots, and of those that are proposed, on the cluster that this process has joined.
 
+    Early stopping first learns what the trials that were `begun` by earlier drivers have reached.
+
     Raises:
         UserError: Tune itself failed.
         StoppedEarly: a signal asked to stop; every running trial has saved a checkpoint.
     """
+    metric = sweep.early_stopping.metric if sweep.early_stopping and sweep.early_stopping.metric else sweep.metric
     queue = FamilyQueue(
         roots,
         ready=ready,
         directory=directory,
         concurrency=_concurrency(sweep),
         report=report,
-        judge=_judge(sweep),
+        judge=_judge(sweep, metric, begun),
         propose=propose,
     )
-    metric = sweep.early_stopping.metric if sweep.early_stopping and sweep.early_stopping.metric else sweep.metric
     fit(tune_function(metric), queue, resources=_resources(sweep), max_failures=sweep.max_failures)
 
 
@@ -148,7 +152,7 @@ def _concurrency(sweep: SweepConfig) -> int:
     return min(sweep.concurrency or fit_in, fit_in)
 
 
-def _judge(sweep: SweepConfig) -> Judge:
+def _judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Judge:
     stopping = sweep.early_stopping
     if stopping is None:
         return lambda *_: True
@@ -161,4 +165,8 @@ def _judge(sweep: SweepConfig) -> Judge:
             classes[key] = size_class(config, read_dataset(str(config.data.path)))
         return halving.passes(str(config.run.name), classes[key], iteration, value)
 
+    for config in begun:
+        for line in read_lines(RunDirectory(config.run_directory).metrics):
+            if line.get("kind") == "evaluation" and line["split"] == "val" and line["mean"].get(metric) is not None:
+                judge(config, line["iteration"], line["mean"][metric])
     return judge
