@@ -69,7 +69,7 @@ def test_what_cannot_be_done_is_told_before_anything_starts(tmp_path: Path) -> N
     file = write_sweep(tmp_path, run={"train.evaluate_every": 0}, grid=grid, early_stopping=stopping)
     with pytest.raises(UsageError, match=r"give train\.evaluate_every"):
         planned_trials(load_sweep(file))
-    with pytest.raises(UsageError, match="launch.device=cuda needs to know how many: give `gpus_per_trial`"):
+    with pytest.raises(UsageError, match=r"launch\.device=cuda needs to know how many: give `gpus_per_trial`"):
         planned_trials(load_sweep(write_sweep(tmp_path, run={"launch.device": "cuda"}, grid=grid)))
 
 
