@@ -20,7 +20,7 @@ CASES = ((512, 4608, 32, 32), (4096, 1568, 64, 3))
 class SompCost:
     """Seconds to choose `num_rows` rows of a matrix [d, n], and of the naive form for `naive_rows` of them."""
 
-    layer: str
+    matrix: str
     num_rows: int
     seconds: float
     naive_rows: int

@@ -66,5 +66,17 @@ def bench_somp_command() -> None:
     """What choosing filters by SOMP costs on one core, against the pursuit as it is defined (for fewer rows where that is slow)."""
     from distbranch.bench.somp import bench_somp
 
-    rows = bench_somp()
-    show_rows([{**asdict(row), "naive_for_all_rows_s": row.naive_all_seconds} for row in rows])
+    show_rows(
+        [
+            {
+                "matrix": row.matrix,
+                "rows": row.num_rows,
+                "s": row.seconds,
+                "naive rows": row.naive_rows,
+                "naive s": row.naive_seconds,
+                "all rows, s": row.naive_all_seconds,
+                "same rows": row.equal_rows,
+            }
+            for row in bench_somp()
+        ]
+    )
