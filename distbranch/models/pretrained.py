@@ -10,20 +10,20 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from distbranch.errors import UserError
 from distbranch.models.backbones import BACKBONES, Architecture, layer_shapes
-from distbranch.models.branches import ConvBranch
+from distbranch.models.branches import Branch, ConvBranch
 from distbranch.models.tree_net import TreeNet
 
 EPS = 1e-5  # of every batch norm here, in torchvision and in timm
@@ -100,8 +100,7 @@ def wide_network(network: TreeNet, source: str) -> WideNetwork:
         )
     layers = []
     for branches in network.layers.values():
-        assert isinstance(branches, nn.ModuleList)
-        branch = branches[0]
+        branch = cast(Sequence[Branch], branches)[0]
         weight = (branch.conv if isinstance(branch, ConvBranch) else branch.linear).weight
         norm = branch.norm
         assert norm.running_mean is not None
