@@ -59,3 +59,24 @@ def bench_sweep_command(
     with tempfile.TemporaryDirectory(dir=folder) as place:
         found = asdict(simulate(trials, at_a_time=jobs, folder=Path(place)))
     show_pairs([(name, f"{value:.4g}" if isinstance(value, float) else f"{value:,}") for name, value in found.items()])
+
+
+@bench_app.command("somp")
+def bench_somp_command() -> None:
+    """What choosing filters by SOMP costs on one core, against the pursuit as it is defined (for fewer rows where that is slow)."""
+    from distbranch.bench.somp import bench_somp
+
+    show_rows(
+        [
+            {
+                "matrix": row.matrix,
+                "rows": row.num_rows,
+                "s": row.seconds,
+                "naive rows": row.naive_rows,
+                "naive s": row.naive_seconds,
+                "all rows, s": row.naive_all_seconds,
+                "same rows": row.equal_rows,
+            }
+            for row in bench_somp()
+        ]
+    )

@@ -111,6 +111,15 @@ class MethodConfig(Section):
     name: Literal["branching", "fixed"] = Field(
         "branching", description="`branching` grows a tree; `fixed` keeps the thin network."
     )
+    init: Literal["random", "somp", "largest-norm", "random-rows"] = Field(
+        "random", description="First weights: drawn at random, or filters of `pretrained` chosen by SOMP, norm or lot."
+    )
+    pretrained: str | None = Field(
+        None, description="VGG-16 weights (.pth, .safetensors) or the directory of a finished wide run."
+    )
+    pretrained_channels: Literal["rgb", "bgr"] = Field(
+        "rgb", description="Order of colours for which a weights file was trained."
+    )
     affinity: Literal["agreement", "phi"] = Field(
         "agreement", description="Eq. 6 of the paper, or its chance-corrected form."
     )
@@ -134,6 +143,15 @@ class MethodConfig(Section):
         if isinstance(cap, int) and cap < 1:
             raise ValueError(f"should be at least 1, found {cap}")
         return cap
+
+    @model_validator(mode="after")
+    def _begins_from_something(self) -> Self:
+        if self.init != "random" and self.pretrained is None:
+            raise ValueError(
+                f"init={self.init} takes its filters from a wide network: give method.pretrained, the path of VGG-16 weights "
+                "(.pth or .safetensors) or the directory of a finished wide run"
+            )
+        return self
 
 
 class TrainConfig(Section):

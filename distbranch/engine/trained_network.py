@@ -14,6 +14,7 @@ from distbranch.branching.widening import widen
 from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, fingerprint
+from distbranch.engine.initialisation import begin_from_pretrained
 from distbranch.engine.optimisation import build_optimizer, load_slots, optimizer_slots
 from distbranch.models.backbones import Architecture
 from distbranch.models.tree_net import TreeNet
@@ -30,9 +31,13 @@ class TrainedNetwork:
         self.config, self.ranks, self.preprocessing, self.is_final = config, ranks, preprocessing, is_final
 
     def begin(self, architecture: Architecture, seed: int) -> None:
-        """Random weights (He et al. 2015), the same on every rank."""
+        """Random weights (He et al. 2015), or those of a pretrained network; the same on every rank."""
         network = TreeNet(architecture, self.preprocessing.mean, self.preprocessing.std)
         network.init(torch.Generator().manual_seed(seed))
+        if self.config.method.init != "random":  # on one rank: a tie may fall otherwise on another processor
+            self.ranks.on_first(lambda: begin_from_pretrained(network, self.config))
+            network.to(self.ranks.device)
+            self.ranks.broadcast_tensors(list(network.state_dict().values()))
         self.build(architecture, network.state_dict(), {})
 
     def build(self, architecture: Architecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from distbranch.config import Config
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote, read_dataset
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.engine.distributed import wants_gpu
+from distbranch.engine.initialisation import check_beginning
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
@@ -46,10 +47,12 @@ def with_absolute_paths(config: Config) -> Config:
     path = data.path if is_remote(data.path) else str(Path(data.path).expanduser().absolute())
     cache = data.cache_directory and str(Path(data.cache_directory).expanduser().absolute())
     directory = str(Path(run.directory).expanduser().absolute())
+    pretrained = config.method.pretrained and str(Path(config.method.pretrained).expanduser().absolute())
     return config.model_copy(
         update={
             "data": data.model_copy(update={"path": path, "cache_directory": cache}),
             "run": run.model_copy(update={"directory": directory, "name": run.name or "run"}),
+            "method": config.method.model_copy(update={"pretrained": pretrained}),
         }
     )
 
@@ -98,7 +101,9 @@ def check_data(config: Config, info: DatasetInfo) -> None:
             f"but {info.path} has {train.num_samples}. Use fewer workers."
         )
     size: Any = config.data.image_size or info.image_size
-    Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
+    architecture = Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
+    if not RunDirectory(config.run_directory).config.exists():  # a run that was begun needs it no longer
+        check_beginning(config, architecture)
 
 
 def _renamed(config: Config) -> Config:

@@ -93,6 +93,18 @@ def unfinish() -> None:
     remove(*(f"{RUN}/{name}" for name in HALF))()
 
 
+class MakesFolder:
+    """Unpickled by Python's own rules, it makes a folder."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("made-by-a-pickle",)
+
+
+def weights(path: str, **content: object) -> Spoil:
+    """A file of torch.save with one convolution, and what else is given."""
+    return lambda: torch.save({"features.0.weight": torch.zeros(2, 3, 3, 3), **content}, path)
+
+
 def swap_sample(old: bytes, new: bytes) -> Spoil:
     """Another content of the same length in the first training shard, sealed with sums as if it had been packed so."""
 
@@ -124,6 +136,7 @@ def broken_jpeg() -> None:
 # ---- the table
 
 NEW = "train tiny.yaml run.name=new"
+SOMP = f"{NEW} method.init=somp method.pretrained="
 CONFIGS = (
     Case("config absent", nothing, "train absent.yaml", 2, ("absent.yaml", "does not exist", "tiny.yaml")),
     Case("config is a folder", nothing, "train images", 2, ("images", "cannot be read")),
@@ -397,6 +410,24 @@ RUNS = (
         "train tiny.yaml",
         1,
         ("was begun with other", "run.name"),
+    ),
+    Case("somp of nothing", nothing, f"{NEW} method.init=somp", 2, ("init=somp", "method.pretrained", ".pth")),
+    Case("pretrained absent", nothing, f"{SOMP}x.pth", 1, ("x.pth does not exist", "torchvision", "fps-vgg-wide.yaml")),
+    Case("pretrained no weights", put("x.pth", "hello"), f"{SOMP}x.pth", 1, ("x.pth", "damaged", "torchvision")),
+    Case(
+        "pretrained wants to run code",
+        weights("x.pth", more=MakesFolder()),
+        f"{SOMP}x.pth",
+        1,
+        ("x.pth", "mkdir", "never done"),
+    ),
+    Case("pretrained of another network", weights("x.pth"), f"{SOMP}x.pth", 1, ("x.pth", "13 convolutions", "found 1")),
+    Case("pretrained run absent", nothing, f"{SOMP}runs/absent", 1, ("runs/absent", "does not exist")),
+    Case("pretrained no run", nothing, f"{SOMP}images", 1, ("images", "a finished run")),
+    Case("pretrained run unfinished", unfinish, f"{SOMP}{RUN}", 1, (RUN, "a finished run")),
+    Case("pretrained run has branched", nothing, f"{SOMP}{RUN}", 1, (RUN, "has branched", "method.name=fixed")),
+    Case(
+        "pretrained on other colours", nothing, f"{SOMP}{RUN} data.std=[1,1,1]", 1, (RUN, "data.std", "[1.0, 1.0, 1.0]")
     ),
     Case("GPU asked for", nothing, f"{NEW} launch.device=cuda", 1, ("launch.device=cuda", "launch.device=cpu")),
     Case("GPU asked for, by two", nothing, f"{NEW} launch.device=cuda launch.workers=2", 1, ("launch.device=cuda",)),

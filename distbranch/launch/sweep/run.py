@@ -147,7 +147,11 @@ def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
 def _data_of(trials: Sequence[Config], report: Report) -> None:
     """Pack and check what the trials will read, once, before anything starts."""
     infos: dict[str, DatasetInfo] = {}
-    for config in {(str(c.data.path), c.model.backbone, c.model.width, c.data.image_size): c for c in trials}.values():
+    kinds = {
+        (c.data.path, c.model.backbone, c.model.width, c.data.image_size, c.method.init, c.method.pretrained): c
+        for c in trials
+    }
+    for config in kinds.values():
         path = str(config.data.path)
         infos[path] = infos.get(path) or packed(config, report)
         check_data(config, infos[path])

@@ -1,0 +1,225 @@
+"""Wide networks to begin from: VGG-16 weight files of torchvision and timm, and wide networks of this program.
+
+All become one value: per layer a weight without bias and a batch norm, as our own layers have. A layer that came without batch
+norm gets one that, in evaluation, leaves W x + b as it is: the bias stands where that of a layer before a batch norm stands, in
+the mean. Training takes the statistics of the batch in its place.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from distbranch.errors import UserError
+from distbranch.models.backbones import BACKBONES, Architecture, layer_shapes
+from distbranch.models.branches import Branch, ConvBranch
+from distbranch.models.tree_net import TreeNet
+
+EPS = 1e-5  # of every batch norm here, in torchvision and in timm
+HOW_TO_GET = (
+    "Give the path of a VGG-16 file: save torchvision's with `torch.save(torchvision.models.vgg16(weights='DEFAULT')"
+    ".state_dict(), 'vgg16.pth')` where there is a network, or give the run directory of a wide network trained by "
+    "`distbranch train configs/fps-vgg-wide.yaml`."
+)
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the weights
+FULLY_CONNECTED = ("classifier.0", "classifier.3"), ("pre_logits.fc1", "pre_logits.fc2")  # torchvision, timm
+
+
+@dataclass(frozen=True)
+class WideLayer:
+    """A hidden layer: weight [d, c, 3, 3] or [d, n], and its batch norm, four vectors [d]."""
+
+    weight: Tensor
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def folded(self) -> Tensor:
+        """The weight with batch norm folded in, float64: what the layer's filters really are."""
+        factor = self.scale.double() / (self.variance.double() + EPS).sqrt()
+        return self.weight.double() * factor.view(-1, *[1] * (self.weight.ndim - 1))
+
+
+@dataclass(frozen=True)
+class WideNetwork:
+    """The hidden layers of a wide network, input first; `map_size` is the (height, width) that its first fc layer sees."""
+
+    source: str
+    backbone: str
+    layers: tuple[WideLayer, ...]
+    map_size: tuple[int, int]
+
+
+def map_size(architecture: Architecture) -> tuple[int, int]:
+    """(height, width) of the feature maps that the first fc layer sees."""
+    top = [shape for shape in architecture.shapes if shape.layer.kind == "conv"][-1]
+    half = 2 if top.layer.pool_after else 1
+    return top.height // half, top.length // half
+
+
+def with_map_size(layer: WideLayer, old: tuple[int, int], new: tuple[int, int]) -> WideLayer:
+    """The first fc layer [d, c * h * w] for feature maps of another size.
+
+    Maps of the new size are brought to the old one by adaptive average pooling, as torchvision's VGG does before fc6. That is
+    linear, so the weights take it over.
+    """
+    if old == new:
+        return layer
+    positions = new[0] * new[1]
+    pooling = functional.adaptive_avg_pool2d(torch.eye(positions).view(positions, 1, *new), old).flatten(
+        1
+    )  # [new, old]
+    by_channel = layer.weight.float().view(len(layer.weight), -1, old[0] * old[1])
+    weight = torch.einsum("dcq,pq->dcp", by_channel, pooling).flatten(1)
+    return WideLayer(weight, layer.scale, layer.shift, layer.mean, layer.variance)
+
+
+def wide_network(network: TreeNet, source: str) -> WideNetwork:
+    """A network trained by this program, before any branching.
+
+    Raises:
+        UserError: it has branched.
+    """
+    architecture = network.architecture
+    if architecture.tree.splits:
+        raise UserError(
+            f"A thin network begins from a wide one without branches, but {source} has branched. "
+            "Give a run with method.name=fixed."
+        )
+    layers = []
+    for branches in network.layers.values():
+        branch = cast(Sequence[Branch], branches)[0]
+        weight = (branch.conv if isinstance(branch, ConvBranch) else branch.linear).weight
+        norm = branch.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        parts = (weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        layers.append(WideLayer(*(part.detach() for part in parts)))
+    return WideNetwork(source, architecture.backbone, tuple(layers), map_size(architecture))
+
+
+def read_weights(path: Path, *, bgr: bool = False) -> WideNetwork:
+    """A VGG-16 file (`.pth` or `.safetensors`, of torchvision or timm, with or without batch norm); no code in it is run.
+
+    Args:
+        path: of the file.
+        bgr: whether the network was trained on images with blue first; ours have red first, so conv1_1 is turned round.
+
+    Raises:
+        UserError: absent, not readable without running code, damaged, or of another network.
+    """
+    state = _named_tensors(path)
+    layers = tuple(_as_wide(path, parts) for parts in (*_convolutions(path, state), *_fully_connected(path, state)))
+    _check_shapes(path, layers)
+    if bgr:
+        first = layers[0]
+        turned = WideLayer(first.weight.flip(1), first.scale, first.shift, first.mean, first.variance)
+        layers = (turned, *layers[1:])
+    return WideNetwork(str(path), "vgg16", layers, (7, 7))
+
+
+def _named_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"There is no weights file {path}. {HOW_TO_GET}")
+    state: Any = _load(path)
+    for wrapper in WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise UserError(
+            f"The weights file {path} should hold named tensors, found a {type(state).__name__}. {HOW_TO_GET}"
+        )
+    return {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _load(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # A zip file is mapped, so that looking at the shapes reads nothing else; older files are one pickle.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|global:?|class) `?([\w.]+\.\w+)`?", str(error))
+        if "nsupported" not in str(error):
+            raise UserError(f"The weights file {path} is damaged or no PyTorch file. {HOW_TO_GET}") from None
+        what = f"code ({named[1]})" if named else "code"
+        raise UserError(
+            f"The weights file {path} should hold only tensors, but its pickle asks to run {what}, which is never done. "
+            "Save the weights alone, with `torch.save(model.state_dict(), FILE)`, or as .safetensors."
+        ) from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"The weights file {path} is damaged or cannot be read ({reason}). {HOW_TO_GET}") from None
+
+
+def _convolutions(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors of every convolution, with those of the batch norm that follows it as `norm.weight` and so on."""
+    numbers = sorted({int(name.split(".")[1]) for name in state if re.fullmatch(r"features\.\d+\.\w+", name)})
+    modules = [_module(state, f"features.{number}") for number in numbers]
+    found: list[dict[str, Tensor]] = []
+    for module in modules:
+        if "running_mean" in module and found:
+            found[-1] |= {f"norm.{name}": value for name, value in module.items()}
+        else:
+            found.append(module)
+    wanted = sum(layer.kind == "conv" for layer in BACKBONES["vgg16"])
+    if len(found) != wanted:
+        raise UserError(
+            f"The weights file {path} should hold the {wanted} convolutions of VGG-16 as features.N.weight, found {len(found)}. "
+            f"{HOW_TO_GET}"
+        )
+    yield from found
+
+
+def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    names = next((pair for pair in FULLY_CONNECTED if f"{pair[0]}.weight" in state), None)
+    if names is None:
+        raise UserError(
+            f"The weights file {path} should hold fc6 and fc7 of VGG-16 as classifier.0 and classifier.3 (torchvision) or "
+            f"pre_logits.fc1 and pre_logits.fc2 (timm), found neither. {HOW_TO_GET}"
+        )
+    for name in names:
+        module = _module(state, name)
+        yield {key: value.flatten(1) if key == "weight" else value for key, value in module.items()}
+
+
+def _module(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.rpartition(".")[2]: value for key, value in state.items() if key.rpartition(".")[0] == name}
+
+
+def _as_wide(path: Path, parts: Mapping[str, Tensor]) -> WideLayer:
+    try:
+        weight = parts["weight"].float()
+        bias = parts["bias"].float() if "bias" in parts else weight.new_zeros(len(weight))
+        if "norm.running_mean" in parts:
+            norm = [parts[f"norm.{name}"].float() for name in ("weight", "bias", "running_mean", "running_var")]
+            return WideLayer(weight, norm[0], norm[1], norm[2] - bias, norm[3])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"The weights file {path} is not complete ({error}). {HOW_TO_GET}") from None
+    ones = torch.ones_like(bias)
+    return WideLayer(weight, ones * (1 + EPS) ** 0.5, torch.zeros_like(bias), -bias, ones)
+
+
+def _check_shapes(path: Path, layers: tuple[WideLayer, ...]) -> None:
+    for shape, layer in zip(layer_shapes(BACKBONES["vgg16"], None, (224, 224)), layers, strict=True):
+        kernel = (3, 3) if shape.layer.kind == "conv" else ()
+        expected = (shape.width, shape.num_inputs, *kernel)
+        found = tuple(layer.weight.shape)
+        vectors = {tuple(part.shape) for part in (layer.scale, layer.shift, layer.mean, layer.variance)}
+        if found != expected or vectors != {(shape.width,)}:
+            raise UserError(
+                f"The weights file {path} is not of VGG-16: {shape.layer.name} should be {'x'.join(map(str, expected))}, "
+                f"found {'x'.join(map(str, found))}. {HOW_TO_GET}"
+            )
