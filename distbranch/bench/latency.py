@@ -258,13 +258,16 @@ def _rows(entries: Sequence[_Entry], batch_size: int, seconds: float, num_thread
 
 
 def _interleaved(answers: Sequence[Callable[[Any], Any]], images: Any, seconds: float) -> list[list[float]]:
-    """Seconds of every call, after two that are not counted; each round gives everyone a turn, beginning with another."""
+    """Seconds of every call after the first ones; each round gives everyone a turn, beginning with another."""
     calls = []
     for answer in answers:
-        answer(images)
-        began = time.perf_counter()
-        answer(images)
-        calls.append(max(1, round(TURN_S / (time.perf_counter() - began))))
+        for _ in range(2):
+            began = time.perf_counter()
+            answer(images)
+            took = time.perf_counter() - began
+            if took > 1:  # what warms up in the first call is little of so long a one
+                break
+        calls.append(max(1, round(TURN_S / took)))
     times: list[list[float]] = [[] for _ in answers]
     end, rounds = time.perf_counter() + seconds, 0
     while rounds < FEWEST_ROUNDS or time.perf_counter() < end:
