@@ -12,7 +12,18 @@ from tiny_world import TASKS, Ended, contents, nothing_overwritten, run_command
 import distbranch
 from distbranch.config import describe_keys
 
-COMMANDS = ("train", "evaluate", "predict", "report", "doctor", "data pack", "data check", "data show")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "report",
+    "doctor",
+    "bench latency",
+    "data pack",
+    "data check",
+    "data show",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -112,6 +112,25 @@ class Tree:
         groups = tuple(tuple(sorted(order[task] for task in group)) for group in top.groups)
         return Tree(self.layers, self.num_tasks, (Split(top.layer, groups), *rest))
 
+    def restricted(self, tasks: Sequence[int]) -> Tree:
+        """The tree of some of the tasks, which are numbered anew in the given order; branches that serve none fall away.
+
+        What is left of a layer's branches keeps its order.
+        """
+        above: Groups = tuple((number,) for number in range(len(tasks)))
+        splits: list[Split] = []
+        for layer in range(self.num_layers, 0, -1):
+            served = [
+                {number for number, task in enumerate(tasks) if task in branch} for branch in self.branches(layer)
+            ]
+            left = [numbers for numbers in served if numbers]
+            if len(left) < 2:
+                break
+            groups = tuple(tuple(k for k, members in enumerate(above) if members[0] in numbers) for numbers in left)
+            splits.append(Split(layer, groups))
+            above = _merged(above, groups)
+        return Tree(self.layers, len(tasks), tuple(splits))
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
         return {

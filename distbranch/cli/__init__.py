@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 from distbranch.cli.bench import bench_app
 from distbranch.cli.data import data_app
 from distbranch.cli.experiment import experiment_app
+from distbranch.cli.export import export
 from distbranch.cli.jobs import cancel, logs, status
 from distbranch.cli.predict import predict
 from distbranch.cli.runs import doctor, evaluate, report, train
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Multi-task networks that find out by themselves what to share.",
 )
-for command in (train, sweep, evaluate, predict, report, doctor, status, logs, cancel):
+for command in (train, sweep, evaluate, predict, export, report, doctor, status, logs, cancel):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")

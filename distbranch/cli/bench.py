@@ -1,13 +1,16 @@
 """`distbranch bench`: measure on this machine."""
 
+import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from distbranch.cli.terminal import show_pairs, show_rows
+from distbranch.cli.terminal import console, numbers, show_pairs, show_rows
+from distbranch.errors import UsageError, UserError
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
 
@@ -80,3 +83,66 @@ def bench_somp_command() -> None:
             for row in bench_somp()
         ]
     )
+
+
+@bench_app.command("latency")
+def bench_latency_command(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; none: a tree of random weights.")] = None,
+    against: Annotated[str, typer.Option(help="Full backbones to stand beside, separated by commas.")] = "vgg16",
+    batch_sizes: Annotated[str, typer.Option(help="Images per call, separated by commas.")] = "1,8,32",
+    eager: Annotated[bool, typer.Option("--eager", help="Unfolded eager execution too.")] = False,
+    seconds: Annotated[float, typer.Option(help="About so long per batch size.", min=0)] = 20.0,
+    threads: Annotated[int, typer.Option(help="Threads.", min=1)] = 1,
+    backbone: Annotated[str, typer.Option(help="Without RUN: the backbone.")] = "vgg16",
+    width: Annotated[int, typer.Option(help="Without RUN: thinness omega.", min=1)] = 32,
+    image_size: Annotated[str, typer.Option(help="Without RUN: height x width.")] = "224x224",
+    num_tasks: Annotated[int, typer.Option(help="Without RUN: binary tasks.", min=1)] = 40,
+    tree_weights: Annotated[
+        float, typer.Option(help="Without RUN: a tree of at least so many weights.", min=0)
+    ] = 1.4e6,
+    tree: Annotated[Path | None, typer.Option(help="Without RUN: the tree.json of a run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the numbers.")] = None,
+) -> None:
+    """Latency, throughput and memory beside the thin, independent and full networks, in ONNX Runtime.
+
+    Examples:
+    `distbranch bench latency runs/mine --against vgg16 --eager`
+
+    `distbranch bench latency --width 32 --image-size 224x224 --tree-weights 1.4e6 --out latency.json`
+    """
+    from distbranch.bench import latency
+
+    full = [name for name in against.split(",") if name]
+    if runs:
+        candidates = latency.candidates_of_runs(runs, full)
+    else:
+        candidates = latency.candidates_of_tree(
+            backbone=backbone,
+            width=width,
+            image_size=latency.parse_size(image_size),
+            num_tasks=num_tasks,
+            least_weights=tree_weights,
+            tree=tree,
+            against=full,
+        )
+    sizes = numbers(batch_sizes, "--batch-sizes")
+    if not sizes or 0 in sizes:
+        raise UsageError(f"--batch-sizes should be numbers from 1 on, found '{batch_sizes}'.")
+    rows = latency.bench_latency(candidates, batch_sizes=sizes, eager=eager, seconds=seconds, num_threads=threads)
+    values = [asdict(row) for row in rows]
+    if out is not None:
+        try:
+            out.write_text(json.dumps(values, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error.strerror}). Give another file.") from None
+    table = Table(
+        "network", "runtime", "batch", "ms (10-90 %)", "x thin", "images/s", "peak MiB", "weights", "M mult-adds"
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        times = f"{row.median_ms:.2f} ({row.low_ms:.2f}-{row.high_ms:.2f})"
+        peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
+        cells = (times, f"{row.relative:.2f}", f"{row.images_per_s:.1f}", peak, f"{row.weights:,}")
+        table.add_row(row.network, row.runtime, str(row.batch_size), *cells, f"{row.multiply_adds / 1e6:,.0f}")
+    console.print(table)

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from distbranch.cli.terminal import RunArgument, console
+from distbranch.cli.terminal import console
 from distbranch.errors import UserError
 
 
@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 
 def predict(
-    run: RunArgument,
+    run: Annotated[Path, typer.Argument(help="A run directory, or an .onnx file that `distbranch export` wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     output: Annotated[Format, typer.Option("--format", help="How to write the scores.")] = Format.table,
     out: Annotated[Path | None, typer.Option(help="A file instead of the terminal.")] = None,
@@ -35,11 +35,13 @@ def predict(
 
     Examples:
     `distbranch predict runs/quickstart photos/ --format csv --out scores.csv`
-    """
-    from distbranch.engine.artifact import load_model
-    from distbranch.engine.predict import Prediction, image_files, predict
 
-    network, preprocessing = load_model(run)
+    `distbranch predict model.onnx photo.jpg`
+    """
+    from distbranch.engine.predict import Prediction, image_files, predict
+    from distbranch.export import load_predictor
+
+    network, preprocessing = load_predictor(run)
     predictions = predict(network, preprocessing, image_files(images))
     if output is Format.table and out is not None:
         output = Format.json if out.suffix == ".json" else Format.csv

@@ -39,8 +39,8 @@ def show_event(event: dict[str, Any]) -> None:
         console.print(" ".join(map(str, event.values())), style="dim", highlight=False, soft_wrap=True)
 
 
-def numbers(text: str) -> list[int]:
+def numbers(text: str, option: str = "--seeds") -> list[int]:
     """Whole numbers separated by commas."""
     if not text.replace(",", "").isdigit():
-        raise UsageError(f"--seeds should be whole numbers separated by commas, found '{text}'.")
+        raise UsageError(f"{option} should be whole numbers separated by commas, found '{text}'.")
     return [int(number) for number in text.split(",") if number]

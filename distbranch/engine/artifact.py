@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from distbranch.engine.checkpoint import load_newest
 from distbranch.errors import UserError
@@ -35,6 +37,11 @@ class Preprocessing:
         """The inverse of `to_json`."""
         height, width = data["image_size"]
         return cls(data["decoder"], (height, width), tuple(data["mean"]), tuple(data["std"]))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images uint8 [B, 3, H, W] as the floats that a network without normalisation of its own takes."""
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
 
 
 def save_model(folder: Path, network: TreeNet, preprocessing: Preprocessing) -> None:

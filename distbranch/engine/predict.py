@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -11,9 +12,19 @@ from distbranch.data.decode import decode
 from distbranch.data.images import BrokenImageError, as_jpeg
 from distbranch.engine.artifact import Preprocessing
 from distbranch.errors import UserError
-from distbranch.models.tree_net import TreeNet
+from distbranch.tasks import TaskSet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+class Predictor(Protocol):
+    """A network, or a file exported from one."""
+
+    tasks: TaskSet
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits by task name. images: uint8 [B, 3, H, W]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 @torch.inference_mode()
 def predict(
-    network: TreeNet, preprocessing: Preprocessing, files: Sequence[Path], *, batch_size: int = 64
+    network: Predictor, preprocessing: Preprocessing, files: Sequence[Path], *, batch_size: int = 64
 ) -> Iterator[Prediction]:
     """Predict image by image, in the order of `files`.
 

@@ -91,3 +91,15 @@ def test_more_splits_than_layers_are_refused() -> None:
         tree.permuted([0, 1, 1])
     with pytest.raises(ValueError, match="numbered from 1 to 2"):
         tree.branches(3)
+
+
+def test_the_tree_of_some_tasks_keeps_who_shares_what() -> None:
+    tree = Tree(("a", "b", "c"), 5).split(Split(3, ((0, 3), (1,), (2, 4)))).split(Split(2, ((0, 2), (1,))))
+    for tasks in ((0,), (0, 3), (1, 4), (4, 1), (0, 1, 2), (0, 1, 2, 3, 4)):
+        smaller = tree.restricted(tasks)
+        for layer in range(1, 5):
+            expected = [{n for n, task in enumerate(tasks) if task in branch} for branch in tree.branches(layer)]
+            found = [set(branch) for branch in smaller.branches(layer)]
+            assert sorted(map(sorted, found)) == sorted(sorted(numbers) for numbers in expected if numbers)
+    assert tree.restricted(range(5)) == tree
+    assert tree.restricted((0, 3)).splits == ()

@@ -1,0 +1,227 @@
+"""A trained network as one file for serving: ONNX, or a program of `torch.export`; neither needs this package to be run.
+
+Every file is compared with the network on images before it takes its name, so a file that is there is a file that agrees.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distbranch.config import load_config
+from distbranch.data.loader import eval_loader
+from distbranch.data.shards import read_dataset
+from distbranch.engine.artifact import Preprocessing, load_model
+from distbranch.engine.predict import Predictor
+from distbranch.engine.run_directory import RunDirectory
+from distbranch.errors import UsageError, UserError
+from distbranch.models.cost import num_weights
+from distbranch.models.fold import FoldedNet, fold, restrict
+from distbranch.models.tree_net import TreeNet
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+INPUT_TYPES = ("uint8", "float")
+TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
+NUM_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. `images` says on which images it was compared, `difference` is the largest one of the logits."""
+
+    file: Path
+    num_tasks: int
+    weights: int
+    num_bytes: int
+    images: str
+    difference: float
+
+
+def export(
+    run: Path,
+    *,
+    file_format: str = "onnx",
+    tasks: Sequence[str] | None = None,
+    out: Path | None = None,
+    input_type: str = "uint8",
+) -> Exported:
+    """Write the network of a finished run, batch norm folded, with the branches that `tasks` need (None: all).
+
+    Args:
+        run: the run directory.
+        file_format: `onnx`, or `torch` for a program of `torch.export`.
+        tasks: their names, one or several (between commas) per item.
+        out: the file; `model/model.onnx` or `.pt2` in the run directory if None.
+        input_type: `uint8` [B, 3, H, W] in 0..255, normalised inside, or `float`, normalised outside.
+
+    Raises:
+        UserError: the run has not ended, a task it does not have, a file that cannot be written, or one that does not agree
+            with the network.
+        UsageError: an unknown format or input type.
+    """
+    if file_format not in SUFFIXES:
+        raise UsageError(f"The format must be one of {', '.join(SUFFIXES)}, found {file_format!r}.")
+    if input_type not in INPUT_TYPES:
+        raise UsageError(f"The input must be one of {', '.join(INPUT_TYPES)}, found {input_type!r}.")
+    if file_format == "onnx":
+        require("onnx")
+        require("onnxruntime")
+    network, preprocessing = load_model(run)
+    if not RunDirectory(run).result.exists():
+        raise UserError(
+            f"The run {run} has not ended yet, and only a finished one is exported. Go on with it: "
+            f"`distbranch train {run / 'config.yaml'}`."
+        )
+    if tasks is not None:
+        tasks = _split_names(tasks, network.tasks.names)
+        network = restrict(network, tasks)
+    folded = fold(network)
+    images, described = _images(run, preprocessing)
+    out = out or run / "model" / f"{_stem(tasks)}{SUFFIXES[file_format]}"
+    write, check = (_write_onnx, _run_onnx) if file_format == "onnx" else (_write_torch, _run_torch)
+    with _aside(out) as aside:
+        write(aside, folded, _metadata(network, preprocessing, input_type), input_type)
+        difference = _largest_difference(network, images, lambda part: check(aside, part, preprocessing, input_type))
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"The exported network differs from the trained one by {difference:.2g}, more than {TOLERANCE:g}, so "
+                f"{out} is not kept. Its weights are beyond what float32 carries; train with a smaller optim.lr."
+            )
+    weights = num_weights(network.architecture)
+    return Exported(out, len(network.tasks.tasks), weights, out.stat().st_size, described, difference)
+
+
+def load_predictor(place: Path) -> tuple[Predictor, Preprocessing]:
+    """What predicts: the network of a run directory, or an .onnx file through ONNX Runtime.
+
+    Raises:
+        UserError: neither is there, or it cannot be read.
+    """
+    if place.suffix.lower() != SUFFIXES["onnx"] and not place.is_file():
+        return load_model(place)
+    require("onnxruntime")
+    from distbranch.export.onnx_model import OnnxModel
+
+    model = OnnxModel(place)
+    return model, model.preprocessing
+
+
+def _split_names(given: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Task names out of texts that each hold one name (which may have commas) or several between commas."""
+    names = [text if text in known else text.split(",") for text in given]
+    return [part.strip() for name in names for part in ([name] if isinstance(name, str) else name)]
+
+
+def require(package: str) -> ModuleType:
+    """The package, or one sentence that says how to install it."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(
+            f"The package {package} is not installed. Install it: pip install 'distbranch[export]'."
+        ) from None
+
+
+def _stem(tasks: Sequence[str] | None) -> str:
+    if tasks is None:
+        return "model"
+    named = "-".join(tasks)
+    return "model-" + "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in named)[:80]
+
+
+def _metadata(network: TreeNet, preprocessing: Preprocessing, input_type: str) -> dict[str, Any]:
+    height, width = preprocessing.image_size
+    numbers = "0..255" if input_type == "uint8" else "(pixel / 255 - mean) / std"
+    return {
+        "format": "distbranch-export",
+        "version": 1,
+        "input": {"type": input_type, "shape": ["batch", 3, height, width], "colours": "RGB", "values": numbers},
+        "preprocessing": preprocessing.to_json(),
+        "tasks": [task.to_json() for task in network.tasks.tasks],
+        "outputs": "logits per task: sigmoid of [batch] if binary, softmax of [batch, classes] if categorical",
+        "tree": network.architecture.tree.to_json(),
+    }
+
+
+def _images(run: Path, preprocessing: Preprocessing) -> tuple[Tensor, str]:
+    """Images to compare on, uint8 [n, 3, H, W], and where they are from; random ones if the data are not at hand."""
+    size = preprocessing.image_size
+    try:
+        path = load_config(RunDirectory(run).config).data.path
+        if path is None:
+            raise UserError("The run names no data set.")
+        info = read_dataset(path)
+        split = next(name for name in ("val", "test", "train") if name in info.splits)
+        batches = eval_loader(info, split, batch_size=NUM_IMAGES, image_size=size, decoder=preprocessing.decoder)
+        batch = next(batches)
+        if not batch.error and len(batch.images):
+            return batch.images, f"{len(batch.images)} images of {split} of {info.path}"
+    except (UserError, StopIteration):  # the data may be gone long after the run
+        pass
+    images = torch.randint(
+        0, 256, (NUM_IMAGES, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return images, f"{NUM_IMAGES} random images, since those of the run's data set cannot be read"
+
+
+@contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """A file beside `out` that takes its name if all goes well and vanishes otherwise."""
+    aside = out.with_name(f".{os.getpid()}-{out.name}")
+    try:
+        yield aside
+        aside.replace(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}). Give another file with --out.") from None
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def _write_onnx(file: Path, network: FoldedNet, metadata: dict[str, Any], input_type: str) -> None:
+    from distbranch.export.onnx_graph import onnx_bytes
+
+    file.write_bytes(onnx_bytes(network, metadata, input_type=input_type))
+
+
+def _run_onnx(file: Path, images: Tensor, _: Preprocessing, __: str) -> dict[str, Tensor]:
+    from distbranch.export.onnx_model import OnnxModel
+
+    return OnnxModel(file)(images)
+
+
+def _write_torch(file: Path, network: FoldedNet, metadata: dict[str, Any], input_type: str) -> None:
+    from distbranch.export.torch_program import write
+
+    write(file, network, metadata, input_type=input_type)
+
+
+def _run_torch(file: Path, images: Tensor, preprocessing: Preprocessing, input_type: str) -> dict[str, Tensor]:
+    from distbranch.export.torch_program import run
+
+    return run(file, images if input_type == "uint8" else preprocessing.normalised(images))
+
+
+@torch.inference_mode()
+def _largest_difference(network: TreeNet, images: Tensor, exported: Callable[[Tensor], dict[str, Tensor]]) -> float:
+    """Over all tasks, for the images together and for the first alone, since the batch is of any size."""
+    largest = 0.0
+    for part in (images, images[:1]):
+        expected, found = network(part), exported(part)
+        for name, logits in expected.items():
+            if found[name].shape != logits.shape:
+                return float("inf")
+            scale = max(1.0, float(logits.abs().max()))
+            difference = float((found[name] - logits).abs().max()) / scale
+            largest = max(largest, difference) if difference == difference else float("inf")
+    return largest

@@ -1,0 +1,143 @@
+"""A folded network written down as an ONNX graph, node by node: one Conv or Gemm per branch, one output per task.
+
+The graph needs no exporter, which would trace it, so that names, shapes and the opset are what is said here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from distbranch.errors import UserError
+from distbranch.export.onnx_model import METADATA_KEY
+from distbranch.models.fold import FoldedNet
+
+OPSET, IR_VERSION = 17, 8  # read by ONNX Runtime from 1.12 on
+LARGEST_BYTES = 2_000_000_000  # of one protobuf file
+
+
+def onnx_bytes(network: FoldedNet, metadata: dict[str, Any], *, input_type: str) -> bytes:
+    """The file of a network. `input_type`: `uint8` (normalised inside) or `float` (normalised outside).
+
+    Raises:
+        UserError: the network is too large for one file.
+    """
+    num_bytes = sum(parameter.numel() * 4 for parameter in network.parameters())
+    if num_bytes > LARGEST_BYTES:
+        raise UserError(
+            f"An ONNX file holds at most 2 GB, but the weights of this network take {num_bytes / 1e9:.1f} GB. "
+            "Use --format torch, or --tasks to export fewer branches."
+        )
+    graph = _Graph(network.tasks.names)
+    features = [graph.image(network, input_type)]
+    layers, is_flat = network.architecture.layers, False
+    for layer, branches, parents in zip(layers, network.layers.values(), network.parents, strict=True):
+        assert isinstance(branches, nn.ModuleList)
+        if layer.kind == "fc" and not is_flat:
+            features, is_flat = graph.flat(features), True
+        features = [
+            graph.branch(f"{layer.name}.{number}", module, features[parent], pool=layer.pool_after)
+            for number, (module, parent) in enumerate(zip(branches, parents, strict=True))
+        ]
+    graph.heads(network, features)
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "distbranch", graph.inputs, graph.outputs, graph.weights),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="distbranch",
+    )
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    if num_bytes < LARGEST_BYTES // 4:  # the checker copies the model
+        onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+class _Graph:
+    """Nodes, weights, inputs and outputs so far. Names inside never meet those of tasks, which are the outputs' names."""
+
+    def __init__(self, task_names: Sequence[str]) -> None:
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self._prefix = "net/"
+        while any(name.startswith(self._prefix) for name in task_names):
+            self._prefix = "_" + self._prefix
+        self.input_name = "images"
+        while self.input_name in task_names:
+            self.input_name += "_"
+
+    def image(self, network: FoldedNet, input_type: str) -> str:
+        """The input [batch, 3, H, W], normalised."""
+        height, width = network.architecture.image_size
+        kind = TensorProto.UINT8 if input_type == "uint8" else TensorProto.FLOAT
+        self.inputs.append(helper.make_tensor_value_info(self.input_name, kind, ["batch", 3, height, width]))
+        if input_type != "uint8":
+            return self.input_name
+        pixels = self._node("Cast", "pixels", [self.input_name], to=TensorProto.FLOAT)
+        scale, shift = 1 / (255 * network.std.double()), -network.mean.double() / network.std.double()
+        scaled = self._node("Mul", "scaled", [pixels, self._weight("scale", scale)])
+        return self._node("Add", "normalised", [scaled, self._weight("shift", shift)])
+
+    def flat(self, features: list[str]) -> list[str]:
+        """[batch, C, h, w] to [batch, C * h * w]."""
+        return [self._node("Flatten", f"flat.{number}", [name], axis=1) for number, name in enumerate(features)]
+
+    def branch(self, name: str, module: nn.Module, x: str, *, pool: bool) -> str:
+        """One branch of one layer; ReLU comes before the pooling, where the runtime fuses it with the convolution."""
+        if isinstance(module, nn.Conv2d):
+            operands = [x, self._weight(f"{name}.weight", module.weight), self._weight(f"{name}.bias", module.bias)]
+            x = self._node("Conv", name, operands, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        else:
+            x = self._linear(name, module, x)
+        x = self._node("Relu", f"{name}.relu", [x])
+        return self._node("MaxPool", f"{name}.pool", [x], kernel_shape=[2, 2], strides=[2, 2]) if pool else x
+
+    def heads(self, network: FoldedNet, features: list[str]) -> None:
+        """One product per branch of the top layer; every task takes its outputs out of it: [batch] or [batch, K]."""
+        tree = network.architecture.tree
+        served = tree.branches(tree.num_layers)
+        scores = [self._linear(f"heads.{number}", head, features[number]) for number, head in enumerate(network.heads)]
+        for number, task in enumerate(network.architecture.tasks):
+            branch = tree.parent(tree.num_layers + 1, number)
+            start = sum(network.architecture.tasks[other].num_outputs for other in served[branch] if other < number)
+            at = np.array(start) if task.kind == "binary" else np.arange(start, start + task.num_outputs)
+            picked = self._integers(f"heads.{branch}.outputs.{number}", at)
+            self.nodes.append(
+                helper.make_node(
+                    "Gather", [scores[branch], picked], [task.name], self._prefix + f"task.{number}", axis=1
+                )
+            )
+            shape = ["batch"] if task.kind == "binary" else ["batch", task.num_outputs]
+            self.outputs.append(helper.make_tensor_value_info(task.name, TensorProto.FLOAT, shape))
+
+    def _linear(self, name: str, module: nn.Module, x: str) -> str:
+        assert isinstance(module, nn.Linear)
+        operands = [x, self._weight(f"{name}.weight", module.weight), self._weight(f"{name}.bias", module.bias)]
+        return self._node("Gemm", name, operands, transB=1)
+
+    def _node(self, kind: str, name: str, operands: list[str], **attributes: Any) -> str:
+        name = self._prefix + name
+        self.nodes.append(helper.make_node(kind, operands, [name], name, **attributes))
+        return name
+
+    def _weight(self, name: str, value: Tensor | None) -> str:
+        assert value is not None
+        array = value.detach().to("cpu", torch.float32).contiguous().numpy()
+        return self._constant(name, array)
+
+    def _integers(self, name: str, value: NDArray[Any]) -> str:
+        return self._constant(name, value.astype(np.int64))
+
+    def _constant(self, name: str, array: NDArray[Any]) -> str:
+        self.weights.append(numpy_helper.from_array(array, self._prefix + name))
+        return self._prefix + name

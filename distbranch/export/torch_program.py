@@ -1,0 +1,37 @@
+"""A folded network as a program of `torch.export`: `torch.export.load(FILE).module()(images)` gives {task name: logits}."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distbranch.models.fold import FoldedNet
+
+METADATA_FILE = "distbranch.json"  # `extra_files` of torch.export.load
+
+
+def write(file: Path, network: FoldedNet, metadata: dict[str, Any], *, input_type: str) -> None:
+    """Write the program, for batches of any size, with the metadata beside it in the same file."""
+    size = network.architecture.image_size
+    example = torch.zeros((2, 3, *size), dtype=torch.uint8 if input_type == "uint8" else torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch's own insides
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(metadata)})
+    file.write_bytes(content.getvalue())
+
+
+@torch.inference_mode()
+def run(file: Path, images: Tensor) -> dict[str, Tensor]:
+    """Logits of a written program."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logits: dict[str, Tensor] = torch.export.load(io.BytesIO(file.read_bytes())).module()(images)
+    return logits

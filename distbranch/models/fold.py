@@ -1,0 +1,150 @@
+"""The network as it is served: batch norm folded into the layer before it, and only the branches that the wanted tasks need.
+
+In eval mode batch norm is a scale and a shift per channel, which the weights and a bias of the layer take over (in float64).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import skip_init
+
+from distbranch.errors import UserError
+from distbranch.models.backbones import Architecture, LayerShape
+from distbranch.models.branches import ConvBranch, LinearBranch
+from distbranch.models.tree_net import TreeNet
+from distbranch.tasks import TaskSet
+
+
+class FoldedNet(nn.Module):
+    """A tree of convolutions and linear layers with biases; for inference only.
+
+    `layers.<layer>.<branch>` are convolutions or linear layers, `heads.<branch>` the outputs of the tasks that a branch of the
+    top layer serves, branch by branch; `order` [O] says where among them each output of the network stands.
+    """
+
+    mean: Tensor
+    std: Tensor
+    order: Tensor
+
+    def __init__(self, architecture: Architecture, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.tasks = TaskSet(architecture.tasks)
+        tree = architecture.tree
+        self.parents = [
+            [tree.parent(layer, branch) for branch in range(tree.num_branches(layer))]
+            for layer in range(1, tree.num_layers + 1)
+        ]
+        self.layers = nn.ModuleDict(
+            {
+                shape.layer.name: nn.ModuleList(_empty_layer(shape) for _ in parents)
+                for shape, parents in zip(architecture.shapes, self.parents, strict=True)
+            }
+        )
+        columns = [list(range(part.start, part.stop)) for part in self.tasks.columns.values()]
+        self.served = [
+            [column for task in branch for column in columns[task]] for branch in tree.branches(tree.num_layers)
+        ]
+        width = architecture.shapes[-1].width
+        self.heads = nn.ModuleList(skip_init(nn.Linear, width, len(outputs)) for outputs in self.served)  # type: ignore[no-untyped-call]
+        order = torch.tensor([column for outputs in self.served for column in outputs]).argsort()
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of every task by name: [B] if binary, [B, K] if categorical.
+
+        images: [B, 3, H, W]; uint8 is normalised here, float is taken as normalised already.
+        """
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype).div(255).sub(self.mean).div(self.std)
+        features = [images.contiguous(memory_format=torch.channels_last)]
+        layers = zip(self.architecture.layers, self.layers.values(), self.parents, strict=True)
+        for layer, branches, parents in layers:
+            assert isinstance(branches, nn.ModuleList)
+            if layer.kind == "fc":
+                features = [x.flatten(1) for x in features]
+            features = [branch(features[parent]) for branch, parent in zip(branches, parents, strict=True)]
+            features = [functional.relu(functional.max_pool2d(x, 2) if layer.pool_after else x) for x in features]
+        outputs = torch.cat([head(x) for head, x in zip(self.heads, features, strict=True)], dim=1)
+        return self.tasks.split(outputs[:, self.order])
+
+
+@torch.no_grad()
+def fold(network: TreeNet) -> FoldedNet:
+    """The network with every batch norm folded: the same logits as in eval mode, but for rounding."""
+    folded = FoldedNet(network.architecture, network.mean, network.std)
+    for name, branches in network.layers.items():
+        assert isinstance(branches, nn.ModuleList)
+        for branch, target in zip(branches, _list(folded.layers[name]), strict=True):
+            assert isinstance(branch, ConvBranch | LinearBranch)
+            weight = (branch.conv if isinstance(branch, ConvBranch) else branch.linear).weight
+            _fold_into(target, weight, branch.norm)
+    for outputs, head in zip(folded.served, folded.heads, strict=True):
+        assert isinstance(head, nn.Linear)
+        head.weight.copy_(network.heads.weight[outputs])
+        head.bias.copy_(network.heads.bias[outputs])
+    return folded.to(memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload, no-any-return]
+
+
+@torch.no_grad()
+def restrict(network: TreeNet, names: Sequence[str]) -> TreeNet:
+    """The network of some of its tasks, in the network's order, with the branches that these need.
+
+    Raises:
+        UserError: a task that the network does not have, with the nearest names.
+    """
+    known = network.tasks.names
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known[:8]
+            raise UserError(
+                f"The network has no task {name!r}. The nearest of its {len(known)} are: {', '.join(near)}."
+            )
+    kept = [number for number, name in enumerate(known) if name in names]
+    if not kept:
+        raise UserError(f"At least one task must be given. The network has {len(known)}: {', '.join(known[:8])} ...")
+    old = network.architecture
+    tasks = tuple(old.tasks[number] for number in kept)
+    new = Architecture(old.backbone, old.width, old.image_size, tasks, old.tree.restricted(kept))
+    state = {"mean": network.mean, "std": network.std}
+    for layer, name in enumerate(old.tree.layers, start=1):
+        needed = [number for number, served in enumerate(old.tree.branches(layer)) if not set(served).isdisjoint(kept)]
+        for number, origin in enumerate(needed):
+            branch = _list(network.layers[name])[origin].state_dict()
+            state |= {f"layers.{name}.{number}.{key}": value for key, value in branch.items()}
+    parts = list(network.tasks.columns.values())
+    columns = [column for number in kept for column in range(parts[number].start, parts[number].stop)]
+    state |= {f"heads.{key}": value[columns] for key, value in network.heads.state_dict().items()}
+    smaller = TreeNet(new)
+    smaller.load_state_dict(state)
+    return smaller.eval()
+
+
+def _list(module: nn.Module) -> nn.ModuleList:
+    assert isinstance(module, nn.ModuleList)
+    return module
+
+
+def _empty_layer(shape: LayerShape) -> nn.Module:
+    if shape.layer.kind == "conv":
+        module: nn.Module = skip_init(nn.Conv2d, shape.num_inputs, shape.width, 3, padding=1)  # type: ignore[no-untyped-call]
+    else:
+        module = skip_init(nn.Linear, shape.num_inputs, shape.width)  # type: ignore[no-untyped-call]
+    return module
+
+
+def _fold_into(target: nn.Module, weight: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    assert isinstance(target, nn.Conv2d | nn.Linear)
+    assert target.bias is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # [C']
+    target.weight.copy_(weight.double() * scale.view(-1, *[1] * (weight.ndim - 1)))
+    target.bias.copy_(norm.bias.double() - norm.running_mean.double() * scale)
