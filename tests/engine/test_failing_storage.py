@@ -42,7 +42,9 @@ def train_until_the_storage_fails(config: Mapping[str, Any], step: int, folder: 
         if self.progress.iteration + 1 != step or self.ranks.rank != 0:
             return
         if how == "read-only":
-            subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+            checkpoints = str(self.directory.checkpoints)
+            subprocess.run(["mount", "--bind", checkpoints, checkpoints], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", checkpoints], check=True)
             return
         with suppress(OSError), (Path(folder) / "filler").open("wb", buffering=0) as file:
             while True:
@@ -73,7 +75,7 @@ def test_storage_that_fails_at_a_checkpoint_stops_both_ranks_and_the_newest_good
     assert found.state["progress"]["iteration"] == 21
 
     if how == "read-only":
-        subprocess.run(["mount", "-o", "remount,rw", str(small_storage)], check=True)
+        subprocess.run(["umount", str(small_storage / "tiny" / "checkpoints")], check=True)
     else:
         (small_storage / "filler").unlink()
     assert {one["end"] for one in ranks.call_all(train_tiny, 2, config=config)} == {"done"}
