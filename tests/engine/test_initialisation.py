@@ -35,7 +35,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if name.endswith(("conv.weight", "linear.weight"))}
 
 
-@pytest.mark.parametrize("choice", ["somp", "largest-norm", "random-rows"])
+@pytest.mark.parametrize("choice", ["somp", "largest-norm"])
 def test_a_run_begins_from_the_chosen_filters_of_a_wide_run(
     choice: Choice, wide_run: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
