@@ -25,7 +25,8 @@ def train_with_trouble(config: Mapping[str, Any], trouble: str) -> dict[str, Any
                 raise IndexError("the rank met what nobody foresaw")
             if trouble == "die":
                 os._exit(3)
-            time.sleep(12)
+            time.sleep(6)
+            os._exit(3)
         real(self, *batch)
 
     Trainer._forward_and_backward = step  # type: ignore[method-assign]

@@ -75,7 +75,7 @@ def test_storage_that_fails_at_a_checkpoint_stops_both_ranks_and_the_newest_good
     assert found.state["progress"]["iteration"] == 21
 
     if how == "read-only":
-        subprocess.run(["umount", str(small_storage / "tiny" / "checkpoints")], check=True)
+        subprocess.run(["umount", "--lazy", str(small_storage / "tiny" / "checkpoints")], check=True)
     else:
         (small_storage / "filler").unlink()
     assert {one["end"] for one in ranks.call_all(train_tiny, 2, config=config)} == {"done"}
