@@ -15,8 +15,12 @@ from distbranch.report.sweep_files import COSTS, Point, SweepFiles, pareto_front
 
 MOST_COLOURS = 10
 LABEL_POINTS = 8.5  # font size
-PLACES = ((0, 7, "center", "bottom"), (0, -7, "center", "top"), (8, 0, "left", "center"), (-8, 0, "right", "center"),
-          (6, 9, "left", "bottom"), (-6, 9, "right", "bottom"), (6, -9, "left", "top"), (-6, -9, "right", "top"))  # fmt: skip
+Place = tuple[float, float, str, str]  # of a label: points right and up of its spot, what of it stands there
+NEAR: tuple[Place, ...] = (
+    (0, 7, "center", "bottom"), (0, -7, "center", "top"), (8, 0, "left", "center"), (-8, 0, "right", "center"),
+    (6, 9, "left", "bottom"), (-6, 9, "right", "bottom"), (6, -9, "left", "top"), (-6, -9, "right", "top"),
+)  # fmt: skip
+FAR = tuple((2.8 * dx, 2.8 * dy, across, up) for dx, dy, across, up in NEAR)  # with a line to its spot
 
 
 def draw_pareto(sweep: SweepFiles) -> Figure:
@@ -118,30 +122,37 @@ def _label(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str) ->
         if price is not None and worth is not None:
             x, y = axes.transData.transform((price.mean, 100 * worth.mean))
             spots[number] = float(x), float(y)
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots.values()]
+    dots, labels = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots.values()], list[Bbox]()
     inside, dpi = axes.get_window_extent(), axes.get_figure(root=True).dpi  # type: ignore[union-attr]
     for number in front:
-        best: tuple[float, tuple[float, float, str, str], Bbox] | None = None
         text = point_label(sweep, points[number], number)
-        for place in PLACES:
-            box = _box(spots[number], place, text, dpi)
-            cover = sum(box.overlaps(other) for other in taken) + 5 * (not _contains(inside, box))
-            if best is None or cover < best[0]:
-                best = (cover, place, box)
-        assert best is not None
-        _, (dx, dy, across, up), box = best
-        taken.append(box)
-        axes.annotate(
-            text,
-            xy=_place_of(points[number], cost, value),
-            xytext=(dx, dy),
-            textcoords="offset points",
-            ha=across,
-            va=up,
-            fontsize=LABEL_POINTS,
-            color=INK,
-            zorder=4,
-        )
+        boxes = {place: _box(spots[number], place, text, dpi) for place in (*NEAR, *FAR)}
+        free = [
+            (2 * sum(box.overlaps(dot) for dot in dots) + (place in FAR), place)
+            for place, box in boxes.items()
+            if _contains(inside, box) and not any(box.overlaps(other) for other in labels)
+        ]
+        if free:  # where there is no room, the table tells
+            _, place = min(free, key=lambda found: found[0])
+            labels.append(boxes[place])
+            _write(axes, text, _place_of(points[number], cost, value), place)
+
+
+def _write(axes: Axes, text: str, spot: tuple[float, float], place: Place) -> None:
+    dx, dy, across, up = place
+    axes.annotate(
+        text,
+        xy=spot,
+        xytext=(dx, dy),
+        textcoords="offset points",
+        ha=across,
+        va=up,
+        fontsize=LABEL_POINTS,
+        color=INK,
+        zorder=4,
+        bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 0.4},
+        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6} if place in FAR else None,
+    )
 
 
 def _place_of(point: Point, cost: str, value: str) -> tuple[float, float]:
@@ -151,7 +162,7 @@ def _place_of(point: Point, cost: str, value: str) -> tuple[float, float]:
     return price.mean, 100 * worth.mean
 
 
-def _box(spot: tuple[float, float], place: tuple[float, float, str, str], text: str, dpi: float) -> Bbox:
+def _box(spot: tuple[float, float], place: Place, text: str, dpi: float) -> Bbox:
     """The pixels that a label would take; the width of a letter is estimated."""
     scale = dpi / 72
     dx, dy, across, up = place
