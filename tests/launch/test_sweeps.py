@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from rank_server import RankServer
 from sweep_files import write_sweep
-from tiny_runs import assert_same_content, lines_of, train_tiny
+from tiny_runs import assert_same_content, train_tiny
 
 from distbranch.config import load_config
 from distbranch.report.sweep_files import read_sweep
@@ -169,14 +170,7 @@ def test_trials_of_two_workers_run_two_at_a_time_and_one_that_fails_is_told(tiny
     for name, row in rows.items():
         if row["status"] == "finished":
             assert json.loads((directory / name / "result.json").read_text())["world_size"] == 2
-    spans = {name: _span(directory / name) for name in rows}
-    assert any(a[0] < b[1] and b[0] < a[1] for one, a in spans.items() for other, b in spans.items() if one < other), (
-        "two trials should have trained at the same time"
-    )
-
-
-def _span(run_directory: Path) -> tuple[float, float]:
-    """When a run's first and last files were written."""
-    begun = (run_directory / "environment.json").stat().st_mtime
-    assert lines_of(run_directory / "metrics.jsonl", "train")
-    return begun, (run_directory / "metrics.jsonl").stat().st_mtime
+    running = [0]
+    for line in output.splitlines():
+        running.append(running[-1] + line.startswith("begun: ") - bool(re.match(r"[1-4]/4 ", line)))
+    assert max(running) == 2, output

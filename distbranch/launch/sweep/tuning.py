@@ -137,9 +137,9 @@ def _name_of(trial: Any) -> str:
 
 
 def _resources(sweep: SweepConfig) -> dict[str, float]:
-    """What Tune sets aside for a trial: nothing where an inner trainer asks for its workers itself."""
+    """What Tune sets aside for a trial: next to nothing (Ray refuses nothing) where an inner trainer asks for its workers itself."""
     if sweep.workers_per_trial > 1:
-        return {"CPU": 0}
+        return {"memory": 1}  # byte
     resources = {"CPU": sweep.cpus_per_trial or 1.0}
     return {**resources, "GPU": sweep.gpus_per_trial} if sweep.gpus_per_trial else resources
 
