@@ -1,6 +1,5 @@
 """Grouping and the number of branches, against loops written from the equations and against planted groups."""
 
-import time
 import warnings
 
 import numpy as np
@@ -154,14 +153,3 @@ def test_a_graph_in_pieces_and_a_branch_like_no_other_are_grouped_without_warnin
 def test_a_matrix_that_is_not_square_is_refused() -> None:
     with pytest.raises(ValueError, match="square matrix"):
         choose_groups(np.ones((2, 3)), alpha=1.0, pools_above=0)
-
-
-def test_a_full_decision_of_200_tasks_takes_less_than_10_seconds_of_one_core() -> None:
-    a, _ = planted_affinity([20] * 10, 0.8, 0.5)
-    choose_groups(a[:40, :40], alpha=2.0, pools_above=0)
-    started = time.process_time()
-    choose_groups(a[:40, :40], alpha=2.0, pools_above=0)
-    assert time.process_time() - started < 1.0
-    started = time.process_time()
-    choose_groups(a, alpha=2.0, pools_above=0)
-    assert time.process_time() - started < 10.0
