@@ -27,8 +27,9 @@ from distbranch.launch.ray_work import ending, forget_ending, work
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
-SECONDS_TO_START = "30"  # of all workers; Ray's 60 are lost whenever a node dies that it still counts on
-MOST_STARTS = 5  # in a row that fail, before Ray gives up
+# For room on the nodes, and how many such waits in all before Ray gives up. An elastic run waits in vain whenever a node
+# dies that Ray still counts on, and then asks for fewer workers.
+SECONDS_FOR_ROOM, MOST_WAITS = {"fixed": 30, "elastic": 10}, {"fixed": 5, "elastic": 30}
 NCCL_SECONDS_MORE = 60  # than gloo, which then is the first to say who is late
 
 
@@ -40,7 +41,7 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
         StoppedEarly: after a signal to this process; its `exit_code` says which.
     """
     files = RunDirectory(config.run_directory)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", SECONDS_TO_START)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(SECONDS_FOR_ROOM[_kind(config)]))
     with files.locked(), cluster(config.launch):
         check_resources(config.launch, report)
         if cluster_address(config.launch) is not None:
@@ -135,9 +136,15 @@ def _trainer(config: Config, attempt: Path) -> Any:
         run_config=RunConfig(
             name="state",
             storage_path=str(attempt),
-            failure_config=FailureConfig(max_failures=launch.max_failures, controller_failure_limit=MOST_STARTS),
+            failure_config=FailureConfig(
+                max_failures=launch.max_failures, controller_failure_limit=MOST_WAITS[_kind(config)]
+            ),
         ),
     )
+
+
+def _kind(config: Config) -> str:
+    return "elastic" if config.launch.most_workers > config.launch.least_workers else "fixed"
 
 
 class _Tail:

@@ -88,6 +88,48 @@ def test_a_client_without_the_token_is_refused(
         assert "RAY_AUTH_TOKEN_PATH" in ended.value["message"]
 
 
+# Before any driver is killed: Ray keeps what an elastic run asked for until 180 s after its last word.
+def test_an_elastic_run_follows_the_nodes_and_sees_every_sample_of_the_epoch_once(
+    configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer, tiny_data: Path, tmp_path: Path
+) -> None:
+    dotted = {"launch.workers": [1, 3], "launch.resize_every_min": 0.05, "train.batch_size": 12}
+    config = configured(**dotted)
+    joined, left = Fault("wait", rank=0, step=8), Fault("wait", rank=2, step=19)
+    plan_faults(tmp_path, [joined, left])
+    run = start(ranks, config, world.environment)
+    await_fault(tmp_path, joined)
+    world.add_node()  # Ray sees it while the rank waits, and starts all workers anew
+    worker = await_fault(tmp_path, left)
+    world.remove_node(world.node_of(worker))
+    ended = run.result()[0]
+    assert ended.value is not None, ended.output
+    assert ended.value["end"] == "done", ended.value
+    sizes = [line["world_size"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")]
+    assert sizes[-1] == 2
+    assert {line["world_size"] for line in steps_of(tmp_path)} == {2, 3}
+    assert_every_sample_once(tmp_path, tiny_data, batch_size=12)
+
+
+def assert_every_sample_once(folder: Path, data: Path, *, batch_size: int) -> None:
+    """Of every step the last time it was done counts: the run went on from there."""
+    last: dict[int, Mapping[str, Any]] = {}
+    for line in sorted(steps_of(folder), key=lambda line: line["time"]):
+        last[line["step"]] = line
+    stream = []
+    for step, line in sorted(last.items()):
+        shares = [other for other in steps_of(folder) if (other["step"], other["group"]) == (step, line["group"])]
+        assert sorted(share["rank"] for share in shares) == list(range(line["world_size"]))
+        stream += sorted(index for share in shares for index in share["indices"])
+    assert stream == list(range(ITERATIONS * batch_size))
+    shards = read_dataset(data).splits["train"].shards
+    plan = Plan([shard.num_samples for shard in shards], 3, 8)
+    num_samples = sum(shard.num_samples for shard in shards)
+    for epoch in range(len(stream) // num_samples):
+        seen = plan.samples(epoch * num_samples, (epoch + 1) * num_samples)
+        assert len(set(seen)) == num_samples
+        assert {number for *_, number in seen} == {epoch}
+
+
 def test_a_run_that_meets_every_trouble_goes_on_with_the_same_command_to_the_same_bits(
     configured: Callable[..., dict[str, Any]],
     world: RayWorld,
@@ -204,44 +246,3 @@ def flip_bits(shards: list[Path]) -> None:
         content[::64] = bytes(byte ^ 1 for byte in content[::64])
         with file.open("r+b") as open_file:
             open_file.write(content)
-
-
-def test_an_elastic_run_follows_the_nodes_and_sees_every_sample_of_the_epoch_once(
-    configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer, tiny_data: Path, tmp_path: Path
-) -> None:
-    dotted = {"launch.workers": [1, 3], "launch.resize_every_min": 0.05, "train.batch_size": 12}
-    config = configured(**dotted)
-    joined, left = Fault("wait", rank=0, step=8), Fault("wait", rank=2, step=19)
-    plan_faults(tmp_path, [joined, left])
-    run = start(ranks, config, world.environment)
-    await_fault(tmp_path, joined)
-    world.add_node()  # Ray sees it while the rank waits, and starts all workers anew
-    worker = await_fault(tmp_path, left)
-    world.remove_node(world.node_of(worker))
-    ended = run.result()[0]
-    assert ended.value is not None, ended.output
-    assert ended.value["end"] == "done", ended.value
-    sizes = [line["world_size"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")]
-    assert sizes[-1] == 2
-    assert {line["world_size"] for line in steps_of(tmp_path)} == {2, 3}
-    assert_every_sample_once(tmp_path, tiny_data, batch_size=12)
-
-
-def assert_every_sample_once(folder: Path, data: Path, *, batch_size: int) -> None:
-    """Of every step the last time it was done counts: the run went on from there."""
-    last: dict[int, Mapping[str, Any]] = {}
-    for line in sorted(steps_of(folder), key=lambda line: line["time"]):
-        last[line["step"]] = line
-    stream = []
-    for step, line in sorted(last.items()):
-        shares = [other for other in steps_of(folder) if (other["step"], other["group"]) == (step, line["group"])]
-        assert sorted(share["rank"] for share in shares) == list(range(line["world_size"]))
-        stream += sorted(index for share in shares for index in share["indices"])
-    assert stream == list(range(ITERATIONS * batch_size))
-    shards = read_dataset(data).splits["train"].shards
-    plan = Plan([shard.num_samples for shard in shards], 3, 8)
-    num_samples = sum(shard.num_samples for shard in shards)
-    for epoch in range(len(stream) // num_samples):
-        seen = plan.samples(epoch * num_samples, (epoch + 1) * num_samples)
-        assert len(set(seen)) == num_samples
-        assert {number for *_, number in seen} == {epoch}
