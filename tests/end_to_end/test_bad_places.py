@@ -56,7 +56,9 @@ def test_training_on_a_full_disk_ends_in_one_sentence(world: Path, kibibytes: in
     with small_disk(world / "small", kibibytes), nothing_overwritten(world, ("small/*",)):
         ended = run_command(["train", "tiny.yaml", "run.directory=small"])
         assert_one_sentence(ended, 1, ("No space left", "ake room", "same command"))
-        halves = [path for path in contents(world / "small") if "/." in path and not path.endswith(("/.lock", "/.alive"))]
+        halves = [
+            path for path in contents(world / "small") if "/." in path and not path.endswith(("/.lock", "/.alive"))
+        ]
         assert not halves
 
 
