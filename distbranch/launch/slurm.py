@@ -4,14 +4,15 @@ What each task does is in `slurm_task`; this file says what is asked of Slurm, a
 """
 
 import io
+import os
 import re
 import shlex
 import shutil
 import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -206,7 +207,6 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
 
     new = [config.run_directory for config in configs if not config.run_directory.exists()]
     tasks = [_task(config, resources) for config in configs]
-    submitted = time.strftime("%Y-%m-%d %H:%M:%S")
     said = io.StringIO()
     folder.mkdir(parents=True, exist_ok=True)
     options = {f"{resources.executor}_max_num_timeout": MAX_TIMEOUTS}
@@ -215,11 +215,13 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
         executor = submitit.AutoExecutor(folder, cluster=resources.executor, **options)
         executor.update_parameters(**_parameters(configs[0], resources, folder.parent, at_once=at_once))
         try:
-            found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(task) for task in tasks]
+            with _streams_kept() if resources.executor == "local" else nullcontext():
+                found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(task) for task in tasks]
         except submitit.core.utils.FailedJobError as error:
             for directory in new:  # else a corrected configuration would be refused as that of another run
                 shutil.rmtree(directory, ignore_errors=True)
             raise UserError(explain(str(error))) from None
+    submitted = time.strftime("%Y-%m-%d %H:%M:%S")  # no process of the job began later
     where = {"slurm": f"partition {resources.partition or 'of the site'}", "local": socket.gethostname()}
     jobs = [
         Job(resources.executor, one.job_id, where[resources.executor], str(one.task(0).paths.stdout), submitted)
@@ -228,6 +230,21 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
     for config, job in zip(configs, jobs, strict=True):
         write_job(config.run_directory, job)
     return jobs
+
+
+@contextmanager
+def _streams_kept() -> Iterator[None]:
+    """Do not hand down this process's output: whoever reads it to its end would wait for the job, which outlives us."""
+    kept, nowhere = [os.dup(number) for number in (1, 2)], os.open(os.devnull, os.O_RDWR)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    try:
+        yield
+    finally:
+        for number, stream in zip((1, 2), kept, strict=True):
+            os.dup2(stream, number)
+            os.close(stream)
+        os.close(nowhere)
 
 
 def _task(config: Config, resources: Resources) -> Task:

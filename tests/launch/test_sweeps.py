@@ -78,7 +78,10 @@ def test_a_sweep_stops_poor_trials_of_a_size_and_goes_on_after_an_interruption(t
     assert process.wait(TIMEOUT_S) == 130, (tmp_path / "output.txt").read_text()
     before = finished(directory)
     assert list(before) == ["width12-lr0.01-seed3"]
-    assert [row["status"] for row in rows_of(directory).values()] == ["finished", *["unfinished"] * 3]
+    statuses = [row["status"] for row in rows_of(directory).values()]
+    assert statuses[0] == "finished"
+    assert statuses[1] in ("unfinished", "stopped early")  # it may have come to the first rung before the signal
+    assert statuses[2:] == ["unfinished"] * 2
 
     code, output = run_sweep(file)
     assert code == 0, output
