@@ -1,5 +1,6 @@
 """What has to stand before any rank starts: absolute paths, a packed data set, a run directory of this configuration."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ def with_absolute_paths(config: Config) -> Config:
     data, run = config.data, config.run
     if data.path is None:
         raise UsageError("The configuration names no data set: give data.path, the folder of a packed one.")
-    path = data.path if is_remote(data.path) else str(Path(data.path).expanduser().absolute())
-    cache = data.cache_directory and str(Path(data.cache_directory).expanduser().absolute())
-    directory = str(Path(run.directory).expanduser().absolute())
+    path = data.path if is_remote(data.path) else _absolute(data.path)
+    cache = data.cache_directory and _absolute(data.cache_directory)
+    directory = _absolute(run.directory)
     pretrained = config.method.pretrained and str(Path(config.method.pretrained).expanduser().absolute())
     return config.model_copy(
         update={
@@ -55,6 +56,11 @@ def with_absolute_paths(config: Config) -> Config:
             "method": config.method.model_copy(update={"pretrained": pretrained}),
         }
     )
+
+
+def _absolute(path: str) -> str:
+    """Without `..`, so that a path is the same text from wherever it was given."""
+    return os.path.abspath(Path(path).expanduser())
 
 
 def _refuse_what_vanishes(config: Config) -> None:
