@@ -77,10 +77,8 @@ def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> Non
         if draw is not None:
             for record in decisions:
                 draw(writer, record, directory.path)
-    for number, file in enumerate(sorted(aside.iterdir())):
-        file.rename(
-            aside / f"events.out.tfevents.0000000000.beginning.{number}"
-        )  # files are read in order of their names
+    for number, file in enumerate(sorted(aside.iterdir())):  # they are read in the order of their names, these first
+        file.rename(aside / f"events.out.tfevents.0000000000.beginning.{number}")
     aside.rename(directory.tensorboard)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from rank_server import RankServer
 from tiny_runs import assert_same_content, config_of, lines_of, train_tiny, without_times
@@ -60,17 +59,15 @@ def train_each(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [train_tiny(config)["end"] for config in configs]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
 def test_forked_runs_have_the_same_bits_as_runs_that_were_trained_alone(
-    world_size: int, tiny_data: Path, ranks: RankServer, tmp_path: Path
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
-    workers = {"launch.workers": world_size}
-    alone = [member_of(tiny_data, tmp_path / "alone", alpha, **workers) for alpha in ALPHAS[:2]]
-    family = [member_of(tiny_data, tmp_path / "shared", alpha, **workers) for alpha in ALPHAS]
+    alone = [member_of(tiny_data, tmp_path / "alone", alpha) for alpha in ALPHAS[:2]]
+    family = [member_of(tiny_data, tmp_path / "shared", alpha) for alpha in ALPHAS]
     lead(family)
     # The second of the family is only continued: the leader leaves it a directory with its beginning and its relatives.
     configs = [config.model_dump() for config in (*alone, *family[:2])]
-    assert ranks.call_all(train_each, world_size, configs=configs) == [["done"] * 4] * world_size
+    assert ranks.call(train_each, configs=configs) == ["done"] * 4
 
     assert [line["iteration"] for line in _forks(family[0])] == [FORK]
     assert not _forks(family[1])
@@ -160,22 +157,20 @@ def kill_at_step(config: Mapping[str, Any], step: int) -> None:
     train_tiny(config)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
 def test_a_run_killed_before_its_first_own_checkpoint_decides_again_from_that_of_the_fork(
-    world_size: int, tiny_data: Path, ranks: RankServer, tmp_path: Path
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     """Its decision and evaluation of the fork's step were written already when it dies in the next one."""
-    workers = {"launch.workers": world_size, "train.checkpoint_every": 50}
-    alone = member_of(tiny_data, tmp_path / "alone", 0.5, **workers)
-    ranks.call_all(train_each, world_size, configs=[alone.model_dump()])
-    family = [member_of(tiny_data, tmp_path / "shared", alpha, **workers) for alpha in ALPHAS[:2]]
+    rarely = {"train.checkpoint_every": 50}
+    alone = member_of(tiny_data, tmp_path / "alone", 0.5, **rarely)
+    family = [member_of(tiny_data, tmp_path / "shared", alpha, **rarely) for alpha in ALPHAS[:2]]
     leader = lead(family)
-    ranks.call_all(train_each, world_size, configs=[leader.model_dump()])
+    assert ranks.call(train_each, configs=[alone.model_dump(), leader.model_dump()]) == ["done"] * 2
     for _ in range(2):
-        ended = ranks.run(kill_at_step, world_size=world_size, config=family[1].model_dump(), step=FORK + 1)
-        assert -signal.SIGKILL in [one.exit_code for one in ended]
+        (ended,) = ranks.run(kill_at_step, config=family[1].model_dump(), step=FORK + 1)
+        assert ended.exit_code == -signal.SIGKILL, ended.output
     assert len(lines_of(family[1].run_directory / "decisions.jsonl")) == 1
-    ranks.call_all(train_each, world_size, configs=[family[1].model_dump()])
+    assert ranks.call(train_each, configs=[family[1].model_dump()]) == ["done"]
     assert_same_content(family[1].run_directory, alone.run_directory)
     assert training_and_scores(family[1].run_directory) == training_and_scores(alone.run_directory)
 

@@ -197,7 +197,8 @@ def _drawn_alphas(run: Path) -> list[float]:
 def test_two_ranks_share_beginnings_with_the_same_bits(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
     names, workers = ("zero", "quarter", "phi"), {"launch.workers": 2}
     alone = trials_in(tmp_path / "alone", tiny_data, names, **workers)
-    ranks.call_all(train_alone, 2, trials=alone)
+    for trial in alone:
+        ranks.call_all(train_alone, 2, trials=[trial])
     trials, steps = trials_in(tmp_path / "shared", tiny_data, names, **workers), tmp_path / "steps"
     while found := ready(trials):
         ranks.call_all(train_leader, 2, trial=found[0][0], steps=steps)
