@@ -108,7 +108,7 @@ def course(tree: Tree, ruling: Ruling, method: MethodConfig) -> tuple[Split | No
 
 def _cap(method: MethodConfig, architecture: Architecture, layer: int) -> int | None:
     if method.max_branches == "auto":
-        return max(1, branch_caps(architecture.layers, architecture.width)[layer - 1])
+        return max(1, branch_caps(architecture.layers, architecture.widths)[layer - 1])
     return method.max_branches
 
 
