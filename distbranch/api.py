@@ -4,12 +4,12 @@ from pathlib import Path
 
 from distbranch.engine.artifact import load_model
 from distbranch.launch import train
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.networks import Network
 
 __all__ = ["load", "train"]
 
 
-def load(run_directory: Path | str) -> TreeNet:
+def load(run_directory: Path | str) -> Network:
     """The network of a run, in eval mode: `net(images [B, 3, H, W])` gives {task name: logits}.
 
     uint8 images are normalised by the network; float images are taken as normalised already.

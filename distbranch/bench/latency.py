@@ -26,6 +26,7 @@ from distbranch.export import require
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_weights
 from distbranch.models.fold import fold
+from distbranch.models.networks import Network
 from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import Task
 
@@ -56,7 +57,7 @@ class Candidate:
     """A network to measure. `copies`: networks that run one after another; one is measured, the time counts so often."""
 
     name: str
-    network: TreeNet
+    network: Network
     copies: int = 1
 
 
@@ -191,9 +192,9 @@ class _Entry:
 def _company(architecture: Architecture, against: Sequence[str]) -> list[Candidate]:
     """Thin, independent and full networks for the same tasks and images."""
     thin = _thin(architecture)
-    alone = Architecture.thin(thin.backbone, thin.width, thin.image_size, thin.tasks[:1])
+    alone = thin.thin_of(thin.tasks[:1])
     num_tasks = len(thin.tasks)
-    name = f"thin-{thin.width}" if thin.width is not None else f"thin-{thin.backbone}"
+    name = f"thin-{thin.width or thin.width_fraction or thin.backbone}"
     return [
         Candidate(name, _random(thin)),
         Candidate(f"independent ({num_tasks} x {name})", _random(alone), num_tasks),
@@ -202,7 +203,7 @@ def _company(architecture: Architecture, against: Sequence[str]) -> list[Candida
 
 
 def _thin(architecture: Architecture) -> Architecture:
-    return Architecture.thin(architecture.backbone, architecture.width, architecture.image_size, architecture.tasks)
+    return architecture.thin_of(architecture.tasks)
 
 
 def _random(architecture: Architecture) -> TreeNet:
@@ -233,7 +234,7 @@ def _entries(candidates: Sequence[Candidate], files: Sequence[Path], eager: bool
     return entries
 
 
-def _eagerly(network: TreeNet) -> Callable[[Any], Any]:
+def _eagerly(network: Network) -> Callable[[Any], Any]:
     def run(images: Any) -> None:
         with torch.inference_mode():
             network(torch.from_numpy(images))

@@ -14,6 +14,14 @@ ROUNDING = 1e-12  # costs nearer than this are a tie
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """One grouping for every number of groups d that is possible, and its separation cost: all of a decision but its prices."""
+
+    groups: dict[int, Groups]
+    separation: dict[int, float]
+
+
+@dataclass(frozen=True)
 class Decision:
     """The groups of branches of the layer above that were chosen; total cost and separation cost of every d that was possible."""
 
@@ -46,6 +54,14 @@ def choose_groups(
         max_groups: no more than this many groups; None for no limit.
         seed: of the clustering. The same arguments give the same decision.
     """
+    candidates = find_candidates(branch_affinity, max_groups=max_groups, seed=seed)
+    return choose_among(candidates, alpha=alpha, pools_above=pools_above, unit_cost=unit_cost)
+
+
+def find_candidates(
+    branch_affinity: NDArray[np.float64], *, max_groups: int | None = None, seed: int = 0
+) -> Candidates:
+    """The groupings among which `choose_groups` chooses, with the same arguments; this is nearly all of its work."""
     affinity = np.asarray(branch_affinity, dtype=np.float64)
     if affinity.ndim != 2 or affinity.shape[0] != affinity.shape[1] or not len(affinity):
         raise ValueError(
@@ -53,8 +69,13 @@ def choose_groups(
         )
     limit = len(affinity) if max_groups is None else max(1, max_groups)
     candidates = dict(groupings(affinity, limit, seed=seed))
-    separation = {d: separation_cost(affinity, groups) for d, groups in candidates.items()}
-    costs = {d: (d - 1) * unit_cost * 2**pools_above + alpha * separation[d] for d in candidates}
+    return Candidates(candidates, {d: separation_cost(affinity, groups) for d, groups in candidates.items()})
+
+
+def choose_among(candidates: Candidates, *, alpha: float, pools_above: int, unit_cost: float = UNIT_COST) -> Decision:
+    """The choice of `choose_groups`, with the same arguments."""
+    separation = candidates.separation
+    costs = {d: (d - 1) * unit_cost * 2**pools_above + alpha * separation[d] for d in candidates.groups}
     best = min(costs.values())
     chosen = min(d for d, cost in costs.items() if cost <= best + ROUNDING)
-    return Decision(candidates[chosen], costs, separation)
+    return Decision(candidates.groups[chosen], costs, separation)

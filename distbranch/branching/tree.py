@@ -147,7 +147,8 @@ class Tree:
 
     def text(self, task_names: Sequence[str]) -> str:
         """The tree as indented text from the input up; layers with the same branches share one line."""
-        return "\n".join(self._lines(1, 0, list(task_names), depth=0))
+        names, roots = list(task_names), range(self.num_branches(1))
+        return "\n".join(line for root in roots for line in self._lines(1, root, names, depth=0))
 
     def _lines(self, layer: int, branch: int, names: list[str], depth: int) -> Iterable[str]:
         tasks = self.branches(layer)[branch]

@@ -14,7 +14,7 @@ from torch import Tensor
 from distbranch.engine.checkpoint import load_newest
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.networks import Network, network_of
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -44,7 +44,7 @@ class Preprocessing:
         return (images.float() / 255 - mean) / std
 
 
-def save_model(folder: Path, network: TreeNet, preprocessing: Preprocessing) -> None:
+def save_model(folder: Path, network: Network, preprocessing: Preprocessing) -> None:
     """Write the artifact of a network; the description last, so that half an artifact is never taken for one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
@@ -63,7 +63,7 @@ def save_model(folder: Path, network: TreeNet, preprocessing: Preprocessing) -> 
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
 
 
-def load_model(run_directory: Path) -> tuple[TreeNet, Preprocessing]:
+def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
     """The network of a finished run, or of the newest good checkpoint of an unfinished one, in eval mode.
 
     Raises:
@@ -82,7 +82,7 @@ def load_model(run_directory: Path) -> tuple[TreeNet, Preprocessing]:
                 raise UserError(f"The run {run_directory} holds neither a model nor a checkpoint. Train it first.")
             description, state = dict(checkpoint.state), dict(checkpoint.tensors["model"])
         preprocessing = Preprocessing.from_json(description["preprocessing"])
-        network = TreeNet(Architecture.from_json(description["architecture"]), preprocessing.mean, preprocessing.std)
+        network = network_of(Architecture.from_json(description["architecture"]), preprocessing.mean, preprocessing.std)
         network.load_state_dict(state)
     except UserError:
         raise

@@ -10,13 +10,13 @@ from distbranch.config import DataConfig
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.loading import open_evaluation
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.networks import Network
 from distbranch.tasks import task_metrics
 
 
 @torch.no_grad()
 def evaluate(
-    network: TreeNet, info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig, *, batch_size: int
+    network: Network, info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig, *, batch_size: int
 ) -> dict[str, Any]:
     """Loss and metrics (in 0..1) of a network on one split; the same on every rank.
 
@@ -51,7 +51,7 @@ def evaluate(
     return result
 
 
-def _score(network: TreeNet, every: list[tuple[Any, Counter[str]]]) -> dict[str, Any]:
+def _score(network: Network, every: list[tuple[Any, Counter[str]]]) -> dict[str, Any]:
     indices, outputs, labels = (np.concatenate(column) for column in zip(*(own for own, _ in every), strict=True))
     order = np.argsort(indices, kind="stable")
     outputs, labels = outputs[order], labels[order]

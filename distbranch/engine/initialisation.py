@@ -1,28 +1,113 @@
-"""The first weights of a run: drawn at random, or taken from a wide network that was trained before."""
+"""How a run begins: the tree it starts from, and its first weights, drawn at random or taken from a wide network."""
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from distbranch.branching.given import independent, tree_of_groups
+from distbranch.branching.tree import Tree
+from distbranch.branching.widening import widen
 from distbranch.config import Config
+from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import load_model
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
+from distbranch.models.low_rank import LowRankNet, check_same, low_rank_beginning
+from distbranch.models.networks import Network
 from distbranch.models.pretrained import HOW_TO_GET, WideNetwork, read_weights, wide_network
 from distbranch.models.thin_init import check_fits, thin_beginning
-from distbranch.models.tree_net import TreeNet
 
 logger = logging.getLogger("distbranch")
+
+
+def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
+    """The network that a run begins with: thin, of a tree that is given, with a branch per task, or low-rank.
+
+    Raises:
+        UserError: `method.groups` names no tree for the tasks of the data set.
+    """
+    model, method = config.model, config.method
+    size = config.data.image_size or info.image_size
+    thin = Architecture.thin(model.backbone, model.width, size, info.tasks, width_fraction=model.width_fraction)
+    if method.name == "independent":
+        return thin.with_tree(independent(thin.tree.layers, len(info.tasks)))
+    if method.groups is not None:
+        return thin.with_tree(_given_tree(config, thin))
+    return thin.factorised() if method.name == "low-rank" else thin
+
+
+def own_tree(config: Config) -> Tree | None:
+    """The tree as a run that was begun has written it; None before that.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = RunDirectory(config.run_directory).tree
+    try:
+        return Tree.from_json(_read_json(file)["tree"]) if file.exists() else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}). Remove it and run the same command again.") from None
+
+
+def _given_tree(config: Config, thin: Architecture) -> Tree:
+    """The tree of a run directory, a tree.json or a mapping; a run that was begun needs none of them any longer."""
+    groups, source = config.method.groups, "method.groups"
+    if isinstance(groups, str):
+        tree = own_tree(config)
+        if tree is not None:
+            return tree
+        source += f"={groups}"
+        groups = _read_groups(Path(groups), thin)
+    assert groups is not None
+    names = [task.name for task in thin.tasks]
+    try:
+        tree = tree_of_groups(thin.tree.layers, names, groups)
+    except ValueError as error:
+        raise UserError(f"{source} is no tree for this network and these tasks: {error}.") from None
+    if config.method.permutation is None:
+        return tree
+    order = np.random.default_rng(config.method.permutation).permutation(len(names))
+    return tree.permuted([int(task) for task in order])
+
+
+def _read_groups(path: Path, thin: Architecture) -> dict[str, list[list[str]]]:
+    if not path.exists():
+        raise UserError(f"method.groups={path} does not exist. Give the directory of a finished run, or its tree.json.")
+    if path.is_dir():
+        if not RunDirectory(path).result.exists():
+            raise UserError(f"method.groups={path} should be a finished run, found none. Train it to its end first.")
+        path = RunDirectory(path).tree
+    try:
+        groups = {layer["name"]: layer["branches"] for layer in _read_json(path)["layers"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} holds no tree ({error}). Give the directory of a finished run, or its tree.json."
+        ) from None
+    if tuple(groups) != thin.tree.layers:
+        raise UserError(
+            f"The tree in {path} should be of the layers of model.backbone={thin.backbone}, but it is of {', '.join(groups)}. "
+            "Give one of the same backbone."
+        )
+    return groups
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def check_beginning(config: Config, architecture: Architecture) -> None:
     """Whether the pretrained network that a run begins from is there and fits; nothing else is read of a large file.
 
     Raises:
-        UserError: see `pretrained_network`; or it is of another backbone or too narrow.
+        UserError: see `pretrained_network`; or it is of another backbone, another width or other tasks.
     """
-    if config.method.init != "random":
-        check_fits(pretrained_network(config), architecture)
+    if config.method.begins_from_pretrained:
+        check = check_same if architecture.low_rank else check_fits
+        check(pretrained_network(config), architecture)
 
 
 def pretrained_network(config: Config) -> WideNetwork:
@@ -45,14 +130,27 @@ def pretrained_network(config: Config) -> WideNetwork:
             raise UserError(
                 f"The pretrained run {path} was trained with data.{key}={list(theirs)}, this one with {list(own)}. Give the same."
             )
+    if isinstance(network, LowRankNet):
+        raise UserError(
+            f"method.pretrained={path} should be a wide network, but it is low-rank. Give the wide one it is from."
+        )
     return wide_network(network, str(path))
 
 
-def begin_from_pretrained(network: TreeNet, config: Config) -> None:
-    """Overwrite the hidden layers of a thin network by filters of the pretrained one; says once what had to be filled in."""
-    method = config.method
-    assert method.init != "random"
-    beginning = thin_beginning(pretrained_network(config), network.architecture, method.init, seed=config.seed)
-    if beginning.warning:
-        logger.warning("%s", beginning.warning)
-    network.load_state_dict(network.state_dict() | beginning.state)
+def begin_from_pretrained(network: Network, config: Config) -> None:
+    """Overwrite the weights of a network that was drawn at random by what it takes of the pretrained one.
+
+    A low-rank network takes factors of every layer; a thin one filters, the same in every branch of a layer. Says once what had
+    to be filled in.
+    """
+    method, wide = config.method, pretrained_network(config)
+    if isinstance(network, LowRankNet):
+        state = low_rank_beginning(wide, network.architecture)
+    else:
+        assert method.init != "random"
+        thin, tree = network.architecture.thin_of(network.architecture.tasks), network.architecture.tree
+        beginning = thin_beginning(wide, thin, method.init, seed=config.seed)
+        if beginning.warning:
+            logger.warning("%s", beginning.warning)
+        state = widen(beginning.state, thin.tree, tree)
+    network.load_state_dict(network.state_dict() | state)

@@ -4,15 +4,16 @@ The record holds everything the decision was based on. It is made on rank 0 and 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.branching.decision import choose_groups
+from distbranch.branching.decision import Candidates, choose_among, find_candidates
 from distbranch.branching.grouping import branch_affinity
 from distbranch.branching.tree import Split, Tree
 from distbranch.config import MethodConfig
@@ -46,28 +47,36 @@ def decide(
     """
     affinities = {kind: stats.affinity(kind) for kind in ("agreement", "phi")}
     unseen = len(stats.pairs_never_seen())
-    return [_rule(affinities, architecture, method, seed=seed, pairs_never_seen=unseen) for method in methods]
+    above = architecture.tree.branches(architecture.tree.active_layer + 1)
+
+    @cache
+    def between(kind: str) -> NDArray[np.float64]:
+        return branch_affinity(affinities[kind], above)
+
+    @cache  # methods that differ in nothing but prices choose among the same
+    def candidates(kind: str, cap: int | None) -> Candidates:
+        return find_candidates(between(kind), max_groups=cap, seed=seed)
+
+    rulings = []
+    for method in methods:
+        record = _record(candidates, architecture, method) | {"pairs_never_seen": unseen}
+        rulings.append(Ruling(record, {**affinities, "branch_affinity": between(method.affinity)}))
+    return rulings
 
 
-def _rule(
-    affinities: Mapping[str, NDArray[np.float64]],
-    architecture: Architecture,
-    method: MethodConfig,
-    *,
-    seed: int,
-    pairs_never_seen: int,
-) -> Ruling:
+def _record(
+    candidates: Callable[[str, int | None], Candidates], architecture: Architecture, method: MethodConfig
+) -> dict[str, Any]:
     began = time.perf_counter()
     tree, layer = architecture.tree, architecture.tree.active_layer
     above = tree.branches(layer + 1)
-    between = branch_affinity(affinities[method.affinity], above)
     pools = pools_above(architecture.layers, layer)
     cap = _cap(method, architecture, layer)
-    decision = choose_groups(
-        between, alpha=method.alpha, pools_above=pools, unit_cost=method.unit_cost, max_groups=cap, seed=seed
+    decision = choose_among(
+        candidates(method.affinity, cap), alpha=method.alpha, pools_above=pools, unit_cost=method.unit_cost
     )
     names = [task.name for task in architecture.tasks]
-    record = {
+    return {
         "layer": layer,
         "layer_name": tree.layers[layer - 1],
         "num_groups": decision.num_groups,
@@ -80,10 +89,8 @@ def _rule(
         "unit_cost": method.unit_cost,
         "max_groups": cap,
         "affinity_kind": method.affinity,
-        "pairs_never_seen": pairs_never_seen,
         "seconds": time.perf_counter() - began,
     }
-    return Ruling(record, {**affinities, "branch_affinity": between})
 
 
 def may_still_grow(tree: Tree, ruling: Ruling, method: MethodConfig) -> bool:
@@ -101,7 +108,7 @@ def course(tree: Tree, ruling: Ruling, method: MethodConfig) -> tuple[Split | No
 
 def _cap(method: MethodConfig, architecture: Architecture, layer: int) -> int | None:
     if method.max_branches == "auto":
-        return max(1, branch_caps(architecture.layers, architecture.width)[layer - 1])
+        return max(1, branch_caps(architecture.layers, architecture.widths)[layer - 1])
     return method.max_branches
 
 

@@ -37,6 +37,7 @@ def summarise(config: Config, architecture: Architecture, metrics: dict[str, Any
         "method": config.method.name,
         "backbone": config.model.backbone,
         "width": config.model.width,
+        "width_fraction": config.model.width_fraction,
         "seed": config.seed,
         "tasks": [task.name for task in architecture.tasks],
         "metrics": metrics,

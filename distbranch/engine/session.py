@@ -88,7 +88,7 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
 def thin_company(result: RunResult) -> list[dict[str, Any]]:
     """Results of finished runs beside this one that never branched and are alike in all else: its thin beginnings."""
     own = load_config(RunDirectory(result.directory).config)
-    if own.method.name == "fixed":
+    if own.method.keeps_thin:
         return []
     company = []
     for file in sorted(result.directory.parent.glob("*/result.json")):
@@ -97,6 +97,6 @@ def thin_company(result: RunResult) -> list[dict[str, Any]]:
         except UserError:
             continue
         unlike = [line for line in differences(own, other) if not line.startswith(("run.", "method."))]
-        if finished is not None and other.method.name == "fixed" and not unlike:
+        if finished is not None and other.method.keeps_thin and not unlike:
             company.append(finished.summary)
     return company

@@ -17,13 +17,13 @@ from distbranch.engine.distributed import Ranks, fingerprint
 from distbranch.engine.initialisation import begin_from_pretrained
 from distbranch.engine.optimisation import build_optimizer, load_slots, optimizer_slots
 from distbranch.models.backbones import Architecture
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.networks import Network, network_of
 
 
 class TrainedNetwork:
     """What one rank trains. `is_final` says that no further widening follows, which is when compiling pays."""
 
-    network: TreeNet
+    network: Network
     optimizer: torch.optim.Optimizer
     wrapped: nn.Module
 
@@ -32,9 +32,9 @@ class TrainedNetwork:
 
     def begin(self, architecture: Architecture, seed: int) -> None:
         """Random weights (He et al. 2015), or those of a pretrained network; the same on every rank."""
-        network = TreeNet(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network = network_of(architecture, self.preprocessing.mean, self.preprocessing.std)
         network.init(torch.Generator().manual_seed(seed))
-        if self.config.method.init != "random":  # on one rank: a tie may fall otherwise on another processor
+        if self.config.method.begins_from_pretrained:  # on one rank: a tie may fall otherwise on another processor
             self.ranks.on_first(lambda: begin_from_pretrained(network, self.config))
             network.to(self.ranks.device)
             self.ranks.broadcast_tensors(list(network.state_dict().values()))
@@ -42,7 +42,7 @@ class TrainedNetwork:
 
     def build(self, architecture: Architecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
         """A new network, optimiser and wrapper; `slots` are the optimiser's tensors as `parameter:slot`."""
-        network = TreeNet(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network = network_of(architecture, self.preprocessing.mean, self.preprocessing.std)
         network.load_state_dict(dict(model))
         self.network = network.to(self.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.train()

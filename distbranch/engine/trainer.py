@@ -25,6 +25,7 @@ from distbranch.engine.distributed import Pending, Ranks, verify_equal
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.feed import SMALLEST_PART, Feed
 from distbranch.engine.forks import Family
+from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.loading import open_training
 from distbranch.engine.methods import Ruling, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
@@ -317,9 +318,8 @@ class Trainer:
         self._write_tree()
 
     def _begin(self) -> None:
-        config = self.config.model
-        size = self.preprocessing.image_size
-        self.net.begin(Architecture.thin(config.backbone, config.width, size, self.info.tasks), self.config.seed)
+        architecture = self.ranks.on_first(lambda: first_architecture(self.config, self.info))
+        self.net.begin(architecture, self.config.seed)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.progress = Progress(**checkpoint.state["progress"])

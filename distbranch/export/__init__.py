@@ -25,7 +25,7 @@ from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
 from distbranch.models.cost import num_weights
 from distbranch.models.fold import FoldedNet, fold, restrict
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.networks import Network
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 INPUT_TYPES = ("uint8", "float")
@@ -139,7 +139,7 @@ def _stem(tasks: Sequence[str] | None) -> str:
     return "model-" + "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in named)[:80]
 
 
-def _metadata(network: TreeNet, preprocessing: Preprocessing, input_type: str) -> dict[str, Any]:
+def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -> dict[str, Any]:
     height, width = preprocessing.image_size
     numbers = "0..255" if input_type == "uint8" else "(pixel / 255 - mean) / std"
     return {
@@ -213,7 +213,7 @@ def _run_torch(file: Path, images: Tensor, preprocessing: Preprocessing, input_t
 
 
 @torch.inference_mode()
-def _largest_difference(network: TreeNet, images: Tensor, exported: Callable[[Tensor], dict[str, Tensor]]) -> float:
+def _largest_difference(network: Network, images: Tensor, exported: Callable[[Tensor], dict[str, Tensor]]) -> float:
     """Over all tasks, for the images together and for the first alone, since the batch is of any size."""
     largest = 0.0
     for part in (images, images[:1]):

@@ -94,11 +94,7 @@ class _Graph:
 
     def branch(self, name: str, module: nn.Module, x: str, *, pool: bool) -> str:
         """One branch of one layer; ReLU comes before the pooling, where the runtime fuses it with the convolution."""
-        if isinstance(module, nn.Conv2d):
-            operands = [x, self._weight(f"{name}.weight", module.weight), self._weight(f"{name}.bias", module.bias)]
-            x = self._node("Conv", name, operands, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-        else:
-            x = self._linear(name, module, x)
+        x = self._layer(name, module, x)
         x = self._node("Relu", f"{name}.relu", [x])
         return self._node("MaxPool", f"{name}.pool", [x], kernel_shape=[2, 2], strides=[2, 2]) if pool else x
 
@@ -106,7 +102,7 @@ class _Graph:
         """One product per branch of the top layer; every task takes its outputs out of it: [batch] or [batch, K]."""
         tree = network.architecture.tree
         served = tree.branches(tree.num_layers)
-        scores = [self._linear(f"heads.{number}", head, features[number]) for number, head in enumerate(network.heads)]
+        scores = [self._layer(f"heads.{number}", head, features[number]) for number, head in enumerate(network.heads)]
         for number, task in enumerate(network.architecture.tasks):
             branch = tree.parent(tree.num_layers + 1, number)
             start = sum(network.architecture.tasks[other].num_outputs for other in served[branch] if other < number)
@@ -120,10 +116,19 @@ class _Graph:
             shape = ["batch"] if task.kind == "binary" else ["batch", task.num_outputs]
             self.outputs.append(helper.make_tensor_value_info(task.name, TensorProto.FLOAT, shape))
 
-    def _linear(self, name: str, module: nn.Module, x: str) -> str:
-        assert isinstance(module, nn.Linear)
-        operands = [x, self._weight(f"{name}.weight", module.weight), self._weight(f"{name}.bias", module.bias)]
-        return self._node("Gemm", name, operands, transB=1)
+    def _layer(self, name: str, module: nn.Module, x: str) -> str:
+        """A convolution or a linear layer; of a low-rank network, its basis and the combination."""
+        if isinstance(module, nn.Sequential):
+            basis, combination = module
+            return self._layer(name, combination, self._layer(f"{name}.basis", basis, x))
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        operands = [x, self._weight(f"{name}.weight", module.weight)]
+        if module.bias is not None:
+            operands.append(self._weight(f"{name}.bias", module.bias))
+        if isinstance(module, nn.Linear):
+            return self._node("Gemm", name, operands, transB=1)
+        size, margin = list(module.kernel_size), int(module.padding[0])
+        return self._node("Conv", name, operands, kernel_shape=size, pads=[margin] * 4)
 
     def _node(self, kind: str, name: str, operands: list[str], **attributes: Any) -> str:
         name = self._prefix + name

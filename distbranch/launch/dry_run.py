@@ -1,16 +1,14 @@
 """What a run would do, without starting anything: sizes, bytes on the wire, resources."""
 
-import json
 from dataclasses import dataclass
 
 import torch
 
-from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.data.shards import read_dataset
 from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.initialisation import first_architecture, own_tree
 from distbranch.launch.prepare import check_data, must_be_packed, with_absolute_paths
 from distbranch.launch.ray_cluster import cluster_address
 from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, pair_bytes, predict
@@ -43,10 +41,8 @@ def plan(config: Config, link: Link) -> Plan:
         )
     info = read_dataset(str(config.data.path))
     check_data(config, info)
-    size = config.data.image_size or info.image_size
-    thin = Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
-    tree = _tree_of(config)
-    architecture = thin.with_tree(tree) if tree else thin
+    first, tree = first_architecture(config, info), own_tree(config)
+    architecture, size = first.with_tree(tree) if tree else first, first.image_size
     parameters, num_tasks = num_parameters(architecture), len(info.tasks)
     step = measure_step(config, architecture, device=torch.device("cuda" if wants_gpu(launch) else "cpu"))
     share = max(2, config.train.batch_size // launch.most_workers)
@@ -57,7 +53,7 @@ def plan(config: Config, link: Link) -> Plan:
         ("data", f"{info.path}: {samples}"),
         ("tasks", f"{num_tasks}"),
         ("images", f"{size[0]}x{size[1]} (height x width)"),
-        ("network", f"{config.model.backbone}, width {config.model.width or 'full'}, {_branches(architecture)}"),
+        ("network", f"{config.model.backbone}, {config.model.width_text}, {_branches(architecture)}"),
         ("parameters", f"{parameters:,} ({num_weights(architecture):,} weights with batch norm folded)"),
         ("multiply-adds per image", f"{multiply_adds(architecture):,}"),
         ("ranks", f"{launch.workers} on {address or 'this machine'}, device {device}"),
@@ -77,12 +73,9 @@ def plan(config: Config, link: Link) -> Plan:
     return Plan(lines, tuple(scales))
 
 
-def _tree_of(config: Config) -> Tree | None:
-    file = RunDirectory(config.run_directory).tree
-    return Tree.from_json(json.loads(file.read_text())["tree"]) if file.exists() else None
-
-
 def _branches(architecture: Architecture) -> str:
+    if architecture.low_rank:
+        return "every layer of low rank"
     tree = architecture.tree
     numbers = [tree.num_branches(layer) for layer in range(1, tree.num_layers + 1)]
     return "before any widening" if max(numbers) == 1 else f"branches {'-'.join(map(str, numbers))}"

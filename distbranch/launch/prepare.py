@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -10,12 +9,11 @@ from distbranch.config import Config
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote, read_dataset
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.engine.distributed import wants_gpu
-from distbranch.engine.initialisation import check_beginning
+from distbranch.engine.initialisation import check_beginning, first_architecture
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.ray_cluster import cluster_address
-from distbranch.models.backbones import Architecture
 
 RAY_COPY = "_ray_pkg_"  # how Ray names the copy of a folder that was submitted with a job
 
@@ -48,12 +46,14 @@ def with_absolute_paths(config: Config) -> Config:
     path = data.path if is_remote(data.path) else _absolute(data.path)
     cache = data.cache_directory and _absolute(data.cache_directory)
     directory = _absolute(run.directory)
-    pretrained = config.method.pretrained and str(Path(config.method.pretrained).expanduser().absolute())
+    method = config.method
+    pretrained = method.pretrained and str(Path(method.pretrained).expanduser().absolute())
+    groups = _absolute(method.groups) if isinstance(method.groups, str) else method.groups
     return config.model_copy(
         update={
             "data": data.model_copy(update={"path": path, "cache_directory": cache}),
             "run": run.model_copy(update={"directory": directory, "name": run.name or "run"}),
-            "method": config.method.model_copy(update={"pretrained": pretrained}),
+            "method": method.model_copy(update={"pretrained": pretrained, "groups": groups}),
         }
     )
 
@@ -106,8 +106,7 @@ def check_data(config: Config, info: DatasetInfo) -> None:
             f"launch.workers={config.launch.most_workers} ranks need at least as many training samples, "
             f"but {info.path} has {train.num_samples}. Use fewer workers."
         )
-    size: Any = config.data.image_size or info.image_size
-    architecture = Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
+    architecture = first_architecture(config, info)
     if not RunDirectory(config.run_directory).config.exists():  # a run that was begun needs it no longer
         check_beginning(config, architecture)
 

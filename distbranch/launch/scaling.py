@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from distbranch.config import Config
 from distbranch.engine.optimisation import build_optimizer
 from distbranch.models.backbones import Architecture
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.networks import network_of
 
 FLOAT32, FLOAT64 = 4, 8
 BUCKET_BYTES = 25 * 2**20  # of DDP
@@ -67,7 +67,7 @@ def measure_step(config: Config, architecture: Architecture, *, device: torch.de
     before = torch.get_num_threads()
     torch.set_num_threads(config.launch.threads or max(1, len(os.sched_getaffinity(0)) // config.launch.most_workers))
     num_images = max(2, config.train.batch_size // config.launch.most_workers)
-    network = TreeNet(architecture).to(device).train()
+    network = network_of(architecture).to(device).train()
     optimizer = build_optimizer(network, config.optim)
     images = torch.randint(0, 256, (num_images, 3, *architecture.image_size), dtype=torch.uint8, device=device)
     labels = torch.zeros(num_images, len(architecture.tasks), device=device)

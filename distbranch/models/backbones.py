@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -55,11 +55,21 @@ BACKBONES: dict[str, tuple[Layer, ...]] = {
 }
 
 
-def thin_widths(layers: tuple[Layer, ...], omega: int | None) -> tuple[int, ...]:
-    """The width of every layer (paper section 3.1): min(omega, full width), fc 2 * omega; full width for None."""
-    if omega is None:
-        return tuple(layer.width for layer in layers)
-    return tuple(min(2 * omega if layer.kind == "fc" else omega, layer.width) for layer in layers)
+def in_eights(units: float) -> int:
+    """The nearest multiple of 8, at least 8: whole vectors of channels."""
+    return max(8, 8 * int(units / 8 + 0.5))
+
+
+def thin_widths(layers: tuple[Layer, ...], omega: int | None, fraction: float | None = None) -> tuple[int, ...]:
+    """The width of every layer (paper section 3.1): min(omega, full width), fc 2 * omega.
+
+    Without omega it is the full width, or a fraction of it in 0..1 (a multiple of 8, at least 8).
+    """
+    if omega is not None:
+        return tuple(min(2 * omega if layer.kind == "fc" else omega, layer.width) for layer in layers)
+    if fraction is not None:
+        return tuple(min(in_eights(fraction * layer.width), layer.width) for layer in layers)
+    return tuple(layer.width for layer in layers)
 
 
 def pools_above(layers: tuple[Layer, ...], layer: int) -> int:
@@ -67,16 +77,18 @@ def pools_above(layers: tuple[Layer, ...], layer: int) -> int:
     return sum(above.pool_after for above in layers[layer - 1 :])
 
 
-def branch_caps(layers: tuple[Layer, ...], omega: int | None) -> tuple[int, ...]:
-    """The most branches of every layer that together are no wider than the full backbone."""
-    return tuple(layer.width // width for layer, width in zip(layers, thin_widths(layers, omega), strict=True))
+def branch_caps(layers: tuple[Layer, ...], widths: tuple[int, ...]) -> tuple[int, ...]:
+    """The most branches of every layer, one being so wide, that together are no wider than the full backbone."""
+    return tuple(layer.width // width for layer, width in zip(layers, widths, strict=True))
 
 
-def layer_shapes(layers: tuple[Layer, ...], omega: int | None, image_size: tuple[int, int]) -> tuple[LayerShape, ...]:
+def layer_shapes(
+    layers: tuple[Layer, ...], widths: tuple[int, ...], image_size: tuple[int, int]
+) -> tuple[LayerShape, ...]:
     """Every layer's inputs, outputs and positions before pooling, for images of (height, width)."""
     height, length = image_size
     channels, shapes = 3, []
-    for layer, width in zip(layers, thin_widths(layers, omega), strict=True):
+    for layer, width in zip(layers, widths, strict=True):
         if layer.kind == "fc":  # the first one sees every channel at every position left
             channels, height, length = channels * height * length, 1, 1
         shapes.append(LayerShape(layer, channels, width, height, length))
@@ -88,13 +100,24 @@ def layer_shapes(layers: tuple[Layer, ...], omega: int | None, image_size: tuple
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that makes a network but its numbers. `width` is omega (None: full), `image_size` (height, width)."""
+    """All that makes a network but its numbers.
+
+    backbone: one of `BACKBONES`.
+    width: omega; None: full, or the fraction of it.
+    image_size: (height, width) in pixels.
+    tasks: what it predicts.
+    tree: which of them share which branch of a layer.
+    width_fraction: of the full width, in 0..1.
+    low_rank: whether every layer is factorised (models/low_rank.py).
+    """
 
     backbone: str
     width: int | None
     image_size: tuple[int, int]
     tasks: tuple[Task, ...]
     tree: Tree
+    width_fraction: float | None = None
+    low_rank: bool = False
 
     def __post_init__(self) -> None:
         if self.tree.layers != tuple(layer.name for layer in self.layers):
@@ -105,6 +128,8 @@ class Architecture:
             raise UserError(f"The tree is of {self.tree.num_tasks} tasks, but {len(self.tasks)} tasks were given.")
         if self.width is not None and self.width < 1:
             raise UserError(f"The width of a thin network is at least 1, found {self.width}.")
+        if self.low_rank and self.tree.splits:
+            raise UserError("The low-rank baseline is made of a network without branches, but this one has branched.")
         if min(self.image_size) < SMALLEST_IMAGE:
             raise UserError(
                 f"Images must be at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels (height x width), found "
@@ -113,21 +138,32 @@ class Architecture:
 
     @classmethod
     def thin(
-        cls, backbone: str, width: int | None, image_size: tuple[int, int], tasks: tuple[Task, ...]
+        cls,
+        backbone: str,
+        width: int | None,
+        image_size: tuple[int, int],
+        tasks: tuple[Task, ...],
+        *,
+        width_fraction: float | None = None,
     ) -> Architecture:
         """The architecture before any split: every task shares every layer."""
         names = tuple(layer.name for layer in _backbone(backbone))
-        return cls(backbone, width, image_size, tasks, Tree(names, len(tasks)))
+        return cls(backbone, width, image_size, tasks, Tree(names, len(tasks)), width_fraction)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The backbone's layers, input first."""
         return _backbone(self.backbone)
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The width of one branch of every layer, input first."""
+        return thin_widths(self.layers, self.width, self.width_fraction)
+
     @cached_property
     def shapes(self) -> tuple[LayerShape, ...]:
         """The shape of every layer, input first."""
-        return layer_shapes(self.layers, self.width, self.image_size)
+        return layer_shapes(self.layers, self.widths, self.image_size)
 
     @property
     def num_outputs(self) -> int:
@@ -136,13 +172,23 @@ class Architecture:
 
     def with_tree(self, tree: Tree) -> Architecture:
         """The same network with another tree."""
-        return Architecture(self.backbone, self.width, self.image_size, self.tasks, tree)
+        return replace(self, tree=tree)
+
+    def factorised(self) -> Architecture:
+        """The same network with every layer of low rank."""
+        return replace(self, low_rank=True)
+
+    def thin_of(self, tasks: tuple[Task, ...]) -> Architecture:
+        """The thin network of the same widths and images for these tasks, whole layers and no branches."""
+        return replace(self, tasks=tasks, tree=Tree(self.tree.layers, len(tasks)), low_rank=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
         return {
             "backbone": self.backbone,
             "width": self.width,
+            "width_fraction": self.width_fraction,
+            "low_rank": self.low_rank,
             "image_size": list(self.image_size),
             "tasks": [task.to_json() for task in self.tasks],
             "tree": self.tree.to_json(),
@@ -150,10 +196,18 @@ class Architecture:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Architecture:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; older files know neither fractions nor low rank."""
         height, length = data["image_size"]
         tasks = tuple(Task.from_json(task) for task in data["tasks"])
-        return cls(data["backbone"], data["width"], (int(height), int(length)), tasks, Tree.from_json(data["tree"]))
+        return cls(
+            data["backbone"],
+            data["width"],
+            (int(height), int(length)),
+            tasks,
+            Tree.from_json(data["tree"]),
+            data.get("width_fraction"),
+            bool(data.get("low_rank", False)),
+        )
 
 
 def _backbone(name: str) -> tuple[Layer, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from distbranch.models.backbones import Architecture, LayerShape
+from distbranch.models.low_rank import basis_size, output_basis_size
 
 
 def num_weights(architecture: Architecture) -> int:
     """Weights with batch norm folded and biases not counted, heads included: the count of the paper's tables."""
-    return sum(_layer_weights(shape) * count for shape, count in _counted(architecture)) + _head_weights(architecture)
+    layers = sum(_layer_weights(architecture, shape) * count for shape, count in _counted(architecture))
+    return layers + _head_weights(architecture)
 
 
 def num_parameters(architecture: Architecture) -> int:
@@ -18,7 +20,10 @@ def num_parameters(architecture: Architecture) -> int:
 
 def multiply_adds(architecture: Architecture) -> int:
     """Multiply-adds of one image's way through all branches and heads; batch norm folded."""
-    layers = sum(_layer_weights(shape) * shape.height * shape.length * count for shape, count in _counted(architecture))
+    layers = sum(
+        _layer_weights(architecture, shape) * shape.height * shape.length * count
+        for shape, count in _counted(architecture)
+    )
     return layers + _head_weights(architecture)
 
 
@@ -29,9 +34,11 @@ def _counted(architecture: Architecture) -> list[tuple[LayerShape, int]]:
     ]
 
 
-def _layer_weights(shape: LayerShape) -> int:
-    return shape.num_inputs * shape.width * (9 if shape.layer.kind == "conv" else 1)
+def _layer_weights(architecture: Architecture, shape: LayerShape) -> int:
+    inputs = shape.num_inputs * (9 if shape.layer.kind == "conv" else 1)
+    return basis_size(shape) * (inputs + shape.width) if architecture.low_rank else inputs * shape.width
 
 
 def _head_weights(architecture: Architecture) -> int:
-    return architecture.shapes[-1].width * architecture.num_outputs
+    top, outputs = architecture.shapes[-1].width, architecture.num_outputs
+    return output_basis_size(architecture) * (top + outputs) if architecture.low_rank else top * outputs

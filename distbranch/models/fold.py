@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch.nn.utils import skip_init
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture, LayerShape
 from distbranch.models.branches import ConvBranch, LinearBranch
+from distbranch.models.low_rank import LowRankLayer, LowRankNet, basis_size, output_basis_size
+from distbranch.models.networks import Network
 from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import TaskSet
 
@@ -24,7 +27,8 @@ class FoldedNet(nn.Module):
     """A tree of convolutions and linear layers with biases; for inference only.
 
     `layers.<layer>.<branch>` are convolutions or linear layers, `heads.<branch>` the outputs of the tasks that a branch of the
-    top layer serves, branch by branch; `order` [O] says where among them each output of the network stands.
+    top layer serves, branch by branch; `order` [O] says where among them each output of the network stands. In a low-rank network
+    each of them is a sequence of two, the basis and its combination.
     """
 
     mean: Tensor
@@ -42,7 +46,7 @@ class FoldedNet(nn.Module):
         ]
         self.layers = nn.ModuleDict(
             {
-                shape.layer.name: nn.ModuleList(_empty_layer(shape) for _ in parents)
+                shape.layer.name: nn.ModuleList(_empty_layer(architecture, shape) for _ in parents)
                 for shape, parents in zip(architecture.shapes, self.parents, strict=True)
             }
         )
@@ -50,8 +54,7 @@ class FoldedNet(nn.Module):
         self.served = [
             [column for task in branch for column in columns[task]] for branch in tree.branches(tree.num_layers)
         ]
-        width = architecture.shapes[-1].width
-        self.heads = nn.ModuleList(skip_init(nn.Linear, width, len(outputs)) for outputs in self.served)  # type: ignore[no-untyped-call]
+        self.heads = nn.ModuleList(_empty_heads(architecture, len(outputs)) for outputs in self.served)
         order = torch.tensor([column for outputs in self.served for column in outputs]).argsort()
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("mean", mean.clone())
@@ -77,9 +80,17 @@ class FoldedNet(nn.Module):
 
 
 @torch.no_grad()
-def fold(network: TreeNet) -> FoldedNet:
+def fold(network: Network) -> FoldedNet:
     """The network with every batch norm folded: the same logits as in eval mode, but for rounding."""
     folded = FoldedNet(network.architecture, network.mean, network.std)
+    if isinstance(network, LowRankNet):
+        _fold_low_rank(network, folded)
+    else:
+        _fold_tree(network, folded)
+    return folded.to(memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload, no-any-return]
+
+
+def _fold_tree(network: TreeNet, folded: FoldedNet) -> None:
     for name, branches in network.layers.items():
         assert isinstance(branches, nn.ModuleList)
         for branch, target in zip(branches, _list(folded.layers[name]), strict=True):
@@ -90,16 +101,31 @@ def fold(network: TreeNet) -> FoldedNet:
         assert isinstance(head, nn.Linear)
         head.weight.copy_(network.heads.weight[outputs])
         head.bias.copy_(network.heads.bias[outputs])
-    return folded.to(memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload, no-any-return]
+
+
+def _fold_low_rank(network: LowRankNet, folded: FoldedNet) -> None:
+    for name, layer in network.layers.items():
+        assert isinstance(layer, LowRankLayer)
+        basis, combination = _pair(_list(folded.layers[name])[0])
+        basis.weight.copy_(layer.basis.weight)
+        _fold_into(combination, layer.combination.weight, layer.norm)
+    basis, combination = _pair(folded.heads[0])
+    basis.weight.copy_(network.head_basis.weight)
+    combination.load_state_dict(network.heads.state_dict())
 
 
 @torch.no_grad()
-def restrict(network: TreeNet, names: Sequence[str]) -> TreeNet:
+def restrict(network: Network, names: Sequence[str]) -> TreeNet:
     """The network of some of its tasks, in the network's order, with the branches that these need.
 
     Raises:
-        UserError: a task that the network does not have, with the nearest names.
+        UserError: a task that the network does not have, with the nearest names; or it is low-rank.
     """
+    if isinstance(network, LowRankNet):
+        raise UserError(
+            "A low-rank network shares every layer and the basis of its outputs among all tasks, so no part of it serves some of "
+            "them alone. Leave out --tasks."
+        )
     known = network.tasks.names
     for name in names:
         if name not in known:
@@ -112,7 +138,7 @@ def restrict(network: TreeNet, names: Sequence[str]) -> TreeNet:
         raise UserError(f"At least one task must be given. The network has {len(known)}: {', '.join(known[:8])} ...")
     old = network.architecture
     tasks = tuple(old.tasks[number] for number in kept)
-    new = Architecture(old.backbone, old.width, old.image_size, tasks, old.tree.restricted(kept))
+    new = replace(old, tasks=tasks, tree=old.tree.restricted(kept))
     state = {"mean": network.mean, "std": network.std}
     for layer, name in enumerate(old.tree.layers, start=1):
         needed = [number for number, served in enumerate(old.tree.branches(layer)) if not set(served).isdisjoint(kept)]
@@ -132,12 +158,37 @@ def _list(module: nn.Module) -> nn.ModuleList:
     return module
 
 
-def _empty_layer(shape: LayerShape) -> nn.Module:
-    if shape.layer.kind == "conv":
-        module: nn.Module = skip_init(nn.Conv2d, shape.num_inputs, shape.width, 3, padding=1)  # type: ignore[no-untyped-call]
+def _empty_layer(architecture: Architecture, shape: LayerShape) -> nn.Module:
+    if not architecture.low_rank:
+        return _empty(shape.layer.kind, shape.num_inputs, shape.width)
+    size = basis_size(shape)
+    basis = _empty(shape.layer.kind, shape.num_inputs, size, bias=False)
+    return nn.Sequential(basis, _empty(shape.layer.kind, size, shape.width, kernel=1))
+
+
+def _empty_heads(architecture: Architecture, num_outputs: int) -> nn.Module:
+    width = architecture.shapes[-1].width
+    if not architecture.low_rank:
+        return _empty("fc", width, num_outputs)
+    size = output_basis_size(architecture)
+    return nn.Sequential(_empty("fc", width, size, bias=False), _empty("fc", size, num_outputs))
+
+
+def _empty(kind: str, num_inputs: int, width: int, *, kernel: int = 3, bias: bool = True) -> nn.Module:
+    """A convolution or linear layer with weights that are not set yet."""
+    if kind == "conv":
+        module: nn.Module = skip_init(nn.Conv2d, num_inputs, width, kernel, padding=kernel // 2, bias=bias)  # type: ignore[no-untyped-call]
     else:
-        module = skip_init(nn.Linear, shape.num_inputs, shape.width)  # type: ignore[no-untyped-call]
+        module = skip_init(nn.Linear, num_inputs, width, bias=bias)  # type: ignore[no-untyped-call]
     return module
+
+
+def _pair(module: nn.Module) -> tuple[nn.Conv2d | nn.Linear, nn.Conv2d | nn.Linear]:
+    assert isinstance(module, nn.Sequential)
+    basis, combination = module
+    assert isinstance(basis, nn.Conv2d | nn.Linear)
+    assert isinstance(combination, nn.Conv2d | nn.Linear)
+    return basis, combination
 
 
 def _fold_into(target: nn.Module, weight: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:

@@ -7,7 +7,7 @@ A layer W [d, n] becomes a basis [k, n], a 3x3 convolution or a linear layer of 
 from __future__ import annotations
 
 import re
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,50 +15,32 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from distbranch.errors import UserError
-from distbranch.models.backbones import Architecture, LayerShape
-from distbranch.models.branches import ConvBranch
-from distbranch.models.tree_net import TreeNet
-from distbranch.tasks import TaskSet
+from distbranch.models.backbones import Architecture, LayerShape, in_eights
+from distbranch.models.pretrained import WideLayer, WideNetwork, check_backbone, check_finite, map_size, with_map_size
+from distbranch.models.tree_net import draw_weights, normalise
+from distbranch.tasks import Task, TaskSet
 
 # The paper's basis filters, by the stage of the layers (conv4 is conv4_1 .. conv4_3), and of the outputs.
 BASIS = {"conv1": 8, "conv2": 16, "conv3": 32, "conv4": 64, "conv5": 64, "fc6": 64, "fc7": 64, "output": 16}
 
 
-def basis_size(layer_name: str, num_inputs: int, width: int) -> int:
-    """The number of basis filters of a layer of VGG-16; never more than its rank."""
-    stage = re.sub(r"_\d+$", "", layer_name)
+def basis_size(shape: LayerShape) -> int:
+    """The number of basis filters of a layer: the paper's for the full VGG-16.
+
+    Of a narrower layer the same share of its width, in eights and at least eight; never more than its rank.
+    """
+    stage = re.sub(r"_\d+$", "", shape.layer.name)
     if stage not in BASIS:
-        raise UserError(f"The low-rank baseline has basis sizes for the layers of vgg16, found the layer {layer_name}.")
-    return min(BASIS[stage], num_inputs, width)
-
-
-def num_low_rank_weights(architecture: Architecture) -> int:
-    """Weights with batch norm folded and biases not counted, outputs included; 4,523,352 for VGG-16 and 40 tasks at 224x224."""
-    total = 0
-    for shape in architecture.shapes:
-        inputs = _inputs(shape)
-        total += basis_size(shape.layer.name, inputs, shape.width) * (inputs + shape.width)
-    top = architecture.shapes[-1].width
-    return total + basis_size("output", top, architecture.num_outputs) * (top + architecture.num_outputs)
-
-
-def low_rank_multiply_adds(architecture: Architecture) -> int:
-    """Multiply-adds of one image; batch norm folded."""
-    total = 0
-    for shape in architecture.shapes:
-        inputs = _inputs(shape)
-        total += (
-            basis_size(shape.layer.name, inputs, shape.width) * (inputs + shape.width) * shape.height * shape.length
+        raise UserError(
+            f"The low-rank baseline has basis sizes for the layers of vgg16, found the layer {shape.layer.name}."
         )
-    top = architecture.shapes[-1].width
-    return total + basis_size("output", top, architecture.num_outputs) * (top + architecture.num_outputs)
+    own = in_eights(BASIS[stage] * shape.width / shape.layer.width)
+    return min(own, _inputs(shape), shape.width)
 
 
-def factors(weight: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best [d, k] and [k, n] for a weight [d, n] (Eckart and Young); the singular values are shared evenly."""
-    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
-    root = values[:k].sqrt()
-    return (left[:, :k] * root).to(weight.dtype), (root[:, None] * right[:k]).to(weight.dtype)
+def output_basis_size(architecture: Architecture) -> int:
+    """The number of basis units of the outputs, 16; never more than their rank."""
+    return min(BASIS["output"], architecture.shapes[-1].width, architecture.num_outputs)
 
 
 class LowRankLayer(nn.Module):
@@ -67,9 +49,9 @@ class LowRankLayer(nn.Module):
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
         self.pool_after = shape.layer.pool_after
-        size = basis_size(shape.layer.name, _inputs(shape), shape.width)
-        self.basis: nn.Module
-        self.combination: nn.Module
+        size = basis_size(shape)
+        self.basis: nn.Conv2d | nn.Linear
+        self.combination: nn.Conv2d | nn.Linear
         self.norm: nn.BatchNorm2d | nn.BatchNorm1d
         if shape.layer.kind == "conv":
             self.basis = skip_init(nn.Conv2d, shape.num_inputs, size, 3, padding=1, bias=False)  # type: ignore[no-untyped-call]
@@ -88,30 +70,37 @@ class LowRankLayer(nn.Module):
 
 
 class LowRankNet(nn.Module):
-    """VGG-16 with factorised layers; `architecture` is that of the wide network, without branches."""
+    """VGG-16 with factorised layers; `architecture` is that of the wide network, and says that it is low-rank.
+
+    Parameters are named `layers.<layer>.<basis|combination|norm>...`, `head_basis.weight`, `heads.weight` and `heads.bias`.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(
+        self, architecture: Architecture, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.25,) * 3
+    ) -> None:
         super().__init__()
-        if architecture.tree.splits:
-            raise UserError("The low-rank baseline is made of a network without branches, but this one has branched.")
         self.architecture = architecture
         self.tasks = TaskSet(architecture.tasks)
         self.layers = nn.ModuleDict({shape.layer.name: LowRankLayer(shape) for shape in architecture.shapes})
-        top, outputs = architecture.shapes[-1].width, architecture.num_outputs
-        size = basis_size("output", top, outputs)
-        self.head_basis = skip_init(nn.Linear, top, size, bias=False)  # type: ignore[no-untyped-call]
-        self.heads = skip_init(nn.Linear, size, outputs)  # type: ignore[no-untyped-call]
-        self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
-        self.register_buffer("std", torch.full((3, 1, 1), 0.25))
+        size = output_basis_size(architecture)
+        self.head_basis = skip_init(nn.Linear, architecture.shapes[-1].width, size, bias=False)  # type: ignore[no-untyped-call]
+        self.heads = skip_init(nn.Linear, size, architecture.num_outputs)  # type: ignore[no-untyped-call]
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        self.init(torch.Generator().manual_seed(0))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def init(self, generator: torch.Generator) -> None:
+        """Draw all weights anew, on the CPU so that every device gets the same."""
+        bases = [layer.basis for layer in self.layers.values() if isinstance(layer, LowRankLayer)]
+        draw_weights(self, generator, linear=(*bases, self.head_basis, self.heads))
 
     def forward(self, images: Tensor, *, flat: bool = False) -> dict[str, Tensor] | Tensor:
         """As `TreeNet.forward`: logits by task, or [B, O] if `flat`; uint8 images are normalised here."""
-        x = images
-        if x.dtype == torch.uint8:
-            x = x.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std)
+        x = normalise(images, self.mean, self.std)
         for layer in self.layers.values():
             x = layer(x)
         outputs: Tensor = self.heads(self.head_basis(x))
@@ -119,31 +108,78 @@ class LowRankNet(nn.Module):
 
 
 @torch.no_grad()
-def low_rank(network: TreeNet) -> LowRankNet:
-    """Every layer of a trained wide network replaced by its best factors; batch norms and biases are copied.
+def factors(weight: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The best [d, k] and [k, n] for a weight [d, n] (Eckart and Young); the singular values are shared evenly.
+
+    The left singular vectors are the eigenvectors of W W^T, which for the fc6 of VGG-16 is a fortieth of W itself.
+    """
+    matrix = weight.double()
+    left = torch.linalg.eigh(matrix @ matrix.T).eigenvectors.flip(1)[:, :k]
+    right = left.T @ matrix
+    root = right.norm(dim=1).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+    return (left * root).to(weight.dtype), (right / root[:, None]).to(weight.dtype)
+
+
+def low_rank_beginning(wide: WideNetwork, architecture: Architecture) -> dict[str, Tensor]:
+    """Tensors of a LowRankNet by name: the factors of every layer of a wide network, its batch norms, its heads if it has any.
 
     Raises:
-        UserError: it has branched, or is of another backbone than VGG-16.
+        UserError: see `check_same`; or not all its numbers are finite.
     """
-    result = LowRankNet(network.architecture)
-    result.mean.copy_(network.mean)
-    result.std.copy_(network.std)
-    for name, branches in network.layers.items():
-        branch = cast(nn.ModuleList, branches)[0]
-        target = cast(LowRankLayer, result.layers[name])
-        weight = cast(nn.Module, branch.conv if isinstance(branch, ConvBranch) else branch.linear).weight
-        _factorise(cast(Tensor, weight), target.basis, target.combination)
-        target.norm.load_state_dict(cast(nn.Module, branch.norm).state_dict())
-    _factorise(network.heads.weight, result.head_basis, result.heads)
-    result.heads.bias.copy_(network.heads.bias)
-    return result.train(network.training)
+    check_same(wide, architecture)
+    state: dict[str, Tensor] = {}
+    convolved = True
+    for layer, shape in zip(wide.layers, architecture.shapes, strict=True):
+        is_conv = shape.layer.kind == "conv"
+        is_first_fc, convolved = convolved and not is_conv, is_conv
+        sized = with_map_size(layer, wide.map_size, map_size(architecture)) if is_first_fc else layer
+        check_finite(sized, wide.source, shape.layer.name)
+        state |= _factorised(f"layers.{shape.layer.name}", sized, basis_size(shape))
+    if wide.heads is not None:
+        left, right = factors(wide.heads.weight, output_basis_size(architecture))
+        state |= {"head_basis.weight": right, "heads.weight": left, "heads.bias": wide.heads.bias.clone()}
+    return state
 
 
-def _factorise(weight: Tensor, basis: nn.Module, combination: nn.Module) -> None:
-    first, second = cast(Tensor, basis.weight), cast(Tensor, combination.weight)
-    left, right = factors(weight.flatten(1), len(first))
-    first.copy_(right.view_as(first))
-    second.copy_(left.view_as(second))
+def check_same(wide: WideNetwork, architecture: Architecture) -> None:
+    """Whether the low-rank network is one of the wide network, layer by layer.
+
+    Raises:
+        UserError: another backbone, another width, or heads of other tasks.
+    """
+    check_backbone(wide, architecture)
+    for layer, shape in zip(wide.layers, architecture.shapes, strict=True):
+        if len(layer.weight) != shape.width:
+            raise UserError(
+                f"A low-rank network is as wide as the network that it is factorised from, but {shape.layer.name} of "
+                f"{wide.source} has {len(layer.weight)} units and this one's {shape.width}. Give model.width (or "
+                "model.width_fraction) of that network; for a VGG-16 file both are empty."
+            )
+    if wide.heads is not None and _outputs(wide.heads.tasks) != _outputs(architecture.tasks):
+        theirs, own = ({task.name for task in tasks} for tasks in (wide.heads.tasks, architecture.tasks))
+        named = sorted(theirs ^ own) or [task.name for task in architecture.tasks]
+        raise UserError(
+            f"The pretrained run {wide.source} should have been trained for the same tasks in the same order as those of the "
+            f"data set, but it has {len(theirs)} and the data set {len(own)}, which differ in {', '.join(named[:5])}. Train a wide "
+            "network on this data set."
+        )
+
+
+def _outputs(tasks: Sequence[Task]) -> list[tuple[str, tuple[str, ...]]]:
+    return [(task.name, task.classes) for task in tasks]
+
+
+def _factorised(prefix: str, layer: WideLayer, k: int) -> dict[str, Tensor]:
+    weight = layer.weight
+    left, right = factors(weight.flatten(1).float(), k)
+    return {
+        f"{prefix}.basis.weight": right.view(k, *weight.shape[1:]),
+        f"{prefix}.combination.weight": left.view(*left.shape, *[1] * (weight.ndim - 2)),
+        f"{prefix}.norm.weight": layer.scale.float(),
+        f"{prefix}.norm.bias": layer.shift.float(),
+        f"{prefix}.norm.running_mean": layer.mean.float(),
+        f"{prefix}.norm.running_var": layer.variance.float(),
+    }
 
 
 def _inputs(shape: LayerShape) -> int:

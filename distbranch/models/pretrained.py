@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from distbranch.errors import UserError
-from distbranch.models.backbones import BACKBONES, Architecture, layer_shapes
+from distbranch.models.backbones import BACKBONES, Architecture, layer_shapes, thin_widths
 from distbranch.models.branches import Branch, ConvBranch
 from distbranch.models.tree_net import TreeNet
+from distbranch.tasks import Task
 
 EPS = 1e-5  # of every batch norm here, in torchvision and in timm
 HOW_TO_GET = (
@@ -53,13 +54,26 @@ class WideLayer:
 
 
 @dataclass(frozen=True)
+class WideHeads:
+    """The outputs of a wide network: its tasks, a weight [O, F] and a bias [O]."""
+
+    tasks: tuple[Task, ...]
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
 class WideNetwork:
-    """The hidden layers of a wide network, input first; `map_size` is the (height, width) that its first fc layer sees."""
+    """The hidden layers of a wide network, input first; `map_size` is the (height, width) that its first fc layer sees.
+
+    A file of pretrained weights has outputs of its own tasks, which are left out.
+    """
 
     source: str
     backbone: str
     layers: tuple[WideLayer, ...]
     map_size: tuple[int, int]
+    heads: WideHeads | None = None
 
 
 def map_size(architecture: Architecture) -> tuple[int, int]:
@@ -95,8 +109,7 @@ def wide_network(network: TreeNet, source: str) -> WideNetwork:
     architecture = network.architecture
     if architecture.tree.splits:
         raise UserError(
-            f"A thin network begins from a wide one without branches, but {source} has branched. "
-            "Give a run with method.name=fixed."
+            f"The network to begin from should have no branches, but {source} has branched. Give a run with method.name=fixed."
         )
     layers = []
     for branches in network.layers.values():
@@ -107,7 +120,23 @@ def wide_network(network: TreeNet, source: str) -> WideNetwork:
         assert norm.running_var is not None
         parts = (weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         layers.append(WideLayer(*(part.detach() for part in parts)))
-    return WideNetwork(source, architecture.backbone, tuple(layers), map_size(architecture))
+    heads = WideHeads(architecture.tasks, network.heads.weight.detach(), network.heads.bias.detach())
+    return WideNetwork(source, architecture.backbone, tuple(layers), map_size(architecture), heads)
+
+
+def check_backbone(wide: WideNetwork, architecture: Architecture) -> None:
+    """Raise UserError if the wide network is of another backbone."""
+    if wide.backbone != architecture.backbone:
+        raise UserError(
+            f"The pretrained network {wide.source} is a {wide.backbone}, but model.backbone={architecture.backbone}. "
+            "Give one of the same backbone."
+        )
+
+
+def check_finite(layer: WideLayer, source: str, name: str) -> None:
+    """Raise UserError if a number of the layer is none."""
+    if not all(bool(part.isfinite().all()) for part in vars(layer).values()):
+        raise UserError(f"The pretrained network {source} holds numbers that are not finite (first in {name}).")
 
 
 def read_weights(path: Path, *, bgr: bool = False) -> WideNetwork:
@@ -213,7 +242,9 @@ def _as_wide(path: Path, parts: Mapping[str, Tensor]) -> WideLayer:
 
 
 def _check_shapes(path: Path, layers: tuple[WideLayer, ...]) -> None:
-    for shape, layer in zip(layer_shapes(BACKBONES["vgg16"], None, (224, 224)), layers, strict=True):
+    full = BACKBONES["vgg16"]
+    shapes = layer_shapes(full, thin_widths(full, None), (224, 224))
+    for shape, layer in zip(shapes, layers, strict=True):
         kernel = (3, 3) if shape.layer.kind == "conv" else ()
         expected = (shape.width, shape.num_inputs, *kernel)
         found = tuple(layer.weight.shape)

@@ -15,7 +15,7 @@ from torch import Tensor
 from distbranch.branching.somp import Selection, largest_rows, pursue
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
-from distbranch.models.pretrained import WideLayer, WideNetwork, map_size, with_map_size
+from distbranch.models.pretrained import WideLayer, WideNetwork, check_backbone, check_finite, map_size, with_map_size
 
 Choice = Literal["somp", "largest-norm", "random-rows"]
 
@@ -70,10 +70,7 @@ def thin_beginning(
         reduced = WideLayer(layer.weight[:, kept], layer.scale, layer.shift, layer.mean, layer.variance)
         if is_first_fc:
             reduced = with_map_size(reduced, wide.map_size, map_size(architecture))
-        if not all(bool(part.isfinite().all()) for part in vars(reduced).values()):
-            raise UserError(
-                f"The pretrained network {wide.source} holds numbers that are not finite (first in {name})."
-            )
+        check_finite(reduced, wide.source, name)
         selection = _choose(reduced, shape.width, choice, draw)
         kept = list(selection.rows)
         rows[name], num_filled[name] = selection.rows, selection.num_filled
@@ -108,11 +105,7 @@ def check_fits(wide: WideNetwork, architecture: Architecture) -> None:
     Raises:
         UserError: another backbone, or a narrower layer.
     """
-    if wide.backbone != architecture.backbone:
-        raise UserError(
-            f"The pretrained network {wide.source} is a {wide.backbone}, but model.backbone={architecture.backbone}. "
-            "Give one of the same backbone."
-        )
+    check_backbone(wide, architecture)
     for layer, shape in zip(wide.layers, architecture.shapes, strict=True):
         if len(layer.weight) < shape.width:
             raise UserError(

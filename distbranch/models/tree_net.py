@@ -6,7 +6,7 @@ It is always built anew from an architecture and a state; nothing is ever grafte
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import torch
@@ -61,38 +61,45 @@ class TreeNet(nn.Module):
         self.init(torch.Generator().manual_seed(0))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    @torch.no_grad()
     def init(self, generator: torch.Generator) -> None:
-        """Draw all weights anew (He et al. 2015, fan-in), on the CPU so that every device gets the same."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                gain = 1.0 if module is self.heads else 2.0
-                deviation = math.sqrt(gain / module.weight[0].numel())
-                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * deviation)
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                module.reset_parameters()
+        """Draw all weights anew, on the CPU so that every device gets the same."""
+        draw_weights(self, generator, linear=(self.heads,))
 
     def forward(self, images: Tensor, *, flat: bool = False) -> dict[str, Tensor] | Tensor:
         """Logits of every task by name, or all of them as one tensor [B, O] if `flat`.
 
         images: [B, 3, H, W]; uint8 is normalised here, float is taken as normalised already.
         """
-        features = [self._normalised(images)]
+        features = [normalise(images, self.mean, self.std)]
         for branches, parents in zip(self.layers.values(), self.parents, strict=True):
             assert isinstance(branches, nn.ModuleList)
             features = run_branches(cast(Sequence[Branch], branches), [features[parent] for parent in parents])
         outputs = self._heads(features)
         return outputs if flat else self.tasks.split(outputs)
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        if images.dtype == torch.uint8:
-            images = images.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std)
-        return images.contiguous(memory_format=torch.channels_last)
-
     def _heads(self, features: list[Tensor]) -> Tensor:
         """[B, O], by a product and a sum per output, no matrix product, so that the bits do not depend on the tree."""
         top = torch.stack(features, dim=1)  # [B, d, F]
         outputs: Tensor = (top[:, self.branch_of_output] * self.heads.weight).sum(dim=2) + self.heads.bias
         return outputs
+
+
+@torch.no_grad()
+def draw_weights(network: nn.Module, generator: torch.Generator, *, linear: Collection[nn.Module]) -> None:
+    """All weights of a network anew (He et al. 2015, fan-in); no ReLU follows the modules in `linear`."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            gain = 1.0 if module in linear else 2.0
+            deviation = math.sqrt(gain / module.weight[0].numel())
+            module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * deviation)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 images [B, 3, H, W] as normalised floats; float ones are taken as normalised already."""
+    if images.dtype == torch.uint8:
+        images = images.to(mean.dtype).div_(255).sub_(mean).div_(std)
+    return images.contiguous(memory_format=torch.channels_last)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from distbranch.config.sections import ModelConfig
 from distbranch.errors import UserError
 from distbranch.report import figures
 from distbranch.report.layers import Branches, group_numbers, readable, top_groups
@@ -171,7 +172,7 @@ def _subtitle(run: RunFiles) -> str:
     parts = [f"Method {run.method}"]
     if run.method == "branching":
         parts[0] += f" ({method.get('affinity', '?')} affinity, alpha {method.get('alpha', '?')})"
-    width = "full width" if model.get("width") is None else f"width {model['width']}"
+    width = ModelConfig.model_construct(**{key: model.get(key) for key in ("width", "width_fraction")}).width_text
     return ", ".join([*parts, f"backbone {model.get('backbone', '?')}, {width}", f"seed {run.config.get('seed', '?')}"])
 
 

@@ -162,5 +162,5 @@ def layer_widths(config: Json) -> dict[str, int]:
 
     model = config.get("model", {})
     layers = BACKBONES.get(model.get("backbone"), ())
-    widths = thin_widths(layers, model.get("width"))
+    widths = thin_widths(layers, model.get("width"), model.get("width_fraction"))
     return {layer.name: width for layer, width in zip(layers, widths, strict=True)}

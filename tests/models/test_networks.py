@@ -64,7 +64,7 @@ def test_thin_widths_caps_and_pools_are_those_of_the_paper() -> None:
     assert len(layers) == 15
     assert thin_widths(layers, 32) == (32,) * 13 + (64, 64)
     assert thin_widths(layers, 100)[:4] == (64, 64, 100, 100)
-    assert branch_caps(layers, 32) == (2, 2, 4, 4, 8, 8, 8) + (16,) * 6 + (64, 64)
+    assert branch_caps(layers, thin_widths(layers, 32)) == (2, 2, 4, 4, 8, 8, 8) + (16,) * 6 + (64, 64)
     assert [pools_above(layers, layer) for layer in range(1, 16)] == [5, 5, 4, 4, 3, 3, 3, 2, 2, 2, 1, 1, 1, 0, 0]
     assert sum(layer.pool_after for layer in BACKBONES["vgg9"]) == 4
 

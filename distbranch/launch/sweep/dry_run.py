@@ -5,11 +5,11 @@ from collections import Counter
 from distbranch.config import Config
 from distbranch.config.sweep import SweepConfig
 from distbranch.data.shards import read_dataset
+from distbranch.engine.initialisation import first_architecture
 from distbranch.launch.prepare import check_data, must_be_packed
 from distbranch.launch.ray_cluster import cluster_address
 from distbranch.launch.sweep.plan import base_config, planned_trials
 from distbranch.launch.sweep.standing import SweepDirectory
-from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters
 
 SHOWN = 3
@@ -57,8 +57,8 @@ def _networks(trials: list[Config]) -> list[tuple[str, str]]:
             return [("networks", "known once the data set is packed, which would be done first")]
         info = read_dataset(str(config.data.path))
         check_data(config, info)
-        size = config.data.image_size or info.image_size
-        thin = Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
-        name = f"{config.model.backbone}, width {config.model.width or 'full'}, before any widening"
-        lines[name] = f"{num_parameters(thin):,} parameters, {multiply_adds(thin):,} multiply-adds per image"
+        first = first_architecture(config, info)
+        stage = "before any widening" if config.method.name == "branching" else config.method.name
+        name = f"{config.model.backbone}, {config.model.width_text}, {stage}"
+        lines[name] = f"{num_parameters(first):,} parameters, {multiply_adds(first):,} multiply-adds per image"
     return list(lines.items())

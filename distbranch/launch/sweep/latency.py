@@ -17,7 +17,7 @@ import torch
 
 from distbranch.engine.artifact import load_model
 from distbranch.engine.run_directory import write_json
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.networks import Network
 
 NUM_TURNS, CALLS_PER_TURN = 15, 3
 
@@ -55,7 +55,7 @@ def _measure(runs: dict[str, Path]) -> dict[str, float]:
     return {key: 1000 * statistics.median(times) for key, times in seconds.items()}
 
 
-def _turn(network: TreeNet) -> list[float]:
+def _turn(network: Network) -> list[float]:
     height, width = network.architecture.image_size
     image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     network(image)  # fetches the weights that the network before has pushed out of the cache

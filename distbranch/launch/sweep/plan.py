@@ -13,10 +13,10 @@ import numpy as np
 from distbranch.config import Config, load_config
 from distbranch.config.sweep import Range, SweepConfig
 from distbranch.data.shards import DatasetInfo
+from distbranch.engine.initialisation import first_architecture
 from distbranch.errors import UsageError
 from distbranch.launch.prepare import with_absolute_paths
 from distbranch.launch.ray_cluster import cluster_address
-from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds
 
 LONGEST_NAME = 80
@@ -118,10 +118,8 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def size_class(config: Config, info: DatasetInfo) -> int:
-    """Trials that cost about the same before they grow: the octave of the thin network's multiply-adds."""
-    size = config.data.image_size or info.image_size
-    thin = Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
-    return round(math.log2(multiply_adds(thin)))
+    """Trials that cost about the same before they grow: the octave of their first network's multiply-adds."""
+    return round(math.log2(multiply_adds(first_architecture(config, info))))
 
 
 def _trial(base: Config, values: Mapping[str, Any], name: str) -> Config:

@@ -148,7 +148,15 @@ def _data_of(trials: Sequence[Config], report: Report) -> None:
     """Pack and check what the trials will read, once, before anything starts."""
     infos: dict[str, DatasetInfo] = {}
     kinds = {
-        (c.data.path, c.model.backbone, c.model.width, c.data.image_size, c.method.init, c.method.pretrained): c
+        (
+            c.data.path,
+            c.data.image_size,
+            c.model,
+            c.method.name,
+            c.method.init,
+            c.method.pretrained,
+            str(c.method.groups),
+        ): c
         for c in trials
     }
     for config in kinds.values():

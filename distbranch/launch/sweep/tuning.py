@@ -160,7 +160,7 @@ def _judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Judge:
     classes: dict[tuple[Any, ...], int] = {}
 
     def judge(config: Config, iteration: int, value: float) -> bool:
-        key = (config.data.path, config.data.image_size, config.model.backbone, config.model.width)
+        key = (config.data.path, config.data.image_size, config.model, config.method.name, str(config.method.groups))
         if key not in classes:
             classes[key] = size_class(config, read_dataset(str(config.data.path)))
         return halving.passes(str(config.run.name), classes[key], iteration, value)
