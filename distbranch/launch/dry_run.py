@@ -7,7 +7,8 @@ import torch
 
 from distbranch.branching.tree import Tree
 from distbranch.config import Config
-from distbranch.data.shards import read_dataset
+from distbranch.data.mixture import read_data
+from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.run_directory import RunDirectory
@@ -41,7 +42,7 @@ def plan(config: Config, link: Link) -> Plan:
         return Plan(
             (("data", f"{config.data.path} would be packed first ({source.num_samples or 'unknown'} samples)"),)
         )
-    info = read_dataset(str(config.data.path))
+    info = read_data(config.data)
     check_data(config, info)
     size = config.data.image_size or info.image_size
     thin = Architecture.thin(config.model.backbone, config.model.width, size, info.tasks)
@@ -52,9 +53,8 @@ def plan(config: Config, link: Link) -> Plan:
     share = max(2, config.train.batch_size // launch.most_workers)
     address = cluster_address(launch)
     device = "cuda" if address is None and wants_gpu(launch) else launch.device
-    samples = ", ".join(f"{name} {split.num_samples:,}" for name, split in info.splits.items())
     lines = (
-        ("data", f"{info.path}: {samples}"),
+        *(("data", f"{member.path}: {_samples(member)}") for member in info.members),
         ("tasks", f"{num_tasks}"),
         ("images", f"{size[0]}x{size[1]} (height x width)"),
         ("network", f"{config.model.backbone}, width {config.model.width or 'full'}, {_branches(architecture)}"),
@@ -75,6 +75,10 @@ def plan(config: Config, link: Link) -> Plan:
     )
     scales = predict(step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share)
     return Plan(lines, tuple(scales))
+
+
+def _samples(info: DatasetInfo) -> str:
+    return ", ".join(f"{name} {split.num_samples:,}" for name, split in info.splits.items())
 
 
 def _tree_of(config: Config) -> Tree | None:
