@@ -6,7 +6,7 @@ class index for a categorical one. A further kind of task is one more entry of `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,16 @@ Metrics = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to predict. `classes` are the names of a categorical task's classes, in the order of its labels."""
+    """One thing to predict.
+
+    `classes` are the names of a categorical task's classes, in the order of its labels; `exclusive` names the set of
+    binary tasks to which this one belongs if a sample is positive in one of them only (one task per class).
+    """
 
     name: str
     kind: str = "binary"
     classes: tuple[str, ...] = ()
+    exclusive: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -40,6 +45,10 @@ class Task:
             raise UserError(
                 f"The binary task {self.name!r} has no classes, found {list(self.classes)}. Use kind: categorical."
             )
+        if self.kind != "binary" and self.exclusive:
+            raise UserError(
+                f"Only binary tasks form an exclusive set, but {self.name!r} of the set {self.exclusive!r} is {self.kind}."
+            )
 
     @property
     def num_outputs(self) -> int:
@@ -49,12 +58,14 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         data: dict[str, Any] = {"name": self.name, "kind": self.kind}
-        return data | {"classes": list(self.classes)} if self.classes else data
+        data |= {"classes": list(self.classes)} if self.classes else {}
+        return data | {"exclusive": self.exclusive} if self.exclusive else data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Task:
         """The inverse of `to_json`."""
-        return cls(str(data["name"]), str(data.get("kind", "binary")), tuple(data.get("classes", ())))
+        name, kind, classes = str(data["name"]), str(data.get("kind", "binary")), tuple(data.get("classes", ()))
+        return cls(name, kind, classes, str(data.get("exclusive", "")))
 
 
 @dataclass(frozen=True)
@@ -105,19 +116,27 @@ def _categorical_metrics(logits: NDArray[np.float64], labels: NDArray[np.float64
     from sklearn.metrics import average_precision_score
 
     truth = labels.astype(np.int64)
-    if not truth.size:
-        names = ("accuracy", "balanced_accuracy", "average_precision", "top3", "top5")
-        return dict.fromkeys(names) | {"num_labelled": 0}
-    order = np.argsort(-logits, axis=1, kind="stable")
-    rank = np.argmax(order == truth[:, None], axis=1)
-    present = np.unique(truth)
+    chosen = _choice_metrics(logits, truth)
     scores = _softmax(logits)
-    precisions = [average_precision_score(truth == index, scores[:, index]) for index in present]
-    recalls = [float(np.mean(rank[truth == index] == 0)) for index in present]
+    precisions = [average_precision_score(truth == index, scores[:, index]) for index in np.unique(truth)]
+    return {
+        "accuracy": chosen.pop("accuracy"),
+        "balanced_accuracy": chosen.pop("balanced_accuracy"),
+        "average_precision": float(np.mean(precisions)) if precisions else None,
+        **chosen,
+    }
+
+
+def _choice_metrics(scores: NDArray[np.float64], truth: NDArray[np.int64]) -> Metrics:
+    """How well the highest of the scores [N, K] finds the true class [N]; the first one wins a tie."""
+    if not truth.size:
+        return dict.fromkeys(("accuracy", "balanced_accuracy", "top3", "top5")) | {"num_labelled": 0}
+    order = np.argsort(-scores, axis=1, kind="stable")
+    rank = np.argmax(order == truth[:, None], axis=1)
+    recalls = [float(np.mean(rank[truth == index] == 0)) for index in np.unique(truth)]
     return {
         "accuracy": float(np.mean(rank == 0)),
         "balanced_accuracy": float(np.mean(recalls)),
-        "average_precision": float(np.mean(precisions)),
         "top3": float(np.mean(rank < 3)),
         "top5": float(np.mean(rank < 5)),
         "num_labelled": truth.size,
@@ -220,7 +239,9 @@ class TaskSet:
 def task_metrics(tasks: Sequence[Task], outputs: NDArray[Any], labels: NDArray[Any], top_k: int = 10) -> dict[str, Any]:
     """The metrics of one split, `{"tasks": {name: {...}}, "mean": {...}}`, in 0..1; None where undefined.
 
-    A mean is over the tasks for which the metric is defined.
+    Exclusive sets of tasks add `"exclusive": {set: {...}}`: accuracy, balanced accuracy, top-3 and top-5 of the arg-max
+    over the set. A mean is over the tasks for which the metric is defined, a set counting as a categorical task does.
+    A task without a single label has no score, and does not compete in the top-k recall or in its set.
 
     Args:
         tasks: in the order of the labels.
@@ -235,23 +256,86 @@ def task_metrics(tasks: Sequence[Task], outputs: NDArray[Any], labels: NDArray[A
     for number, task in enumerate(task_set.tasks):
         labelled = ~np.isnan(labels[:, number])
         row = KINDS[task.kind].metrics(outputs[labelled, task_set.columns[task.name]], labels[labelled, number])
-        rows[task.name] = row | ({f"top{top_k}_recall": recalls[task.name]} if task.name in recalls else {})
-    return {"tasks": rows, "mean": _means(list(rows.values()))}
+        rows[task.name] = row | ({f"top{top_k}_recall": recalls[task.name]} if task.kind == "binary" else {})
+    return _with_means(rows, _exclusive_metrics(task_set, outputs, labels))
+
+
+def merge_metrics(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The metrics of several data sets (each of `task_metrics`) as one.
+
+    A task that one of them labels keeps its row; one that several label gets the mean, weighted by their labels.
+    """
+    rows, sets = (
+        {
+            name: _merged_row([part[key][name] for part in parts if name in part.get(key, {})])
+            for name in dict.fromkeys(name for part in parts for name in part.get(key, {}))
+        }
+        for key in ("tasks", "exclusive")
+    )
+    return _with_means(rows, sets)
+
+
+def _with_means(rows: dict[str, Metrics], sets: dict[str, Metrics]) -> dict[str, Any]:
+    metrics = {"tasks": rows, "mean": _means([*rows.values(), *sets.values()])}
+    return metrics | {"exclusive": sets} if sets else metrics
+
+
+def _merged_row(rows: Sequence[Metrics]) -> Metrics:
+    labelled = [row for row in rows if row["num_labelled"]]
+    if len(labelled) < 2:
+        return (labelled or rows)[0]
+    merged: Metrics = {}
+    for name in labelled[0]:
+        known = [(row[name], row["num_labelled"]) for row in labelled if row.get(name) is not None]
+        values, weights = np.array(known, dtype=np.float64).reshape(-1, 2).T
+        if name.startswith("num_"):
+            merged[name] = int(values.sum())
+        else:
+            merged[name] = float(np.average(values, weights=weights)) if known else None
+    return merged
+
+
+def _competitors(task_set: TaskSet, labels: NDArray[np.float64], among: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Those of the binary tasks `among` that have a label, and their columns of the outputs."""
+    numbers = [number for number in among if not np.isnan(labels[:, number]).all()]
+    return numbers, [task_set.columns[task_set.names[number]].start for number in numbers]
 
 
 def _top_recalls(task_set: TaskSet, outputs: NDArray[np.float64], labels: NDArray[np.float64], top_k: int) -> Metrics:
     binary = [number for number, task in enumerate(task_set.tasks) if task.kind == "binary"]
-    if not binary:
-        return {}
-    scores = outputs[:, [task_set.columns[task_set.names[number]].start for number in binary]]
+    recalls: Metrics = {task_set.names[number]: None for number in binary}
+    competing, columns = _competitors(task_set, labels, binary)
+    if not competing:
+        return recalls
+    scores = outputs[:, columns]
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
     among = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(among, order, True, axis=1)
-    positive = labels[:, binary] >= 0.5  # NaN compares as False
-    return {
+    positive = labels[:, competing] >= 0.5  # NaN compares as False
+    return recalls | {
         task_set.names[number]: float(among[positive[:, column], column].mean()) if positive[:, column].any() else None
-        for column, number in enumerate(binary)
+        for column, number in enumerate(competing)
     }
+
+
+def _exclusive_metrics(
+    task_set: TaskSet, outputs: NDArray[np.float64], labels: NDArray[np.float64]
+) -> dict[str, Metrics]:
+    """Per exclusive set, over the samples labelled in the whole set and positive (at least 0.5) in one of its tasks."""
+    sets: dict[str, list[int]] = {}
+    for number, task in enumerate(task_set.tasks):
+        if task.exclusive:
+            sets.setdefault(task.exclusive, []).append(number)
+    found: dict[str, Metrics] = {}
+    for name, members in sets.items():
+        competing, columns = _competitors(task_set, labels, members)
+        truth = labels[:, competing]
+        known = (~np.isnan(truth)).all(axis=1) & (truth >= 0.5).any(axis=1)
+        truth = truth[known]
+        found[name] = _choice_metrics(
+            outputs[known][:, columns], truth.argmax(axis=1) if truth.size else np.zeros(0, np.int64)
+        )
+    return found
 
 
 def _means(rows: list[Metrics]) -> Metrics:

@@ -1,4 +1,4 @@
-"""`distbranch data`: pack, check and look at data sets."""
+"""`distbranch data`: pack, label, check and look at data sets."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from rich.table import Table
 from distbranch.cli.terminal import console
 from distbranch.errors import UsageError, UserError
 
-data_app = typer.Typer(no_args_is_help=True, help="Pack, check and look at data sets.")
+data_app = typer.Typer(no_args_is_help=True, help="Pack, label, check and look at data sets.")
 
 
 @data_app.command("pack", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -25,6 +25,8 @@ def data_pack(
 
     Examples:
     `distbranch data pack csv data/fps --images images.zip --table attributes.csv --ignore brand,article_type`
+
+    `distbranch data pack csv data/clothing --images images.zip --table attributes.csv --one-task-per-class category`
 
     `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
     """
@@ -45,9 +47,42 @@ def data_pack(
     return None
 
 
+@data_app.command("label")
+def data_label(
+    data: Annotated[str, typer.Argument(help="A packed data set: a folder or a URL.")],
+    out: Annotated[Path, typer.Argument(help="The new folder of the labelled data set.")],
+    run: Annotated[Path, typer.Option(help="The directory of the teacher's run, trained on other tasks.")],
+    splits: Annotated[str, typer.Option(help="Splits that get soft labels, separated by commas.")] = "train",
+) -> None:
+    """Copy a data set and add the tasks of a finished run, with its probabilities as soft labels (joint training).
+
+    Examples:
+    `distbranch data label data/clothing data/clothing-soft --run runs/fps-branch-16-2`
+    """
+    from distbranch.data.shards import read_dataset
+    from distbranch.engine.labelling import label
+    from distbranch.report.progress import ProgressDisplay
+
+    total = read_dataset(data).num_samples
+    names = [name.strip() for name in splits.split(",") if name.strip()]
+    with ProgressDisplay(console) as display:
+        info = label(
+            data,
+            out,
+            run,
+            splits=names,
+            progress=lambda done: display({"kind": "labelling", "done": done, "total": total}),
+        )
+        display({"kind": "packed", "path": str(out), "num_samples": info.num_samples})
+
+
 @data_app.command("check")
 def data_check(path: Annotated[Path, typer.Argument(help="A packed data set.")]) -> None:
-    """Verify every byte, image and label of a packed data set."""
+    """Verify every byte, image and label of a packed data set.
+
+    Examples:
+    `distbranch data check data/fps`
+    """
     from distbranch.data.check import check
     from distbranch.data.shards import read_dataset
     from distbranch.report.progress import ProgressDisplay
@@ -72,7 +107,11 @@ def data_show(
     num_images: Annotated[int, typer.Option("--images", help="How many images.", min=1)] = 24,
     seed: Annotated[int, typer.Option(help="Chooses the images.")] = 0,
 ) -> None:
-    """Draw a contact sheet of images with their labels."""
+    """Draw a contact sheet of images with their labels.
+
+    Examples:
+    `distbranch data show data/fps --split test --images 12 --out fps.png`
+    """
     from distbranch.data.show import show
 
     console.print(str(show(path, out, split=split, num_images=num_images, seed=seed)), soft_wrap=True)

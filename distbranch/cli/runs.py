@@ -57,20 +57,23 @@ def train(
 def evaluate(
     run: RunArgument,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    data: Annotated[str | None, typer.Option(help="Another packed data set with the same tasks.")] = None,
+    data: Annotated[str | None, typer.Option(help="Another packed data set with tasks of the run.")] = None,
 ) -> None:
-    """Evaluate a run on one split: a table per task, and the means."""
+    """Evaluate a run on one split: a table per task, and the means; each data set of a joint run on its own tasks.
+
+    Examples:
+    `distbranch evaluate runs/quickstart --split val`
+    """
     from distbranch.engine.session import evaluate_run
+    from distbranch.report.console import dataset_table, score_table
 
     scores = evaluate_run(run, split, data)
-    table = Table("task", "accuracy %", "balanced accuracy %", "average precision %", "labelled")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    rows = [*scores["tasks"].items(), ("mean", scores["mean"])]
-    for name, row in rows:
-        values = [_percent(row.get(key)) for key in ("accuracy", "balanced_accuracy", "average_precision")]
-        table.add_row(escape(name), *values, str(row.get("num_labelled", "")), end_section=name == rows[-2][0])
-    console.print(table)
+    if "datasets" not in scores:
+        return console.print(score_table(scores))
+    for name, part in scores["datasets"].items():
+        console.print(score_table(part, name))
+    console.print(dataset_table(scores, f"Means over tasks, {split} split, in %"))
+    return None
 
 
 def report(
@@ -103,7 +106,7 @@ def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to che
 
 def _show_result(result: Any) -> None:
     from distbranch.engine.session import thin_company
-    from distbranch.report.console import result_table
+    from distbranch.report.console import dataset_table, result_table
 
     console.print()
     console.print(result.tree.text(result.summary["tasks"]), markup=False, highlight=False, soft_wrap=True)
@@ -112,6 +115,8 @@ def _show_result(result: Any) -> None:
     if split in result.metrics:
         company = {other["name"]: [other] for other in thin_company(result)}
         console.print(result_table({**company, result.summary["name"]: [result.summary]}, split=split))
+        if "datasets" in result.metrics[split]:
+            console.print(dataset_table(result.metrics[split], f"Means over tasks, {split} split, in %"))
     console.print(f"run directory: {result.directory}", highlight=False, soft_wrap=True)
 
 
@@ -134,7 +139,3 @@ def _show_keys() -> None:
     for row in describe_keys():
         table.add_row(*map(escape, row))
     console.print(table)
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"

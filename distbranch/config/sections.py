@@ -6,7 +6,7 @@ User input is checked here, once; past this border nobody re-checks.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -56,9 +56,16 @@ class RunConfig(Section):
 
 
 class DataConfig(Section):
-    """The packed data set and how it is read."""
+    """The packed data set (or several, trained together) and how it is read."""
 
-    path: str | None = Field(None, description="Packed data set: a folder or a URL (http, s3, gs).")
+    path: str | tuple[str, ...] | None = Field(
+        None, description="Packed data set: a folder or a URL (http, s3, gs); a list of them for joint training."
+    )
+    proportions: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        json_schema_extra={"range": "[>= 1, ...]"},
+        description="With a list in `path`: how many samples come from each in turn; by their sizes if empty.",
+    )
     pack: dict[str, Any] | None = Field(
         None, description="How to pack `path` if it is absent: `source` and its options, as for `distbranch data pack`."
     )
@@ -81,6 +88,33 @@ class DataConfig(Section):
     cache_gib: float = Field(20.0, gt=0, description="Bound of that cache in GiB.")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Per channel, of values in 0..1.")
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Per channel, of values in 0..1.")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The data sets: none, one or several."""
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _is_one_place_or_several(cls, path: Any) -> Any:
+        places = path if isinstance(path, (list, tuple)) else [path]
+        if path is not None and not (places and all(isinstance(place, str) and place for place in places)):
+            raise ValueError(f"should be a folder or a URL, or a list of them, found {path!r}")
+        return places[0] if len(places) == 1 else path
+
+    @model_validator(mode="after")
+    def _fits_the_data_sets(self) -> Self:
+        if self.proportions and len(self.proportions) != max(2, len(self.paths)):
+            raise ValueError(
+                "data.proportions needs a number for every data set of a list in data.path, "
+                f"found {len(self.proportions)} for {len(self.paths)}"
+            )
+        if self.pack is not None and len(self.paths) > 1:
+            raise ValueError(
+                f"data.pack makes one data set, and data.path names {len(self.paths)}; pack them beforehand with "
+                "`distbranch data pack` and leave data.pack out"
+            )
+        return self
 
     @field_validator("std")
     @classmethod

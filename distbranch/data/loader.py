@@ -18,10 +18,11 @@ from torch import Tensor
 
 from distbranch.data.cache import Cache, open_files
 from distbranch.data.decode import Augmentation, Pixels, decode
-from distbranch.data.plan import Place, Plan
+from distbranch.data.mixed_reader import MixedReader
+from distbranch.data.plan import MixedPlan, Place, Plan
 from distbranch.data.prefetch import from_processes, from_thread
 from distbranch.data.reader import ShardReader
-from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
+from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo, join
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -70,22 +71,24 @@ def train_loader(
 ) -> Iterator[Batch]:
     """Endless training batches of this rank, beginning after `start` samples consumed by all ranks together.
 
+    `info` may be a mixture of data sets (`data.mixture`); its samples come in the order of `plan.MixedPlan`.
     `batch_size`: of all ranks together; `accumulate`: into how many parts the engine will divide a rank's share;
     `num_workers`: prefetching processes, 0 = one thread; `prefetch`: batches ahead for each of them. The iterator ends
     only after a batch with an error: a bad sample under on_bad_sample="fail", or a batch in which nothing is left.
     """
-    chosen = _split(info, split)
+    chosen = [_split(member, split) for member in info.members]
     if batch_size < world_size * accumulate:
         raise UserError(
             f"A batch of {batch_size} samples cannot be divided among {world_size} ranks in {accumulate} part(s) each. "
             f"Choose a batch size of at least {world_size * accumulate}, or fewer ranks."
         )
-    plan = Plan([shard.num_samples for shard in chosen.shards], seed, window)
+    plans = [Plan([shard.num_samples for shard in one.shards], seed, window) for one in chosen]
+    proportions = info.proportions or [one.num_samples for one in chosen]
+    plan = MixedPlan(plans, proportions, seed) if info.parts else plans[0]
     order = _TrainOrder(plan, start, batch_size, rank, world_size)
     augmentation = Augmentation(flip, shift)
     recipe = _Recipe(
-        info.path,
-        chosen.shards,
+        [(member.path, one.shards) for member, one in zip(info.members, chosen, strict=True)],
         info.tasks,
         cache,
         image_size,
@@ -121,7 +124,7 @@ def eval_loader(
     chosen = _split(info, split)
     order = _EvalOrder(chosen.shards, batch_size, rank, world_size)
     recipe = _Recipe(
-        info.path, chosen.shards, info.tasks, cache, image_size, decoder, Augmentation(), 0, on_bad_sample, 2, False
+        [(info.path, chosen.shards)], info.tasks, cache, image_size, decoder, Augmentation(), 0, on_bad_sample, 2, False
     )
     return _loaded(order, recipe, num_workers, prefetch, pin_memory)
 
@@ -146,7 +149,7 @@ class _Order(Protocol):
 
 @dataclass
 class _TrainOrder:
-    plan: Plan
+    plan: Plan | MixedPlan
     start: int
     batch_size: int
     rank: int
@@ -191,10 +194,9 @@ class _EvalOrder:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How samples become batches: all that a prefetching process is told."""
+    """How samples become batches: all that a prefetching process is told. `parts`: path and shards of every data set."""
 
-    path: str
-    shards: Sequence[Shard]
+    parts: Sequence[tuple[str, Sequence[Shard]]]
     tasks: Sequence[Task]
     cache: Cache | None
     image_size: tuple[int, int]
@@ -205,14 +207,25 @@ class _Recipe:
     max_open: int
     needs_some: bool  # a batch in which nothing is left ends the run
 
+    def open_reader(self) -> ShardReader | MixedReader:
+        """What reads samples by the numbers of their shards."""
+        if len(self.parts) > 1:
+            return MixedReader(self.parts, self.tasks, self.cache, max_open=self.max_open)
+        path, shards = self.parts[0]
+        return ShardReader(open_files(path, self.cache), shards, self.tasks, max_open=self.max_open)
+
+    def file(self, number: int) -> str:
+        """The name of a shard, with its place where there are several data sets."""
+        files = [join(path, shard.file) if len(self.parts) > 1 else shard.file for path, s in self.parts for shard in s]
+        return files[number]
+
 
 class _BatchMaker:
     """Reads, decodes and stacks; the only state are the shards that stay open."""
 
     def __init__(self, recipe: _Recipe) -> None:
         self._recipe = recipe
-        files = open_files(recipe.path, recipe.cache)
-        self.reader = ShardReader(files, recipe.shards, recipe.tasks, max_open=recipe.max_open)
+        self.reader = recipe.open_reader()
 
     def make(self, places: Sequence[Place], indices: Sequence[int]) -> Batch:
         """The batch of these samples; bad ones are left out and counted, or end the batch with an error."""
@@ -248,7 +261,7 @@ class _BatchMaker:
         except ValueError as error:
             name = self.reader.name(shard, sample, epoch)
             what = f"its image cannot be decoded ({error})."
-            raise BadSample("broken-image", self._recipe.shards[shard].file, name, what) from None
+            raise BadSample("broken-image", self._recipe.file(shard), name, what) from None
         return self._recipe.augmentation(pixels, self._recipe.seed, epoch, shard, sample), labels
 
 
@@ -288,7 +301,8 @@ class _Source:
 
 
 def _loaded(order: _Order, recipe: _Recipe, num_workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:
-    open_files(recipe.path, recipe.cache)  # what is wrong with the path is said now, and not by a process later
+    for path, _ in recipe.parts:
+        open_files(path, recipe.cache)  # what is wrong with the path is said now, and not by a process later
     source = _Source(order, recipe)
     if num_workers:
         return _until_error(from_processes(source, num_workers, prefetch, pin_memory=pin_memory))

@@ -1,5 +1,7 @@
 """The order in which samples are seen: an endless seeded stream of (shard, sample, epoch), computed window by window.
 
+Several data sets are mixed into one such stream, in which it is arithmetic, too, whose turn it is and how often it was.
+
 The order knows nothing of ranks or loader workers: whoever wants positions 3,000 to 3,063 asks for exactly those. So a
 run resumes at any sample on any number of ranks, and batches may straddle epochs without losing or repeating a sample.
 """
@@ -18,6 +20,7 @@ Place = tuple[int, int, int]  # (shard, sample in the shard, epoch)
 _T = TypeVar("_T")
 _EPOCHS_KEPT = 2
 _WINDOWS_KEPT = 3
+_STRETCH = 1024  # positions of a mixed stream that are ordered together
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,95 @@ class Plan:
         return _remembered(self._windows, (epoch, window), make, _WINDOWS_KEPT)
 
 
+class MixedPlan:
+    """Several plans read as one stream: every `sum(proportions)` positions hold `proportions[d]` samples of plan d.
+
+    The order within such a block is seeded; every plan is read in its own order. Shards are numbered through: those of
+    the first plan, then those of the second. A long block is ordered stretch by stretch, so that memory stays small and
+    every stretch, too, has its proportions (to one sample).
+    """
+
+    def __init__(self, plans: Sequence[Plan], proportions: Sequence[int], seed: int) -> None:
+        self.plans, self.seed = plans, seed
+        self._proportions = np.asarray(proportions, dtype=np.int64)
+        self._first_shards = np.cumsum([0, *(len(plan.shard_sizes) for plan in plans)]).tolist()
+        length = int(self._proportions.sum())
+        self._blocks = max(1, _STRETCH // length)  # blocks in a stretch, where they are short
+        self._pieces = -(-length // _STRETCH)  # stretches in a block, where it is long
+        self._stretches: OrderedDict[Hashable, NDArray[np.int64]] = OrderedDict()
+
+    def samples(self, start: int, stop: int) -> list[Place]:
+        """The places at stream positions start..stop-1; the epoch is that of the sample's own plan."""
+        drawn, turns = self._drawn(start), self._turns(start, stop)
+        counts = np.bincount(turns, minlength=len(self.plans))
+        streams = [
+            iter(plan.samples(first, first + count))
+            for plan, first, count in zip(self.plans, drawn.tolist(), counts.tolist(), strict=True)
+        ]
+        places = []
+        for turn in turns.tolist():
+            shard, sample, epoch = next(streams[turn])
+            places.append((self._first_shards[turn] + shard, sample, epoch))
+        return places
+
+    def shards_ahead(self, position: int) -> list[int]:
+        """The shards that every plan reads soon after this stream position."""
+        return [
+            first + shard
+            for plan, first, drawn in zip(self.plans, self._first_shards, self._drawn(position).tolist(), strict=False)
+            for shard in plan.shards_ahead(drawn)
+        ]
+
+    def _turns(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Whose turn it is at each of the positions."""
+        parts = [np.zeros(0, dtype=np.int64)]
+        while start < stop:
+            number = self._stretch_at(start)
+            begin = int(self._before(number).sum())
+            parts.append(self._stretch(number)[start - begin : stop - begin])
+            start += len(parts[-1])
+        return np.concatenate(parts)
+
+    def _drawn(self, position: int) -> NDArray[np.int64]:
+        """How many samples of each plan come before a position."""
+        number = self._stretch_at(position)
+        before = self._before(number)
+        inside = self._stretch(number)[: position - int(before.sum())]
+        drawn: NDArray[np.int64] = before + np.bincount(inside, minlength=len(self.plans))
+        return drawn
+
+    def _before(self, stretch: int) -> NDArray[np.int64]:
+        """How many samples of each plan come before a stretch."""
+        block, piece = divmod(stretch, self._pieces)
+        before: NDArray[np.int64] = block * self._blocks * self._proportions + self._proportions * piece // self._pieces
+        return before
+
+    def _stretch_at(self, position: int) -> int:
+        """The stretch that holds a position; where rounding shortened those before it, it is a later one than it seems."""
+        number = position * self._pieces // (self._blocks * int(self._proportions.sum()))
+        while int(self._before(number + 1).sum()) <= position:
+            number += 1
+        return number
+
+    def _stretch(self, number: int) -> NDArray[np.int64]:
+        def make() -> NDArray[np.int64]:
+            counts = (self._before(number + 1) - self._before(number)) // self._blocks
+            turns = np.repeat(np.arange(len(counts)), counts)
+            # The 1 at the end: no plan draws from such a seed sequence.
+            raw = _raw(self._blocks * len(turns), self.seed, number, 0, 1).reshape(self._blocks, -1)
+            return turns[np.argsort(raw, axis=1, kind="stable")].ravel()
+
+        return _remembered(self._stretches, number, make, _WINDOWS_KEPT)
+
+
 def _permutation(length: int, *seed: int) -> NDArray[np.int64]:
     """A seeded permutation of 0..length-1, by sorting raw Philox numbers, which no release of numpy changes."""
-    raw = np.random.Philox(np.random.SeedSequence(seed)).random_raw(length)
-    return np.argsort(raw, kind="stable")
+    return np.argsort(_raw(length, *seed), kind="stable")
+
+
+def _raw(length: int, *seed: int) -> NDArray[np.uint64]:
+    raw: NDArray[np.uint64] = np.random.Philox(np.random.SeedSequence(seed)).random_raw(length)
+    return raw
 
 
 def _remembered(kept: OrderedDict[Hashable, _T], key: Hashable, make: Callable[[], _T], limit: int) -> _T:

@@ -54,6 +54,14 @@ class ShardReader:
 
     def read(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, NDArray[np.float32]]:
         """The JPEG and the labels [T] (NaN = unlabelled) of a sample. Raises BadSample."""
+        image, content = self.read_files(shard, sample, epoch)
+        try:
+            return image, parse_labels(content, self._tasks, self._shards[shard].file, sample)
+        except BadSample as error:
+            raise BadSample(error.kind, error.shard, self.name(shard, sample, epoch), error.what) from None
+
+    def read_files(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, bytes]:
+        """The JPEG and the label file of a sample, as they were packed. Raises BadSample."""
         opened = self._opened(shard, epoch)
         file = self._shards[shard].file
         if opened.descriptor is None:
@@ -66,10 +74,7 @@ class ShardReader:
                 raise _TroubleError("incomplete", "its label file has no field 'labels'.")
         except _TroubleError as error:
             raise BadSample(error.kind, file, self.name(shard, sample, epoch), error.what) from None
-        try:
-            return image, parse_labels(content, self._tasks, file, sample)
-        except BadSample as error:
-            raise BadSample(error.kind, file, self.name(shard, sample, epoch), error.what) from None
+        return image, content
 
     def name(self, shard: int, sample: int, epoch: int = 0) -> str | int:
         """The key of a sample, from the tar header before its image; its number where that header cannot be read."""

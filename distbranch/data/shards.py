@@ -80,7 +80,10 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What `dataset.json` says. `path`: folder or URL; `image_size`: (height, width) in pixels of the first image."""
+    """What `dataset.json` says. `path`: folder or URL; `image_size`: (height, width) in pixels of the first image.
+
+    Several data sets read as one (`data.mixture`) have `parts`, and `proportions` if they are not to be those of sizes.
+    """
 
     path: str
     tasks: tuple[Task, ...]
@@ -89,6 +92,13 @@ class DatasetInfo:
     image_size: tuple[int, int]
     source: dict[str, Any]
     skipped: dict[str, int] = field(default_factory=dict)
+    parts: tuple["DatasetInfo", ...] = ()
+    proportions: tuple[int, ...] = ()
+
+    @property
+    def members(self) -> tuple["DatasetInfo", ...]:
+        """The packed data sets: the parts, or this one alone."""
+        return self.parts or (self,)
 
     @property
     def num_samples(self) -> int:
@@ -99,8 +109,10 @@ class DatasetInfo:
     def fingerprint(self) -> str:
         """A hash over tasks and shards: the same samples in the same places, wherever the data set lies."""
         content = self.to_json()
-        parts = json.dumps([content["tasks"], content["splits"]], sort_keys=True)
-        return hashlib.sha256(parts.encode()).hexdigest()
+        what = [content["tasks"], content["splits"]]
+        if self.parts:
+            what = [[part.fingerprint for part in self.parts], list(self.proportions)]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The content of `dataset.json` (everything but the place)."""

@@ -1,37 +1,70 @@
-"""Evaluation of one split, divided over the ranks so that every sample counts exactly once."""
+"""Evaluation of one split, divided over the ranks so that every sample counts exactly once.
+
+Of several data sets each is scored alone, on its own tasks, and the scores are then put together.
+"""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from distbranch.config import DataConfig
+from distbranch.data.mixture import member_names
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.loading import open_evaluation
+from distbranch.errors import UserError
 from distbranch.models.networks import Network
-from distbranch.tasks import task_metrics
+from distbranch.tasks import TaskSet, merge_metrics, task_metrics
+
+Scores = dict[str, Any]
 
 
 @torch.no_grad()
 def evaluate(
     network: Network, info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig, *, batch_size: int
-) -> dict[str, Any]:
+) -> Scores:
     """Loss and metrics (in 0..1) of a network on one split; the same on every rank.
 
+    Args:
+        network: has all tasks of the data, and perhaps others.
+        info: a data set, or several as one.
+        split: of the data; those of several data sets that lack it are left out.
+        ranks: this process among the others.
+        data: how samples are read.
+        batch_size: images per rank.
+
     Returns:
-        {"loss", "num_samples", "bad_samples", "mean": {...}, "tasks": {name: {...}}}; see `tasks.task_metrics`.
+        {"loss", "num_samples", "bad_samples", "mean": {...}, "tasks": {name: {...}}}, see `tasks.task_metrics`; of several
+        data sets `tasks.merge_metrics`, and "datasets": {name: the same of each, on the tasks that it labels}.
 
     Raises:
-        UserError: a bad sample under `on_bad_sample: fail`, on all ranks.
+        UserError: no such split; a bad sample under `on_bad_sample: fail`, on all ranks.
     """
+    members = dict(zip(member_names(info), info.members, strict=True))
+    having = {name: member for name, member in members.items() if split in member.splits}
+    if not having:
+        raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
     training = network.training
     network.eval()
+    scores = {name: _evaluate(network, one, split, ranks, data, batch_size) for name, one in having.items()}
+    network.train(training)
+    return _together(scores) if info.parts else scores.popitem()[1]
+
+
+def _evaluate(
+    network: Network, info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig, batch_size: int
+) -> Scores:
     parts: list[tuple[Any, Any, Any]] = []
     num_bad: Counter[str] = Counter()
     error = None
     size = network.architecture.image_size
+    tasks = TaskSet(info.tasks)
+    columns = np.concatenate(
+        [np.arange(network.tasks.num_outputs)[network.tasks.columns[name]] for name in tasks.names]
+    )
     for batch in open_evaluation(info, split, data, ranks, image_size=size, batch_size=batch_size):
         num_bad.update(batch.num_bad)
         error = error or batch.error
@@ -39,27 +72,42 @@ def evaluate(
             break
         if len(batch.images):
             outputs = network(batch.images.to(ranks.device, non_blocking=True), flat=True)
-            parts.append((batch.indices.numpy(), outputs.float().cpu().numpy(), batch.labels.numpy()))
-    network.train(training)
+            parts.append((batch.indices.numpy(), outputs.float().cpu().numpy()[:, columns], batch.labels.numpy()))
     ranks.raise_together(error)
-    num_outputs, num_tasks = network.tasks.num_outputs, network.tasks.num_tasks
-    empty = (np.zeros(0, int), np.zeros((0, num_outputs), np.float32), np.zeros((0, num_tasks), np.float32))
+    empty = (np.zeros(0, int), np.zeros((0, tasks.num_outputs), np.float32), np.zeros((0, tasks.num_tasks), np.float32))
     own = tuple(np.concatenate(column) for column in zip(empty, *parts, strict=True))
     every = ranks.gather((own, num_bad))
-    scores = _score(network, every) if ranks.is_first else None
-    result: dict[str, Any] = ranks.broadcast(scores)
+    scores = _score(tasks, every) if ranks.is_first else None
+    result: Scores = ranks.broadcast(scores)
     return result
 
 
-def _score(network: Network, every: list[tuple[Any, Counter[str]]]) -> dict[str, Any]:
+def _score(tasks: TaskSet, every: list[tuple[Any, Counter[str]]]) -> Scores:
     indices, outputs, labels = (np.concatenate(column) for column in zip(*(own for own, _ in every), strict=True))
     order = np.argsort(indices, kind="stable")
     outputs, labels = outputs[order], labels[order]
-    losses = network.tasks.losses(torch.from_numpy(outputs), torch.from_numpy(labels)).double()
+    losses = tasks.losses(torch.from_numpy(outputs), torch.from_numpy(labels)).double()
     num_bad = sum((bad for _, bad in every), Counter())
     return {
         "loss": float(losses.sum() / max(1, len(outputs))),
         "num_samples": len(outputs),
         "bad_samples": dict(num_bad),
-        **task_metrics(network.tasks.tasks, outputs, labels),
+        **task_metrics(tasks.tasks, outputs, labels),
     }
+
+
+def _together(datasets: Mapping[str, Scores]) -> Scores:
+    """The scores of several data sets as one, with each of them."""
+    every = list(datasets.values())
+    num_samples = sum(one["num_samples"] for one in every)
+    return {
+        "loss": sum(one["loss"] * one["num_samples"] for one in every) / max(1, num_samples),
+        "num_samples": num_samples,
+        "bad_samples": dict(sum((Counter(one["bad_samples"]) for one in every), Counter())),
+        **merge_metrics(every),
+        "datasets": {name: one | {"tasks": _labelled(one["tasks"])} for name, one in datasets.items()},
+    }
+
+
+def _labelled(rows: Mapping[str, Scores]) -> dict[str, Scores]:
+    return {name: row for name, row in rows.items() if row["num_labelled"]}

@@ -40,7 +40,9 @@ class RunLog:
         line = {"kind": "evaluation", "iteration": iteration, "split": split, **scores}
         append_line(self.directory.metrics, line)
         _add_evaluation(self.writer, line)
-        self.report({key: value for key, value in line.items() if key != "tasks"})
+        datasets = {name: {"mean": part["mean"]} for name, part in line.get("datasets", {}).items()}
+        told = {key: value for key, value in line.items() if key not in ("tasks", "exclusive", "datasets")}
+        self.report(told | {"datasets": datasets} if datasets else told)
 
     def decision(self, record: Event) -> None:
         """A decision; its figures go to TensorBoard."""
@@ -96,6 +98,9 @@ def _add_evaluation(writer: SummaryWriter, line: Event) -> None:
     split, step = line["split"], line["iteration"]
     for metric, value in line["mean"].items():
         _add(writer, f"{split}/{metric}", value, step)
+    for name, part in line.get("datasets", {}).items():
+        for metric, value in part["mean"].items():
+            _add(writer, f"{split}_{name}/{metric}", value, step)
     for task, row in line["tasks"].items():
         for metric in ("accuracy", "average_precision"):
             _add(writer, f"{split}_{metric}/{task}", row.get(metric), step)

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from distbranch.config import Config, differences, load_config
+from distbranch.config import Config, DataConfig, differences, load_config
+from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.engine.artifact import load_model
 from distbranch.engine.contact import explain, leave_name
@@ -38,11 +39,10 @@ def train_rank(
         LostRankError: another rank is gone; with all ranks started anew the run goes on.
         StoppedEarly: asked to stop; everything is saved.
     """
-    assert config.data.path is not None
     with join_ranks(config.launch) as ranks:
         leave_name(ranks)
         try:
-            info = _dataset_everywhere(config.data.path, ranks)
+            info = _data_everywhere(config.data, ranks)
             return Trainer(config, ranks, info, report=report, draw=draw, should_stop=should_stop).run()
         except (UserError, StoppedEarly):
             raise
@@ -55,11 +55,11 @@ def train_rank(
             raise explain(error, ranks, timeout_min=config.launch.timeout_min, notes=notes) from error
 
 
-def _dataset_everywhere(path: str, ranks: Ranks) -> DatasetInfo:
-    """The packed data set as this rank sees it; one rank that does not see it stops all of them."""
+def _data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:
+    """The packed data as this rank sees them; one rank that does not see them stops all of them."""
     info, problem = None, None
     try:
-        info = read_dataset(path)
+        info = read_data(data)
     except UserError as error:
         problem = str(error)
     ranks.raise_together(problem)
@@ -68,17 +68,19 @@ def _dataset_everywhere(path: str, ranks: Ranks) -> DatasetInfo:
 
 
 def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[str, Any]:
-    """Metrics of a run's network on one split of its data set, or of another one with the same tasks, in this process.
+    """Metrics of a run's network on one split of its data, or of another data set with tasks of the run, in this process.
 
     Raises:
         UserError: no such run, split or data set, or other tasks.
     """
     network, _ = load_model(directory)
     config = load_config(RunDirectory(directory).config)
-    info = read_dataset(data or str(config.data.path))
-    if info.tasks != network.tasks.tasks:
+    info = read_dataset(data) if data else read_data(config.data)
+    other = [task.name for task in info.tasks if task not in network.tasks.tasks]
+    if other:
         raise UserError(
-            f"The data set {info.path} has other tasks than the run {directory}. Give one with the same tasks."
+            f"The data set {info.path} has other tasks than the run {directory} ({', '.join(other[:5])}). "
+            "Give one whose tasks are among those of the run."
         )
     ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     network.to(ranks.device)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distbranch.config import load_config
 from distbranch.data.loader import eval_loader
-from distbranch.data.shards import read_dataset
+from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import Preprocessing, load_model
 from distbranch.engine.predict import Predictor
 from distbranch.engine.run_directory import RunDirectory
@@ -157,10 +157,7 @@ def _images(run: Path, preprocessing: Preprocessing) -> tuple[Tensor, str]:
     """Images to compare on, uint8 [n, 3, H, W], and where they are from; random ones if the data are not at hand."""
     size = preprocessing.image_size
     try:
-        path = load_config(RunDirectory(run).config).data.path
-        if path is None:
-            raise UserError("The run names no data set.")
-        info = read_dataset(path)
+        info = read_data(load_config(RunDirectory(run).config).data).members[0]
         split = next(name for name in ("val", "test", "train") if name in info.splits)
         batches = eval_loader(info, split, batch_size=NUM_IMAGES, image_size=size, decoder=preprocessing.decoder)
         batch = next(batches)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from distbranch.config import Config
-from distbranch.data.shards import read_dataset
+from distbranch.data.mixture import read_data
+from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import first_architecture, own_tree
@@ -39,7 +40,7 @@ def plan(config: Config, link: Link) -> Plan:
         return Plan(
             (("data", f"{config.data.path} would be packed first ({source.num_samples or 'unknown'} samples)"),)
         )
-    info = read_dataset(str(config.data.path))
+    info = read_data(config.data)
     check_data(config, info)
     first, tree = first_architecture(config, info), own_tree(config)
     architecture, size = first.with_tree(tree) if tree else first, first.image_size
@@ -48,9 +49,8 @@ def plan(config: Config, link: Link) -> Plan:
     share = max(2, config.train.batch_size // launch.most_workers)
     address = cluster_address(launch)
     device = "cuda" if address is None and wants_gpu(launch) else launch.device
-    samples = ", ".join(f"{name} {split.num_samples:,}" for name, split in info.splits.items())
     lines = (
-        ("data", f"{info.path}: {samples}"),
+        *(("data", f"{member.path}: {_samples(member)}") for member in info.members),
         ("tasks", f"{num_tasks}"),
         ("images", f"{size[0]}x{size[1]} (height x width)"),
         ("network", f"{config.model.backbone}, {config.model.width_text}, {_branches(architecture)}"),
@@ -71,6 +71,10 @@ def plan(config: Config, link: Link) -> Plan:
     )
     scales = predict(step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share)
     return Plan(lines, tuple(scales))
+
+
+def _samples(info: DatasetInfo) -> str:
+    return ", ".join(f"{name} {split.num_samples:,}" for name, split in info.splits.items())
 
 
 def _branches(architecture: Architecture) -> str:

@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from distbranch.branching.decision import choose_groups
 from distbranch.config import Config, load_config, to_yaml
-from distbranch.data.shards import read_dataset
+from distbranch.data.mixture import read_data
 from distbranch.engine.metrics import Report
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines
@@ -128,7 +128,7 @@ def planted_agreement(run_directory: Path) -> float:
         UserError: no decision yet, or a data set without known groups.
     """
     config = load_config(RunDirectory(run_directory).config)
-    info = read_dataset(str(config.data.path))
+    info = read_data(config.data)
     if not info.groups:
         raise UserError(f"The data set {info.path} says nothing of groups of tasks. Use one that does: rendered-faces.")
     names = [task.name for task in info.tasks]

@@ -6,7 +6,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from distbranch.config import Config
-from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote, read_dataset
+from distbranch.data.mixture import read_data
+from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import check_beginning, first_architecture
@@ -43,7 +44,7 @@ def with_absolute_paths(config: Config) -> Config:
     data, run = config.data, config.run
     if data.path is None:
         raise UsageError("The configuration names no data set: give data.path, the folder of a packed one.")
-    path = data.path if is_remote(data.path) else _absolute(data.path)
+    paths = [path if is_remote(path) else _absolute(path) for path in data.paths]
     cache = data.cache_directory and _absolute(data.cache_directory)
     directory = _absolute(run.directory)
     method = config.method
@@ -51,7 +52,9 @@ def with_absolute_paths(config: Config) -> Config:
     groups = _absolute(method.groups) if isinstance(method.groups, str) else method.groups
     return config.model_copy(
         update={
-            "data": data.model_copy(update={"path": path, "cache_directory": cache}),
+            "data": data.model_copy(
+                update={"path": paths[0] if len(paths) == 1 else tuple(paths), "cache_directory": cache}
+            ),
             "run": run.model_copy(update={"directory": directory, "name": run.name or "run"}),
             "method": method.model_copy(update={"pretrained": pretrained, "groups": groups}),
         }
@@ -66,8 +69,8 @@ def _absolute(path: str) -> str:
 def _refuse_what_vanishes(config: Config) -> None:
     """A Ray job runs in an uploaded copy of a folder, which is another one on every node and ends with the job."""
     copy = next((part for part in (Path.cwd(), *Path.cwd().parents) if part.name.startswith(RAY_COPY)), None)
-    inside = {"run.directory": config.run.directory, "data.path": str(config.data.path)}
-    for key, path in inside.items():
+    places = [("run.directory", config.run.directory), *(("data.path", path) for path in config.data.paths)]
+    for key, path in places:
         if copy is not None and not is_remote(path) and Path(path).is_relative_to(copy):
             raise UserError(
                 f"{key} should be an absolute path on storage that all nodes see; in this Ray job '{Path(path).relative_to(copy)}' "
@@ -77,9 +80,9 @@ def _refuse_what_vanishes(config: Config) -> None:
 
 def packed(config: Config, report: Report) -> DatasetInfo:
     """The packed data set, made first if it is absent and `data.pack` says how."""
-    path = str(config.data.path)
     if not must_be_packed(config):
-        return read_dataset(path)
+        return read_data(config.data)
+    path = config.data.paths[0]
     source = parse_options(config.data.pack or {}).open()
 
     def progress(done: int) -> None:
@@ -92,19 +95,22 @@ def packed(config: Config, report: Report) -> DatasetInfo:
 
 def must_be_packed(config: Config) -> bool:
     """Whether the data set is absent and the configuration says how to make it."""
-    path = str(config.data.path)
-    return config.data.pack is not None and not is_remote(path) and not (Path(path) / DATASET_FILE).exists()
+    if config.data.pack is None:
+        return False
+    path = config.data.paths[0]  # `pack` makes one
+    return not is_remote(path) and not (Path(path) / DATASET_FILE).exists()
 
 
 def check_data(config: Config, info: DatasetInfo) -> None:
     """What can be said about data and network before anything starts."""
-    train = info.splits.get("train")
-    if train is None or train.num_samples == 0:
-        raise UserError(f"The data set {info.path} has no training samples. Pack one with a split named train.")
-    if train.num_samples < config.launch.most_workers:
+    for member in info.members:
+        if "train" not in member.splits or member.splits["train"].num_samples == 0:
+            raise UserError(f"The data set {member.path} has no training samples. Pack one with a split named train.")
+    num_samples = info.splits["train"].num_samples
+    if num_samples < config.launch.most_workers:
         raise UserError(
             f"launch.workers={config.launch.most_workers} ranks need at least as many training samples, "
-            f"but {info.path} has {train.num_samples}. Use fewer workers."
+            f"but {info.path} has {num_samples}. Use fewer workers."
         )
     architecture = first_architecture(config, info)
     if not RunDirectory(config.run_directory).config.exists():  # a run that was begun needs it no longer

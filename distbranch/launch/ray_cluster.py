@@ -236,7 +236,7 @@ def check_storage(config: Config) -> None:
         looks = {
             ray.remote(look_around)
             .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-            .remote(str(marker), word, str(config.data.path)): node
+            .remote(str(marker), word, config.data.paths): node
             for node in nodes
         }
         done, silent = ray.wait(list(looks), num_returns=len(looks), timeout=60 * launch.timeout_min)
@@ -257,7 +257,7 @@ def check_storage(config: Config) -> None:
         marker.unlink(missing_ok=True)
 
 
-def look_around(marker: str, word: str, data: str) -> str:
+def look_around(marker: str, word: str, data: Sequence[str]) -> str:
     """Run on every node: what is missing there, as the end of a sentence; empty if nothing is."""
     from distbranch.data.shards import DATASET_FILE, is_remote
 
@@ -275,8 +275,9 @@ def look_around(marker: str, word: str, data: str) -> str:
         own.unlink()
     except OSError as error:
         return f"cannot write to the run directory {file.parent} ({error.strerror}). {advice}"
-    if not is_remote(data) and not (Path(data) / DATASET_FILE).exists():
-        return f"does not see the data set {data}. Give a data.path that all nodes see, or a URL."
+    for path in data:
+        if not is_remote(path) and not (Path(path) / DATASET_FILE).exists():
+            return f"does not see the data set {path}. Give a data.path that all nodes see, or a URL."
     return ""
 
 

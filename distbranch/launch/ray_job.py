@@ -4,6 +4,7 @@ The uploaded copy vanishes with the job, so the run directory and the data lie o
 """
 
 import asyncio
+import json
 import os
 import shlex
 import time
@@ -120,7 +121,9 @@ def _command(config_path: Path, overrides: Sequence[str], config: Config) -> str
             f"The config file {config_path} lies outside {here}, which is the folder that a job takes with it. "
             "Copy it into this folder, or submit from its own."
         ) from None
-    full = [f"run.directory={config.run.directory}", f"run.name={config.run.name}", f"data.path={config.data.path}"]
+    paths = config.data.paths
+    data = paths[0] if len(paths) == 1 else json.dumps(paths)  # a list in YAML
+    full = [f"run.directory={config.run.directory}", f"run.name={config.run.name}", f"data.path={data}"]
     if config.data.cache_directory:
         full.append(f"data.cache_directory={config.data.cache_directory}")
     return shlex.join(["python", "-m", "distbranch", "train", str(inside), *overrides, *full])

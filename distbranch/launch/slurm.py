@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distbranch.config import Config, load_config, to_yaml
-from distbranch.data.shards import is_remote, read_dataset
+from distbranch.data.mixture import read_data
+from distbranch.data.shards import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.errors import UsageError, UserError
@@ -150,9 +151,8 @@ def wait(run_directory: Path, job: Job, *, say: Callable[[str], None], show: Cal
 def _checked(config: Config, resources: Resources) -> Config:
     """The configuration as the job will train it: absolute paths, and ranks as many as the allocation has room for."""
     config = _fitted(with_absolute_paths(config), resources)
-    path = str(config.data.path)
-    if not must_be_packed(config) and not is_remote(path):
-        check_data(config, read_dataset(path))
+    if not must_be_packed(config) and not any(map(is_remote, config.data.paths)):
+        check_data(config, read_data(config.data))
     return config
 
 

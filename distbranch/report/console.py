@@ -18,6 +18,7 @@ METRICS = {
     "average_precision": "average precision %",
     "top10_recall": "top-10 recall %",
 }
+CHOICES = {"top3": "top-3 %", "top5": "top-5 %"}  # of runs with exclusive categories
 SIZES = {"num_groups_top": "groups", "parameters": "parameters", "weights": "weights", "multiply_adds": "multiply adds"}
 COLUMNS = ("network", "seeds", *METRICS.values(), *SIZES.values())
 
@@ -25,18 +26,20 @@ COLUMNS = ("network", "seeds", *METRICS.values(), *SIZES.values())
 def result_table(results: Mapping[str, Sequence[Result]], *, split: str = "test") -> Table:
     """The networks as a rich table; the best mean of every metric is bold."""
     rows = result_rows(results, split=split)
+    headings = _headings(rows)
+    metrics = [key for key in headings if key not in ("network", "seeds", *SIZES)]
     several = any(row["seeds"] > 1 for row in rows)
     title = f"Means over tasks, {split} split, in %" + (" (± standard deviation over seeds)" if several else "")
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
     table.pad_edge, table.padding = False, (0, 0)
     table.add_column("network", overflow="fold")
-    keys = [key for key in _keys()[1:] if key != ("num_groups_top" if several else "seeds")]
+    keys = [key for key in [*headings][1:] if key != ("num_groups_top" if several else "seeds")]
     for key in keys:  # 84 characters: on a narrow terminal only the names of the networks are folded
-        heading = COLUMNS[_keys().index(key)].removesuffix(" %").replace("parameters", "para- meters")
+        heading = headings[key].removesuffix(" %").replace("parameters", "para- meters")
         table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
-    best = {key: max((row[key] for row in rows if row[key] is not None), default=None) for key in METRICS}
+    best = {key: max((row[key] for row in rows if row[key] is not None), default=None) for key in metrics}
     for row in rows:
-        bold = {key for key in METRICS if len(rows) > 1 and row[key] is not None and row[key] == best[key]}
+        bold = {key for key in metrics if len(rows) > 1 and row[key] is not None and row[key] == best[key]}
         cells = (f"[bold]{_short(row, key)}[/bold]" if key in bold else _short(row, key) for key in keys)
         table.add_row(escape(str(row["network"])), *cells)
     return table
@@ -44,22 +47,62 @@ def result_table(results: Mapping[str, Sequence[Result]], *, split: str = "test"
 
 def result_markdown(results: Mapping[str, Sequence[Result]], *, split: str = "test") -> str:
     """The same table in Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in result_rows(results, split=split)]
+    rows = result_rows(results, split=split)
+    headings = _headings(rows)
+    lines = ["| " + " | ".join(headings.values()) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+    lines += ["| " + " | ".join(_cell(row, key) for key in headings) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def result_rows(results: Mapping[str, Sequence[Result]], *, split: str = "test") -> list[dict[str, Any]]:
-    """One flat row per network for a CSV file: means over seeds (metrics 0..1) and `<name>_sd` (None with one seed)."""
+    """One flat row per network for a CSV file: means over seeds (metrics 0..1) and `<name>_sd` (None with one seed).
+
+    Top-3 and top-5 accuracy are there if one of the networks has exclusive categories.
+    """
+    means = [run.get("metrics", {}).get(split, {}).get("mean", {}) for runs in results.values() for run in runs]
+    metrics = [*METRICS, *(key for key in CHOICES if any(key in mean for mean in means))]
     rows = []
     for network, runs in results.items():
         row: dict[str, Any] = {"network": network, "seeds": len(runs)}
-        for key in METRICS:
+        for key in metrics:
             row[key], row[f"{key}_sd"] = _spread([_mean_metric(run, split, key) for run in runs])
         for key in SIZES:
             row[key], row[f"{key}_sd"] = _spread([run.get(key) for run in runs])
         rows.append(row)
     return rows
+
+
+def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
+    """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means."""
+    groups = [
+        list(scores["tasks"].items()),
+        [(f"{name} (exclusive)", row) for name, row in scores.get("exclusive", {}).items()],
+        [("mean", scores["mean"])],
+    ]
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    table.add_column("task")
+    metrics = {key: heading for key, heading in (METRICS | CHOICES).items() if key in scores["mean"]}
+    for heading in (*metrics.values(), "labelled"):
+        table.add_column(heading, justify="right")
+    for rows in groups:
+        for name, row in rows:
+            values = [_number(row[key], None, scale=100, decimals=1) if key in row else "" for key in metrics]
+            table.add_row(escape(name), *values, str(row.get("num_labelled", "")))
+        table.add_section()
+    return table
+
+
+def dataset_table(scores: Mapping[str, Any], title: str) -> Table:
+    """The means of every data set of a joint run, each over its own tasks, and over all tasks."""
+    metrics = {key: heading for key, heading in (METRICS | CHOICES).items() if key in scores["mean"]}
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
+    for heading in ("data set", "samples", "tasks", *metrics.values()):
+        table.add_column(heading.removesuffix(" %").replace(" ", "\n"), justify="right" if table.columns else "left")
+    for name, part in [*scores["datasets"].items(), ("together", scores)]:
+        num_tasks = sum(bool(row["num_labelled"]) for row in part["tasks"].values())
+        cells = [_number(part["mean"].get(key), None, scale=100, decimals=1) for key in metrics]
+        table.add_row(escape(name), f"{part['num_samples']:,}", str(num_tasks), *cells)
+    return table
 
 
 def _mean_metric(result: Result, split: str, key: str) -> float | None:
@@ -75,20 +118,23 @@ def _spread(values: Sequence[float | None]) -> tuple[float | None, float | None]
     return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
-def _keys() -> tuple[str, ...]:
-    return ("network", "seeds", *METRICS, *SIZES)
+def _headings(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The headings of the table by key."""
+    choices = {key: heading for key, heading in CHOICES.items() if key in rows[0]} if rows else {}
+    return {"network": "network", "seeds": "seeds", **METRICS, **choices, **SIZES}
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    cells = [str(row["network"]), str(row["seeds"])]
-    cells += [_number(row[key], row[f"{key}_sd"], scale=100, decimals=1) for key in METRICS]
-    cells += [_size(row[key], row[f"{key}_sd"]) for key in SIZES]
-    return cells
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    if key in ("network", "seeds"):
+        return str(row[key])
+    if key in SIZES:
+        return _size(row[key], row[f"{key}_sd"])
+    return _number(row[key], row[f"{key}_sd"], scale=100, decimals=1)
 
 
 def _short(row: Mapping[str, Any], key: str) -> str:
     """A cell without spaces; sizes without their deviation."""
-    text = _size(row[key], None) if key in SIZES else _cells(row)[_keys().index(key)]
+    text = _size(row[key], None) if key in SIZES else _cell(row, key)
     return text.replace(" ", "")
 
 

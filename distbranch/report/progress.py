@@ -47,11 +47,15 @@ class ProgressDisplay:
     def _packing(self, event: Event) -> None:
         self._advance("packing", event["done"], event["total"], "")
 
+    def _labelling(self, event: Event) -> None:
+        self._advance("labelling", event["done"], event["total"], "")
+
     def _checking(self, event: Event) -> None:
         self._advance("checking", event["done"], event["total"], "")
 
     def _packed(self, event: Event) -> None:
         self._finish("packing")
+        self._finish("labelling")
         self._say(f"packed {event['num_samples']:,} samples into {event['path']}")
 
     def _progress(self, event: Event) -> None:
@@ -77,8 +81,9 @@ class ProgressDisplay:
             self._say(f"    {', '.join(tasks)}", dim=True)
 
     def _evaluation(self, event: Event) -> None:
-        scores = "  ".join(f"{name} {value:.1%}" for name, value in event["mean"].items() if value is not None)
-        self._say(f"step {event['iteration']:,}  {event['split']}: {scores}")
+        self._say(f"step {event['iteration']:,}  {event['split']}: {_means_text(event['mean'])}")
+        for name, part in event.get("datasets", {}).items():
+            self._say(f"    {name}: {_means_text(part['mean'])}", dim=True)
 
     def _resumed(self, event: Event) -> None:
         seconds = event.get("seconds_to_first_step")
@@ -115,6 +120,10 @@ class ProgressDisplay:
     def _finish(self, what: str) -> None:
         if what in self._tasks:
             self._bar.remove_task(self._tasks.pop(what))
+
+
+def _means_text(means: Mapping[str, float | None]) -> str:
+    return "  ".join(f"{name} {value:.1%}" for name, value in means.items() if value is not None)
 
 
 def width_text(branches: Mapping[str, int]) -> str:

@@ -1,12 +1,15 @@
 """What a column of a table means: binary marks or names of classes, learnt from the values that occur in it."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from distbranch.data.shards import LabelValue
 from distbranch.errors import UserError
 from distbranch.tasks import Task
+
+logger = logging.getLogger("distbranch")
 
 MAX_CLASSES = 1000
 # Tables written by pandas hold 1.0 where a column has gaps, and True where it was made by a comparison.
@@ -15,11 +18,15 @@ MARKS = {"1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1, "True": 1, "F
 
 @dataclass
 class Column:
-    """A task column on the first pass: `lines` has the first line of every value that is not empty."""
+    """A task column on the first pass: `lines` has the first line of every value that is not empty.
+
+    `declared`: its values are classes whatever they look like; `per_class`: each of them is to be a task.
+    """
 
     name: str
     at: int
     declared: bool
+    per_class: bool = False
     lines: dict[str, int] = field(default_factory=dict)
 
     def see(self, value: str, line: int, table: Path) -> None:
@@ -42,10 +49,42 @@ class Meaning:
     labels: dict[str, LabelValue | None]
 
 
-def meanings(columns: Sequence[Column], table: Path) -> list[Meaning]:
-    """The meaning of every column. Raises UserError for values that are no labels, or that could mean two things."""
+def meanings(columns: Sequence[Column], table: Path, class_prefix: str = "") -> list[Meaning]:
+    """The meaning of every column, or of every class of a column that is to give one task per class.
+
+    Raises UserError for values that are no labels, or that could mean two things.
+    """
     _check_zeros(columns, table)
-    return [_meaning(column, table) for column in columns]
+    found = {column.name: _meaning(column, table) for column in columns}
+    taken = {column.name for column in columns if not column.per_class}
+    every: list[Meaning] = []
+    for column in columns:
+        meaning = found[column.name]
+        if not column.per_class:
+            every.append(meaning)
+            continue
+        tasks = class_tasks(column.name, meaning.task.classes, prefix=class_prefix, taken=taken)
+        taken |= {task.name for task in tasks}
+        for task, own in zip(tasks, meaning.task.classes, strict=True):
+            every.append(Meaning(task, column.at, {"": None, **{c: int(c == own) for c in meaning.task.classes}}))
+    return every
+
+
+def class_tasks(set_name: str, classes: Sequence[str], *, prefix: str, taken: Collection[str]) -> list[Task]:
+    """One exclusive binary task per class, named by the prefix and the class; by set and class where that is taken."""
+    tasks = []
+    for one in classes:
+        name = prefix + one
+        if name in taken:
+            name = f"{set_name}_{one}"
+            logger.warning("There is a task '%s' already, so the class '%s' is called '%s'.", prefix + one, one, name)
+        if name in taken:
+            raise UserError(
+                f"The class '{one}' of '{set_name}' cannot be a task: the names '{prefix + one}' and '{name}' are taken by "
+                "other tasks. Give class_prefix, which is put before the names of classes."
+            )
+        tasks.append(Task(name, exclusive=set_name))
+    return tasks
 
 
 def _meaning(column: Column, table: Path) -> Meaning:

@@ -43,9 +43,15 @@ class CsvOptions(ImageFileOptions):
     seed: int = Field(0, description="Seed of a drawn split.")
     tasks: tuple[str, ...] | None = Field(None, description="Columns to learn; all others if empty.")
     categorical: tuple[str, ...] = Field((), description="Columns whose values are names of classes even if numbers.")
+    one_task_per_class: tuple[str, ...] = Field(
+        (), description="Columns whose every class becomes a binary task, so that classes can branch apart."
+    )
+    class_prefix: str = Field(
+        "", description="Put before the names of such tasks, to tell them from those of other sets."
+    )
     ignore: tuple[str, ...] = Field((), description="Columns to leave out.")
 
-    @field_validator("tasks", "categorical", "ignore", "fractions", mode="before")
+    @field_validator("tasks", "categorical", "one_task_per_class", "ignore", "fractions", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -106,12 +112,16 @@ def _layout(options: CsvOptions) -> _Layout:
     special = {image, split, group}
     others = [name for at, name in enumerate(header) if at not in special and name not in options.ignore]
     tasks = {name: find(name, "tasks") for name in (others if options.tasks is None else options.tasks)}
-    for name in options.categorical:
-        if name not in tasks:
-            find(name, "categorical")
-            raise UserError(
-                f"The column '{name}' is listed as categorical, but it is no task. Take it out of the list."
-            )
+    for option, listed in (("categorical", options.categorical), ("one_task_per_class", options.one_task_per_class)):
+        for name in listed:
+            if name not in tasks:
+                find(name, option)
+                raise UserError(
+                    f"The column '{name}' is listed as {option}, but it is no task. Take it out of the list."
+                )
+    both = [name for name in options.categorical if name in options.one_task_per_class]
+    if both:
+        raise UserError(f"The column '{both[0]}' is one categorical task or one task per class; list it once.")
     if not tasks:
         raise UserError(f"{options.table} has no column left to learn. Its columns are: {', '.join(header)}.")
     return _Layout(len(header), image, split, group, tasks)
@@ -167,7 +177,11 @@ def _checked_cells(options: CsvOptions, layout: _Layout) -> Iterator[tuple[int, 
 
 def _learn(options: CsvOptions, layout: _Layout) -> tuple[list[Meaning], int]:
     """First pass: what every task column means, and the number of rows. Checks names and splits on the way."""
-    columns = [Column(name, at, declared=name in options.categorical) for name, at in layout.tasks.items()]
+    per_class = options.one_task_per_class
+    columns = [
+        Column(name, at, declared=name in (*options.categorical, *per_class), per_class=name in per_class)
+        for name, at in layout.tasks.items()
+    ]
     seen: set[int] = set()  # hashes, a few bytes each
     for line, cells in _checked_cells(options, layout):
         where = f"{options.table}, line {line}"
@@ -183,7 +197,7 @@ def _learn(options: CsvOptions, layout: _Layout) -> tuple[list[Meaning], int]:
             column.see(cells[column.at], line, options.table)
     if not seen:
         raise UserError(f"{options.table} has a header but not a single row.")
-    return meanings(columns, options.table), len(seen)
+    return meanings(columns, options.table, options.class_prefix), len(seen)
 
 
 def _rows(options: CsvOptions, layout: _Layout, found: Sequence[Meaning]) -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """DeepFashion, Category and Attribute Prediction: one category out of 50 and 1000 binary attributes of clothes."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from distbranch.data.image_files import ImageFiles, open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import LabelValue
+from distbranch.data.sources.columns import class_tasks
 from distbranch.data.sources.source import (
     ImageFileOptions,
     Row,
@@ -28,6 +29,8 @@ ANNOTATIONS = ("Anno_coarse", "Anno", "Anno/Anno_coarse", "Eval", "")
 ATTRIBUTE_TYPES = {"1": "texture", "2": "fabric", "3": "shape", "4": "part", "5": "style"}
 CATEGORY = "category"
 
+CategoryLabels = dict[str, LabelValue]
+
 
 class DeepFashionOptions(ImageFileOptions):
     """The DeepFashion data set (Category and Attribute Prediction) as it is published."""
@@ -37,6 +40,12 @@ class DeepFashionOptions(ImageFileOptions):
     images: Path | None = Field(None, description="Folder, .zip or .tar in which `img/...` lies; under root if empty.")
     labels: Literal["category", "attributes", "both"] = Field(
         "category", description="Which labels become tasks: the category, the attributes, or both."
+    )
+    one_task_per_class: bool = Field(
+        False, description="Every category becomes a binary task, so that categories can branch apart."
+    )
+    class_prefix: str = Field(
+        "", description="Put before the names of such tasks, to tell them from those of other sets."
     )
 
     def open(self) -> Source:
@@ -48,9 +57,9 @@ class DeepFashionOptions(ImageFileOptions):
             count_rows(path, num_header_lines=1)
         classes = _classes(files["list_category_cloth.txt"]) if self.labels != "attributes" else ()
         attributes = _attributes(files["list_attr_cloth.txt"]) if self.labels != "category" else {}
-        tasks = [Task(CATEGORY, "categorical", classes)] if classes else []
+        tasks, categories = self._category_tasks(classes, attributes)
         skipped: Counter[str] = Counter()
-        rows = _rows(files, partition, classes, tuple(attributes))
+        rows = _rows(files, partition, categories, tuple(attributes))
         return Source(
             tasks=(*tasks, *(Task(name) for name in attributes)),
             samples=read_rows(rows, self._images(), self, skipped),
@@ -59,6 +68,17 @@ class DeepFashionOptions(ImageFileOptions):
             groups=_groups(attributes),
             skipped=skipped,
         )
+
+    def _category_tasks(
+        self, classes: Sequence[str], attributes: Collection[str]
+    ) -> tuple[list[Task], list[CategoryLabels]]:
+        """The tasks of the categories, and the labels of a sample of each category."""
+        if not classes:
+            return [], []
+        if not self.one_task_per_class:
+            return [Task(CATEGORY, "categorical", tuple(classes))], [{CATEGORY: name} for name in classes]
+        tasks = class_tasks(CATEGORY, classes, prefix=self.class_prefix, taken=attributes)
+        return tasks, [{task.name: int(task is own) for task in tasks} for own in tasks]
 
     def _names(self) -> list[str]:
         categories = ["list_category_cloth.txt", "list_category_img.txt"]
@@ -117,8 +137,13 @@ def _groups(attributes: dict[str, str]) -> dict[str, tuple[str, ...]]:
     return {kind: tuple(names) for kind, names in groups.items()}
 
 
-def _rows(files: dict[str, Path], partition: Path, classes: Sequence[str], attributes: Sequence[str]) -> Iterator[Row]:
-    """One row per line of the attribute list, or of the category list where only the category is asked for."""
+def _rows(
+    files: dict[str, Path], partition: Path, classes: Sequence[CategoryLabels], attributes: Sequence[str]
+) -> Iterator[Row]:
+    """One row per line of the attribute list, or of the category list where only the category is asked for.
+
+    `classes`: the labels that say the category, for each of them.
+    """
     splits = _splits(partition)
     categories = dict(_categories(files["list_category_img.txt"], classes)) if classes else {}
     lines = _attribute_lines(files["list_attr_img.txt"], attributes) if attributes else _category_lines(files)
@@ -127,7 +152,7 @@ def _rows(files: dict[str, Path], partition: Path, classes: Sequence[str], attri
             raise UserError(f"{where}: image '{image}' has no split in {partition}.")
         if classes and image not in categories:
             raise UserError(f"{where}: image '{image}' has no category in {files['list_category_img.txt']}.")
-        category: dict[str, LabelValue] = {CATEGORY: classes[categories[image] - 1]} if classes else {}
+        category = classes[categories[image] - 1] if classes else {}
         yield Row(where, image, splits[image], category | labels)
 
 
@@ -140,7 +165,7 @@ def _splits(path: Path) -> dict[str, str]:
     return splits
 
 
-def _categories(path: Path, classes: Sequence[str]) -> Iterator[tuple[str, int]]:
+def _categories(path: Path, classes: Sequence[object]) -> Iterator[tuple[str, int]]:
     for number, image, label in _pairs(path):
         if not label.isdecimal() or not 1 <= int(label) <= len(classes):
             raise UserError(

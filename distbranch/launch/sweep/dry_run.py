@@ -4,7 +4,7 @@ from collections import Counter
 
 from distbranch.config import Config
 from distbranch.config.sweep import SweepConfig
-from distbranch.data.shards import read_dataset
+from distbranch.data.mixture import read_data
 from distbranch.engine.initialisation import first_architecture
 from distbranch.launch.prepare import check_data, must_be_packed
 from distbranch.launch.ray_cluster import cluster_address
@@ -22,7 +22,7 @@ def plan(sweep: SweepConfig) -> list[tuple[str, str]]:
         UserError: what is not as it should be.
     """
     base = base_config(sweep)
-    lines = [("sweep directory", str(sweep.path)), ("data", str(base.data.path))]
+    lines = [("sweep directory", str(sweep.path)), ("data", " ".join(base.data.paths))]
     if sweep.search == "optuna":
         num_trials = (sweep.num_trials or 0) * len(sweep.seeds or (0,))
         lines += [("trials", f"{num_trials}, chosen by Optuna as results come"), *_networks([base])]
@@ -55,7 +55,7 @@ def _networks(trials: list[Config]) -> list[tuple[str, str]]:
     for config in trials:
         if must_be_packed(config):
             return [("networks", "known once the data set is packed, which would be done first")]
-        info = read_dataset(str(config.data.path))
+        info = read_data(config.data)
         check_data(config, info)
         first = first_architecture(config, info)
         stage = "before any widening" if config.method.name == "branching" else config.method.name

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -146,7 +147,7 @@ def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
 
 def _data_of(trials: Sequence[Config], report: Report) -> None:
     """Pack and check what the trials will read, once, before anything starts."""
-    infos: dict[str, DatasetInfo] = {}
+    infos: dict[tuple[Any, ...], DatasetInfo] = {}
     kinds = {
         (
             c.data.path,
@@ -160,9 +161,9 @@ def _data_of(trials: Sequence[Config], report: Report) -> None:
         for c in trials
     }
     for config in kinds.values():
-        path = str(config.data.path)
-        infos[path] = infos.get(path) or packed(config, report)
-        check_data(config, infos[path])
+        if config.data.paths not in infos:
+            infos[config.data.paths] = packed(config, report)
+        check_data(config, infos[config.data.paths])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ray import tune
 
 from distbranch.config import Config
 from distbranch.config.sweep import SweepConfig
-from distbranch.data.shards import read_dataset
+from distbranch.data.mixture import read_data
 from distbranch.engine.metrics import Report
 from distbranch.engine.results import StoppedEarly
 from distbranch.engine.run_directory import RunDirectory, read_lines
@@ -162,7 +162,7 @@ def _judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Judge:
     def judge(config: Config, iteration: int, value: float) -> bool:
         key = (config.data.path, config.data.image_size, config.model, config.method.name, str(config.method.groups))
         if key not in classes:
-            classes[key] = size_class(config, read_dataset(str(config.data.path)))
+            classes[key] = size_class(config, read_data(config.data))
         return halving.passes(str(config.run.name), classes[key], iteration, value)
 
     for config in begun:

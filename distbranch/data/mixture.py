@@ -1,0 +1,94 @@
+"""Several packed data sets read as one, for joint training: the union of their tasks, each unlabelled where it is unknown.
+
+A mixture of one is that data set. The samples are mixed by `plan.MixedPlan`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import count
+
+from distbranch.config import DataConfig
+from distbranch.data.shards import DatasetInfo, SplitInfo, read_dataset
+from distbranch.errors import UserError
+from distbranch.tasks import Task
+
+
+def read_data(data: DataConfig) -> DatasetInfo:
+    """The packed data sets of a configuration. Raises UserError for what `read_dataset` or `mixed` refuses."""
+    return mixed([read_dataset(path) for path in data.paths], data.proportions)
+
+
+def mixed(infos: Sequence[DatasetInfo], proportions: Sequence[int] = ()) -> DatasetInfo:
+    """The data sets as one, images in the size of the first.
+
+    Raises UserError for a data set given twice, and for a task that is not the same in two of them.
+    """
+    if len(infos) == 1:
+        return infos[0]
+    paths = [info.path.rstrip("/") for info in infos]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"data.path names {twice} twice. Give every data set once; data.proportions says how often it comes."
+        )
+    tasks = _union(infos)
+    names = dict.fromkeys(name for info in infos for name in info.splits)
+    return DatasetInfo(
+        path=" ".join(info.path for info in infos),
+        tasks=tasks,
+        groups=_groups(infos),
+        splits={name: _joined(infos, name, tasks) for name in names},
+        image_size=infos[0].image_size,
+        source={},
+        parts=tuple(infos),
+        proportions=tuple(proportions),
+    )
+
+
+def member_names(info: DatasetInfo) -> tuple[str, ...]:
+    """A name for each of the data sets: its folder, with as many folders above it as tell them apart."""
+    paths = [member.path.rstrip("/").split("/") for member in info.members]
+    for depth in count(1):
+        names = tuple("/".join(path[-depth:]) for path in paths)
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError
+
+
+def _union(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
+    """The tasks of all, in the order in which they first appear."""
+    union: dict[str, tuple[Task, str]] = {}
+    for info in infos:
+        for task in info.tasks:
+            known, where = union.setdefault(task.name, (task, info.path))
+            if known != task:
+                raise UserError(
+                    f"The task '{task.name}' is {_described(known)} in {where} and {_described(task)} in {info.path}. "
+                    "Data sets that are trained together need the same task under one name; pack one of them with other names."
+                )
+    return tuple(task for task, _ in union.values())
+
+
+def _described(task: Task) -> str:
+    classes = f" with the classes {', '.join(task.classes)}" if task.classes else ""
+    return f"{task.kind}{classes}" + (f" of the exclusive set '{task.exclusive}'" if task.exclusive else "")
+
+
+def _groups(infos: Sequence[DatasetInfo]) -> dict[str, tuple[str, ...]]:
+    groups: dict[str, tuple[str, ...]] = {}
+    for info in infos:
+        for name, members in info.groups.items():
+            groups[name] = tuple(dict.fromkeys((*groups.get(name, ()), *members)))
+    return groups
+
+
+def _joined(infos: Sequence[DatasetInfo], split: str, tasks: Sequence[Task]) -> SplitInfo:
+    having = [info.splits[split] for info in infos if split in info.splits]
+    labels: dict[str, dict[str, int]] = {}
+    for task in tasks:
+        counts: Counter[str] = Counter()
+        for one in having:
+            counts.update(one.labels.get(task.name, {"unlabelled": one.num_samples}))
+        labels[task.name] = dict(counts)
+    shards = tuple(shard for one in having for shard in one.shards)
+    return SplitInfo(sum(one.num_samples for one in having), labels, shards)

@@ -1,0 +1,139 @@
+"""Soft labels of a teacher (joint training, section 3.3 of the paper): a data set packed anew with the tasks of a finished run.
+
+Images and labels that are there stay as they are. In the splits that are asked for, every sample gets the probability
+that the teacher gives each of its tasks; the others stay unlabelled, so that a test set is scored on its own tasks only.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distbranch.data.cache import open_files
+from distbranch.data.loader import eval_loader
+from distbranch.data.pack import pack
+from distbranch.data.reader import ShardReader
+from distbranch.data.shard_writer import file_sha256
+from distbranch.data.shards import BadSample, DatasetInfo, Sample, SplitInfo, is_remote, read_dataset
+from distbranch.engine.artifact import WEIGHTS, Preprocessing, load_model
+from distbranch.engine.run_directory import RunDirectory
+from distbranch.errors import UserError
+from distbranch.models.networks import Network
+
+DECIMALS = 4
+BATCH_SIZE = 256
+
+SoftLabels = Mapping[str, float]
+
+
+def label(
+    data: str,
+    out: str | os.PathLike[str],
+    run: Path,
+    *,
+    splits: Sequence[str] = ("train",),
+    progress: Callable[[int], None] | None = None,
+) -> DatasetInfo:
+    """Pack the samples of `data` into the new folder `out`, with the tasks of a finished run and its soft labels.
+
+    Args:
+        data: a packed data set, folder or URL.
+        out: a new folder; the same labelling done before is returned as it is.
+        run: the directory of the teacher's run.
+        splits: those whose samples get soft labels.
+        progress: told the samples so far.
+
+    Raises:
+        UserError: an unfinished teacher, one with categorical tasks or with a task that the data set has; `out` is the data
+            set itself or holds anything else; an unknown split; a sample that cannot be read.
+    """
+    info = read_dataset(data)
+    teacher, preprocessing = load_model(run)
+    _check(info, out, run, teacher, splits)
+    source = {
+        "source": "label",
+        "data": {"path": info.path, "fingerprint": info.fingerprint, "source": info.source},
+        "teacher": {"run": str(run.absolute()), "weights_sha256": file_sha256(RunDirectory(run).model / WEIGHTS)},
+        "splits": list(splits),
+    }
+    return pack(
+        _samples(info, teacher, preprocessing, splits),
+        out,
+        (*info.tasks, *teacher.tasks.tasks),
+        groups=info.groups,
+        source=source,
+        skipped=info.skipped,
+        shard_samples=max(shard.num_samples for split in info.splits.values() for shard in split.shards),
+        progress=progress,
+    )
+
+
+def _check(info: DatasetInfo, out: str | os.PathLike[str], run: Path, teacher: Network, splits: Sequence[str]) -> None:
+    if not RunDirectory(run).result.exists():
+        raise UserError(
+            f"The run {run} has not ended yet, and only a finished one is a teacher. Go on with it: "
+            f"`distbranch train {run / 'config.yaml'}`."
+        )
+    unknown = [split for split in splits if split not in info.splits]
+    if unknown or not splits:
+        raise UserError(
+            f"{info.path} has no split '{unknown[0] if unknown else ''}' to be labelled; it has {', '.join(info.splits)}."
+        )
+    categorical = [task.name for task in teacher.tasks.tasks if task.kind != "binary"]
+    if categorical:
+        raise UserError(
+            f"The teacher {run} has the categorical task(s) {', '.join(categorical[:5])}, and soft labels are of binary ones. "
+            "Pack its data set with one_task_per_class and train it again."
+        )
+    shared = [task.name for task in teacher.tasks.tasks if task.name in {own.name for own in info.tasks}]
+    if shared:
+        raise UserError(
+            f"The data set {info.path} has task(s) of the teacher {run} already: {', '.join(shared[:5])}. "
+            "Give a teacher for other tasks, or pack one of the data sets with other names (--class-prefix)."
+        )
+    if not is_remote(info.path) and os.path.realpath(info.path) == os.path.realpath(out):
+        raise UserError(f"{out} is the data set to be labelled itself. Give a new folder; images are copied into it.")
+
+
+def _samples(
+    info: DatasetInfo, teacher: Network, preprocessing: Preprocessing, splits: Sequence[str]
+) -> Iterator[Sample]:
+    for name, split in info.splits.items():
+        if split.num_samples == 0:
+            continue
+        soft: Iterator[SoftLabels] = itertools.repeat({})
+        if name in splits:
+            soft = _soft_labels(info, name, teacher, preprocessing)
+        with closing(ShardReader(open_files(info.path), split.shards, info.tasks, max_open=1)) as reader:
+            for (image, described), extra in zip(_files(reader, split), soft, strict=False):
+                yield Sample(described["key"], name, image, {**described["labels"], **extra})
+
+
+def _files(reader: ShardReader, split: SplitInfo) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The JPEG and the content of the label file of every sample, in order."""
+    for number, shard in enumerate(split.shards):
+        for sample in range(shard.num_samples):
+            image, content = reader.read_files(number, sample)
+            described = json.loads(content)
+            if not isinstance(described.get("key"), str):
+                raise BadSample("incomplete", shard.file, sample, "its label file has no field 'key'.")
+            yield image, described
+
+
+@torch.inference_mode()
+def _soft_labels(info: DatasetInfo, split: str, teacher: Network, preprocessing: Preprocessing) -> Iterator[SoftLabels]:
+    """The teacher's probability of each of its tasks, for every sample in order."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher.to(device)
+    size, decoder = preprocessing.image_size, preprocessing.decoder
+    for batch in eval_loader(info, split, batch_size=BATCH_SIZE, image_size=size, decoder=decoder):
+        if batch.error:
+            raise UserError(batch.error)
+        shares = teacher(batch.images.to(device), flat=True).double().sigmoid().tolist()
+        for row in shares:
+            yield {name: round(share, DECIMALS) for name, share in zip(teacher.tasks.names, row, strict=True)}
