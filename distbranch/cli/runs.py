@@ -72,7 +72,7 @@ def evaluate(
         return console.print(score_table(scores))
     for name, part in scores["datasets"].items():
         console.print(score_table(part, name))
-    console.print(dataset_table(scores, f"Means over tasks, {split} split, in %"))
+    console.print(dataset_table(scores, split=split))
     return None
 
 
@@ -116,7 +116,7 @@ def _show_result(result: Any) -> None:
         company = {other["name"]: [other] for other in thin_company(result)}
         console.print(result_table({**company, result.summary["name"]: [result.summary]}, split=split))
         if "datasets" in result.metrics[split]:
-            console.print(dataset_table(result.metrics[split], f"Means over tasks, {split} split, in %"))
+            console.print(dataset_table(result.metrics[split], split=split))
     console.print(f"run directory: {result.directory}", highlight=False, soft_wrap=True)
 
 

@@ -26,6 +26,7 @@ CHIP_GAP, CHIP_PADDING = 6, 8
 LINE_HEIGHT = 19
 TITLE_SIZE, SUBTITLE_SIZE, TEXT_SIZE, KEY_SIZE = 32, 18, 15, 13
 
+LEAST_SHOWN = 0.2  # of soft labels
 Colours = tuple[str, str]  # background, text
 PAPER, CARD, EDGE, INK, FAINT = "#F3F4F6", "#FFFFFF", "#E2E5EA", "#1F2430", "#7A8291"
 PLAIN: Colours = ("#E3ECFB", "#1D4E9E")
@@ -79,8 +80,8 @@ def show(
 ) -> Path:
     """Draws `num_images` samples, chosen by the seed, into the PNG file `out`, and returns its path.
 
-    A chip is a binary task whose label is 1 (coloured by its group, where groups are known) or the class of a
-    categorical one. Raises UserError for an unknown split, a damaged sample or a file that cannot be written.
+    A chip is a binary task whose label is 1, or soft and not small, with its value (coloured by its group, where groups
+    are known), or the class of a categorical one. Raises UserError for an unknown split, a damaged sample or a file that cannot be written.
     """
     info = read_dataset(path)
     if split not in info.splits:
@@ -138,8 +139,8 @@ def _card(
         value = labels[task.name]
         if task.kind == "categorical" and value == value:  # not NaN
             chips.append(_chip(f"{task.name}: {task.classes[int(value)]}", CLASS))
-        elif value > 0:
-            chips.append(_chip(task.name if value == 1 else f"{task.name} {value:.2g}", colours[task.name]))
+        elif value >= LEAST_SHOWN:
+            chips.append(_chip(task.name if value == 1 else f"{task.name} {value:.2f}", colours[task.name]))
     num_unlabelled = sum(value != value for value in labels.values())
     if num_unlabelled or not chips:
         chips.append(_chip(f"{num_unlabelled} unlabelled" if num_unlabelled else "no label is 1", NONE))

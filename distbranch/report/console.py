@@ -30,13 +30,10 @@ def result_table(results: Mapping[str, Sequence[Result]], *, split: str = "test"
     metrics = [key for key in headings if key not in ("network", "seeds", *SIZES)]
     several = any(row["seeds"] > 1 for row in rows)
     title = f"Means over tasks, {split} split, in %" + (" (± standard deviation over seeds)" if several else "")
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
-    table.pad_edge, table.padding = False, (0, 0)
-    table.add_column("network", overflow="fold")
-    keys = [key for key in [*headings][1:] if key != ("num_groups_top" if several else "seeds")]
-    for key in keys:  # 84 characters: on a narrow terminal only the names of the networks are folded
-        heading = headings[key].removesuffix(" %").replace("parameters", "para- meters")
-        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    # 84 characters: on a narrow terminal only the names of the networks are folded
+    left_out = {"num_groups_top" if several else "seeds", *(("num_groups_top", "parameters") if _choices(rows) else ())}
+    keys = [key for key in [*headings][1:] if key not in left_out]
+    table = _table("network", [headings[key] for key in keys], title)
     best = {key: max((row[key] for row in rows if row[key] is not None), default=None) for key in metrics}
     for row in rows:
         bold = {key for key in metrics if len(rows) > 1 and row[key] is not None and row[key] == best[key]}
@@ -73,35 +70,42 @@ def result_rows(results: Mapping[str, Sequence[Result]], *, split: str = "test")
 
 
 def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
-    """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means."""
-    groups = [
-        list(scores["tasks"].items()),
-        [(f"{name} (exclusive)", row) for name, row in scores.get("exclusive", {}).items()],
-        [("mean", scores["mean"])],
-    ]
-    table = Table(title=title or None, title_justify="left", title_style="bold")
-    table.add_column("task")
+    """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means; in %."""
     metrics = {key: heading for key, heading in (METRICS | CHOICES).items() if key in scores["mean"]}
-    for heading in (*metrics.values(), "labelled"):
-        table.add_column(heading, justify="right")
+    table = _table("task", [*metrics.values(), "labelled"], title)
+    groups = [
+        scores["tasks"],
+        {f"{name} (arg-max)": row for name, row in scores.get("exclusive", {}).items()},
+        {"mean": scores["mean"]},
+    ]
     for rows in groups:
-        for name, row in rows:
+        for name, row in rows.items():
             values = [_number(row[key], None, scale=100, decimals=1) if key in row else "" for key in metrics]
             table.add_row(escape(name), *values, str(row.get("num_labelled", "")))
         table.add_section()
     return table
 
 
-def dataset_table(scores: Mapping[str, Any], title: str) -> Table:
-    """The means of every data set of a joint run, each over its own tasks, and over all tasks."""
+def dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
+    """The means of every data set of a joint run, each over its own tasks, and over the tasks of all."""
     metrics = {key: heading for key, heading in (METRICS | CHOICES).items() if key in scores["mean"]}
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
-    for heading in ("data set", "samples", "tasks", *metrics.values()):
-        table.add_column(heading.removesuffix(" %").replace(" ", "\n"), justify="right" if table.columns else "left")
-    for name, part in [*scores["datasets"].items(), ("together", scores)]:
+    title = f"Means over the tasks of each data set, {split} split, in %"
+    table = _table("data set", ["samples", "tasks", *metrics.values()], title)
+    for name, part in [*scores["datasets"].items(), ("all", scores)]:
         num_tasks = sum(bool(row["num_labelled"]) for row in part["tasks"].values())
         cells = [_number(part["mean"].get(key), None, scale=100, decimals=1) for key in metrics]
         table.add_row(escape(name), f"{part['num_samples']:,}", str(num_tasks), *cells)
+    return table
+
+
+def _table(first: str, headings: Sequence[str], title: str) -> Table:
+    """An empty table whose first column is folded where there is little room, and no other."""
+    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold")
+    table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
+    table.add_column(first, overflow="fold")
+    for heading in headings:
+        lines = heading.removesuffix(" %").replace("parameters", "para- meters").replace(" ", "\n")
+        table.add_column(lines, justify="right", no_wrap=True)
     return table
 
 
@@ -120,8 +124,11 @@ def _spread(values: Sequence[float | None]) -> tuple[float | None, float | None]
 
 def _headings(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The headings of the table by key."""
-    choices = {key: heading for key, heading in CHOICES.items() if key in rows[0]} if rows else {}
-    return {"network": "network", "seeds": "seeds", **METRICS, **choices, **SIZES}
+    return {"network": "network", "seeds": "seeds", **METRICS, **_choices(rows), **SIZES}
+
+
+def _choices(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {key: heading for key, heading in CHOICES.items() if rows and key in rows[0]}
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
