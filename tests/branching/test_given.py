@@ -29,11 +29,9 @@ def test_layers_that_are_not_named_have_the_groups_of_the_named_one_above() -> N
 
 
 def test_layers_above_all_that_are_named_have_the_groups_of_the_highest_and_those_below_share() -> None:
-    groups = [["c", "a"], ["b", "d"]]
-    found = named(tree_of_groups(LAYERS, TASKS, {"three": groups}))
-    assert found == {"four": [["a", "c"], ["b", "d"]], "three": [["a", "c"], ["b", "d"]]} | dict.fromkeys(
-        ("one", "two"), [["a", "b", "c", "d"]]
-    )
+    groups, whole = [["a", "c"], ["b", "d"]], [["a", "b", "c", "d"]]
+    found = named(tree_of_groups(LAYERS, TASKS, {"three": [["c", "a"], ["b", "d"]]}))
+    assert found == {"four": groups, "three": groups, "two": whole, "one": whole}
 
 
 def test_a_learned_tree_comes_back_from_its_groups() -> None:
@@ -69,7 +67,10 @@ def test_the_text_of_a_tree_shows_every_branch_of_the_first_layer() -> None:
             {"four": [["a", "b"], ["c", "d"]], "two": [["a"], ["b", "c", "d"]]},
             "groups of two should be unions of those of three, but 'a' and 'b'",
         ),
-        ({"four": [["a", "b", "c", "d"]], "two": [["a"], ["b", "c", "d"]]}, "'a' and 'b', which share a branch of three"),
+        (
+            {"four": [["a", "b", "c", "d"]], "two": [["a"], ["b", "c", "d"]]},
+            "'a' and 'b', which share a branch of three",
+        ),
     ],
 )
 def test_what_is_no_tree_is_refused(groups: dict[str, NamedGroups], words: str) -> None:

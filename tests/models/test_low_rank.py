@@ -134,7 +134,9 @@ def test_what_has_no_low_rank_form_is_refused() -> None:
         branched.factorised()
     with pytest.raises(UserError, match="layers of vgg16, found the layer fc5"):
         network_of(Architecture.thin("vgg9", 8, (32, 32), wide.tasks).factorised())
-    with pytest.raises(UserError, match=r"as wide as .* conv1_1 of wide has 8 units and this one's 16\. Give model\.width"):
+    with pytest.raises(
+        UserError, match=r"as wide as .* conv1_1 of wide has 8 units and this one's 16\. Give model\.width"
+    ):
         low_rank_beginning(wide_network(TreeNet(wide), "wide"), wide_of(16, 3).factorised())
     with pytest.raises(UserError, match=r"the same tasks .* it has 3 and the data set 4, which differ in task 3"):
         low_rank_beginning(wide_network(TreeNet(wide), "wide"), wide_of(8, 4).factorised())
