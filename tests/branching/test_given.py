@@ -29,11 +29,9 @@ def test_layers_that_are_not_named_have_the_groups_of_the_named_one_above() -> N
 
 
 def test_layers_above_all_that_are_named_have_the_groups_of_the_highest_and_those_below_share() -> None:
-    groups = [["c", "a"], ["b", "d"]]
-    found = named(tree_of_groups(LAYERS, TASKS, {"three": groups}))
-    assert found == {"four": [["a", "c"], ["b", "d"]], "three": [["a", "c"], ["b", "d"]]} | {
-        key: [["a", "b", "c", "d"]] for key in ("one", "two")
-    }
+    groups, whole = [["a", "c"], ["b", "d"]], [["a", "b", "c", "d"]]
+    found = named(tree_of_groups(LAYERS, TASKS, {"three": [["c", "a"], ["b", "d"]]}))
+    assert found == {"four": groups, "three": groups, "two": whole, "one": whole}
 
 
 def test_a_learned_tree_comes_back_from_its_groups() -> None:

@@ -137,6 +137,8 @@ def broken_jpeg() -> None:
 
 NEW = "train tiny.yaml run.name=new"
 SOMP = f"{NEW} method.init=somp method.pretrained="
+GROUPS = f"{NEW} method.name=fixed method.groups="
+LOW_RANK = f"{NEW} method.name=low-rank model.backbone=vgg16 method.pretrained="
 CONFIGS = (
     Case("config absent", nothing, "train absent.yaml", 2, ("absent.yaml", "does not exist", "tiny.yaml")),
     Case("config is a folder", nothing, "train images", 2, ("images", "cannot be read")),
@@ -429,6 +431,32 @@ RUNS = (
     Case(
         "pretrained on other colours", nothing, f"{SOMP}{RUN} data.std=[1,1,1]", 1, (RUN, "data.std", "[1.0, 1.0, 1.0]")
     ),
+    Case("two widths", nothing, f"{NEW} model.width_fraction=0.5", 2, ("`width_fraction`", "width=2", "model.width=")),
+    Case("groups: absent", nothing, f"{GROUPS}runs/absent", 1, ("method.groups=", "runs/absent", "does not exist")),
+    Case("groups: unfinished", unfinish, f"{GROUPS}{RUN}", 1, (RUN, "a finished run")),
+    Case("groups: no tree", put("x.json", "[]"), f"{GROUPS}x.json", 1, ("x.json holds no tree", "tree.json")),
+    Case("groups: no mapping", nothing, f"{GROUPS}[[bright]]", 2, ("method.groups", "{layer: [[task, ...], ...]}")),
+    Case("groups: unknown layer", nothing, f"{GROUPS}{{fc7: [[bright, wide, shade]]}}", 1, ("fc5, fc6", "found fc7")),
+    Case(
+        "groups: unknown task", nothing, f"{GROUPS}{{fc6: [[bright, wide, shape]]}}", 1, ("'shape'", "nearest: shade")
+    ),
+    Case("groups: task absent", nothing, f"{GROUPS}{{fc6: [[bright], [wide]]}}", 1, ("all 3 tasks", "shade")),
+    Case(
+        "groups: task doubled", nothing, f"{GROUPS}{{fc6: [[bright, wide], [wide, shade]]}}", 1, ("'wide' more than",)
+    ),
+    Case(
+        "groups: no unions",
+        nothing,
+        f"{GROUPS}{{fc6: [[bright, wide], [shade]], fc5: [[bright], [wide, shade]]}}",
+        1,
+        ("groups of fc5 should be unions", "fc6", "'bright' and 'wide'"),
+    ),
+    Case("groups: growing", nothing, f"{NEW} method.groups={RUN}", 2, ("method.name=fixed", "branching")),
+    Case("permutation of nothing", nothing, f"{NEW} method.name=fixed method.permutation=1", 2, ("method.groups",)),
+    Case("low-rank: no wide network", nothing, f"{NEW} method.name=low-rank", 2, ("give method.pretrained",)),
+    Case("low-rank: has branched", nothing, f"{LOW_RANK}{RUN}", 1, (RUN, "has branched", "method.name=fixed")),
+    Case("low-rank: unfinished", unfinish, f"{LOW_RANK}{RUN}", 1, (RUN, "a finished run")),
+    Case("low-rank: other backbone", nothing, f"{NEW} method.name=low-rank method.pretrained=x", 2, ("vgg16", "vgg9")),
     Case("GPU asked for", nothing, f"{NEW} launch.device=cuda", 1, ("launch.device=cuda", "launch.device=cpu")),
     Case("GPU asked for, by two", nothing, f"{NEW} launch.device=cuda launch.workers=2", 1, ("launch.device=cuda",)),
     Case("evaluate: absent", nothing, "evaluate runs/absent", 1, ("runs/absent", "distbranch train")),
