@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distbranch.errors import UserError
-from distbranch.tasks import Task, TaskSet, task_metrics
+from distbranch.tasks import Task, TaskSet, merge_metrics, task_metrics
 
 NAN = float("nan")
 MIXED = (Task("hat"), Task("colour", "categorical", ("red", "green", "blue")), Task("shoes"))
@@ -96,10 +96,72 @@ def test_what_is_undefined_is_none_and_left_out_of_the_mean() -> None:
     assert metrics["mean"] == {"accuracy": 1.0, "balanced_accuracy": 1.0, "average_precision": 1.0, "top10_recall": 1.0}
 
 
+def exclusive(names: str = "abcdefg") -> list[Task]:
+    return [Task(name, exclusive="kind") for name in names]
+
+
+def test_an_exclusive_set_is_scored_by_its_highest_task_like_a_naive_search() -> None:
+    draw = np.random.default_rng(3)
+    truth = draw.integers(0, 7, 200)
+    labels = np.concatenate([np.eye(7)[truth], draw.integers(0, 2, (200, 1))], axis=1)
+    labels[5, :7] = NAN  # not labelled in the set
+    labels[6, 3] = NAN  # nor is this one, wholly
+    labels[7, :7] = 0  # of none of the classes
+    outputs = draw.standard_normal((200, 8)) + 2 * np.concatenate([np.eye(7)[truth], np.zeros((200, 1))], axis=1)
+    found = task_metrics([*exclusive(), Task("other")], outputs, labels)
+    hits: dict[int, list[float]] = {1: [], 3: [], 5: []}
+    recalls: dict[int, list[bool]] = {}
+    for number in set(range(200)) - {5, 6, 7}:
+        ranked = sorted(range(7), key=lambda column: -outputs[number, column])
+        for k, row in hits.items():
+            row.append(truth[number] in ranked[:k])
+        recalls.setdefault(truth[number], []).append(ranked[0] == truth[number])
+    row = found["exclusive"]["kind"]
+    assert row["num_labelled"] == 197
+    assert row["accuracy"] == pytest.approx(np.mean(hits[1]))
+    assert (row["top3"], row["top5"]) == (pytest.approx(np.mean(hits[3])), pytest.approx(np.mean(hits[5])))
+    assert row["balanced_accuracy"] == pytest.approx(np.mean([np.mean(one) for one in recalls.values()]))
+    assert found["mean"]["top3"] == row["top3"]
+    accuracies = [one["accuracy"] for one in (*found["tasks"].values(), row)]
+    assert found["mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
+
+
+def test_tasks_without_a_label_compete_neither_for_the_highest_scores_nor_in_their_set() -> None:
+    outputs = np.array([[9.0, 9.0, 2.0, 1.0], [9.0, 9.0, 1.0, 2.0]])
+    labels = np.array([[NAN, NAN, 1.0, 0.0], [NAN, NAN, 0.0, 1.0]])
+    found = task_metrics([Task("x"), *exclusive("abc")], outputs, labels, top_k=1)
+    assert found["mean"]["top1_recall"] == 1.0
+    assert found["tasks"]["x"] == task_metrics([Task("x")], outputs[:, :1], labels[:, :1], top_k=1)["tasks"]["x"]
+    assert found["exclusive"]["kind"]["accuracy"] == 1.0
+    nothing = task_metrics(exclusive("ab"), np.zeros((2, 2)), np.full((2, 2), NAN))
+    assert nothing["exclusive"]["kind"]["accuracy"] is None
+
+
+def test_merged_metrics_keep_the_only_row_and_weigh_several_by_their_labels() -> None:
+    draw = np.random.default_rng(0)
+    tasks = [*exclusive("ab"), Task("c"), Task("d")]
+    parts = []
+    for size, unlabelled in ((30, 3), (10, 0)):
+        truth = draw.integers(0, 2, size)
+        labels = np.stack([truth, 1 - truth, draw.integers(0, 2, size), draw.integers(0, 2, size)], axis=1).astype(
+            float
+        )
+        labels[:, unlabelled] = NAN
+        parts.append(task_metrics(tasks, draw.standard_normal((size, 4)), labels))
+    merged = merge_metrics(parts)
+    assert merged["tasks"]["a"] == parts[0]["tasks"]["a"]
+    assert merged["tasks"]["d"] == parts[1]["tasks"]["d"]
+    expected = 0.75 * parts[0]["tasks"]["c"]["accuracy"] + 0.25 * parts[1]["tasks"]["c"]["accuracy"]
+    assert merged["tasks"]["c"]["accuracy"] == pytest.approx(expected)
+    assert merged["tasks"]["c"]["num_labelled"] == 40
+    assert merge_metrics(parts[:1]) == parts[0]
+
+
 def test_the_json_of_a_task_gives_the_same_task() -> None:
-    for task in MIXED:
+    for task in (*MIXED, *exclusive("a")):
         assert Task.from_json(task.to_json()) == task
     assert Task.from_json({"name": "a"}) == Task("a")
+    assert Task("a").to_json() == {"name": "a", "kind": "binary"}  # as it was written before there were exclusive sets
 
 
 @pytest.mark.parametrize(
@@ -109,6 +171,7 @@ def test_the_json_of_a_task_gives_the_same_task() -> None:
         (("a", "categorical", ("red",)), "at least two different classes"),
         (("a", "categorical", ("red", "red")), "at least two different classes"),
         (("a", "binary", ("yes", "no")), "has no classes"),
+        (("a", "categorical", ("red", "blue"), "set"), "Only binary tasks form an exclusive set"),
     ],
 )
 def test_a_task_that_makes_no_sense_is_refused(arguments: tuple[str, ...], message: str) -> None:

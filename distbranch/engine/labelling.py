@@ -74,6 +74,8 @@ def label(
 
 
 def _check(info: DatasetInfo, out: str | os.PathLike[str], run: Path, teacher: Network, splits: Sequence[str]) -> None:
+    if not is_remote(info.path) and os.path.realpath(info.path) == os.path.realpath(out):
+        raise UserError(f"{out} is the data set to be labelled itself. Give a new folder; images are copied into it.")
     if not RunDirectory(run).result.exists():
         raise UserError(
             f"The run {run} has not ended yet, and only a finished one is a teacher. Go on with it: "
@@ -96,8 +98,6 @@ def _check(info: DatasetInfo, out: str | os.PathLike[str], run: Path, teacher: N
             f"The data set {info.path} has task(s) of the teacher {run} already: {', '.join(shared[:5])}. "
             "Give a teacher for other tasks, or pack one of the data sets with other names (--class-prefix)."
         )
-    if not is_remote(info.path) and os.path.realpath(info.path) == os.path.realpath(out):
-        raise UserError(f"{out} is the data set to be labelled itself. Give a new folder; images are copied into it.")
 
 
 def _samples(

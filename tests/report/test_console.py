@@ -2,7 +2,14 @@ import io
 
 from rich.console import Console
 
-from distbranch.report.console import COLUMNS, result_markdown, result_rows, result_table
+from distbranch.report.console import (
+    COLUMNS,
+    dataset_table,
+    result_markdown,
+    result_rows,
+    result_table,
+    score_table,
+)
 
 
 def result(precision: float, weights: int) -> dict[str, object]:
@@ -38,3 +45,49 @@ def test_on_a_narrow_terminal_only_the_name_is_folded() -> None:
         text = screen.file.getvalue()  # type: ignore[attr-defined]
         assert "\u2026" not in text
         assert all(part in text for part in ("thin-16", "branch", "74.5", "131,000", "12.50M"))
+
+
+def shown(table: object, width: int = 80) -> str:
+    screen = Console(file=io.StringIO(), width=width)
+    screen.print(table)
+    return screen.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+ROW = {"accuracy": 0.9, "balanced_accuracy": 0.8, "average_precision": 0.5, "top10_recall": 1.0, "num_labelled": 30}
+CHOICE = {"accuracy": 0.61, "balanced_accuracy": 0.5, "top3": 0.84, "top5": 0.93, "num_labelled": 30}
+MEAN = {"accuracy": 0.8, "balanced_accuracy": 0.7, "average_precision": 0.5, "top10_recall": 1.0}
+CLOTHES = {
+    "tasks": {"a hat": ROW},
+    "exclusive": {"kind": CHOICE},
+    "mean": MEAN | {"top3": 0.84, "top5": 0.93},
+    "num_samples": 30,
+}
+FACES = {"tasks": {"smile": ROW}, "mean": MEAN, "num_samples": 1200}
+JOINT = CLOTHES | {
+    "tasks": CLOTHES["tasks"] | FACES["tasks"],
+    "num_samples": 1230,
+    "datasets": {"clothes": CLOTHES, "faces": FACES},
+}
+
+
+def test_top_3_and_top_5_stand_in_the_table_where_a_network_has_exclusive_categories() -> None:
+    results = {"joint-of-clothes-and-faces": [{**result(0.5, 9_000_000), "metrics": {"test": JOINT}}], **RESULTS}
+    text = shown(result_table(results))
+    assert all(part in text for part in ("top-3", "84.0", "93.0", "joint", "9.00M", "74.5")), text
+    assert "\u2026" not in text
+    assert {line.count("|") for line in result_markdown(results).splitlines()} == {len(COLUMNS) + 3}
+    assert result_rows(results)[0]["top3"] == 0.84
+    assert "top3" not in result_rows(RESULTS)[0]
+
+
+def test_an_evaluation_shows_its_exclusive_sets_and_every_data_set_by_itself() -> None:
+    text = shown(score_table(CLOTHES))
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert lines["kind"] == ["kind", "(arg-max)", "61.0", "50.0", "84.0", "93.0", "30"]
+    assert lines["mean"][1:] == ["80.0", "70.0", "50.0", "100.0", "84.0", "93.0"]
+    lines = {
+        line.split()[0]: line.split() for line in shown(dataset_table(JOINT, split="val")).splitlines() if line.strip()
+    }
+    assert lines["clothes"] == ["clothes", "30", "1", "80.0", "70.0", "50.0", "100.0", "84.0", "93.0"]
+    assert lines["faces"][-2:] == ["\u2013", "\u2013"]
+    assert lines["all"][:3] == ["all", "1,230", "2"]

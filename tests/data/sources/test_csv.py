@@ -304,3 +304,46 @@ def test_the_photographs_of_clothes_are_one_category_and_one_binary_task(tmp_pat
         ("kids", "binary", 0),
     ]
     assert {name: split.num_samples for name, split in info.splits.items()} == {"train": 3067, "val": 984, "test": 1045}
+
+
+def test_one_task_per_class_gives_exclusive_binary_tasks_named_by_the_classes(opened: Open) -> None:
+    rows = table("colour,hat", "red,1", "blue,0", ",1", "red,0")
+    source = opened(rows, one_task_per_class="colour")
+    assert source.tasks == (Task("blue", exclusive="colour"), Task("red", exclusive="colour"), Task("hat"))
+    expected = [
+        {"blue": 0, "red": 1, "hat": 1},
+        {"blue": 1, "red": 0, "hat": 0},
+        {"hat": 1},
+        {"blue": 0, "red": 1, "hat": 0},
+    ]
+    assert [dict(sample.labels) for sample in source.samples] == expected
+    prefixed = opened(rows, one_task_per_class="colour", class_prefix="c-")
+    assert [task.name for task in prefixed.tasks] == ["c-blue", "c-red", "hat"]
+    numbers = opened(table("shelf,hat", "10,1", "9,0", "10,1", "9,0"), one_task_per_class="shelf")
+    assert [task.name for task in numbers.tasks] == ["9", "10", "hat"]
+
+
+def test_a_class_that_is_called_like_another_task_gets_the_name_of_its_column(
+    opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = opened(table("kind,shoes", "shoes,1", "hat,0", "hat,0", "shoes,1"), one_task_per_class="kind")
+    assert [task.name for task in source.tasks] == ["hat", "kind_shoes", "shoes"]
+    assert "There is a task 'shoes' already, so the class 'shoes' is called 'kind_shoes'." in caplog.text
+    clash = table("kind,shoes,kind_shoes", "shoes,1,1", "hat,0,1", "hat,0,0", "shoes,1,0")
+    with pytest.raises(UserError, match="'shoes' and 'kind_shoes' are taken by other tasks"):
+        opened(clash, one_task_per_class="kind")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"one_task_per_class": "colour", "categorical": "colour"}, "list it once"),
+        ({"one_task_per_class": "colour", "ignore": "colour"}, "listed as one_task_per_class, but it is no task"),
+        ({"one_task_per_class": "colours"}, "no column 'colours' .one_task_per_class.. Nearest: colour"),
+    ],
+)
+def test_a_column_that_cannot_be_one_task_per_class_is_refused(
+    opened: Open, options: dict[str, str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        opened(table("colour,hat", "red,1", "blue,0", ",1", "red,0"), **options)
