@@ -130,7 +130,7 @@ def _cost_panel(axes: Axes, decision: Json) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set_ylim(bottom=min(0.0, *total))
     axes.set_xlabel("number of branches d", fontsize=8, color=MUTED)
-    _plain(axes)
+    plain(axes)
 
 
 def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], decisions: Sequence[Json]) -> Figure:
@@ -149,7 +149,7 @@ def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], decisions
         _score_panel(grid[2], scored)
     for axes in grid:
         _mark_decisions(axes, decisions, with_names=axes is grid[0])
-        _plain(axes)
+        plain(axes)
     grid[-1].set_xlabel("iteration", fontsize=8.5, color=MUTED)
     return figure
 
@@ -158,7 +158,7 @@ def _loss_panel(axes: Axes, training: Sequence[Json], evaluations: Sequence[Json
     x, y = _series(training, "loss")
     axes.plot(x, y, color=BLUE, linewidth=0.8, alpha=0.35 if len(x) > 30 else 1.0, label="training")
     if len(x) > 30:
-        axes.plot(x, _smooth(y), color=BLUE, linewidth=1.7, label="training, smoothed")
+        axes.plot(x, smooth(y), color=BLUE, linewidth=1.7, label="training, smoothed")
     for index, split in enumerate(sorted({line["split"] for line in evaluations})):
         points = _series([line for line in evaluations if line["split"] == split], "loss")
         axes.plot(*points, "o-", color=(PURPLE, TEAL, INK)[index % 3], markersize=4, linewidth=1.2, label=split)
@@ -203,7 +203,7 @@ def draw_throughput(training: Sequence[Json], decisions: Sequence[Json], resumed
         _mark_decisions(axes, decisions, with_names=axes is rate)
         for line in resumed:
             axes.axvline(line["iteration"], color=PURPLE, linewidth=1.2, linestyle="-.", label="resumed")
-        _plain(axes)
+        plain(axes)
     handles, labels = rate.get_legend_handles_labels()
     if handles:
         _ink(rate.legend(handles[:1], labels[:1], fontsize=8, frameon=False, loc="lower right").get_texts())
@@ -303,7 +303,7 @@ def _series(lines: Sequence[Json], key: str) -> tuple[np.ndarray, np.ndarray]:
     return values[:, 0], values[:, 1]
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """A centred running mean over about a fortieth of the points."""
     width = max(3, len(values) // 40) | 1
     padded = np.pad(values, width // 2, mode="edge")
@@ -322,7 +322,7 @@ def _ink(texts: Sequence[Any]) -> None:
         text.set_color(INK)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
     """A quiet frame: no box, faint horizontal lines, small grey numbers with thousands marked."""
     axes.set_facecolor("none")
     axes.grid(axis="y", color=GRID, linewidth=0.7)

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from distbranch.report.console import COLUMNS, result_markdown, result_rows, result_table
+from distbranch.report.console import HEADS, NOT_EVERYWHERE, result_markdown, result_rows, result_table
 
 
 def result(precision: float, weights: int) -> dict[str, object]:
@@ -25,10 +25,16 @@ def test_rows_hold_the_mean_and_the_deviation_over_seeds() -> None:
 def test_the_markdown_table_has_a_row_per_network_and_as_many_cells_as_columns() -> None:
     lines = result_markdown(RESULTS).splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
+    assert {line.count("|") for line in lines} == {len(HEADS) - len(NOT_EVERYWHERE) + 1}
     assert "74.5 ± 0.7" in lines[3]
     assert "131,000 ± 1,414" in lines[3]
     assert lines[2].endswith("| 31,992 | 12.50 M |")
+
+
+def test_what_only_some_networks_have_is_a_column_and_a_dash() -> None:
+    lines = result_markdown({**RESULTS, "fast": [result(0.7, 5) | {"latency_ms": 1.25}]}).splitlines()
+    assert lines[0].endswith("| latency ms |")
+    assert [line.rpartition(" | ")[2] for line in lines[2:]] == ["\u2013 |", "\u2013 |", "1.25 |"]
 
 
 def test_on_a_narrow_terminal_only_the_name_is_folded() -> None:
