@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from distbranch.errors import UserError
 from distbranch.report.figures import MEANS, plain, smooth
@@ -52,11 +54,37 @@ def draw_company(line: Sequence[Spot], grown: Sequence[Spot], *, metric: str, sp
             _drop(axes, spot, known, cost, group_colour(number))
             _point(axes, spot, cost, group_colour(number), size=7.5)
         dress(axes, COSTS[cost])
+    handles = [
+        Line2D([], [], color=MUTED, marker="o", markersize=5, label="thin networks of the same recipe"),
+        Line2D([], [], color=INK, linestyle="", marker="o", markerfacecolor=PAPER, label="grown networks"),
+        Line2D([], [], color=INK, linestyle=":", label="to the thin line at equal cost"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
     figure.draw_without_rendering()
     for axes, cost in zip(panels, COSTS, strict=True):
-        shown = [(spot, at) for spot in (*grown, *line) if (at := _at(spot, cost))]
-        place_labels(axes, [(short[spot.name], *at) for spot, at in shown], [at for _, at in shown])
+        names = [(short[spot.name], *at) for spot in (*grown, *line) if (at := _at(spot, cost))]
+        place_labels(axes, names, [*_obstacles((*grown, *line), cost), *_along(line, cost)])
     return figure
+
+
+def _obstacles(spots: Sequence[Spot], cost: str) -> list[tuple[float, float]]:
+    """What a name should not cover: points and the ends of their bars."""
+    found = []
+    for spot in spots:
+        if at := _at(spot, cost):
+            bar = 100 * (spot.value[1] or 0.0)
+            found += [(at[0], at[1] + shift) for shift in dict.fromkeys((0.0, bar, -bar))]
+    return found
+
+
+def _along(spots: Sequence[Spot], cost: str, count: int = 12) -> list[tuple[float, float]]:
+    """Points on the line through spots, for names to keep off it."""
+    places = sorted(at for spot in spots if (at := _at(spot, cost)))
+    found: list[tuple[float, float]] = []
+    for (left, low), (right, high) in pairwise(places):
+        shares = np.linspace(0, 1, count + 2)[1:-1]
+        found += [(float(left ** (1 - t) * right**t), float(low + t * (high - low))) for t in shares]
+    return found
 
 
 def _at(spot: Spot, cost: str) -> tuple[float, float] | None:
@@ -208,7 +236,9 @@ def draw_kinds(
     _difference_bars(right, differences, between)
     figure.draw_without_rendering()
     named = [(spot.name, *at) for part in lines.values() for spot in part if (at := _at(spot, "weights"))]
-    place_labels(left, named, [(x, y) for _, x, y in named])
+    spots = [spot for part in lines.values() for spot in part]
+    lines_too = [place for part in lines.values() for place in _along(part, "weights")]
+    place_labels(left, named, [*_obstacles(spots, "weights"), *lines_too])
     return figure
 
 

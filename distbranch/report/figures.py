@@ -134,9 +134,10 @@ def _cost_panel(axes: Axes, decision: Json) -> None:
 
 
 def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], decisions: Sequence[Json]) -> Figure:
-    """Loss, learning rate and evaluation metrics over the iterations, with the moments of widening marked."""
+    """Loss, learning rate and, if there are several, evaluations over the iterations, with the moments of widening marked."""
     scored = [line for line in evaluations if line.get("mean")]
-    panels = ["loss", "learning_rate", *(["scores"] if scored else [])]
+    several = len({line["iteration"] for line in scored}) > 1  # one alone is no curve: tables tell it
+    panels = ["loss", "learning_rate", *(["scores"] if several else [])]
     heights = {"loss": 2.4, "learning_rate": 1.1, "scores": 2.4}
     ratios = [heights[panel] for panel in panels]
     figure = Figure(figsize=(12, sum(ratios) + 0.6), facecolor=PAPER, layout="constrained")
@@ -145,7 +146,7 @@ def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], decisions
     grid[1].plot(*_series(training, "learning_rate"), color=BLUE, linewidth=1.4)
     grid[1].set_ylim(bottom=0)
     grid[1].set_ylabel("learning rate", fontsize=8.5, color=MUTED)
-    if scored:
+    if several:
         _score_panel(grid[2], scored)
     for axes in grid:
         _mark_decisions(axes, decisions, with_names=axes is grid[0])

@@ -102,7 +102,7 @@ def dress(axes: Axes, label: str) -> None:
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_facecolor("none")
-    axes.tick_params(labelsize=8.5, colors=MUTED)
+    axes.tick_params(which="both", labelsize=8.5, colors=MUTED)
     for side in axes.spines.values():
         side.set_color(GRID)
 

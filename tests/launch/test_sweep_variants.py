@@ -99,12 +99,16 @@ def test_a_finished_run_of_the_name_and_configuration_of_a_trial_is_that_trial(t
     written = (tmp_path / "runs" / "thin-seed0" / "result.json").stat().st_mtime_ns
 
     result = run_sweep(sweep, lambda _: None)
-    assert [(row["trial"], row["variant"], row["status"]) for row in result.rows] == [("thin-seed0", "thin", "finished")]
+    assert [(row["trial"], row["variant"], row["status"]) for row in result.rows] == [
+        ("thin-seed0", "thin", "finished")
+    ]
     assert result.rows[0]["latency_ms"] > 0
     assert (tmp_path / "runs" / "thin-seed0" / "result.json").stat().st_mtime_ns == written
     assert read_sweep(tmp_path / "runs" / "tiny").keys == ["variant"]
 
     other = sweep_in(tmp_path, tiny_data, **{**keys, "variants": {"thin": {"optim.lr": 0.5}}})
-    with pytest.raises(UserError, match=r"thin-seed0 was begun with another configuration \(optim\.lr: 0\.01 -> 0\.5\)"):
+    with pytest.raises(
+        UserError, match=r"thin-seed0 was begun with another configuration \(optim\.lr: 0\.01 -> 0\.5\)"
+    ):
         run_sweep(other, lambda _: None)
     assert trials_by_variant(sweep)["thin"] == planned_trials(sweep)
