@@ -44,3 +44,11 @@ def numbers(text: str, option: str = "--seeds") -> list[int]:
     if not text.replace(",", "").isdigit():
         raise UsageError(f"{option} should be whole numbers separated by commas, found '{text}'.")
     return [int(number) for number in text.split(",") if number]
+
+
+def decimals(text: str, option: str) -> list[float]:
+    """Numbers separated by commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} should be numbers separated by commas, found '{text}'.") from None

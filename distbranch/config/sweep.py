@@ -1,6 +1,6 @@
-"""Every setting of a sweep: a run configuration as the base, and which of its keys take which values.
+"""Every setting of a sweep: run configurations as a base or as variants, and which of their keys take which values.
 
-A sweep file has keys of its own (below); every dotted key of a run may stand in `overrides`, `grid` and `space`.
+A sweep file has keys of its own (below); every dotted key of a run may stand in `overrides`, `variants`, `grid` and `space`.
 """
 
 import re
@@ -15,6 +15,8 @@ from distbranch.config.reading import explain, known_keys, parse_override, read_
 from distbranch.config.sections import Section
 from distbranch.errors import UsageError
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a folder
+VARIANT = "variant"  # beside the dotted keys: which variant a trial is of
 Metric = Literal["average_precision", "balanced_accuracy", "accuracy", "top10_recall"]
 # The sweep says these of every trial itself.
 KEYS_OF_THE_SWEEP = {
@@ -60,10 +62,23 @@ class EarlyStopping(Section):
 class SweepConfig(Section):
     """The whole configuration of one sweep."""
 
-    base: str = Field(description="Config file of a run, relative to the sweep file.")
+    base: str | None = Field(
+        None,
+        description="Config file of a run, relative to the sweep file; not needed where every variant has its own.",
+    )
     overrides: dict[str, Any] = Field({}, description="Dotted keys of the run that differ from the base in all trials.")
+    variants: dict[str, dict[str, Any]] = Field(
+        {},
+        description="With search: grid, unlike configurations: name: {dotted key: value, ...}, with a `base` of its own "
+        "if that differs; each is combined with all of the grid and all seeds.",
+    )
     name: str | None = Field(None, description="Name of the sweep's directory; the file's name if empty.")
     directory: str = Field("runs", description="Folder (shared by all nodes) in which the sweep's directory is made.")
+    trial_directory: str | None = Field(
+        None,
+        description="Folder of the trials' run directories; the sweep's own if empty. A run there that finished under the "
+        "name of a trial is that trial, if its configuration is the same.",
+    )
     metric: Metric = Field("average_precision", description="What is compared: a mean over tasks, chosen on val.")
     seeds: tuple[int, ...] | None = Field(None, min_length=1, description="Every setting is trained with each seed.")
     grid: dict[str, tuple[Any, ...]] = Field({}, description="Dotted key of the run: list of values; all combinations.")
@@ -87,31 +102,43 @@ class SweepConfig(Section):
     @field_validator("name")
     @classmethod
     def _is_one_folder(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if name is not None and not re.fullmatch(NAME, name):
             raise ValueError(f"should be made of letters, digits, '.', '_' and '-', found '{name}'")
         return name
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _is_a_search(self) -> Self:
         if self.search == "grid":
             _needs(
                 not self.space and self.num_trials is None,
                 "search: grid takes `grid`; `space` and `num_trials` are of random and optuna",
             )
             _needs(
-                bool(self.grid) or self.seeds is not None,
+                bool(self.grid or self.variants) or self.seeds is not None,
                 "`grid` should name at least one key, such as model.width: [16, 32]",
             )
-        else:
-            _needs(not self.grid, f"search: {self.search} takes `space`; `grid` is of search: grid")
-            _needs(
-                bool(self.space),
-                "`space` should name at least one key, such as optim.lr: {low: 1e-4, high: 1e-2, log: true}",
-            )
-            _needs(self.num_trials is not None, f"search: {self.search} needs `num_trials`")
+            return self
+        _needs(not self.grid, f"search: {self.search} takes `space`; `grid` is of search: grid")
+        _needs(not self.variants, f"search: {self.search} takes `space`; `variants` are of search: grid")
+        _needs(
+            bool(self.space),
+            "`space` should name at least one key, such as optim.lr: {low: 1e-4, high: 1e-2, log: true}",
+        )
+        _needs(self.num_trials is not None, f"search: {self.search} needs `num_trials`")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
         for key, values in self.grid.items():
             _needs(bool(values), f"the list of {key} is empty; give it values or leave it out")
             _needs(len(set(map(repr, values))) == len(values), f"a value of {key} appears twice in {list(values)}")
+        for name, variant in self.variants.items():
+            _needs(
+                re.fullmatch(NAME, name) is not None,
+                f"the name of a variant should be made of letters, digits, '.', '_' and '-', found '{name}'",
+            )
+            both = [key for key in variant if key in self.grid or (key == "seed" and self.seeds)]
+            _needs(not both, f"{', '.join(both)} is varied and also fixed by the variant {name}; say it once")
         _needs(
             self.seeds is None or len(set(self.seeds)) == len(self.seeds),
             f"a seed appears twice in {list(self.seeds or ())}",
@@ -126,12 +153,17 @@ class SweepConfig(Section):
 
     @property
     def path(self) -> Path:
-        """The sweep's folder, absolute: every trial is a run directory in it."""
+        """The sweep's folder, absolute."""
         return Path(self.directory).expanduser().absolute() / str(self.name)
 
     @property
+    def trial_path(self) -> Path:
+        """The folder of the trials' run directories, absolute: the sweep's own, or one that it shares."""
+        return Path(self.trial_directory).expanduser().absolute() if self.trial_directory else self.path
+
+    @property
     def varied(self) -> tuple[str, ...]:
-        """The dotted keys in which trials differ, the seed last."""
+        """The dotted keys in which trials of one variant differ, the seed last."""
         keys = [key for key in (*self.grid, *self.space) if key != "seed"]
         return (*keys, "seed")
 
@@ -141,7 +173,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
 
     Args:
         path: the YAML file.
-        overrides: `key=value`; keys of the sweep (`concurrency=4`, `grid.model.width=[16,32]`) or of the run, for all trials.
+        overrides: see `sweep_of`.
 
     Raises:
         UsageError: an absent or unreadable file, an unknown key (with the nearest ones), a value out of range.
@@ -149,17 +181,38 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     file = Path(path)
     values = read_yaml(file)
     values.setdefault("name", file.stem)
+    return sweep_of(values, overrides, folder=file.absolute().parent, what=f"The sweep {file}")
+
+
+def sweep_of(values: dict[str, Any], overrides: Sequence[str] = (), *, folder: Path, what: str) -> SweepConfig:
+    """A sweep from the values of its keys, with dotted overrides.
+
+    Args:
+        values: as in a sweep file.
+        overrides: `key=value`; keys of the sweep (`concurrency=4`, `grid.model.width=[16,32]`) or of the run, for all trials.
+        folder: what relative config files are relative to.
+        what: named in errors, such as `The sweep mine.yaml`.
+
+    Raises:
+        UsageError: an unknown key (with the nearest ones), a value out of range.
+    """
+    values = dict(values)
     for text in overrides:
         key, value = parse_override(text)
         _override(values, key, value)
     _check_keys(values)
-    if isinstance(values.get("base"), str):
-        values["base"] = str((file.absolute().parent / values["base"]).resolve())
+    if values.get("base"):
+        values["base"] = str((folder / values["base"]).resolve())
+    values["variants"] = {
+        str(name): {**part, "base": str((folder / part["base"]).resolve())} if part.get("base") else dict(part)
+        for name, part in values.get("variants", {}).items()
+    }
     try:
         sweep = SweepConfig.model_validate(values)
     except ValidationError as error:
-        raise UsageError(explain(error, f"The sweep {file}")) from None
-    for key in (*sweep.overrides, *sweep.grid, *sweep.space):
+        raise UsageError(explain(error, what)) from None
+    of_variants = [key for variant in sweep.variants.values() for key in variant]
+    for key in (*sweep.overrides, *sweep.grid, *sweep.space, *of_variants):
         if key in KEYS_OF_THE_SWEEP:
             raise UsageError(f"A sweep does not take '{key}': {KEYS_OF_THE_SWEEP[key]}.")
     return sweep
@@ -177,6 +230,10 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
             **(values.get(first) or {}),
             rest: value,
         }  # `grid.model.width` is the key model.width of the grid
+    elif first == "variants" and "." in rest:
+        name, _, rest = rest.partition(".")
+        variants = values.get("variants") or {}
+        values["variants"] = {**variants, name: {**(variants.get(name) or {}), rest: value}}
     elif first in SweepConfig.model_fields:
         set_dotted(values, key, value)
     elif first not in {*known_keys()[0], *known_keys()[1]}:
@@ -196,18 +253,26 @@ def _check_keys(values: Mapping[str, Any]) -> None:
         raise UsageError(
             unknown_key(name, own | of_runs, f"A sweep has the keys {', '.join(SweepConfig.model_fields)}.")
         )
-    for name in ("overrides", "grid", "space"):
-        part = values.get(name, {})
-        if not isinstance(part, Mapping):
-            raise UsageError(f"The section '{name}' should hold `dotted.key: value` lines, found {part!r}.")
-        for key in map(str, part):
-            if key not in of_runs and not key.startswith("data.pack."):
+    variants = _mapping("variants", values.get("variants", {}), "`name: {dotted.key: value, ...}` lines")
+    parts = {name: values.get(name, {}) for name in ("overrides", "grid", "space")}
+    parts |= {f"variants.{name}": part for name, part in variants.items()}
+    for name, part in parts.items():
+        for key in map(str, _mapping(name, part, "`dotted.key: value` lines")):
+            is_base = key == "base" and name.startswith("variants.")
+            if key not in of_runs and not key.startswith("data.pack.") and not is_base:
                 raise UsageError(unknown_key(key, of_runs))
     _check_inner("early_stopping", values.get("early_stopping"), {"grace", "reduction", "metric"})
     for key, part in values.get("space", {}).items():
         _check_inner(f"space.{key}", part, {"low", "high", "log", "int", "choices"})
-    if not isinstance(values.get("base"), str):
+    bases = [part.get("base") for part in variants.values()] or [None]
+    if not isinstance(values.get("base"), str) and not all(isinstance(base, str) for base in bases):
         raise UsageError("A sweep needs `base`: the config file of a run, relative to the sweep file.")
+
+
+def _mapping(name: str, part: Any, lines: str) -> Mapping[str, Any]:
+    if not isinstance(part, Mapping):
+        raise UsageError(f"The section '{name}' should hold {lines}, found {part!r}.")
+    return part
 
 
 def _check_inner(name: str, part: Any, known: set[str]) -> None:

@@ -130,13 +130,14 @@ def _cost_panel(axes: Axes, decision: Json) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set_ylim(bottom=min(0.0, *total))
     axes.set_xlabel("number of branches d", fontsize=8, color=MUTED)
-    _plain(axes)
+    plain(axes)
 
 
 def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], decisions: Sequence[Json]) -> Figure:
-    """Loss, learning rate and evaluation metrics over the iterations, with the moments of widening marked."""
+    """Loss, learning rate and, if there are several, evaluations over the iterations, with the moments of widening marked."""
     scored = [line for line in evaluations if line.get("mean")]
-    panels = ["loss", "learning_rate", *(["scores"] if scored else [])]
+    several = len({line["iteration"] for line in scored}) > 1  # one alone is no curve: tables tell it
+    panels = ["loss", "learning_rate", *(["scores"] if several else [])]
     heights = {"loss": 2.4, "learning_rate": 1.1, "scores": 2.4}
     ratios = [heights[panel] for panel in panels]
     figure = Figure(figsize=(12, sum(ratios) + 0.6), facecolor=PAPER, layout="constrained")
@@ -145,11 +146,11 @@ def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], decisions
     grid[1].plot(*_series(training, "learning_rate"), color=BLUE, linewidth=1.4)
     grid[1].set_ylim(bottom=0)
     grid[1].set_ylabel("learning rate", fontsize=8.5, color=MUTED)
-    if scored:
+    if several:
         _score_panel(grid[2], scored)
     for axes in grid:
         _mark_decisions(axes, decisions, with_names=axes is grid[0])
-        _plain(axes)
+        plain(axes)
     grid[-1].set_xlabel("iteration", fontsize=8.5, color=MUTED)
     return figure
 
@@ -158,7 +159,7 @@ def _loss_panel(axes: Axes, training: Sequence[Json], evaluations: Sequence[Json
     x, y = _series(training, "loss")
     axes.plot(x, y, color=BLUE, linewidth=0.8, alpha=0.35 if len(x) > 30 else 1.0, label="training")
     if len(x) > 30:
-        axes.plot(x, _smooth(y), color=BLUE, linewidth=1.7, label="training, smoothed")
+        axes.plot(x, smooth(y), color=BLUE, linewidth=1.7, label="training, smoothed")
     for index, split in enumerate(sorted({line["split"] for line in evaluations})):
         points = _series([line for line in evaluations if line["split"] == split], "loss")
         axes.plot(*points, "o-", color=(PURPLE, TEAL, INK)[index % 3], markersize=4, linewidth=1.2, label=split)
@@ -203,7 +204,7 @@ def draw_throughput(training: Sequence[Json], decisions: Sequence[Json], resumed
         _mark_decisions(axes, decisions, with_names=axes is rate)
         for line in resumed:
             axes.axvline(line["iteration"], color=PURPLE, linewidth=1.2, linestyle="-.", label="resumed")
-        _plain(axes)
+        plain(axes)
     handles, labels = rate.get_legend_handles_labels()
     if handles:
         _ink(rate.legend(handles[:1], labels[:1], fontsize=8, frameon=False, loc="lower right").get_texts())
@@ -303,7 +304,7 @@ def _series(lines: Sequence[Json], key: str) -> tuple[np.ndarray, np.ndarray]:
     return values[:, 0], values[:, 1]
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """A centred running mean over about a fortieth of the points."""
     width = max(3, len(values) // 40) | 1
     padded = np.pad(values, width // 2, mode="edge")
@@ -322,7 +323,7 @@ def _ink(texts: Sequence[Any]) -> None:
         text.set_color(INK)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
     """A quiet frame: no box, faint horizontal lines, small grey numbers with thousands marked."""
     axes.set_facecolor("none")
     axes.grid(axis="y", color=GRID, linewidth=0.7)

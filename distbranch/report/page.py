@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from distbranch.config.sections import ModelConfig
 from distbranch.errors import UserError
 from distbranch.report import figures
+from distbranch.report.groups_figure import draw_groups
 from distbranch.report.layers import Branches, group_numbers, readable, top_groups
 from distbranch.report.page_style import CSS, SCRIPT
 from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, group_colour, text_on
@@ -25,6 +26,10 @@ from distbranch.report.tree_figure import draw_growth, draw_tree
 
 PNG_DPI = 160
 UNKNOWN = "\u2013"
+GROUPS_NOTE = (
+    "From the top layer on the left down to the image: a box is a branch with the number of its tasks, a colour is a group of the "
+    "top layer. Layers with the same groups share a column."
+)
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
 
 
@@ -82,6 +87,9 @@ def pictures(run: RunFiles) -> list[Picture]:
     if run.layers and decisions:
         note = "One picture per decision; the layer that was decided upon is shaded."
         found.append(Picture("growth", "Round by round", note, lambda: draw_growth(run.layers, decisions)))
+    if len(groups) > 1:
+        found.append(Picture("groups", "Who is together at which layer", GROUPS_NOTE, lambda: draw_groups(run.layers)))
+    if run.layers and decisions:
         found.append(_affinity_picture(run, groups))
         note = "Total cost of splitting the layer into d branches; the smallest total wins, the smallest d on ties."
         found.append(Picture("costs", "Why that many branches", note, lambda: figures.draw_costs(decisions)))

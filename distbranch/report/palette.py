@@ -1,9 +1,11 @@
 """The colours of every figure and table: one per top group, chosen so that colour-blind readers tell neighbours apart.
 
 INK, MUTED, GRID and PAPER are exact marks: the page replaces them by CSS variables, so that the same SVG suits light and dark.
+DARK is not replaced: it stands on colours, which are the same on either.
 """
 
 INK = "#1b2430"
+DARK = "#1b2431"
 MUTED = "#68707a"
 GRID = "#d9dde2"
 PAPER = "#fefefd"
@@ -40,6 +42,6 @@ def blend(colour: str, other: str, share: float) -> str:
 
 
 def text_on(colour: str) -> str:
-    """White or ink, whichever is easier to read on `colour`."""
+    """White or nearly black, whichever is easier to read on `colour`."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 150 else INK
+    return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 150 else DARK

@@ -7,20 +7,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
+from distbranch.config.sweep import VARIANT
 from distbranch.report.figures import MEANS
+from distbranch.report.labels import place_labels
 from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, group_colour
 from distbranch.report.sweep_files import COSTS, Point, SweepFiles, pareto_front
 
 MOST_COLOURS = 10
-LABEL_POINTS = 8.5  # font size
-Place = tuple[float, float, str, str]  # of a label: points right and up of its spot, what of it stands there
-NEAR: tuple[Place, ...] = (
-    (0, 7, "center", "bottom"), (0, -7, "center", "top"), (8, 0, "left", "center"), (-8, 0, "right", "center"),
-    (6, 9, "left", "bottom"), (-6, 9, "right", "bottom"), (6, -9, "left", "top"), (-6, -9, "right", "top"),
-)  # fmt: skip
-FAR = tuple((2.8 * dx, 2.8 * dy, across, up) for dx, dy, across, up in NEAR)  # with a line to its spot
 
 
 def draw_pareto(sweep: SweepFiles) -> Figure:
@@ -91,10 +85,11 @@ def _panel(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str, co
     line = [(points[n].spread(cost), points[n].spread(value)) for n in front]
     pairs = [(x.mean, 100 * y.mean) for x, y in line if x is not None and y is not None]
     axes.plot([x for x, _ in pairs], [y for _, y in pairs], color=MUTED, linewidth=1, zorder=1)
-    _dress(axes, cost)
+    dress(axes, COSTS[cost])
 
 
-def _dress(axes: Axes, cost: str) -> None:
+def dress(axes: Axes, label: str) -> None:
+    """A logarithmic axis of costs with readable marks, faint lines, no frame."""
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.12)
     low, high = axes.get_xlim()
@@ -103,77 +98,28 @@ def _dress(axes: Axes, cost: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.set_xlabel(COSTS[cost], color=INK)
+    axes.set_xlabel(label, color=INK)
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_facecolor("none")
-    axes.tick_params(labelsize=8.5, colors=MUTED)
+    axes.tick_params(which="both", labelsize=8.5, colors=MUTED)
     for side in axes.spines.values():
         side.set_color(GRID)
 
 
 def _label(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str) -> None:
-    """Name the best points, each where its name covers neither another point nor another name."""
+    """Name the best points; where there is no room, the table tells."""
     value = f"{sweep.shown_split}_{sweep.metric}"
-    front = pareto_front(points, cost, f"val_{sweep.metric}")
-    spots: dict[int, tuple[float, float]] = {}
-    for number, point in enumerate(points):
-        price, worth = point.spread(cost), point.spread(value)
-        if price is not None and worth is not None:
-            x, y = axes.transData.transform((price.mean, 100 * worth.mean))
-            spots[number] = float(x), float(y)
-    dots, labels = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots.values()], list[Bbox]()
-    inside, dpi = axes.get_window_extent(), axes.get_figure(root=True).dpi  # type: ignore[union-attr]
-    for number in front:
-        text = point_label(sweep, points[number], number)
-        boxes = {place: _box(spots[number], place, text, dpi) for place in (*NEAR, *FAR)}
-        free = [
-            (2 * sum(box.overlaps(dot) for dot in dots) + (place in FAR), place)
-            for place, box in boxes.items()
-            if _contains(inside, box) and not any(box.overlaps(other) for other in labels)
-        ]
-        if free:  # where there is no room, the table tells
-            _, place = min(free, key=lambda found: found[0])
-            labels.append(boxes[place])
-            _write(axes, text, _place_of(points[number], cost, value), place)
+    places = {number: _place_of(point, cost, value) for number, point in enumerate(points)}
+    spots = {number: place for number, place in places.items() if place is not None}
+    front = [number for number in pareto_front(points, cost, f"val_{sweep.metric}") if number in spots]
+    names = [(point_label(sweep, points[number], number), *spots[number]) for number in front]
+    place_labels(axes, names, list(spots.values()))
 
 
-def _write(axes: Axes, text: str, spot: tuple[float, float], place: Place) -> None:
-    dx, dy, across, up = place
-    axes.annotate(
-        text,
-        xy=spot,
-        xytext=(dx, dy),
-        textcoords="offset points",
-        ha=across,
-        va=up,
-        fontsize=LABEL_POINTS,
-        color=INK,
-        zorder=4,
-        bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 0.4},
-        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6} if place in FAR else None,
-    )
-
-
-def _place_of(point: Point, cost: str, value: str) -> tuple[float, float]:
+def _place_of(point: Point, cost: str, value: str) -> tuple[float, float] | None:
     price, worth = point.spread(cost), point.spread(value)
-    assert price is not None
-    assert worth is not None
-    return price.mean, 100 * worth.mean
-
-
-def _box(spot: tuple[float, float], place: Place, text: str, dpi: float) -> Bbox:
-    """The pixels that a label would take; the width of a letter is estimated."""
-    scale = dpi / 72
-    dx, dy, across, up = place
-    width, height = 0.6 * LABEL_POINTS * len(text) * scale, 1.15 * LABEL_POINTS * scale
-    left = spot[0] + dx * scale - {"center": width / 2, "left": 0.0, "right": width}[across]
-    bottom = spot[1] + dy * scale - {"center": height / 2, "bottom": 0.0, "top": height}[up]
-    return Bbox.from_bounds(left, bottom, width, height)
-
-
-def _contains(outer: Bbox, inner: Bbox) -> bool:
-    return bool(outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0 and inner.y1 <= outer.y1)
+    return None if price is None or worth is None else (price.mean, 100 * worth.mean)
 
 
 def _is_coloured(sweep: SweepFiles, points: Sequence[Point]) -> bool:
@@ -193,8 +139,8 @@ def _legend(sweep: SweepFiles, colours: Sequence[str]) -> list[Line2D]:
     handles = []
     if _is_coloured(sweep, points):
         named = {point.setting[sweep.keys[0]]: colour for point, colour in zip(points, colours, strict=True)}
-        key = sweep.keys[0].rpartition(".")[2].replace("_", " ")
-        handles = [_dot(colour, f"{key} {readable_value(value)}") for value, colour in named.items()]
+        key = "" if sweep.keys[0] == VARIANT else sweep.keys[0].rpartition(".")[2].replace("_", " ")
+        handles = [_dot(colour, f"{key} {readable_value(value)}".strip()) for value, colour in named.items()]
     front = Line2D([], [], color=MUTED, marker="o", markeredgecolor=INK, markerfacecolor=MUTED)
     named_by = ", ".join(key.rpartition(".")[2].replace("_", " ") for key in named_keys(sweep)) or "number in the table"
     front.set_label(f"Pareto front, chosen on val (beside it: {named_by})")

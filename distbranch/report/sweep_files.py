@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from distbranch.config.sweep import VARIANT
 from distbranch.errors import UserError
 
 COSTS = {
@@ -67,8 +68,9 @@ class SweepFiles:
 
     @property
     def keys(self) -> list[str]:
-        """The dotted keys that were varied, without the seed."""
-        return [key for key in (*self.config.get("grid", {}), *self.config.get("space", {})) if key != "seed"]
+        """What was varied, without the seed: the variant if there are some, then dotted keys."""
+        keys = [key for key in (*self.config.get("grid", {}), *self.config.get("space", {})) if key != "seed"]
+        return [VARIANT, *keys] if self.config.get("variants") else keys
 
     @property
     def metric(self) -> str:

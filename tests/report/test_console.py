@@ -3,7 +3,8 @@ import io
 from rich.console import Console
 
 from distbranch.report.console import (
-    COLUMNS,
+    HEADS,
+    NOT_EVERYWHERE,
     dataset_table,
     result_markdown,
     result_rows,
@@ -32,10 +33,16 @@ def test_rows_hold_the_mean_and_the_deviation_over_seeds() -> None:
 def test_the_markdown_table_has_a_row_per_network_and_as_many_cells_as_columns() -> None:
     lines = result_markdown(RESULTS).splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
+    assert {line.count("|") for line in lines} == {len(HEADS) - len(NOT_EVERYWHERE) + 1}
     assert "74.5 ± 0.7" in lines[3]
     assert "131,000 ± 1,414" in lines[3]
     assert lines[2].endswith("| 31,992 | 12.50 M |")
+
+
+def test_what_only_some_networks_have_is_a_column_and_a_dash() -> None:
+    lines = result_markdown({**RESULTS, "fast": [result(0.7, 5) | {"latency_ms": 1.25}]}).splitlines()
+    assert lines[0].endswith("| latency ms |")
+    assert [line.rpartition(" | ")[2] for line in lines[2:]] == ["\u2013 |", "\u2013 |", "1.25 |"]
 
 
 def test_on_a_narrow_terminal_only_the_name_is_folded() -> None:
@@ -75,9 +82,10 @@ def test_top_3_and_top_5_stand_in_the_table_where_a_network_has_exclusive_catego
     text = shown(result_table(results))
     assert all(part in text for part in ("top-3", "84.0", "93.0", "joint", "9.00M", "74.5")), text
     assert "\u2026" not in text
-    assert {line.count("|") for line in result_markdown(results).splitlines()} == {len(COLUMNS) + 3}
+    assert {line.count("|") for line in result_markdown(results).splitlines()} == {len(HEADS)}, "all but latency"
     assert result_rows(results)[0]["top3"] == 0.84
-    assert "top3" not in result_rows(RESULTS)[0]
+    assert result_rows(RESULTS)[0]["top3"] is None
+    assert "top-3" not in result_markdown(RESULTS)
 
 
 def test_an_evaluation_shows_its_exclusive_sets_and_every_data_set_by_itself() -> None:

@@ -10,7 +10,7 @@ from distbranch.report.figures import (
     draw_throughput,
     sorted_tasks,
 )
-from distbranch.report.palette import ORANGE, blend, group_colour, text_on
+from distbranch.report.palette import DARK, ORANGE, blend, group_colour, text_on
 from distbranch.report.run_files import read_run
 
 
@@ -65,5 +65,5 @@ def test_tasks_are_sorted_by_average_precision_with_the_undefined_last() -> None
 def test_thirty_groups_have_thirty_colours_with_readable_numbers() -> None:
     colours = [group_colour(number) for number in range(30)]
     assert len(set(colours)) == 30
-    assert {text_on(colour) for colour in colours} == {"#ffffff", "#1b2430"}
+    assert {text_on(colour) for colour in colours} == {"#ffffff", DARK}
     assert blend("#000000", "#ffffff", 0.5) == "#808080"

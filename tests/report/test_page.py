@@ -53,12 +53,12 @@ def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
     page = report(grown_run, tmp_path / "out" / "report.html")
     parser = parsed(page)
     assert parser.sections == [
-        "tree", "growth", "affinity", "costs", "curves", "tasks", "throughput", "means", "decisions", "settings",
+        "tree", "growth", "groups", "affinity", "costs", "curves", "tasks", "throughput", "means", "decisions", "settings",
     ]  # fmt: skip
     assert all(address.startswith(("#", "data:")) for address in parser.addresses)
     assert "@import" not in page.read_text(encoding="utf-8")
     names = {path.stem for path in (page.parent / "report").glob("*.png")}
-    assert names == {"tree", "growth", "affinity", "costs", "curves", "tasks", "throughput"}
+    assert names == {"tree", "growth", "groups", "affinity", "costs", "curves", "tasks", "throughput"}
     text = page.read_text(encoding="utf-8")
     assert all(task.replace("_", " ") in text for task in task_names)
     assert "132,536" in text

@@ -8,7 +8,7 @@ from distbranch.data.mixture import read_data
 from distbranch.engine.initialisation import first_architecture
 from distbranch.launch.prepare import check_data, must_be_packed
 from distbranch.launch.ray_cluster import cluster_address
-from distbranch.launch.sweep.plan import base_config, planned_trials
+from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials
 from distbranch.launch.sweep.standing import SweepDirectory
 from distbranch.models.cost import multiply_adds, num_parameters
 
@@ -44,7 +44,7 @@ def plan(sweep: SweepConfig) -> list[tuple[str, str]]:
 def _trials(trials: list[Config], sweep: SweepConfig) -> str:
     names = [str(config.run.name) for config in trials]
     shown = names if len(names) <= 2 * SHOWN else [*names[:SHOWN], "...", *names[-SHOWN:]]
-    standings = SweepDirectory(sweep.path).standings(names).values()
+    standings = SweepDirectory(sweep.path, sweep.trial_path).standings(names).values()
     counts = Counter(standing.status for standing in standings)
     return f"{len(names)} ({', '.join(f'{count} {status}' for status, count in counts.items())}): {', '.join(shown)}"
 
@@ -52,11 +52,15 @@ def _trials(trials: list[Config], sweep: SweepConfig) -> str:
 def _networks(trials: list[Config]) -> list[tuple[str, str]]:
     """One line per kind of network that trials begin with."""
     lines = {}
+    at_once = in_turns(trials)[0]
     for config in trials:
         if must_be_packed(config):
             return [("networks", "known once the data set is packed, which would be done first")]
         info = read_data(config.data)
-        check_data(config, info)
+        if config in at_once:  # others begin from runs that are still to be trained
+            check_data(config, info)
+        elif config.method.groups is not None:
+            continue
         first = first_architecture(config, info)
         stage = "before any widening" if config.method.name == "branching" else config.method.name
         name = f"{config.model.backbone}, {config.model.width_text}, {stage}"

@@ -5,13 +5,14 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distbranch.config import Config, load_config
-from distbranch.config.sweep import Range, SweepConfig
+from distbranch.config.sweep import VARIANT, Range, SweepConfig
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.initialisation import first_architecture
 from distbranch.errors import UsageError
@@ -43,23 +44,44 @@ def trials_of(sweep: SweepConfig, points: Iterable[Mapping[str, Any]], *, first:
     Raises:
         UsageError: a value is not valid, with the name of its trial.
     """
-    base, trials, names = base_config(sweep), [], set[str]()
+    return [config for _, config in _named_points(sweep, points, first)]
+
+
+def trials_by_variant(sweep: SweepConfig) -> dict[str, list[Config]]:
+    """The trials of every variant of a sweep that has some: {variant: [trial, ...]}."""
+    found: dict[str, list[Config]] = {}
+    for point, config in _named_points(sweep, grid_points(sweep) if sweep.variants else [], 0):
+        found.setdefault(point[VARIANT], []).append(config)
+    return found
+
+
+def _named_points(
+    sweep: SweepConfig, points: Iterable[Mapping[str, Any]], first: int
+) -> Iterator[tuple[Mapping[str, Any], Config]]:
+    """Every point with each of its seeds, as a trial."""
+    bases = {variant: base_config(sweep, variant) for variant in sweep.variants or (None,)}
+    names = set[str]()
     varies_seed = "seed" in sweep.grid
-    seeds = (None,) if varies_seed else sweep.seeds or (base.seed,)
     for number, point in enumerate(points, start=first):
+        base = bases[point.get(VARIANT)]
+        seeds = (None,) if varies_seed else sweep.seeds or (base.seed,)
         for seed in seeds:
             values = dict(point) if seed is None else {**point, "seed": seed}
             name = trial_name(values, number=None if sweep.search == "grid" else number)
             if name in names or len(name) > LONGEST_NAME:
                 name = f"trial-{_digest(values)}-seed{values['seed']}"
             names.add(name)
-            trials.append(_trial(base, values, name))
-    return trials
+            yield point, _trial(base, values, name)
 
 
 def grid_points(sweep: SweepConfig) -> list[dict[str, Any]]:
-    """All combinations of the grid; the last key varies fastest."""
-    return [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
+    """All combinations of the grid, of one variant after another; the last key varies fastest."""
+    variants: list[dict[str, Any]] = [{VARIANT: name} for name in sweep.variants] or [{}]
+    return [
+        {**variant, **dict(zip(sweep.grid, values, strict=True))}
+        for variant in variants
+        for values in itertools.product(*sweep.grid.values())
+    ]
 
 
 def random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
@@ -77,9 +99,12 @@ def rounded(span: Range, value: float) -> Any:
     return min(max(float(f"{value:.{DIGITS}g}"), span.low), span.high)
 
 
-def base_config(sweep: SweepConfig) -> Config:
-    """What all trials have in common, with absolute paths and the resources of a trial."""
-    base = load_config(sweep.base, sweep.overrides)
+def base_config(sweep: SweepConfig, variant: str | None = None) -> Config:
+    """What all trials (of a variant) have in common, with absolute paths and the resources of a trial.
+
+    Without a variant, and where the sweep has no base, that of the first variant.
+    """
+    base = _file_with_overrides(sweep, variant)
     launch = base.launch
     if launch.device == "cuda" and not sweep.gpus_per_trial:
         raise UsageError(
@@ -89,7 +114,7 @@ def base_config(sweep: SweepConfig) -> Config:
         raise UsageError("early_stopping judges evaluations: give train.evaluate_every, the steps between two of them.")
     cpus = (sweep.cpus_per_trial or sweep.workers_per_trial) / sweep.workers_per_trial
     values: dict[str, Any] = {
-        "run.directory": str(sweep.path),
+        "run.directory": str(sweep.trial_path),
         "launch.workers": sweep.workers_per_trial,
         "launch.cpus_per_worker": cpus,
         "launch.threads": launch.threads or max(1, int(cpus)),  # else every trial would use all cores
@@ -102,10 +127,52 @@ def base_config(sweep: SweepConfig) -> Config:
     return with_absolute_paths(load_config(base, values))
 
 
+def _file_with_overrides(sweep: SweepConfig, variant: str | None) -> Config:
+    if variant is None and sweep.base is None:
+        variant = next(iter(sweep.variants))
+    if variant is None:
+        return load_config(str(sweep.base), sweep.overrides)
+    own = dict(sweep.variants[variant])
+    file = own.pop("base", None) or sweep.base
+    try:
+        return load_config(str(file), {**sweep.overrides, **own})
+    except UsageError as error:
+        raise UsageError(f"The variant {variant} is not possible. {error}") from None
+
+
+def begins_from(config: Config) -> list[Path]:
+    """The folders of other runs that a run begins from: its pretrained network, or the tree that it is given."""
+    given = (config.method.pretrained, config.method.groups)
+    paths = [Path(value).expanduser().absolute() for value in given if isinstance(value, str)]
+    return [path.parent if path.name == "tree.json" else path for path in paths]
+
+
+def in_turns(trials: Sequence[Config]) -> list[list[Config]]:
+    """The trials in the order in which they can be trained: one that begins from the run of another comes in a later turn.
+
+    Raises:
+        UsageError: some begin from each other.
+    """
+    waiting = {trial.run_directory: trial for trial in trials}
+    turns: list[list[Config]] = []
+    while waiting:
+        turn = [trial for trial in waiting.values() if not any(path in waiting for path in begins_from(trial))]
+        if not turn:
+            names = ", ".join(sorted(str(trial.run.name) for trial in waiting.values()))
+            raise UsageError(f"A run cannot begin from one that begins from it, as {names} do. Leave one of them out.")
+        turns.append(turn)
+        for trial in turn:
+            del waiting[trial.run_directory]
+    return turns
+
+
 def trial_name(values: Mapping[str, Any], number: int | None = None) -> str:
-    """`width16-alpha2-seed0`: the last part of every key with its value; drawn trials begin with their number."""
+    """`width16-alpha2-seed0`: the last part of every key with its value, after the variant; drawn trials begin with their number."""
     parts = [] if number is None else [f"{number:04d}"]
-    parts += [key.rpartition(".")[2].replace("_", "-") + _short(value) for key, value in values.items()]
+    parts += [
+        value if key == VARIANT else key.rpartition(".")[2].replace("_", "-") + _short(value)
+        for key, value in values.items()
+    ]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.")
 
 
@@ -124,7 +191,7 @@ def size_class(config: Config, info: DatasetInfo) -> int:
 
 def _trial(base: Config, values: Mapping[str, Any], name: str) -> Config:
     try:
-        return load_config(base, {**values, "run.name": name})
+        return load_config(base, {**{key: value for key, value in values.items() if key != VARIANT}, "run.name": name})
     except UsageError as error:
         raise UsageError(f"The trial {name} is not possible. {error}") from None
 

@@ -1,7 +1,7 @@
 """The results of a sweep as one table: a row per trial, whatever became of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,23 @@ from distbranch.report.sweep_page import report_sweep
 from distbranch.report.sweep_tensorboard import log_hparams
 
 Row = dict[str, Any]
-METRICS = ("accuracy", "balanced_accuracy", "average_precision", "top10_recall")
+METRICS = ("accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5")
 SIZES = ("weights", "parameters", "multiply_adds", "num_groups_top", "iterations", "seconds")
 
 
-def rows_of(trials: Sequence[Config], varied: Sequence[str], directory: SweepDirectory) -> list[Row]:
-    """One row per trial: name, status, reason, varied keys, metrics in 0..1 per split, sizes, seconds, run directory.
+def rows_of(
+    trials: Sequence[Config], varied: Sequence[str], directory: SweepDirectory, *, variants: Mapping[str, str]
+) -> list[Row]:
+    """One row per trial: name, status, reason, variant if any, varied keys, metrics in 0..1 per split, sizes, seconds, directory.
 
     A trial that has not finished shows its last evaluation on val, and at which iteration that was.
     """
     standings = directory.standings([str(config.run.name) for config in trials])
-    return [_row(config, varied, directory, standings[str(config.run.name)]) for config in trials]
+    named = {str(config.run.name): config for config in trials}
+    return [
+        _row(config, varied, directory, standings[name], {"variant": variants[name]} if variants else {})
+        for name, config in named.items()
+    ]
 
 
 def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
@@ -48,9 +54,11 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
     report_sweep(directory.path)
 
 
-def _row(config: Config, varied: Sequence[str], directory: SweepDirectory, standing: Standing) -> Row:
+def _row(
+    config: Config, varied: Sequence[str], directory: SweepDirectory, standing: Standing, variant: Mapping[str, str]
+) -> Row:
     name = str(config.run.name)
-    row: Row = {"trial": name, "status": standing.status, "reason": standing.reason}
+    row: Row = {"trial": name, "status": standing.status, "reason": standing.reason, **variant}
     row |= {key: value_of(config, key) for key in varied}
     result = read_result(config.run_directory) if standing.status == FINISHED else None
     summary = result.summary if result else _last_evaluation(directory, name)

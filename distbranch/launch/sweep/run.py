@@ -19,12 +19,12 @@ from distbranch.config.sections import RunConfig
 from distbranch.config.sweep import SweepConfig, sweep_to_yaml
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.metrics import Report
-from distbranch.engine.run_directory import write_aside
+from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.errors import UserError
 from distbranch.launch.prepare import check_data, packed
 from distbranch.launch.ray_cluster import check_resources, check_storage, cluster, cluster_address
 from distbranch.launch.sweep.beginnings import families, saving
-from distbranch.launch.sweep.plan import base_config, planned_trials
+from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials, trials_by_variant
 from distbranch.launch.sweep.proposals import Proposals
 from distbranch.launch.sweep.results import Row, rows_of, write_results
 from distbranch.launch.sweep.standing import FAILED, SweepDirectory
@@ -65,17 +65,17 @@ def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
         UserError: data, storage or machines are not as they should be. Failed trials are in the result, not raised.
         StoppedEarly: a signal asked to stop; every running trial has saved a checkpoint.
     """
-    directory = SweepDirectory(sweep.path)
+    directory = SweepDirectory(sweep.path, sweep.trial_path)
     known = [] if sweep.search == "optuna" else planned_trials(sweep)
-    with _begun(sweep, directory):
-        _data_of(known or [base_config(sweep)], report)
+    with _begun(sweep, directory, known):
         proposals = Proposals(sweep, directory) if sweep.search == "optuna" else None
         groups = [known] if proposals is None else proposals.trials
+        _data_of(in_turns(known)[0] if proposals is None else [base_config(sweep)], report)
         try:
             _train_open(sweep, groups, directory, report, proposals)
         finally:
             trials = [config for group in groups for config in group]
-            rows = rows_of(trials, sweep.varied, directory)
+            rows = rows_of(trials, sweep.varied, directory, variants=_variants(sweep))
             write_results(rows, directory)
         shared = saving(trials)
         if shared.steps < shared.steps_alone:
@@ -91,25 +91,53 @@ def _train_open(
     proposals: Proposals | None,
 ) -> None:
     """Train what is not settled, and what is proposed; what failed before is tried again."""
-    roots = [root for group in groups for root in families(group)]
-    standings = directory.standings([str(config.run.name) for root in roots for config in root])
+    trials = [config for group in groups for config in group]
+    standings = directory.standings([str(config.run.name) for config in trials])
     total = len(standings) if proposals is None else (sweep.num_trials or 0) * len(sweep.seeds or (0,))
     num_open = total - sum(standing.is_settled for standing in standings.values())
     report({"kind": "sweep", "trials": total, "open": num_open, "directory": str(directory.path)})
     if not num_open:
         return
     directory.try_again([name for name, standing in standings.items() if standing.status == FAILED])
-    unsettled = [root for root in roots if not all(standings[str(config.run.name)].is_settled for config in root)]
-    propose = (lambda: families(proposals.next())) if proposals is not None else lambda: []
+
+    def unsettled(groups: Sequence[Sequence[Config]]) -> list[list[Config]]:
+        roots = [root for group in groups for root in families(group)]
+        return [root for root in roots if not all(standings[str(config.run.name)].is_settled for config in root)]
+
     with cluster_of(sweep, report):
         from distbranch.launch.sweep.tuning import train_roots
 
-        trials = [config for group in groups for config in group]
-        train_roots(sweep, unsettled, trials, directory, report, propose)
+        if proposals is not None:
+            train_roots(sweep, unsettled(groups), trials, directory, report, lambda: families(proposals.next()))
+            return
+        for number, turn in enumerate(in_turns(trials)):
+            able = _able(turn, directory, report) if number else turn  # the first ones were looked at before
+            if roots := unsettled([able]):
+                train_roots(sweep, roots, trials, directory, report, lambda: [])
+
+
+def _able(turn: Sequence[Config], directory: SweepDirectory, report: Report) -> list[Config]:
+    """Those that can begin now that the runs have ended that they begin from; the others fail, and it is told why."""
+    able = []
+    for config in turn:
+        name = str(config.run.name)
+        try:
+            _data_of([config], report)
+        except UserError as error:
+            directory.end(name, FAILED, str(error))
+            report({"kind": "ended", "trial": name, "status": FAILED, "reason": str(error)})
+        else:
+            able.append(config)
+    return able
+
+
+def _variants(sweep: SweepConfig) -> dict[str, str]:
+    """The variant of every trial, by name; empty in a sweep without."""
+    return {str(trial.run.name): variant for variant, trials in trials_by_variant(sweep).items() for trial in trials}
 
 
 @contextmanager
-def _begun(sweep: SweepConfig, directory: SweepDirectory) -> Iterator[None]:
+def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> Iterator[None]:
     """The sweep's directory, of this sweep and locked against a second driver."""
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
@@ -124,7 +152,11 @@ def _begun(sweep: SweepConfig, directory: SweepDirectory) -> Iterator[None]:
             f"The sweep directory {directory.path} cannot be written ({error}). Give another directory."
         ) from None
     with lock:
-        _refuse_another(sweep, directory)
+        if sweep.variants or sweep.trial_directory:  # whose bases may be many, and change while others are added
+            for trial in known:
+                RunDirectory(trial.run_directory).check(trial)
+        else:
+            _refuse_another(sweep, directory)
         write_aside(directory.config, sweep_to_yaml(sweep))
         write_aside(directory.base, to_yaml(base_config(sweep)))
         yield

@@ -30,10 +30,11 @@ class Standing:
 
 
 class SweepDirectory:
-    """The files of one sweep, by name; every trial is a run directory beside them."""
+    """The files of one sweep, by name; every trial is a run directory beside them, or in the folder `trials`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trials: Path | None = None) -> None:
         self.path = path
+        self.trials = trials or path
         self.config = path / "sweep.yaml"
         self.base = path / "base.yaml"  # the run configuration of all trials, but for what is varied
         self.ended = path / "ended.jsonl"
@@ -47,7 +48,7 @@ class SweepDirectory:
 
     def run(self, trial: str) -> RunDirectory:
         """The run directory of a trial."""
-        return RunDirectory(self.path / trial)
+        return RunDirectory(self.trials / trial)
 
     def end(self, trial: str, status: str, reason: str, iteration: int | None = None) -> None:
         """Record that a trial failed or was stopped early."""

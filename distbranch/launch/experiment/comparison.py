@@ -1,0 +1,152 @@
+"""What every experiment is made of: a sweep over variants, run or gone on with, and the finished runs of every variant."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from distbranch.config import Config, load_config
+from distbranch.config.reading import parse_override
+from distbranch.config.sweep import SweepConfig, sweep_of
+from distbranch.engine.metrics import Report
+from distbranch.engine.results import read_result
+from distbranch.engine.run_directory import RunDirectory, read_lines, write_aside
+from distbranch.errors import UserError
+from distbranch.launch.sweep.plan import trials_by_variant
+from distbranch.launch.sweep.run import run_sweep
+from distbranch.launch.sweep.standing import FINISHED
+
+# Keys of a run that a sweep calls otherwise: where an experiment goes, and what each of its runs has.
+KEYS_OF_THE_EXPERIMENT = {
+    "run.directory": "directory",
+    "launch.workers": "workers_per_trial",
+    "launch.gpus_per_worker": "gpus_per_trial",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of an experiment. `summary`: the content of result.json, and `latency_ms`."""
+
+    config: Config
+    summary: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """Its seed; runs of different variants with the same seed are compared with each other."""
+        return self.config.seed
+
+    def mean(self, metric: str, split: str) -> float | None:
+        """The mean over tasks of a metric, in 0..1; None if it was not evaluated."""
+        value = self.summary["metrics"].get(split, {}).get("mean", {}).get(metric)
+        return None if value is None else float(value)
+
+    def tasks(self, metric: str, split: str) -> dict[str, float]:
+        """A metric of every task that has it, in 0..1."""
+        rows = self.summary["metrics"].get(split, {}).get("tasks", {})
+        return {task: float(row[metric]) for task, row in rows.items() if row.get(metric) is not None}
+
+    def logged(self, kind: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl of one kind."""
+        return [line for line in read_lines(RunDirectory(self.config.run_directory).metrics) if line["kind"] == kind]
+
+
+Runs = Mapping[str, Sequence[Run]]  # by variant
+
+
+def experiment_sweep(
+    name: str,
+    variants: Mapping[str, Mapping[str, Any]],
+    overrides: Sequence[str],
+    *,
+    seeds: Sequence[int] | None,
+    jobs: int | None,
+    among_runs: bool = False,
+) -> SweepConfig:
+    """The sweep of an experiment.
+
+    Args:
+        name: of the experiment's directory.
+        variants: as in a sweep file.
+        overrides: `key=value`, for all runs; `run.directory` is where the experiment's directory goes.
+        seeds: every variant is trained with each; None: with the one of its configuration.
+        jobs: runs at the same time; None: as many as fit.
+        among_runs: the runs are those that `distbranch train` would make in `run.directory`, under the names
+            `<variant>-seed<seed>`, so that experiments share them; else they lie in the experiment's own directory.
+
+    Raises:
+        UsageError: an unknown key, or a value that no sweep takes.
+    """
+    values: dict[str, Any] = {"name": name, "variants": {key: dict(part) for key, part in variants.items()}}
+    values |= {"seeds": list(seeds)} if seeds is not None else {}
+    values |= {"concurrency": jobs} if jobs else {}
+    others = []
+    for text in overrides:
+        key, value = parse_override(text)
+        if key in KEYS_OF_THE_EXPERIMENT:
+            values[KEYS_OF_THE_EXPERIMENT[key]] = value
+        else:
+            others.append(text)
+    if among_runs:
+        values["trial_directory"] = values.get("directory", SweepConfig.model_fields["directory"].default)
+    return sweep_of(values, others, folder=Path.cwd(), what=f"The experiment {name}")
+
+
+def config_of(file: Path, overrides: Sequence[str]) -> Config:
+    """The configuration of a run of the experiment, with those overrides that are keys of a run."""
+    of_sweeps = set(SweepConfig.model_fields)
+    return load_config(file, [text for text in overrides if parse_override(text)[0].partition(".")[0] not in of_sweeps])
+
+
+def run_experiment(sweep: SweepConfig, report: Report) -> dict[str, list[Run]]:
+    """Train what is not finished yet; then the finished runs of every variant, by seed.
+
+    Raises:
+        UserError: runs that failed (the others were finished first), or that early stopping ended.
+        StoppedEarly: a signal asked to stop.
+    """
+    result = run_sweep(sweep, report)
+    unfinished = [
+        f"{row['trial']} ({row['status']}) {row['reason']}" for row in result.rows if row["status"] != FINISHED
+    ]
+    if unfinished:
+        raise UserError(
+            f"{len(unfinished)} of {len(result.rows)} runs did not finish: {'; '.join(unfinished)}. "
+            "The same command trains them and nothing else."
+        )
+    return finished_runs(sweep, {row["trial"]: row["latency_ms"] for row in result.rows})
+
+
+def finished_runs(sweep: SweepConfig, latencies: Mapping[str, float | None]) -> dict[str, list[Run]]:
+    """The runs of every variant, by seed, as they stand on the disk; all should have finished.
+
+    Args:
+        sweep: of the experiment.
+        latencies: milliseconds by the name of a run.
+    """
+    found: dict[str, list[Run]] = {}
+    for variant, trials in trials_by_variant(sweep).items():
+        for trial in trials:
+            result = read_result(trial.run_directory)
+            assert result is not None
+            summary = {**result.summary, "latency_ms": latencies.get(str(trial.run.name))}
+            found.setdefault(variant, []).append(Run(trial, summary))
+    return found
+
+
+def paired(one: Sequence[Run], other: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Runs of two variants with the same seed."""
+    by_seed = {run.seed: run for run in other}
+    return [(run, by_seed[run.seed]) for run in one if run.seed in by_seed]
+
+
+def write_text(folder: Path, name: str, text: str) -> None:
+    """Write a file of the experiment in one step."""
+    write_aside(folder / name, text)
+
+
+def write_csv(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same keys."""
+    write_aside(folder / name, pandas.DataFrame(list(rows)).to_csv(index=False))

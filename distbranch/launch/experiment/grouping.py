@@ -1,0 +1,190 @@
+"""Is the learned grouping worth anything? The tree of a finished run, trained from scratch, against the same tree with its tasks permuted.
+
+Figure 3 of the paper, with every task counted and a paired test over the tasks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from distbranch.engine.metrics import Report
+from distbranch.engine.results import read_result
+from distbranch.errors import UserError
+from distbranch.launch.experiment.comparison import (
+    Run,
+    experiment_sweep,
+    paired,
+    run_experiment,
+    write_csv,
+    write_text,
+)
+from distbranch.report.console import markdown_table
+from distbranch.report.experiment_figures import draw_reductions, save_figure
+from distbranch.report.figures import MEANS
+
+METRICS = ("accuracy", "average_precision")
+LEARNED = "learned"
+SIGNIFICANT = 0.05
+Reductions = Mapping[
+    str, Sequence[float]
+]  # of every task, one per permutation, in 0..1; positive: the learned tree is better
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What permuting does, counted over tasks by their mean over permutations; `p_value` of a two-sided Wilcoxon test."""
+
+    metric: str
+    num_tasks: int
+    num_lose: int
+    num_gain: int
+    mean: float  # reduction in 0..1
+    p_value: float
+
+    def __str__(self) -> str:
+        """Two sentences for people."""
+        name = self.metric.replace("_", " ")
+        unchanged = self.num_tasks - self.num_lose - self.num_gain
+        same = f", {unchanged} stay as they are" if unchanged else ""
+        if self.p_value >= SIGNIFICANT:
+            says = "so no difference between the learned and the permuted trees is shown"
+        else:
+            says = f"so the learned tree is {'better' if self.mean > 0 else 'worse'} than permuted ones beyond chance"
+        return (
+            f"Permuting the tasks costs {name} on {self.num_lose} of {self.num_tasks} tasks and raises it on {self.num_gain}{same}; "
+            f"the mean loss is {100 * self.mean:.2f} points. Wilcoxon signed-rank test over tasks, two-sided: "
+            f"p = {self.p_value:.2g}, {says}."
+        )
+
+
+def compare_groupings(
+    run: Path,
+    permutations: int,
+    seeds: Sequence[int] | None,
+    overrides: Sequence[str],
+    *,
+    split: str,
+    name: str | None,
+    jobs: int | None,
+    report: Report,
+) -> tuple[list[Verdict], Path]:
+    """Train the tree of a run and its permutations from scratch; what permuting does, and where tables and pictures are.
+
+    Args:
+        run: a finished run whose tree has grown.
+        permutations: how many; number k is drawn with seed k.
+        seeds: of every tree; None: the one of the run.
+        overrides: `key=value`, for all runs.
+        split: `val` or `test`.
+        name: of the experiment's directory; `grouping-<run>` if None.
+        jobs: runs at the same time.
+        report: told what happens.
+
+    Raises:
+        UserError: the run has not finished or its tree has not grown, or a run failed.
+    """
+    variants = grouping_variants(run, permutations)
+    sweep = experiment_sweep(name or f"grouping-{run.absolute().name}", variants, overrides, seeds=seeds, jobs=jobs)
+    runs = run_experiment(sweep, report)
+    learned = runs.pop(LEARNED)
+    found = {metric: reductions(learned, list(runs.values()), metric, split) for metric in METRICS}
+    verdicts = [judge(found[metric], metric) for metric in METRICS]
+    write_csv(sweep.path, "tasks.csv", _rows(found))
+    write_text(sweep.path, "table.md", _markdown(run, found, verdicts, permutations, len(learned), split))
+    headings = {
+        f"{MEANS[metric][0]}: lost on {verdict.num_lose} of {verdict.num_tasks} tasks, p = {verdict.p_value:.2g}": {
+            task: [100 * value for value in values] for task, values in found[metric].items()
+        }
+        for metric, verdict in zip(METRICS, verdicts, strict=True)
+    }
+    title = f"What permuting the tasks of {run.absolute().name} costs on {split}: mean over {permutations} permutations, dots: each"
+    save_figure(draw_reductions(headings, title=title), sweep.path / "grouping.png")
+    return verdicts, sweep.path
+
+
+def grouping_variants(run: Path, permutations: int) -> dict[str, dict[str, Any]]:
+    """The learned tree and its permutations, from scratch and on the run's own schedule.
+
+    Raises:
+        UserError: the run has not finished, or its tree has not grown.
+    """
+    result = read_result(run)
+    if result is None:
+        raise UserError(f"{run} should be a finished run, found none. Train it to its end first.")
+    tree = result.tree
+    if all(len(tree.branches(layer)) == 1 for layer in range(1, tree.num_layers + 1)):
+        raise UserError(
+            f"The tree of {run} has no branches, so there is nothing to permute. Give a run that has grown."
+        )
+    given = {
+        "base": str((run / "config.yaml").absolute()),
+        "method.name": "fixed",
+        "method.groups": str(run.absolute()),
+        "method.init": "random",
+        "method.pretrained": None,
+    }
+    permuted = {f"permuted-{number}": given | {"method.permutation": number} for number in range(1, permutations + 1)}
+    return {LEARNED: given, **permuted}
+
+
+def reductions(
+    learned: Sequence[Run], permuted: Sequence[Sequence[Run]], metric: str, split: str
+) -> dict[str, list[float]]:
+    """How much lower the metric of every task is with each permuted tree, mean over seeds; tasks without it are left out."""
+    found: dict[str, list[float]] = {}
+    for runs in permuted:
+        pairs = [(one.tasks(metric, split), other.tasks(metric, split)) for one, other in paired(learned, runs)]
+        known = [task for task in pairs[0][0] if all(task in one and task in other for one, other in pairs)]
+        for task in known:
+            found.setdefault(task, []).append(float(np.mean([one[task] - other[task] for one, other in pairs])))
+    return {task: values for task, values in found.items() if len(values) == len(permuted)}
+
+
+def judge(found: Reductions, metric: str) -> Verdict:
+    """Count the tasks and test their mean reductions against zero."""
+    means = np.array([np.mean(values) for values in found.values()])
+    p_value = float(wilcoxon(means).pvalue) if np.any(means) else 1.0
+    return Verdict(metric, len(means), int((means > 0).sum()), int((means < 0).sum()), float(means.mean()), p_value)
+
+
+def _rows(found: Mapping[str, Reductions]) -> list[dict[str, Any]]:
+    """A row per task: for each metric the mean reduction and that of every permutation, in 0..1."""
+    rows: dict[str, dict[str, Any]] = {}
+    for metric, tasks in found.items():
+        for task, values in tasks.items():
+            row = rows.setdefault(task, {"task": task})
+            row[f"{metric}_lost"] = float(np.mean(values))
+            row |= {f"{metric}_lost_{number}": value for number, value in enumerate(values, start=1)}
+    return list(rows.values())
+
+
+def _markdown(
+    run: Path,
+    found: Mapping[str, Reductions],
+    verdicts: Sequence[Verdict],
+    permutations: int,
+    num_seeds: int,
+    split: str,
+) -> str:
+    seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
+    lines = [f"# The grouping of {run.absolute().name} against {permutations} permutations, {seeds}, {split}", ""]
+    lines += [f"- {verdict}" for verdict in verdicts]
+    note = (
+        "Tasks are scored on the same images and share layers, so they are no independent samples and p is a guide. Below: "
+        "points lost by permuting, mean over permutations (smallest to largest)."
+    )
+    heads = ["task", *(f"{MEANS[metric][0].lower()} lost" for metric in METRICS)]
+    order = sorted(found[METRICS[0]], key=lambda task: -float(np.mean(found[METRICS[0]][task])))
+    rows = [[task, *(_cell(found[metric].get(task)) for metric in METRICS)] for task in order]
+    return "\n".join([*lines, "", note, "", markdown_table(heads, rows)])
+
+
+def _cell(values: Sequence[float] | None) -> str:
+    if values is None:
+        return "\u2013"
+    least, most = 100 * min(values), 100 * max(values)
+    return f"{100 * float(np.mean(values)):+.2f} ({least:+.2f} to {most:+.2f})"

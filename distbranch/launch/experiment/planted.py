@@ -1,0 +1,98 @@
+"""What a decision makes of its statistics: both kinds of affinity side by side, and the groups found against planted ones."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score
+
+from distbranch.branching.decision import choose_groups
+from distbranch.config import load_config
+from distbranch.data.mixture import read_data
+from distbranch.engine.metrics import Report
+from distbranch.engine.run_directory import RunDirectory, read_lines
+from distbranch.errors import UserError
+from distbranch.launch.experiment.comparison import config_of, experiment_sweep, run_experiment, write_csv, write_text
+from distbranch.report.console import amount, markdown_table
+
+
+def planted(
+    config: Path, seeds: Sequence[int], overrides: Sequence[str], *, name: str | None, jobs: int | None, report: Report
+) -> tuple[dict[int, float], Path]:
+    """The adjusted Rand index of runs of one configuration, each with data drawn and weights begun from its own seed.
+
+    Raises:
+        UserError: a run failed, or the configuration does not say how its data are packed.
+    """
+    data = config_of(config, overrides).data
+    if data.pack is None:
+        raise UserError(f"{config} should say how its data are packed (data.pack), for every seed draws its own.")
+    variants = {
+        f"{config.stem}-data{seed}": {
+            "base": str(config.absolute()),
+            "seed": seed,
+            "data.path": f"{data.path}-seed{seed}",
+            "data.pack": {**data.pack, "seed": seed},
+        }
+        for seed in seeds
+    }
+    sweep = experiment_sweep(name or f"planted-{config.stem}", variants, overrides, seeds=None, jobs=jobs)
+    runs = [run for members in run_experiment(sweep, report).values() for run in members]
+    indices = {run.seed: planted_agreement(run.config.run_directory) for run in runs}
+    write_csv(sweep.path, "planted.csv", [{"seed": seed, "adjusted_rand": index} for seed, index in indices.items()])
+    rows = [[str(seed), amount(index, None, decimals=3)] for seed, index in indices.items()]
+    write_text(sweep.path, "table.md", f"# {sweep.name}\n\n{markdown_table(['seed', 'adjusted Rand index'], rows)}")
+    return indices, sweep.path
+
+
+def top_groups(run_directory: Path) -> dict[str, list[list[str]]]:
+    """The groups of the first decision of a run under either kind of affinity: {kind: [[task, ...], ...]}.
+
+    Both come from the same statistics of the same thin network, so each is what a run with that kind would have chosen.
+
+    Raises:
+        UserError: the run has taken no decision yet.
+    """
+    files = RunDirectory(run_directory)
+    decisions = read_lines(files.decisions)
+    if not decisions:
+        raise UserError(f"The run {run_directory} has taken no decision yet. Give a run of method.name=branching.")
+    first = decisions[0]
+    names = [task for group in first["tasks"] for task in group]
+    order = [branch for group in first["groups"] for branch in group]
+    names = [name for _, name in sorted(zip(order, names, strict=True))]
+    seed = load_config(files.config).seed
+    with np.load(files.path / first["affinity_file"]) as matrices:
+        affinities = {kind: matrices[kind] for kind in ("agreement", "phi")}
+    decided = {
+        kind: choose_groups(
+            affinity,
+            alpha=first["alpha"],
+            pools_above=first["pools_above"],
+            unit_cost=first["unit_cost"],
+            max_groups=first["max_groups"],
+            seed=seed,
+        )
+        for kind, affinity in affinities.items()
+    }
+    return {kind: [[names[task] for task in group] for group in decision.groups] for kind, decision in decided.items()}
+
+
+def planted_agreement(run_directory: Path) -> float:
+    """How well a run's first groups agree with the known groups of its data set: the adjusted Rand index, 1 is equal.
+
+    Raises:
+        UserError: no decision yet, or a data set without known groups.
+    """
+    config = load_config(RunDirectory(run_directory).config)
+    info = read_data(config.data)
+    if not info.groups:
+        raise UserError(f"The data set {info.path} says nothing of groups of tasks. Use one that does: rendered-faces.")
+    names = [task.name for task in info.tasks]
+    found = top_groups(run_directory)[config.method.affinity]
+
+    def numbered(groups: Iterable[Sequence[str]]) -> list[int]:
+        number = {name: index for index, group in enumerate(groups) for name in group}
+        return [number[name] for name in names]
+
+    return float(adjusted_rand_score(numbered(info.groups.values()), numbered(found)))

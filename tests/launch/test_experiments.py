@@ -1,0 +1,270 @@
+"""What experiments read off their runs, on runs made up with known numbers; and one of them as a person starts it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy.stats import wilcoxon
+from tiny_runs import config_of
+
+from distbranch.branching.tree import Tree
+from distbranch.config import differences, load_config
+from distbranch.errors import UsageError, UserError
+from distbranch.launch.experiment import affinity, company, grouping, initialisation
+from distbranch.launch.experiment.comparison import Run, experiment_sweep
+from distbranch.launch.experiment.table import compare_configs
+from distbranch.launch.sweep.plan import planned_trials
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+TASKS = [f"task-{number}" for number in range(12)]
+
+
+def made_up(
+    seed: int = 0, *, value: float = 0.7, weights: float = 1000, tasks: Mapping[str, float] | None = None, **dotted: Any
+) -> Run:
+    """A finished run: all that is compared of it is given. Multiply-adds are a hundred times the weights."""
+    config = load_config(config_of("data", "runs", seed=seed, **dotted))
+    scores = {"mean": {"average_precision": value, "accuracy": value}}
+    rows = {task: {"average_precision": worth, "accuracy": worth} for task, worth in (tasks or {}).items()}
+    metrics = {"val": scores, "test": {**scores, "tasks": rows}}
+    return Run(config, {"metrics": metrics, "weights": weights, "multiply_adds": 100 * weights, "num_groups_top": 1})
+
+
+# ---- what an experiment is made of
+
+
+def test_an_experiment_takes_overrides_as_a_run_and_as_a_sweep_do(tmp_path: Path) -> None:
+    given = ["run.directory=/runs", "launch.workers=2", "concurrency=3", "train.iterations=7", "data.path=/data"]
+    sweep = experiment_sweep("mine", {"a": {"base": str(CONFIGS / "fps-thin-16.yaml")}}, given, seeds=[4], jobs=None)
+    assert (sweep.path, sweep.workers_per_trial, sweep.concurrency) == (Path("/runs/mine"), 2, 3)
+    (trial,) = planned_trials(sweep)
+    assert (trial.run_directory, trial.train.iterations) == (Path("/runs/mine/a-seed4"), 7)
+    among = experiment_sweep("mine", sweep.variants, given, seeds=[4], jobs=None, among_runs=True)
+    assert planned_trials(among)[0].run_directory == Path("/runs/a-seed4")
+
+
+def test_the_thin_line_of_a_grown_network_is_the_ordinary_thin_run() -> None:
+    data = "data.path=/data/fps"
+    line = company.thin_line([CONFIGS / "fps-branch-16-2.yaml"], [24, 16], [data])
+    assert list(line) == ["fps-thin-16", "fps-thin-24"]
+    trial = planned_trials(experiment_sweep("c", line, [data], seeds=[0], jobs=1, among_runs=True))[0]
+    thin = load_config(CONFIGS / "fps-thin-16.yaml", [data, "seed=0"])
+    assert [line for line in differences(thin, trial) if not line.startswith("run.name")] == []
+
+
+def test_networks_of_different_recipes_are_not_compared(tmp_path: Path) -> None:
+    for name, lr in (("one", 0.1), ("two", 0.2)):
+        (tmp_path / f"{name}.yaml").write_text(f"data: {{path: data}}\noptim: {{lr: {lr}}}\n")
+    with pytest.raises(UsageError, match=r"same recipe, but .*one.yaml and .*two.yaml differ in optim.lr: 0.1 -> 0.2"):
+        company.thin_line([tmp_path / "one.yaml", tmp_path / "two.yaml"], [8, 16], [])
+
+
+# ---- fair company
+
+
+def test_the_thin_line_is_linear_in_the_logarithm_of_the_cost_and_ends_where_it_ends() -> None:
+    points = [(100.0, 0.5), (10_000.0, 0.7), (1_000.0, 0.65)]
+    assert company.line_at(1_000, points) == 0.65
+    assert company.line_at(10**2.5, points) == pytest.approx((0.5 + 0.65) / 2)
+    assert company.line_at(99.9, points) is None
+    assert company.line_at(10_001, points) is None
+    assert company.line_at(5, []) is None
+
+
+def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
+    line = {
+        f"thin-{width}": [made_up(seed, value=0.5 + 0.1 * step + 0.02 * seed, weights=10**step) for seed in (0, 1)]
+        for step, width in ((2, 8), (3, 16))
+    }
+    grown = {"tree": [made_up(seed, value=0.8 + 0.03 * seed, weights=10**2.5) for seed in (0, 1)]}
+    by_madds, by_weights = company.neighbours(grown, line, "average_precision", "val")
+    assert by_weights.thin_value == pytest.approx(0.75 + 0.01)
+    assert by_weights.difference == pytest.approx((0.05 + 0.06) / 2)
+    assert by_weights.difference_sd == pytest.approx(0.01 / np.sqrt(2))
+    assert (by_madds.own_cost, by_madds.difference) == pytest.approx((10**4.5, by_weights.difference))
+    assert by_weights.nearest in ("thin-8", "thin-16")
+    text = company.company_markdown([by_madds, by_weights], "average_precision", "val")
+    assert "| +5.5 ± 0.7 |" in text
+    beyond = company.neighbours({"tree": [made_up(weights=9_999)]}, line, "average_precision", "val")
+    assert [one.difference for one in beyond] == [None, None]
+    assert beyond[0].nearest == "thin-16"
+
+
+# ---- grouping
+
+
+def test_reductions_are_counted_over_tasks_and_tested_as_pairs() -> None:
+    rng = np.random.default_rng(0)
+    base = dict.fromkeys(TASKS, 0.8)
+    lost = {task: 0.01 * (number - 2) for number, task in enumerate(TASKS)}  # two gain, one is as before, nine lose
+    learned = [made_up(seed, tasks={task: base[task] + 0.1 * seed for task in TASKS}) for seed in (0, 1)]
+    noise = rng.normal(0, 1e-6, len(TASKS))
+    permuted = [
+        [
+            made_up(s, tasks={t: base[t] + 0.1 * s - lost[t] + sign * n for t, n in zip(TASKS, noise, strict=True)})
+            for s in (1, 0)
+        ]
+        for sign in (1, -1)
+    ]
+    found = grouping.reductions(learned, permuted, "accuracy", "test")
+    assert {task: float(np.mean(values)) for task, values in found.items()} == pytest.approx(lost, abs=1e-12)
+    assert found["task-5"][0] == pytest.approx(lost["task-5"] - noise[5])
+    verdict = grouping.judge({t: [round(v, 9) for v in np.mean([x], axis=1)] for t, x in found.items()}, "accuracy")
+    assert (verdict.num_tasks, verdict.num_lose, verdict.num_gain) == (12, 9, 2)
+    assert verdict.p_value == pytest.approx(wilcoxon([lost[task] for task in TASKS]).pvalue)
+    assert verdict.mean == pytest.approx(0.035)
+    assert "on 9 of 12 tasks and raises it on 2, 1 stay as they are" in str(verdict)
+    assert "better than permuted ones beyond chance" in str(verdict)
+
+
+def test_equal_trees_show_no_difference() -> None:
+    runs = [made_up(tasks=dict.fromkeys(TASKS, 0.8))]
+    verdict = grouping.judge(grouping.reductions(runs, [runs, runs], "accuracy", "test"), "accuracy")
+    assert (verdict.num_lose, verdict.num_gain, verdict.p_value) == (0, 0, 1.0)
+    assert "no difference" in str(verdict)
+
+
+def test_only_the_grown_tree_of_a_finished_run_is_permuted(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(UserError, match="should be a finished run, found none"):
+        grouping.grouping_variants(run, 2)
+    (run / "result.json").write_text(json.dumps({"metrics": {}}))
+    (run / "tree.json").write_text(json.dumps({"tree": Tree(("conv", "fc"), 3).to_json()}))
+    with pytest.raises(UserError, match="has no branches, so there is nothing to permute"):
+        grouping.grouping_variants(run, 2)
+
+
+# ---- initialisation
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [
+        ([(10, 0.2), (20, 0.4), (30, 0.6)], 25.0),
+        ([(10, 0.5), (20, 0.4)], 10.0),
+        ([(10, 0.2), (20, 0.6), (30, 0.3)], 17.5),
+        ([(10, 0.2), (20, 0.4)], None),
+        ([], None),
+    ],
+)
+def test_a_curve_reaches_a_goal_on_the_line_between_two_evaluations(
+    curve: Sequence[tuple[int, float]], expected: float | None
+) -> None:
+    assert initialisation.first_reach(curve, 0.5) == expected
+
+
+def logged(folder: Path, seed: int, values: Sequence[float]) -> Run:
+    """A run with an evaluation every 10 of 40 iterations."""
+    run = made_up(seed, **{"run.directory": str(folder), "run.name": f"seed{seed}", "train.iterations": 40})
+    run.config.run_directory.mkdir(parents=True)
+    lines = [
+        {"kind": "evaluation", "iteration": 10 * step, "split": "val", "mean": {"average_precision": value}}
+        for step, value in enumerate(values, start=1)
+    ]
+    lines += [{"kind": "train", "iteration": step, "loss": 1 / step} for step in range(1, 41)]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, {**lines[0], "split": "test"}])
+    (run.config.run_directory / "metrics.jsonl").write_text(text)
+    return run
+
+
+def test_the_pace_of_a_beginning_is_measured_against_the_random_one_of_the_same_seed(tmp_path: Path) -> None:
+    random = [logged(tmp_path / "random", seed, [0.1, 0.2, 0.3, 0.5 + 0.1 * seed]) for seed in (0, 1, 2)]
+    somp = [logged(tmp_path / "somp", 0, [0.4, 0.6, 0.6, 0.7]), logged(tmp_path / "somp", 1, [0.4, 0.5, 0.7, 0.8])]
+    somp.append(logged(tmp_path / "somp", 2, [0.1, 0.2, 0.3, 0.4]))  # never reaches 0.7
+    found = initialisation.pace("somp", somp, random)
+    assert (found.num_seeds, found.num_reached) == (3, 2)
+    assert found.iterations == pytest.approx((15 + 25) / 2)
+    assert found.share == pytest.approx(0.5)
+    assert found.last[0] == pytest.approx((0.7 + 0.8 + 0.4) / 3)
+    assert initialisation.pace("random", random, random).share == 1.0
+    text = initialisation.pace_markdown([found], {"random": random})
+    assert "| somp | 63.3 ± 20.8 | 2 of 3 | 20 | 0.50 |" in text
+
+
+def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
+    config = CONFIGS / "fps-thin-16.yaml"
+    variants = initialisation.beginning_variants(config, Path("/wide"), ["train.iterations=300"], two_thirds=True)
+    data = ["data.path=/data/fps", "train.iterations=300"]
+    trials = planned_trials(experiment_sweep("i", variants, data, seeds=[0], jobs=None))
+    assert [trial.method.init for trial in trials] == ["somp", "largest-norm", "random-rows", "random", "somp"]
+    assert {trial.train.evaluate_every for trial in trials} == {15}
+    for trial in trials[:4]:
+        keys = {line.partition(":")[0] for line in differences(trials[0], trial)}
+        assert keys <= {"run.name", "method.init", "method.pretrained"}
+    assert trials[4].train.iterations == 200
+
+
+# ---- affinity
+
+
+def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
+    """Along the line of either kind a task gains 0.1 per decade of weights; phi lies higher by a known amount per task."""
+    higher = {task: 0.01 * number - 0.03 for number, task in enumerate(TASKS)}
+
+    def run(kind: str, weights: float, seed: int) -> Run:
+        tasks = {t: 0.1 * np.log10(weights) + (higher[t] if kind == "phi" else 0) for t in TASKS}
+        return made_up(seed, weights=weights, value=float(np.mean(list(tasks.values()))), tasks=tasks)
+
+    runs = {
+        f"{kind}-alpha{alpha}": [run(kind, size * (1 + seed / 10), seed) for seed in (0, 1)]
+        for kind, sizes in (("agreement", (1_000, 4_000, 9_000)), ("phi", (2_000, 7_000, 30_000)))
+        for alpha, size in zip((1, 2, 4), sizes, strict=True)
+    }
+    lines = affinity.lines_of(runs)
+    winners = affinity.winners_of(lines, "test")
+    assert {winner.task: winner.mean for winner in winners} == pytest.approx(higher)
+    assert [winner.task for winner in winners] == TASKS[::-1]
+    assert [winner.kind for winner in winners][:8] == ["phi"] * 8
+    assert [winner.kind for winner in winners][-3:] == ["agreement"] * 3
+    means = affinity.mean_differences(lines, "test")
+    assert means == pytest.approx([np.mean(list(higher.values()))] * 2)
+    assert "Phi is higher on 8 of 12 tasks (8 in every seed), agreement on" in affinity.winners_markdown(
+        means, winners, "test"
+    )
+    apart = {"agreement-alpha1": runs["agreement-alpha1"], "phi-alpha1": runs["phi-alpha4"]}
+    assert affinity.winners_of(affinity.lines_of(apart), "test") == []
+    assert "no number of weights in common" in affinity.winners_markdown([], [], "test")
+
+
+# ---- one as a person starts it
+
+
+def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothing(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = config_of(tiny_data, "runs", **{"model.width": 8, "method.name": "fixed", "train.iterations": 2})
+    thin = config_of(tiny_data, "runs", **{"train.iterations": 4, "method.round_iterations": 2})
+    thin["method"] |= {"init": "somp", "pretrained": "runs/wide-seed0"}
+    for name, values in (("wide", wide), ("thin", thin)):
+        values["train"]["evaluate_every"] = 0
+        kept = {key: part for key, part in values.items() if key not in ("run", "seed")}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(kept))
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "distbranch", "experiment", "table", "thin.yaml", "wide.yaml", "--seeds", "0"]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.index("finished: wide-seed0") < ended.stdout.index("begun: thin-seed0")
+    text = (tmp_path / "runs" / "table" / "table.md").read_text()
+    assert text.count("| thin | 1 |") == text.count("| wide | 1 |") == 2
+    assert "latency ms" in text
+
+    monkeypatch.chdir(tmp_path)
+    events: list[dict[str, Any]] = []
+    files = [tmp_path / "wide.yaml", tmp_path / "thin.yaml"]
+    results, place = compare_configs(files, [0], [], name="table", jobs=None, report=events.append)
+    assert [(event["trials"], event["open"]) for event in events if event["kind"] == "sweep"] == [(2, 0)]
+    assert not [event for event in events if event["kind"] == "begun"]
+    assert list(results) == ["wide", "thin"]
+    assert (place / "results.csv").read_text().count("finished") == 2

@@ -1,0 +1,114 @@
+"""Variants: unlike configurations as an axis of a grid, in a directory that they may share with ordinary runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sweep_files import write_sweep
+from tiny_runs import config_of, train_tiny
+
+from distbranch.config.sweep import SweepConfig, load_sweep, sweep_to_yaml
+from distbranch.errors import UsageError, UserError
+from distbranch.launch.sweep.beginnings import families
+from distbranch.launch.sweep.plan import in_turns, planned_trials, trials_by_variant
+from distbranch.launch.sweep.run import run_sweep
+from distbranch.report.sweep_files import read_sweep
+
+VARIANTS = {"thin": {"method.name": "fixed"}, "phi": {"method.affinity": "phi"}, "wide": {"model.width": 4}}
+
+
+def sweep_in(folder: Path, data: Path | str = "data", **keys: Any) -> SweepConfig:
+    return load_sweep(write_sweep(folder, data, **{"variants": VARIANTS, "seeds": [0, 1], **keys}))
+
+
+def test_variants_are_trained_with_every_seed_under_their_own_names(tmp_path: Path) -> None:
+    trials = planned_trials(sweep_in(tmp_path))
+    assert [trial.run.name for trial in trials] == [f"{name}-seed{seed}" for name in VARIANTS for seed in (0, 1)]
+    assert [(t.method.name, t.method.affinity, t.model.width) for t in trials[::2]] == [
+        ("fixed", "agreement", 2), ("branching", "phi", 2), ("branching", "agreement", 4),
+    ]  # fmt: skip
+    crossed = planned_trials(sweep_in(tmp_path, grid={"method.alpha": [1, 4]}))
+    assert [trial.run.name for trial in crossed[:3]] == ["thin-alpha1-seed0", "thin-alpha1-seed1", "thin-alpha4-seed0"]
+    assert len(crossed) == 12
+
+
+def test_a_variant_may_have_a_base_of_its_own(tmp_path: Path) -> None:
+    file = write_sweep(tmp_path, variants={"own": {"base": "other.yaml", "optim.lr": 0.5}}, base=None)
+    other = config_of("data", "runs", **{"model.width": 7, "seed": 11})
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    (trial,) = planned_trials(load_sweep(file))
+    assert (trial.run.name, trial.model.width, trial.optim.lr) == ("own-seed11", 7, 0.5)
+    again = tmp_path / "elsewhere" / "again.yaml"
+    again.parent.mkdir()
+    again.write_text(sweep_to_yaml(load_sweep(file)))
+    assert planned_trials(load_sweep(again)) == [trial]
+
+
+def test_variants_that_differ_in_how_they_decide_share_their_beginning(tmp_path: Path) -> None:
+    variants = {"low": {"method.alpha": 0.5}, "high": {"method.alpha": 8.0, "method.affinity": "phi"}, **VARIANTS}
+    found = families(planned_trials(sweep_in(tmp_path, variants=variants, seeds=[0])))
+    assert [[trial.run.name for trial in family] for family in found] == [
+        ["low-seed0", "high-seed0", "phi-seed0"], ["thin-seed0"], ["wide-seed0"],
+    ]  # fmt: skip
+
+
+def test_a_trial_that_begins_from_another_comes_after_it(tmp_path: Path) -> None:
+    runs = tmp_path / "runs" / "tiny"
+    variants = {
+        "small": {"method.init": "somp", "method.pretrained": str(runs / "wide-seed0")},
+        "wide": {"model.width": None, "method.name": "fixed"},
+        "smaller": {"method.init": "somp", "method.pretrained": str(runs / "small-seed1")},
+    }
+    turns = in_turns(planned_trials(sweep_in(tmp_path, variants=variants)))
+    assert [[trial.run.name for trial in turn] for turn in turns] == [
+        ["wide-seed0", "wide-seed1"], ["small-seed0", "small-seed1"], ["smaller-seed0", "smaller-seed1"],
+    ]  # fmt: skip
+    variants["wide"] |= {"method.init": "somp", "method.pretrained": str(runs / "smaller-seed0")}
+    with pytest.raises(UsageError, match="begin from one that begins from it, as small-seed0"):
+        in_turns(planned_trials(sweep_in(tmp_path, variants=variants)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"variants": {"a b": {}}}, "the name of a variant should be made of letters, digits"),
+        ({"variants": {"a": {"model.widht": 2}}}, "'model.widht' is unknown. Did you mean model.width"),
+        ({"variants": {"a": 3}}, "The section 'variants.a' should hold `dotted.key: value` lines, found 3"),
+        ({"variants": ["a"]}, "The section 'variants' should hold `name: {dotted.key: value, ...}` lines"),
+        ({"variants": {"a": {"run.name": "b"}}}, "every trial gets its own name"),
+        ({"variants": {"a": {"seed": 3}}}, "seed is varied and also fixed by the variant a"),
+        ({"variants": {"a": {"base": "a.yaml"}, "b": {}}, "base": None}, "A sweep needs `base`"),
+        ({"search": "random", "num_trials": 2, "space": {"optim.lr": {"low": 1, "high": 2}}}, "`variants` are of search"),
+    ],
+)  # fmt: skip
+def test_a_wrong_variant_is_told_in_one_sentence(keys: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        sweep_in(tmp_path, **keys)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_finished_run_of_the_name_and_configuration_of_a_trial_is_that_trial(tiny_data: Path, tmp_path: Path) -> None:
+    """No Ray is started here: all that the sweep asks for was trained before, as an ordinary run."""
+    short = {"method.name": "fixed", "train.iterations": 2, "train.evaluate_every": 0}
+    keys = {"trial_directory": str(tmp_path / "runs"), "run": short, "variants": {"thin": {}}, "seeds": [0]}
+    sweep = sweep_in(tmp_path, tiny_data, **keys)
+    config = config_of(tiny_data, tmp_path / "runs", **short, **{"run.name": "thin-seed0", "seed": 0})
+    assert train_tiny(config)["end"] == "done"
+    written = (tmp_path / "runs" / "thin-seed0" / "result.json").stat().st_mtime_ns
+
+    result = run_sweep(sweep, lambda _: None)
+    assert [(row["trial"], row["variant"], row["status"]) for row in result.rows] == [
+        ("thin-seed0", "thin", "finished")
+    ]
+    assert result.rows[0]["latency_ms"] > 0
+    assert (tmp_path / "runs" / "thin-seed0" / "result.json").stat().st_mtime_ns == written
+    assert read_sweep(tmp_path / "runs" / "tiny").keys == ["variant"]
+
+    other = sweep_in(tmp_path, tiny_data, **{**keys, "variants": {"thin": {"optim.lr": 0.5}}})
+    with pytest.raises(
+        UserError, match=r"thin-seed0 was begun with another configuration \(optim\.lr: 0\.01 -> 0\.5\)"
+    ):
+        run_sweep(other, lambda _: None)
+    assert trials_by_variant(sweep)["thin"] == planned_trials(sweep)
