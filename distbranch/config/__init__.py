@@ -1,13 +1,15 @@
 """The configuration of a run: its sections, and how it is read."""
 
+from distbranch.config.network import MethodConfig, ModelConfig
 from distbranch.config.reading import describe_keys, differences, load_config, to_yaml
-from distbranch.config.sections import Config, DataConfig, LaunchConfig, MethodConfig, OptimConfig
+from distbranch.config.sections import Config, DataConfig, LaunchConfig, OptimConfig
 
 __all__ = [
     "Config",
     "DataConfig",
     "LaunchConfig",
     "MethodConfig",
+    "ModelConfig",
     "OptimConfig",
     "describe_keys",
     "differences",

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config, Section
+from distbranch.config.section import Section
+from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
 from distbranch.errors import UsageError
 
 

@@ -4,11 +4,13 @@ User input is checked here, once; past this border nobody re-checks.
 """
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from distbranch.config.network import MethodConfig, ModelConfig
+from distbranch.config.section import Section
 
 # A run that is continued may change these; every other difference would make it another run.
 KEYS_FREE_TO_CHANGE = (
@@ -23,12 +25,6 @@ KEYS_FREE_TO_CHANGE = (
     "train.profile",
     "launch.",
 )
-
-
-class Section(BaseModel):
-    """A part of the configuration; refuses keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -129,144 +125,6 @@ class DataConfig(Section):
         if size is not None and min(size) < 32:
             raise ValueError(f"should be at least 32x32, found {size[0]}x{size[1]}")
         return size
-
-
-class ModelConfig(Section):
-    """The network before any widening."""
-
-    backbone: Literal["vgg16", "vgg9"] = Field(
-        "vgg16", description="Order of layers: VGG-16, or a shorter one for small images."
-    )
-    width: int | None = Field(
-        32, ge=1, description="Thinness omega: width of every convolution; full (or `width_fraction` of it) if empty."
-    )
-    width_fraction: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Every layer so wide a part of its full width (in eights, at least 8); `width` is empty then.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_one_width(cls, values: Any) -> Any:
-        fraction = values.get("width_fraction") if isinstance(values, Mapping) else None
-        if fraction is None:
-            return values
-        width = values.get("width")
-        if width is not None:
-            raise ValueError(
-                f"either `width` or `width_fraction` should be given, found width={width} and width_fraction={fraction}; "
-                "empty one of them (model.width=)"
-            )
-        return {**values, "width": None}
-
-    @property
-    def width_text(self) -> str:
-        """The width for people."""
-        if self.width is not None:
-            return f"width {self.width}"
-        return "full width" if self.width_fraction is None else f"{self.width_fraction:g} of the full width"
-
-
-class MethodConfig(Section):
-    """How tasks come to share layers (design: branching, sections 3 to 6)."""
-
-    name: Literal["branching", "fixed", "independent", "low-rank"] = Field(
-        "branching",
-        description="`branching` grows a tree; `fixed` keeps the thin network, or the tree of `groups`; `independent`: a network per "
-        "task; `low-rank`: the SVD of `pretrained`, trained on.",
-    )
-    groups: str | dict[str, list[list[str]]] | None = Field(
-        None,
-        description="With `fixed`: the tree, as a run directory, a tree.json, or {layer: [[task, ...], ...]} (a layer not named has "
-        "the groups of the next named one above; below the lowest all tasks share).",
-    )
-    permutation: int | None = Field(
-        None, ge=0, description="Seed by which the tasks of the tree of `groups` are permuted: a control."
-    )
-    init: Literal["random", "somp", "largest-norm", "random-rows"] = Field(
-        "random", description="First weights: drawn at random, or filters of `pretrained` chosen by SOMP, norm or lot."
-    )
-    pretrained: str | None = Field(
-        None, description="VGG-16 weights (.pth, .safetensors) or the directory of a finished wide run."
-    )
-    pretrained_channels: Literal["rgb", "bgr"] = Field(
-        "rgb", description="Order of colours for which a weights file was trained."
-    )
-    affinity: Literal["agreement", "phi"] = Field(
-        "agreement", description="Eq. 6 of the paper, or its chance-corrected form."
-    )
-    alpha: float = Field(1.0, ge=0, description="Branching factor: weight of the separation cost (Eq. 9).")
-    unit_cost: float = Field(1 / 64, gt=0, description="L0 of Eq. 9: cost of one more branch above all pooling layers.")
-    decay: float = Field(0.99, gt=0, lt=1, description="Decay of the affinity sums per optimiser step.")
-    round_iterations: int = Field(1000, ge=2, description="Optimiser steps between two decisions.")
-    first_decision: int | None = Field(
-        None, ge=2, description="Optimiser steps before the first decision; `round_iterations` if empty."
-    )
-    max_branches: int | Literal["auto"] | None = Field(
-        "auto", description="Cap per layer: `auto` (VGG width / thin width), a number, or empty for none."
-    )
-    when_no_split: Literal["freeze", "retry"] = Field(
-        "freeze", description="After a decision for one branch: stop, or test again."
-    )
-
-    @field_validator("max_branches")
-    @classmethod
-    def _is_positive(cls, cap: int | str | None) -> int | str | None:
-        if isinstance(cap, int) and cap < 1:
-            raise ValueError(f"should be at least 1, found {cap}")
-        return cap
-
-    @field_validator("groups", mode="before")
-    @classmethod
-    def _is_a_tree(cls, groups: Any) -> Any:
-        if groups is None or isinstance(groups, str):
-            return groups
-        if not isinstance(groups, Mapping) or not all(_is_a_grouping(layer) for layer in groups.values()):
-            raise ValueError(
-                f"should be a run directory, a tree.json, or a mapping {{layer: [[task, ...], ...]}}, found {groups!r}"
-            )
-        return {str(name): [[str(task) for task in group] for group in layer] for name, layer in groups.items()}
-
-    @model_validator(mode="after")
-    def _has_a_tree_to_keep(self) -> Self:
-        if self.groups is not None and self.name != "fixed":
-            raise ValueError(f"groups give a tree that is kept: use method.name=fixed with them, found {self.name}")
-        if self.permutation is not None and self.groups is None:
-            raise ValueError("permutation permutes the tasks of a given tree: give method.groups with it")
-        return self
-
-    @model_validator(mode="after")
-    def _begins_from_something(self) -> Self:
-        if self.init != "random" and self.name == "low-rank":
-            raise ValueError(
-                f"name=low-rank begins from the factors of method.pretrained, so method.init should be random, found {self.init}"
-            )
-        needs = f"init={self.init} takes its filters from" if self.init != "random" else "name=low-rank factorises"
-        if self.begins_from_pretrained and self.pretrained is None:
-            raise ValueError(
-                f"{needs} a wide network: give method.pretrained, the path of VGG-16 weights (.pth or .safetensors) or the "
-                "directory of a finished wide run"
-            )
-        return self
-
-    @property
-    def begins_from_pretrained(self) -> bool:
-        """Whether the first weights come from `pretrained`."""
-        return self.init != "random" or self.name == "low-rank"
-
-    @property
-    def keeps_thin(self) -> bool:
-        """Whether the network never has branches: a thin (or wide) baseline."""
-        return self.name == "fixed" and self.groups is None
-
-
-def _is_a_grouping(layer: Any) -> bool:
-    """Whether it is [[task, ...], ...]."""
-    return isinstance(layer, list) and all(
-        isinstance(group, list) and all(isinstance(task, str | int) for task in group) for group in layer
-    )
 
 
 class TrainConfig(Section):

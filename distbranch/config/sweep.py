@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from distbranch.config.reading import explain, known_keys, parse_override, read_yaml, set_dotted, unknown_key
-from distbranch.config.sections import Section
+from distbranch.config.section import Section
 from distbranch.errors import UsageError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a folder

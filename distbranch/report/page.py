@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from distbranch.config.sections import ModelConfig
+from distbranch.config import ModelConfig
 from distbranch.errors import UserError
 from distbranch.report import figures
 from distbranch.report.groups_figure import draw_groups
