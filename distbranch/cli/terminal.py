@@ -44,3 +44,11 @@ def numbers(text: str, option: str = "--seeds") -> list[int]:
     if not text.replace(",", "").isdigit():
         raise UsageError(f"{option} should be whole numbers separated by commas, found '{text}'.")
     return [int(number) for number in text.split(",") if number]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`224x224` (height x width) as numbers."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise UsageError(f"An image size is HEIGHTxWIDTH, such as 224x224, found {text!r}.")
+    return int(height), int(width)
