@@ -7,28 +7,29 @@ a process of its own which does nothing but load the file and answer once.
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from distbranch.branching.tree import Split, Tree
+from distbranch.bench.trees import branch_counts
 from distbranch.engine.artifact import load_model
-from distbranch.errors import UsageError, UserError
+from distbranch.errors import UserError
 from distbranch.export import require
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_weights
 from distbranch.models.fold import fold
 from distbranch.models.networks import Network
 from distbranch.models.tree_net import TreeNet
-from distbranch.tasks import Task
 
 TURN_S = 0.05  # quick networks answer several times in their turn
 FEWEST_ROUNDS = 3
@@ -96,56 +97,10 @@ def candidates_of_runs(runs: Sequence[Path], against: Sequence[str]) -> list[Can
     return [*map(Candidate, names, networks), *_company(networks[0].architecture, against)]
 
 
-def candidates_of_tree(
-    *,
-    backbone: str,
-    width: int,
-    image_size: tuple[int, int],
-    num_tasks: int,
-    least_weights: float | None,
-    tree: Path | None,
-    against: Sequence[str],
-) -> list[Candidate]:
-    """A tree with random weights in the same company: read from a run's tree.json, or grown to so many weights.
-
-    Raises:
-        UserError: the file holds no tree, or no tree has so many weights.
-    """
-    tasks = tuple(Task(f"task {number}") for number in range(num_tasks))
-    if tree is not None:
-        try:
-            content = json.loads(tree.read_text())
-            read = Tree.from_json(content.get("tree", content))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{tree} holds no tree ({error}). Give the tree.json of a run.") from None
-        tasks = tuple(Task(f"task {number}") for number in range(read.num_tasks))
-        grown = Architecture(backbone, width, image_size, tasks, read)
-    else:
-        grown = halved_to(Architecture.thin(backbone, width, image_size, tasks), least_weights or 0)
-    return [Candidate(f"tree-{width}", _random(grown)), *_company(grown, against)]
-
-
-def halved_to(thin: Architecture, least_weights: float) -> Architecture:
-    """The tree of at least so many weights with the fewest branches, every layer having half as many as the one above.
-
-    Raises:
-        UserError: even one branch per task in the top layer gives fewer.
-    """
-    num_tasks = len(thin.tasks)
-    for widest in range(1, num_tasks + 1):
-        grown, count = thin, widest
-        while count > 1 and grown.tree.active_layer:
-            tree = grown.tree
-            above = np.arange(tree.num_branches(tree.active_layer + 1))
-            groups = tuple(tuple(int(branch) for branch in group) for group in np.array_split(above, count))
-            grown, count = grown.with_tree(tree.split(Split(tree.active_layer, groups))), (count + 1) // 2
-            count = min(count, len(groups) - 1)
-        if num_weights(grown) >= least_weights:
-            return grown
-    raise UserError(
-        f"A halved tree of {num_tasks} tasks of width {thin.width} has at most {num_weights(grown):,} weights, fewer than "
-        f"{least_weights:,.0f}. Ask for fewer, or for more tasks."
-    )
+def candidates_of_trees(trees: Sequence[Architecture], against: Sequence[str]) -> list[Candidate]:
+    """Trees (of the same thin network) with random weights in the same company."""
+    named = [Candidate(f"tree of {num_weights(tree) / 1e6:.2f} M weights", _random(tree)) for tree in trees]
+    return [*named, *_company(trees[0], against)]
 
 
 def bench_latency(
@@ -179,6 +134,36 @@ def bench_latency(
     finally:
         torch.set_num_threads(before)
     return rows
+
+
+def comparisons(rows: Sequence[Latency], candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Per batch size and measured network (those before the thin one): what it costs beside its company, as ratios of medians."""
+    medians = {(row.network, row.runtime, row.batch_size): row.median_ms for row in rows}
+    names = [one.name for one in candidates]
+    thin = next(number for number, name in enumerate(names) if name.startswith("thin-"))
+    found = []
+    for batch_size in dict.fromkeys(row.batch_size for row in rows):
+        for name in names[:thin]:
+            own = medians[name, ONNX, batch_size]
+            line = {
+                "network": name,
+                "batch": batch_size,
+                f"x {names[thin]}": own / medians[names[thin], ONNX, batch_size],
+            }
+            line |= {f"{other} costs x": medians[other, ONNX, batch_size] / own for other in names[thin + 1 :]}
+            if (name, EAGER, batch_size) in medians:
+                line["export is faster x"] = medians[name, EAGER, batch_size] / own
+            found.append(line)
+    return found
+
+
+def machine(num_threads: int) -> dict[str, Any]:
+    """Where it was measured."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    versions = {name: version(name) for name in ("torch", "onnxruntime")}
+    return {"processor": model or platform.machine(), "threads": num_threads, **versions}
 
 
 @dataclass(frozen=True)
@@ -287,7 +272,7 @@ def _row(
 ) -> Latency:
     candidate, architecture = entry.candidate, entry.candidate.network.architecture
     low, median, high = (float(value) for value in np.percentile(times, (10, 50, 90)))
-    tree, peak = architecture.tree, None
+    peak = None
     if entry.runtime == ONNX and Path("/proc/self/status").exists():
         arguments = [str(entry.file), str(candidate.copies), json.dumps(shape), str(num_threads)]
         ended = subprocess.run(
@@ -298,7 +283,7 @@ def _row(
         candidate.name,
         entry.runtime,
         batch_size,
-        "-".join(str(tree.num_branches(layer)) for layer in range(1, tree.num_layers + 1)),
+        branch_counts(architecture.tree),
         num_weights(architecture) * candidate.copies,
         multiply_adds(architecture) * candidate.copies,
         1000 * median,
@@ -308,11 +293,3 @@ def _row(
         peak,
         median / reference,
     )
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`224x224` (height x width) as numbers."""
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise UsageError(f"An image size is HEIGHTxWIDTH, such as 224x224, found {text!r}.")
-    return int(height), int(width)

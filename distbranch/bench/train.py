@@ -8,19 +8,17 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import torch.multiprocessing as multiprocessing
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor
 
 from distbranch.bench.decide import planted_statistics
+from distbranch.bench.step import batch_of, timed, training_step
+from distbranch.bench.trees import branch_counts
 from distbranch.config import Config, load_config
-from distbranch.data.shards import BAD_KINDS
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, join_ranks, verify_equal
 from distbranch.engine.methods import decide, may_still_grow
@@ -29,7 +27,6 @@ from distbranch.models.backbones import Architecture
 from distbranch.tasks import Task
 
 STEPS_PER_BLOCK = 5
-NUM_FLAGS = 2 + len(BAD_KINDS)
 
 
 @dataclass(frozen=True)
@@ -112,60 +109,29 @@ def _rank(
         net = TrainedNetwork(config, ranks, preprocessing, is_final=False)
         beginning = Architecture.thin("vgg16", config.model.width, image_size, tasks)
         net.begin(beginning, config.seed)
-        step = _stepper(net, config.train.batch_size // world_size, image_size)
-        thin = _interleaved(step, ranks, num_blocks)
+        batch = batch_of(config, beginning, rank)
+        thin = _interleaved(net, batch, num_blocks)
         net.begin(beginning, config.seed)  # steps alone have led the ranks apart
         growth = _grow(net, ranks)
-        grown = _interleaved(step, ranks, num_blocks)
+        grown = _interleaved(net, batch, num_blocks)
         if ranks.is_first:
             name = f"thin-{config.model.width}"
-            tree = net.network.architecture.tree
-            widest = "-".join(str(tree.num_branches(layer)) for layer in range(1, tree.num_layers + 1))
+            widest = branch_counts(net.network.architecture.tree)
             rows = [(name, thin, 0.0), (f"Branch-{config.model.width}-{config.method.alpha} ({widest})", grown, growth)]
             queue.put([TrainCost(label, world_size, *times, seconds) for label, times, seconds in rows])
 
 
-def _stepper(net: TrainedNetwork, batch_size: int, image_size: tuple[int, int]) -> Callable[[bool], None]:
-    """A training step as the trainer makes it; the argument says whether the ranks speak with each other."""
-    ranks, num_tasks = net.ranks, len(net.network.tasks.tasks)
-    generator = torch.Generator().manual_seed(ranks.rank)
-    images = torch.randint(0, 256, (batch_size, 3, *image_size), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 2, (batch_size, num_tasks), generator=generator).float()
-    images, labels = images.to(ranks.device), labels.to(ranks.device)
-
-    def step(together: bool) -> None:
-        pending = []
-        if together:
-            pending.append(ranks.start_sum(torch.zeros(NUM_FLAGS, dtype=torch.float64), on_host=True))
-        net.optimizer.zero_grad(set_to_none=True)
-        with nullcontext() if together else net.no_sync():
-            outputs = net.wrapped(images, flat=True)
-            losses = net.network.tasks.losses(outputs, labels)
-            if together:
-                pending.append(ranks.start_sum(torch.zeros(3 * num_tasks, dtype=torch.float64, device=ranks.device)))
-            torch.autograd.backward(losses.sum() / batch_size)
-        clip_grad_norm_(net.network.parameters(), net.config.train.clip_norm, foreach=True)
-        net.optimizer.step()
-        for one in pending:
-            one.wait()
-
-    return step
-
-
-def _interleaved(step: Callable[[bool], None], ranks: Ranks, num_blocks: int) -> tuple[float, float]:
+def _interleaved(net: TrainedNetwork, batch: tuple[Tensor, Tensor], num_blocks: int) -> tuple[float, float]:
     """Milliseconds of the slowest rank per step: alone, together; medians over the blocks after the first."""
+    ranks = net.ranks
+    steps = {together: training_step(net, batch, together=together) for together in (False, True)}
     times: dict[bool, list[float]] = {False: [], True: []}
     for block in range(num_blocks + 1):
         for together in (False, True) if block % 2 else (True, False):
             ranks.gather(None)  # all begin at once
-            began = time.perf_counter()
-            for _ in range(STEPS_PER_BLOCK):
-                step(together)
-            if ranks.device.type == "cuda":
-                torch.cuda.synchronize()
-            slowest = max(ranks.gather(time.perf_counter() - began))
+            slowest = max(ranks.gather(timed(steps[together], STEPS_PER_BLOCK)[0]))
             if block:
-                times[together].append(slowest / STEPS_PER_BLOCK * 1000)
+                times[together].append(slowest * 1000)
     return float(np.median(times[False])), float(np.median(times[True]))
 
 

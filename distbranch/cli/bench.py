@@ -4,15 +4,30 @@ import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperGroup
 
-from distbranch.cli.terminal import console, numbers, show_pairs, show_rows
+from distbranch.cli.terminal import console, numbers, parse_size, show_pairs, show_rows
 from distbranch.errors import UsageError, UserError
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
+
+class _RunsAreTimed(TyperGroup):
+    """`distbranch bench RUN...` is `distbranch bench latency RUN...`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that `args` begin with; a path begins those of `latency`."""
+        is_path = args[0] not in self.commands and ("/" in args[0] or Path(args[0]).is_dir())
+        return super().resolve_command(ctx, ["latency", *args] if is_path else args)
+
+
+bench_app = typer.Typer(
+    cls=_RunsAreTimed,
+    no_args_is_help=True,
+    help="Measure on this machine. `distbranch bench RUN...` is `distbranch bench latency RUN...`.",
+)
 
 
 @bench_app.command("decide")
@@ -38,14 +53,69 @@ def bench_memory_command(
 @bench_app.command("train")
 def bench_train_command(
     width: Annotated[int, typer.Option(help="Thinness omega.", min=1)] = 32,
-    ranks: Annotated[int, typer.Option(help="Processes on this machine.", min=2)] = 2,
+    ranks: Annotated[int, typer.Option(help="Processes on this machine; 1: no synchronisation.", min=1)] = 2,
     batch_size: Annotated[int, typer.Option(help="Images per step, over all ranks.", min=4)] = 64,
+    image_size: Annotated[str, typer.Option(help="height x width.")] = "64x64",
+    tree: Annotated[
+        Path | None, typer.Option(help="The tree.json of a run; empty: a tree grown on planted statistics.")
+    ] = None,
+    threads: Annotated[str, typer.Option(help="Threads of a process, separated by commas.")] = "1,2",
+    blocks: Annotated[int, typer.Option(help="Turns of four or five steps.", min=1)] = 12,
 ) -> None:
-    """What synchronisation costs a training step, of a thin network and of the tree it grows into, and what growth costs."""
-    from distbranch.bench.train import bench_train
+    """What a training step costs against a naive loop (one module per branch, NCHW, nothing fused), and what synchronisation adds.
 
-    rows = bench_train(width=width, num_ranks=ranks, batch_size=batch_size)
-    show_rows([{**asdict(row), "synchronisation_%": 100 * row.share} for row in rows])
+    Both are measured for a thin network and for the tree it grows into.
+
+    Examples:
+    `distbranch bench train --width 16 --image-size 64x48 --ranks 1`
+
+    `distbranch bench train --ranks 1 --tree runs/mine/tree.json --width 16`
+    """
+    from distbranch.bench.naive import bench_naive
+    from distbranch.bench.train import bench_train
+    from distbranch.bench.trees import thin_and_tree
+
+    size, counts = parse_size(image_size), numbers(threads, "--threads")
+    if not counts or 0 in counts:
+        raise UsageError(f"--threads should be numbers from 1 on, found '{threads}'.")
+    networks = thin_and_tree(width, size, tree)
+    compared = bench_naive(networks, batch_size=batch_size, threads=counts, num_blocks=blocks)
+    show_rows([asdict(row) for row in compared])
+    if ranks > 1:
+        rows = bench_train(width=width, num_ranks=ranks, batch_size=batch_size, image_size=size, num_blocks=blocks)
+        show_rows([{**asdict(row), "synchronisation_%": 100 * row.share} for row in rows])
+
+
+@bench_app.command("data")
+def bench_data_command(
+    dataset: Annotated[
+        Path | None, typer.Argument(help="A packed data set; none: 178x218 pictures like photographs, packed for this.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the data set.")] = "train",
+    image_size: Annotated[str, typer.Option(help="height x width to which images are resized.")] = "64x64",
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
+    processes: Annotated[str, typer.Option(help="Prefetching processes, separated by commas; 0: none.")] = "0,2",
+    passes: Annotated[int, typer.Option(help="Over the shards, of either reader.", min=1)] = 7,
+) -> None:
+    """Images per second of the loader against plain webdataset and Pillow, on the same shards, in turns.
+
+    Examples:
+    `distbranch bench data`
+
+    `distbranch bench data data/mine --image-size 64x48 --processes 0,4`
+    """
+    from distbranch.bench.data import bench_data, pack_photographs
+    from distbranch.data.shards import read_dataset
+
+    size, counts = parse_size(image_size), numbers(processes, "--processes")
+    if not counts:
+        raise UsageError(f"--processes should be numbers, found '{processes}'.")
+    with tempfile.TemporaryDirectory() as place:
+        info = pack_photographs(Path(place) / "packed") if dataset is None else read_dataset(dataset)
+        rows = bench_data(
+            info, split=split, image_size=size, batch_size=batch_size, processes=counts, num_passes=passes
+        )
+    show_rows([asdict(row) for row in rows])
 
 
 @bench_app.command("sweep")
@@ -98,41 +168,38 @@ def bench_latency_command(
     image_size: Annotated[str, typer.Option(help="Without RUN: height x width.")] = "224x224",
     num_tasks: Annotated[int, typer.Option(help="Without RUN: binary tasks.", min=1)] = 40,
     tree_weights: Annotated[
-        float, typer.Option(help="Without RUN: a tree of at least so many weights.", min=0)
-    ] = 1.4e6,
+        str, typer.Option(help="Without RUN: trees of at least so many weights, separated by commas.")
+    ] = "1.49e6,2.09e6",
     tree: Annotated[Path | None, typer.Option(help="Without RUN: the tree.json of a run.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the numbers.")] = None,
 ) -> None:
     """Latency, throughput and memory beside the thin, independent and full networks, in ONNX Runtime.
 
-    Examples:
-    `distbranch bench latency runs/mine --against vgg16 --eager`
+    Without RUN, neither data nor training is needed: trees of random weights, as large as the paper's Branch-32-1.0 and -2.0.
 
-    `distbranch bench latency --width 32 --image-size 224x224 --tree-weights 1.4e6 --out latency.json`
+    Examples:
+    `distbranch bench latency --eager --out latency.json`
+
+    `distbranch bench latency runs/mine --against vgg16 --eager`
     """
     from distbranch.bench import latency
+    from distbranch.bench.trees import described_trees
 
-    full = [name for name in against.split(",") if name]
+    sizes, full = numbers(batch_sizes, "--batch-sizes"), [name for name in against.split(",") if name]
+    if not sizes or 0 in sizes:
+        raise UsageError(f"--batch-sizes should be numbers from 1 on, found '{batch_sizes}'.")
     if runs:
         candidates = latency.candidates_of_runs(runs, full)
     else:
-        candidates = latency.candidates_of_tree(
-            backbone=backbone,
-            width=width,
-            image_size=latency.parse_size(image_size),
-            num_tasks=num_tasks,
-            least_weights=tree_weights,
-            tree=tree,
-            against=full,
-        )
-    sizes = numbers(batch_sizes, "--batch-sizes")
-    if not sizes or 0 in sizes:
-        raise UsageError(f"--batch-sizes should be numbers from 1 on, found '{batch_sizes}'.")
+        pixels = parse_size(image_size)
+        trees = described_trees(backbone, width, pixels, num_tasks, weights=_sizes(tree_weights), file=tree)
+        candidates = latency.candidates_of_trees(trees, full)
     rows = latency.bench_latency(candidates, batch_sizes=sizes, eager=eager, seconds=seconds, num_threads=threads)
-    values = [asdict(row) for row in rows]
+    found = latency.comparisons(rows, candidates)
     if out is not None:
+        content = {"machine": latency.machine(threads), "networks": [asdict(row) for row in rows], "compared": found}
         try:
-            out.write_text(json.dumps(values, indent=1) + "\n")
+            out.write_text(json.dumps(content, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"{out} cannot be written ({error.strerror}). Give another file.") from None
     table = Table(
@@ -146,3 +213,11 @@ def bench_latency_command(
         cells = (times, f"{row.relative:.2f}", f"{row.images_per_s:.1f}", peak, f"{row.weights:,}")
         table.add_row(row.network, row.runtime, str(row.batch_size), *cells, f"{row.multiply_adds / 1e6:,.0f}")
     console.print(table)
+    show_rows(found)
+
+
+def _sizes(text: str) -> list[float]:
+    try:
+        return [float(size) for size in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--tree-weights should be numbers separated by commas, found '{text}'.") from None

@@ -52,3 +52,11 @@ def decimals(text: str, option: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"{option} should be numbers separated by commas, found '{text}'.") from None
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`224x224` (height x width) as numbers."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise UsageError(f"An image size is HEIGHTxWIDTH, such as 224x224, found {text!r}.")
+    return int(height), int(width)

@@ -134,7 +134,9 @@ class TrainConfig(Section):
     batch_size: int = Field(32, ge=2, description="Images per optimiser step, over all ranks.")
     accumulate: int = Field(1, ge=1, description="Forward and backward passes into which one step is divided.")
     clip_norm: float = Field(20.0, gt=0, description="Largest norm of the gradient.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="`bf16`: autocast of the forward pass.")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32", description="`bf16`: autocast of the forward pass; `auto`: bf16 if all ranks have it in hardware."
+    )
     compile: bool = Field(False, description="torch.compile after the last widening.")
     sync_batch_norm: bool = Field(False, description="Batch-norm statistics over all ranks (GPU only).")
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints (one more at every decision).")

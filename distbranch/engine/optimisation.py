@@ -1,15 +1,17 @@
-"""The optimiser, its named slots, and the learning rate as a pure function of the step.
+"""The optimiser, its named slots, the learning rate as a pure function of the step, and whether bf16 is in hardware.
 
 Slots are carried by parameter name (`layers.fc7.2.linear.weight:exp_avg`), so that they can be copied with their branch.
 """
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from distbranch.config import OptimConfig
+from distbranch.engine.distributed import Ranks
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -64,3 +66,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Use `rate` from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware; elsewhere bf16 is emulated, and slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    processor = Path("/proc/cpuinfo")
+    flags = processor.read_text() if processor.exists() else ""
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def uses_bf16(precision: str, ranks: Ranks) -> bool:
+    """Whether the forward pass is in bf16 by `train.precision`; the same on every rank."""
+    return precision == "bf16" or (precision == "auto" and all(ranks.gather(has_bf16(ranks.device))))

@@ -29,10 +29,7 @@ from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.loading import open_training
 from distbranch.engine.methods import Ruling, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
-from distbranch.engine.optimisation import (
-    learning_rate,
-    set_learning_rate,
-)
+from distbranch.engine.optimisation import learning_rate, set_learning_rate, uses_bf16
 from distbranch.engine.profiling import Profiler
 from distbranch.engine.results import RunResult, StoppedEarly, summarise
 from distbranch.engine.run_directory import RunDirectory, seconds_of, write_aside, write_json
@@ -88,6 +85,7 @@ class Trainer:
             config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std
         )
         self.has_gaps = any(counts.get("unlabelled", 0) for counts in info.splits["train"].labels.values())
+        self.bf16 = uses_bf16(config.train.precision, ranks)
         self.progress = Progress(growing=config.method.name == "branching")
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
         self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=not self.progress.growing)
@@ -178,7 +176,7 @@ class Trainer:
         for number, (part, part_labels) in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self.net.no_sync():
-                with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16):
                     outputs = self.net.wrapped(part, flat=True)
                 losses = self.net.network.tasks.losses(outputs, part_labels)
                 margins.append(self.net.network.tasks.margins(outputs.detach(), part_labels))

@@ -13,6 +13,7 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
+from distbranch.engine.optimisation import has_bf16
 from distbranch.engine.run_directory import package_version
 from distbranch.errors import UserError
 
@@ -60,9 +61,8 @@ def _devices() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
     threads = os.environ.get("OMP_NUM_THREADS")
     yield Finding("cores", f"{cores}" + (f", OMP_NUM_THREADS={threads}" if threads else ""))
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    has_bf16 = "amx_bf16" in flags or "avx512_bf16" in flags
-    yield Finding("bf16 on this processor", "in hardware" if has_bf16 else "not in hardware: keep train.precision=fp32")
+    known = "in hardware" if has_bf16(torch.device("cpu")) else "not in hardware: keep train.precision=fp32"
+    yield Finding("bf16 on this processor", known)
     if not torch.cuda.is_available():
         built = torch.version.cuda is not None
         advice = "This torch was built for CUDA but finds no GPU: check the driver with nvidia-smi." if built else ""

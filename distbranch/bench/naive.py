@@ -1,0 +1,242 @@
+"""A training step against a naive loop: one module per branch, NCHW, a loss per task, nothing fused and no autocast.
+
+Both train the same tree from the same weights on the same samples, each in a process of its own with the same number of threads.
+They take turns block by block, so that whatever else the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from distbranch.bench.step import batch_of, timed, training_step
+from distbranch.bench.trees import branch_counts
+from distbranch.config import Config, load_config
+from distbranch.engine.artifact import Preprocessing
+from distbranch.engine.distributed import join_ranks
+from distbranch.engine.optimisation import has_bf16
+from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.models.backbones import Architecture, LayerShape
+from distbranch.models.tree_net import TreeNet
+
+FIRST_STEPS = 3  # whose losses are compared
+STEPS_PER_BLOCK = 4
+
+
+@dataclass(frozen=True)
+class AgainstNaive:
+    """Milliseconds per step, medians over the blocks.
+
+    `faster`: how many times faster, block by block, with the 10th and 90th percentile; `difference`: the largest relative one
+    between the losses of the first steps.
+    """
+
+    network: str
+    branches: str
+    threads: int
+    precision: str
+    naive_ms: float
+    step_ms: float
+    faster: float
+    low: float
+    high: float
+    difference: float
+
+
+def bench_naive(
+    architectures: dict[str, Architecture],
+    *,
+    batch_size: int = 64,
+    threads: Sequence[int] = (1,),
+    optimizer: str = "adamw",
+    num_blocks: int = 12,
+) -> list[AgainstNaive]:
+    """A row per network, number of threads and precision (bf16 only where it is in hardware). Images and labels are random."""
+    precisions = ["fp32", "bf16"] if has_bf16(torch.device("cpu")) else ["fp32"]
+    rows = []
+    for name, architecture in architectures.items():
+        for count in threads:
+            for precision in precisions:
+                config = load_config(
+                    {
+                        "data": {"path": "random"},
+                        "train": {"batch_size": batch_size, "precision": precision},
+                        "optim": {"name": optimizer},
+                        "launch": {"threads": count, "device": "cpu"},
+                    }
+                )
+                rows.append(_row(name, config, architecture, num_blocks))
+    return rows
+
+
+def _row(name: str, config: Config, architecture: Architecture, num_blocks: int) -> AgainstNaive:
+    with _at_work(_naive_process, config, architecture) as naive, _at_work(_our_process, config, architecture) as ours:
+        _, expected = naive(FIRST_STEPS)
+        _, found = ours(FIRST_STEPS)
+        times = []
+        for block in range(num_blocks):
+            pair = {one: one(STEPS_PER_BLOCK)[0] for one in ((naive, ours) if block % 2 else (ours, naive))}
+            times.append((pair[naive], pair[ours]))
+    naive_ms, step_ms = np.array(times).T * 1000
+    low, faster, high = np.percentile(naive_ms / step_ms, (10, 50, 90))
+    return AgainstNaive(
+        name,
+        branch_counts(architecture.tree),
+        config.launch.threads or 1,
+        config.train.precision,
+        float(np.median(naive_ms)),
+        float(np.median(step_ms)),
+        float(faster),
+        float(low),
+        float(high),
+        float(np.max(np.abs(np.array(found) / np.array(expected) - 1))),
+    )
+
+
+# ---- the two processes
+
+Turn = Callable[[int], tuple[float, list[float]]]  # so many steps: seconds per step, losses
+
+
+@contextmanager
+def _at_work(
+    work: Callable[[Connection, Config, Architecture], None], config: Config, architecture: Architecture
+) -> Iterator[Turn]:
+    """A process that makes so many steps whenever it is told to."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=work, args=(there, config, architecture), daemon=True)
+    process.start()
+
+    def turn(count: int) -> tuple[float, list[float]]:
+        here.send(count)
+        seconds, losses = cast(tuple[float, list[float]], here.recv())
+        return seconds, losses
+
+    try:
+        yield turn
+    finally:
+        here.send(0)
+        process.join()
+
+
+def _naive_process(connection: Connection, config: Config, architecture: Architecture) -> None:
+    torch.set_num_threads(config.launch.threads or 1)
+    _answer(connection, naive_step(config, architecture))
+
+
+def _our_process(connection: Connection, config: Config, architecture: Architecture) -> None:
+    with join_ranks(config.launch) as ranks:
+        data = config.data
+        preprocessing = Preprocessing(data.decoder, architecture.image_size, data.mean, data.std)
+        net = TrainedNetwork(config, ranks, preprocessing, is_final=True)
+        net.begin(architecture, config.seed)
+        _answer(connection, training_step(net, batch_of(config, architecture)))
+
+
+def _answer(connection: Connection, step: Callable[[], Tensor]) -> None:
+    while (count := connection.recv()) > 0:
+        connection.send(timed(step, count))
+
+
+# ---- the loop as one would write it first
+
+
+class NaiveNet(nn.Module):
+    """The network of a tree as modules within modules, with a head of its own for every task."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: TreeNet) -> None:
+        super().__init__()
+        architecture = network.architecture
+        self.tree, self.tasks = architecture.tree, architecture.tasks
+        self.layers = nn.ModuleList(
+            nn.ModuleList(_naive_branch(shape, branch) for branch in cast(nn.ModuleList, branches))
+            for shape, branches in zip(architecture.shapes, network.layers.values(), strict=True)
+        )
+        self.heads = nn.ModuleList()
+        for columns in network.tasks.columns.values():
+            head = nn.Linear(architecture.shapes[-1].width, columns.stop - columns.start)
+            head.load_state_dict({key: value[columns] for key, value in network.heads.state_dict().items()})
+            self.heads.append(head)
+        self.register_buffer("mean", network.mean.clone())
+        self.register_buffer("std", network.std.clone())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits [B, K] of every task."""
+        features = [(images.float() / 255 - self.mean) / self.std]
+        for layer, branches in enumerate(self.layers, start=1):
+            features = [
+                branch(features[self.tree.parent(layer, number)])
+                for number, branch in enumerate(cast(nn.ModuleList, branches))
+            ]
+        top = self.tree.num_layers + 1
+        return {
+            task.name: head(features[self.tree.parent(top, number)])
+            for number, (task, head) in enumerate(zip(self.tasks, self.heads, strict=True))
+        }
+
+
+def _naive_branch(shape: LayerShape, branch: nn.Module) -> nn.Sequential:
+    parts: list[nn.Module]
+    if shape.layer.kind == "conv":
+        parts = [
+            nn.Conv2d(shape.num_inputs, shape.width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(shape.width),
+            nn.ReLU(inplace=True),
+        ]
+        if shape.layer.pool_after:
+            parts.append(nn.MaxPool2d(2))
+    else:
+        parts = [
+            nn.Flatten(),
+            nn.Linear(shape.num_inputs, shape.width, bias=False),
+            nn.BatchNorm1d(shape.width),
+            nn.ReLU(inplace=True),
+        ]
+    made = nn.Sequential(*parts)
+    made.load_state_dict(dict(zip(made.state_dict(), branch.state_dict().values(), strict=True)))
+    return made
+
+
+def naive_step(config: Config, architecture: Architecture) -> Callable[[], Tensor]:
+    """A plain step of training; it returns the loss."""
+    network = TreeNet(architecture, config.data.mean, config.data.std)
+    network.init(torch.Generator().manual_seed(config.seed))
+    net = NaiveNet(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    optim = config.optim
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.SGD(net.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+        if optim.name == "sgd"
+        else torch.optim.AdamW(net.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+    )
+    images, labels = batch_of(config, architecture)
+    images = images.contiguous()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        outputs = net(images)
+        loss = torch.zeros(())
+        for number, task in enumerate(architecture.tasks):
+            logits, truth = outputs[task.name], labels[:, number]
+            if task.kind == "categorical":
+                loss = loss + functional.cross_entropy(logits, truth.long())
+            else:
+                loss = loss + functional.binary_cross_entropy_with_logits(logits.squeeze(1), truth)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(net.parameters(), config.train.clip_norm)
+        optimizer.step()
+        return loss.detach()
+
+    return step

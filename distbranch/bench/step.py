@@ -1,0 +1,69 @@
+"""A training step as the trainer makes it, on samples that are always the same ones, and how steps are timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from distbranch.branching.affinity import AffinityStats
+from distbranch.config import Config
+from distbranch.data.shards import BAD_KINDS
+from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.models.backbones import Architecture
+
+NUM_FLAGS = 2 + len(BAD_KINDS)
+
+
+def batch_of(config: Config, architecture: Architecture, rank: int = 0) -> tuple[Tensor, Tensor]:
+    """Random images uint8 [b, 3, H, W] (channels_last, as the loader gives them) and labels [b, T] of one rank."""
+    generator = torch.Generator().manual_seed(rank)
+    size = config.train.batch_size // config.launch.most_workers
+    images = torch.randint(0, 256, (size, 3, *architecture.image_size), dtype=torch.uint8, generator=generator)
+    highest = torch.tensor([max(2, task.num_outputs) for task in architecture.tasks])
+    labels = (torch.rand(size, len(highest), generator=generator) * highest).floor()
+    return images.contiguous(memory_format=torch.channels_last), labels
+
+
+def training_step(net: TrainedNetwork, batch: tuple[Tensor, Tensor], *, together: bool = False) -> Callable[[], Tensor]:
+    """A step of a network that has ended growing; it returns the loss. `together`: with all that ranks tell each other."""
+    ranks, train, num_tasks = net.ranks, net.config.train, len(net.network.tasks.tasks)
+    images, labels = (tensor.to(ranks.device) for tensor in batch)
+    stats = AffinityStats(num_tasks, device=ranks.device)
+
+    def step() -> Tensor:
+        pending = []
+        if together:
+            pending.append(ranks.start_sum(torch.zeros(NUM_FLAGS, dtype=torch.float64), on_host=True))
+        net.optimizer.zero_grad(set_to_none=True)
+        with nullcontext() if together else net.no_sync():
+            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+                outputs = net.wrapped(images, flat=True)
+            losses = net.network.tasks.losses(outputs, labels)
+            margins = net.network.tasks.margins(outputs.detach(), labels)
+            own = torch.cat([stats.margin_sums(margins), losses.detach().sum(dim=0, dtype=torch.float64)])
+            if together:
+                pending.append(ranks.start_sum(own))
+            loss = losses.sum() / len(images)
+            torch.autograd.backward(loss)
+        clip_grad_norm_(net.network.parameters(), train.clip_norm, foreach=True)
+        net.optimizer.step()
+        for one in pending:
+            one.wait()
+        return loss.detach()
+
+    return step
+
+
+def timed(step: Callable[[], Tensor], count: int) -> tuple[float, list[float]]:
+    """Seconds per step over so many of them, and their losses."""
+    began = time.perf_counter()
+    losses = [step() for _ in range(count)]
+    if losses[0].is_cuda:
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - began) / count
+    return seconds, [float(loss) for loss in losses]

@@ -1,0 +1,78 @@
+"""The benchmark of training compares two loops that train the same network."""
+
+import re
+
+import torch
+from tiny_world import run_command
+
+from distbranch.bench.naive import NaiveNet, bench_naive, naive_step
+from distbranch.bench.step import batch_of, training_step
+from distbranch.bench.trees import branch_counts, grown
+from distbranch.branching.tree import Split
+from distbranch.config import MethodConfig, load_config
+from distbranch.engine.artifact import Preprocessing
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.models.backbones import Architecture
+from distbranch.models.tree_net import TreeNet
+from distbranch.tasks import Task
+
+TASKS = (Task("a.b"), Task("colour", "categorical", ("red", "green", "blue")), Task("c"))
+
+
+def tree() -> Architecture:
+    thin = Architecture.thin("vgg9", 8, (32, 40), TASKS)
+    return thin.with_tree(thin.tree.split(Split(8, ((0, 2), (1,)))).split(Split(7, ((0,), (1,)))))
+
+
+def test_a_naive_loop_trains_the_same_network_up_to_rounding() -> None:
+    for optimizer in ("sgd", "adamw"):
+        config = load_config(
+            {"data": {"path": "random"}, "train": {"batch_size": 8}, "optim": {"name": optimizer, "lr": 0.01}}
+        )
+        net = TrainedNetwork(
+            config,
+            Ranks(0, 1, torch.device("cpu")),
+            Preprocessing("simplejpeg", (32, 40), config.data.mean, config.data.std),
+            is_final=True,
+        )
+        net.begin(tree(), config.seed)
+        ours, naive = training_step(net, batch_of(config, tree())), naive_step(config, tree())
+        losses = [(float(ours()), float(naive())) for _ in range(6)]
+        assert losses[-1][0] < losses[0][0]
+        torch.testing.assert_close(*map(torch.tensor, zip(*losses, strict=True)), rtol=1e-3, atol=0)
+
+
+def test_the_naive_network_gives_the_logits_of_ours() -> None:
+    network = TreeNet(tree()).eval()
+    images = torch.randint(0, 256, (3, 3, 32, 40), dtype=torch.uint8)
+    expected, found = network(images), NaiveNet(network).eval()(images)
+    for name, logits in expected.items():
+        torch.testing.assert_close(found[name].squeeze(1), logits, rtol=0, atol=1e-5)
+
+
+def test_a_row_says_how_many_times_faster_and_how_far_apart() -> None:
+    (row,) = bench_naive({"tree": tree()}, batch_size=8, num_blocks=3)
+    assert (row.network, row.branches, row.threads) == ("tree", branch_counts(tree().tree), 1)
+    assert row.branches == "1-1-1-1-1-1-2-2"
+    assert 0 < row.low <= row.faster <= row.high
+    assert row.difference < 1e-3
+
+
+def test_a_tree_grows_on_planted_statistics_as_one_does_in_training() -> None:
+    thin = Architecture.thin("vgg16", 16, (64, 48), tuple(Task(f"task {number}") for number in range(24)))
+    method = MethodConfig(alpha=2.0, affinity="phi")
+    counts = [int(count) for count in branch_counts(grown(thin, method).tree).split("-")]
+    assert counts == sorted(counts)
+    assert counts[-1] >= 8
+    assert branch_counts(grown(thin, replace_alpha(method, 0.0)).tree) == "-".join(["1"] * 15)
+
+
+def replace_alpha(method: MethodConfig, alpha: float) -> MethodConfig:
+    return method.model_copy(update={"alpha": alpha})
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    ended = run_command(["bench", "train", "--threads", "0"])
+    assert ended.code == 2
+    assert re.search("--threads should be numbers from 1 on", ended.err)
