@@ -71,7 +71,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware; elsewhere bf16 is emulated, and slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     processor = Path("/proc/cpuinfo")
     flags = processor.read_text() if processor.exists() else ""
     return "amx_bf16" in flags or "avx512_bf16" in flags
