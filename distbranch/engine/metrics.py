@@ -4,24 +4,38 @@ Only rank 0 has one.
 """
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from distbranch.engine.run_directory import RunDirectory, append_line, read_lines
+from distbranch.engine.run_directory import RunDirectory, append_line, read_lines, seconds_of
 
 Event = dict[str, Any]
 Report = Callable[[Event], None]
 DrawDecision = Callable[[SummaryWriter, Mapping[str, Any], Path], None]
 
+SECONDS_BETWEEN_EVENTS = 0.5
+
 
 class RunLog:
-    """Writes what happens to the run directory and tells it to `report`."""
+    """Writes what happens to the run directory and tells it to `report`.
 
-    def __init__(self, directory: RunDirectory, *, after: int, report: Report, draw: DrawDecision | None) -> None:
-        self.directory = directory
+    Args:
+        directory: of the run.
+        after: the step from which the run goes on.
+        iterations: its steps in all.
+        report: called with what happens.
+        draw: called with every decision, to draw it into TensorBoard.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, *, after: int, iterations: int, report: Report, draw: DrawDecision | None
+    ) -> None:
+        self.directory, self.iterations = directory, iterations
         self.report = report
         self.draw = draw
         if not directory.tensorboard.exists():
@@ -29,11 +43,40 @@ class RunLog:
         self.writer = SummaryWriter(
             str(directory.tensorboard), purge_step=after + 1
         )  # what a killed run wrote later is hidden
+        self._last_sign = seconds_of(directory.sign_of_life)  # of whoever trained the run before
+        self._loss: float | None = None  # as last logged
+        self._told_at = 0.0
 
     def train(self, line: Event) -> None:
         """One logged training step."""
         append_line(self.directory.metrics, {"kind": "train", **line})
         _add_training(self.writer, line)
+        self._loss = line["loss"]
+        self.tell(line)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing was told for so long that whoever watches may wonder."""
+        return time.monotonic() - self._told_at >= SECONDS_BETWEEN_EVENTS
+
+    def tell(self, standing: Event) -> None:
+        """Let whoever watches know where the run stands."""
+        self._told_at = time.monotonic()
+        self._give_sign()
+        self.report({"kind": "progress", "loss": self._loss, "iterations": self.iterations, **standing})
+
+    def resumed(self, iteration: int, world_size: int) -> None:
+        """How long the run stood still before its first new step. Both times are those of the storage, whoever wrote."""
+        self._give_sign()
+        now = seconds_of(self.directory.sign_of_life)
+        away = None if self._last_sign is None or now is None else round(now - self._last_sign, 2)
+        self.note("resumed", iteration=iteration, world_size=world_size, seconds_to_first_step=away)
+
+    def _give_sign(self) -> None:
+        with suppress(
+            OSError
+        ):  # storage that fails is told of when something is lost by it: at the next line or checkpoint
+            self.directory.sign_of_life.touch()
 
     def evaluation(self, split: str, iteration: int, scores: Mapping[str, Any]) -> None:
         """Metrics of one split."""

@@ -7,8 +7,7 @@ wants to stop or has met a bad sample), which is awaited at the beginning of the
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,47 +15,26 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from distbranch.branching.affinity import AffinityStats
-from distbranch.config import Config, to_yaml
+from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
-from distbranch.engine.artifact import Preprocessing, save_model
-from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
-from distbranch.engine.distributed import Pending, Ranks, verify_equal
+from distbranch.engine.distributed import Pending, Ranks
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.feed import SMALLEST_PART, Feed
 from distbranch.engine.forks import Family
-from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.loading import open_training
 from distbranch.engine.methods import Ruling, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
 from distbranch.engine.optimisation import learning_rate, set_learning_rate, uses_bf16
 from distbranch.engine.profiling import Profiler
 from distbranch.engine.results import RunResult, StoppedEarly, summarise
-from distbranch.engine.run_directory import RunDirectory, seconds_of, write_aside, write_json
-from distbranch.engine.statistics import own_statistics, tensors_of_ranks
-from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.engine.statistics import tensors_of_ranks
+from distbranch.engine.training_state import TrainingState
 from distbranch.engine.window import StepWindow
-from distbranch.errors import SharedError, UserError
-from distbranch.models.backbones import Architecture
-
-SECONDS_BETWEEN_EVENTS = 0.5
-
-
-@dataclass
-class Progress:
-    """Where a run stands, in plain numbers."""
-
-    iteration: int = 0  # optimiser steps done
-    num_rounds: int = 0  # decisions taken
-    growing: bool = True
-    last_decision: int = 0  # iteration
-    schedule_start: int = 0  # iteration at which the course of the learning rate began
-    seconds: float = 0.0  # of training, over all sessions
-    num_bad: dict[str, int] = field(default_factory=dict)
+from distbranch.errors import SharedError
 
 
 class Trainer:
-    """One rank's training state. It outlives a step, and is rebuilt as a new value at every widening.
+    """One rank's training: the state it advances step by step, and what it tells on the way.
 
     Args:
         config: resolved, with absolute paths.
@@ -78,29 +56,23 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.ranks, self.info = config, ranks, info
-        self.directory = RunDirectory(config.run_directory)
         self.family = Family(config)
         self.should_stop = should_stop
-        self.preprocessing = Preprocessing(
-            config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std
-        )
         self.has_gaps = any(counts.get("unlabelled", 0) for counts in info.splits["train"].labels.values())
         self.bf16 = uses_bf16(config.train.precision, ranks)
-        self.progress = Progress(growing=config.method.name == "branching")
-        self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
-        self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=not self.progress.growing)
-        resumed = self._restore_or_begin()
-        self.log = (
-            RunLog(self.directory, after=self.progress.iteration, report=report, draw=draw) if ranks.is_first else None
-        )
-        self._resumed_at = self.progress.iteration if resumed and self.log else None
-        self._last_sign = seconds_of(self.directory.sign_of_life) if resumed else None
-        self._saved_at = self.progress.iteration if resumed else -1
+        self.state = TrainingState(config, ranks, info)
+        self.progress, self.net, self.stats = self.state.progress, self.state.net, self.state.stats
+        self.log = self._open_log(report, draw) if ranks.is_first else None
+        self._resumed_at = self.progress.iteration if self.state.was_resumed else None
+        self._saved_at = self.progress.iteration if self.state.was_resumed else -1
         self._margins: Pending | None = None
-        self._loss: float | None = None  # as last logged
-        self._told_at = 0.0
         self._window = StepWindow(len(info.tasks), ranks.device)
-        self._profiler = Profiler(self.directory.profile if config.train.profile and ranks.is_first else None)
+        profile = config.train.profile and ranks.is_first
+        self._profiler = Profiler(self.state.directory.profile if profile else None)
+
+    def _open_log(self, report: Report, draw: DrawDecision | None) -> RunLog:
+        state, last = self.state, self.config.train.iterations
+        return RunLog(state.directory, after=state.progress.iteration, iterations=last, report=report, draw=draw)
 
     # ---- the loop
 
@@ -113,12 +85,12 @@ class Trainer:
         """
         train, progress = self.config.train, self.progress
         start = progress.iteration * train.batch_size
-        size = self.preprocessing.image_size
+        size = self.state.preprocessing.image_size
         batches = open_training(self.info, self.config, self.ranks, image_size=size, start=start)
         self._feed = Feed(batches, self.ranks, self.should_stop)
-        if self._decision_is_due():  # begun from a fork's checkpoint: every other one is written after the decision
+        if self.state.decision_is_due:  # begun from a fork's checkpoint: every other one is written after the decision
             self._after_step()
-        while not self._is_done():
+        while not self.state.is_done:
             self._step()
             self._after_step()
         self._tell_resumed()
@@ -127,15 +99,12 @@ class Trainer:
 
     def _after_step(self) -> None:
         train, iteration = self.config.train, self.progress.iteration
-        if self._decision_is_due():
+        if self.state.decision_is_due:
             self._grow()
-        if train.evaluate_every and iteration % train.evaluate_every == 0 and not self._is_done():
+        if train.evaluate_every and iteration % train.evaluate_every == 0 and not self.state.is_done:
             self._evaluate("val")
         if iteration % train.checkpoint_every == 0:
             self._save()
-
-    def _is_done(self) -> bool:
-        return self.progress.iteration >= self.config.train.iterations
 
     def _step(self) -> None:
         self._settle_sums()
@@ -161,8 +130,8 @@ class Trainer:
         if progress.iteration % config.train.log_every == 0:
             self._settle_sums()
             self._log_step()
-        elif self.log and self._window.num_steps > 1 and time.monotonic() - self._told_at >= SECONDS_BETWEEN_EVENTS:
-            self._tell(self._window.pace())
+        elif self.log and self.log.is_silent and self._window.num_steps > 1:
+            self.log.tell({**self.state.standing(), **self._window.pace()})
 
     def _forward_and_backward(self, images: Tensor, labels: Tensor) -> None:
         config = self.config.train
@@ -223,13 +192,6 @@ class Trainer:
 
     # ---- growth
 
-    def _decision_is_due(self) -> bool:
-        progress, method = self.progress, self.config.method
-        if not progress.growing or self._is_done():
-            return False
-        first = method.first_decision if progress.num_rounds == 0 else None
-        return progress.iteration - progress.last_decision == (first or method.round_iterations)
-
     def _grow(self) -> None:
         """End a round: sum the pair statistics, decide on rank 0, widen on all, verify, record, save."""
         self._settle_sums()
@@ -250,7 +212,7 @@ class Trainer:
         if not progress.growing:
             self.net.is_final = True
             self.net.wrap()
-        proof = self._verify(f"decision {progress.num_rounds}")
+        proof = self.state.verify(f"decision {progress.num_rounds}")
         seconds = time.perf_counter() - began
         self.ranks.on_first(lambda: self._record(ruling, proof, seconds=seconds))
         self._save()
@@ -260,76 +222,30 @@ class Trainer:
         """Give those runs of the family that decide otherwise the state as it is before the decision."""
         self._stop_if_not_finite()
         affinity = tensors_of_ranks(self.stats, self.ranks)
-        left = self.ranks.on_first(lambda: self.family.part(self._checkpoint(affinity)))
+        self.progress.seconds += self._window.take_seconds()
+        left = self.ranks.on_first(lambda: self.family.part(self.state.checkpoint(affinity)))
         if self.log:
             self.log.note("forked", iteration=self.progress.iteration, runs=left)
-
-    def _verify(self, what: str) -> str:
-        return verify_equal(self.ranks, what, self.net.fingerprint())
 
     def _record(self, ruling: Ruling, proof: str, *, seconds: float) -> None:
         if self.log is None:
             return
         progress = self.progress
-        file = self.directory.affinity / f"round-{progress.num_rounds:02d}.npz"
+        file = self.state.directory.affinity / f"round-{progress.num_rounds:02d}.npz"
         file.parent.mkdir(exist_ok=True)
         np.savez(file, allow_pickle=False, **ruling.matrices)
-        self._write_tree()
+        self.state.write_tree()
         line = {
             "round": progress.num_rounds,
             "iteration": progress.iteration,
-            "epoch": self._epoch(),
+            "epoch": self.state.epoch,
             **ruling.record,
-            "affinity_file": str(file.relative_to(self.directory.path)),
+            "affinity_file": str(file.relative_to(self.state.directory.path)),
             "tree_hash": proof,
             "seconds_in_all": seconds,
         }
         self.family.record(line)
         self.log.decision(line)
-
-    def _write_tree(self) -> None:
-        tree, names = self.net.network.architecture.tree, self.net.network.tasks.names
-        layers = [
-            {"name": layer, "branches": [[names[task] for task in tasks] for tasks in tree.branches(number)]}
-            for number, layer in enumerate(tree.layers, start=1)
-        ]
-        write_json(self.directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": list(names)})
-
-    # ---- begin and restore
-
-    def _restore_or_begin(self) -> bool:
-        checkpoint = self.ranks.on_first(lambda: load_newest(self.directory.checkpoints))
-        if checkpoint is None:
-            self._begin()
-        else:
-            self._restore(checkpoint)
-        self.ranks.on_first(self._write_beginning)
-        self._verify("the start")
-        return checkpoint is not None
-
-    def _write_beginning(self) -> None:
-        write_aside(self.directory.config, to_yaml(self.config))  # with what a continued run may change
-        set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
-        progress = self.progress
-        self.directory.cut_back(progress.iteration, progress.num_rounds, decision_is_due=self._decision_is_due())
-        self.directory.write_environment(self.ranks)
-        self._write_tree()
-
-    def _begin(self) -> None:
-        architecture = self.ranks.on_first(lambda: first_architecture(self.config, self.info))
-        self.net.begin(architecture, self.config.seed)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self.progress = Progress(**checkpoint.state["progress"])
-        self.net.is_final = not self.progress.growing
-        architecture = Architecture.from_json(checkpoint.state["architecture"])
-        if checkpoint.state["data"] != self.info.fingerprint:
-            raise SharedError(
-                f"The run {self.directory.path} was begun with other data than {self.info.path} holds now, so it cannot go on "
-                "sample by sample. Give another run.name, or the data set it was begun with."
-            )
-        self.net.build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
-        self.stats = own_statistics(self.stats, checkpoint, self.ranks)
 
     def _count_bad(self, found: Counter[str]) -> None:
         """Count what was left out of the batch that is about to be used, over all ranks."""
@@ -358,6 +274,7 @@ class Trainer:
         self._settle_sums()
         self._stop_if_not_finite()
         affinity = tensors_of_ranks(self.stats, self.ranks)
+        progress.seconds += self._window.take_seconds()
         self.ranks.on_first(lambda: self._write_checkpoint(affinity))
         self._saved_at = progress.iteration
         if self.ranks.world_size > 2 and self.ranks.device.type == "cpu":
@@ -366,30 +283,9 @@ class Trainer:
             self.net.wrap()
 
     def _write_checkpoint(self, affinity: dict[str, Tensor]) -> None:
-        checkpoint, keep = self._checkpoint(affinity), self.config.train.keep_checkpoints
-        save_checkpoint(self.directory.checkpoints, self.progress.iteration, checkpoint, keep=keep)
+        self.state.write_checkpoint(affinity)
         if self.log:
             self.log.flush()
-
-    def _checkpoint(self, affinity: dict[str, Tensor]) -> Checkpoint:
-        progress = self.progress
-        progress.seconds += self._window.take_seconds()
-        bad = self.net.first_not_finite()
-        if bad is not None:
-            raise UserError(
-                f"The weights are not finite after step {progress.iteration} (first in {bad}). {self._advice()}"
-            )
-        state = {
-            "progress": asdict(progress),
-            "architecture": self.net.network.architecture.to_json(),
-            "preprocessing": self.preprocessing.to_json(),
-            "data": self.info.fingerprint,
-            "world_size": self.ranks.world_size,
-            "samples": progress.iteration * self.config.train.batch_size,
-            "epoch": self._epoch(),
-        }
-        tensors = {"model": self.net.network.state_dict(), "optimizer": self.net.slots(), "affinity": affinity}
-        return Checkpoint(state, tensors)
 
     def _stop_if_not_finite(self) -> None:
         found = self._window.first_not_finite()
@@ -400,56 +296,19 @@ class Trainer:
         places = [place for bad, place in every if bad]
         where = f" ({', '.join(places[:3])})" if self.ranks.world_size > 1 else ""
         raise SharedError(
-            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}{where}. {self._advice()}"
+            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}{where}. {self.state.advice()}"
         )
-
-    def _advice(self) -> str:
-        good = sorted(self.directory.checkpoints.glob("step-*"))
-        last = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
-        return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."
 
     def _log_step(self) -> None:
         measured = self._window.take(self.net.network.tasks.names)
-        if self.log is None:
-            return
-        self._loss = measured["loss"]
-        self.log.train({**self._standing(), **measured})
-        self._tell(measured)
-
-    def _tell(self, measured: dict[str, Any]) -> None:
-        """Let whoever watches know where the run stands."""
-        assert self.log is not None
-        self._told_at = time.monotonic()
-        self._give_sign()
-        known = {"loss": self._loss, "iterations": self.config.train.iterations}
-        self.log.report({"kind": "progress", **self._standing(), **known, **measured})
+        if self.log:
+            self.log.train({**self.state.standing(), **measured})
 
     def _tell_resumed(self) -> None:
-        """After the first new step: how long the run stood still. Both times are those of the storage, whoever wrote."""
-        if self.log is None or self._resumed_at is None:
-            return
-        self._give_sign()
-        now = seconds_of(self.directory.sign_of_life)
-        away = None if self._last_sign is None or now is None else round(now - self._last_sign, 2)
-        places = {"iteration": self._resumed_at, "world_size": self.ranks.world_size}
-        self.log.note("resumed", **places, seconds_to_first_step=away)
+        """After the first new step."""
+        if self.log and self._resumed_at is not None:
+            self.log.resumed(self._resumed_at, self.ranks.world_size)
         self._resumed_at = None
-
-    def _give_sign(self) -> None:
-        with suppress(
-            OSError
-        ):  # storage that fails is told of when something is lost by it: at the next line or checkpoint
-            self.directory.sign_of_life.touch()
-
-    def _standing(self) -> dict[str, Any]:
-        progress, tree = self.progress, self.net.network.architecture.tree
-        return {
-            "iteration": progress.iteration,
-            "epoch": self._epoch(),
-            "round": progress.num_rounds + 1 if progress.growing else progress.num_rounds,
-            "active_layer": tree.layers[tree.active_layer - 1] if progress.growing else None,
-            "branches": {layer: tree.num_branches(number) for number, layer in enumerate(tree.layers, start=1)},
-        }
 
     def _evaluate(self, split: str) -> dict[str, Any] | None:
         if split not in self.info.splits:
@@ -480,17 +339,13 @@ class Trainer:
             "bad_samples": self.progress.num_bad,
         }
         self.ranks.on_first(lambda: self._write_end(summary))
-        return RunResult(metrics, architecture.tree, self.directory.path, summary)
+        return RunResult(metrics, architecture.tree, self.state.directory.path, summary)
 
     def _write_end(self, summary: dict[str, Any]) -> None:
-        save_model(self.directory.model, self.net.network, self.preprocessing)
-        write_json(self.directory.result, summary)
+        self.state.write_end(summary)
         self._profiler.close()
         if self.log:
             self.log.close()
-
-    def _epoch(self) -> float:
-        return round(self.progress.iteration * self.config.train.batch_size / self.info.splits["train"].num_samples, 3)
 
     def _restart_clock(self) -> None:
         self.progress.seconds += self._window.take_seconds()

@@ -1,0 +1,174 @@
+"""What a checkpoint holds, alive: the trained network, the affinity sums, and where the run stands.
+
+It begins from nothing, or from the newest checkpoint of the run directory, and can be written down as one at any step.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from distbranch.branching.affinity import AffinityStats
+from distbranch.config import Config, to_yaml
+from distbranch.data.shards import DatasetInfo
+from distbranch.engine.artifact import Preprocessing, save_model
+from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
+from distbranch.engine.distributed import Ranks, verify_equal
+from distbranch.engine.initialisation import first_architecture
+from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
+from distbranch.engine.statistics import own_statistics
+from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.errors import SharedError, UserError
+from distbranch.models.backbones import Architecture
+
+
+@dataclass
+class Progress:
+    """Where a run stands, in plain numbers."""
+
+    iteration: int = 0  # optimiser steps done
+    num_rounds: int = 0  # decisions taken
+    growing: bool = True
+    last_decision: int = 0  # iteration
+    schedule_start: int = 0  # iteration at which the course of the learning rate began
+    seconds: float = 0.0  # of training, over all sessions
+    num_bad: dict[str, int] = field(default_factory=dict)
+
+
+class TrainingState:
+    """One rank's share; all ranks make it, verify it and save it together.
+
+    `was_resumed` says whether there was a checkpoint to go on from.
+
+    Args:
+        config: resolved, with absolute paths.
+        ranks: this process among the others.
+        info: the packed data set.
+
+    Raises:
+        SharedError: the data are others than those of the checkpoint, ranks differ, or what the run begins from does not fit.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks, info: DatasetInfo) -> None:
+        self.config, self.ranks, self.info = config, ranks, info
+        self.directory = RunDirectory(config.run_directory)
+        self.preprocessing = Preprocessing(
+            config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std
+        )
+        self.progress = Progress(growing=config.method.name == "branching")
+        self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
+        self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=not self.progress.growing)
+        checkpoint = ranks.on_first(lambda: load_newest(self.directory.checkpoints))
+        self.was_resumed = checkpoint is not None
+        if checkpoint is None:
+            self.net.begin(ranks.on_first(lambda: first_architecture(config, info)), config.seed)
+        else:
+            self._restore(checkpoint)
+        ranks.on_first(self._write_beginning)
+        self.verify("the start")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.progress = Progress(**checkpoint.state["progress"])
+        self.net.is_final = not self.progress.growing
+        architecture = Architecture.from_json(checkpoint.state["architecture"])
+        if checkpoint.state["data"] != self.info.fingerprint:
+            raise SharedError(
+                f"The run {self.directory.path} was begun with other data than {self.info.path} holds now, so it cannot go on "
+                "sample by sample. Give another run.name, or the data set it was begun with."
+            )
+        self.net.build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
+        self.stats = own_statistics(self.stats, checkpoint, self.ranks)
+
+    def _write_beginning(self) -> None:
+        write_aside(self.directory.config, to_yaml(self.config))  # with what a continued run may change
+        set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
+        progress = self.progress
+        self.directory.cut_back(progress.iteration, progress.num_rounds, decision_is_due=self.decision_is_due)
+        self.directory.write_environment(self.ranks)
+        self.write_tree()
+
+    @property
+    def epoch(self) -> float:
+        """How often the training samples were seen."""
+        return round(self.progress.iteration * self.config.train.batch_size / self.info.splits["train"].num_samples, 3)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last step was made."""
+        return self.progress.iteration >= self.config.train.iterations
+
+    @property
+    def decision_is_due(self) -> bool:
+        """Whether a round has just ended."""
+        progress, method = self.progress, self.config.method
+        if not progress.growing or self.is_done:
+            return False
+        first = method.first_decision if progress.num_rounds == 0 else None
+        return progress.iteration - progress.last_decision == (first or method.round_iterations)
+
+    def standing(self) -> dict[str, Any]:
+        """Where the run stands, as it is logged and shown."""
+        progress, tree = self.progress, self.net.network.architecture.tree
+        return {
+            "iteration": progress.iteration,
+            "epoch": self.epoch,
+            "round": progress.num_rounds + 1 if progress.growing else progress.num_rounds,
+            "active_layer": tree.layers[tree.active_layer - 1] if progress.growing else None,
+            "branches": {layer: tree.num_branches(number) for number, layer in enumerate(tree.layers, start=1)},
+        }
+
+    def verify(self, what: str) -> str:
+        """Prove that all ranks hold the same state; the hash of it.
+
+        Raises:
+            SharedError: some differ.
+        """
+        return verify_equal(self.ranks, what, self.net.fingerprint())
+
+    def checkpoint(self, affinity: dict[str, Tensor]) -> Checkpoint:
+        """The state as it is; `affinity` holds the sums of all ranks (`statistics.tensors_of_ranks`).
+
+        Raises:
+            UserError: a weight is not finite.
+        """
+        progress, bad = self.progress, self.net.first_not_finite()
+        if bad is not None:
+            raise UserError(
+                f"The weights are not finite after step {progress.iteration} (first in {bad}). {self.advice()}"
+            )
+        state = {
+            "progress": asdict(progress),
+            "architecture": self.net.network.architecture.to_json(),
+            "preprocessing": self.preprocessing.to_json(),
+            "data": self.info.fingerprint,
+            "world_size": self.ranks.world_size,
+            "samples": progress.iteration * self.config.train.batch_size,
+            "epoch": self.epoch,
+        }
+        tensors = {"model": self.net.network.state_dict(), "optimizer": self.net.slots(), "affinity": affinity}
+        return Checkpoint(state, tensors)
+
+    def write_checkpoint(self, affinity: dict[str, Tensor]) -> None:
+        """Write the state down and drop the oldest checkpoints; rank 0 does it."""
+        keep = self.config.train.keep_checkpoints
+        save_checkpoint(self.directory.checkpoints, self.progress.iteration, self.checkpoint(affinity), keep=keep)
+
+    def write_tree(self) -> None:
+        """Write tree.json; rank 0 does it."""
+        tree, names = self.net.network.architecture.tree, self.net.network.tasks.names
+        layers = [
+            {"name": layer, "branches": [[names[task] for task in tasks] for tasks in tree.branches(number)]}
+            for number, layer in enumerate(tree.layers, start=1)
+        ]
+        write_json(self.directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": list(names)})
+
+    def write_end(self, summary: dict[str, Any]) -> None:
+        """Write the artifact and the result, which says that the run has ended; rank 0 does it."""
+        save_model(self.directory.model, self.net.network, self.preprocessing)
+        write_json(self.directory.result, summary)
+
+    def advice(self) -> str:
+        """What to do about numbers that are not finite."""
+        good = sorted(self.directory.checkpoints.glob("step-*"))
+        last = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
+        return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."
