@@ -77,8 +77,8 @@ def data_label(
 
 
 @data_app.command("check")
-def data_check(path: Annotated[Path, typer.Argument(help="A packed data set.")]) -> None:
-    """Verify every byte, image and label of a packed data set.
+def data_check(paths: Annotated[list[Path], typer.Argument(help="Packed data sets.")]) -> None:
+    """Verify every byte, image and label of packed data sets.
 
     Examples:
     `distbranch data check data/fps`
@@ -87,16 +87,17 @@ def data_check(path: Annotated[Path, typer.Argument(help="A packed data set.")])
     from distbranch.data.shards import read_dataset
     from distbranch.report.progress import ProgressDisplay
 
-    total = read_dataset(path).num_samples
-    with ProgressDisplay(console) as display:
-        found = check(path, lambda done: display({"kind": "checking", "done": done, "total": total}))
-    for problem in found.problems:
-        console.print(problem, markup=False, highlight=False, soft_wrap=True)
-    if not found.ok:
-        raise UserError(f"{found.num_problems} problem(s) in {found.num_samples:,} samples of {path}.")
-    console.print(
-        f"{found.num_samples:,} samples in {found.num_shards} shards are as they were packed.", highlight=False
-    )
+    totals = [read_dataset(path).num_samples for path in paths]
+    for path, total in zip(paths, totals, strict=True):
+        with ProgressDisplay(console) as display:
+            found = check(path, lambda done, total=total: display({"kind": "checking", "done": done, "total": total}))  # type: ignore[misc]
+        for problem in found.problems:
+            console.print(problem, markup=False, highlight=False, soft_wrap=True)
+        if not found.ok:
+            raise UserError(f"{found.num_problems} problem(s) in {found.num_samples:,} samples of {path}.")
+        console.print(
+            f"{found.num_samples:,} samples in {found.num_shards} shards are as they were packed.", highlight=False
+        )
 
 
 @data_app.command("show")

@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 
+from distbranch.config import DataConfig, load_config
 from distbranch.data.cache import open_files
-from distbranch.data.loader import eval_loader
 from distbranch.data.pack import pack
 from distbranch.data.reader import ShardReader
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import BadSample, DatasetInfo, Sample, SplitInfo, is_remote, read_dataset
-from distbranch.engine.artifact import WEIGHTS, Preprocessing, load_model
+from distbranch.engine.artifact import WEIGHTS, load_model
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.loading import open_evaluation
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.models.networks import Network
 
 DECIMALS = 4
-BATCH_SIZE = 256
 
 SoftLabels = Mapping[str, float]
 
@@ -55,6 +56,13 @@ def label(
     info = read_dataset(data)
     teacher, preprocessing = load_model(run)
     _check(info, out, run, teacher, splits)
+    config = load_config(RunDirectory(run).config)
+    as_trained = config.data.model_copy(update={"decoder": preprocessing.decoder, "on_bad_sample": "fail"})
+    soft = {
+        name: _soft_labels(info, name, teacher, as_trained, config.train.eval_batch_size)
+        for name in splits
+        if info.splits[name].num_samples
+    }
     source = {
         "source": "label",
         "data": {"path": info.path, "fingerprint": info.fingerprint, "source": info.source},
@@ -62,7 +70,7 @@ def label(
         "splits": list(splits),
     }
     return pack(
-        _samples(info, teacher, preprocessing, splits),
+        _samples(info, soft),
         out,
         (*info.tasks, *teacher.tasks.tasks),
         groups=info.groups,
@@ -100,18 +108,13 @@ def _check(info: DatasetInfo, out: str | os.PathLike[str], run: Path, teacher: N
         )
 
 
-def _samples(
-    info: DatasetInfo, teacher: Network, preprocessing: Preprocessing, splits: Sequence[str]
-) -> Iterator[Sample]:
+def _samples(info: DatasetInfo, soft: Mapping[str, Iterator[SoftLabels]]) -> Iterator[Sample]:
+    """Every sample as it is, with the next soft labels of its split."""
     for name, split in info.splits.items():
-        if split.num_samples == 0:
-            continue
-        soft: Iterator[SoftLabels] = itertools.repeat({})
-        if name in splits:
-            soft = _soft_labels(info, name, teacher, preprocessing)
+        extra = soft.get(name, itertools.repeat({}))
         with closing(ShardReader(open_files(info.path), split.shards, info.tasks, max_open=1)) as reader:
-            for (image, described), extra in zip(_files(reader, split), soft, strict=False):
-                yield Sample(described["key"], name, image, {**described["labels"], **extra})
+            for (image, described), added in zip(_files(reader, split), extra, strict=False):
+                yield Sample(described["key"], name, image, {**described["labels"], **added})
 
 
 def _files(reader: ShardReader, split: SplitInfo) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -126,14 +129,16 @@ def _files(reader: ShardReader, split: SplitInfo) -> Iterator[tuple[bytes, dict[
 
 
 @torch.inference_mode()
-def _soft_labels(info: DatasetInfo, split: str, teacher: Network, preprocessing: Preprocessing) -> Iterator[SoftLabels]:
+def _soft_labels(
+    info: DatasetInfo, split: str, teacher: Network, data: DataConfig, batch_size: int
+) -> Iterator[SoftLabels]:
     """The teacher's probability of each of its tasks, for every sample in order."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher.to(device)
-    size, decoder = preprocessing.image_size, preprocessing.decoder
-    for batch in eval_loader(info, split, batch_size=BATCH_SIZE, image_size=size, decoder=decoder):
+    ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    teacher.to(ranks.device)
+    size = teacher.architecture.image_size
+    for batch in open_evaluation(info, split, data, ranks, image_size=size, batch_size=batch_size):
         if batch.error:
             raise UserError(batch.error)
-        shares = teacher(batch.images.to(device), flat=True).double().sigmoid().tolist()
+        shares = teacher(batch.images.to(ranks.device), flat=True).double().sigmoid().tolist()
         for row in shares:
             yield {name: round(share, DECIMALS) for name, share in zip(teacher.tasks.names, row, strict=True)}

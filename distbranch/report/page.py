@@ -207,6 +207,7 @@ def _tiles(run: RunFiles) -> str:
     return f'<div class="tiles">{inner}</div>'
 
 
+_CHOICES = {"top3": "Top-3 accuracy", "top5": "Top-5 accuracy"}
 _SIZES = {"weights": "weights", "multiply_adds": "multiply-adds per image"}
 
 
@@ -268,14 +269,19 @@ def _chip(group: int | None) -> str:
 
 
 def _means_section(run: RunFiles) -> str:
-    """The means of every split, and the groups in words."""
-    scores = {split: values for split, values in run.scores().items() if values.get("mean")}
+    """The means of every split, and of every data set of a joint run over its own tasks."""
+    scores = {}
+    for split, values in run.scores().items():
+        parts = {f"{split}, {name}": part for name, part in values.get("datasets", {}).items()}
+        scores |= {name: part["mean"] for name, part in {split: values, **parts}.items() if part.get("mean")}
     if not scores:
         return ""
-    heads = ["Split", *(label for label, _ in figures.MEANS.values())]
+    labels = {key: label for key, (label, _) in figures.MEANS.items()}
+    labels |= {key: label for key, label in _CHOICES.items() if any(key in mean for mean in scores.values())}
+    heads = ["Split", *labels.values()]
     rows = []
-    for split, values in scores.items():
-        cells = "".join(f'<td class="number">{percent(values["mean"].get(key))}</td>' for key in figures.MEANS)
+    for split, mean in scores.items():
+        cells = "".join(f'<td class="number">{percent(mean.get(key))}</td>' for key in labels)
         rows.append(f"<tr><td>{html.escape(split)}</td>{cells}</tr>")
     return f'<section id="means"><h2>Means over tasks</h2><p class="note">In per cent.</p>{_table(heads, rows, numbers=1)}</section>'
 

@@ -84,3 +84,10 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match="cannot be written"):
         show(tmp_path / "set", tmp_path / "file" / "sheet.png")
+
+
+def test_soft_labels_are_shown_with_their_value_unless_they_are_small() -> None:
+    tasks = [Task(name) for name in ("sure", "likely", "hardly", "no")]
+    labels = dict(zip([task.name for task in tasks], (1.0, 0.9996, 0.1, 0.0), strict=True))
+    card = module._card("key", Image.new("RGB", (9, 9)), labels, tasks, {task.name: module.PLAIN for task in tasks})
+    assert [chip.lines for _, _, chip in card.chips] == [("sure",), ("likely 1.00",)]

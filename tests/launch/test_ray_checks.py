@@ -1,5 +1,6 @@
 """What is decided before Ray is asked: which cluster, how many workers fit, which paths would vanish."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ from tiny_runs import config_of
 
 from distbranch.config import LaunchConfig, load_config
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.prepare import prepare
+from distbranch.launch.prepare import prepare, with_absolute_paths
 from distbranch.launch.ray_cluster import cluster_address, room
+from distbranch.launch.ray_job import _command
 
 
 @pytest.mark.parametrize(
@@ -61,14 +63,27 @@ def test_a_run_directory_at_a_url_is_refused() -> None:
         load_config({"run": {"directory": "s3://bucket/runs"}})
 
 
-@pytest.mark.parametrize("key", ["run.directory", "data.path"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("run.directory", "inside"), ("data.path", "inside"), ("data.path", ["/else", "inside"])]
+)
 def test_paths_inside_the_uploaded_copy_of_a_job_are_refused(
-    key: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, value: str | list[str], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "working_dir_files" / "_ray_pkg_0123456789abcdef"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
-    config = load_config(config_of(tiny_data, tmp_path / "runs"), {key: "inside"})
+    config = load_config(config_of(tiny_data, tmp_path / "runs"), {key: value})
     with pytest.raises(UserError, match=rf"{key} should be an absolute path on storage that all nodes see"):
         prepare(config, fresh=False, report=lambda _: None)
     assert list(copy.iterdir()) == []
+
+
+def test_the_command_of_a_job_names_all_data_sets_so_that_they_are_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "joint.yaml").write_text("data: {path: [a set, s3://bucket/b]}\n")
+    config = with_absolute_paths(load_config(tmp_path / "joint.yaml"))
+    arguments = shlex.split(_command(Path("joint.yaml"), [], config))
+    read = load_config("joint.yaml", arguments[arguments.index("joint.yaml") + 1 :])
+    assert read.data.paths == config.data.paths == (str(tmp_path / "a set"), "s3://bucket/b")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from distbranch.errors import UserError
-from distbranch.report.page import as_svg, duration, large, report
+from distbranch.report.page import _means_section, as_svg, duration, large, report
 from distbranch.report.palette import GRID, INK, MUTED, PAPER
-from distbranch.report.run_files import read_run
+from distbranch.report.run_files import RunFiles, read_run
 from distbranch.report.tree_figure import draw_tree
 
 MakeRun = Callable[..., Path]
@@ -101,3 +101,15 @@ def test_the_neutral_colours_of_a_figure_come_from_the_page(grown_run: Path) -> 
 def test_numbers_are_shown_as_people_read_them() -> None:
     assert [large(value) for value in (132_536, 31_400_000, 15.5e9)] == ["132,536", "31.4 M", "15.5 G"]
     assert [duration(value) for value in (45, 601, 12_000)] == ["45 s", "10 min", "3 h 20 min"]
+
+
+def test_the_means_of_a_joint_run_have_a_row_for_every_data_set_with_top_3_and_top_5() -> None:
+    means = {"accuracy": 0.5, "top3": 0.75, "top5": 1.0}
+    scores = {"mean": means, "tasks": {}, "datasets": {"faces": {"mean": {"accuracy": 0.25}}, "<b>": {"mean": means}}}
+    run = RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"test": scores}})
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in _means_section(run).split("<tr>")]
+    found = {tuple(row[:2]): row for row in rows}
+    assert found["test,", "faces"][2:3] == ["25.0"]
+    assert found["test,", "&lt;b&gt;"][-2:] == ["75.0", "100.0"]
+    assert "Top-3 accuracy" in _means_section(run)
+    assert "Top-3" not in _means_section(RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"val": {"mean": {}}}}))
