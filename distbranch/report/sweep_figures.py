@@ -94,7 +94,8 @@ def dress(axes: Axes, label: str) -> None:
     axes.margins(x=0.12, y=0.12)
     low, high = axes.get_xlim()
     if high / low < 30:  # less than a decade and a half has too few marks of its own
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low > 5 else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+        few, some, many = (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+        axes.xaxis.set_major_locator(LogLocator(subs=few if high / low > 5 else some if high / low > 2.5 else many))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -114,7 +115,9 @@ def _label(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str) ->
     spots = {number: place for number, place in places.items() if place is not None}
     front = [number for number in pareto_front(points, cost, f"val_{sweep.metric}") if number in spots]
     names = [(point_label(sweep, points[number], number), *spots[number]) for number in front]
-    place_labels(axes, names, list(spots.values()))
+    bars = {number: 100 * (points[number].spread(value).deviation or 0.0) for number in spots}  # type: ignore[union-attr]
+    ends = [(x, y + sign * bars[number]) for number, (x, y) in spots.items() for sign in (1, -1) if bars[number]]
+    place_labels(axes, names, [*spots.values(), *ends])
 
 
 def _place_of(point: Point, cost: str, value: str) -> tuple[float, float] | None:
