@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from matplotlib.patches import FancyBboxPatch
 from test_tree_figure import random_tree
 
@@ -17,7 +19,7 @@ def test_every_branch_of_every_layer_is_one_box_around_its_tasks() -> None:
             rows = sorted(round((box.get_height() + 0.06) / 0.19) for box in own)
             assert rows == sorted(map(len, column.branches))
             spans = sorted((box.get_y(), box.get_y() + box.get_height()) for box in own)
-            assert all(above[1] < below[0] for above, below in zip(spans, spans[1:], strict=False))
+            assert all(above[1] < below[0] for above, below in pairwise(spans))
 
 
 def test_every_task_and_every_layer_is_named() -> None:
