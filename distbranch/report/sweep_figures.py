@@ -21,7 +21,8 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
     """One panel per cost that is known, all with the same vertical axis; None of the points without a finished seed."""
     points = sweep.points
     costs = [cost for cost in COSTS if any(point.spread(cost) for point in points)]
-    figure = Figure(figsize=(4.6 * max(len(costs), 1) + 0.6, 4.9), facecolor=PAPER, layout="constrained")
+    figure = Figure(figsize=(3.85 * max(len(costs), 1) + 0.6, 4.5), facecolor=PAPER, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr]  # marks at the ends of two axes keep apart
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, max(len(costs), 1), sharey=True, squeeze=False)[0]
     colours = _colours(sweep, points)
@@ -115,9 +116,18 @@ def _label(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str) ->
     spots = {number: place for number, place in places.items() if place is not None}
     front = [number for number in pareto_front(points, cost, f"val_{sweep.metric}") if number in spots]
     names = [(point_label(sweep, points[number], number), *spots[number]) for number in front]
-    bars = {number: 100 * (points[number].spread(value).deviation or 0.0) for number in spots}  # type: ignore[union-attr]
-    ends = [(x, y + sign * bars[number]) for number, (x, y) in spots.items() for sign in (1, -1) if bars[number]]
+    ends = [end for number in spots for end in _ends(points[number], cost, value)]
     place_labels(axes, names, [*spots.values(), *ends])
+
+
+def _ends(point: Point, cost: str, value: str) -> list[tuple[float, float]]:
+    """The ends of the bars of a point."""
+    price, worth = point.spread(cost), point.spread(value)
+    if price is None or worth is None:
+        return []
+    across, up = price.deviation or 0.0, 100 * (worth.deviation or 0.0)
+    shifts = ((across, 0.0), (-across, 0.0), (0.0, up), (0.0, -up))
+    return [(price.mean + dx, 100 * worth.mean + dy) for dx, dy in shifts if (dx or dy) and price.mean + dx > 0]
 
 
 def _place_of(point: Point, cost: str, value: str) -> tuple[float, float] | None:
