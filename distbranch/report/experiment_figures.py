@@ -72,8 +72,9 @@ def _obstacles(spots: Sequence[Spot], cost: str) -> list[tuple[float, float]]:
     found = []
     for spot in spots:
         if at := _at(spot, cost):
-            bar = 100 * (spot.value[1] or 0.0)
-            found += [(at[0], at[1] + shift) for shift in dict.fromkeys((0.0, bar, -bar))]
+            across, up = spot.costs[cost][1] or 0.0, 100 * (spot.value[1] or 0.0)
+            shifts = ((0.0, 0.0), (across, 0.0), (-across, 0.0), (0.0, up), (0.0, -up))
+            found += [(at[0] + dx, at[1] + dy) for dx, dy in dict.fromkeys(shifts) if at[0] + dx > 0]
     return found
 
 

@@ -21,7 +21,8 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
     """One panel per cost that is known, all with the same vertical axis; None of the points without a finished seed."""
     points = sweep.points
     costs = [cost for cost in COSTS if any(point.spread(cost) for point in points)]
-    figure = Figure(figsize=(4.6 * max(len(costs), 1) + 0.6, 4.9), facecolor=PAPER, layout="constrained")
+    figure = Figure(figsize=(3.85 * max(len(costs), 1) + 0.6, 4.5), facecolor=PAPER, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr]  # marks at the ends of two axes keep apart
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, max(len(costs), 1), sharey=True, squeeze=False)[0]
     colours = _colours(sweep, points)
@@ -94,7 +95,8 @@ def dress(axes: Axes, label: str) -> None:
     axes.margins(x=0.12, y=0.12)
     low, high = axes.get_xlim()
     if high / low < 30:  # less than a decade and a half has too few marks of its own
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low > 5 else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+        few, some, many = (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+        axes.xaxis.set_major_locator(LogLocator(subs=few if high / low > 5 else some if high / low > 2.5 else many))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -114,7 +116,18 @@ def _label(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str) ->
     spots = {number: place for number, place in places.items() if place is not None}
     front = [number for number in pareto_front(points, cost, f"val_{sweep.metric}") if number in spots]
     names = [(point_label(sweep, points[number], number), *spots[number]) for number in front]
-    place_labels(axes, names, list(spots.values()))
+    ends = [end for number in spots for end in _ends(points[number], cost, value)]
+    place_labels(axes, names, [*spots.values(), *ends])
+
+
+def _ends(point: Point, cost: str, value: str) -> list[tuple[float, float]]:
+    """The ends of the bars of a point."""
+    price, worth = point.spread(cost), point.spread(value)
+    if price is None or worth is None:
+        return []
+    across, up = price.deviation or 0.0, 100 * (worth.deviation or 0.0)
+    shifts = ((across, 0.0), (-across, 0.0), (0.0, up), (0.0, -up))
+    return [(price.mean + dx, 100 * worth.mean + dy) for dx, dy in shifts if (dx or dy) and price.mean + dx > 0]
 
 
 def _place_of(point: Point, cost: str, value: str) -> tuple[float, float] | None:

@@ -181,6 +181,33 @@ CONFIGS = (
         1,
         ("photo.jpg", "cannot be written"),
     ),
+    Case(
+        "experiment: same name twice", nothing, "experiment table tiny.yaml ./tiny.yaml", 2, ("different names", "tiny")
+    ),
+    Case("experiment: unknown key", nothing, "experiment table tiny.yaml optim.rl=1", 2, ("optim.rl", "optim.lr")),
+    Case("experiment: one width", nothing, "experiment company tiny.yaml --widths 8", 2, ("--widths", "two", "'8'")),
+    Case(
+        "experiment: unknown metric",
+        nothing,
+        "experiment company tiny.yaml --metric ap",
+        2,
+        ("average_precision", "'ap'"),
+    ),
+    Case(
+        "experiment: one alpha", nothing, "experiment affinity tiny.yaml --alphas 2,2", 2, ("--alphas", "two different")
+    ),
+    Case("experiment: bad alpha", nothing, "experiment affinity tiny.yaml --alphas 2,b", 2, ("--alphas", "'2,b'")),
+    Case("experiment: no run", nothing, "experiment grouping absent", 1, ("absent", "finished run")),
+    Case("experiment: unfinished run", unfinish, f"experiment grouping {RUN}", 1, (RUN, "Train it to its end")),
+    Case("experiment: no data drawn", nothing, "experiment planted tiny.yaml", 1, ("tiny.yaml", "data.pack")),
+    Case(
+        "experiment: pretrained absent",
+        nothing,
+        "experiment initialisation tiny.yaml --pretrained absent.pth",
+        1,
+        ("absent.pth", "does not exist"),
+        ("runs/initialisation-tiny/*",),
+    ),
     Case("unknown command", nothing, "trian tiny.yaml", 2, ("No such command", "trian")),
     Case("unknown option", nothing, "train tiny.yaml --frehs", 2, ("No such option", "--frehs")),
     Case("run argument missing", nothing, "evaluate", 2, ("Missing argument", "run")),

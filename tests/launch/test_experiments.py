@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from distbranch.errors import UsageError, UserError
 from distbranch.launch.experiment import affinity, company, grouping, initialisation
 from distbranch.launch.experiment.comparison import Run, experiment_sweep
 from distbranch.launch.experiment.table import compare_configs
+from distbranch.launch.sweep import run as sweep_run
+from distbranch.launch.sweep import tuning
 from distbranch.launch.sweep.plan import planned_trials
+from distbranch.launch.sweep.trial import train_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -117,12 +121,14 @@ def test_reductions_are_counted_over_tasks_and_tested_as_pairs() -> None:
     found = grouping.reductions(learned, permuted, "accuracy", "test")
     assert {task: float(np.mean(values)) for task, values in found.items()} == pytest.approx(lost, abs=1e-12)
     assert found["task-5"][0] == pytest.approx(lost["task-5"] - noise[5])
-    verdict = grouping.judge({t: [round(v, 9) for v in np.mean([x], axis=1)] for t, x in found.items()}, "accuracy")
+    verdict = grouping.judge({task: [round(float(np.mean(values)), 9)] for task, values in found.items()}, "accuracy")
     assert (verdict.num_tasks, verdict.num_lose, verdict.num_gain) == (12, 9, 2)
     assert verdict.p_value == pytest.approx(wilcoxon([lost[task] for task in TASKS]).pvalue)
     assert verdict.mean == pytest.approx(0.035)
-    assert "on 9 of 12 tasks and raises it on 2, 1 stay as they are" in str(verdict)
-    assert "better than permuted ones beyond chance" in str(verdict)
+    assert "on 9 of 12 tasks and raises it on 2 (1 unchanged); the mean loss is 3.50 points" in str(verdict)
+    assert "over these tasks the learned tree is better than permuted ones" in str(verdict)
+    trees = grouping.judge({"a": [0.1, -0.1, 0.3], "b": [0.1, 0.0, -0.1]}, "accuracy")
+    assert (trees.num_trees, trees.num_trees_lose) == (3, 2)
 
 
 def test_equal_trees_show_no_difference() -> None:
@@ -238,9 +244,9 @@ def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
 # ---- one as a person starts it
 
 
-def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothing(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def two_configs(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """`thin.yaml`, which begins from the run of `wide.yaml`, in the current folder."""
     wide = config_of(tiny_data, "runs", **{"model.width": 8, "method.name": "fixed", "train.iterations": 2})
     thin = config_of(tiny_data, "runs", **{"train.iterations": 4, "method.round_iterations": 2})
     thin["method"] |= {"init": "somp", "pretrained": "runs/wide-seed0"}
@@ -248,23 +254,61 @@ def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothin
         values["train"]["evaluate_every"] = 0
         kept = {key: part for key, part in values.items() if key not in ("run", "seed")}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(kept))
+    monkeypatch.chdir(tmp_path)
+    return [tmp_path / "thin.yaml", tmp_path / "wide.yaml"]
 
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "distbranch", "experiment", "table", "thin.yaml", "wide.yaml", "--seeds", "0"]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert ended.stdout.index("finished: wide-seed0") < ended.stdout.index("begun: thin-seed0")
-    text = (tmp_path / "runs" / "table" / "table.md").read_text()
+
+def train_in_this_process(monkeypatch: pytest.MonkeyPatch, broken: str = "") -> list[str]:
+    """Instead of Ray: every trial of a turn is trained here; the names in order. `broken` fails."""
+    trained: list[str] = []
+
+    def train_roots(
+        sweep: Any, roots: Sequence[Sequence[Any]], known: Any, directory: Any, report: Any, propose: Any
+    ) -> None:
+        for config in (config for root in roots for config in root):
+            trained.append(config.run.name)
+            if config.run.name == broken:
+                directory.end(broken, "failed", "it broke")
+            else:
+                train_trial(config, lambda _: None)
+
+    monkeypatch.setattr(tuning, "train_roots", train_roots)
+    monkeypatch.setattr(sweep_run, "cluster_of", lambda *_: nullcontext())
+    return trained
+
+
+def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothing(
+    two_configs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = train_in_this_process(monkeypatch)
+    for configs in (two_configs, two_configs[::-1]):
+        results, place = compare_configs(
+            configs, [0], ["launch.workers=1"], name="table", jobs=None, report=lambda _: None
+        )
+        assert trained == ["wide-seed0", "thin-seed0"]
+        assert list(results) == [config.stem for config in configs]
+    assert place == Path("runs/table").absolute()
+    assert (place / "results.csv").read_text().count("finished") == 2
+    text = (place / "table.md").read_text()
     assert text.count("| thin | 1 |") == text.count("| wide | 1 |") == 2
     assert "latency ms" in text
 
-    monkeypatch.chdir(tmp_path)
-    events: list[dict[str, Any]] = []
-    files = [tmp_path / "wide.yaml", tmp_path / "thin.yaml"]
-    results, place = compare_configs(files, [0], [], name="table", jobs=None, report=events.append)
-    assert [(event["trials"], event["open"]) for event in events if event["kind"] == "sweep"] == [(2, 0)]
-    assert not [event for event in events if event["kind"] == "begun"]
-    assert list(results) == ["wide", "thin"]
-    assert (place / "results.csv").read_text().count("finished") == 2
+
+def test_what_begins_from_a_run_that_failed_fails_with_the_reason(
+    two_configs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = train_in_this_process(monkeypatch, broken="wide-seed0")
+    with pytest.raises(
+        UserError, match=r"2 of 2 runs did not finish: thin-seed0 \(failed\) method.pretrained=.*wide-seed0"
+    ):
+        compare_configs(two_configs, [0], [], name="table", jobs=None, report=lambda _: None)
+    assert trained == ["wide-seed0"]
+
+
+@pytest.mark.cluster
+def test_a_table_runs_through_ray(two_configs: list[Path]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "distbranch", "experiment", "table", *map(str, two_configs), "--seeds", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.index("finished: wide-seed0") < ended.stdout.index("begun: thin-seed0")

@@ -43,10 +43,10 @@ class Neighbour:
     network: str
     cost: str
     own_cost: float
-    value: float
+    value: tuple[float | None, float | None]  # mean and deviation over seeds
     nearest: str  # the real thin network whose cost is nearest, by ratio
     nearest_cost: float
-    nearest_value: float
+    nearest_value: tuple[float | None, float | None]
     thin_value: float | None  # of the line at the same cost; None beyond its ends
     difference: float | None
     difference_sd: float | None
@@ -89,7 +89,7 @@ def fair_company(
     runs = run_experiment(sweep, report)
     thin, others = {key: runs[key] for key in line}, {key: runs[key] for key in grown}
     found = {part: neighbours(others, thin, metric, part) for part in ("test", "val")}
-    rows = [{"split": part, **vars(one)} for part, members in found.items() for one in members]
+    rows = [{"split": part, **_flat(one)} for part, members in found.items() for one in members]
     write_csv(sweep.path, "company.csv", rows)
     text = f"{table_markdown(runs, sweep)}\n" + "\n".join(company_markdown(found[part], metric, part) for part in found)
     write_text(sweep.path, "table.md", text)
@@ -157,10 +157,10 @@ def _neighbour(network: str, cost: str, runs: Sequence[Run], line: Runs, metric:
         network=network,
         cost=cost,
         own_cost=own_cost,
-        value=_mean(runs, metric, split),
+        value=_value(runs, metric, split),
         nearest=nearest,
         nearest_cost=costs[nearest],
-        nearest_value=_mean(line[nearest], metric, split),
+        nearest_value=_value(line[nearest], metric, split),
         thin_value=float(np.mean(thin)) if complete else None,
         difference=mean if complete else None,
         difference_sd=deviation if complete else None,
@@ -184,9 +184,8 @@ def line_at(cost: float, points: Sequence[tuple[float, float]]) -> float | None:
     return float(np.interp(np.log(cost), np.log(costs), [np.mean(same) for same in values.values()]))
 
 
-def _mean(runs: Sequence[Run], metric: str, split: str) -> float:
-    mean, _ = spread([run.mean(metric, split) for run in runs])
-    return float("nan") if mean is None else mean
+def _value(runs: Sequence[Run], metric: str, split: str) -> tuple[float | None, float | None]:
+    return spread([run.mean(metric, split) for run in runs])
 
 
 def company_markdown(found: Sequence[Neighbour], metric: str, split: str) -> str:
@@ -203,14 +202,14 @@ def company_markdown(found: Sequence[Neighbour], metric: str, split: str) -> str
     ]
     rows = []
     for one in found:
-        nearest = f"{one.nearest}: {size(one.nearest_cost)}, {amount(one.nearest_value, None, scale=100, decimals=1)}"
+        nearest = f"{one.nearest}: {size(one.nearest_cost)}, {amount(*one.nearest_value, scale=100, decimals=1)}"
         difference = amount(one.difference, one.difference_sd, scale=100, decimals=1)
         rows.append(
             [
                 one.network,
                 COSTS[one.cost],
                 size(one.own_cost),
-                amount(one.value, None, scale=100, decimals=1),
+                amount(*one.value, scale=100, decimals=1),
                 nearest,
                 amount(one.thin_value, None, scale=100, decimals=1),
                 difference if one.difference is None or one.difference < 0 else f"+{difference}",
@@ -223,9 +222,17 @@ def company_markdown(found: Sequence[Neighbour], metric: str, split: str) -> str
     return f"## Fair company on {split}\n\n{note}\n\n{markdown_table(heads, rows)}"
 
 
+def _flat(one: Neighbour) -> dict[str, Any]:
+    """A row of a CSV file: a spread is a value and its `_sd`."""
+    row: dict[str, Any] = {}
+    for key, value in vars(one).items():
+        row |= {key: value[0], f"{key}_sd": value[1]} if isinstance(value, tuple) else {key: value}
+    return row
+
+
 def _spots(runs: Runs, metric: str, split: str) -> list[Spot]:
     spots = []
     for name, members in runs.items():
         costs: Mapping[str, Any] = {cost: spread([run.summary[cost] for run in members]) for cost in COSTS}
-        spots.append(Spot(name, costs, spread([run.mean(metric, split) for run in members])))
+        spots.append(Spot(name, costs, _value(members, metric, split)))
     return spots

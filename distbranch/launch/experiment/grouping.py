@@ -36,28 +36,33 @@ Reductions = Mapping[
 
 @dataclass(frozen=True)
 class Verdict:
-    """What permuting does, counted over tasks by their mean over permutations; `p_value` of a two-sided Wilcoxon test."""
+    """What permuting does: tasks counted by their mean over permutations, permuted trees by their mean over tasks.
+
+    `p_value`: two-sided Wilcoxon signed-rank test over tasks.
+    """
 
     metric: str
     num_tasks: int
     num_lose: int
     num_gain: int
+    num_trees: int
+    num_trees_lose: int
     mean: float  # reduction in 0..1
     p_value: float
 
     def __str__(self) -> str:
-        """Two sentences for people."""
+        """What was seen, and what may be said of it."""
         name = self.metric.replace("_", " ")
         unchanged = self.num_tasks - self.num_lose - self.num_gain
-        same = f", {unchanged} stay as they are" if unchanged else ""
+        same = f" ({unchanged} unchanged)" if unchanged else ""
         if self.p_value >= SIGNIFICANT:
-            says = "so no difference between the learned and the permuted trees is shown"
+            says = "no difference between the learned and the permuted trees is shown"
         else:
-            says = f"so the learned tree is {'better' if self.mean > 0 else 'worse'} than permuted ones beyond chance"
+            says = f"over these tasks the learned tree is {'better' if self.mean > 0 else 'worse'} than permuted ones"
         return (
             f"Permuting the tasks costs {name} on {self.num_lose} of {self.num_tasks} tasks and raises it on {self.num_gain}{same}; "
-            f"the mean loss is {100 * self.mean:.2f} points. Wilcoxon signed-rank test over tasks, two-sided: "
-            f"p = {self.p_value:.2g}, {says}."
+            f"the mean loss is {100 * self.mean:.2f} points, and {self.num_trees_lose} of {self.num_trees} permuted trees have a lower "
+            f"mean. Wilcoxon signed-rank test over tasks, two-sided: p = {self.p_value:.2g}: {says}."
         )
 
 
@@ -145,10 +150,19 @@ def reductions(
 
 
 def judge(found: Reductions, metric: str) -> Verdict:
-    """Count the tasks and test their mean reductions against zero."""
-    means = np.array([np.mean(values) for values in found.values()])
-    p_value = float(wilcoxon(means).pvalue) if np.any(means) else 1.0
-    return Verdict(metric, len(means), int((means > 0).sum()), int((means < 0).sum()), float(means.mean()), p_value)
+    """Count tasks and trees, and test the mean reductions of the tasks against zero."""
+    table = np.array(list(found.values()))  # [T, K]
+    tasks, trees = table.mean(axis=1), table.mean(axis=0)
+    return Verdict(
+        metric=metric,
+        num_tasks=len(tasks),
+        num_lose=int((tasks > 0).sum()),
+        num_gain=int((tasks < 0).sum()),
+        num_trees=len(trees),
+        num_trees_lose=int((trees > 0).sum()),
+        mean=float(tasks.mean()),
+        p_value=float(wilcoxon(tasks).pvalue) if np.any(tasks) else 1.0,
+    )
 
 
 def _rows(found: Mapping[str, Reductions]) -> list[dict[str, Any]]:
@@ -174,8 +188,9 @@ def _markdown(
     lines = [f"# The grouping of {run.absolute().name} against {permutations} permutations, {seeds}, {split}", ""]
     lines += [f"- {verdict}" for verdict in verdicts]
     note = (
-        "Tasks are scored on the same images and share layers, so they are no independent samples and p is a guide. Below: "
-        "points lost by permuting, mean over permutations (smallest to largest)."
+        "Tasks are scored on the same images and share layers, and all are compared with the same learned runs, so they are no "
+        "independent samples and p is a guide; more --seeds lessen the noise of training. Below: points lost by permuting, mean "
+        "over permutations (smallest to largest)."
     )
     heads = ["task", *(f"{MEANS[metric][0].lower()} lost" for metric in METRICS)]
     order = sorted(found[METRICS[0]], key=lambda task: -float(np.mean(found[METRICS[0]][task])))
