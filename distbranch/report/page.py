@@ -270,7 +270,7 @@ def _chip(group: int | None) -> str:
 
 def _means_section(run: RunFiles) -> str:
     """The means of every split, and of every data set of a joint run over its own tasks."""
-    scores = {}
+    scores: dict[str, Any] = {}
     for split, values in run.scores().items():
         parts = {f"{split}, {name}": part for name, part in values.get("datasets", {}).items()}
         scores |= {name: part["mean"] for name, part in {split: values, **parts}.items() if part.get("mean")}
