@@ -30,6 +30,8 @@ def train(
 
     `distbranch train configs/quickstart.yaml method.alpha=2 launch.workers=1 --fresh`
 
+    `distbranch train configs/fps-thin-16.yaml method.groups=runs/fps-branch-16-2 method.permutation=1 run.name=permuted`
+
     `torchrun --nproc-per-node 2 -m distbranch train configs/quickstart.yaml`
     """
     from distbranch.config import load_config

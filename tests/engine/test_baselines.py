@@ -223,7 +223,11 @@ def test_a_low_rank_run_is_loaded_counted_evaluated_predicted_and_reported(low_r
         == num_weights(network.architecture)
         < num_weights(network.architecture.thin_of(network.tasks.tasks))
     )
-    for command in (["evaluate"], ["report"], ["bench", "latency", "--against", "", "--seconds", "0"]):
+    for command in (
+        ["evaluate"],
+        ["report"],
+        ["bench", "latency", "--against", "", "--seconds", "0", "--batch-sizes", "1"],
+    ):
         ended = run_command([*command[:2], str(low_rank_run), *command[2:]])
         assert ended.code == 0, ended.err
     config = load_config(low_rank_run / "config.yaml")
