@@ -33,23 +33,27 @@ def experiment_table(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     name: Annotated[str, typer.Option(help="Name of the table's directory.")] = "table",
 ) -> None:
-    """Train every config with every seed and print means and spread. A config that begins from the run of another comes after it.
+    """Train every config with every seed and print means and spread.
 
-    The runs are `<config>-seed<seed>` in `run.directory`, as `distbranch train` would make them.
+    The runs are `<config>-seed<seed>` in `run.directory`, as `distbranch train` would make them. A config that begins from the
+    run of another (`method.pretrained: runs/<config>`) is trained after it, each seed from that seed's run.
 
     Examples:
     `distbranch experiment table configs/fps-thin-16.yaml configs/fps-branch-16-2.yaml --seeds 0,1,2`
     """
-    from distbranch.launch.experiment.table import compare_configs
+    from distbranch.launch.experiment.table import by_data_set, compare_configs
     from distbranch.report.console import result_markdown, result_table
 
     _check_split(split)
     files, overrides = _parted(configs)
     results, place = compare_configs(files, numbers(seeds), overrides, name=name, jobs=jobs, report=_display())
-    if markdown:
-        console.print(result_markdown(results, split=split), markup=False, highlight=False, soft_wrap=True)
-    else:
-        console.print(result_table(results, split=split))
+    for title, part in {"": results, **by_data_set(results, split)}.items():
+        if title:
+            console.print(f"the tasks of {title}", style="bold", highlight=False)
+        if markdown:
+            console.print(result_markdown(part, split=split), markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print(result_table(part, split=split))
     _say_where(place, "results.csv, table.md, report.html")
 
 

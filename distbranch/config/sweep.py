@@ -70,7 +70,7 @@ class SweepConfig(Section):
     variants: dict[str, dict[str, Any]] = Field(
         {},
         description="With search: grid, unlike configurations: name: {dotted key: value, ...}, with a `base` of its own "
-        "if that differs; each is combined with all of the grid and all seeds.",
+        "if that differs; each is combined with all of the grid and all seeds. `{seed}` in a path of `method` is the trial's.",
     )
     name: str | None = Field(None, description="Name of the sweep's directory; the file's name if empty.")
     directory: str = Field("runs", description="Folder (shared by all nodes) in which the sweep's directory is made.")

@@ -5,7 +5,6 @@ Rows are ordered so that every branch is one box; a task keeps the colour of its
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -59,7 +58,8 @@ def _draw_column(axes: Axes, column: Run, order: Sequence[str], groups: Branches
             colour = blend(group_colour(number), PAPER, LIGHTER)
             axes.add_patch(Rectangle((left, top), COLUMN, bottom - top, facecolor=colour, linewidth=0))
         top, tall = HEADER + ROW * rows[0] + 0.03, ROW * len(rows) - 0.06
-        frame: dict[str, Any] = {"facecolor": "none", "edgecolor": INK, "linewidth": 0.9}
-        axes.add_patch(FancyBboxPatch((left, top), COLUMN, tall, boxstyle="round,pad=0,rounding_size=0.03", **frame))
+        frame = FancyBboxPatch((left, top), COLUMN, tall, boxstyle="round,pad=0,rounding_size=0.03")
+        frame.set(facecolor="none", edgecolor=INK, linewidth=0.9)
+        axes.add_patch(frame)
         if len(rows) > 1:
             axes.text(middle, top + tall / 2, str(len(rows)), fontsize=SMALL, color=DARK, ha="center", va="center")

@@ -21,8 +21,8 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
     """One panel per cost that is known, all with the same vertical axis; None of the points without a finished seed."""
     points = sweep.points
     costs = [cost for cost in COSTS if any(point.spread(cost) for point in points)]
-    figure = Figure(figsize=(3.85 * max(len(costs), 1) + 0.6, 4.5), facecolor=PAPER, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr, call-arg]  # marks at the ends of two axes keep apart
+    figure = Figure(figsize=(3.85 * max(len(costs), 1) + 0.6, 4.5), facecolor=PAPER)
+    figure.set_layout_engine("constrained", w_pad=0.1)  # marks at the ends of two axes keep apart
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, max(len(costs), 1), sharey=True, squeeze=False)[0]
     colours = _colours(sweep, points)

@@ -18,12 +18,11 @@ from tiny_runs import config_of
 from distbranch.branching.tree import Tree
 from distbranch.config import differences, load_config
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.experiment import affinity, company, grouping, initialisation
+from distbranch.launch.experiment import affinity, company, grouping, initialisation, table
 from distbranch.launch.experiment.comparison import Run, experiment_sweep
-from distbranch.launch.experiment.table import compare_configs
 from distbranch.launch.sweep import run as sweep_run
 from distbranch.launch.sweep import tuning
-from distbranch.launch.sweep.plan import planned_trials
+from distbranch.launch.sweep.plan import in_turns, planned_trials, trials_by_variant
 from distbranch.launch.sweep.trial import train_trial
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +68,32 @@ def test_networks_of_different_recipes_are_not_compared(tmp_path: Path) -> None:
         (tmp_path / f"{name}.yaml").write_text(f"data: {{path: data}}\noptim: {{lr: {lr}}}\n")
     with pytest.raises(UsageError, match=r"same recipe, but .*one.yaml and .*two.yaml differ in optim.lr: 0.1 -> 0.2"):
         company.thin_line([tmp_path / "one.yaml", tmp_path / "two.yaml"], [8, 16], [])
+
+
+def test_each_seed_begins_from_the_run_of_its_own_seed(two_configs: list[Path]) -> None:
+    variants = table.variants_of_files(two_configs)
+    sweep = experiment_sweep("t", variants, ["run.directory=other"], seeds=[0, 5], jobs=None, among_runs=True)
+    sweep = table.linked(sweep, [])
+    thin, turns = trials_by_variant(sweep)["thin"], in_turns(planned_trials(sweep))
+    runs = Path("other").absolute()
+    assert [trial.method.pretrained for trial in thin] == [str(runs / f"wide-seed{seed}") for seed in (0, 5)]
+    assert turns[1] == thin
+
+
+def test_a_joint_network_stands_beside_separate_ones_on_the_tasks_of_each_data_set() -> None:
+    def scores(*tasks: str) -> dict[str, Any]:
+        return {"tasks": {task: {"accuracy": 0.5} for task in tasks}, "mean": {"accuracy": len(tasks) / 10}}
+
+    joint = {**scores("a", "b", "c"), "datasets": {"one": scores("a", "b"), "two": scores("c")}}
+    given = {"joint": joint, "alone": scores("a", "b"), "other": scores("d")}
+    results = {name: [{"metrics": {"test": part}, "weights": 5}] for name, part in given.items()}
+    found = table.by_data_set(results, "test")
+    means = {
+        name: {n: r[0]["metrics"]["test"]["mean"]["accuracy"] for n, r in part.items()} for name, part in found.items()
+    }
+    assert means == {"one": {"joint": 0.2, "alone": 0.2}, "two": {"joint": 0.1}}
+    assert found["one"]["joint"][0]["weights"] == 5
+    assert table.by_data_set({"alone": results["alone"]}, "test") == {}
 
 
 # ---- fair company
@@ -249,7 +274,7 @@ def two_configs(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """`thin.yaml`, which begins from the run of `wide.yaml`, in the current folder."""
     wide = config_of(tiny_data, "runs", **{"model.width": 8, "method.name": "fixed", "train.iterations": 2})
     thin = config_of(tiny_data, "runs", **{"train.iterations": 4, "method.round_iterations": 2})
-    thin["method"] |= {"init": "somp", "pretrained": "runs/wide-seed0"}
+    thin["method"] |= {"init": "somp", "pretrained": "runs/wide"}  # the run of `wide.yaml` with the same seed
     for name, values in (("wide", wide), ("thin", thin)):
         values["train"]["evaluate_every"] = 0
         kept = {key: part for key, part in values.items() if key not in ("run", "seed")}
@@ -282,7 +307,7 @@ def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothin
 ) -> None:
     trained = train_in_this_process(monkeypatch)
     for configs in (two_configs, two_configs[::-1]):
-        results, place = compare_configs(
+        results, place = table.compare_configs(
             configs, [0], ["launch.workers=1"], name="table", jobs=None, report=lambda _: None
         )
         assert trained == ["wide-seed0", "thin-seed0"]
@@ -301,7 +326,7 @@ def test_what_begins_from_a_run_that_failed_fails_with_the_reason(
     with pytest.raises(
         UserError, match=r"2 of 2 runs did not finish: thin-seed0 \(failed\) method.pretrained=.*wide-seed0"
     ):
-        compare_configs(two_configs, [0], [], name="table", jobs=None, report=lambda _: None)
+        table.compare_configs(two_configs, [0], [], name="table", jobs=None, report=lambda _: None)
     assert trained == ["wide-seed0"]
 
 

@@ -1,15 +1,19 @@
 """Tables 1 and 2 of the paper: networks against each other, over seeds, on val and test."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.metrics import Report
 from distbranch.errors import UsageError
-from distbranch.launch.experiment.comparison import Runs, experiment_sweep, run_experiment, write_text
+from distbranch.launch.experiment.comparison import Runs, config_of, experiment_sweep, run_experiment, write_text
+from distbranch.launch.sweep.plan import SEED
 from distbranch.launch.sweep.standing import SweepDirectory
 from distbranch.report.console import result_markdown
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]  # {network: [content of result.json, ...]}
 
 
 def compare_configs(
@@ -20,10 +24,11 @@ def compare_configs(
     name: str,
     jobs: int | None,
     report: Report,
-) -> tuple[dict[str, list[dict[str, object]]], Path]:
+) -> tuple[dict[str, list[dict[str, Any]]], Path]:
     """Train every configuration with every seed; the results ({config name: [content of result.json, ...]}) and where they are.
 
-    A configuration that begins from the run of another one (`method.pretrained`, `method.groups`) is trained after it.
+    A configuration that begins from the run of another one (`method.pretrained`, `method.groups`) is trained after it. If it
+    names that run as the other configuration (`runs/fps-vgg-wide`), each of its seeds begins from the run of the same seed.
 
     Args:
         configs: YAML files.
@@ -37,6 +42,7 @@ def compare_configs(
         UserError: a run failed; the others were finished first.
     """
     sweep = experiment_sweep(name, variants_of_files(configs), overrides, seeds=seeds, jobs=jobs, among_runs=True)
+    sweep = linked(sweep, overrides)
     runs = run_experiment(sweep, report)
     write_text(sweep.path, "table.md", table_markdown(runs, sweep))
     return results_of(runs), sweep.path
@@ -50,19 +56,60 @@ def variants_of_files(configs: Sequence[Path]) -> dict[str, dict[str, str]]:
     return {path.stem: {"base": str(path.absolute())} for path in configs}
 
 
-def results_of(runs: Runs) -> dict[str, list[dict[str, object]]]:
+def linked(sweep: SweepConfig, overrides: Sequence[str]) -> SweepConfig:
+    """The sweep, with every variant that begins from the run of another one linked to its run of the same seed."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, variant in sweep.variants.items():
+        method = config_of(Path(variant["base"]), overrides).method
+        given = {"method.pretrained": method.pretrained, "method.groups": method.groups}
+        names = {key: Path(path).name for key, path in given.items() if isinstance(path, str)}
+        links = {
+            key: str(sweep.trial_path / f"{other}-seed{SEED}")
+            for key, other in names.items()
+            if other in sweep.variants
+        }
+        found[name] = {**variant, **links}
+    return sweep.model_copy(update={"variants": found})
+
+
+def results_of(runs: Runs) -> dict[str, list[dict[str, Any]]]:
     """{variant: [content of result.json, with latency_ms, ...]}."""
     return {variant: [dict(run.summary) for run in members] for variant, members in runs.items()}
 
 
+def by_data_set(results: Results, split: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Joint networks beside separate ones: for every data set of a joint run, all results on just its tasks.
+
+    Returns:
+        {data set: {network: [content of result.json, with the metrics of this data set alone, ...]}}; empty without joint runs.
+    """
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    every = [result["metrics"].get(split, {}) for runs in results.values() for result in runs]
+    tasks = {name: set(part["tasks"]) for scores in every for name, part in scores.get("datasets", {}).items()}
+    for name, own in tasks.items():
+        for network, runs in results.items():
+            parts = [_part(result["metrics"].get(split, {}), own) for result in runs]
+            if all(part is not None for part in parts):
+                alone = [{**result, "metrics": {split: part}} for result, part in zip(runs, parts, strict=True)]
+                found.setdefault(name, {})[network] = alone
+    return found
+
+
+def _part(scores: Mapping[str, Any], tasks: set[str]) -> Mapping[str, Any] | None:
+    """The scores on just these tasks: those of a data set in a joint run, or of a run that has no others."""
+    parts: list[Mapping[str, Any]] = [scores, *scores.get("datasets", {}).values()]
+    return next((part for part in parts if set(part.get("tasks", ())) == tasks), None)
+
+
 def table_markdown(runs: Runs, sweep: SweepConfig) -> str:
-    """Both splits, and how the latency was measured."""
+    """Both splits, every data set of joint runs by itself, and how the latency was measured."""
     results = results_of(runs)
-    parts = [f"## {split}\n\n{result_markdown(results, split=split)}" for split in ("test", "val")]
-    return (
-        f"# {sweep.name}\n\nMeans over tasks; mean ± standard deviation over seeds.\n{latency_note(sweep)}\n\n"
-        + "\n".join(parts)
-    )
+    parts = [f"# {sweep.name}", "Means over tasks; mean ± standard deviation over seeds.", latency_note(sweep)]
+    for split in ("test", "val"):
+        parts += [f"## {split}", result_markdown(results, split=split)]
+        for name, alone in by_data_set(results, split).items():
+            parts += [f"### {split}, the tasks of {name}", result_markdown(alone, split=split)]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
 def latency_note(sweep: SweepConfig) -> str:

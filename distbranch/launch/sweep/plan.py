@@ -21,6 +21,7 @@ from distbranch.launch.ray_cluster import cluster_address
 from distbranch.models.cost import multiply_adds
 
 LONGEST_NAME = 80
+SEED = "{seed}"
 DIGITS = 4  # of drawn numbers: a trial's name says exactly what it was trained with
 
 
@@ -142,7 +143,7 @@ def _file_with_overrides(sweep: SweepConfig, variant: str | None) -> Config:
 
 def begins_from(config: Config) -> list[Path]:
     """The folders of other runs that a run begins from: its pretrained network, or the tree that it is given."""
-    given = (config.method.pretrained, config.method.groups)
+    given = (config.method.pretrained if config.method.begins_from_pretrained else None, config.method.groups)
     paths = [Path(value).expanduser().absolute() for value in given if isinstance(value, str)]
     return [path.parent if path.name == "tree.json" else path for path in paths]
 
@@ -191,9 +192,20 @@ def size_class(config: Config, info: DatasetInfo) -> int:
 
 def _trial(base: Config, values: Mapping[str, Any], name: str) -> Config:
     try:
-        return load_config(base, {**{key: value for key, value in values.items() if key != VARIANT}, "run.name": name})
+        trial = load_config(base, {**{key: value for key, value in values.items() if key != VARIANT}, "run.name": name})
+        return load_config(trial, _runs_of_its_seed(trial))
     except UsageError as error:
         raise UsageError(f"The trial {name} is not possible. {error}") from None
+
+
+def _runs_of_its_seed(trial: Config) -> dict[str, str]:
+    """`{seed}` in the path of a run that it begins from stands for its own seed."""
+    paths = {"method.pretrained": trial.method.pretrained, "method.groups": trial.method.groups}
+    return {
+        key: path.replace(SEED, str(trial.seed))
+        for key, path in paths.items()
+        if isinstance(path, str) and SEED in path
+    }
 
 
 def _digest(values: Mapping[str, Any]) -> str:
