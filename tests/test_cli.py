@@ -20,6 +20,8 @@ COMMANDS = (
     "report",
     "doctor",
     "bench latency",
+    "bench train",
+    "bench data",
     "data pack",
     "data check",
     "data show",
