@@ -312,7 +312,7 @@ class Trainer:
         set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
         progress = self.progress
         self.directory.cut_back(progress.iteration, progress.num_rounds, decision_is_due=self._decision_is_due())
-        self.directory.write_environment(self.ranks)
+        self.directory.write_environment(self.ranks, precision="bf16" if self.bf16 else "fp32")
         self._write_tree()
 
     def _begin(self) -> None:
