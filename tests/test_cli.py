@@ -27,6 +27,8 @@ COMMANDS = (
     "experiment affinity",
     "experiment planted",
     "experiment groups",
+    "bench train",
+    "bench data",
     "data pack",
     "data check",
     "data show",

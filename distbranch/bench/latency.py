@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,16 @@ print(memory("VmHWM") - before)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to measure. `copies`: networks that run one after another; one is measured, the time counts so often."""
+    """A network to measure.
+
+    `copies`: networks that run one after another; one is measured, the time counts so often. `is_reference`: the thin network,
+    which the others are relative to.
+    """
 
     name: str
     network: Network
     copies: int = 1
+    is_reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,25 +86,28 @@ class Latency:
 
 
 def candidates_of_runs(runs: Sequence[Path], against: Sequence[str]) -> list[Candidate]:
-    """The runs' networks, the thin network of their width, independent thin networks, and full backbones.
+    """The runs' networks, and in the company of the first: its thin network, independent thin networks, and full backbones.
 
     Raises:
-        UserError: no run there, or the runs are of different image sizes, widths or tasks.
+        UserError: no run there, or the runs are of different image sizes or tasks.
     """
     networks = [load_model(run)[0] for run in runs]
-    kinds = {replace(network.architecture, tree=_thin(network.architecture).tree) for network in networks}
-    if len(kinds) > 1:
+    if len({(network.architecture.image_size, network.architecture.tasks) for network in networks}) > 1:
         raise UserError(
-            "Latencies are compared between runs of the same backbone, width, image size and tasks, but these differ. "
-            "Measure them one by one."
+            "Latencies are compared between runs of the same image size and tasks, but these differ. Measure them one by one."
         )
     names = [run.name or str(run) for run in runs]
-    return [*map(Candidate, names, networks), *_company(networks[0].architecture, against)]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    company = _company(networks[0].architecture, against)
+    taken = {one.name for one in company}
+    named = [f"run {name}" if name in taken else name for name in names]
+    return [*map(Candidate, named, networks), *company]
 
 
 def candidates_of_trees(trees: Sequence[Architecture], against: Sequence[str]) -> list[Candidate]:
     """Trees (of the same thin network) with random weights in the same company."""
-    named = [Candidate(f"tree of {num_weights(tree) / 1e6:.2f} M weights", _random(tree)) for tree in trees]
+    named = [Candidate(f"tree of {num_weights(tree):,} weights", _random(tree)) for tree in trees]
     return [*named, *_company(trees[0], against)]
 
 
@@ -114,7 +122,7 @@ def bench_latency(
     """Latency, throughput and peak memory of every candidate at every batch size.
 
     Args:
-        candidates: the one that is called `thin-...` is what the others are relative to.
+        candidates: those to be measured, and their company, of which the thin network is what all are relative to.
         batch_sizes: images per call.
         eager: measure unfolded eager execution of torch too.
         seconds: about so long per batch size, and at least three rounds.
@@ -140,7 +148,7 @@ def comparisons(rows: Sequence[Latency], candidates: Sequence[Candidate]) -> lis
     """Per batch size and measured network (those before the thin one): what it costs beside its company, as ratios of medians."""
     medians = {(row.network, row.runtime, row.batch_size): row.median_ms for row in rows}
     names = [one.name for one in candidates]
-    thin = next(number for number, name in enumerate(names) if name.startswith("thin-"))
+    thin = next(number for number, one in enumerate(candidates) if one.is_reference)
     found = []
     for batch_size in dict.fromkeys(row.batch_size for row in rows):
         for name in names[:thin]:
@@ -181,7 +189,7 @@ def _company(architecture: Architecture, against: Sequence[str]) -> list[Candida
     num_tasks = len(thin.tasks)
     name = f"thin-{thin.width or thin.width_fraction or thin.backbone}"
     return [
-        Candidate(name, _random(thin)),
+        Candidate(name, _random(thin), is_reference=True),
         Candidate(f"independent ({num_tasks} x {name})", _random(alone), num_tasks),
         *(Candidate(full, _random(Architecture.thin(full, None, thin.image_size, thin.tasks))) for full in against),
     ]
@@ -231,11 +239,7 @@ def _rows(entries: Sequence[_Entry], batch_size: int, seconds: float, num_thread
     size = entries[0].candidate.network.architecture.image_size
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 3, *size), dtype=np.uint8)
     times = _interleaved([entry.answer for entry in entries], images, seconds)
-    thin = next(
-        number
-        for number, entry in enumerate(entries)
-        if entry.candidate.name.startswith("thin-") and entry.runtime == ONNX
-    )
+    thin = next(number for number, one in enumerate(entries) if one.candidate.is_reference and one.runtime == ONNX)
     reference = float(np.median(times[thin]))
     return [
         _row(entry, batch_size, np.array(own) * entry.candidate.copies, reference, images.shape, num_threads)

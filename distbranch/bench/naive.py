@@ -30,6 +30,7 @@ from distbranch.models.tree_net import TreeNet
 
 FIRST_STEPS = 3  # whose losses are compared
 STEPS_PER_BLOCK = 4
+FINE_RATE = 1e-4  # AdamW turns the sign of a gradient that is nothing but rounding into a whole step
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def bench_naive(
                     {
                         "data": {"path": "random"},
                         "train": {"batch_size": batch_size, "precision": precision},
-                        "optim": {"name": optimizer},
+                        "optim": {"name": optimizer, "lr": FINE_RATE},
                         "launch": {"threads": count, "device": "cpu"},
                     }
                 )

@@ -59,7 +59,7 @@ def described_trees(
         tree = read_tree(file)
         return [Architecture(backbone, width, image_size, _tasks(tree.num_tasks), tree)]
     thin = Architecture.thin(backbone, width, image_size, _tasks(num_tasks))
-    return [halved_to(thin, least) for least in weights]
+    return list(dict.fromkeys(halved_to(thin, least) for least in weights))
 
 
 def _tasks(count: int) -> tuple[Task, ...]:

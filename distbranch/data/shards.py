@@ -204,7 +204,10 @@ def parse_labels(content: bytes, tasks: Sequence[Task], shard: str, sample: int 
     try:
         labels = json.loads(content)["labels"]
         values = [labels.get(task.name) for task in tasks]
-        numbers = [math.nan if v is None else label_number(task, v) for task, v in zip(tasks, values, strict=True)]
+        numbers = [
+            math.nan if v is None else v if v in (0, 1) and not task.classes else label_number(task, v)
+            for task, v in zip(tasks, values, strict=True)
+        ]
     except UserError as error:
         raise BadSample("bad-label", shard, sample, str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError):

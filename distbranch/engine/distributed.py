@@ -233,7 +233,14 @@ def _set_threads(launch: LaunchConfig, world_size: int) -> None:
     _keep_freed_memory()
     # More OpenMP threads than cores make every rank wait for the others: 3 to 7 times slower on contended cores.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    torch.set_num_threads(launch.threads or max(1, len(os.sched_getaffinity(0)) // local))
+    torch.set_num_threads(launch.threads or max(1, num_cores() // local))
+
+
+def num_cores() -> int:
+    """The cores that this process may use: those it is bound to, or fewer where its container's share of time is less."""
+    from joblib import cpu_count  # comes with scikit-learn; knows the quotas of cgroups
+
+    return int(cpu_count())
 
 
 def _keep_freed_memory() -> None:

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from distbranch.config import Config, differences, load_config, to_yaml
-from distbranch.engine.distributed import Ranks
+from distbranch.engine.distributed import Ranks, num_cores
 from distbranch.errors import UserError
 
 PACKAGES = ("distbranch", "torch", "ray", "webdataset", "scikit-learn", "numpy", "safetensors", "simplejpeg", "pillow")
@@ -119,8 +119,8 @@ class RunDirectory:
         for decisions in (self.decisions, *self.relatives.glob(f"*/{self.decisions.name}")):
             _keep_lines(decisions, lambda line: line.get("round", 0) <= num_decisions)
 
-    def write_environment(self, ranks: Ranks) -> None:
-        """Record versions, commit, hardware and world size."""
+    def write_environment(self, ranks: Ranks, *, precision: str) -> None:
+        """Record versions, commit, hardware, world size and the precision of the forward pass."""
         gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         write_json(
             self.environment,
@@ -130,11 +130,12 @@ class RunDirectory:
                 "commit": _commit(),
                 "host": platform.node(),
                 "processor": platform.processor() or platform.machine(),
-                "cores": len(os.sched_getaffinity(0)),
+                "cores": num_cores(),
                 "gpus": gpus,
                 "device": str(ranks.device),
                 "world_size": ranks.world_size,
                 "threads_per_rank": torch.get_num_threads(),
+                "precision": precision,
             },
         )
 

@@ -24,7 +24,7 @@ from distbranch.engine.forks import Family
 from distbranch.engine.loading import open_training
 from distbranch.engine.methods import Ruling, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
-from distbranch.engine.optimisation import learning_rate, set_learning_rate, uses_bf16
+from distbranch.engine.optimisation import learning_rate, set_learning_rate
 from distbranch.engine.profiling import Profiler
 from distbranch.engine.results import RunResult, StoppedEarly, summarise
 from distbranch.engine.statistics import tensors_of_ranks
@@ -59,7 +59,6 @@ class Trainer:
         self.family = Family(config)
         self.should_stop = should_stop
         self.has_gaps = any(counts.get("unlabelled", 0) for counts in info.splits["train"].labels.values())
-        self.bf16 = uses_bf16(config.train.precision, ranks)
         self.state = TrainingState(config, ranks, info)
         self.progress, self.net, self.stats = self.state.progress, self.state.net, self.state.stats
         self.log = self._open_log(report, draw) if ranks.is_first else None
@@ -145,7 +144,7 @@ class Trainer:
         for number, (part, part_labels) in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self.net.no_sync():
-                with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16):
+                with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16):
                     outputs = self.net.wrapped(part, flat=True)
                 losses = self.net.network.tasks.losses(outputs, part_labels)
                 margins.append(self.net.network.tasks.margins(outputs.detach(), part_labels))

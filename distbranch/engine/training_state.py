@@ -15,6 +15,7 @@ from distbranch.engine.artifact import Preprocessing, save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
 from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.initialisation import first_architecture
+from distbranch.engine.optimisation import uses_bf16
 from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
 from distbranch.engine.statistics import own_statistics
 from distbranch.engine.trained_network import TrainedNetwork
@@ -55,6 +56,7 @@ class TrainingState:
         self.preprocessing = Preprocessing(
             config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std
         )
+        self.bf16 = uses_bf16(config.train.precision, ranks)
         self.progress = Progress(growing=config.method.name == "branching")
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
         self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=not self.progress.growing)
@@ -84,7 +86,7 @@ class TrainingState:
         set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
         progress = self.progress
         self.directory.cut_back(progress.iteration, progress.num_rounds, decision_is_due=self.decision_is_due)
-        self.directory.write_environment(self.ranks)
+        self.directory.write_environment(self.ranks, precision="bf16" if self.bf16 else "fp32")
         self.write_tree()
 
     @property

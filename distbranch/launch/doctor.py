@@ -13,6 +13,7 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
+from distbranch.engine.distributed import num_cores
 from distbranch.engine.optimisation import has_bf16
 from distbranch.engine.run_directory import package_version
 from distbranch.errors import UserError
@@ -58,7 +59,7 @@ def _requirements() -> list[str]:
 
 
 def _devices() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     threads = os.environ.get("OMP_NUM_THREADS")
     yield Finding("cores", f"{cores}" + (f", OMP_NUM_THREADS={threads}" if threads else ""))
     known = "in hardware" if has_bf16(torch.device("cpu")) else "not in hardware: keep train.precision=fp32"

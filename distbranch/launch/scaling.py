@@ -4,7 +4,6 @@ A ring all-reduce of M bytes over N ranks takes 2 (N - 1) (M / (N * bandwidth) +
 pass, so only what exceeds that pass, but never less than the last bucket's sum, adds to the step. Images per rank stay equal.
 """
 
-import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from distbranch.config import Config
+from distbranch.engine.distributed import num_cores
 from distbranch.engine.optimisation import build_optimizer
 from distbranch.models.backbones import Architecture
 from distbranch.models.networks import network_of
@@ -65,7 +65,7 @@ class Scale:
 def measure_step(config: Config, architecture: Architecture, *, device: torch.device) -> StepTime:
     """Train a few steps of one rank's share on random images, with one rank's threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(config.launch.threads or max(1, len(os.sched_getaffinity(0)) // config.launch.most_workers))
+    torch.set_num_threads(config.launch.threads or max(1, num_cores() // config.launch.most_workers))
     num_images = max(2, config.train.batch_size // config.launch.most_workers)
     network = network_of(architecture).to(device).train()
     optimizer = build_optimizer(network, config.optim)

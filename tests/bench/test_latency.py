@@ -2,12 +2,13 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
 from tiny_world import assert_one_sentence, run_command
 
-from distbranch.bench.latency import halved_to
+from distbranch.bench.trees import halved_to
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import num_weights
@@ -20,7 +21,8 @@ def test_a_run_stands_beside_thin_independent_and_full_networks(world: Path) -> 
     command = ["bench", "latency", "runs/tiny", "--against", "vgg9", "--eager", "--out", "latency.json", *QUICK]
     ended = run_command(command)
     assert ended.code == 0, ended.err
-    rows = json.loads((world / "latency.json").read_text())
+    content = json.loads((world / "latency.json").read_text())
+    rows = content["networks"]
     names = {"tiny", "thin-2", "independent (3 x thin-2)", "vgg9"}
     expected = {(name, kind, 2) for name in names for kind in ("onnxruntime", "eager, unfolded")}
     assert {(row["network"], row["runtime"], row["batch_size"]) for row in rows} == expected
@@ -29,6 +31,13 @@ def test_a_run_stands_beside_thin_independent_and_full_networks(world: Path) -> 
     assert by_name["independent (3 x thin-2)"]["multiply_adds"] > 2 * by_name["thin-2"]["multiply_adds"]
     assert by_name["thin-2"]["relative"] == 1
     assert by_name["vgg9"]["relative"] > 1
+    (line,) = content["compared"]
+    eager = {row["network"]: row["median_ms"] for row in rows if row["runtime"] != "onnxruntime"}
+    assert (line["network"], line["batch"]) == ("tiny", 2)
+    assert line["x thin-2"] == by_name["tiny"]["relative"]
+    assert line["vgg9 costs x"] == by_name["vgg9"]["median_ms"] / by_name["tiny"]["median_ms"]
+    assert line["export is faster x"] == eager["tiny"] / by_name["tiny"]["median_ms"]
+    assert content["machine"]["threads"] == 1
     for row in by_name.values():
         assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
         assert row["images_per_s"] == pytest.approx(2000 / row["median_ms"])
@@ -38,13 +47,33 @@ def test_a_run_stands_beside_thin_independent_and_full_networks(world: Path) -> 
 
 def test_a_tree_may_be_given_by_numbers_or_as_the_tree_of_a_run(world: Path) -> None:
     sizes = ["--backbone", "vgg9", "--width", "2", "--image-size", "32x32", "--against", ""]
-    ended = run_command(["bench", "latency", *sizes, "--num-tasks", "4", "--tree-weights", "300", *QUICK])
+    ended = run_command(["bench", "latency", *sizes, "--num-tasks", "4", "--tree-weights", "300,350,350", *QUICK])
     assert ended.code == 0, ended.err
+    sizes_found = {int(found) for found in re.findall(r"tree of (\d+)\s+weights", " ".join(ended.out.split()))}
+    assert len(sizes_found) == 2
+    assert min(sizes_found) >= 300
     ended = run_command(["bench", "latency", *sizes, "--tree", "runs/tiny/tree.json", "--out", "a.json", *QUICK])
     assert ended.code == 0, ended.err
-    (row, *_) = json.loads(Path("a.json").read_text())
+    (row, *_) = json.loads(Path("a.json").read_text())["networks"]
     tree = json.loads(Path("runs/tiny/tree.json").read_text())["tree"]
     assert (row["branches"] != "-".join(["1"] * 8)) == bool(tree["splits"])
+
+
+def test_runs_as_the_first_words_are_those_of_latency(world: Path) -> None:
+    for words in (["runs/tiny", "--against", "vgg9"], ["runs/tiny/", "runs/tiny"]):
+        ended = run_command(["bench", *words, *QUICK])
+        assert ended.code == 0, ended.err
+        assert "thin-2" in ended.out
+    assert_one_sentence(run_command(["bench", "runs/absent"]), 1, ("runs/absent", "distbranch train"))
+    assert_one_sentence(run_command(["bench", "latenci"]), 2, ("latenci",))
+
+
+def test_a_run_may_be_called_like_the_thin_network(world: Path) -> None:
+    Path("runs/tiny").rename("runs/thin-2")
+    ended = run_command(["bench", "runs/thin-2", "--against", "", "--out", "a.json", *QUICK])
+    assert ended.code == 0, ended.err
+    (line,) = json.loads(Path("a.json").read_text())["compared"]
+    assert line["network"] == "run thin-2"
 
 
 def test_a_halved_tree_is_the_smallest_with_so_many_weights() -> None:
@@ -66,6 +95,7 @@ def test_a_halved_tree_is_the_smallest_with_so_many_weights() -> None:
         ("--image-size 224", 2, ("HEIGHTxWIDTH", "224")),
         ("--batch-sizes 0,1", 2, ("--batch-sizes", "0,1")),
         ("--batch-sizes x", 2, ("--batch-sizes", "x")),
+        ("--tree-weights much", 2, ("--tree-weights", "much")),
         ("--tree photo.jpg", 1, ("photo.jpg", "tree.json")),
         ("--against vgg99", 1, ("vgg16, vgg9", "vgg99")),
         ("runs/tiny --out photo.jpg/x.json --seconds 0 --batch-sizes 1 --against vgg9", 1, ("photo.jpg/x.json",)),

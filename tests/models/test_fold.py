@@ -5,10 +5,13 @@ import torch
 from torch import nn
 
 from distbranch.branching.tree import Split
+from distbranch.branching.widening import widen
 from distbranch.errors import UserError
 from distbranch.models.backbones import BACKBONES, Architecture
 from distbranch.models.cost import num_weights
 from distbranch.models.fold import fold, restrict
+from distbranch.models.pretrained import wide_network
+from distbranch.models.thin_init import thin_beginning
 from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import Task
 
@@ -74,6 +77,19 @@ def test_full_vgg16_folds_to_the_same_logits() -> None:
     expected, found = network(images), fold(network)(images)
     for name, logits in expected.items():
         torch.testing.assert_close(found[name], logits, rtol=1e-5, atol=1e-5 * float(logits.abs().max()))
+
+
+@torch.inference_mode()
+def test_a_network_begun_by_somp_and_branched_folds_to_the_same_logits() -> None:
+    wide = wide_network(trained(architecture_of("vgg9", 12, 0)), "wide")
+    grown = architecture_of("vgg9", 4, 3)
+    thin = architecture_of("vgg9", 4, 0)
+    network = trained(grown)
+    network.load_state_dict(network.state_dict() | widen(thin_beginning(wide, thin).state, thin.tree, grown.tree))
+    images = pixels()
+    expected, found = network(images), fold(network)(images)
+    for name, logits in expected.items():
+        torch.testing.assert_close(found[name], logits, rtol=1e-5, atol=1e-5 * max(1.0, float(logits.abs().max())))
 
 
 def test_a_folded_network_has_the_counted_weights_and_one_bias_per_unit() -> None:
