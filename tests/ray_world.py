@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ class RayWorld:
         )
         self.address = self._answer()
 
-    def add_node(self, *, num_cpus: int = 1) -> str:
-        """A new node; its name."""
-        return self._ask("add", num_cpus)
+    def add_node(self, *, num_cpus: int = 1, environment: Mapping[str, str] | None = None) -> str:
+        """A new node, whose workers have this environment beside that of all; its name."""
+        return self._ask("add", {"num_cpus": num_cpus, "env_vars": dict(environment or {})})
 
     def remove_node(self, name: str) -> None:
         """Kill -9 all processes of a node."""
@@ -104,7 +105,7 @@ def _serve(scratch: str) -> None:
         what, value = json.loads(line)
         if what == "add":
             name = f"node-{len(nodes)}"
-            nodes[name] = cluster.add_node(num_cpus=value)
+            nodes[name] = cluster.add_node(**value)
             _say(name)
         elif what == "remove":
             cluster.remove_node(nodes.pop(value), allow_graceful=False)

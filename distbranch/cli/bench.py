@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from distbranch.cli.terminal import console, numbers, parse_size, show_pairs, show_rows
+from distbranch.cli.terminal import console, numbers, parse_size, run_folder, show_pairs, show_rows
 from distbranch.errors import UsageError, UserError
 
 
@@ -157,7 +157,7 @@ def bench_somp_command() -> None:
 
 @bench_app.command("latency")
 def bench_latency_command(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; none: a tree of random weights.")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(help="Run directories; none: a tree of random weights.")] = None,
     against: Annotated[str, typer.Option(help="Full backbones to stand beside, separated by commas.")] = "vgg16",
     batch_sizes: Annotated[str, typer.Option(help="Images per call, separated by commas.")] = "1,8,32",
     eager: Annotated[bool, typer.Option("--eager", help="Unfolded eager execution too.")] = False,
@@ -189,7 +189,7 @@ def bench_latency_command(
     if not sizes or 0 in sizes:
         raise UsageError(f"--batch-sizes should be numbers from 1 on, found '{batch_sizes}'.")
     if runs:
-        candidates = latency.candidates_of_runs(runs, full)
+        candidates = latency.candidates_of_runs([run_folder(run) for run in runs], full)
     else:
         pixels = parse_size(image_size)
         trees = described_trees(backbone, width, pixels, num_tasks, weights=_sizes(tree_weights), file=tree)

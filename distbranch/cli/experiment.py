@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from distbranch.cli.terminal import Overrides, RunArgument, console, decimals, numbers, show_rows
+from distbranch.cli.terminal import Overrides, RunArgument, console, decimals, numbers, run_folder, show_rows
 from distbranch.errors import UsageError
 
 experiment_app = typer.Typer(
@@ -214,7 +214,7 @@ def experiment_groups(run: RunArgument) -> None:
     """
     from distbranch.launch.experiment.planted import top_groups
 
-    for kind, groups in top_groups(run).items():
+    for kind, groups in top_groups(run_folder(run)).items():
         console.print(f"{kind}: {len(groups)} groups", style="bold", highlight=False)
         for group in sorted(groups, key=len, reverse=True):
             console.print(f"  {', '.join(group)}", markup=False, highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from distbranch.cli.terminal import RunArgument, console
+from distbranch.cli.terminal import RunArgument, console, run_folder
 
 
 def export(
@@ -32,7 +32,7 @@ def export(
     """
     from distbranch.export import export as write
 
-    done = write(run, file_format=file_format, tasks=tasks, out=out, input_type=input_type)
+    done = write(run_folder(run), file_format=file_format, tasks=tasks, out=out, input_type=input_type)
     megabytes = done.num_bytes / 1e6
     console.print(
         f"{done.file}: {done.num_tasks} tasks, {done.weights:,} weights, {megabytes:.2f} MB; "

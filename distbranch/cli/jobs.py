@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from distbranch.cli.terminal import RunArgument, console, show_pairs
+from distbranch.cli.terminal import RunArgument, console, run_folder, show_pairs
 
 
 def status(run: RunArgument) -> None:
     """Say what a run has come to, and what its job does."""
     from distbranch.launch.job import status
 
-    show_pairs(status(run))
+    show_pairs(status(run_folder(run)))
 
 
 def logs(
@@ -21,7 +21,7 @@ def logs(
     """Print what the job of a run has said."""
     from distbranch.launch.job import logs
 
-    for piece in logs(run, follow=follow):
+    for piece in logs(run_folder(run), follow=follow):
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -33,5 +33,7 @@ def cancel(
     from distbranch.launch.job import cancel
 
     cancel(
-        run, patience_s=patience, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+        run_folder(run),
+        patience_s=patience,
+        say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )

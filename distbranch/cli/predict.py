@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from distbranch.cli.terminal import console
+from distbranch.cli.terminal import console, run_folder
 from distbranch.errors import UserError
 
 
@@ -25,7 +25,10 @@ class Format(StrEnum):
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run directory, or an .onnx file that `distbranch export` wrote.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="A run directory (a folder or a URL), or an .onnx file that `distbranch export` wrote."),
+    ],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     output: Annotated[Format, typer.Option("--format", help="How to write the scores.")] = Format.table,
     out: Annotated[Path | None, typer.Option(help="A file instead of the terminal.")] = None,
@@ -41,7 +44,7 @@ def predict(
     from distbranch.engine.predict import Prediction, image_files, predict
     from distbranch.export import load_predictor
 
-    network, preprocessing = load_predictor(run)
+    network, preprocessing = load_predictor(run_folder(run))
     predictions = predict(network, preprocessing, image_files(images))
     if output is Format.table and out is not None:
         output = Format.json if out.suffix == ".json" else Format.csv

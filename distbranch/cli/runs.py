@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from distbranch.cli.terminal import Overrides, RunArgument, console, show_pairs
+from distbranch.cli.terminal import Overrides, RunArgument, console, run_folder, show_pairs
 from distbranch.errors import UsageError
 
 
@@ -69,7 +69,7 @@ def evaluate(
     from distbranch.engine.session import evaluate_run
     from distbranch.report.console import dataset_table, score_table
 
-    scores = evaluate_run(run, split, data)
+    scores = evaluate_run(run_folder(run), split, data)
     if "datasets" not in scores:
         return console.print(score_table(scores))
     for name, part in scores["datasets"].items():
@@ -85,11 +85,12 @@ def report(
     """Write one self-contained HTML page about a run or a sweep, and its figures as PNG."""
     from distbranch.report.sweep_files import is_sweep
 
-    if is_sweep(run):
+    folder = run_folder(run)
+    if is_sweep(folder):
         from distbranch.report.sweep_page import report_sweep as write_report
     else:
         from distbranch.report.page import report as write_report
-    console.print(str(write_report(run, out)), soft_wrap=True)
+    console.print(str(write_report(folder, out)), soft_wrap=True)
 
 
 def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to check.")] = Path("runs")) -> None:
@@ -107,6 +108,7 @@ def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to che
 
 
 def _show_result(result: Any) -> None:
+    from distbranch.config import load_config
     from distbranch.engine.session import thin_company
     from distbranch.report.console import dataset_table, result_table
 
@@ -119,7 +121,8 @@ def _show_result(result: Any) -> None:
         console.print(result_table({**company, result.summary["name"]: [result.summary]}, split=split))
         if "datasets" in result.metrics[split]:
             console.print(dataset_table(result.metrics[split], split=split))
-    console.print(f"run directory: {result.directory}", highlight=False, soft_wrap=True)
+    place = load_config(result.directory / "config.yaml").run_url or result.directory
+    console.print(f"run directory: {place}", highlight=False, soft_wrap=True)
 
 
 def _show_plan(plan: Any) -> None:

@@ -8,13 +8,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from distbranch.config.places import is_remote
 from distbranch.errors import UsageError
 
 console = Console()
 errors = Console(stderr=True)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted keys, `method.alpha=2 optim.lr=0.01`.")]
-RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
+RunArgument = Annotated[str, typer.Argument(help="A run directory: a folder or a URL.")]
+
+
+def run_folder(run: str) -> Path:
+    """The folder of a run; of one at a URL the copy that is made here."""
+    if not is_remote(run):
+        return Path(run)
+    from distbranch.engine.mirror import copy_to_read
+
+    return copy_to_read(run)
 
 
 def show_rows(rows: list[dict[str, Any]]) -> None:

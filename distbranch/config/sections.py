@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from distbranch.config.network import MethodConfig, ModelConfig
 from distbranch.config.section import Section
 
+from distbranch.config.places import below, copy_of, is_remote
+
 # A run that is continued may change these; every other difference would make it another run.
 KEYS_FREE_TO_CHANGE = (
     "run.directory",
@@ -31,15 +33,17 @@ class RunConfig(Section):
     """Where the run lives."""
 
     name: str | None = Field(None, description="Name of the run directory; the config file's name if empty.")
-    directory: str = Field("runs", description="Folder (shared by all nodes) in which the run directory is made.")
+    directory: str = Field(
+        "runs",
+        description="Folder (shared by all nodes) or URL (s3, gs) in which the run directory is made; of a URL every process has a copy.",
+    )
 
     @field_validator("directory")
     @classmethod
-    def _is_a_folder(cls, directory: str) -> str:
-        if "://" in directory:
+    def _can_be_written(cls, directory: str) -> str:
+        if is_remote(directory) and not re.match(r"(s3|gs)://[^/?]", directory):
             raise ValueError(
-                f"should be a folder that all nodes see (a local disk, NFS, a mounted bucket), found the URL {directory}; "
-                "copy the finished run there instead"
+                f"should be a folder that all nodes see or a URL such as s3://BUCKET/runs or gs://BUCKET/runs, found {directory}"
             )
         return directory
 
@@ -241,5 +245,12 @@ class Config(Section):
 
     @property
     def run_directory(self) -> Path:
-        """The run's folder: `run.directory` / `run.name`."""
-        return Path(self.run.directory) / (self.run.name or "run")
+        """The run's folder: `run.directory` / `run.name`, or this machine's copy of it where that is at a URL."""
+        directory, name = self.run.directory, self.run.name or "run"
+        return copy_of(directory, "training") / name if is_remote(directory) else Path(directory) / name
+
+    @property
+    def run_url(self) -> str | None:
+        """Where the run directory is at a URL; None for one on a disk."""
+        directory = self.run.directory
+        return below(directory, self.run.name or "run") if is_remote(directory) else None

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from distbranch.config.places import is_remote
 from distbranch.config.reading import explain, known_keys, parse_override, read_yaml, set_dotted, unknown_key
 from distbranch.config.section import Section
 from distbranch.errors import UsageError
@@ -98,6 +99,15 @@ class SweepConfig(Section):
     max_failures: int = Field(
         2, ge=0, description="Restarts of a trial whose process was lost; an error of its own ends it."
     )
+
+    @field_validator("directory")
+    @classmethod
+    def _is_a_folder(cls, directory: str) -> str:
+        if is_remote(directory):
+            raise ValueError(
+                f"should be a folder that all nodes see (only a single run may live at a URL), found {directory}"
+            )
+        return directory
 
     @field_validator("name")
     @classmethod

@@ -20,6 +20,7 @@ from typing import Protocol
 import fsspec
 from filelock import FileLock, Timeout
 
+from distbranch.config.places import user_cache
 from distbranch.data.shards import is_remote, join
 from distbranch.errors import UserError
 
@@ -161,7 +162,7 @@ def open_files(path: str, cache: Cache | None = None) -> Files:
 
 def default_cache_folder() -> str:
     """The folder of this user for copies of remote shards."""
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distbranch" / "shards")
+    return str(user_cache() / "shards")
 
 
 def make_room(cache: Cache) -> None:

@@ -17,6 +17,7 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
+from distbranch.config.places import is_remote as is_remote
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -152,11 +153,6 @@ class DatasetInfo:
 def join(path: str, file: str) -> str:
     """The place of a file of the data set at `path` (folder or URL)."""
     return f"{path.rstrip('/')}/{file}" if is_remote(path) else str(Path(path) / file)
-
-
-def is_remote(path: str) -> bool:
-    """Whether the path is a URL (`http://`, `s3://`, ...) and not a folder of this machine."""
-    return "://" in path
 
 
 def read_dataset(path_or_url: str | os.PathLike[str]) -> DatasetInfo:

@@ -25,6 +25,10 @@ from distbranch.errors import UserError
 PACKAGES = ("distbranch", "torch", "ray", "webdataset", "scikit-learn", "numpy", "safetensors", "simplejpeg", "pillow")
 
 
+class RunInUseError(UserError):
+    """Another process is training the run."""
+
+
 class RunDirectory:
     """The files of one run, by name."""
 
@@ -86,14 +90,14 @@ class RunDirectory:
             )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, patience_s: float = 5) -> Iterator[None]:
         """Keep a second process from training the same run at the same time; the lock falls with the process."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
-            lock.acquire(timeout=5)
+            lock.acquire(timeout=patience_s)
         except Timeout:
-            raise UserError(
+            raise RunInUseError(
                 f"The run {self.path} is being trained by another process. Wait for it, stop it, or give another run.name."
             ) from None
         except OSError as error:

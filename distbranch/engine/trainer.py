@@ -285,6 +285,7 @@ class Trainer:
         self.state.write_checkpoint(affinity)
         if self.log:
             self.log.flush()
+        self.state.mirror.send()
 
     def _stop_if_not_finite(self) -> None:
         found = self._window.first_not_finite()
@@ -345,6 +346,7 @@ class Trainer:
         self._profiler.close()
         if self.log:
             self.log.close()
+        self.state.mirror.send()
 
     def _restart_clock(self) -> None:
         self.progress.seconds += self._window.take_seconds()

@@ -15,6 +15,7 @@ from distbranch.engine.artifact import Preprocessing, save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
 from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.initialisation import first_architecture
+from distbranch.engine.mirror import Mirror
 from distbranch.engine.optimisation import uses_bf16
 from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
 from distbranch.engine.statistics import own_statistics
@@ -52,7 +53,7 @@ class TrainingState:
 
     def __init__(self, config: Config, ranks: Ranks, info: DatasetInfo) -> None:
         self.config, self.ranks, self.info = config, ranks, info
-        self.directory = RunDirectory(config.run_directory)
+        self.directory, self.mirror = RunDirectory(config.run_directory), Mirror.of(config)
         self.preprocessing = Preprocessing(
             config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std
         )
@@ -60,7 +61,7 @@ class TrainingState:
         self.progress = Progress(growing=config.method.name == "branching")
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
         self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=not self.progress.growing)
-        checkpoint = ranks.on_first(lambda: load_newest(self.directory.checkpoints))
+        checkpoint = ranks.on_first(self._newest_checkpoint)
         self.was_resumed = checkpoint is not None
         if checkpoint is None:
             self.net.begin(ranks.on_first(lambda: first_architecture(config, info)), config.seed)
@@ -68,6 +69,13 @@ class TrainingState:
             self._restore(checkpoint)
         ranks.on_first(self._write_beginning)
         self.verify("the start")
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        self.mirror.bring()
+        if self.directory.config.exists():  # at a URL another run may have begun since the driver looked
+            self.directory.check(self.config)
+        self.mirror.take()
+        return load_newest(self.directory.checkpoints)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.progress = Progress(**checkpoint.state["progress"])
@@ -88,6 +96,7 @@ class TrainingState:
         self.directory.cut_back(progress.iteration, progress.num_rounds, decision_is_due=self.decision_is_due)
         self.directory.write_environment(self.ranks, precision="bf16" if self.bf16 else "fp32")
         self.write_tree()
+        self.mirror.send()
 
     @property
     def epoch(self) -> float:

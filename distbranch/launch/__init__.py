@@ -36,7 +36,7 @@ def train(
     resolved = prepare(load_config(config, dotted), fresh=fresh, report=report or _silent)
     finished = read_result(resolved.run_directory)
     if finished is not None:
-        (report or _silent)({"kind": "finished", "directory": str(resolved.run_directory)})
+        (report or _silent)({"kind": "finished", "directory": resolved.run_url or str(resolved.run_directory)})
         return finished
     launch = resolved.launch
     if not started_by_torchrun() and (launch.most_workers > 1 or cluster_address(launch) is not None):

@@ -10,7 +10,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import first_architecture, own_tree
-from distbranch.launch.prepare import check_data, must_be_packed, with_absolute_paths
+from distbranch.launch.prepare import bring_down, check_data, must_be_packed, with_absolute_paths
 from distbranch.launch.ray_cluster import cluster_address
 from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, pair_bytes, predict
 from distbranch.models.backbones import Architecture
@@ -34,6 +34,7 @@ def plan(config: Config, link: Link) -> Plan:
         UserError: what is not as it should be.
     """
     config = with_absolute_paths(config)
+    bring_down(config)
     launch = config.launch
     if must_be_packed(config):
         source = parse_options(config.data.pack or {}).open()
@@ -61,7 +62,7 @@ def plan(config: Config, link: Link) -> Plan:
         ("margins and losses per step and rank", f"{3 * num_tasks * FLOAT64:,} bytes"),
         ("pair statistics per decision and rank", f"{pair_bytes(num_tasks):,} bytes"),
         ("steps", f"{config.train.iterations:,} of {config.train.batch_size} images"),
-        ("run directory", str(config.run_directory)),
+        ("run directory", config.run_url or str(config.run_directory)),
         ("torch", torch.__version__),
         (
             f"a step of one rank's {share} images, measured here",

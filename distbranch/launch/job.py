@@ -17,6 +17,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from distbranch.config import load_config
+from distbranch.engine.mirror import Mirror
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
 from distbranch.errors import UserError
@@ -69,11 +70,11 @@ def status(run_directory: Path) -> list[tuple[str, str]]:
     """
     files = _files(run_directory)
     job, result = read_job(files.path), read_result(files.path)
-    iterations = load_config(files.config).train.iterations
-    lines = read_lines(files.metrics)
+    config, lines = load_config(files.config), read_lines(files.metrics)
+    iterations = config.train.iterations
     steps = [line for line in lines if line.get("kind") == "train"]
     saved = sorted(file.name for file in files.checkpoints.glob("step-*"))
-    pairs = [("run", str(files.path))]
+    pairs = [("run", config.run_url or str(files.path))]
     if result is not None:
         pairs.append(("finished", f"after {iterations:,} steps"))
     else:
@@ -135,21 +136,26 @@ def cancel(run_directory: Path, *, patience_s: float, say: Callable[[str], None]
         UserError: no such run, or nothing trains it.
     """
     files = _files(run_directory)
+    training = _in_training(files)
     job = read_job(files.path)
     state = "" if job is None else job_state(job)
     if read_result(files.path) is not None:
-        return say(f"The run {files.path} is finished already.")
+        return say(f"The run {load_config(files.config).run_url or files.path} is finished already.")
     if job is not None and state.startswith("waiting"):
         _end_job(job)
         return say(f"The job {job.id} had not begun; it is taken out of the queue.")
-    if not state.startswith("running") and not _is_trained(files):
-        raise UserError(f"Nothing trains the run {files.path} now, so there is nothing to cancel.")
+    if not state.startswith("running") and not _is_trained(training):
+        raise UserError(_nothing_to_cancel(files))
     say("Asked the run to save everything and stop.")
+    here = training is files or _is_trained(training)
+    if job is not None and not here:
+        _end_job(job)
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
-        files.stop_word.touch()
-        if not _is_trained(files) and (job is None or not goes_on(job)):
-            files.stop_word.unlink(missing_ok=True)
+        if here:
+            training.stop_word.touch()
+        if not _is_trained(training) and (job is None or not goes_on(job)):
+            training.stop_word.unlink(missing_ok=True)
             return say("The run has stopped; the same command continues it.")
         time.sleep(SECONDS_BETWEEN_LOOKS)
     if job is None:
@@ -158,6 +164,16 @@ def cancel(run_directory: Path, *, patience_s: float, say: Callable[[str], None]
         )
     _end_job(job)
     return say(f"It has not stopped within {patience_s:g} s: its job {job.id} is ended; the last checkpoint is kept.")
+
+
+def _nothing_to_cancel(files: RunDirectory) -> str:
+    url = load_config(files.config).run_url
+    if url is None:
+        return f"Nothing trains the run {files.path} now, so there is nothing to cancel."
+    return (
+        f"No job trains the run {url} and no process of this machine does; the word to stop is a file, which does not reach another "
+        "machine over a URL: give it there, or end the process there with SIGTERM (`distbranch status` names it)."
+    )
 
 
 def job_state(job: Job) -> str:
@@ -199,8 +215,11 @@ def _lives(job: Job) -> bool:
 
 
 def _who(files: RunDirectory, job: Job | None) -> str:
+    if job is None and _is_trained(_in_training(files)):
+        return "a process of `distbranch train`"
     if job is None:
-        return "a process of `distbranch train`" if _is_trained(files) else "nobody now"
+        owner = Mirror(load_config(files.config).run_url, files.path).owner()
+        return f"{owner}, unless that has ended" if owner and read_result(files.path) is None else "nobody now"
     name = {"slurm": "Slurm", "ray": "Ray", "local": "this machine"}[job.kind]
     return f"{name} job {job.id} ({job.where}), submitted {job.submitted}: {job_state(job)}"
 
@@ -215,8 +234,16 @@ def _missing_log(job: Job) -> str:
     )
 
 
+def _in_training(files: RunDirectory) -> RunDirectory:
+    """The files on which a process of this machine trains the run: these, or for a run at a URL another copy of it."""
+    config = load_config(files.config)
+    return files if config.run_url is None else RunDirectory(config.run_directory)
+
+
 def _is_trained(files: RunDirectory) -> bool:
     """Whether some process holds the lock of the run."""
+    if not files.path.is_dir():
+        return False
     try:
         with FileLock(files.path / ".lock", timeout=0):
             return False

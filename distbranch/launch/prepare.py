@@ -12,7 +12,8 @@ from distbranch.data.sources import pack_source, parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import check_beginning, first_architecture
 from distbranch.engine.metrics import Report
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.mirror import Mirror
+from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.ray_cluster import cluster_address
 
@@ -30,6 +31,7 @@ def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
     _refuse_what_vanishes(config)
     if fresh:
         config = _renamed(config)
+    bring_down(config)
     if cluster_address(config.launch) is None:
         wants_gpu(config.launch)  # says so where a GPU is asked for and absent, before anything is written
     info = packed(config, report)
@@ -46,7 +48,7 @@ def with_absolute_paths(config: Config) -> Config:
         raise UsageError("The configuration names no data set: give data.path, the folder of a packed one.")
     paths = [path if is_remote(path) else _absolute(path) for path in data.paths]
     cache = data.cache_directory and _absolute(data.cache_directory)
-    directory = _absolute(run.directory)
+    directory = run.directory if is_remote(run.directory) else _absolute(run.directory)
     method = config.method
     pretrained = method.pretrained and str(Path(method.pretrained).expanduser().absolute())
     groups = _absolute(method.groups) if isinstance(method.groups, str) else method.groups
@@ -120,10 +122,28 @@ def check_data(config: Config, info: DatasetInfo) -> None:
 def _renamed(config: Config) -> Config:
     """The first of name, name-2, name-3, ... whose directory does not exist."""
     name, number = config.run.name, 1
-    while config.run_directory.exists():
+    while config.run_directory.exists() if config.run_url is None else Mirror.of(config).exists():
         number += 1
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{name}-{number}"})})
     return config
+
+
+def bring_down(config: Config) -> None:
+    """Check the store of a run at a URL, and make the copy of this machine equal to what is there.
+
+    Raises:
+        UserError: what is wrong with the store, in its own words.
+    """
+    if config.run_url is None:
+        return
+    mirror = Mirror.of(config)
+    mirror.check()
+    with FileLock(lock_beside(config.run_directory)):
+        try:
+            with RunDirectory(config.run_directory).locked(patience_s=0):
+                mirror.bring()
+        except RunInUseError:  # by a process of this machine, whose copy it is; whoever wants to train is told so later
+            return
 
 
 def lock_beside(directory: Path) -> Path:

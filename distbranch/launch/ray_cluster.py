@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, LaunchConfig
+from distbranch.data.shards import DATASET_FILE, is_remote
 from distbranch.engine.metrics import Report
+from distbranch.engine.mirror import Mirror
 from distbranch.errors import UserError
 
 SECONDS_TO_ANSWER = 10
@@ -226,17 +228,17 @@ def check_storage(config: Config) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    launch, directory = config.launch, config.run_directory
+    launch = config.launch
     each = resources(launch, gpu=uses_gpu(launch))
     nodes = {node["NodeID"]: node for node in alive_nodes() if room([node], each)}
     word = secrets.token_hex(8)
-    marker = directory / f".seen-{word}"
+    marker = config.run_directory / f".seen-{word}"
     marker.write_text(word)
     try:
         looks = {
             ray.remote(look_around)
             .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-            .remote(str(marker), word, config.data.paths): node
+            .remote(config.run_url or str(marker), word, config.data.paths): node
             for node in nodes
         }
         done, silent = ray.wait(list(looks), num_returns=len(looks), timeout=60 * launch.timeout_min)
@@ -257,27 +259,45 @@ def check_storage(config: Config) -> None:
         marker.unlink(missing_ok=True)
 
 
-def look_around(marker: str, word: str, data: Sequence[str]) -> str:
-    """Run on every node: what is missing there, as the end of a sentence; empty if nothing is."""
-    from distbranch.data.shards import DATASET_FILE, is_remote
+def look_around(place: str, word: str, data: Sequence[str]) -> str:
+    """Run on every node: what is missing there, as the end of a sentence; empty if nothing is.
 
-    file = Path(marker)
+    Args:
+        place: a file of the run directory that holds `word`, or the URL of the run directory.
+        word: see `place`.
+        data: folders and URLs of data sets.
+    """
+    problem = _at_url(place) if is_remote(place) else _in_folder(Path(place), word)
+    if problem:
+        return problem
+    for path in data:
+        if not is_remote(path) and not (Path(path) / DATASET_FILE).exists():
+            return f"does not see the data set {path}. Give a data.path that all nodes see, or a URL."
+    return ""
+
+
+def _at_url(url: str) -> str:
     try:
-        seen = file.read_text() == word
+        Mirror(url, Path()).check()
+    except UserError as error:
+        return f"says: {error}"
+    return ""
+
+
+def _in_folder(marker: Path, word: str) -> str:
+    try:
+        seen = marker.read_text() == word
     except OSError:
         seen = False
-    advice = "Give a run.directory on storage that all nodes see under one path (NFS, a mounted bucket)."
+    advice = "Give a run.directory on storage that all nodes see under one path (NFS, a mounted bucket), or a URL."
     if not seen:
-        return f"does not see the run directory {file.parent} of this machine. {advice}"
-    own = file.with_name(f"{file.name}-{secrets.token_hex(8)}")
+        return f"does not see the run directory {marker.parent} of this machine. {advice}"
+    own = marker.with_name(f"{marker.name}-{secrets.token_hex(8)}")
     try:
         own.write_text(word)
         own.unlink()
     except OSError as error:
-        return f"cannot write to the run directory {file.parent} ({error.strerror}). {advice}"
-    for path in data:
-        if not is_remote(path) and not (Path(path) / DATASET_FILE).exists():
-            return f"does not see the data set {path}. Give a data.path that all nodes see, or a URL."
+        return f"cannot write to the run directory {marker.parent} ({error.strerror}). {advice}"
     return ""
 
 

@@ -15,11 +15,12 @@ from typing import Any
 from filelock import FileLock
 
 from distbranch.config import Config, load_config
+from distbranch.engine.mirror import Mirror
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.job import Job, read_job, write_job
-from distbranch.launch.prepare import lock_beside, with_absolute_paths
+from distbranch.launch.job import JOB_FILE, Job, read_job, write_job
+from distbranch.launch.prepare import bring_down, lock_beside, with_absolute_paths
 from distbranch.launch.stopping import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -51,23 +52,27 @@ def submit(
         UserError: nobody answers there, the token is wrong, or the run directory is not as it should be.
     """
     config = with_absolute_paths(load_config(config_path, overrides))
+    place = config.run_url or config.run_directory
     command = _command(config_path, overrides, config)
+    here = _is_seen(config)
     if read_result(config.run_directory) is not None:
-        say(f"The run {config.run_directory} is finished; nothing was submitted.")
+        say(f"The run {place} is finished; nothing was submitted.")
         return 0
     client = _client(address)
-    here = _begin_here(config)
+    if here:
+        _begin(config)
     if here and (job := read_job(config.run_directory)) is not None and job.kind == "ray" and is_running(job):
-        say(f"The run {config.run_directory} is on its way already: job {job.id} at {job.where}.")
+        say(f"The run {place} is on its way already: job {job.id} at {job.where}.")
         return _follow(client, job, say, show) if wait else 0
     job = Job("ray", _send(client, command), address, "", time.strftime("%Y-%m-%d %H:%M:%S"))
-    say(f"Submitted job {job.id} to {address}; its run directory is {config.run_directory} on all nodes")
+    say(f"Submitted job {job.id} to {address}; its run directory is {place} on all nodes")
     if here:
         write_job(config.run_directory, job)
-        say(f"`distbranch status|logs|cancel {config.run_directory}` ask about it.")
+        Mirror.of(config).send_files("config.yaml", JOB_FILE)
+        say(f"`distbranch status|logs|cancel {place}` ask about it.")
     else:
         say(
-            f"This machine does not see that folder: `ray job status|logs|stop --address {address} {job.id}` ask about it."
+            f"This machine does not see that place: `ray job status|logs|stop --address {address} {job.id}` ask about it."
         )
     return _follow(client, job, say, show) if wait else 0
 
@@ -129,13 +134,21 @@ def _command(config_path: Path, overrides: Sequence[str], config: Config) -> str
     return shlex.join(["python", "-m", "distbranch", "train", str(inside), *overrides, *full])
 
 
-def _begin_here(config: Config) -> bool:
-    """Whether this machine sees where the run directory is to be; if so it is begun, to keep the job's name in it."""
-    if not config.run_directory.parent.is_dir() and not config.run_directory.parent.parent.is_dir():
+def _is_seen(config: Config) -> bool:
+    """Whether this machine sees where the run directory is to be."""
+    if config.run_url is None:
+        return config.run_directory.parent.is_dir() or config.run_directory.parent.parent.is_dir()
+    try:
+        bring_down(config)
+    except UserError:  # the nodes may have what this machine lacks; the job checks it
         return False
+    return True
+
+
+def _begin(config: Config) -> None:
+    """Begin the run directory, to keep the job's name in it."""
     with FileLock(lock_beside(config.run_directory)):
         RunDirectory(config.run_directory).begin(config)
-    return True
 
 
 def _client(address: str) -> Any:

@@ -1,17 +1,15 @@
 """Training under Ray Train: Ray places the ranks and replaces lost ones; the run directory alone says where they go on."""
 
-import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config
-from distbranch.engine.metrics import Event, Report
+from distbranch.engine.metrics import Report
+from distbranch.engine.mirror import Mirror
 from distbranch.engine.results import RunResult, StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
@@ -23,7 +21,7 @@ from distbranch.launch.ray_cluster import (
     resources,
     uses_gpu,
 )
-from distbranch.launch.ray_work import ending, forget_ending, work
+from distbranch.launch.ray_work import ask_to_stop, ending, forget, new_events, work
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -50,15 +48,15 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
         attempt = files.path / "ray" / time.strftime("%Y%m%d-%H%M%S")
         attempt.mkdir(parents=True, exist_ok=True)
         try:
-            return _fit(config, attempt, report)
+            return _fit(config, str(attempt), report)
         finally:
             if read_result(files.path) is not None:
                 shutil.rmtree(files.path / "ray", ignore_errors=True)
 
 
-def _fit(config: Config, attempt: Path, report: Report) -> RunResult:
-    """Run the trainer in a thread, for this one receives the signals and passes on the events."""
-    files, failure = RunDirectory(config.run_directory), []
+def _fit(config: Config, attempt: str, report: Report) -> RunResult:
+    """Run the trainer in a thread, for this one receives the signals and passes on events and the word to stop."""
+    files, failure, asked = RunDirectory(config.run_directory), [], False
 
     def fit() -> None:
         try:
@@ -68,31 +66,32 @@ def _fit(config: Config, attempt: Path, report: Report) -> RunResult:
 
     thread = threading.Thread(target=fit, daemon=True)
     request = StopRequest()
-    events = _Tail(attempt / "events.jsonl")
     main = threading.current_thread() is threading.main_thread()
     with request.listening() if main else nullcontext():
         thread.start()
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
-            if request() and not files.stop_word.exists():
+            if not asked and (request() or files.stop_word.exists()):
+                asked = True
                 report({"kind": "stopping"})
-                files.stop_word.touch()
-            for event in events.new():
+                ask_to_stop(attempt)
+            for event in new_events(attempt):
                 report(event)
-    for event in events.new():
+    for event in new_events(attempt):
         report(event)
     return _outcome(config, attempt, failure, request)
 
 
-def _outcome(config: Config, attempt: Path, failure: list[Exception], request: StopRequest) -> RunResult:
+def _outcome(config: Config, attempt: str, failure: list[Exception], request: StopRequest) -> RunResult:
     ended = ending(attempt)
-    forget_ending(attempt)
+    forget(attempt)
     if ended.get("kind") == "stopped":
         stopped = StoppedEarly(ended["message"])
         stopped.exit_code = request.exit_code
         raise stopped
     if ended.get("kind") == "failed":
         raise UserError(ended["message"])
+    Mirror.of(config).bring()  # rank 0 may have been on another machine
     result = read_result(config.run_directory)
     if failure or result is None:
         raise UserError(_explain(config, failure))
@@ -106,11 +105,11 @@ def _explain(config: Config, failure: list[Exception]) -> str:
         reason = lines[-1] if lines else type(failure[0]).__name__
     return (
         f"Ray could not finish the run, also after {config.launch.max_failures} restarts: {reason}. "
-        f"What was saved is in {config.run_directory}; run the same command again to go on."
+        f"What was saved is in {config.run_url or config.run_directory}; run the same command again to go on."
     )
 
 
-def _trainer(config: Config, attempt: Path) -> Any:
+def _trainer(config: Config, attempt: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -124,7 +123,7 @@ def _trainer(config: Config, attempt: Path) -> Any:
     seconds = max(1, round(60 * launch.timeout_min)) + (NCCL_SECONDS_MORE if nccl else 0)
     return TorchTrainer(
         work,
-        train_loop_config={"config": config.model_dump(mode="json"), "attempt": str(attempt)},
+        train_loop_config={"config": config.model_dump(mode="json"), "attempt": attempt},
         scaling_config=ScalingConfig(
             num_workers=launch.workers,
             use_gpu=gpu,
@@ -135,7 +134,7 @@ def _trainer(config: Config, attempt: Path) -> Any:
         torch_config=ClusterTorchConfig(backend="nccl" if nccl else "gloo", timeout_s=seconds),
         run_config=RunConfig(
             name="state",
-            storage_path=str(attempt),
+            storage_path=attempt,
             failure_config=FailureConfig(
                 max_failures=launch.max_failures, controller_failure_limit=MOST_WAITS[_kind(config)]
             ),
@@ -145,23 +144,3 @@ def _trainer(config: Config, attempt: Path) -> Any:
 
 def _kind(config: Config) -> str:
     return "elastic" if config.launch.most_workers > config.launch.least_workers else "fixed"
-
-
-class _Tail:
-    """The lines that were added to a .jsonl file since the last look."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.position = 0
-
-    def new(self) -> Iterator[Event]:
-        """Whole lines only; the rest of a line comes with a later look."""
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self.position)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self.position += len(line)
-                yield json.loads(line)

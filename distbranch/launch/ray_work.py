@@ -1,7 +1,7 @@
 """What every Ray worker runs, and the words between workers and driver.
 
-Events go through a file of the run directory, a stop word the other way; how the run ended goes through Ray, since it
-may be the storage that failed.
+Events, the word to stop and how the run ended all go through Ray, since it may be the storage that failed, and a run directory at
+a URL is another folder on every node.
 """
 
 import json
@@ -9,8 +9,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +17,26 @@ from distbranch.config import load_config
 from distbranch.engine.contact import LostRankError
 from distbranch.engine.metrics import Event, Report
 from distbranch.engine.results import StoppedEarly
-from distbranch.engine.run_directory import RunDirectory, append_line, write_aside
+from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.engine.session import train_rank
 from distbranch.errors import SharedError, UserError
-from distbranch.launch.stopping import stop_word
+from distbranch.launch.stopping import looked_up_at_times
 
 logger = logging.getLogger("distbranch")
-SECONDS_BETWEEN_LOOKS = 0.5
 NAMESPACE = b"distbranch"
 
 
 def work(loop: dict[str, Any]) -> None:
-    """What every Ray worker runs; `loop` holds the config and the folder of this attempt."""
-    config = load_config(loop["config"])
-    attempt = Path(loop["attempt"])
+    """What every Ray worker runs; `loop` holds the config and the name of this attempt."""
+    config, attempt = load_config(loop["config"]), str(loop["attempt"])
     if ending(attempt):  # Ray restarts the workers after any error; this one is not for restarts to mend
         return
     rank = int(os.environ.get("RANK", "0"))
-    asked = stop_word(RunDirectory(config.run_directory).stop_word)
-    replaced = _replaced(attempt.parent / "leader") if rank == 0 else _never
+    asked = looked_up_at_times(lambda: bool(_get("stop", attempt)))
+    replaced = _replaced(RunDirectory(config.run_directory).path / "ray" / "leader") if rank == 0 else _never
 
     def report(event: Event) -> None:
-        with suppress(OSError):  # what is lost is a line on the terminal; the run's own files tell of failing storage
-            append_line(attempt / "events.jsonl", event)
+        _put("event", f"{attempt} {time.time_ns():020d}", event)
 
     def should_stop() -> bool:
         if replaced():
@@ -63,48 +59,63 @@ def work(loop: dict[str, Any]) -> None:
             raise  # the other ranks know nothing of it and wait: Ray ends them
 
 
-def ending(attempt: Path) -> dict[str, str]:
+def ask_to_stop(attempt: str) -> None:
+    """Tell the workers of an attempt to save everything and stop."""
+    _put("stop", attempt, {"asked": True})
+
+
+def new_events(attempt: str) -> Iterator[Event]:
+    """What rank 0 reported since the last look."""
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list
+
+    for key in sorted(_internal_kv_list(f"event {attempt} ", namespace=NAMESPACE)):
+        yield json.loads(_internal_kv_get(key, namespace=NAMESPACE))
+        _internal_kv_del(key, namespace=NAMESPACE)
+
+
+def ending(attempt: str) -> dict[str, str]:
     """How the workers of an attempt ended, in their own words: `kind` and `message`; empty if they did not say."""
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    value = _internal_kv_get(_key(attempt), namespace=NAMESPACE)
-    return json.loads(value) if value else {}
+    return _get("ending", attempt)
 
 
-def forget_ending(attempt: Path) -> None:
-    """Take the word of an attempt out of Ray's memory."""
+def forget(attempt: str) -> None:
+    """Take the words of an attempt out of Ray's memory."""
     from ray.experimental.internal_kv import _internal_kv_del
 
-    _internal_kv_del(_key(attempt), namespace=NAMESPACE)
+    for what in ("ending", "stop", "event"):
+        _internal_kv_del(f"{what} {attempt}", del_by_prefix=True, namespace=NAMESPACE)
 
 
-def _end(attempt: Path, kind: str, message: str) -> None:
+def _end(attempt: str, kind: str, message: str) -> None:
+    _put("ending", attempt, {"kind": kind, "message": message})  # the first rank's word counts
+
+
+def _put(what: str, name: str, value: dict[str, Any]) -> None:
     from ray.experimental.internal_kv import _internal_kv_put
 
-    word = json.dumps({"kind": kind, "message": message}).encode()
-    _internal_kv_put(_key(attempt), word, overwrite=False, namespace=NAMESPACE)  # the first rank's word counts
+    _internal_kv_put(f"{what} {name}", json.dumps(value), overwrite=False, namespace=NAMESPACE)
 
 
-def _key(attempt: Path) -> bytes:
-    return f"ending {attempt}".encode()
+def _get(what: str, name: str) -> dict[str, Any]:
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value = _internal_kv_get(f"{what} {name}", namespace=NAMESPACE)
+    return json.loads(value) if value else {}
 
 
 def _replaced(leader: Path) -> Callable[[], bool]:
     """Whether another rank 0 has begun since: that of a driver started again while its old workers were still dying."""
-    own, looked = secrets.token_hex(8), time.monotonic()
+    own = secrets.token_hex(8)
+    leader.parent.mkdir(parents=True, exist_ok=True)
     write_aside(leader, own)
 
     def replaced() -> bool:
-        nonlocal looked
-        if time.monotonic() - looked < SECONDS_BETWEEN_LOOKS:
-            return False
-        looked = time.monotonic()
         try:
             return leader.read_text() != own
         except OSError:
             return False
 
-    return replaced
+    return looked_up_at_times(replaced)
 
 
 def _never() -> bool:

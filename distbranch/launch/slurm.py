@@ -150,6 +150,11 @@ def wait(run_directory: Path, job: Job, *, say: Callable[[str], None], show: Cal
 
 def _checked(config: Config, resources: Resources) -> Config:
     """The configuration as the job will train it: absolute paths, and ranks as many as the allocation has room for."""
+    if config.run_url is not None:
+        raise UsageError(
+            "A job of Slurm keeps its log in the run directory: give a run.directory on storage that all nodes share, "
+            f"found {config.run_url}."
+        )
     config = _fitted(with_absolute_paths(config), resources)
     if not must_be_packed(config) and not any(map(is_remote, config.data.paths)):
         check_data(config, read_data(config.data))

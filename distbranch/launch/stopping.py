@@ -45,13 +45,18 @@ class StopRequest:
 
 def stop_word(path: Path) -> Callable[[], bool]:
     """Whether the file `path` exists, looked up at most twice a second."""
+    return looked_up_at_times(path.exists)
+
+
+def looked_up_at_times(look: Callable[[], bool]) -> Callable[[], bool]:
+    """What `look` found, asked at most twice a second and no more once it was True."""
     looked, found = -SECONDS_BETWEEN_LOOKS, False
 
-    def exists() -> bool:
+    def ask() -> bool:
         nonlocal looked, found
         now = time.monotonic()
         if not found and now - looked >= SECONDS_BETWEEN_LOOKS:
-            looked, found = now, path.exists()
+            looked, found = now, look()
         return found
 
-    return exists
+    return ask

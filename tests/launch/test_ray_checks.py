@@ -8,10 +8,12 @@ import pytest
 from tiny_runs import config_of
 
 from distbranch.config import LaunchConfig, load_config
+from distbranch.config.sweep import load_sweep
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.prepare import prepare, with_absolute_paths
 from distbranch.launch.ray_cluster import cluster_address, room
 from distbranch.launch.ray_job import _command
+from distbranch.launch.slurm import Resources, script
 
 
 @pytest.mark.parametrize(
@@ -58,9 +60,13 @@ def test_a_range_of_workers_is_checked_for_its_largest_number() -> None:
         load_config({"launch": {"workers": [2, 20]}})
 
 
-def test_a_run_directory_at_a_url_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"run\.directory: should be a folder that all nodes see .* s3://bucket/runs"):
-        load_config({"run": {"directory": "s3://bucket/runs"}})
+def test_a_sweep_and_a_job_of_slurm_need_a_folder_and_no_url(tiny_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("base: x.yaml\nseeds: [1]\ndirectory: s3://bucket/runs\n")
+    with pytest.raises(UsageError, match=r"directory: should be a folder that all nodes see .* s3://bucket/runs"):
+        load_sweep(tmp_path / "sweep.yaml")
+    config = load_config(config_of(tiny_data, "s3://bucket/runs"))
+    with pytest.raises(UsageError, match=r"on storage that all nodes share, found s3://bucket/runs/tiny"):
+        script(config, Resources(executor="local"))
 
 
 @pytest.mark.parametrize(
