@@ -109,7 +109,7 @@ def experiment_grouping(
     _check_split(split)
     chosen = None if seeds is None else numbers(seeds)
     verdicts, place = compare_groupings(
-        run, permutations, chosen, overrides or [], split=split, name=name, jobs=jobs, report=_display()
+        run_folder(run), permutations, chosen, overrides or [], split=split, name=name, jobs=jobs, report=_display()
     )
     for verdict in verdicts:
         console.print(str(verdict), markup=False, highlight=False, soft_wrap=True)

@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from distbranch.config.network import MethodConfig, ModelConfig
-from distbranch.config.section import Section
-
 from distbranch.config.places import below, copy_of, is_remote
+from distbranch.config.section import Section
 
 # A run that is continued may change these; every other difference would make it another run.
 KEYS_FREE_TO_CHANGE = (
