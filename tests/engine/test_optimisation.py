@@ -128,7 +128,7 @@ def test_auto_is_bf16_only_where_every_rank_has_it_in_hardware(monkeypatch: pyte
 
 def test_a_run_of_precision_auto_says_what_it_came_to(tiny_data: Path, tmp_path: Path) -> None:
     trainer = _trainer(tiny_data, tmp_path, **{"train.precision": "auto"})
-    written = json.loads(trainer.directory.environment.read_text())
+    written = json.loads(trainer.state.directory.environment.read_text())
     assert written["precision"] == ("bf16" if has_bf16(torch.device("cpu")) else "fp32")
 
 
