@@ -26,7 +26,7 @@ class _RunsAreTimed(TyperGroup):
 bench_app = typer.Typer(
     cls=_RunsAreTimed,
     no_args_is_help=True,
-    help="Measure on this machine. `distbranch bench RUN...` is `distbranch bench latency RUN...`.",
+    help="Measure on this machine. Given run directories, `bench` measures their latency.",
 )
 
 

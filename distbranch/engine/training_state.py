@@ -40,7 +40,7 @@ class Progress:
 class TrainingState:
     """One rank's share; all ranks make it, verify it and save it together.
 
-    `was_resumed` says whether there was a checkpoint to go on from.
+    `was_resumed` says whether there was a checkpoint to go on from, `bf16` whether the forward pass is in it.
 
     Args:
         config: resolved, with absolute paths.

@@ -31,6 +31,10 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 INPUT_TYPES = ("uint8", "float")
 TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
 NUM_IMAGES = 16
+RESIZING = (  # what data.decode does, in training as in every prediction
+    "A JPEG of this height and width is taken as it is. A larger one is scaled while it is decoded, by the DCT, to the smallest "
+    "multiple of 1/8 that is no smaller than they are; then it is resized by Pillow's bilinear filter."
+)
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -
         "version": 1,
         "input": {"type": input_type, "shape": ["batch", 3, height, width], "colours": "RGB", "values": numbers},
         "preprocessing": preprocessing.to_json(),
+        "resizing": RESIZING,
         "tasks": [task.to_json() for task in network.tasks.tasks],
         "outputs": "logits per task: sigmoid of [batch] if binary, softmax of [batch, classes] if categorical",
         "tree": network.architecture.tree.to_json(),

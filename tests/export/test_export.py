@@ -55,6 +55,7 @@ def test_the_metadata_say_how_an_image_becomes_the_input(world: Path) -> None:
     metadata = json.loads(served.get_modelmeta().custom_metadata_map["distbranch"])
     assert [task["name"] for task in metadata["tasks"]] == [task.name for task in TASKS]
     assert metadata["input"]["shape"] == ["batch", 3, 32, 32]
+    assert "bilinear" in metadata["resizing"]
     mean, std = (np.array(metadata["preprocessing"][key], np.float32).reshape(3, 1, 1) for key in ("mean", "std"))
     images = pixels(2)
     floats = (images.numpy().astype(np.float32) / 255 - mean) / std
