@@ -77,7 +77,7 @@ def train_on_cluster(config: Mapping[str, Any], environment: Mapping[str, str], 
     """A job: the driver."""
     if host:
         enter(host)
-    from distbranch.launch import ray_train
+    from distbranch.launch.on_ray import train as ray_train
 
     os.environ.update(environment)
     ray_train.work = work
@@ -89,7 +89,7 @@ def train_on_cluster(config: Mapping[str, Any], environment: Mapping[str, str], 
 def work(loop: dict[str, Any]) -> None:
     """What a Ray worker runs."""
     from distbranch.engine import feed, trainer
-    from distbranch.launch import ray_work
+    from distbranch.launch.on_ray import work as ray_work
     from distbranch.report import tensorboard
     from distbranch.tasks import TaskSet
 

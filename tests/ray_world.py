@@ -34,7 +34,8 @@ def token_file(folder: Path) -> Path:
 
 def environment_of(token: Path) -> dict[str, str]:
     """What every node and driver of a cluster with this token needs; workers find the package and the tests' modules."""
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "launch"), os.environ.get("PYTHONPATH", "")])
+    folders = (TESTS.parent, TESTS, TESTS / "launch", TESTS / "launch" / "on_ray")
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     return {**SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PYTHONPATH": path}
 
 

@@ -64,14 +64,14 @@ def submit_slurm(
     `distbranch submit slurm configs/celeba-branch-32-2.yaml --partition gpu --nodes 2 --gpus-per-node 8 --time 12:00:00`
     """
     from distbranch.config import load_config
-    from distbranch.launch import slurm
+    from distbranch.launch.on_slurm import submission
 
-    resources = slurm.Resources(
+    resources = submission.Resources(
         partition=partition,
         nodes=nodes,
         gpus_per_node=gpus_per_node,
         cpus_per_node=cpus_per_node,
-        timeout_min=slurm.minutes(time),
+        timeout_min=submission.minutes(time),
         account=account,
         qos=qos,
         constraint=constraint,
@@ -85,14 +85,14 @@ def submit_slurm(
     )
     resolved = load_config(config, overrides or [])
     if dry_run:
-        return _say(slurm.script(resolved, resources))
-    job = slurm.submit(resolved, resources, say=_say)
+        return _say(submission.script(resolved, resources))
+    job = submission.submit(resolved, resources, say=_say)
     if job is None:
         return None
     _say(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
     directory = Path(job.log).parent.parent
     if wait:
-        code = slurm.wait(directory, job, say=_say, show=_show)
+        code = submission.wait(directory, job, say=_say, show=_show)
         if code:
             raise typer.Exit(code)
     else:
@@ -126,18 +126,18 @@ def submit_slurm_array(
     `distbranch submit slurm-array configs/sweep-thinness-branching.yaml --partition gpu --gpus-per-trial 1 --time 4:00:00`
     """
     from distbranch.config.sweep import load_sweep
-    from distbranch.launch import slurm
+    from distbranch.launch.on_slurm import submission
     from distbranch.launch.sweep.plan import planned_trials
 
     loaded = load_sweep(sweep, overrides or [])
     trials = planned_trials(loaded)
-    resources = slurm.Resources(
+    resources = submission.Resources(
         partition=partition,
         gpus_per_node=round(loaded.gpus_per_trial + 0.499) if gpus_per_node is None else gpus_per_node,
         cpus_per_node=round(loaded.cpus_per_trial or loaded.workers_per_trial)
         if cpus_per_node is None
         else cpus_per_node,
-        timeout_min=slurm.minutes(time),
+        timeout_min=submission.minutes(time),
         account=account,
         qos=qos,
         constraint=constraint,
@@ -147,8 +147,8 @@ def submit_slurm_array(
         further=_pairs(sbatch),
     )
     if dry_run:
-        return _say(slurm.script(trials[0], resources, num_runs=len(trials), at_once=at_once))
-    jobs = slurm.submit_array(trials, loaded.path, resources, at_once=at_once, say=_say)
+        return _say(submission.script(trials[0], resources, num_runs=len(trials), at_once=at_once))
+    jobs = submission.submit_array(trials, loaded.path, resources, at_once=at_once, say=_say)
     if jobs:
         _say(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
     return None

@@ -19,7 +19,7 @@ def submit_ray(
     Examples:
     `distbranch submit ray configs/celeba-branch-32-2.yaml launch.workers=16 run.directory=/shared/runs --address http://HEAD:8265`
     """
-    from distbranch.launch.ray_job import submit
+    from distbranch.launch.on_ray.job import submit
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -9,8 +9,8 @@ from distbranch.config import Config, load_config
 from distbranch.engine.metrics import Event, Report
 from distbranch.engine.results import RunResult, read_result
 from distbranch.errors import UsageError
+from distbranch.launch.on_ray.cluster import cluster_address
 from distbranch.launch.prepare import prepare
-from distbranch.launch.ray_cluster import cluster_address
 
 
 def train(
@@ -40,7 +40,7 @@ def train(
         return finished
     launch = resolved.launch
     if not started_by_torchrun() and (launch.most_workers > 1 or cluster_address(launch) is not None):
-        from distbranch.launch.ray_train import train_on_ray
+        from distbranch.launch.on_ray.train import train_on_ray
 
         return train_on_ray(resolved, report or _silent)
     from distbranch.launch.local import train_here

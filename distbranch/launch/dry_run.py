@@ -10,8 +10,8 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import first_architecture, own_tree
+from distbranch.launch.on_ray.cluster import cluster_address
 from distbranch.launch.prepare import bring_down, check_data, must_be_packed, with_absolute_paths
-from distbranch.launch.ray_cluster import cluster_address
 from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, pair_bytes, predict
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights

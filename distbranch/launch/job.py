@@ -21,7 +21,7 @@ from distbranch.engine.mirror import Mirror
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
 from distbranch.errors import UserError
-from distbranch.launch.slurm_queue import cancel_slurm, slurm_state
+from distbranch.launch.on_slurm.queue import cancel_slurm, slurm_state
 
 JOB_FILE = "job.json"
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -262,6 +262,6 @@ def _files(run_directory: Path) -> RunDirectory:
 
 def ray_job() -> ModuleType:
     """Imported late, for it imports this module."""
-    from distbranch.launch import ray_job
+    from distbranch.launch.on_ray import job as ray_job
 
     return ray_job

@@ -15,7 +15,7 @@ from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.ray_cluster import cluster_address
+from distbranch.launch.on_ray.cluster import cluster_address
 
 RAY_COPY = "_ray_pkg_"  # how Ray names the copy of a folder that was submitted with a job
 

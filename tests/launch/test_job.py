@@ -17,9 +17,9 @@ from distbranch.config import load_config
 from distbranch.engine.checkpoint import load_newest
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job import Job, cancel, logs, read_job, status, write_job
-from distbranch.launch.slurm import Resources, minutes, script
-from distbranch.launch.slurm_network import free_port, is_free
-from distbranch.launch.slurm_queue import explain
+from distbranch.launch.on_slurm.network import free_port, is_free
+from distbranch.launch.on_slurm.queue import explain
+from distbranch.launch.on_slurm.submission import Resources, minutes, script
 
 
 def saved_step(run: Path) -> int:

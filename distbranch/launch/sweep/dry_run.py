@@ -6,8 +6,8 @@ from distbranch.config import Config
 from distbranch.config.sweep import SweepConfig
 from distbranch.data.mixture import read_data
 from distbranch.engine.initialisation import first_architecture
+from distbranch.launch.on_ray.cluster import cluster_address
 from distbranch.launch.prepare import check_data, must_be_packed
-from distbranch.launch.ray_cluster import cluster_address
 from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials
 from distbranch.launch.sweep.standing import SweepDirectory
 from distbranch.models.cost import multiply_adds, num_parameters

@@ -21,8 +21,8 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.errors import UserError
+from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster, cluster_address
 from distbranch.launch.prepare import check_data, packed
-from distbranch.launch.ray_cluster import check_resources, check_storage, cluster, cluster_address
 from distbranch.launch.sweep.beginnings import families, saving
 from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials, trials_by_variant
 from distbranch.launch.sweep.proposals import Proposals

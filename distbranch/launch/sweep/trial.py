@@ -68,7 +68,7 @@ def train_trial(config: Config, report: Report) -> None:
     _wait_for_lock(files.path / ".lock")
     with _log_to(files.path / "log.txt"):
         if config.launch.most_workers > 1:
-            from distbranch.launch.ray_train import train_on_ray
+            from distbranch.launch.on_ray.train import train_on_ray
 
             train_on_ray(config, report)
         else:

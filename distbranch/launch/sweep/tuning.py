@@ -19,7 +19,7 @@ from distbranch.engine.metrics import Report
 from distbranch.engine.results import StoppedEarly
 from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.errors import UserError
-from distbranch.launch.ray_cluster import alive_nodes, resources, room
+from distbranch.launch.on_ray.cluster import alive_nodes, resources, room
 from distbranch.launch.stopping import StopRequest
 from distbranch.launch.sweep.beginnings import ready
 from distbranch.launch.sweep.early_stopping import SizeClassHalving

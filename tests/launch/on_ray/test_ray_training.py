@@ -22,7 +22,7 @@ def disturbed_work(loop: dict[str, Any]) -> None:
     import time
 
     from distbranch.engine.trainer import Trainer
-    from distbranch.launch import ray_work
+    from distbranch.launch.on_ray import work as ray_work
     from distbranch.report import tensorboard
 
     tensorboard.log_decision = lambda *_: None
@@ -52,11 +52,11 @@ def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
     import threading
     import time
 
-    from distbranch.launch import ray_train
+    from distbranch.launch.on_ray import train as ray_train
 
     ray_train.work = disturbed_work
     here = Path(__file__)
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (here.parents[2], here.parents[1], here.parent)))  # of workers
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (here.parents[3], here.parents[2], here.parent)))  # of workers
 
     def interrupt() -> None:
         while not (Path(marks) / "waiting").exists():

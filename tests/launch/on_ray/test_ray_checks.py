@@ -10,10 +10,10 @@ from tiny_runs import config_of
 from distbranch.config import LaunchConfig, load_config
 from distbranch.config.sweep import load_sweep
 from distbranch.errors import UsageError, UserError
+from distbranch.launch.on_ray.cluster import cluster_address, room
+from distbranch.launch.on_ray.job import _command
+from distbranch.launch.on_slurm.submission import Resources, script
 from distbranch.launch.prepare import prepare, with_absolute_paths
-from distbranch.launch.ray_cluster import cluster_address, room
-from distbranch.launch.ray_job import _command
-from distbranch.launch.slurm import Resources, script
 
 
 @pytest.mark.parametrize(

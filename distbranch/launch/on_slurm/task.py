@@ -25,9 +25,9 @@ import psutil
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.launch.slurm_network import address_of_this_node, free_port, interface_towards, is_free
-from distbranch.launch.slurm_place import SECONDS_BETWEEN_LOOKS, Place
-from distbranch.launch.slurm_queue import requeue, was_preempted
+from distbranch.launch.on_slurm.network import address_of_this_node, free_port, interface_towards, is_free
+from distbranch.launch.on_slurm.place import SECONDS_BETWEEN_LOOKS, Place
+from distbranch.launch.on_slurm.queue import requeue, was_preempted
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
 SIGNALS = {signal.SIGTERM, signal.SIGUSR2}

@@ -13,7 +13,7 @@ from distbranch.engine.mirror import Mirror
 from distbranch.engine.results import RunResult, StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.launch.ray_cluster import (
+from distbranch.launch.on_ray.cluster import (
     check_resources,
     check_storage,
     cluster,
@@ -21,7 +21,7 @@ from distbranch.launch.ray_cluster import (
     resources,
     uses_gpu,
 )
-from distbranch.launch.ray_work import ask_to_stop, ending, forget, new_events, work
+from distbranch.launch.on_ray.work import ask_to_stop, ending, forget, new_events, work
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -113,7 +113,7 @@ def _trainer(config: Config, attempt: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from distbranch.launch.ray_backend import ClusterTorchConfig
+    from distbranch.launch.on_ray.backend import ClusterTorchConfig
 
     gpu = uses_gpu(config.launch)
     # Decided here for all ranks: a worker alone cannot know whether the others found a GPU.

@@ -1,6 +1,6 @@
 """Runs as jobs of Slurm, through submitit: one task per node, a Ray cluster of the job's own when there are several.
 
-What each task does is in `slurm_task`; this file says what is asked of Slurm, and writes down who trains the run.
+What each task does is in `task`; this file says what is asked of Slurm, and writes down who trains the run.
 """
 
 import io
@@ -24,9 +24,9 @@ from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job import Job, goes_on, job_state, logs, read_job, write_job
+from distbranch.launch.on_slurm.queue import check_partition, explain
+from distbranch.launch.on_slurm.task import Task
 from distbranch.launch.prepare import check_data, must_be_packed, with_absolute_paths
-from distbranch.launch.slurm_queue import check_partition, explain
-from distbranch.launch.slurm_task import Task
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
 FOLDER = "slurm"  # in the run directory: the batch script, the logs, what tasks tell each other

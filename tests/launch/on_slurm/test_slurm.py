@@ -54,7 +54,7 @@ class Person:
 
     def types(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`distbranch ...`, as it ends."""
-        paths = (HERE.parents[2], HERE.parents[1] / "slurm_pace")
+        paths = (HERE.parents[3], HERE.parents[2] / "slurm_pace")
         given = {**os.environ, **self.world.environment, "PYTHONPATH": os.pathsep.join(map(str, paths))}
         given |= {"OMP_NUM_THREADS": "1", "TEST_SECONDS_PER_STEP": SECONDS_PER_STEP, **environment}
         command = [sys.executable, "-m", "distbranch", *words]

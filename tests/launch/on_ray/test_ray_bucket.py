@@ -36,7 +36,7 @@ def world(tmp_path: Path) -> Iterator[RayWorld]:
 
 def drive(config: Mapping[str, Any], environment: dict[str, str]) -> dict[str, Any]:
     """A job: the driver."""
-    from distbranch.launch import ray_train
+    from distbranch.launch.on_ray import train as ray_train
 
     os.environ.update(environment)
     ray_train.work = work

@@ -155,7 +155,7 @@ def _client(address: str) -> Any:
     """A client of the cluster's jobs, when somebody answers there who knows us."""
     if not address.startswith(("http://", "https://")):
         raise UsageError(f"--address should be that of the Ray dashboard, such as http://HEAD:8265, found '{address}'.")
-    from distbranch.launch.ray_cluster import use_token_if_there
+    from distbranch.launch.on_ray.cluster import use_token_if_there
 
     use_token_if_there()
     from ray.exceptions import RayError
