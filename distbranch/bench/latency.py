@@ -44,6 +44,7 @@ def memory(kind):
 file, copies, shape, threads = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+options.enable_cpu_mem_arena = False  # which would keep what one call needed, once for every network
 before = memory("VmRSS")
 sessions = [onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"]) for _ in range(copies)]
 images = np.zeros(shape, np.uint8)
