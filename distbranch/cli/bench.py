@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from distbranch.cli.terminal import console, numbers, parse_size, run_folder, show_pairs, show_rows
+from distbranch.cli.terminal import numbers, parse_size, run_folder, show_pairs, show_rows, show_wide
 from distbranch.errors import UsageError, UserError
 
 
@@ -212,7 +212,7 @@ def bench_latency_command(
         peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
         cells = (times, f"{row.relative:.2f}", f"{row.images_per_s:.1f}", peak, f"{row.weights:,}")
         table.add_row(row.network, row.runtime, str(row.batch_size), *cells, f"{row.multiply_adds / 1e6:,.0f}")
-    console.print(table)
+    show_wide(table)
     show_rows(found)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from distbranch.config.places import is_remote
@@ -32,7 +33,16 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.print(table)
+    show_wide(table)
+
+
+def show_wide(table: Table) -> None:
+    """A table with many columns: folded on a terminal, and in a file as wide as it wants to be."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
+    Console(file=console.file, width=max(console.width, wanted)).print(table)
 
 
 def show_pairs(pairs: Any) -> None:
