@@ -5,6 +5,7 @@ import logging
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -102,19 +103,19 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
         save_checkpoint(tmp_path / "checkpoints", 3, _checkpoint(3), keep=2)
 
 
-@pytest.fixture
-def room() -> Iterator[Callable[[int], None]]:
-    """Leaves room for so many bytes per file, as a full disk or a quota does."""
+@contextmanager
+def room(num_bytes: int) -> Iterator[None]:
+    """Leaves room for so many bytes per file, as a full disk or a quota does; also in the log of the tests, so be brief."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_where_there_is_no_more_room_the_earlier_checkpoints_stay_intact(
-    room: Callable[[int], None], folder: Path
-) -> None:
-    room(50_000)
-    with pytest.raises(UserError, match=r"could not be written .* Earlier checkpoints are intact"):
+def test_where_there_is_no_more_room_the_earlier_checkpoints_stay_intact(folder: Path) -> None:
+    with room(50_000), pytest.raises(UserError, match=r"could not be written .* Earlier checkpoints are intact"):
         save_checkpoint(folder, 3, _checkpoint(3, size=200_000), keep=3)
     found = load_newest(folder)
     assert found is not None

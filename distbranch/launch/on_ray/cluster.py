@@ -80,7 +80,7 @@ def _cannot_be_used(address: str | None, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
     if "AuthToken" in reason or "token" in reason.lower():
         return (
-            f"The Ray cluster {address} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
+            f"The Ray cluster of launch.address={address} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH to the file that holds it, which whoever started the cluster can give you."
         )
     if address is None:
