@@ -1,5 +1,8 @@
 """What answering costs: networks side by side in ONNX Runtime, batch norm folded, beside unfolded eager execution.
 
+Eager execution is measured twice: of the network as it is trained here (channels_last, the branches of a layer in one call), and
+of the same tree as one would write it first (a module per branch, NCHW).
+
 All of them take turns in one process, so that whatever else the machine does falls on all of them alike. Peak memory is that of
 a process of its own which does nothing but load the file and answer once.
 """
@@ -20,7 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from distbranch.bench.naive import NaiveNet
 from distbranch.bench.trees import branch_counts
 from distbranch.engine.artifact import load_model
 from distbranch.errors import UserError
@@ -33,7 +38,7 @@ from distbranch.models.tree_net import TreeNet
 
 TURN_S = 0.05  # quick networks answer several times in their turn
 FEWEST_ROUNDS = 3
-ONNX, EAGER = "onnxruntime", "eager, unfolded"
+ONNX, EAGER, NAIVE = "onnxruntime", "eager, unfolded", "eager, a module per branch"
 
 _ANSWER_ONCE = """
 import json, sys
@@ -125,7 +130,7 @@ def bench_latency(
     Args:
         candidates: those to be measured, and their company, of which the thin network is what all are relative to.
         batch_sizes: images per call.
-        eager: measure unfolded eager execution of torch too.
+        eager: measure unfolded eager execution of torch too, and of the measured trees as a module per branch.
         seconds: about so long per batch size, and at least three rounds.
         num_threads: of both runtimes.
     """
@@ -160,8 +165,9 @@ def comparisons(rows: Sequence[Latency], candidates: Sequence[Candidate]) -> lis
                 f"x {names[thin]}": own / medians[names[thin], ONNX, batch_size],
             }
             line |= {f"{other} costs x": medians[other, ONNX, batch_size] / own for other in names[thin + 1 :]}
-            if (name, EAGER, batch_size) in medians:
-                line["export is faster x"] = medians[name, EAGER, batch_size] / own
+            for runtime in (EAGER, NAIVE):
+                if (name, runtime, batch_size) in medians:
+                    line[f"faster than {runtime} x"] = medians[name, runtime, batch_size] / own
             found.append(line)
     return found
 
@@ -215,7 +221,8 @@ def _entries(candidates: Sequence[Candidate], files: Sequence[Path], eager: bool
     from distbranch.export.onnx_model import open_session
 
     entries = []
-    for candidate, file in zip(candidates, files, strict=True):
+    measured = next(number for number, one in enumerate(candidates) if one.is_reference)
+    for number, (candidate, file) in enumerate(zip(candidates, files, strict=True)):
         session = open_session(str(file), num_threads=num_threads)
         name = session.get_inputs()[0].name
 
@@ -225,10 +232,13 @@ def _entries(candidates: Sequence[Candidate], files: Sequence[Path], eager: bool
         entries.append(_Entry(candidate, ONNX, run, file))
         if eager:
             entries.append(_Entry(candidate, EAGER, _eagerly(candidate.network), file))
+        if eager and number < measured and isinstance(candidate.network, TreeNet):
+            naive = NaiveNet(candidate.network).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            entries.append(_Entry(candidate, NAIVE, _eagerly(naive), file))
     return entries
 
 
-def _eagerly(network: Network) -> Callable[[Any], Any]:
+def _eagerly(network: nn.Module) -> Callable[[Any], Any]:
     def run(images: Any) -> None:
         with torch.inference_mode():
             network(torch.from_numpy(images))
