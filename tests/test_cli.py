@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny_world import TASKS, Ended, contents, nothing_overwritten, run_command
+from tiny_world import TASKS, Ended, assert_one_sentence, contents, nothing_overwritten, run_command
 
 import distbranch
 from distbranch.config import describe_keys
@@ -100,6 +100,15 @@ def test_dry_run_says_that_data_would_be_packed_first(world: Path) -> None:
         ended = run_command(["train", "tiny.yaml", "--dry-run", "data.path=new", f"data.pack={pack}"])
     assert ended.code == 0, ended.err
     assert "would be packed first (4 samples)" in ended.out
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_a_data_set_that_was_packed_otherwise_is_refused(world: Path, how: list[str]) -> None:
+    assert run("data pack csv packed --images images --table table.csv").code == 0
+    pack = "{source: csv, images: ./images, table: table.csv, seed: 4}"
+    with nothing_overwritten(world, ()):
+        ended = run_command(["train", "tiny.yaml", *how, "run.name=new", "data.path=packed", f"data.pack={pack}"])
+    assert_one_sentence(ended, 1, ("packed was packed with", "seed=0 and not 4", "another data.path"))
 
 
 def test_a_finished_run_says_so_and_changes_nothing(world: Path) -> None:

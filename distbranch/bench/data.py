@@ -95,24 +95,30 @@ def bench_data(
         num_samples: of whole shards, about so many are read in a pass.
 
     Raises:
-        UserError: no such split.
+        UserError: no such split, or fewer shards than processes.
     """
-    part = _first_shards(info, split, num_samples)
     rows: list[ReadingSpeed] = []
     for number in processes:
+        part = _first_shards(info, split, num_samples, processes=number)
         rows += _rows(part, split, image_size, batch_size, number, num_passes)
     return rows
 
 
-def _first_shards(info: DatasetInfo, split: str, num_samples: int) -> DatasetInfo:
+def _first_shards(info: DatasetInfo, split: str, num_samples: int, *, processes: int) -> DatasetInfo:
+    """So many whole shards that every process of plain webdataset, which divides them, reads equally many."""
     if is_remote(info.path):
         raise UserError(f"Reading is measured on a folder of this machine, found {info.path}. Fetch it first.")
     if split not in info.splits:
         raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
     whole = info.splits[split]
     ends = itertools.accumulate(shard.num_samples for shard in whole.shards)
-    count = 1 + sum(end < num_samples for end in ends)
-    shards = whole.shards[:count]
+    count, share = 1 + sum(end < num_samples for end in ends), max(1, processes)
+    if len(whole.shards) < share:
+        raise UserError(
+            f"Plain webdataset gives each process shards of its own: {processes} need at least as many, but the split '{split}' of "
+            f"{info.path} has {len(whole.shards)}. Measure with fewer processes."
+        )
+    shards = whole.shards[: min(-(-count // share), len(whole.shards) // share) * share]
     part = replace(whole, shards=shards, num_samples=sum(shard.num_samples for shard in shards))
     return replace(info, splits={split: part})
 

@@ -18,7 +18,7 @@ from distbranch.errors import UsageError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a folder
 VARIANT = "variant"  # beside the dotted keys: which variant a trial is of
-Metric = Literal["average_precision", "balanced_accuracy", "accuracy", "top10_recall"]
+Metric = Literal["average_precision", "balanced_accuracy", "accuracy", "top10_recall", "top3", "top5"]
 # The sweep says these of every trial itself.
 KEYS_OF_THE_SWEEP = {
     "run.name": "every trial gets its own name",

@@ -70,8 +70,12 @@ def _given_tree(config: Config, thin: Architecture) -> Tree:
         raise UserError(f"{source} is no tree for this network and these tasks: {error}.") from None
     if config.method.permutation is None:
         return tree
-    order = np.random.default_rng(config.method.permutation).permutation(len(names))
-    return tree.permuted([int(task) for task in order])
+    return tree.permuted(drawn_order(config.method.permutation, len(names)))
+
+
+def drawn_order(number: int, num_tasks: int) -> list[int]:
+    """The order of tasks that `method.permutation: number` stands for."""
+    return [int(task) for task in np.random.default_rng(number).permutation(num_tasks)]
 
 
 def _read_groups(path: Path, thin: Architecture) -> dict[str, list[list[str]]]:

@@ -98,11 +98,12 @@ class Trainer:
 
     def _after_step(self) -> None:
         train, iteration = self.config.train, self.progress.iteration
-        if self.state.decision_is_due:
+        decides = self.state.decision_is_due
+        if decides:
             self._grow()
         if train.evaluate_every and iteration % train.evaluate_every == 0 and not self.state.is_done:
             self._evaluate("val")
-        if iteration % train.checkpoint_every == 0:
+        if decides or iteration % train.checkpoint_every == 0:
             self._save()
 
     def _step(self) -> None:
@@ -192,7 +193,7 @@ class Trainer:
     # ---- growth
 
     def _grow(self) -> None:
-        """End a round: sum the pair statistics, decide on rank 0, widen on all, verify, record, save."""
+        """End a round: sum the pair statistics, decide on rank 0, widen on all, verify, record."""
         self._settle_sums()
         began = time.perf_counter()
         progress, architecture = self.progress, self.net.network.architecture
@@ -214,7 +215,6 @@ class Trainer:
         proof = self.state.verify(f"decision {progress.num_rounds}")
         seconds = time.perf_counter() - began
         self.ranks.on_first(lambda: self._record(ruling, proof, seconds=seconds))
-        self._save()
         self._restart_clock()
 
     def _fork(self) -> None:

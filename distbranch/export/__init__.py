@@ -5,6 +5,7 @@ Every file is compared with the network on images before it takes its name, so a
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from distbranch.models.cost import num_weights
 from distbranch.models.fold import FoldedNet, fold, restrict
 from distbranch.models.networks import Network
 
+LONGEST_STEM = 80
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 INPUT_TYPES = ("uint8", "float")
 TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
@@ -89,7 +91,7 @@ def export(
         network = restrict(network, tasks)
     folded = fold(network)
     images, described = _images(run, preprocessing)
-    out = out or run / "model" / f"{_stem(tasks)}{SUFFIXES[file_format]}"
+    out = out or run / "model" / f"{default_stem(tasks)}{SUFFIXES[file_format]}"
     write, check = (_write_onnx, _run_onnx) if file_format == "onnx" else (_write_torch, _run_torch)
     with _aside(out) as aside:
         write(aside, folded, _metadata(network, preprocessing, input_type), input_type)
@@ -136,11 +138,15 @@ def require(package: str) -> ModuleType:
         ) from None
 
 
-def _stem(tasks: Sequence[str] | None) -> str:
+def default_stem(tasks: Sequence[str] | None) -> str:
+    """The name, without suffix, of a file that is given none; tasks as they were asked for."""
     if tasks is None:
         return "model"
-    named = "-".join(tasks)
-    return "model-" + "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in named)[:80]
+    named = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in "-".join(tasks))
+    if len(named) > LONGEST_STEM:  # lists that begin alike should not share a file
+        digest = hashlib.sha256("\n".join(tasks).encode()).hexdigest()[:8]
+        named = f"{named[:LONGEST_STEM]}-{digest}"
+    return f"model-{named}"
 
 
 def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -> dict[str, Any]:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import torch
 
 from distbranch.config import Config
-from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import first_architecture, own_tree
 from distbranch.launch.on_ray.cluster import cluster_address
-from distbranch.launch.prepare import bring_down, check_data, must_be_packed, with_absolute_paths
+from distbranch.launch.prepare import bring_down, check_data, data_there, must_be_packed, with_absolute_paths
 from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, pair_bytes, predict
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
@@ -41,7 +40,7 @@ def plan(config: Config, link: Link) -> Plan:
         return Plan(
             (("data", f"{config.data.path} would be packed first ({source.num_samples or 'unknown'} samples)"),)
         )
-    info = read_data(config.data)
+    info = data_there(config)
     check_data(config, info)
     first, tree = first_architecture(config, info), own_tree(config)
     architecture, size = first.with_tree(tree) if tree else first, first.image_size

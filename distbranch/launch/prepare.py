@@ -8,7 +8,7 @@ from filelock import FileLock
 from distbranch.config import Config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote
-from distbranch.data.sources import pack_source, parse_options
+from distbranch.data.sources import pack_source, packed_otherwise, parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import check_beginning, first_architecture
 from distbranch.engine.metrics import Report
@@ -83,7 +83,7 @@ def _refuse_what_vanishes(config: Config) -> None:
 def packed(config: Config, report: Report) -> DatasetInfo:
     """The packed data set, made first if it is absent and `data.pack` says how."""
     if not must_be_packed(config):
-        return read_data(config.data)
+        return data_there(config)
     path = config.data.paths[0]
     source = parse_options(config.data.pack or {}).open()
 
@@ -92,6 +92,22 @@ def packed(config: Config, report: Report) -> DatasetInfo:
 
     info = pack_source(source, path, progress=progress)
     report({"kind": "packed", "path": path, "num_samples": info.num_samples})
+    return info
+
+
+def data_there(config: Config) -> DatasetInfo:
+    """The packed data set that is there.
+
+    Raises:
+        UserError: it cannot be read, or was packed otherwise than `data.pack` says.
+    """
+    info = read_data(config.data)
+    different = packed_otherwise(config.data.pack or {}, info)
+    if different:
+        raise UserError(
+            f"The data set {info.path} was packed with {', '.join(different)} as data.pack says. "
+            "Give another data.path, or remove the folder so that it is packed again."
+        )
     return info
 
 

@@ -181,11 +181,10 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global:?|class) `?([\w.]+\.\w+)`?", str(error))
-        if "nsupported" not in str(error):
+        if named is None:
             raise UserError(f"The weights file {path} is damaged or no PyTorch file. {HOW_TO_GET}") from None
-        what = f"code ({named[1]})" if named else "code"
         raise UserError(
-            f"The weights file {path} should hold only tensors, but its pickle asks to run {what}, which is never done. "
+            f"The weights file {path} should hold only tensors, but its pickle asks to run code ({named[1]}), which is never done. "
             "Save the weights alone, with `torch.save(model.state_dict(), FILE)`, or as .safetensors."
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:

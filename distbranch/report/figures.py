@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from distbranch.report.layers import Branches, group_numbers, readable
-from distbranch.report.palette import BLUE, GRID, INK, MUTED, ORANGE, PAPER, PURPLE, TEAL, group_colour
+from distbranch.report.palette import BLUE, BROWN, GRID, INK, MUTED, OLIVE, ORANGE, PAPER, PURPLE, TEAL, group_colour
 from distbranch.report.tree_figure import text_width
 
 Json = Mapping[str, Any]
@@ -24,6 +24,8 @@ MEANS = {
     "balanced_accuracy": ("Balanced accuracy", BLUE),
     "average_precision": ("Average precision", PURPLE),
     "top10_recall": ("Top-10 recall", TEAL),
+    "top3": ("Top-3 accuracy", OLIVE),
+    "top5": ("Top-5 accuracy", BROWN),
 }
 KINDS = {"agreement": "Agreement (Eq. 6)", "phi": "Phi (chance-corrected)"}
 # Below 0.5 two tasks are difficult at different times, above together; white is independence.

@@ -12,6 +12,7 @@ PAPER = "#fefefd"
 
 # Lines with a fixed meaning (Okabe and Ito, Paul Tol): total cost and training in blue, what was chosen in orange.
 BLUE, ORANGE, TEAL, PURPLE = "#3b6fb6", "#e0702b", "#2a9d8f", "#a6408c"
+OLIVE, BROWN = "#7d8b2f", "#8a5a3b"
 
 # Paul Tol's qualitative schemes, ordered so that neighbours differ in lightness as well as in hue.
 _HUES = (

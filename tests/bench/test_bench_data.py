@@ -1,15 +1,19 @@
 """The benchmark of reading: both readers see the same samples, and its pictures are as large as photographs are."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_world import assert_one_sentence, run_command
 
+from distbranch.bench import data as bench_of_data
 from distbranch.bench.data import OURS, PHOTO_SIZE, PLAIN, bench_data, pack_photographs
 from distbranch.data.loader import eval_loader
 from distbranch.data.plain_reading import plain_batches
 from distbranch.data.shards import DatasetInfo, join, read_dataset
+from distbranch.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,25 @@ def test_both_readers_are_measured_pass_by_pass(photographs: DatasetInfo, proces
         assert 0 < row.low <= row.images_per_s <= row.high
         assert row.per_core > 0
     assert ours.faster > 0
+
+
+def test_every_process_of_plain_webdataset_gets_as_many_shards(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted(files: Sequence[str], *arguments: Any, **named: Any) -> Any:
+        read.append(len(files))
+        return plain_batches(files, *arguments, **named)
+
+    monkeypatch.setattr(bench_of_data, "plain_batches", counted)
+    info = read_dataset(tiny_data)  # 201 training samples, 40 to a shard
+    for processes, expected in ((0, 3), (2, 4)):
+        bench_data(info, image_size=(32, 32), batch_size=20, processes=[processes], num_passes=1, num_samples=100)
+        assert set(read) == {expected}
+        read.clear()
+    with pytest.raises(UserError, match=r"7 need at least as many, but the split 'train' .* has 6"):
+        bench_data(info, processes=[7], num_samples=100)
 
 
 def test_a_data_set_that_cannot_be_measured_is_refused_in_one_sentence(world: Path) -> None:

@@ -58,6 +58,7 @@ def _events() -> dict[str, tuple[Any, str]]:
         "rename": (Path, "rename"),
         "remove old": (checkpoint.shutil, "rmtree"),
         "half a line": (metrics, "append_line"),
+        "evaluate": (trainer.Trainer, "_evaluate"),
     }
 
 
@@ -112,3 +113,14 @@ def test_a_killed_run_repeats_only_the_steps_since_its_last_checkpoint(
     ranks.call(train_tiny, config=config)
     resumed = lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")
     assert [line["iteration"] for line in resumed] == [15]
+
+
+def test_a_run_killed_between_a_decision_and_the_evaluation_of_its_step_is_evaluated_there(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    config = config_of(tiny_data, tmp_path, **{"train.evaluate_every": 7})  # at every decision
+    (ended,) = ranks.run(train_and_die, config=config, kill=("evaluate", 2), rank=0)
+    assert ended.exit_code == -signal.SIGKILL
+    ranks.call(train_tiny, config=config)
+    lines = lines_of(tmp_path / "tiny" / "metrics.jsonl", "evaluation")
+    assert [line["iteration"] for line in lines if line["split"] == "val"] == [7, 14, 21, 28, 35, 42, 48]

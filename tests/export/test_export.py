@@ -15,7 +15,7 @@ from tiny_world import TASKS, assert_one_sentence, nothing_overwritten, run_comm
 import distbranch
 from distbranch.branching.tree import Split
 from distbranch.errors import UserError
-from distbranch.export import _largest_difference
+from distbranch.export import _largest_difference, default_stem
 from distbranch.export.onnx_graph import onnx_bytes
 from distbranch.models.backbones import Architecture
 from distbranch.models.fold import FoldedNet, fold
@@ -82,6 +82,12 @@ def test_some_tasks_export_only_theirs(world: Path, tasks: list[str]) -> None:
     assert ended.code == 0, ended.err
     served = session(f"{RUN}/model/model-shade-bright.onnx")
     assert [output.name for output in served.get_outputs()] == ["bright", "shade"]
+
+
+def test_lists_of_tasks_that_begin_alike_are_files_of_their_own() -> None:
+    named = [f"a-task-with-a-long-name-{number}" for number in range(6)]
+    assert default_stem(named) != default_stem([*named[:5], "another"])
+    assert default_stem(named[:2]) == "model-" + "-".join(named[:2])
 
 
 def test_predictions_from_the_file_are_those_of_the_run(world: Path) -> None:

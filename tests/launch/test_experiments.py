@@ -15,8 +15,9 @@ import yaml
 from scipy.stats import wilcoxon
 from tiny_runs import config_of
 
-from distbranch.branching.tree import Tree
+from distbranch.branching.tree import Split, Tree
 from distbranch.config import differences, load_config
+from distbranch.engine.initialisation import drawn_order
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.experiment import affinity, company, grouping, initialisation, table
 from distbranch.launch.experiment.comparison import Run, experiment_sweep
@@ -151,9 +152,19 @@ def test_reductions_are_counted_over_tasks_and_tested_as_pairs() -> None:
     assert verdict.p_value == pytest.approx(wilcoxon([lost[task] for task in TASKS]).pvalue)
     assert verdict.mean == pytest.approx(0.035)
     assert "on 9 of 12 tasks and raises it on 2 (1 unchanged); the mean loss is 3.50 points" in str(verdict)
-    assert "over these tasks the learned tree is better than permuted ones" in str(verdict)
+    assert "by ranks of tasks the learned tree is better than permuted ones" in str(verdict)
+    assert "other way round" not in str(verdict)
     trees = grouping.judge({"a": [0.1, -0.1, 0.3], "b": [0.1, 0.0, -0.1]}, "accuracy")
     assert (trees.num_trees, trees.num_trees_lose) == (3, 2)
+
+
+def test_where_few_tasks_lose_much_the_ranks_are_told_and_not_the_mean() -> None:
+    many = {f"gains-{number}": [-0.001 - number * 1e-6] for number in range(36)}
+    few = {f"loses-{number}": [0.1 + number * 1e-6] for number in range(4)}
+    verdict = grouping.judge(many | few, "accuracy")
+    assert verdict.mean > 0
+    assert verdict.p_value < 0.001
+    assert "the learned tree is worse than permuted ones, though by the mean it is the other way round" in str(verdict)
 
 
 def test_equal_trees_show_no_difference() -> None:
@@ -172,6 +183,37 @@ def test_only_the_grown_tree_of_a_finished_run_is_permuted(tmp_path: Path) -> No
     (run / "tree.json").write_text(json.dumps({"tree": Tree(("conv", "fc"), 3).to_json()}))
     with pytest.raises(UserError, match="has no branches, so there is nothing to permute"):
         grouping.grouping_variants(run, 2)
+
+
+def finished(run: Path, tree: Tree) -> Path:
+    run.mkdir()
+    (run / "config.yaml").write_text("data: {path: data}\n")
+    (run / "result.json").write_text(json.dumps({"metrics": {"val": {}}}))
+    (run / "tree.json").write_text(json.dumps({"tree": tree.to_json()}))
+    return run
+
+
+def test_permutations_are_those_that_put_other_tasks_together(tmp_path: Path) -> None:
+    halves = Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3))))
+    run = finished(tmp_path / "run", halves)
+    variants = grouping.grouping_variants(run, 2)
+    orders = [
+        drawn_order(variant["method.permutation"], 4) for variant in variants.values() if variant["method.permutation"]
+    ]
+    together = [{frozenset(branch) for branch in halves.permuted(order).branches(2)} for order in orders]
+    assert len(together) == 2
+    assert together[0] != together[1]
+    assert {frozenset((0, 1)), frozenset((2, 3))} not in together
+    assert variants["learned"]["method.permutation"] is None
+    with pytest.raises(UserError, match="has 2 permutations that put other tasks together"):
+        grouping.grouping_variants(run, 3)
+
+
+def test_a_split_that_the_data_lack_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3)))))
+    with pytest.raises(UserError, match="have no split 'test'"):
+        grouping.compare_groupings(run, 2, None, [], split="test", name=None, jobs=1, report=print)
+    assert not list(tmp_path.glob("runs*"))
 
 
 # ---- initialisation
@@ -232,6 +274,8 @@ def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
         keys = {line.partition(":")[0] for line in differences(trials[0], trial)}
         assert keys <= {"run.name", "method.init", "method.pretrained"}
     assert trials[4].train.iterations == 200
+    stepped = initialisation.beginning_variants(config, Path("/wide"), ["optim.schedule=step"], two_thirds=True)
+    assert stepped["somp-two-thirds"]["optim.decay_every"] == round(load_config(config).optim.decay_every * 2 / 3)
 
 
 # ---- affinity

@@ -228,6 +228,9 @@ def test_damaged_and_absent_files_are_refused(tmp_path: Path, vgg_file: Path) ->
     for name, damaged in {
         "cut.pth": content[: len(content) // 2],
         "text.pth": b"hello",
+        "page.pth": b"<!DOCTYPE html><html><body>Not found</body></html>",
+        "pointer.pth": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "packed.pth": b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
         "empty.pth": b"",
         "cut.safetensors": b"12",
     }.items():

@@ -1,8 +1,10 @@
 """Sources of labelled images by name; the command line and the section `data.pack` of a config choose from here."""
 
 import difflib
+import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -54,6 +56,20 @@ def pack_source(
         shard_samples=shard_samples,
         progress=progress,
     )
+
+
+def packed_otherwise(values: Mapping[str, Any], info: DatasetInfo) -> list[str]:
+    """Which of the options that `values` names made a data set otherwise, as text; where its files lay does not matter."""
+    if not values or "source" not in info.source:  # packed by a program
+        return []
+    options = parse_options(values)
+    named = json.loads(options.model_dump_json(include=options.model_fields_set))
+    places = {key for key in named if isinstance(getattr(options, key), Path)}
+    return [
+        f"{key}={info.source.get(key)} and not {value}"
+        for key, value in named.items()
+        if key not in places and info.source.get(key) != value
+    ]
 
 
 def _sentence(error: ValidationError, options: type[SourceOptions]) -> str:

@@ -71,7 +71,10 @@ def meanings(columns: Sequence[Column], table: Path, class_prefix: str = "") -> 
 
 
 def class_tasks(set_name: str, classes: Sequence[str], *, prefix: str, taken: Collection[str]) -> list[Task]:
-    """One exclusive binary task per class, named by the prefix and the class; by set and class where that is taken."""
+    """One exclusive binary task per class, named by the prefix and the class; by set and class where that is taken.
+
+    The prefix is in the name of the set as well, so that like columns of two data sets are two sets.
+    """
     tasks = []
     for one in classes:
         name = prefix + one
@@ -83,7 +86,7 @@ def class_tasks(set_name: str, classes: Sequence[str], *, prefix: str, taken: Co
                 f"The class '{one}' of '{set_name}' cannot be a task: the names '{prefix + one}' and '{name}' are taken by "
                 "other tasks. Give class_prefix, which is put before the names of classes."
             )
-        tasks.append(Task(name, exclusive=set_name))
+        tasks.append(Task(name, exclusive=prefix + set_name))
     return tasks
 
 

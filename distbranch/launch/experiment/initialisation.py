@@ -87,13 +87,16 @@ def beginning_variants(
     config: Path, pretrained: Path, overrides: Sequence[str], *, two_thirds: bool
 ) -> dict[str, dict[str, Any]]:
     """One variant per beginning, evaluated on val often enough to see when it reaches what."""
-    train = config_of(config, overrides).train
+    chosen = config_of(config, overrides)
+    train, optim = chosen.train, chosen.optim
     every = train.evaluate_every or max(1, train.iterations // NUM_EVALUATIONS)
     base = {"base": str(config.absolute()), "train.evaluate_every": every}
     wide = {name: {**base, "method.init": name, "method.pretrained": str(pretrained.absolute())} for name in FROM_WIDE}
     found = {**wide, RANDOM: {**base, "method.init": RANDOM, "method.pretrained": None}}
     if two_thirds:
         found[SHORT] = {**wide["somp"], "train.iterations": round(train.iterations * 2 / 3)}
+        if optim.schedule == "step":
+            found[SHORT]["optim.decay_every"] = max(1, round(optim.decay_every * 2 / 3))
     return found
 
 

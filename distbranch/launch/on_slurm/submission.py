@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distbranch.config import Config, load_config, to_yaml
-from distbranch.data.mixture import read_data
 from distbranch.data.shards import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_aside
@@ -26,7 +25,7 @@ from distbranch.errors import UsageError, UserError
 from distbranch.launch.job import Job, goes_on, job_state, logs, read_job, write_job
 from distbranch.launch.on_slurm.queue import check_partition, explain
 from distbranch.launch.on_slurm.task import Task
-from distbranch.launch.prepare import check_data, must_be_packed, with_absolute_paths
+from distbranch.launch.prepare import check_data, data_there, must_be_packed, with_absolute_paths
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
 FOLDER = "slurm"  # in the run directory: the batch script, the logs, what tasks tell each other
@@ -157,7 +156,7 @@ def _checked(config: Config, resources: Resources) -> Config:
         )
     config = _fitted(with_absolute_paths(config), resources)
     if not must_be_packed(config) and not any(map(is_remote, config.data.paths)):
-        check_data(config, read_data(config.data))
+        check_data(config, data_there(config))
     return config
 
 

@@ -4,10 +4,9 @@ from collections import Counter
 
 from distbranch.config import Config
 from distbranch.config.sweep import SweepConfig
-from distbranch.data.mixture import read_data
 from distbranch.engine.initialisation import first_architecture
 from distbranch.launch.on_ray.cluster import cluster_address
-from distbranch.launch.prepare import check_data, must_be_packed
+from distbranch.launch.prepare import check_data, data_there, must_be_packed
 from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials
 from distbranch.launch.sweep.standing import SweepDirectory
 from distbranch.models.cost import multiply_adds, num_parameters
@@ -56,7 +55,7 @@ def _networks(trials: list[Config]) -> list[tuple[str, str]]:
     for config in trials:
         if must_be_packed(config):
             return [("networks", "known once the data set is packed, which would be done first")]
-        info = read_data(config.data)
+        info = data_there(config)
         if config in at_once:  # others begin from runs that are still to be trained
             check_data(config, info)
         elif config.method.groups is not None:

@@ -11,7 +11,7 @@ from distbranch.config import Config
 from distbranch.config.sweep import Range, SweepConfig
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import append_line, read_lines
-from distbranch.errors import UsageError
+from distbranch.errors import UsageError, UserError
 from distbranch.launch.sweep.plan import rounded, trials_of
 from distbranch.launch.sweep.standing import FAILED, FINISHED, STOPPED_EARLY, SweepDirectory
 
@@ -79,7 +79,12 @@ class Proposals:
         for config in self.trials[number]:
             result = read_result(config.run_directory)
             assert result is not None
-            values.append(float(result.metrics["val"]["mean"][self.sweep.metric]))
+            value = result.metrics["val"]["mean"].get(self.sweep.metric)
+            if value is None:
+                raise UserError(
+                    f"The tasks of {config.run.name} have no {self.sweep.metric} on val, which guides the search. Give another metric."
+                )
+            values.append(float(value))
         return sum(values) / len(values)
 
 

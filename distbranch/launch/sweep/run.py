@@ -183,6 +183,7 @@ def _data_of(trials: Sequence[Config], report: Report) -> None:
     kinds = {
         (
             c.data.path,
+            str(c.data.pack),
             c.data.image_size,
             c.model,
             c.method.name,
@@ -193,9 +194,10 @@ def _data_of(trials: Sequence[Config], report: Report) -> None:
         for c in trials
     }
     for config in kinds.values():
-        if config.data.paths not in infos:
-            infos[config.data.paths] = packed(config, report)
-        check_data(config, infos[config.data.paths])
+        made = (config.data.paths, str(config.data.pack))
+        if made not in infos:
+            infos[made] = packed(config, report)
+        check_data(config, infos[made])
 
 
 @contextmanager
