@@ -154,7 +154,7 @@ def test_one_task_per_class_gives_an_exclusive_binary_task_for_every_category(tm
     write(tmp_path)
     source = opened(tmp_path, one_task_per_class="true", labels="both", class_prefix="is ")
     names = [f"is {name}" for name in CLASSES]
-    assert source.tasks[:3] == tuple(Task(name, exclusive="category") for name in names)
+    assert source.tasks[:3] == tuple(Task(name, exclusive="is category") for name in names)
     found = [{name: one[name] for name in names} for one in labels(list(source.samples))]
     assert found == [
         {name: int(name == f"is {own}") for name in names} for own in ("Blouse", "Blouse", "Dress", "Anorak")
