@@ -2,6 +2,8 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,8 +48,8 @@ def bench_memory_command(
     """Pack generated samples, read them once, and print the peak memory of the process."""
     from distbranch.bench.memory import bench_memory
 
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        show_rows([asdict(bench_memory(samples, folder=Path(place) / "packed"))])
+    with _work_folder(folder) as place:
+        show_rows([asdict(bench_memory(samples, folder=place / "packed"))])
 
 
 @bench_app.command("train")
@@ -89,7 +91,7 @@ def bench_train_command(
 @bench_app.command("data")
 def bench_data_command(
     dataset: Annotated[
-        Path | None, typer.Argument(help="A packed data set; none: 178x218 pictures like photographs, packed for this.")
+        str | None, typer.Argument(help="A packed data set; none: 178x218 pictures like photographs, packed for this.")
     ] = None,
     split: Annotated[str, typer.Option(help="Of the data set.")] = "train",
     image_size: Annotated[str, typer.Option(help="height x width to which images are resized.")] = "64x64",
@@ -129,8 +131,8 @@ def bench_sweep_command(
     """What a sweep costs by itself: its driver is killed at half of the trials, and the same command goes on."""
     from distbranch.launch.sweep.simulation import simulate
 
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        found = asdict(simulate(trials, at_a_time=jobs, folder=Path(place)))
+    with _work_folder(folder) as place:
+        found = asdict(simulate(trials, at_a_time=jobs, folder=place))
     show_pairs([(name, f"{value:.4g}" if isinstance(value, float) else f"{value:,}") for name, value in found.items()])
 
 
@@ -214,6 +216,19 @@ def bench_latency_command(
         table.add_row(row.network, row.runtime, str(row.batch_size), *cells, f"{row.multiply_adds / 1e6:,.0f}")
     show_wide(table)
     show_rows(found)
+
+
+@contextmanager
+def _work_folder(folder: Path | None) -> Iterator[Path]:
+    """A folder inside `folder` that is removed in the end."""
+    try:
+        made = tempfile.TemporaryDirectory(dir=folder)
+    except OSError as error:
+        raise UsageError(
+            f"--folder should be a folder that can be written, found {folder} ({error.strerror}). Give another, or none."
+        ) from None
+    with made as place:
+        yield Path(place)
 
 
 def _sizes(text: str) -> list[float]:

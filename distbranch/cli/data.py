@@ -77,17 +77,16 @@ def data_label(
 
 
 @data_app.command("check")
-def data_check(paths: Annotated[list[Path], typer.Argument(help="Packed data sets.")]) -> None:
+def data_check(paths: Annotated[list[str], typer.Argument(help="Folders of packed data sets.")]) -> None:
     """Verify every byte, image and label of packed data sets.
 
     Examples:
     `distbranch data check data/fps`
     """
-    from distbranch.data.check import check
-    from distbranch.data.shards import read_dataset
+    from distbranch.data.check import check, local_dataset
     from distbranch.report.progress import ProgressDisplay
 
-    totals = [read_dataset(path).num_samples for path in paths]
+    totals = [local_dataset(path).num_samples for path in paths]
     for path, total in zip(paths, totals, strict=True):
         with ProgressDisplay(console) as display:
             found = check(path, lambda done, total=total: display({"kind": "checking", "done": done, "total": total}))  # type: ignore[misc]
@@ -102,7 +101,7 @@ def data_check(paths: Annotated[list[Path], typer.Argument(help="Packed data set
 
 @data_app.command("show")
 def data_show(
-    path: Annotated[Path, typer.Argument(help="A packed data set.")],
+    path: Annotated[str, typer.Argument(help="A packed data set: a folder or a URL.")],
     out: Annotated[Path, typer.Option(help="The PNG file.")] = Path("contact-sheet.png"),
     split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
     num_images: Annotated[int, typer.Option("--images", help="How many images.", min=1)] = 24,

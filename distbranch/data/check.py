@@ -54,14 +54,19 @@ class CheckReport:
             self.problems.append(problem)
 
 
+def local_dataset(path: str | Path) -> DatasetInfo:
+    """The data set in the folder `path`. Raises UserError when there is none, and for a URL, which is not fetched to be checked."""
+    if is_remote(str(path)):
+        raise UserError(f"{path} is not on this machine. Check a data set where it lies, in a folder.")
+    return read_dataset(path)
+
+
 def check(path: str | Path, progress: Callable[[int], None] | None = None) -> CheckReport:
     """Reads every file of the data set in the folder `path`; `progress` is told the samples read so far.
 
     Raises UserError only when there is no readable `dataset.json`; everything else is in the report.
     """
-    if is_remote(str(path)):
-        raise UserError(f"{path} is remote. Check a data set where it lies, in a folder of this machine.")
-    info = read_dataset(path)
+    info = local_dataset(path)
     report = CheckReport(info)
     keys: set[int] = set()
     for name, split in info.splits.items():

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 import numpy as np
@@ -156,7 +156,7 @@ def join(path: str, file: str) -> str:
 
 
 def read_dataset(path_or_url: str | os.PathLike[str]) -> DatasetInfo:
-    """Reads `dataset.json` of a packed data set. Raises UserError when it is absent, damaged or of another format."""
+    """Reads `dataset.json` of a packed data set. Raises UserError when it is absent, unreadable, damaged or of another format."""
     path = os.fspath(path_or_url)
     if not is_remote(path):
         path = str(Path(path).absolute())
@@ -164,17 +164,35 @@ def read_dataset(path_or_url: str | os.PathLike[str]) -> DatasetInfo:
     try:
         with fsspec.open(place, "rb") as file:
             content = file.read()
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is not a packed data set: there is no {DATASET_FILE} in it. Pack one with 'distbranch data pack'."
-        ) from None
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-    ) as error:  # unknown protocol, or its package is absent
-        raise UserError(f"{place} cannot be read: {error}.") from error
+    except Exception as error:  # every fsspec driver raises errors of its own
+        raise UserError(_why_unread(path, place, error)) from error
     return _parse_dataset(path, place, content)
+
+
+def _why_unread(path: str, place: str, error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    if isinstance(cause, OSError) or getattr(cause, "status", 404) != 404:
+        error = cast(Exception, cause)  # over http, fsspec takes an address that does not answer for one without files
+    pack = "Pack a data set with 'distbranch data pack'"
+    if isinstance(error, NotADirectoryError):
+        return f"{path} is not a packed data set, which is a folder. {pack}, or give the folder of one."
+    if isinstance(error, FileNotFoundError):
+        if not is_remote(path) and not os.path.isdir(path):
+            return f"{path} does not exist. {pack}, or give the folder of one."
+        return f"{path} is not a packed data set: there is no {DATASET_FILE} in it. {pack}."
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return f"{place} cannot be read: {reason}.{_about_credentials(error) if is_remote(path) else ''}"
+
+
+def _about_credentials(error: Exception) -> str:
+    text = f"{type(error).__name__} {error}".lower()
+    words = ("credential", "denied", "forbidden", "unauthorized", "anonymous")
+    if not isinstance(error, PermissionError) and not any(word in text for word in words):
+        return ""
+    return (
+        " Give this machine credentials that may read there, as the tools of the store take them "
+        "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS)."
+    )
 
 
 def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:

@@ -144,7 +144,7 @@ def test_a_wrong_number_of_samples_is_named(folder: Path) -> None:
 
 
 def test_a_remote_data_set_is_refused() -> None:
-    with pytest.raises(UserError, match="is remote"):
+    with pytest.raises(UserError, match="not on this machine"):
         check("http://example.org/set")
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -185,6 +186,24 @@ def test_a_description_that_is_no_description_is_refused(tmp_path: Path, content
 def test_a_protocol_nobody_knows_is_one_sentence() -> None:
     with pytest.raises(UserError, match="cannot be read: Protocol not known"):
         read_dataset("nosuch://place/set")
+
+
+class NoCredentialsError(Exception):
+    """As botocore's, which is no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (NoCredentialsError("Unable to locate credentials"), "AWS_ACCESS_KEY_ID"),
+        (PermissionError("Forbidden"), "credentials"),
+        (RuntimeError("out of\norder."), r"out of order\.$"),
+    ],
+)
+def test_whatever_a_store_raises_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, hint: str) -> None:
+    monkeypatch.setattr("fsspec.open", mock.Mock(side_effect=error))
+    with pytest.raises(UserError, match=rf"^s3://bucket/set/dataset.json cannot be read: .*{hint}"):
+        read_dataset("s3://bucket/set")
 
 
 @pytest.mark.parametrize(

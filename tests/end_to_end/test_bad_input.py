@@ -215,17 +215,29 @@ CONFIGS = (
     Case("dry run: more ranks", nothing, f"{NEW} --dry-run launch.workers=25 train.batch_size=50", 1, ("25", "24")),
 )
 DATASETS = (
-    Case("data set absent", nothing, f"{NEW} data.path=absent", 1, ("absent", "not a packed data set", "data pack")),
-    Case("not a packed data set", nothing, f"{NEW} data.path=images", 1, ("images", "dataset.json", "data pack")),
-    Case("data set is a file", nothing, f"{NEW} data.path=table.csv", 1, ("table.csv",)),
-    Case("unknown protocol", nothing, f"{NEW} data.path=gopher://x/data", 1, ("gopher://x/data", "cannot be read")),
-    Case("nobody answers", nothing, f"{NEW} data.path=http://127.0.0.1:9/data", 1, ("http://127.0.0.1:9/data",)),
-    Case("dry run: data absent", nothing, "train tiny.yaml --dry-run data.path=absent", 1, ("absent", "data pack")),
+    Case("data set absent", nothing, f"{NEW} data.path=absent", 1, ("absent", "does not exist", "data pack")),
     Case(
-        "one of two data sets absent", nothing, f"{NEW} data.path=[data,absent]", 1, ("absent", "not a packed data set")
+        "not a packed data set",
+        nothing,
+        f"{NEW} data.path=images",
+        1,
+        ("images", "not a packed data set", "dataset.json", "data pack"),
     ),
+    Case("data set is a file", nothing, f"{NEW} data.path=table.csv", 1, ("table.csv", "which is a folder")),
+    Case("unknown protocol", nothing, f"{NEW} data.path=gopher://x/data", 1, ("gopher://x/data", "cannot be read")),
+    Case(
+        "nobody answers",
+        nothing,
+        f"{NEW} data.path=http://127.0.0.1:9/data",
+        1,
+        ("127.0.0.1:9/data", "cannot be read", "connect"),
+    ),
+    Case("dry run: data absent", nothing, "train tiny.yaml --dry-run data.path=absent", 1, ("absent", "data pack")),
+    Case("one of two data sets absent", nothing, f"{NEW} data.path=[data,absent]", 1, ("absent", "does not exist")),
     Case("a data set twice", nothing, f"{NEW} data.path=[data,./data]", 1, ("data twice", "data.proportions")),
     Case("no data set in a list", nothing, f"{NEW} data.path=[]", 2, ("data.path", "a list of them", "[]")),
+    Case("bench: folder absent", nothing, "bench memory --folder absent/x", 2, ("absent/x", "No such file")),
+    Case("bench: folder is a file", nothing, "bench sweep --folder table.csv", 2, ("table.csv", "Not a directory")),
     Case("data set is a number", nothing, f"{NEW} data.path=[data,3]", 2, ("data.path", "a list of them", "3")),
     Case("proportions of one", nothing, f"{NEW} data.proportions=[3]", 2, ("proportions", "1 for 1")),
     Case("too few proportions", nothing, f"{NEW} data.path=[a,b,c] data.proportions=[3,1]", 2, ("2 for 3",)),
@@ -245,7 +257,7 @@ DATASETS = (
         1,
         ("other", "no training samples"),
     ),
-    Case("label: data absent", nothing, f"data label absent new --run {RUN}", 1, ("absent", "not a packed data set")),
+    Case("label: data absent", nothing, f"data label absent new --run {RUN}", 1, ("absent", "does not exist")),
     Case("label: run absent", nothing, "data label data new --run runs/absent", 1, ("runs/absent", "distbranch train")),
     Case("label: unfinished", unfinish, f"data label data new --run {RUN}", 1, (RUN, "not ended", "teacher")),
     Case("label: categorical", nothing, f"data label data new --run {RUN}", 1, ("shade", "one_task_per_class")),
@@ -326,8 +338,12 @@ DATASETS = (
     Case("broken val shard", cut("data/val-000000.tar", 700), NEW, 1, ("val-000000.tar", "sample"), ("runs/new/*",)),
     Case("check: damaged", flip("data/val-000000.tar", 1000), "data check data", 1, ("problem(s)", "40 samples")),
     Case("check: shard absent", remove("data/test-000000.tar"), "data check data", 1, ("1 problem(s)",)),
-    Case("check: absent", nothing, "data check absent", 1, ("absent", "not a packed data set")),
-    Case("check: remote", nothing, "data check http://127.0.0.1:9/data", 1, ("127.0.0.1:9",)),
+    Case("check: absent", nothing, "data check absent", 1, ("absent", "does not exist")),
+    Case(
+        "check: remote", nothing, "data check http://127.0.0.1:9/data", 1, ("http://127.0.0.1:9", "not on this machine")
+    ),
+    Case("show: nobody answers", nothing, "data show http://127.0.0.1:9/data", 1, ("http://127.0.0.1:9", "connect")),
+    Case("bench: remote", nothing, "bench data http://127.0.0.1:9/data", 1, ("http://127.0.0.1:9", "connect")),
     Case("show: unknown split", nothing, "data show data --split dev --out x.png", 1, ("'dev'", "train, val, test")),
     Case("show: unwritable", nothing, "data show data --out photo.jpg/x.png", 1, ("photo.jpg/x.png", "written")),
     Case("show: damaged", cut("data/train-000000.tar", 700), "data show data --out x.png", 1, ("train-000000.tar",)),
@@ -440,7 +456,7 @@ TABLES = (
 )
 RUNS = (
     Case("another config", nothing, "train tiny.yaml seed=7", 1, ("seed: 0 -> 7", "--fresh", "run.name")),
-    Case("other data", nothing, "train tiny.yaml data.path=absent", 1, ("absent", "not a packed data set")),
+    Case("other data", nothing, "train tiny.yaml data.path=absent", 1, ("absent", "does not exist")),
     Case("run directory is a file", nothing, "train tiny.yaml run.directory=. run.name=table.csv", 1, ("is a file",)),
     Case(
         "run directory of others", nothing, "train tiny.yaml run.directory=. run.name=images", 1, ("holds other files",)
@@ -520,7 +536,7 @@ RUNS = (
     Case("evaluate: absent", nothing, "evaluate runs/absent", 1, ("runs/absent", "distbranch train")),
     Case("evaluate: no run", nothing, "evaluate images", 1, ("images", "neither a model nor a checkpoint")),
     Case("evaluate: unknown split", nothing, f"evaluate {RUN} --split dev", 1, ("'dev'", "test, train, val")),
-    Case("evaluate: data absent", nothing, f"evaluate {RUN} --data absent", 1, ("absent", "not a packed data set")),
+    Case("evaluate: data absent", nothing, f"evaluate {RUN} --data absent", 1, ("absent", "does not exist")),
     Case(
         "evaluate: other tasks",
         change("data/dataset.json", '"name": "wide"', '"name": "broad"'),
