@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny_world import TASKS, Ended, assert_one_sentence, contents, nothing_overwritten, run_command
 
 import distbranch
@@ -183,8 +184,31 @@ def test_a_sound_data_set_is_as_it_was_packed(world: Path) -> None:
     assert "40 samples in 5 shards are as they were packed" in ended.out
 
 
+def test_packing_ends_with_what_was_packed_and_what_is_odd_about_it(world: Path) -> None:
+    Image.new("RGB", (40, 600)).save(world / "images/a.jpg")
+    (world / "table.csv").write_text((world / "table.csv").read_text().replace("d.jpg,test", "d.jpg,val"))
+    ended = run("data pack csv new --images images --table table.csv")
+    assert ended.code == 0, ended.err
+    for line in (
+        "samples: 2 train, 2 val",
+        "tasks: 1 binary, 1 categorical (colour: 2 classes)",
+        "images: 600x40 pixels",
+    ):
+        assert line in ended.out
+    told = " ".join(ended.err.split())
+    for words in (
+        "600x40 the first, 32x32 'b.jpg'",
+        "--image-size",
+        "600x40 pixels, and networks",
+        "No sample is in test",
+    ):
+        assert words in told
+
+
 def test_options_of_a_source_are_listed() -> None:
-    ended = run("data pack csv anywhere --options")
+    ended = run("data pack csv --options")
     assert ended.code == 0
+    assert "0.8,0.1,0.1" in ended.out
+    assert "One of: fail, skip." in ended.out
     assert "--image-column" in ended.out
     assert "required" in ended.out

@@ -1,7 +1,7 @@
 """`distbranch data`: pack, label, check and look at data sets."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.markup import escape
@@ -17,7 +17,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Pack, label, check and look a
 def data_pack(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="csv, celeba, deepfashion or rendered-faces.")],
-    out: Annotated[Path, typer.Argument(help="The new folder of the packed data set.")],
+    out: Annotated[Path | None, typer.Argument(help="The new folder of the packed data set.")] = None,
     shard_samples: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 1000,
     options: Annotated[bool, typer.Option("--options", help="List the options of the source.")] = False,
 ) -> None:
@@ -31,11 +31,15 @@ def data_pack(
     `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
     """
     from distbranch.data.sources import SOURCES, pack_source, parse_options
+    from distbranch.report.console import dataset_lines
     from distbranch.report.progress import ProgressDisplay
 
     if options and source in SOURCES:
         return _show_options(SOURCES[source])
+    if source in SOURCES and (out is None or str(out).startswith("--")):
+        raise UsageError(f"Give 'OUT', the new folder of the packed data set, after {source} and before its options.")
     opened = parse_options({"source": source, **_options(context.args)}).open()
+    assert out is not None
     with ProgressDisplay(console) as display:
         info = pack_source(
             opened,
@@ -44,6 +48,8 @@ def data_pack(
             progress=lambda done: display({"kind": "packing", "done": done, "total": opened.num_samples}),
         )
         display({"kind": "packed", "path": str(out), "num_samples": info.num_samples})
+    for line in dataset_lines(info):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return None
 
 
@@ -121,9 +127,19 @@ def _show_options(options: Any) -> None:
     table = Table("option", "default", "meaning")
     for name, field in options.model_fields.items():
         if name != "source":
-            default = "required" if field.is_required() else "" if field.default is None else str(field.default)
-            table.add_row(f"--{name.replace('_', '-')}", escape(default), escape(field.description or ""))
+            default = (
+                "required" if field.is_required() else _as_typed(field.default, "x" if name == "image_size" else ",")
+            )
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            meaning = f"{field.description} One of: {', '.join(choices)}." if choices else field.description
+            table.add_row(f"--{name.replace('_', '-')}", escape(default), escape(meaning or ""))
     console.print(table)
+
+
+def _as_typed(value: object, joint: str) -> str:
+    if isinstance(value, tuple):
+        return joint.join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def _options(arguments: list[str]) -> dict[str, str]:

@@ -87,6 +87,8 @@ def _finished(out: Path, source: Mapping[str, Any], tasks: Sequence[Task]) -> Da
     """The data set that is already there, if it is the one asked for; None when there is none."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
+    if not out.is_dir():
+        raise UserError(f"{out} is a file. Give a new folder.")
     refusal = f"{out} is not empty, so nothing was packed into it"
     if not (out / DATASET_FILE).is_file():
         raise UserError(f"{refusal}: it holds no packed data set. Give a new folder.")

@@ -5,12 +5,15 @@ network of a table has (top-3 without exclusive classes, a latency that was not 
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+
+from distbranch.data.shards import DatasetInfo
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -117,6 +120,26 @@ def amount(mean: float | None, deviation: float | None, *, scale: float = 1, dec
         return "\u2013"
     text = f"{scale * mean:,.{decimals}f}"
     return f"{text} ± {scale * deviation:,.{decimals}f}" if deviation else text
+
+
+def dataset_lines(info: DatasetInfo) -> list[str]:
+    """What is in a packed data set: samples per split, tasks by kind, the size of images, and what was left out."""
+    exclusive = Counter(task.exclusive for task in info.tasks if task.exclusive)
+    sets = [f"{count} of the exclusive set {name}" for name, count in exclusive.items()]
+    classes = [f"{task.name}: {len(task.classes)} classes" for task in info.tasks if task.classes]
+    kinds = {"binary": (len(info.tasks) - len(classes), sets), "categorical": (len(classes), classes)}
+    told = [
+        f"{count} {kind}" + (f" ({', '.join(more)})" if more else "") for kind, (count, more) in kinds.items() if count
+    ]
+    height, width = info.image_size
+    lines = [
+        "samples: " + ", ".join(f"{split.num_samples:,} {name}" for name, split in info.splits.items()),
+        "tasks: " + ", ".join(told),
+        f"images: {height}x{width} pixels (height x width of the first)",
+    ]
+    if info.skipped:
+        lines.append("left out: " + ", ".join(f"{count:,} {what}" for what, count in info.skipped.items()))
+    return lines
 
 
 def size(mean: float | None, deviation: float | None = None) -> str:

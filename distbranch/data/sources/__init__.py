@@ -2,21 +2,26 @@
 
 import difflib
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from distbranch.data.pack import pack
+from distbranch.data.pack import SPLITS, pack
 from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources.celeba import CelebaOptions
 from distbranch.data.sources.csv import CsvOptions
 from distbranch.data.sources.deepfashion import DeepFashionOptions
 from distbranch.data.sources.faces import RenderedFacesOptions
-from distbranch.data.sources.source import Source, SourceOptions
+from distbranch.data.sources.source import Source, SourceOptions, as_typed
 from distbranch.errors import UsageError
+
+logger = logging.getLogger("distbranch")
+
+LARGE = 256  # pixels of a side, from which on training is slow without need
 
 SOURCES: dict[str, type[SourceOptions]] = {
     "csv": CsvOptions,
@@ -45,8 +50,8 @@ def pack_source(
     shard_samples: int = 1000,
     progress: Callable[[int], None] | None = None,
 ) -> DatasetInfo:
-    """Packs an opened source into the new folder `out`; see `pack`."""
-    return pack(
+    """Packs an opened source into the new folder `out`; see `pack`. Warns of what training would stumble over."""
+    info = pack(
         source.samples,
         out,
         source.tasks,
@@ -56,6 +61,21 @@ def pack_source(
         shard_samples=shard_samples,
         progress=progress,
     )
+    for remark in _remarks(info):
+        logger.warning(remark)
+    return info
+
+
+def _remarks(info: DatasetInfo) -> Iterator[str]:
+    height, width = info.image_size
+    if max(height, width) > LARGE and info.source.get("image_size") is None:
+        yield (
+            f"The first image has {height}x{width} pixels, and networks train at that size unless data.image_size says another. "
+            f"{as_typed('image_size')} packs smaller ones, 64x64 for instance."
+        )
+    empty = [name for name in SPLITS if name not in info.splits or not info.splits[name].num_samples]
+    if empty:
+        yield f"No sample is in {' and '.join(empty)}: train is what is learnt, val and test what is evaluated."
 
 
 def packed_otherwise(values: Mapping[str, Any], info: DatasetInfo) -> list[str]:
@@ -77,8 +97,8 @@ def _sentence(error: ValidationError, options: type[SourceOptions]) -> str:
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, options.model_fields, n=3) or list(options.model_fields)
-        return f"there is no option '{name}'. Nearest: {', '.join(near)}."
-    if first["type"] == "missing":
-        return f"the option '{name}' is required: {options.model_fields[name].description}"
+        return f"there is no option {as_typed(name)}. Nearest: {', '.join(map(as_typed, near))}."
+    if first["type"] == "missing" and len(first["loc"]) == 1:
+        return f"the option {as_typed(name)} is required: {options.model_fields[name].description}"
     what = first["msg"].removeprefix("Value error, ")
-    return f"option '{name}': {what} (found {first['input']!r})." if name else f"{what}."
+    return f"{as_typed(name)}: {what} (found {first['input']!r})." if name else f"{what}."

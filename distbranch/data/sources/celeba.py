@@ -77,7 +77,7 @@ def find_images(root: Path, places: Sequence[str]) -> Path:
             if (root / folder / place).exists():
                 return root / folder / place
     raise UserError(
-        f"No images were found under {root}: none of {', '.join(places)}. Say with 'images' where they are."
+        f"No images were found under {root}: none of {', '.join(places)}. Say with --images where they are."
     )
 
 

@@ -28,15 +28,17 @@ class Column:
     declared: bool
     per_class: bool = False
     lines: dict[str, int] = field(default_factory=dict)
+    num_cells: int = 0  # that are not empty
 
     def see(self, value: str, line: int, table: Path) -> None:
         """Notes a value. Raises UserError when a column has so many different ones that they cannot be classes."""
+        self.num_cells += bool(value)
         if value and value not in self.lines:
             self.lines[value] = line
             if len(self.lines) > MAX_CLASSES:
                 raise UserError(
                     f"{table}, line {line}: the column '{self.name}' has more than {MAX_CLASSES} different values, so "
-                    "it is no task. Put it into ignore."
+                    "it is no task. Put it into --ignore."
                 )
 
 
@@ -84,7 +86,7 @@ def class_tasks(set_name: str, classes: Sequence[str], *, prefix: str, taken: Co
         if name in taken:
             raise UserError(
                 f"The class '{one}' of '{set_name}' cannot be a task: the names '{prefix + one}' and '{name}' are taken by "
-                "other tasks. Give class_prefix, which is put before the names of classes."
+                "other tasks. Give --class-prefix (class_prefix), which is put before the names of classes."
             )
         tasks.append(Task(name, exclusive=prefix + set_name))
     return tasks
@@ -93,7 +95,7 @@ def class_tasks(set_name: str, classes: Sequence[str], *, prefix: str, taken: Co
 def _meaning(column: Column, table: Path) -> Meaning:
     place = f"{table}, column '{column.name}'"
     if not column.lines:
-        raise UserError(f"{place}: all its cells are empty, so there is nothing to learn. Put it into ignore.")
+        raise UserError(f"{place}: all its cells are empty, so there is nothing to learn. Put it into --ignore.")
     if _is_binary(column):
         signed = any(MARKS[value] == -1 for value in column.lines)
         meaning = {1: 1, -1: 0, 0: None if signed else 0}
@@ -103,7 +105,14 @@ def _meaning(column: Column, table: Path) -> Meaning:
     if numbers and not column.declared:
         _refuse_numbers(column, numbers, table)
     if len(column.lines) == 1:
-        raise UserError(f"{place}: '{next(iter(column.lines))}' is its only value. A task has at least two; ignore it.")
+        raise UserError(
+            f"{place}: '{next(iter(column.lines))}' is its only value. A task has at least two; put it into --ignore."
+        )
+    if not column.declared and len(column.lines) == column.num_cells:
+        raise UserError(
+            f"{place}: each of its {column.num_cells} values is in one line only. Is it an id? Put it into --ignore, or into "
+            "--categorical if its values are classes all the same."
+        )
     classes = sorted(column.lines, key=float if len(numbers) == len(column.lines) else str)
     return Meaning(Task(column.name, "categorical", tuple(classes)), column.at, {"": None, **{c: c for c in classes}})
 
@@ -118,7 +127,7 @@ def _refuse_numbers(column: Column, numbers: Sequence[str], table: Path) -> None
     odd = [value for value in column.lines if value not in MARKS] if marks else numbers
     raise UserError(
         f"{table}, line {column.lines[odd[0]]}: the column '{column.name}' holds '{odd[0]}', which is neither 1, 0, -1 "
-        "nor empty. Correct it, put the column into categorical if its values are classes, or into ignore."
+        "nor empty. Correct it, put the column into --categorical if its values are classes, or into --ignore."
     )
 
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import Labels
 from distbranch.data.sources.columns import Column, Meaning, meanings
-from distbranch.data.sources.source import ImageFileOptions, Row, Source, read_rows, sample_key, seeded_split
+from distbranch.data.sources.source import ImageFileOptions, Row, Source, as_typed, read_rows, sample_key, seeded_split
 from distbranch.errors import UserError
 
 Cells = list[str]
@@ -51,16 +51,26 @@ class CsvOptions(ImageFileOptions):
     )
     ignore: tuple[str, ...] = Field((), description="Columns to leave out.")
 
+    @field_validator("fractions", mode="before")
+    @classmethod
+    def _check_count(cls, value: Any) -> Any:
+        if isinstance(value, Sequence) and len(value) != len(SPLITS):
+            raise ValueError(
+                f"should be three shares, those of train, val and test, for instance 0.8,0.1,0.1, not {len(value)}"
+            )
+        return value
+
     @field_validator("tasks", "categorical", "one_task_per_class", "ignore", "fractions", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _check_fractions(self) -> "CsvOptions":
-        if min(self.fractions) < 0 or sum(self.fractions) <= 0:
-            raise ValueError("fractions should be three shares that are not negative, for instance 0.8,0.1,0.1")
-        return self
+    @field_validator("fractions")
+    @classmethod
+    def _check_shares(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) < 0 or sum(value) <= 0:
+            raise ValueError("should be three shares that are not negative, for instance 0.8,0.1,0.1")
+        return value
 
     def open(self) -> Source:
         """Learns the tasks from the table. Raises UserError that names the line for anything not in order."""
@@ -101,7 +111,7 @@ def _layout(options: CsvOptions) -> _Layout:
         if name not in header:
             near = difflib.get_close_matches(name, header, n=3) or header[:8]
             raise UserError(
-                f"{options.table} has no column '{name}' ({option}). Nearest: {', '.join(near)}. Change {option}."
+                f"{options.table} has no column '{name}'. Nearest: {', '.join(near)}. Give another with {as_typed(option)}."
             )
         return header.index(name)
 
@@ -117,7 +127,7 @@ def _layout(options: CsvOptions) -> _Layout:
             if name not in tasks:
                 find(name, option)
                 raise UserError(
-                    f"The column '{name}' is listed as {option}, but it is no task. Take it out of the list."
+                    f"The column '{name}' is listed in {as_typed(option)}, but it is no task. Take it out of the list."
                 )
     both = [name for name in options.categorical if name in options.one_task_per_class]
     if both:
@@ -137,7 +147,7 @@ def _split_columns(
     if name is not None and group is not None:
         raise UserError(
             f"The column '{name}' already says the split of every image, so none is drawn by the groups of "
-            f"'{options.group_column}'. Leave group_column out, or put '{name}' into ignore."
+            f"'{options.group_column}'. Leave {as_typed('group_column')} out, or put '{name}' into --ignore."
         )
     return (None if name is None else find(name, "split_column")), group
 

@@ -97,7 +97,7 @@ class DeepFashionOptions(ImageFileOptions):
             if place.is_file():
                 return open_images(place)
         raise UserError(
-            f"No images were found under {self.root} (Img/img, img, img.zip). Say with 'images' where they are."
+            f"No images were found under {self.root} (Img/img, img, img.zip). Say with --images where they are."
         )
 
 

@@ -1,6 +1,7 @@
 """What every source of labelled images offers: options a person can type, and a stream of samples made from them."""
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,10 +12,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from distbranch.data.image_files import ImageFiles
-from distbranch.data.images import BrokenImageError, as_jpeg
+from distbranch.data.images import BrokenImageError, as_jpeg, image_size
 from distbranch.data.shards import Labels, LabelValue, Sample
 from distbranch.errors import UserError
 from distbranch.tasks import Task
+
+logger = logging.getLogger("distbranch")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class ImageFileOptions(SourceOptions):
     )
 
 
+def as_typed(option: str) -> str:
+    """How messages name an option: as on the command line, and where words are joined also as in a config."""
+    return f"--{option.replace('_', '-')}" + (f" ({option})" if "_" in option else "")
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a table: `where` names it for people, `image` is the name of the image file."""
@@ -88,7 +96,11 @@ class Row:
 def read_rows(
     rows: Iterable[Row], images: ImageFiles, options: ImageFileOptions, skipped: Counter[str]
 ) -> Iterator[Sample]:
-    """Adds the image to every row; a missing or broken one stops with an error or is counted, as the options say."""
+    """Adds the image to every row; a missing or broken one stops with an error or is counted, as the options say.
+
+    Warns in the end of images that differ in size.
+    """
+    first, other = None, None
     for row in rows:
         try:
             data = images.read(row.image)
@@ -102,11 +114,24 @@ def read_rows(
             if options.on_bad_image == "fail":
                 raise UserError(
                     f"{row.where}: image '{row.image}' cannot be used: {error}. "
-                    "Repair it, or leave such images out with on_bad_image=skip."
+                    "Repair it, or leave such images out with --on-bad-image skip (on_bad_image: skip)."
                 ) from None
             skipped["missing-image" if data is None else "broken-image"] += 1
             continue
+        if options.image_size is None and other is None:
+            size = image_size(image)
+            first = first or size
+            other = (row.image, size) if size != first else None
         yield Sample(sample_key(row.image), row.split, image, row.labels)
+    if first is not None and other is not None:
+        logger.warning(
+            "The images have different sizes (%s the first, %s '%s'), and a network sees all of them in one size, stretched to it. "
+            "%s packs them all in the size you give.",
+            f"{first[0]}x{first[1]}",
+            f"{other[1][0]}x{other[1][1]}",
+            other[0],
+            as_typed("image_size"),
+        )
 
 
 def sample_key(image: str) -> str:

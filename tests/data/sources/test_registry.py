@@ -30,14 +30,15 @@ def test_options_are_read_as_typed() -> None:
     [
         ({}, "The source should be one of csv, celeba, deepfashion, rendered-faces, found None"),
         ({"source": "cvs"}, "found 'cvs'"),
-        ({"source": "csv"}, "the option 'images' is required"),
-        ({"source": "csv", "images": "i", "tabel": "t"}, "there is no option 'tabel'. Nearest: table"),
-        ({"source": "csv", "images": "i", "table": "t", "image_size": "wide"}, "option 'image_size'"),
+        ({"source": "csv"}, "the option --images is required"),
+        ({"source": "csv", "images": "i", "tabel": "t"}, "there is no option --tabel. Nearest: --table"),
+        ({"source": "csv", "images": "i", "table": "t", "image_size": "wide"}, r"--image-size \(image_size\)"),
         ({"source": "csv", "images": "i", "table": "t", "image_size": "0x5"}, "should be HxW in pixels"),
         ({"source": "csv", "images": "i", "table": "t", "on_bad_image": "maybe"}, "should be 'fail' or 'skip'"),
         ({"source": "csv", "images": "i", "table": "t", "fractions": "1,-1,1"}, "three shares that are not negative"),
+        ({"source": "csv", "images": "i", "table": "t", "fractions": "0.5,0.5"}, "three shares, those of train, val"),
         ({"source": "rendered-faces", "image_size": "64x32"}, "should be a square"),
-        ({"source": "rendered-faces", "samples": 0}, "option 'samples'"),
+        ({"source": "rendered-faces", "samples": 0}, "--samples"),
     ],
 )
 def test_options_that_are_none_are_one_sentence(values: dict[str, Any], message: str) -> None:
