@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,12 @@ def test_every_command_has_a_help_text(command: str) -> None:
     assert ended.code == 0
     assert "Usage:" in ended.out
     assert "[OPTIONS]" in ended.out
+
+
+def test_the_version_is_told() -> None:
+    ended = run("--version")
+    assert (ended.code, ended.out) == (0, f"distbranch {version('distbranch')}\n")
+    assert run("bench -h").out == run("bench --help").out
 
 
 def test_help_of_train_has_examples() -> None:
@@ -138,6 +146,17 @@ def test_evaluate_equals_what_the_run_wrote(world: Path, split: str) -> None:
         assert numbers_of(ended.out, name)[: len(expected)] == pytest.approx(expected, abs=0.051)
 
 
+@pytest.mark.parametrize("command", ["evaluate runs/tiny", "predict runs/tiny photo.jpg"])
+def test_scores_of_an_unfinished_run_say_of_which_step_they_are(world: Path, command: str) -> None:
+    (world / "runs/tiny/result.json").unlink()
+    shutil.rmtree(world / "runs/tiny/model")
+    ended = run(command)
+    assert ended.code == 0, ended.err
+    told = " ".join(ended.err.split())
+    assert "The run runs/tiny has not finished: these are the weights of step 4 of 4." in told
+    assert re.search("bright|photo", ended.out)
+
+
 def test_predictions_as_json_are_probabilities_of_every_task(world: Path) -> None:
     ended = run("predict runs/tiny photo.jpg images --format json")
     assert ended.code == 0, ended.err
@@ -151,7 +170,11 @@ def test_predictions_as_json_are_probabilities_of_every_task(world: Path) -> Non
 
 
 def test_predictions_as_csv_equal_those_as_json(world: Path) -> None:
+    ended = run("predict runs/tiny photo.jpg --out new/scores.txt")
+    assert ended.code == 0, ended.err
+    assert "new/scores.txt: scores of 1 image(s) as CSV" in ended.out
     assert run("predict runs/tiny photo.jpg --format csv --out scores.csv").code == 0
+    assert (world / "new/scores.txt").read_text() == (world / "scores.csv").read_text()
     (row,) = csv.DictReader(io.StringIO((world / "scores.csv").read_text()))
     (one,) = json.loads(run("predict runs/tiny photo.jpg --format json").out)
     assert list(row) == ["image", "bright", "wide", "shade:dark", "shade:mid", "shade:light"]

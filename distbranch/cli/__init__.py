@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import threading
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
@@ -17,7 +19,7 @@ from distbranch.cli.predict import predict
 from distbranch.cli.runs import doctor, evaluate, report, train
 from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
-from distbranch.cli.terminal import errors
+from distbranch.cli.terminal import console, errors
 from distbranch.errors import SharedError, UsageError, UserError
 
 app = typer.Typer(
@@ -25,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Multi-task networks that find out by themselves what to share.",
 )
 for command in (train, sweep, evaluate, predict, export, report, doctor, status, logs, cancel):
@@ -56,8 +59,18 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"distbranch {version('distbranch')}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def _begin() -> None:
+def _begin(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
     logger = logging.getLogger("distbranch")
     logger.handlers = [RichHandler(console=errors, show_path=False, show_time=False, markup=False)]
     logger.propagate = False

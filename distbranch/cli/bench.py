@@ -13,7 +13,10 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from distbranch.cli.terminal import numbers, parse_size, run_folder, show_pairs, show_rows, show_wide
+from distbranch.config.places import make_ready
 from distbranch.errors import UsageError, UserError
+
+WITHOUT_RUN = ("backbone", "width", "image_size", "num_tasks", "tree_weights", "tree")  # options of `bench latency`
 
 
 class _RunsAreTimed(TyperGroup):
@@ -66,7 +69,8 @@ def bench_train_command(
 ) -> None:
     """What a training step costs against a naive loop (one module per branch, NCHW, nothing fused), and what synchronisation adds.
 
-    Both are measured for a thin network and for the tree it grows into.
+    Both are measured for a thin network and for the tree it grows into. What synchronisation adds is measured with several ranks,
+    always for the tree grown on planted statistics, on all cores: --tree and --threads are of the first table.
 
     Examples:
     `distbranch bench train --width 16 --image-size 64x48 --ranks 1`
@@ -159,6 +163,7 @@ def bench_somp_command() -> None:
 
 @bench_app.command("latency")
 def bench_latency_command(
+    context: typer.Context,
     runs: Annotated[list[str] | None, typer.Argument(help="Run directories; none: a tree of random weights.")] = None,
     against: Annotated[str, typer.Option(help="Full backbones to stand beside, separated by commas.")] = "vgg16",
     batch_sizes: Annotated[str, typer.Option(help="Images per call, separated by commas.")] = "1,8,32",
@@ -190,12 +195,20 @@ def bench_latency_command(
     sizes, full = numbers(batch_sizes, "--batch-sizes"), [name for name in against.split(",") if name]
     if not sizes or 0 in sizes:
         raise UsageError(f"--batch-sizes should be numbers from 1 on, found '{batch_sizes}'.")
+    sources = {name: context.get_parameter_source(name) for name in WITHOUT_RUN}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if runs and given:
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} is for trees of random weights. Leave it out, or measure without RUN."
+        )
     if runs:
         candidates = latency.candidates_of_runs([run_folder(run) for run in runs], full)
     else:
         pixels = parse_size(image_size)
         trees = described_trees(backbone, width, pixels, num_tasks, weights=_sizes(tree_weights), file=tree)
         candidates = latency.candidates_of_trees(trees, full)
+    if out is not None:
+        make_ready(out)
     rows = latency.bench_latency(candidates, batch_sizes=sizes, eager=eager, seconds=seconds, num_threads=threads)
     found = latency.comparisons(rows, candidates)
     if out is not None:

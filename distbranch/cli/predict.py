@@ -31,8 +31,12 @@ def predict(
     ],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     output: Annotated[Format, typer.Option("--format", help="How to write the scores.")] = Format.table,
-    out: Annotated[Path | None, typer.Option(help="A file instead of the terminal.")] = None,
-    threshold: Annotated[float, typer.Option(help="With table: tasks at least so probable are shown.")] = 0.5,
+    out: Annotated[
+        Path | None, typer.Option(help="A file instead of the terminal; JSON if it ends in .json, else CSV.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="With table: tasks at least so probable are shown.", min=0, max=1)
+    ] = 0.5,
 ) -> None:
     """Predict all tasks of images.
 
@@ -41,13 +45,16 @@ def predict(
 
     `distbranch predict model.onnx photo.jpg`
     """
+    from distbranch.config.places import make_ready
     from distbranch.engine.predict import Prediction, image_files, predict
     from distbranch.export import load_predictor
 
     network, preprocessing = load_predictor(run_folder(run))
     predictions = predict(network, preprocessing, image_files(images))
-    if output is Format.table and out is not None:
-        output = Format.json if out.suffix == ".json" else Format.csv
+    if out is not None:
+        make_ready(out)
+        if output is Format.table:
+            output = Format.json if out.suffix == ".json" else Format.csv
     if output is Format.table:
         table = Table("image", "found")
         for prediction in predictions:
@@ -58,7 +65,11 @@ def predict(
     def write(file: Any) -> None:
         _write_predictions(file, done, as_json=output is Format.json)
 
-    return _to_file(out, write)
+    _to_file(out, write)
+    if out is not None:
+        told = f"{out}: scores of {len(done)} image(s) as {output.upper()}"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+    return None
 
 
 def _found(scores: dict[str, Any], threshold: float) -> str:

@@ -1,8 +1,12 @@
 """Places that a configuration names by a URL, and where this user keeps copies of what is there."""
 
+import errno
 import hashlib
 import os
+import tempfile
 from pathlib import Path
+
+from distbranch.errors import UserError
 
 
 def is_remote(place: str) -> bool:
@@ -24,3 +28,21 @@ def user_cache() -> Path:
 def copy_of(url: str, purpose: str) -> Path:
     """The folder of this user for a copy of the folder at `url`; one for each purpose."""
     return user_cache() / purpose / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def make_ready(out: Path) -> None:
+    """Make the folder of a file that is written after much work, and find out beforehand whether it can be.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if out.exists():
+            os.close(os.open(out, os.O_WRONLY))
+        else:
+            tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}). Give another file with --out.") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from distbranch.config.places import make_ready
 from distbranch.data.cache import open_files
 from distbranch.data.images import BrokenImageError, decode
 from distbranch.data.reader import ShardReader
@@ -88,13 +89,13 @@ def show(
         raise UserError(f"The data set has no split '{split}'. It has: {', '.join(info.splits)}.")
     if num_images < 1 or columns < 1:
         raise UserError(f"At least 1 image and 1 column can be shown, found {num_images} and {columns}.")
+    make_ready(Path(out))
     colours = _task_colours(info)
     cards = [_card(*sample, info.tasks, colours) for sample in _choose(info, split, num_images, seed)]
     what = f"{split} · {len(cards)} of {info.splits[split].num_samples:,} samples · {len(info.tasks)} tasks"
     legend = [_chip(name, GROUP_COLOURS[n % len(GROUP_COLOURS)]) for n, name in enumerate(info.groups)]
     sheet = _draw_sheet(info.path.rstrip("/").rpartition("/")[2], what, legend, cards, min(columns, len(cards)))
     try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out, "PNG")
     except OSError as error:
         raise UserError(

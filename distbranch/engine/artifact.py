@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from distbranch.config import load_config
 from distbranch.engine.checkpoint import load_newest
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
 from distbranch.models.networks import Network, network_of
+
+logger = logging.getLogger("distbranch")
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -64,7 +68,7 @@ def save_model(folder: Path, network: Network, preprocessing: Preprocessing) -> 
 
 
 def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
-    """The network of a finished run, or of the newest good checkpoint of an unfinished one, in eval mode.
+    """The network of a finished run, or of the newest good checkpoint of an unfinished one (with a warning), in eval mode.
 
     Raises:
         UserError: no run there, or neither an artifact nor a checkpoint that can be read.
@@ -81,6 +85,16 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
             if checkpoint is None:
                 raise UserError(f"The run {run_directory} holds neither a model nor a checkpoint. Train it first.")
             description, state = dict(checkpoint.state), dict(checkpoint.tensors["model"])
+            last, step = (
+                load_config(run_directory / "config.yaml").train.iterations,
+                description["progress"]["iteration"],
+            )
+            logger.warning(
+                "The run %s has not finished: these are the weights of step %s of %s.",
+                run_directory,
+                f"{step:,}",
+                f"{last:,}",
+            )
         preprocessing = Preprocessing.from_json(description["preprocessing"])
         network = network_of(Architecture.from_json(description["architecture"]), preprocessing.mean, preprocessing.std)
         network.load_state_dict(state)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from distbranch.config import load_config
+from distbranch.config.places import make_ready
 from distbranch.data.loader import eval_loader
 from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import Preprocessing, load_model
@@ -71,27 +72,32 @@ def export(
     Raises:
         UserError: the run has not ended, a task it does not have, a file that cannot be written, or one that does not agree
             with the network.
-        UsageError: an unknown format or input type.
+        UsageError: an unknown format or input type, or a file that ends as those of the other format.
     """
     if file_format not in SUFFIXES:
         raise UsageError(f"The format must be one of {', '.join(SUFFIXES)}, found {file_format!r}.")
     if input_type not in INPUT_TYPES:
         raise UsageError(f"The input must be one of {', '.join(INPUT_TYPES)}, found {input_type!r}.")
+    if out is not None and out.suffix.lower() in {*SUFFIXES.values()} - {SUFFIXES[file_format]}:
+        raise UsageError(
+            f"A file of the format {file_format} should end in {SUFFIXES[file_format]}, found {out}. Give the other --format or --out."
+        )
     if file_format == "onnx":
         require("onnx")
         require("onnxruntime")
-    network, preprocessing = load_model(run)
-    if not RunDirectory(run).result.exists():
+    if RunDirectory(run).config.exists() and not RunDirectory(run).result.exists():
         raise UserError(
             f"The run {run} has not ended yet, and only a finished one is exported. Go on with it: "
             f"`distbranch train {run / 'config.yaml'}`."
         )
+    network, preprocessing = load_model(run)
     if tasks is not None:
         tasks = _split_names(tasks, network.tasks.names)
         network = restrict(network, tasks)
+    out = out or run / "model" / f"{default_stem(tasks)}{SUFFIXES[file_format]}"
+    make_ready(out)
     folded = fold(network)
     images, described = _images(run, preprocessing)
-    out = out or run / "model" / f"{default_stem(tasks)}{SUFFIXES[file_format]}"
     write, check = (_write_onnx, _run_onnx) if file_format == "onnx" else (_write_torch, _run_torch)
     with _aside(out) as aside:
         write(aside, folded, _metadata(network, preprocessing, input_type), input_type)
