@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import sys
 import threading
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated
 
@@ -42,6 +44,7 @@ def main() -> None:
     """Run the command line; errors for people end in one sentence and exit code 1 or 2."""
     first = os.environ.get("RANK", "0") == "0"
     try:
+        _refuse_dashes(sys.argv[1:])
         app()
     except UserError as error:
         if first or not isinstance(error, SharedError):
@@ -63,6 +66,13 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         console.print(f"distbranch {version('distbranch')}", highlight=False)
         raise typer.Exit
+
+
+def _refuse_dashes(arguments: Sequence[str]) -> None:
+    """A key of a configuration that was written as an option; no option has a dot in its name."""
+    for argument in arguments:
+        if re.match(r"--[a-z_]+\.[a-z_.]+(=|$)", argument):
+            raise UsageError(f"Keys are written without dashes, such as method.alpha=2, found {argument}.")
 
 
 @app.callback()

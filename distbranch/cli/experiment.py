@@ -11,8 +11,9 @@ from distbranch.errors import UsageError
 
 experiment_app = typer.Typer(
     no_args_is_help=True,
-    help="Compare configurations over seeds. Every command goes on where it was stopped, repeats no finished run, and writes "
-    "results.csv, table.md and pictures into its own directory under `run.directory`.",
+    help="Compare configurations over seeds. Every command but `groups`, which only prints, goes on where it was stopped, repeats no "
+    "finished run, and writes results.csv, table.md and, where there is something to draw, pictures into its own directory under "
+    "`run.directory`.",
 )
 SPLITS = ("val", "test")
 

@@ -127,12 +127,22 @@ class MethodConfig(Section):
                 f"{needs} a wide network: give method.pretrained, the path of VGG-16 weights (.pth or .safetensors) or the "
                 "directory of a finished wide run"
             )
+        if self.pretrained is not None and not self.begins_from_pretrained:
+            raise ValueError(
+                f"pretrained={self.pretrained} is used with method.init=somp|largest-norm|random-rows or method.name=low-rank: add "
+                "method.init=somp, or leave method.pretrained out"
+            )
         return self
 
     @property
     def begins_from_pretrained(self) -> bool:
         """Whether the first weights come from `pretrained`."""
         return self.init != "random" or self.name == "low-rank"
+
+    @property
+    def steps_to_first(self) -> int:
+        """Optimiser steps before the first decision."""
+        return self.first_decision or self.round_iterations
 
     @property
     def keeps_thin(self) -> bool:

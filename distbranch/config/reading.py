@@ -15,6 +15,9 @@ from distbranch.config.section import Section
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
 from distbranch.errors import UsageError
 
+# By these a sweep file is told from the config of a run.
+KEYS_OF_SWEEPS = frozenset(("base", "overrides", "variants", "grid", "search", "space", "num_trials", "seeds"))
+
 
 def load_config(
     source: "Config | Mapping[str, Any] | Path | str", overrides: Mapping[str, Any] | Sequence[str] = ()
@@ -34,6 +37,11 @@ def load_config(
         values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in source.items()}
     else:
         values = read_yaml(Path(source))
+        if found := sorted(KEYS_OF_SWEEPS & values.keys()):
+            raise UsageError(
+                f"{source} is the file of a sweep, for it has {', '.join(found)}: use `distbranch sweep {source}`, or give the config "
+                "of a run."
+            )
         run = values.get("run") or {}
         if isinstance(run, dict) and not run.get("name"):
             values["run"] = {**run, "name": Path(source).stem}
@@ -184,6 +192,8 @@ def explain(error: ValidationError, what: str = "The configuration") -> str:
             str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "literal", "int", "tuple"))
         )
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "tuple_type":
+            message = "should be a list such as [0, 1, 2]"
         found = (
             ""
             if problem["type"] == "value_error" or isinstance(problem["input"], dict)

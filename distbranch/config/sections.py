@@ -122,6 +122,13 @@ class DataConfig(Section):
             raise ValueError(f"should be above 0, found {list(std)}")
         return std
 
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _has_two_sides(cls, size: Any) -> Any:
+        if size is not None and not (isinstance(size, (list, tuple)) and len(size) == 2):
+            raise ValueError(f"should be [height, width], found {size!r}")
+        return size
+
     @field_validator("image_size")
     @classmethod
     def _is_large_enough(cls, size: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -241,6 +248,26 @@ class Config(Section):
                 "train.sync_batch_norm with train.accumulate > 1 needs data.on_bad_sample=fail, for all ranks must make as many passes"
             )
         return self
+
+    @property
+    def decides(self) -> bool:
+        """Whether the run takes any decision: one is taken only if steps come after it."""
+        return self.method.name == "branching" and self.method.steps_to_first < self.train.iterations
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """A sentence for every setting that is given and has no effect."""
+        told, iterations, method = [], self.train.iterations, self.method
+        if self.optim.warmup > iterations:
+            told.append(
+                f"optim.warmup={self.optim.warmup} is longer than train.iterations={iterations}: optim.lr is never reached."
+            )
+        if method.name == "branching" and not self.decides:
+            told.append(
+                f"The first decision would come after {method.steps_to_first} steps, and train.iterations={iterations}: the network "
+                "never branches. Lower method.first_decision or method.round_iterations."
+            )
+        return tuple(told)
 
     @property
     def run_directory(self) -> Path:

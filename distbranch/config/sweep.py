@@ -190,6 +190,10 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     """
     file = Path(path)
     values = read_yaml(file)
+    if not values.keys() & SweepConfig.model_fields.keys() and values.keys() & (known_keys()[0] | known_keys()[1]):
+        raise UsageError(
+            f"{path} is the config of a run: use `distbranch train {path}`, or write a sweep file that names it as `base`."
+        )
     values.setdefault("name", file.stem)
     return sweep_of(values, overrides, folder=file.absolute().parent, what=f"The sweep {file}")
 

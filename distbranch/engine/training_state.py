@@ -114,8 +114,8 @@ class TrainingState:
         progress, method = self.progress, self.config.method
         if not progress.growing or self.is_done:
             return False
-        first = method.first_decision if progress.num_rounds == 0 else None
-        return progress.iteration - progress.last_decision == (first or method.round_iterations)
+        steps = method.round_iterations if progress.num_rounds else method.steps_to_first
+        return progress.iteration - progress.last_decision == steps
 
     def standing(self) -> dict[str, Any]:
         """Where the run stands, as it is logged and shown."""

@@ -95,5 +95,5 @@ def test_an_exhausted_rank_is_told_once(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_the_path_of_the_pretrained_network_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    config = load_config({"method": {"pretrained": "vgg16.pth"}, "data": {"path": "x"}})
+    config = load_config({"method": {"init": "somp", "pretrained": "vgg16.pth"}, "data": {"path": "x"}})
     assert with_absolute_paths(config).method.pretrained == str(tmp_path / "vgg16.pth")

@@ -17,6 +17,8 @@ from distbranch.launch.experiment.company import line_at
 from distbranch.launch.experiment.comparison import (
     Run,
     Runs,
+    check_grows,
+    config_of,
     experiment_sweep,
     run_experiment,
     write_csv,
@@ -76,9 +78,11 @@ def compare_affinities(
         report: told what happens.
 
     Raises:
+        UsageError: fewer than two branching factors, or the runs would take no decision.
         UserError: a run failed.
     """
     named = affinity_variants(config, alphas)
+    check_grows(config, config_of(config, overrides))
     sweep = experiment_sweep(name or f"affinity-{config.stem}", named, overrides, seeds=seeds, jobs=jobs)
     runs = run_experiment(sweep, report)
     lines = lines_of(runs)

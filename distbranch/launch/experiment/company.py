@@ -124,7 +124,7 @@ def thin_line(configs: Sequence[Path], widths: Sequence[int], overrides: Sequenc
 
 def _thin(config: Config) -> Config:
     """The recipe of a network, without growth and without a width."""
-    kept = {key: getattr(config.method, key) for key in BEGINNING}
+    kept = {key: getattr(config.method, key) for key in BEGINNING if config.method.init != "random"}
     model = {**config.model.model_dump(), "width": None, "width_fraction": None}
     return load_config(
         config.model_dump() | {"method": MethodConfig(name="fixed", **kept).model_dump(), "model": model}

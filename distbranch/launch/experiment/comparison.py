@@ -13,7 +13,7 @@ from distbranch.config.sweep import SweepConfig, sweep_of
 from distbranch.engine.metrics import Report
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_aside
-from distbranch.errors import UserError
+from distbranch.errors import UsageError, UserError
 from distbranch.launch.sweep.plan import trials_by_variant
 from distbranch.launch.sweep.run import run_sweep
 from distbranch.launch.sweep.standing import FINISHED
@@ -98,6 +98,22 @@ def config_of(file: Path, overrides: Sequence[str]) -> Config:
     """The configuration of a run of the experiment, with those overrides that are keys of a run."""
     of_sweeps = set(SweepConfig.model_fields)
     return load_config(file, [text for text in overrides if parse_override(text)[0].partition(".")[0] not in of_sweeps])
+
+
+def check_grows(file: Path, config: Config) -> None:
+    """An experiment about decisions is of runs that take one.
+
+    Raises:
+        UsageError: the method takes none, or the run ends before.
+    """
+    method = config.method
+    if method.name != "branching":
+        raise UsageError(f"{file} should be of a network that grows, method.name=branching, found {method.name}.")
+    if not config.decides:
+        raise UsageError(
+            f"{file} trains for {config.train.iterations} steps, and its first decision would come after "
+            f"{method.steps_to_first}: lower method.first_decision or method.round_iterations."
+        )
 
 
 def run_experiment(sweep: SweepConfig, report: Report) -> dict[str, list[Run]]:

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from distbranch.config import load_config
 from distbranch.engine.metrics import Report
+from distbranch.engine.run_directory import RunDirectory
+from distbranch.errors import UserError
 from distbranch.launch.experiment.comparison import (
     Run,
     Runs,
@@ -67,8 +70,9 @@ def compare_beginnings(
         report: told what happens.
 
     Raises:
-        UserError: the pretrained network is absent or does not fit, or a run failed.
+        UserError: the pretrained network is absent, does not fit or leaves nothing to choose, or a run failed.
     """
+    _check_wider(config, pretrained, overrides)
     variants = beginning_variants(config, pretrained, overrides, two_thirds=two_thirds)
     kept = [text for text in overrides if not text.startswith("train.evaluate_every=")]
     sweep = experiment_sweep(name or f"initialisation-{config.stem}", variants, kept, seeds=seeds, jobs=jobs)
@@ -81,6 +85,16 @@ def compare_beginnings(
     figure = draw_courses(courses, metric=METRIC, goal=goal, goal_name="last value of the random beginning")
     save_figure(figure, sweep.path / "initialisation.png")
     return found, sweep.path
+
+
+def _check_wider(config: Path, pretrained: Path, overrides: Sequence[str]) -> None:
+    """Of a network of the same widths every choice would be the whole of it; all else is checked when it is read."""
+    own, file = config_of(config, overrides).model, RunDirectory(pretrained).config
+    if file.exists() and load_config(file).model == own:
+        raise UserError(
+            f"The network in {pretrained} should be wider than those of {config}, for filters are chosen from it, but both are of "
+            f"{own.width_text}. Give a wider one, or a smaller model.width."
+        )
 
 
 def beginning_variants(

@@ -12,7 +12,14 @@ from distbranch.data.mixture import read_data
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.errors import UserError
-from distbranch.launch.experiment.comparison import config_of, experiment_sweep, run_experiment, write_csv, write_text
+from distbranch.launch.experiment.comparison import (
+    check_grows,
+    config_of,
+    experiment_sweep,
+    run_experiment,
+    write_csv,
+    write_text,
+)
 from distbranch.report.console import amount, markdown_table
 
 
@@ -22,9 +29,12 @@ def planted(
     """The adjusted Rand index of runs of one configuration, each with data drawn and weights begun from its own seed.
 
     Raises:
+        UsageError: the runs would take no decision.
         UserError: a run failed, or the configuration does not say how its data are packed.
     """
-    data = config_of(config, overrides).data
+    chosen = config_of(config, overrides)
+    check_grows(config, chosen)
+    data = chosen.data
     if data.pack is None:
         raise UserError(f"{config} should say how its data are packed (data.pack), for every seed draws its own.")
     variants = {
@@ -51,9 +61,11 @@ def top_groups(run_directory: Path) -> dict[str, list[list[str]]]:
     Both come from the same statistics of the same thin network, so each is what a run with that kind would have chosen.
 
     Raises:
-        UserError: the run has taken no decision yet.
+        UserError: no such run, or it has taken no decision yet.
     """
     files = RunDirectory(run_directory)
+    if not files.config.exists():
+        raise UserError(f"There is no run directory {run_directory}. Give that of a run of method.name=branching.")
     decisions = read_lines(files.decisions)
     if not decisions:
         raise UserError(f"The run {run_directory} has taken no decision yet. Give a run of method.name=branching.")
