@@ -97,10 +97,27 @@ def test_dry_run_prints_sizes_and_starts_nothing(world: Path) -> None:
         "1024",
     ):
         assert words in ended.out
+    assert "runs/tiny-2" in run("train tiny.yaml --dry-run --fresh").out
     network = distbranch.load(world / "runs/tiny")
     assert numbers_of(ended.out, "ranks")[0] == 1
     assert numbers_of(ended.out, "parameters")[0] > 0
     assert sum(p.numel() for p in network.parameters()) >= numbers_of(ended.out, "parameters")[0]
+
+
+def test_dry_run_of_a_sweep_lists_its_trials(world: Path) -> None:
+    (world / "s.yaml").write_text("base: tiny.yaml\nseeds: [0, 1, 2, 3, 4, 5, 6, 7, 8]\n")
+    with nothing_overwritten(world, ()):
+        ended = run("sweep s.yaml --dry-run")
+    assert all(f"seed{seed}" in ended.out for seed in range(9)), ended.err + ended.out
+
+
+def test_settings_without_effect_are_told(world: Path) -> None:
+    ended = run("train tiny.yaml --dry-run train.iterations=2 optim.warmup=3")
+    assert ended.code == 0
+    told = " ".join(ended.err.split())
+    assert "optim.warmup=3 is longer than train.iterations=2" in told
+    assert "never branches" in told
+    assert not run("train tiny.yaml --dry-run").err
 
 
 def test_dry_run_says_that_data_would_be_packed_first(world: Path) -> None:

@@ -45,7 +45,7 @@ def train(
         from distbranch.launch.dry_run import plan
         from distbranch.launch.scaling import Link
 
-        return _show_plan(plan(resolved, Link(bandwidth, latency)))
+        return _show_plan(plan(resolved, Link(bandwidth, latency), fresh=fresh))
     from distbranch.launch import train as launch_train
     from distbranch.report.progress import ProgressDisplay
 

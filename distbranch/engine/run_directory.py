@@ -24,6 +24,8 @@ from distbranch.errors import UserError
 
 PACKAGES = ("distbranch", "torch", "ray", "webdataset", "scikit-learn", "numpy", "safetensors", "simplejpeg", "pillow")
 
+OF_ANOTHER_RUN = "Give another run.name, undo the change, or use --fresh to start over in a new directory."
+
 
 class RunInUseError(UserError):
     """Another process is training the run."""
@@ -47,17 +49,32 @@ class RunDirectory:
         self.profile = path / "profile"
         self.sign_of_life = path / ".alive"  # touched while the run trains
         self.stop_word = path / "stop"
+        self.job = path / "job.json"  # who trains it, if a job does
         self.family = path / "family.json"
         self.relatives = path / "relatives"
+
+    @property
+    def holds_training(self) -> bool:
+        """Whether any step is on record; a start that was refused leaves a directory without."""
+        written = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return written or self.result.exists() or any(self.checkpoints.glob("*"))
 
     def begin(self, config: Config) -> None:
         """Make the directory of a new run, or check that the one there is of the same configuration.
 
+        One of another configuration that holds no training is begun anew.
+
         Raises:
             UserError: the directory belongs to another configuration (with the differences), or cannot be written.
+            RunInUseError: the run of another configuration is being trained, and has not come to anything yet.
         """
-        self.check(config)
         try:
+            if config.run_url is None and self._differences(config) and self._is_vain():
+                with self.locked(patience_s=0):
+                    if self._is_vain():
+                        self.tree.unlink(missing_ok=True)
+                        write_aside(self.config, to_yaml(config))
+            self.check(config)
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.config.exists():
                 write_aside(self.config, to_yaml(config))
@@ -66,8 +83,12 @@ class RunDirectory:
                 f"The run directory {self.path} cannot be written ({error}). Give another run.directory, or make room."
             ) from None
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:
         """Nothing is there, or a run of this configuration.
+
+        Args:
+            config: of the run.
+            advice: what to do about a run of another configuration.
 
         Raises:
             UserError: the directory belongs to another configuration (with the differences), or holds other files.
@@ -75,19 +96,21 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"The run directory {self.path} is a file. Move it away, or give another run.name.")
         if self.config.exists():
-            self._refuse_other(config)
+            if different := self._differences(config):
+                raise UserError(
+                    f"The run {self.path} was begun with another configuration ({'; '.join(different)}). {advice}"
+                )
         elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise UserError(
                 f"The folder {self.path} holds other files and no run. Give another run.name or run.directory."
             )
 
-    def _refuse_other(self, config: Config) -> None:
-        different = differences(load_config(self.config), config)
-        if different:
-            raise UserError(
-                f"The run {self.path} was begun with another configuration ({'; '.join(different)}). "
-                "Give another run.name, undo the change, or use --fresh to start over in a new directory."
-            )
+    def _differences(self, config: Config) -> list[str]:
+        return differences(load_config(self.config), config) if self.config.exists() else []
+
+    def _is_vain(self) -> bool:
+        """Whether nobody would miss it: no training, no job that may still train it, no relatives in a sweep."""
+        return not (self.holds_training or self.job.exists() or self.family.exists())
 
     @contextmanager
     def locked(self, *, patience_s: float = 5) -> Iterator[None]:

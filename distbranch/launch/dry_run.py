@@ -10,7 +10,15 @@ from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import first_architecture, own_tree
 from distbranch.launch.on_ray.cluster import cluster_address
-from distbranch.launch.prepare import bring_down, check_data, data_there, must_be_packed, with_absolute_paths
+from distbranch.launch.prepare import (
+    bring_down,
+    check_data,
+    data_there,
+    must_be_packed,
+    renamed,
+    tell_ignored,
+    with_absolute_paths,
+)
 from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, pair_bytes, predict
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
@@ -24,15 +32,18 @@ class Plan:
     scales: tuple[Scale, ...] = ()
 
 
-def plan(config: Config, link: Link) -> Plan:
+def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     """Check data, configuration and this machine, count what the run would need, and predict how it would scale.
 
-    A run that was begun is counted as the tree it has grown to.
+    A run that was begun is counted as the tree it has grown to; a `fresh` one is another run.
 
     Raises:
         UserError: what is not as it should be.
     """
     config = with_absolute_paths(config)
+    tell_ignored([config])
+    if fresh:
+        config = renamed(config)
     bring_down(config)
     launch = config.launch
     if must_be_packed(config):

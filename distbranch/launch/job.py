@@ -23,7 +23,6 @@ from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
 from distbranch.errors import UserError
 from distbranch.launch.on_slurm.queue import cancel_slurm, slurm_state
 
-JOB_FILE = "job.json"
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -44,7 +43,7 @@ class Job:
 
 def write_job(run_directory: Path, job: Job) -> None:
     """Record the newest job of a run."""
-    write_json(run_directory / JOB_FILE, asdict(job))
+    write_json(RunDirectory(run_directory).job, asdict(job))
 
 
 def read_job(run_directory: Path) -> Job | None:
@@ -53,7 +52,7 @@ def read_job(run_directory: Path) -> Job | None:
     Raises:
         UserError: the file is damaged.
     """
-    file = run_directory / JOB_FILE
+    file = RunDirectory(run_directory).job
     try:
         return Job(**json.loads(file.read_text()))
     except FileNotFoundError:

@@ -1,6 +1,8 @@
 """What has to stand before any rank starts: absolute paths, a packed data set, a run directory of this configuration."""
 
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,6 +19,7 @@ from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.cluster import cluster_address
 
+logger = logging.getLogger("distbranch")
 RAY_COPY = "_ray_pkg_"  # how Ray names the copy of a folder that was submitted with a job
 
 
@@ -29,8 +32,9 @@ def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
     """
     config = with_absolute_paths(config)
     _refuse_what_vanishes(config)
+    tell_ignored([config])
     if fresh:
-        config = _renamed(config)
+        config = renamed(config)
     bring_down(config)
     if cluster_address(config.launch) is None:
         wants_gpu(config.launch)  # says so where a GPU is asked for and absent, before anything is written
@@ -39,6 +43,13 @@ def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
     with FileLock(lock_beside(config.run_directory)):
         RunDirectory(config.run_directory).begin(config)
     return config
+
+
+def tell_ignored(configs: Iterable[Config]) -> None:
+    """Warn once of every setting without effect; of ranks that torchrun started the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        for sentence in dict.fromkeys(sentence for config in configs for sentence in config.ignored):
+            logger.warning("%s", sentence)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -131,12 +142,12 @@ def check_data(config: Config, info: DatasetInfo) -> None:
             f"but {info.path} has {num_samples}. Use fewer workers."
         )
     architecture = first_architecture(config, info)
-    if not RunDirectory(config.run_directory).config.exists():  # a run that was begun needs it no longer
+    if not RunDirectory(config.run_directory).holds_training:  # else it is not needed any longer
         check_beginning(config, architecture)
 
 
-def _renamed(config: Config) -> Config:
-    """The first of name, name-2, name-3, ... whose directory does not exist."""
+def renamed(config: Config) -> Config:
+    """What --fresh asks for: the first of name, name-2, name-3, ... whose directory does not exist."""
     name, number = config.run.name, 1
     while config.run_directory.exists() if config.run_url is None else Mirror.of(config).exists():
         number += 1

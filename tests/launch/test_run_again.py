@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 from rank_server import RankServer
+from sweep_files import write_sweep
 from tiny_runs import assert_same_content, config_of, train_tiny
 
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.config import load_config
+from distbranch.config.sweep import load_sweep
+from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.errors import UserError
 from distbranch.launch import train
+from distbranch.launch.sweep.plan import planned_trials
+from distbranch.launch.sweep.run import run_sweep
 
 
 @pytest.fixture
@@ -65,6 +70,44 @@ def test_a_second_process_on_the_same_run_is_refused(tiny_data: Path, ranks: Ran
     assert ended["end"] == "failed"
     assert "is being trained by another process" in ended["message"]
     assert not (tmp_path / "tiny" / "checkpoints").exists()
+
+
+def test_a_start_that_came_to_nothing_does_not_hold_its_name(tiny_data: Path, tmp_path: Path) -> None:
+    config = load_config(config_of(tiny_data, tmp_path))
+    changed, files = load_config(config, {"method.alpha": 3.0}), RunDirectory(config.run_directory)
+    files.begin(config)
+    files.tree.write_text("{}")
+    with files.locked(), pytest.raises(RunInUseError):
+        files.begin(changed)
+    assert load_config(files.config) == config
+    files.begin(changed)
+    assert load_config(files.config) == changed
+    assert not files.tree.exists()
+    for file in (files.metrics, files.result, files.checkpoints / "step-00000001", files.job, files.family):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}")
+        with pytest.raises(UserError, match="was begun with another configuration"):
+            files.begin(config)
+        file.unlink()
+    files.begin(config)
+
+
+def test_a_sweep_that_came_to_nothing_does_not_hold_its_name(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(*_: object) -> None:
+        raise UserError("nobody answers")
+
+    monkeypatch.setattr("distbranch.launch.sweep.run.cluster_of", nobody)
+    for alpha in (1.0, 2.0):
+        sweep = load_sweep(write_sweep(tmp_path, tiny_data, seeds=[0], overrides={"method.alpha": alpha}))
+        with pytest.raises(UserError, match="nobody answers"):
+            run_sweep(sweep, lambda _: None)
+    [trial] = planned_trials(sweep)
+    RunDirectory(trial.run_directory).begin(trial)
+    other = load_sweep(write_sweep(tmp_path, tiny_data, seeds=[0], overrides={"method.alpha": 3.0}))
+    with pytest.raises(UserError, match=r"begun with another configuration .*method.alpha: 2.0 -> 3.0"):
+        run_sweep(other, lambda _: None)
 
 
 def test_torchrun_gives_the_bits_of_two_ranks(

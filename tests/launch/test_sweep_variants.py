@@ -108,7 +108,8 @@ def test_a_finished_run_of_the_name_and_configuration_of_a_trial_is_that_trial(t
 
     other = sweep_in(tmp_path, tiny_data, **{**keys, "variants": {"thin": {"optim.lr": 0.5}}})
     with pytest.raises(
-        UserError, match=r"thin-seed0 was begun with another configuration \(optim\.lr: 0\.01 -> 0\.5\)"
+        UserError,
+        match=r"thin-seed0 was begun with another configuration \(optim\.lr: 0\.01 -> 0\.5\)\. Give another trial_dir",
     ):
         run_sweep(other, lambda _: None)
     assert trials_by_variant(sweep)["thin"] == planned_trials(sweep)

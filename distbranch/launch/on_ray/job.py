@@ -19,7 +19,7 @@ from distbranch.engine.mirror import Mirror
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.job import JOB_FILE, Job, read_job, write_job
+from distbranch.launch.job import Job, read_job, write_job
 from distbranch.launch.prepare import bring_down, lock_beside, with_absolute_paths
 from distbranch.launch.stopping import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
@@ -68,7 +68,7 @@ def submit(
     say(f"Submitted job {job.id} to {address}; its run directory is {place} on all nodes")
     if here:
         write_job(config.run_directory, job)
-        Mirror.of(config).send_files("config.yaml", JOB_FILE)
+        Mirror.of(config).send_files("config.yaml", RunDirectory(config.run_directory).job.name)
         say(f"`distbranch status|logs|cancel {place}` ask about it.")
     else:
         say(

@@ -6,12 +6,12 @@ from distbranch.config import Config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import first_architecture
 from distbranch.launch.on_ray.cluster import cluster_address
-from distbranch.launch.prepare import check_data, data_there, must_be_packed
+from distbranch.launch.prepare import check_data, data_there, must_be_packed, tell_ignored
 from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials
 from distbranch.launch.sweep.standing import SweepDirectory
 from distbranch.models.cost import multiply_adds, num_parameters
 
-SHOWN = 3
+SHOWN = 25  # names at either end of a long list
 
 
 def plan(sweep: SweepConfig) -> list[tuple[str, str]]:
@@ -23,10 +23,12 @@ def plan(sweep: SweepConfig) -> list[tuple[str, str]]:
     base = base_config(sweep)
     lines = [("sweep directory", str(sweep.path)), ("data", " ".join(base.data.paths))]
     if sweep.search == "optuna":
+        tell_ignored([base])
         num_trials = (sweep.num_trials or 0) * len(sweep.seeds or (0,))
         lines += [("trials", f"{num_trials}, chosen by Optuna as results come"), *_networks([base])]
     else:
         trials = planned_trials(sweep)
+        tell_ignored(trials)
         lines += [("trials", _trials(trials, sweep)), *_networks(trials)]
     workers = sweep.workers_per_trial
     where = "in the trial's own process" if workers == 1 else "by an inner Ray trainer"

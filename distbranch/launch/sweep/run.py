@@ -22,7 +22,7 @@ from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster, cluster_address
-from distbranch.launch.prepare import check_data, packed
+from distbranch.launch.prepare import check_data, packed, tell_ignored
 from distbranch.launch.sweep.beginnings import families, saving
 from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials, trials_by_variant
 from distbranch.launch.sweep.proposals import Proposals
@@ -37,6 +37,9 @@ SETTINGS = {
     "TUNE_WARN_THRESHOLD_S": "10",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+# What to do about a run of another configuration that lies in the sweep's own folder, or in one that it shares.
+OF_ITSELF = "Give another name (--name of an experiment), or undo the change."
+SHARED = "Give another trial_directory (run.directory of an experiment), or undo the change."
 FIXED_ONCE_BEGUN = ("search", "space", "search_seed")
 
 
@@ -67,10 +70,12 @@ def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
     """
     directory = SweepDirectory(sweep.path, sweep.trial_path)
     known = [] if sweep.search == "optuna" else planned_trials(sweep)
+    _check(sweep, directory, known)
+    tell_ignored(known or [base_config(sweep)])
+    _data_of(in_turns(known)[0] if known else [base_config(sweep)], report)
     with _begun(sweep, directory, known):
         proposals = Proposals(sweep, directory) if sweep.search == "optuna" else None
         groups = [known] if proposals is None else proposals.trials
-        _data_of(in_turns(known)[0] if proposals is None else [base_config(sweep)], report)
         try:
             _train_open(sweep, groups, directory, report, proposals)
         finally:
@@ -152,19 +157,28 @@ def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config
             f"The sweep directory {directory.path} cannot be written ({error}). Give another directory."
         ) from None
     with lock:
-        if sweep.variants or sweep.trial_directory:  # whose bases may be many, and change while others are added
-            for trial in known:
-                RunDirectory(trial.run_directory).check(trial)
-        else:
-            _refuse_another(sweep, directory)
+        _check(sweep, directory, known)  # again: another driver may have begun it since
         write_aside(directory.config, sweep_to_yaml(sweep))
         write_aside(directory.base, to_yaml(base_config(sweep)))
         yield
 
 
+def _check(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> None:
+    """Nothing is there, or what this sweep has begun; one of which no trial was begun may become another one.
+
+    Raises:
+        UserError: another sweep, or runs of other configurations, with the differences.
+    """
+    if sweep.variants or sweep.trial_directory:  # whose bases may be many, and change while others are added
+        for trial in known:
+            RunDirectory(trial.run_directory).check(
+                trial, advice=OF_ITSELF if sweep.trial_directory is None else SHARED
+            )
+    elif directory.has_begun:
+        _refuse_another(sweep, directory)
+
+
 def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
-    if not directory.base.exists():
-        return
     different = differences(load_config(directory.base), base_config(sweep))
     begun, now = read_yaml(directory.config), sweep.model_dump(mode="json", by_alias=True)
     different += [

@@ -46,6 +46,11 @@ class SweepDirectory:
         self.tune = path / ".tune"
         self.lock = path / ".lock"
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any trial was begun or proposed; a sweep that was refused leaves a directory without."""
+        return self.base.exists() and (self.proposals.exists() or any(self.trials.glob("*/config.yaml")))
+
     def run(self, trial: str) -> RunDirectory:
         """The run directory of a trial."""
         return RunDirectory(self.trials / trial)
