@@ -1,5 +1,6 @@
 """`distbranch submit`: runs as jobs of a cluster."""
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,7 +54,9 @@ def submit_slurm(
     job_name: JobName = None,
     signal_delay: SignalDelay = 90,
     sbatch: Further = None,
-    port: Annotated[int | None, typer.Option(help="Port of the Ray head; a free one if empty.", min=1)] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the Ray head; a free one if empty.", min=1, max=65535)
+    ] = None,
     executor: Annotated[Executor, typer.Option(help="`local`: this machine, to try without Slurm.")] = Executor.slurm,
     dry_run: DryRun = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the job has ended.")] = False,
@@ -107,8 +110,8 @@ def submit_slurm_array(
     sweep: Annotated[Path, typer.Argument(help="A sweep file, see configs/.")],
     overrides: Overrides = None,
     partition: Partition = None,
-    gpus_per_node: Annotated[int | None, typer.Option("--gpus-per-trial", help="GPUs; the sweep's if empty.")] = None,
-    cpus_per_node: Annotated[int | None, typer.Option("--cpus-per-trial", help="Cores; the sweep's if empty.")] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus-per-trial", help="As `gpus_per_trial`.", min=0)] = None,
+    cpus: Annotated[int | None, typer.Option("--cpus-per-trial", help="As `cpus_per_trial`.", min=1)] = None,
     at_once: Annotated[int, typer.Option(help="Trials that may run at the same time.", min=1)] = 64,
     time: Time = "60",
     account: Account = None,
@@ -129,14 +132,14 @@ def submit_slurm_array(
     from distbranch.launch.on_slurm import submission
     from distbranch.launch.sweep.plan import planned_trials
 
-    loaded = load_sweep(sweep, overrides or [])
+    given = {"gpus_per_trial": gpus, "cpus_per_trial": cpus}
+    options = [f"{key}={value}" for key, value in given.items() if value is not None]
+    loaded = load_sweep(sweep, [*(overrides or []), *options])
     trials = planned_trials(loaded)
     resources = submission.Resources(
         partition=partition,
-        gpus_per_node=round(loaded.gpus_per_trial + 0.499) if gpus_per_node is None else gpus_per_node,
-        cpus_per_node=round(loaded.cpus_per_trial or loaded.workers_per_trial)
-        if cpus_per_node is None
-        else cpus_per_node,
+        gpus_per_node=math.ceil(loaded.gpus_per_trial),
+        cpus_per_node=math.ceil(loaded.cpus_per_trial or loaded.workers_per_trial),
         timeout_min=submission.minutes(time),
         account=account,
         qos=qos,

@@ -136,6 +136,8 @@ def broken_jpeg() -> None:
 # ---- the table
 
 NEW = "train tiny.yaml run.name=new"
+SWEEP = put("s.yaml", "base: tiny.yaml\nseeds: [0]\n")
+SLURM = "submit slurm tiny.yaml --dry-run"
 SOMP = f"{NEW} method.init=somp method.pretrained="
 GROUPS = f"{NEW} method.name=fixed method.groups="
 LOW_RANK = f"{NEW} method.name=low-rank model.backbone=vgg16 method.pretrained="
@@ -147,6 +149,11 @@ CONFIGS = (
         "config is no YAML", put("x.yaml", "run: {name: [}"), "train x.yaml", 2, ("x.yaml", "not valid YAML", "line 1")
     ),
     Case("config is a list", put("x.yaml", "- seed\n- 3\n"), "train x.yaml", 2, ("`key: value`", "list")),
+    Case("config is a sweep", SWEEP, "train s.yaml", 2, ("s.yaml", "base, seeds", "distbranch sweep s.yaml")),
+    Case("sweep is a config", nothing, "sweep tiny.yaml", 2, ("distbranch train tiny.yaml", "`base`")),
+    Case("sweep: data absent", SWEEP, "sweep s.yaml data.path=absent", 1, ("absent", "not a packed data set")),
+    Case("sweep: one seed", SWEEP, "sweep s.yaml seeds=0", 2, ("seeds: should be a list", "[0, 1, 2], found 0")),
+    Case("key as an option", nothing, f"{NEW} --method.alpha=2", 2, ("without dashes", "--method.alpha=2")),
     Case("empty section", put("x.yaml", "data:\n"), "train x.yaml", 2, ("section 'data' is empty",)),
     Case("section is a number", put("x.yaml", "train: 3\n"), "train x.yaml", 2, ("section 'train'", "found 3")),
     Case("unknown key", nothing, f"{NEW} train.iteratons=3", 2, ("train.iteratons", "unknown", "train.iterations")),
@@ -162,7 +169,8 @@ CONFIGS = (
     Case("unknown choice", nothing, f"{NEW} model.backbone=vgg19", 2, ("model.backbone", "'vgg16' or 'vgg9'", "vgg19")),
     Case("cap of no branch", nothing, f"{NEW} method.max_branches=0", 2, ("method.max_branches", "at least 1", "0")),
     Case("images too small", nothing, f"{NEW} data.image_size=[16,64]", 2, ("data.image_size", "32x32", "16x64")),
-    Case("one image size", nothing, f"{NEW} data.image_size=64", 2, ("data.image_size", "64")),
+    Case("one image size", nothing, f"{NEW} data.image_size=64", 2, ("data.image_size", "[height, width]", "64")),
+    Case("one side", nothing, f"{NEW} data.image_size=[64]", 2, ("data.image_size", "[height, width]", "[64]")),
     Case("run name is a path", nothing, f"{NEW} run.name=../tiny", 2, ("run.name", "letters, digits", "../tiny")),
     Case("batch too small", nothing, f"{NEW} train.batch_size=2 launch.workers=2", 2, ("train.batch_size", "2 images")),
     Case("no data set named", change("tiny.yaml", "data: {path: data}", ""), NEW, 2, ("data.path",)),
@@ -206,12 +214,51 @@ CONFIGS = (
         "experiment initialisation tiny.yaml --pretrained absent.pth",
         1,
         ("absent.pth", "does not exist"),
-        ("runs/initialisation-tiny/*",),
     ),
+    Case(
+        "experiment: nothing to choose from",
+        nothing,
+        f"experiment initialisation tiny.yaml --pretrained {RUN}",
+        1,
+        (RUN, "wider", "width 2"),
+    ),
+    Case(
+        "experiment: another config",
+        lambda: shutil.copytree(RUN, "runs/initialisation-tiny/somp-seed0"),
+        "experiment initialisation tiny.yaml model.width=1 --seeds 0 --pretrained runs/tiny",
+        1,
+        ("somp-seed0 was begun with another", "Give another name (--name"),
+    ),
+    Case(
+        "experiment: affinity of no growth",
+        nothing,
+        "experiment affinity tiny.yaml method.name=fixed",
+        2,
+        ("tiny.yaml", "method.name=branching", "found fixed"),
+    ),
+    Case(
+        "experiment: too short to decide",
+        nothing,
+        "experiment planted tiny.yaml train.iterations=2",
+        2,
+        ("for 2 steps", "after 2", "method.round_iterations"),
+    ),
+    Case("experiment: groups of no run", nothing, "experiment groups runs/no", 1, ("no run directory runs/no",)),
     Case("unknown command", nothing, "trian tiny.yaml", 2, ("No such command", "trian")),
     Case("unknown option", nothing, "train tiny.yaml --frehs", 2, ("No such option", "--frehs")),
     Case("run argument missing", nothing, "evaluate", 2, ("Missing argument", "run")),
     Case("more ranks than samples", nothing, f"{NEW} launch.workers=25 train.batch_size=50", 1, ("25", "24", "fewer")),
+    Case(
+        "slurm: idle GPUs",
+        nothing,
+        f"{SLURM} --gpus-per-node 4 launch.device=auto launch.workers=2",
+        2,
+        ("=4 (one per",),
+    ),
+    Case("slurm: all GPUs idle", nothing, f"{SLURM} --gpus-per-node 4", 2, ("launch.device=cpu", "4 GPU(s) idle")),
+    Case("slurm: signal too early", nothing, f"{SLURM} --time 2 --signal-delay 600", 2, ("600", "--time", "2 minute")),
+    Case("slurm: no such port", nothing, f"{SLURM} --port 99999", 2, ("--port", "65535")),
+    Case("slurm: less than no GPU", SWEEP, "submit slurm-array s.yaml --gpus-per-trial -1", 2, ("--gpus-per-trial",)),
     Case("dry run: more ranks", nothing, f"{NEW} --dry-run launch.workers=25 train.batch_size=50", 1, ("25", "24")),
 )
 DATASETS = (
@@ -491,6 +538,7 @@ RUNS = (
         ("was begun with other", "run.name"),
     ),
     Case("somp of nothing", nothing, f"{NEW} method.init=somp", 2, ("init=somp", "method.pretrained", ".pth")),
+    Case("pretrained without init", nothing, f"{NEW} method.pretrained=x", 2, ("pretrained=x", "add method.init=somp")),
     Case("pretrained absent", nothing, f"{SOMP}x.pth", 1, ("x.pth does not exist", "torchvision", "fps-vgg-wide.yaml")),
     Case("pretrained no weights", put("x.pth", "hello"), f"{SOMP}x.pth", 1, ("x.pth", "damaged", "torchvision")),
     Case(

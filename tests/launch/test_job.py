@@ -138,7 +138,7 @@ def test_a_time_limit_that_is_none_is_refused(text: str) -> None:
 
 
 def test_the_batch_script_asks_for_what_was_given_and_needs_no_slurm(tiny_data: Path, tmp_path: Path) -> None:
-    config = load_config(config_of(tiny_data, tmp_path, **{"train.batch_size": 32}))
+    config = load_config(config_of(tiny_data, tmp_path, **{"train.batch_size": 32, "launch.device": "auto"}))
     asked = Resources("gpu", nodes=2, gpus_per_node=8, cpus_per_node=32, timeout_min=720, qos="long", memory="64G")
     text = script(config, asked)
     for line in ("partition=gpu", "nodes=2", "ntasks-per-node=1", "gpus-per-node=8", "cpus-per-task=32", "time=720"):

@@ -4,6 +4,7 @@ What each task does is in `task`; this file says what is asked of Slurm, and wri
 """
 
 import io
+import math
 import os
 import re
 import shlex
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distbranch.config import Config, load_config, to_yaml
+from distbranch.config import Config, LaunchConfig, load_config, to_yaml
 from distbranch.data.shards import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_aside
@@ -154,6 +155,11 @@ def _checked(config: Config, resources: Resources) -> Config:
             "A job of Slurm keeps its log in the run directory: give a run.directory on storage that all nodes share, "
             f"found {config.run_url}."
         )
+    if resources.executor == "slurm" and resources.signal_delay_s >= 60 * resources.timeout_min:
+        raise UsageError(
+            f"--signal-delay {resources.signal_delay_s} (seconds) should be shorter than --time, which is {resources.timeout_min} "
+            "minute(s): the run would stop as soon as it begins."
+        )
     config = _fitted(with_absolute_paths(config), resources)
     if not must_be_packed(config) and not any(map(is_remote, config.data.paths)):
         check_data(config, data_there(config))
@@ -179,11 +185,28 @@ def _fitted(config: Config, resources: Resources) -> Config:
         values["launch.placement"] = "spread"  # as many on each node: Ray would fill the first one
         if resources.cpus_per_node:
             values["launch.cpus_per_worker"] = resources.cpus_per_node / -(-workers // resources.nodes)
-    if not resources.gpus_per_node:
+    if resources.gpus_per_node:
+        _check_gpus(load_config(config, values).launch, resources)
+    else:
         if config.launch.device == "cuda":
             raise UsageError("launch.device=cuda needs --gpus-per-node.")
         values["launch.device"] = "cpu"  # a node may have GPUs that belong to others
     return load_config(config, values)
+
+
+def _check_gpus(launch: LaunchConfig, resources: Resources) -> None:
+    """No GPU that is asked for stays idle, and no rank is without one."""
+    asked, each = resources.nodes * resources.gpus_per_node, launch.gpus_per_worker
+    if launch.device == "cpu":
+        raise UsageError(
+            f"launch.device=cpu leaves the {asked} GPU(s) idle that are asked for: use launch.device=cuda."
+        )
+    if math.ceil(round(launch.most_workers * each, 6)) != asked:
+        share = "one per GPU" if each == 1 else f"{each:g} of a GPU each"
+        raise UsageError(
+            f"The ranks should fill the GPUs that are asked for, found launch.workers={launch.most_workers} on {asked} GPU(s): give "
+            f"launch.workers={round(asked / each, 6):.0f} ({share})."
+        )
 
 
 def _check(resources: Resources) -> None:
@@ -252,7 +275,9 @@ def _streams_kept() -> Iterator[None]:
 
 
 def _task(config: Config, resources: Resources) -> Task:
-    RunDirectory(config.run_directory).begin(config)
+    files = RunDirectory(config.run_directory)
+    files.job.unlink(missing_ok=True)  # of one that has ended
+    files.begin(config)
     file = config.run_directory / FOLDER / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, to_yaml(config))
