@@ -154,7 +154,7 @@ def comparisons(rows: Sequence[Latency], candidates: Sequence[Candidate]) -> lis
     """Per batch size and measured network (those before the thin one): what it costs beside its company, as ratios of medians."""
     medians = {(row.network, row.runtime, row.batch_size): row.median_ms for row in rows}
     names = [one.name for one in candidates]
-    thin = next(number for number, one in enumerate(candidates) if one.is_reference)
+    thin = _reference(candidates)
     found = []
     for batch_size in dict.fromkeys(row.batch_size for row in rows):
         for name in names[:thin]:
@@ -202,6 +202,11 @@ def _company(architecture: Architecture, against: Sequence[str]) -> list[Candida
     ]
 
 
+def _reference(candidates: Sequence[Candidate]) -> int:
+    """The place of the thin network; those before it are measured, those after it their company."""
+    return next(number for number, one in enumerate(candidates) if one.is_reference)
+
+
 def _thin(architecture: Architecture) -> Architecture:
     return architecture.thin_of(architecture.tasks)
 
@@ -221,7 +226,7 @@ def _entries(candidates: Sequence[Candidate], files: Sequence[Path], eager: bool
     from distbranch.export.onnx_model import open_session
 
     entries = []
-    measured = next(number for number, one in enumerate(candidates) if one.is_reference)
+    num_measured = _reference(candidates)
     for number, (candidate, file) in enumerate(zip(candidates, files, strict=True)):
         session = open_session(str(file), num_threads=num_threads)
         name = session.get_inputs()[0].name
@@ -232,7 +237,7 @@ def _entries(candidates: Sequence[Candidate], files: Sequence[Path], eager: bool
         entries.append(_Entry(candidate, ONNX, run, file))
         if eager:
             entries.append(_Entry(candidate, EAGER, _eagerly(candidate.network), file))
-        if eager and number < measured and isinstance(candidate.network, TreeNet):
+        if eager and number < num_measured and isinstance(candidate.network, TreeNet):
             naive = NaiveNet(candidate.network).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             entries.append(_Entry(candidate, NAIVE, _eagerly(naive), file))
     return entries

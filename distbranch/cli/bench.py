@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -195,13 +195,8 @@ def bench_latency_command(
     sizes, full = numbers(batch_sizes, "--batch-sizes"), [name for name in against.split(",") if name]
     if not sizes or 0 in sizes:
         raise UsageError(f"--batch-sizes should be numbers from 1 on, found '{batch_sizes}'.")
-    sources = {name: context.get_parameter_source(name) for name in WITHOUT_RUN}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    if runs and given:
-        raise UsageError(
-            f"--{given[0].replace('_', '-')} is for trees of random weights. Leave it out, or measure without RUN."
-        )
     if runs:
+        _refuse_options_without_run(context)
         candidates = latency.candidates_of_runs([run_folder(run) for run in runs], full)
     else:
         pixels = parse_size(image_size)
@@ -217,6 +212,21 @@ def bench_latency_command(
             out.write_text(json.dumps(content, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"{out} cannot be written ({error.strerror}). Give another file.") from None
+    show_wide(_latency_table(rows))
+    show_rows(found)
+
+
+def _refuse_options_without_run(context: typer.Context) -> None:
+    sources = {name: context.get_parameter_source(name) for name in WITHOUT_RUN}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} is for trees of random weights. Leave it out, or measure without RUN."
+        )
+
+
+def _latency_table(rows: Sequence[Any]) -> Table:
+    """A row per `bench.latency.Latency`."""
     table = Table(
         "network", "runtime", "batch", "ms (10-90 %)", "x thin", "images/s", "peak MiB", "weights", "M mult-adds"
     )
@@ -227,8 +237,7 @@ def bench_latency_command(
         peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
         cells = (times, f"{row.relative:.2f}", f"{row.images_per_s:.1f}", peak, f"{row.weights:,}")
         table.add_row(row.network, row.runtime, str(row.batch_size), *cells, f"{row.multiply_adds / 1e6:,.0f}")
-    show_wide(table)
-    show_rows(found)
+    return table
 
 
 @contextmanager

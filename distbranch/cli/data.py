@@ -128,7 +128,9 @@ def _show_options(options: Any) -> None:
     for name, field in options.model_fields.items():
         if name != "source":
             default = (
-                "required" if field.is_required() else _as_typed(field.default, "x" if name == "image_size" else ",")
+                "required"
+                if field.is_required()
+                else _default_text(field.default, "x" if name == "image_size" else ",")
             )
             choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
             meaning = f"{field.description} One of: {', '.join(choices)}." if choices else field.description
@@ -136,7 +138,7 @@ def _show_options(options: Any) -> None:
     console.print(table)
 
 
-def _as_typed(value: object, joint: str) -> str:
+def _default_text(value: object, joint: str) -> str:
     if isinstance(value, tuple):
         return joint.join(map(str, value))
     return "" if value is None else str(value)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distbranch.config import load_config
 from distbranch.engine.checkpoint import load_newest
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
 from distbranch.models.networks import Network, network_of
@@ -85,15 +86,10 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
             if checkpoint is None:
                 raise UserError(f"The run {run_directory} holds neither a model nor a checkpoint. Train it first.")
             description, state = dict(checkpoint.state), dict(checkpoint.tensors["model"])
-            last, step = (
-                load_config(run_directory / "config.yaml").train.iterations,
-                description["progress"]["iteration"],
-            )
+            step = description["progress"]["iteration"]
+            last = load_config(RunDirectory(run_directory).config).train.iterations
             logger.warning(
-                "The run %s has not finished: these are the weights of step %s of %s.",
-                run_directory,
-                f"{step:,}",
-                f"{last:,}",
+                f"The run {run_directory} has not finished: these are the weights of step {step:,} of {last:,}."
             )
         preprocessing = Preprocessing.from_json(description["preprocessing"])
         network = network_of(Architecture.from_json(description["architecture"]), preprocessing.mean, preprocessing.std)

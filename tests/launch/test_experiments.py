@@ -178,11 +178,11 @@ def test_only_the_grown_tree_of_a_finished_run_is_permuted(tmp_path: Path) -> No
     run = tmp_path / "run"
     run.mkdir()
     with pytest.raises(UserError, match="should be a finished run, found none"):
-        grouping.grouping_variants(run, 2)
+        grouping.grouping_variants(run, 2, "val")
     (run / "result.json").write_text(json.dumps({"metrics": {}}))
     (run / "tree.json").write_text(json.dumps({"tree": Tree(("conv", "fc"), 3).to_json()}))
     with pytest.raises(UserError, match="has no branches, so there is nothing to permute"):
-        grouping.grouping_variants(run, 2)
+        grouping.grouping_variants(run, 2, "val")
 
 
 def finished(run: Path, tree: Tree) -> Path:
@@ -196,7 +196,7 @@ def finished(run: Path, tree: Tree) -> Path:
 def test_permutations_are_those_that_put_other_tasks_together(tmp_path: Path) -> None:
     halves = Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3))))
     run = finished(tmp_path / "run", halves)
-    variants = grouping.grouping_variants(run, 2)
+    variants = grouping.grouping_variants(run, 2, "val")
     orders = [
         drawn_order(variant["method.permutation"], 4) for variant in variants.values() if variant["method.permutation"]
     ]
@@ -206,14 +206,17 @@ def test_permutations_are_those_that_put_other_tasks_together(tmp_path: Path) ->
     assert {frozenset((0, 1)), frozenset((2, 3))} not in together
     assert variants["learned"]["method.permutation"] is None
     with pytest.raises(UserError, match="has 2 permutations that put other tasks together"):
-        grouping.grouping_variants(run, 3)
+        grouping.grouping_variants(run, 3, "val")
 
 
-def test_a_split_that_the_data_lack_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+def test_a_split_that_the_data_lack_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     run = finished(tmp_path / "run", Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3)))))
     with pytest.raises(UserError, match="have no split 'test'"):
         grouping.compare_groupings(run, 2, None, [], split="test", name=None, jobs=1, report=print)
-    assert not list(tmp_path.glob("runs*"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
 # ---- initialisation

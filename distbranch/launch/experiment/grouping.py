@@ -99,12 +99,7 @@ def compare_groupings(
     Raises:
         UserError: the run has not finished or its tree has not grown, or a run failed.
     """
-    variants = grouping_variants(run, permutations)
-    result = read_result(run)
-    if result is not None and split not in result.metrics:
-        raise UserError(
-            f"The data of {run} have no split '{split}', so nothing can be compared on it. Give --split val."
-        )
+    variants = grouping_variants(run, permutations, split)
     sweep = experiment_sweep(name or f"grouping-{run.absolute().name}", variants, overrides, seeds=seeds, jobs=jobs)
     runs = run_experiment(sweep, report)
     learned = runs.pop(LEARNED)
@@ -123,13 +118,14 @@ def compare_groupings(
     return verdicts, sweep.path
 
 
-def grouping_variants(run: Path, permutations: int) -> dict[str, dict[str, Any]]:
+def grouping_variants(run: Path, permutations: int, split: str) -> dict[str, dict[str, Any]]:
     """The learned tree and its permutations, from scratch and on the run's own schedule.
 
     A permutation that puts the same tasks together as the learned tree, or as one before, is left out.
 
     Raises:
-        UserError: the run has not finished, its tree has not grown, or it has not so many different permutations.
+        UserError: the run has not finished, its tree has not grown, it was not evaluated on the split, or it has not so many
+            different permutations.
     """
     result = read_result(run)
     if result is None:
@@ -138,6 +134,10 @@ def grouping_variants(run: Path, permutations: int) -> dict[str, dict[str, Any]]
     if all(len(tree.branches(layer)) == 1 for layer in range(1, tree.num_layers + 1)):
         raise UserError(
             f"The tree of {run} has no branches, so there is nothing to permute. Give a run that has grown."
+        )
+    if split not in result.metrics:
+        raise UserError(
+            f"The data of {run} have no split '{split}', so nothing can be compared on it. Give --split val."
         )
     given = {
         "base": str((run / "config.yaml").absolute()),
