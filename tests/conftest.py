@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rank_server import RankServer
+from small_disk import small_disk
 from tiny_runs import config_of, pack_tiny, train_tiny
 from tiny_world import make_world
 
@@ -30,6 +31,13 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "data"
     pack_tiny(folder)
     return folder
+
+
+@pytest.fixture
+def small_storage(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MiB, for a run directory."""
+    with small_disk(tmp_path / "small", 24 * 1024) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -7,35 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from small_disk import small_disk
 from tiny_world import Ended, assert_one_sentence, contents, nothing_overwritten, run_command
 
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-@contextmanager
-def small_disk(folder: Path, kibibytes: int) -> Iterator[None]:
-    """A disk of its own that is soon full; mounting one needs the rights of an administrator."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "none", str(folder)]
-    try:
-        refused = subprocess.run(mount, capture_output=True, text=True, check=False).stderr
-    except FileNotFoundError:
-        refused = "there is no command mount"
-    if refused:
-        message = f"a small disk cannot be mounted here: {refused.strip()}"
-        if os.environ.get("DISTBRANCH_NO_SKIP"):
-            pytest.fail(message)
-        pytest.skip(message)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def run_process(*arguments: str) -> Ended:

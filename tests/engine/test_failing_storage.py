@@ -2,33 +2,18 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rank_server import RankServer
+from small_disk import fill
 from tiny_runs import assert_same_content, config_of, train_tiny
 
 from distbranch.engine.checkpoint import load_newest
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture
-def small_storage(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB."""
-    if os.geteuid() != 0:
-        message = "mounting a small file system needs root"
-        if os.environ.get("DISTBRANCH_NO_SKIP"):
-            pytest.fail(message)
-        pytest.skip(message)
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def train_until_the_storage_fails(config: Mapping[str, Any], step: int, folder: str, how: str) -> dict[str, Any]:
@@ -46,9 +31,7 @@ def train_until_the_storage_fails(config: Mapping[str, Any], step: int, folder: 
             subprocess.run(["mount", "--bind", checkpoints, checkpoints], check=True)
             subprocess.run(["mount", "-o", "remount,bind,ro", checkpoints], check=True)
             return
-        with suppress(OSError), (Path(folder) / "filler").open("wb", buffering=0) as file:
-            while True:
-                file.write(b"x" * 4096)
+        fill(Path(folder) / "filler")
 
     Trainer._forward_and_backward = forward_and_backward  # type: ignore[method-assign]
     return train_tiny(config)

@@ -3,10 +3,8 @@
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 from rank_server import Ended, RankServer
 from ray_faults import Fault, await_fault, let_go, plan_faults, start
 from ray_world import RayWorld
+from small_disk import fill
 from tiny_runs import ITERATIONS, assert_same_content, config_of, lines_of
 
 from distbranch.data.plan import Plan
@@ -216,27 +215,6 @@ def test_a_run_that_meets_every_trouble_goes_on_with_the_same_command_to_the_sam
 
 def worker_died(folder: Path, fault: Fault) -> float:
     return (folder / fault.mark).stat().st_mtime + 1
-
-
-@pytest.fixture
-def small_storage(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB for the run directory, mounted where all nodes of this cluster see it."""
-    if os.geteuid() != 0:
-        message = "mounting a small file system needs root"
-        if os.environ.get("DISTBRANCH_NO_SKIP"):
-            pytest.fail(message)
-        pytest.skip(message)
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(filler: Path) -> None:
-    with suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 4096)
 
 
 def flip_bits(shards: list[Path]) -> None:
