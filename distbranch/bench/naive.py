@@ -161,7 +161,8 @@ class NaiveNet(nn.Module):
     def __init__(self, network: TreeNet) -> None:
         super().__init__()
         architecture = network.architecture
-        self.tree, self.tasks = architecture.tree, architecture.tasks
+        self.tasks, tree = architecture.tasks, architecture.tree
+        self.parents = [tree.parents(layer) for layer in range(1, tree.num_layers + 2)]
         self.layers = nn.ModuleList(
             nn.ModuleList(_naive_branch(shape, branch) for branch in cast(nn.ModuleList, branches))
             for shape, branches in zip(architecture.shapes, network.layers.values(), strict=True)
@@ -177,15 +178,12 @@ class NaiveNet(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits [B, K] of every task."""
         features = [(images.float() / 255 - self.mean) / self.std]
-        for layer, branches in enumerate(self.layers, start=1):
-            features = [
-                branch(features[self.tree.parent(layer, number)])
-                for number, branch in enumerate(cast(nn.ModuleList, branches))
-            ]
-        top = self.tree.num_layers + 1
+        *layers, top = self.parents
+        for parents, branches in zip(layers, self.layers, strict=True):
+            branches = cast(nn.ModuleList, branches)
+            features = [branch(features[parent]) for parent, branch in zip(parents, branches, strict=True)]
         return {
-            task.name: head(features[self.tree.parent(top, number)])
-            for number, (task, head) in enumerate(zip(self.tasks, self.heads, strict=True))
+            task.name: head(features[parent]) for parent, task, head in zip(top, self.tasks, self.heads, strict=True)
         }
 
 

@@ -82,12 +82,12 @@ class Tree:
         """The number of copies of a layer; T for the heads, layer L + 1."""
         return len(self.branches(layer))
 
-    def parent(self, layer: int, branch: int) -> int:
-        """The branch of layer - 1 that feeds this one (for a head: `parent(L + 1, task)`); 0 for the input."""
+    def parents(self, layer: int) -> list[int]:
+        """Of every branch of a layer the branch of layer - 1 that feeds it; of layer L + 1, of every task; 0 for the input."""
         if layer == 1:
-            return 0
-        task = self.branches(layer)[branch][0]
-        return next(number for number, tasks in enumerate(self.branches(layer - 1)) if task in tasks)
+            return [0] * self.num_branches(layer)
+        feeding = {task: number for number, tasks in enumerate(self.branches(layer - 1)) for task in tasks}
+        return [feeding[tasks[0]] for tasks in self.branches(layer)]
 
     def split(self, split: Split) -> Tree:
         """The tree after one more split, which must be of the active layer.

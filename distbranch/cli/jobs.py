@@ -9,7 +9,7 @@ from distbranch.cli.terminal import RunArgument, console, run_folder, show_pairs
 
 def status(run: RunArgument) -> None:
     """Say what a run has come to, and what its job does."""
-    from distbranch.launch.job import status
+    from distbranch.launch.jobs import status
 
     show_pairs(status(run_folder(run)))
 
@@ -19,7 +19,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
 ) -> None:
     """Print what the job of a run has said."""
-    from distbranch.launch.job import logs
+    from distbranch.launch.jobs import logs
 
     for piece in logs(run_folder(run), follow=follow):
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
@@ -30,7 +30,7 @@ def cancel(
     patience: Annotated[float, typer.Option(help="Seconds for the run to save itself.", min=1)] = 120,
 ) -> None:
     """Save everything and stop a run; the same command that started it continues it."""
-    from distbranch.launch.job import cancel
+    from distbranch.launch.jobs import cancel
 
     cancel(
         run_folder(run),

@@ -103,8 +103,8 @@ class _Graph:
         tree = network.architecture.tree
         served = tree.branches(tree.num_layers)
         scores = [self._layer(f"heads.{number}", head, features[number]) for number, head in enumerate(network.heads)]
-        for number, task in enumerate(network.architecture.tasks):
-            branch = tree.parent(tree.num_layers + 1, number)
+        parents = tree.parents(tree.num_layers + 1)
+        for number, (branch, task) in enumerate(zip(parents, network.architecture.tasks, strict=True)):
             start = sum(network.architecture.tasks[other].num_outputs for other in served[branch] if other < number)
             at = np.array(start) if task.kind == "binary" else np.arange(start, start + task.num_outputs)
             picked = self._integers(f"heads.{branch}.outputs.{number}", at)

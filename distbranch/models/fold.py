@@ -40,10 +40,7 @@ class FoldedNet(nn.Module):
         self.architecture = architecture
         self.tasks = TaskSet(architecture.tasks)
         tree = architecture.tree
-        self.parents = [
-            [tree.parent(layer, branch) for branch in range(tree.num_branches(layer))]
-            for layer in range(1, tree.num_layers + 1)
-        ]
+        self.parents = [tree.parents(layer) for layer in range(1, tree.num_layers + 1)]
         self.layers = nn.ModuleDict(
             {
                 shape.layer.name: nn.ModuleList(_empty_layer(architecture, shape) for _ in parents)

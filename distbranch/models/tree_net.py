@@ -40,10 +40,7 @@ class TreeNet(nn.Module):
         self.architecture = architecture
         self.tasks = TaskSet(architecture.tasks)
         tree = architecture.tree
-        self.parents = [
-            [tree.parent(layer, branch) for branch in range(tree.num_branches(layer))]
-            for layer in range(1, tree.num_layers + 1)
-        ]
+        self.parents = [tree.parents(layer) for layer in range(1, tree.num_layers + 1)]
         self.layers = nn.ModuleDict(
             {
                 shape.layer.name: nn.ModuleList(branch_of(shape) for _ in parents)
@@ -51,7 +48,7 @@ class TreeNet(nn.Module):
             }
         )
         self.heads = skip_init(nn.Linear, architecture.shapes[-1].width, architecture.num_outputs)  # type: ignore[no-untyped-call]
-        top = [tree.parent(tree.num_layers + 1, task) for task in range(tree.num_tasks)]
+        top = tree.parents(tree.num_layers + 1)
         outputs = [
             branch for branch, task in zip(top, architecture.tasks, strict=True) for _ in range(task.num_outputs)
         ]

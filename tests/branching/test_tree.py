@@ -16,7 +16,7 @@ def test_before_any_split_every_task_shares_every_layer() -> None:
         assert EMPTY.branches(layer) == ((0, 1, 2, 3, 4),)
     assert EMPTY.branches(5) == ((0,), (1,), (2,), (3,), (4,))
     assert EMPTY.active_layer == 4
-    assert [EMPTY.parent(5, task) for task in range(5)] == [0] * 5
+    assert EMPTY.parents(5) == [0] * 5
 
 
 def test_a_split_gives_the_active_layer_one_branch_per_group_of_branches_above() -> None:
@@ -28,13 +28,13 @@ def test_a_split_gives_the_active_layer_one_branch_per_group_of_branches_above()
 
 
 def test_every_branch_is_fed_by_the_branch_below_that_serves_its_tasks() -> None:
-    assert [GROWN.parent(5, task) for task in range(5)] == [0, 1, 2, 0, 1]
-    assert [GROWN.parent(4, branch) for branch in range(3)] == [0, 1, 0]
-    assert [GROWN.parent(3, branch) for branch in range(2)] == [0, 0]
-    assert GROWN.parent(1, 0) == 0
+    assert GROWN.parents(5) == [0, 1, 2, 0, 1]
+    assert GROWN.parents(4) == [0, 1, 0]
+    assert GROWN.parents(3) == [0, 0]
+    assert GROWN.parents(1) == [0]
     for layer in range(2, 6):
-        for branch, tasks in enumerate(GROWN.branches(layer)):
-            assert set(tasks) <= set(GROWN.branches(layer - 1)[GROWN.parent(layer, branch)])
+        for parent, tasks in zip(GROWN.parents(layer), GROWN.branches(layer), strict=True):
+            assert set(tasks) <= set(GROWN.branches(layer - 1)[parent])
 
 
 def test_the_json_of_a_tree_gives_the_same_tree() -> None:

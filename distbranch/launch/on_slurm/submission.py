@@ -23,7 +23,8 @@ from distbranch.data.shards import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.job import Job, goes_on, job_state, logs, read_job, write_job
+from distbranch.launch.job import Job, read_job, write_job
+from distbranch.launch.jobs import goes_on, job_state, logs
 from distbranch.launch.on_slurm.queue import check_partition, explain
 from distbranch.launch.on_slurm.task import Task
 from distbranch.launch.prepare import check_data, data_there, must_be_packed, with_absolute_paths

@@ -16,7 +16,8 @@ from tiny_runs import assert_same_content, config_of, train_tiny
 from distbranch.config import load_config
 from distbranch.engine.checkpoint import load_newest
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.job import Job, cancel, logs, read_job, status, write_job
+from distbranch.launch.job import Job, read_job, write_job
+from distbranch.launch.jobs import cancel, logs, status
 from distbranch.launch.on_slurm.network import free_port, is_free
 from distbranch.launch.on_slurm.queue import explain
 from distbranch.launch.on_slurm.submission import Resources, minutes, script

@@ -1,0 +1,222 @@
+"""What can be asked of a run and of the job that trains it: status, logs, cancel.
+
+What the run itself has come to stands in the run directory alone, so that status and cancel also work for a run that was
+started by plain `train`.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+from distbranch.config import load_config
+from distbranch.engine.mirror import Mirror
+from distbranch.engine.results import read_result
+from distbranch.engine.run_directory import RunDirectory, read_lines
+from distbranch.errors import UserError
+from distbranch.launch.job import Job, read_job
+from distbranch.launch.on_ray import job as ray_job
+from distbranch.launch.on_slurm.queue import cancel_slurm, slurm_state
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def status(run_directory: Path) -> list[tuple[str, str]]:
+    """What the run has come to and what its job does: pairs of what is asked about and the answer.
+
+    Raises:
+        UserError: no such run.
+    """
+    files = _files(run_directory)
+    job, result = read_job(files.path), read_result(files.path)
+    config, lines = load_config(files.config), read_lines(files.metrics)
+    iterations = config.train.iterations
+    steps = [line for line in lines if line.get("kind") == "train"]
+    saved = sorted(file.name for file in files.checkpoints.glob("step-*"))
+    pairs = [("run", config.run_url or str(files.path))]
+    if result is not None:
+        pairs.append(("finished", f"after {iterations:,} steps"))
+    else:
+        pairs.append(("step", f"{steps[-1]['iteration'] if steps else 0:,} of {iterations:,} (as last logged)"))
+    pairs.append(("decisions", str(len(read_lines(files.decisions)))))
+    pairs.append(("last checkpoint", saved[-1] if saved else "none yet"))
+    if resumed := [line for line in lines if line.get("kind") == "resumed"]:
+        pairs.append(("resumed", f"{len(resumed)} time(s), last from step {resumed[-1]['iteration']:,}"))
+    pairs.append(("trained by", _who(files, job)))
+    if job is not None and result is None and (word := _missing_log(job)):
+        pairs.append(("log", word))
+    elif job is not None and job.log:
+        pairs.append(("log", job.log))
+    return pairs
+
+
+def logs(run_directory: Path, *, follow: bool) -> Iterator[str]:
+    """What the job of a run has said, piece by piece; with `follow` until the job has ended.
+
+    Raises:
+        UserError: the run has no job, or no log of it is to be found.
+    """
+    files = _files(run_directory)
+    job = read_job(files.path)
+    if job is None:
+        raise UserError(f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal.")
+    position = 0
+    while True:
+        running = follow and goes_on(job)
+        piece = _said(job)[position:]
+        whole = piece[: piece.rfind(b"\n") + 1] if running else piece
+        position += len(whole)
+        if whole:
+            yield whole.decode(errors="replace")
+        if not running:
+            break
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    if position == 0:
+        raise UserError(_missing_log(job) or f"The job {job.id} has said nothing yet.")
+
+
+def _said(job: Job) -> bytes:
+    if job.kind == "ray":
+        return ray_job.job_log(job).encode()
+    with suppress(FileNotFoundError):
+        return Path(job.log).read_bytes()
+    return b""
+
+
+def cancel(run_directory: Path, *, patience_s: float, say: Callable[[str], None]) -> None:
+    """End the training of a run with everything saved: by a stop word, and only if that takes too long by its job.
+
+    Args:
+        run_directory: of the run.
+        patience_s: how long the run has to save itself, in seconds.
+        say: receives one line for every thing done.
+
+    Raises:
+        UserError: no such run, or nothing trains it.
+    """
+    files = _files(run_directory)
+    training = _in_training(files)
+    job = read_job(files.path)
+    state = "" if job is None else job_state(job)
+    if read_result(files.path) is not None:
+        return say(f"The run {load_config(files.config).run_url or files.path} is finished already.")
+    if job is not None and state.startswith("waiting"):
+        _end_job(job)
+        return say(f"The job {job.id} had not begun; it is taken out of the queue.")
+    if not state.startswith("running") and not _is_trained(training):
+        raise UserError(_nothing_to_cancel(files))
+    say("Asked the run to save everything and stop.")
+    here = training is files or _is_trained(training)
+    if job is not None and not here:
+        _end_job(job)
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        if here:
+            training.stop_word.touch()
+        if not _is_trained(training) and (job is None or not goes_on(job)):
+            training.stop_word.unlink(missing_ok=True)
+            return say("The run has stopped; the same command continues it.")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    if job is None:
+        raise UserError(
+            f"The run has not stopped within {patience_s:g} s; it will after its next step, or kill its process."
+        )
+    _end_job(job)
+    return say(f"It has not stopped within {patience_s:g} s: its job {job.id} is ended; the last checkpoint is kept.")
+
+
+def _nothing_to_cancel(files: RunDirectory) -> str:
+    url = load_config(files.config).run_url
+    if url is None:
+        return f"Nothing trains the run {files.path} now, so there is nothing to cancel."
+    return (
+        f"No job trains the run {url} and no process of this machine does; the word to stop is a file, which does not reach another "
+        "machine over a URL: give it there, or end the process there with SIGTERM (`distbranch status` names it)."
+    )
+
+
+def job_state(job: Job) -> str:
+    """What a job does: 'waiting ...', 'running ...', 'ended ...' or 'unknown (reason)'."""
+    if job.kind == "slurm":
+        try:
+            return slurm_state(job.id)
+        except UserError as error:
+            return f"unknown ({error})"
+    if job.kind == "ray":
+        state = ray_job.job_state(job)
+        known = {"pending": "waiting (pending)", "running": f"running at {job.where}"}
+        return known.get(state, state if state.startswith("unknown") else f"ended ({state})")
+    return f"running as process {job.id}" if _lives(job) else "ended"
+
+
+def goes_on(job: Job) -> bool:
+    """Whether a job waits or runs, as far as is known."""
+    return job_state(job).startswith(("waiting", "running"))
+
+
+def _end_job(job: Job) -> None:
+    if job.kind == "slurm":
+        cancel_slurm(job.id)
+    elif job.kind == "ray":
+        ray_job.cancel_job(job)
+    elif _lives(job):
+        psutil.Process(int(job.id)).terminate()
+
+
+def _lives(job: Job) -> bool:
+    """Whether the process of a local job runs; a later process with the same number is another one."""
+    try:
+        process = psutil.Process(int(job.id))
+        begun = time.mktime(time.strptime(job.submitted, "%Y-%m-%d %H:%M:%S"))
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= begun + 5
+    except psutil.Error:
+        return False
+
+
+def _who(files: RunDirectory, job: Job | None) -> str:
+    if job is None and _is_trained(_in_training(files)):
+        return "a process of `distbranch train`"
+    if job is None:
+        owner = Mirror(load_config(files.config).run_url, files.path).owner()
+        return f"{owner}, unless that has ended" if owner and read_result(files.path) is None else "nobody now"
+    name = {"slurm": "Slurm", "ray": "Ray", "local": "this machine"}[job.kind]
+    return f"{name} job {job.id} ({job.where}), submitted {job.submitted}: {job_state(job)}"
+
+
+def _missing_log(job: Job) -> str:
+    """Why a job that has ended said nothing; empty if it did, or if it has not ended."""
+    if job.kind != "slurm" or goes_on(job) or Path(job.log).exists():
+        return ""
+    return (
+        f"The job {job.id} has ended and left no log in {Path(job.log).parent}: its nodes seem not to see that folder. "
+        "Give a run.directory on storage that all nodes share."
+    )
+
+
+def _in_training(files: RunDirectory) -> RunDirectory:
+    """The files on which a process of this machine trains the run: these, or for a run at a URL another copy of it."""
+    config = load_config(files.config)
+    return files if config.run_url is None else RunDirectory(config.run_directory)
+
+
+def _is_trained(files: RunDirectory) -> bool:
+    """Whether some process holds the lock of the run."""
+    if not files.path.is_dir():
+        return False
+    try:
+        with FileLock(files.path / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _files(run_directory: Path) -> RunDirectory:
+    files = RunDirectory(run_directory.absolute())
+    if not files.config.exists():
+        raise UserError(
+            f"{run_directory} is no run directory: it should hold config.yaml. Runs are in runs/ by default."
+        )
+    return files
