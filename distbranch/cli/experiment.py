@@ -17,7 +17,7 @@ experiment_app = typer.Typer(
 )
 SPLITS = ("val", "test")
 
-Configs = Annotated[list[Path], typer.Argument(help="Config files; then dotted overrides for all runs.")]
+Configs = Annotated[list[str], typer.Argument(help="Config files; then dotted overrides for all runs.")]
 Config = Annotated[Path, typer.Argument(help="A config file.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, separated by commas.")]
 Split = Annotated[str, typer.Option(help="val or test: of what is printed and drawn.")]
@@ -227,12 +227,12 @@ def _display() -> Any:
     return SweepDisplay(console)
 
 
-def _parted(items: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Config files and overrides, which a list of arguments cannot tell apart."""
-    files = [item for item in items if "=" not in str(item)]
+def _parted(items: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Config files and overrides, which a list of arguments cannot tell apart; as a path a URL would lose a slash."""
+    files = [Path(item) for item in items if "=" not in item]
     if not files:
         raise UsageError("Give at least one config file before the overrides, such as configs/quickstart.yaml.")
-    return files, [str(item) for item in items if "=" in str(item)]
+    return files, [item for item in items if "=" in item]
 
 
 def _check_split(split: str) -> None:

@@ -61,7 +61,7 @@ def with_absolute_paths(config: Config) -> Config:
     cache = data.cache_directory and _absolute(data.cache_directory)
     directory = run.directory if is_remote(run.directory) else _absolute(run.directory)
     method = config.method
-    pretrained = method.pretrained and str(Path(method.pretrained).expanduser().absolute())
+    pretrained = method.pretrained and _absolute(method.pretrained)
     groups = _absolute(method.groups) if isinstance(method.groups, str) else method.groups
     return config.model_copy(
         update={

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from scipy.stats import wilcoxon
 from tiny_runs import config_of
+from tiny_world import assert_one_sentence, run_command
 
 from distbranch.branching.tree import Split, Tree
 from distbranch.config import differences, load_config
@@ -62,6 +63,13 @@ def test_the_thin_line_of_a_grown_network_is_the_ordinary_thin_run() -> None:
     trial = planned_trials(experiment_sweep("c", line, [data], seeds=[0], jobs=1, among_runs=True))[0]
     thin = load_config(CONFIGS / "fps-thin-16.yaml", [data, "seed=0"])
     assert [line for line in differences(thin, trial) if not line.startswith("run.name")] == []
+
+
+def test_a_url_among_the_overrides_stays_a_url(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:9/data"
+    config = str(CONFIGS / "fps-thin-16.yaml")
+    ended = run_command(["experiment", "table", config, f"data.path={url}", f"run.directory={tmp_path}"])
+    assert_one_sentence(ended, 1, (url,))
 
 
 def test_networks_of_different_recipes_are_not_compared(tmp_path: Path) -> None:
@@ -217,6 +225,16 @@ def test_a_split_that_the_data_lack_is_refused_before_anything_is_trained(
     with pytest.raises(UserError, match="have no split 'test'"):
         grouping.compare_groupings(run, 2, None, [], split="test", name=None, jobs=1, report=print)
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_permuted_trees_are_trained_here_and_not_where_the_run_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = finished(tmp_path / "run", Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3)))))
+    (run / "config.yaml").write_text("data: {path: absent}\nlaunch: {address: '10.0.0.7:6379', device: cuda}\n")
+    with pytest.raises(UserError, match="absent does not exist"):
+        grouping.compare_groupings(run, 2, None, [], split="val", name=None, jobs=1, report=print)
 
 
 # ---- initialisation

@@ -12,7 +12,7 @@ from distbranch.config.sweep import SweepConfig, load_sweep, sweep_to_yaml
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.sweep.beginnings import families
 from distbranch.launch.sweep.plan import in_turns, planned_trials, trials_by_variant
-from distbranch.launch.sweep.run import run_sweep
+from distbranch.launch.sweep.run import room_asked_for, run_sweep
 from distbranch.report.sweep_files import read_sweep
 
 VARIANTS = {"thin": {"method.name": "fixed"}, "phi": {"method.affinity": "phi"}, "wide": {"model.width": 4}}
@@ -56,7 +56,7 @@ def test_variants_that_differ_in_how_they_decide_share_their_beginning(tmp_path:
 def test_a_trial_that_begins_from_another_comes_after_it(tmp_path: Path) -> None:
     runs = tmp_path / "runs" / "tiny"
     variants = {
-        "small": {"method.init": "somp", "method.pretrained": str(runs / "wide-seed0")},
+        "small": {"method.init": "somp", "method.pretrained": str(runs / "other" / ".." / "wide-seed0")},
         "wide": {"model.width": None, "method.name": "fixed"},
         "smaller": {"method.init": "somp", "method.pretrained": str(runs / "small-seed1")},
     }
@@ -67,6 +67,11 @@ def test_a_trial_that_begins_from_another_comes_after_it(tmp_path: Path) -> None
     variants["wide"] |= {"method.init": "somp", "method.pretrained": str(runs / "smaller-seed0")}
     with pytest.raises(UsageError, match="begin from one that begins from it, as small-seed0"):
         in_turns(planned_trials(sweep_in(tmp_path, variants=variants)))
+
+
+def test_room_is_awaited_for_as_many_trials_as_were_asked_for_and_needed_for_one(tmp_path: Path) -> None:
+    assert room_asked_for(sweep_in(tmp_path, workers_per_trial=2, concurrency=8)) == (2, 16)
+    assert room_asked_for(sweep_in(tmp_path)) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,11 @@ from distbranch.report.experiment_figures import draw_reductions, save_figure
 from distbranch.report.figures import MEANS
 
 METRICS = ("accuracy", "average_precision")
+HERE = (
+    "launch.address=null",
+    "launch.device=auto",
+    "launch.wait_for_nodes_min=0",
+)  # not where the run itself was trained
 LEARNED = "learned"
 SIGNIFICANT = 0.05
 TRIES = 20  # permutations drawn for each that is wanted
@@ -100,7 +105,8 @@ def compare_groupings(
         UserError: the run has not finished or its tree has not grown, or a run failed.
     """
     variants = grouping_variants(run, permutations, split)
-    sweep = experiment_sweep(name or f"grouping-{run.absolute().name}", variants, overrides, seeds=seeds, jobs=jobs)
+    name = name or f"grouping-{run.absolute().name}"
+    sweep = experiment_sweep(name, variants, [*HERE, *overrides], seeds=seeds, jobs=jobs)
     runs = run_experiment(sweep, report)
     learned = runs.pop(LEARNED)
     found = {metric: reductions(learned, list(runs.values()), metric, split) for metric in METRICS}

@@ -214,6 +214,11 @@ def _data_of(trials: Sequence[Config], report: Report) -> None:
         check_data(config, infos[made])
 
 
+def room_asked_for(sweep: SweepConfig) -> tuple[int, int]:
+    """Workers for one trial, which there must be, and for as many at the same time as were asked for, which nodes are awaited for."""
+    return sweep.workers_per_trial, sweep.workers_per_trial * (sweep.concurrency or 1)
+
+
 @contextmanager
 def cluster_of(sweep: SweepConfig, report: Report) -> Iterator[None]:
     """Join the cluster of the sweep's base, or start one that holds all trials at once; before anything else loads ray.
@@ -224,9 +229,11 @@ def cluster_of(sweep: SweepConfig, report: Report) -> Iterator[None]:
     os.environ |= {key: os.environ.get(key, value) for key, value in SETTINGS.items()}
     base = base_config(sweep)
     here = cluster_address(base.launch) is None
-    wanted = sweep.workers_per_trial * (sweep.concurrency or 1)
+    _, wanted = room_asked_for(sweep)
     with cluster(base.launch.model_copy(update={"workers": wanted}) if here else base.launch):
-        check_resources(base.launch, report)
+        check_resources(
+            base.launch if here else base.launch.model_copy(update={"workers": room_asked_for(sweep)}), report
+        )
         if not here:
             check_storage(base.model_copy(update={"run": RunConfig(name=sweep.name, directory=sweep.directory)}))
         yield
