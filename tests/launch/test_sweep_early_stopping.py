@@ -48,3 +48,10 @@ def test_nobody_is_judged_before_the_grace_and_nobody_twice_at_a_rung() -> None:
     assert not halving.passes("bad", 0, 10, 0.0)
     assert halving.passes("good-0", 0, 15, 0.0)  # still in the rung at which it has passed
     assert [halving.rung(steps) for steps in (9, 10, 19, 20, 40, 79)] == [None, 0, 0, 1, 2, 2]
+
+
+def test_what_others_reached_with_more_steps_is_not_held_against_a_trial() -> None:
+    halving = SizeClassHalving(grace=1000, reduction=3)
+    assert all(halving.passes(f"late-{n}", 0, 2500, 0.74 + n / 100) for n in range(3))
+    assert all(halving.passes(f"first-{n}", 0, 1000, 0.70 + n / 100) for n in range(3))
+    assert not halving.passes("poor", 0, 1000, 0.69)

@@ -129,6 +129,42 @@ def test_families_that_become_ready_while_their_leader_trains_join_the_queue(tmp
     assert ended == ["alpha1-seed3", "alpha2-seed3", "alpha4-seed3"]
 
 
+def test_a_shared_beginning_counts_for_each_trial_and_who_is_alone_is_judged(tmp_path: Path) -> None:
+    grid = {"method.alpha": [1.0, 2.0]}
+    first, other = planned_trials(load_sweep(write_sweep(tmp_path, grid=grid, run={"train.iterations": 4000})))
+    directory = SweepDirectory(first.run_directory.parent)
+    directory.path.mkdir(parents=True)
+    together = [[first, other]]
+    judged = list[tuple[str | None, int]]()
+
+    def judge(config: Config, iteration: int, value: float) -> bool:
+        judged.append((config.run.name, iteration))
+        return value > 0.5
+
+    queue = FamilyQueue(
+        [[first, other]],
+        ready=lambda _: together,
+        directory=directory,
+        concurrency=2,
+        report=lambda _: None,
+        judge=judge,
+    )
+    queue.suggest("a")
+    queue.on_trial_result("a", {"kind": "evaluation", "iteration": 1000, "value": 0.4})
+    together[:] = [[first], [other]]
+    queue.on_trial_result("a", {"kind": "decision"})
+    assert leader(queue.suggest("b")) == other
+    queue.on_trial_result("b", {"kind": "evaluation", "iteration": 2500, "value": 0.6})
+    for config in (first, other):
+        config.run_directory.mkdir()
+    queue.on_trial_result("a", {"kind": "evaluation", "iteration": 3000, "value": 0.4})
+    names = [first.run.name, other.run.name]
+    assert judged == [(names[0], 1000), (names[1], 1000), (names[1], 2500), (names[0], 3000)]
+    standings = directory.standings([str(name) for name in names])
+    assert [standing.status for standing in standings.values()] == [STOPPED_EARLY, UNFINISHED]
+    assert (first.run_directory / "stop").exists()
+
+
 def test_a_folder_with_other_files_fails_its_trial_and_no_other(make_queue: MakeQueue, trials: list[Config]) -> None:
     trials[0].run_directory.mkdir(parents=True)
     (trials[0].run_directory / "notes.txt").write_text("mine")

@@ -21,13 +21,13 @@ class SizeClassHalving:
 
     def __init__(self, grace: int, reduction: float) -> None:
         self.grace, self.reduction = grace, reduction
-        self._seen: defaultdict[tuple[Hashable, int], dict[str, float]] = defaultdict(dict)
+        self._seen: defaultdict[tuple[Hashable, int], dict[str, tuple[int, float]]] = defaultdict(dict)
 
     def passes(self, trial: str, size_class: Hashable, iteration: int, value: float) -> bool:
         """Whether a trial that has reached `value` (larger is better) after `iteration` steps should go on.
 
-        A trial is judged once per rung, at its first evaluation there. The first ones of a class always pass: with fewer than
-        `reduction` of them nothing is known yet.
+        A trial is judged once per rung, at its first evaluation there, and never by what others reached with more steps. The
+        first ones of a class always pass: with fewer than `reduction` of them nothing is known yet.
         """
         rung = self.rung(iteration)
         if rung is None:
@@ -35,10 +35,11 @@ class SizeClassHalving:
         seen = self._seen[size_class, rung]
         if trial in seen:
             return True
-        seen[trial] = value
-        if len(seen) < self.reduction:
+        seen[trial] = iteration, value
+        values = [reached for steps, reached in seen.values() if steps <= iteration]
+        if len(values) < self.reduction:
             return True
-        return value >= float(np.quantile(list(seen.values()), 1 - 1 / self.reduction))
+        return value >= float(np.quantile(values, 1 - 1 / self.reduction))
 
     def rung(self, iteration: int) -> int | None:
         """The number of the last rung at or before `iteration`, None before the first."""

@@ -77,8 +77,8 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         family, root = self.running[trial_id]
         if result.get("kind") == "decision" and len(root) > 1:
             self._look_at(root)
-        elif result.get("kind") == "evaluation" and len(family) == 1:
-            self._judge(family[0], result["iteration"], result["value"])
+        elif result.get("kind") == "evaluation":
+            self._judge(family, result["iteration"], result["value"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A family has ended. Lost ones (`error`) are explained by `Losses`, which is asked next."""
@@ -102,7 +102,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
             self._look_at(self.roots.popleft())
 
     def _look_at(self, root: Family) -> None:
-        """Let those families of a root wait that are ready and not known yet."""
+        """Let those families of a root wait that are ready and not known yet; those that run lose who has left them."""
         known = {family[0].run.name for family, _ in (*self.waiting, *self.running.values())} | self._ended
         standings = self.directory.standings([str(config.run.name) for config in root])
         known |= {name for name, standing in standings.items() if standing.status == STOPPED_EARLY}
@@ -110,14 +110,22 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
             found = self.ready(root)
         except UserError as error:
             return self._end(root, str(error))
+        by_leader = {family[0].run.name: family for family in found}
+        for trial_id, (family, its_root) in self.running.items():
+            self.running[trial_id] = by_leader.get(family[0].run.name, family), its_root
         self.waiting.extendleft((family, root) for family in reversed(found) if family[0].run.name not in known)
         return None
 
-    def _judge(self, config: Config, iteration: int, value: float) -> None:
-        """A trial that does not pass is asked to stop by the stop word of its run, never from outside."""
-        if iteration >= config.train.iterations or self.judge(config, iteration, value):
+    def _judge(self, family: Family, iteration: int, value: float) -> None:
+        """A trial that does not pass is asked to stop by the stop word of its run, never from outside.
+
+        What a family reaches together counts for each of its trials, but stops none: they will differ.
+        """
+        passes, *_ = [self.judge(config, iteration, value) for config in family]
+        leader, *others = family
+        if passes or others or iteration >= leader.train.iterations:
             return
-        name = str(config.run.name)
+        name = str(leader.run.name)
         reason = f"{value:.4f} on val after {iteration} steps is not among the best of its size"
         self.directory.end(name, STOPPED_EARLY, reason, iteration)
         self.directory.run(name).stop_word.touch()
