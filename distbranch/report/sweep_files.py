@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from distbranch.config.sweep import VARIANT
 from distbranch.errors import UserError
 
 COSTS = {
@@ -68,9 +67,12 @@ class SweepFiles:
 
     @property
     def keys(self) -> list[str]:
-        """What was varied, without the seed: the variant if there are some, then dotted keys."""
-        keys = [key for key in (*self.config.get("grid", {}), *self.config.get("space", {})) if key != "seed"]
-        return [VARIANT, *keys] if self.config.get("variants") else keys
+        """What was varied when the rows were written, without the seed: the variant if there are some, then dotted keys.
+
+        A sweep that goes on with more keys says so in its configuration at once, and in its rows when it ends.
+        """
+        columns = list(self.rows[0])
+        return columns[columns.index("reason") + 1 : columns.index("seed")]
 
     @property
     def metric(self) -> str:
@@ -79,11 +81,14 @@ class SweepFiles:
 
     @property
     def points(self) -> list[Point]:
-        """One per setting, in the order of the rows."""
-        gathered: dict[tuple[str, ...], list[Row]] = {}
+        """One per setting, in the order of the rows; a setting that was trained twice with one seed has that seed once."""
+        gathered: dict[tuple[str, ...], dict[str, Row]] = {}
         for row in self.rows:
-            gathered.setdefault(tuple(row[key] for key in self.keys), []).append(row)
-        return [Point(dict(zip(self.keys, values, strict=True)), tuple(rows)) for values, rows in gathered.items()]
+            gathered.setdefault(tuple(row[key] for key in self.keys), {}).setdefault(row["seed"], row)
+        return [
+            Point(dict(zip(self.keys, values, strict=True)), tuple(by_seed.values()))
+            for values, by_seed in gathered.items()
+        ]
 
     @property
     def shown_split(self) -> str:
@@ -109,7 +114,7 @@ def read_sweep(directory: Path | str) -> SweepFiles:
         ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"The files of the sweep {path} cannot be read ({' '.join(str(error).split())}).") from None
-    needed = {"trial", "status", "seed"}
+    needed = {"trial", "status", "reason", "seed"}
     if not rows or not needed <= rows[0].keys():
         raise UserError(
             f"{path / 'results.csv'} should have rows with {', '.join(sorted(needed))}; run the sweep again."

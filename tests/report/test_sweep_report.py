@@ -101,6 +101,23 @@ def test_points_are_means_over_finished_seeds(sweep: Path) -> None:
     assert files.points[0].spread("seconds") is not None
 
 
+def test_a_sweep_that_goes_on_with_another_key_shows_what_it_had_before(sweep: Path) -> None:
+    config = yaml.safe_load((sweep / "sweep.yaml").read_text())
+    config["grid"] = {"model.width": [8, 16, 32], "method.decay": [0.9, 0.99]}
+    (sweep / "sweep.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    files = read_sweep(sweep)
+    assert files.keys == ["model.width", "method.alpha"]
+    assert len(files.points) == 9
+
+
+def test_the_same_run_twice_is_one_seed(sweep: Path) -> None:
+    lines = (sweep / "results.csv").read_text().splitlines()
+    again = lines[4].replace("seed0,finished", "seed0-again,finished")
+    (sweep / "results.csv").write_text("\n".join([*lines, again]) + "\n")
+    assert again != lines[4]
+    assert [len(point.rows) for point in read_sweep(sweep).points] == [3] * 9
+
+
 def test_the_page_is_one_file_with_every_trial_and_every_reason(sweep: Path) -> None:
     page = report_sweep(sweep)
     text = page.read_text()
@@ -127,5 +144,5 @@ def test_a_sweep_without_results_is_told_in_one_sentence(sweep: Path) -> None:
     with pytest.raises(UserError, match=r"has no results\.csv yet"):
         report_sweep(sweep)
     (sweep / "results.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="should have rows with seed, status, trial"):
+    with pytest.raises(UserError, match="should have rows with reason, seed, status, trial"):
         report_sweep(sweep)
