@@ -56,6 +56,18 @@ def test_draws_are_in_range_repeatable_and_stay_when_more_are_asked_for(tmp_path
     assert {trial["data"]["image_size"] for trial in many} == {(32, 32), (48, 64), None}  # type: ignore[index]
 
 
+def test_no_setting_is_drawn_twice(tmp_path: Path) -> None:
+    def widths(num_trials: int) -> list[int | None]:
+        space = {"model.width": {"choices": [2, 4, 8]}}
+        file = write_sweep(tmp_path, search="random", num_trials=num_trials, space=space)
+        return [trial.model.width for trial in planned_trials(load_sweep(file))]
+
+    assert sorted(map(int, filter(None, widths(3)))) == [2, 4, 8]
+    assert widths(2) == widths(3)[:2]
+    with pytest.raises(UsageError, match=r"found num_trials=4 and 3 settings\. Lower num_trials"):
+        widths(4)
+
+
 def test_names_stay_unique_where_values_look_alike(tmp_path: Path) -> None:
     rates = [0.1234567, 0.1234568, 1e18, 1e-18]
     trials = planned_trials(load_sweep(write_sweep(tmp_path, grid={"optim.lr": rates})))

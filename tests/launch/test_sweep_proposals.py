@@ -8,7 +8,7 @@ import pytest
 from sweep_files import write_sweep
 
 from distbranch.config import Config
-from distbranch.config.sweep import SweepConfig, load_sweep
+from distbranch.config.sweep import Range, SweepConfig, load_sweep
 from distbranch.errors import UsageError
 from distbranch.launch.sweep.proposals import Proposals
 from distbranch.launch.sweep.standing import FAILED, SweepDirectory
@@ -65,10 +65,27 @@ def test_a_new_process_knows_every_proposal_and_what_it_reached(sweep: SweepConf
         directory.end(str(trial.run.name), FAILED, "no room")
     after = Proposals(sweep, directory)
     assert after.trials == groups
-    after.next()
-    states = [trial.state.name for trial in after.study.trials]
+    new = after.next()  # the sampler draws as in the process before, and what it draws again is passed over
+    assert new[0].optim.lr not in [group[0].optim.lr for group in groups]
+    states = [after.study.trials[asked.number].state.name for asked in after.asked]
     assert states == ["COMPLETE", "RUNNING", "FAIL", "RUNNING", "RUNNING"]
     assert after.study.trials[0].params == before.study.trials[0].params
+
+
+def test_no_setting_is_proposed_twice_and_the_search_ends_where_nothing_is_new(
+    sweep: SweepConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = sweep.model_copy(update={"space": {"model.width": Range(choices=(2, 4, 8))}, "num_trials": 5})
+    directory = SweepDirectory(few.path)
+    widths = []
+    for _ in range(2):  # another process knows what the one before proposed
+        proposals = Proposals(few, directory)
+        while trials := proposals.next():
+            widths.append(trials[0].model.width)
+            for trial in trials:
+                finish(trial)
+    assert sorted(widths) == [2, 4, 8]
+    assert "ends after 3 settings instead of num_trials=5" in caplog.text
 
 
 def test_without_optuna_one_sentence_says_what_to_install(sweep: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:

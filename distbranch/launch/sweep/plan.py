@@ -22,6 +22,7 @@ from distbranch.models.cost import multiply_adds
 
 LONGEST_NAME = 80
 SEED = "{seed}"
+DRAWS_PER_TRIAL = 100  # before a space is said to hold no more settings
 DIGITS = 4  # of drawn numbers: a trial's name says exactly what it was trained with
 
 
@@ -86,9 +87,22 @@ def grid_points(sweep: SweepConfig) -> list[dict[str, Any]]:
 
 
 def random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
-    """`num_trials` draws; the first ones stay the same where more are asked for later."""
-    rng = np.random.default_rng(sweep.search_seed)
-    return [{key: _drawn(span, rng) for key, span in sweep.space.items()} for _ in range(sweep.num_trials or 0)]
+    """`num_trials` different draws; the first ones stay the same where more are asked for later.
+
+    Raises:
+        UsageError: the space holds fewer.
+    """
+    rng, wanted = np.random.default_rng(sweep.search_seed), sweep.num_trials or 0
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(DRAWS_PER_TRIAL * wanted):
+        point = {key: _drawn(span, rng) for key, span in sweep.space.items()}
+        found.setdefault(repr(point), point)
+        if len(found) == wanted:
+            return list(found.values())
+    raise UsageError(
+        f"num_trials should be at most the number of different settings in `space`, found num_trials={wanted} and "
+        f"{len(found)} settings. Lower num_trials, or widen the space; more seeds of a setting are given as `seeds`."
+    )
 
 
 def rounded(span: Range, value: float) -> Any:

@@ -4,6 +4,8 @@ Each proposal is a line of `proposals.jsonl` before it is trained, and what it r
 process learns everything again from the disk.
 """
 
+import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,9 @@ from distbranch.engine.run_directory import append_line, read_lines
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.sweep.plan import rounded, trials_of
 from distbranch.launch.sweep.standing import FAILED, FINISHED, STOPPED_EARLY, SweepDirectory
+
+TRIES = 100  # proposals in a row that were all made before
+logger = logging.getLogger("distbranch")
 
 
 class Proposals:
@@ -38,19 +43,33 @@ class Proposals:
         self.asked: list[Any] = []  # Optuna's trials, by the number of the proposal
         self.trials: list[list[Config]] = []  # ours of each: one per seed
         self._open: set[int] = set()
+        self._known: set[str] = set()  # the values of every setting
+        self._exhausted = False
         for line in read_lines(directory.proposals):
             self.study.enqueue_trial(line["drawn"])
             self._add(self.study.ask(self.space), line["values"])
 
     def next(self) -> list[Config]:
-        """The trials of the next setting, one per seed; none when all have been proposed."""
+        """The trials of the next setting, one per seed; none when all have been proposed, or Optuna proposes nothing new."""
         self._tell()
-        if len(self.trials) >= (self.sweep.num_trials or 0):
+        num_trials = self.sweep.num_trials or 0
+        if self._exhausted or len(self.trials) >= num_trials:
             return []
-        asked = self.study.ask(self.space)
-        values = {key: _value(span, asked.params[key]) for key, span in self.sweep.space.items()}
-        append_line(self.directory.proposals, {"number": len(self.trials), "drawn": asked.params, "values": values})
-        return self._add(asked, values)
+        for _ in range(TRIES):
+            asked = self.study.ask(self.space)
+            values = {key: _value(span, asked.params[key]) for key, span in self.sweep.space.items()}
+            if _text(values) not in self._known:
+                line = {"number": len(self.trials), "drawn": asked.params, "values": values}
+                append_line(self.directory.proposals, line)
+                return self._add(asked, values)
+            self.study.tell(asked, state=self.states.FAIL)  # its value is known: training it again tells nothing
+        self._exhausted = True
+        logger.warning(
+            "The search ends after %d settings instead of num_trials=%d: Optuna proposes none that is new.",
+            len(self.trials),
+            num_trials,
+        )
+        return []
 
     def _add(self, asked: Any, values: Mapping[str, Any]) -> list[Config]:
         number = len(self.trials)
@@ -58,6 +77,7 @@ class Proposals:
         self.asked.append(asked)
         self.trials.append(trials)
         self._open.add(number)
+        self._known.add(_text(values))
         return trials
 
     def _tell(self) -> None:
@@ -107,6 +127,10 @@ def _distribution(span: Range, kinds: Any) -> Any:
     if span.whole:
         return kinds.IntDistribution(rounded(span, span.low or 0), rounded(span, span.high or 0), log=span.log)
     return kinds.FloatDistribution(span.low, span.high, log=span.log)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)
 
 
 def _value(span: Range, drawn: Any) -> Any:
