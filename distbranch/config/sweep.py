@@ -4,7 +4,7 @@ A sweep file has keys of its own (below); every dotted key of a run may stand in
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -154,6 +154,7 @@ class SweepConfig(Section):
             f"a seed appears twice in {list(self.seeds or ())}",
         )
         twice = [key for key in (*self.grid, *self.space) if key in self.overrides or (key == "seed" and self.seeds)]
+        twice += ["seed"] if self.seeds and "seed" in self.overrides else []
         _needs(not twice, f"{', '.join(twice)} is varied and also fixed; say it once")
         _needs(
             self.gpus_per_trial <= self.workers_per_trial,
@@ -198,7 +199,14 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     return sweep_of(values, overrides, folder=file.absolute().parent, what=f"The sweep {file}")
 
 
-def sweep_of(values: dict[str, Any], overrides: Sequence[str] = (), *, folder: Path, what: str) -> SweepConfig:
+def sweep_of(
+    values: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path,
+    what: str,
+    derived: Collection[str] = (),
+) -> SweepConfig:
     """A sweep from the values of its keys, with dotted overrides.
 
     Args:
@@ -206,13 +214,13 @@ def sweep_of(values: dict[str, Any], overrides: Sequence[str] = (), *, folder: P
         overrides: `key=value`; keys of the sweep (`concurrency=4`, `grid.model.width=[16,32]`) or of the run, for all trials.
         folder: what relative config files are relative to.
         what: named in errors, such as `The sweep mine.yaml`.
+        derived: keys whose values in the variants were made from these overrides.
 
     Raises:
-        UsageError: an unknown key (with the nearest ones), a value out of range.
+        UsageError: an unknown key (with the nearest ones), a value out of range, an override that a variant would not follow.
     """
-    values = dict(values)
-    for text in overrides:
-        key, value = parse_override(text)
+    values, said = dict(values), dict(map(parse_override, overrides))
+    for key, value in said.items():
         _override(values, key, value)
     _check_keys(values)
     if values.get("base"):
@@ -229,7 +237,22 @@ def sweep_of(values: dict[str, Any], overrides: Sequence[str] = (), *, folder: P
     for key in (*sweep.overrides, *sweep.grid, *sweep.space, *of_variants):
         if key in KEYS_OF_THE_SWEEP:
             raise UsageError(f"A sweep does not take '{key}': {KEYS_OF_THE_SWEEP[key]}.")
+    for key in sweep.overrides:
+        if key not in derived and (key in said or f"overrides.{key}" in said):
+            _refuse_unheard(key, sweep)
     return sweep
+
+
+def _refuse_unheard(key: str, sweep: SweepConfig) -> None:
+    """In a file a variant may differ from what is said of all; a command that says it of all means all."""
+    value = sweep.overrides[key]
+    others = [name for name, variant in sweep.variants.items() if key in variant and variant[key] != value]
+    if others:
+        names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise UsageError(
+            f"{key}={value} is given for all runs, but {key} is also fixed by the variants {names}; say it once: "
+            "leave it out, or change the variants."
+        )
 
 
 def sweep_to_yaml(sweep: SweepConfig) -> str:

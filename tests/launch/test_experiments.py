@@ -18,9 +18,10 @@ from tiny_world import assert_one_sentence, run_command
 
 from distbranch.branching.tree import Split, Tree
 from distbranch.config import differences, load_config
+from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import drawn_order
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.experiment import affinity, company, grouping, initialisation, table
+from distbranch.launch.experiment import affinity, company, grouping, initialisation, planted, table
 from distbranch.launch.experiment.comparison import Run, experiment_sweep
 from distbranch.launch.sweep import run as sweep_run
 from distbranch.launch.sweep import tuning
@@ -288,7 +289,7 @@ def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
     config = CONFIGS / "fps-thin-16.yaml"
     variants = initialisation.beginning_variants(config, Path("/wide"), ["train.iterations=300"], two_thirds=True)
     data = ["data.path=/data/fps", "train.iterations=300"]
-    trials = planned_trials(experiment_sweep("i", variants, data, seeds=[0], jobs=None))
+    trials = planned_trials(experiment_sweep("i", variants, data, seeds=[0], jobs=None, derived=initialisation.DERIVED))
     assert [trial.method.init for trial in trials] == ["somp", "largest-norm", "random-rows", "random", "somp"]
     assert {trial.train.evaluate_every for trial in trials} == {15}
     for trial in trials[:4]:
@@ -297,6 +298,57 @@ def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
     assert trials[4].train.iterations == 200
     stepped = initialisation.beginning_variants(config, Path("/wide"), ["optim.schedule=step"], two_thirds=True)
     assert stepped["somp-two-thirds"]["optim.decay_every"] == round(load_config(config).optim.decay_every * 2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("affinity {branch} method.alpha=8", "by the variants agreement-alpha1, agreement-alpha2, agreement-alpha4 and 3 more"),
+        ("affinity {branch} seed=8", "seed is varied and also fixed; say it once"),
+        ("initialisation {thin} --pretrained {wide} method.init=random", "by the variants somp, largest-norm, random-rows;"),
+        ("company {branch} method.alpha=8 model.width=24", "by the variants nowhere-thin-8, nowhere-thin-12"),
+        ("planted {planted} seed=8", "seed=8 is given for all runs"),
+    ],
+)  # fmt: skip
+def test_an_override_that_an_experiment_would_not_follow_is_refused(command: str, said: str, tmp_path: Path) -> None:
+    files = {name: CONFIGS / f"fps-{file}.yaml" for name, file in (("branch", "branch-16-2"), ("thin", "thin-16"))}
+    text = command.format(**files, planted=CONFIGS / "quickstart.yaml", wide=tmp_path / "wide")
+    ended = run_command(["experiment", *text.split(), "data.path=nowhere", f"run.directory={tmp_path}"])
+    assert_one_sentence(ended, 2, (said,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_experiment_makes_of_an_override_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept: list[SweepConfig] = []
+
+    def stop(sweep: SweepConfig, _: Any) -> None:
+        swept.append(sweep)
+        raise UserError("enough")
+
+    for module in (initialisation, company, planted):
+        monkeypatch.setattr(module, "run_experiment", stop)
+    said = ["train.iterations=1200", "optim.warmup=72", "train.evaluate_every=100", "data.path=nowhere"]
+    given = {"jobs": None, "report": print}
+    with pytest.raises(UserError, match="enough"):
+        initialisation.compare_beginnings(
+            CONFIGS / "fps-thin-16.yaml", tmp_path, [0], said, two_thirds=True, name=None, **given
+        )
+    trials = planned_trials(swept[-1])
+    assert [trial.train.iterations for trial in trials] == [1200] * 4 + [800]
+    assert {trial.train.evaluate_every for trial in trials} == {100}
+    with pytest.raises(UserError, match="enough"):
+        company.fair_company(
+            [CONFIGS / "fps-branch-16-2.yaml"], [8, 16], [0], [*said, "method.alpha=8"],
+            metric="accuracy", split="val", name="company", **given,
+        )  # fmt: skip
+    assert [trial.method.alpha for trial in planned_trials(swept[-1]) if trial.method.name == "branching"] == [8]
+    with pytest.raises(UserError, match="enough"):
+        planted.planted(CONFIGS / "quickstart.yaml", [4], ["data.path=else", "data.pack.samples=9"], name=None, **given)
+    (trial,) = planned_trials(swept[-1])
+    assert (Path(str(trial.data.path)).name, trial.data.pack) == (
+        "else-seed4",
+        {**(trial.data.pack or {}), "samples": 9},
+    )
 
 
 # ---- affinity

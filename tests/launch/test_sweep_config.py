@@ -32,6 +32,7 @@ SPACE = {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
         ({**GRID, "overrides": {"launch.workers": 2}}, "give `workers_per_trial`"),
         ({**GRID, "overrides": {"model.width": 4}}, "model.width is varied and also fixed"),
         ({"grid": {"seed": [0, 1]}, "seeds": [0]}, "seed is varied and also fixed"),
+        ({**GRID, "seeds": [0], "overrides": {"seed": 1}}, "seed is varied and also fixed"),
         ({**GRID, "seeds": [1, 1]}, "a seed appears twice"),
         ({**GRID, "num_trials": 4}, "search: grid takes `grid`"),
         ({"search": "random", "num_trials": 4, **GRID}, "search: random takes `space`"),

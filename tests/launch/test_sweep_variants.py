@@ -45,6 +45,23 @@ def test_a_variant_may_have_a_base_of_its_own(tmp_path: Path) -> None:
     assert planned_trials(load_sweep(again)) == [trial]
 
 
+def test_a_command_is_not_heeded_by_some_variants_only(tmp_path: Path) -> None:
+    variants = {"low": {"method.alpha": 0.5}, "high": {"method.alpha": 8}, "cap": {"method.max_branches": 2}}
+    file = write_sweep(tmp_path, variants=variants, overrides={"method.alpha": 3})
+    assert [trial.method.alpha for trial in planned_trials(load_sweep(file))] == [
+        0.5,
+        8,
+        3,
+    ]  # in a file they may differ
+    for given in ("method.alpha=8", "overrides.method.alpha=8"):
+        with pytest.raises(
+            UsageError, match=r"method\.alpha=8 is given for all runs, .* by the variants low; say it once"
+        ):
+            load_sweep(file, [given])
+    trials = planned_trials(load_sweep(file, ["method.max_branches=2", "train.iterations=7"]))
+    assert {(trial.method.max_branches, trial.train.iterations) for trial in trials} == {(2, 7)}
+
+
 def test_variants_that_differ_in_how_they_decide_share_their_beginning(tmp_path: Path) -> None:
     variants = {"low": {"method.alpha": 0.5}, "high": {"method.alpha": 8.0, "method.affinity": "phi"}, **VARIANTS}
     found = families(planned_trials(sweep_in(tmp_path, variants=variants, seeds=[0])))

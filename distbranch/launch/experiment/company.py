@@ -35,6 +35,8 @@ BEGINNING = (
     "pretrained_channels",
 )  # of the method: what a thin network has in common with a grown one
 
+OWN_OF_THE_LINE = ("model.width", "model.width_fraction")  # all else is the recipe of the grown networks
+
 
 @dataclass(frozen=True)
 class Neighbour:
@@ -85,7 +87,9 @@ def fair_company(
     grown = {key: value for key, value in variants_of_files(configs).items() if key not in line}
     if not grown:
         raise UsageError("Give at least one config of a grown network, such as configs/fps-branch-16-2.yaml.")
-    sweep = experiment_sweep(name, {**line, **grown}, overrides, seeds=seeds, jobs=jobs, among_runs=True)
+    derived = {key for variant in line.values() for key in variant if key not in OWN_OF_THE_LINE}
+    variants = {**line, **grown}
+    sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, among_runs=True, derived=derived)
     runs = run_experiment(sweep, report)
     thin, others = {key: runs[key] for key in line}, {key: runs[key] for key in grown}
     found = {part: neighbours(others, thin, metric, part) for part in ("test", "val")}

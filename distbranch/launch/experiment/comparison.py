@@ -1,6 +1,6 @@
 """What every experiment is made of: a sweep over variants, run or gone on with, and the finished runs of every variant."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def experiment_sweep(
     seeds: Sequence[int] | None,
     jobs: int | None,
     among_runs: bool = False,
+    derived: Collection[str] = (),
 ) -> SweepConfig:
     """The sweep of an experiment.
 
@@ -75,9 +76,10 @@ def experiment_sweep(
         jobs: runs at the same time; None: as many as fit.
         among_runs: the runs are those that `distbranch train` would make in `run.directory`, under the names
             `<variant>-seed<seed>`, so that experiments share them; else they lie in the experiment's own directory.
+        derived: keys whose values in the variants were made from the overrides; no other key may be said by both.
 
     Raises:
-        UsageError: an unknown key, or a value that no sweep takes.
+        UsageError: an unknown key, a value that no sweep takes, or an override that some variants would not follow.
     """
     values: dict[str, Any] = {"name": name, "variants": {key: dict(part) for key, part in variants.items()}}
     values |= {"seeds": list(seeds)} if seeds is not None else {}
@@ -91,7 +93,7 @@ def experiment_sweep(
             others.append(text)
     if among_runs:
         values["trial_directory"] = values.get("directory", SweepConfig.model_fields["directory"].default)
-    return sweep_of(values, others, folder=Path.cwd(), what=f"The experiment {name}")
+    return sweep_of(values, others, folder=Path.cwd(), what=f"The experiment {name}", derived=derived)
 
 
 def config_of(file: Path, overrides: Sequence[str]) -> Config:

@@ -27,6 +27,7 @@ from distbranch.report.experiment_figures import Course, draw_courses, save_figu
 METRIC = "average_precision"
 RANDOM, SHORT = "random", "somp-two-thirds"
 FROM_WIDE = ("somp", "largest-norm", "random-rows")
+DERIVED = ("train.evaluate_every", "train.iterations", "optim.decay_every")
 NUM_EVALUATIONS = 20  # where the configuration names no number
 Curve = Sequence[tuple[int, float]]  # (iteration, value)
 
@@ -74,8 +75,8 @@ def compare_beginnings(
     """
     _check_wider(config, pretrained, overrides)
     variants = beginning_variants(config, pretrained, overrides, two_thirds=two_thirds)
-    kept = [text for text in overrides if not text.startswith("train.evaluate_every=")]
-    sweep = experiment_sweep(name or f"initialisation-{config.stem}", variants, kept, seeds=seeds, jobs=jobs)
+    name = name or f"initialisation-{config.stem}"
+    sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, derived=DERIVED)
     runs = run_experiment(sweep, report)
     found = [pace(beginning, members, runs[RANDOM]) for beginning, members in runs.items()]
     write_csv(sweep.path, "curves.csv", _rows(runs))

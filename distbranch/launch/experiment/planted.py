@@ -22,6 +22,8 @@ from distbranch.launch.experiment.comparison import (
 )
 from distbranch.report.console import amount, markdown_table
 
+DERIVED = ("data.path", "data.pack")
+
 
 def planted(
     config: Path, seeds: Sequence[int], overrides: Sequence[str], *, name: str | None, jobs: int | None, report: Report
@@ -46,7 +48,8 @@ def planted(
         }
         for seed in seeds
     }
-    sweep = experiment_sweep(name or f"planted-{config.stem}", variants, overrides, seeds=None, jobs=jobs)
+    name = name or f"planted-{config.stem}"
+    sweep = experiment_sweep(name, variants, overrides, seeds=None, jobs=jobs, derived=DERIVED)
     runs = [run for members in run_experiment(sweep, report).values() for run in members]
     indices = {run.seed: planted_agreement(run.config.run_directory) for run in runs}
     write_csv(sweep.path, "planted.csv", [{"seed": seed, "adjusted_rand": index} for seed, index in indices.items()])
