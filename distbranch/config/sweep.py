@@ -100,10 +100,10 @@ class SweepConfig(Section):
         2, ge=0, description="Restarts of a trial whose process was lost; an error of its own ends it."
     )
 
-    @field_validator("directory")
+    @field_validator("directory", "trial_directory")
     @classmethod
-    def _is_a_folder(cls, directory: str) -> str:
-        if is_remote(directory):
+    def _is_a_folder(cls, directory: str | None) -> str | None:
+        if directory is not None and is_remote(directory):
             raise ValueError(
                 f"should be a folder that all nodes see (only a single run may live at a URL), found {directory}"
             )

@@ -46,6 +46,7 @@ SPACE = {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
         ({"search": "random", "num_trials": 2, "space": {"model.width": {"choices": []}}}, "give either a list of choices"),
         ({"search": "bayes", **GRID}, "search: Input should be 'grid', 'random' or 'optuna'"),
         ({**GRID, "workers_per_trial": 2, "gpus_per_trial": 3}, "at most one per worker, found 3 for 2"),
+        ({**GRID, "trial_directory": "s3://b/runs"}, "trial_directory: should be a folder that all nodes see"),
         ({**GRID, "name": "../up"}, "should be made of letters, digits"),
         ({**GRID, "base": None}, "A sweep needs `base`"),
         ({**GRID, "concurrency": 0}, "concurrency: Input should be greater than or equal to 1"),

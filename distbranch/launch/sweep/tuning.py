@@ -15,6 +15,7 @@ from ray import tune
 from distbranch.config import Config
 from distbranch.config.sweep import SweepConfig
 from distbranch.data.mixture import read_data
+from distbranch.engine.forks import member, read_family
 from distbranch.engine.metrics import Report
 from distbranch.engine.results import StoppedEarly
 from distbranch.engine.run_directory import RunDirectory, read_lines
@@ -166,7 +167,10 @@ def _judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Judge:
         return halving.passes(str(config.run.name), classes[key], iteration, value)
 
     for config in begun:
-        for line in read_lines(RunDirectory(config.run_directory).metrics):
+        files = RunDirectory(config.run_directory)
+        together = [config, *(member(config, name, method) for name, method in read_family(files)[0].items())]
+        for line in read_lines(files.metrics):
             if line.get("kind") == "evaluation" and line["split"] == "val" and line["mean"].get(metric) is not None:
-                judge(config, line["iteration"], line["mean"][metric])
+                for each in together:
+                    judge(each, line["iteration"], line["mean"][metric])
     return judge
