@@ -84,7 +84,7 @@ def job_state(job: Job) -> str:
     except UserError as error:
         return f"unknown ({error})"
     except RuntimeError:
-        return "unknown (the cluster knows no such job)"
+        return "the cluster knows no such job"
 
 
 def is_running(job: Job) -> bool:
