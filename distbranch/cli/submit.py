@@ -24,7 +24,10 @@ class Executor(StrEnum):
 
 Partition = Annotated[str | None, typer.Option(help="Partition; the site's default if empty.")]
 Gpus = Annotated[int, typer.Option("--gpus-per-node", help="GPUs of each node; one rank on each.", min=0)]
-Cpus = Annotated[int | None, typer.Option("--cpus-per-node", help="Cores of each node.", min=1)]
+Cpus = Annotated[
+    int | None,
+    typer.Option("--cpus-per-node", help="Cores of each node; if empty no fewer than its ranks need, one each.", min=1),
+]
 Time = Annotated[str, typer.Option("--time", help="Time limit: MINUTES, 12:00:00 or 2-00:00:00.")]
 Account = Annotated[str | None, typer.Option(help="Account to charge.")]
 Qos = Annotated[str | None, typer.Option(help="Quality of service.")]
