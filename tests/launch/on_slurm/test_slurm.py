@@ -235,6 +235,9 @@ def test_an_array_trains_every_trial_of_a_sweep_once(person: Person, slurm: Slur
     again = person.types(*command)
     assert again.stdout.count("is finished already") == 4
     assert "Submitted" not in again.stdout
+    [words] = re.findall(r"When all have ended, `distbranch (.+)` makes the table", again.stdout)
+    assert person.types(*words.split()).returncode == 0
+    assert (person.folder / "runs" / "few" / "results.csv").read_text().count("finished") == 4
 
 
 def test_a_folder_that_one_node_does_not_see_and_a_busy_port_are_said_in_one_sentence(
