@@ -1,6 +1,7 @@
 """`distbranch submit`: runs as jobs of a cluster."""
 
 import math
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,10 @@ class Executor(StrEnum):
 
 Partition = Annotated[str | None, typer.Option(help="Partition; the site's default if empty.")]
 Gpus = Annotated[int, typer.Option("--gpus-per-node", help="GPUs of each node; one rank on each.", min=0)]
-Cpus = Annotated[int | None, typer.Option("--cpus-per-node", help="Cores of each node.", min=1)]
+Cpus = Annotated[
+    int | None,
+    typer.Option("--cpus-per-node", help="Cores of each node; if empty no fewer than its ranks need, one each.", min=1),
+]
 Time = Annotated[str, typer.Option("--time", help="Time limit: MINUTES, 12:00:00 or 2-00:00:00.")]
 Account = Annotated[str | None, typer.Option(help="Account to charge.")]
 Qos = Annotated[str | None, typer.Option(help="Quality of service.")]
@@ -112,7 +116,9 @@ def submit_slurm_array(
     partition: Partition = None,
     gpus: Annotated[int | None, typer.Option("--gpus-per-trial", help="As `gpus_per_trial`.", min=0)] = None,
     cpus: Annotated[int | None, typer.Option("--cpus-per-trial", help="As `cpus_per_trial`.", min=1)] = None,
-    at_once: Annotated[int, typer.Option(help="Trials that may run at the same time.", min=1)] = 64,
+    at_once: Annotated[
+        int | None, typer.Option(help="Trials that may run at the same time, as `concurrency`; 64 if empty.", min=1)
+    ] = None,
     time: Time = "60",
     account: Account = None,
     qos: Qos = None,
@@ -135,7 +141,13 @@ def submit_slurm_array(
     given = {"gpus_per_trial": gpus, "cpus_per_trial": cpus}
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     loaded = load_sweep(sweep, [*(overrides or []), *options])
+    if loaded.early_stopping is not None:
+        raise UsageError(
+            "The trials of an array do not know of each other, so none is stopped early: give early_stopping=null to train all of "
+            "them to their end, or use `distbranch sweep`."
+        )
     trials = planned_trials(loaded)
+    most = at_once or loaded.concurrency or 64
     resources = submission.Resources(
         partition=partition,
         gpus_per_node=math.ceil(loaded.gpus_per_trial),
@@ -150,11 +162,12 @@ def submit_slurm_array(
         further=_pairs(sbatch),
     )
     if dry_run:
-        return _say(submission.script(trials[0], resources, num_runs=len(trials), at_once=at_once))
-    jobs = submission.submit_array(trials, loaded.path, resources, at_once=at_once, say=_say)
+        return _say(submission.script(trials[0], resources, num_runs=len(trials), at_once=most))
+    jobs = submission.submit_array(trials, loaded.path, resources, at_once=most, say=_say)
     if jobs:
         _say(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
-    return None
+    table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])
+    return _say(f"When all have ended, `{table}` makes the table of them; it trains again what failed.")
 
 
 def _pairs(options: list[str] | None) -> dict[str, Any]:

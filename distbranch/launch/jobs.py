@@ -4,13 +4,13 @@ What the run itself has come to stands in the run directory alone, so that statu
 started by plain `train`.
 """
 
+import fcntl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
 from distbranch.config import load_config
 from distbranch.engine.mirror import Mirror
@@ -22,6 +22,7 @@ from distbranch.launch.on_ray import job as ray_job
 from distbranch.launch.on_slurm.queue import cancel_slurm, slurm_state
 
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_OF_SILENCE = 600  # of whoever keeps the queue; a controller that is started anew is away for some minutes
 
 
 def status(run_directory: Path) -> list[tuple[str, str]]:
@@ -57,15 +58,19 @@ def logs(run_directory: Path, *, follow: bool) -> Iterator[str]:
     """What the job of a run has said, piece by piece; with `follow` until the job has ended.
 
     Raises:
-        UserError: the run has no job, or no log of it is to be found.
+        UserError: the run has no job, or no log of it is to be found; or nobody knows what its job does.
     """
     files = _files(run_directory)
     job = read_job(files.path)
     if job is None:
         raise UserError(f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal.")
-    position = 0
+    position, known_at = 0, time.monotonic()
     while True:
-        running = follow and goes_on(job)
+        state = job_state(job) if follow else ""
+        if not state.startswith("unknown"):
+            known_at = time.monotonic()
+        silent = time.monotonic() - known_at > SECONDS_OF_SILENCE
+        running = not silent and state.startswith(("waiting", "running", "unknown"))
         piece = _said(job)[position:]
         whole = piece[: piece.rfind(b"\n") + 1] if running else piece
         position += len(whole)
@@ -74,6 +79,8 @@ def logs(run_directory: Path, *, follow: bool) -> Iterator[str]:
         if not running:
             break
         time.sleep(SECONDS_BETWEEN_LOOKS)
+    if silent:
+        raise UserError(f"Whether the job {job.id} goes on is {state}.")
     if position == 0:
         raise UserError(_missing_log(job) or f"The job {job.id} has said nothing yet.")
 
@@ -95,7 +102,7 @@ def cancel(run_directory: Path, *, patience_s: float, say: Callable[[str], None]
         say: receives one line for every thing done.
 
     Raises:
-        UserError: no such run, or nothing trains it.
+        UserError: no such run, nothing trains it, nobody knows whether its job does, or it is not ours to stop.
     """
     files = _files(run_directory)
     training = _in_training(files)
@@ -107,16 +114,20 @@ def cancel(run_directory: Path, *, patience_s: float, say: Callable[[str], None]
         _end_job(job)
         return say(f"The job {job.id} had not begun; it is taken out of the queue.")
     if not state.startswith("running") and not _is_trained(training):
+        if job is not None and state.startswith("unknown"):
+            raise UserError(f"Whether the job {job.id} trains the run {files.path} is {state}.")
         raise UserError(_nothing_to_cancel(files))
-    say("Asked the run to save everything and stop.")
     here = training is files or _is_trained(training)
-    if job is not None and not here:
+    if here:
+        _ask_to_stop(training)
+    elif job is not None:
         _end_job(job)
+    say("Asked the run to save everything and stop.")
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
         if here:
-            training.stop_word.touch()
-        if not _is_trained(training) and (job is None or not goes_on(job)):
+            _ask_to_stop(training)  # again: a job that begins takes the word away
+        if not _is_trained(training) and (job is None or _has_ended(job)):
             training.stop_word.unlink(missing_ok=True)
             return say("The run has stopped; the same command continues it.")
         time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -157,6 +168,21 @@ def goes_on(job: Job) -> bool:
     return job_state(job).startswith(("waiting", "running"))
 
 
+def _has_ended(job: Job) -> bool:
+    """Whether a job is known to have ended."""
+    return job_state(job).startswith("ended")
+
+
+def _ask_to_stop(files: RunDirectory) -> None:
+    try:
+        files.stop_word.touch()
+    except OSError as error:
+        raise UserError(
+            f"The run {files.path} cannot be asked to stop, for {files.stop_word.name} cannot be written there "
+            f"({error.strerror}). Whoever started it can cancel it."
+        ) from None
+
+
 def _end_job(job: Job) -> None:
     if job.kind == "slurm":
         cancel_slurm(job.id)
@@ -188,7 +214,7 @@ def _who(files: RunDirectory, job: Job | None) -> str:
 
 def _missing_log(job: Job) -> str:
     """Why a job that has ended said nothing; empty if it did, or if it has not ended."""
-    if job.kind != "slurm" or goes_on(job) or Path(job.log).exists():
+    if job.kind != "slurm" or not _has_ended(job) or Path(job.log).exists():
         return ""
     return (
         f"The job {job.id} has ended and left no log in {Path(job.log).parent}: its nodes seem not to see that folder. "
@@ -203,14 +229,15 @@ def _in_training(files: RunDirectory) -> RunDirectory:
 
 
 def _is_trained(files: RunDirectory) -> bool:
-    """Whether some process holds the lock of the run."""
-    if not files.path.is_dir():
-        return False
+    """Whether some process holds the lock of the run. It is only looked at, for not every run is ours to write."""
     try:
-        with FileLock(files.path / ".lock", timeout=0):
-            return False
-    except Timeout:
+        with (files.path / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # held; on storage without locks FileLock's file is there only while it is held
         return True
+    return False
 
 
 def _files(run_directory: Path) -> RunDirectory:

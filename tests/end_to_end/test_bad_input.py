@@ -258,6 +258,13 @@ CONFIGS = (
     Case("slurm: all GPUs idle", nothing, f"{SLURM} --gpus-per-node 4", 2, ("launch.device=cpu", "4 GPU(s) idle")),
     Case("slurm: signal too early", nothing, f"{SLURM} --time 2 --signal-delay 600", 2, ("600", "--time", "2 minute")),
     Case("slurm: no such port", nothing, f"{SLURM} --port 99999", 2, ("--port", "65535")),
+    Case(
+        "slurm: early stopping",
+        put("s.yaml", "base: tiny.yaml\nseeds: [0]\nearly_stopping: {grace: 2}\n"),
+        "submit slurm-array s.yaml",
+        2,
+        ("early_stopping=null", "distbranch sweep"),
+    ),
     Case("slurm: less than no GPU", SWEEP, "submit slurm-array s.yaml --gpus-per-trial -1", 2, ("--gpus-per-trial",)),
     Case("dry run: more ranks", nothing, f"{NEW} --dry-run launch.workers=25 train.batch_size=50", 1, ("25", "24")),
 )

@@ -4,9 +4,12 @@ Some of it through a real process, as a person starts it.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,17 @@ def run_process(*arguments: str) -> Ended:
         env=environment,
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+@contextmanager
+def readable_only(folder: Path) -> Iterator[None]:
+    """`folder` as those see it who may not write there, whoever has files of it open."""
+    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("kibibytes", [4, 12, 16, 24, 40, 100, 130])
@@ -66,6 +80,23 @@ def test_a_run_in_use_is_left_alone(world: Path) -> None:
     with FileLock(world / "runs/tiny/.lock"), nothing_overwritten(world, ()):
         ended = run_process("train", "tiny.yaml")
     assert_one_sentence(ended, 1, ("runs/tiny", "another process", "run.name"))
+
+
+def test_a_run_that_may_only_be_read_has_a_status_and_cannot_be_cancelled(world: Path) -> None:
+    with small_disk(world / "small", 4096):
+        shutil.copytree("runs/tiny", "small/tiny")
+        (world / "small/tiny/result.json").unlink()
+        lock = FileLock(world / "small/tiny/.lock")
+        with lock:  # which makes its file
+            pass
+        with readable_only(world / "small"):
+            assert "nobody now" in run_command(["status", "small/tiny"]).out
+        lock.acquire()
+        with readable_only(world / "small"):
+            assert "a process of" in run_command(["status", "small/tiny"]).out
+            ended = run_command(["cancel", "small/tiny"])
+        lock.release()
+    assert_one_sentence(ended, 1, ("small/tiny", "cannot be asked to stop", "Read-only", "Whoever started it"))
 
 
 def test_a_config_error_in_a_process_of_its_own(world: Path) -> None:

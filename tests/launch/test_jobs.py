@@ -1,26 +1,34 @@
 """What can be asked of a run, whoever trains it: status, logs, cancel; and jobs on this machine, without Slurm."""
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from rank_server import RankServer
 from tiny_runs import assert_same_content, config_of, train_tiny
+from tiny_world import run_command
 
 from distbranch.config import load_config
 from distbranch.engine.checkpoint import load_newest
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
+from distbranch.launch import jobs
 from distbranch.launch.job import Job, read_job, write_job
 from distbranch.launch.jobs import cancel, logs, status
+from distbranch.launch.on_ray import job as ray_job
 from distbranch.launch.on_slurm.network import free_port, is_free
 from distbranch.launch.on_slurm.queue import explain
 from distbranch.launch.on_slurm.submission import Resources, minutes, script
+from distbranch.launch.prepare import with_absolute_paths
 
 
 def saved_step(run: Path) -> int:
@@ -124,6 +132,68 @@ def test_a_local_job_is_cancelled_and_continued_to_the_same_bits(
     assert_same_content(run, undisturbed(1))
 
 
+def test_a_controller_that_is_away_for_a_while_does_not_end_the_log(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_of(tiny_data, tmp_path)))
+    (tmp_path / "log").write_text("begun\n")
+    write_job(tmp_path, Job("slurm", "7", "partition gpu", str(tmp_path / "log"), "2026-01-02 03:04:05"))
+    (tmp_path / "answers").write_text("silence\nsilence\nRUNNING\nCOMPLETED\n")
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        f"""#!/bin/sh
+        cd {tmp_path}
+        answer=$(head -n 1 answers)
+        sed -i 1d answers
+        if [ "$answer" = RUNNING ]; then echo ended >> log; fi
+        if [ "$answer" != silence ]; then echo "JobId=7 JobState=$answer"; exit 0; fi
+        echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2
+        exit 1
+        """
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(jobs, "SECONDS_BETWEEN_LOOKS", 0.01)
+    assert "".join(logs(tmp_path, follow=True)) == "begun\nended\n"
+
+    (tmp_path / "answers").write_text("silence\n" * 100)
+    with pytest.raises(UserError, match=r"Whether the job 7 trains the run \S+ is unknown .*slurmctld does not answer"):
+        cancel(tmp_path, patience_s=1, say=lambda _: None)
+    monkeypatch.setattr(jobs, "SECONDS_OF_SILENCE", 0.1)
+    with pytest.raises(UserError, match="Whether the job 7 goes on is unknown"):
+        list(logs(tmp_path, follow=True))
+
+
+class Dashboard:
+    """Of a Ray cluster: keeps what is sent to it."""
+
+    def submit_job(self, *, entrypoint: str, runtime_env: dict[str, object]) -> str:
+        self.command, self.environment = entrypoint, runtime_env
+        return "raysubmit_1"
+
+
+def test_a_job_of_ray_is_told_in_full_where_a_run_begins_from(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, copy, dashboard = tmp_path / "source", tmp_path / "copy", Dashboard()
+    changes = {"method.name": "fixed", "method.groups": "runs/grown", "data.cache_directory": "cache"}
+    changes |= {"method.init": "somp", "method.pretrained": "../wide"}
+    source.mkdir()
+    (source / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, "runs", **changes)))
+    shutil.copytree(source, copy)
+    monkeypatch.setattr(ray_job, "_client", lambda _: dashboard)
+    monkeypatch.chdir(source)
+    config, address = Path("tiny.yaml"), "http://head:8265"
+    assert ray_job.submit(config, ["seed=4"], address=address, wait=False, say=lambda _: None) == 0
+
+    monkeypatch.chdir(copy)
+    [*program, file, seed] = shlex.split(dashboard.command)[:6]
+    assert program == ["python", "-m", "distbranch", "train"]
+    there = with_absolute_paths(load_config(file, [seed, *shlex.split(dashboard.command)[6:]]))
+    RunDirectory(source / "runs" / "tiny").check(there)  # the run that was begun here
+    assert there.method.groups == str(source / "runs" / "grown")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("90", 90), ("1:30", 2), ("12:00:00", 720), ("00:01:01", 2), ("2-00:00:00", 2880), ("1-12", 2160)],
@@ -146,8 +216,29 @@ def test_the_batch_script_asks_for_what_was_given_and_needs_no_slurm(tiny_data: 
         assert f"#SBATCH --{line}\n" in text
     for line in ("qos=long", "mem=64G", "requeue", "signal=USR2@90", "open-mode=append", "job-name=tiny"):
         assert f"#SBATCH --{line}\n" in text
+    assert "mincpus" not in text
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     assert not (tmp_path / "tiny").exists()
+
+
+def test_without_a_number_of_cores_every_node_has_as_many_as_its_ranks_need(tiny_data: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_data, tmp_path, **{"train.batch_size": 32, "launch.device": "auto"})
+
+    def asked(nodes: int, gpus: int = 0, **dotted: Any) -> str:
+        text = script(load_config(config, dotted), Resources(nodes=nodes, gpus_per_node=gpus))
+        return "".join(line.partition("=")[2] for line in text.splitlines() if line.startswith("#SBATCH --mincpus"))
+
+    assert asked(2, gpus=8) == "8"
+    assert asked(3, **{"launch.workers": 7}) == "3"
+    assert asked(1, **{"launch.workers": 4, "launch.cpus_per_worker": 1.5}) == "6"
+    assert asked(2) == asked(1) == ""
+
+
+def test_an_array_trains_as_many_trials_at_once_as_the_sweep_says(world: Path) -> None:
+    (world / "s.yaml").write_text("base: tiny.yaml\nseeds: [0, 1, 2, 3]\nconcurrency: 2\n")
+    command = ["submit", "slurm-array", "s.yaml", "--dry-run"]
+    assert "--array=0-3%2\n" in run_command(command).out
+    assert "--array=0-3%3\n" in run_command([*command, "--at-once", "3"]).out
 
 
 def test_options_that_cannot_be_are_refused(tiny_data: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def job_state(job: Job) -> str:
     except UserError as error:
         return f"unknown ({error})"
     except RuntimeError:
-        return "unknown (the cluster knows no such job)"
+        return "the cluster knows no such job"
 
 
 def is_running(job: Job) -> bool:
@@ -129,8 +129,12 @@ def _command(config_path: Path, overrides: Sequence[str], config: Config) -> str
     paths = config.data.paths
     data = paths[0] if len(paths) == 1 else json.dumps(paths)  # a list in YAML
     full = [f"run.directory={config.run.directory}", f"run.name={config.run.name}", f"data.path={data}"]
-    if config.data.cache_directory:
-        full.append(f"data.cache_directory={config.data.cache_directory}")
+    given = {
+        "data.cache_directory": config.data.cache_directory,
+        "method.pretrained": config.method.pretrained,
+        "method.groups": config.method.groups,
+    }
+    full += [f"{key}={path}" for key, path in given.items() if isinstance(path, str)]
     return shlex.join(["python", "-m", "distbranch", "train", str(inside), *overrides, *full])
 
 

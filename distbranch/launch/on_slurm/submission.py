@@ -305,7 +305,7 @@ def _parameters(config: Config, resources: Resources, shared_folder: Path, *, at
     }
     if resources.executor == "local":
         return shared
-    further: dict[str, Any] = {"requeue": True, **resources.further}
+    further: dict[str, Any] = {"requeue": True, **_least_cpus(config.launch, resources), **resources.further}
     if resources.memory is not None:
         further["mem"] = resources.memory
     slurm = {
@@ -321,6 +321,12 @@ def _parameters(config: Config, resources: Resources, shared_folder: Path, *, at
         "additional_parameters": further,
     }
     return shared | {f"slurm_{key}": value for key, value in slurm.items() if value is not None}
+
+
+def _least_cpus(launch: LaunchConfig, resources: Resources) -> dict[str, int]:
+    """Without --cpus-per-node Slurm may give a node one core: no fewer than the ranks on it need, and more if the site says so."""
+    needed = math.ceil(-(-launch.most_workers // resources.nodes) * launch.cpus_per_worker)
+    return {"mincpus": needed} if resources.cpus_per_node is None and needed > 1 else {}
 
 
 def _setup(shared_folder: Path) -> list[str]:

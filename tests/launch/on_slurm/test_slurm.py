@@ -172,10 +172,10 @@ def test_a_run_on_two_nodes_survives_preemption_node_failure_and_scancel_with_th
     assert not left_of(job)
     assert "(as last logged)" in person.types("status", "runs/tiny").stdout
 
-    # The same command again, and another run beside it on the same nodes, which ends first.
+    # The same command again, and another run beside it on the same nodes, which ends first; nobody says how many cores it needs.
     job = person.submits("tiny.yaml", *TWO_NODES)
-    person.write("short", **{"train.iterations": 4})
-    other = person.submits("short.yaml", *TWO_NODES)
+    person.write("short", **{"train.iterations": 4, "launch.workers": 3})
+    other = person.submits("short.yaml", "--partition", "main", "--nodes", "2", "--time", "20")
     assert person.waits_for_end(other) == "COMPLETED"
     assert (person.run_of("short") / "result.json").exists()
     assert person.waits_for_end(job) == "COMPLETED", person.log("tiny")
@@ -235,6 +235,9 @@ def test_an_array_trains_every_trial_of_a_sweep_once(person: Person, slurm: Slur
     again = person.types(*command)
     assert again.stdout.count("is finished already") == 4
     assert "Submitted" not in again.stdout
+    [words] = re.findall(r"When all have ended, `distbranch (.+)` makes the table", again.stdout)
+    assert person.types(*words.split()).returncode == 0
+    assert (person.folder / "runs" / "few" / "results.csv").read_text().count("finished") == 4
 
 
 def test_a_folder_that_one_node_does_not_see_and_a_busy_port_are_said_in_one_sentence(
