@@ -83,6 +83,8 @@ def _refuse_what_vanishes(config: Config) -> None:
     """A Ray job runs in an uploaded copy of a folder, which is another one on every node and ends with the job."""
     copy = next((part for part in (Path.cwd(), *Path.cwd().parents) if part.name.startswith(RAY_COPY)), None)
     places = [("run.directory", config.run.directory), *(("data.path", path) for path in config.data.paths)]
+    given = (("method.pretrained", config.method.pretrained), ("method.groups", config.method.groups))
+    places += [(key, path) for key, path in given if isinstance(path, str)]
     for key, path in places:
         if copy is not None and not is_remote(path) and Path(path).is_relative_to(copy):
             raise UserError(
