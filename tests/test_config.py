@@ -103,7 +103,10 @@ def test_differences_name_key_old_and_new_value() -> None:
     ]
 
 
-@pytest.mark.parametrize("override", ["launch.workers=2", "run.directory=there", "data.workers=3", "train.log_every=7"])
+@pytest.mark.parametrize(
+    "override",
+    ["launch.workers=2", "run.directory=there", "data.workers=3", "data.on_bad_sample=skip", "train.log_every=7"],
+)
 def test_a_continued_run_may_change_where_and_how_it_runs(override: str) -> None:
     assert differences(Config(), load_config({}, [override])) == []
 

@@ -21,6 +21,7 @@ KEYS_FREE_TO_CHANGE = (
     "data.prefetch",
     "data.cache_directory",
     "data.cache_gib",
+    "data.on_bad_sample",
     "data.max_bad_samples",
     "train.log_every",
     "train.profile",
