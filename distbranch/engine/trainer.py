@@ -21,7 +21,7 @@ from distbranch.engine.distributed import Pending, Ranks
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.feed import SMALLEST_PART, Feed
 from distbranch.engine.forks import Family
-from distbranch.engine.loading import open_training
+from distbranch.engine.loading import open_training, too_many_bad
 from distbranch.engine.methods import Ruling, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
 from distbranch.engine.optimisation import learning_rate, set_learning_rate
@@ -251,14 +251,10 @@ class Trainer:
         if not found.total():
             return
         total = Counter(self.progress.num_bad) + found
-        limit = self.config.data.max_bad_samples
-        if total.total() > limit:
+        problem = too_many_bad(total, self.config.data, self.info, "train")
+        if problem is not None:
             self._save()  # without this batch, which the run will meet again
-            kinds = ", ".join(f"{count} {kind}" for kind, count in total.items())
-            raise SharedError(
-                f"{total.total()} samples could not be read ({kinds}), more than data.max_bad_samples={limit}. "
-                f"Check the data set with `distbranch data check {self.info.path}`, or raise the limit."
-            )
+            raise SharedError(problem)
         self.progress.num_bad = dict(total)
         if self.log:
             self.log.note("bad_samples", iteration=self.progress.iteration + 1, counts=dict(total))
