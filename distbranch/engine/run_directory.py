@@ -132,14 +132,14 @@ class RunDirectory:
         finally:
             lock.release()
 
-    def cut_back(self, iteration: int, num_decisions: int, *, decision_is_due: bool = False) -> None:
+    def cut_back(self, iteration: int, num_decisions: int, *, evaluation_is_due: bool = False) -> None:
         """Drop the lines that were written after the checkpoint from which the run goes on.
 
-        An evaluation follows the decision of the same step, so it is dropped too if the decision is still to be taken.
+        An evaluation of the same step is dropped too if it is to be made again: it came after what the checkpoint holds.
         """
 
         def keep(line: Mapping[str, Any]) -> bool:
-            comes_after = decision_is_due and line.get("kind") == "evaluation"
+            comes_after = evaluation_is_due and line.get("kind") == "evaluation"
             return bool(line.get("iteration", 0) <= iteration - comes_after)
 
         _keep_lines(self.metrics, keep)

@@ -87,7 +87,7 @@ class Trainer:
         size = self.state.preprocessing.image_size
         batches = open_training(self.info, self.config, self.ranks, image_size=size, start=start)
         self._feed = Feed(batches, self.ranks, self.should_stop)
-        if self.state.decision_is_due:  # begun from a fork's checkpoint: every other one is written after the decision
+        if self.state.decision_is_due or self.state.evaluation_is_due:  # after a fork, or an evaluation that failed
             self._after_step()
         while not self.state.is_done:
             self._step()
@@ -101,8 +101,13 @@ class Trainer:
         decides = self.state.decision_is_due
         if decides:
             self._grow()
-        if train.evaluate_every and iteration % train.evaluate_every == 0 and not self.state.is_done:
-            self._evaluate("val")
+        if self.state.evaluation_is_due:
+            try:
+                self._evaluate("val")
+            except SharedError:
+                self._save()  # the steps are good, and so is the decision; the evaluation is due again
+                raise
+            self.progress.last_evaluation = iteration
         if decides or iteration % train.checkpoint_every == 0:
             self._save()
 
