@@ -46,9 +46,10 @@ def own_tree(config: Config) -> Tree | None:
     Raises:
         UserError: the file is damaged.
     """
-    file = RunDirectory(config.run_directory).tree
+    files = RunDirectory(config.run_directory)
+    file = files.tree
     try:
-        return Tree.from_json(_read_json(file)["tree"]) if file.exists() else None
+        return Tree.from_json(_read_json(file)["tree"]) if file.exists() and not files.begins_anew(config) else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}). Remove it and run the same command again.") from None
 
