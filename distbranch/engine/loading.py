@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, DataConfig
-from distbranch.data.cache import Cache
+from distbranch.data.cache import Cache, default_cache_folder
 from distbranch.data.loader import Batch, eval_loader, train_loader
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
@@ -49,7 +48,7 @@ def too_many_bad(num_bad: Counter[str], data: DataConfig, info: DatasetInfo, spl
 
 
 def _common(data: DataConfig, ranks: Ranks, image_size: tuple[int, int]) -> dict[str, Any]:
-    folder = data.cache_directory or str(Path.home() / ".cache" / "distbranch")
+    folder = data.cache_directory or default_cache_folder()
     return {
         "rank": ranks.rank,
         "world_size": ranks.world_size,

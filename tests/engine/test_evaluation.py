@@ -10,10 +10,11 @@ import torch
 from rank_server import RankServer
 from tiny_runs import NUM_SAMPLES, TASKS, config_of
 
-from distbranch.config import load_config
+from distbranch.config import DataConfig, load_config
 from distbranch.data.shards import read_dataset
-from distbranch.engine.distributed import join_ranks
+from distbranch.engine.distributed import Ranks, join_ranks
 from distbranch.engine.evaluate import evaluate
+from distbranch.engine.loading import open_evaluation
 from distbranch.errors import SharedError
 from distbranch.models.backbones import Architecture
 from distbranch.models.tree_net import TreeNet
@@ -71,3 +72,14 @@ def test_samples_left_out_of_an_evaluation_are_bounded_and_some_must_be_left(
     config = config_of(data, tmp_path, **{"data.on_bad_sample": "skip", "data.max_bad_samples": limit})
     for told in ranks.call_all(refusal, 2, config=config):
         assert words in told
+
+
+def test_shards_of_a_url_are_kept_in_the_cache_of_the_user(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    info = read_dataset(f"file://{tiny_data}")
+    alone = Ranks(0, 1, torch.device("cpu"))
+    batches = open_evaluation(info, "test", DataConfig(), alone, image_size=(32, 32), batch_size=50)
+    assert sum(len(batch.images) for batch in batches) == NUM_SAMPLES["test"]
+    assert len(list((tmp_path / "distbranch" / "shards").glob("*.tar"))) == 1
