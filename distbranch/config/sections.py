@@ -268,6 +268,10 @@ class Config(Section):
                 f"The first decision would come after {method.steps_to_first} steps, and train.iterations={iterations}: the network "
                 "never branches. Lower method.first_decision or method.round_iterations."
             )
+        if method.pretrained_channels != "rgb" and method.pretrained is None:
+            told.append(
+                f"method.pretrained_channels={method.pretrained_channels} is that of a file in method.pretrained, which is empty."
+            )
         return tuple(told)
 
     @property
