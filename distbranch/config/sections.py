@@ -81,7 +81,9 @@ class DataConfig(Section):
     prefetch: int = Field(4, ge=1, le=64, description="Batches prepared ahead (per prefetching process).")
     shuffle_window: int = Field(8, ge=1, description="Shards whose samples are mixed with each other.")
     on_bad_sample: Literal["fail", "skip"] = Field("fail", description="What to do with a sample that cannot be read.")
-    max_bad_samples: int = Field(100, ge=0, description="With `skip`: the run fails beyond so many.")
+    max_bad_samples: int = Field(
+        100, ge=0, description="With `skip`: beyond so many training fails, and so does an evaluation."
+    )
     cache_directory: str | None = Field(
         None, description="Where shards of a URL are kept; a folder of the user if empty."
     )
