@@ -223,7 +223,8 @@ class TaskSet:
         filled = labels.masked_fill(unlabelled, 0.0)
         outputs = outputs.float()
         if self._inverse is None:  # all tasks are alike: no gathering
-            values = getattr(self._batched[0].kind, name)(outputs.view(len(outputs), self.num_tasks, -1), filled)
+            by_task = outputs.view(len(outputs), self.num_tasks, self.num_outputs // self.num_tasks)
+            values = getattr(self._batched[0].kind, name)(by_task, filled)
         else:
             parts = [
                 getattr(batched.kind, name)(

@@ -112,11 +112,12 @@ def test_dry_run_of_a_sweep_lists_its_trials(world: Path) -> None:
 
 
 def test_settings_without_effect_are_told(world: Path) -> None:
-    ended = run("train tiny.yaml --dry-run train.iterations=2 optim.warmup=3")
+    ended = run("train tiny.yaml --dry-run train.iterations=2 optim.warmup=3 method.pretrained_channels=bgr")
     assert ended.code == 0
     told = " ".join(ended.err.split())
     assert "optim.warmup=3 is longer than train.iterations=2" in told
     assert "never branches" in told
+    assert "method.pretrained_channels=bgr is" in told
     assert not run("train tiny.yaml --dry-run").err
 
 

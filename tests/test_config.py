@@ -70,6 +70,14 @@ def test_a_configuration_comes_back_from_its_yaml(tmp_path: Path) -> None:
     assert load_config(config_file(tmp_path, to_yaml(config))) == config
 
 
+def test_names_that_look_like_numbers_are_names_again_in_its_yaml(tmp_path: Path) -> None:
+    (tmp_path / "2e3.yaml").write_text("method: {name: fixed, groups: {conv1_1: [['1e5', x]]}}")
+    config = load_config(tmp_path / "2e3.yaml")
+    assert config.run.name == "2e3"
+    assert config.method.groups == {"conv1_1": [["1e5", "x"]]}
+    assert load_config(config_file(tmp_path, to_yaml(config))) == config
+
+
 def test_the_given_mapping_is_not_changed() -> None:
     given = {"optim": {"lr": 0.1}}
     load_config(given, ["optim.lr=0.2", "seed=3"])
@@ -103,7 +111,10 @@ def test_differences_name_key_old_and_new_value() -> None:
     ]
 
 
-@pytest.mark.parametrize("override", ["launch.workers=2", "run.directory=there", "data.workers=3", "train.log_every=7"])
+@pytest.mark.parametrize(
+    "override",
+    ["launch.workers=2", "run.directory=there", "data.workers=3", "data.on_bad_sample=skip", "train.log_every=7"],
+)
 def test_a_continued_run_may_change_where_and_how_it_runs(override: str) -> None:
     assert differences(Config(), load_config({}, [override])) == []
 

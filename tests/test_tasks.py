@@ -48,6 +48,7 @@ def test_unlabelled_entries_have_no_loss_no_margin_and_no_gradient(tasks: tuple[
     assert outputs.grad.isfinite().all()
     assert outputs.grad[2].abs().sum() == 0
     assert outputs.grad[0, task_set.columns[tasks[1].name]].abs().sum() == 0
+    assert task_set.losses(outputs[:0], labels[:0]).shape == (0, 3)
 
 
 def test_margins_carry_no_gradient() -> None:

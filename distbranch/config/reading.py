@@ -18,6 +18,20 @@ from distbranch.errors import UsageError
 # By these a sweep file is told from the config of a run.
 KEYS_OF_SWEEPS = frozenset(("base", "overrides", "variants", "grid", "search", "space", "num_trials", "seeds"))
 
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$")  # YAML 1.1 takes 2e-3 and 1e4 for text: no point, or no sign
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads numbers with exponents as numbers; as text where they are in quotes."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts texts that look so into quotes."""
+
+
+for _language in (_Loader, _Dumper):
+    _language.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("+-0123456789"))
+
 
 def load_config(
     source: "Config | Mapping[str, Any] | Path | str", overrides: Mapping[str, Any] | Sequence[str] = ()
@@ -67,7 +81,12 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def to_yaml(config: Config) -> str:
     """The resolved, complete configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return as_yaml(config.model_dump(mode="json"))
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """The mapping as YAML, from which `read_yaml` reads the same."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def describe_keys() -> Iterator[tuple[str, str, str, str]]:
@@ -112,7 +131,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: it is absent, unreadable, no YAML, or no mapping.
     """
     try:
-        values = _numbers_with_exponents(yaml.safe_load(path.read_text(encoding="utf-8")))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         near = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f" There are: {', '.join(near)}." if near else ""
@@ -135,19 +154,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not sign or not key:
         raise UsageError(f"An override is written key=value (such as method.alpha=2), found '{text}'.")
     try:
-        return key, _numbers_with_exponents(yaml.safe_load(value))
+        return key, yaml.load(value, _Loader)
     except yaml.YAMLError:
         raise UsageError(f"The value of {key} is not valid YAML: '{value}'.") from None
-
-
-def _numbers_with_exponents(value: Any) -> Any:
-    """The value with 2e-3 and 1e4 as numbers; YAML 1.1 reads them as text, since they have no point or no sign."""
-    if isinstance(value, dict):
-        return {key: _numbers_with_exponents(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_numbers_with_exponents(inner) for inner in value]
-    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
-    return float(value) if is_number else value
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:

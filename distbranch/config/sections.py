@@ -21,6 +21,7 @@ KEYS_FREE_TO_CHANGE = (
     "data.prefetch",
     "data.cache_directory",
     "data.cache_gib",
+    "data.on_bad_sample",
     "data.max_bad_samples",
     "train.log_every",
     "train.profile",
@@ -80,7 +81,9 @@ class DataConfig(Section):
     prefetch: int = Field(4, ge=1, le=64, description="Batches prepared ahead (per prefetching process).")
     shuffle_window: int = Field(8, ge=1, description="Shards whose samples are mixed with each other.")
     on_bad_sample: Literal["fail", "skip"] = Field("fail", description="What to do with a sample that cannot be read.")
-    max_bad_samples: int = Field(100, ge=0, description="With `skip`: the run fails beyond so many.")
+    max_bad_samples: int = Field(
+        100, ge=0, description="With `skip`: beyond so many training fails, and so does an evaluation."
+    )
     cache_directory: str | None = Field(
         None, description="Where shards of a URL are kept; a folder of the user if empty."
     )
@@ -266,6 +269,10 @@ class Config(Section):
             told.append(
                 f"The first decision would come after {method.steps_to_first} steps, and train.iterations={iterations}: the network "
                 "never branches. Lower method.first_decision or method.round_iterations."
+            )
+        if method.pretrained_channels != "rgb" and method.pretrained is None:
+            told.append(
+                f"method.pretrained_channels={method.pretrained_channels} is that of a file in method.pretrained, which is empty."
             )
         return tuple(told)
 

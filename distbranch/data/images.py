@@ -5,6 +5,8 @@ import io
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from distbranch.data.decode import decode as decode_to_size
+
 JPEG_QUALITY = 95
 JPEG_START = b"\xff\xd8"
 
@@ -43,15 +45,18 @@ def decode(data: bytes) -> Image.Image:
 def as_jpeg(data: bytes, size: tuple[int, int] | None = None) -> bytes:
     """The image as JPEG: byte for byte where it is a sound one and keeps its size, else encoded at quality 95.
 
-    `size`: (height, width) in pixels. Raises BrokenImageError.
+    `size`: (height, width) in pixels; it is resized to them as a loader and a prediction do. Raises BrokenImageError.
     """
-    if size is None and _is_sound_jpeg(data):
-        return data
-    image = decode(data)
-    if size is not None and image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.Resampling.LANCZOS)
+    jpeg = data if _is_sound_jpeg(data) else _encoded(decode(data))
+    if size is None or simplejpeg.decode_jpeg_header(jpeg)[:2] == size:
+        return jpeg
+    return _encoded(Image.fromarray(decode_to_size(jpeg, size)))
+
+
+def _encoded(image: Image.Image) -> bytes:
+    """With as many pixels of colour as of brightness: a network sees both in one size."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 
 

@@ -4,7 +4,7 @@ Of several data sets each is scored alone, on its own tasks, and the scores are 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from distbranch.config import DataConfig
 from distbranch.data.mixture import member_names
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.loading import open_evaluation
-from distbranch.errors import UserError
+from distbranch.engine.loading import open_evaluation, too_many_bad
+from distbranch.errors import SharedError, UserError
 from distbranch.models.networks import Network
 from distbranch.tasks import TaskSet, merge_metrics, task_metrics
 
@@ -41,7 +41,8 @@ def evaluate(
         data sets `tasks.merge_metrics`, and "datasets": {name: the same of each, on the tasks that it labels}.
 
     Raises:
-        UserError: no such split; a bad sample under `on_bad_sample: fail`, on all ranks.
+        UserError: no such split.
+        SharedError: a bad sample under `on_bad_sample: fail`; more of them than may be left out, or no other ones.
     """
     members = dict(zip(member_names(info), info.members, strict=True))
     having = {name: member for name, member in members.items() if split in member.splits}
@@ -65,31 +66,39 @@ def _evaluate(
     columns = np.concatenate(
         [np.arange(network.tasks.num_outputs)[network.tasks.columns[name]] for name in tasks.names]
     )
-    for batch in open_evaluation(info, split, data, ranks, image_size=size, batch_size=batch_size):
-        num_bad.update(batch.num_bad)
-        error = error or batch.error
-        if error:
-            break
-        if len(batch.images):
-            outputs = network(batch.images.to(ranks.device, non_blocking=True), flat=True)
-            parts.append((batch.indices.numpy(), outputs.float().cpu().numpy()[:, columns], batch.labels.numpy()))
+    try:
+        for batch in open_evaluation(info, split, data, ranks, image_size=size, batch_size=batch_size):
+            num_bad.update(batch.num_bad)
+            error = batch.error
+            if error:
+                break
+            if len(batch.images):
+                outputs = network(batch.images.to(ranks.device, non_blocking=True), flat=True)
+                parts.append((batch.indices.numpy(), outputs.float().cpu().numpy()[:, columns], batch.labels.numpy()))
+    except UserError as failure:  # the loader itself: a process of it died
+        error = str(failure)
     ranks.raise_together(error)
     empty = (np.zeros(0, int), np.zeros((0, tasks.num_outputs), np.float32), np.zeros((0, tasks.num_tasks), np.float32))
     own = tuple(np.concatenate(column) for column in zip(empty, *parts, strict=True))
-    every = ranks.gather((own, num_bad))
-    scores = _score(tasks, every) if ranks.is_first else None
+    shares, bad = zip(*ranks.gather((own, num_bad)), strict=True)
+    num_bad = sum(bad, Counter())
+    problem = too_many_bad(num_bad, data, info, split)
+    if problem is None and not any(len(indices) for indices, *_ in shares):
+        problem = f"No sample of '{split}' could be read, so nothing is left to evaluate on. Repair {info.path}, or pack it again."
+    if problem is not None:
+        raise SharedError(problem)
+    scores = _score(tasks, shares, num_bad) if ranks.is_first else None
     result: Scores = ranks.broadcast(scores)
     return result
 
 
-def _score(tasks: TaskSet, every: list[tuple[Any, Counter[str]]]) -> Scores:
-    indices, outputs, labels = (np.concatenate(column) for column in zip(*(own for own, _ in every), strict=True))
+def _score(tasks: TaskSet, shares: Sequence[Any], num_bad: Counter[str]) -> Scores:
+    indices, outputs, labels = (np.concatenate(column) for column in zip(*shares, strict=True))
     order = np.argsort(indices, kind="stable")
     outputs, labels = outputs[order], labels[order]
     losses = tasks.losses(torch.from_numpy(outputs), torch.from_numpy(labels)).double()
-    num_bad = sum((bad for _, bad in every), Counter())
     return {
-        "loss": float(losses.sum() / max(1, len(outputs))),
+        "loss": float(losses.sum() / len(outputs)),
         "num_samples": len(outputs),
         "bad_samples": dict(num_bad),
         **task_metrics(tasks.tasks, outputs, labels),

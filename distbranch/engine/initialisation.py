@@ -46,9 +46,10 @@ def own_tree(config: Config) -> Tree | None:
     Raises:
         UserError: the file is damaged.
     """
-    file = RunDirectory(config.run_directory).tree
+    files = RunDirectory(config.run_directory)
+    file = files.tree
     try:
-        return Tree.from_json(_read_json(file)["tree"]) if file.exists() else None
+        return Tree.from_json(_read_json(file)["tree"]) if file.exists() and not files.begins_anew(config) else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}). Remove it and run the same command again.") from None
 
@@ -145,9 +146,15 @@ def begin_from_pretrained(network: Network, config: Config) -> None:
     """Overwrite the weights of a network that was drawn at random by what it takes of the pretrained one.
 
     A low-rank network takes factors of every layer; a thin one filters, the same in every branch of a layer. Says once what had
-    to be filled in.
+    to be filled in, and which setting has no effect.
     """
     method, wide = config.method, pretrained_network(config)
+    if method.pretrained_channels != "rgb" and Path(str(method.pretrained)).is_dir():
+        logger.warning(
+            "method.pretrained_channels=%s has no effect: it is for a weights file, and a run such as method.pretrained=%s is of RGB.",
+            method.pretrained_channels,
+            method.pretrained,
+        )
     if isinstance(network, LowRankNet):
         state = low_rank_beginning(wide, network.architecture)
     else:

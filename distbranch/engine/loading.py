@@ -1,11 +1,11 @@
 """The loaders of a run: what the configuration says, in the words of `data.loader`."""
 
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, DataConfig
-from distbranch.data.cache import Cache
+from distbranch.data.cache import Cache, default_cache_folder
 from distbranch.data.loader import Batch, eval_loader, train_loader
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
@@ -36,8 +36,19 @@ def open_evaluation(
     return eval_loader(info, split, batch_size=batch_size, **_common(data, ranks, image_size))
 
 
+def too_many_bad(num_bad: Counter[str], data: DataConfig, info: DatasetInfo, split: str) -> str | None:
+    """A sentence about more samples left out, by kind and over all ranks, than may be; None while there are not."""
+    if num_bad.total() <= data.max_bad_samples:
+        return None
+    kinds = ", ".join(f"{count} {kind}" for kind, count in num_bad.items())
+    return (
+        f"{num_bad.total()} samples of '{split}' could not be read ({kinds}), more than data.max_bad_samples="
+        f"{data.max_bad_samples}. Check the data set with `distbranch data check {info.path}`, or raise the limit."
+    )
+
+
 def _common(data: DataConfig, ranks: Ranks, image_size: tuple[int, int]) -> dict[str, Any]:
-    folder = data.cache_directory or str(Path.home() / ".cache" / "distbranch")
+    folder = data.cache_directory or default_cache_folder()
     return {
         "rank": ranks.rank,
         "world_size": ranks.world_size,

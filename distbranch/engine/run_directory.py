@@ -69,7 +69,7 @@ class RunDirectory:
             RunInUseError: the run of another configuration is being trained, and has not come to anything yet.
         """
         try:
-            if config.run_url is None and self._differences(config) and self._is_vain():
+            if self.begins_anew(config):
                 with self.locked(patience_s=0):
                     if self._is_vain():
                         self.tree.unlink(missing_ok=True)
@@ -82,6 +82,10 @@ class RunDirectory:
             raise UserError(
                 f"The run directory {self.path} cannot be written ({error}). Give another run.directory, or make room."
             ) from None
+
+    def begins_anew(self, config: Config) -> bool:
+        """Whether what is there is of another configuration and came to nothing, so that it makes way for this one."""
+        return config.run_url is None and bool(self._differences(config)) and self._is_vain()
 
     def check(self, config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:
         """Nothing is there, or a run of this configuration.
@@ -132,14 +136,14 @@ class RunDirectory:
         finally:
             lock.release()
 
-    def cut_back(self, iteration: int, num_decisions: int, *, decision_is_due: bool = False) -> None:
+    def cut_back(self, iteration: int, num_decisions: int, *, evaluation_is_due: bool = False) -> None:
         """Drop the lines that were written after the checkpoint from which the run goes on.
 
-        An evaluation follows the decision of the same step, so it is dropped too if the decision is still to be taken.
+        An evaluation of the same step is dropped too if it is to be made again: it came after what the checkpoint holds.
         """
 
         def keep(line: Mapping[str, Any]) -> bool:
-            comes_after = decision_is_due and line.get("kind") == "evaluation"
+            comes_after = evaluation_is_due and line.get("kind") == "evaluation"
             return bool(line.get("iteration", 0) <= iteration - comes_after)
 
         _keep_lines(self.metrics, keep)

@@ -56,7 +56,7 @@ def train_rank(
 
 
 def _data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:
-    """The packed data as this rank sees them; one rank that does not see them stops all of them."""
+    """The packed data as this rank sees them; one rank that does not see them, or sees others, stops all of them."""
     info, problem = None, None
     try:
         info = read_data(data)
@@ -64,6 +64,12 @@ def _data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:
         problem = str(error)
     ranks.raise_together(problem)
     assert info is not None
+    if info.fingerprint != ranks.broadcast(info.fingerprint):  # folders of one name on disks of their own
+        problem = (
+            f"{info.path} should hold the same data set for every rank, found another one than for rank 0. "
+            "Copy that of rank 0 to all nodes, or give a data.path that all of them see."
+        )
+    ranks.raise_together(problem)
     return info
 
 

@@ -1,6 +1,7 @@
 """The network with its optimiser and its DDP wrapper: three things that are only ever rebuilt together, from named tensors."""
 
 import json
+import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,8 @@ from distbranch.engine.optimisation import build_optimizer, load_slots, optimize
 from distbranch.models.backbones import Architecture
 from distbranch.models.networks import Network, network_of
 
+logger = logging.getLogger("distbranch")
+
 
 class TrainedNetwork:
     """What one rank trains. `is_final` says that no further widening follows, which is when compiling pays."""
@@ -29,6 +32,8 @@ class TrainedNetwork:
 
     def __init__(self, config: Config, ranks: Ranks, preprocessing: Preprocessing, *, is_final: bool) -> None:
         self.config, self.ranks, self.preprocessing, self.is_final = config, ranks, preprocessing, is_final
+        if config.train.sync_batch_norm and ranks.device.type != "cuda" and ranks.world_size > 1 and ranks.is_first:
+            logger.warning("train.sync_batch_norm has no effect: it needs GPUs, and the ranks run on CPUs.")
 
     def begin(self, architecture: Architecture, seed: int) -> None:
         """Random weights (He et al. 2015), or those of a pretrained network; the same on every rank."""

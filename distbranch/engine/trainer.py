@@ -21,7 +21,7 @@ from distbranch.engine.distributed import Pending, Ranks
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.feed import SMALLEST_PART, Feed
 from distbranch.engine.forks import Family
-from distbranch.engine.loading import open_training
+from distbranch.engine.loading import open_training, too_many_bad
 from distbranch.engine.methods import Ruling, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
 from distbranch.engine.optimisation import learning_rate, set_learning_rate
@@ -87,7 +87,7 @@ class Trainer:
         size = self.state.preprocessing.image_size
         batches = open_training(self.info, self.config, self.ranks, image_size=size, start=start)
         self._feed = Feed(batches, self.ranks, self.should_stop)
-        if self.state.decision_is_due:  # begun from a fork's checkpoint: every other one is written after the decision
+        if self.state.decision_is_due or self.state.evaluation_is_due:  # after a fork, or an evaluation that failed
             self._after_step()
         while not self.state.is_done:
             self._step()
@@ -101,8 +101,13 @@ class Trainer:
         decides = self.state.decision_is_due
         if decides:
             self._grow()
-        if train.evaluate_every and iteration % train.evaluate_every == 0 and not self.state.is_done:
-            self._evaluate("val")
+        if self.state.evaluation_is_due:
+            try:
+                self._evaluate("val")
+            except SharedError:
+                self._save()  # the steps are good, and so is the decision; the evaluation is due again
+                raise
+            self.progress.last_evaluation = iteration
         if decides or iteration % train.checkpoint_every == 0:
             self._save()
 
@@ -251,14 +256,10 @@ class Trainer:
         if not found.total():
             return
         total = Counter(self.progress.num_bad) + found
-        limit = self.config.data.max_bad_samples
-        if total.total() > limit:
+        problem = too_many_bad(total, self.config.data, self.info, "train")
+        if problem is not None:
             self._save()  # without this batch, which the run will meet again
-            kinds = ", ".join(f"{count} {kind}" for kind, count in total.items())
-            raise SharedError(
-                f"{total.total()} samples could not be read ({kinds}), more than data.max_bad_samples={limit}. "
-                f"Check the data set with `distbranch data check {self.info.path}`, or raise the limit."
-            )
+            raise SharedError(problem)
         self.progress.num_bad = dict(total)
         if self.log:
             self.log.note("bad_samples", iteration=self.progress.iteration + 1, counts=dict(total))

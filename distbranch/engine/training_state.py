@@ -32,6 +32,7 @@ class Progress:
     num_rounds: int = 0  # decisions taken
     growing: bool = True
     last_decision: int = 0  # iteration
+    last_evaluation: int = 0  # iteration
     schedule_start: int = 0  # iteration at which the course of the learning rate began
     seconds: float = 0.0  # of training, over all sessions
     num_bad: dict[str, int] = field(default_factory=dict)
@@ -93,7 +94,7 @@ class TrainingState:
         write_aside(self.directory.config, to_yaml(self.config))  # with what a continued run may change
         set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
         progress = self.progress
-        self.directory.cut_back(progress.iteration, progress.num_rounds, decision_is_due=self.decision_is_due)
+        self.directory.cut_back(progress.iteration, progress.num_rounds, evaluation_is_due=self.evaluation_is_due)
         self.directory.write_environment(self.ranks, precision="bf16" if self.bf16 else "fp32")
         self.write_tree()
         self.mirror.send()
@@ -116,6 +117,12 @@ class TrainingState:
             return False
         steps = method.round_iterations if progress.num_rounds else method.steps_to_first
         return progress.iteration - progress.last_decision == steps
+
+    @property
+    def evaluation_is_due(self) -> bool:
+        """Whether `val` is to be evaluated at this step, and was not yet."""
+        iteration, every = self.progress.iteration, self.config.train.evaluate_every
+        return bool(every) and iteration % every == 0 and iteration > self.progress.last_evaluation and not self.is_done
 
     def standing(self) -> dict[str, Any]:
         """Where the run stands, as it is logged and shown."""

@@ -16,6 +16,7 @@ from distbranch.branching.tree import Tree
 from distbranch.config import Config, load_config
 from distbranch.data.shards import read_dataset
 from distbranch.engine.initialisation import first_architecture, own_tree
+from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.dry_run import plan
 from distbranch.launch.scaling import Link
@@ -134,6 +135,17 @@ def test_a_run_with_a_given_tree_goes_on_without_the_run_it_is_from(
     assert tree_of(run) == tree_of(undisturbed)
     other = train_tiny(config_of(tiny_data, tmp_path, **changes, **{"run.name": "other"}))
     assert "link does not exist" in other["message"]
+
+
+def test_the_tree_of_a_start_that_came_to_nothing_is_kept_for_the_same_configuration_only(
+    grown_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    vain = load_config(config_of(tiny_data, tmp_path, **VGG, **{"method.name": "independent"}))
+    files, tree = RunDirectory(vain.run_directory), first_architecture(vain, read_dataset(str(tiny_data))).tree
+    files.begin(vain)
+    write_json(files.tree, {"tree": tree.to_json()})
+    assert own_tree(vain) == tree
+    assert first_tree(tiny_data, tmp_path, **{"method.groups": str(grown_run)}) == tree_of(grown_run)
 
 
 def test_filters_of_a_wide_run_begin_every_branch_of_a_given_tree(tiny_data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from rank_server import RankServer
 from tiny_runs import config_of, lines_of, train_tiny
 
-from distbranch.config import load_config
-from distbranch.data.shards import read_dataset
+from distbranch.config import DataConfig, load_config
+from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.engine.distributed import Ranks, join_ranks, verify_equal
 from distbranch.engine.loading import open_training
 from distbranch.errors import UserError
@@ -120,6 +121,34 @@ def test_a_rank_that_differs_in_one_bit_stops_the_run_and_is_named(
         assert "Nothing was saved since the last checkpoint" in one["message"]
     newest = sorted((tmp_path / "tiny" / "checkpoints").iterdir())[-1]
     assert newest.name == "step-00000010"
+
+
+def train_with_another_pack_on_one_rank(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A job: train, but the last rank finds a data set with one more sample in its first shard under the same path."""
+    from distbranch.engine import session
+
+    real = session.read_data
+
+    def read(data: DataConfig) -> DatasetInfo:
+        info = real(data)
+        if int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) - 1:
+            return info
+        first, *others = info.splits["train"].shards
+        shards = (replace(first, num_samples=first.num_samples + 1), *others)
+        return replace(info, splits={**info.splits, "train": replace(info.splits["train"], shards=shards)})
+
+    session.read_data = read  # type: ignore[attr-defined]
+    return train_tiny(config)
+
+
+def test_a_node_with_another_pack_of_the_data_stops_all_ranks_and_is_named(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    config = config_of(tiny_data, tmp_path, **{"launch.workers": 2})
+    for one in ranks.call_all(train_with_another_pack_on_one_rank, 2, config=config):
+        assert one["end"] == "failed"
+        assert f"{tiny_data} should hold the same data set for every rank" in one["message"]
+        assert f"(rank 1 on {os.uname().nodename})" in one["message"]
 
 
 def test_one_rank_is_always_equal_to_itself() -> None:

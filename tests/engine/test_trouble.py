@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 import yaml
 from rank_server import RankServer
 from test_stopping import command_line
-from tiny_runs import config_of, lines_of, train_tiny
+from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
 
 from distbranch.data.shards import read_dataset
 from distbranch.engine.checkpoint import load_newest
@@ -94,6 +94,30 @@ def test_a_bad_sample_stops_all_ranks_with_one_sentence_that_names_it_and_leaves
     # The repaired data set is gone on with, and the run ends.
     shutil.copytree(tiny_data, data, dirs_exist_ok=True)
     assert {one["end"] for one in ranks.call_all(train_tiny, world_size, config=config)} == {"done"}
+
+
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
+    tiny_data: Path, undisturbed: Callable[[int], Path], ranks: RankServer, tmp_path: Path
+) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    shard = data / read_dataset(data).splits["val"].shards[0].file
+    shard.rename(tmp_path / "val.tar")
+    config = config_of(data, tmp_path, **{"launch.workers": 2})
+    for ended in ranks.call_all(train_tiny, 2, config=config):
+        assert ended["end"] == "failed"
+        assert shard.name in ended["message"]
+    found = load_newest(tmp_path / "tiny" / "checkpoints")
+    assert found is not None
+    assert found.state["progress"]["iteration"] == config["train"]["evaluate_every"]
+    (tmp_path / "val.tar").rename(shard)
+    assert {one["end"] for one in ranks.call_all(train_tiny, 2, config=config)} == {"done"}
+    assert_same_content(tmp_path / "tiny", undisturbed(2))
+    assert [line["iteration"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "evaluation")] == [
+        16,
+        32,
+        48,
+        48,
+    ]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

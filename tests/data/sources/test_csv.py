@@ -11,9 +11,11 @@ import pytest
 from packed_samples import picture
 from PIL import Image
 
+from distbranch.data.decode import decode as decoded
 from distbranch.data.images import as_jpeg, decode, image_size
 from distbranch.data.shards import Sample
 from distbranch.data.sources import pack_source, parse_options
+from distbranch.data.sources.rendered_faces import render
 from distbranch.data.sources.source import Source, sample_key
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -139,6 +141,17 @@ def test_images_are_found_in_archives_with_or_without_a_top_folder(
 def test_images_are_resized_where_asked(opened: Open) -> None:
     source = opened(table("a", "1", "0"), image_size="20x30")
     assert [image_size(sample.image) for sample in source.samples] == [(20, 30), (20, 30)]
+
+
+def test_a_resized_image_is_as_it_is_kept_and_has_the_pixels_of_a_prediction_for_the_original() -> None:
+    face = render({"Smiling": 1, "Wearing_Hat": 1}, size=200, seed=1)
+    for form in ("JPEG", "PNG"):
+        buffer = io.BytesIO()
+        face.save(buffer, form)
+        packed = as_jpeg(buffer.getvalue(), (64, 48))
+        assert as_jpeg(packed, (64, 48)) == packed
+        predicted = decoded(as_jpeg(buffer.getvalue()), (64, 48)).astype(int)  # as `predict` reads a file
+        assert abs(decoded(packed, (64, 48)) - predicted).mean() < 2
 
 
 FORMS = {
