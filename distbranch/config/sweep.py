@@ -8,11 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from distbranch.config.places import is_remote
-from distbranch.config.reading import explain, known_keys, parse_override, read_yaml, set_dotted, unknown_key
+from distbranch.config.reading import as_yaml, explain, known_keys, parse_override, read_yaml, set_dotted, unknown_key
 from distbranch.config.section import Section
 from distbranch.errors import UsageError
 
@@ -257,7 +256,7 @@ def _refuse_unheard(key: str, sweep: SweepConfig) -> None:
 
 def sweep_to_yaml(sweep: SweepConfig) -> str:
     """The complete sweep configuration as YAML."""
-    return yaml.safe_dump(sweep.model_dump(mode="json", by_alias=True), sort_keys=False)
+    return as_yaml(sweep.model_dump(mode="json", by_alias=True))
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
