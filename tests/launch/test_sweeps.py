@@ -61,17 +61,45 @@ def wait_until(holds: object, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_a_sweep_stops_poor_trials_of_a_size_and_goes_on_after_an_interruption(tiny_data: Path, tmp_path: Path) -> None:
+def write_good_and_poor(folder: Path, data: Path) -> Path:
+    """A sweep of two trials of either width; of each the one that learns is first, and the other is judged by it."""
     run = {"method.name": "fixed", "train.iterations": 120, "train.evaluate_every": 40, "train.checkpoint_every": 20}
-    file = write_sweep(
-        tmp_path,
-        tiny_data,
+    return write_sweep(
+        folder,
+        data,
         run=run,
         grid={"model.width": [12, 24], "optim.lr": [1e-2, 1e-6]},
         early_stopping={"grace": 40, "reduction": 2},
-        concurrency=1,  # so the order is known: of each width the one that learns is first, and the other is judged by it
+        concurrency=1,
     )
-    directory = tmp_path / "runs" / "tiny"
+
+
+def assert_poor_ones_were_stopped(directory: Path) -> None:
+    rows = rows_of(directory)
+    assert [row["status"] for row in rows.values()] == ["finished", "stopped early"] * 2
+    for name, row in rows.items():
+        if row["status"] == "stopped early":
+            assert not (directory / name / "result.json").exists()
+            assert 40 <= int(float(row["iterations"])) < 120
+            assert "is not among the best of its size" in row["reason"]
+        else:
+            assert float(row["latency_ms"]) > 0
+
+
+def test_a_sweep_stops_poor_trials_of_a_size_and_repeats_nothing(tiny_data: Path, tmp_path: Path) -> None:
+    file = write_good_and_poor(tmp_path, tiny_data)
+    code, output = run_sweep(file)
+    assert code == 0, output
+    assert_poor_ones_were_stopped(tmp_path / "runs" / "tiny")
+    code, output = run_sweep(file)
+    assert code == 0
+    assert "4 trials, 4 of them done before" in output
+    assert "begun" not in output
+
+
+@pytest.mark.cluster  # for its time
+def test_trials_after_an_interruption_are_judged_by_those_before_it(tiny_data: Path, tmp_path: Path) -> None:
+    file, directory = write_good_and_poor(tmp_path, tiny_data), tmp_path / "runs" / "tiny"
     process = start(file)
     wait_until(lambda: (directory / "width12-lr1e-06-seed3" / "environment.json").exists(), process)
     process.send_signal(signal.SIGINT)
@@ -85,20 +113,8 @@ def test_a_sweep_stops_poor_trials_of_a_size_and_goes_on_after_an_interruption(t
 
     code, output = run_sweep(file)
     assert code == 0, output
-    rows = rows_of(directory)
     assert finished(directory).items() >= before.items()
-    assert [row["status"] for row in rows.values()] == ["finished", "stopped early"] * 2
-    for name, row in rows.items():
-        if row["status"] == "stopped early":
-            assert not (directory / name / "result.json").exists()
-            assert 40 <= int(float(row["iterations"])) < 120
-            assert "is not among the best of its size" in row["reason"]
-        else:
-            assert float(row["latency_ms"]) > 0
-    code, output = run_sweep(file)
-    assert code == 0
-    assert "4 trials, 4 of them done before" in output
-    assert "begun" not in output
+    assert_poor_ones_were_stopped(directory)
 
 
 @pytest.mark.cluster
