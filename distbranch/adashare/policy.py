@@ -1,0 +1,88 @@
+"""The select-or-skip policy: per task and block two logits (execute, skip), what is drawn from them, and what they cost.
+
+Draws are functions of a seed and a number, not of a generator's past: every rank, and a run that is continued, has the same.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+EXECUTE, SKIP = 0, 1
+
+Preset = Literal["paper", "experiments"]
+
+
+def gumbel_noise(num_tasks: int, num_blocks: int, *, seed: int, step: int) -> Tensor:
+    """Standard Gumbel noise [T, L, 2] of one forward pass; the same on every rank."""
+    uniform = _uniform((num_tasks, num_blocks, 2), seed, step)
+    return torch.from_numpy(-np.log(-np.log(uniform))).float()
+
+
+def soft_decisions(logits: Tensor, noise: Tensor, *, temperature: float, num_released: int) -> Tensor:
+    """The Gumbel-softmax sample [T, L, 2] of a policy; blocks below the last `num_released` execute.
+
+    Args:
+        logits: [T, L, 2].
+        noise: [T, L, 2], of `gumbel_noise`.
+        temperature: above 0; near 0 the sample is nearly one or the other.
+        num_released: 0..L.
+    """
+    num_blocks = logits.shape[1]
+    sample = functional.softmax((logits + noise) / temperature, dim=2)
+    held = torch.tensor([1.0, 0.0], device=logits.device, dtype=sample.dtype).expand_as(sample)
+    released = torch.arange(num_blocks, device=logits.device) >= num_blocks - num_released
+    return torch.where(released[:, None], sample, held)
+
+
+def execute_probabilities(logits: Tensor) -> Tensor:
+    """[T, L]: how probable it is that a task executes a block."""
+    return functional.softmax(logits.detach().double(), dim=2)[:, :, EXECUTE]
+
+
+def drawn_policy(probabilities: NDArray[np.float64], *, seed: int, number: int) -> NDArray[np.bool_]:
+    """Policy `number` of a seed [T, L], True = execute: one Bernoulli draw per task and block from its probability."""
+    executes: NDArray[np.bool_] = _uniform(probabilities.shape, seed, number) < probabilities
+    return executes
+
+
+def sparsity_loss(logits: Tensor, *, num_released: int) -> Tensor:
+    """Sum over tasks of the mean of -log p(skip) over the released blocks; 0 if none is released."""
+    if num_released == 0:
+        return logits.sum() * 0.0
+    return -functional.log_softmax(logits, dim=2)[:, -num_released:, SKIP].mean(dim=1).sum()
+
+
+def sharing_loss(logits: Tensor, *, preset: Preset) -> Tensor:
+    """Sum over pairs of tasks and over blocks l = 0..L-1 of w_l times the distance of the two scores for executing.
+
+    `paper`: scores are probabilities, w_l = (L - l) / L, so that tasks part high up; `experiments`, as the published programs
+    have it: raw logits and w_l = (l + 1) / L.
+    """
+    num_tasks, num_blocks, _ = logits.shape
+    ascending = torch.arange(1, num_blocks + 1, device=logits.device, dtype=logits.dtype) / num_blocks
+    if preset == "paper":
+        scores, weights = functional.softmax(logits, dim=2)[:, :, EXECUTE], ascending.flip(0)
+    else:
+        scores, weights = logits[:, :, EXECUTE], ascending
+    one, other = torch.triu_indices(num_tasks, num_tasks, offset=1, device=logits.device)
+    return ((scores[one] - scores[other]).abs() * weights).sum()
+
+
+def default_loss_weights(num_tasks: int) -> tuple[float, float]:
+    """(lambda_sparsity, lambda_sharing) of the published experiments for 2, 3 and 5 tasks; more tasks take those of 5."""
+    if num_tasks <= 2:
+        return 0.05, 0.05
+    return (0.001, 0.05) if num_tasks == 3 else (0.001, 0.005)
+
+
+def _uniform(shape: tuple[int, ...], seed: int, number: int) -> NDArray[np.float64]:
+    """Uniform in the open interval (0, 1), from raw Philox numbers, which no release of numpy changes."""
+    raw = np.random.Philox(np.random.SeedSequence((seed, number, 2))).random_raw(int(np.prod(shape)))
+    uniform: NDArray[np.float64] = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
+    return uniform.reshape(shape)

@@ -1,0 +1,141 @@
+"""The network of AdaShare: one residual network, and for every task a way through its blocks, some executed, some skipped.
+
+Features are kept once per way and not per task, and a block runs once over all the ways that execute it, so that its batch
+norm sees in training the mixture that its running statistics describe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import skip_init
+
+from distbranch.adashare.policy import EXECUTE, SKIP
+from distbranch.models.residual import BlockShape, ResidualArchitecture
+from distbranch.models.tree_net import draw_weights, normalise
+from distbranch.tasks import TaskSet
+
+
+class Convolution(nn.Module):
+    """Convolution without bias and batch norm."""
+
+    def __init__(self, num_inputs: int, width: int, size: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv: nn.Conv2d = skip_init(
+            nn.Conv2d, num_inputs, width, size, stride=stride, padding=size // 2, bias=False
+        )  # type: ignore[no-untyped-call]
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to [B, C', h', w']."""
+        normalised: Tensor = self.norm(self.conv(x))
+        return normalised
+
+
+class Block(nn.Module):
+    """A basic block. Its residual function is absent where no task executes it, its shortcut where that is the identity."""
+
+    def __init__(self, shape: BlockShape, *, is_executed: bool) -> None:
+        super().__init__()
+        self.first = Convolution(shape.num_inputs, shape.width, 3, shape.stride) if is_executed else None
+        self.second = Convolution(shape.width, shape.width, 3) if is_executed else None
+        self.projection = Convolution(shape.num_inputs, shape.width, 1, shape.stride) if shape.projects else None
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to [B, C', h', w']."""
+        return x if self.projection is None else self.projection(x)  # type: ignore[no-any-return]
+
+    def execute(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """relu(shortcut + f(x))."""
+        assert self.first is not None
+        assert self.second is not None
+        return functional.relu(shortcut + self.second(functional.relu(self.first(x), inplace=True)), inplace=True)
+
+
+class AdaShareNet(nn.Module):
+    """A residual network that every task goes through by its own decisions.
+
+    Parameters are named `stem.conv...`, `blocks.<number>.<first|second|projection>.<conv|norm>...`, `heads.weight` [O, F] and
+    `heads.bias` [O].
+
+    Args:
+        architecture: what to build.
+        mean: of every colour channel of images in 0..1, to normalise uint8 images.
+        std: likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, architecture: ResidualArchitecture, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.25,) * 3
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.tasks = TaskSet(architecture.tasks)
+        by_block = list(zip(*architecture.executed, strict=True))
+        self.stem = Convolution(3, architecture.stage_widths[0], 7, 2)
+        self.blocks = nn.ModuleList(
+            Block(shape, is_executed=any(executes))
+            for shape, executes in zip(architecture.shapes, by_block, strict=True)
+        )
+        self.heads: nn.Linear = skip_init(nn.Linear, architecture.shapes[-1].width, self.tasks.num_outputs)  # type: ignore[no-untyped-call]
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        self.init(torch.Generator().manual_seed(0))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def init(self, generator: torch.Generator) -> None:
+        """Draw all weights anew, on the CPU so that every device gets the same."""
+        draw_weights(self, generator, linear=(self.heads,))
+
+    def forward(
+        self, images: Tensor, decisions: Tensor | None = None, *, flat: bool = False
+    ) -> dict[str, Tensor] | Tensor:
+        """Logits of every task by name, or all of them as one tensor [B, O] if `flat`.
+
+        images: [B, 3, H, W]; uint8 is normalised here, float is taken as normalised already.
+        decisions: [T, n, 2], how much every task executes and skips the last n blocks; the architecture's policy decides the others.
+        """
+        x = functional.max_pool2d(functional.relu(self.stem(normalise(images, self.mean, self.std))), 3, 2, 1)
+        features, way_of_task = [x], [0] * self.tasks.num_tasks
+        for number in range(len(self.blocks)):
+            features, way_of_task = self._pass(number, features, way_of_task, decisions)
+        outputs = self._heads(features, way_of_task)
+        return outputs if flat else self.tasks.split(outputs)
+
+    def _pass(
+        self, number: int, features: list[Tensor], way_of_task: list[int], decisions: Tensor | None
+    ) -> tuple[list[Tensor], list[int]]:
+        """The features after a block, one tensor per way, and the way of every task."""
+        block = self.blocks[number]
+        assert isinstance(block, Block)
+        place = -1 if decisions is None else number - (len(self.blocks) - decisions.shape[1])
+        executes = [row[number] for row in self.architecture.executed]
+        running = sorted({way for way, runs in zip(way_of_task, executes, strict=True) if runs or place >= 0})
+        shortcuts = block.shortcut(torch.cat(features)).split(len(features[0]))
+        done: dict[int, Tensor] = {}
+        if running:
+            x, shortcut = torch.cat([features[way] for way in running]), torch.cat([shortcuts[way] for way in running])
+            done = dict(zip(running, block.execute(x, shortcut).split(len(features[0])), strict=True))
+        if place >= 0:
+            assert decisions is not None
+            shares = decisions[:, place].to(x.dtype)
+            mixed = [
+                shares[task, EXECUTE] * done[way] + shares[task, SKIP] * shortcuts[way]
+                for task, way in enumerate(way_of_task)
+            ]
+            return mixed, list(range(len(mixed)))
+        ways = list(zip(way_of_task, executes, strict=True))
+        distinct = list(dict.fromkeys(ways))
+        return [done[way] if runs else shortcuts[way] for way, runs in distinct], [distinct.index(way) for way in ways]
+
+    def _heads(self, features: list[Tensor], way_of_task: list[int]) -> Tensor:
+        """[B, O], each output from the mean over positions of its task's features."""
+        top = torch.stack([x.mean(dim=(2, 3)) for x in features], dim=1)  # [B, ways, F]
+        ways = [way_of_task[task] for task, part in enumerate(self.tasks.tasks) for _ in range(part.num_outputs)]
+        outputs: Tensor = (top[:, ways] * self.heads.weight).sum(dim=2) + self.heads.bias
+        return outputs

@@ -1,0 +1,130 @@
+"""The network of AdaShare against one pass per task, and the tree of its ways."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from distbranch.models.adashare_net import AdaShareNet, Block
+from distbranch.models.residual import BLOCKS, Policy, ResidualArchitecture
+from distbranch.tasks import Task
+
+TASKS = (Task("a"), Task("b", "categorical", ("x", "y", "z")), Task("c"))
+
+
+def some_policy(num_blocks: int = 8, seed: int = 0) -> Policy:
+    drawn = torch.rand(len(TASKS), num_blocks, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return tuple(map(tuple, drawn.tolist()))
+
+
+def architecture(
+    policy: Policy | None = None, width: int | None = 8, backbone: str = "resnet18"
+) -> ResidualArchitecture:
+    return ResidualArchitecture(backbone, width, (48, 40), TASKS, policy)
+
+
+def warmed(network: AdaShareNet) -> AdaShareNet:
+    """With running statistics and scales that are not those of the beginning, in eval mode."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+                assert tensor is not None
+                tensor.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+def one_by_one(network: AdaShareNet, images: Tensor, shares: Tensor) -> Tensor:
+    """The definition: the whole network once per task; shares [T, L, 2]."""
+    outputs = []
+    for task, columns in enumerate(network.tasks.columns.values()):
+        x = functional.max_pool2d(functional.relu(network.stem(images)), 3, 2, 1)
+        for block, (execute, skip) in zip(network.blocks, shares[task], strict=True):
+            assert isinstance(block, Block)
+            shortcut = block.shortcut(x)
+            x = (execute * block.execute(x, shortcut) if block.first else 0) + skip * shortcut
+        outputs.append(functional.linear(x.mean((2, 3)), network.heads.weight[columns], network.heads.bias[columns]))
+    return torch.cat(outputs, dim=1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hard_policy_gives_what_one_pass_per_task_gives(seed: int) -> None:
+    policy = some_policy(seed=seed)
+    network, images = warmed(AdaShareNet(architecture(policy))), torch.randn(3, 3, 48, 40)
+    executes = torch.tensor(policy, dtype=torch.float32)
+    expected = one_by_one(network, images, torch.stack([executes, 1 - executes], dim=2))
+    torch.testing.assert_close(network(images, flat=True), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_released", [0, 1, 5, 8])
+def test_soft_decisions_on_the_last_blocks_give_what_one_pass_per_task_gives(num_released: int) -> None:
+    network, images = warmed(AdaShareNet(architecture())), torch.randn(2, 3, 48, 40)
+    shares = torch.tensor([1.0, 0.0]).repeat(3, 8, 1)
+    shares[:, 8 - num_released :] = torch.rand(3, num_released, 2).softmax(dim=2)
+    expected = one_by_one(network, images, shares)
+    found = network(images, shares[:, 8 - num_released :], flat=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_decisions_get_a_gradient_and_every_weight_does() -> None:
+    network = AdaShareNet(architecture())
+    decisions = torch.rand(3, 8, 2, requires_grad=True)
+    network(torch.randn(4, 3, 48, 40), decisions, flat=True).square().sum().backward()
+    assert decisions.grad is not None
+    assert decisions.grad.ne(0).all()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_with_a_policy_every_weight_that_there_is_gets_a_gradient() -> None:
+    nobody = tuple((True, *row[1:5], False, False, True) for row in some_policy())
+    network = AdaShareNet(architecture(nobody))
+    assert isinstance(network.blocks[5], Block)
+    assert network.blocks[5].first is None
+    network(torch.randn(4, 3, 48, 40), flat=True).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_tasks_that_decided_alike_run_once() -> None:
+    policy = ((True,) * 8, (True,) * 8, (*(True,) * 6, False, True))
+    network = AdaShareNet(architecture(policy))
+    seen = []
+    for block in network.blocks:
+        assert isinstance(block, Block)
+        assert block.first is not None
+        block.first.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    network(torch.randn(5, 3, 48, 40))
+    assert seen == [5, 5, 5, 5, 5, 5, 5, 10]
+
+
+def test_the_tree_of_a_policy_joins_tasks_as_long_as_they_decided_alike() -> None:
+    for seed in range(5):
+        policy = some_policy(seed=seed)
+        tree = architecture(policy).tree
+        for block in range(1, 9):
+            branches = tree.branches(block)
+            together = {(i, j) for branch in branches for i, j in itertools.combinations(branch, 2)}
+            alike = {(i, j) for i, j in itertools.combinations(range(3), 2) if policy[i][:block] == policy[j][:block]}
+            assert together == alike
+
+
+@pytest.mark.parametrize(("backbone", "weights"), [("resnet18", 11_166_912), ("resnet34", 21_267_648)])
+def test_full_width_is_that_of_the_published_networks(backbone: str, weights: int) -> None:
+    network = AdaShareNet(architecture(None, width=None, backbone=backbone))
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert sum(module.weight.numel() for module in convolutions) == weights
+    assert len(network.blocks) == sum(BLOCKS[backbone]) == (8 if backbone == "resnet18" else 16)
+
+
+def test_shapes_are_those_of_the_features() -> None:
+    design = ResidualArchitecture("resnet34", 16, (75, 53), TASKS)
+    network, sizes = AdaShareNet(design).eval(), []
+    for block in network.blocks:
+        assert isinstance(block, Block)
+        assert block.second is not None
+        block.second.register_forward_hook(lambda _, __, output: sizes.append(tuple(output.shape[1:])))
+    network(torch.randn(1, 3, 75, 53))
+    assert sizes == [(shape.width, shape.height, shape.length) for shape in design.shapes]
+    assert ResidualArchitecture.from_json(design.to_json()) == design
+    ruled = design.with_policy(some_policy(16))
+    assert ResidualArchitecture.from_json(ruled.to_json()) == ruled
