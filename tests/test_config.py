@@ -131,7 +131,7 @@ def test_every_key_is_described_with_a_help_text() -> None:
 def test_every_number_is_described_with_its_range_and_every_choice_with_its_choices() -> None:
     ranges = {key: limits for key, _, limits, _ in describe_keys()}
     assert ranges["method.decay"] == "> 0, < 1"
-    assert ranges["optim.name"] == "sgd | adamw"
+    assert ranges["optim.name"] == "sgd | adam | adamw"
     assert "auto" in ranges["method.max_branches"]
     numbers = [key for key, default, _, _ in describe_keys() if default.replace(".", "").isdigit()]
     assert [key for key in numbers if not ranges[key]] == []

@@ -72,8 +72,8 @@ def config_of(data: Path | str, directory: Path | str, **dotted: Any) -> dict[st
 
 
 def lines_of(file: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    """The lines of a .jsonl file; none if there is no file."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [line for line in lines if kind is None or line["kind"] == kind]
 
 
@@ -85,13 +85,13 @@ def without_times(value: Any) -> Any:
 
 
 def content_of(run: Path) -> dict[str, Any]:
-    """All that a run found out, bit for bit: decisions and the matrices behind them, trees, weights, optimiser, metrics."""
+    """All that a run found out, bit for bit: decisions and the matrices behind them, policies, trees, weights, optimiser, metrics."""
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
     matrices = {file.name: dict(np.load(file, allow_pickle=False)) for file in sorted((run / "affinity").glob("*.npz"))}
     state = json.loads((newest / "state.json").read_text())
     return {
         "tree": json.loads((run / "tree.json").read_text()),
-        "decisions": without_times(lines_of(run / "decisions.jsonl")),
+        **{name: without_times(lines_of(run / f"{name}.jsonl")) for name in ("decisions", "policies")},
         "matrices": {name: {key: value.tobytes() for key, value in parts.items()} for name, parts in matrices.items()},
         "model": (run / "model" / "model.safetensors").read_bytes(),
         "description": (run / "model" / "model.json").read_text(),

@@ -20,12 +20,12 @@ Preset = Literal["paper", "experiments"]
 
 def gumbel_noise(num_tasks: int, num_blocks: int, *, seed: int, step: int) -> Tensor:
     """Standard Gumbel noise [T, L, 2] of one forward pass; the same on every rank."""
-    uniform = _uniform((num_tasks, num_blocks, 2), seed, step)
+    uniform = _uniform((num_tasks, num_blocks, 2), seed, step, 2)
     return torch.from_numpy(-np.log(-np.log(uniform))).float()
 
 
 def soft_decisions(logits: Tensor, noise: Tensor, *, temperature: float, num_released: int) -> Tensor:
-    """The Gumbel-softmax sample [T, L, 2] of a policy; blocks below the last `num_released` execute.
+    """The Gumbel-softmax sample [T, n, 2] of a policy for its last n = `num_released` blocks; those below execute.
 
     Args:
         logits: [T, L, 2].
@@ -33,11 +33,8 @@ def soft_decisions(logits: Tensor, noise: Tensor, *, temperature: float, num_rel
         temperature: above 0; near 0 the sample is nearly one or the other.
         num_released: 0..L.
     """
-    num_blocks = logits.shape[1]
-    sample = functional.softmax((logits + noise) / temperature, dim=2)
-    held = torch.tensor([1.0, 0.0], device=logits.device, dtype=sample.dtype).expand_as(sample)
-    released = torch.arange(num_blocks, device=logits.device) >= num_blocks - num_released
-    return torch.where(released[:, None], sample, held)
+    released = logits.shape[1] - num_released
+    return functional.softmax((logits[:, released:] + noise[:, released:]) / temperature, dim=2)
 
 
 def execute_probabilities(logits: Tensor) -> Tensor:
@@ -45,9 +42,9 @@ def execute_probabilities(logits: Tensor) -> Tensor:
     return functional.softmax(logits.detach().double(), dim=2)[:, :, EXECUTE]
 
 
-def drawn_policy(probabilities: NDArray[np.float64], *, seed: int, number: int) -> NDArray[np.bool_]:
-    """Policy `number` of a seed [T, L], True = execute: one Bernoulli draw per task and block from its probability."""
-    executes: NDArray[np.bool_] = _uniform(probabilities.shape, seed, number) < probabilities
+def drawn_policy(probabilities: NDArray[np.float64], *, number: int) -> NDArray[np.bool_]:
+    """Policy `number` of a search [T, L], True = execute: one Bernoulli draw per task and block from its probability."""
+    executes: NDArray[np.bool_] = _uniform(probabilities.shape, number, 3) < probabilities
     return executes
 
 
@@ -81,8 +78,8 @@ def default_loss_weights(num_tasks: int) -> tuple[float, float]:
     return (0.001, 0.05) if num_tasks == 3 else (0.001, 0.005)
 
 
-def _uniform(shape: tuple[int, ...], seed: int, number: int) -> NDArray[np.float64]:
+def _uniform(shape: tuple[int, ...], *seed: int) -> NDArray[np.float64]:
     """Uniform in the open interval (0, 1), from raw Philox numbers, which no release of numpy changes."""
-    raw = np.random.Philox(np.random.SeedSequence((seed, number, 2))).random_raw(int(np.prod(shape)))
+    raw = np.random.Philox(np.random.SeedSequence(seed)).random_raw(int(np.prod(shape)))
     uniform: NDArray[np.float64] = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
     return uniform.reshape(shape)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,10 @@ from distbranch.export import require
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_weights
 from distbranch.models.fold import fold
-from distbranch.models.networks import Network
+from distbranch.models.networks import Network, network_of
+from distbranch.models.residual import AnyArchitecture, shared_policy
 from distbranch.models.tree_net import TreeNet
+from distbranch.tasks import Task
 
 TURN_S = 0.05  # quick networks answer several times in their turn
 FEWEST_ROUNDS = 3
@@ -189,10 +191,9 @@ class _Entry:
     file: Path
 
 
-def _company(architecture: Architecture, against: Sequence[str]) -> list[Candidate]:
-    """Thin, independent and full networks for the same tasks and images."""
-    thin = _thin(architecture)
-    alone = thin.thin_of(thin.tasks[:1])
+def _company(architecture: AnyArchitecture, against: Sequence[str]) -> list[Candidate]:
+    """Thin (of a residual network: shared), independent and full networks for the same tasks and images."""
+    thin, alone = _shared(architecture, architecture.tasks), _shared(architecture, architecture.tasks[:1])
     num_tasks = len(thin.tasks)
     name = f"thin-{thin.width or thin.width_fraction or thin.backbone}"
     return [
@@ -207,12 +208,15 @@ def _reference(candidates: Sequence[Candidate]) -> int:
     return next(number for number, one in enumerate(candidates) if one.is_reference)
 
 
-def _thin(architecture: Architecture) -> Architecture:
-    return architecture.thin_of(architecture.tasks)
+def _shared(architecture: AnyArchitecture, tasks: tuple[Task, ...]) -> AnyArchitecture:
+    """The network of these tasks in which all of them share everything."""
+    if isinstance(architecture, Architecture):
+        return architecture.thin_of(tasks)
+    return replace(architecture, tasks=tasks, policy=shared_policy(len(tasks), architecture.num_blocks))
 
 
-def _random(architecture: Architecture) -> TreeNet:
-    return TreeNet(architecture).eval()
+def _random(architecture: AnyArchitecture) -> Network:
+    return network_of(architecture).eval()
 
 
 def _written(candidate: Candidate, file: Path) -> Path:

@@ -14,12 +14,12 @@ from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config
 from distbranch.data.shards import BAD_KINDS
 from distbranch.engine.trained_network import TrainedNetwork
-from distbranch.models.backbones import Architecture
+from distbranch.models.residual import AnyArchitecture
 
 NUM_FLAGS = 2 + len(BAD_KINDS)
 
 
-def batch_of(config: Config, architecture: Architecture, rank: int = 0) -> tuple[Tensor, Tensor]:
+def batch_of(config: Config, architecture: AnyArchitecture, rank: int = 0) -> tuple[Tensor, Tensor]:
     """Random images uint8 [b, 3, H, W] (channels_last, as the loader gives them) and labels [b, T] of one rank."""
     generator = torch.Generator().manual_seed(rank)
     size = config.train.batch_size // config.launch.most_workers

@@ -144,11 +144,11 @@ def _grow(net: TrainedNetwork, ranks: Ranks) -> float:
         began = time.perf_counter()
         net.share_buffers()
         summed = stats.with_pair_sums(ranks.sum(stats.pair_sums()))
-        architecture = net.network.architecture
+        architecture = net.tree_architecture
         (ruling,) = ranks.on_first(lambda: decide(summed, architecture, [config.method], seed=0))  # noqa: B023
         if ruling.split is not None:
             net.widen(ruling.split)
         verify_equal(ranks, "a decision", net.fingerprint())
         longest = max(longest, time.perf_counter() - began)
-        growing = may_still_grow(net.network.architecture.tree, ruling, config.method)
+        growing = may_still_grow(net.tree_architecture.tree, ruling, config.method)
     return longest

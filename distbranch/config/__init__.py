@@ -1,10 +1,11 @@
 """The configuration of a run: its sections, and how it is read."""
 
-from distbranch.config.network import MethodConfig, ModelConfig
+from distbranch.config.network import AdaShareConfig, MethodConfig, ModelConfig
 from distbranch.config.reading import describe_keys, differences, load_config, to_yaml
 from distbranch.config.sections import Config, DataConfig, LaunchConfig, OptimConfig
 
 __all__ = [
+    "AdaShareConfig",
     "Config",
     "DataConfig",
     "LaunchConfig",

@@ -11,8 +11,8 @@ from distbranch.config.section import Section
 class ModelConfig(Section):
     """The network before any widening."""
 
-    backbone: Literal["vgg16", "vgg9"] = Field(
-        "vgg16", description="Order of layers: VGG-16, or a shorter one for small images."
+    backbone: Literal["vgg16", "vgg9", "resnet18", "resnet34"] = Field(
+        "vgg16", description="VGG-16, or a shorter one for small images; a residual network for `adashare` or `fixed`."
     )
     width: int | None = Field(
         32, ge=1, description="Thinness omega: width of every convolution; full (or `width_fraction` of it) if empty."
@@ -39,6 +39,11 @@ class ModelConfig(Section):
         return {**values, "width": None}
 
     @property
+    def is_residual(self) -> bool:
+        """Whether it is of residual blocks, which tasks may skip; else it is of layers, which may branch."""
+        return self.backbone.startswith("resnet")
+
+    @property
     def width_text(self) -> str:
         """The width for people."""
         if self.width is not None:
@@ -49,10 +54,10 @@ class ModelConfig(Section):
 class MethodConfig(Section):
     """How tasks come to share layers (design: branching, sections 3 to 6)."""
 
-    name: Literal["branching", "fixed", "independent", "low-rank"] = Field(
+    name: Literal["branching", "adashare", "fixed", "independent", "low-rank"] = Field(
         "branching",
-        description="`branching` grows a tree; `fixed` keeps the thin network, or the tree of `groups`; `independent`: a network per "
-        "task; `low-rank`: the SVD of `pretrained`, trained on.",
+        description="`branching` grows a tree; `adashare` learns which task skips which block; `fixed` keeps the thin network, or the "
+        "tree of `groups`; `independent`: a network per task; `low-rank`: the SVD of `pretrained`, trained on.",
     )
     groups: str | dict[str, list[list[str]]] | None = Field(
         None,
@@ -148,6 +153,45 @@ class MethodConfig(Section):
     def keeps_thin(self) -> bool:
         """Whether the network never has branches: a thin (or wide) baseline."""
         return self.name == "fixed" and self.groups is None
+
+
+class AdaShareConfig(Section):
+    """With `method.name: adashare`: the search for a policy, or the policy to train with (design: section 9)."""
+
+    policy: str | None = Field(
+        None,
+        json_schema_extra={"range": "PATH"},
+        description="The finished search whose policy is trained with, from fresh weights; empty: search for one.",
+    )
+    policy_number: int | None = Field(
+        None, ge=0, description="Which of the policies drawn from that search; its most probable decisions if empty."
+    )
+    warmup_iterations: int = Field(1000, ge=0, description="Optimiser steps in which all tasks share every block.")
+    weights_part: float = Field(
+        0.8, gt=0, lt=1, description="Part of the training images that trains weights; the rest trains the policy."
+    )
+    cycles_per_block: int = Field(
+        3,
+        ge=1,
+        description="Cycles (an epoch of either part) until the policy may decide one block more, from the top.",
+    )
+    weights_lr: float = Field(0.001, gt=0, description="Learning rate of the weights after the warm-up (SGD).")
+    policy_lr: float = Field(0.01, gt=0, description="Learning rate of the policy (Adam).")
+    sparsity: float | None = Field(
+        None, ge=0, description="Weight of the price of executing; the published one for so many tasks if empty."
+    )
+    sharing: float | None = Field(
+        None, ge=0, description="Weight of the price of deciding unlike each other; the published one if empty."
+    )
+    sharing_preset: Literal["paper", "experiments"] = Field(
+        "paper", description="That price as the paper says (heavy on low blocks), or as its experiments had it."
+    )
+
+    @model_validator(mode="after")
+    def _draws_from_something(self) -> Self:
+        if self.policy_number is not None and self.policy is None:
+            raise ValueError("policy_number is one of the policies drawn from a search: give adashare.policy with it")
+        return self
 
 
 def _is_a_grouping(layer: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distbranch.config.network import MethodConfig, ModelConfig
+from distbranch.config.network import AdaShareConfig, MethodConfig, ModelConfig
 from distbranch.config.places import below, copy_of, is_remote
 from distbranch.config.section import Section
 
@@ -163,9 +163,9 @@ class TrainConfig(Section):
 class OptimConfig(Section):
     """The optimiser and its learning rate."""
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum (the paper) or AdamW.")
+    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="SGD with momentum (the paper), Adam or AdamW.")
     lr: float = Field(0.001, gt=0, description="Learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Of SGD.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of SGD; of Adam and AdamW the first beta.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay.")
     schedule: Literal["step", "cosine", "constant"] = Field("step", description="Course of the learning rate.")
     decay_every: int = Field(
@@ -231,6 +231,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
+    adashare: AdaShareConfig = AdaShareConfig()
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
     launch: LaunchConfig = LaunchConfig()
@@ -251,6 +252,40 @@ class Config(Section):
                 "train.sync_batch_norm with train.accumulate > 1 needs data.on_bad_sample=fail, for all ranks must make as many passes"
             )
         return self
+
+    @model_validator(mode="after")
+    def _has_a_backbone_for_the_method(self) -> Self:
+        name, backbone = self.method.name, self.model.backbone
+        if name == "adashare" and not self.model.is_residual:
+            raise ValueError(
+                f"method.name=adashare skips residual blocks: use model.backbone=resnet18 or resnet34, found {backbone}"
+            )
+        if self.model.is_residual and name not in ("adashare", "fixed"):
+            raise ValueError(
+                f"model.backbone={backbone} is for method.name=adashare or fixed; use vgg16 or vgg9 with method.name={name}"
+            )
+        if self.model.is_residual and (self.method.groups is not None or self.method.init != "random"):
+            raise ValueError(
+                f"method.groups and method.init are for model.backbone=vgg16 or vgg9, found {backbone}; leave them out"
+            )
+        if name != "adashare" and self.adashare != AdaShareConfig():
+            raise ValueError(f"the section adashare is for method.name=adashare, found {name}; leave it out")
+        return self
+
+    @property
+    def begins_from(self) -> dict[str, str]:
+        """The paths of other runs, or of files, from which the run begins, by key."""
+        given = {
+            "method.pretrained": self.method.pretrained,
+            "method.groups": self.method.groups,
+            "adashare.policy": self.adashare.policy,
+        }
+        return {key: path for key, path in given.items() if isinstance(path, str)}
+
+    @property
+    def searches(self) -> bool:
+        """Whether the run searches for a policy of AdaShare."""
+        return self.method.name == "adashare" and self.adashare.policy is None
 
     @property
     def decides(self) -> bool:

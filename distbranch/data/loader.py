@@ -19,7 +19,7 @@ from torch import Tensor
 from distbranch.data.cache import Cache, open_files
 from distbranch.data.decode import Augmentation, Pixels, decode
 from distbranch.data.mixed_reader import MixedReader
-from distbranch.data.plan import MixedPlan, Place, Plan
+from distbranch.data.plan import AlternatingPlan, MixedPlan, Place, Plan, Turns
 from distbranch.data.prefetch import from_processes, from_thread
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo, join
@@ -68,10 +68,12 @@ def train_loader(
     cache: Cache | None = None,
     accumulate: int = 1,
     pin_memory: bool = False,
+    turns: Turns | None = None,
 ) -> Iterator[Batch]:
     """Endless training batches of this rank, beginning after `start` samples consumed by all ranks together.
 
-    `info` may be a mixture of data sets (`data.mixture`); its samples come in the order of `plan.MixedPlan`.
+    `info` may be a mixture of data sets (`data.mixture`); its samples come in the order of `plan.MixedPlan`. With `turns` two
+    parts of every data set are read in the order of `plan.AlternatingPlan`.
     `batch_size`: of all ranks together; `accumulate`: into how many parts the engine will divide a rank's share;
     `num_workers`: prefetching processes, 0 = one thread; `prefetch`: batches ahead for each of them. The iterator ends
     only after a batch with an error: a bad sample under on_bad_sample="fail", or a batch in which nothing is left.
@@ -82,9 +84,15 @@ def train_loader(
             f"A batch of {batch_size} samples cannot be divided among {world_size} ranks in {accumulate} part(s) each. "
             f"Choose a batch size of at least {world_size * accumulate}, or fewer ranks."
         )
-    plans = [Plan([shard.num_samples for shard in one.shards], seed, window) for one in chosen]
     proportions = info.proportions or [one.num_samples for one in chosen]
-    plan = MixedPlan(plans, proportions, seed) if info.parts else plans[0]
+
+    def plan_of(part: tuple[float, float]) -> Plan | MixedPlan:
+        plans = [Plan([shard.num_samples for shard in one.shards], seed, window, part) for one in chosen]
+        return MixedPlan(plans, proportions, seed) if info.parts else plans[0]
+
+    plan: Plan | MixedPlan | AlternatingPlan = plan_of((0.0, 1.0))
+    if turns is not None:
+        plan = AlternatingPlan((plan_of((0.0, turns.part)), plan_of((turns.part, 1.0))), turns)
     order = _TrainOrder(plan, start, batch_size, rank, world_size)
     augmentation = Augmentation(flip, shift)
     recipe = _Recipe(
@@ -149,7 +157,7 @@ class _Order(Protocol):
 
 @dataclass
 class _TrainOrder:
-    plan: Plan | MixedPlan
+    plan: Plan | MixedPlan | AlternatingPlan
     start: int
     batch_size: int
     rank: int

@@ -1,6 +1,7 @@
 """The order in which samples are seen: an endless seeded stream of (shard, sample, epoch), computed window by window.
 
-Several data sets are mixed into one such stream, in which it is arithmetic, too, whose turn it is and how often it was.
+Several data sets are mixed into one such stream, in which it is arithmetic, too, whose turn it is and how often it was; and so
+are two parts of a data set that are read in turns.
 
 The order knows nothing of ranks or loader workers: whoever wants positions 3,000 to 3,063 asks for exactly those. So a
 run resumes at any sample on any number of ranks, and batches may straddle epochs without losing or repeating a sample.
@@ -35,11 +36,20 @@ class Plan:
     """The seeded order over shards of the given sizes.
 
     In every epoch the shards are permuted, cut into windows of `window` shards, and the samples of a window permuted
-    together. Epoch e depends on (seed, e, shard_sizes, window) alone. Memory: O(num_shards + samples of a few windows).
+    together. Epoch e depends on (seed, e, shard_sizes, window, part) alone. Memory: O(num_shards + samples of a few windows).
+
+    `part`: from where to where, in 0..1, every shard is read, in a seeded order of its own: (0, 0.8) and (0.8, 1) have no sample
+    in common and together all. Of N samples the part (0, p) has floor(p * N), of every shard nearly as large a share.
     """
 
-    def __init__(self, shard_sizes: Sequence[int], seed: int, window: int = 8) -> None:
-        self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
+    def __init__(
+        self, shard_sizes: Sequence[int], seed: int, window: int = 8, part: tuple[float, float] = (0.0, 1.0)
+    ) -> None:
+        self._whole_sizes = np.asarray(shard_sizes, dtype=np.int64)
+        ends = np.concatenate([[0], np.cumsum(self._whole_sizes)])
+        bounds = [np.floor(ends * bound).astype(np.int64) for bound in part]
+        self._first, self._last = (bound[1:] - bound[:-1] for bound in bounds)  # of every shard's own order
+        self.shard_sizes = self._last - self._first
         self.seed = seed
         self.window = window
         self.num_samples = int(self.shard_sizes.sum())
@@ -88,11 +98,19 @@ class Plan:
             sizes = self.shard_sizes[shards]
             pairs = np.empty((int(sizes.sum()), 2), dtype=np.int64)
             pairs[:, 0] = np.repeat(shards, sizes)
-            pairs[:, 1] = np.concatenate([np.arange(size) for size in sizes])
+            pairs[:, 1] = np.concatenate([self._chosen(shard) for shard in shards.tolist()])
             # window + 1: a seed sequence cannot tell (seed, epoch) from (seed, epoch, 0), which orders the shards.
             return pairs[_permutation(len(pairs), self.seed, epoch, window + 1)]
 
         return _remembered(self._windows, (epoch, window), make, _WINDOWS_KEPT)
+
+    def _chosen(self, shard: int) -> NDArray[np.int64]:
+        """The samples of a shard that belong to this plan."""
+        size, chosen = int(self._whole_sizes[shard]), slice(self._first[shard], self._last[shard])
+        if self.shard_sizes[shard] == size:
+            return np.arange(size)
+        # The 2 at the end: no other order is drawn from such a seed sequence.
+        return _permutation(size, self.seed, shard, 0, 2)[chosen]
 
 
 class MixedPlan:
@@ -174,6 +192,60 @@ class MixedPlan:
             return turns[np.argsort(raw, axis=1, kind="stable")].ravel()
 
         return _remembered(self._stretches, number, make, _WINDOWS_KEPT)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How two parts of the training samples are read in turns, in samples of all ranks together.
+
+    part: the share of the first, in 0..1.
+    before: how many of the first come before the turns begin.
+    first, second: how many of either every turn has.
+    """
+
+    part: float
+    before: int
+    first: int
+    second: int
+
+
+class AlternatingPlan:
+    """Two plans read in turns as one stream: `before` samples of the first, then again and again `first` and `second` of either."""
+
+    def __init__(self, plans: tuple[Plan | MixedPlan, Plan | MixedPlan], turns: Turns) -> None:
+        self.plans, self.turns = plans, turns
+
+    def samples(self, start: int, stop: int) -> list[Place]:
+        """The places at stream positions start..stop-1; the epoch is that of the sample's own plan."""
+        places: list[Place] = []
+        while start < stop:
+            number, left = self._turn(start)
+            count = min(left, stop - start)
+            first = self._drawn(start)[number]
+            places += self.plans[number].samples(first, first + count)
+            start += count
+        return places
+
+    def shards_ahead(self, position: int) -> list[int]:
+        """The shards that either plan reads soon after this stream position."""
+        ahead = [plan.shards_ahead(drawn) for plan, drawn in zip(self.plans, self._drawn(position), strict=True)]
+        return list(dict.fromkeys([shard for shards in ahead for shard in shards]))
+
+    def _turn(self, position: int) -> tuple[int, int]:
+        """Whose turn it is at a position, and for how many samples still."""
+        turns = self.turns
+        since = position - turns.before
+        if since < 0:
+            return 0, -since
+        place = since % (turns.first + turns.second)
+        return (0, turns.first - place) if place < turns.first else (1, turns.first + turns.second - place)
+
+    def _drawn(self, position: int) -> tuple[int, int]:
+        """How many samples of either plan come before a position."""
+        turns = self.turns
+        count, place = divmod(max(0, position - turns.before), turns.first + turns.second)
+        first = min(position, turns.before) + count * turns.first + min(place, turns.first)
+        return first, position - first
 
 
 def _permutation(length: int, *seed: int) -> NDArray[np.int64]:

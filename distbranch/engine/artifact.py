@@ -16,8 +16,8 @@ from distbranch.config import load_config
 from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.models.backbones import Architecture
 from distbranch.models.networks import Network, network_of
+from distbranch.models.residual import architecture_from_json
 
 logger = logging.getLogger("distbranch")
 
@@ -92,7 +92,8 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
                 f"The run {run_directory} has not finished: these are the weights of step {step:,} of {last:,}."
             )
         preprocessing = Preprocessing.from_json(description["preprocessing"])
-        network = network_of(Architecture.from_json(description["architecture"]), preprocessing.mean, preprocessing.std)
+        architecture = architecture_from_json(description["architecture"])
+        network = network_of(architecture, preprocessing.mean, preprocessing.std)
         network.load_state_dict(state)
     except UserError:
         raise

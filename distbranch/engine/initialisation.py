@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from distbranch.adashare.policy import drawn_policy
 from distbranch.branching.given import independent, tree_of_groups
 from distbranch.branching.tree import Tree
 from distbranch.branching.widening import widen
@@ -15,23 +16,31 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import load_model
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
+from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.backbones import Architecture
 from distbranch.models.low_rank import LowRankNet, check_same, low_rank_beginning
 from distbranch.models.networks import Network
 from distbranch.models.pretrained import HOW_TO_GET, WideNetwork, read_weights, wide_network
+from distbranch.models.residual import AnyArchitecture, Policy, ResidualArchitecture, shared_policy
 from distbranch.models.thin_init import check_fits, thin_beginning
+from distbranch.models.tree_net import TreeNet
 
 logger = logging.getLogger("distbranch")
 
 
-def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
-    """The network that a run begins with: thin, of a tree that is given, with a branch per task, or low-rank.
+def first_architecture(config: Config, info: DatasetInfo) -> AnyArchitecture:
+    """The network that a run begins with: thin, of a tree or a policy that is given, with a branch per task, or low-rank.
 
     Raises:
-        UserError: `method.groups` names no tree for the tasks of the data set.
+        UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set.
     """
     model, method = config.model, config.method
     size = config.data.image_size or info.image_size
+    if model.is_residual:
+        searched = ResidualArchitecture(
+            model.backbone, model.width, size, info.tasks, width_fraction=model.width_fraction
+        )
+        return searched if config.searches else searched.with_policy(_given_policy(config, searched))
     thin = Architecture.thin(model.backbone, model.width, size, info.tasks, width_fraction=model.width_fraction)
     if method.name == "independent":
         return thin.with_tree(independent(thin.tree.layers, len(info.tasks)))
@@ -100,17 +109,47 @@ def _read_groups(path: Path, thin: Architecture) -> dict[str, list[list[str]]]:
     return groups
 
 
+def _given_policy(config: Config, searched: ResidualArchitecture) -> Policy:
+    """That of a search, most probable or drawn; a run that was begun has its own and does not need the search any longer."""
+    if config.adashare.policy is None:
+        return shared_policy(len(searched.tasks), searched.num_blocks)
+    source, number = Path(config.adashare.policy), config.adashare.policy_number
+    files = RunDirectory(config.run_directory)
+    if files.policy.exists() and not files.begins_anew(config):
+        source, number = files.path, None
+    elif not RunDirectory(source).result.exists():
+        raise UserError(f"adashare.policy={source} should be a finished search, found none. Train it to its end first.")
+    file = RunDirectory(source).policy
+    try:
+        record = _read_json(file)
+        names, blocks, executes = record["tasks"], record["blocks"], record["policy"]
+        if number is not None:
+            executes = drawn_policy(np.array(record["execute_probability"]), number=number).tolist()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} holds no policy ({error}). Give the directory of a finished search in adashare.policy."
+        ) from None
+    own = [task.name for task in searched.tasks], [shape.name for shape in searched.shapes]
+    if (names, blocks) != own:
+        raise UserError(
+            f"The policy in {file} should be of the same tasks and of model.backbone={searched.backbone}, but it is of "
+            f"{len(names)} tasks ({', '.join(names[:3])}, ...) and {len(blocks)} blocks. Give a search of this data set and backbone."
+        )
+    return tuple(tuple(map(bool, row)) for row in executes)
+
+
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def check_beginning(config: Config, architecture: Architecture) -> None:
+def check_beginning(config: Config, architecture: AnyArchitecture) -> None:
     """Whether the pretrained network that a run begins from is there and fits; nothing else is read of a large file.
 
     Raises:
         UserError: see `pretrained_network`; or it is of another backbone, another width or other tasks.
     """
     if config.method.begins_from_pretrained:
+        assert isinstance(architecture, Architecture)
         check = check_same if architecture.low_rank else check_fits
         check(pretrained_network(config), architecture)
 
@@ -139,6 +178,10 @@ def pretrained_network(config: Config) -> WideNetwork:
         raise UserError(
             f"method.pretrained={path} should be a wide network, but it is low-rank. Give the wide one it is from."
         )
+    if isinstance(network, AdaShareNet):
+        raise UserError(
+            f"method.pretrained={path} should be a run of model.backbone=vgg16, but its network is residual. Give a wide VGG-16."
+        )
     return wide_network(network, str(path))
 
 
@@ -159,6 +202,7 @@ def begin_from_pretrained(network: Network, config: Config) -> None:
         state = low_rank_beginning(wide, network.architecture)
     else:
         assert method.init != "random"
+        assert isinstance(network, TreeNet)
         thin, tree = network.architecture.thin_of(network.architecture.tasks), network.architecture.tree
         beginning = thin_beginning(wide, thin, method.init, seed=config.seed)
         if beginning.warning:

@@ -7,14 +7,24 @@ from typing import Any
 from distbranch.config import Config, DataConfig
 from distbranch.data.cache import Cache, default_cache_folder
 from distbranch.data.loader import Batch, eval_loader, train_loader
+from distbranch.data.plan import Turns
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
 
 
 def open_training(
-    info: DatasetInfo, config: Config, ranks: Ranks, *, image_size: tuple[int, int], start: int
+    info: DatasetInfo,
+    config: Config,
+    ranks: Ranks,
+    *,
+    image_size: tuple[int, int],
+    start: int,
+    turns: Turns | None = None,
 ) -> Iterator[Batch]:
-    """This rank's endless training batches, after `start` samples consumed by all ranks together."""
+    """This rank's endless training batches, after `start` samples consumed by all ranks together.
+
+    `turns`: how two parts of the samples are read in turns; None: all of them in one stream.
+    """
     return train_loader(
         info,
         "train",
@@ -25,6 +35,7 @@ def open_training(
         shift=config.data.shift,
         window=config.data.shuffle_window,
         accumulate=config.train.accumulate,
+        turns=turns,
         **_common(config.data, ranks, image_size),
     )
 

@@ -94,6 +94,12 @@ class RunLog:
             self.draw(self.writer, record, self.directory.path)
         self.report({"kind": "decision", **record})
 
+    def policy(self, record: Event) -> None:
+        """AdaShare's policy at the end of a cycle: a line of policies.jsonl."""
+        append_line(self.directory.policies, record)
+        _add_policy(self.writer, record)
+        self.report({"kind": "policy", **record})
+
     def note(self, kind: str, **values: Any) -> None:
         """Anything else that a reader of metrics.jsonl should find: `resumed`, `bad_samples`, `stopped`."""
         append_line(self.directory.metrics, {"kind": kind, **values})
@@ -147,6 +153,16 @@ def _add_evaluation(writer: SummaryWriter, line: Event) -> None:
     for task, row in line["tasks"].items():
         for metric in ("accuracy", "average_precision"):
             _add(writer, f"{split}_{metric}/{task}", row.get(metric), step)
+
+
+def _add_policy(writer: SummaryWriter, line: Event) -> None:
+    step = line["iteration"]
+    _add(writer, "policy/num_released", line["num_released"], step)
+    _add(writer, "policy/temperature", line["temperature"], step)
+    for task, probabilities in zip(line["tasks"], line["execute_probability"], strict=True):
+        _add(writer, f"policy_executes/{task}", sum(probabilities) / len(probabilities), step)
+    for block, column in zip(line["blocks"], zip(*line["execute_probability"], strict=True), strict=True):
+        _add(writer, f"policy_executed/{block}", sum(column) / len(column), step)
 
 
 ADD = {"train": _add_training, "evaluation": _add_evaluation}

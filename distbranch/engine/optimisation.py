@@ -13,15 +13,25 @@ from torch import Tensor, nn
 from distbranch.config import OptimConfig
 from distbranch.engine.distributed import Ranks
 
+SECOND_BETA = 0.999  # of Adam and AdamW
+POLICY_WEIGHT_DECAY = 5e-4
+
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The configured optimiser over all parameters; fused, which is several times faster than a loop over them."""
-    parameters = list(network.parameters())
+    """The configured optimiser over all weights; fused, which is several times faster than a loop over them."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if config.name == "sgd":
         return torch.optim.SGD(
             parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
         )
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    betas = (config.momentum, SECOND_BETA)
+    return kind(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+
+
+def build_policy_optimizer(logits: nn.Parameter, lr: float) -> torch.optim.Optimizer:
+    """That of AdaShare's policy, with the weight decay of its authors."""
+    return torch.optim.Adam([logits], lr=lr, weight_decay=POLICY_WEIGHT_DECAY)
 
 
 def optimizer_slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
@@ -35,13 +45,18 @@ def optimizer_slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dic
 
 
 def load_slots(optimizer: torch.optim.Optimizer, network: nn.Module, slots: Mapping[str, Tensor]) -> None:
-    """Put named tensors into a new optimiser, each in the memory layout of its parameter (fused steps need that)."""
+    """Put named tensors into a new optimiser, each in the memory layout of its parameter (fused steps need that).
+
+    Those of parameters that it does not have are left out.
+    """
+    own_parameters = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for key, value in slots.items():
         name, _, slot = key.rpartition(":")
         by_parameter.setdefault(name, {})[slot] = value
     for name, parameter in network.named_parameters():
-        for slot, value in by_parameter.get(name, {}).items():
+        slots_of_it = by_parameter.get(name, {}) if id(parameter) in own_parameters else {}
+        for slot, value in slots_of_it.items():
             if value.shape == parameter.shape:
                 own = torch.empty_like(parameter, requires_grad=False).copy_(value)
             else:  # the step count of AdamW

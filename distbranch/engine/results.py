@@ -9,8 +9,8 @@ from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
+from distbranch.models.residual import AnyArchitecture
 
 
 class StoppedEarly(Exception):  # noqa: N818  # not an error: everything is saved
@@ -29,7 +29,7 @@ class RunResult:
     summary: dict[str, Any]
 
 
-def summarise(config: Config, architecture: Architecture, metrics: dict[str, Any]) -> dict[str, Any]:
+def summarise(config: Config, architecture: AnyArchitecture, metrics: dict[str, Any]) -> dict[str, Any]:
     """The content of result.json, but for what only the trainer knows; metrics are in 0..1 per split."""
     tree = architecture.tree
     return {

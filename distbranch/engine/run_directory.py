@@ -1,7 +1,7 @@
 """The run directory: what every command reads and writes.
 
-`config.yaml`, `environment.json`, `tree.json`, `result.json` are written aside and renamed; `decisions.jsonl` and
-`metrics.jsonl` grow a line at a time, and are cut back to the checkpoint from which a run goes on.
+`config.yaml`, `environment.json`, `tree.json`, `policy.json`, `result.json` are written aside and renamed; `decisions.jsonl`,
+`policies.jsonl` and `metrics.jsonl` grow a line at a time, and are cut back to the checkpoint from which a run goes on.
 """
 
 import json
@@ -40,6 +40,8 @@ class RunDirectory:
         self.environment = path / "environment.json"
         self.tree = path / "tree.json"
         self.decisions = path / "decisions.jsonl"
+        self.policy = path / "policy.json"
+        self.policies = path / "policies.jsonl"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
         self.checkpoints = path / "checkpoints"
@@ -73,6 +75,7 @@ class RunDirectory:
                 with self.locked(patience_s=0):
                     if self._is_vain():
                         self.tree.unlink(missing_ok=True)
+                        self.policy.unlink(missing_ok=True)
                         write_aside(self.config, to_yaml(config))
             self.check(config)
             self.path.mkdir(parents=True, exist_ok=True)
@@ -147,6 +150,7 @@ class RunDirectory:
             return bool(line.get("iteration", 0) <= iteration - comes_after)
 
         _keep_lines(self.metrics, keep)
+        _keep_lines(self.policies, lambda line: line.get("iteration", 0) <= iteration)
         for decisions in (self.decisions, *self.relatives.glob(f"*/{self.decisions.name}")):
             _keep_lines(decisions, lambda line: line.get("round", 0) <= num_decisions)
 

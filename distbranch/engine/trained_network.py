@@ -16,26 +16,34 @@ from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, fingerprint
 from distbranch.engine.initialisation import begin_from_pretrained
-from distbranch.engine.optimisation import build_optimizer, load_slots, optimizer_slots
+from distbranch.engine.optimisation import build_optimizer, build_policy_optimizer, load_slots, optimizer_slots
+from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.backbones import Architecture
 from distbranch.models.networks import Network, network_of
+from distbranch.models.residual import AnyArchitecture
 
 logger = logging.getLogger("distbranch")
+SEARCH_MOMENTUM = 0.9  # of the weights' SGD in AdaShare's search
 
 
 class TrainedNetwork:
-    """What one rank trains. `is_final` says that no further widening follows, which is when compiling pays."""
+    """What one rank trains. `is_final` says that no further widening follows, which is when compiling pays.
+
+    `alternates`: whether weights and policy of AdaShare are trained in turns, for which the weights have another optimiser.
+    """
 
     network: Network
     optimizer: torch.optim.Optimizer
+    policy_optimizer: torch.optim.Optimizer
     wrapped: nn.Module
 
     def __init__(self, config: Config, ranks: Ranks, preprocessing: Preprocessing, *, is_final: bool) -> None:
         self.config, self.ranks, self.preprocessing, self.is_final = config, ranks, preprocessing, is_final
+        self.alternates = False
         if config.train.sync_batch_norm and ranks.device.type != "cuda" and ranks.world_size > 1 and ranks.is_first:
             logger.warning("train.sync_batch_norm has no effect: it needs GPUs, and the ranks run on CPUs.")
 
-    def begin(self, architecture: Architecture, seed: int) -> None:
+    def begin(self, architecture: AnyArchitecture, seed: int) -> None:
         """Random weights (He et al. 2015), or those of a pretrained network; the same on every rank."""
         network = network_of(architecture, self.preprocessing.mean, self.preprocessing.std)
         network.init(torch.Generator().manual_seed(seed))
@@ -45,7 +53,7 @@ class TrainedNetwork:
             self.ranks.broadcast_tensors(list(network.state_dict().values()))
         self.build(architecture, network.state_dict(), {})
 
-    def build(self, architecture: Architecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
+    def build(self, architecture: AnyArchitecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
         """A new network, optimiser and wrapper; `slots` are the optimiser's tensors as `parameter:slot`."""
         network = network_of(architecture, self.preprocessing.mean, self.preprocessing.std)
         network.load_state_dict(dict(model))
@@ -53,16 +61,46 @@ class TrainedNetwork:
         self.network.train()
         if self.config.train.sync_batch_norm and self.ranks.device.type == "cuda" and self.ranks.world_size > 1:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
-        self.optimizer = build_optimizer(self.network, self.config.optim)
-        load_slots(self.optimizer, self.network, slots)
+        self._build_optimizers()
+        for optimizer in self._optimizers():
+            load_slots(optimizer, self.network, slots)
         self.wrap()
+
+    def alternate(self) -> None:
+        """Begin to train weights and policy in turns: the weights with SGD, whatever trained them before."""
+        slots, self.alternates = self.slots(), True
+        self._build_optimizers()
+        load_slots(self.policy_optimizer, self.network, slots)
+
+    def _build_optimizers(self) -> None:
+        optim, adashare = self.config.optim, self.config.adashare
+        if self.alternates:
+            optim = optim.model_copy(update={"name": "sgd", "momentum": SEARCH_MOMENTUM, "lr": adashare.weights_lr})
+        self.optimizer = build_optimizer(self.network, optim)
+        if self._searches:
+            assert isinstance(self.network, AdaShareNet)
+            self.policy_optimizer = build_policy_optimizer(self.network.policy_logits, adashare.policy_lr)
+
+    @property
+    def _searches(self) -> bool:
+        return isinstance(self.network, AdaShareNet) and self.network.searches
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimizer, self.policy_optimizer] if self._searches else [self.optimizer]
+
+    @property
+    def tree_architecture(self) -> Architecture:
+        """Of a network that may branch."""
+        architecture = self.network.architecture
+        assert isinstance(architecture, Architecture)
+        return architecture
 
     def widen(self, split: Split) -> None:
         """Go on with a wider network: weights, running statistics and optimiser slots are copied by branch name."""
-        old = self.network.architecture.tree
-        new = old.split(split)
+        architecture = self.tree_architecture
+        old, new = architecture.tree, architecture.tree.split(split)
         model = widen(self.network.state_dict(), old, new)
-        self.build(self.network.architecture.with_tree(new), model, widen(self.slots(), old, new))
+        self.build(architecture.with_tree(new), model, widen(self.slots(), old, new))
 
     def wrap(self) -> None:
         """A fresh DDP wrapper: parameters added to an old one would silently never be synchronised."""
@@ -93,7 +131,7 @@ class TrainedNetwork:
 
     def slots(self) -> dict[str, Tensor]:
         """The optimiser's tensors as `parameter:slot`."""
-        return optimizer_slots(self.optimizer, self.network)
+        return {name: slot for one in self._optimizers() for name, slot in optimizer_slots(one, self.network).items()}
 
     def fingerprint(self) -> str:
         """A hash over tree, weights, running statistics and optimiser slots."""

@@ -25,6 +25,7 @@ from distbranch.engine.loading import open_training, too_many_bad
 from distbranch.engine.methods import Ruling, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
 from distbranch.engine.optimisation import learning_rate, set_learning_rate
+from distbranch.engine.policy_search import policy_record
 from distbranch.engine.profiling import Profiler
 from distbranch.engine.results import RunResult, StoppedEarly, summarise
 from distbranch.engine.statistics import tensors_of_ranks
@@ -85,7 +86,8 @@ class Trainer:
         train, progress = self.config.train, self.progress
         start = progress.iteration * train.batch_size
         size = self.state.preprocessing.image_size
-        batches = open_training(self.info, self.config, self.ranks, image_size=size, start=start)
+        turns = self.state.search.turns if self.state.search else None
+        batches = open_training(self.info, self.config, self.ranks, image_size=size, start=start, turns=turns)
         self._feed = Feed(batches, self.ranks, self.should_stop)
         if self.state.decision_is_due or self.state.evaluation_is_due:  # after a fork, or an evaluation that failed
             self._after_step()
@@ -101,6 +103,8 @@ class Trainer:
         decides = self.state.decision_is_due
         if decides:
             self._grow()
+        if self.state.search is not None and self.state.search.ends_cycle(iteration):
+            self._record_policy()
         if self.state.evaluation_is_due:
             try:
                 self._evaluate("val")
@@ -116,18 +120,10 @@ class Trainer:
         self._act_on_agreement()
         config, progress = self.config, self.progress
         batch, waited = self._feed.take()
-        rate = learning_rate(
-            config.optim,
-            iteration=progress.iteration,
-            schedule_start=progress.schedule_start,
-            iterations=config.train.iterations,
-        )
-        set_learning_rate(self.net.optimizer, rate)
         images = batch.images.to(self.ranks.device, non_blocking=True)
         labels = batch.labels.to(self.ranks.device, non_blocking=True)
-        self._forward_and_backward(images, labels)
-        norm = clip_grad_norm_(self.net.network.parameters(), config.train.clip_norm, foreach=True)
-        self.net.optimizer.step()
+        phase = "weights" if self.state.search is None else self.state.search.phase(progress.iteration)
+        rate, norm = (self._train_policy if phase == "policy" else self._train_weights)(images, labels)
         progress.iteration += 1
         self._window.add(num_samples=config.train.batch_size, waited=waited, rate=rate, norm=norm)
         self._profiler.step()
@@ -138,20 +134,52 @@ class Trainer:
         elif self.log and self.log.is_silent and self._window.num_steps > 1:
             self.log.tell({**self.state.standing(), **self._window.pace()})
 
+    def _train_weights(self, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        """One step of the weights; the learning rate and the norm of the gradient."""
+        config, progress, search = self.config, self.progress, self.state.search
+        alternates = search is not None and search.phase(progress.iteration) != "warm-up"
+        if alternates and not self.net.alternates:
+            self.net.alternate()
+        rate = config.adashare.weights_lr
+        if not alternates:
+            start, end = progress.schedule_start, search.curriculum.warmup if search else config.train.iterations
+            rate = learning_rate(config.optim, iteration=progress.iteration, schedule_start=start, iterations=end)
+        set_learning_rate(self.net.optimizer, rate)
+        self._forward_and_backward(images, labels)
+        norm = clip_grad_norm_(self.net.network.parameters(), config.train.clip_norm, foreach=True)
+        self.net.optimizer.step()
+        return rate, norm
+
+    def _train_policy(self, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        """One step of AdaShare's policy; its learning rate and the norm of its gradient."""
+        search, tasks = self.state.search, self.net.network.tasks
+        assert search is not None
+        autocast = torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16)
+        parts = self._parts(images, labels)
+        outputs, norm = search.train_policy(self.net, self.ranks, parts, self.progress.iteration, autocast)
+        sums = tasks.losses(outputs, labels).sum(dim=0, dtype=torch.float64)
+        self._start_margins(tasks.margins(outputs, labels), labels, sums)
+        return self.config.adashare.policy_lr, norm
+
+    def _parts(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The passes into which a step is divided."""
+        # Batch norm needs two images: under `on_bad_sample: skip` a share may be smaller than planned.
+        num_parts = max(1, min(self.config.train.accumulate, len(images) // SMALLEST_PART))
+        return list(zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True))
+
     def _forward_and_backward(self, images: Tensor, labels: Tensor) -> None:
-        config = self.config.train
+        config, search = self.config.train, self.state.search
         # DDP averages over the ranks: this makes the step that of the mean over the global batch, also of uneven shares.
         scale = self.ranks.world_size / config.batch_size
         margins, sums = [], torch.zeros(len(self.info.tasks), dtype=torch.float64, device=self.ranks.device)
-        # Batch norm needs two images: under `on_bad_sample: skip` a share may be smaller than planned.
-        num_parts = max(1, min(config.accumulate, len(images) // SMALLEST_PART))
-        parts = list(zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True))
+        parts = self._parts(images, labels)
+        drawn = {} if search is None else {"decisions": search.draw(self.net.network, self.progress.iteration)}
         self.net.optimizer.zero_grad(set_to_none=True)
         for number, (part, part_labels) in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self.net.no_sync():
                 with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16):
-                    outputs = self.net.wrapped(part, flat=True)
+                    outputs = self.net.wrapped(part, flat=True, **drawn)
                 losses = self.net.network.tasks.losses(outputs, part_labels)
                 margins.append(self.net.network.tasks.margins(outputs.detach(), part_labels))
                 sums += losses.detach().sum(dim=0, dtype=torch.float64)
@@ -201,7 +229,7 @@ class Trainer:
         """End a round: sum the pair statistics, decide on rank 0, widen on all, verify, record."""
         self._settle_sums()
         began = time.perf_counter()
-        progress, architecture = self.progress, self.net.network.architecture
+        progress, architecture = self.progress, self.net.tree_architecture
         self.net.share_buffers()
         stats = self.stats.with_pair_sums(self.ranks.sum(self.stats.pair_sums()))
         ruling, parts = self.ranks.on_first(lambda: self.family.decide(stats, architecture))
@@ -213,7 +241,7 @@ class Trainer:
                 progress.schedule_start = progress.iteration
         progress.num_rounds += 1
         progress.last_decision = progress.iteration
-        progress.growing = may_still_grow(self.net.network.architecture.tree, ruling, self.config.method)
+        progress.growing = may_still_grow(self.net.tree_architecture.tree, ruling, self.config.method)
         if not progress.growing:
             self.net.is_final = True
             self.net.wrap()
@@ -238,7 +266,7 @@ class Trainer:
         file = self.state.directory.affinity / f"round-{progress.num_rounds:02d}.npz"
         file.parent.mkdir(exist_ok=True)
         np.savez(file, allow_pickle=False, **ruling.matrices)
-        self.state.write_tree()
+        self.state.write_sharing()
         line = {
             "round": progress.num_rounds,
             "iteration": progress.iteration,
@@ -250,6 +278,16 @@ class Trainer:
         }
         self.family.record(line)
         self.log.decision(line)
+
+    def _record_policy(self) -> None:
+        """The policy at the end of a cycle, the same on all ranks."""
+        self._settle_sums()
+        self.net.share_buffers()
+        self.state.verify(f"the policy after step {self.progress.iteration}")
+        self.ranks.on_first(self.state.write_sharing)
+        if self.log:
+            self.log.policy({**self.state.standing(), **policy_record(self.net.network)})
+        self._restart_clock()
 
     def _count_bad(self, found: Counter[str]) -> None:
         """Count what was left out of the batch that is about to be used, over all ranks."""
@@ -333,7 +371,7 @@ class Trainer:
         self._save()
         scores = {split: self._evaluate(split) for split in ("val", "test")}
         metrics = {split: score for split, score in scores.items() if score is not None}
-        architecture = self.net.network.architecture
+        architecture = self.state.architecture
         summary = summarise(self.config, architecture, metrics) | {
             "seconds": self.progress.seconds,
             "world_size": self.ranks.world_size,

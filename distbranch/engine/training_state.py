@@ -17,11 +17,14 @@ from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.mirror import Mirror
 from distbranch.engine.optimisation import uses_bf16
+from distbranch.engine.policy_search import PolicySearch, policy_record
 from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
 from distbranch.engine.statistics import own_statistics
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import SharedError, UserError
-from distbranch.models.backbones import Architecture
+from distbranch.models.adashare_net import AdaShareNet
+from distbranch.models.networks import served
+from distbranch.models.residual import AnyArchitecture, architecture_from_json
 
 
 @dataclass
@@ -41,7 +44,8 @@ class Progress:
 class TrainingState:
     """One rank's share; all ranks make it, verify it and save it together.
 
-    `was_resumed` says whether there was a checkpoint to go on from, `bf16` whether the forward pass is in it.
+    `was_resumed` says whether there was a checkpoint to go on from, `bf16` whether the forward pass is in it; `search` is the
+    course of AdaShare's search, if the run is one.
 
     Args:
         config: resolved, with absolute paths.
@@ -59,9 +63,11 @@ class TrainingState:
             config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std
         )
         self.bf16 = uses_bf16(config.train.precision, ranks)
+        self.search = PolicySearch(config, info) if config.searches else None
         self.progress = Progress(growing=config.method.name == "branching")
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
-        self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=not self.progress.growing)
+        is_final = not self.progress.growing and self.search is None
+        self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=is_final)
         checkpoint = ranks.on_first(self._newest_checkpoint)
         self.was_resumed = checkpoint is not None
         if checkpoint is None:
@@ -80,8 +86,9 @@ class TrainingState:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.progress = Progress(**checkpoint.state["progress"])
-        self.net.is_final = not self.progress.growing
-        architecture = Architecture.from_json(checkpoint.state["architecture"])
+        self.net.is_final = not self.progress.growing and self.search is None
+        self.net.alternates = self.search is not None and self.progress.iteration > self.search.curriculum.warmup
+        architecture = architecture_from_json(checkpoint.state["architecture"])
         if checkpoint.state["data"] != self.info.fingerprint:
             raise SharedError(
                 f"The run {self.directory.path} was begun with other data than {self.info.path} holds now, so it cannot go on "
@@ -96,7 +103,7 @@ class TrainingState:
         progress = self.progress
         self.directory.cut_back(progress.iteration, progress.num_rounds, evaluation_is_due=self.evaluation_is_due)
         self.directory.write_environment(self.ranks, precision="bf16" if self.bf16 else "fp32")
-        self.write_tree()
+        self.write_sharing()
         self.mirror.send()
 
     @property
@@ -124,10 +131,18 @@ class TrainingState:
         iteration, every = self.progress.iteration, self.config.train.evaluate_every
         return bool(every) and iteration % every == 0 and iteration > self.progress.last_evaluation and not self.is_done
 
+    @property
+    def architecture(self) -> AnyArchitecture:
+        """Of the network as it answers: of a search that of its most probable decisions."""
+        network = self.net.network
+        return network.ruling if isinstance(network, AdaShareNet) else network.architecture
+
     def standing(self) -> dict[str, Any]:
         """Where the run stands, as it is logged and shown."""
-        progress, tree = self.progress, self.net.network.architecture.tree
+        progress, tree = self.progress, self.architecture.tree
+        searching = {} if self.search is None else self.search.standing(progress.iteration)
         return {
+            **searching,
             "iteration": progress.iteration,
             "epoch": self.epoch,
             "round": progress.num_rounds + 1 if progress.growing else progress.num_rounds,
@@ -171,9 +186,12 @@ class TrainingState:
         keep = self.config.train.keep_checkpoints
         save_checkpoint(self.directory.checkpoints, self.progress.iteration, self.checkpoint(affinity), keep=keep)
 
-    def write_tree(self) -> None:
-        """Write tree.json; rank 0 does it."""
-        tree, names = self.net.network.architecture.tree, self.net.network.tasks.names
+    def write_sharing(self) -> None:
+        """Write who shares what, tree.json and, of AdaShare, policy.json; rank 0 does it."""
+        network = self.net.network
+        tree, names = self.architecture.tree, network.tasks.names
+        if isinstance(network, AdaShareNet):
+            write_json(self.directory.policy, policy_record(network))
         layers = [
             {"name": layer, "branches": [[names[task] for task in tasks] for tasks in tree.branches(number)]}
             for number, layer in enumerate(tree.layers, start=1)
@@ -182,7 +200,8 @@ class TrainingState:
 
     def write_end(self, summary: dict[str, Any]) -> None:
         """Write the artifact and the result, which says that the run has ended; rank 0 does it."""
-        save_model(self.directory.model, self.net.network, self.preprocessing)
+        self.write_sharing()
+        save_model(self.directory.model, served(self.net.network), self.preprocessing)
         write_json(self.directory.result, summary)
 
     def advice(self) -> str:

@@ -25,6 +25,7 @@ from distbranch.engine.artifact import Preprocessing, load_model
 from distbranch.engine.predict import Predictor
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
+from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.cost import num_weights
 from distbranch.models.fold import FoldedNet, fold, restrict
 from distbranch.models.networks import Network
@@ -202,7 +203,7 @@ def _aside(out: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
-def _write_onnx(file: Path, network: FoldedNet, metadata: dict[str, Any], input_type: str) -> None:
+def _write_onnx(file: Path, network: FoldedNet | AdaShareNet, metadata: dict[str, Any], input_type: str) -> None:
     from distbranch.export.onnx_graph import onnx_bytes
 
     file.write_bytes(onnx_bytes(network, metadata, input_type=input_type))
@@ -214,7 +215,7 @@ def _run_onnx(file: Path, images: Tensor, _: Preprocessing, __: str) -> dict[str
     return OnnxModel(file)(images)
 
 
-def _write_torch(file: Path, network: FoldedNet, metadata: dict[str, Any], input_type: str) -> None:
+def _write_torch(file: Path, network: FoldedNet | AdaShareNet, metadata: dict[str, Any], input_type: str) -> None:
     from distbranch.export.torch_program import write
 
     write(file, network, metadata, input_type=input_type)

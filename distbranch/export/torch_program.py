@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.fold import FoldedNet
 
 METADATA_FILE = "distbranch.json"  # `extra_files` of torch.export.load
 
 
-def write(file: Path, network: FoldedNet, metadata: dict[str, Any], *, input_type: str) -> None:
+def write(file: Path, network: FoldedNet | AdaShareNet, metadata: dict[str, Any], *, input_type: str) -> None:
     """Write the program, for batches of any size, with the metadata beside it in the same file."""
     size = network.architecture.image_size
     example = torch.zeros((2, 3, *size), dtype=torch.uint8 if input_type == "uint8" else torch.float32)

@@ -22,6 +22,7 @@ from distbranch.launch.prepare import (
 from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, pair_bytes, predict
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
+from distbranch.models.residual import AnyArchitecture, ResidualArchitecture
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         )
     info = data_there(config)
     check_data(config, info)
-    first, tree = first_architecture(config, info), own_tree(config)
-    architecture, size = first.with_tree(tree) if tree else first, first.image_size
+    architecture, tree = first_architecture(config, info), own_tree(config)
+    if tree is not None and isinstance(architecture, Architecture):
+        architecture = architecture.with_tree(tree)
+    size = architecture.image_size
     parameters, num_tasks = num_parameters(architecture), len(info.tasks)
     step = measure_step(config, architecture, device=torch.device("cuda" if wants_gpu(launch) else "cpu"))
     share = max(2, config.train.batch_size // launch.most_workers)
@@ -88,7 +91,13 @@ def _samples(info: DatasetInfo) -> str:
     return ", ".join(f"{name} {split.num_samples:,}" for name, split in info.splits.items())
 
 
-def _branches(architecture: Architecture) -> str:
+def _branches(architecture: AnyArchitecture) -> str:
+    if isinstance(architecture, ResidualArchitecture):
+        policy = architecture.policy
+        if policy is None:
+            return f"a policy to be searched for over {architecture.num_blocks} blocks"
+        skipped = sum(not executes for row in policy for executes in row)
+        return f"{skipped} of {len(policy) * architecture.num_blocks} decisions of tasks skip a block"
     if architecture.low_rank:
         return "every layer of low rank"
     tree = architecture.tree

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -60,16 +61,17 @@ def with_absolute_paths(config: Config) -> Config:
     paths = [path if is_remote(path) else _absolute(path) for path in data.paths]
     cache = data.cache_directory and _absolute(data.cache_directory)
     directory = run.directory if is_remote(run.directory) else _absolute(run.directory)
-    method = config.method
-    pretrained = method.pretrained and _absolute(method.pretrained)
-    groups = _absolute(method.groups) if isinstance(method.groups, str) else method.groups
+    sections: dict[str, Any] = {"method": config.method, "adashare": config.adashare}
+    for key, path in config.begins_from.items():
+        section, name = key.split(".")
+        sections[section] = sections[section].model_copy(update={name: _absolute(path)})
     return config.model_copy(
         update={
             "data": data.model_copy(
                 update={"path": paths[0] if len(paths) == 1 else tuple(paths), "cache_directory": cache}
             ),
             "run": run.model_copy(update={"directory": directory, "name": run.name or "run"}),
-            "method": method.model_copy(update={"pretrained": pretrained, "groups": groups}),
+            **sections,
         }
     )
 
@@ -83,8 +85,7 @@ def _refuse_what_vanishes(config: Config) -> None:
     """A Ray job runs in an uploaded copy of a folder, which is another one on every node and ends with the job."""
     copy = next((part for part in (Path.cwd(), *Path.cwd().parents) if part.name.startswith(RAY_COPY)), None)
     places = [("run.directory", config.run.directory), *(("data.path", path) for path in config.data.paths)]
-    given = (("method.pretrained", config.method.pretrained), ("method.groups", config.method.groups))
-    places += [(key, path) for key, path in given if isinstance(path, str)]
+    places += config.begins_from.items()
     for key, path in places:
         if copy is not None and not is_remote(path) and Path(path).is_relative_to(copy):
             raise UserError(

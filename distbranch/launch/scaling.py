@@ -15,8 +15,8 @@ from torch.nn.utils import clip_grad_norm_
 from distbranch.config import Config
 from distbranch.engine.distributed import num_cores
 from distbranch.engine.optimisation import build_optimizer
-from distbranch.models.backbones import Architecture
 from distbranch.models.networks import network_of
+from distbranch.models.residual import AnyArchitecture
 
 FLOAT32, FLOAT64 = 4, 8
 BUCKET_BYTES = 25 * 2**20  # of DDP
@@ -62,7 +62,7 @@ class Scale:
     decision_s: float
 
 
-def measure_step(config: Config, architecture: Architecture, *, device: torch.device) -> StepTime:
+def measure_step(config: Config, architecture: AnyArchitecture, *, device: torch.device) -> StepTime:
     """Train a few steps of one rank's share on random images, with one rank's threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(config.launch.threads or max(1, num_cores() // config.launch.most_workers))

@@ -14,19 +14,21 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from distbranch.adashare.policy import EXECUTE, SKIP
-from distbranch.models.residual import BlockShape, ResidualArchitecture
+from distbranch.models.residual import STEM_SIZE, BlockShape, Policy, ResidualArchitecture
 from distbranch.models.tree_net import draw_weights, normalise
 from distbranch.tasks import TaskSet
 
 
 class Convolution(nn.Module):
-    """Convolution without bias and batch norm."""
+    """Convolution without bias and batch norm; `fold` makes one convolution with a bias of both, for inference."""
+
+    conv: nn.Conv2d
+    norm: nn.Module
 
     def __init__(self, num_inputs: int, width: int, size: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv: nn.Conv2d = skip_init(
-            nn.Conv2d, num_inputs, width, size, stride=stride, padding=size // 2, bias=False
-        )  # type: ignore[no-untyped-call]
+        settings = {"stride": stride, "padding": size // 2, "bias": False}
+        self.conv = skip_init(nn.Conv2d, num_inputs, width, size, **settings)  # type: ignore[no-untyped-call]
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +48,7 @@ class Block(nn.Module):
 
     def shortcut(self, x: Tensor) -> Tensor:
         """[B, C, h, w] to [B, C', h', w']."""
-        return x if self.projection is None else self.projection(x)  # type: ignore[no-any-return]
+        return x if self.projection is None else self.projection(x)
 
     def execute(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """relu(shortcut + f(x))."""
@@ -58,8 +60,8 @@ class Block(nn.Module):
 class AdaShareNet(nn.Module):
     """A residual network that every task goes through by its own decisions.
 
-    Parameters are named `stem.conv...`, `blocks.<number>.<first|second|projection>.<conv|norm>...`, `heads.weight` [O, F] and
-    `heads.bias` [O].
+    Parameters are named `stem.conv...`, `blocks.<number>.<first|second|projection>.<conv|norm>...`, `heads.weight` [O, F],
+    `heads.bias` [O], and, where the architecture has no policy yet, `policy_logits` [T, L, 2], which take no gradient by themselves.
 
     Args:
         architecture: what to build.
@@ -77,7 +79,7 @@ class AdaShareNet(nn.Module):
         self.architecture = architecture
         self.tasks = TaskSet(architecture.tasks)
         by_block = list(zip(*architecture.executed, strict=True))
-        self.stem = Convolution(3, architecture.stage_widths[0], 7, 2)
+        self.stem = Convolution(3, architecture.stage_widths[0], STEM_SIZE, 2)
         self.blocks = nn.ModuleList(
             Block(shape, is_executed=any(executes))
             for shape, executes in zip(architecture.shapes, by_block, strict=True)
@@ -85,6 +87,9 @@ class AdaShareNet(nn.Module):
         self.heads: nn.Linear = skip_init(nn.Linear, architecture.shapes[-1].width, self.tasks.num_outputs)  # type: ignore[no-untyped-call]
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        if architecture.policy is None:
+            logits = torch.zeros(len(architecture.tasks), architecture.num_blocks, 2)
+            self.policy_logits = nn.Parameter(logits, requires_grad=False)
         self.init(torch.Generator().manual_seed(0))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -92,35 +97,67 @@ class AdaShareNet(nn.Module):
         """Draw all weights anew, on the CPU so that every device gets the same."""
         draw_weights(self, generator, linear=(self.heads,))
 
+    @property
+    def searches(self) -> bool:
+        """Whether it has logits instead of a policy."""
+        return self.architecture.policy is None
+
+    @property
+    def policy(self) -> Policy:
+        """Who executes which block [T][L]: the architecture's policy, or the most probable decisions of the search so far."""
+        if self.architecture.policy is not None:
+            return self.architecture.policy
+        executes = self.policy_logits[:, :, EXECUTE] >= self.policy_logits[:, :, SKIP]
+        return tuple(map(tuple, executes.tolist()))
+
+    @property
+    def ruling(self) -> ResidualArchitecture:
+        """The architecture with `policy`."""
+        return self.architecture.with_policy(self.policy)
+
+    def ruled(self) -> AdaShareNet:
+        """The network of `policy`, with copies of those weights that it needs."""
+        network = AdaShareNet(self.ruling, self.mean.flatten().tolist(), self.std.flatten().tolist())
+        state = self.state_dict()
+        network.load_state_dict({name: state[name] for name in network.state_dict()})
+        return network.to(self.mean.device).train(self.training)
+
     def forward(
         self, images: Tensor, decisions: Tensor | None = None, *, flat: bool = False
     ) -> dict[str, Tensor] | Tensor:
         """Logits of every task by name, or all of them as one tensor [B, O] if `flat`.
 
         images: [B, 3, H, W]; uint8 is normalised here, float is taken as normalised already.
-        decisions: [T, n, 2], how much every task executes and skips the last n blocks; the architecture's policy decides the others.
+        decisions: [T, n, 2], how much every task executes and skips the last n blocks, while all execute those below; None: as
+            `policy` says.
         """
+        executed = self.policy if decisions is None else self.architecture.executed
         x = functional.max_pool2d(functional.relu(self.stem(normalise(images, self.mean, self.std))), 3, 2, 1)
         features, way_of_task = [x], [0] * self.tasks.num_tasks
         for number in range(len(self.blocks)):
-            features, way_of_task = self._pass(number, features, way_of_task, decisions)
+            executes = [row[number] for row in executed]
+            features, way_of_task = self._pass(number, features, way_of_task, executes, decisions)
         outputs = self._heads(features, way_of_task)
         return outputs if flat else self.tasks.split(outputs)
 
     def _pass(
-        self, number: int, features: list[Tensor], way_of_task: list[int], decisions: Tensor | None
+        self,
+        number: int,
+        features: list[Tensor],
+        way_of_task: list[int],
+        executes: list[bool],
+        decisions: Tensor | None,
     ) -> tuple[list[Tensor], list[int]]:
         """The features after a block, one tensor per way, and the way of every task."""
         block = self.blocks[number]
         assert isinstance(block, Block)
         place = -1 if decisions is None else number - (len(self.blocks) - decisions.shape[1])
-        executes = [row[number] for row in self.architecture.executed]
         running = sorted({way for way, runs in zip(way_of_task, executes, strict=True) if runs or place >= 0})
-        shortcuts = block.shortcut(torch.cat(features)).split(len(features[0]))
+        shortcuts = _parted(block.shortcut(_joined(features)), len(features))
         done: dict[int, Tensor] = {}
         if running:
-            x, shortcut = torch.cat([features[way] for way in running]), torch.cat([shortcuts[way] for way in running])
-            done = dict(zip(running, block.execute(x, shortcut).split(len(features[0])), strict=True))
+            x, shortcut = _joined([features[way] for way in running]), _joined([shortcuts[way] for way in running])
+            done = dict(zip(running, _parted(block.execute(x, shortcut), len(running)), strict=True))
         if place >= 0:
             assert decisions is not None
             shares = decisions[:, place].to(x.dtype)
@@ -139,3 +176,13 @@ class AdaShareNet(nn.Module):
         ways = [way_of_task[task] for task, part in enumerate(self.tasks.tasks) for _ in range(part.num_outputs)]
         outputs: Tensor = (top[:, ways] * self.heads.weight).sum(dim=2) + self.heads.bias
         return outputs
+
+
+def _joined(features: Sequence[Tensor]) -> Tensor:
+    """N tensors [B, ...] as one [n * B, ...]; a single one as it is."""
+    return features[0] if len(features) == 1 else torch.stack(list(features)).flatten(0, 1)
+
+
+def _parted(x: Tensor, count: int) -> list[Tensor]:
+    """The inverse of `_joined`."""
+    return [x] if count == 1 else list(x.reshape(count, -1, *x.shape[1:]).unbind())

@@ -15,12 +15,13 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from distbranch.errors import UserError
+from distbranch.models.adashare_net import AdaShareNet, Convolution
 from distbranch.models.backbones import Architecture, LayerShape
 from distbranch.models.branches import ConvBranch, LinearBranch
 from distbranch.models.low_rank import LowRankLayer, LowRankNet, basis_size, output_basis_size
 from distbranch.models.networks import Network
 from distbranch.models.tree_net import TreeNet
-from distbranch.tasks import TaskSet
+from distbranch.tasks import Task, TaskSet
 
 
 class FoldedNet(nn.Module):
@@ -77,14 +78,29 @@ class FoldedNet(nn.Module):
 
 
 @torch.no_grad()
-def fold(network: Network) -> FoldedNet:
+def fold(network: Network) -> FoldedNet | AdaShareNet:
     """The network with every batch norm folded: the same logits as in eval mode, but for rounding."""
+    if isinstance(network, AdaShareNet):
+        return _folded_residual(network)
     folded = FoldedNet(network.architecture, network.mean, network.std)
     if isinstance(network, LowRankNet):
         _fold_low_rank(network, folded)
     else:
         _fold_tree(network, folded)
     return folded.to(memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload, no-any-return]
+
+
+def _folded_residual(network: AdaShareNet) -> AdaShareNet:
+    """A copy in which every convolution has a bias and no batch norm follows it."""
+    folded = network.ruled().eval().requires_grad_(False)
+    for module in folded.modules():
+        if isinstance(module, Convolution):
+            conv, norm = module.conv, module.norm
+            assert isinstance(norm, nn.BatchNorm2d)
+            conv.bias = nn.Parameter(torch.empty_like(norm.bias), requires_grad=False)
+            _fold_into(conv, conv.weight, norm)
+            module.norm = nn.Identity()
+    return folded
 
 
 def _fold_tree(network: TreeNet, folded: FoldedNet) -> None:
@@ -112,8 +128,8 @@ def _fold_low_rank(network: LowRankNet, folded: FoldedNet) -> None:
 
 
 @torch.no_grad()
-def restrict(network: Network, names: Sequence[str]) -> TreeNet:
-    """The network of some of its tasks, in the network's order, with the branches that these need.
+def restrict(network: Network, names: Sequence[str]) -> TreeNet | AdaShareNet:
+    """The network of some of its tasks, in the network's order, with the branches or blocks that these need.
 
     Raises:
         UserError: a task that the network does not have, with the nearest names; or it is low-rank.
@@ -133,8 +149,13 @@ def restrict(network: Network, names: Sequence[str]) -> TreeNet:
     kept = [number for number, name in enumerate(known) if name in names]
     if not kept:
         raise UserError(f"At least one task must be given. The network has {len(known)}: {', '.join(known[:8])} ...")
+    parts = list(network.tasks.columns.values())
+    columns = [column for number in kept for column in range(parts[number].start, parts[number].stop)]
+    tasks = tuple(network.tasks.tasks[number] for number in kept)
+    heads = {f"heads.{key}": value[columns] for key, value in network.heads.state_dict().items()}
+    if isinstance(network, AdaShareNet):
+        return _restricted_residual(network, tasks, kept, heads)
     old = network.architecture
-    tasks = tuple(old.tasks[number] for number in kept)
     new = replace(old, tasks=tasks, tree=old.tree.restricted(kept))
     state = {"mean": network.mean, "std": network.std}
     for layer, name in enumerate(old.tree.layers, start=1):
@@ -142,11 +163,18 @@ def restrict(network: Network, names: Sequence[str]) -> TreeNet:
         for number, origin in enumerate(needed):
             branch = _list(network.layers[name])[origin].state_dict()
             state |= {f"layers.{name}.{number}.{key}": value for key, value in branch.items()}
-    parts = list(network.tasks.columns.values())
-    columns = [column for number in kept for column in range(parts[number].start, parts[number].stop)]
-    state |= {f"heads.{key}": value[columns] for key, value in network.heads.state_dict().items()}
     smaller = TreeNet(new)
-    smaller.load_state_dict(state)
+    smaller.load_state_dict(state | heads)
+    return smaller.eval()
+
+
+def _restricted_residual(
+    network: AdaShareNet, tasks: tuple[Task, ...], kept: Sequence[int], heads: dict[str, Tensor]
+) -> AdaShareNet:
+    policy = tuple(network.policy[number] for number in kept)
+    smaller = AdaShareNet(replace(network.architecture, tasks=tasks, policy=policy))
+    state = network.state_dict() | heads
+    smaller.load_state_dict({name: state[name] for name in smaller.state_dict()})
     return smaller.eval()
 
 

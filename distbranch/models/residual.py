@@ -13,13 +13,14 @@ from typing import Any
 from distbranch.branching.given import tree_of_groups
 from distbranch.branching.tree import Tree
 from distbranch.errors import UserError
-from distbranch.models.backbones import SMALLEST_IMAGE, in_eights
+from distbranch.models.backbones import SMALLEST_IMAGE, Architecture, in_eights
 from distbranch.tasks import Task
 
 Policy = tuple[tuple[bool, ...], ...]  # [T][L], True = execute
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}  # per stage
 STAGE_WIDTHS = (64, 128, 256, 512)
+STEM_SIZE = 7  # of its filters
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ResidualArchitecture:
     width: omega, the width of every convolution (at most the full one); None: full, or the fraction of it.
     image_size: (height, width) in pixels.
     tasks: what it predicts.
-    policy: which task executes which block [T][L]; None: all execute all.
+    policy: which task executes which block [T][L]; None while it is searched for.
     width_fraction: of the full width, in 0..1.
     """
 
@@ -90,6 +91,11 @@ class ResidualArchitecture:
         return tuple(min(in_eights((self.width_fraction or 1.0) * full), full) for full in STAGE_WIDTHS)
 
     @property
+    def num_outputs(self) -> int:
+        """O, the number of outputs of all tasks."""
+        return sum(task.num_outputs for task in self.tasks)
+
+    @property
     def stem_size(self) -> tuple[int, int]:
         """Positions after the stem: a convolution 7x7 and a pooling, each with stride 2."""
         height, length = self.image_size
@@ -112,7 +118,12 @@ class ResidualArchitecture:
     @property
     def executed(self) -> Policy:
         """[T][L]: the policy, or all blocks for all tasks."""
-        return self.policy or ((True,) * self.num_blocks,) * len(self.tasks)
+        return self.policy or shared_policy(len(self.tasks), self.num_blocks)
+
+    def num_ways(self, block: int) -> tuple[int, int]:
+        """How many ways come to block `block` (0..L-1), and how many of them execute it."""
+        ways = {(row[:block], row[block]) for row in self.executed}
+        return len({before for before, _ in ways}), sum(executes for _, executes in ways)
 
     @cached_property
     def tree(self) -> Tree:
@@ -154,6 +165,20 @@ class ResidualArchitecture:
             None if policy is None else tuple(tuple(map(bool, row)) for row in policy),
             data["width_fraction"],
         )
+
+
+AnyArchitecture = Architecture | ResidualArchitecture
+
+
+def shared_policy(num_tasks: int, num_blocks: int) -> Policy:
+    """Every task executes every block: hard sharing, the baseline."""
+    return ((True,) * num_blocks,) * num_tasks
+
+
+def architecture_from_json(data: dict[str, Any]) -> AnyArchitecture:
+    """The inverse of `to_json` of either kind."""
+    kind = ResidualArchitecture if data["backbone"] in BLOCKS else Architecture
+    return kind.from_json(data)
 
 
 def _halved(size: int) -> int:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distbranch.models.adashare_net import AdaShareNet, Block
-from distbranch.models.residual import BLOCKS, Policy, ResidualArchitecture
+from distbranch.models.cost import multiply_adds, num_parameters, num_weights
+from distbranch.models.residual import BLOCKS, Policy, ResidualArchitecture, architecture_from_json
 from distbranch.tasks import Task
 
 TASKS = (Task("a"), Task("b", "categorical", ("x", "y", "z")), Task("c"))
@@ -73,7 +74,7 @@ def test_decisions_get_a_gradient_and_every_weight_does() -> None:
     network(torch.randn(4, 3, 48, 40), decisions, flat=True).square().sum().backward()
     assert decisions.grad is not None
     assert decisions.grad.ne(0).all()
-    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
 
 
 def test_with_a_policy_every_weight_that_there_is_gets_a_gradient() -> None:
@@ -128,3 +129,33 @@ def test_shapes_are_those_of_the_features() -> None:
     assert ResidualArchitecture.from_json(design.to_json()) == design
     ruled = design.with_policy(some_policy(16))
     assert ResidualArchitecture.from_json(ruled.to_json()) == ruled
+    assert architecture_from_json(design.to_json()) == design
+
+
+def test_a_search_answers_by_its_most_probable_decisions() -> None:
+    policy, images = some_policy(seed=1), torch.randn(2, 3, 48, 40)
+    network = warmed(AdaShareNet(architecture()))
+    execute = torch.tensor(policy, dtype=torch.float32)
+    network.policy_logits.copy_(torch.stack([execute, 1 - execute], dim=2))
+    assert network.policy == policy
+    ruled = network.ruled()
+    assert ruled.architecture.policy == policy
+    assert torch.equal(network(images, flat=True), ruled(images, flat=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_costs_are_those_of_the_convolutions_that_are_there_and_run(seed: int) -> None:
+    design = ResidualArchitecture("resnet18", 8, (75, 53), TASKS, some_policy(seed=seed))
+    network, counted = AdaShareNet(design), []
+
+    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        counted.append(len(output) * output[0, 0].numel() * module.weight.numel())  # type: ignore[operator, union-attr]
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    network.eval()(torch.rand(1, 3, 75, 53))
+    assert sum(counted) + network.heads.weight.numel() == multiply_adds(design)
+    assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters(design)
+    weights = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    assert weights == num_weights(design)

@@ -129,12 +129,9 @@ def _command(config_path: Path, overrides: Sequence[str], config: Config) -> str
     paths = config.data.paths
     data = paths[0] if len(paths) == 1 else json.dumps(paths)  # a list in YAML
     full = [f"run.directory={config.run.directory}", f"run.name={config.run.name}", f"data.path={data}"]
-    given = {
-        "data.cache_directory": config.data.cache_directory,
-        "method.pretrained": config.method.pretrained,
-        "method.groups": config.method.groups,
-    }
-    full += [f"{key}={path}" for key, path in given.items() if isinstance(path, str)]
+    cache = config.data.cache_directory
+    given = {**config.begins_from, **({"data.cache_directory": cache} if cache else {})}
+    full += [f"{key}={path}" for key, path in given.items()]
     return shlex.join(["python", "-m", "distbranch", "train", str(inside), *overrides, *full])
 
 

@@ -60,7 +60,7 @@ def _networks(trials: list[Config]) -> list[tuple[str, str]]:
         info = data_there(config)
         if config in at_once:  # others begin from runs that are still to be trained
             check_data(config, info)
-        elif config.method.groups is not None:
+        elif config.method.groups is not None or config.adashare.policy is not None:
             continue
         first = first_architecture(config, info)
         stage = "before any widening" if config.method.name == "branching" else config.method.name

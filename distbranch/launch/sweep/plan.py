@@ -156,9 +156,8 @@ def _file_with_overrides(sweep: SweepConfig, variant: str | None) -> Config:
 
 
 def begins_from(config: Config) -> list[Path]:
-    """The folders of other runs that a run begins from: its pretrained network, or the tree that it is given."""
-    given = (config.method.pretrained if config.method.begins_from_pretrained else None, config.method.groups)
-    paths = [Path(value).expanduser().absolute() for value in given if isinstance(value, str)]
+    """The folders of other runs that a run begins from: its pretrained network, or the tree or policy that it is given."""
+    paths = [Path(path).expanduser().absolute() for path in config.begins_from.values()]
     return [path.parent if path.name == "tree.json" else path for path in paths]
 
 
@@ -214,12 +213,7 @@ def _trial(base: Config, values: Mapping[str, Any], name: str) -> Config:
 
 def _runs_of_its_seed(trial: Config) -> dict[str, str]:
     """`{seed}` in the path of a run that it begins from stands for its own seed."""
-    paths = {"method.pretrained": trial.method.pretrained, "method.groups": trial.method.groups}
-    return {
-        key: path.replace(SEED, str(trial.seed))
-        for key, path in paths.items()
-        if isinstance(path, str) and SEED in path
-    }
+    return {key: path.replace(SEED, str(trial.seed)) for key, path in trial.begins_from.items() if SEED in path}
 
 
 def _digest(values: Mapping[str, Any]) -> str:

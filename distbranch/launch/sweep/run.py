@@ -204,6 +204,7 @@ def _data_of(trials: Sequence[Config], report: Report) -> None:
             c.method.init,
             c.method.pretrained,
             str(c.method.groups),
+            c.adashare,
         ): c
         for c in trials
     }

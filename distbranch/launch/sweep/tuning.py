@@ -161,7 +161,8 @@ def _judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Judge:
     classes: dict[tuple[Any, ...], int] = {}
 
     def judge(config: Config, iteration: int, value: float) -> bool:
-        key = (config.data.path, config.data.image_size, config.model, config.method.name, str(config.method.groups))
+        method = (config.method.name, str(config.method.groups), config.adashare)
+        key = (config.data.path, config.data.image_size, config.model, method)
         if key not in classes:
             classes[key] = size_class(config, read_data(config.data))
         return halving.passes(str(config.run.name), classes[key], iteration, value)

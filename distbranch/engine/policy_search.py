@@ -1,0 +1,141 @@
+"""AdaShare's search as training sees it: what a step trains, what it draws, and the step of the policy itself.
+
+Everything that is drawn belongs to the seed and the step, so a run that is continued draws what it would have drawn.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distbranch.adashare.curriculum import Curriculum, Phase
+from distbranch.adashare.policy import (
+    default_loss_weights,
+    execute_probabilities,
+    gumbel_noise,
+    sharing_loss,
+    soft_decisions,
+    sparsity_loss,
+)
+from distbranch.config import Config
+from distbranch.data.plan import Turns
+from distbranch.data.shards import DatasetInfo
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.errors import UserError
+from distbranch.models.adashare_net import AdaShareNet
+from distbranch.models.networks import Network
+from distbranch.models.residual import BLOCKS
+
+
+class PolicySearch:
+    """The course of one search.
+
+    Args:
+        config: of the run.
+        info: its data; the training samples are divided between weights and policy.
+
+    Raises:
+        UserError: one of the two would get no sample.
+    """
+
+    def __init__(self, config: Config, info: DatasetInfo) -> None:
+        self.config, adashare, batch_size = config, config.adashare, config.train.batch_size
+        num_samples = info.splits["train"].num_samples
+        num_first = int(num_samples * adashare.weights_part)
+        if not 0 < num_first < num_samples:
+            raise UserError(
+                f"adashare.weights_part={adashare.weights_part:g} of {num_samples} training images leaves none for "
+                f"{'the policy' if num_first else 'the weights'}. Give more images, or a part nearer to a half."
+            )
+        first, second = (-(-count // batch_size) for count in (num_first, num_samples - num_first))
+        blocks = sum(BLOCKS[config.model.backbone])
+        self.curriculum = Curriculum(adashare.warmup_iterations, first, second, blocks, adashare.cycles_per_block)
+        before = adashare.warmup_iterations * batch_size
+        self.turns = Turns(adashare.weights_part, before, first * batch_size, second * batch_size)
+        sparsity, sharing = default_loss_weights(len(info.tasks))
+        self.sparsity = sparsity if adashare.sparsity is None else adashare.sparsity
+        self.sharing = sharing if adashare.sharing is None else adashare.sharing
+
+    def phase(self, step: int) -> Phase:
+        """What step `step` (counted from 0) trains."""
+        return self.curriculum.phase(step)
+
+    def ends_cycle(self, num_steps: int) -> bool:
+        """Whether a cycle has just ended after so many steps."""
+        since = num_steps - self.curriculum.warmup
+        return since > 0 and since % self.curriculum.cycle_steps == 0
+
+    def decisions(self, logits: Tensor, step: int) -> Tensor:
+        """What every task executes and skips of the released blocks at a step: [T, n, 2]; the same on every rank."""
+        num_tasks, num_blocks, _ = logits.shape
+        num_released = self.curriculum.num_released(step)
+        noise = gumbel_noise(num_tasks, num_blocks, seed=self.config.seed, step=step).to(logits.device)
+        return soft_decisions(logits, noise, temperature=self.curriculum.temperature(step), num_released=num_released)
+
+    def draw(self, network: Network, step: int) -> Tensor:
+        """The decisions of a step with which the weights are trained: no gradient reaches the policy."""
+        assert isinstance(network, AdaShareNet)
+        return self.decisions(network.policy_logits.detach(), step)
+
+    def price(self, logits: Tensor, step: int) -> Tensor:
+        """What the policy costs at a step, beside its tasks' losses."""
+        sparsity = sparsity_loss(logits, num_released=self.curriculum.num_released(step))
+        return self.sparsity * sparsity + self.sharing * sharing_loss(
+            logits, preset=self.config.adashare.sharing_preset
+        )
+
+    def train_policy(
+        self,
+        net: TrainedNetwork,
+        ranks: Ranks,
+        parts: Sequence[tuple[Tensor, Tensor]],
+        step: int,
+        autocast: AbstractContextManager[Any],
+    ) -> tuple[Tensor, Tensor]:
+        """One step of the policy, the weights as they are; the outputs [B, O] and the norm of the gradient.
+
+        parts: images [b, 3, H, W] and labels [b, T] of this rank.
+        """
+        network = net.network
+        assert isinstance(network, AdaShareNet)
+        leaf = network.policy_logits.detach().requires_grad_()
+        gradient, outputs = torch.zeros_like(leaf, dtype=torch.float64), []
+        for images, labels in parts:
+            with autocast:
+                answer = network(images, self.decisions(leaf, step), flat=True)
+            assert isinstance(answer, Tensor)
+            loss = network.tasks.losses(answer, labels).sum() / self.config.train.batch_size
+            gradient += torch.autograd.grad(loss, leaf)[0]
+            outputs.append(answer.detach())
+        gradient = ranks.sum(gradient) + torch.autograd.grad(self.price(leaf, step), leaf)[0]
+        network.policy_logits.grad = gradient.to(leaf.dtype)
+        net.policy_optimizer.step()
+        network.policy_logits.grad = None
+        return torch.cat(outputs), gradient.norm()
+
+    def standing(self, num_steps: int) -> dict[str, Any]:
+        """Where the search stands after so many steps, for the log."""
+        course, last = self.curriculum, max(0, num_steps - 1)
+        return {
+            "phase": course.phase(last),
+            "cycle": course.cycle(last),
+            "num_released": course.num_released(last),
+            "temperature": course.temperature(last),
+        }
+
+
+def policy_record(network: Network) -> dict[str, Any]:
+    """The content of policy.json: tasks, blocks, who executes what, and, of a search, how probable that is [T][L]."""
+    assert isinstance(network, AdaShareNet)
+    architecture = network.architecture
+    record: dict[str, Any] = {
+        "tasks": [task.name for task in architecture.tasks],
+        "blocks": [shape.name for shape in architecture.shapes],
+        "policy": [[int(executes) for executes in row] for row in network.policy],
+    }
+    if network.searches:
+        record["execute_probability"] = execute_probabilities(network.policy_logits).tolist()
+    return record
