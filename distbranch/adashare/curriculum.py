@@ -46,6 +46,11 @@ class Curriculum:
         """How many of the last blocks the policy decides at step `step`; all others execute."""
         return 0 if step < self.warmup else min(self.num_blocks, self.cycle(step) // self.speed + 1)
 
+    @property
+    def first_step_with_all(self) -> int:
+        """The first step at which the policy decides every block."""
+        return self.warmup + (self.num_blocks - 1) * self.speed * self.cycle_steps
+
     def temperature(self, step: int) -> float:
         """Of the Gumbel softmax at step `step`."""
         return FIRST_TEMPERATURE * COOLING ** self.cycle(step)

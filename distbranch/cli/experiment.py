@@ -186,6 +186,31 @@ def experiment_affinity(
     _say_where(place, "results.csv, tasks.csv, table.md, affinity.png")
 
 
+@experiment_app.command("policies")
+def experiment_policies(
+    config: Config,
+    overrides: Overrides = None,
+    policies: Annotated[int, typer.Option(help="Policies drawn, beside the most probable one.", min=1)] = 8,
+    seeds: Seeds = "0",
+    split: Split = "test",
+    jobs: Jobs = None,
+    name: Name = None,
+) -> None:
+    """Search for a policy of AdaShare, draw policies from it, and train each from fresh weights beside hard sharing.
+
+    Examples:
+    `distbranch experiment policies configs/fps5-adashare.yaml --policies 8`
+    """
+    from distbranch.launch.experiment.policies import policies_markdown, try_policies
+
+    _check_split(split)
+    found, place = try_policies(
+        config, policies, numbers(seeds), overrides or [], split=split, name=name, jobs=jobs, report=_display()
+    )
+    console.print(policies_markdown(found, split), markup=False, highlight=False, soft_wrap=True)
+    _say_where(place, "results.csv, policies.csv, table.md, policies.png")
+
+
 @experiment_app.command("planted")
 def experiment_planted(
     config: Annotated[Path, typer.Argument(help="A config that packs rendered faces.")],

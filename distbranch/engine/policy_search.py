@@ -127,8 +127,11 @@ class PolicySearch:
         }
 
 
-def policy_record(network: Network) -> dict[str, Any]:
-    """The content of policy.json: tasks, blocks, who executes what, and, of a search, how probable that is [T][L]."""
+def policy_record(network: Network, search: PolicySearch | None, num_steps: int) -> dict[str, Any]:
+    """The content of policy.json: tasks, blocks, who executes what, and, of a search, how probable that is [T][L].
+
+    Blocks that were not released in so many steps are executed for sure.
+    """
     assert isinstance(network, AdaShareNet)
     architecture = network.architecture
     record: dict[str, Any] = {
@@ -136,6 +139,9 @@ def policy_record(network: Network) -> dict[str, Any]:
         "blocks": [shape.name for shape in architecture.shapes],
         "policy": [[int(executes) for executes in row] for row in network.policy],
     }
-    if network.searches:
-        record["execute_probability"] = execute_probabilities(network.policy_logits).tolist()
+    if search is not None:
+        probabilities = execute_probabilities(network.policy_logits)
+        held = architecture.num_blocks - search.curriculum.num_released(max(0, num_steps - 1))
+        probabilities[:, :held] = 1.0
+        record["execute_probability"] = probabilities.tolist()
     return record

@@ -25,7 +25,6 @@ from distbranch.engine.loading import open_training, too_many_bad
 from distbranch.engine.methods import Ruling, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
 from distbranch.engine.optimisation import learning_rate, set_learning_rate
-from distbranch.engine.policy_search import policy_record
 from distbranch.engine.profiling import Profiler
 from distbranch.engine.results import RunResult, StoppedEarly, summarise
 from distbranch.engine.statistics import tensors_of_ranks
@@ -286,7 +285,7 @@ class Trainer:
         self.state.verify(f"the policy after step {self.progress.iteration}")
         self.ranks.on_first(self.state.write_sharing)
         if self.log:
-            self.log.policy({**self.state.standing(), **policy_record(self.net.network)})
+            self.log.policy({**self.state.standing(), **self.state.policy()})
         self._restart_clock()
 
     def _count_bad(self, found: Counter[str]) -> None:

@@ -191,12 +191,16 @@ class TrainingState:
         network = self.net.network
         tree, names = self.architecture.tree, network.tasks.names
         if isinstance(network, AdaShareNet):
-            write_json(self.directory.policy, policy_record(network))
+            write_json(self.directory.policy, self.policy())
         layers = [
             {"name": layer, "branches": [[names[task] for task in tasks] for tasks in tree.branches(number)]}
             for number, layer in enumerate(tree.layers, start=1)
         ]
         write_json(self.directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": list(names)})
+
+    def policy(self) -> dict[str, Any]:
+        """Who executes what, of AdaShare: the content of policy.json."""
+        return policy_record(self.net.network, self.search, self.progress.iteration)
 
     def write_end(self, summary: dict[str, Any]) -> None:
         """Write the artifact and the result, which says that the run has ended; rank 0 does it."""

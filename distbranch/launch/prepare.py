@@ -16,6 +16,7 @@ from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import check_beginning, first_architecture
 from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
+from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.cluster import cluster_address
@@ -144,9 +145,24 @@ def check_data(config: Config, info: DatasetInfo) -> None:
             f"launch.workers={config.launch.most_workers} ranks need at least as many training samples, "
             f"but {info.path} has {num_samples}. Use fewer workers."
         )
+    if config.searches:
+        _check_search(config, info)
     architecture = first_architecture(config, info)
     if not RunDirectory(config.run_directory).holds_training:  # else it is not needed any longer
         check_beginning(config, architecture)
+
+
+def _check_search(config: Config, info: DatasetInfo) -> None:
+    course = PolicySearch(config, info).curriculum
+    released, last = course.num_released(config.train.iterations - 1), course.first_step_with_all
+    if released < course.num_blocks:
+        logger.warning(
+            "The search ends with %d of %d blocks released, so all tasks execute the others: more than %s steps release all of them. "
+            "Raise train.iterations, or lower adashare.cycles_per_block or adashare.warmup_iterations.",
+            released,
+            course.num_blocks,
+            f"{last:,}",
+        )
 
 
 def renamed(config: Config) -> Config:

@@ -1,12 +1,12 @@
 """The network of AdaShare: one residual network, and for every task a way through its blocks, some executed, some skipped.
 
-Features are kept once per way and not per task, and a block runs once over all the ways that execute it, so that its batch
-norm sees in training the mixture that its running statistics describe.
+Features are kept once per way and not per task. In training a block runs once over all the ways that execute it, so that its
+batch norm sees the mixture that its running statistics describe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -153,14 +153,12 @@ class AdaShareNet(nn.Module):
         assert isinstance(block, Block)
         place = -1 if decisions is None else number - (len(self.blocks) - decisions.shape[1])
         running = sorted({way for way, runs in zip(way_of_task, executes, strict=True) if runs or place >= 0})
-        shortcuts = _parted(block.shortcut(_joined(features)), len(features))
-        done: dict[int, Tensor] = {}
-        if running:
-            x, shortcut = _joined([features[way] for way in running]), _joined([shortcuts[way] for way in running])
-            done = dict(zip(running, _parted(block.execute(x, shortcut), len(running)), strict=True))
+        shortcuts = self._over_ways(block.shortcut, features)
+        inputs = [features[way] for way in running], [shortcuts[way] for way in running]
+        done = dict(zip(running, self._over_ways(block.execute, *inputs), strict=True))
         if place >= 0:
             assert decisions is not None
-            shares = decisions[:, place].to(x.dtype)
+            shares = decisions[:, place].to(shortcuts[0].dtype)
             mixed = [
                 shares[task, EXECUTE] * done[way] + shares[task, SKIP] * shortcuts[way]
                 for task, way in enumerate(way_of_task)
@@ -170,19 +168,17 @@ class AdaShareNet(nn.Module):
         distinct = list(dict.fromkeys(ways))
         return [done[way] if runs else shortcuts[way] for way, runs in distinct], [distinct.index(way) for way in ways]
 
+    def _over_ways(self, function: Callable[..., Tensor], *inputs: Sequence[Tensor]) -> list[Tensor]:
+        """A part of a block over several ways, each with its own inputs [B, ...]; in training as one batch."""
+        count = len(inputs[0])
+        if not self.training or count < 2:
+            return [function(*own) for own in zip(*inputs, strict=True)]
+        together = function(*(torch.cat(list(tensors)) for tensors in inputs))
+        return list(together.reshape(count, -1, *together.shape[1:]).unbind())
+
     def _heads(self, features: list[Tensor], way_of_task: list[int]) -> Tensor:
         """[B, O], each output from the mean over positions of its task's features."""
         top = torch.stack([x.mean(dim=(2, 3)) for x in features], dim=1)  # [B, ways, F]
         ways = [way_of_task[task] for task, part in enumerate(self.tasks.tasks) for _ in range(part.num_outputs)]
         outputs: Tensor = (top[:, ways] * self.heads.weight).sum(dim=2) + self.heads.bias
         return outputs
-
-
-def _joined(features: Sequence[Tensor]) -> Tensor:
-    """N tensors [B, ...] as one [n * B, ...]; a single one as it is."""
-    return features[0] if len(features) == 1 else torch.stack(list(features)).flatten(0, 1)
-
-
-def _parted(x: Tensor, count: int) -> list[Tensor]:
-    """The inverse of `_joined`."""
-    return [x] if count == 1 else list(x.reshape(count, -1, *x.shape[1:]).unbind())

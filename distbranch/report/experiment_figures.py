@@ -274,3 +274,22 @@ def _panels(count: int, *, width: float, height: float, share_y: bool = False) -
     figure = Figure(figsize=(width * count, height), facecolor=PAPER, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, count, sharey=share_y, squeeze=False)[0]
+
+
+def draw_drawn_policies(
+    spots: Mapping[str, tuple[float, float | None]], chosen: Sequence[str], *, metric: str, split: str
+) -> Figure:
+    """Networks of drawn policies by multiply-adds and value in 0..1; orange: best on val, grey: no policy was drawn."""
+    figure, (axes,) = _panels(1, width=6.4, height=4.4)
+    known = {name: (cost, 100 * value) for name, (cost, value) in spots.items() if value is not None}
+    for name, at in known.items():
+        colour = ORANGE if name in chosen else MUTED if name.startswith("shared") else BLUE
+        axes.plot(*at, color=colour, marker="o", markersize=8 if name in chosen else 6, linestyle="")
+    axes.set_ylabel(f"{MEANS[metric][0]} on {split}, %", color=INK)
+    dress(axes, COSTS["multiply_adds"])
+    marks = (("best on val", ORANGE), ("other policies", BLUE), ("hard sharing", MUTED))
+    handles = [Line2D([], [], color=colour, marker="o", linestyle="", label=label) for label, colour in marks]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
+    figure.draw_without_rendering()
+    place_labels(axes, [(name, *at) for name, at in known.items()], list(known.values()))
+    return figure

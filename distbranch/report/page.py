@@ -21,6 +21,7 @@ from distbranch.report.groups_figure import draw_groups
 from distbranch.report.layers import Branches, group_numbers, readable, top_groups
 from distbranch.report.page_style import CSS, SCRIPT
 from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, group_colour, text_on
+from distbranch.report.policy_figure import draw_policy, draw_search
 from distbranch.report.run_files import RunFiles, read_run, task_order
 from distbranch.report.tree_figure import draw_growth, draw_tree
 
@@ -84,6 +85,18 @@ def pictures(run: RunFiles) -> list[Picture]:
                 lambda: draw_tree(run.layers),
             )
         )
+    if run.policy:
+        policy, note = (
+            run.policy,
+            "A row per task, a column per block from the image to the heads; blue: executes, empty: skips.",
+        )
+        if "execute_probability" in policy:
+            note = "A row per task, a column per block from the image to the heads: the probability of executing it, in percent. "
+            note += "A blue frame: executed by the most probable policy."
+        found.append(Picture("policy", "Who executes which block", note, lambda: draw_policy(policy)))
+    if run.policies:
+        note = "The search from its first cycle to its last."
+        found.append(Picture("search", "How the policy was found", note, lambda: draw_search(run.policies)))
     if run.layers and decisions:
         note = "One picture per decision; the layer that was decided upon is shaded."
         found.append(Picture("growth", "Round by round", note, lambda: draw_growth(run.layers, decisions)))
@@ -222,7 +235,7 @@ def _notices(run: RunFiles) -> list[str]:
         )
     if not run.layers:
         texts.append("This run has no tree: tree.json is absent. A run that grows one writes it when training begins.")
-    elif not run.decisions:
+    elif not run.decisions and not run.policy:
         texts.append("No decision was taken in this run: every layer has the branches it started with.")
     bad = run.logged("bad_samples")
     if bad:

@@ -80,6 +80,15 @@ class ProgressDisplay:
         for tasks in event["tasks"]:
             self._say(f"    {', '.join(tasks)}", dim=True)
 
+    def _policy(self, event: Event) -> None:
+        num_blocks, released = len(event["blocks"]), event["num_released"]
+        decided = [row[num_blocks - released :] for row in event["policy"]]
+        skips = sum(not executes for row in decided for executes in row)
+        self._say(
+            f"step {event['iteration']:,}  cycle {event['cycle'] + 1}: {released} of {num_blocks} blocks released, "
+            f"{skips} of {len(decided) * released} decisions skip"
+        )
+
     def _evaluation(self, event: Event) -> None:
         self._say(f"step {event['iteration']:,}  {event['split']}: {_means_text(event['mean'])}")
         for name, part in event.get("datasets", {}).items():

@@ -32,6 +32,8 @@ class RunFiles:
     decisions: tuple[Json, ...]
     metrics: tuple[Json, ...]
     result: Json | None
+    policy: Json | None = None  # of AdaShare
+    policies: tuple[Json, ...] = ()  # of its search, by cycle
 
     @property
     def name(self) -> str:
@@ -84,6 +86,8 @@ def read_run(run_directory: Path | str) -> RunFiles:
         decisions=_latest(_read_lines(directory / "decisions.jsonl"), ("round",), "round"),
         metrics=_latest(_read_lines(directory / "metrics.jsonl"), ("iteration", "kind", "split"), "iteration"),
         result=_read_json(directory / "result.json"),
+        policy=_read_json(directory / "policy.json"),
+        policies=_latest(_read_lines(directory / "policies.jsonl"), ("iteration",), "iteration"),
     )
 
 

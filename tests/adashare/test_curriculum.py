@@ -16,6 +16,7 @@ def test_one_more_block_is_released_every_three_cycles_until_all_are() -> None:
     released = [CURRICULUM.num_released(10 + 5 * cycle) for cycle in range(30)]
     assert released == [min(8, cycle // 3 + 1) for cycle in range(30)]
     assert CURRICULUM.num_released(9) == 0
+    assert [CURRICULUM.num_released(CURRICULUM.first_step_with_all + shift) for shift in (-1, 0)] == [7, 8]
     at_once = Curriculum(0, 4, 1, 8, speed=1)
     assert [at_once.num_released(5 * cycle) for cycle in range(10)] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
 

@@ -151,6 +151,8 @@ def test_the_network_of_a_search_is_that_of_its_most_probable_decisions(search: 
     assert isinstance(network, AdaShareNet)
     assert [list(map(int, row)) for row in network.policy] == found["policy"]
     assert found["policy"] == [[int(p >= 0.5) for p in row] for row in found["execute_probability"]]
+    assert (np.array(found["execute_probability"])[:, :-3] == 1).all()  # not released in three cycles
+    assert (np.array(found["execute_probability"])[:, -3:] < 1).all()
     outputs = network(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert isinstance(outputs, dict)
     assert outputs["kind"].shape == (2, 3)

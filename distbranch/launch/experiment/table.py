@@ -27,8 +27,8 @@ def compare_configs(
 ) -> tuple[dict[str, list[dict[str, Any]]], Path]:
     """Train every configuration with every seed; the results ({config name: [content of result.json, ...]}) and where they are.
 
-    A configuration that begins from the run of another one (`method.pretrained`, `method.groups`) is trained after it. If it
-    names that run as the other configuration (`runs/fps-vgg-wide`), each of its seeds begins from the run of the same seed.
+    A configuration that begins from the run of another one (`method.pretrained`, `method.groups`, `adashare.policy`) is trained after it.
+    If it names that run as the other configuration (`runs/fps-vgg-wide`), each of its seeds begins from the run of the same seed.
 
     Args:
         configs: YAML files.
@@ -60,9 +60,8 @@ def linked(sweep: SweepConfig, overrides: Sequence[str]) -> SweepConfig:
     """The sweep, with every variant that begins from the run of another one linked to its run of the same seed."""
     found: dict[str, dict[str, Any]] = {}
     for name, variant in sweep.variants.items():
-        method = config_of(Path(variant["base"]), overrides).method
-        given = {"method.pretrained": method.pretrained, "method.groups": method.groups}
-        names = {key: Path(path).name for key, path in given.items() if isinstance(path, str)}
+        given = config_of(Path(variant["base"]), overrides).begins_from
+        names = {key: Path(path).name for key, path in given.items()}
         links = {
             key: str(sweep.trial_path / f"{other}-seed{SEED}")
             for key, other in names.items()
