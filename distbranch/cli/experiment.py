@@ -191,6 +191,9 @@ def experiment_policies(
     config: Config,
     overrides: Overrides = None,
     policies: Annotated[int, typer.Option(help="Policies drawn, beside the most probable one.", min=1)] = 8,
+    iterations: Annotated[
+        int | None, typer.Option(help="Steps of training with a policy; those of the search if not given.", min=1)
+    ] = None,
     seeds: Seeds = "0",
     split: Split = "test",
     jobs: Jobs = None,
@@ -205,7 +208,15 @@ def experiment_policies(
 
     _check_split(split)
     found, place = try_policies(
-        config, policies, numbers(seeds), overrides or [], split=split, name=name, jobs=jobs, report=_display()
+        config,
+        policies,
+        numbers(seeds),
+        overrides or [],
+        iterations=iterations,
+        split=split,
+        name=name,
+        jobs=jobs,
+        report=_display(),
     )
     console.print(policies_markdown(found, split), markup=False, highlight=False, soft_wrap=True)
     _say_where(place, "results.csv, policies.csv, table.md, policies.png")

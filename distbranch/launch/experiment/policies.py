@@ -29,7 +29,7 @@ from distbranch.report.experiment_figures import draw_drawn_policies, save_figur
 
 SEARCH, SHARED, PROBABLE, DRAWN = "search", "shared", "most-probable", "policy-"
 METRIC = "average_precision"
-DERIVED = tuple(f"adashare.{key}" for key in AdaShareConfig.model_fields)
+DERIVED = ("train.iterations", *(f"adashare.{key}" for key in AdaShareConfig.model_fields))
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def try_policies(
     seeds: Sequence[int],
     overrides: Sequence[str],
     *,
+    iterations: int | None,
     split: str,
     name: str | None,
     jobs: int | None,
@@ -77,6 +78,7 @@ def try_policies(
         num_policies: how many are drawn, beside the most probable one; the paper draws 8.
         seeds: of search and training.
         overrides: `key=value`, for all runs.
+        iterations: optimiser steps of the networks trained with a policy, and of hard sharing; those of the search if None.
         split: `val` or `test`: of what is printed and drawn.
         name: of the experiment's directory; `policies-<config>` if None.
         jobs: runs at the same time.
@@ -89,7 +91,7 @@ def try_policies(
     _check_searches(config, overrides)
     name, base = name or f"policies-{config.stem}", {"base": str(config.absolute())}
     place = experiment_sweep(name, {SEARCH: base}, overrides, seeds=seeds, jobs=jobs).trial_path
-    variants = policy_variants(base, place / f"{SEARCH}-seed{SEED}", num_policies)
+    variants = policy_variants(base, place / f"{SEARCH}-seed{SEED}", num_policies, iterations)
     sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, derived=DERIVED)
     runs = run_experiment(sweep, report)
     found = []
@@ -117,13 +119,16 @@ def _check_searches(config: Path, overrides: Sequence[str]) -> None:
         )
 
 
-def policy_variants(base: Mapping[str, Any], search: Path, num_policies: int) -> dict[str, dict[str, Any]]:
+def policy_variants(
+    base: Mapping[str, Any], search: Path, num_policies: int, iterations: int | None
+) -> dict[str, dict[str, Any]]:
     """The search, hard sharing, and the policies that begin from the search, all of one configuration."""
+    fresh = {**base, **({"train.iterations": iterations} if iterations else {})}
     plain = {f"adashare.{key}": value for key, value in AdaShareConfig().model_dump().items()}
-    given = {**base, "adashare.policy": str(search)}
+    given = {**fresh, "adashare.policy": str(search)}
     return {
         SEARCH: dict(base),
-        SHARED: {**base, "method.name": "fixed", **plain},
+        SHARED: {**fresh, "method.name": "fixed", **plain},
         PROBABLE: given,
         **{f"{DRAWN}{number}": {**given, "adashare.policy_number": number} for number in range(num_policies)},
     }
