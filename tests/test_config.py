@@ -99,6 +99,26 @@ def test_unknown_keys_are_refused_with_the_nearest_ones(given: Mapping[str, Any]
     assert all(word in str(refused.value) for word in words), str(refused.value)
 
 
+RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method.name=adashare"], "use model.backbone=resnet18 or resnet34, found vgg16"),
+        (["model.backbone=resnet18"], "use vgg16 or vgg9 with method.name=branching"),
+        (["model.backbone=resnet18", "method.name=fixed", "method.init=somp", "method.pretrained=x"], "leave them out"),
+        (["adashare.sparsity=1"], "the section adashare is for method.name=adashare, found branching"),
+        ([*RESIDUAL, "adashare.policy_number=1"], "give adashare.policy with it"),
+        ([*RESIDUAL, "adashare.weights_part=1"], "adashare.weights_part"),
+    ],
+)
+def test_a_method_has_the_backbone_and_the_settings_that_are_its_own(overrides: list[str], words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        load_config({}, overrides)
+    assert words in str(refused.value)
+
+
 def test_all_values_out_of_range_are_told_at_once() -> None:
     with pytest.raises(UsageError, match=r"optim\.lr.*method\.decay|method\.decay.*optim\.lr"):
         load_config({"optim": {"lr": -1}, "method": {"decay": 2}})

@@ -14,7 +14,7 @@ import torch
 from rank_server import RankServer
 from safetensors.torch import load_file
 from test_kill_and_continue import train_and_die
-from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
+from tiny_runs import TASKS, assert_same_content, config_of, lines_of, train_tiny
 
 import distbranch
 from distbranch.adashare.policy import drawn_policy
@@ -25,7 +25,9 @@ from distbranch.engine.distributed import join_ranks
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.export import export, load_predictor
 from distbranch.models.adashare_net import AdaShareNet
+from distbranch.report.page import report
 
 # 201 images in batches of 12: after 5 steps of warm-up every cycle has 14 steps of weights (160 images) and 4 of the policy.
 SEARCH = {
@@ -64,10 +66,10 @@ def policy_of(run: Path) -> dict[str, Any]:
 
 
 # Killed in the warm-up, just after it (it goes on from step 5, its end), among steps of the policy (from 20) and of weights.
-@pytest.mark.parametrize("world_size", [1, 2])
 def test_a_search_killed_in_every_phase_ends_with_the_same_bits(
-    world_size: int, tiny_data: Path, ranks: RankServer, tmp_path: Path
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
+    world_size = 2
     whole, config = (search_config(tiny_data, tmp_path / name, **{"launch.workers": world_size}) for name in "ab")
     for ended in ranks.call_all(train_tiny, world_size, config=whole):
         assert ended["end"] == "done", ended["message"]
@@ -156,6 +158,26 @@ def test_the_network_of_a_search_is_that_of_its_most_probable_decisions(search: 
     outputs = network(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert isinstance(outputs, dict)
     assert outputs["kind"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(("file_format", "tasks"), [("onnx", None), ("onnx", ["kind", "cell-1"]), ("torch", None)])
+def test_it_is_exported_as_any_network(file_format: str, tasks: list[str] | None, search: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"served{'.onnx' if file_format == 'onnx' else '.pt2'}"
+    done = export(search, file_format=file_format, tasks=tasks, out=out)  # compares it with the network
+    assert done.num_tasks == len(tasks or TASKS)
+    if file_format == "onnx":
+        images, (predictor, _) = torch.full((3, 3, 32, 32), 99, dtype=torch.uint8), load_predictor(out)
+        found, expected = predictor(images), distbranch.load(search)(images)
+        for name in tasks or [task.name for task in TASKS]:
+            torch.testing.assert_close(found[name], expected[name].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_its_report_shows_the_policy_and_the_search(search: Path, tmp_path: Path) -> None:
+    page = report(search, tmp_path / "page.html").read_text()
+    assert "Who executes which block" in page
+    assert "How the policy was found" in page
+    assert "No decision was taken" not in page
+    assert {"policy.png", "search.png", "tree.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
 
 
 @pytest.mark.parametrize("number", [None, 0, 1])

@@ -21,7 +21,7 @@ from distbranch.config import differences, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import drawn_order
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.experiment import affinity, company, grouping, initialisation, planted, table
+from distbranch.launch.experiment import affinity, company, grouping, initialisation, planted, policies, table
 from distbranch.launch.experiment.comparison import Run, experiment_sweep
 from distbranch.launch.sweep import run as sweep_run
 from distbranch.launch.sweep import tuning
@@ -381,6 +381,43 @@ def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
     apart = {"agreement-alpha1": runs["agreement-alpha1"], "phi-alpha1": runs["phi-alpha4"]}
     assert affinity.winners_of(affinity.lines_of(apart), "test") == []
     assert "no number of weights in common" in affinity.winners_markdown([], [], "test")
+
+
+# ---- policies
+
+
+def test_the_best_policy_is_that_which_is_best_on_val_whatever_it_is_on_test() -> None:
+    runs = {name: made_up(value=value) for name, value in (("policy-0", 0.7), ("policy-1", 0.6), ("policy-2", 0.9))}
+    runs["policy-1"].summary["metrics"]["val"]["mean"]["average_precision"] = 0.95
+    for name in runs:
+        runs[name].summary["metrics"]["test"] = {"mean": {"average_precision": runs[name].mean("accuracy", "test")}}
+    found = policies.Drawn(0, made_up(value=0.5), runs)
+    assert found.best == "policy-1"
+    assert found.value(found.best, "test") == 0.6
+    assert found.spread("test") == (0.7, 0.6, 0.9)
+
+
+def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = config_of(tiny_data, "runs", **{"model.backbone": "resnet18", "method": {"name": "adashare"}})
+    values["adashare"] = {"warmup_iterations": 2, "cycles_per_block": 1}
+    values["train"] |= {"iterations": 22, "evaluate_every": 0}
+    kept = {key: part for key, part in values.items() if key not in ("run", "seed")}
+    (tmp_path / "ada.yaml").write_text(yaml.safe_dump(kept))
+    monkeypatch.chdir(tmp_path)
+    trained = train_in_this_process(monkeypatch)
+    given = {"split": "test", "name": None, "jobs": None, "report": lambda _: None}
+    for _ in range(2):  # nothing is repeated
+        found, place = policies.try_policies(Path("ada.yaml"), 2, [0], ["launch.workers=1"], iterations=4, **given)
+        assert trained[:2] == ["search-seed0", "shared-seed0"]
+        assert trained[2:] == ["most-probable-seed0", "policy-0-seed0", "policy-1-seed0"]
+    assert list(found[0].policies) == ["most-probable", "policy-0", "policy-1"]
+    assert {run.config.train.iterations for run in found[0].policies.values()} == {4}
+    assert found[0].best in (place / "table.md").read_text()
+    assert (place / "policies.png").stat().st_size > 5000
+    with pytest.raises(UsageError, match="should be of a search"):
+        policies.try_policies(CONFIGS / "fps-thin-16.yaml", 2, [0], [], iterations=None, **given)
 
 
 # ---- one as a person starts it

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from distbranch.models.adashare_net import AdaShareNet, Block
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
+from distbranch.models.fold import fold, restrict
 from distbranch.models.residual import BLOCKS, Policy, ResidualArchitecture, architecture_from_json
 from distbranch.tasks import Task
 
@@ -159,3 +160,28 @@ def test_costs_are_those_of_the_convolutions_that_are_there_and_run(seed: int) -
     assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters(design)
     weights = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     assert weights == num_weights(design)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@torch.inference_mode()
+def test_the_folded_network_gives_the_same_logits(seed: int) -> None:
+    network = warmed(AdaShareNet(architecture(some_policy(seed=seed)), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)))
+    folded = fold(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    images = torch.randint(0, 256, (3, 3, 48, 40), dtype=torch.uint8)
+    expected, found = network(images), folded(images)
+    scale = max(1.0, max(float(logits.abs().max()) for logits in expected.values()))
+    for name, logits in expected.items():
+        torch.testing.assert_close(found[name], logits, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("names", [["c"], ["c", "a"]])
+@torch.inference_mode()
+def test_a_network_of_some_tasks_has_their_blocks_and_their_logits(names: list[str]) -> None:
+    network, images = warmed(AdaShareNet(architecture(some_policy(seed=1)))), torch.randn(2, 3, 48, 40)
+    smaller = restrict(network, names)
+    assert num_parameters(smaller.architecture) < num_parameters(network.architecture)
+    expected, found = network(images), smaller(images)
+    assert list(found) == sorted(names)
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
