@@ -43,14 +43,8 @@ class PolicySearch:
 
     def __init__(self, config: Config, info: DatasetInfo) -> None:
         self.config, adashare, batch_size = config, config.adashare, config.train.batch_size
-        num_samples = info.splits["train"].num_samples
-        num_first = int(num_samples * adashare.weights_part)
-        if not 0 < num_first < num_samples:
-            raise UserError(
-                f"adashare.weights_part={adashare.weights_part:g} of {num_samples} training images leaves none for "
-                f"{'the policy' if num_first else 'the weights'}. Give more images, or a part nearer to a half."
-            )
-        first, second = (-(-count // batch_size) for count in (num_first, num_samples - num_first))
+        shares = [_shares(member, adashare.weights_part) for member in info.members]
+        first, second = (-(-sum(counts) // batch_size) for counts in zip(*shares, strict=True))
         blocks = sum(BLOCKS[config.model.backbone])
         self.curriculum = Curriculum(adashare.warmup_iterations, first, second, blocks, adashare.cycles_per_block)
         before = adashare.warmup_iterations * batch_size
@@ -125,6 +119,18 @@ class PolicySearch:
             "num_released": course.num_released(last),
             "temperature": course.temperature(last),
         }
+
+
+def _shares(info: DatasetInfo, part: float) -> tuple[int, int]:
+    """How many training samples of a data set train weights, and how many the policy."""
+    num_samples = info.splits["train"].num_samples
+    first = int(num_samples * part)
+    if not 0 < first < num_samples:
+        raise UserError(
+            f"adashare.weights_part={part:g} of the {num_samples} training images of {info.path} leaves none for "
+            f"{'the policy' if first else 'the weights'}. Give more images, or a part nearer to a half."
+        )
+    return first, num_samples - first
 
 
 def policy_record(network: Network, search: PolicySearch | None, num_steps: int) -> dict[str, Any]:
