@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from packed_samples import picture
 from PIL import Image
 
 from distbranch.data.decode import decode as decoded
-from distbranch.data.images import as_jpeg, decode, image_size
+from distbranch.data.images import BrokenImageError, as_jpeg, decode, image_size
 from distbranch.data.shards import Sample
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.data.sources.rendered_faces import render
@@ -171,10 +172,31 @@ def test_other_formats_become_jpeg_of_three_colours(form: str, mode: str) -> Non
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (12, 10))
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_grey_of_16_bits_is_scaled_and_not_clipped(form: str) -> None:
+    ramp = np.repeat(np.arange(16, dtype=np.uint16) * 17 * 257, 16).reshape(16, 16)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, form)
+    assert Image.open(io.BytesIO(buffer.getvalue())).mode == "I;16"
+    assert (np.asarray(decode(buffer.getvalue())) == (ramp // 257)[..., None]).all()
+    assert abs(np.asarray(decode(as_jpeg(buffer.getvalue())), int)[..., 1] - ramp // 257).max() < 4
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_without_a_known_range_are_refused(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8), 1000).save(buffer, "TIFF")
+    with pytest.raises(BrokenImageError, match=r"^it has pixels of another type .* 8 bits per channel$"):
+        as_jpeg(buffer.getvalue())
+
+
 def test_transparent_parts_become_white() -> None:
     buffer = io.BytesIO()
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(buffer, "PNG")
     assert decode(as_jpeg(buffer.getvalue())).getpixel((4, 4)) == (255, 255, 255)
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(buffer, "PNG", transparency=9000)
+    assert decode(buffer.getvalue()).getpixel((4, 4)) == (255, 255, 255)
 
 
 def test_bad_images_stop_the_packing_or_are_left_out_and_counted(tmp_path: Path, opened: Open) -> None:
