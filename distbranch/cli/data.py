@@ -157,5 +157,9 @@ def _options(arguments: list[str]) -> dict[str, str]:
             if not waiting:
                 raise UsageError(f"The option --{key} needs a value.")
             value = waiting.pop(0)
+        if key.replace("-", "_") in options:
+            raise UsageError(
+                f"The option --{key} is given twice. Give it once; several values are written --{key} a,b."
+            )
         options[key.replace("-", "_")] = value
     return options

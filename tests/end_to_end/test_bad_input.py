@@ -409,6 +409,7 @@ TABLES = (
     Case("unknown option of a source", nothing, f"{PACK} --spilt x", 2, ("no option --spilt", "--split-column")),
     Case("required option missing", nothing, "data pack csv new --images images", 2, ("--table", "required")),
     Case("option without a value", nothing, f"{PACK} --seed", 2, ("--seed", "needs a value")),
+    Case("option twice", nothing, f"{PACK} --ignore a --ignore=b", 2, ("--ignore", "twice", "--ignore a,b")),
     Case("stray word", nothing, f"{PACK} seed=1", 2, ("--name value", "seed=1")),
     Case("option of the wrong type", nothing, f"{PACK} --seed one", 2, ("--seed", "integer", "one")),
     Case("bad size", nothing, f"{PACK} --image-size 0x32", 2, ("--image-size", "HxW")),
@@ -436,8 +437,20 @@ TABLES = (
     Case("image absent", remove("images/c.jpg"), PACK, 1, ("line 4", "c.jpg", "no such image", "--on-bad-image")),
     Case("image is text", put("images/b.jpg", "hello"), PACK, 1, ("line 3", "b.jpg", "not an image")),
     Case("image cut", cut("images/b.jpg", 300), PACK, 1, ("line 3", "b.jpg", "damaged")),
-    Case("images absent", nothing, f"{PACK} --images absent", 1, ("absent", "does not exist", ".zip")),
-    Case("zip damaged", put("x.zip", b"PK\3\4 nothing"), f"{PACK} --images x.zip", 1, ("x.zip", ".zip")),
+    Case(
+        "images absent",
+        nothing,
+        f"{PACK.replace('images images', 'images absent')}",
+        1,
+        ("absent", "does not exist", ".zip"),
+    ),
+    Case(
+        "zip damaged",
+        put("x.zip", b"PK\3\4 nothing"),
+        f"{PACK.replace('images images', 'images x.zip')}",
+        1,
+        ("x.zip", ".zip"),
+    ),
     Case(
         "pack into a full folder", nothing, f"{PACK.replace('new', 'images')}", 1, ("images", "not empty", "new folder")
     ),

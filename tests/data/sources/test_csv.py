@@ -75,6 +75,7 @@ def test_ones_zeros_and_gaps_are_a_binary_task_with_unlabelled_samples(opened: O
         (["1", "-1", "0", ""], [1, 0, None, None]),
         (["1.0", "0.0", "", "1.0"], [1, 0, None, 1]),
         (["True", "False", "", "True"], [1, 0, None, 1]),
+        (["TRUE", "FALSE", "", "TRUE"], [1, 0, None, 1]),
         ([" 1", "0 ", " ", "1"], [1, 0, None, 1]),
         (["1", "1", "1", ""], [1, 1, 1, None]),
     ],
@@ -225,6 +226,15 @@ def test_a_table_from_windows_reads_the_same(opened: Open) -> None:
     assert labels(source.samples, "shoes") == [1, 0]
 
 
+def test_a_column_without_a_name_is_left_out_with_a_warning(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    source = opened(",image,a\n0,1.jpg,1\n1,2.jpg,0\n2,3.jpg,1")  # as pandas writes a table
+    assert source.tasks == (Task("a"),)
+    assert labels(source.samples, "a") == [1, 0, 1]
+    assert [r.getMessage().partition(", ")[2] for r in caplog.records] == [
+        "line 1: column 1 has no name and is left out."
+    ]
+
+
 def test_a_name_may_hold_a_folder_dots_and_quotes(tmp_path: Path, opened: Open) -> None:
     in_folder(tmp_path, {"deep/er/a.b.jpg": picture(1), 'say "hi", you.png': picture(2)})
     samples = list(opened('image,a\ndeep/er/a.b.jpg,1\n"say ""hi"", you.png",0').samples)
@@ -257,6 +267,11 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "no such task": (table("shoes", "1"), {"tasks": "shoos"}, "no column 'shoos'. Nearest: shoes. .* --tasks"),
     "no such ignored": (table("a", "1"), {"ignore": "b"}, "has no column 'b'. .* --ignore"),
+    "task ignored": (
+        table("a,b", "1,0"),
+        {"tasks": "b", "ignore": "b"},
+        "'b' is listed in --tasks and in --ignore. Take it out of one",
+    ),
     "no such group": (table("a", "1"), {"group_column": "b"}, "has no column 'b'. .* --group-column"),
     "no such categorical": (table("a", "1"), {"categorical": "b"}, "has no column 'b'. .* --categorical"),
     "categorical ignored": (
@@ -270,7 +285,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "too many cells": (table("a", "1,0"), {}, "line 2: 2 columns were expected as in line 1, found 3"),
     "no image name": ("image,a\n,1", {}, "line 2: the column 'image' is empty"),
     "image twice": ("image,a\n1.jpg,1\n2.jpg,0\n1.jpg,0", {}, "line 4: image '1.jpg' has a line already"),
-    "same key": ("image,a\n1.jpg,1\n1.png,0", {}, "line 3: image '1.png' has a line already"),
+    "same key": ("image,a\n1.jpg,1\n1.png,0", {}, "line 3: image '1.png' .* only in their extension.* Rename"),
     "split unknown": (table("split,a", "train,1", "dev,0"), {}, "line 3: .* one of train, val, test, found 'dev'"),
     "split empty": (table("split,a", "train,1", ",0"), {}, "line 3: .* one of train, val, test, found ''"),
     "number": (table("a", "1", "2"), {}, "line 3: the column 'a' holds '2', which is neither 1, 0, -1 nor empty"),
