@@ -148,6 +148,13 @@ CONFIGS = (
     Case(
         "config is no YAML", put("x.yaml", "run: {name: [}"), "train x.yaml", 2, ("x.yaml", "not valid YAML", "line 1")
     ),
+    Case(
+        "section twice",
+        put("x.yaml", "seed: 1\ntrain: {iterations: 4}\ntrain: {batch_size: 8}\n"),
+        "train x.yaml",
+        2,
+        ("x.yaml", "the key 'train' stands twice", "line 3"),
+    ),
     Case("config is a list", put("x.yaml", "- seed\n- 3\n"), "train x.yaml", 2, ("`key: value`", "list")),
     Case("config is a sweep", SWEEP, "train s.yaml", 2, ("s.yaml", "base, seeds", "distbranch sweep s.yaml")),
     Case("sweep is a config", nothing, "sweep tiny.yaml", 2, ("distbranch train tiny.yaml", "`base`")),
@@ -526,6 +533,19 @@ TABLES = (
 )
 RUNS = (
     Case("another config", nothing, "train tiny.yaml seed=7", 1, ("seed: 0 -> 7", "--fresh", "run.name")),
+    Case("dry run: another config", nothing, "train tiny.yaml --dry-run seed=7", 1, ("seed: 0 -> 7", "--fresh")),
+    Case(
+        "dry run: another sweep",
+        both(
+            SWEEP,
+            put("runs/s/base.yaml", "method: {alpha: 3}"),
+            put("runs/s/sweep.yaml", ""),
+            put("runs/s/t/config.yaml", ""),
+        ),
+        "sweep s.yaml --dry-run",
+        1,
+        ("runs/s was begun with another", "method.alpha: 3.0 -> 1.0"),
+    ),
     Case("other data", nothing, "train tiny.yaml data.path=absent", 1, ("absent", "does not exist")),
     Case("run directory is a file", nothing, "train tiny.yaml run.directory=. run.name=table.csv", 1, ("is a file",)),
     Case(
