@@ -172,8 +172,11 @@ CONFIGS = (
     Case("half a step", nothing, f"{NEW} train.iterations=2.5", 2, ("train.iterations", "integer", "2.5")),
     Case("value out of range", nothing, f"{NEW} method.decay=1.5", 2, ("method.decay", "less than 1", "1.5")),
     Case("negative seed", nothing, f"{NEW} seed=-1", 2, ("seed", "greater than or equal to 0", "-1")),
+    Case(
+        "seed of more than 64 bits", nothing, f"{NEW} seed={10**22}", 2, ("seed", "less than or equal to", str(10**22))
+    ),
     Case("not a number", nothing, f"{NEW} optim.lr=.nan", 2, ("optim.lr", "nan")),
-    Case("unknown choice", nothing, f"{NEW} model.backbone=vgg19", 2, ("model.backbone", "'vgg16' or 'vgg9'", "vgg19")),
+    Case("unknown choice", nothing, f"{NEW} model.backbone=vgg19", 2, ("model.backbone", "'vgg16', 'vgg9'", "vgg19")),
     Case("cap of no branch", nothing, f"{NEW} method.max_branches=0", 2, ("method.max_branches", "at least 1", "0")),
     Case("images too small", nothing, f"{NEW} data.image_size=[16,64]", 2, ("data.image_size", "32x32", "16x64")),
     Case("one image size", nothing, f"{NEW} data.image_size=64", 2, ("data.image_size", "[height, width]", "64")),
