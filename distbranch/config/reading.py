@@ -26,7 +26,7 @@ MERGE = "tag:yaml.org,2002:merge"  # of `<<`
 class _Loader(yaml.SafeLoader):
     """Reads numbers with exponents as numbers, as text where they are in quotes; refuses a key that stands twice."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Here, and not where values are made of the nodes: there `<<` has brought in keys that may be said again."""
         node = super().compose_mapping_node(anchor)
         seen = set[tuple[str, str]]()
