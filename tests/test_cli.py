@@ -112,7 +112,9 @@ def test_dry_run_of_a_sweep_lists_its_trials(world: Path) -> None:
 
 
 def test_settings_without_effect_are_told(world: Path) -> None:
-    ended = run("train tiny.yaml --dry-run train.iterations=2 optim.warmup=3 method.pretrained_channels=bgr")
+    ended = run(
+        "train tiny.yaml run.name=new --dry-run train.iterations=2 optim.warmup=3 method.pretrained_channels=bgr"
+    )
     assert ended.code == 0
     told = " ".join(ended.err.split())
     assert "optim.warmup=3 is longer than train.iterations=2" in told
@@ -124,7 +126,7 @@ def test_settings_without_effect_are_told(world: Path) -> None:
 def test_dry_run_says_that_data_would_be_packed_first(world: Path) -> None:
     pack = "{source: csv, images: images, table: table.csv}"
     with nothing_overwritten(world, ()):
-        ended = run_command(["train", "tiny.yaml", "--dry-run", "data.path=new", f"data.pack={pack}"])
+        ended = run_command(["train", "tiny.yaml", "--dry-run", "run.name=new", "data.path=new", f"data.pack={pack}"])
     assert ended.code == 0, ended.err
     assert "would be packed first (4 samples)" in ended.out
 
@@ -209,13 +211,23 @@ def test_predictions_as_table_show_what_is_above_the_threshold(world: Path) -> N
     assert "bright" not in nothing.out
 
 
-def test_doctor_examines_the_machine_and_says_what_to_do(world: Path) -> None:
+def test_doctor_examines_the_machine_and_says_what_to_do(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distbranch.launch.doctor.requires", lambda _: ["nosuch[a,b]>=1", "numpy"])
     with nothing_overwritten(world, ()):
         ended = run("doctor")
-    assert ended.code in (0, 1)
-    for what in ("torch", "cores", "free memory", "shared memory", "host name", "port 6379", "runs in runs"):
+    assert ended.code == 1
+    for what in (
+        "pip install 'nosuch[a,b]>=1'",
+        "numpy",
+        "cores",
+        "free memory",
+        "shared memory",
+        "host name",
+        "port 6379",
+        "runs in runs",
+    ):
         assert what in ended.out
-    assert (ended.code == 1) == ("need something done" in ended.err)
+    assert "need something done" in ended.err
 
 
 def test_a_sound_data_set_is_as_it_was_packed(world: Path) -> None:
@@ -244,6 +256,19 @@ def test_packing_ends_with_what_was_packed_and_what_is_odd_about_it(world: Path)
         "No sample is in test",
     ):
         assert words in told
+
+
+def test_packing_again_says_that_nothing_was_packed_and_what_had_been_left_out(world: Path) -> None:
+    lost = (world / "images/c.jpg").rename(world / "c.jpg")
+    command = "data pack csv new --images images --table table.csv --on-bad-image skip"
+    assert "packed 3 samples into new" in run(command).out
+    lost.rename(world / "images/c.jpg")
+    with nothing_overwritten(world, ()):
+        ended = run(command)
+    assert ended.code == 0, ended.err
+    assert "new holds this data set already, so nothing was packed; remove it to pack again" in ended.out
+    assert "left out: 1 missing-image" in ended.out
+    assert "packed 3" not in ended.out
 
 
 def test_options_of_a_source_are_listed() -> None:

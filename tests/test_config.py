@@ -52,6 +52,13 @@ def test_later_overrides_win_over_earlier_ones_and_over_the_file(tmp_path: Path)
     assert (config.seed, config.model.width, config.model.backbone) == (3, 16, "vgg9")
 
 
+def test_a_merged_key_may_be_said_again_and_an_own_one_may_not(tmp_path: Path) -> None:
+    file = config_file(tmp_path, "model: &one {<<: {width: 8, backbone: vgg9}, width: 4}")
+    assert load_config(file).model.width == 4
+    with pytest.raises(UsageError, match=r"the key 'width' stands twice.* line 1, column 19"):
+        load_config(config_file(tmp_path, "model: {width: 8, width: 4}"))
+
+
 def test_overrides_may_be_a_mapping_of_values() -> None:
     assert load_config({}, {"optim.lr": 0.5, "model.width": None}).model.width is None
 

@@ -40,6 +40,7 @@ def data_pack(
         raise UsageError(f"Give 'OUT', the new folder of the packed data set, after {source} and before its options.")
     opened = parse_options({"source": source, **_options(context.args)}).open()
     assert out is not None
+    was_there = _holds_data(out)
     with ProgressDisplay(console) as display:
         info = pack_source(
             opened,
@@ -47,7 +48,7 @@ def data_pack(
             shard_samples=shard_samples,
             progress=lambda done: display({"kind": "packing", "done": done, "total": opened.num_samples}),
         )
-        display({"kind": "packed", "path": str(out), "num_samples": info.num_samples})
+        display({"kind": "packed", "path": str(out), "num_samples": info.num_samples, "before": was_there})
     for line in dataset_lines(info):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return None
@@ -71,6 +72,7 @@ def data_label(
 
     total = read_dataset(data).num_samples
     names = [name.strip() for name in splits.split(",") if name.strip()]
+    was_there = _holds_data(out)
     with ProgressDisplay(console) as display:
         info = label(
             data,
@@ -79,7 +81,7 @@ def data_label(
             splits=names,
             progress=lambda done: display({"kind": "labelling", "done": done, "total": total}),
         )
-        display({"kind": "packed", "path": str(out), "num_samples": info.num_samples})
+        display({"kind": "packed", "path": str(out), "num_samples": info.num_samples, "before": was_there})
 
 
 @data_app.command("check")
@@ -123,6 +125,13 @@ def data_show(
     console.print(str(show(path, out, split=split, num_images=num_images, seed=seed)), soft_wrap=True)
 
 
+def _holds_data(out: Path) -> bool:
+    """Whether a data set is there: packing leaves it as it is if it is the one that is asked for, and refuses any other."""
+    from distbranch.data.shards import DATASET_FILE
+
+    return (out / DATASET_FILE).exists()
+
+
 def _show_options(options: Any) -> None:
     table = Table("option", "default", "meaning")
     for name, field in options.model_fields.items():
@@ -157,5 +166,9 @@ def _options(arguments: list[str]) -> dict[str, str]:
             if not waiting:
                 raise UsageError(f"The option --{key} needs a value.")
             value = waiting.pop(0)
+        if key.replace("-", "_") in options:
+            raise UsageError(
+                f"The option --{key} is given twice. Give it once; several values are written --{key} a,b."
+            )
         options[key.replace("-", "_")] = value
     return options

@@ -100,9 +100,8 @@ def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to che
     findings = examine(storage)
     table = Table("", "what", "found", "what to do")
     for finding in findings:
-        table.add_row(
-            "[red]x[/red]" if finding.advice else "[green]ok[/green]", finding.what, finding.found, finding.advice
-        )
+        mark = "[red]x[/red]" if finding.advice else "[green]ok[/green]"
+        table.add_row(mark, *map(escape, (finding.what, finding.found, finding.advice)))
     console.print(table)
     raise_if_wrong(findings)
 

@@ -20,9 +20,24 @@ KEYS_OF_SWEEPS = frozenset(("base", "overrides", "variants", "grid", "search", "
 
 EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$")  # YAML 1.1 takes 2e-3 and 1e4 for text: no point, or no sign
 
+MERGE = "tag:yaml.org,2002:merge"  # of `<<`
+
 
 class _Loader(yaml.SafeLoader):
-    """Reads numbers with exponents as numbers; as text where they are in quotes."""
+    """Reads numbers with exponents as numbers, as text where they are in quotes; refuses a key that stands twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Here, and not where values are made of the nodes: there `<<` has brought in keys that may be said again."""
+        node = super().compose_mapping_node(anchor)
+        seen = set[tuple[str, str]]()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen and key.tag != MERGE:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' stands twice", key.start_mark
+                )
+            seen.add(name)
+        return node
 
 
 class _Dumper(yaml.SafeDumper):

@@ -226,7 +226,7 @@ class LaunchConfig(Section):
 class Config(Section):
     """The whole configuration of one run."""
 
-    seed: int = Field(0, ge=0, description="Seed of everything: weights, order of samples, clustering.")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Seed of everything: weights, order of samples, clustering.")
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -3,6 +3,7 @@
 A sweep file has keys of its own (below); every dotted key of a run may stand in `overrides`, `variants`, `grid` and `space`.
 """
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ class Range(Section):
             raise ValueError(f"low should be below high, found low={self.low} and high={self.high}")
         elif self.log and self.low <= 0:
             raise ValueError(f"low should be above 0 with log: true, found {self.low}")
+        elif self.whole and math.ceil(self.low) > math.floor(self.high):
+            raise ValueError(f"a whole number should lie between low={self.low} and high={self.high} with int: true")
         return self
 
 
@@ -87,7 +90,7 @@ class SweepConfig(Section):
         {}, description="With random and optuna: dotted key: {low, high, log, int} or {choices}."
     )
     num_trials: int | None = Field(None, ge=1, description="With random and optuna: settings (times seeds) in all.")
-    search_seed: int = Field(0, ge=0, description="Seed of the random choices.")
+    search_seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the random choices.")
     concurrency: int | None = Field(None, ge=1, description="Trials at the same time; as many as fit if empty.")
     workers_per_trial: int = Field(1, ge=1, description="Ranks of each trial; 1: in the trial's own process.")
     cpus_per_trial: float | None = Field(None, gt=0, description="CPUs of each trial; one per worker if empty.")
@@ -140,7 +143,9 @@ class SweepConfig(Section):
     def _fits_together(self) -> Self:
         for key, values in self.grid.items():
             _needs(bool(values), f"the list of {key} is empty; give it values or leave it out")
-            _needs(len(set(map(repr, values))) == len(values), f"a value of {key} appears twice in {list(values)}")
+            _needs(
+                all(values.count(value) == 1 for value in values), f"a value of {key} appears twice in {list(values)}"
+            )
         for name, variant in self.variants.items():
             _needs(
                 re.fullmatch(NAME, name) is not None,
@@ -281,7 +286,7 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
 def _check_keys(values: Mapping[str, Any]) -> None:
     own = set(SweepConfig.model_fields)
     of_runs, sections = known_keys()
-    for name in values:
+    for name in map(str, values):
         if name in own:
             continue
         if name in of_runs or name in sections:
@@ -300,8 +305,11 @@ def _check_keys(values: Mapping[str, Any]) -> None:
     _check_inner("early_stopping", values.get("early_stopping"), {"grace", "reduction", "metric"})
     for key, part in values.get("space", {}).items():
         _check_inner(f"space.{key}", part, {"low", "high", "log", "int", "choices"})
-    bases = [part.get("base") for part in variants.values()] or [None]
-    if not isinstance(values.get("base"), str) and not all(isinstance(base, str) for base in bases):
+    base, bases = values.get("base"), [part.get("base") for part in variants.values()]
+    wrong = [one for one in (base, *bases) if one is not None and not isinstance(one, str)]
+    if wrong:
+        raise UsageError(f"`base` should be the config file of a run, relative to the sweep file, found {wrong[0]!r}.")
+    if not base and not (bases and all(bases)):
         raise UsageError("A sweep needs `base`: the config file of a run, relative to the sweep file.")
 
 

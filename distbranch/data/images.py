@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
@@ -29,10 +30,9 @@ def decode(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            if image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-            return image.convert("RGB")
+            return _as_rgb(image)
+    except BrokenImageError:
+        raise
     except (
         OSError,
         ValueError,
@@ -51,6 +51,25 @@ def as_jpeg(data: bytes, size: tuple[int, int] | None = None) -> bytes:
     if size is None or simplejpeg.decode_jpeg_header(jpeg)[:2] == size:
         return jpeg
     return _encoded(Image.fromarray(decode_to_size(jpeg, size)))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Pillow itself would clip values above 255 to white without a word."""
+    if image.mode in ("I", "F"):
+        raise BrokenImageError("it has pixels of another type than 8 or 16 bits; save it with 8 bits per channel")
+    if image.mode.startswith("I;16"):
+        return _from_16_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image)
+    scaled = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    scaled[grey == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(scaled)
 
 
 def _encoded(image: Image.Image) -> bytes:

@@ -9,6 +9,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import first_architecture, own_tree
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.launch.on_ray.cluster import cluster_address
 from distbranch.launch.prepare import (
     bring_down,
@@ -49,11 +50,13 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     launch = config.launch
     if must_be_packed(config):
         source = parse_options(config.data.pack or {}).open()
+        _check_directory(config)
         return Plan(
             (("data", f"{config.data.path} would be packed first ({source.num_samples or 'unknown'} samples)"),)
         )
     info = data_there(config)
     check_data(config, info)
+    _check_directory(config)
     architecture, tree = first_architecture(config, info), own_tree(config)
     if tree is not None and isinstance(architecture, Architecture):
         architecture = architecture.with_tree(tree)
@@ -85,6 +88,13 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     )
     scales = predict(step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share)
     return Plan(lines, tuple(scales))
+
+
+def _check_directory(config: Config) -> None:
+    """Refuse what `train` refuses: a run of another configuration that came to something."""
+    files = RunDirectory(config.run_directory)
+    if not files.begins_anew(config):
+        files.check(config)
 
 
 def _samples(info: DatasetInfo) -> str:

@@ -56,7 +56,10 @@ class ProgressDisplay:
     def _packed(self, event: Event) -> None:
         self._finish("packing")
         self._finish("labelling")
-        self._say(f"packed {event['num_samples']:,} samples into {event['path']}")
+        if event.get("before"):
+            self._say(f"{event['path']} holds this data set already, so nothing was packed; remove it to pack again")
+        else:
+            self._say(f"packed {event['num_samples']:,} samples into {event['path']}")
 
     def _progress(self, event: Event) -> None:
         layer = (

@@ -47,6 +47,10 @@ def test_every_node_of_the_autoscaler_starts_ray_with_a_token(name: str) -> None
         assert "RAY_AUTH_MODE=token" in starts[0]
         assert "RAY_AUTH_TOKEN_PATH=" in starts[0]
         assert ("--head" in starts[0]) == (key == "head_start_ray_commands")
+        if (
+            "docker" in content
+        ):  # Ray itself binds what it mounts into the container, and knows no other file of the node
+            assert re.findall(r"RAY_AUTH_TOKEN_PATH=(\S+)", starts[0]) == list(content["file_mounts"])
 
 
 def test_the_rayjob_has_the_structure_of_kuberay_and_demands_the_token() -> None:

@@ -148,6 +148,13 @@ CONFIGS = (
     Case(
         "config is no YAML", put("x.yaml", "run: {name: [}"), "train x.yaml", 2, ("x.yaml", "not valid YAML", "line 1")
     ),
+    Case(
+        "section twice",
+        put("x.yaml", "seed: 1\ntrain: {iterations: 4}\ntrain: {batch_size: 8}\n"),
+        "train x.yaml",
+        2,
+        ("x.yaml", "the key 'train' stands twice", "line 3"),
+    ),
     Case("config is a list", put("x.yaml", "- seed\n- 3\n"), "train x.yaml", 2, ("`key: value`", "list")),
     Case("config is a sweep", SWEEP, "train s.yaml", 2, ("s.yaml", "base, seeds", "distbranch sweep s.yaml")),
     Case("sweep is a config", nothing, "sweep tiny.yaml", 2, ("distbranch train tiny.yaml", "`base`")),
@@ -165,8 +172,11 @@ CONFIGS = (
     Case("half a step", nothing, f"{NEW} train.iterations=2.5", 2, ("train.iterations", "integer", "2.5")),
     Case("value out of range", nothing, f"{NEW} method.decay=1.5", 2, ("method.decay", "less than 1", "1.5")),
     Case("negative seed", nothing, f"{NEW} seed=-1", 2, ("seed", "greater than or equal to 0", "-1")),
+    Case(
+        "seed of more than 64 bits", nothing, f"{NEW} seed={10**22}", 2, ("seed", "less than or equal to", str(10**22))
+    ),
     Case("not a number", nothing, f"{NEW} optim.lr=.nan", 2, ("optim.lr", "nan")),
-    Case("unknown choice", nothing, f"{NEW} model.backbone=vgg19", 2, ("model.backbone", "'vgg16' or 'vgg9'", "vgg19")),
+    Case("unknown choice", nothing, f"{NEW} model.backbone=vgg19", 2, ("model.backbone", "'vgg16', 'vgg9'", "vgg19")),
     Case("cap of no branch", nothing, f"{NEW} method.max_branches=0", 2, ("method.max_branches", "at least 1", "0")),
     Case("images too small", nothing, f"{NEW} data.image_size=[16,64]", 2, ("data.image_size", "32x32", "16x64")),
     Case("one image size", nothing, f"{NEW} data.image_size=64", 2, ("data.image_size", "[height, width]", "64")),
@@ -409,6 +419,7 @@ TABLES = (
     Case("unknown option of a source", nothing, f"{PACK} --spilt x", 2, ("no option --spilt", "--split-column")),
     Case("required option missing", nothing, "data pack csv new --images images", 2, ("--table", "required")),
     Case("option without a value", nothing, f"{PACK} --seed", 2, ("--seed", "needs a value")),
+    Case("option twice", nothing, f"{PACK} --ignore a --ignore=b", 2, ("--ignore", "twice", "--ignore a,b")),
     Case("stray word", nothing, f"{PACK} seed=1", 2, ("--name value", "seed=1")),
     Case("option of the wrong type", nothing, f"{PACK} --seed one", 2, ("--seed", "integer", "one")),
     Case("bad size", nothing, f"{PACK} --image-size 0x32", 2, ("--image-size", "HxW")),
@@ -436,8 +447,20 @@ TABLES = (
     Case("image absent", remove("images/c.jpg"), PACK, 1, ("line 4", "c.jpg", "no such image", "--on-bad-image")),
     Case("image is text", put("images/b.jpg", "hello"), PACK, 1, ("line 3", "b.jpg", "not an image")),
     Case("image cut", cut("images/b.jpg", 300), PACK, 1, ("line 3", "b.jpg", "damaged")),
-    Case("images absent", nothing, f"{PACK} --images absent", 1, ("absent", "does not exist", ".zip")),
-    Case("zip damaged", put("x.zip", b"PK\3\4 nothing"), f"{PACK} --images x.zip", 1, ("x.zip", ".zip")),
+    Case(
+        "images absent",
+        nothing,
+        f"{PACK.replace('images images', 'images absent')}",
+        1,
+        ("absent", "does not exist", ".zip"),
+    ),
+    Case(
+        "zip damaged",
+        put("x.zip", b"PK\3\4 nothing"),
+        f"{PACK.replace('images images', 'images x.zip')}",
+        1,
+        ("x.zip", ".zip"),
+    ),
     Case(
         "pack into a full folder", nothing, f"{PACK.replace('new', 'images')}", 1, ("images", "not empty", "new folder")
     ),
@@ -513,6 +536,19 @@ TABLES = (
 )
 RUNS = (
     Case("another config", nothing, "train tiny.yaml seed=7", 1, ("seed: 0 -> 7", "--fresh", "run.name")),
+    Case("dry run: another config", nothing, "train tiny.yaml --dry-run seed=7", 1, ("seed: 0 -> 7", "--fresh")),
+    Case(
+        "dry run: another sweep",
+        both(
+            SWEEP,
+            put("runs/s/base.yaml", "method: {alpha: 3}"),
+            put("runs/s/sweep.yaml", ""),
+            put("runs/s/t/config.yaml", ""),
+        ),
+        "sweep s.yaml --dry-run",
+        1,
+        ("runs/s was begun with another", "method.alpha: 3.0 -> 1.0"),
+    ),
     Case("other data", nothing, "train tiny.yaml data.path=absent", 1, ("absent", "does not exist")),
     Case("run directory is a file", nothing, "train tiny.yaml run.directory=. run.name=table.csv", 1, ("is a file",)),
     Case(

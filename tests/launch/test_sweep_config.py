@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from sweep_files import write_sweep
 
 from distbranch.config.sweep import load_sweep, sweep_to_yaml
@@ -27,6 +28,7 @@ SPACE = {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
         ({"search": "random", "num_trials": 2, "space": {"optim.lr": {"lo": 1}}}, "Did you mean space.optim.lr.low"),
         ({"grid": {"model.width": []}}, "the list of model.width is empty"),
         ({"grid": {"model.width": [2, 2]}}, "a value of model.width appears twice"),
+        ({"grid": {"method.alpha": [1, 1.0, 2]}}, "a value of method.alpha appears twice in [1, 1.0, 2]"),
         ({"grid": ["model.width"]}, "The section 'grid' should hold `dotted.key: value` lines"),
         ({"grid": {"run.name": ["a", "b"]}}, "every trial gets its own name"),
         ({**GRID, "overrides": {"launch.workers": 2}}, "give `workers_per_trial`"),
@@ -43,18 +45,27 @@ SPACE = {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
             {"search": "random", "num_trials": 2, "space": {"optim.lr": {"low": 0, "high": 1, "log": True}}},
             "low should be above 0 with log: true",
         ),
+        (
+            {"search": "random", "num_trials": 2, "space": {"model.width": {"low": 0.2, "high": 0.9, "int": True}}},
+            "space.model.width: a whole number should lie between low=0.2 and high=0.9",
+        ),
         ({"search": "random", "num_trials": 2, "space": {"model.width": {"choices": []}}}, "give either a list of choices"),
         ({"search": "bayes", **GRID}, "search: Input should be 'grid', 'random' or 'optuna'"),
         ({**GRID, "workers_per_trial": 2, "gpus_per_trial": 3}, "at most one per worker, found 3 for 2"),
         ({**GRID, "trial_directory": "s3://b/runs"}, "trial_directory: should be a folder that all nodes see"),
         ({**GRID, "name": "../up"}, "should be made of letters, digits"),
         ({**GRID, "base": None}, "A sweep needs `base`"),
+        ({**GRID, "base": 3}, "`base` should be the config file of a run, relative to the sweep file, found 3"),
+        ({"variants": {"a": {"base": 3}}}, "`base` should be the config file of a run"),
+        ({**GRID, 1: 2}, "The key '1' is unknown"),
         ({**GRID, "concurrency": 0}, "concurrency: Input should be greater than or equal to 1"),
     ],
 )  # fmt: skip
-def test_a_wrong_sweep_is_told_in_one_sentence(keys: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_wrong_sweep_is_told_in_one_sentence(keys: dict[Any, Any], said: str, tmp_path: Path) -> None:
+    file = write_sweep(tmp_path)
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | keys, sort_keys=False))
     with pytest.raises(UsageError) as caught:
-        load_sweep(write_sweep(tmp_path, **keys))
+        load_sweep(file)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 

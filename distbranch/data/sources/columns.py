@@ -12,8 +12,9 @@ from distbranch.tasks import Task
 logger = logging.getLogger("distbranch")
 
 MAX_CLASSES = 1000
-# Tables written by pandas hold 1.0 where a column has gaps, and True where it was made by a comparison.
-MARKS = {"1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1, "True": 1, "False": 0, "true": 1, "false": 0}
+# Tables written by pandas hold 1.0 where a column has gaps, and True where it was made by a comparison; Excel and R write TRUE.
+MARKS = {"1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1}
+MARKS |= {"True": 1, "False": 0, "true": 1, "false": 0, "TRUE": 1, "FALSE": 0}
 
 
 @dataclass

@@ -5,6 +5,7 @@ The table is read twice: first to learn what each column means, then, row by row
 
 import csv
 import difflib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from distbranch.data.shards import Labels
 from distbranch.data.sources.columns import Column, Meaning, meanings
 from distbranch.data.sources.source import ImageFileOptions, Row, Source, as_typed, read_rows, sample_key, seeded_split
 from distbranch.errors import UserError
+
+logger = logging.getLogger("distbranch")
 
 Cells = list[str]
 
@@ -103,13 +106,20 @@ def _layout(options: CsvOptions) -> _Layout:
     header = next(_cells(options.table), (1, []))[1]
     if not header:
         raise UserError(f"{options.table} is empty; its first line should name the columns.")
-    twice = [name for name, count in Counter(header).items() if count > 1]
+    named = [name for name in header if name]
+    if len(named) < len(header):  # the first one of pandas, which numbers the rows
+        logger.warning(
+            "%s, line 1: column %s has no name and is left out.",
+            options.table,
+            " and ".join(str(at) for at, name in enumerate(header, start=1) if not name),
+        )
+    twice = [name for name, count in Counter(named).items() if count > 1]
     if twice:
         raise UserError(f"{options.table}, line 1: the column '{twice[0]}' stands there twice. Rename one of them.")
 
     def find(name: str, option: str) -> int:
-        if name not in header:
-            near = difflib.get_close_matches(name, header, n=3) or header[:8]
+        if name not in named:
+            near = difflib.get_close_matches(name, named, n=3) or named[:8]
             raise UserError(
                 f"{options.table} has no column '{name}'. Nearest: {', '.join(near)}. Give another with {as_typed(option)}."
             )
@@ -119,8 +129,10 @@ def _layout(options: CsvOptions) -> _Layout:
     split, group = _split_columns(options, header, find)
     for name in options.ignore:
         find(name, "ignore")
+        if name in (options.tasks or ()):
+            raise UserError(f"The column '{name}' is listed in --tasks and in --ignore. Take it out of one of them.")
     special = {image, split, group}
-    others = [name for at, name in enumerate(header) if at not in special and name not in options.ignore]
+    others = [name for name in named if header.index(name) not in special and name not in options.ignore]
     tasks = {name: find(name, "tasks") for name in (others if options.tasks is None else options.tasks)}
     for option, listed in (("categorical", options.categorical), ("one_task_per_class", options.one_task_per_class)):
         for name in listed:
@@ -133,7 +145,7 @@ def _layout(options: CsvOptions) -> _Layout:
     if both:
         raise UserError(f"The column '{both[0]}' is one categorical task or one task per class; list it once.")
     if not tasks:
-        raise UserError(f"{options.table} has no column left to learn. Its columns are: {', '.join(header)}.")
+        raise UserError(f"{options.table} has no column left to learn. Its columns are: {', '.join(named)}.")
     return _Layout(len(header), image, split, group, tasks)
 
 
@@ -192,15 +204,21 @@ def _learn(options: CsvOptions, layout: _Layout) -> tuple[list[Meaning], int]:
         Column(name, at, declared=name in (*options.categorical, *per_class), per_class=name in per_class)
         for name, at in layout.tasks.items()
     ]
-    seen: set[int] = set()  # hashes, a few bytes each
+    seen: dict[int, int] = {}  # hashes of keys and images, a few bytes each
     for line, cells in _checked_cells(options, layout):
         where = f"{options.table}, line {line}"
         image = cells[layout.image]
         if not image:
             raise UserError(f"{where}: the column '{options.image_column}' is empty; an image file should stand there.")
-        if hash(sample_key(image)) in seen:
+        key = hash(sample_key(image))
+        if seen.get(key) == hash(image):
             raise UserError(f"{where}: image '{image}' has a line already. Every image should stand in one line only.")
-        seen.add(hash(sample_key(image)))
+        if key in seen:
+            raise UserError(
+                f"{where}: image '{image}' and one above differ only in their extension, which no sample keeps. "
+                "Rename one of them."
+            )
+        seen[key] = hash(image)
         if layout.split is not None and cells[layout.split] not in SPLITS:
             raise UserError(f"{where}: the split should be one of {', '.join(SPLITS)}, found '{cells[layout.split]}'.")
         for column in columns:

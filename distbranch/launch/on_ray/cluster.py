@@ -15,6 +15,7 @@ from typing import Any
 
 from distbranch.config import Config, LaunchConfig
 from distbranch.data.shards import DATASET_FILE, is_remote
+from distbranch.engine.distributed import num_cores
 from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
 from distbranch.errors import UserError
@@ -62,7 +63,7 @@ def cluster(launch: LaunchConfig) -> Iterator[None]:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address is None:
-            cpus = max(len(os.sched_getaffinity(0)), round(launch.most_workers * launch.cpus_per_worker))
+            cpus = max(num_cores(), round(launch.most_workers * launch.cpus_per_worker))
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
         else:
             ray.init(address=_knock(address), **options)

@@ -174,8 +174,8 @@ def _client(address: str) -> Any:
                 "RAY_AUTH_TOKEN_PATH to the file that holds it, which whoever started the cluster can give you."
             ) from None
         raise UserError(
-            f"No Ray dashboard answers at {address} ({_brief(error)}). Check the address, and that the head was started with "
-            "its dashboard (`ray start --head`)."
+            f"No Ray dashboard answers at {address} ({_brief(error)}). Check the address, and that the head was started so "
+            "that others reach its dashboard (`ray start --head --dashboard-host 0.0.0.0`)."
         ) from None
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from distbranch.engine.distributed import num_cores
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
@@ -183,7 +184,7 @@ class Task:
 
     def _ray(self, place: Place, address: str) -> list[str]:
         """`ray start`, with everything its own, so that other jobs on the node are not disturbed."""
-        cpus = self.cpus_per_node or int(os.environ.get("SLURM_CPUS_ON_NODE", len(os.sched_getaffinity(0))))
+        cpus = self.cpus_per_node or int(os.environ.get("SLURM_CPUS_ON_NODE", num_cores()))
         return [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
             f"--node-ip-address={address}",

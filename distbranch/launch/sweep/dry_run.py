@@ -8,6 +8,7 @@ from distbranch.engine.initialisation import first_architecture
 from distbranch.launch.on_ray.cluster import cluster_address
 from distbranch.launch.prepare import check_data, data_there, must_be_packed, tell_ignored
 from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials
+from distbranch.launch.sweep.run import check_begun
 from distbranch.launch.sweep.standing import SweepDirectory
 from distbranch.models.cost import multiply_adds, num_parameters
 
@@ -21,13 +22,14 @@ def plan(sweep: SweepConfig) -> list[tuple[str, str]]:
         UserError: what is not as it should be.
     """
     base = base_config(sweep)
+    trials = [] if sweep.search == "optuna" else planned_trials(sweep)
+    check_begun(sweep, SweepDirectory(sweep.path, sweep.trial_path), trials)
     lines = [("sweep directory", str(sweep.path)), ("data", " ".join(base.data.paths))]
     if sweep.search == "optuna":
         tell_ignored([base])
         num_trials = (sweep.num_trials or 0) * len(sweep.seeds or (0,))
         lines += [("trials", f"{num_trials}, chosen by Optuna as results come"), *_networks([base])]
     else:
-        trials = planned_trials(sweep)
         tell_ignored(trials)
         lines += [("trials", _trials(trials, sweep)), *_networks(trials)]
     workers = sweep.workers_per_trial

@@ -70,7 +70,7 @@ def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
     """
     directory = SweepDirectory(sweep.path, sweep.trial_path)
     known = [] if sweep.search == "optuna" else planned_trials(sweep)
-    _check(sweep, directory, known)
+    check_begun(sweep, directory, known)
     tell_ignored(known or [base_config(sweep)])
     _data_of(in_turns(known)[0] if known else [base_config(sweep)], report)
     with _begun(sweep, directory, known):
@@ -157,13 +157,13 @@ def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config
             f"The sweep directory {directory.path} cannot be written ({error}). Give another directory."
         ) from None
     with lock:
-        _check(sweep, directory, known)  # again: another driver may have begun it since
+        check_begun(sweep, directory, known)  # again: another driver may have begun it since
         write_aside(directory.config, sweep_to_yaml(sweep))
         write_aside(directory.base, to_yaml(base_config(sweep)))
         yield
 
 
-def _check(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> None:
+def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> None:
     """Nothing is there, or what this sweep has begun; one of which no trial was begun may become another one.
 
     Raises:

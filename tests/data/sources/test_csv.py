@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from packed_samples import picture
 from PIL import Image
 
 from distbranch.data.decode import decode as decoded
-from distbranch.data.images import as_jpeg, decode, image_size
+from distbranch.data.images import BrokenImageError, as_jpeg, decode, image_size
 from distbranch.data.shards import Sample
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.data.sources.rendered_faces import render
@@ -74,6 +75,7 @@ def test_ones_zeros_and_gaps_are_a_binary_task_with_unlabelled_samples(opened: O
         (["1", "-1", "0", ""], [1, 0, None, None]),
         (["1.0", "0.0", "", "1.0"], [1, 0, None, 1]),
         (["True", "False", "", "True"], [1, 0, None, 1]),
+        (["TRUE", "FALSE", "", "TRUE"], [1, 0, None, 1]),
         ([" 1", "0 ", " ", "1"], [1, 0, None, 1]),
         (["1", "1", "1", ""], [1, 1, 1, None]),
     ],
@@ -171,10 +173,31 @@ def test_other_formats_become_jpeg_of_three_colours(form: str, mode: str) -> Non
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (12, 10))
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_grey_of_16_bits_is_scaled_and_not_clipped(form: str) -> None:
+    ramp = np.repeat(np.arange(16, dtype=np.uint16) * 17 * 257, 16).reshape(16, 16)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, form)
+    assert Image.open(io.BytesIO(buffer.getvalue())).mode == "I;16"
+    assert (np.asarray(decode(buffer.getvalue())) == (ramp // 257)[..., None]).all()
+    assert abs(np.asarray(decode(as_jpeg(buffer.getvalue())), int)[..., 1] - ramp // 257).max() < 4
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_without_a_known_range_are_refused(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8), 1000).save(buffer, "TIFF")
+    with pytest.raises(BrokenImageError, match=r"^it has pixels of another type .* 8 bits per channel$"):
+        as_jpeg(buffer.getvalue())
+
+
 def test_transparent_parts_become_white() -> None:
     buffer = io.BytesIO()
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(buffer, "PNG")
     assert decode(as_jpeg(buffer.getvalue())).getpixel((4, 4)) == (255, 255, 255)
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(buffer, "PNG", transparency=9000)
+    assert decode(buffer.getvalue()).getpixel((4, 4)) == (255, 255, 255)
 
 
 def test_bad_images_stop_the_packing_or_are_left_out_and_counted(tmp_path: Path, opened: Open) -> None:
@@ -201,6 +224,15 @@ def test_a_table_from_windows_reads_the_same(opened: Open) -> None:
     source = opened(content.encode())
     assert source.tasks == (Task("shoes"),)
     assert labels(source.samples, "shoes") == [1, 0]
+
+
+def test_a_column_without_a_name_is_left_out_with_a_warning(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    source = opened(",image,a\n0,1.jpg,1\n1,2.jpg,0\n2,3.jpg,1")  # as pandas writes a table
+    assert source.tasks == (Task("a"),)
+    assert labels(source.samples, "a") == [1, 0, 1]
+    assert [r.getMessage().partition(", ")[2] for r in caplog.records] == [
+        "line 1: column 1 has no name and is left out."
+    ]
 
 
 def test_a_name_may_hold_a_folder_dots_and_quotes(tmp_path: Path, opened: Open) -> None:
@@ -235,6 +267,11 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "no such task": (table("shoes", "1"), {"tasks": "shoos"}, "no column 'shoos'. Nearest: shoes. .* --tasks"),
     "no such ignored": (table("a", "1"), {"ignore": "b"}, "has no column 'b'. .* --ignore"),
+    "task ignored": (
+        table("a,b", "1,0"),
+        {"tasks": "b", "ignore": "b"},
+        "'b' is listed in --tasks and in --ignore. Take it out of one",
+    ),
     "no such group": (table("a", "1"), {"group_column": "b"}, "has no column 'b'. .* --group-column"),
     "no such categorical": (table("a", "1"), {"categorical": "b"}, "has no column 'b'. .* --categorical"),
     "categorical ignored": (
@@ -248,7 +285,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "too many cells": (table("a", "1,0"), {}, "line 2: 2 columns were expected as in line 1, found 3"),
     "no image name": ("image,a\n,1", {}, "line 2: the column 'image' is empty"),
     "image twice": ("image,a\n1.jpg,1\n2.jpg,0\n1.jpg,0", {}, "line 4: image '1.jpg' has a line already"),
-    "same key": ("image,a\n1.jpg,1\n1.png,0", {}, "line 3: image '1.png' has a line already"),
+    "same key": ("image,a\n1.jpg,1\n1.png,0", {}, "line 3: image '1.png' .* only in their extension.* Rename"),
     "split unknown": (table("split,a", "train,1", "dev,0"), {}, "line 3: .* one of train, val, test, found 'dev'"),
     "split empty": (table("split,a", "train,1", ",0"), {}, "line 3: .* one of train, val, test, found ''"),
     "number": (table("a", "1", "2"), {}, "line 3: the column 'a' holds '2', which is neither 1, 0, -1 nor empty"),
