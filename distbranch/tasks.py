@@ -19,6 +19,7 @@ from torch.nn import functional
 from distbranch.errors import UserError
 
 Metrics = dict[str, float | None]
+CHOICES = ("top3", "top5")  # the metrics of an exclusive set that none of its tasks has
 
 
 @dataclass(frozen=True)
@@ -241,14 +242,16 @@ def task_metrics(tasks: Sequence[Task], outputs: NDArray[Any], labels: NDArray[A
     """The metrics of one split, `{"tasks": {name: {...}}, "mean": {...}}`, in 0..1; None where undefined.
 
     Exclusive sets of tasks add `"exclusive": {set: {...}}`: accuracy, balanced accuracy, top-3 and top-5 of the arg-max
-    over the set. A mean is over the tasks for which the metric is defined, a set counting as a categorical task does.
-    A task without a single label has no score, and does not compete in the top-k recall or in its set.
+    over the set. A mean is over the tasks for which the metric is defined; top-3 and top-5, which a binary task has not,
+    are over categorical tasks and sets. A task without a single label has no score, and does not compete in the top-k
+    recall or in its set.
 
     Args:
         tasks: in the order of the labels.
         outputs: logits [N, O].
         labels: [N, T], NaN where unlabelled.
-        top_k: a positive sample of a binary task is recalled if the task is among its `top_k` highest scores.
+        top_k: a positive sample of a binary task is recalled if the task is among its `top_k` highest scores; where no
+            more than `top_k` tasks compete each always is, so there is no recall.
     """
     task_set = TaskSet(tasks)
     outputs, labels = np.asarray(outputs, dtype=np.float64), np.asarray(labels, dtype=np.float64)
@@ -277,7 +280,8 @@ def merge_metrics(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _with_means(rows: dict[str, Metrics], sets: dict[str, Metrics]) -> dict[str, Any]:
-    metrics = {"tasks": rows, "mean": _means([*rows.values(), *sets.values()])}
+    of_sets = [{name: row[name] for name in CHOICES} for row in sets.values()]
+    metrics = {"tasks": rows, "mean": _means([*rows.values(), *of_sets])}
     return metrics | {"exclusive": sets} if sets else metrics
 
 
@@ -306,7 +310,7 @@ def _top_recalls(task_set: TaskSet, outputs: NDArray[np.float64], labels: NDArra
     binary = [number for number, task in enumerate(task_set.tasks) if task.kind == "binary"]
     recalls: Metrics = {task_set.names[number]: None for number in binary}
     competing, columns = _competitors(task_set, labels, binary)
-    if not competing:
+    if len(competing) <= top_k:
         return recalls
     scores = outputs[:, columns]
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]

@@ -84,6 +84,8 @@ def test_top_k_recall_is_the_share_of_positives_among_the_highest_scores_of_thei
     metrics = task_metrics(tasks, outputs, labels, top_k=2)
     assert [metrics["tasks"][name]["top2_recall"] for name in "abc"] == [0.5, 1.0, 0.0]
     assert metrics["mean"]["top2_recall"] == pytest.approx(0.5)
+    every = task_metrics(tasks, outputs, labels, top_k=3)["tasks"].values()
+    assert [row["top3_recall"] for row in every] == [None] * 3, "of three tasks each is among the three highest"
 
 
 def test_what_is_undefined_is_none_and_left_out_of_the_mean() -> None:
@@ -94,7 +96,12 @@ def test_what_is_undefined_is_none_and_left_out_of_the_mean() -> None:
     assert metrics["tasks"]["all simple"]["average_precision"] is None
     assert metrics["tasks"]["all simple"]["balanced_accuracy"] is None
     assert metrics["tasks"]["unlabelled"]["accuracy"] is None
-    assert metrics["mean"] == {"accuracy": 1.0, "balanced_accuracy": 1.0, "average_precision": 1.0, "top10_recall": 1.0}
+    assert metrics["mean"] == {
+        "accuracy": 1.0,
+        "balanced_accuracy": 1.0,
+        "average_precision": 1.0,
+        "top10_recall": None,
+    }
 
 
 def exclusive(names: str = "abcdefg") -> list[Task]:
@@ -123,8 +130,18 @@ def test_an_exclusive_set_is_scored_by_its_highest_task_like_a_naive_search() ->
     assert (row["top3"], row["top5"]) == (pytest.approx(np.mean(hits[3])), pytest.approx(np.mean(hits[5])))
     assert row["balanced_accuracy"] == pytest.approx(np.mean([np.mean(one) for one in recalls.values()]))
     assert found["mean"]["top3"] == row["top3"]
-    accuracies = [one["accuracy"] for one in (*found["tasks"].values(), row)]
-    assert found["mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
+    accuracies = [one["accuracy"] for one in found["tasks"].values()]
+    assert found["mean"]["accuracy"] == pytest.approx(np.mean(accuracies)), "a set is not one more task"
+
+
+def test_top_3_is_meaned_over_categorical_tasks_and_sets() -> None:
+    draw = np.random.default_rng(1)
+    truth = np.arange(40) % 4
+    tasks = [*exclusive("abcd"), Task("colour", "categorical", ("red", "green", "blue", "grey"))]
+    found = task_metrics(tasks, draw.standard_normal((40, 8)), np.c_[np.eye(4)[truth], truth])
+    both = [found["tasks"]["colour"]["top3"], found["exclusive"]["kind"]["top3"]]
+    assert found["mean"]["top3"] == pytest.approx(np.mean(both))
+    assert both[0] != both[1]
 
 
 def test_tasks_without_a_label_compete_neither_for_the_highest_scores_nor_in_their_set() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import cast
@@ -25,6 +25,7 @@ from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import join_ranks
 from distbranch.engine.optimisation import has_bf16
 from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture, LayerShape
 from distbranch.models.tree_net import TreeNet
 
@@ -112,21 +113,34 @@ Turn = Callable[[int], tuple[float, list[float]]]  # so many steps: seconds per 
 def _at_work(
     work: Callable[[Connection, Config, Architecture], None], config: Config, architecture: Architecture
 ) -> Iterator[Turn]:
-    """A process that makes so many steps whenever it is told to."""
+    """A process that makes so many steps whenever it is told to.
+
+    Raises:
+        UserError: it ended before it was told to.
+    """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=work, args=(there, config, architecture), daemon=True)
     process.start()
+    there.close()  # else this end would wait for ever on a process that is no more
 
     def turn(count: int) -> tuple[float, list[float]]:
-        here.send(count)
-        seconds, losses = cast(tuple[float, list[float]], here.recv())
+        try:
+            here.send(count)
+            seconds, losses = cast(tuple[float, list[float]], here.recv())
+        except (EOFError, OSError):
+            process.join()
+            raise UserError(
+                f"A process of the benchmark ended by itself (exit code {process.exitcode}; -9: there was no memory left). "
+                "What it wrote stands above; try a smaller batch."
+            ) from None
         return seconds, losses
 
     try:
         yield turn
     finally:
-        here.send(0)
+        with suppress(OSError):  # of a process that is no more
+            here.send(0)
         process.join()
 
 

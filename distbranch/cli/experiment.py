@@ -47,7 +47,9 @@ def experiment_table(
 
     _check_split(split)
     files, overrides = _parted(configs)
-    results, place = compare_configs(files, numbers(seeds), overrides, name=name, jobs=jobs, report=_display())
+    results, place = compare_configs(
+        files, numbers(seeds), overrides, split=split, name=name, jobs=jobs, report=_display()
+    )
     for title, part in {"": results, **by_data_set(results, split)}.items():
         if title:
             console.print(f"the tasks of {title}", style="bold", highlight=False)

@@ -42,7 +42,8 @@ def evaluate(
 
     Raises:
         UserError: no such split.
-        SharedError: a bad sample under `on_bad_sample: fail`; more of them than may be left out, or no other ones.
+        SharedError: a bad sample under `on_bad_sample: fail`; more of them than may be left out, or no other ones; outputs
+            that are not finite.
     """
     members = dict(zip(member_names(info), info.members, strict=True))
     having = {name: member for name, member in members.items() if split in member.splits}
@@ -85,11 +86,24 @@ def _evaluate(
     problem = too_many_bad(num_bad, data, info, split)
     if problem is None and not any(len(indices) for indices, *_ in shares):
         problem = f"No sample of '{split}' could be read, so nothing is left to evaluate on. Repair {info.path}, or pack it again."
+    problem = problem or _not_finite(tasks, shares, split)
     if problem is not None:
         raise SharedError(problem)
     scores = _score(tasks, shares, num_bad) if ranks.is_first else None
     result: Scores = ranks.broadcast(scores)
     return result
+
+
+def _not_finite(tasks: TaskSet, shares: Sequence[Any], split: str) -> str | None:
+    """What to say of logits that no metric takes; finite weights may give them too."""
+    good = np.logical_and.reduce([np.isfinite(outputs).all(axis=0) for _, outputs, _ in shares])
+    bad = next((name for name, columns in tasks.columns.items() if not good[columns].all()), None)
+    if bad is None:
+        return None
+    return (
+        f"The outputs of the network on '{split}' are not finite (first those of task '{bad}'), so they have no score. "
+        "Train it anew with a lower optim.lr or train.clip_norm, or with train.precision=fp32."
+    )
 
 
 def _score(tasks: TaskSet, shares: Sequence[Any], num_bad: Counter[str]) -> Scores:

@@ -3,6 +3,7 @@
 Only rank 0 has one.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from distbranch.engine.run_directory import RunDirectory, append_line, read_lines, seconds_of
 
+logger = logging.getLogger("distbranch")
 Event = dict[str, Any]
 Report = Callable[[Event], None]
 DrawDecision = Callable[[SummaryWriter, Mapping[str, Any], Path], None]
@@ -91,7 +93,7 @@ class RunLog:
         """A decision; its figures go to TensorBoard."""
         append_line(self.directory.decisions, record)
         if self.draw is not None:
-            self.draw(self.writer, record, self.directory.path)
+            _draw(self.draw, self.writer, record, self.directory)
         self.report({"kind": "decision", **record})
 
     def policy(self, record: Event) -> None:
@@ -127,10 +129,22 @@ def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> Non
                 ADD[line["kind"]](writer, line)
         if draw is not None:
             for record in decisions:
-                draw(writer, record, directory.path)
+                _draw(draw, writer, record, directory)
     for number, file in enumerate(sorted(aside.iterdir())):  # they are read in the order of their names, these first
         file.rename(aside / f"events.out.tfevents.0000000000.beginning.{number}")
     aside.rename(directory.tensorboard)
+
+
+def _draw(draw: DrawDecision, writer: SummaryWriter, record: Event, directory: RunDirectory) -> None:
+    try:
+        draw(writer, record, directory.path)
+    except Exception as error:  # whatever a picture meets (a name, a font, a file) is not worth hours of training
+        logger.warning(
+            "The decision of round %s could not be drawn into TensorBoard (%s: %s); the run goes on without its pictures.",
+            record["round"],
+            type(error).__name__,
+            " ".join(str(error).split()),
+        )
 
 
 def _add_training(writer: SummaryWriter, line: Event) -> None:

@@ -15,8 +15,13 @@ def tensors_of_ranks(stats: AffinityStats, ranks: Ranks) -> dict[str, Tensor]:
 
 
 def own_statistics(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> AffinityStats:
-    """This rank's sums: as they were on the same number of ranks; else all pair sums go to rank 0, none to the others."""
+    """This rank's sums: as they were on the same number of ranks; else all pair sums go to rank 0, none to the others.
+
+    `blank` if the checkpoint has none, which is that of a run that takes no further decision.
+    """
     saved = checkpoint.tensors["affinity"]
+    if not saved:
+        return blank
     num_saved = int(checkpoint.state["world_size"])
 
     def of_rank(rank: int) -> AffinityStats:

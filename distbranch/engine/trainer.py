@@ -29,7 +29,6 @@ from distbranch.engine.profiling import Profiler
 from distbranch.engine.results import RunResult, StoppedEarly, summarise
 from distbranch.engine.statistics import tensors_of_ranks
 from distbranch.engine.training_state import TrainingState
-from distbranch.engine.window import StepWindow
 from distbranch.errors import SharedError
 
 
@@ -65,7 +64,7 @@ class Trainer:
         self._resumed_at = self.progress.iteration if self.state.was_resumed else None
         self._saved_at = self.progress.iteration if self.state.was_resumed else -1
         self._margins: Pending | None = None
-        self._window = StepWindow(len(info.tasks), ranks.device)
+        self._window = self.state.window
         profile = config.train.profile and ranks.is_first
         self._profiler = Profiler(self.state.directory.profile if profile else None)
 
@@ -204,8 +203,10 @@ class Trainer:
         num_tasks = len(self.info.tasks)
         if self.progress.growing:
             self.stats.add_margins(sums[: 2 * num_tasks])
-        self._window.add_losses(sums[2 * num_tasks :], sums[num_tasks : 2 * num_tasks], self.progress.iteration)
-        if self.ranks.device.type == "cpu" or self._window.num_steps % self.config.train.log_every == 0:
+        iteration, train = self.progress.iteration, self.config.train
+        counts, losses = sums[num_tasks : 2 * num_tasks], sums[2 * num_tasks :]
+        self._window.add_losses(losses, counts, iteration, num_samples=train.batch_size)
+        if self.ranks.device.type == "cpu" or iteration % train.log_every == 0:
             self._stop_if_not_finite()
 
     def _act_on_agreement(self) -> None:
@@ -310,7 +311,7 @@ class Trainer:
             return
         self._settle_sums()
         self._stop_if_not_finite()
-        affinity = tensors_of_ranks(self.stats, self.ranks)
+        affinity = tensors_of_ranks(self.stats, self.ranks) if progress.growing else {}
         progress.seconds += self._window.take_seconds()
         self.ranks.on_first(lambda: self._write_checkpoint(affinity))
         self._saved_at = progress.iteration
@@ -353,6 +354,7 @@ class Trainer:
             return None
         self._settle_sums()
         self.net.share_buffers()
+        self.ranks.on_first(self.state.check_finite)
         scores = evaluate(
             self.net.network,
             self.info,
@@ -388,4 +390,4 @@ class Trainer:
 
     def _restart_clock(self) -> None:
         self.progress.seconds += self._window.take_seconds()
-        self._window.restart()
+        self._window.restart_clock()

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, alive: the trained network, the affinity sums, and where the run stands.
+"""What a checkpoint holds, alive: the trained network, the affinity sums, the losses not logged yet, and where the run stands.
 
 It begins from nothing, or from the newest checkpoint of the run directory, and can be written down as one at any step.
 """
@@ -21,6 +21,7 @@ from distbranch.engine.policy_search import PolicySearch, policy_record
 from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
 from distbranch.engine.statistics import own_statistics
 from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.engine.window import StepWindow
 from distbranch.errors import SharedError, UserError
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.networks import served
@@ -66,6 +67,7 @@ class TrainingState:
         self.search = PolicySearch(config, info) if config.searches else None
         self.progress = Progress(growing=config.method.name == "branching")
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
+        self.window = StepWindow(len(info.tasks), ranks.device)
         is_final = not self.progress.growing and self.search is None
         self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=is_final)
         checkpoint = ranks.on_first(self._newest_checkpoint)
@@ -96,6 +98,8 @@ class TrainingState:
             )
         self.net.build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
         self.stats = own_statistics(self.stats, checkpoint, self.ranks)
+        if "window" in checkpoint.state:  # not in those of earlier versions
+            self.window.load(checkpoint.state["window"])
 
     def _write_beginning(self) -> None:
         write_aside(self.directory.config, to_yaml(self.config))  # with what a continued run may change
@@ -164,11 +168,8 @@ class TrainingState:
         Raises:
             UserError: a weight is not finite.
         """
-        progress, bad = self.progress, self.net.first_not_finite()
-        if bad is not None:
-            raise UserError(
-                f"The weights are not finite after step {progress.iteration} (first in {bad}). {self.advice()}"
-            )
+        self.check_finite()
+        progress = self.progress
         state = {
             "progress": asdict(progress),
             "architecture": self.net.network.architecture.to_json(),
@@ -177,6 +178,7 @@ class TrainingState:
             "world_size": self.ranks.world_size,
             "samples": progress.iteration * self.config.train.batch_size,
             "epoch": self.epoch,
+            "window": self.window.to_json(),
         }
         tensors = {"model": self.net.network.state_dict(), "optimizer": self.net.slots(), "affinity": affinity}
         return Checkpoint(state, tensors)
@@ -207,6 +209,18 @@ class TrainingState:
         self.write_sharing()
         save_model(self.directory.model, served(self.net.network), self.preprocessing)
         write_json(self.directory.result, summary)
+
+    def check_finite(self) -> None:
+        """Refuse weights that are not finite; they are the same on every rank.
+
+        Raises:
+            UserError: one is not.
+        """
+        bad = self.net.first_not_finite()
+        if bad is not None:
+            raise UserError(
+                f"The weights are not finite after step {self.progress.iteration} (first in {bad}). {self.advice()}"
+            )
 
     def advice(self) -> str:
         """What to do about numbers that are not finite."""

@@ -1,7 +1,7 @@
 """The end of a run on the terminal: networks against each other in one table, as rich, Markdown or CSV rows.
 
 A row is a network, given as the results (`result.json`) of its seeds; several seeds show mean ± standard deviation. What no
-network of a table has (top-3 without exclusive classes, a latency that was not measured) has no column.
+network of a table has (top-10 recall of few tasks, top-3 without exclusive classes, a latency that was not measured) has no column.
 """
 
 import statistics
@@ -33,7 +33,7 @@ SIZES = {
     "latency_ms": "latency ms",
 }
 HEADS = {"network": "network", "seeds": "seeds", **METRICS, **SIZES}
-NOT_EVERYWHERE = ("top3", "top5", "latency_ms")
+NOT_EVERYWHERE = ("top10_recall", "top3", "top5", "latency_ms")
 
 
 def result_table(results: Mapping[str, Sequence[Result]], *, split: str = "test") -> Table:
@@ -79,7 +79,7 @@ def result_rows(results: Mapping[str, Sequence[Result]], *, split: str = "test")
 
 def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
     """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means; in %."""
-    metrics = {key: heading for key, heading in METRICS.items() if key in scores["mean"]}
+    metrics = {key: heading for key, heading in METRICS.items() if scores["mean"].get(key) is not None}
     table = _table("task", [*metrics.values(), "labelled"], title)
     groups = [
         scores["tasks"],
@@ -96,7 +96,7 @@ def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
 
 def dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
     """The means of every data set of a joint run, each over its own tasks, and over the tasks of all."""
-    metrics = {key: heading for key, heading in METRICS.items() if key in scores["mean"]}
+    metrics = {key: heading for key, heading in METRICS.items() if scores["mean"].get(key) is not None}
     title = f"Means over the tasks of each data set, {split} split, in %"
     table = _table("data set", ["samples", "tasks", *metrics.values()], title)
     for name, part in [*scores["datasets"].items(), ("all", scores)]:

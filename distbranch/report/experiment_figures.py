@@ -16,7 +16,7 @@ from distbranch.report.figures import MEANS, plain, smooth
 from distbranch.report.labels import place_labels
 from distbranch.report.layers import readable
 from distbranch.report.page import PNG_DPI
-from distbranch.report.palette import BLUE, GRID, INK, MUTED, ORANGE, PAPER, group_colour
+from distbranch.report.palette import AS_IT_IS, BLUE, GRID, INK, MUTED, ORANGE, PAPER, group_colour
 from distbranch.report.sweep_figures import dress
 
 Spread = tuple[float | None, float | None]  # mean and standard deviation over seeds
@@ -150,7 +150,7 @@ def draw_reductions(reductions: Mapping[str, Mapping[str, Sequence[float]]], *, 
             if len(tasks[task]) > 1:
                 axes.plot([place] * len(tasks[task]), tasks[task], ".", color=INK, markersize=3.5, alpha=0.6, zorder=3)
         axes.axhline(0, color=INK, linewidth=0.8, zorder=3)
-        axes.set_xticks(range(len(order)), [readable(task) for task in order], rotation=90, fontsize=8)
+        axes.set_xticks(range(len(order)), [readable(task) for task in order], rotation=90, fontsize=8, **AS_IT_IS)
         axes.set_xlim(-0.8, len(order) - 0.2)
         axes.set_ylabel("points lost", fontsize=8.5, color=MUTED)
         axes.set_title(heading, fontsize=9.5, color=INK, loc="left", weight="bold")
@@ -257,7 +257,7 @@ def _difference_bars(axes: Axes, differences: Mapping[str, Sequence[float]], bet
                 differences[task], [place] * len(differences[task]), ".", color=INK, markersize=3.5, alpha=0.6, zorder=3
             )
     axes.axvline(0, color=INK, linewidth=0.8, zorder=3)
-    axes.set_yticks(range(len(order)), [readable(task) for task in order])
+    axes.set_yticks(range(len(order)), [readable(task) for task in order], **AS_IT_IS)
     axes.set_ylim(-0.7, len(order) - 0.3)
     axes.set_xlabel(f"{between}, percentage points", fontsize=9, color=INK)
     axes.set_facecolor("none")

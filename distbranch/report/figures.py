@@ -15,7 +15,20 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from distbranch.report.layers import Branches, group_numbers, readable
-from distbranch.report.palette import BLUE, BROWN, GRID, INK, MUTED, OLIVE, ORANGE, PAPER, PURPLE, TEAL, group_colour
+from distbranch.report.palette import (
+    AS_IT_IS,
+    BLUE,
+    BROWN,
+    GRID,
+    INK,
+    MUTED,
+    OLIVE,
+    ORANGE,
+    PAPER,
+    PURPLE,
+    TEAL,
+    group_colour,
+)
 from distbranch.report.tree_figure import text_width
 
 Json = Mapping[str, Any]
@@ -81,8 +94,8 @@ def _affinity_panel(axes: Axes, affinity: np.ndarray, groups: Branches, *, font:
         axes.add_patch(Rectangle((start - 0.45, -0.5 - 2 * thick), len(group) - 0.1, thick, **strip))
         start += len(group)
     names = [readable(task) for group in groups for task in group] if font else []
-    axes.set_yticks(range(len(names)), names, fontsize=font, color=INK)
-    axes.set_xticks(range(len(names)), names, fontsize=font, color=INK, rotation=90)
+    axes.set_yticks(range(len(names)), names, fontsize=font, color=INK, **AS_IT_IS)
+    axes.set_xticks(range(len(names)), names, fontsize=font, color=INK, rotation=90, **AS_IT_IS)
     axes.xaxis.tick_top()
     axes.tick_params(length=0, pad=2.4 * thick * cell * 72)
     for spine in axes.spines.values():
@@ -225,7 +238,7 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
         _bar_column(axes, [scores["tasks"][name].get(key) for name in names], [numbers.get(name) for name in names])
         axes.set_title(MEANS[key][0], fontsize=9.5, color=INK, loc="left", weight="bold", pad=3)
         if index == 0:
-            axes.set_yticks(range(len(names)), [readable(name) for name in names], fontsize=8.5, color=INK)
+            axes.set_yticks(range(len(names)), list(map(readable, names)), fontsize=8.5, color=INK, **AS_IT_IS)
             axes.tick_params(axis="y", pad=16)
             _group_column(axes, [numbers.get(name) for name in names])
     axes.text(

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from distbranch.report.layers import Branches, LayerBranches, Run, group_numbers, readable, runs, top_groups
-from distbranch.report.palette import DARK, INK, MUTED, PAPER, blend, group_colour
+from distbranch.report.palette import AS_IT_IS, DARK, INK, MUTED, PAPER, blend, group_colour
 from distbranch.report.tree_figure import text_width
 
 FONT, SMALL = 9.0, 8.0
@@ -34,7 +34,7 @@ def draw_groups(layers: Sequence[LayerBranches]) -> Figure:
     axes.axis("off")
     for row, task in enumerate(order):
         middle = HEADER + ROW * (row + 0.5)
-        axes.text(names - 0.15, middle, readable(task), fontsize=FONT, color=INK, ha="right", va="center")
+        axes.text(names - 0.15, middle, readable(task), fontsize=FONT, color=INK, ha="right", va="center", **AS_IT_IS)
     for number, column in enumerate(columns):
         _draw_column(axes, column, order, groups, names + number * (COLUMN + GAP))
     return figure

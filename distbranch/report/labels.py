@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
-from distbranch.report.palette import INK, MUTED, PAPER
+from distbranch.report.palette import AS_IT_IS, INK, MUTED, PAPER
 from distbranch.report.tree_figure import text_width
 
 FONT = 8.5  # points
@@ -62,6 +62,7 @@ def _write(axes: Axes, text: str, spot: tuple[float, float], place: Place) -> No
         zorder=4,
         bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 0.4},
         arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6} if place in FAR else None,
+        **AS_IT_IS,
     )
 
 

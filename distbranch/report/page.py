@@ -204,7 +204,9 @@ def _tiles(run: RunFiles) -> str:
         mean = run.scores()[split]["mean"]
         keys = ("average_precision", "balanced_accuracy", "accuracy", "top10_recall")
         tiles += [
-            (f"{percent(mean.get(key))} %", f"{figures.MEANS[key][0].lower()}, {split}") for key in keys if key in mean
+            (f"{percent(mean[key])} %", f"{figures.MEANS[key][0].lower()}, {split}")
+            for key in keys
+            if mean.get(key) is not None
         ]
     if run.layers:
         tiles.append((str(len(run.layers[-1].branches)), "groups at the top layer"))
@@ -220,7 +222,6 @@ def _tiles(run: RunFiles) -> str:
     return f'<div class="tiles">{inner}</div>'
 
 
-_CHOICES = {"top3": "Top-3 accuracy", "top5": "Top-5 accuracy"}
 _SIZES = {"weights": "weights", "multiply_adds": "multiply-adds per image"}
 
 
@@ -263,6 +264,10 @@ def _task_table(run: RunFiles) -> str:
         rows.append(
             f"<tr><td>{html.escape(readable(name))}</td><td data-value='{group}'>{_chip(group)}</td>{bars}{number}</tr>"
         )
+    for name, values in scores.get("exclusive", {}).items():
+        bars = "".join(_bar_cell(values.get(key), MUTED) for key in keys)
+        title = f"<td>{html.escape(readable(name))} (arg-max)</td><td data-value='None'></td>"
+        rows.append(f'<tr>{title}{bars}<td class="number" data-value="0">{UNKNOWN}</td></tr>')
     return _table(heads, rows, sortable=True)
 
 
@@ -289,8 +294,8 @@ def _means_section(run: RunFiles) -> str:
         scores |= {name: part["mean"] for name, part in {split: values, **parts}.items() if part.get("mean")}
     if not scores:
         return ""
-    labels = {key: label for key, (label, _) in figures.MEANS.items()}
-    labels |= {key: label for key, label in _CHOICES.items() if any(key in mean for mean in scores.values())}
+    known = {key for mean in scores.values() for key, value in mean.items() if value is not None}
+    labels = {key: label for key, (label, _) in figures.MEANS.items() if key in known}
     heads = ["Split", *labels.values()]
     rows = []
     for split, mean in scores.items():

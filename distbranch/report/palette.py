@@ -4,6 +4,8 @@ INK, MUTED, GRID and PAPER are exact marks: the page replaces them by CSS variab
 DARK is not replaced: it stands on colours, which are the same on either.
 """
 
+from typing import Any
+
 INK = "#1b2430"
 DARK = "#1b2431"
 MUTED = "#68707a"
@@ -13,6 +15,9 @@ PAPER = "#fefefd"
 # Lines with a fixed meaning (Okabe and Ito, Paul Tol): total cost and training in blue, what was chosen in orange.
 BLUE, ORANGE, TEAL, PURPLE = "#3b6fb6", "#e0702b", "#2a9d8f", "#a6408c"
 OLIVE, BROWN = "#7d8b2f", "#8a5a3b"
+
+# Of every text that people name (tasks, runs): a `$` in it is no mathematics, which could not be drawn.
+AS_IT_IS: dict[str, Any] = {"parse_math": False}
 
 # Paul Tol's qualitative schemes, ordered so that neighbours differ in lightness as well as in hue.
 _HUES = (

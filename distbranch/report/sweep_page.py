@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from distbranch.engine.forks import read_family
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.report.figures import MEANS
 from distbranch.report.page import PNG_DPI, UNKNOWN, as_svg, duration
@@ -73,12 +75,20 @@ def _subtitle(sweep: SweepFiles) -> str:
 
 def _tiles(sweep: SweepFiles) -> str:
     counts = Counter(row["status"] for row in sweep.rows)
-    seconds = sum(float(row["seconds"]) for row in sweep.rows if row.get("seconds"))
+    seconds = sum(map(_own_seconds, sweep.rows))
     tiles = [(f"{count}", status) for status, count in counts.items()] + [
         (duration(seconds), "of training in all trials")
     ]
     inner = "".join(f'<div class="tile"><b>{html.escape(a)}</b><span>{html.escape(b)}</span></div>' for a, b in tiles)
     return f'<div class="tiles">{inner}</div>'
+
+
+def _own_seconds(row: Mapping[str, str]) -> float:
+    """Seconds of training without a beginning that the trial has from another one, whose they are."""
+    if not row.get("seconds"):
+        return 0.0
+    _, origin = read_family(RunDirectory(Path(row["directory"])))
+    return float(row["seconds"]) - (origin.seconds if origin else 0.0)
 
 
 def _points_section(sweep: SweepFiles) -> str:

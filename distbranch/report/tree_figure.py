@@ -16,7 +16,7 @@ from matplotlib.path import Path as Curve
 from matplotlib.textpath import TextToPath
 
 from distbranch.report.layers import Branches, LayerBranches, Run, branch_of, grow, readable, runs, top_groups
-from distbranch.report.palette import GRID, INK, MUTED, PAPER, group_colour, text_on
+from distbranch.report.palette import AS_IT_IS, GRID, INK, MUTED, PAPER, group_colour, text_on
 
 FONT, SMALL = 9.5, 8.0
 LINE = 0.185  # height of a line of text
@@ -255,7 +255,7 @@ def _draw_tasks(axes: Axes, number: int, lines: Sequence[str], leaf: Span, left:
     axes.text(left - 0.2, middle + 0.005, str(number + 1), ha="center", va="center", **style)
     first = middle - LINE * (len(lines) - 1) / 2
     for index, line in enumerate(lines):
-        axes.text(left, first + LINE * index, line, fontsize=FONT, color=INK, va="center")
+        axes.text(left, first + LINE * index, line, fontsize=FONT, color=INK, va="center", **AS_IT_IS)
 
 
 def _box(axes: Axes, left: float, top: float, width: float, height: float, *, colour: str, edge: str) -> None:

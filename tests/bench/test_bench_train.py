@@ -2,10 +2,11 @@
 
 import re
 
+import pytest
 import torch
 from tiny_world import run_command
 
-from distbranch.bench.naive import NaiveNet, bench_naive, naive_step
+from distbranch.bench.naive import NaiveNet, _at_work, bench_naive, naive_step
 from distbranch.bench.step import batch_of, training_step
 from distbranch.bench.trees import branch_counts, grown
 from distbranch.branching.tree import Split
@@ -13,6 +14,7 @@ from distbranch.config import MethodConfig, load_config
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
 from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import Task
@@ -57,6 +59,15 @@ def test_a_row_says_how_many_times_faster_and_how_far_apart() -> None:
     assert row.branches == "1-1-1-1-1-1-2-2"
     assert 0 < row.low <= row.faster <= row.high
     assert row.difference < 1e-3
+
+
+def test_a_process_that_dies_is_told_and_not_waited_for() -> None:
+    nobody = None
+    with (
+        pytest.raises(UserError, match="A process of the benchmark ended by itself"),
+        _at_work(print, nobody, nobody) as turn,  # type: ignore[arg-type]
+    ):
+        turn(1)
 
 
 def test_a_tree_grows_on_planted_statistics_as_one_does_in_training() -> None:

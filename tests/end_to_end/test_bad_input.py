@@ -253,6 +253,13 @@ CONFIGS = (
         2,
         ("for 2 steps", "after 2", "method.round_iterations"),
     ),
+    Case(
+        "experiment: no such split in the data",
+        change("data/dataset.json", '"test": {', '"dev": {'),
+        "experiment table tiny.yaml --seeds 0",
+        1,
+        ("'test'", "dev, train, val", "--split"),
+    ),
     Case("experiment: groups of no run", nothing, "experiment groups runs/no", 1, ("no run directory runs/no",)),
     Case("unknown command", nothing, "trian tiny.yaml", 2, ("No such command", "trian")),
     Case("unknown option", nothing, "train tiny.yaml --frehs", 2, ("No such option", "--frehs")),

@@ -92,9 +92,15 @@ def test_each_seed_begins_from_the_run_of_its_own_seed(two_configs: list[Path]) 
 
 def test_a_joint_network_stands_beside_separate_ones_on_the_tasks_of_each_data_set() -> None:
     def scores(*tasks: str) -> dict[str, Any]:
-        return {"tasks": {task: {"accuracy": 0.5} for task in tasks}, "mean": {"accuracy": len(tasks) / 10}}
+        rows = {task: {"accuracy": 0.5, "num_labelled": 9} for task in tasks}
+        return {
+            "tasks": rows | {"unlabelled": {"accuracy": None, "num_labelled": 0}},
+            "mean": {"accuracy": len(tasks) / 10},
+        }
 
     joint = {**scores("a", "b", "c"), "datasets": {"one": scores("a", "b"), "two": scores("c")}}
+    for part in joint["datasets"].values():
+        del part["tasks"]["unlabelled"]
     given = {"joint": joint, "alone": scores("a", "b"), "other": scores("d")}
     results = {name: [{"metrics": {"test": part}, "weights": 5}] for name, part in given.items()}
     found = table.by_data_set(results, "test")
@@ -321,7 +327,7 @@ def test_an_override_that_an_experiment_would_not_follow_is_refused(command: str
 def test_what_an_experiment_makes_of_an_override_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swept: list[SweepConfig] = []
 
-    def stop(sweep: SweepConfig, _: Any) -> None:
+    def stop(sweep: SweepConfig, _: Any, *, split: str | None = None) -> None:
         swept.append(sweep)
         raise UserError("enough")
 
@@ -462,7 +468,7 @@ def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothin
     trained = train_in_this_process(monkeypatch)
     for configs in (two_configs, two_configs[::-1]):
         results, place = table.compare_configs(
-            configs, [0], ["launch.workers=1"], name="table", jobs=None, report=lambda _: None
+            configs, [0], ["launch.workers=1"], split="test", name="table", jobs=None, report=lambda _: None
         )
         assert trained == ["wide-seed0", "thin-seed0"]
         assert list(results) == [config.stem for config in configs]
@@ -480,7 +486,7 @@ def test_what_begins_from_a_run_that_failed_fails_with_the_reason(
     with pytest.raises(
         UserError, match=r"2 of 2 runs did not finish: thin-seed0 \(failed\) method.pretrained=.*wide-seed0"
     ):
-        table.compare_configs(two_configs, [0], [], name="table", jobs=None, report=lambda _: None)
+        table.compare_configs(two_configs, [0], [], split="val", name="table", jobs=None, report=lambda _: None)
     assert trained == ["wide-seed0"]
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from distbranch.report.figures import (
     draw_throughput,
     sorted_tasks,
 )
+from distbranch.report.page import pictures
 from distbranch.report.palette import DARK, ORANGE, blend, group_colour, text_on
 from distbranch.report.run_files import read_run
+from distbranch.report.tensorboard import pixels
 
 
 def test_the_matrix_is_ordered_by_group_and_its_diagonal_left_out() -> None:
@@ -35,6 +38,13 @@ def test_two_hundred_tasks_are_drawn_without_names() -> None:
     names = [f"task_{i}" for i in range(200)]
     figure = draw_affinity({"phi": np.full((200, 200), 0.6)}, names, (tuple(names[:80]), tuple(names[80:])))
     assert not figure.axes[0].get_yticklabels()
+
+
+def test_names_that_look_like_mathematics_are_drawn_as_they_are(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    names = ["price_$5_(10% off)", "price_$x_{", "$\\frac$", "a", "b", "c"]
+    run = read_run(make_run(tmp_path / "run", tasks=names, counts=(3, 2)))
+    drawn = {picture.name: pixels(picture.draw()) for picture in pictures(run)}
+    assert {"tree", "groups", "affinity", "tasks"} <= drawn.keys()
 
 
 def test_the_chosen_number_of_branches_is_marked_on_every_panel(grown_run: Path) -> None:

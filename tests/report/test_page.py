@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distbranch.errors import UserError
-from distbranch.report.page import _means_section, as_svg, duration, large, report
+from distbranch.report.page import _means_section, _task_table, as_svg, duration, large, report
 from distbranch.report.palette import GRID, INK, MUTED, PAPER
 from distbranch.report.run_files import RunFiles, read_run
 from distbranch.report.tree_figure import draw_tree
@@ -104,7 +104,7 @@ def test_numbers_are_shown_as_people_read_them() -> None:
 
 
 def test_the_means_of_a_joint_run_have_a_row_for_every_data_set_with_top_3_and_top_5() -> None:
-    means = {"accuracy": 0.5, "top3": 0.75, "top5": 1.0}
+    means = {"accuracy": 0.5, "top10_recall": None, "top3": 0.75, "top5": 1.0}
     scores = {"mean": means, "tasks": {}, "datasets": {"faces": {"mean": {"accuracy": 0.25}}, "<b>": {"mean": means}}}
     run = RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"test": scores}})
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in _means_section(run).split("<tr>")]
@@ -112,4 +112,11 @@ def test_the_means_of_a_joint_run_have_a_row_for_every_data_set_with_top_3_and_t
     assert found["test,", "faces"][2:3] == ["25.0"]
     assert found["test,", "&lt;b&gt;"][-2:] == ["75.0", "100.0"]
     assert "Top-3 accuracy" in _means_section(run)
-    assert "Top-3" not in _means_section(RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"val": {"mean": {}}}}))
+    assert "Top-10" not in _means_section(run), "no split has it"
+
+
+def test_an_exclusive_set_has_a_row_among_the_tasks_with_its_own_accuracy() -> None:
+    row = {"accuracy": 0.9, "num_labelled": 3, "num_positive": 1}
+    scores = {"mean": {"accuracy": 0.9}, "tasks": {"hat": row}, "exclusive": {"kind": {"accuracy": 0.61, "top3": 1.0}}}
+    table = _task_table(RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"test": scores}}))
+    assert re.sub(r"<[^>]+>", " ", table.split("<tr>")[-1]).split()[:3] == ["kind", "(arg-max)", "61.0"]

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
+from distbranch.engine.forks import Origin, write_family
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.report.sweep_files import COSTS, Point, pareto_front, read_sweep
 from distbranch.report.sweep_page import report_sweep
@@ -130,6 +132,15 @@ def test_the_page_is_one_file_with_every_trial_and_every_reason(sweep: Path) -> 
     picture = imread(sweep / "pareto.png")
     assert picture.shape[1] > 1500
     assert (picture[:, :, :3].std(axis=2) > 0.05).mean() > 0.001  # something in colour: points
+
+
+def test_a_shared_beginning_counts_once_in_the_time_of_all_trials(sweep: Path) -> None:
+    assert "<b>27 min</b><span>of training in all trials" in report_sweep(sweep).read_text()
+    for row in read_sweep(sweep).rows[-4:]:
+        files = RunDirectory(Path(row["directory"]))
+        files.path.mkdir()
+        write_family(files, {}, Origin("leader", 10, 45.0))
+    assert "<b>24 min</b><span>of training in all trials" in report_sweep(sweep).read_text()
 
 
 def test_a_sweep_without_a_finished_trial_has_a_report_too(sweep: Path) -> None:

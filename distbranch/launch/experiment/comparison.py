@@ -14,7 +14,8 @@ from distbranch.engine.metrics import Report
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_aside
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.sweep.plan import trials_by_variant
+from distbranch.launch.prepare import data_there, must_be_packed
+from distbranch.launch.sweep.plan import planned_trials, trials_by_variant
 from distbranch.launch.sweep.run import run_sweep
 from distbranch.launch.sweep.standing import FINISHED
 
@@ -118,13 +119,20 @@ def check_grows(file: Path, config: Config) -> None:
         )
 
 
-def run_experiment(sweep: SweepConfig, report: Report) -> dict[str, list[Run]]:
+def run_experiment(sweep: SweepConfig, report: Report, *, split: str | None = None) -> dict[str, list[Run]]:
     """Train what is not finished yet; then the finished runs of every variant, by seed.
 
+    Args:
+        sweep: of the experiment.
+        report: told what happens.
+        split: on which the runs will be compared, if on one.
+
     Raises:
-        UserError: runs that failed (the others were finished first), or that early stopping ended.
+        UserError: data without that split, runs that failed (the others were finished first), or that early stopping ended.
         StoppedEarly: a signal asked to stop.
     """
+    if split is not None:
+        _check_split(sweep, split)
     result = run_sweep(sweep, report)
     unfinished = [
         f"{row['trial']} ({row['status']}) {row['reason']}" for row in result.rows if row["status"] != FINISHED
@@ -135,6 +143,17 @@ def run_experiment(sweep: SweepConfig, report: Report) -> dict[str, list[Run]]:
             "The same command trains them and nothing else."
         )
     return finished_runs(sweep, {row["trial"]: row["latency_ms"] for row in result.rows})
+
+
+def _check_split(sweep: SweepConfig, split: str) -> None:
+    """Of data that are still to be packed nothing is known yet."""
+    for trial in {trial.data.path: trial for trial in planned_trials(sweep) if not must_be_packed(trial)}.values():
+        info = data_there(trial)
+        if split not in info.splits:
+            raise UserError(
+                f"The data set {info.path} should have the split '{split}', on which the runs are compared, but it has "
+                f"{', '.join(sorted(info.splits))}. Give data that have it, or another --split if the experiment takes one."
+            )
 
 
 def finished_runs(sweep: SweepConfig, latencies: Mapping[str, float | None]) -> dict[str, list[Run]]:

@@ -71,13 +71,14 @@ def compare_beginnings(
         report: told what happens.
 
     Raises:
-        UserError: the pretrained network is absent, does not fit or leaves nothing to choose, or a run failed.
+        UserError: the pretrained network is absent, does not fit or leaves nothing to choose, the data have no split `val`,
+            or a run failed.
     """
     _check_wider(config, pretrained, overrides)
     variants = beginning_variants(config, pretrained, overrides, two_thirds=two_thirds)
     name = name or f"initialisation-{config.stem}"
     sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, derived=DERIVED)
-    runs = run_experiment(sweep, report)
+    runs = run_experiment(sweep, report, split="val")
     found = [pace(beginning, members, runs[RANDOM]) for beginning, members in runs.items()]
     write_csv(sweep.path, "curves.csv", _rows(runs))
     write_text(sweep.path, "table.md", pace_markdown(found, runs))

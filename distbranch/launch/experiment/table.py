@@ -21,6 +21,7 @@ def compare_configs(
     seeds: Sequence[int],
     overrides: Sequence[str],
     *,
+    split: str,
     name: str,
     jobs: int | None,
     report: Report,
@@ -34,6 +35,7 @@ def compare_configs(
         configs: YAML files.
         seeds: each run is named `<config>-seed<seed>`, and one of that name and configuration that is there is not repeated.
         overrides: `key=value`, for all runs.
+        split: `val` or `test`, which the data must have; the table has both.
         name: of the directory of the table.
         jobs: runs at the same time; None: as many as fit.
         report: called when a run begins and ends.
@@ -43,7 +45,7 @@ def compare_configs(
     """
     sweep = experiment_sweep(name, variants_of_files(configs), overrides, seeds=seeds, jobs=jobs, among_runs=True)
     sweep = linked(sweep, overrides)
-    runs = run_experiment(sweep, report)
+    runs = run_experiment(sweep, report, split=split)
     write_text(sweep.path, "table.md", table_markdown(runs, sweep))
     return results_of(runs), sweep.path
 
@@ -95,9 +97,13 @@ def by_data_set(results: Results, split: str) -> dict[str, dict[str, list[dict[s
 
 
 def _part(scores: Mapping[str, Any], tasks: set[str]) -> Mapping[str, Any] | None:
-    """The scores on just these tasks: those of a data set in a joint run, or of a run that has no others."""
+    """The scores on just these tasks: those of a data set in a joint run, or of a run that has no others with a label."""
     parts: list[Mapping[str, Any]] = [scores, *scores.get("datasets", {}).values()]
-    return next((part for part in parts if set(part.get("tasks", ())) == tasks), None)
+    return next((part for part in parts if _labelled(part) == tasks), None)
+
+
+def _labelled(part: Mapping[str, Any]) -> set[str]:
+    return {task for task, row in part.get("tasks", {}).items() if row["num_labelled"]}
 
 
 def table_markdown(runs: Runs, sweep: SweepConfig) -> str:
