@@ -88,7 +88,7 @@ def train_on_cluster(config: Mapping[str, Any], environment: Mapping[str, str], 
 
 def work(loop: dict[str, Any]) -> None:
     """What a Ray worker runs."""
-    from distbranch.engine import feed, trainer
+    from distbranch.engine import feed, training_step
     from distbranch.launch.on_ray import work as ray_work
     from distbranch.report import tensorboard
     from distbranch.tasks import TaskSet
@@ -101,7 +101,7 @@ def work(loop: dict[str, Any]) -> None:
         if fault.rank == rank and not (folder / fault.mark).exists()
     }
     group = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    real_step, real_take, real_losses = trainer.Trainer._forward_and_backward, feed.Feed.take, TaskSet.losses
+    real_step, real_take, real_losses = training_step.TrainingStep._forward_and_backward, feed.Feed.take, TaskSet.losses
     now: dict[str, Any] = {"step": 0, "indices": []}
 
     def take(self: feed.Feed) -> tuple[Any, float]:
@@ -109,7 +109,7 @@ def work(loop: dict[str, Any]) -> None:
         now["indices"] = batch.indices.tolist()
         return batch, waited
 
-    def step(self: trainer.Trainer, *batch: Any) -> None:
+    def step(self: training_step.TrainingStep, *batch: Any) -> None:
         now["step"] = self.progress.iteration + 1
         line = {"group": group, "rank": rank, "world_size": self.ranks.world_size, "time": time.time(), **now}
         with suppress(OSError), (folder / "steps.jsonl").open("a") as file:  # the storage may be what fails
@@ -125,7 +125,7 @@ def work(loop: dict[str, Any]) -> None:
         return real_losses(self, *values) * (torch.nan if fault is not None and fault.do == "nan" else 1)
 
     tensorboard.log_decision = lambda *_: None
-    trainer.Trainer._forward_and_backward, feed.Feed.take, TaskSet.losses = step, take, losses  # type: ignore[method-assign]
+    training_step.TrainingStep._forward_and_backward, feed.Feed.take, TaskSet.losses = step, take, losses  # type: ignore[method-assign]
     ray_work.work(loop)
 
 

@@ -7,28 +7,25 @@ wants to stop or has met a bad sample), which is awaited at the beginning of the
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
-from distbranch.engine.distributed import Pending, Ranks
+from distbranch.engine.distributed import Ranks
 from distbranch.engine.evaluate import evaluate
-from distbranch.engine.feed import SMALLEST_PART, Feed
+from distbranch.engine.feed import Feed
 from distbranch.engine.forks import Family
 from distbranch.engine.loading import open_training, too_many_bad
 from distbranch.engine.methods import Ruling, may_still_grow
 from distbranch.engine.metrics import DrawDecision, Report, RunLog
-from distbranch.engine.optimisation import learning_rate, set_learning_rate
 from distbranch.engine.profiling import Profiler
 from distbranch.engine.results import RunResult, StoppedEarly, summarise
 from distbranch.engine.statistics import tensors_of_ranks
 from distbranch.engine.training_state import TrainingState
+from distbranch.engine.training_step import TrainingStep
 from distbranch.errors import SharedError
 
 
@@ -57,13 +54,12 @@ class Trainer:
         self.config, self.ranks, self.info = config, ranks, info
         self.family = Family(config)
         self.should_stop = should_stop
-        self.has_gaps = any(counts.get("unlabelled", 0) for counts in info.splits["train"].labels.values())
         self.state = TrainingState(config, ranks, info)
         self.progress, self.net, self.stats = self.state.progress, self.state.net, self.state.stats
         self.log = self._open_log(report, draw) if ranks.is_first else None
         self._resumed_at = self.progress.iteration if self.state.was_resumed else None
         self._saved_at = self.progress.iteration if self.state.was_resumed else -1
-        self._margins: Pending | None = None
+        self.step = TrainingStep(self.state)
         self._window = self.state.window
         profile = config.train.profile and ranks.is_first
         self._profiler = Profiler(self.state.directory.profile if profile else None)
@@ -114,100 +110,22 @@ class Trainer:
             self._save()
 
     def _step(self) -> None:
-        self._settle_sums()
+        self.step.settle()
         self._act_on_agreement()
         config, progress = self.config, self.progress
         batch, waited = self._feed.take()
         images = batch.images.to(self.ranks.device, non_blocking=True)
         labels = batch.labels.to(self.ranks.device, non_blocking=True)
-        phase = "weights" if self.state.search is None else self.state.search.phase(progress.iteration)
-        rate, norm = (self._train_policy if phase == "policy" else self._train_weights)(images, labels)
+        rate, norm = self.step.train(images, labels)
         progress.iteration += 1
         self._window.add(num_samples=config.train.batch_size, waited=waited, rate=rate, norm=norm)
         self._profiler.step()
         self._tell_resumed()
         if progress.iteration % config.train.log_every == 0:
-            self._settle_sums()
+            self.step.settle()
             self._log_step()
         elif self.log and self.log.is_silent and self._window.num_steps > 1:
             self.log.tell({**self.state.standing(), **self._window.pace()})
-
-    def _train_weights(self, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-        """One step of the weights; the learning rate and the norm of the gradient."""
-        config, progress, search = self.config, self.progress, self.state.search
-        alternates = search is not None and search.phase(progress.iteration) != "warm-up"
-        if alternates and not self.net.alternates:
-            self.net.alternate()
-        rate = config.adashare.weights_lr
-        if not alternates:
-            start, end = progress.schedule_start, search.curriculum.warmup if search else config.train.iterations
-            rate = learning_rate(config.optim, iteration=progress.iteration, schedule_start=start, iterations=end)
-        set_learning_rate(self.net.optimizer, rate)
-        self._forward_and_backward(images, labels)
-        norm = clip_grad_norm_(self.net.network.parameters(), config.train.clip_norm, foreach=True)
-        self.net.optimizer.step()
-        return rate, norm
-
-    def _train_policy(self, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-        """One step of AdaShare's policy; its learning rate and the norm of its gradient."""
-        search, tasks = self.state.search, self.net.network.tasks
-        assert search is not None
-        autocast = torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16)
-        parts = self._parts(images, labels)
-        outputs, norm = search.train_policy(self.net, self.ranks, parts, self.progress.iteration, autocast)
-        sums = tasks.losses(outputs, labels).sum(dim=0, dtype=torch.float64)
-        self._start_margins(tasks.margins(outputs, labels), labels, sums)
-        return self.config.adashare.policy_lr, norm
-
-    def _parts(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The passes into which a step is divided."""
-        # Batch norm needs two images: under `on_bad_sample: skip` a share may be smaller than planned.
-        num_parts = max(1, min(self.config.train.accumulate, len(images) // SMALLEST_PART))
-        return list(zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True))
-
-    def _forward_and_backward(self, images: Tensor, labels: Tensor) -> None:
-        config, search = self.config.train, self.state.search
-        # DDP averages over the ranks: this makes the step that of the mean over the global batch, also of uneven shares.
-        scale = self.ranks.world_size / config.batch_size
-        margins, sums = [], torch.zeros(len(self.info.tasks), dtype=torch.float64, device=self.ranks.device)
-        parts = self._parts(images, labels)
-        drawn = {} if search is None else {"decisions": search.draw(self.net.network, self.progress.iteration)}
-        self.net.optimizer.zero_grad(set_to_none=True)
-        for number, (part, part_labels) in enumerate(parts):
-            last = number == len(parts) - 1
-            with nullcontext() if last else self.net.no_sync():
-                with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16):
-                    outputs = self.net.wrapped(part, flat=True, **drawn)
-                losses = self.net.network.tasks.losses(outputs, part_labels)
-                margins.append(self.net.network.tasks.margins(outputs.detach(), part_labels))
-                sums += losses.detach().sum(dim=0, dtype=torch.float64)
-                if last:
-                    self._start_margins(torch.cat(margins), labels, sums)
-                torch.autograd.backward(losses.sum() * scale)
-
-    def _start_margins(self, margins: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Add this rank's pairs, and begin the sum of margins, counts and losses [3T] over all ranks."""
-        observed = ~labels.isnan() if self.has_gaps else None
-        if self.progress.growing:
-            self.stats.add_pairs(margins, observed)
-        own = self.stats.margin_sums(margins, observed)
-        self._window.add_own_losses(losses)
-        self._margins = self.ranks.start_sum(torch.cat([own, losses]))
-
-    def _settle_sums(self) -> None:
-        """Await the margins and losses of the step before."""
-        if self._margins is None:
-            return
-        sums = self._margins.wait()
-        self._margins = None
-        num_tasks = len(self.info.tasks)
-        if self.progress.growing:
-            self.stats.add_margins(sums[: 2 * num_tasks])
-        iteration, train = self.progress.iteration, self.config.train
-        counts, losses = sums[num_tasks : 2 * num_tasks], sums[2 * num_tasks :]
-        self._window.add_losses(losses, counts, iteration, num_samples=train.batch_size)
-        if self.ranks.device.type == "cpu" or iteration % train.log_every == 0:
-            self._stop_if_not_finite()
 
     def _act_on_agreement(self) -> None:
         """Act on what the ranks told each other: at the beginning of a step only, when all that was due before is done."""
@@ -227,7 +145,7 @@ class Trainer:
 
     def _grow(self) -> None:
         """End a round: sum the pair statistics, decide on rank 0, widen on all, verify, record."""
-        self._settle_sums()
+        self.step.settle()
         began = time.perf_counter()
         progress, architecture = self.progress, self.net.tree_architecture
         self.net.share_buffers()
@@ -252,7 +170,7 @@ class Trainer:
 
     def _fork(self) -> None:
         """Give those runs of the family that decide otherwise the state as it is before the decision."""
-        self._stop_if_not_finite()
+        self.step.check_losses()
         affinity = tensors_of_ranks(self.stats, self.ranks)
         self.progress.seconds += self._window.take_seconds()
         left = self.ranks.on_first(lambda: self.family.part(self.state.checkpoint(affinity)))
@@ -281,7 +199,7 @@ class Trainer:
 
     def _record_policy(self) -> None:
         """The policy at the end of a cycle, the same on all ranks."""
-        self._settle_sums()
+        self.step.settle()
         self.net.share_buffers()
         self.state.verify(f"the policy after step {self.progress.iteration}")
         self.ranks.on_first(self.state.write_sharing)
@@ -309,8 +227,8 @@ class Trainer:
         progress = self.progress
         if self._saved_at == progress.iteration:
             return
-        self._settle_sums()
-        self._stop_if_not_finite()
+        self.step.settle()
+        self.step.check_losses()
         affinity = tensors_of_ranks(self.stats, self.ranks) if progress.growing else {}
         progress.seconds += self._window.take_seconds()
         self.ranks.on_first(lambda: self._write_checkpoint(affinity))
@@ -326,18 +244,6 @@ class Trainer:
             self.log.flush()
         self.state.mirror.send()
 
-    def _stop_if_not_finite(self) -> None:
-        found = self._window.first_not_finite()
-        if found is None:
-            return
-        step, task = found
-        every = self.ranks.gather((bool(self._window.own_not_finite), self.ranks.place))
-        places = [place for bad, place in every if bad]
-        where = f" ({', '.join(places[:3])})" if self.ranks.world_size > 1 else ""
-        raise SharedError(
-            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}{where}. {self.state.advice()}"
-        )
-
     def _log_step(self) -> None:
         measured = self._window.take(self.net.network.tasks.names)
         if self.log:
@@ -352,7 +258,7 @@ class Trainer:
     def _evaluate(self, split: str) -> dict[str, Any] | None:
         if split not in self.info.splits:
             return None
-        self._settle_sums()
+        self.step.settle()
         self.net.share_buffers()
         self.ranks.on_first(self.state.check_finite)
         scores = evaluate(

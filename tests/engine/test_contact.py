@@ -15,11 +15,11 @@ STEP = 9
 
 def train_with_trouble(config: Mapping[str, Any], trouble: str) -> dict[str, Any]:
     """A job: train, but in one step rank 1 raises, dies or sleeps for longer than the others wait."""
-    from distbranch.engine.trainer import Trainer
+    from distbranch.engine.training_step import TrainingStep
 
-    real = Trainer._forward_and_backward
+    real = TrainingStep._forward_and_backward
 
-    def step(self: Trainer, *batch: Any) -> None:
+    def step(self: TrainingStep, *batch: Any) -> None:
         if self.progress.iteration + 1 == STEP and self.ranks.rank == 1:
             if trouble == "raise":
                 raise IndexError("the rank met what nobody foresaw")
@@ -29,7 +29,7 @@ def train_with_trouble(config: Mapping[str, Any], trouble: str) -> dict[str, Any
             os._exit(3)
         real(self, *batch)
 
-    Trainer._forward_and_backward = step  # type: ignore[method-assign]
+    TrainingStep._forward_and_backward = step  # type: ignore[method-assign]
     return train_tiny(config)
 
 

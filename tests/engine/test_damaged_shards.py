@@ -19,11 +19,11 @@ STEP, SAMPLE = 10, 20
 
 def train_and_damage(config: Mapping[str, Any], file: str, cut: int | None, flip: int | None) -> dict[str, Any]:
     """A job: train; in step 10 rank 1 cuts the file at a position, flips a bit of a byte, or removes it."""
-    from distbranch.engine.trainer import Trainer
+    from distbranch.engine.training_step import TrainingStep
 
-    real = Trainer._forward_and_backward
+    real = TrainingStep._forward_and_backward
 
-    def step(self: Trainer, *batch: Any) -> None:
+    def step(self: TrainingStep, *batch: Any) -> None:
         if self.progress.iteration + 1 == STEP and self.ranks.rank == 1:
             if cut is not None:
                 os.truncate(file, cut)
@@ -35,7 +35,7 @@ def train_and_damage(config: Mapping[str, Any], file: str, cut: int | None, flip
                 Path(file).unlink()
         real(self, *batch)
 
-    Trainer._forward_and_backward = step  # type: ignore[method-assign]
+    TrainingStep._forward_and_backward = step  # type: ignore[method-assign]
     return train_tiny(config)
 
 

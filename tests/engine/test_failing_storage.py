@@ -18,11 +18,11 @@ pytestmark = pytest.mark.cluster
 
 def train_until_the_storage_fails(config: Mapping[str, Any], step: int, folder: str, how: str) -> dict[str, Any]:
     """A job: train; before the end of a step the storage becomes full or read-only."""
-    from distbranch.engine.trainer import Trainer
+    from distbranch.engine.training_step import TrainingStep
 
-    real = Trainer._forward_and_backward
+    real = TrainingStep._forward_and_backward
 
-    def forward_and_backward(self: Trainer, *batch: Any) -> None:
+    def forward_and_backward(self: TrainingStep, *batch: Any) -> None:
         real(self, *batch)
         if self.progress.iteration + 1 != step or self.ranks.rank != 0:
             return
@@ -33,7 +33,7 @@ def train_until_the_storage_fails(config: Mapping[str, Any], step: int, folder: 
             return
         fill(Path(folder) / "filler")
 
-    Trainer._forward_and_backward = forward_and_backward  # type: ignore[method-assign]
+    TrainingStep._forward_and_backward = forward_and_backward  # type: ignore[method-assign]
     return train_tiny(config)
 
 

@@ -144,16 +144,16 @@ def test_a_leader_killed_at_every_moment_of_a_fork_goes_on_to_the_same_bits(
 
 def kill_at_step(config: Mapping[str, Any], step: int) -> None:
     """A job: train, and be killed in a step."""
-    from distbranch.engine.trainer import Trainer
+    from distbranch.engine.training_step import TrainingStep
 
-    real = Trainer._forward_and_backward
+    real = TrainingStep._forward_and_backward
 
-    def dying(self: Trainer, *batch: Any) -> None:
+    def dying(self: TrainingStep, *batch: Any) -> None:
         if self.progress.iteration + 1 == step:
             os.kill(os.getpid(), signal.SIGKILL)
         real(self, *batch)
 
-    Trainer._forward_and_backward = dying  # type: ignore[method-assign]
+    TrainingStep._forward_and_backward = dying  # type: ignore[method-assign]
     train_tiny(config)
 
 

@@ -73,7 +73,7 @@ def _trainer(data: Path, folder: Path, **changes: Any) -> Trainer:
 def _gradients(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     # With running statistics batch norm treats samples one by one, so how a batch is divided must not matter.
     trainer.net.network.eval()
-    trainer._forward_and_backward(images, labels)
+    trainer.step._forward_and_backward(images, labels)
     return {name: parameter.grad.clone() for name, parameter in trainer.net.network.named_parameters()}  # type: ignore[union-attr]
 
 
@@ -90,7 +90,7 @@ def test_the_gradient_of_accumulated_passes_is_that_of_one(accumulate: int, tiny
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
     for trainer in (whole, divided):
-        trainer._settle_sums()
+        trainer.step.settle()
     torch.testing.assert_close(divided.stats.margins, whole.stats.margins, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(divided._window.losses, whole._window.losses, rtol=1e-6, atol=1e-6)
 
@@ -109,7 +109,7 @@ def test_bf16_trains_on_this_processor_with_a_finite_loss_and_fp32_weights(tiny_
 def test_two_images_are_enough_for_a_rank_and_one_is_too_few(tiny_data: Path, tmp_path: Path) -> None:
     trainer = _trainer(tiny_data, tmp_path)
     images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.ones(2, len(TASKS))
-    trainer._forward_and_backward(images, labels)
+    trainer.step._forward_and_backward(images, labels)
     alone = Batch(images[:1], labels[:1], {}, None, torch.tensor([0]))
     assert Feed(iter([alone]), trainer.ranks, lambda: False).problem is not None
 

@@ -189,16 +189,16 @@ def collect_until(config: Mapping[str, Any], last: int) -> dict[str, Any]:
     """A job: like `collect_indices`, but SIGTERM arrives during step `last`."""
     import signal
 
-    from distbranch.engine.trainer import Trainer
+    from distbranch.engine.training_step import TrainingStep
 
-    real = Trainer._forward_and_backward
+    real = TrainingStep._forward_and_backward
 
-    def step(self: Trainer, *batch: Any) -> None:
+    def step(self: TrainingStep, *batch: Any) -> None:
         if self.progress.iteration + 1 == last:
             os.kill(os.getpid(), signal.SIGTERM)
         real(self, *batch)
 
-    Trainer._forward_and_backward = step  # type: ignore[method-assign]
+    TrainingStep._forward_and_backward = step  # type: ignore[method-assign]
     return collect_indices(config)
 
 

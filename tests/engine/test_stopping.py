@@ -17,18 +17,18 @@ from distbranch.engine.checkpoint import load_newest
 
 def command_line(arguments: list[str], *, stop_at: int | None = None, stop_signal: int = 0) -> None:
     """A job: `python -m distbranch ...`, which receives a signal during one of its steps."""
-    from distbranch.engine import trainer
+    from distbranch.engine import training_step
     from distbranch.launch import local
 
     local.log_decision = lambda *_: None
-    real = trainer.Trainer._forward_and_backward
+    real = training_step.TrainingStep._forward_and_backward
 
-    def step(self: trainer.Trainer, *batch: object) -> None:
+    def step(self: training_step.TrainingStep, *batch: object) -> None:
         if self.progress.iteration + 1 == stop_at and self.ranks.rank == self.ranks.world_size - 1:
             os.kill(os.getpid(), stop_signal)
         real(self, *batch)  # type: ignore[arg-type]
 
-    trainer.Trainer._forward_and_backward = step  # type: ignore[method-assign]
+    training_step.TrainingStep._forward_and_backward = step  # type: ignore[method-assign]
     sys.argv = ["distbranch", *arguments]
     runpy.run_module("distbranch", run_name="__main__")
 

@@ -20,13 +20,13 @@ from distbranch.engine.checkpoint import load_newest
 
 def train_with_a_nan(config: Mapping[str, Any], step: int, rank: int) -> dict[str, Any]:
     """A job: train, but in one step the loss of task cell-4 of one rank is NaN."""
-    from distbranch.engine.trainer import Trainer
+    from distbranch.engine.training_step import TrainingStep
     from distbranch.tasks import TaskSet
 
-    real_losses, real_step = TaskSet.losses, Trainer._forward_and_backward
+    real_losses, real_step = TaskSet.losses, TrainingStep._forward_and_backward
     now = {"step": 0}
 
-    def remember(self: Trainer, *batch: Any) -> None:
+    def remember(self: TrainingStep, *batch: Any) -> None:
         now["step"] = self.progress.iteration + 1
         real_step(self, *batch)
 
@@ -35,7 +35,7 @@ def train_with_a_nan(config: Mapping[str, Any], step: int, rank: int) -> dict[st
         here = now["step"] == step and int(os.environ.get("RANK", "0")) == rank
         return found * torch.where(torch.arange(8) == 4, torch.nan, 1.0) if here else found
 
-    Trainer._forward_and_backward, TaskSet.losses = remember, losses  # type: ignore[method-assign]
+    TrainingStep._forward_and_backward, TaskSet.losses = remember, losses  # type: ignore[method-assign]
     return train_tiny(config)
 
 

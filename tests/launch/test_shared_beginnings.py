@@ -78,10 +78,10 @@ def train_leader(trial: Config, steps: Path) -> None:
 def train_together(trials: Sequence[Config], steps: Path, kill: tuple[str, int] | None = None) -> None:
     """A job: train all trials with shared beginnings, and be killed at the n-th occurrence of an event."""
     from distbranch.engine import forks
-    from distbranch.engine.trainer import Trainer
+    from distbranch.engine.training_step import TrainingStep
 
     owners: dict[str, Any] = {
-        "_forward_and_backward": Trainer,
+        "_forward_and_backward": TrainingStep,
         "save_checkpoint": forks,  # only a fork's
         "part": forks.Family,
         **dict.fromkeys(("write_family", "copy_as", "_link_or_copy", "write_tensorboard", "write_json"), beginnings),

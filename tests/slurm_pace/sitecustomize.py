@@ -11,14 +11,14 @@ import time
 from types import ModuleType
 from typing import Any
 
-TRAINER, TENSORBOARD = "distbranch.engine.trainer", "distbranch.report.tensorboard"
+STEP, TENSORBOARD = "distbranch.engine.training_step", "distbranch.report.tensorboard"
 
 
 class Paced(importlib.abc.MetaPathFinder):
     """Finds the modules as always, and changes them once they are loaded."""
 
     def find_spec(self, name: str, *_: Any) -> Any:
-        if name not in (TRAINER, TENSORBOARD):
+        if name not in (STEP, TENSORBOARD):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -27,20 +27,20 @@ class Paced(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             load(module)
-            pace(module) if name == TRAINER else draw_nothing(module)
+            pace(module) if name == STEP else draw_nothing(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
 def pace(module: ModuleType) -> None:
-    real = module.Trainer._forward_and_backward
+    real = module.TrainingStep._forward_and_backward
 
     def step(self: Any, *batch: Any) -> None:
         time.sleep(float(os.environ["TEST_SECONDS_PER_STEP"]))
         real(self, *batch)
 
-    module.Trainer._forward_and_backward = step
+    module.TrainingStep._forward_and_backward = step
 
 
 def draw_nothing(module: ModuleType) -> None:

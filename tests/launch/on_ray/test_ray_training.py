@@ -21,15 +21,15 @@ def disturbed_work(loop: dict[str, Any]) -> None:
     """What a Ray worker runs here: rank 0 waits for the stop word in one step, rank 1 is killed in a later one, once."""
     import time
 
-    from distbranch.engine.trainer import Trainer
+    from distbranch.engine.training_step import TrainingStep
     from distbranch.launch.on_ray import work as ray_work
     from distbranch.report import tensorboard
 
     tensorboard.log_decision = lambda *_: None
-    real = Trainer._forward_and_backward
+    real = TrainingStep._forward_and_backward
     marks = Path(loop["attempt"]).parents[2]
 
-    def step(self: Trainer, *batch: Any) -> None:
+    def step(self: TrainingStep, *batch: Any) -> None:
         number = self.progress.iteration + 1
         with (marks / f"steps-{self.ranks.rank}").open("a") as file:
             file.write(f"{number}\n")
@@ -43,7 +43,7 @@ def disturbed_work(loop: dict[str, Any]) -> None:
             (marks / "stopped").touch()
         real(self, *batch)
 
-    Trainer._forward_and_backward = step  # type: ignore[method-assign]
+    TrainingStep._forward_and_backward = step  # type: ignore[method-assign]
     ray_work.work(loop)
 
 

@@ -1,0 +1,128 @@
+"""One optimiser step of the weights, or of AdaShare's policy, and the sums over all ranks that go with it.
+
+Margins, counts and losses are summed behind the backward pass and settled at the next step, or when somebody asks for them.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from distbranch.engine.distributed import Pending
+from distbranch.engine.feed import SMALLEST_PART
+from distbranch.engine.optimisation import learning_rate, set_learning_rate
+from distbranch.engine.training_state import TrainingState
+from distbranch.errors import SharedError
+
+
+class TrainingStep:
+    """Trains the network of a state with this rank's share of one batch at a time."""
+
+    def __init__(self, state: TrainingState) -> None:
+        self.state, self.config, self.ranks = state, state.config, state.ranks
+        self.progress, self.net, self.stats, self.window = state.progress, state.net, state.stats, state.window
+        labels = state.info.splits["train"].labels
+        self.has_gaps = any(counts.get("unlabelled", 0) for counts in labels.values())
+        self._margins: Pending | None = None
+
+    def train(self, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        """One step on images uint8 [b, 3, H, W] and labels [b, T]; the learning rate and the norm of the gradient."""
+        search = self.state.search
+        if search is not None and search.phase(self.progress.iteration) == "policy":
+            return self._train_policy(images, labels)
+        return self._train_weights(images, labels)
+
+    def _train_weights(self, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        """One step of the weights; the learning rate and the norm of the gradient."""
+        config, progress, search = self.config, self.progress, self.state.search
+        alternates = search is not None and search.phase(progress.iteration) != "warm-up"
+        if alternates and not self.net.alternates:
+            self.net.alternate()
+        rate = config.adashare.weights_lr
+        if not alternates:
+            start, end = progress.schedule_start, search.curriculum.warmup if search else config.train.iterations
+            rate = learning_rate(config.optim, iteration=progress.iteration, schedule_start=start, iterations=end)
+        set_learning_rate(self.net.optimizer, rate)
+        self._forward_and_backward(images, labels)
+        norm = clip_grad_norm_(self.net.network.parameters(), config.train.clip_norm, foreach=True)
+        self.net.optimizer.step()
+        return rate, norm
+
+    def _train_policy(self, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        """One step of AdaShare's policy; its learning rate and the norm of its gradient."""
+        search, tasks = self.state.search, self.net.network.tasks
+        assert search is not None
+        autocast = torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16)
+        parts = self._parts(images, labels)
+        outputs, norm = search.train_policy(self.net, self.ranks, parts, self.progress.iteration, autocast)
+        sums = tasks.losses(outputs, labels).sum(dim=0, dtype=torch.float64)
+        self._start_margins(tasks.margins(outputs, labels), labels, sums)
+        return self.config.adashare.policy_lr, norm
+
+    def _parts(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The passes into which a step is divided."""
+        # Batch norm needs two images: under `on_bad_sample: skip` a share may be smaller than planned.
+        num_parts = max(1, min(self.config.train.accumulate, len(images) // SMALLEST_PART))
+        return list(zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True))
+
+    def _forward_and_backward(self, images: Tensor, labels: Tensor) -> None:
+        config, search = self.config.train, self.state.search
+        # DDP averages over the ranks: this makes the step that of the mean over the global batch, also of uneven shares.
+        scale = self.ranks.world_size / config.batch_size
+        margins, sums = [], torch.zeros(self.net.network.tasks.num_tasks, dtype=torch.float64, device=self.ranks.device)
+        parts = self._parts(images, labels)
+        drawn = {} if search is None else {"decisions": search.draw(self.net.network, self.progress.iteration)}
+        self.net.optimizer.zero_grad(set_to_none=True)
+        for number, (part, part_labels) in enumerate(parts):
+            last = number == len(parts) - 1
+            with nullcontext() if last else self.net.no_sync():
+                with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16):
+                    outputs = self.net.wrapped(part, flat=True, **drawn)
+                losses = self.net.network.tasks.losses(outputs, part_labels)
+                margins.append(self.net.network.tasks.margins(outputs.detach(), part_labels))
+                sums += losses.detach().sum(dim=0, dtype=torch.float64)
+                if last:
+                    self._start_margins(torch.cat(margins), labels, sums)
+                torch.autograd.backward(losses.sum() * scale)
+
+    def _start_margins(self, margins: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Add this rank's pairs, and begin the sum of margins, counts and losses [3T] over all ranks."""
+        observed = ~labels.isnan() if self.has_gaps else None
+        if self.progress.growing:
+            self.stats.add_pairs(margins, observed)
+        own = self.stats.margin_sums(margins, observed)
+        self.window.add_own_losses(losses)
+        self._margins = self.ranks.start_sum(torch.cat([own, losses]))
+
+    def settle(self) -> None:
+        """Await the margins and losses of the step before."""
+        if self._margins is None:
+            return
+        sums = self._margins.wait()
+        self._margins = None
+        num_tasks = self.net.network.tasks.num_tasks
+        if self.progress.growing:
+            self.stats.add_margins(sums[: 2 * num_tasks])
+        iteration, train = self.progress.iteration, self.config.train
+        counts, losses = sums[num_tasks : 2 * num_tasks], sums[2 * num_tasks :]
+        self.window.add_losses(losses, counts, iteration, num_samples=train.batch_size)
+        if self.ranks.device.type == "cpu" or iteration % train.log_every == 0:
+            self.check_losses()
+
+    def check_losses(self) -> None:
+        """Refuse a loss that was not finite, on all ranks.
+
+        Raises:
+            SharedError: with its task, its step and the ranks where it was met.
+        """
+        found = self.window.first_not_finite()
+        if found is None:
+            return
+        step, task = found
+        every = self.ranks.gather((bool(self.window.own_not_finite), self.ranks.place))
+        places = [place for bad, place in every if bad]
+        where = f" ({', '.join(places[:3])})" if self.ranks.world_size > 1 else ""
+        raise SharedError(
+            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}{where}. {self.state.advice()}"
+        )
