@@ -6,8 +6,7 @@ The figures stand in the page as SVG whose ink, grid and paper are CSS variables
 import html
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,15 @@ from matplotlib.figure import Figure
 from distbranch.config import ModelConfig
 from distbranch.errors import UserError
 from distbranch.report import figures
-from distbranch.report.groups_figure import draw_groups
-from distbranch.report.layers import Branches, group_numbers, readable, top_groups
+from distbranch.report.layers import group_numbers, readable, top_groups
 from distbranch.report.page_style import CSS, SCRIPT
 from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, group_colour, text_on
-from distbranch.report.policy_figure import draw_policy, draw_search
-from distbranch.report.run_files import RunFiles, read_run, task_order
-from distbranch.report.tree_figure import draw_growth, draw_tree
+from distbranch.report.pictures import Picture, pictures, shown_split
+from distbranch.report.run_files import RunFiles, read_run
 
 PNG_DPI = 160
 UNKNOWN = "\u2013"
-GROUPS_NOTE = (
-    "From the top layer on the left down to the image: a box is a branch with the number of its tasks, a colour is a group of the "
-    "top layer. Layers with the same groups share a column."
-)
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure of the page: the name of its PNG, its heading, what it shows, how it is drawn."""
-
-    name: str
-    heading: str
-    note: str
-    draw: Callable[[], Figure]
 
 
 def report(run_directory: Path | str, out: Path | str | None = None) -> Path:
@@ -71,56 +54,6 @@ def _written(run: RunFiles, picture: Picture, figure: Figure, folder: Path) -> s
     return _section(picture, f'<div class="figure">{as_svg(figure, picture.heading)}</div>')
 
 
-def pictures(run: RunFiles) -> list[Picture]:
-    """The figures that the run has something for, in the order of the page."""
-    groups, decisions = top_groups(run.layers), run.decisions
-    training, evaluations = run.logged("train"), run.logged("evaluation")
-    found = []
-    if run.layers:
-        found.append(
-            Picture(
-                "tree",
-                "The network that grew" if decisions else "The network",
-                _tree_note(run),
-                lambda: draw_tree(run.layers),
-            )
-        )
-    if run.policy:
-        policy, note = (
-            run.policy,
-            "A row per task, a column per block from the image to the heads; blue: executes, empty: skips.",
-        )
-        if "execute_probability" in policy:
-            note = "A row per task, a column per block from the image to the heads: the probability of executing it, in percent. "
-            note += "A blue frame: executed by the most probable policy."
-        found.append(Picture("policy", "Who executes which block", note, lambda: draw_policy(policy)))
-    if run.policies:
-        note = "The search from its first cycle to its last."
-        found.append(Picture("search", "How the policy was found", note, lambda: draw_search(run.policies)))
-    if run.layers and decisions:
-        note = "One picture per decision; the layer that was decided upon is shaded."
-        found.append(Picture("growth", "Round by round", note, lambda: draw_growth(run.layers, decisions)))
-    if len(groups) > 1:
-        found.append(Picture("groups", "Who is together at which layer", GROUPS_NOTE, lambda: draw_groups(run.layers)))
-    if run.layers and decisions:
-        found.append(_affinity_picture(run, groups))
-        note = "Total cost of splitting the layer into d branches; the smallest total wins, the smallest d on ties."
-        found.append(Picture("costs", "Why that many branches", note, lambda: figures.draw_costs(decisions)))
-    if training:
-        note = (
-            "Dotted lines: decisions, with the layer and its number of branches." if decisions else "Every logged step."
-        )
-        found.append(Picture("curves", "Training", note, lambda: figures.draw_curves(training, evaluations, decisions)))
-    if _shown_split(run):
-        found.append(_task_picture(run, groups))
-    if training:
-        note, resumed = "More branches cost time; waiting for data should stay near zero.", run.logged("resumed")
-        found.append(
-            Picture("throughput", "Speed", note, lambda: figures.draw_throughput(training, decisions, resumed))
-        )
-    return found
-
-
 def as_svg(figure: Figure, label: str) -> str:
     """The figure as an SVG element that takes its neutral colours from the page."""
     text = io.StringIO()
@@ -133,41 +66,6 @@ def as_svg(figure: Figure, label: str) -> str:
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     return svg.replace("<svg ", opening, 1)
-
-
-def _tree_note(run: RunFiles) -> str:
-    top = len(run.layers[-1].branches)
-    note = f"{len(run.layers[-1].tasks)} tasks in {top} group{'s' if top != 1 else ''} at the top layer. "
-    return (
-        note
-        + "Each coloured strand is one group on its way from the image to its tasks; a box is one layer of one branch."
-    )
-
-
-def _affinity_picture(run: RunFiles, groups: Branches) -> Picture:
-    top = len(run.layers)
-    decision = next((d for d in run.decisions if d["layer"] == top and d["num_groups"] > 1), run.decisions[0])
-    tasks = task_order(run.decisions)
-    title = f"Round {decision['round']}, iteration {decision['iteration']:,}"
-    note = (
-        "How often two tasks are difficult for the same photographs: blue together, white independent, brown at different "
-        f"times. Ordered by group. The decision used {decision['affinity_kind']}."
-    )
-    draw = lambda: figures.draw_affinity(run.affinity(decision), tasks, groups, title=title)  # noqa: E731
-    return Picture("affinity", "Which tasks are difficult together", note, draw)
-
-
-def _task_picture(run: RunFiles, groups: Branches) -> Picture:
-    split, scores = _shown_split(run), run.scores()
-    note = f"Split: {split}. In per cent; best average precision first. Colours and numbers are those of the groups."
-    draw = lambda: figures.draw_task_table(scores[split], groups, title=f"{run.name}: {split}")  # noqa: E731
-    return Picture("tasks", "Every task", note, draw)
-
-
-def _shown_split(run: RunFiles) -> str:
-    """The split whose tasks are shown: test, else val, else any; empty if nothing was evaluated yet."""
-    scores = {split for split, values in run.scores().items() if values.get("tasks")}
-    return next((split for split in ("test", "val", *sorted(scores)) if split in scores), "")
 
 
 def _page(run: RunFiles, sections: Sequence[str]) -> str:
@@ -198,7 +96,7 @@ def _subtitle(run: RunFiles) -> str:
 
 
 def _tiles(run: RunFiles) -> str:
-    split, result = _shown_split(run), run.result or {}
+    split, result = shown_split(run), run.result or {}
     tiles = []
     if split:
         mean = run.scores()[split]["mean"]
@@ -251,7 +149,7 @@ def _section(picture: Picture, body: str) -> str:
 
 
 def _task_table(run: RunFiles) -> str:
-    split = _shown_split(run)
+    split = shown_split(run)
     scores, numbers = run.scores()[split], group_numbers(top_groups(run.layers))
     keys = list(figures.MEANS)[:3]
     heads = ["Task", "Group", *(figures.MEANS[key][0] for key in keys), "Positives"]

@@ -11,8 +11,8 @@ from distbranch.report.figures import (
     draw_throughput,
     sorted_tasks,
 )
-from distbranch.report.page import pictures
 from distbranch.report.palette import DARK, ORANGE, blend, group_colour, text_on
+from distbranch.report.pictures import pictures
 from distbranch.report.run_files import read_run
 from distbranch.report.tensorboard import pixels
 
