@@ -21,12 +21,14 @@ def disturbed_work(loop: dict[str, Any]) -> None:
     """What a Ray worker runs here: rank 0 waits for the stop word in one step, rank 1 is killed in a later one, once."""
     import time
 
+    from distbranch.engine.feed import Feed
     from distbranch.engine.training_step import TrainingStep
     from distbranch.launch.on_ray import work as ray_work
     from distbranch.report import tensorboard
 
     tensorboard.log_decision = lambda *_: None
-    real = TrainingStep._forward_and_backward
+    real, real_flags = TrainingStep._forward_and_backward, Feed._start_flags
+    feeds: list[Feed] = []
     marks = Path(loop["attempt"]).parents[2]
 
     def step(self: TrainingStep, *batch: Any) -> None:
@@ -38,12 +40,16 @@ def disturbed_work(loop: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if number == STOPPED_AFTER - 2 and self.ranks.rank == 0 and not (marks / "stopped").exists():
             (marks / "waiting").touch()
-            while not self.should_stop():  # the driver received a signal and passes it on
+            while not feeds[-1].should_stop():  # the driver received a signal and passes it on
                 time.sleep(0.01)
             (marks / "stopped").touch()
         real(self, *batch)
 
-    TrainingStep._forward_and_backward = step  # type: ignore[method-assign]
+    def flags(self: Feed) -> Any:
+        feeds.append(self)
+        return real_flags(self)
+
+    TrainingStep._forward_and_backward, Feed._start_flags = step, flags  # type: ignore[method-assign]
     ray_work.work(loop)
 
 
