@@ -61,25 +61,24 @@ class TrainedNetwork:
         self.network.train()
         if self.config.train.sync_batch_norm and self.ranks.device.type == "cuda" and self.ranks.world_size > 1:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
-        self._build_optimizers()
+        self.optimizer = self._weights_optimizer()
+        if self._searches:
+            assert isinstance(self.network, AdaShareNet)
+            self.policy_optimizer = build_policy_optimizer(self.network.policy_logits, self.config.adashare.policy_lr)
         for optimizer in self._optimizers():
             load_slots(optimizer, self.network, slots)
         self.wrap()
 
     def alternate(self) -> None:
         """Begin to train weights and policy in turns: the weights with SGD, whatever trained them before."""
-        slots, self.alternates = self.slots(), True
-        self._build_optimizers()
-        load_slots(self.policy_optimizer, self.network, slots)
+        self.alternates = True
+        self.optimizer = self._weights_optimizer()
 
-    def _build_optimizers(self) -> None:
-        optim, adashare = self.config.optim, self.config.adashare
+    def _weights_optimizer(self) -> torch.optim.Optimizer:
+        optim, rate = self.config.optim, self.config.adashare.weights_lr
         if self.alternates:
-            optim = optim.model_copy(update={"name": "sgd", "momentum": SEARCH_MOMENTUM, "lr": adashare.weights_lr})
-        self.optimizer = build_optimizer(self.network, optim)
-        if self._searches:
-            assert isinstance(self.network, AdaShareNet)
-            self.policy_optimizer = build_policy_optimizer(self.network.policy_logits, adashare.policy_lr)
+            optim = optim.model_copy(update={"name": "sgd", "momentum": SEARCH_MOMENTUM, "lr": rate})
+        return build_optimizer(self.network, optim)
 
     @property
     def _searches(self) -> bool:

@@ -15,7 +15,7 @@ from torch.nn.utils import skip_init
 
 from distbranch.adashare.policy import EXECUTE, SKIP
 from distbranch.models.residual import STEM_SIZE, BlockShape, Policy, ResidualArchitecture
-from distbranch.models.tree_net import draw_weights, normalise
+from distbranch.models.tree_net import draw_weights, normalise, register_normalisation
 from distbranch.tasks import TaskSet
 
 
@@ -85,8 +85,7 @@ class AdaShareNet(nn.Module):
             for shape, executes in zip(architecture.shapes, by_block, strict=True)
         )
         self.heads: nn.Linear = skip_init(nn.Linear, architecture.shapes[-1].width, self.tasks.num_outputs)  # type: ignore[no-untyped-call]
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        register_normalisation(self, mean, std)
         if architecture.policy is None:
             logits = torch.zeros(len(architecture.tasks), architecture.num_blocks, 2)
             self.policy_logits = nn.Parameter(logits, requires_grad=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distbranch.models.backbones import Architecture, LayerShape
 from distbranch.models.low_rank import basis_size, output_basis_size
-from distbranch.models.residual import STEM_SIZE, AnyArchitecture, BlockShape, ResidualArchitecture
+from distbranch.models.residual import STEM_SIZE, AnyArchitecture, BlockShape, ResidualArchitecture, halved
 
 
 def num_weights(architecture: AnyArchitecture) -> int:
@@ -28,7 +28,7 @@ def num_parameters(architecture: AnyArchitecture) -> int:
 def multiply_adds(architecture: AnyArchitecture) -> int:
     """Multiply-adds of one image's way through all branches (or all ways) and heads; batch norm folded."""
     if isinstance(architecture, ResidualArchitecture):
-        height, length = ((side + 1) // 2 for side in architecture.image_size)
+        height, length = map(halved, architecture.image_size)
         stem = _stem_weights(architecture) * height * length
         return stem + sum(part[2] for part in _convolutions(architecture)) + _head_weights(architecture)
     layers = sum(

@@ -17,7 +17,7 @@ from torch.nn.utils import skip_init
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture, LayerShape, in_eights
 from distbranch.models.pretrained import WideLayer, WideNetwork, check_backbone, check_finite, map_size, with_map_size
-from distbranch.models.tree_net import draw_weights, normalise
+from distbranch.models.tree_net import draw_weights, normalise, register_normalisation
 from distbranch.tasks import Task, TaskSet
 
 # The paper's basis filters, by the stage of the layers (conv4 is conv4_1 .. conv4_3), and of the outputs.
@@ -88,8 +88,7 @@ class LowRankNet(nn.Module):
         size = output_basis_size(architecture)
         self.head_basis = skip_init(nn.Linear, architecture.shapes[-1].width, size, bias=False)  # type: ignore[no-untyped-call]
         self.heads = skip_init(nn.Linear, size, architecture.num_outputs)  # type: ignore[no-untyped-call]
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        register_normalisation(self, mean, std)
         self.init(torch.Generator().manual_seed(0))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -99,7 +99,7 @@ class ResidualArchitecture:
     def stem_size(self) -> tuple[int, int]:
         """Positions after the stem: a convolution 7x7 and a pooling, each with stride 2."""
         height, length = self.image_size
-        return _halved(_halved(height)), _halved(_halved(length))
+        return halved(halved(height)), halved(halved(length))
 
     @cached_property
     def shapes(self) -> tuple[BlockShape, ...]:
@@ -110,7 +110,7 @@ class ResidualArchitecture:
             for place in range(1, count + 1):
                 stride = 2 if stage > 1 and place == 1 else 1
                 if stride == 2:
-                    height, length = _halved(height), _halved(length)
+                    height, length = halved(height), halved(length)
                 shapes.append(BlockShape(f"block{stage}_{place}", channels, width, stride, height, length))
                 channels = width
         return tuple(shapes)
@@ -181,6 +181,6 @@ def architecture_from_json(data: dict[str, Any]) -> AnyArchitecture:
     return kind.from_json(data)
 
 
-def _halved(size: int) -> int:
+def halved(size: int) -> int:
     """What a stride of 2 leaves of so many positions, padded by half of the kernel."""
     return (size + 1) // 2

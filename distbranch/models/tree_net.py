@@ -53,8 +53,7 @@ class TreeNet(nn.Module):
             branch for branch, task in zip(top, architecture.tasks, strict=True) for _ in range(task.num_outputs)
         ]
         self.register_buffer("branch_of_output", torch.tensor(outputs), persistent=False)
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        register_normalisation(self, mean, std)
         self.init(torch.Generator().manual_seed(0))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -93,6 +92,12 @@ def draw_weights(network: nn.Module, generator: torch.Generator, *, linear: Coll
                 module.bias.zero_()
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.reset_parameters()
+
+
+def register_normalisation(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Buffers `mean` and `std` [3, 1, 1] for `normalise`, of values in 0..1."""
+    for name, values in (("mean", mean), ("std", std)):
+        network.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -327,7 +327,7 @@ def test_an_override_that_an_experiment_would_not_follow_is_refused(command: str
 def test_what_an_experiment_makes_of_an_override_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swept: list[SweepConfig] = []
 
-    def stop(sweep: SweepConfig, _: Any, *, split: str | None = None) -> None:
+    def stop(sweep: SweepConfig, _: Any, *, splits: Any = ()) -> None:
         swept.append(sweep)
         raise UserError("enough")
 
@@ -422,6 +422,12 @@ def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
     assert {run.config.train.iterations for run in found[0].policies.values()} == {4}
     assert found[0].best in (place / "table.md").read_text()
     assert (place / "policies.png").stat().st_size > 5000
+    info = json.loads((tiny_data / "dataset.json").read_text())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(info | {"splits": {"train": info["splits"]["train"]}}))
+    elsewhere = ["launch.workers=1", "data.path=data"]
+    with pytest.raises(UserError, match="should have the split 'val', on which the runs are compared"):
+        policies.try_policies(Path("ada.yaml"), 2, [0], elsewhere, iterations=4, **given | {"name": "other"})
     with pytest.raises(UsageError, match="should be of a search"):
         policies.try_policies(CONFIGS / "fps-thin-16.yaml", 2, [0], [], iterations=None, **given)
 

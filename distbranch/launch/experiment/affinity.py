@@ -84,7 +84,7 @@ def compare_affinities(
     named = affinity_variants(config, alphas)
     check_grows(config, config_of(config, overrides))
     sweep = experiment_sweep(name or f"affinity-{config.stem}", named, overrides, seeds=seeds, jobs=jobs)
-    runs = run_experiment(sweep, report, split=split)
+    runs = run_experiment(sweep, report, splits=(split,))
     lines = lines_of(runs)
     means, winners = mean_differences(lines, split), winners_of(lines, split)
     write_csv(sweep.path, "tasks.csv", _rows(winners))

@@ -90,7 +90,7 @@ def fair_company(
     derived = {key for variant in line.values() for key in variant if key not in OWN_OF_THE_LINE}
     variants = {**line, **grown}
     sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, among_runs=True, derived=derived)
-    runs = run_experiment(sweep, report, split=split)
+    runs = run_experiment(sweep, report, splits=(split,))
     thin, others = {key: runs[key] for key in line}, {key: runs[key] for key in grown}
     found = {part: neighbours(others, thin, metric, part) for part in ("test", "val")}
     rows = [{"split": part, **_flat(one)} for part, members in found.items() for one in members]

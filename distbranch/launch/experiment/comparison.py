@@ -119,20 +119,20 @@ def check_grows(file: Path, config: Config) -> None:
         )
 
 
-def run_experiment(sweep: SweepConfig, report: Report, *, split: str | None = None) -> dict[str, list[Run]]:
+def run_experiment(sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()) -> dict[str, list[Run]]:
     """Train what is not finished yet; then the finished runs of every variant, by seed.
 
     Args:
         sweep: of the experiment.
         report: told what happens.
-        split: on which the runs will be compared, if on one.
+        splits: on which the runs will be compared.
 
     Raises:
-        UserError: data without that split, runs that failed (the others were finished first), or that early stopping ended.
+        UserError: data without one of them, runs that failed (the others were finished first), or that early stopping ended.
         StoppedEarly: a signal asked to stop.
     """
-    if split is not None:
-        _check_split(sweep, split)
+    if splits:
+        _check_splits(sweep, splits)
     result = run_sweep(sweep, report)
     unfinished = [
         f"{row['trial']} ({row['status']}) {row['reason']}" for row in result.rows if row["status"] != FINISHED
@@ -145,13 +145,14 @@ def run_experiment(sweep: SweepConfig, report: Report, *, split: str | None = No
     return finished_runs(sweep, {row["trial"]: row["latency_ms"] for row in result.rows})
 
 
-def _check_split(sweep: SweepConfig, split: str) -> None:
+def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
     """Of data that are still to be packed nothing is known yet."""
     for trial in {trial.data.path: trial for trial in planned_trials(sweep) if not must_be_packed(trial)}.values():
         info = data_there(trial)
-        if split not in info.splits:
+        absent = next((split for split in splits if split not in info.splits), None)
+        if absent is not None:
             raise UserError(
-                f"The data set {info.path} should have the split '{split}', on which the runs are compared, but it has "
+                f"The data set {info.path} should have the split '{absent}', on which the runs are compared, but it has "
                 f"{', '.join(sorted(info.splits))}. Give data that have it, or another --split if the experiment takes one."
             )
 

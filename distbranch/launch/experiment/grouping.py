@@ -107,7 +107,7 @@ def compare_groupings(
     variants = grouping_variants(run, permutations, split)
     name = name or f"grouping-{run.absolute().name}"
     sweep = experiment_sweep(name, variants, [*HERE, *overrides], seeds=seeds, jobs=jobs)
-    runs = run_experiment(sweep, report, split=split)
+    runs = run_experiment(sweep, report, splits=(split,))
     learned = runs.pop(LEARNED)
     found = {metric: reductions(learned, list(runs.values()), metric, split) for metric in METRICS}
     verdicts = [judge(found[metric], metric) for metric in METRICS]

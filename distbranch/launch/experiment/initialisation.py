@@ -78,7 +78,7 @@ def compare_beginnings(
     variants = beginning_variants(config, pretrained, overrides, two_thirds=two_thirds)
     name = name or f"initialisation-{config.stem}"
     sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, derived=DERIVED)
-    runs = run_experiment(sweep, report, split="val")
+    runs = run_experiment(sweep, report, splits=("val",))
     found = [pace(beginning, members, runs[RANDOM]) for beginning, members in runs.items()]
     write_csv(sweep.path, "curves.csv", _rows(runs))
     write_text(sweep.path, "table.md", pace_markdown(found, runs))

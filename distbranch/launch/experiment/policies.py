@@ -86,14 +86,14 @@ def try_policies(
 
     Raises:
         UsageError: the configuration is not that of a search.
-        UserError: a run failed.
+        UserError: data without `val` or that split, or a run failed.
     """
     _check_searches(config, overrides)
     name, base = name or f"policies-{config.stem}", {"base": str(config.absolute())}
     place = experiment_sweep(name, {SEARCH: base}, overrides, seeds=seeds, jobs=jobs).trial_path
     variants = policy_variants(base, place / f"{SEARCH}-seed{SEED}", num_policies, iterations)
     sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, derived=DERIVED)
-    runs = run_experiment(sweep, report)
+    runs = run_experiment(sweep, report, splits=("val", split))
     found = []
     for search, shared in paired(runs[SEARCH], runs[SHARED]):
         own = {key: next(run for run in runs[key] if run.seed == search.seed) for key in runs if _is_drawn(key)}

@@ -45,7 +45,7 @@ def compare_configs(
     """
     sweep = experiment_sweep(name, variants_of_files(configs), overrides, seeds=seeds, jobs=jobs, among_runs=True)
     sweep = linked(sweep, overrides)
-    runs = run_experiment(sweep, report, split=split)
+    runs = run_experiment(sweep, report, splits=(split,))
     write_text(sweep.path, "table.md", table_markdown(runs, sweep))
     return results_of(runs), sweep.path
 
