@@ -221,8 +221,8 @@ class TaskSet:
 
     def _masked(self, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
         unlabelled = labels.isnan()
-        filled = labels.masked_fill(unlabelled, 0.0)
-        outputs = outputs.float()
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # of bf16 too
+        filled = labels.masked_fill(unlabelled, 0.0).to(outputs.dtype)
         if self._inverse is None:  # all tasks are alike: no gathering
             by_task = outputs.view(len(outputs), self.num_tasks, self.num_outputs // self.num_tasks)
             values = getattr(self._batched[0].kind, name)(by_task, filled)

@@ -14,6 +14,7 @@ from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config
 from distbranch.data.shards import BAD_KINDS
 from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
 from distbranch.models.residual import AnyArchitecture
 
 NUM_FLAGS = 2 + len(BAD_KINDS)
@@ -29,10 +30,17 @@ def batch_of(config: Config, architecture: AnyArchitecture, rank: int = 0) -> tu
     return images.contiguous(memory_format=torch.channels_last), labels
 
 
-def training_step(net: TrainedNetwork, batch: tuple[Tensor, Tensor], *, together: bool = False) -> Callable[[], Tensor]:
-    """A step of a network that has ended growing; it returns the loss. `together`: with all that ranks tell each other."""
+def training_step(
+    net: TrainedNetwork, batch: tuple[Tensor, Tensor], *, together: bool = False, groups: NormGroups | None = None
+) -> Callable[[], Tensor]:
+    """A step of a network that has ended growing; it returns the loss.
+
+    together: with the gradients and sums that ranks tell each other.
+    groups: of images that are normalised together; None: those of this rank.
+    """
     ranks, train, num_tasks = net.ranks, net.config.train, len(net.network.tasks.tasks)
     images, labels = (tensor.to(ranks.device) for tensor in batch)
+    groups = groups or NormGroups((len(images),))
     stats = AffinityStats(num_tasks, device=ranks.device)
 
     def step() -> Tensor:
@@ -42,18 +50,20 @@ def training_step(net: TrainedNetwork, batch: tuple[Tensor, Tensor], *, together
         net.optimizer.zero_grad(set_to_none=True)
         with nullcontext() if together else net.no_sync():
             with torch.autocast(ranks.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-                outputs = net.wrapped(images, flat=True)
+                outputs = net.wrapped(images, flat=True, groups=groups)
             losses = net.network.tasks.losses(outputs, labels)
             margins = net.network.tasks.margins(outputs.detach(), labels)
-            own = torch.cat([stats.margin_sums(margins), losses.detach().sum(dim=0, dtype=torch.float64)])
+            own = [stats.margin_sums(margins), losses.detach().sum(dim=0, dtype=torch.float64)]
+            sums = torch.cat([*own, own[0].new_full((1,), len(images)), take_step_sums(net.norms)])
             if together:
-                pending.append(ranks.start_sum(own))
+                pending.append(ranks.start_sum(sums))
             loss = losses.sum() / len(images)
             torch.autograd.backward(loss)
         clip_grad_norm_(net.network.parameters(), train.clip_norm, foreach=True)
         net.optimizer.step()
         for one in pending:
             one.wait()
+        update_running_statistics(net.norms, sums[3 * num_tasks + 1 :], sums[3 * num_tasks])
         return loss.detach()
 
     return step

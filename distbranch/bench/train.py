@@ -1,6 +1,6 @@
-"""What working together costs: a step with all that the ranks tell each other against the same step alone, and growth.
+"""What working together costs: a step alone, with gradients and sums, with the statistics of batch norm besides, and growth.
 
-Blocks of both kinds of steps take turns in the same processes, so that whatever else the machine does falls on both.
+Blocks of all kinds of steps take turns in the same processes, so that whatever else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
@@ -19,9 +20,11 @@ from distbranch.bench.decide import planted_statistics
 from distbranch.bench.step import batch_of, timed, training_step
 from distbranch.bench.trees import branch_counts
 from distbranch.config import Config, load_config
+from distbranch.data.plan import positions_of_rank
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, join_ranks, verify_equal
 from distbranch.engine.methods import decide, may_still_grow
+from distbranch.engine.norm_plan import NormPlan
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.models.backbones import Architecture
 from distbranch.tasks import Task
@@ -31,18 +34,30 @@ STEPS_PER_BLOCK = 5
 
 @dataclass(frozen=True)
 class TrainCost:
-    """Medians of one benchmark. `growth_s` is the longest of all decisions with widening, re-wrapping and verification."""
+    """Medians of one benchmark.
+
+    alone_ms: a step that tells nothing.
+    gradients_ms: with gradients and sums over all ranks.
+    together_ms: with the statistics of groups of images that are spread over all ranks, too (`train.norm_batch`).
+    growth_s: the longest of all decisions with widening, re-wrapping and verification.
+    """
 
     network: str
     num_ranks: int
     alone_ms: float
+    gradients_ms: float
     together_ms: float
     growth_s: float
 
     @property
-    def share(self) -> float:
-        """Synchronisation as a share of the step without it."""
-        return self.together_ms / self.alone_ms - 1
+    def gradients_share(self) -> float:
+        """What gradients and sums add, as a share of the step alone."""
+        return self.gradients_ms / self.alone_ms - 1
+
+    @property
+    def norm_share(self) -> float:
+        """What the messages of batch norm take of the whole step."""
+        return 1 - self.gradients_ms / self.together_ms
 
 
 def bench_train(
@@ -71,7 +86,7 @@ def bench_train(
             "data": {"path": "random"},
             "model": {"width": width},
             "method": {"alpha": alpha, "affinity": "phi"},
-            "train": {"batch_size": batch_size},
+            "train": {"batch_size": batch_size, "norm_batch": batch_size},
             "launch": {"workers": num_ranks},
         }
     )
@@ -118,21 +133,28 @@ def _rank(
             name = f"thin-{config.model.width}"
             widest = branch_counts(net.network.architecture.tree)
             rows = [(name, thin, 0.0), (f"Branch-{config.model.width}-{config.method.alpha} ({widest})", grown, growth)]
-            queue.put([TrainCost(label, world_size, *times, seconds) for label, times, seconds in rows])
+            queue.put([TrainCost(label, world_size, *times, growth_s=seconds) for label, times, seconds in rows])
 
 
-def _interleaved(net: TrainedNetwork, batch: tuple[Tensor, Tensor], num_blocks: int) -> tuple[float, float]:
-    """Milliseconds of the slowest rank per step: alone, together; medians over the blocks after the first."""
-    ranks = net.ranks
-    steps = {together: training_step(net, batch, together=together) for together in (False, True)}
-    times: dict[bool, list[float]] = {False: [], True: []}
+def _interleaved(net: TrainedNetwork, batch: tuple[Tensor, Tensor], num_blocks: int) -> tuple[float, float, float]:
+    """Milliseconds of the slowest rank per step: alone, with gradients, together; medians over the blocks after the first."""
+    ranks, batch_size = net.ranks, net.config.train.batch_size
+    (own,) = positions_of_rank(batch_size, 1, ranks.rank, ranks.world_size)
+    (groups,) = NormPlan(net.config.train, ranks).groups(torch.arange(own.start, own.stop))
+    steps = [
+        training_step(net, batch),
+        training_step(net, batch, together=True),
+        training_step(net, batch, together=True, groups=groups),
+    ]
+    times: list[list[float]] = [[], [], []]
     for block in range(num_blocks + 1):
-        for together in (False, True) if block % 2 else (True, False):
+        for kind in (0, 1, 2) if block % 2 else (2, 1, 0):
             ranks.gather(None)  # all begin at once
-            slowest = max(ranks.gather(timed(steps[together], STEPS_PER_BLOCK)[0]))
+            slowest = max(ranks.gather(timed(steps[kind], STEPS_PER_BLOCK)[0]))
             if block:
-                times[together].append(slowest * 1000)
-    return float(np.median(times[False])), float(np.median(times[True]))
+                times[kind].append(slowest * 1000)
+    alone, gradients, together = (float(np.median(one)) for one in times)
+    return alone, gradients, together
 
 
 def _grow(net: TrainedNetwork, ranks: Ranks) -> float:
@@ -142,7 +164,6 @@ def _grow(net: TrainedNetwork, ranks: Ranks) -> float:
     while growing:
         ranks.gather(None)
         began = time.perf_counter()
-        net.share_buffers()
         summed = stats.with_pair_sums(ranks.sum(stats.pair_sums()))
         architecture = net.tree_architecture
         (ruling,) = ranks.on_first(lambda: decide(summed, architecture, [config.method], seed=0))  # noqa: B023

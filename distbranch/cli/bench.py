@@ -89,7 +89,12 @@ def bench_train_command(
     show_rows([asdict(row) for row in compared])
     if ranks > 1:
         rows = bench_train(width=width, num_ranks=ranks, batch_size=batch_size, image_size=size, num_blocks=blocks)
-        show_rows([{**asdict(row), "synchronisation_%": 100 * row.share} for row in rows])
+        show_rows(
+            [
+                {**asdict(row), "gradients_%": 100 * row.gradients_share, "batch_norm_%": 100 * row.norm_share}
+                for row in rows
+            ]
+        )
 
 
 @bench_app.command("data")

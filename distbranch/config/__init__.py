@@ -2,7 +2,7 @@
 
 from distbranch.config.network import AdaShareConfig, MethodConfig, ModelConfig
 from distbranch.config.reading import describe_keys, differences, load_config, to_yaml
-from distbranch.config.sections import Config, DataConfig, LaunchConfig, OptimConfig
+from distbranch.config.sections import Config, DataConfig, LaunchConfig, OptimConfig, TrainConfig
 
 __all__ = [
     "AdaShareConfig",
@@ -12,6 +12,7 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "OptimConfig",
+    "TrainConfig",
     "describe_keys",
     "differences",
     "load_config",

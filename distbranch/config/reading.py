@@ -47,6 +47,10 @@ class _Dumper(yaml.SafeDumper):
 for _language in (_Loader, _Dumper):
     _language.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("+-0123456789"))
 
+REMOVED_KEYS = {
+    "train.sync_batch_norm": "train.norm_batch says how many images are normalised together, on however many ranks they are.",
+}
+
 
 def load_config(
     source: "Config | Mapping[str, Any] | Path | str", overrides: Mapping[str, Any] | Sequence[str] = ()
@@ -77,6 +81,7 @@ def load_config(
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for key, value in pairs:
         set_dotted(values, key, value)
+    values = _without_removed_keys(values)
     _check_keys(values)
     try:
         return Config.model_validate(values)
@@ -182,6 +187,24 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
         values[section] = inner = dict(inner) if isinstance(inner, Mapping) else {}
         values = inner
     values[last] = value
+
+
+def _without_removed_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without keys of earlier versions that were off, as configs of finished runs have them.
+
+    Raises:
+        UsageError: one was on; with its successor.
+    """
+    kept = dict(values)
+    for key, successor in REMOVED_KEYS.items():
+        section, _, last = key.partition(".")
+        part = kept.get(section)
+        if not isinstance(part, Mapping) or last not in part:
+            continue
+        if part[last]:
+            raise UsageError(f"The key '{key}' is no more: {successor} Leave {key} out.")
+        kept[section] = {name: value for name, value in part.items() if name != last}
+    return kept
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ KEYS_FREE_TO_CHANGE = (
     "data.cache_gib",
     "data.on_bad_sample",
     "data.max_bad_samples",
+    "train.accumulate",
     "train.log_every",
     "train.profile",
     "launch.",
@@ -145,19 +146,41 @@ class TrainConfig(Section):
 
     iterations: int = Field(60_000, ge=1, description="Optimiser steps in all.")
     batch_size: int = Field(32, ge=2, description="Images per optimiser step, over all ranks.")
-    accumulate: int = Field(1, ge=1, description="Forward and backward passes into which one step is divided.")
+    norm_batch: int = Field(
+        32,
+        ge=2,
+        description="Images that batch norm normalises together, on however many ranks they are; a smaller batch is one group.",
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="Passes into which one step is divided, to save memory; each has whole groups of `norm_batch`.",
+    )
     clip_norm: float = Field(20.0, gt=0, description="Largest norm of the gradient.")
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "fp32", description="`bf16`: autocast of the forward pass; `auto`: bf16 if all ranks have it in hardware."
     )
     compile: bool = Field(False, description="torch.compile after the last widening.")
-    sync_batch_norm: bool = Field(False, description="Batch-norm statistics over all ranks (GPU only).")
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints (one more at every decision).")
     keep_checkpoints: int = Field(3, ge=2, description="Newest checkpoints that are kept.")
     evaluate_every: int = Field(0, ge=0, description="Steps between evaluations on `val`; 0: only at the end.")
     eval_batch_size: int = Field(256, ge=1, description="Images per evaluation batch and rank.")
     log_every: int = Field(50, ge=1, description="Steps between lines of metrics.jsonl.")
     profile: bool = Field(False, description="Write a torch.profiler trace of 5 steps.")
+
+    @model_validator(mode="after")
+    def _has_whole_groups(self) -> Self:
+        whole = min(self.norm_batch, self.batch_size) * self.accumulate
+        if self.batch_size % whole == 0:
+            return self
+        whole = self.norm_batch * self.accumulate
+        below = self.batch_size // whole * whole
+        nearest = f"{below} or {below + whole}" if below else str(whole)
+        passes = f" in each of train.accumulate={self.accumulate} passes" if self.accumulate > 1 else ""
+        raise ValueError(
+            f"train.batch_size should have whole groups of train.norm_batch={self.norm_batch} images{passes}, found "
+            f"{self.batch_size}; the nearest train.batch_size is {nearest}, or give another train.norm_batch"
+        )
 
 
 class OptimConfig(Section):
@@ -166,7 +189,7 @@ class OptimConfig(Section):
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="SGD with momentum (the paper), Adam or AdamW.")
     lr: float = Field(0.001, gt=0, description="Learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of SGD; of Adam and AdamW the first beta.")
-    weight_decay: float = Field(5e-4, ge=0, description="Weight decay.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay, on all but norms and biases.")
     schedule: Literal["step", "cosine", "constant"] = Field("step", description="Course of the learning rate.")
     decay_every: int = Field(
         20_000, ge=1, description="With `step`: steps after which the rate is multiplied by `decay_factor`."
@@ -238,18 +261,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.train.batch_size < self.launch.most_workers * self.train.accumulate * 2:
+        if self.train.batch_size < self.launch.most_workers * self.train.accumulate:
             raise ValueError(
-                f"train.batch_size should give every rank at least 2 images per pass; {self.train.batch_size} images "
+                f"train.batch_size should give every rank an image per pass; {self.train.batch_size} images "
                 f"over launch.workers={self.launch.most_workers} and train.accumulate={self.train.accumulate} do not"
             )
         if self.method.name == "low-rank" and self.model.backbone != "vgg16":
             raise ValueError(
                 f"method.name=low-rank has the basis filters of the paper for model.backbone=vgg16, found {self.model.backbone}"
-            )
-        if self.train.sync_batch_norm and self.train.accumulate > 1 and self.data.on_bad_sample == "skip":
-            raise ValueError(
-                "train.sync_batch_norm with train.accumulate > 1 needs data.on_bad_sample=fail, for all ranks must make as many passes"
             )
         return self
 

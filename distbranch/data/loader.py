@@ -1,7 +1,7 @@
 """Batches for one rank, decoded ahead of need by processes or by one thread.
 
 Which samples form global batch k is arithmetic on the plan, so every process computes its own share without a word to
-the others: rank r takes positions [k*B + r*B//W, k*B + (r+1)*B//W), prefetching process w of n takes batches w, w+n, ...
+the others: rank r takes the positions that `plan.positions_of_rank` gives it, prefetching process w of n batches w, w+n, ...
 """
 
 import itertools
@@ -19,7 +19,7 @@ from torch import Tensor
 from distbranch.data.cache import Cache, open_files
 from distbranch.data.decode import Augmentation, Pixels, decode
 from distbranch.data.mixed_reader import MixedReader
-from distbranch.data.plan import AlternatingPlan, MixedPlan, Place, Plan, Turns
+from distbranch.data.plan import AlternatingPlan, MixedPlan, Place, Plan, Turns, positions_of_rank
 from distbranch.data.prefetch import from_processes, from_thread
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo, join
@@ -74,7 +74,7 @@ def train_loader(
 
     `info` may be a mixture of data sets (`data.mixture`); its samples come in the order of `plan.MixedPlan`. With `turns` two
     parts of every data set are read in the order of `plan.AlternatingPlan`.
-    `batch_size`: of all ranks together; `accumulate`: into how many parts the engine will divide a rank's share;
+    `batch_size`: of all ranks together; `accumulate`: in how many passes, one after the other in a batch, it is trained on;
     `num_workers`: prefetching processes, 0 = one thread; `prefetch`: batches ahead for each of them. The iterator ends
     only after a batch with an error: a bad sample under on_bad_sample="fail", or a batch in which nothing is left.
     """
@@ -93,7 +93,7 @@ def train_loader(
     plan: Plan | MixedPlan | AlternatingPlan = plan_of((0.0, 1.0))
     if turns is not None:
         plan = AlternatingPlan((plan_of((0.0, turns.part)), plan_of((turns.part, 1.0))), turns)
-    order = _TrainOrder(plan, start, batch_size, rank, world_size)
+    order = _TrainOrder(plan, start, batch_size, positions_of_rank(batch_size, accumulate, rank, world_size))
     augmentation = Augmentation(flip, shift)
     recipe = _Recipe(
         [(member.path, one.shards) for member, one in zip(info.members, chosen, strict=True)],
@@ -148,7 +148,7 @@ def _split(info: DatasetInfo, split: str) -> SplitInfo:
 class _Order(Protocol):
     """Which samples form a rank's batches, and in which shards those of the near future are."""
 
-    def batch(self, number: int) -> tuple[list[Place], range]:
+    def batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
         """The samples of a batch and their indices; none = the end."""
 
     def ahead(self, index: int) -> list[int]:
@@ -160,16 +160,16 @@ class _TrainOrder:
     plan: Plan | MixedPlan | AlternatingPlan
     start: int
     batch_size: int
-    rank: int
-    world_size: int
+    shares: Sequence[range]  # of the positions in every batch, pass by pass
 
-    def batch(self, number: int) -> tuple[list[Place], range]:
+    def batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
         first = self.start + number * self.batch_size
-        share = range(
-            first + self.rank * self.batch_size // self.world_size,
-            first + (self.rank + 1) * self.batch_size // self.world_size,
-        )
-        return self.plan.samples(share.start, share.stop), share
+        places: list[Place] = []
+        indices: list[int] = []
+        for share in self.shares:
+            places += self.plan.samples(first + share.start, first + share.stop)
+            indices += range(first + share.start, first + share.stop)
+        return places, indices
 
     def ahead(self, index: int) -> list[int]:
         return self.plan.shards_ahead(index)
@@ -185,7 +185,7 @@ class _EvalOrder:
     def __post_init__(self) -> None:
         self._ends = list(itertools.accumulate(shard.num_samples for shard in self.shards))
 
-    def batch(self, number: int) -> tuple[list[Place], range]:
+    def batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
         mine = range(self.rank, self._ends[-1], self.world_size)
         indices = mine[number * self.batch_size : (number + 1) * self.batch_size]
         shards = [bisect_right(self._ends, index) for index in indices]
@@ -304,7 +304,7 @@ class _Source:
                 places, indices = self.order.batch(number)
                 if not places:
                     return
-                maker.reader.want(self.order.ahead(indices.start))
+                maker.reader.want(self.order.ahead(indices[0]))
                 yield maker.make(places, indices)
 
 

@@ -113,6 +113,20 @@ class Plan:
         return _permutation(size, self.seed, shard, 0, 2)[chosen]
 
 
+def positions_of_rank(batch_size: int, num_passes: int, rank: int, world_size: int) -> list[range]:
+    """The positions in a global batch that a rank takes in each of its passes.
+
+    A pass is a stretch of the batch, and its ranks stand in it one after the other, so that images which are neighbours in the
+    batch are together in a pass whatever the number of ranks.
+    """
+    shares = []
+    for number in range(num_passes):
+        first = number * batch_size // num_passes
+        length = (number + 1) * batch_size // num_passes - first
+        shares.append(range(first + rank * length // world_size, first + (rank + 1) * length // world_size))
+    return shares
+
+
 class MixedPlan:
     """Several plans read as one stream: every `sum(proportions)` positions hold `proportions[d]` samples of plan d.
 

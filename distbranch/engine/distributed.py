@@ -8,7 +8,7 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,13 +31,15 @@ RankGroup = Any  # torch.distributed.ProcessGroup; its type differs between buil
 class Ranks:
     """This process among the ranks of the run.
 
-    `host_group` carries small host tensors and objects: the default group on CPU, a gloo group beside NCCL on GPUs.
+    `host_group` carries small host tensors and objects: the default group on CPU, a gloo group beside NCCL on GPUs; `timeout` is
+    how long a message waits for the others.
     """
 
     rank: int
     world_size: int
     device: torch.device
     host_group: RankGroup | None = None
+    timeout: timedelta | None = None
 
     @property
     def is_first(self) -> bool:
@@ -54,6 +56,25 @@ class Ranks:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add `tensor` over all ranks, in place."""
         return self.start_sum(tensor).wait()
+
+    def sum_in_team(self, teams: Sequence[range]) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What adds a tensor in place over this rank's team; None for a team of one. All ranks must call it, with the same teams.
+
+        A team has a process group of its own, so that its messages cannot meet those of DDP.
+        """
+        own: RankGroup | None = None
+        for team in teams:
+            if len(team) > 1:  # every rank takes part in making every group
+                made = dist.new_group(list(team), timeout=self.timeout)
+                own = made if self.rank in team else own
+        if own is None:
+            return None
+
+        def sum_over_team(tensor: torch.Tensor) -> torch.Tensor:
+            dist.all_reduce(tensor, group=own)
+            return tensor
+
+        return sum_over_team
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's `value` (a small picklable object) on every rank."""
@@ -165,7 +186,7 @@ def join_ranks(launch: LaunchConfig) -> Iterator[Ranks]:
     _set_threads(launch, world_size)
     host_group = dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 and device.type == "cuda" else None
     try:
-        yield Ranks(rank, world_size, device, host_group)
+        yield Ranks(rank, world_size, device, host_group, timeout)
     finally:
         if made_here:
             # A thread of gloo that has just finished needs the interpreter's lock to let go of its tensors, and the end of

@@ -16,8 +16,6 @@ from distbranch.data.shards import BAD_KINDS
 from distbranch.engine.distributed import Pending, Ranks
 from distbranch.errors import UserError
 
-SMALLEST_PART = 2  # samples: batch normalisation has no variance of one
-
 
 @dataclass(frozen=True)
 class Agreement:
@@ -61,21 +59,12 @@ class Feed:
             batch = next(self._batches)
         except UserError as error:  # the loader itself: a process of it died
             return _nothing(), str(error)
-        return batch, batch.error or _too_small(batch)
+        return batch, batch.error
 
     def _start_flags(self) -> Pending:
         flags = [float(self.should_stop()), float(self.problem is not None)]
         flags += [float(self.next.num_bad.get(kind, 0)) for kind in BAD_KINDS]
         return self.ranks.start_sum(torch.tensor(flags, dtype=torch.float64), on_host=True)
-
-
-def _too_small(batch: Batch) -> str | None:
-    if len(batch.images) >= SMALLEST_PART:
-        return None
-    return (
-        "Only one sample of a batch could be used, and batch normalisation needs two. "
-        "Raise train.batch_size, or repair the data set."
-    )
 
 
 def _nothing() -> Batch:

@@ -6,6 +6,7 @@ Slots are carried by parameter name (`layers.fc7.2.linear.weight:exp_avg`), so t
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,15 @@ POLICY_WEIGHT_DECAY = 5e-4
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The configured optimiser over all weights; fused, which is several times faster than a loop over them."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    """The configured optimiser over all weights; fused, which is several times faster than a loop over them.
+
+    Weight decay falls on convolutions and products alone: norms and biases, which have one dimension, are left as they are.
+    """
+    every = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    parameters: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in every if parameter.ndim > 1]},
+        {"params": [parameter for parameter in every if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
     if config.name == "sgd":
         return torch.optim.SGD(
             parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True

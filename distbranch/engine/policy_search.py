@@ -27,6 +27,7 @@ from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.networks import Network
+from distbranch.models.norm import NormGroups
 from distbranch.models.residual import BLOCKS
 
 
@@ -85,21 +86,21 @@ class PolicySearch:
         self,
         net: TrainedNetwork,
         ranks: Ranks,
-        parts: Sequence[tuple[Tensor, Tensor]],
+        parts: Sequence[tuple[Tensor, Tensor, NormGroups]],
         step: int,
         autocast: AbstractContextManager[Any],
     ) -> tuple[Tensor, Tensor]:
         """One step of the policy, the weights as they are; the outputs [B, O] and the norm of the gradient.
 
-        parts: images [b, 3, H, W] and labels [b, T] of this rank.
+        parts: images [b, 3, H, W], labels [b, T] and groups of images of this rank, pass by pass.
         """
         network = net.network
         assert isinstance(network, AdaShareNet)
         leaf = network.policy_logits.detach().requires_grad_()
         gradient, outputs = torch.zeros_like(leaf, dtype=torch.float64), []
-        for images, labels in parts:
+        for images, labels, groups in parts:
             with autocast:
-                answer = network(images, self.decisions(leaf, step), flat=True)
+                answer = network(images, self.decisions(leaf, step), flat=True, groups=groups)
             assert isinstance(answer, Tensor)
             loss = network.tasks.losses(answer, labels).sum() / self.config.train.batch_size
             gradient += torch.autograd.grad(loss, leaf)[0]

@@ -1,7 +1,6 @@
 """The network with its optimiser and its DDP wrapper: three things that are only ever rebuilt together, from named tensors."""
 
 import json
-import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,9 +19,9 @@ from distbranch.engine.optimisation import build_optimizer, build_policy_optimiz
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.backbones import Architecture
 from distbranch.models.networks import Network, network_of
+from distbranch.models.norm import BatchNorm
 from distbranch.models.residual import AnyArchitecture
 
-logger = logging.getLogger("distbranch")
 SEARCH_MOMENTUM = 0.9  # of the weights' SGD in AdaShare's search
 
 
@@ -33,6 +32,7 @@ class TrainedNetwork:
     """
 
     network: Network
+    norms: list[BatchNorm]
     optimizer: torch.optim.Optimizer
     policy_optimizer: torch.optim.Optimizer
     wrapped: nn.Module
@@ -40,8 +40,6 @@ class TrainedNetwork:
     def __init__(self, config: Config, ranks: Ranks, preprocessing: Preprocessing, *, is_final: bool) -> None:
         self.config, self.ranks, self.preprocessing, self.is_final = config, ranks, preprocessing, is_final
         self.alternates = False
-        if config.train.sync_batch_norm and ranks.device.type != "cuda" and ranks.world_size > 1 and ranks.is_first:
-            logger.warning("train.sync_batch_norm has no effect: it needs GPUs, and the ranks run on CPUs.")
 
     def begin(self, architecture: AnyArchitecture, seed: int) -> None:
         """Random weights (He et al. 2015), or those of a pretrained network; the same on every rank."""
@@ -59,8 +57,7 @@ class TrainedNetwork:
         network.load_state_dict(dict(model))
         self.network = network.to(self.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.train()
-        if self.config.train.sync_batch_norm and self.ranks.device.type == "cuda" and self.ranks.world_size > 1:
-            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
+        self.norms = [module for module in self.network.modules() if isinstance(module, BatchNorm)]
         self.optimizer = self._weights_optimizer()
         if self._searches:
             assert isinstance(self.network, AdaShareNet)
@@ -111,7 +108,7 @@ class TrainedNetwork:
                 self.wrapped = DistributedDataParallel(
                     self.network,
                     device_ids=[self.ranks.device] if on_gpu else None,
-                    broadcast_buffers=False,  # running statistics are sent when they are read: `share_buffers`
+                    broadcast_buffers=False,  # running statistics are summed over all ranks
                     init_sync=False,  # it would overwrite a rank that differs, which must be told instead
                     gradient_as_bucket_view=True,
                 )
@@ -123,10 +120,6 @@ class TrainedNetwork:
     def no_sync(self) -> AbstractContextManager[None]:
         """For all but the last part of an accumulated step."""
         return self._replica.no_sync() if isinstance(self._replica, DistributedDataParallel) else nullcontext()
-
-    def share_buffers(self) -> None:
-        """Give every rank the running statistics of rank 0, which are the network's, as under DDP's default."""
-        self.ranks.broadcast_tensors(list(self.network.buffers()))
 
     def slots(self) -> dict[str, Tensor]:
         """The optimiser's tensors as `parameter:slot`."""

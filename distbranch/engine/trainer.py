@@ -116,7 +116,7 @@ class Trainer:
         batch, waited = self._feed.take()
         images = batch.images.to(self.ranks.device, non_blocking=True)
         labels = batch.labels.to(self.ranks.device, non_blocking=True)
-        rate, norm = self.step.train(images, labels)
+        rate, norm = self.step.train(images, labels, batch.indices)
         progress.iteration += 1
         self._window.add(num_samples=config.train.batch_size, waited=waited, rate=rate, norm=norm)
         self._profiler.step()
@@ -148,7 +148,6 @@ class Trainer:
         self.step.settle()
         began = time.perf_counter()
         progress, architecture = self.progress, self.net.tree_architecture
-        self.net.share_buffers()
         stats = self.stats.with_pair_sums(self.ranks.sum(self.stats.pair_sums()))
         ruling, parts = self.ranks.on_first(lambda: self.family.decide(stats, architecture))
         if parts:
@@ -200,7 +199,6 @@ class Trainer:
     def _record_policy(self) -> None:
         """The policy at the end of a cycle, the same on all ranks."""
         self.step.settle()
-        self.net.share_buffers()
         self.state.verify(f"the policy after step {self.progress.iteration}")
         self.ranks.on_first(self.state.write_sharing)
         if self.log:
@@ -259,7 +257,6 @@ class Trainer:
         if split not in self.info.splits:
             return None
         self.step.settle()
-        self.net.share_buffers()
         self.ranks.on_first(self.state.check_finite)
         scores = evaluate(
             self.net.network,

@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from distbranch.engine.distributed import Pending
-from distbranch.engine.feed import SMALLEST_PART
+from distbranch.engine.norm_plan import NormPlan
 from distbranch.engine.optimisation import learning_rate, set_learning_rate
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import SharedError
+from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
+
+Part = tuple[Tensor, Tensor, NormGroups]  # images, labels, and which of the images are normalised together
 
 
 class TrainingStep:
@@ -24,16 +27,21 @@ class TrainingStep:
         self.progress, self.net, self.stats, self.window = state.progress, state.net, state.stats, state.window
         labels = state.info.splits["train"].labels
         self.has_gaps = any(counts.get("unlabelled", 0) for counts in labels.values())
-        self._margins: Pending | None = None
+        self._norm_plan = NormPlan(self.config.train, self.ranks)
+        self._sums: Pending | None = None
 
-    def train(self, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-        """One step on images uint8 [b, 3, H, W] and labels [b, T]; the learning rate and the norm of the gradient."""
+    def train(self, images: Tensor, labels: Tensor, indices: Tensor) -> tuple[float, Tensor]:
+        """One step; the learning rate and the norm of the gradient.
+
+        images: uint8 [b, 3, H, W]; labels: [b, T]; indices: int64 [b] on the host, positions in the stream of samples.
+        """
         search = self.state.search
+        parts = self._divide(images, labels, indices)
         if search is not None and search.phase(self.progress.iteration) == "policy":
-            return self._train_policy(images, labels)
-        return self._train_weights(images, labels)
+            return self._train_policy(parts, labels)
+        return self._train_weights(parts, labels)
 
-    def _train_weights(self, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    def _train_weights(self, parts: list[Part], labels: Tensor) -> tuple[float, Tensor]:
         """One step of the weights; the learning rate and the norm of the gradient."""
         config, progress, search = self.config, self.progress, self.state.search
         alternates = search is not None and search.phase(progress.iteration) != "warm-up"
@@ -44,41 +52,39 @@ class TrainingStep:
             start, end = progress.schedule_start, search.curriculum.warmup if search else config.train.iterations
             rate = learning_rate(config.optim, iteration=progress.iteration, schedule_start=start, iterations=end)
         set_learning_rate(self.net.optimizer, rate)
-        self._forward_and_backward(images, labels)
+        self._forward_and_backward(parts, labels)
         norm = clip_grad_norm_(self.net.network.parameters(), config.train.clip_norm, foreach=True)
         self.net.optimizer.step()
         return rate, norm
 
-    def _train_policy(self, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    def _train_policy(self, parts: list[Part], labels: Tensor) -> tuple[float, Tensor]:
         """One step of AdaShare's policy; its learning rate and the norm of its gradient."""
         search, tasks = self.state.search, self.net.network.tasks
         assert search is not None
         autocast = torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16)
-        parts = self._parts(images, labels)
         outputs, norm = search.train_policy(self.net, self.ranks, parts, self.progress.iteration, autocast)
         sums = tasks.losses(outputs, labels).sum(dim=0, dtype=torch.float64)
         self._start_margins(tasks.margins(outputs, labels), labels, sums)
         return self.config.adashare.policy_lr, norm
 
-    def _parts(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The passes into which a step is divided."""
-        # Batch norm needs two images: under `on_bad_sample: skip` a share may be smaller than planned.
-        num_parts = max(1, min(self.config.train.accumulate, len(images) // SMALLEST_PART))
-        return list(zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True))
+    def _divide(self, images: Tensor, labels: Tensor, indices: Tensor) -> list[Part]:
+        """The passes of a step; one may be empty where samples were left out, for the other ranks make it all the same."""
+        groups = self._norm_plan.groups(indices)
+        sizes = [sum(one.sizes) for one in groups]
+        return list(zip(torch.split(images, sizes), torch.split(labels, sizes), groups, strict=True))
 
-    def _forward_and_backward(self, images: Tensor, labels: Tensor) -> None:
+    def _forward_and_backward(self, parts: list[Part], labels: Tensor) -> None:
         config, search = self.config.train, self.state.search
         # DDP averages over the ranks: this makes the step that of the mean over the global batch, also of uneven shares.
         scale = self.ranks.world_size / config.batch_size
         margins, sums = [], torch.zeros(self.net.network.tasks.num_tasks, dtype=torch.float64, device=self.ranks.device)
-        parts = self._parts(images, labels)
         drawn = {} if search is None else {"decisions": search.draw(self.net.network, self.progress.iteration)}
         self.net.optimizer.zero_grad(set_to_none=True)
-        for number, (part, part_labels) in enumerate(parts):
+        for number, (part, part_labels, groups) in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self.net.no_sync():
                 with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16):
-                    outputs = self.net.wrapped(part, flat=True, **drawn)
+                    outputs = self.net.wrapped(part, flat=True, groups=groups, **drawn)
                 losses = self.net.network.tasks.losses(outputs, part_labels)
                 margins.append(self.net.network.tasks.margins(outputs.detach(), part_labels))
                 sums += losses.detach().sum(dim=0, dtype=torch.float64)
@@ -87,25 +93,27 @@ class TrainingStep:
                 torch.autograd.backward(losses.sum() * scale)
 
     def _start_margins(self, margins: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Add this rank's pairs, and begin the sum of margins, counts and losses [3T] over all ranks."""
+        """Add this rank's pairs, and begin the sums over all ranks: margins, counts and losses [3T], images, statistics of norms."""
         observed = ~labels.isnan() if self.has_gaps else None
         if self.progress.growing:
             self.stats.add_pairs(margins, observed)
         own = self.stats.margin_sums(margins, observed)
         self.window.add_own_losses(losses)
-        self._margins = self.ranks.start_sum(torch.cat([own, losses]))
+        num_images = own.new_full((1,), len(labels))
+        self._sums = self.ranks.start_sum(torch.cat([own, losses, num_images, take_step_sums(self.net.norms)]))
 
     def settle(self) -> None:
-        """Await the margins and losses of the step before."""
-        if self._margins is None:
+        """Await the sums of the step before: margins, losses, and the running statistics, which are then the same everywhere."""
+        if self._sums is None:
             return
-        sums = self._margins.wait()
-        self._margins = None
+        sums = self._sums.wait()
+        self._sums = None
         num_tasks = self.net.network.tasks.num_tasks
+        update_running_statistics(self.net.norms, sums[3 * num_tasks + 1 :], sums[3 * num_tasks])
         if self.progress.growing:
             self.stats.add_margins(sums[: 2 * num_tasks])
         iteration, train = self.progress.iteration, self.config.train
-        counts, losses = sums[num_tasks : 2 * num_tasks], sums[2 * num_tasks :]
+        counts, losses = sums[num_tasks : 2 * num_tasks], sums[2 * num_tasks : 3 * num_tasks]
         self.window.add_losses(losses, counts, iteration, num_samples=train.batch_size)
         if self.ranks.device.type == "cpu" or iteration % train.log_every == 0:
             self.check_losses()

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from distbranch.adashare.policy import EXECUTE, SKIP
+from distbranch.models.norm import BatchNorm, NormGroups
 from distbranch.models.residual import STEM_SIZE, BlockShape, Policy, ResidualArchitecture
 from distbranch.models.tree_net import draw_weights, normalise, register_normalisation
 from distbranch.tasks import TaskSet
@@ -23,18 +24,18 @@ class Convolution(nn.Module):
     """Convolution without bias and batch norm; `fold` makes one convolution with a bias of both, for inference."""
 
     conv: nn.Conv2d
-    norm: nn.Module
+    norm: BatchNorm | None  # None: folded
 
     def __init__(self, num_inputs: int, width: int, size: int, stride: int = 1) -> None:
         super().__init__()
         settings = {"stride": stride, "padding": size // 2, "bias": False}
         self.conv = skip_init(nn.Conv2d, num_inputs, width, size, **settings)  # type: ignore[no-untyped-call]
-        self.norm = nn.BatchNorm2d(width)
+        self.norm = BatchNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] to [B, C', h', w']."""
-        normalised: Tensor = self.norm(self.conv(x))
-        return normalised
+    def forward(self, x: Tensor, groups: NormGroups | None = None, num_ways: int = 1) -> Tensor:
+        """[num_ways * B, C, h, w] to [num_ways * B, C', h', w']."""
+        product: Tensor = self.conv(x)
+        return product if self.norm is None else self.norm(product, groups, num_ways=num_ways)
 
 
 class Block(nn.Module):
@@ -46,15 +47,16 @@ class Block(nn.Module):
         self.second = Convolution(shape.width, shape.width, 3) if is_executed else None
         self.projection = Convolution(shape.num_inputs, shape.width, 1, shape.stride) if shape.projects else None
 
-    def shortcut(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] to [B, C', h', w']."""
-        return x if self.projection is None else self.projection(x)
+    def shortcut(self, x: Tensor, *, groups: NormGroups | None = None, num_ways: int = 1) -> Tensor:
+        """[num_ways * B, C, h, w] to [num_ways * B, C', h', w']."""
+        return x if self.projection is None else self.projection(x, groups, num_ways)
 
-    def execute(self, x: Tensor, shortcut: Tensor) -> Tensor:
+    def execute(self, x: Tensor, shortcut: Tensor, *, groups: NormGroups | None = None, num_ways: int = 1) -> Tensor:
         """relu(shortcut + f(x))."""
         assert self.first is not None
         assert self.second is not None
-        return functional.relu(shortcut + self.second(functional.relu(self.first(x), inplace=True)), inplace=True)
+        inner = functional.relu(self.first(x, groups, num_ways), inplace=True)
+        return functional.relu(shortcut + self.second(inner, groups, num_ways), inplace=True)
 
 
 class AdaShareNet(nn.Module):
@@ -122,20 +124,26 @@ class AdaShareNet(nn.Module):
         return network.to(self.mean.device).train(self.training)
 
     def forward(
-        self, images: Tensor, decisions: Tensor | None = None, *, flat: bool = False
+        self,
+        images: Tensor,
+        decisions: Tensor | None = None,
+        *,
+        flat: bool = False,
+        groups: NormGroups | None = None,
     ) -> dict[str, Tensor] | Tensor:
         """Logits of every task by name, or all of them as one tensor [B, O] if `flat`.
 
         images: [B, 3, H, W]; uint8 is normalised here, float is taken as normalised already.
         decisions: [T, n, 2], how much every task executes and skips the last n blocks, while all execute those below; None: as
             `policy` says.
+        groups: of images that are normalised together in training; None: all of them.
         """
         executed = self.policy if decisions is None else self.architecture.executed
-        x = functional.max_pool2d(functional.relu(self.stem(normalise(images, self.mean, self.std))), 3, 2, 1)
+        x = functional.max_pool2d(functional.relu(self.stem(normalise(images, self.mean, self.std), groups)), 3, 2, 1)
         features, way_of_task = [x], [0] * self.tasks.num_tasks
         for number in range(len(self.blocks)):
             executes = [row[number] for row in executed]
-            features, way_of_task = self._pass(number, features, way_of_task, executes, decisions)
+            features, way_of_task = self._pass(number, features, way_of_task, executes, decisions, groups)
         outputs = self._heads(features, way_of_task)
         return outputs if flat else self.tasks.split(outputs)
 
@@ -146,15 +154,16 @@ class AdaShareNet(nn.Module):
         way_of_task: list[int],
         executes: list[bool],
         decisions: Tensor | None,
+        groups: NormGroups | None,
     ) -> tuple[list[Tensor], list[int]]:
         """The features after a block, one tensor per way, and the way of every task."""
         block = self.blocks[number]
         assert isinstance(block, Block)
         place = -1 if decisions is None else number - (len(self.blocks) - decisions.shape[1])
         running = sorted({way for way, runs in zip(way_of_task, executes, strict=True) if runs or place >= 0})
-        shortcuts = self._over_ways(block.shortcut, features)
+        shortcuts = self._over_ways(block.shortcut, groups, features)
         inputs = [features[way] for way in running], [shortcuts[way] for way in running]
-        done = dict(zip(running, self._over_ways(block.execute, *inputs), strict=True))
+        done = dict(zip(running, self._over_ways(block.execute, groups, *inputs), strict=True))
         if place >= 0:
             assert decisions is not None
             shares = decisions[:, place].to(shortcuts[0].dtype)
@@ -167,13 +176,16 @@ class AdaShareNet(nn.Module):
         distinct = list(dict.fromkeys(ways))
         return [done[way] if runs else shortcuts[way] for way, runs in distinct], [distinct.index(way) for way in ways]
 
-    def _over_ways(self, function: Callable[..., Tensor], *inputs: Sequence[Tensor]) -> list[Tensor]:
+    def _over_ways(
+        self, function: Callable[..., Tensor], groups: NormGroups | None, *inputs: Sequence[Tensor]
+    ) -> list[Tensor]:
         """A part of a block over several ways, each with its own inputs [B, ...]; in training as one batch."""
         count = len(inputs[0])
         if not self.training or count < 2:
-            return [function(*own) for own in zip(*inputs, strict=True)]
-        together = function(*(torch.cat(list(tensors)) for tensors in inputs))
-        return list(together.reshape(count, -1, *together.shape[1:]).unbind())
+            return [function(*own, groups=groups, num_ways=1) for own in zip(*inputs, strict=True)]
+        joined = [torch.cat(list(tensors)) for tensors in inputs]
+        together = function(*joined, groups=groups, num_ways=count)
+        return list(torch.unflatten(together, 0, (count, len(together) // count)).unbind())
 
     def _heads(self, features: list[Tensor], way_of_task: list[int]) -> Tensor:
         """[B, O], each output from the mean over positions of its task's features."""

@@ -20,6 +20,7 @@ from distbranch.models.backbones import Architecture, LayerShape
 from distbranch.models.branches import ConvBranch, LinearBranch
 from distbranch.models.low_rank import LowRankLayer, LowRankNet, basis_size, output_basis_size
 from distbranch.models.networks import Network
+from distbranch.models.norm import BatchNorm
 from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import Task, TaskSet
 
@@ -96,10 +97,10 @@ def _folded_residual(network: AdaShareNet) -> AdaShareNet:
     for module in folded.modules():
         if isinstance(module, Convolution):
             conv, norm = module.conv, module.norm
-            assert isinstance(norm, nn.BatchNorm2d)
+            assert isinstance(norm, BatchNorm)
             conv.bias = nn.Parameter(torch.empty_like(norm.bias), requires_grad=False)
             _fold_into(conv, conv.weight, norm)
-            module.norm = nn.Identity()
+            module.norm = None
     return folded
 
 
@@ -216,7 +217,7 @@ def _pair(module: nn.Module) -> tuple[nn.Conv2d | nn.Linear, nn.Conv2d | nn.Line
     return basis, combination
 
 
-def _fold_into(target: nn.Module, weight: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+def _fold_into(target: nn.Module, weight: Tensor, norm: BatchNorm) -> None:
     assert isinstance(target, nn.Conv2d | nn.Linear)
     assert target.bias is not None
     assert norm.running_mean is not None

@@ -16,6 +16,7 @@ from torch.nn.utils import skip_init
 
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture, LayerShape, in_eights
+from distbranch.models.norm import BatchNorm, NormGroups
 from distbranch.models.pretrained import WideLayer, WideNetwork, check_backbone, check_finite, map_size, with_map_size
 from distbranch.models.tree_net import draw_weights, normalise, register_normalisation
 from distbranch.tasks import Task, TaskSet
@@ -52,20 +53,18 @@ class LowRankLayer(nn.Module):
         size = basis_size(shape)
         self.basis: nn.Conv2d | nn.Linear
         self.combination: nn.Conv2d | nn.Linear
-        self.norm: nn.BatchNorm2d | nn.BatchNorm1d
         if shape.layer.kind == "conv":
             self.basis = skip_init(nn.Conv2d, shape.num_inputs, size, 3, padding=1, bias=False)  # type: ignore[no-untyped-call]
             self.combination = skip_init(nn.Conv2d, size, shape.width, 1, bias=False)  # type: ignore[no-untyped-call]
-            self.norm = nn.BatchNorm2d(shape.width)
         else:
             self.basis = skip_init(nn.Linear, shape.num_inputs, size, bias=False)  # type: ignore[no-untyped-call]
             self.combination = skip_init(nn.Linear, size, shape.width, bias=False)  # type: ignore[no-untyped-call]
-            self.norm = nn.BatchNorm1d(shape.width)
+        self.norm = BatchNorm(shape.width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: NormGroups | None = None) -> Tensor:
         """[B, C, h, w] or [B, n] to [B, d, h', w'] or [B, d]."""
         x = x.flatten(1) if isinstance(self.basis, nn.Linear) else x
-        x = self.norm(self.combination(self.basis(x)))
+        x = self.norm(self.combination(self.basis(x)), groups)
         return functional.relu(functional.max_pool2d(x, 2) if self.pool_after else x, inplace=True)
 
 
@@ -97,11 +96,13 @@ class LowRankNet(nn.Module):
         bases = [layer.basis for layer in self.layers.values() if isinstance(layer, LowRankLayer)]
         draw_weights(self, generator, linear=(*bases, self.head_basis, self.heads))
 
-    def forward(self, images: Tensor, *, flat: bool = False) -> dict[str, Tensor] | Tensor:
+    def forward(
+        self, images: Tensor, *, flat: bool = False, groups: NormGroups | None = None
+    ) -> dict[str, Tensor] | Tensor:
         """As `TreeNet.forward`: logits by task, or [B, O] if `flat`; uint8 images are normalised here."""
         x = normalise(images, self.mean, self.std)
         for layer in self.layers.values():
-            x = layer(x)
+            x = layer(x, groups)
         outputs: Tensor = self.heads(self.head_basis(x))
         return outputs if flat else self.tasks.split(outputs)
 

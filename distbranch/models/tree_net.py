@@ -15,6 +15,7 @@ from torch.nn.utils import skip_init
 
 from distbranch.models.backbones import Architecture
 from distbranch.models.branches import Branch, branch_of, run_branches
+from distbranch.models.norm import BatchNorm, NormGroups
 from distbranch.tasks import TaskSet
 
 
@@ -61,15 +62,19 @@ class TreeNet(nn.Module):
         """Draw all weights anew, on the CPU so that every device gets the same."""
         draw_weights(self, generator, linear=(self.heads,))
 
-    def forward(self, images: Tensor, *, flat: bool = False) -> dict[str, Tensor] | Tensor:
+    def forward(
+        self, images: Tensor, *, flat: bool = False, groups: NormGroups | None = None
+    ) -> dict[str, Tensor] | Tensor:
         """Logits of every task by name, or all of them as one tensor [B, O] if `flat`.
 
         images: [B, 3, H, W]; uint8 is normalised here, float is taken as normalised already.
+        groups: of images that are normalised together in training; None: all of them.
         """
         features = [normalise(images, self.mean, self.std)]
         for branches, parents in zip(self.layers.values(), self.parents, strict=True):
             assert isinstance(branches, nn.ModuleList)
-            features = run_branches(cast(Sequence[Branch], branches), [features[parent] for parent in parents])
+            inputs = [features[parent] for parent in parents]
+            features = run_branches(cast(Sequence[Branch], branches), inputs, groups)
         outputs = self._heads(features)
         return outputs if flat else self.tasks.split(outputs)
 
@@ -90,7 +95,7 @@ def draw_weights(network: nn.Module, generator: torch.Generator, *, linear: Coll
             module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * deviation)
             if module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        elif isinstance(module, BatchNorm):
             module.reset_parameters()
 
 

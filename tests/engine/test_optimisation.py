@@ -10,10 +10,8 @@ import torch
 from tiny_runs import TASKS, config_of
 
 from distbranch.config import OptimConfig, load_config
-from distbranch.data.loader import Batch
 from distbranch.data.shards import read_dataset
 from distbranch.engine.distributed import Ranks, num_cores
-from distbranch.engine.feed import Feed
 from distbranch.engine.optimisation import has_bf16, learning_rate, uses_bf16
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trainer import Trainer
@@ -71,20 +69,20 @@ def _trainer(data: Path, folder: Path, **changes: Any) -> Trainer:
 
 
 def _gradients(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    # With running statistics batch norm treats samples one by one, so how a batch is divided must not matter.
-    trainer.net.network.eval()
-    trainer.step._forward_and_backward(images, labels)
+    parts = trainer.step._divide(images, labels, torch.arange(len(images)))
+    trainer.step._forward_and_backward(parts, labels)
     return {name: parameter.grad.clone() for name, parameter in trainer.net.network.named_parameters()}  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("accumulate", [2, 3, 5])
+@pytest.mark.parametrize("accumulate", [2, 3, 6])
 def test_the_gradient_of_accumulated_passes_is_that_of_one(accumulate: int, tiny_data: Path, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 2, (12, len(TASKS)), generator=generator).float()
     labels[:3, 2] = torch.nan
-    whole = _trainer(tiny_data, tmp_path / "whole")
-    divided = _trainer(tiny_data, tmp_path / "divided", **{"train.accumulate": accumulate})
+    pairs = {"train.norm_batch": 2}
+    whole = _trainer(tiny_data, tmp_path / "whole", **pairs)
+    divided = _trainer(tiny_data, tmp_path / "divided", **pairs, **{"train.accumulate": accumulate})
     expected, found = _gradients(whole, images, labels), _gradients(divided, images, labels)
     assert sum(float(value.abs().sum()) for value in expected.values()) > 0
     for name, value in expected.items():
@@ -106,12 +104,15 @@ def test_bf16_trains_on_this_processor_with_a_finite_loss_and_fp32_weights(tiny_
     assert not torch.equal(first, weights)
 
 
-def test_two_images_are_enough_for_a_rank_and_one_is_too_few(tiny_data: Path, tmp_path: Path) -> None:
-    trainer = _trainer(tiny_data, tmp_path)
-    images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.ones(2, len(TASKS))
-    trainer.step._forward_and_backward(images, labels)
-    alone = Batch(images[:1], labels[:1], {}, None, torch.tensor([0]))
-    assert Feed(iter([alone]), trainer.ranks, lambda: False).problem is not None
+@pytest.mark.parametrize("kept", [[0], [0, 1], [4, 5, 6, 7], [0, 11]])
+def test_a_step_is_made_of_whatever_samples_are_left(kept: list[int], tiny_data: Path, tmp_path: Path) -> None:
+    trainer = _trainer(tiny_data, tmp_path, **{"train.norm_batch": 4, "train.accumulate": 3})
+    images = torch.randint(0, 256, (len(kept), 3, 32, 32), dtype=torch.uint8)
+    trainer.step.train(images, torch.ones(len(kept), len(TASKS)), torch.tensor(kept))
+    trainer.step.settle()
+    state = trainer.net.network.state_dict()
+    assert all(value.isfinite().all() for value in state.values())
+    assert state["layers.conv1.0.norm.num_batches_tracked"] == 1
 
 
 def test_auto_is_bf16_only_where_every_rank_has_it_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,12 @@ from distbranch.errors import UserError
 def train_a_network_that_reads_pixels(config: Mapping[str, Any]) -> dict[str, Any]:
     """A job: train with outputs that are whole numbers read from the picture.
 
-    Batch normalisation over a rank's own share and the rounding of matrix products make real outputs differ between
-    numbers of ranks; these do not, so all that is left to differ are the statistics.
+    The rounding of matrix products makes real outputs differ between numbers of ranks; these do not, so all that is left to
+    differ are the statistics.
     """
     from distbranch.models.tree_net import TreeNet
 
-    def forward(self: TreeNet, images: torch.Tensor, *, flat: bool = False) -> torch.Tensor:
+    def forward(self: TreeNet, images: torch.Tensor, *, flat: bool = False, groups: object = None) -> torch.Tensor:
         pixels = images.float().flatten(1)[:, :: 3 * 32 * 32 // self.heads.out_features][:, : self.heads.out_features]
         nothing = sum((parameter.sum() for parameter in self.parameters()), torch.zeros(())) * 0
         return (pixels - 128) / 32 + nothing

@@ -10,6 +10,7 @@ from torch.nn import functional
 from distbranch.models.adashare_net import AdaShareNet, Block
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 from distbranch.models.fold import fold, restrict
+from distbranch.models.norm import BatchNorm
 from distbranch.models.residual import BLOCKS, Policy, ResidualArchitecture, architecture_from_json
 from distbranch.tasks import Task
 
@@ -30,7 +31,7 @@ def architecture(
 def warmed(network: AdaShareNet) -> AdaShareNet:
     """With running statistics and scales that are not those of the beginning, in eval mode."""
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, BatchNorm):
             for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
                 assert tensor is not None
                 tensor.uniform_(0.5, 1.5)
@@ -167,7 +168,7 @@ def test_costs_are_those_of_the_convolutions_that_are_there_and_run(seed: int) -
 def test_the_folded_network_gives_the_same_logits(seed: int) -> None:
     network = warmed(AdaShareNet(architecture(some_policy(seed=seed)), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)))
     folded = fold(network)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert not any(isinstance(module, BatchNorm) for module in folded.modules())
     images = torch.randint(0, 256, (3, 3, 48, 40), dtype=torch.uint8)
     expected, found = network(images), folded(images)
     scale = max(1.0, max(float(logits.abs().max()) for logits in expected.values()))

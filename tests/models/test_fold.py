@@ -10,6 +10,7 @@ from distbranch.errors import UserError
 from distbranch.models.backbones import BACKBONES, Architecture
 from distbranch.models.cost import num_weights
 from distbranch.models.fold import fold, restrict
+from distbranch.models.norm import BatchNorm
 from distbranch.models.pretrained import wide_network
 from distbranch.models.thin_init import thin_beginning
 from distbranch.models.tree_net import TreeNet
@@ -39,7 +40,7 @@ def trained(architecture: Architecture, seed: int = 0) -> TreeNet:
     network = TreeNet(architecture, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, BatchNorm):
             assert module.running_mean is not None
             assert module.running_var is not None
             module.running_mean.normal_(generator=generator)
@@ -59,7 +60,7 @@ def pixels(count: int = 3) -> torch.Tensor:
 def test_the_folded_network_gives_the_same_logits(backbone: str, width: int | None, num_splits: int) -> None:
     network = trained(architecture_of(backbone, width, num_splits))
     folded = fold(network)
-    assert not any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in folded.modules())
+    assert not any(isinstance(module, BatchNorm) for module in folded.modules())
     images = pixels()
     floats = (images / 255 - network.mean) / network.std
     for given in (images, floats):

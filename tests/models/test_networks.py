@@ -1,6 +1,5 @@
 """Backbones, their sizes as the paper counts them, and the network of a tree."""
 
-import copy
 import json
 
 import pytest
@@ -9,8 +8,8 @@ import torch
 from distbranch.branching.tree import Split
 from distbranch.errors import UserError
 from distbranch.models.backbones import BACKBONES, Architecture, branch_caps, pools_above, thin_widths
-from distbranch.models.branches import branch_of, run_branches
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
+from distbranch.models.norm import NormGroups
 from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import Task
 
@@ -113,35 +112,25 @@ def test_parameter_names_tell_layer_and_branch() -> None:
     assert network.heads.weight.shape == (3, 8)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("width", [4, 8, 12, 16, 24, 32])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_branches_together_give_the_bits_of_branches_one_by_one(width: int, threads: int, training: bool) -> None:
-    shape = Architecture.thin("vgg16", width, (64, 48), binary(3)).shapes[10]  # conv5_1
-    flat = Architecture.thin("vgg16", width, (64, 48), binary(3)).shapes[13]  # fc6
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for layer, size in ((shape, (width, 4, 3)), (flat, (width, 2, 1))):
-            torch.manual_seed(width)
-            branches = [branch_of(layer).train(training) for _ in range(5)]
-            for branch in branches:
-                for parameter in branch.parameters():
-                    torch.nn.init.normal_(parameter)
-            inputs = [torch.randn(16, *size).contiguous(memory_format=torch.channels_last) for _ in branches]
-            alone = copy.deepcopy(branches)
-            expected = [branch(x) for branch, x in zip(alone, inputs, strict=True)]
-            found = run_branches(branches, inputs)
-            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-            for branch, other in zip(branches, alone, strict=True):
-                assert all(torch.equal(value, other.state_dict()[name]) for name, value in branch.state_dict().items())
-            torch.stack(found).square().sum().backward()  # type: ignore[no-untyped-call]
-            torch.stack(expected).square().sum().backward()  # type: ignore[no-untyped-call]
-            for branch, other in zip(branches, alone, strict=True):
-                for one, two in zip(branch.parameters(), other.parameters(), strict=True):
-                    torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-4)
-    finally:
-        torch.set_num_threads(before)
+def test_a_grown_tree_is_one_graph_for_the_compiler_whatever_its_groups() -> None:
+    architecture = Architecture.thin("vgg9", 4, (32, 32), binary(4))
+    tree = architecture.tree.split(Split(8, ((0, 1), (2,), (3,)))).split(Split(7, ((0,), (1, 2))))
+    network = TreeNet(architecture.with_tree(tree)).train()
+    images = torch.rand(8, 3, 32, 32)
+    for sizes in ((8,), (4, 4)):
+        torch.compiler.reset()
+        graphs = []
+
+        def count(module: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+            graphs.append(module)  # noqa: B023
+            return module
+
+        compiled = torch.compile(network, backend=count, fullgraph=True)
+        groups = NormGroups(sizes)
+        expected = network(images, flat=True, groups=groups)
+        for _ in range(3):
+            torch.testing.assert_close(compiled(images, flat=True, groups=groups), expected)
+        assert len(graphs) == 1
 
 
 def test_a_categorical_task_gets_one_output_per_class() -> None:
