@@ -20,7 +20,7 @@ from distbranch.launch.prepare import (
     tell_ignored,
     with_absolute_paths,
 )
-from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, pair_bytes, predict
+from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, norm_messages, pair_bytes, predict
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 from distbranch.models.residual import AnyArchitecture, ResidualArchitecture
@@ -63,7 +63,9 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     size = architecture.image_size
     parameters, num_tasks = num_parameters(architecture), len(info.tasks)
     step = measure_step(config, architecture, device=torch.device("cuda" if wants_gpu(launch) else "cpu"))
-    share = max(2, config.train.batch_size // launch.most_workers)
+    share = max(1, config.train.batch_size // launch.most_workers)
+    norm = norm_messages(config, architecture)
+    norm_bytes = 2 * norm.num_bytes if share < norm.group_size else 0
     address = cluster_address(launch)
     device = "cuda" if address is None and wants_gpu(launch) else launch.device
     lines = (
@@ -76,6 +78,7 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         ("ranks", f"{launch.workers} on {address or 'this machine'}, device {device}"),
         ("gradients on the wire per step and rank", f"{parameters * FLOAT32:,} bytes"),
         ("margins and losses per step and rank", f"{3 * num_tasks * FLOAT64:,} bytes"),
+        ("statistics of batch norm per step and rank", f"{norm_bytes:,} bytes ({norm.group_size} images a group)"),
         ("pair statistics per decision and rank", f"{pair_bytes(num_tasks):,} bytes"),
         ("steps", f"{config.train.iterations:,} of {config.train.batch_size} images"),
         ("run directory", config.run_url or str(config.run_directory)),
@@ -86,7 +89,7 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         ),
         ("assumed between ranks", f"{link.gbit_s:g} Gbit/s, {link.latency_us:g} us"),
     )
-    scales = predict(step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share)
+    scales = predict(step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share, norm=norm)
     return Plan(lines, tuple(scales))
 
 

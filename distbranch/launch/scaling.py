@@ -2,6 +2,7 @@
 
 A ring all-reduce of M bytes over N ranks takes 2 (N - 1) (M / (N * bandwidth) + latency). DDP starts it during the backward
 pass, so only what exceeds that pass, but never less than the last bucket's sum, adds to the step. Images per rank stay equal.
+Where they are fewer than `train.norm_batch`, every layer waits twice for the statistics of the ranks that make up a group.
 """
 
 import statistics
@@ -15,7 +16,9 @@ from torch.nn.utils import clip_grad_norm_
 from distbranch.config import Config
 from distbranch.engine.distributed import num_cores
 from distbranch.engine.optimisation import build_optimizer
+from distbranch.models.backbones import Architecture
 from distbranch.models.networks import network_of
+from distbranch.models.norm import BatchNorm
 from distbranch.models.residual import AnyArchitecture
 
 FLOAT32, FLOAT64 = 4, 8
@@ -52,6 +55,31 @@ class Link:
 
 
 @dataclass(frozen=True)
+class NormMessages:
+    """What ranks tell each other of batch norm: `num_layers` messages forward and as many backward, `num_bytes` in all of either.
+
+    group_size: images that are normalised together.
+    """
+
+    num_layers: int
+    num_bytes: int
+    group_size: int
+
+    def wait_s(self, link: Link, num_ranks: int, images_per_rank: int) -> float:
+        """Seconds of a step that ranks wait for them; none where a rank has whole groups."""
+        team = min(num_ranks, -(-self.group_size // images_per_rank))
+        return 2 * self.num_layers * link.all_reduce_s(self.num_bytes // self.num_layers, team)
+
+
+def norm_messages(config: Config, architecture: AnyArchitecture) -> NormMessages:
+    """Those of a network: one for all branches of a layer, one for every convolution of a residual network."""
+    norms = [module for module in network_of(architecture).modules() if isinstance(module, BatchNorm)]
+    num_layers = architecture.tree.num_layers if isinstance(architecture, Architecture) else len(norms)
+    num_bytes = sum(2 * norm.num_features + 1 for norm in norms) * FLOAT64
+    return NormMessages(num_layers, num_bytes, min(config.train.norm_batch, config.train.batch_size))
+
+
+@dataclass(frozen=True)
 class Scale:
     """What is predicted for one number of ranks; `efficiency` is against one rank that speaks with nobody."""
 
@@ -66,7 +94,7 @@ def measure_step(config: Config, architecture: AnyArchitecture, *, device: torch
     """Train a few steps of one rank's share on random images, with one rank's threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(config.launch.threads or max(1, num_cores() // config.launch.most_workers))
-    num_images = max(2, config.train.batch_size // config.launch.most_workers)
+    num_images = max(2, config.train.batch_size // config.launch.most_workers)  # batch norm alone needs two
     network = network_of(architecture).to(device).train()
     optimizer = build_optimizer(network, config.optim)
     images = torch.randint(0, 256, (num_images, 3, *architecture.image_size), dtype=torch.uint8, device=device)
@@ -87,7 +115,9 @@ def measure_step(config: Config, architecture: AnyArchitecture, *, device: torch
     return StepTime(*(statistics.median(part) for part in zip(*times[1:], strict=True)))
 
 
-def predict(step: StepTime, link: Link, *, num_parameters: int, num_tasks: int, images_per_rank: int) -> list[Scale]:
+def predict(
+    step: StepTime, link: Link, *, num_parameters: int, num_tasks: int, images_per_rank: int, norm: NormMessages
+) -> list[Scale]:
     """Steps and decisions of 1 to 1,024 ranks, each with `images_per_rank` images."""
     gradient = num_parameters * FLOAT32
     last_bucket = min(gradient, BUCKET_BYTES)
@@ -95,7 +125,7 @@ def predict(step: StepTime, link: Link, *, num_parameters: int, num_tasks: int, 
     for num_ranks in NUMS_OF_RANKS:
         whole = link.all_reduce_s(gradient, num_ranks)
         exposed = max(whole - step.backward_s, link.all_reduce_s(last_bucket, num_ranks))
-        seconds = step.whole_s + exposed
+        seconds = step.whole_s + exposed + norm.wait_s(link, num_ranks, images_per_rank)
         decision = link.all_reduce_s(pair_bytes(num_tasks), num_ranks)
         scales.append(
             Scale(num_ranks, seconds, num_ranks * images_per_rank / seconds, step.whole_s / seconds, decision)

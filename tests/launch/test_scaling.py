@@ -2,9 +2,10 @@
 
 import pytest
 
-from distbranch.launch.scaling import BUCKET_BYTES, Link, StepTime, pair_bytes, predict
+from distbranch.launch.scaling import BUCKET_BYTES, Link, NormMessages, StepTime, pair_bytes, predict
 
 STEP = StepTime(forward_s=0.040, backward_s=0.050, update_s=0.010)
+WHOLE = NormMessages(num_layers=15, num_bytes=15_000, group_size=32)  # of 32 images a rank
 
 
 def test_a_ring_sends_every_byte_almost_twice() -> None:
@@ -17,15 +18,15 @@ def test_a_ring_sends_every_byte_almost_twice() -> None:
 
 def test_a_small_gradient_costs_its_last_bucket_and_a_large_one_what_exceeds_the_backward_pass() -> None:
     link = Link(gbit_s=8, latency_us=0)
-    small = predict(STEP, link, num_parameters=1_000_000, num_tasks=40, images_per_rank=32)
+    small = predict(STEP, link, num_parameters=1_000_000, num_tasks=40, images_per_rank=32, norm=WHOLE)
     assert small[1].step_s == pytest.approx(0.100 + 0.004)
-    large = predict(STEP, link, num_parameters=100_000_000, num_tasks=40, images_per_rank=32)
+    large = predict(STEP, link, num_parameters=100_000_000, num_tasks=40, images_per_rank=32, norm=WHOLE)
     assert large[1].step_s == pytest.approx(0.100 + 0.400 - 0.050)
     assert large[1].step_s - 0.100 > link.all_reduce_s(BUCKET_BYTES, 2)
 
 
 def test_efficiency_is_one_alone_and_never_rises_with_the_ranks() -> None:
-    scales = predict(STEP, Link(), num_parameters=200_000, num_tasks=40, images_per_rank=32)
+    scales = predict(STEP, Link(), num_parameters=200_000, num_tasks=40, images_per_rank=32, norm=WHOLE)
     assert [scale.num_ranks for scale in scales][-1] == 1024
     assert scales[0].efficiency == 1
     assert scales[0].images_per_s == pytest.approx(320)
@@ -34,3 +35,12 @@ def test_efficiency_is_one_alone_and_never_rises_with_the_ranks() -> None:
     assert efficiencies == sorted(efficiencies, reverse=True)
     assert all(scale.images_per_s == pytest.approx(320 * scale.num_ranks * scale.efficiency) for scale in scales)
     assert scales[-1].decision_s == pytest.approx(Link().all_reduce_s(pair_bytes(40), 1024))
+
+
+def test_ranks_with_a_part_of_a_group_wait_twice_at_every_layer_for_those_of_their_group_alone() -> None:
+    link = Link(gbit_s=8, latency_us=10)
+    assert WHOLE.wait_s(link, 1024, images_per_rank=32) == 0
+    assert WHOLE.wait_s(link, 1, images_per_rank=4) == 0
+    eight = 2 * 15 * link.all_reduce_s(1000, 8)
+    assert WHOLE.wait_s(link, 8, images_per_rank=4) == pytest.approx(eight)
+    assert WHOLE.wait_s(link, 1024, images_per_rank=4) == pytest.approx(eight)
