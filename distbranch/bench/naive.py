@@ -59,11 +59,15 @@ def bench_naive(
     *,
     batch_size: int = 64,
     threads: Sequence[int] = (1,),
+    precisions: Sequence[str] | None = None,
     optimizer: str = "adamw",
     num_blocks: int = 12,
 ) -> list[AgainstNaive]:
-    """A row per network, number of threads and precision (bf16 only where it is in hardware). Images and labels are random."""
-    precisions = ["fp32", "bf16"] if has_bf16(torch.device("cpu")) else ["fp32"]
+    """A row per network, number of threads and precision. Images and labels are random.
+
+    precisions: `fp32` and `bf16`; None: bf16 only where this processor has it in hardware.
+    """
+    precisions = precisions or hardware_precisions()
     rows = []
     for name, architecture in architectures.items():
         for count in threads:
@@ -71,13 +75,18 @@ def bench_naive(
                 config = load_config(
                     {
                         "data": {"path": "random"},
-                        "train": {"batch_size": batch_size, "precision": precision},
+                        "train": {"batch_size": batch_size, "norm_batch": batch_size, "precision": precision},
                         "optim": {"name": optimizer, "lr": FINE_RATE},
                         "launch": {"threads": count, "device": "cpu"},
                     }
                 )
                 rows.append(_row(name, config, architecture, num_blocks))
     return rows
+
+
+def hardware_precisions() -> tuple[str, ...]:
+    """Those in which this processor multiplies."""
+    return ("fp32", "bf16") if has_bf16(torch.device("cpu")) else ("fp32",)
 
 
 def _row(name: str, config: Config, architecture: Architecture, num_blocks: int) -> AgainstNaive:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_world import run_command
 
-from distbranch.bench.naive import NaiveNet, _at_work, bench_naive, naive_step
+from distbranch.bench.naive import NaiveNet, _at_work, bench_naive, hardware_precisions, naive_step
 from distbranch.bench.step import batch_of, training_step
 from distbranch.bench.trees import branch_counts, grown
 from distbranch.branching.tree import Split
@@ -54,11 +54,19 @@ def test_the_naive_network_gives_the_logits_of_ours() -> None:
 
 
 def test_a_row_says_how_many_times_faster_and_how_far_apart() -> None:
-    (row,) = bench_naive({"tree": tree()}, batch_size=8, num_blocks=3)
+    (row,) = bench_naive({"tree": tree()}, batch_size=8, num_blocks=1, precisions=["fp32"])
     assert (row.network, row.branches, row.threads) == ("tree", branch_counts(tree().tree), 1)
     assert row.branches == "1-1-1-1-1-1-2-2"
     assert 0 < row.low <= row.faster <= row.high
     assert row.difference < 1e-3
+
+
+@pytest.mark.parametrize(("in_hardware", "expected"), [(False, ("fp32",)), (True, ("fp32", "bf16"))])
+def test_bf16_is_measured_where_it_is_in_hardware(
+    in_hardware: bool, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distbranch.bench.naive.has_bf16", lambda _: in_hardware)
+    assert hardware_precisions() == expected
 
 
 def test_a_process_that_dies_is_told_and_not_waited_for() -> None:
