@@ -23,6 +23,7 @@ from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import join_ranks
 from distbranch.engine.initialisation import first_architecture
+from distbranch.engine.norm_plan import NormPlan
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.export import export, load_predictor
@@ -84,7 +85,7 @@ def test_a_search_killed_in_every_phase_ends_with_the_same_bits(
 
 
 def policy_after_steps(config: dict[str, Any]) -> list[Any]:
-    """A job: three steps of the policy on one global batch each, batch norm as in eval mode; the policy then."""
+    """A job: three steps of the policy on one global batch each; the policy then."""
     checked = load_config(config)
     info = read_data(checked.data)
     search = PolicySearch(checked, info)
@@ -93,13 +94,14 @@ def policy_after_steps(config: dict[str, Any]) -> list[Any]:
             checked, ranks, Preprocessing("pil", info.image_size, (0.5,) * 3, (0.2,) * 3), is_final=False
         )
         net.begin(first_architecture(checked, info), seed=1)
-        net.network.eval()
+        plan = NormPlan(checked.train, ranks)
         for step in (19, 20, 21):
             generator = torch.Generator().manual_seed(step)
             images = torch.randint(0, 256, (12, 3, *info.image_size), dtype=torch.uint8, generator=generator)
             labels = torch.randint(0, 2, (12, len(info.tasks)), generator=generator).float()
             own = slice(ranks.rank * 12 // ranks.world_size, (ranks.rank + 1) * 12 // ranks.world_size)
-            search.train_policy(net, ranks, [(images[own], labels[own])], step, nullcontext())
+            (groups,) = plan.groups(torch.arange(12)[own])
+            search.train_policy(net, ranks, [(images[own], labels[own], groups)], step, nullcontext())
         assert isinstance(net.network, AdaShareNet)
         return net.network.policy_logits.tolist()  # type: ignore[no-any-return]
 
