@@ -94,6 +94,7 @@ def policy_after_steps(config: dict[str, Any]) -> list[Any]:
             checked, ranks, Preprocessing("pil", info.image_size, (0.5,) * 3, (0.2,) * 3), is_final=False
         )
         net.begin(first_architecture(checked, info), seed=1)
+        net.network.double()  # rounding would grow with Adam's first steps
         plan = NormPlan(checked.train, ranks)
         for step in (19, 20, 21):
             generator = torch.Generator().manual_seed(step)
@@ -113,7 +114,7 @@ def test_a_step_of_the_policy_is_that_of_the_global_batch_on_any_number_of_ranks
     together = ranks.call_all(policy_after_steps, 3, config=search_config(tiny_data, tmp_path, **{"launch.workers": 3}))
     assert np.abs(np.array(alone)[:, -1]).min() > 0.01
     assert together[0] == together[1] == together[2]
-    assert np.abs(np.array(alone) - np.array(together[0])).max() < 1e-4
+    assert np.abs(np.array(alone) - np.array(together[0])).max() < 1e-9
 
 
 def test_steps_of_the_policy_train_it_alone_and_those_of_weights_leave_it(tiny_data: Path, tmp_path: Path) -> None:
