@@ -7,11 +7,13 @@ wants to stop or has met a bad sample), which is awaited at the beginning of the
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
@@ -27,6 +29,7 @@ from distbranch.engine.statistics import tensors_of_ranks
 from distbranch.engine.training_state import TrainingState
 from distbranch.engine.training_step import TrainingStep
 from distbranch.errors import SharedError
+from distbranch.models.backbones import Architecture
 
 
 class Trainer:
@@ -149,8 +152,8 @@ class Trainer:
         began = time.perf_counter()
         progress, architecture = self.progress, self.net.tree_architecture
         self.net.share_buffers()
-        stats = self.stats.with_pair_sums(self.ranks.sum(self.stats.pair_sums()))
-        ruling, parts = self.ranks.on_first(lambda: self.family.decide(stats, architecture))
+        stats = self.stats.with_pair_sums(self.ranks.sum_on_first(self.stats.pair_sums()))
+        ruling, parts = self.ranks.on_first(lambda: self._decide(stats, architecture))
         if parts:
             self._fork()
         if ruling.split is not None:
@@ -168,6 +171,12 @@ class Trainer:
         self.ranks.on_first(lambda: self._record(ruling, proof, seconds=seconds))
         self._restart_clock()
 
+    def _decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[Ruling, bool]:
+        """Rank 0's ruling, whose matrices only it needs, and whether some relatives decide otherwise."""
+        ruling, parts = self.family.decide(stats, architecture)
+        self._matrices = ruling.matrices
+        return replace(ruling, matrices={}), parts
+
     def _fork(self) -> None:
         """Give those runs of the family that decide otherwise the state as it is before the decision."""
         self.step.check_losses()
@@ -183,7 +192,7 @@ class Trainer:
         progress = self.progress
         file = self.state.directory.affinity / f"round-{progress.num_rounds:02d}.npz"
         file.parent.mkdir(exist_ok=True)
-        np.savez(file, allow_pickle=False, **ruling.matrices)
+        np.savez(file, allow_pickle=False, **self._matrices)
         self.state.write_sharing()
         line = {
             "round": progress.num_rounds,
@@ -252,7 +261,7 @@ class Trainer:
     def _tell_resumed(self) -> None:
         """After the first new step."""
         if self.log and self._resumed_at is not None:
-            self.log.resumed(self._resumed_at, self.ranks.world_size)
+            self.log.resumed(self._resumed_at, self.ranks.world_size, self.state.rounding[-1])
         self._resumed_at = None
 
     def _evaluate(self, split: str) -> dict[str, Any] | None:
@@ -268,6 +277,7 @@ class Trainer:
             self.ranks,
             self.config.data,
             batch_size=self.config.train.eval_batch_size,
+            bf16=self.state.bf16,
         )
         if self.log:
             self.log.evaluation(split, self.progress.iteration, scores)
