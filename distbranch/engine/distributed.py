@@ -94,7 +94,7 @@ class Ranks:
             dist.broadcast(flat, src=0, group=self._group_of(flat))
             for tensor, part in zip(message, torch.split(flat, [tensor.numel() for tensor in message]), strict=True):
                 if part.data_ptr() != tensor.data_ptr():
-                    tensor.copy_(part.view_as(tensor))
+                    tensor.detach().copy_(part.view_as(tensor))
 
     def sum_on_first(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of `tensor` over all ranks, on the CPU of rank 0; what the others get means nothing."""
