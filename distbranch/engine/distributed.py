@@ -192,6 +192,13 @@ def _messages(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
         yield message
 
 
+def send_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the CPU on a device, without the wait for all work there that a copy from ordinary memory costs a GPU."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def storage_message(error: OSError) -> str:
     """One sentence about a file that could not be written or read."""
     return (
