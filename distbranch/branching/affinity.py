@@ -47,8 +47,8 @@ class AffinityStats:
         A task without any margin so far takes no part: its first labelled batch only seeds its mean.
         """
         sums, counts = self.margins[: self.num_tasks], self.margins[self.num_tasks :]
-        # +-1 in float32: a product sums at most 2^24 of them, so it is exact. (`where` would copy its two numbers to a GPU.)
-        signs = (margins >= sums / counts).float().mul_(2).sub_(1)
+        # +-1 in float32: a product sums at most 2^24 of them, so it is exact.
+        signs = torch.where(margins >= sums / counts, 1.0, -1.0)
         self._seeds_all = observed is None
         self.full.mul_(self.decay)
         if self._any_gap:

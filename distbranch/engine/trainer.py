@@ -128,7 +128,7 @@ class Trainer:
             self.step.settle()
             self._log_step()
         elif self.log and self.log.is_silent and self._window.num_steps > 1:
-            self.log.tell({**self.state.standing(), **self._window.pace()})
+            self.log.tell({**self.state.standing(may_wait=False), **self._window.pace()})
 
     def _act_on_agreement(self) -> None:
         """Act on what the ranks told each other: at the beginning of a step only, when all that was due before is done."""

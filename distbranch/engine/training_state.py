@@ -84,6 +84,7 @@ class TrainingState:
             self.net.begin(ranks.on_first(lambda: first_architecture(config, info)), config.seed)
         else:
             self._restore(checkpoint)
+        self._tree = self.architecture.tree
         ranks.on_first(self._write_beginning)
         self.verify("the start")
 
@@ -149,9 +150,15 @@ class TrainingState:
         network = self.net.network
         return network.ruling if isinstance(network, AdaShareNet) else network.architecture
 
-    def standing(self) -> dict[str, Any]:
-        """Where the run stands, as it is logged and shown."""
-        progress, tree = self.progress, self.architecture.tree
+    def standing(self, *, may_wait: bool = True) -> dict[str, Any]:
+        """Where the run stands, as it is logged and shown.
+
+        Args:
+            may_wait: for a GPU that says what a search has found so far; else its tree is as it was when last asked for.
+        """
+        if may_wait or self.search is None:
+            self._tree = self.architecture.tree
+        progress, tree = self.progress, self._tree
         searching = {} if self.search is None else self.search.standing(progress.iteration)
         return {
             **searching,
