@@ -188,7 +188,8 @@ class TaskSet:
         }
         self._batched = self._by_kind(starts)
         order = torch.cat([batched.tasks for batched in self._batched])
-        self._inverse = None if len(self._batched) == 1 else torch.argsort(order)
+        self._inverse = torch.argsort(order)
+        self._on_devices: dict[torch.device, tuple[list[_Batched], Tensor]] = {}
 
     def _by_kind(self, starts: list[int]) -> list[_Batched]:
         members: dict[tuple[str, int], list[int]] = {}
@@ -223,19 +224,29 @@ class TaskSet:
         unlabelled = labels.isnan()
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # of bf16 too
         filled = labels.masked_fill(unlabelled, 0.0).to(outputs.dtype)
-        if self._inverse is None:  # all tasks are alike: no gathering
+        if len(self._batched) == 1:  # all tasks are alike: no gathering
             by_task = outputs.view(len(outputs), self.num_tasks, self.num_outputs // self.num_tasks)
             values = getattr(self._batched[0].kind, name)(by_task, filled)
         else:
+            batches, inverse = self._on(outputs.device)
             parts = [
-                getattr(batched.kind, name)(
-                    outputs[:, batched.columns.to(outputs.device)], filled[:, batched.tasks.to(labels.device)]
-                )
-                for batched in self._batched
+                getattr(batched.kind, name)(outputs[:, batched.columns], filled[:, batched.tasks])
+                for batched in batches
             ]
-            values = torch.cat(parts, dim=1)[:, self._inverse.to(outputs.device)]
+            values = torch.cat(parts, dim=1)[:, inverse]
         masked: Tensor = values.masked_fill(unlabelled, 0.0)
         return masked
+
+    def _on(self, device: torch.device) -> tuple[list[_Batched], Tensor]:
+        """The numbers of tasks and columns on a device, where they are copied once: every copy makes the host wait for a GPU."""
+        if device not in self._on_devices:
+            with torch.inference_mode(False):  # whoever comes first, others may need them in a backward pass
+                batches = [
+                    _Batched(batched.kind, batched.tasks.to(device), batched.columns.to(device))
+                    for batched in self._batched
+                ]
+                self._on_devices[device] = batches, self._inverse.to(device)
+        return self._on_devices[device]
 
 
 def task_metrics(tasks: Sequence[Task], outputs: NDArray[Any], labels: NDArray[Any], top_k: int = 10) -> dict[str, Any]:

@@ -33,7 +33,8 @@ class AffinityStats:
         self.margins = torch.zeros(2 * num_tasks, dtype=torch.float64, device=device)
         self.full = torch.zeros(num_tasks + 1, num_tasks + 1, dtype=torch.float64, device=device)
         self.gap = torch.zeros(3, num_tasks, num_tasks, dtype=torch.float64, device=device)
-        self._all_seeded = self._any_gap = False
+        self._all_seeded = self._any_gap = False  # known to the host: a look at the device would make it wait
+        self._seeds_all = False  # whether the step of the last pairs labels every task
 
     def update(self, margins: Tensor, observed: Tensor | None = None) -> None:
         """One step of one process. margins: [B, T]; observed: bool [B, T], None if every sample has every label."""
@@ -48,10 +49,11 @@ class AffinityStats:
         sums, counts = self.margins[: self.num_tasks], self.margins[self.num_tasks :]
         # +-1 in float32: a product sums at most 2^24 of them, so it is exact.
         signs = torch.where(margins >= sums / counts, 1.0, -1.0)
+        self._seeds_all = observed is None
         self.full.mul_(self.decay)
         if self._any_gap:
             self.gap.mul_(self.decay)
-        if observed is None and self._all_seeded:
+        if observed is None and self._is_seeded():
             signs = functional.pad(signs, (0, 1), value=1.0)
             self.full.add_(signs.T @ signs)
             return
@@ -73,8 +75,13 @@ class AffinityStats:
     def add_margins(self, sums: Tensor) -> None:
         """Decay the margin sums and add those [2T] of the whole global batch."""
         self.margins.mul_(self.decay).add_(sums)
-        if not self._all_seeded:
+        self._all_seeded |= self._seeds_all
+
+    def _is_seeded(self) -> bool:
+        """Whether every task has had a margin; the device is asked only where batches with and without gaps mix."""
+        if not self._all_seeded and self._any_gap:
             self._all_seeded = bool((self.margins[self.num_tasks :] > 0).all())
+        return self._all_seeded
 
     def pair_sums(self) -> Tensor:
         """All pair sums in one flat tensor [3 T T], to be summed over all ranks before a decision."""

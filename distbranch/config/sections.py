@@ -78,7 +78,12 @@ class DataConfig(Section):
     decoder: Literal["simplejpeg", "pil"] = Field(
         "simplejpeg", description="JPEG decoder (their pixels differ slightly)."
     )
-    workers: int = Field(0, ge=0, le=64, description="Prefetching processes per rank; 0: one thread.")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="Prefetching processes per rank; 0: one thread. Empty: 0 on CPUs; on GPUs the cores of a rank but one, at most 8.",
+    )
     prefetch: int = Field(4, ge=1, le=64, description="Batches prepared ahead (per prefetching process).")
     shuffle_window: int = Field(8, ge=1, description="Shards whose samples are mixed with each other.")
     on_bad_sample: Literal["fail", "skip"] = Field("fail", description="What to do with a sample that cannot be read.")
@@ -158,7 +163,8 @@ class TrainConfig(Section):
     )
     clip_norm: float = Field(20.0, gt=0, description="Largest norm of the gradient.")
     precision: Literal["fp32", "bf16", "auto"] = Field(
-        "fp32", description="`bf16`: autocast of the forward pass; `auto`: bf16 if all ranks have it in hardware."
+        "fp32",
+        description="`bf16`: autocast of the forward pass; `auto`: bf16 if all ranks have it in hardware, decided as the run begins.",
     )
     compile: bool = Field(False, description="torch.compile after the last widening.")
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints (one more at every decision).")
@@ -200,21 +206,31 @@ class OptimConfig(Section):
 
 
 class LaunchConfig(Section):
-    """Where the ranks run. Nothing here changes what is computed, except through the number of ranks."""
+    """Where the ranks run. What is computed stays the same but for rounding, which `threads`, `device` and the number of ranks change.
+
+    Rounding is enough for another tree after thousands of steps; a run resumed with another one says so.
+    """
 
     workers: int | tuple[int, int] = Field(
         1,
         json_schema_extra={"range": ">= 1 | [>= 1, >= 1]"},
-        description="Ranks. 1: this process; more: Ray Train (or torchrun, if it started us); [least, most]: as many as Ray has room for.",
+        description="Ranks. 1: this process, or as many as torchrun started; more: Ray Train, or torchrun with as many; "
+        "[least, most]: as many as Ray has room for.",
     )
     address: str | None = Field(
         None,
         description="An existing Ray cluster: HOST:6379, `auto`, or `local` to start one here; empty: that of a Ray job, else `local`.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: GPUs if there are any.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="`auto`: GPUs if there are any. On GPUs fp32 is multiplied in TF32, by cuDNN's fastest kernels.",
+    )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray sets aside for each worker.")
     gpus_per_worker: float = Field(
-        1.0, gt=0, le=1, description="GPUs for each worker on GPUs; a part of one shares it."
+        1.0,
+        gt=0,
+        le=1,
+        description="GPUs for each worker on GPUs; a part of one shares it (ranks then talk by gloo, which is slow).",
     )
     placement: Literal["pack", "spread"] = Field(
         "pack", description="Workers on few nodes (less traffic between them) or on as many as there are."
@@ -223,7 +239,12 @@ class LaunchConfig(Section):
         0.0, ge=0, description="How long to wait for nodes to join (an autoscaler is asked for them)."
     )
     resize_every_min: float = Field(1.0, gt=0, description="With [least, most]: how often to look for more nodes.")
-    threads: int | None = Field(None, ge=1, description="Threads per rank; cores / ranks of the machine if empty.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="Threads per rank; cores / ranks of the machine if empty. Another number rounds otherwise: give one for results that "
+        "other machines repeat.",
+    )
     timeout_min: float = Field(10.0, gt=0, description="How long a rank waits for the others.")
     max_failures: int = Field(3, ge=-1, description="Restarts after a lost worker; -1: without limit.")
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from distbranch.engine.distributed import Ranks
 from distbranch.errors import UserError
 
 logger = logging.getLogger("distbranch")
@@ -89,6 +91,35 @@ def load_newest(folder: Path) -> Checkpoint | None:
             "remove that folder to begin at step 0, or use --fresh to begin in a new directory."
         )
     return None
+
+
+def share_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks, *, but_for: str) -> Checkpoint | None:
+    """Rank 0's checkpoint on every rank: plain values as an object, tensors as they lie in memory, one copy on each rank.
+
+    The tensors of the file `but_for` stay with rank 0 alone.
+    """
+    described = None
+    if checkpoint is not None:
+        described = (
+            checkpoint.state,
+            {
+                file: {name: (value.shape, value.dtype) for name, value in tensors.items()}
+                for file, tensors in checkpoint.tensors.items()
+                if file != but_for
+            },
+        )
+    described = ranks.broadcast(described)
+    if described is None:
+        return None
+    state, shapes = described
+    if checkpoint is None:
+        blank = {
+            file: {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in members.items()}
+            for file, members in shapes.items()
+        }
+        checkpoint = Checkpoint(state, blank)
+    ranks.broadcast_tensors([checkpoint.tensors[file][name] for file in shapes for name in shapes[file]])
+    return checkpoint
 
 
 def set_damaged_aside(folder: Path, *, newest_good: int) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
-from distbranch.engine.distributed import Ranks
+from distbranch.engine.distributed import Ranks, misplacement
 from distbranch.errors import UserError
 
 SECONDS_FOR_NOTES = 1.5  # after which all ranks that wait in vain have said so
@@ -47,6 +47,9 @@ def explain(error: Exception, ranks: Ranks, *, timeout_min: float, notes: Path) 
         timeout_min: how long a rank waits for the others.
         notes: a folder for the traceback.
     """
+    wrongly_placed = misplacement(error)
+    if wrongly_placed is not None:
+        return UserError(wrongly_placed)
     if isinstance(error, torch.AcceleratorError):
         return LostRankError(f"The GPU of {ranks.place} failed ({_first_line(error)}).")
     lost_contact = isinstance(error, RuntimeError) and any(word in str(error) for word in (*LATE, *GONE))

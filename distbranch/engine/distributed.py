@@ -24,6 +24,16 @@ T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 LARGEST_THRESHOLD = 2**31 - 1
 SECONDS_TO_LET_GO = 0.2
+MESSAGE_BYTES = 16 * 2**20  # beyond this a message costs its bytes and no longer its number
+TINY = 1e-9  # three ranks of 0.333... share a GPU, whatever floating point says
+# How NCCL and CUDA tell that ranks were started wrongly, as against one that is lost.
+MISPLACED = (
+    "Duplicate GPU detected",
+    "ncclInvalidUsage",
+    "ncclInvalidArgument",
+    "invalid device ordinal",
+    "have NCCL built in",
+)
 RankGroup = Any  # torch.distributed.ProcessGroup; its type differs between builds of torch
 
 
@@ -92,24 +102,68 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.host_group)
         return values
 
-    def broadcast_tensors(self, tensors: list[torch.Tensor]) -> None:
-        """Overwrite `tensors` with those of rank 0, as one flat message per data type."""
+    def broadcast_tensors(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite `tensors`, all on the CPU or all on the ranks' device, with those of rank 0.
+
+        Small ones of one data type travel together in messages of at most `MESSAGE_BYTES`, so little memory is needed beside them.
+        """
         if self.world_size == 1:
             return
-        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
-            same = [tensor for tensor in tensors if tensor.dtype == dtype]
-            flat = torch.cat([tensor.reshape(-1) for tensor in same])
-            dist.broadcast(flat, src=0)
-            for tensor, part in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
-                tensor.copy_(part.view_as(tensor))
+        for message in _messages(tensors):
+            rows = [tensor.detach().reshape(-1) for tensor in message]  # of one tensor mostly its own memory
+            flat = torch.cat(rows) if len(rows) > 1 else rows[0]
+            dist.broadcast(flat, src=0, group=self._group_of(flat))
+            for tensor, part in zip(message, torch.split(flat, [tensor.numel() for tensor in message]), strict=True):
+                if part.data_ptr() != tensor.data_ptr():
+                    tensor.detach().copy_(part.view_as(tensor))
+
+    def sum_on_first(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of `tensor` over all ranks, on the CPU of rank 0; what the others get means nothing."""
+        tensor = tensor.cpu()
+        if self.world_size > 1:
+            dist.reduce(tensor, dst=0, group=self.host_group)
+        return tensor
+
+    def gather_rows(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """The `rows` [n, ...] on the CPU of every rank, by rank, on rank 0; nothing on the others. `n` may differ."""
+        if self.world_size == 1:
+            return [rows]
+        counts = self.gather(len(rows))
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        if not self.is_first:
+            dist.gather(padded, None, dst=0, group=self.host_group)
+            return []
+        received = [torch.empty_like(padded) for _ in counts]
+        dist.gather(padded, received, dst=0, group=self.host_group)
+        return [every[:count] for every, count in zip(received, counts, strict=True)]
+
+    def scatter(self, parts: Sequence[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
+        """Overwrite `own` on the CPU with this rank's part of the `parts` that rank 0 has, one for each rank."""
+        if self.world_size == 1:
+            return own.copy_(parts[0])
+        dist.scatter(own, list(parts) if self.is_first else None, src=0, group=self.host_group)
+        return own
+
+    def _group_of(self, tensor: torch.Tensor) -> RankGroup | None:
+        return self.host_group if tensor.device.type == "cpu" else None
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """The result of `work` on rank 0, given to every rank; all must call it.
+        """The result of `work` on rank 0 (a small picklable object), given to every rank; all must call it.
 
         Raises:
             SharedError: `work` met a UserError, or storage that failed.
         """
-        value: Any = None
+        result: T = self.broadcast(self.only_on_first(work))
+        return result
+
+    def only_on_first(self, work: Callable[[], T]) -> T | None:
+        """The result of `work` on rank 0, None on the others; all must call it, for all learn of a failure.
+
+        Raises:
+            SharedError: see `on_first`.
+        """
+        value: T | None = None
         message = None
         if self.is_first:
             try:
@@ -118,11 +172,10 @@ class Ranks:
                 message = self.with_place(str(error))
             except OSError as error:
                 message = self.with_place(storage_message(error))
-        value, message = self.broadcast((value, message))
+        message = self.broadcast(message)
         if message is not None:
             raise SharedError(message)
-        result: T = value
-        return result
+        return value
 
     def raise_together(self, message: str | None) -> None:
         """Stop all ranks with one message if any rank gives one.
@@ -143,6 +196,28 @@ class Ranks:
     def place(self) -> str:
         """This rank and its host, for people."""
         return f"rank {self.rank} on {socket.gethostname()}"
+
+
+def _messages(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The tensors by data type, in runs of at most `MESSAGE_BYTES`; a larger one is a message of its own."""
+    message: list[torch.Tensor] = []
+    num_bytes = 0
+    for tensor in sorted(tensors, key=lambda tensor: str(tensor.dtype)):
+        other = bool(message) and message[0].dtype != tensor.dtype
+        if message and (other or num_bytes + tensor.nbytes > MESSAGE_BYTES):
+            yield message
+            message, num_bytes = [], 0
+        message.append(tensor)
+        num_bytes += tensor.nbytes
+    if message:
+        yield message
+
+
+def send_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the CPU on a device, without the wait for all work there that a copy from ordinary memory costs a GPU."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def storage_message(error: OSError) -> str:
@@ -172,27 +247,88 @@ class Pending:
 def join_ranks(launch: LaunchConfig) -> Iterator[Ranks]:
     """Take this process's place among the ranks.
 
-    A process group that stands already (Ray Train's) is used; under torchrun one is made from its environment;
-    else this process is the only rank.
+    A process group that stands already (Ray Train's) is used, and so is the GPU that whoever made it has chosen; under torchrun one is
+    made from its environment, when every rank has its GPU; else this process is the only rank.
+
+    Raises:
+        UserError: ranks are placed so that they cannot work together, such as two of them on one GPU without a word of it.
     """
     timeout = timedelta(minutes=launch.timeout_min)
-    made_here = False
-    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        backend = "nccl" if wants_gpu(launch) else "gloo"
-        dist.init_process_group(backend, timeout=timeout)
-        made_here = True
+    device = _device_of(launch)
+    made_here = not dist.is_initialized() and (num_started_ranks() or 1) > 1
+    if made_here:
+        _make_group(launch, device, timeout)
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = _device_of(launch, rank)
     _set_threads(launch, world_size)
-    host_group = dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 and device.type == "cuda" else None
+    host_group = None
+    if world_size > 1 and dist.get_backend() == "nccl":
+        host_group = dist.new_group(backend="gloo", timeout=timeout)
     try:
-        yield Ranks(rank, world_size, device, host_group, timeout)
+        with _fast_kernels(device):
+            yield Ranks(rank, world_size, device, host_group, timeout)
     finally:
         if made_here:
             # A thread of gloo that has just finished needs the interpreter's lock to let go of its tensors, and the end of
             # the group, which holds that lock, waits for the thread: without a moment between them both wait for ever.
             time.sleep(SECONDS_TO_LET_GO)
             dist.destroy_process_group()
+
+
+def num_started_ranks() -> int | None:
+    """How many ranks torchrun, or whoever speaks its language, has started; None if nobody has."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    return world_size if world_size > 1 or dist.is_torchelastic_launched() else None
+
+
+def uses_nccl(launch: LaunchConfig) -> bool:
+    """Whether ranks on GPUs talk by NCCL, which refuses two of them on one GPU; those that share one talk by gloo."""
+    return launch.gpus_per_worker == 1
+
+
+def _make_group(launch: LaunchConfig, device: torch.device, timeout: timedelta) -> None:
+    if device.type == "cpu" or not uses_nccl(launch):
+        dist.init_process_group("gloo", timeout=timeout)
+        return
+    try:
+        # With its GPU named NCCL connects now, where it can be told what is wrong, and never guesses the GPU from the rank.
+        dist.init_process_group("nccl", timeout=timeout, device_id=device)
+    except RuntimeError as error:
+        message = misplacement(error)
+        if message is None:
+            raise
+        raise UserError(message) from None
+
+
+def misplacement(error: Exception) -> str | None:
+    """One sentence about ranks that were placed wrongly, which no restart mends; None if the error is of another kind."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+    telling = [line for word in MISPLACED for line in lines if word in line]
+    if not telling:
+        return None
+    return (
+        f"The ranks on {socket.gethostname()} cannot use its GPUs together ({telling[0]}): each needs one of its own, and this one sees "
+        f"{torch.cuda.device_count()}. Start one rank per GPU, or let ranks share them with launch.gpus_per_worker=0.5 (or another "
+        "part of one)."
+    )
+
+
+@contextmanager
+def _fast_kernels(device: torch.device) -> Iterator[None]:
+    """On a GPU products of fp32 in TF32, as convolutions are by default, and cuDNN's fastest kernel for every shape.
+
+    Margins' signs stay exact (1 and -1 are TF32 numbers, and sums are of fp32). On a CPU nothing is changed.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def wants_gpu(launch: LaunchConfig) -> bool:
@@ -236,18 +372,37 @@ def verify_equal(ranks: Ranks, what: str, own: str) -> str:
     return own
 
 
-def _device_of(launch: LaunchConfig, rank: int) -> torch.device:
+def _device_of(launch: LaunchConfig) -> torch.device:
+    """The CPU, or this rank's GPU, chosen before anything is sent.
+
+    The ranks of a machine fill its GPUs one after the other, `1 / gpus_per_worker` of them on each.
+    """
     if not wants_gpu(launch):
         return torch.device("cpu")
-    num_gpus, num_local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if 1 < num_gpus < num_local:
-        raise UserError(
-            f"{num_local} ranks on {socket.gethostname()} need a GPU each, and it has {num_gpus}. Start fewer ranks there."
-        )
-    # A launcher may let every process see its own GPU only, which is then number 0.
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)) if num_gpus > 1 else 0)
+    if dist.is_initialized():
+        return torch.device("cuda", torch.cuda.current_device())
+    num_gpus = torch.cuda.device_count()
+    number = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+    num_local = max(num_local_ranks(), number + 1)
+    ranks_per_gpu = int(1 / launch.gpus_per_worker + TINY)
+    if num_gpus > 1 or ranks_per_gpu > 1:
+        if num_gpus * ranks_per_gpu < num_local:
+            raise UserError(
+                f"{num_local} ranks on {socket.gethostname()} with launch.gpus_per_worker={launch.gpus_per_worker:g} need "
+                f"{-(-num_local // ranks_per_gpu)} GPU(s), and it has {num_gpus}. Start fewer ranks there, or let more of them share "
+                "a GPU with a smaller launch.gpus_per_worker."
+            )
+        number //= ranks_per_gpu
+    else:  # a launcher may let every process see its own GPU only, which is then number 0
+        number = 0
+    device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
+
+
+def num_local_ranks() -> int:
+    """How many ranks run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", num_started_ranks() or 1))
 
 
 def _set_threads(launch: LaunchConfig, world_size: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from distbranch.config import DataConfig
 from distbranch.data.mixture import member_names
@@ -20,11 +21,19 @@ from distbranch.models.networks import Network
 from distbranch.tasks import TaskSet, merge_metrics, task_metrics
 
 Scores = dict[str, Any]
+Share = tuple[Tensor, Tensor, Tensor]  # indices [n], logits [n, O] and labels [n, T], on the CPU
 
 
 @torch.no_grad()
 def evaluate(
-    network: Network, info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig, *, batch_size: int
+    network: Network,
+    info: DatasetInfo,
+    split: str,
+    ranks: Ranks,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    bf16: bool = False,
 ) -> Scores:
     """Loss and metrics (in 0..1) of a network on one split; the same on every rank.
 
@@ -35,6 +44,7 @@ def evaluate(
         ranks: this process among the others.
         data: how samples are read.
         batch_size: images per rank.
+        bf16: whether the forward pass is in it, as it was in training.
 
     Returns:
         {"loss", "num_samples", "bad_samples", "mean": {...}, "tasks": {name: {...}}}, see `tasks.task_metrics`; of several
@@ -51,15 +61,19 @@ def evaluate(
         raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
     training = network.training
     network.eval()
-    scores = {name: _evaluate(network, one, split, ranks, data, batch_size) for name, one in having.items()}
+    scores = {}
+    for name, member in having.items():
+        own, num_bad = _own_share(network, member, split, ranks, data, batch_size=batch_size, bf16=bf16)
+        scores[name] = _score_together(own, num_bad, member, split, ranks, data)
     network.train(training)
     return _together(scores) if info.parts else scores.popitem()[1]
 
 
-def _evaluate(
-    network: Network, info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig, batch_size: int
-) -> Scores:
-    parts: list[tuple[Any, Any, Any]] = []
+def _own_share(
+    network: Network, info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig, *, batch_size: int, bf16: bool
+) -> tuple[Share, Counter[str]]:
+    """This rank's samples, and how many were left out, by kind."""
+    parts: list[Share] = []
     num_bad: Counter[str] = Counter()
     error = None
     size = network.architecture.image_size
@@ -74,40 +88,50 @@ def _evaluate(
             if error:
                 break
             if len(batch.images):
-                outputs = network(batch.images.to(ranks.device, non_blocking=True), flat=True)
-                parts.append((batch.indices.numpy(), outputs.float().cpu().numpy()[:, columns], batch.labels.numpy()))
+                with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
+                    outputs = network(batch.images.to(ranks.device, non_blocking=True), flat=True)
+                parts.append((batch.indices, outputs.float().cpu()[:, columns], batch.labels))
     except UserError as failure:  # the loader itself: a process of it died
         error = str(failure)
     ranks.raise_together(error)
-    empty = (np.zeros(0, int), np.zeros((0, tasks.num_outputs), np.float32), np.zeros((0, tasks.num_tasks), np.float32))
-    own = tuple(np.concatenate(column) for column in zip(empty, *parts, strict=True))
-    shares, bad = zip(*ranks.gather((own, num_bad)), strict=True)
-    num_bad = sum(bad, Counter())
+    nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, tasks.num_outputs), torch.zeros(0, tasks.num_tasks)
+    indices, outputs, labels = (torch.cat(column) for column in zip(nothing, *parts, strict=True))
+    return (indices, outputs, labels), num_bad
+
+
+def _score_together(
+    own: Share, num_bad: Counter[str], info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig
+) -> Scores:
+    """The scores of all ranks' shares, found by rank 0, which alone receives them."""
+    tasks = TaskSet(info.tasks)
+    counts, kinds, not_finite = zip(*ranks.gather((len(own[0]), num_bad, _not_finite(tasks, own[1]))), strict=True)
+    num_bad = sum(kinds, Counter())
     problem = too_many_bad(num_bad, data, info, split)
-    if problem is None and not any(len(indices) for indices, *_ in shares):
+    if problem is None and not any(counts):
         problem = f"No sample of '{split}' could be read, so nothing is left to evaluate on. Repair {info.path}, or pack it again."
-    problem = problem or _not_finite(tasks, shares, split)
+    bad = min((task for task in not_finite if task is not None), default=None)
+    if problem is None and bad is not None:
+        problem = (
+            f"The outputs of the network on '{split}' are not finite (first those of task '{tasks.names[bad]}'), so they have no "
+            "score. Train it anew with a lower optim.lr or train.clip_norm, or with train.precision=fp32."
+        )
     if problem is not None:
         raise SharedError(problem)
-    scores = _score(tasks, shares, num_bad) if ranks.is_first else None
-    result: Scores = ranks.broadcast(scores)
-    return result
+    every = [ranks.gather_rows(column) for column in own]
+    scores: Scores = ranks.broadcast(_score(tasks, every, num_bad) if ranks.is_first else None)
+    return scores
 
 
-def _not_finite(tasks: TaskSet, shares: Sequence[Any], split: str) -> str | None:
-    """What to say of logits that no metric takes; finite weights may give them too."""
-    good = np.logical_and.reduce([np.isfinite(outputs).all(axis=0) for _, outputs, _ in shares])
-    bad = next((name for name, columns in tasks.columns.items() if not good[columns].all()), None)
-    if bad is None:
-        return None
-    return (
-        f"The outputs of the network on '{split}' are not finite (first those of task '{bad}'), so they have no score. "
-        "Train it anew with a lower optim.lr or train.clip_norm, or with train.precision=fp32."
-    )
+def _not_finite(tasks: TaskSet, outputs: Tensor) -> int | None:
+    """The first task with logits [n, O] that no metric takes; finite weights may give them too."""
+    good = outputs.isfinite().all(dim=0)
+    bad = (number for number, columns in enumerate(tasks.columns.values()) if not good[columns].all())
+    return next(bad, None)
 
 
-def _score(tasks: TaskSet, shares: Sequence[Any], num_bad: Counter[str]) -> Scores:
-    indices, outputs, labels = (np.concatenate(column) for column in zip(*shares, strict=True))
+def _score(tasks: TaskSet, every: Sequence[Sequence[Tensor]], num_bad: Counter[str]) -> Scores:
+    """`every`: indices [n], logits [n, O] and labels [n, T], each of every rank."""
+    indices, outputs, labels = (torch.cat(list(column)).numpy() for column in every)
     order = np.argsort(indices, kind="stable")
     outputs, labels = outputs[order], labels[order]
     losses = tasks.losses(torch.from_numpy(outputs), torch.from_numpy(labels)).double()

@@ -9,7 +9,9 @@ from distbranch.data.cache import Cache, default_cache_folder
 from distbranch.data.loader import Batch, eval_loader, train_loader
 from distbranch.data.plan import Turns
 from distbranch.data.shards import DatasetInfo
-from distbranch.engine.distributed import Ranks
+from distbranch.engine.distributed import Ranks, num_cores, num_local_ranks
+
+MOST_PROCESSES = 8  # decode faster than one GPU trains a thin network
 
 
 def open_training(
@@ -65,9 +67,16 @@ def _common(data: DataConfig, ranks: Ranks, image_size: tuple[int, int]) -> dict
         "world_size": ranks.world_size,
         "image_size": image_size,
         "decoder": data.decoder,
-        "num_workers": data.workers,
+        "num_workers": _num_processes(ranks) if data.workers is None else data.workers,
         "prefetch": data.prefetch,
         "on_bad_sample": data.on_bad_sample,
         "cache": Cache(folder, int(data.cache_gib * 2**30)),
         "pin_memory": ranks.device.type == "cuda",
     }
+
+
+def _num_processes(ranks: Ranks) -> int:
+    """Where nobody said how many: a GPU waits for its images unless several cores decode them; on a CPU they would be its own."""
+    if ranks.device.type == "cpu":
+        return 0
+    return min(MOST_PROCESSES, max(1, num_cores() // num_local_ranks() - 1))

@@ -67,12 +67,15 @@ class RunLog:
         self._give_sign()
         self.report({"kind": "progress", "loss": self._loss, "iterations": self.iterations, **standing})
 
-    def resumed(self, iteration: int, world_size: int) -> None:
-        """How long the run stood still before its first new step. Both times are those of the storage, whoever wrote."""
+    def resumed(self, iteration: int, world_size: int, rounding: Mapping[str, Any]) -> None:
+        """With what the run goes on, and how long it stood still before its first new step.
+
+        Both times are those of the storage, whoever wrote.
+        """
         self._give_sign()
         now = seconds_of(self.directory.sign_of_life)
         away = None if self._last_sign is None or now is None else round(now - self._last_sign, 2)
-        self.note("resumed", iteration=iteration, world_size=world_size, seconds_to_first_step=away)
+        self.note("resumed", iteration=iteration, world_size=world_size, **rounding, seconds_to_first_step=away)
 
     def _give_sign(self) -> None:
         with suppress(

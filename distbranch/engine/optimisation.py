@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from distbranch.config import OptimConfig
-from distbranch.engine.distributed import Ranks
 
 SECOND_BETA = 0.999  # of Adam and AdamW
 POLICY_WEIGHT_DECAY = 5e-4
@@ -67,8 +66,8 @@ def load_slots(optimizer: torch.optim.Optimizer, network: nn.Module, slots: Mapp
         for slot, value in slots_of_it.items():
             if value.shape == parameter.shape:
                 own = torch.empty_like(parameter, requires_grad=False).copy_(value)
-            else:  # the step count of AdamW
-                own = value.clone().to(parameter.device)
+            else:  # the step count of Adam: on the device where a fused kernel counts, else on the CPU, which needs no look at a GPU
+                own = value.clone().to(parameter.device if optimizer.defaults.get("fused") else "cpu")
             optimizer.state[parameter][slot] = own
 
 
@@ -98,8 +97,3 @@ def has_bf16(device: torch.device) -> bool:
     processor = Path("/proc/cpuinfo")
     flags = processor.read_text() if processor.exists() else ""
     return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
-def uses_bf16(precision: str, ranks: Ranks) -> bool:
-    """Whether the forward pass is in bf16 by `train.precision`; the same on every rank."""
-    return precision == "bf16" or (precision == "auto" and all(ranks.gather(has_bf16(ranks.device))))

@@ -22,7 +22,7 @@ from distbranch.adashare.policy import (
 from distbranch.config import Config
 from distbranch.data.plan import Turns
 from distbranch.data.shards import DatasetInfo
-from distbranch.engine.distributed import Ranks
+from distbranch.engine.distributed import Ranks, send_to
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
 from distbranch.models.adashare_net import AdaShareNet
@@ -67,7 +67,7 @@ class PolicySearch:
         """What every task executes and skips of the released blocks at a step: [T, n, 2]; the same on every rank."""
         num_tasks, num_blocks, _ = logits.shape
         num_released = self.curriculum.num_released(step)
-        noise = gumbel_noise(num_tasks, num_blocks, seed=self.config.seed, step=step).to(logits.device)
+        noise = send_to(logits.device, gumbel_noise(num_tasks, num_blocks, seed=self.config.seed, step=step))
         return soft_decisions(logits, noise, temperature=self.curriculum.temperature(step), num_released=num_released)
 
     def draw(self, network: Network, step: int) -> Tensor:

@@ -154,8 +154,16 @@ class RunDirectory:
         for decisions in (self.decisions, *self.relatives.glob(f"*/{self.decisions.name}")):
             _keep_lines(decisions, lambda line: line.get("round", 0) <= num_decisions)
 
-    def write_environment(self, ranks: Ranks, *, precision: str) -> None:
-        """Record versions, commit, hardware, world size and the precision of the forward pass."""
+    @property
+    def precision(self) -> str:
+        """Of the forward pass when the run was last trained, bf16 or fp32."""
+        try:
+            return str(json.loads(self.environment.read_text(encoding="utf-8"))["precision"])
+        except (OSError, ValueError, KeyError):
+            return "fp32"
+
+    def write_environment(self, ranks: Ranks, rounding: Mapping[str, Any]) -> None:
+        """Record versions, commit, hardware, world size, threads and the precision of the forward pass of this start."""
         gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         write_json(
             self.environment,
@@ -169,8 +177,8 @@ class RunDirectory:
                 "gpus": gpus,
                 "device": str(ranks.device),
                 "world_size": ranks.world_size,
-                "threads_per_rank": torch.get_num_threads(),
-                "precision": precision,
+                "threads_per_rank": rounding["threads"],
+                "precision": rounding["precision"],
             },
         )
 

@@ -90,7 +90,8 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
         )
     ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     network.to(ranks.device)
-    return evaluate(network, info, split, ranks, config.data, batch_size=config.train.eval_batch_size)
+    size, bf16 = config.train.eval_batch_size, RunDirectory(directory).precision == "bf16"
+    return evaluate(network, info, split, ranks, config.data, batch_size=size, bf16=bf16)
 
 
 def thin_company(result: RunResult) -> list[dict[str, Any]]:

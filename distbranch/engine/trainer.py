@@ -7,11 +7,13 @@ wants to stop or has met a bad sample), which is awaited at the beginning of the
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
@@ -27,6 +29,7 @@ from distbranch.engine.statistics import tensors_of_ranks
 from distbranch.engine.training_state import TrainingState
 from distbranch.engine.training_step import TrainingStep
 from distbranch.errors import SharedError
+from distbranch.models.backbones import Architecture
 
 
 class Trainer:
@@ -125,7 +128,7 @@ class Trainer:
             self.step.settle()
             self._log_step()
         elif self.log and self.log.is_silent and self._window.num_steps > 1:
-            self.log.tell({**self.state.standing(), **self._window.pace()})
+            self.log.tell({**self.state.standing(may_wait=False), **self._window.pace()})
 
     def _act_on_agreement(self) -> None:
         """Act on what the ranks told each other: at the beginning of a step only, when all that was due before is done."""
@@ -148,8 +151,8 @@ class Trainer:
         self.step.settle()
         began = time.perf_counter()
         progress, architecture = self.progress, self.net.tree_architecture
-        stats = self.stats.with_pair_sums(self.ranks.sum(self.stats.pair_sums()))
-        ruling, parts = self.ranks.on_first(lambda: self.family.decide(stats, architecture))
+        stats = self.stats.with_pair_sums(self.ranks.sum_on_first(self.stats.pair_sums()))
+        ruling, parts = self.ranks.on_first(lambda: self._decide(stats, architecture))
         if parts:
             self._fork()
         if ruling.split is not None:
@@ -167,6 +170,12 @@ class Trainer:
         self.ranks.on_first(lambda: self._record(ruling, proof, seconds=seconds))
         self._restart_clock()
 
+    def _decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[Ruling, bool]:
+        """Rank 0's ruling, whose matrices only it needs, and whether some relatives decide otherwise."""
+        ruling, parts = self.family.decide(stats, architecture)
+        self._matrices = ruling.matrices
+        return replace(ruling, matrices={}), parts
+
     def _fork(self) -> None:
         """Give those runs of the family that decide otherwise the state as it is before the decision."""
         self.step.check_losses()
@@ -182,7 +191,7 @@ class Trainer:
         progress = self.progress
         file = self.state.directory.affinity / f"round-{progress.num_rounds:02d}.npz"
         file.parent.mkdir(exist_ok=True)
-        np.savez(file, allow_pickle=False, **ruling.matrices)
+        np.savez(file, allow_pickle=False, **self._matrices)
         self.state.write_sharing()
         line = {
             "round": progress.num_rounds,
@@ -250,7 +259,7 @@ class Trainer:
     def _tell_resumed(self) -> None:
         """After the first new step."""
         if self.log and self._resumed_at is not None:
-            self.log.resumed(self._resumed_at, self.ranks.world_size)
+            self.log.resumed(self._resumed_at, self.ranks.world_size, self.state.rounding[-1])
         self._resumed_at = None
 
     def _evaluate(self, split: str) -> dict[str, Any] | None:
@@ -265,6 +274,7 @@ class Trainer:
             self.ranks,
             self.config.data,
             batch_size=self.config.train.eval_batch_size,
+            bf16=self.state.bf16,
         )
         if self.log:
             self.log.evaluation(split, self.progress.iteration, scores)

@@ -12,14 +12,20 @@ from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config, to_yaml
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import Preprocessing, save_model
-from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
+from distbranch.engine.checkpoint import (
+    Checkpoint,
+    load_newest,
+    save_checkpoint,
+    set_damaged_aside,
+    share_checkpoint,
+)
 from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.mirror import Mirror
-from distbranch.engine.optimisation import uses_bf16
 from distbranch.engine.policy_search import PolicySearch, policy_record
+from distbranch.engine.rounding import choose_rounding
 from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
-from distbranch.engine.statistics import own_statistics
+from distbranch.engine.statistics import AFFINITY, own_statistics
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.engine.window import StepWindow
 from distbranch.errors import SharedError, UserError
@@ -63,19 +69,22 @@ class TrainingState:
         self.preprocessing = Preprocessing(
             config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std
         )
-        self.bf16 = uses_bf16(config.train.precision, ranks)
         self.search = PolicySearch(config, info) if config.searches else None
         self.progress = Progress(growing=config.method.name == "branching")
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
         self.window = StepWindow(len(info.tasks), ranks.device)
         is_final = not self.progress.growing and self.search is None
         self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=is_final)
-        checkpoint = ranks.on_first(self._newest_checkpoint)
+        checkpoint = share_checkpoint(ranks.only_on_first(self._newest_checkpoint), ranks, but_for=AFFINITY)
         self.was_resumed = checkpoint is not None
+        before = checkpoint.state.get("rounding", ()) if checkpoint is not None else ()
+        self.rounding = choose_rounding(config.train.precision, ranks, before)
+        self.bf16 = self.rounding[-1]["precision"] == "bf16"
         if checkpoint is None:
             self.net.begin(ranks.on_first(lambda: first_architecture(config, info)), config.seed)
         else:
             self._restore(checkpoint)
+        self._tree = self.architecture.tree
         ranks.on_first(self._write_beginning)
         self.verify("the start")
 
@@ -106,7 +115,7 @@ class TrainingState:
         set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
         progress = self.progress
         self.directory.cut_back(progress.iteration, progress.num_rounds, evaluation_is_due=self.evaluation_is_due)
-        self.directory.write_environment(self.ranks, precision="bf16" if self.bf16 else "fp32")
+        self.directory.write_environment(self.ranks, self.rounding[-1])
         self.write_sharing()
         self.mirror.send()
 
@@ -141,9 +150,15 @@ class TrainingState:
         network = self.net.network
         return network.ruling if isinstance(network, AdaShareNet) else network.architecture
 
-    def standing(self) -> dict[str, Any]:
-        """Where the run stands, as it is logged and shown."""
-        progress, tree = self.progress, self.architecture.tree
+    def standing(self, *, may_wait: bool = True) -> dict[str, Any]:
+        """Where the run stands, as it is logged and shown.
+
+        Args:
+            may_wait: for a GPU that says what a search has found so far; else its tree is as it was when last asked for.
+        """
+        if may_wait or self.search is None:
+            self._tree = self.architecture.tree
+        progress, tree = self.progress, self._tree
         searching = {} if self.search is None else self.search.standing(progress.iteration)
         return {
             **searching,
@@ -176,6 +191,7 @@ class TrainingState:
             "preprocessing": self.preprocessing.to_json(),
             "data": self.info.fingerprint,
             "world_size": self.ranks.world_size,
+            "rounding": self.rounding,
             "samples": progress.iteration * self.config.train.batch_size,
             "epoch": self.epoch,
             "window": self.window.to_json(),

@@ -1,11 +1,11 @@
 """Launchers: where the ranks of a run come from. `train` chooses one; what the ranks do is the engine's."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, load_config
+from distbranch.engine.distributed import num_started_ranks
 from distbranch.engine.metrics import Event, Report
 from distbranch.engine.results import RunResult, read_result
 from distbranch.errors import UsageError
@@ -29,17 +29,18 @@ def train(
         UserError: data, storage, machines or numbers are not as they should be.
         StoppedEarly: a signal asked to stop; a checkpoint holds everything.
     """
-    if fresh and started_by_torchrun():
+    started = num_started_ranks()
+    if fresh and (started or 1) > 1:
         raise UsageError(
             "Under torchrun --fresh is not possible: every rank would choose a directory. Give another run.name."
         )
-    resolved = prepare(load_config(config, dotted), fresh=fresh, report=report or _silent)
+    resolved = prepare(with_started_ranks(load_config(config, dotted)), fresh=fresh, report=report or _silent)
     finished = read_result(resolved.run_directory)
     if finished is not None:
         (report or _silent)({"kind": "finished", "directory": resolved.run_url or str(resolved.run_directory)})
         return finished
     launch = resolved.launch
-    if not started_by_torchrun() and (launch.most_workers > 1 or cluster_address(launch) is not None):
+    if started is None and (launch.most_workers > 1 or cluster_address(launch) is not None):
         from distbranch.launch.on_ray.train import train_on_ray
 
         return train_on_ray(resolved, report or _silent)
@@ -48,9 +49,22 @@ def train(
     return train_here(resolved, report or _silent)
 
 
-def started_by_torchrun() -> bool:
-    """Whether this process is one of several ranks already, so that `launch.workers` and `launch.address` say nothing."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def with_started_ranks(config: Config) -> Config:
+    """The configuration of as many ranks as torchrun started, if it did: `launch.workers: 1`, the default, leaves that to it.
+
+    Raises:
+        UsageError: `launch.workers` asks for another number of ranks, or they cannot share a batch.
+    """
+    launch, found = config.launch, num_started_ranks()
+    if found is None or launch.workers == found:
+        return config
+    if launch.workers != 1 and not launch.least_workers <= found <= launch.most_workers:
+        workers = launch.workers if isinstance(launch.workers, int) else list(launch.workers)
+        raise UsageError(
+            f"torchrun should start as many ranks as launch.workers={workers} says, found {found} (WORLD_SIZE). Give "
+            f"launch.workers={found}, or start torchrun with other numbers in --nproc-per-node and --nnodes."
+        )
+    return load_config(config, {"launch.workers": found})
 
 
 def _silent(_: Event) -> None:

@@ -189,7 +189,10 @@ class AdaShareNet(nn.Module):
 
     def _heads(self, features: list[Tensor], way_of_task: list[int]) -> Tensor:
         """[B, O], each output from the mean over positions of its task's features."""
-        top = torch.stack([x.mean(dim=(2, 3)) for x in features], dim=1)  # [B, ways, F]
+        top = [x.mean(dim=(2, 3)) for x in features]  # [B, F] per way
         ways = [way_of_task[task] for task, part in enumerate(self.tasks.tasks) for _ in range(part.num_outputs)]
-        outputs: Tensor = (top[:, ways] * self.heads.weight).sum(dim=2) + self.heads.bias
+        # Stacked and not indexed: a GPU would wait for the list of ways to be copied to it.
+        outputs: Tensor = (torch.stack([top[way] for way in ways], dim=1) * self.heads.weight).sum(
+            dim=2
+        ) + self.heads.bias
         return outputs

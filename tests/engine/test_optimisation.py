@@ -1,6 +1,5 @@
 """The learning rate as a function of the step, and steps that are divided."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from tiny_runs import TASKS, config_of
 from distbranch.config import OptimConfig, load_config
 from distbranch.data.shards import read_dataset
 from distbranch.engine.distributed import Ranks, num_cores
-from distbranch.engine.optimisation import has_bf16, learning_rate, uses_bf16
+from distbranch.engine.optimisation import learning_rate
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trainer import Trainer
 
@@ -113,24 +112,6 @@ def test_a_step_is_made_of_whatever_samples_are_left(kept: list[int], tiny_data:
     state = trainer.net.network.state_dict()
     assert all(value.isfinite().all() for value in state.values())
     assert state["layers.conv1.0.norm.num_batches_tracked"] == 1
-
-
-def test_auto_is_bf16_only_where_every_rank_has_it_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = Ranks(0, 1, torch.device("cpu"))
-    for here in (True, False):
-        monkeypatch.setattr("distbranch.engine.optimisation.has_bf16", lambda _, here=here: here)
-        assert uses_bf16("auto", alone) is here
-        assert uses_bf16("bf16", alone)
-        assert not uses_bf16("fp32", alone)
-        monkeypatch.setattr(Ranks, "gather", lambda _, own: [own, False])
-        assert not uses_bf16("auto", alone)
-        monkeypatch.undo()
-
-
-def test_a_run_of_precision_auto_says_what_it_came_to(tiny_data: Path, tmp_path: Path) -> None:
-    trainer = _trainer(tiny_data, tmp_path, **{"train.precision": "auto"})
-    written = json.loads(trainer.state.directory.environment.read_text())
-    assert written["precision"] == ("bf16" if has_bf16(torch.device("cpu")) else "fp32")
 
 
 def test_a_process_gets_no_more_threads_than_its_container_has_time_for(monkeypatch: pytest.MonkeyPatch) -> None:

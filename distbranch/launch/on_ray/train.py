@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from distbranch.config import Config
+from distbranch.engine.distributed import uses_nccl
 from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
 from distbranch.engine.results import RunResult, StoppedEarly, read_result
@@ -119,7 +120,7 @@ def _trainer(config: Config, attempt: str) -> Any:
     # Decided here for all ranks: a worker alone cannot know whether the others found a GPU.
     launch = config.launch.model_copy(update={"device": "cuda" if gpu else "cpu"})
     config = config.model_copy(update={"launch": launch})
-    nccl = gpu and launch.gpus_per_worker == 1  # which refuses two ranks on one GPU
+    nccl = gpu and uses_nccl(launch)
     seconds = max(1, round(60 * launch.timeout_min)) + (NCCL_SECONDS_MORE if nccl else 0)
     return TorchTrainer(
         work,

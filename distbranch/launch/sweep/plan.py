@@ -139,6 +139,8 @@ def base_config(sweep: SweepConfig, variant: str | None = None) -> Config:
         values["launch.address"] = address  # a trial in a worker of that cluster should not have to find it out
     if sweep.gpus_per_trial:
         values["launch.gpus_per_worker"] = sweep.gpus_per_trial / sweep.workers_per_trial
+        if base.data.workers is None:  # of the cores of a trial; the engine would count those of the machine
+            values["data.workers"] = max(0, int(cpus) - 1)
     return with_absolute_paths(load_config(base, values))
 
 
