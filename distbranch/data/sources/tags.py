@@ -1,0 +1,48 @@
+"""Several tags in one cell: how a cell is split, and how to see that a column holds lists and no names with blanks."""
+
+from collections import Counter
+from collections.abc import Collection
+from functools import lru_cache
+
+from distbranch.data.sources.words import parse_number
+
+SEPARATORS = ("|", ";", ",", " ", "/", "+", "&")  # the surer ones first
+_QUOTES = " '\""
+
+
+@lru_cache(maxsize=10_000)
+def split_tags(cell: str, separator: str) -> frozenset[str]:
+    """The tags of a cell; brackets and quotes of a list that Python or JSON wrote are no part of them."""
+    return frozenset(_parts(cell, separator))
+
+
+def find_separator(values: Collection[str]) -> str | None:
+    """What separates tags in these different values of a column; None where each value is one name."""
+    if all(parse_number(value) is not None for value in values):  # decimal commas
+        return None
+    return next((separator for separator in SEPARATORS if _holds_lists(values, separator)), None)
+
+
+def _parts(cell: str, separator: str) -> list[str]:
+    is_list = len(cell) > 1 and cell[0] + cell[-1] in ("[]", "{}", "()")
+    inner = cell[1:-1] if is_list else cell
+    parts = (part.strip(_QUOTES if is_list else None) for part in inner.split(separator))
+    return [part for part in parts if part]
+
+
+def _holds_lists(values: Collection[str], separator: str) -> bool:
+    """Tags come again in other company and in any place; of names the last word is another kind of word than the first."""
+    cells = [_parts(value, separator) for value in values]
+    lists = [parts for parts in cells if len(parts) > 1]
+    if not lists:
+        return False
+    counts = Counter(tag for parts in cells for tag in set(parts))
+    num_again = sum(count > 1 for count in counts.values())
+    if separator in "|;" and num_again:  # which names hardly hold
+        return True
+    if separator == "," and num_again and len(counts) <= len(cells):
+        return True
+    last = {parts[-1] for parts in lists}
+    before = {tag for parts in lists for tag in parts[:-1]}
+    # A half and a quarter: all tags come again but the rarest; names of goods, dogs, birds have none in both places.
+    return 2 * num_again >= len(counts) and 4 * len(last & before) >= len(counts)
