@@ -5,11 +5,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
+from distbranch.data.sources.source import Answer
 from distbranch.data.sources.tags import split_tags
 from distbranch.data.sources.words import is_missing, parse_mark, parse_number, tidy_text, vocabulary_of
 
 MAX_CLASSES = 1000
-Answer = Literal["no", "unknown"]
 Kind = Literal["", "categorical", "per_class", "tags"]  # "": to be found out
 
 

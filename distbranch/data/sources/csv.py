@@ -15,11 +15,11 @@ from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import LabelValue
-from distbranch.data.sources.column import Answer, Column, Kind
+from distbranch.data.sources.column import Column, Kind
 from distbranch.data.sources.columns import Meaning, learn_meanings
 from distbranch.data.sources.layout import ALL, Layout, find_columns
 from distbranch.data.sources.problems import Problems
-from distbranch.data.sources.source import ImageFileOptions, Row, Source, read_rows, sample_key, seeded_split
+from distbranch.data.sources.source import Answer, ImageFileOptions, Row, Source, read_rows, sample_key, seeded_split
 from distbranch.data.sources.tables import Cells, Rows, Table, open_table
 from distbranch.data.sources.words import is_missing, tidy_text
 from distbranch.errors import UserError
@@ -129,7 +129,7 @@ class CsvOptions(ImageFileOptions):
             pairs = [text.rpartition("=") for text in texts]
             value = {name.strip() or ALL: answer.strip() for name, _, answer in pairs}
         if isinstance(value, dict):
-            value = {tidy_text(str(name)): "no" if answer is False else answer for name, answer in value.items()}
+            value = {tidy_text(str(name)): answer for name, answer in value.items()}
         return value
 
     @field_validator("delimiter", "separator")
