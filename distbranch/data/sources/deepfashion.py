@@ -27,7 +27,7 @@ from distbranch.data.sources.source import (
     read_rows,
 )
 from distbranch.errors import UserError
-from distbranch.tasks import Task
+from distbranch.tasks import Task, unused_name
 
 ANNOTATIONS = ("Anno_coarse", "Anno", "Anno/Anno_coarse", "Eval", "")
 ATTRIBUTE_TYPES = {"1": "texture", "2": "fabric", "3": "shape", "4": "part", "5": "style"}
@@ -130,11 +130,7 @@ def _attributes(path: Path) -> dict[str, str]:
     """Name and type of the attributes in the order of the label columns; a name that comes again gets a number."""
     attributes: dict[str, str] = {}
     for _, name, kind in _pairs(path):
-        again = 2
-        unique = name
-        while unique in attributes or unique == CATEGORY:
-            unique, again = f"{name} ({again})", again + 1
-        attributes[unique] = kind
+        attributes[unused_name(name, {CATEGORY, *attributes})] = kind
     return attributes
 
 
