@@ -166,7 +166,7 @@ class CsvOptions(ImageFileOptions):
         archive = {"images_bytes": str(self.images.stat().st_size)} if self.images.is_file() else {}
         return Source(
             tasks=tuple(task for meaning in found for task in meaning.tasks),
-            samples=read_rows(_rows(self, table, layout, found), images, self, skipped),
+            samples=read_rows(labelled_rows(self, table, layout, found), images, self, skipped),
             description=self.describe(table_sha256=file_sha256(self.table), **archive),
             num_samples=num_rows,
             skipped=skipped,
@@ -257,7 +257,7 @@ def _rows_below_header(table: Table) -> Rows:
     return rows
 
 
-def _rows(options: CsvOptions, table: Table, layout: Layout, found: Sequence[Meaning]) -> Iterator[Row]:
+def labelled_rows(options: CsvOptions, table: Table, layout: Layout, found: Sequence[Meaning]) -> Iterator[Row]:
     """Second pass: one row per image."""
     assert layout.image is not None
     fractions = dict(zip(SPLITS, options.fractions, strict=True))

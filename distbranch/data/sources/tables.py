@@ -63,9 +63,11 @@ def open_table(path: Path, *, delimiter: str | None, encoding: str | None, image
             return Table(path, lambda: _whole_rows(_sheet_rows(path)))
         if path.suffix.lower() in PARQUET:
             return Table(path, lambda: _whole_rows(_parquet_rows(path)))
-        encoding = encoding or _find_encoding(path)
-        delimiter = delimiter or _find_delimiter(path, encoding, image_column)
-        return Table(path, lambda: _whole_rows(_text_rows(path, encoding, delimiter)))
+        written = encoding or _find_encoding(path)
+        separated = delimiter or _find_delimiter(path, written, image_column)
+        return Table(path, lambda: _whole_rows(_text_rows(path, written, separated)))
+    except UnicodeError:
+        raise _undecodable(path, written) from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise _unreadable(path, error) from None
 
@@ -150,7 +152,7 @@ def _text_rows(path: Path, encoding: str, delimiter: str) -> Rows:
                 if first and re.fullmatch("sep=.?", ",".join(row).strip()):
                     continue
                 yield number, row
-    except (UnicodeDecodeError, UnicodeError):
+    except UnicodeError:
         raise _undecodable(path, encoding) from None
     except csv.Error as error:
         raise UserError(f"{path}, line {number + 1}: this is not CSV ({error}). Mend the quotes there.") from None

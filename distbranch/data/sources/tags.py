@@ -18,9 +18,8 @@ def split_tags(cell: str, separator: str) -> frozenset[str]:
 
 def find_separator(values: Collection[str]) -> str | None:
     """What separates tags in these different values of a column; None where each value is one name."""
-    if all(parse_number(value) is not None for value in values):  # decimal commas
-        return None
-    return next((separator for separator in SEPARATORS if _holds_lists(values, separator)), None)
+    words = [value for value in values if parse_number(value) is None]  # 1,5 is no list
+    return next((separator for separator in SEPARATORS if _holds_lists(words, separator)), None)
 
 
 def _parts(cell: str, separator: str) -> list[str]:
