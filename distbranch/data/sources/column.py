@@ -1,6 +1,5 @@
 """A task column on the first pass over a table: which values it holds, and in which lines they stand first."""
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +9,7 @@ from distbranch.data.sources.tags import split_tags
 from distbranch.data.sources.words import is_missing, parse_mark, parse_number, tidy_text, vocabulary_of
 
 MAX_CLASSES = 1000
+MAX_CELLS = 10 * MAX_CLASSES  # that are counted; only lists of tags have more that matter
 Kind = Literal["", "categorical", "per_class", "tags"]  # "": to be found out
 
 
@@ -32,25 +32,46 @@ class Column:
     blank: Answer | None = None
     missing: frozenset[str] = frozenset()  # words beside those that always are
     lines: dict[str, int] = field(default_factory=dict)
-    missing_words: Counter[str] = field(default_factory=Counter)
-    num_cells: int = 0  # with a label
-    num_blank: int = 0
+    cells: dict[str, int] = field(default_factory=dict)  # how often each occurs
     too_many_at: int | None = None  # line
 
     def see(self, cell: str, line: int) -> None:
         """Notes a cell."""
-        value = tidy_text(cell)
-        if not value:
-            self.num_blank += 1
-        elif self.is_missing(value):
-            self.missing_words[value] += 1
-        else:
-            self.num_cells += 1
-            for part in self.labels_in(value):
-                self._note(part, line)
+        count = self.cells.get(cell)
+        if count is not None:
+            self.cells[cell] = count + 1
+        elif self.too_many_at is None:
+            if len(self.cells) < MAX_CELLS:
+                self.cells[cell] = 1
+            value = tidy_text(cell)
+            if not self.is_missing(value):
+                for label in self.labels_in(value):
+                    self._note(label, line)
+
+    @property
+    def num_blank(self) -> int:
+        """The number of empty cells."""
+        return sum(count for cell, count in self.cells.items() if not tidy_text(cell))
+
+    @property
+    def num_cells(self) -> int:
+        """The number of cells with a label."""
+        return sum(count for cell, count in self.cells.items() if not self.is_missing(tidy_text(cell)))
+
+    @property
+    def missing_words(self) -> dict[str, int]:
+        """The words that say that there is no label, and how often."""
+        words: dict[str, int] = {}
+        for cell, count in self.cells.items():
+            value = tidy_text(cell)
+            if value and self.is_missing(value):
+                words[value] = words.get(value, 0) + count
+        return words
 
     def is_missing(self, value: str) -> bool:
         """Whether a tidy value stands for no label."""
+        if not value:
+            return True
         if (self.minus_one or self.minus_one_of_all) == "unknown" and parse_mark(value) == -1:
             return True
         return value in self.missing or (not self.as_written and is_missing(value))
@@ -65,7 +86,7 @@ class Column:
         if label in self.lines:
             return
         if len(self.lines) == MAX_CLASSES:
-            self.too_many_at = self.too_many_at or line
+            self.too_many_at = line
         else:
             self.lines[label] = line
 

@@ -102,7 +102,7 @@ def _read(column: Column, cell: str, labels: Mapping[str, Labels]) -> Labels:
     value = tidy_text(cell)
     if value in labels:
         return labels[value]
-    if value in column.missing_words:
+    if column.is_missing(value):
         return {}
     raise KeyError(value)
 
@@ -117,7 +117,7 @@ def _task_per_class(column: Column, names: Mapping[str, str], *, exclusive: str)
         value = tidy_text(cell)
         if not value:
             return blank
-        if value in column.missing_words:
+        if column.is_missing(value):
             return {}
         return {**none, **{names[label]: 1 for label in column.labels_in(value)}}
 
