@@ -105,7 +105,11 @@ class CsvOptions(ImageFileOptions):
     )
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
-        """A name that holds a comma stands in double quotes."""
+        """A name that holds a comma stands in double quotes; YAML reads one that is a number as such."""
+        if isinstance(value, int | float):
+            value = str(value)
+        if isinstance(value, list | tuple):
+            return [str(part) if isinstance(part, int | float) else part for part in value]
         if not isinstance(value, str):
             return value
         return [part.strip() for part in next(csv.reader([value], skipinitialspace=True), []) if part.strip()]

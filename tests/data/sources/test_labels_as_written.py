@@ -103,6 +103,8 @@ def test_other_codes_are_neither_marks_nor_classes_unless_declared(learn: Learn,
 
 def test_a_code_for_missing_is_said(learn: Learn) -> None:
     assert learn({"a": ["0", "1", "9", "1"]}, missing="9") == {"a": [0, 1, None, 1]}
+    assert learn({"a": ["0", "1", "9", "1"]}, **yaml.safe_load("missing: [9]")) == {"a": [0, 1, None, 1]}
+    assert learn({"2019": ["0", "1"], "b": ["1", "0"]}, **yaml.safe_load("ignore: 2019")) == {"b": [1, 0]}
     assert learn({"a": ["yes", "no", "not sure"]}, missing="not sure,x") == {"a": [1, 0, None]}
 
 
