@@ -59,6 +59,11 @@ class Column:
         return sum(count for cell, count in self.cells.items() if not self.is_missing(tidy_text(cell)))
 
     @property
+    def holds_minus_one(self) -> bool:
+        """Whether -1 stands in a cell, whatever it means."""
+        return any(parse_mark(tidy_text(cell)) == -1 for cell in self.cells)
+
+    @property
     def missing_words(self) -> dict[str, int]:
         """The words that say that there is no label, and how often."""
         words: dict[str, int] = {}

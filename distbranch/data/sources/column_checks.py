@@ -45,8 +45,8 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
     for name in both:
         problems.add(
             f"column '{name}' holds 1, 0 and -1",
-            f"Say what -1 means: {as_typed('minus_one')} unknown (0 is no, as in CheXpert) or no (0 is unknown, as in "
-            "DeepFashion), COLUMN=no for one column; or put it into --categorical.",
+            f"Say what -1 means: {as_typed('minus_one')} unknown (then 0 is no) or no (then 0 is unknown), COLUMN=no for one "
+            "column; or put it into --categorical.",
         )
     signed = [name for name, marks in numbers.items() if -1 in marks and name not in both]
     unsigned = [name for name, marks in numbers.items() if 0 in marks and -1 not in marks]
@@ -89,8 +89,7 @@ def _lists_of_tags(column: Column) -> Problem | None:
     example = max(column.lines, key=lambda value: len(split_tags(value, separator)))
     return (
         f"column '{column.name}' seems to hold several tags in a cell, such as '{_cut(example)}' in line {column.lines[example]}",
-        f"Make a binary task of each tag by --tags {column.name} --separator '{separator}'; if each value is one class, put "
-        f"the column into {as_one_class}.",
+        f"Make each tag a task by --tags {column.name} --separator '{separator}', or put the column into {as_one_class}.",
     )
 
 
@@ -114,8 +113,7 @@ def _number_that_is_no_mark(column: Column) -> Problem | None:
         odd = numbers
     return (
         f"line {column.lines[odd[0]]}: the column '{column.name}' holds '{_cut(odd[0])}', which is neither 1, 0, -1 nor empty",
-        "Correct it, put the column into --categorical if its values are classes or into --ignore, or the value into "
-        "--missing if it means unknown.",
+        "Correct it, or put the column into --categorical or --ignore, or the value into --missing.",
     )
 
 
@@ -178,7 +176,7 @@ def _id(column: Column) -> Problem | None:
         return None
     return (
         f"column '{column.name}': each of its {column.num_cells} values is in one line only. Is it an id?",
-        "Put it into --ignore, into --categorical if its values are classes all the same, or into --tags if they are lists.",
+        "Put it into --ignore, or into --categorical or --tags if its values are classes or lists of tags all the same.",
     )
 
 
@@ -208,7 +206,7 @@ def _warn_guesses(column: Column) -> None:
             _listed(words),
             as_typed("as_written"),
         )
-    if column.kind and any(parse_mark(value) == -1 for value in column.lines):
+    if not column.is_open and any(parse_mark(value) == -1 for value in column.lines):
         logger.warning(
             "The column '%s' has the class -1. If it means unknown: %s %s=unknown.",
             column.name,

@@ -4,6 +4,7 @@ The table is read twice: first to learn what each column means, then, row by row
 """
 
 import csv
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,10 +20,21 @@ from distbranch.data.sources.column import Column, Kind
 from distbranch.data.sources.columns import Meaning, learn_meanings
 from distbranch.data.sources.layout import ALL, Layout, find_columns
 from distbranch.data.sources.problems import Problems
-from distbranch.data.sources.source import Answer, ImageFileOptions, Row, Source, read_rows, sample_key, seeded_split
+from distbranch.data.sources.source import (
+    Answer,
+    ImageFileOptions,
+    Row,
+    Source,
+    as_typed,
+    read_rows,
+    sample_key,
+    seeded_split,
+)
 from distbranch.data.sources.tables import Cells, Rows, Table, open_table
 from distbranch.data.sources.words import is_missing, tidy_text
 from distbranch.errors import UserError
+
+logger = logging.getLogger("distbranch")
 
 NAMED_CHARACTERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " "}
 
@@ -187,6 +199,8 @@ def learn_table(options: CsvOptions, table: Table) -> tuple[Layout, list[Meaning
     if num_rows:
         found = learn_meanings(columns, problems, class_prefix=options.class_prefix, may_be_names=layout.image is None)
     problems.raise_all()
+    if ALL in options.minus_one and not any(column.holds_minus_one for column in columns):
+        logger.warning("No column holds -1, so %s is without effect.", as_typed("minus_one"))
     return layout, found, num_rows
 
 

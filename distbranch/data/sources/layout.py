@@ -49,7 +49,9 @@ def find_columns(options: "CsvOptions", table: Table, problems: Problems) -> Lay
     def find(name: str, option: str) -> int | None:
         if name in named:
             return header.index(name)
-        near = difflib.get_close_matches(name, named, n=3, cutoff=0.5) or named[:8]
+        alike = {fold_text(one): one for one in named}
+        close = difflib.get_close_matches(fold_text(name), alike, n=3, cutoff=0.5)
+        near = [alike[one] for one in close] or named[:8]
         problems.add(f"it has no column '{name}'. Nearest: {', '.join(near)}", f"Give another with {as_typed(option)}.")
         return None
 

@@ -108,6 +108,11 @@ def test_a_code_for_missing_is_said(learn: Learn) -> None:
     assert learn({"a": ["yes", "no", "not sure"]}, missing="not sure,x") == {"a": [1, 0, None]}
 
 
+def test_an_answer_that_nothing_asks_for_is_told(learn: Learn, caplog: pytest.LogCaptureFixture) -> None:
+    assert learn({"a": ["1", "0"]}, minus_one="no") == {"a": [1, 0]}
+    assert "No column holds -1, so --minus-one (minus_one) is without effect." in caplog.text
+
+
 @pytest.mark.parametrize("text", ["minus_one: no", "minus_one: {a: no}", "minus_one: 'a=no'"])
 def test_a_config_says_no_without_quotes(learn: Learn, text: str) -> None:
     assert learn({"a": ["1", "0", "-1"]}, **yaml.safe_load(text)) == {"a": [1, None, 0]}
