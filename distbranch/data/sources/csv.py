@@ -151,10 +151,14 @@ class CsvOptions(ImageFileOptions):
     @field_validator("delimiter", "separator")
     @classmethod
     def _parse_character(cls, value: str | None) -> str | None:
-        value = NAMED_CHARACTERS.get(value, value) if value is not None else None
-        if value is not None and len(value) != 1:
+        if value is None:
+            return None
+        character = NAMED_CHARACTERS.get(value, value)
+        if len(character) > 1:
+            character = character.strip()  # ', '
+        if len(character) != 1:
             raise ValueError("should be one character, or one of tab, space, comma, semicolon")
-        return value
+        return character
 
     @field_validator("encoding")
     @classmethod

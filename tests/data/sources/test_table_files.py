@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import openpyxl
 import pandas
 import pytest
+from packed_samples import picture
 
+from distbranch.data.sources import pack_source, parse_options
 from distbranch.data.sources.tables import cell_text, open_table
 from distbranch.errors import UserError
 
@@ -225,3 +228,40 @@ def test_what_is_no_table_is_one_sentence(tmp_path: Path, name: str, content: by
 )
 def test_a_value_is_written_as_in_a_csv(value: object, text: str) -> None:
     assert cell_text(value) == text
+
+
+@pytest.mark.parametrize("form", ["xlsx", "parquet", "csv.gz", "txt"])
+def test_the_same_labels_are_packed_from_every_form_of_a_table(tmp_path: Path, form: str) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        (tmp_path / f"images/{number}.jpg").write_bytes(picture(number))
+    frame = pandas.DataFrame(
+        {
+            "image": [f"{number}.jpg" for number in range(6)],
+            "split": ["train", "val", "test"] * 2,
+            "Edema": [1.0, 0.0, -1.0, None, 1.0, 0.0],
+            "wears\na hat": ["x", None] * 3,
+            "findings": ["a, b", "b", "No Finding", None, "a", "b, a"],
+        }
+    )
+    write = {
+        "xlsx": lambda path: frame.to_excel(path, index=False),
+        "parquet": frame.to_parquet,
+        "csv.gz": lambda path: frame.to_csv(path, index=False),
+        "txt": lambda path: frame.to_csv(path, index=False, sep="\t", decimal=",", encoding="utf-16"),
+    }
+    write[form](tmp_path / f"t.{form}")
+    answers = {"minus_one": "Edema=unknown", "blank": "wears a hat=no", "tags": "findings", "separator": ", "}
+    values = {"source": "csv", "images": tmp_path / "images", "table": tmp_path / f"t.{form}", **answers}
+    info = pack_source(parse_options(values).open(), tmp_path / "set")
+    total: dict[str, Counter[str]] = {}
+    for split in info.splits.values():
+        for task, counts in split.labels.items():
+            total.setdefault(task, Counter()).update(counts)
+    assert {task: (n["1"], n["0"], n["unlabelled"]) for task, n in total.items()} == {
+        "Edema": (2, 2, 2),
+        "wears a hat": (3, 3, 0),
+        "No Finding": (1, 4, 1),
+        "a": (3, 2, 1),
+        "b": (3, 2, 1),
+    }
