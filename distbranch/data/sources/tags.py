@@ -30,7 +30,11 @@ def _parts(cell: str, separator: str) -> list[str]:
 
 
 def _holds_lists(values: Collection[str], separator: str) -> bool:
-    """Tags come again in other company and in any place; of names the last word is another kind of word than the first."""
+    """Tags come again in other company, both last and before others; of names the last word is another kind of word.
+
+    So of lists either half of the words come again and a fifth stand in both places, or half of them hold a common word that
+    does; names of goods, dogs and towns have hardly a word that does.
+    """
     cells = [_parts(value, separator) for value in values]
     lists = [parts for parts in cells if len(parts) > 1]
     if not lists:
@@ -41,7 +45,8 @@ def _holds_lists(values: Collection[str], separator: str) -> bool:
         return True
     if separator == "," and num_again and len(counts) <= len(cells):
         return True
-    last = {parts[-1] for parts in lists}
-    before = {tag for parts in lists for tag in parts[:-1]}
-    # A half and a quarter: all tags come again but the rarest; names of goods, dogs, birds have none in both places.
-    return 2 * num_again >= len(counts) and 4 * len(last & before) >= len(counts)
+    both = {parts[-1] for parts in lists} & {tag for parts in lists for tag in parts[:-1]}
+    if 2 * num_again >= len(counts) and 5 * len(both) >= len(counts):
+        return True
+    common = {tag for tag in both if counts[tag] > 2}
+    return 2 * sum(not common.isdisjoint(parts) for parts in lists) >= len(lists)
