@@ -6,7 +6,7 @@ class index for a categorical one. A further kind of task is one more entry of `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -361,3 +361,11 @@ def _means(rows: list[Metrics]) -> Metrics:
         name: float(np.mean(np.asarray(column, dtype=np.float64))) if column else None
         for name, column in values.items()
     }
+
+
+def unused_name(name: str, taken: Container[str]) -> str:
+    """The name, or if it is taken the first of `name (2)`, `name (3)`, ... that is not."""
+    unused, number = name, 2
+    while unused in taken:
+        unused, number = f"{name} ({number})", number + 1
+    return unused

@@ -13,7 +13,9 @@ from PIL import Image
 from tiny_world import TASKS, Ended, assert_one_sentence, contents, nothing_overwritten, run_command
 
 import distbranch
+from distbranch.cli.predict import _write_predictions
 from distbranch.config import describe_keys
+from distbranch.engine.predict import Prediction
 
 COMMANDS = (
     "train",
@@ -200,6 +202,30 @@ def test_predictions_as_csv_equal_those_as_json(world: Path) -> None:
     assert list(row) == ["image", "bright", "wide", "shade:dark", "shade:mid", "shade:light"]
     assert float(row["wide"]) == pytest.approx(one["scores"]["wide"], abs=1e-6)
     assert float(row["shade:mid"]) == pytest.approx(one["scores"]["shade"]["mid"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "heads"),
+    [
+        (("image", "b"), ["image", "image (2)", "b"]),
+        (("image (2)", "image"), ["image", "image (2)", "image (3)"]),
+        (("shade:dark", "shade"), ["image", "shade:dark", "shade:dark (2)", "shade:light"]),
+        (("shade", "shade:dark", "scores"), ["image", "shade:dark", "shade:light", "shade:dark (2)", "scores"]),
+    ],
+)
+def test_no_column_of_predictions_takes_the_place_of_another(names: tuple[str, ...], heads: list[str]) -> None:
+    scores: dict[str, float | dict[str, float]] = {name: 0.5 + 0.01 * at for at, name in enumerate(names)}
+    if "shade" in scores:
+        scores["shade"] = {"dark": 0.25, "light": 0.75}
+    file = io.StringIO()
+    _write_predictions(file, [Prediction(Path("photo.jpg"), scores)], as_json=False)
+    head, row = csv.reader(io.StringIO(file.getvalue()))
+    assert head == heads
+    flat = [s for score in scores.values() for s in (score.values() if isinstance(score, dict) else [score])]
+    assert row == ["photo.jpg", *(f"{score:.6f}" for score in flat)]
+    file = io.StringIO()
+    _write_predictions(file, [Prediction(Path("photo.jpg"), scores)], as_json=True)
+    assert json.loads(file.getvalue()) == [{"image": "photo.jpg", "scores": scores}]
 
 
 def test_predictions_as_table_show_what_is_above_the_threshold(world: Path) -> None:

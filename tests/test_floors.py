@@ -26,6 +26,7 @@ HOMES = {
     "torch.distributed": ("engine",),
     "webdataset": ("data",),
     "matplotlib": ("report",),
+    "openpyxl": ("data",),
     "onnx": ("export", "bench"),
     "onnxruntime": ("export", "bench"),
 }

@@ -28,6 +28,8 @@ def data_pack(
 
     `distbranch data pack csv data/clothing --images images.zip --table attributes.csv --one-task-per-class category`
 
+    `distbranch data pack csv data/chest --images images/ --table labels.xlsx --tags findings --separator "|" --minus-one unknown`
+
     `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
     """
     from distbranch.data.sources import SOURCES, pack_source, parse_options
@@ -150,7 +152,7 @@ def _show_options(options: Any) -> None:
 def _default_text(value: object, joint: str) -> str:
     if isinstance(value, tuple):
         return joint.join(map(str, value))
-    return "" if value is None else str(value)
+    return "" if value is None or value == {} else str(value)
 
 
 def _options(arguments: list[str]) -> dict[str, str]:

@@ -88,18 +88,24 @@ def _write_predictions(file: Any, predictions: list[Any], *, as_json: bool) -> N
         json.dump([{"image": str(item.image), "scores": item.scores} for item in predictions], file, indent=1)
         file.write("\n")
         return
-    rows = [{"image": str(item.image), **_flat(item.scores)} for item in predictions]
+    rows = [_row(str(item.image), item.scores) for item in predictions]
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
 
 
-def _flat(scores: dict[str, Any]) -> dict[str, str]:
-    flat = {}
-    for name, score in scores.items():
-        inner = score if isinstance(score, dict) else {"": score}
-        flat.update({f"{name}:{key}" if key else name: f"{value:.6f}" for key, value in inner.items()})
-    return flat
+def _row(image: str, scores: dict[str, Any]) -> dict[str, str]:
+    """A column per task or `task:class`; a name that is taken (a task may be called `image`) gets a number."""
+    from distbranch.tasks import unused_name
+
+    row = {"image": image}
+    for task, score in scores.items():
+        named = {task: score}
+        if isinstance(score, dict):
+            named = {f"{task}:{one}": share for one, share in score.items()}
+        for name, value in named.items():
+            row[unused_name(name, row)] = f"{value:.6f}"
+    return row
 
 
 def _to_file(out: Path | None, write: Callable[[Any], None]) -> None:

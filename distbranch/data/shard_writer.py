@@ -59,6 +59,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _check_classes(tasks: Sequence[Task]) -> None:
+    """A class may not be called as what counts the samples without a label."""
+    named = [task.name for task in tasks if "unlabelled" in task.classes]
+    if named:
+        raise UserError(
+            f"The task '{named[0]}' has a class called 'unlabelled', which counts samples without a label. Give it another name."
+        )
+
+
 class ShardWriter:
     """Writes the samples of one split as `<split>-000000.tar`, ... of `shard_samples` each, with their indexes.
 
@@ -67,6 +76,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, split: str, tasks: Sequence[Task], *, shard_samples: int = 1000) -> None:
         self.folder, self.split, self.shard_samples = folder, split, shard_samples
+        _check_classes(tasks)
         self._tasks = {task.name: task for task in tasks}
         self._counts: dict[str, dict[str, int]] = {
             task.name: dict.fromkeys(task.classes if task.kind == "categorical" else ("1", "0"), 0) for task in tasks

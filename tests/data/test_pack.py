@@ -259,3 +259,18 @@ print(-(packed(1_000) - packed(11_000)))
     arguments = [str(tmp_path), picture(1, 4, 4).hex()]
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 6  # MiB for 10,000 samples; their tar files have 20
+
+
+def test_a_class_that_is_called_like_what_counts_samples_without_a_label_is_refused(tmp_path: Path) -> None:
+    task = Task("colour", "categorical", ("red", "unlabelled"))
+    with pytest.raises(UserError, match="'colour' has a class called 'unlabelled'"):
+        pack([sample(0, colour="red")], tmp_path / "set", [task])
+    assert not (tmp_path / "set").exists()
+
+
+def test_an_option_that_came_later_and_is_not_used_makes_no_other_data_set(tmp_path: Path) -> None:
+    before = pack([sample(0)], tmp_path / "set", TASKS, source={"source": "csv", "table": "t.csv"})
+    later = {"source": "csv", "table": "t.csv", "tags": [], "minus_one": {}, "encoding": None}
+    assert pack([], tmp_path / "set", TASKS, source=later) == before
+    with pytest.raises(UserError, match="packed from another source"):
+        pack([], tmp_path / "set", TASKS, source={**later, "minus_one": {"*": "no"}})

@@ -18,6 +18,9 @@ from tiny_world import TABLE, assert_one_sentence, nothing_overwritten, run_comm
 Spoil = Callable[[], object]  # in the world, which is the current folder
 RUN = "runs/tiny"
 CHECKPOINT = f"{RUN}/checkpoints/step-0000000"
+MIXED = "image,p\na.jpg,1\nb.jpg,0\nc.jpg,-1\n"
+TAGS = "image,t\na.jpg,u|v\nb.jpg,v\nc.jpg,u\n"
+CROSSES = "image,p\na.jpg,x\nb.jpg,\nc.jpg,x\n"
 PACK = "data pack csv new --images images --table table.csv"
 HALF = ("result.json", "model")  # what an unfinished run has not yet
 
@@ -449,6 +452,40 @@ TABLES = (
         PACK,
         1,
         ("'q' says no with -1", "'p' has 0"),
+    ),
+    Case("-1 beside 0", put("table.csv", MIXED), PACK, 1, ("'p' holds 1, 0 and -1", "--minus-one", "unknown")),
+    Case("an answer that is none", put("table.csv", MIXED), f"{PACK} --minus-one p=maybe", 2, ("'unknown'", "'maybe'")),
+    Case(
+        "tags in a cell",
+        put("table.csv", TAGS),
+        PACK,
+        1,
+        ("'t' seems to hold several tags", "--tags t --separator '|'"),
+    ),
+    Case("tags, no separator", put("table.csv", TAGS), f"{PACK} --tags t", 1, ("Give --separator '|'",)),
+    Case(
+        "classes alike",
+        change("table.csv", "c.jpg,val,,red", "c.jpg,val,,Red"),
+        PACK,
+        1,
+        ("'red'", "'Red'", "line 4"),
+    ),
+    Case("columns alike", change("table.csv", "colour", "Bright"), PACK, 1, ("'bright' and 'Bright'", "Rename")),
+    Case("a cross or nothing", put("table.csv", CROSSES), PACK, 1, ("'p' has only 'x'", "--blank")),
+    Case(
+        "cp1252",
+        put("table.csv", "image,gr\u00f6\u00dfe\n".encode("cp1252")),
+        PACK,
+        1,
+        ("line 1", "cp1252", "--encoding"),
+    ),
+    Case("no workbook", put("t.xlsx", TABLE), PACK.replace("table.csv", "t.xlsx"), 1, ("t.xlsx", "workbook")),
+    Case(
+        "four problems at once",
+        put("table.csv", MIXED),
+        f"{PACK} --image-column imge --ignore q --categorical r",
+        1,
+        ("4 problems", "Nearest: image", "no column 'q'", "no column 'r'", "'p' holds 1, 0 and -1"),
     ),
     Case("unknown split name", change("table.csv", "c.jpg,val", "c.jpg,valid"), PACK, 1, ("line 4", "'valid'", "val")),
     Case("image absent", remove("images/c.jpg"), PACK, 1, ("line 4", "c.jpg", "no such image", "--on-bad-image")),

@@ -40,7 +40,7 @@ def parse_options(values: Mapping[str, Any]) -> SourceOptions:
     try:
         return options.model_validate(dict(values))
     except ValidationError as error:
-        raise UsageError(f"Source {name}: {_sentence(error, options)}") from None
+        raise UsageError(f"Source {name}: {_sentences(error, options)}") from None
 
 
 def pack_source(
@@ -92,13 +92,18 @@ def packed_otherwise(values: Mapping[str, Any], info: DatasetInfo) -> list[str]:
     ]
 
 
-def _sentence(error: ValidationError, options: type[SourceOptions]) -> str:
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a misspelt option explains the rest
-    name = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
+def _sentences(error: ValidationError, options: type[SourceOptions]) -> str:
+    """All that is wrong with the options; what is misspelt comes first, for it explains what is missing."""
+    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    return " ".join(dict.fromkeys(_sentence(one, options) for one in errors))
+
+
+def _sentence(error: Mapping[str, Any], options: type[SourceOptions]) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, options.model_fields, n=3) or list(options.model_fields)
         return f"there is no option {as_typed(name)}. Nearest: {', '.join(map(as_typed, near))}."
-    if first["type"] == "missing" and len(first["loc"]) == 1:
+    if error["type"] == "missing" and len(error["loc"]) == 1:
         return f"the option {as_typed(name)} is required: {options.model_fields[name].description}"
-    what = first["msg"].removeprefix("Value error, ")
-    return f"{as_typed(name)}: {what} (found {first['input']!r})." if name else f"{what}."
+    what = error["msg"].removeprefix("Value error, ")
+    return f"{as_typed(name)}: {what} (found {error['input']!r})." if name else f"{what}."

@@ -1,7 +1,7 @@
 """CelebA: 40 binary attributes of faces, in the official layout, in torchvision's flat one, or as comma-separated files."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,15 +10,18 @@ from pydantic import Field
 from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
+from distbranch.data.shards import LabelValue
 from distbranch.data.sources.source import (
+    Answer,
     ImageFileOptions,
     Row,
     Source,
     count_rows,
     counted_lines,
     first_existing,
+    labels_of_marks,
+    marks_to_labels,
     read_rows,
-    signs_to_labels,
     text_lines,
 )
 from distbranch.errors import UserError
@@ -42,6 +45,10 @@ class CelebaOptions(ImageFileOptions):
     aligned: bool = Field(
         True, description="Whether to look for the aligned faces (178x218) or the original photographs."
     )
+    minus_one: Answer | None = Field(
+        None,
+        description="What -1 means where a list holds 1, 0 and -1: `unknown` (0 is no) or `no` (0 is unknown).",
+    )
 
     def open(self) -> Source:
         """Checks names, counts and splits of both lists. Raises UserError that names the line."""
@@ -52,7 +59,8 @@ class CelebaOptions(ImageFileOptions):
             count_rows(attributes, num_header_lines=1)
         names = tuple(_header(attributes))
         splits = _splits(partition)
-        num_rows = sum(1 for _ in _lines(attributes))
+        num_rows, marks = _count_marks(attributes)
+        label_of = labels_of_marks(marks, self.minus_one, attributes)
         if num_rows != len(splits):
             raise UserError(
                 f"{attributes} has {num_rows} images, {partition} has {len(splits)}. Both should list the same images; "
@@ -61,7 +69,7 @@ class CelebaOptions(ImageFileOptions):
         skipped: Counter[str] = Counter()
         return Source(
             tasks=tuple(Task(name) for name in names),
-            samples=read_rows(_rows(attributes, partition, names, splits), images, self, skipped),
+            samples=read_rows(_rows(attributes, partition, names, splits, label_of), images, self, skipped),
             description=self.describe(
                 attributes_sha256=file_sha256(attributes), partition_sha256=file_sha256(partition)
             ),
@@ -120,11 +128,27 @@ def _splits(path: Path) -> dict[str, str]:
     return splits
 
 
-def _rows(attributes: Path, partition: Path, names: Sequence[str], splits: dict[str, str]) -> Iterator[Row]:
+def _count_marks(path: Path) -> tuple[int, set[str]]:
+    """The number of images, and the different marks of all their labels."""
+    num_rows = 0
+    marks: set[str] = set()
+    for _, (_, *values) in _lines(path):
+        num_rows += 1
+        marks.update(values)
+    return num_rows, marks
+
+
+def _rows(
+    attributes: Path,
+    partition: Path,
+    names: Sequence[str],
+    splits: dict[str, str],
+    label_of: Mapping[str, LabelValue | None],
+) -> Iterator[Row]:
     for number, (image, *values) in _lines(attributes):
         where = f"{attributes}, line {number}"
         if len(values) != len(names):
             raise UserError(f"{where}: {len(names)} labels should follow the image '{image}', found {len(values)}.")
         if image not in splits:
             raise UserError(f"{where}: image '{image}' has no split in {partition}.")
-        yield Row(where, image, splits[image], signs_to_labels(names, values, where))
+        yield Row(where, image, splits[image], marks_to_labels(names, values, label_of, where))

@@ -1,76 +1,54 @@
-"""What a column of a table means: binary marks or names of classes, learnt from the values that occur in it."""
+"""What a column of a table means: a binary or a categorical task, or a binary task for each of its classes or tags."""
 
 import logging
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from distbranch.data.shards import LabelValue
+from distbranch.data.shards import Labels, LabelValue
+from distbranch.data.sources.column import Column
+from distbranch.data.sources.column_checks import columns_in_order
+from distbranch.data.sources.problems import Problems
+from distbranch.data.sources.source import as_typed
+from distbranch.data.sources.words import tidy_text
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
 
-MAX_CLASSES = 1000
-# Tables written by pandas hold 1.0 where a column has gaps, and True where it was made by a comparison; Excel and R write TRUE.
-MARKS = {"1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1}
-MARKS |= {"True": 1, "False": 0, "true": 1, "false": 0, "TRUE": 1, "FALSE": 0}
-
-
-@dataclass
-class Column:
-    """A task column on the first pass: `lines` has the first line of every value that is not empty.
-
-    `declared`: its values are classes whatever they look like; `per_class`: each of them is to be a task.
-    """
-
-    name: str
-    at: int
-    declared: bool
-    per_class: bool = False
-    lines: dict[str, int] = field(default_factory=dict)
-    num_cells: int = 0  # that are not empty
-
-    def see(self, value: str, line: int, table: Path) -> None:
-        """Notes a value. Raises UserError when a column has so many different ones that they cannot be classes."""
-        self.num_cells += bool(value)
-        if value and value not in self.lines:
-            self.lines[value] = line
-            if len(self.lines) > MAX_CLASSES:
-                raise UserError(
-                    f"{table}, line {line}: the column '{self.name}' has more than {MAX_CLASSES} different values, so "
-                    "it is no task. Put it into --ignore."
-                )
+GIVE_PREFIX = f"Give {as_typed('class_prefix')}, which is put before the names of classes."
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a column means: its task, and for every value that occurs the label (None: unlabelled)."""
+    """What a column means: its tasks, and the labels that a cell gives (KeyError: the first pass has not seen the cell)."""
 
-    task: Task
+    tasks: tuple[Task, ...]
     at: int
-    labels: dict[str, LabelValue | None]
+    read: Callable[[str], Labels]
 
 
-def meanings(columns: Sequence[Column], table: Path, class_prefix: str = "") -> list[Meaning]:
-    """The meaning of every column, or of every class of a column that is to give one task per class.
+def learn_meanings(
+    columns: Sequence[Column], problems: Problems, *, class_prefix: str = "", may_be_names: bool = False
+) -> list[Meaning]:
+    """The meaning of every column; for values that are no labels, or that could mean two things, `problems` grow.
 
-    Raises UserError for values that are no labels, or that could mean two things.
+    `may_be_names`: the column with the names of images was not found, so one of these may be it.
     """
-    _check_zeros(columns, table)
-    found = {column.name: _meaning(column, table) for column in columns}
-    taken = {column.name for column in columns if not column.per_class}
-    every: list[Meaning] = []
-    for column in columns:
-        meaning = found[column.name]
-        if not column.per_class:
-            every.append(meaning)
+    found = []
+    taken = {column.name for column in columns if column.kind in ("", "categorical")}
+    for column in columns_in_order(columns, problems, may_be_names=may_be_names):
+        if column.kind not in ("per_class", "tags"):
+            found.append(_one_task(column))
             continue
-        tasks = class_tasks(column.name, meaning.task.classes, prefix=class_prefix, taken=taken)
-        taken |= {task.name for task in tasks}
-        for task, own in zip(tasks, meaning.task.classes, strict=True):
-            every.append(Meaning(task, column.at, {"": None, **{c: int(c == own) for c in meaning.task.classes}}))
-    return every
+        try:
+            names = name_classes(column.name, column.classes, prefix=class_prefix, taken=taken)
+        except UserError as error:
+            problems.add(str(error), GIVE_PREFIX)
+            continue
+        taken |= set(names.values())
+        exclusive = class_prefix + column.name if column.kind == "per_class" else ""
+        found.append(_task_per_class(column, names, exclusive=exclusive))
+    return found
 
 
 def class_tasks(set_name: str, classes: Sequence[str], *, prefix: str, taken: Collection[str]) -> list[Task]:
@@ -78,75 +56,69 @@ def class_tasks(set_name: str, classes: Sequence[str], *, prefix: str, taken: Co
 
     The prefix is in the name of the set as well, so that like columns of two data sets are two sets.
     """
-    tasks = []
+    try:
+        names = name_classes(set_name, classes, prefix=prefix, taken=taken)
+    except UserError as error:
+        raise UserError(f"{error}. {GIVE_PREFIX}") from None
+    return [Task(name, exclusive=prefix + set_name) for name in names.values()]
+
+
+def name_classes(set_name: str, classes: Sequence[str], *, prefix: str, taken: Collection[str]) -> dict[str, str]:
+    """The name of the task of each class. Raises UserError for one whose names are all taken."""
+    names: dict[str, str] = {}
     for one in classes:
         name = prefix + one
         if name in taken:
             name = f"{set_name}_{one}"
             logger.warning("There is a task '%s' already, so the class '%s' is called '%s'.", prefix + one, one, name)
-        if name in taken:
+        if name in taken or name in names.values():
             raise UserError(
                 f"The class '{one}' of '{set_name}' cannot be a task: the names '{prefix + one}' and '{name}' are taken by "
-                "other tasks. Give --class-prefix (class_prefix), which is put before the names of classes."
+                "other tasks"
             )
-        tasks.append(Task(name, exclusive=prefix + set_name))
-    return tasks
+        names[one] = name
+    return names
 
 
-def _meaning(column: Column, table: Path) -> Meaning:
-    place = f"{table}, column '{column.name}'"
-    if not column.lines:
-        raise UserError(f"{place}: all its cells are empty, so there is nothing to learn. Put it into --ignore.")
-    if _is_binary(column):
-        signed = any(MARKS[value] == -1 for value in column.lines)
-        meaning = {1: 1, -1: 0, 0: None if signed else 0}
-        marks: dict[str, LabelValue | None] = {value: meaning[MARKS[value]] for value in column.lines}
-        return Meaning(Task(column.name), column.at, {"": None, **marks})
-    numbers = [value for value in column.lines if value in MARKS or _is_number(value)]
-    if numbers and not column.declared:
-        _refuse_numbers(column, numbers, table)
-    if len(column.lines) == 1:
-        raise UserError(
-            f"{place}: '{next(iter(column.lines))}' is its only value. A task has at least two; put it into --ignore."
-        )
-    if not column.declared and len(column.lines) == column.num_cells:
-        raise UserError(
-            f"{place}: each of its {column.num_cells} values is in one line only. Is it an id? Put it into --ignore, or into "
-            "--categorical if its values are classes all the same."
-        )
-    classes = sorted(column.lines, key=float if len(numbers) == len(column.lines) else str)
-    return Meaning(Task(column.name, "categorical", tuple(classes)), column.at, {"": None, **{c: c for c in classes}})
+def _one_task(column: Column) -> Meaning:
+    """A binary or a categorical task."""
+    marks = column.marks
+    values: Mapping[str, LabelValue | None] = {value: value for value in column.lines}
+    if marks is not None:
+        signed = -1 in marks.values() or column.minus_one == "no"
+        label_of = {1: 1, -1: 0, 0: None if signed else 0}
+        values = {value: label_of[mark] for value, mark in marks.items()}
+    blank = 0 if column.blank == "no" and marks is not None else None
+    labels = {value: _labels(column.name, label) for value, label in {**values, "": blank}.items()}
+    task = Task(column.name) if marks is not None else Task(column.name, "categorical", tuple(column.classes))
+    return Meaning((task,), column.at, lambda cell: _read(column, cell, labels))
 
 
-def _is_binary(column: Column) -> bool:
-    return not column.declared and all(value in MARKS for value in column.lines)
+def _labels(task: str, label: LabelValue | None) -> Labels:
+    return {} if label is None else {task: label}
 
 
-def _refuse_numbers(column: Column, numbers: Sequence[str], table: Path) -> None:
-    """Points at the first value that is no mark, or, in a column of names, at the first that is a number."""
-    marks = [value for value in column.lines if value in MARKS]
-    odd = [value for value in column.lines if value not in MARKS] if marks else numbers
-    raise UserError(
-        f"{table}, line {column.lines[odd[0]]}: the column '{column.name}' holds '{odd[0]}', which is neither 1, 0, -1 "
-        "nor empty. Correct it, put the column into --categorical if its values are classes, or into --ignore."
-    )
+def _read(column: Column, cell: str, labels: Mapping[str, Labels]) -> Labels:
+    value = tidy_text(cell)
+    if value in labels:
+        return labels[value]
+    if column.is_missing(value):
+        return {}
+    raise KeyError(value)
 
 
-def _check_zeros(columns: Sequence[Column], table: Path) -> None:
-    """In a table of 1 and -1 a 0 means unknown; a column with 0 but without -1 beside such columns is ambiguous."""
-    values = {column.name: {MARKS[value] for value in column.lines} for column in columns if _is_binary(column)}
-    signed = [name for name, marks in values.items() if -1 in marks]
-    unsigned = [name for name, marks in values.items() if 0 in marks and -1 not in marks]
-    if signed and unsigned:
-        raise UserError(
-            f"{table}: the column '{signed[0]}' says no with -1, the column '{unsigned[0]}' has 0 but no -1, so its 0 "
-            "could mean no or unknown. Write no as -1 or as 0 in all columns, and leave unknown cells empty."
-        )
+def _task_per_class(column: Column, names: Mapping[str, str], *, exclusive: str) -> Meaning:
+    """A binary task for every class or tag."""
+    none = dict.fromkeys(names.values(), 0)
+    # An empty list of tags is known to be empty; an empty cell is so if it was said to be.
+    blank = none if column.blank == "no" and column.kind == "tags" else {}
 
+    def read(cell: str) -> Labels:
+        value = tidy_text(cell)
+        if not value:
+            return blank
+        if column.is_missing(value):
+            return {}
+        return {**none, **{names[label]: 1 for label in column.labels_in(value)}}
 
-def _is_number(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
+    return Meaning(tuple(Task(name, exclusive=exclusive) for name in names.values()), column.at, read)

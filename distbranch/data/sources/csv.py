@@ -1,14 +1,12 @@
-"""A table with one row per image (CSV) and a folder, zip or tar of images.
+"""A table with one row per image (CSV, .xlsx, .parquet) and a folder, zip or tar of images.
 
 The table is read twice: first to learn what each column means, then, row by row, to make samples.
 """
 
 import csv
-import difflib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,22 +15,45 @@ from pydantic import Field, field_validator
 from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import Labels
-from distbranch.data.sources.columns import Column, Meaning, meanings
-from distbranch.data.sources.source import ImageFileOptions, Row, Source, as_typed, read_rows, sample_key, seeded_split
+from distbranch.data.shards import LabelValue
+from distbranch.data.sources.column import Column, Kind
+from distbranch.data.sources.columns import Meaning, learn_meanings
+from distbranch.data.sources.layout import ALL, Layout, find_columns
+from distbranch.data.sources.problems import Problems
+from distbranch.data.sources.source import (
+    Answer,
+    ImageFileOptions,
+    Row,
+    Source,
+    as_typed,
+    read_rows,
+    sample_key,
+    seeded_split,
+)
+from distbranch.data.sources.tables import Cells, Rows, Table, open_table
+from distbranch.data.sources.words import is_missing, tidy_text
 from distbranch.errors import UserError
 
 logger = logging.getLogger("distbranch")
 
-Cells = list[str]
+NAMED_CHARACTERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " "}
 
 
 class CsvOptions(ImageFileOptions):
-    """Images and a table: binary columns hold 1, 0 or nothing (or 1, -1, with 0 for unknown), others hold class names."""
+    """Images and a table: binary columns hold 1, 0 or nothing (or 1, -1; or yes, no), others hold class names or tags."""
 
     source: Literal["csv"] = "csv"
     images: Path = Field(description="Folder, .zip or .tar with the images.")
-    table: Path = Field(description="CSV file with a header line and one line per image.")
+    table: Path = Field(
+        description="Table with a header line and one line per image: CSV (also .gz, .bz2, .xz), .xlsx or .parquet."
+    )
+    delimiter: str | None = Field(
+        None, description="What separates the cells of a CSV: a character or `tab`; found out if empty."
+    )
+    encoding: str | None = Field(
+        None,
+        description="Encoding of a CSV, such as cp1252 (Excel on Windows); UTF-8, or UTF-16 with its mark, if empty.",
+    )
     image_column: str = Field("image", description="Column with the names of the image files.")
     split_column: str | None = Field(
         None, description="Column with train, val or test; `split` if there is one, else the split is drawn."
@@ -49,8 +70,28 @@ class CsvOptions(ImageFileOptions):
     one_task_per_class: tuple[str, ...] = Field(
         (), description="Columns whose every class becomes a binary task, so that classes can branch apart."
     )
+    tags: tuple[str, ...] = Field(
+        (),
+        description="Columns with several tags in a cell, each of which becomes a binary task: 1 where it is mentioned, else 0.",
+    )
+    separator: str | None = Field(None, description="What stands between tags: a character, `space` or `tab`.")
     class_prefix: str = Field(
         "", description="Put before the names of such tasks, to tell them from those of other sets."
+    )
+    minus_one: dict[str, Answer] = Field(
+        {},
+        description="What -1 means beside 1 and 0: `unknown` (0 is no) or `no` (0 is unknown); COLUMN=no,COLUMN=unknown for each.",
+    )
+    blank: dict[str, Answer] = Field(
+        {},
+        description="What an empty cell means in binary columns and in those of tags: `no`, or `unknown` as if empty; COLUMN=no for each.",
+    )
+    missing: tuple[str, ...] = Field(
+        (),
+        description="More words for a missing label, such as 9 or unknown, beside NA, N/A, None, null, nan, ? and -.",
+    )
+    as_written: tuple[str, ...] = Field(
+        (), description="Columns whose values are classes as they are written: NA and None are, and Red is not red."
     )
     ignore: tuple[str, ...] = Field((), description="Columns to leave out.")
 
@@ -63,10 +104,71 @@ class CsvOptions(ImageFileOptions):
             )
         return value
 
-    @field_validator("tasks", "categorical", "one_task_per_class", "ignore", "fractions", mode="before")
+    @field_validator(
+        "tasks",
+        "categorical",
+        "one_task_per_class",
+        "tags",
+        "as_written",
+        "ignore",
+        "missing",
+        "fractions",
+        mode="before",
+    )
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        """A name that holds a comma stands in double quotes; YAML reads one that is a number as such."""
+        if isinstance(value, int | float):
+            value = str(value)
+        if isinstance(value, list | tuple):
+            return [str(part) if isinstance(part, int | float) else part for part in value]
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in next(csv.reader([value], skipinitialspace=True), []) if part.strip()]
+
+    @field_validator("tasks", "categorical", "one_task_per_class", "tags", "as_written", "ignore", "missing")
+    @classmethod
+    def _as_in_the_header(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(map(tidy_text, value))
+
+    @field_validator("image_column", "split_column", "group_column")
+    @classmethod
+    def _name_as_in_the_header(cls, value: str | None) -> str | None:
+        return None if value is None else tidy_text(value)
+
+    @field_validator("minus_one", "blank", mode="before")
+    @classmethod
+    def _parse_answers(cls, value: Any) -> Any:
+        """`no`, or `COLUMN=no,COLUMN=unknown`; YAML reads `no` as false."""
+        if isinstance(value, str | bool):
+            texts = cls._split_at_commas("no" if value is False else str(value))
+            pairs = [text.rpartition("=") for text in texts]
+            value = {name.strip() or ALL: answer.strip() for name, _, answer in pairs}
+        if isinstance(value, dict):
+            value = {tidy_text(str(name)): answer for name, answer in value.items()}
+        return value
+
+    @field_validator("delimiter", "separator")
+    @classmethod
+    def _parse_character(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        character = NAMED_CHARACTERS.get(value, value)
+        if len(character) > 1:
+            character = character.strip()  # ', '
+        if len(character) != 1:
+            raise ValueError("should be one character, or one of tab, space, comma, semicolon")
+        return character
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                "".encode(value)
+        except LookupError:
+            raise ValueError("should be an encoding of text, such as utf-8, utf-16, cp1252, shift_jis") from None
+        return value
 
     @field_validator("fractions")
     @classmethod
@@ -76,174 +178,129 @@ class CsvOptions(ImageFileOptions):
         return value
 
     def open(self) -> Source:
-        """Learns the tasks from the table. Raises UserError that names the line for anything not in order."""
+        """Learns the tasks from the table. Raises UserError that names everything that is not in order, with its line."""
         images = open_images(self.images)
-        layout = _layout(self)
-        found, num_rows = _learn(self, layout)
+        table = open_table(self.table, delimiter=self.delimiter, encoding=self.encoding, image_column=self.image_column)
+        layout, found, num_rows = learn_table(self, table)
         skipped: Counter[str] = Counter()
         archive = {"images_bytes": str(self.images.stat().st_size)} if self.images.is_file() else {}
         return Source(
-            tasks=tuple(meaning.task for meaning in found),
-            samples=read_rows(_rows(self, layout, found), images, self, skipped),
+            tasks=tuple(task for meaning in found for task in meaning.tasks),
+            samples=read_rows(labelled_rows(self, table, layout, found), images, self, skipped),
             description=self.describe(table_sha256=file_sha256(self.table), **archive),
             num_samples=num_rows,
             skipped=skipped,
         )
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where the columns stand, counted from 0; `split` is None for a drawn split."""
+def learn_table(options: CsvOptions, table: Table) -> tuple[Layout, list[Meaning], int]:
+    """Where the columns stand, what those to learn mean, and the number of rows. Raises UserError with all problems."""
+    problems = Problems(table.path)
+    layout = find_columns(options, table, problems)
+    columns = _columns(options, layout)
+    num_rows = _see_rows(options, table, layout, columns, problems)
+    found: list[Meaning] = []
+    if num_rows:
+        found = learn_meanings(columns, problems, class_prefix=options.class_prefix, may_be_names=layout.image is None)
+    problems.raise_all()
+    if ALL in options.minus_one and not any(column.holds_minus_one for column in columns):
+        logger.warning("No column holds -1, so %s is without effect.", as_typed("minus_one"))
+    return layout, found, num_rows
 
-    num_columns: int
-    image: int
-    split: int | None
-    group: int | None
-    tasks: dict[str, int]
 
-
-def _layout(options: CsvOptions) -> _Layout:
-    header = next(_cells(options.table), (1, []))[1]
-    if not header:
-        raise UserError(f"{options.table} is empty; its first line should name the columns.")
-    named = [name for name in header if name]
-    if len(named) < len(header):  # the first one of pandas, which numbers the rows
-        logger.warning(
-            "%s, line 1: column %s has no name and is left out.",
-            options.table,
-            " and ".join(str(at) for at, name in enumerate(header, start=1) if not name),
+def _columns(options: CsvOptions, layout: Layout) -> list[Column]:
+    """The columns to learn, with all that was said of them."""
+    kinds: dict[str, Kind] = dict.fromkeys(options.categorical, "categorical")
+    kinds |= dict.fromkeys(options.one_task_per_class, "per_class")
+    kinds |= dict.fromkeys(options.tags, "tags")
+    return [
+        Column(
+            name,
+            at,
+            kind=kinds.get(name, ""),
+            as_written=name in options.as_written,
+            separator=options.separator,
+            minus_one=options.minus_one.get(name),
+            minus_one_of_all=options.minus_one.get(ALL),
+            blank=options.blank.get(name, options.blank.get(ALL)),
+            missing=frozenset(options.missing),
         )
-    twice = [name for name, count in Counter(named).items() if count > 1]
-    if twice:
-        raise UserError(f"{options.table}, line 1: the column '{twice[0]}' stands there twice. Rename one of them.")
-
-    def find(name: str, option: str) -> int:
-        if name not in named:
-            near = difflib.get_close_matches(name, named, n=3) or named[:8]
-            raise UserError(
-                f"{options.table} has no column '{name}'. Nearest: {', '.join(near)}. Give another with {as_typed(option)}."
-            )
-        return header.index(name)
-
-    image = find(options.image_column, "image_column")
-    split, group = _split_columns(options, header, find)
-    for name in options.ignore:
-        find(name, "ignore")
-        if name in (options.tasks or ()):
-            raise UserError(f"The column '{name}' is listed in --tasks and in --ignore. Take it out of one of them.")
-    special = {image, split, group}
-    others = [name for name in named if header.index(name) not in special and name not in options.ignore]
-    tasks = {name: find(name, "tasks") for name in (others if options.tasks is None else options.tasks)}
-    for option, listed in (("categorical", options.categorical), ("one_task_per_class", options.one_task_per_class)):
-        for name in listed:
-            if name not in tasks:
-                find(name, option)
-                raise UserError(
-                    f"The column '{name}' is listed in {as_typed(option)}, but it is no task. Take it out of the list."
-                )
-    both = [name for name in options.categorical if name in options.one_task_per_class]
-    if both:
-        raise UserError(f"The column '{both[0]}' is one categorical task or one task per class; list it once.")
-    if not tasks:
-        raise UserError(f"{options.table} has no column left to learn. Its columns are: {', '.join(named)}.")
-    return _Layout(len(header), image, split, group, tasks)
-
-
-def _split_columns(
-    options: CsvOptions, header: Sequence[str], find: Callable[[str, str], int]
-) -> tuple[int | None, int | None]:
-    name = options.split_column
-    if name is None and "split" in header and "split" not in options.ignore:
-        name = "split"
-    group = None if options.group_column is None else find(options.group_column, "group_column")
-    if name is not None and group is not None:
-        raise UserError(
-            f"The column '{name}' already says the split of every image, so none is drawn by the groups of "
-            f"'{options.group_column}'. Leave {as_typed('group_column')} out, or put '{name}' into --ignore."
-        )
-    return (None if name is None else find(name, "split_column")), group
-
-
-def _cells(table: Path) -> Iterator[tuple[int, Cells]]:
-    """Line number and cells, without blanks around them, of every line that is not empty; the header comes first."""
-    number = 0
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            for row in reader:
-                number = reader.line_num
-                if row:
-                    yield number, [cell.strip() for cell in row]
-    except FileNotFoundError:
-        raise UserError(f"The table {table} does not exist.") from None
-    except OSError as error:
-        raise UserError(f"The table {table} cannot be read: {error.strerror or error}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"The table {table} is not text in UTF-8. Save it as CSV in UTF-8.") from None
-    except csv.Error as error:
-        raise UserError(f"{table}, line {number + 1}: this is not CSV ({error}).") from None
-
-
-def _checked_cells(options: CsvOptions, layout: _Layout) -> Iterator[tuple[int, Cells]]:
-    """The rows below the header, each with as many cells as the header."""
-    rows = _cells(options.table)
-    next(rows, None)
-    for line, cells in rows:
-        if len(cells) != layout.num_columns:
-            raise UserError(
-                f"{options.table}, line {line}: {layout.num_columns} columns were expected as in line 1, "
-                f"found {len(cells)}."
-            )
-        yield line, cells
-
-
-def _learn(options: CsvOptions, layout: _Layout) -> tuple[list[Meaning], int]:
-    """First pass: what every task column means, and the number of rows. Checks names and splits on the way."""
-    per_class = options.one_task_per_class
-    columns = [
-        Column(name, at, declared=name in (*options.categorical, *per_class), per_class=name in per_class)
         for name, at in layout.tasks.items()
     ]
+
+
+def _see_rows(options: CsvOptions, table: Table, layout: Layout, columns: Sequence[Column], problems: Problems) -> int:
+    """First pass: shows every cell to its column, checks names and splits on the way, and counts the rows."""
     seen: dict[int, int] = {}  # hashes of keys and images, a few bytes each
-    for line, cells in _checked_cells(options, layout):
-        where = f"{options.table}, line {line}"
-        image = cells[layout.image]
-        if not image:
-            raise UserError(f"{where}: the column '{options.image_column}' is empty; an image file should stand there.")
-        key = hash(sample_key(image))
-        if seen.get(key) == hash(image):
-            raise UserError(f"{where}: image '{image}' has a line already. Every image should stand in one line only.")
-        if key in seen:
-            raise UserError(
-                f"{where}: image '{image}' and one above differ only in their extension, which no sample keeps. "
-                "Rename one of them."
+    num_rows = 0
+    for line, cells in _rows_below_header(table):
+        num_rows += 1
+        if len(cells) != layout.num_columns:
+            problems.add(
+                f"line {line}: {layout.num_columns} columns were expected as in line 1, found {len(cells)}",
+                "Mend the lines, or say with --delimiter what separates cells.",
             )
-        seen[key] = hash(image)
+            continue
+        if layout.image is not None:
+            _see_image(cells[layout.image], line, seen, options, problems)
         if layout.split is not None and cells[layout.split] not in SPLITS:
-            raise UserError(f"{where}: the split should be one of {', '.join(SPLITS)}, found '{cells[layout.split]}'.")
+            problems.add(
+                f"line {line}: the split should be one of {', '.join(SPLITS)}, found '{cells[layout.split][:40]}'",
+                "Correct it there.",
+            )
         for column in columns:
-            column.see(cells[column.at], line, options.table)
-    if not seen:
-        raise UserError(f"{options.table} has a header but not a single row.")
-    return meanings(columns, options.table, options.class_prefix), len(seen)
+            column.see(cells[column.at], line)
+    if not num_rows:
+        problems.add("it has a header but not a single row", "Add a line per image.")
+    return num_rows
 
 
-def _rows(options: CsvOptions, layout: _Layout, found: Sequence[Meaning]) -> Iterator[Row]:
+def _see_image(image: str, line: int, seen: dict[int, int], options: CsvOptions, problems: Problems) -> None:
+    if not image:
+        problems.add(
+            f"line {line}: the column '{options.image_column}' is empty",
+            "The name of an image file should stand there.",
+        )
+        return
+    key = hash(sample_key(image))
+    if seen.get(key) == hash(image):
+        problems.add(f"line {line}: image '{image}' has a line already", "Every image should stand in one line only.")
+    elif key in seen:
+        problems.add(
+            f"line {line}: image '{image}' and one above differ only in their extension, which no sample keeps",
+            "Rename one of them.",
+        )
+    seen[key] = hash(image)
+
+
+def _rows_below_header(table: Table) -> Rows:
+    rows = table.rows()
+    next(rows, None)
+    return rows
+
+
+def labelled_rows(options: CsvOptions, table: Table, layout: Layout, found: Sequence[Meaning]) -> Iterator[Row]:
     """Second pass: one row per image."""
+    assert layout.image is not None
     fractions = dict(zip(SPLITS, options.fractions, strict=True))
-    for line, cells in _checked_cells(options, layout):
+    for line, cells in _rows_below_header(table):
+        where = f"{options.table}, line {line}"
+        labels: dict[str, LabelValue] = {}
+        try:
+            for meaning in found:
+                labels |= meaning.read(cells[meaning.at])
+        except (KeyError, IndexError):
+            raise UserError(f"{where}: the table was changed while it was read. Start again.") from None
         image = cells[layout.image]
         if layout.split is not None:
             split = cells[layout.split]
         else:
-            group = "" if layout.group is None else cells[layout.group]
-            split = seeded_split(group or image, fractions, options.seed)
-        yield Row(f"{options.table}, line {line}", image, split, _labels(cells, found, options.table, line))
+            alike = _group(cells, layout) or image
+            split = seeded_split(alike, fractions, options.seed)
+        yield Row(where, image, split, labels)
 
 
-def _labels(cells: Cells, found: Sequence[Meaning], table: Path, line: int) -> Labels:
-    try:
-        values = ((meaning.task.name, meaning.labels[cells[meaning.at]]) for meaning in found)
-        return {name: value for name, value in values if value is not None}
-    except KeyError:
-        raise UserError(f"{table}, line {line}: the table was changed while it was read. Start again.") from None
+def _group(cells: Cells, layout: Layout) -> str:
+    """The group of an image; empty where it has none."""
+    group = "" if layout.group is None else cells[layout.group]
+    return "" if is_missing(tidy_text(group)) else group

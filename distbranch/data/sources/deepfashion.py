@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -13,21 +14,25 @@ from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import LabelValue
 from distbranch.data.sources.columns import class_tasks
 from distbranch.data.sources.source import (
+    Answer,
     ImageFileOptions,
     Row,
     Source,
+    as_typed,
     count_rows,
     counted_lines,
     first_existing,
+    labels_of_marks,
+    marks_to_labels,
     read_rows,
-    signs_to_labels,
 )
 from distbranch.errors import UserError
-from distbranch.tasks import Task
+from distbranch.tasks import Task, unused_name
 
 ANNOTATIONS = ("Anno_coarse", "Anno", "Anno/Anno_coarse", "Eval", "")
 ATTRIBUTE_TYPES = {"1": "texture", "2": "fabric", "3": "shape", "4": "part", "5": "style"}
 CATEGORY = "category"
+NUM_FIRST_LINES = 1000  # of a thousand attributes an image has a few
 
 CategoryLabels = dict[str, LabelValue]
 
@@ -47,6 +52,10 @@ class DeepFashionOptions(ImageFileOptions):
     class_prefix: str = Field(
         "", description="Put before the names of such tasks, to tell them from those of other sets."
     )
+    minus_one: Answer | None = Field(
+        None,
+        description="What -1 means in the list of attributes: `no` (0 is unknown, as published) or `unknown` (0 is no).",
+    )
 
     def open(self) -> Source:
         """Checks the counts of all lists. Raises UserError where a count line and its rows differ."""
@@ -59,7 +68,7 @@ class DeepFashionOptions(ImageFileOptions):
         attributes = _attributes(files["list_attr_cloth.txt"]) if self.labels != "category" else {}
         tasks, categories = self._category_tasks(classes, attributes)
         skipped: Counter[str] = Counter()
-        rows = _rows(files, partition, categories, tuple(attributes))
+        rows = _rows(files, partition, categories, tuple(attributes), self.minus_one)
         return Source(
             tasks=(*tasks, *(Task(name) for name in attributes)),
             samples=read_rows(rows, self._images(), self, skipped),
@@ -121,11 +130,7 @@ def _attributes(path: Path) -> dict[str, str]:
     """Name and type of the attributes in the order of the label columns; a name that comes again gets a number."""
     attributes: dict[str, str] = {}
     for _, name, kind in _pairs(path):
-        again = 2
-        unique = name
-        while unique in attributes or unique == CATEGORY:
-            unique, again = f"{name} ({again})", again + 1
-        attributes[unique] = kind
+        attributes[unused_name(name, {CATEGORY, *attributes})] = kind
     return attributes
 
 
@@ -138,7 +143,11 @@ def _groups(attributes: dict[str, str]) -> dict[str, tuple[str, ...]]:
 
 
 def _rows(
-    files: dict[str, Path], partition: Path, classes: Sequence[CategoryLabels], attributes: Sequence[str]
+    files: dict[str, Path],
+    partition: Path,
+    classes: Sequence[CategoryLabels],
+    attributes: Sequence[str],
+    minus_one: Answer | None,
 ) -> Iterator[Row]:
     """One row per line of the attribute list, or of the category list where only the category is asked for.
 
@@ -146,7 +155,9 @@ def _rows(
     """
     splits = _splits(partition)
     categories = dict(_categories(files["list_category_img.txt"], classes)) if classes else {}
-    lines = _attribute_lines(files["list_attr_img.txt"], attributes) if attributes else _category_lines(files)
+    lines = _category_lines(files)
+    if attributes:
+        lines = _attribute_lines(files["list_attr_img.txt"], attributes, minus_one)
     for where, image, labels in lines:
         if image not in splits:
             raise UserError(f"{where}: image '{image}' has no split in {partition}.")
@@ -180,12 +191,32 @@ def _category_lines(files: dict[str, Path]) -> Iterator[tuple[str, str, dict[str
         yield f"{path}, line {number}", image, {}
 
 
-def _attribute_lines(path: Path, names: Sequence[str]) -> Iterator[tuple[str, str, dict[str, LabelValue]]]:
+def _attribute_lines(
+    path: Path, names: Sequence[str], minus_one: Answer | None
+) -> Iterator[tuple[str, str, dict[str, LabelValue]]]:
+    label_of = labels_of_marks(("1", "0", "-1"), minus_one or _published_meaning(path), path)
+    for number, image, marks in _marks(path):
+        where = f"{path}, line {number}"
+        if len(marks) != len(names):
+            raise UserError(f"{where}: {len(names)} labels should follow the image '{image}', found {len(marks)}.")
+        yield where, image, marks_to_labels(names, marks, label_of, where)
+
+
+def _marks(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Number, image and marks of every line."""
     lines = counted_lines(path)
     next(lines, None)  # the header
     for number, line in lines:
-        where = f"{path}, line {number}"
-        image, *values = line.split()
-        if len(values) != len(names):
-            raise UserError(f"{where}: {len(names)} labels should follow the image '{image}', found {len(values)}.")
-        yield where, image, signs_to_labels(names, values, where)
+        image, *marks = line.split()
+        yield number, image, marks
+
+
+def _published_meaning(path: Path) -> Answer:
+    """-1 is no and 0 unknown, as published; a copy that has no -1 in its first lines may have put 0 in its place."""
+    first = {mark for _, _, marks in islice(_marks(path), NUM_FIRST_LINES) for mark in marks}
+    if "-1" not in first and "0" in first:
+        raise UserError(
+            f"{path} has 0 but no -1 in its first lines, so 0 could mean no or unknown. Say which: {as_typed('minus_one')} "
+            "unknown (0 is no) or no (0 is unknown)."
+        )
+    return "no"

@@ -7,17 +7,26 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from distbranch.data.image_files import ImageFiles
 from distbranch.data.images import BrokenImageError, as_jpeg, image_size
 from distbranch.data.shards import Labels, LabelValue, Sample
+from distbranch.data.sources.words import parse_mark
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
+
+
+def _read_answer(value: Any) -> Any:
+    return "no" if value is False else value  # YAML reads `no` as false
+
+
+# What a mark means that people use for either.
+Answer = Annotated[Literal["no", "unknown"], BeforeValidator(_read_answer)]
 
 
 @dataclass(frozen=True)
@@ -188,14 +197,35 @@ def count_rows(path: Path, *, num_header_lines: int) -> int:
     return num_rows
 
 
-def signs_to_labels(names: Iterable[str], values: Iterable[str], where: str) -> dict[str, LabelValue]:
-    """Labels from the marks 1 (present), -1 (absent) and 0 (not known, so unlabelled)."""
+def labels_of_marks(marks: Iterable[str], minus_one: Answer | None, path: Path) -> dict[str, LabelValue | None]:
+    """The label of every mark of a list (None: unlabelled): -1 or else 0 means no. Raises UserError where both could.
+
+    Args:
+        marks: all that occur; those that are neither 1, 0 nor -1 are left out.
+        minus_one: what -1 means, if somebody said.
+        path: the list, for messages.
+    """
+    values = {mark: value for mark in marks if (value := parse_mark(mark)) is not None}
+    if minus_one is None and {0, -1} <= set(values.values()):
+        raise UserError(
+            f"{path} holds 1, 0 and -1. Say what -1 means: {as_typed('minus_one')} unknown (0 is no) or no (0 is unknown)."
+        )
+    signed = minus_one == "no" or (minus_one is None and -1 in values.values())
+    label_of = {1: 1, 0: None, -1: 0} if signed else {1: 1, 0: 0, -1: None}
+    return {mark: label_of[value] for mark, value in values.items()}
+
+
+def marks_to_labels(
+    names: Iterable[str], marks: Iterable[str], label_of: Mapping[str, LabelValue | None], where: str
+) -> dict[str, LabelValue]:
+    """The labels of one line. Raises UserError for a mark that is none."""
     labels: dict[str, LabelValue] = {}
-    for name, value in zip(names, values, strict=True):
-        if value not in ("1", "-1", "0"):
-            raise UserError(f"{where}: the label of '{name}' should be 1, -1 or 0 (unknown), found '{value[:40]}'.")
-        if value != "0":
-            labels[name] = int(value == "1")
+    for name, mark in zip(names, marks, strict=True):
+        if mark not in label_of:
+            raise UserError(f"{where}: the label of '{name}' should be 1, -1 or 0, found '{mark[:40]}'.")
+        label = label_of[mark]
+        if label is not None:
+            labels[name] = label
     return labels
 
 

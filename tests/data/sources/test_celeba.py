@@ -138,3 +138,25 @@ def test_an_image_that_is_absent_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"list_attr_celeba.txt, line 4: image '000002.jpg' cannot be used"):
         samples(tmp_path)
     assert len(samples(tmp_path, on_bad_image="skip")) == 3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_copy_that_says_no_with_zero_gives_the_same_labels(tmp_path: Path, layout: str) -> None:
+    files, images = LAYOUTS[layout]
+    write(tmp_path / "signs", files, images)
+    write(tmp_path / "zeros", {name: text.replace("-1", "0") for name, text in files.items()}, images)
+    assert samples(tmp_path / "zeros") == samples(tmp_path / "signs")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_zero_beside_minus_one_is_asked_about_and_read_as_said(tmp_path: Path, layout: str) -> None:
+    files, images = LAYOUTS[layout]
+    mixed = {name: text.replace("-1", "0", 1) for name, text in files.items()}
+    write(tmp_path, mixed, images)
+    with pytest.raises(UserError, match=r"list_attr_celeba.* holds 1, 0 and -1. Say what -1 means: --minus-one"):
+        samples(tmp_path)
+    first = list(samples(tmp_path, minus_one="no")[0].labels.values())
+    assert first == [1, 1]  # 0 is unknown
+    first = list(samples(tmp_path, minus_one="unknown")[0].labels.values())
+    assert first == [0, 1, 1]
+    assert samples(tmp_path, minus_one=False) == samples(tmp_path, minus_one="no")  # as YAML reads it

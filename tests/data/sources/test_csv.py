@@ -72,7 +72,6 @@ def test_ones_zeros_and_gaps_are_a_binary_task_with_unlabelled_samples(opened: O
     ("cells", "expected"),
     [
         (["1", "-1", "-1", "1"], [1, 0, 0, 1]),
-        (["1", "-1", "0", ""], [1, 0, None, None]),
         (["1.0", "0.0", "", "1.0"], [1, 0, None, 1]),
         (["True", "False", "", "True"], [1, 0, None, 1]),
         (["TRUE", "FALSE", "", "TRUE"], [1, 0, None, 1]),

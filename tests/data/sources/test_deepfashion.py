@@ -159,3 +159,14 @@ def test_one_task_per_class_gives_an_exclusive_binary_task_for_every_category(tm
     assert found == [
         {name: int(name == f"is {own}") for name in names} for own in ("Blouse", "Blouse", "Dress", "Anorak")
     ]
+
+
+def test_a_copy_that_says_no_with_zero_is_asked_about(tmp_path: Path) -> None:
+    rows = [f"{image:70} {marks}" for image, marks in zip(IMAGES, ("0 1 0", "1 0 0", "1 1 1", "0 0 0"), strict=True)]
+    write(tmp_path, list_attr_img=counted("image_name  attribute_labels", rows))
+    with pytest.raises(UserError, match=r"list_attr_img.txt has 0 but no -1 .* --minus-one"):
+        list(opened(tmp_path, labels="attributes").samples)
+    zeros = labels(list(opened(tmp_path, labels="attributes", minus_one="unknown").samples))
+    assert [list(row.values()) for row in zeros] == [[0, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]]
+    unknown = labels(list(opened(tmp_path, labels="attributes", minus_one="no").samples))
+    assert [len(row) for row in unknown] == [1, 1, 3, 0]

@@ -1,0 +1,244 @@
+"""Rows of text out of a table as spreadsheets and programs write it: CSV of any delimiter and encoding, .xlsx, .parquet."""
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import lzma
+import math
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from distbranch.data.sources.source import as_typed
+from distbranch.data.sources.words import tidy_text
+from distbranch.errors import UserError
+
+Cells = list[str]
+Rows = Iterator[tuple[int, Cells]]
+
+DELIMITERS = (",", ";", "\t", "|")
+NUM_LINES = 100  # of a table, from which its delimiter is found
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+BOMS = {  # the longer ones first
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+EXCEL = (".xlsx", ".xlsm")
+PARQUET = (".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be read again and again: `rows()` gives the number of a line and its cells, the header first.
+
+    Cells have no blanks around them, rows without any content are left out, and rows end with their last cell that
+    has content or that stands below a name.
+    """
+
+    path: Path
+    rows: Callable[[], Rows]
+
+
+def open_table(path: Path, *, delimiter: str | None, encoding: str | None, image_column: str) -> Table:
+    """Finds out how the table is written; what is given is not sought. Raises UserError for anything that is no table.
+
+    `image_column`: a name that the header should hold, by which a delimiter is known.
+    """
+    if not path.exists():
+        raise UserError(f"The table {path} does not exist.")
+    try:
+        if path.suffix.lower() in EXCEL:
+            return Table(path, lambda: _whole_rows(_sheet_rows(path)))
+        if path.suffix.lower() in PARQUET:
+            return Table(path, lambda: _whole_rows(_parquet_rows(path)))
+        written = encoding or _find_encoding(path)
+        separated = delimiter or _find_delimiter(path, written, image_column)
+        return Table(path, lambda: _whole_rows(_text_rows(path, written, separated)))
+    except UnicodeError:
+        raise _undecodable(path, written) from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _whole_rows(rows: Rows) -> Rows:
+    width = 0
+    for number, cells in rows:
+        stripped = [cell.strip() for cell in cells]
+        if not any(stripped):
+            continue
+        width = width or len(stripped)
+        while len(stripped) > width and not stripped[-1]:
+            stripped.pop()
+        yield number, stripped
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"The table {path} cannot be read: {getattr(error, 'strerror', None) or error}.")
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    file: IO[bytes] = OPENERS.get(path.suffix.lower(), open)(path, "rb")
+    return file
+
+
+def _find_encoding(path: Path) -> str:
+    """By the mark at its beginning, else UTF-8. Raises UserError for files that are no text."""
+    with _open_bytes(path) as file:
+        start = file.read(4096)
+    for mark, encoding in BOMS.items():
+        if start.startswith(mark):
+            return encoding
+    if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):  # a zip, as .xlsx and .ods are; .xls
+        raise UserError(
+            f"{path} is no text but a workbook or an archive. Save it as CSV, or as .xlsx with this ending."
+        )
+    if b"\0" in start:
+        raise UserError(
+            f"{path} is not text in UTF-8: it holds zero bytes. Say {as_typed('encoding')} utf-16-le or utf-16-be if it is "
+            "text of this kind, or save it as CSV in UTF-8."
+        )
+    return "utf-8"
+
+
+def _find_delimiter(path: Path, encoding: str, image_column: str) -> str:
+    """The one that fits the first lines best: the header holds the name, and rows have as many cells as the header."""
+    with _open_bytes(path) as file:
+        text = io.TextIOWrapper(file, encoding, errors="replace", newline="")
+        lines = list(islice(text, NUM_LINES))
+    told = re.fullmatch(r'"?sep=(.)"?\s*', lines[0].lstrip("\ufeff")) if lines else None
+    if told:  # as Excel writes it for itself
+        return told[1]
+    return max(DELIMITERS, key=lambda delimiter: _fit(lines, delimiter, image_column))
+
+
+def _fit(lines: Sequence[str], delimiter: str, image_column: str) -> tuple[bool, float, int]:
+    try:
+        rows = [row for row in _reader(lines, delimiter, strict=False) if any(row)]
+    except csv.Error:
+        return False, 0.0, 0
+    width = len(rows[0]) if rows else 0
+    if width < 2:
+        return False, 0.0, width
+    alike = sum(len(row) == width for row in rows) / len(rows)
+    return image_column in [tidy_text(name) for name in rows[0]], alike, width
+
+
+def _reader(lines: Any, delimiter: str, *, strict: bool) -> Any:
+    """`strict`: a quote that is never closed is an error, and does not swallow the rest of the table."""
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != " ", strict=strict)
+
+
+def _text_rows(path: Path, encoding: str, delimiter: str) -> Rows:
+    number = 0
+    try:
+        with _open_bytes(path) as file:
+            reader = _reader(io.TextIOWrapper(file, encoding, newline=""), delimiter, strict=True)
+            for row in reader:
+                first, number = number == 0, reader.line_num
+                if first and row:
+                    row[0] = row[0].lstrip("\ufeff")
+                if first and re.fullmatch("sep=.?", ",".join(row).strip()):
+                    continue
+                yield number, row
+    except UnicodeError:
+        raise _undecodable(path, encoding) from None
+    except csv.Error as error:
+        raise UserError(f"{path}, line {number + 1}: this is not CSV ({error}). Mend the quotes there.") from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _undecodable(path: Path, encoding: str) -> UserError:
+    """Names the first line that cannot be read, and how it reads in the encoding of Excel on Windows."""
+    if encoding not in ("utf-8", "utf-8-sig"):
+        return UserError(f"{path} is not text in {encoding}. Give another {as_typed('encoding')}.")
+    with _open_bytes(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                reads = ""
+                if encoding == "utf-8":
+                    around = line[max(0, error.start - 20) : error.start + 20].decode("cp1252", errors="replace")
+                    reads = f", which as cp1252 (Excel on Windows) would be '{tidy_text(around)}'"
+                return UserError(
+                    f"{path}, line {number}: this is not text in UTF-8: byte 0x{line[error.start]:02x} stands there{reads}. "
+                    f"Save the table as CSV in UTF-8, or say what it is: {as_typed('encoding')} cp1252, for instance."
+                )
+    return UserError(f"{path} is not text in UTF-8. Save it as CSV in UTF-8, or give its {as_typed('encoding')}.")
+
+
+def _sheet_rows(path: Path) -> Rows:
+    try:
+        import openpyxl
+    except ImportError:
+        raise UserError(
+            f"To read {path} the package openpyxl is needed. Install it: pip install 'distbranch[excel]', or save the "
+            "table as CSV."
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about formats of cells, which no label has
+            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            sheets = book.worksheets
+            if len(sheets) > 1 and any(sheet.max_row and sheet.max_row > 1 for sheet in sheets[1:]):
+                raise UserError(
+                    f"{path} should have one sheet, but it has {len(sheets)} ({', '.join(s.title for s in sheets)}). "
+                    "Save the one with the labels as a file of its own."
+                )
+            sheets[0].reset_dimensions()  # which other programs write wrongly
+            width = 0
+            for number, row in enumerate(sheets[0].iter_rows(values_only=True), start=1):
+                cells = [cell_text(value) for value in row]
+                if not width and any(cells):
+                    while not cells[-1]:
+                        cells.pop()
+                    width = len(cells)
+                yield number, cells + [""] * (width - len(cells))
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no workbook that can be read ({error}). Save it anew, or as CSV.") from None
+
+
+def _parquet_rows(path: Path) -> Rows:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+        names = file.schema_arrow.names
+        # An index without a name, which pandas writes, has no name in a CSV either.
+        yield 1, [re.sub(r"__index_level_\d+__", "", name) for name in names]
+        number = 1
+        for batch in file.iter_batches():
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                number += 1
+                yield number, [cell_text(value) for value in row]
+    except (OSError, ArrowException) as error:
+        raise UserError(f"{path} is no Parquet file that can be read ({error}). Write it anew, or as CSV.") from None
+
+
+def cell_text(value: object) -> str:
+    """A value as it would stand in a CSV: whole numbers without `.0`, dates without a time that is midnight."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, datetime) and value.time() == time():
+        value = value.date()
+    return value.isoformat() if isinstance(value, date) else str(value)
