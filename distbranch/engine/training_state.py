@@ -61,7 +61,7 @@ class TrainingState:
         self.config, self.ranks, self.info = config, ranks, info
         self.directory, self.mirror = RunDirectory(config.run_directory), Mirror.of(config)
         self.preprocessing = Preprocessing(
-            config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std
+            config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std, info.bits
         )
         self.bf16 = uses_bf16(config.train.precision, ranks)
         self.search = PolicySearch(config, info) if config.searches else None

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import Labels
+from distbranch.data.shards import Labels, LeftOut
 from distbranch.data.sources.columns import Column, Meaning, meanings
 from distbranch.data.sources.source import ImageFileOptions, Row, Source, as_typed, read_rows, sample_key, seeded_split
 from distbranch.errors import UserError
@@ -80,14 +80,14 @@ class CsvOptions(ImageFileOptions):
         images = open_images(self.images)
         layout = _layout(self)
         found, num_rows = _learn(self, layout)
-        skipped: Counter[str] = Counter()
+        left_out: list[LeftOut] = []
         archive = {"images_bytes": str(self.images.stat().st_size)} if self.images.is_file() else {}
         return Source(
             tasks=tuple(meaning.task for meaning in found),
-            samples=read_rows(_rows(self, layout, found), images, self, skipped),
+            samples=read_rows(_rows(self, layout, found), images, self, left_out),
             description=self.describe(table_sha256=file_sha256(self.table), **archive),
             num_samples=num_rows,
-            skipped=skipped,
+            left_out=left_out,
         )
 
 
