@@ -34,7 +34,7 @@ def image_size(data: bytes) -> tuple[int, int]:
     try:
         height, width = simplejpeg.decode_jpeg_header(data)[:2]
     except ValueError as error:
-        raise BrokenImageError(f"it is not a sound JPEG ({error})") from None
+        raise BrokenImageError(f"it is not an image in JPEG ({error})") from None
     return stored_size((height, width), jpeg_orientation(data))
 
 

@@ -68,6 +68,8 @@ def pack(
             if finished is not None:
                 return finished
             splits, size = _write(samples, partial, tasks, shard_samples, progress)
+            if not splits:
+                raise UserError(_why_none(left_out))
             info = describe(splits, size, _list_copies(partial, splits))
             _list_left_out(partial, left_out)
             _write_json(partial / DATASET_FILE, info.to_json())
@@ -138,11 +140,19 @@ def _write(
             done += 1
             if progress is not None and done % 100 == 0:
                 progress(done)
-    if done == 0:
-        raise UserError("There is not a single sample to pack. Check the table, the images and the splits.")
     if progress is not None:
         progress(done)
     return {name: writers[name].info for name in SPLITS if name in writers}, size
+
+
+def _why_none(left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return "There is not a single sample to pack. Check the table, the images and the splits."
+    first = left_out[0]
+    return (
+        f"All {len(left_out):,} images were left out, so there is nothing to pack. "
+        f"The first of them ({first.where}), '{first.image}': {first.why}."
+    )
 
 
 def _list_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> dict[str, int]:
