@@ -2,13 +2,16 @@
 
 import io
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from distbranch.data.decode import BROKEN_EXIF, ORIENTATION, jpeg_orientation, stored_size, upright
+from distbranch.data.decode import ORIENTATION, jpeg_orientation, stored_size, upright
 from distbranch.data.decode import decode as decode_to_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -44,7 +47,7 @@ def decode(data: bytes, bits: int | None = None) -> Image.Image:
     `bits`: how many of the 16 bits of a deep image are used, see `_from_16_bits`. Raises BrokenImageError.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             deep_colour = image.mode not in DEEP_GREY and any(";16" in str(tile.args) for tile in image.tile)
             image.load()
             rgb = _as_rgb(image, bits)
@@ -71,10 +74,19 @@ def as_jpeg(data: bytes, size: tuple[int, int] | None = None, bits: int | None =
     return _encoded(Image.fromarray(decode_to_size(jpeg, size)))
 
 
+@contextmanager
+def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
+    """The image, without Pillow's warnings: raw lines for people, about what is told here or does not matter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as image:
+            yield image
+
+
 def num_frames(data: bytes) -> int:
     """How many pictures a file holds (animations, pages); a phone's second view of the same picture (MPO) counts not."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
     except BROKEN:
         return 1
@@ -136,7 +148,7 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation of a PNG, WebP, ...; Pillow turns a TIFF by itself."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except BROKEN_EXIF:
+    except BROKEN:
         return 1
 
 
