@@ -25,7 +25,7 @@ ENCRYPTED = 0x1  # a flag of a zip's member
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 # What zipfile and what it calls raise for archives and members that are damaged or of kinds they do not know.
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError,
-              struct.error, OverflowError, MemoryError)  # fmt: skip
+              struct.error, IndexError, OverflowError, MemoryError)  # fmt: skip
 BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, struct.error, OverflowError)
 
 
@@ -71,7 +71,7 @@ def _open_archive(path: Path, start: bytes) -> ImageFiles:
         raise
     except BROKEN_ZIP + BROKEN_TAR as error:
         kind = "a whole .zip" if start.startswith(ZIP_START) else "a folder of images, a .zip or an uncompressed .tar"
-        raise UserError(f"{path} should be {kind}, and it is not ({error}). Copy or pack it anew.") from None
+        raise UserError(f"{path} should be {kind}, and it is not ({_reason(error)}). Copy or pack it anew.") from None
 
 
 class _Folder:
@@ -160,11 +160,11 @@ class _Zip:
         try:
             return self._zip.read(info)
         except BROKEN_ZIP as error:
-            raise BrokenImageError(f"it is damaged in the zip ({error})") from None
+            raise BrokenImageError(f"it is damaged in the zip ({_reason(error)})") from None
         except OSError as error:
             if error.errno is not None:  # of the disk
                 raise
-            raise BrokenImageError(f"it is damaged in the zip ({error})") from None  # of bz2
+            raise BrokenImageError(f"it is damaged in the zip ({_reason(error)})") from None  # of bz2
 
     def names(self) -> Iterator[str]:
         with _open_zip(self._path) as archive:
@@ -223,6 +223,10 @@ def _tar_files(path: Path) -> Iterator[tuple[str, Sequence[int]]]:
         raise UserError(
             f"{path} is cut short or damaged at byte {end:,}: what follows cannot be read. Copy or pack it anew."
         )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _is_of_macos(name: str) -> bool:
