@@ -129,11 +129,10 @@ def _to_file(out: Path | None, text: str) -> None:
         return
     from distbranch.engine.run_directory import write_aside
 
-    out = out.resolve()
     can_be_replaced = (out.is_file() or not out.exists()) and os.access(out.parent, os.W_OK)  # no pipe, no /dev/stdout
     try:
         if can_be_replaced:
-            write_aside(out, _writable(text, "utf-8"))
+            write_aside(out.resolve(), _writable(text, "utf-8"))
         else:
             out.write_text(_writable(text, "utf-8"), encoding="utf-8")
     except OSError as error:
