@@ -105,7 +105,7 @@ def _finished(out: Path, source: Mapping[str, Any], tasks: Sequence[Task]) -> Da
     if not (out / DATASET_FILE).is_file():
         raise UserError(f"{refusal}: it holds no packed data set. Give a new folder.")
     info = read_dataset(out)
-    if info.source != source or info.tasks != tuple(tasks):
+    if _given(info.source) != _given(source) or info.tasks != tuple(tasks):
         raise UserError(f"{refusal}: it holds a data set packed from another source. Give a new folder or remove it.")
     for shard in (shard for split in info.splits.values() for shard in split.shards):
         if not (out / shard.file).is_file() or (out / shard.file).stat().st_size != shard.num_bytes:
@@ -192,6 +192,11 @@ def _check_key(key: str, keys: set[int]) -> None:
     if hash(key) in keys:
         raise UserError(f"Two samples have the key '{key}'. Give every image a name of its own.")
     keys.add(hash(key))
+
+
+def _given(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given: a data set packed before there was an option is the one packed without it."""
+    return {key: value for key, value in source.items() if value is not None}
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

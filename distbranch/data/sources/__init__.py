@@ -74,8 +74,9 @@ def _remarks(info: DatasetInfo) -> Iterator[str]:
             f"The first image has {height}x{width} pixels, and networks train at that size unless data.image_size says another. "
             f"{as_typed('image_size')} packs smaller ones, 64x64 for instance."
         )
-    if info.skipped:
-        yield f"{sum(info.skipped.values()):,} image(s) were left out; {Path(info.path) / LEFT_OUT_FILE} names them."
+    left_out = Path(info.path) / LEFT_OUT_FILE
+    if left_out.exists():
+        yield f"{sum(info.skipped.values()):,} image(s) were left out; {left_out} names them."
     if info.copies:
         yield f"{copies_sentence(info.copies)}; {Path(info.path) / COPIES_FILE} names them."
     empty = [name for name in SPLITS if name not in info.splits or not info.splits[name].num_samples]
