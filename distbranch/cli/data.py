@@ -94,6 +94,7 @@ def data_check(paths: Annotated[list[str], typer.Argument(help="Folders of packe
     `distbranch data check data/fps`
     """
     from distbranch.data.check import check, local_dataset
+    from distbranch.data.copies import copies_sentence, count_copies
     from distbranch.report.progress import ProgressDisplay
 
     totals = [local_dataset(path).num_samples for path in paths]
@@ -107,6 +108,10 @@ def data_check(paths: Annotated[list[str], typer.Argument(help="Folders of packe
         console.print(
             f"{found.num_samples:,} samples in {found.num_shards} shards are as they were packed.", highlight=False
         )
+        if found.copies:
+            first = " = ".join(f"'{copy.key}' ({copy.split})" for copy in found.copies[0][:3])
+            told = f"{copies_sentence(count_copies(found.copies))}; the first: {first}."
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 @data_app.command("show")

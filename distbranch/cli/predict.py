@@ -1,9 +1,11 @@
 """`distbranch predict`: the scores of images, as a table, CSV or JSON."""
 
 import csv
+import io
 import json
+import os
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +26,13 @@ class Format(StrEnum):
     json = "json"
 
 
+class OnBadImage(StrEnum):
+    """What to do about a file that is no whole image."""
+
+    fail = "fail"
+    skip = "skip"
+
+
 def predict(
     run: Annotated[
         str,
@@ -37,6 +46,16 @@ def predict(
     threshold: Annotated[
         float, typer.Option(help="With table: tasks at least so probable are shown.", min=0, max=1)
     ] = 0.5,
+    on_bad_image: Annotated[
+        OnBadImage,
+        typer.Option(
+            help="What to do about broken images: name all and write nothing, or leave them out and name them."
+        ),
+    ] = OnBadImage.fail,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="How many bits images of 16 bits use; as the training images if not given.", min=9, max=16),
+    ] = None,
 ) -> None:
     """Predict all tasks of images.
 
@@ -50,7 +69,9 @@ def predict(
     from distbranch.export import load_predictor
 
     network, preprocessing = load_predictor(run_folder(run))
-    predictions = predict(network, preprocessing, image_files(images))
+    if bits is not None:
+        preprocessing = replace(preprocessing, bits=bits)
+    predictions = predict(network, preprocessing, image_files(images), on_bad_image=on_bad_image)
     if out is not None:
         make_ready(out)
         if output is Format.table:
@@ -58,14 +79,13 @@ def predict(
     if output is Format.table:
         table = Table("image", "found")
         for prediction in predictions:
-            table.add_row(escape(str(prediction.image)), escape(_found(prediction.scores, threshold)))
+            found = _found(prediction.scores, threshold)
+            table.add_row(*(escape(_writable(text, console.encoding)) for text in (str(prediction.image), found)))
         return console.print(table)
     done = list[Prediction](predictions)  # all of them before a file of earlier scores is replaced
-
-    def write(file: Any) -> None:
-        _write_predictions(file, done, as_json=output is Format.json)
-
-    _to_file(out, write)
+    text = io.StringIO(newline="")
+    _write_predictions(text, done, as_json=output is Format.json)
+    _to_file(out, text.getvalue())
     if out is not None:
         told = f"{out}: scores of {len(done)} image(s) as {output.upper()}"
         console.print(told, markup=False, highlight=False, soft_wrap=True)
@@ -108,12 +128,23 @@ def _row(image: str, scores: dict[str, Any]) -> dict[str, str]:
     return row
 
 
-def _to_file(out: Path | None, write: Callable[[Any], None]) -> None:
+def _to_file(out: Path | None, text: str) -> None:
+    """Writes the whole text or nothing: what stood in the file before stays until it is replaced."""
     if out is None:
-        return write(sys.stdout)
+        sys.stdout.write(_writable(text, sys.stdout.encoding or "utf-8"))
+        return
+    from distbranch.engine.run_directory import write_aside
+
+    can_be_replaced = (out.is_file() or not out.exists()) and os.access(out.parent, os.W_OK)  # no pipe, no /dev/stdout
     try:
-        with out.open("w", newline="") as file:
-            write(file)
+        if can_be_replaced:
+            write_aside(out.resolve(), _writable(text, "utf-8"))
+        else:
+            out.write_text(_writable(text, "utf-8"), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}). Give another file.") from None
-    return None
+
+
+def _writable(text: str, encoding: str) -> str:
+    """The text with escapes for what cannot be written: file names that are not UTF-8, letters that the terminal lacks."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -13,6 +13,7 @@ import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
+from distbranch.data.copies import Copy, find_copies
 from distbranch.data.images import BrokenImageError, decode
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import (
@@ -34,13 +35,17 @@ Counts = dict[str, Counter[str]]
 
 @dataclass
 class CheckReport:
-    """What was read and what was found; every problem is one sentence that names shard and sample."""
+    """What was read and what was found; every problem is one sentence that names shard and sample.
+
+    `copies`: the samples with equal images, together (`copies.find_copies`), of a data set without problems.
+    """
 
     info: DatasetInfo
     num_shards: int = 0
     num_samples: int = 0
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0
+    copies: list[list[Copy]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -80,6 +85,8 @@ def check(path: str | Path, progress: Callable[[int], None] | None = None) -> Ch
                 progress(report.num_samples)
         if report.num_problems == problems_before:  # else the counts differ for a reason already told
             _check_counts(name, split, counts, report)
+    if report.ok:
+        report.copies = find_copies(Path(info.path), info.splits)
     return report
 
 

@@ -1,9 +1,11 @@
-"""From the bytes of a JPEG to the pixels a network sees: decoded, resized, and (in training) mirrored and shifted.
+"""From the bytes of a JPEG to the pixels a network sees: decoded, upright, resized, and (in training) mirrored and shifted.
 
+Cameras store a picture as the sensor lay and note in the EXIF header how to turn it; decoders of JPEG leave that to us.
 Whether an image is mirrored or shifted is read off a hash of (seed, epoch, shard, sample), so that it depends on neither
 the number of ranks nor which process decodes it.
 """
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
+
+ORIENTATION = 0x0112  # the EXIF tag
+APP1, START_OF_SCAN, FILL = 0xE1, 0xDA, 0xFF  # markers of a JPEG
+EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+BYTE_ORDERS = {b"II": "<", b"MM": ">"}
+NUMBERS = {3: "H", 4: "I"}  # types of EXIF, for `struct`
+
+# What turns the rows and columns that are stored upright, by the value of the tag; 1 and anything else: as they are.
+TURNS: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -47,16 +66,74 @@ def moved(image: Pixels, down: int, right: int) -> Pixels:
 
 
 def decode(content: bytes, image_size: tuple[int, int], decoder: str = "simplejpeg") -> Pixels:
-    """Decodes a JPEG and resizes it to (height, width) pixels: uint8 [H, W, 3]. ValueError when it is broken.
+    """Decodes a JPEG and resizes it, upright, to (height, width) pixels: uint8 [H, W, 3]. ValueError when it is broken.
 
     Large images are scaled while decoding (by the DCT, to no less than image_size), which is several times faster.
     """
     height, width = image_size
-    pixels = DECODERS[decoder](content, height, width)
+    orientation = jpeg_orientation(content)
+    stored = stored_size(image_size, orientation)
+    pixels = upright(DECODERS[decoder](content, *stored), orientation)
     if pixels.shape[:2] == image_size:
         return pixels
     resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return np.asarray(resized)
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """The picture [H, W, 3] as it is meant to be seen; a view."""
+    turn = TURNS.get(orientation)
+    return pixels if turn is None else turn(pixels)
+
+
+def stored_size(image_size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(height, width) as stored of a picture that has `image_size` upright, and the other way round."""
+    height, width = image_size
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def jpeg_orientation(content: bytes) -> int:
+    """The EXIF orientation of a JPEG, 1 (it is upright) to 8, as Pillow's `exif_transpose` understands it.
+
+    Only the few bytes that lead from segment to segment are read: to open every image for it with Pillow would cost as much
+    as to decode a small one.
+    """
+    exif, xmp = b"", b""
+    at = 2
+    while at + 4 <= len(content) and content[at] == FILL and content[at + 1] != START_OF_SCAN:
+        if content[at + 1] == FILL:
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
+        if content[at + 1] == APP1 and content.startswith(EXIF, at + 4):
+            exif = exif or content[at + 4 : end]
+        elif content[at + 1] == APP1 and content.startswith(XMP, at + 4):
+            xmp = content[at + 4 : end]
+        at = end
+    orientation = _exif_tag(exif)
+    if orientation is None:
+        found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
+        orientation = int(found[1]) if found else 1
+    return orientation if orientation in TURNS else 1
+
+
+def _exif_tag(exif: bytes) -> int | None:
+    """The orientation among the first entries of an EXIF segment; Pillow warns of every one that is damaged."""
+    tiff = exif[len(EXIF) :]
+    order = BYTE_ORDERS.get(tiff[:2])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (num_entries,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(num_entries):
+            at = start + 2 + 12 * entry
+            tag, kind, count = struct.unpack_from(order + "HHI", tiff, at)
+            if tag == ORIENTATION and count == 1 and kind in NUMBERS:
+                return int(struct.unpack_from(order + NUMBERS[kind], tiff, at + 8)[0])
+    except struct.error:  # it ends before what it announces
+        pass
+    return None
 
 
 def _with_simplejpeg(content: bytes, height: int, width: int) -> Pixels:

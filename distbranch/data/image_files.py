@@ -1,5 +1,8 @@
 """Images by name, from a folder, a zip or a tar, so that a source need not know which."""
 
+import lzma
+import os
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -10,41 +13,84 @@ from typing import Protocol
 
 import numpy as np
 
+from distbranch.data.images import BrokenImageError
 from distbranch.errors import UserError
+
+TAR_BLOCK = 512  # bytes
+TAR_MAGIC = slice(257, 262)
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "Zstandard",
+              b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR"}  # fmt: skip
+ZIP_START = (b"PK\x03\x04", b"PK\x05\x06")
+ENCRYPTED = 0x1  # a flag of a zip's member
+METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+# What zipfile and what it calls raise for archives and members that are damaged or of kinds they do not know.
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError,
+              struct.error, IndexError, OverflowError, MemoryError)  # fmt: skip
+BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, struct.error, OverflowError)
 
 
 class ImageFiles(Protocol):
-    """A place with named image files."""
+    """A place with named image files; where an archive holds two of one name the last counts, as when it is unpacked."""
 
-    def read(self, name: str) -> bytes | None:
-        """The bytes of the file, or None where there is none of that name."""
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file that is there. Raises BrokenImageError when its archive does not give it out."""
+
+    def names(self) -> Iterator[str]:
+        """The names of all files, read anew: an archive of millions keeps none of them."""
 
 
 def open_images(path: Path) -> ImageFiles:
-    """Opens a folder, a zip or a tar. Raises UserError when it is none of these."""
+    """Opens a folder, a zip or a tar. Raises UserError when it is none of these, or a damaged one."""
     if path.is_dir():
         return _Folder(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist. Give a folder of images, a .zip or a .tar.")
     try:
-        if zipfile.is_zipfile(path):
-            return _Zip(path)
-        return _Tar(path)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path} should be a folder of images, a .zip or an uncompressed .tar ({error}).") from None
+        with path.open("rb") as file:
+            start = file.read(TAR_BLOCK)
+        return _open_archive(path, start)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _open_archive(path: Path, start: bytes) -> ImageFiles:
+    for magic, name in COMPRESSED.items():
+        if start.startswith(magic):
+            raise UserError(
+                f"{path} is compressed by {name}, so no single image can be read from it. "
+                "Unpack it and give the folder of images (or a .zip or an uncompressed .tar)."
+            )
+    try:
+        if start[TAR_MAGIC] != b"ustar" and (start.startswith(ZIP_START) or zipfile.is_zipfile(path)):
+            return _Zip(path)
+        return _Tar(path)
+    except UserError:
+        raise
+    except BROKEN_ZIP + BROKEN_TAR as error:
+        kind = "a whole .zip" if start.startswith(ZIP_START) else "a folder of images, a .zip or an uncompressed .tar"
+        raise UserError(f"{path} should be {kind}, and it is not ({_reason(error)}). Copy or pack it anew.") from None
 
 
 class _Folder:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self, name: str) -> bytes | None:
+    def has(self, name: str) -> bool:
         try:
-            return (self._path / name).read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):  # ValueError: a name with a NUL
-            return None
+            return (self._path / name).is_file()
+        except ValueError:  # a name with a NUL
+            return False
+
+    def read(self, name: str) -> bytes:
+        return (self._path / name).read_bytes()
+
+    def names(self) -> Iterator[str]:
+        for folder, _, files in os.walk(self._path):
+            inside = Path(folder).relative_to(self._path)
+            yield from ((inside / name).as_posix() for name in files)
 
 
 class _Directory:
@@ -60,7 +106,7 @@ class _Directory:
             tops.add(name.partition("/")[0] + "/" if "/" in name else "")
             hashes.append(hash(name))
             numbers.extend(row)
-        order = np.argsort(np.array(hashes))
+        order = np.argsort(np.array(hashes), kind="stable")  # so that of equal ones the last stays the last
         self._hashes = np.array(hashes)[order]
         self._rows = np.array(numbers).reshape(-1, num_columns)[order]
         self._top = tops.pop() if len(tops) == 1 else ""
@@ -68,10 +114,17 @@ class _Directory:
     def find(self, name: str) -> tuple[str, list[int]] | None:
         """The full name of a file and its columns, or None where there is none of that name."""
         for full in (name, self._top + name):
-            place = int(np.searchsorted(self._hashes, hash(full)))
-            if place < len(self._hashes) and self._hashes[place] == hash(full):
+            place = int(np.searchsorted(self._hashes, hash(full), side="right")) - 1
+            if place >= 0 and self._hashes[place] == hash(full):
                 return full, self._rows[place].tolist()
         return None
+
+    def row(self, name: str) -> tuple[str, list[int]]:
+        """As `find`, of a file that is there."""
+        found = self.find(name)
+        if found is None:
+            raise FileNotFoundError(name)
+        return found
 
 
 class _Zip:
@@ -80,48 +133,102 @@ class _Zip:
     COLUMNS = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
 
     def __init__(self, path: Path) -> None:
-        self._zip = zipfile.ZipFile(path)
-        entries = (
-            info for info in self._zip.filelist if not info.is_dir() and not info.filename.startswith("__MACOSX/")
+        self._path = path
+        self._zip = _open_zip(path)
+        rows = (
+            (info.orig_filename, [getattr(info, column) for column in self.COLUMNS]) for info in _zip_files(self._zip)
         )
-        rows = ((info.filename, [getattr(info, column) for column in self.COLUMNS]) for info in entries)
         self._directory = _Directory(rows, len(self.COLUMNS))
         self._zip.filelist.clear()
         self._zip.NameToInfo.clear()
 
-    def read(self, name: str) -> bytes | None:
-        found = self._directory.find(name)
-        if found is None:
-            return None
-        info = zipfile.ZipInfo(found[0])
-        for column, value in zip(self.COLUMNS, found[1], strict=True):
+    def has(self, name: str) -> bool:
+        return self._directory.find(name) is not None
+
+    def read(self, name: str) -> bytes:
+        full, values = self._directory.row(name)
+        info = zipfile.ZipInfo(full)
+        for column, value in zip(self.COLUMNS, values, strict=True):
             setattr(info, column, value)
+        if info.flag_bits & ENCRYPTED:
+            raise BrokenImageError("it is encrypted in the zip; unpack the zip with its password and give the folder")
+        if info.compress_type not in METHODS:
+            method = zipfile.compressor_names.get(info.compress_type, f"method {info.compress_type}")  # type: ignore[attr-defined]
+            raise BrokenImageError(
+                f"it is compressed by {method} in the zip, which is not read here; unpack the zip and give the folder"
+            )
         try:
             return self._zip.read(info)
-        except (zipfile.BadZipFile, zlib.error, EOFError):
-            return b""  # there, but damaged: the caller finds that it is no image
+        except BROKEN_ZIP as error:
+            raise BrokenImageError(f"it is damaged in the zip ({_reason(error)})") from None
+        except OSError as error:
+            if error.errno is not None:  # of the disk
+                raise
+            raise BrokenImageError(f"it is damaged in the zip ({_reason(error)})") from None  # of bz2
+
+    def names(self) -> Iterator[str]:
+        with _open_zip(self._path) as archive:
+            yield from (info.orig_filename for info in _zip_files(archive))
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    """Names that are not marked as UTF-8 are so all the same where macOS and `zip` wrote them; else they are of DOS."""
+    try:
+        return zipfile.ZipFile(path, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        return zipfile.ZipFile(path)
+
+
+def _zip_files(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
+    for info in archive.filelist:
+        if not info.is_dir() and not _is_of_macos(info.filename):
+            yield info
 
 
 class _Tar:
     """An uncompressed tar."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._directory = _Directory(_tar_files(path), 2)
         self._file = path.open("rb")
 
-    def read(self, name: str) -> bytes | None:
-        found = self._directory.find(name)
-        if found is None:
-            return None
-        offset, size = found[1]
+    def has(self, name: str) -> bool:
+        return self._directory.find(name) is not None
+
+    def read(self, name: str) -> bytes:
+        offset, size = self._directory.row(name)[1]
         self._file.seek(offset)
         return self._file.read(size)
 
+    def names(self) -> Iterator[str]:
+        return (name for name, _ in _tar_files(self._path))
+
 
 def _tar_files(path: Path) -> Iterator[tuple[str, Sequence[int]]]:
-    """Name, and (offset, size) in bytes, of every file."""
+    """Name, and (offset, size) in bytes, of every file.
+
+    Raises UserError where the tar ends inside a file or a header, which `tarfile` takes for its end.
+    """
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps every header it has read
-            if member.isfile():
+            if member.isfile() and not _is_of_macos(member.name):
                 yield member.name.removeprefix("./"), (member.offset_data, member.size)
+        end = tar.offset
+    with path.open("rb") as file:
+        file.seek(end)
+        block = file.read(TAR_BLOCK)
+    if block.strip(b"\0") or len(block) not in (0, TAR_BLOCK):
+        raise UserError(
+            f"{path} is cut short or damaged at byte {end:,}: what follows cannot be read. Copy or pack it anew."
+        )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _is_of_macos(name: str) -> bool:
+    """Whether it is what macOS adds to an archive beside every file (and to a folder on a foreign disk)."""
+    return name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith("._")

@@ -1,11 +1,14 @@
 """Packs a stream of labelled images: everything is written into a folder beside the target, renamed at the end.
 
-So a packed folder is always whole. Nothing grows with the number of samples but a hash per key, to find duplicates.
+So a packed folder is always whole. Nothing grows with the number of samples but a hash per key, to find those that occur
+twice. What was left out and which images are copies of others stands by name in two more files.
 """
 
+import csv
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,15 +16,17 @@ from typing import Any
 
 from filelock import FileLock
 
+from distbranch.data.copies import count_copies, find_copies, write_copies
 from distbranch.data.images import BrokenImageError, image_size
 from distbranch.data.shard_writer import ShardWriter
-from distbranch.data.shards import DATASET_FILE, DatasetInfo, Sample, SplitInfo, read_dataset
+from distbranch.data.shards import DATASET_FILE, DatasetInfo, LeftOut, Sample, SplitInfo, read_dataset
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 __all__ = ["SPLITS", "Sample", "pack"]
 
 SPLITS = ("train", "val", "test")
+LEFT_OUT_FILE = "left-out.csv"
 
 
 def pack(
@@ -32,21 +37,24 @@ def pack(
     groups: Mapping[str, Sequence[str]] | None = None,
     source: Mapping[str, Any] | None = None,
     skipped: Mapping[str, int] | None = None,
+    left_out: Sequence[LeftOut] = (),
     shard_samples: int = 1000,
     progress: Callable[[int], None] | None = None,
 ) -> DatasetInfo:
     """Writes the samples, in the order they come, into the new folder `out`, `shard_samples` to a shard.
 
     `source` says what made the data set; a finished data set with the same source, tasks and shards is returned as it
-    is. `skipped` counts what the source left out, read when the samples end. `progress` is told the samples so far.
+    is. `skipped` counts what was left out before, `left_out` names what the source leaves out and is read when the samples
+    end. `progress` is told the samples so far.
     Raises UserError for a target that holds anything else, a bad label, a key that occurs twice, or a full disk.
     """
     out = Path(out).absolute()
     source = _plain({**(source or {}), "shard_samples": shard_samples})
 
-    def describe(splits: dict[str, SplitInfo], size: tuple[int, int]) -> DatasetInfo:
+    def describe(splits: dict[str, SplitInfo], size: tuple[int, int], copies: dict[str, int]) -> DatasetInfo:
         members = {name: tuple(names) for name, names in (groups or {}).items()}
-        return DatasetInfo(str(out), tuple(tasks), members, splits, size, source, dict(skipped or {}))
+        missing = dict(Counter(skipped or {}) + Counter(one.kind for one in left_out))
+        return DatasetInfo(str(out), tuple(tasks), members, splits, size, source, missing, copies)
 
     try:
         finished = _finished(out, source, tasks)
@@ -59,7 +67,11 @@ def pack(
             finished = _finished(out, source, tasks)  # by whoever held the lock
             if finished is not None:
                 return finished
-            info = describe(*_write(samples, partial, tasks, shard_samples, progress))
+            splits, size = _write(samples, partial, tasks, shard_samples, progress)
+            if not splits:
+                raise UserError(_why_none(left_out))
+            info = describe(splits, size, _list_copies(partial, splits))
+            _list_left_out(partial, left_out)
             _write_json(partial / DATASET_FILE, info.to_json())
             return info
     except OSError as error:
@@ -128,11 +140,37 @@ def _write(
             done += 1
             if progress is not None and done % 100 == 0:
                 progress(done)
-    if done == 0:
-        raise UserError("There is not a single sample to pack. Check the table, the images and the splits.")
     if progress is not None:
         progress(done)
     return {name: writers[name].info for name in SPLITS if name in writers}, size
+
+
+def _why_none(left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return "There is not a single sample to pack. Check the table, the images and the splits."
+    first = left_out[0]
+    return (
+        f"All {len(left_out):,} images were left out, so there is nothing to pack. "
+        f"The first of them ({first.where}), '{first.image}': {first.why}."
+    )
+
+
+def _list_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> dict[str, int]:
+    """Writes the copies down, if there are any, and counts them."""
+    found = find_copies(folder, splits)
+    if found:
+        write_copies(folder, found)
+    return count_copies(found)
+
+
+def _list_left_out(folder: Path, left_out: Sequence[LeftOut]) -> None:
+    if not left_out:
+        return
+    # Of file names that are not UTF-8 the odd bytes are written as such (`\\udce9`).
+    with (folder / LEFT_OUT_FILE).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "kind", "where", "why"])
+        writer.writerows((one.image, one.kind, one.where, one.why) for one in left_out)
 
 
 def _first_size(sample: Sample) -> tuple[int, int]:

@@ -3,11 +3,13 @@
 Nothing is read in between, so damage to a tar header costs no sample, and damage to a sample costs that sample alone.
 """
 
+import json
 import os
 import tarfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -77,16 +79,23 @@ class ShardReader:
         return image, content
 
     def name(self, shard: int, sample: int, epoch: int = 0) -> str | int:
-        """The key of a sample, from the tar header before its image; its number where that header cannot be read."""
+        """The key of a sample, from the tar header before its image; its number where that header cannot be read.
+
+        That header holds no letters but those of ASCII, and not many: of other keys the label file tells the whole.
+        """
         opened = self._opened(shard, epoch)
         if opened.descriptor is None:
             return sample
-        offset = int(opened.index[sample, 0]) - _HEADER_BYTES
+        offset, _, _, label_offset, label_size, label_crc = opened.index[sample].tolist()
         try:
-            header = os.pread(opened.descriptor, _HEADER_BYTES, offset)
+            header = os.pread(opened.descriptor, _HEADER_BYTES, offset - _HEADER_BYTES)
             name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except (tarfile.HeaderError, OSError):
             return sample
+        if "?" in name or len(name) >= tarfile.LENGTH_NAME:
+            with suppress(_TroubleError, ValueError, KeyError, TypeError):
+                content = _verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
+                return str(json.loads(content)["key"])
         folder, slash, base = name.rpartition("/")
         return folder + slash + base.partition(".")[0]
 

@@ -59,6 +59,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """An image that was not packed: its name, its kind (`missing-image`, `broken-image`), where it was named, and why."""
+
+    image: str
+    kind: str
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Shard:
     """One tar file and its index, with the bytes and sums (hexadecimal) the files had when they were written."""
 
@@ -83,6 +93,7 @@ class SplitInfo:
 class DatasetInfo:
     """What `dataset.json` says. `path`: folder or URL; `image_size`: (height, width) in pixels of the first image.
 
+    `skipped` counts what was left out, by kind; `copies` the samples that are exact copies of others.
     Several data sets read as one (`data.mixture`) have `parts`, and `proportions` if they are not to be those of sizes.
     """
 
@@ -93,6 +104,7 @@ class DatasetInfo:
     image_size: tuple[int, int]
     source: dict[str, Any]
     skipped: dict[str, int] = field(default_factory=dict)
+    copies: dict[str, int] = field(default_factory=dict)
     parts: tuple["DatasetInfo", ...] = ()
     proportions: tuple[int, ...] = ()
 
@@ -105,6 +117,13 @@ class DatasetInfo:
     def num_samples(self) -> int:
         """Number of samples of all splits."""
         return sum(split.num_samples for split in self.splits.values())
+
+    @property
+    def bits(self) -> int | None:
+        """How many of their 16 bits deep images use, as it was said when they were packed; None: nothing was said."""
+        said = [_packed_bits(member.source) for member in self.members]
+        given = {bits for bits in said if bits is not None}
+        return given.pop() if len(given) == 1 else None
 
     @property
     def fingerprint(self) -> str:
@@ -125,6 +144,7 @@ class DatasetInfo:
             "tasks": [task.to_json() for task in self.tasks],
             "groups": {name: list(tasks) for name, tasks in self.groups.items()},
             "skipped": self.skipped,
+            "copies": self.copies,
             "splits": {name: asdict(split) for name, split in self.splits.items()},
         }
 
@@ -147,7 +167,16 @@ class DatasetInfo:
             image_size=(int(height), int(width)),
             source=dict(data["source"]),
             skipped=dict(data.get("skipped", {})),
+            copies=dict(data.get("copies", {})),
         )
+
+
+def _packed_bits(source: Mapping[str, Any]) -> int | None:
+    """The option of whoever packed the images: of a labelled copy that of the original."""
+    while source.get("source") == "label":
+        source = source["data"]["source"]
+    bits = source.get("bits")
+    return None if bits is None else int(bits)
 
 
 def join(path: str, file: str) -> str:

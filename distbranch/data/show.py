@@ -16,6 +16,7 @@ from distbranch.data.cache import open_files
 from distbranch.data.images import BrokenImageError, decode
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import BadSample, DatasetInfo, read_dataset
+from distbranch.data.sheet_fonts import as_one_line, font_for
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -54,6 +55,7 @@ class _Chip:
     lines: tuple[str, ...]
     colours: Colours
     width: int
+    font: ImageFont.FreeTypeFont
 
     @property
     def height(self) -> int:
@@ -163,9 +165,10 @@ def _flow(chips: Sequence[_Chip], width: int) -> tuple[tuple[tuple[int, int, _Ch
 
 
 def _chip(text: str, colours: Colours) -> _Chip:
-    font = _font(TEXT_SIZE)
-    lines = _break(text.replace("_", " "), font, INNER_WIDTH - 2 * CHIP_PADDING)
-    return _Chip(tuple(lines), colours, round(max(font.getlength(line) for line in lines)) + 2 * CHIP_PADDING)
+    text = as_one_line(text.replace("_", " "))
+    font = font_for(text, TEXT_SIZE)
+    lines = _break(text, font, INNER_WIDTH - 2 * CHIP_PADDING)
+    return _Chip(tuple(lines), colours, round(max(font.getlength(line) for line in lines)) + 2 * CHIP_PADDING, font)
 
 
 def _break(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
@@ -182,12 +185,6 @@ def _break(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
             fits = max(1, max(n for n in range(1, len(lines[-1])) if n == 1 or font.getlength(lines[-1][:n]) <= width))
             lines[-1:] = [lines[-1][:fits], lines[-1][fits:]]
     return lines
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font
 
 
 def _picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -232,7 +229,8 @@ def _draw_sheet(title: str, what: str, legend: Sequence[_Chip], cards: Sequence[
 
 def _draw_text(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, text: str, size: int, ink: str) -> None:
     """One line, its middle left out where it is wider than `width` pixels."""
-    font = _font(size)
+    text = as_one_line(text)
+    font = font_for(text, size)
     draw.text((x, y), _shorten(text, font, width), ink, font, anchor="lt")
 
 
@@ -241,7 +239,7 @@ def _draw_chip(draw: ImageDraw.ImageDraw, x: int, y: int, chip: _Chip) -> None:
     draw.rounded_rectangle((x, y, x + chip.width - 1, y + chip.height - 1), 7, background)
     for number, line in enumerate(chip.lines):
         middle = y + 3 + number * LINE_HEIGHT + LINE_HEIGHT // 2
-        draw.text((x + CHIP_PADDING, middle), line, ink, _font(TEXT_SIZE), anchor="lm")
+        draw.text((x + CHIP_PADDING, middle), line, ink, chip.font, anchor="lm")
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:

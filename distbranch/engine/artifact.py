@@ -26,22 +26,33 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input: decoder, size (height, width) in pixels, mean and std of values in 0..1."""
+    """How an image becomes the network's input: decoder, size (height, width) in pixels, mean and std of values in 0..1.
+
+    `bits`: how many bits images of 16 bits use, as it was said when the training images were packed.
+    """
 
     decoder: str
     image_size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    bits: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"decoder": self.decoder, "image_size": self.image_size, "mean": self.mean, "std": self.std}
+        return {
+            "decoder": self.decoder,
+            "image_size": self.image_size,
+            "mean": self.mean,
+            "std": self.std,
+            "bits": self.bits,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Preprocessing":
         """The inverse of `to_json`."""
         height, width = data["image_size"]
-        return cls(data["decoder"], (height, width), tuple(data["mean"]), tuple(data["std"]))
+        mean, std = tuple(data["mean"]), tuple(data["std"])
+        return cls(data["decoder"], (height, width), mean, std, data.get("bits"))
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images uint8 [B, 3, H, W] as the floats that a network without normalisation of its own takes."""

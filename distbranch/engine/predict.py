@@ -1,5 +1,6 @@
 """Predictions for image files: probabilities per task, by the same decoding and normalisation as in training."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -9,12 +10,15 @@ from typing import Protocol
 import torch
 
 from distbranch.data.decode import decode
-from distbranch.data.images import BrokenImageError, as_jpeg
+from distbranch.data.images import SUFFIXES, UnknownRangeError, as_jpeg
 from distbranch.engine.artifact import Preprocessing
 from distbranch.errors import UserError
 from distbranch.tasks import TaskSet
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+logger = logging.getLogger("distbranch")
+
+BrokenFile = tuple[Path, str]  # and what is wrong with it
+NAMED = 10  # broken images in an error; a warning names all that are left out
 
 
 class Predictor(Protocol):
@@ -45,38 +49,82 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"The image {path} does not exist. Give image files or folders of them.")
-        files += (
-            sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        )
+        files += sorted(filter(_is_image, path.rglob("*"))) if path.is_dir() else [path]
     if not files:
         raise UserError(f"There are no images ({', '.join(SUFFIXES)}) in what was given.")
     return files
 
 
+def _is_image(file: Path) -> bool:
+    """By its name; `._photo.jpg` is what macOS adds beside a photo on a foreign disk."""
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith("._") and not file.is_dir()
+
+
 @torch.inference_mode()
 def predict(
-    network: Predictor, preprocessing: Preprocessing, files: Sequence[Path], *, batch_size: int = 64
+    network: Predictor,
+    preprocessing: Preprocessing,
+    files: Sequence[Path],
+    *,
+    batch_size: int = 64,
+    on_bad_image: str = "fail",
 ) -> Iterator[Prediction]:
     """Predict image by image, in the order of `files`.
 
+    With `on_bad_image="skip"` files that are no whole images are left out, and a warning names them.
+
     Raises:
-        UserError: a file that is no image, by name.
+        UserError: files that are no images, all of them at once after the last file; or nothing is left.
     """
+    broken: list[BrokenFile] = []
     waiting = iter(files)
     while chunk := list(islice(waiting, batch_size)):
-        images = torch.stack([_read(file, preprocessing) for file in chunk])
-        logits = network(images)
+        pixels = _read_all(chunk, preprocessing, broken)
+        if not pixels or (broken and on_bad_image == "fail"):
+            continue  # the rest is only looked through, so that all broken ones are told
+        logits = network(torch.stack(list(pixels.values())))
         columns = {task.name: _probabilities(logits[task.name], task.classes) for task in network.tasks.tasks}
-        for row, file in enumerate(chunk):
+        for row, file in enumerate(chunk[index] for index in pixels):
             yield Prediction(file, {name: values[row] for name, values in columns.items()})
+    if broken and (on_bad_image == "fail" or len(broken) == len(files)):
+        raise UserError(_refusal(broken, len(files)))
+    if broken:
+        logger.warning("%d of %d images cannot be read and were left out: %s.", len(broken), len(files), _named(broken))
+
+
+def _read_all(files: Sequence[Path], preprocessing: Preprocessing, broken: list[BrokenFile]) -> dict[int, torch.Tensor]:
+    """The pixels of the images by their place in `files`; what is wrong with the others is added to `broken`."""
+    pixels = {}
+    for index, file in enumerate(files):
+        try:
+            pixels[index] = _read(file, preprocessing)
+        except UnknownRangeError as error:
+            raise UserError(f"The image {file} cannot be read: {error}.") from None
+        except OSError as error:
+            broken.append((file, error.strerror or str(error)))
+        except ValueError as error:
+            broken.append((file, str(error)))
+    return pixels
 
 
 def _read(file: Path, preprocessing: Preprocessing) -> torch.Tensor:
-    try:
-        pixels = decode(as_jpeg(file.read_bytes()), preprocessing.image_size, preprocessing.decoder)
-    except (OSError, BrokenImageError, ValueError) as error:
-        raise UserError(f"The image {file} cannot be read: {error}. Remove it or repair it.") from None
+    jpeg = as_jpeg(file.read_bytes(), bits=preprocessing.bits)
+    pixels = decode(jpeg, preprocessing.image_size, preprocessing.decoder)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def _refusal(broken: Sequence[BrokenFile], num_files: int) -> str:
+    if num_files == 1:
+        return f"The image {_named(broken)} cannot be read, so there is nothing to predict. Repair it."
+    more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+    return (
+        f"{len(broken)} of {num_files} images cannot be read, so nothing was written: {_named(broken[:NAMED])}{more}. "
+        "Repair or remove them, or leave them out with --on-bad-image skip."
+    )
+
+
+def _named(broken: Sequence[BrokenFile]) -> str:
+    return ", ".join(f"{file} ({why})" for file, why in broken)
 
 
 def _probabilities(logits: torch.Tensor, classes: tuple[str, ...]) -> list[float] | list[dict[str, float]]:

@@ -67,7 +67,7 @@ class TrainingState:
         self.config, self.ranks, self.info = config, ranks, info
         self.directory, self.mirror = RunDirectory(config.run_directory), Mirror.of(config)
         self.preprocessing = Preprocessing(
-            config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std
+            config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std, info.bits
         )
         self.search = PolicySearch(config, info) if config.searches else None
         self.progress = Progress(growing=config.method.name == "branching")

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from distbranch.errors import UserError
 from distbranch.report.figures import MEANS, plain, smooth
+from distbranch.report.fonts import one_warning_of_missing_letters, settle_layout
 from distbranch.report.labels import place_labels
 from distbranch.report.layers import readable
 from distbranch.report.page import PNG_DPI
@@ -35,7 +36,8 @@ class Spot:
 def save_figure(figure: Figure, file: Path) -> None:
     """Write a PNG; UserError where it cannot be written."""
     try:
-        figure.savefig(file, dpi=PNG_DPI)
+        with one_warning_of_missing_letters():
+            figure.savefig(file, dpi=PNG_DPI)
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}). Give another run.directory.") from None
 
@@ -60,7 +62,7 @@ def draw_company(line: Sequence[Spot], grown: Sequence[Spot], *, metric: str, sp
         Line2D([], [], color=INK, linestyle=":", label="to the thin line at equal cost"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
-    figure.draw_without_rendering()
+    settle_layout(figure)
     for axes, cost in zip(panels, COSTS, strict=True):
         names = [(short[spot.name], *at) for spot in (*grown, *line) if (at := _at(spot, cost))]
         place_labels(axes, names, [*_obstacles((*grown, *line), cost), *_along(line, cost)])
@@ -235,7 +237,7 @@ def draw_kinds(
     dress(left, COSTS["weights"])
     left.legend(fontsize=8.5, frameon=False, labelcolor=INK, loc="lower right")
     _difference_bars(right, differences, between)
-    figure.draw_without_rendering()
+    settle_layout(figure)
     named = [(spot.name, *at) for part in lines.values() for spot in part if (at := _at(spot, "weights"))]
     spots = [spot for part in lines.values() for spot in part]
     lines_too = [place for part in lines.values() for place in _along(part, "weights")]
@@ -290,6 +292,6 @@ def draw_drawn_policies(
     marks = (("best on val", ORANGE), ("other policies", BLUE), ("hard sharing", MUTED))
     handles = [Line2D([], [], color=colour, marker="o", linestyle="", label=label) for label, colour in marks]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
-    figure.draw_without_rendering()
+    settle_layout(figure)
     place_labels(axes, [(name, *at) for name, at in known.items()], list(known.values()))
     return figure

@@ -258,7 +258,7 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
         axes.text(
             1.42, row, text, fontsize=8.5, color=MUTED, ha="right", va="center", transform=axes.get_yaxis_transform()
         )
-    figure.text(0.17, 1 - 0.1 / height, title, fontsize=9.5, color=MUTED, va="top")
+    figure.text(0.17, 1 - 0.1 / height, readable(title), fontsize=9.5, color=MUTED, va="top", **AS_IT_IS)
     return figure
 
 

@@ -21,7 +21,7 @@ FAR = tuple((2.8 * dx, 2.8 * dy, across, up) for dx, dy, across, up in NEAR)  # 
 def place_labels(axes: Axes, labels: Sequence[Label], spots: Sequence[tuple[float, float]]) -> list[str]:
     """Write the names whose place can be found, those first that come first; returns those that were written.
 
-    The layout of the figure should be settled (`figure.draw_without_rendering()`), so that places in pixels are known.
+    The layout of the figure should be settled (`fonts.settle_layout`), so that places in pixels are known.
 
     Args:
         axes: of the points.

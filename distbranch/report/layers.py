@@ -105,5 +105,5 @@ def group_numbers(groups: Branches) -> dict[str, int]:
 
 
 def readable(task: str) -> str:
-    """A task name as people write it: without underscores."""
-    return task.replace("_", " ").strip()
+    """A task name as people write it, in one line: without underscores, and with blanks for line breaks and tabs."""
+    return " ".join(task.replace("_", " ").split())

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from distbranch.config import ModelConfig
 from distbranch.errors import UserError
 from distbranch.report import figures
+from distbranch.report.fonts import one_warning_of_missing_letters
 from distbranch.report.layers import group_numbers, readable, top_groups
 from distbranch.report.page_style import CSS, SCRIPT
 from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, group_colour, text_on
@@ -48,7 +49,8 @@ def report(run_directory: Path | str, out: Path | str | None = None) -> Path:
 
 def _written(run: RunFiles, picture: Picture, figure: Figure, folder: Path) -> str:
     """Save a figure as PNG; returns its section of the page."""
-    figure.savefig(folder / f"{picture.name}.png", dpi=PNG_DPI)
+    with one_warning_of_missing_letters():
+        figure.savefig(folder / f"{picture.name}.png", dpi=PNG_DPI)
     if picture.name == "tasks":  # in the page as a real table: it can be sorted and copied
         return _section(picture, _task_table(run))
     return _section(picture, f'<div class="figure">{as_svg(figure, picture.heading)}</div>')
@@ -57,7 +59,8 @@ def _written(run: RunFiles, picture: Picture, figure: Figure, folder: Path) -> s
 def as_svg(figure: Figure, label: str) -> str:
     """The figure as an SVG element that takes its neutral colours from the page."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with one_warning_of_missing_letters():
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

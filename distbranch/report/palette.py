@@ -6,6 +6,8 @@ DARK is not replaced: it stands on colours, which are the same on either.
 
 from typing import Any
 
+from distbranch.report.fonts import font_families
+
 INK = "#1b2430"
 DARK = "#1b2431"
 MUTED = "#68707a"
@@ -16,8 +18,9 @@ PAPER = "#fefefd"
 BLUE, ORANGE, TEAL, PURPLE = "#3b6fb6", "#e0702b", "#2a9d8f", "#a6408c"
 OLIVE, BROWN = "#7d8b2f", "#8a5a3b"
 
-# Of every text that people name (tasks, runs): a `$` in it is no mathematics, which could not be drawn.
-AS_IT_IS: dict[str, Any] = {"parse_math": False}
+# Of every text that people name (tasks, runs): a `$` in it is no mathematics, which could not be drawn, and its letters may
+# be of any script.
+AS_IT_IS: dict[str, Any] = {"parse_math": False, "fontfamily": font_families()}
 
 # Paul Tol's qualitative schemes, ordered so that neighbours differ in lightness as well as in hue.
 _HUES = (

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from distbranch.report.layers import readable
-from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, blend, text_on
+from distbranch.report.palette import AS_IT_IS, BLUE, GRID, INK, MUTED, PAPER, blend, text_on
 from distbranch.report.tree_figure import text_width
 
 FONT = 8.5
@@ -35,7 +35,7 @@ def draw_policy(policy: Mapping[str, Any]) -> Figure:
     for (row, column), value in np.ndenumerate(shown):
         _cell(axes, column, row, value, runs=bool(executes[row, column]), says="execute_probability" in policy)
     axes.set(xlim=(-0.5, len(blocks) - 0.5), ylim=(len(tasks) - 0.5, -0.5))
-    axes.set_yticks(range(len(tasks)), [readable(task) for task in tasks], fontsize=FONT, color=INK)
+    axes.set_yticks(range(len(tasks)), [readable(task) for task in tasks], fontsize=FONT, color=INK, **AS_IT_IS)
     axes.set_xticks(range(len(blocks)), [name.removeprefix("block") for name in blocks], fontsize=FONT, color=INK)
     axes.xaxis.tick_top()
     axes.set_xlabel("block (stage_place)", fontsize=FONT, color=MUTED)

@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from distbranch.config.sweep import VARIANT
 from distbranch.report.figures import MEANS
+from distbranch.report.fonts import font_families, settle_layout
 from distbranch.report.labels import place_labels
 from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, group_colour
 from distbranch.report.sweep_files import COSTS, Point, SweepFiles, pareto_front
@@ -39,10 +40,10 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
         loc="outside lower center",
         ncols=min(len(handles), 8),
         frameon=False,
-        fontsize=8.5,
+        prop={"size": 8.5, "family": font_families()},
         labelcolor=INK,
     )
-    figure.draw_without_rendering()  # settles the layout, so that places in pixels are known
+    settle_layout(figure)
     for axes, cost in zip(panels, costs, strict=True):
         _label(axes, sweep, points, cost)
     return figure

@@ -12,6 +12,7 @@ from distbranch.engine.forks import read_family
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.report.figures import MEANS
+from distbranch.report.fonts import one_warning_of_missing_letters
 from distbranch.report.page import PNG_DPI, UNKNOWN, as_svg, duration
 from distbranch.report.page_style import CSS, SCRIPT
 from distbranch.report.sweep_figures import draw_pareto, readable_value
@@ -32,7 +33,8 @@ def report_sweep(run_directory: Path | str, out: Path | str | None = None) -> Pa
     figure = draw_pareto(sweep)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(page.parent / "pareto.png", dpi=PNG_DPI)
+        with one_warning_of_missing_letters():
+            figure.savefig(page.parent / "pareto.png", dpi=PNG_DPI)
         page.write_text(_page(sweep, as_svg(figure, "Pareto fronts"), page.parent), encoding="utf-8")
     except OSError as error:
         raise UserError(

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from distbranch.report.figures import draw_affinity, draw_costs
+from distbranch.report.fonts import one_warning_of_missing_letters
 from distbranch.report.layers import grow, readable, top_groups
 from distbranch.report.run_files import read_run, task_order
 from distbranch.report.tree_figure import draw_tree
@@ -44,5 +45,6 @@ def pixels(figure: Figure) -> np.ndarray:
     """The figure as uint8 RGB [H, W, 3]."""
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
+    with one_warning_of_missing_letters():
+        canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]

@@ -15,6 +15,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path as Curve
 from matplotlib.textpath import TextToPath
 
+from distbranch.report.fonts import font_families, missing_letters_not_told
 from distbranch.report.layers import Branches, LayerBranches, Run, branch_of, grow, readable, runs, top_groups
 from distbranch.report.palette import AS_IT_IS, GRID, INK, MUTED, PAPER, group_colour, text_on
 
@@ -31,8 +32,9 @@ _measure = TextToPath()
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
     """Width in inches of a line of text."""
-    font = FontProperties(size=size, weight="bold" if bold else "normal")
-    return float(_measure.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
+    font = FontProperties(family=font_families(), size=size, weight="bold" if bold else "normal")
+    with missing_letters_not_told():
+        return float(_measure.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
 
 
 def wrap(tasks: Sequence[str], width: float, size: float = FONT) -> list[str]:
@@ -98,7 +100,7 @@ def draw_tree(layers: Sequence[LayerBranches], *, title: str = "", heading: str 
     size = (text_left + max(longest, 1.2) + 0.15, leaves[-1][1] + 0.2)
     figure, axes = _canvas(size)
     if title:
-        axes.text(0.15, 0.24, title, fontsize=13, weight="bold", color=INK, va="center")
+        axes.text(0.15, 0.24, title, fontsize=13, weight="bold", color=INK, va="center", **AS_IT_IS)
         axes.text(size[0] - 0.15, 0.24, heading, fontsize=SMALL + 1, color=MUTED, va="center", ha="right")
     _draw_strands(axes, columns, leaves, image_right=0.72, text_left=text_left)
     _draw_image(axes, columns[0])

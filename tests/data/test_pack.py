@@ -87,6 +87,14 @@ def test_packing_again_from_the_same_source_reads_no_sample(tmp_path: Path) -> N
     assert again == first
 
 
+def test_a_data_set_packed_before_there_was_an_option_is_the_one_packed_without_it(tmp_path: Path) -> None:
+    first = pack([sample(1)], tmp_path / "set", TASKS, source={"images": "photos"})
+    again = pack([], tmp_path / "set", TASKS, source={"images": "photos", "bits": None})
+    assert again == first
+    with pytest.raises(UserError, match="another source"):
+        pack([], tmp_path / "set", TASKS, source={"images": "photos", "bits": 12})
+
+
 def test_a_target_that_holds_anything_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")

@@ -1,5 +1,6 @@
 """A contact sheet shows every chosen sample in an even grid, and no text leaves its card or lies on another."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,11 @@ from packed_samples import picture, tiny_dataset
 from PIL import Image
 
 from distbranch.data import show as module
+from distbranch.data.cache import open_files
 from distbranch.data.pack import pack
+from distbranch.data.reader import ShardReader
 from distbranch.data.shards import BadSample, Sample
+from distbranch.data.sheet_fonts import UNASSIGNED, _warn_of_boxes, as_one_line, font_for
 from distbranch.data.show import show
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -43,8 +47,7 @@ def test_no_chip_leaves_its_card_or_lies_on_another() -> None:
     for n, (left, top, right, bottom) in enumerate(boxes):
         for other in boxes[n + 1 :]:
             assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
-    font = module._font(module.TEXT_SIZE)
-    assert all(font.getlength(line) <= module.INNER_WIDTH for chip in chips for line in chip.lines)
+    assert all(chip.font.getlength(line) <= module.INNER_WIDTH for chip in chips for line in chip.lines)
     assert ["".join(chip.lines).replace(" ", "") for chip in chips[:4]] == [
         name.replace("_", "").replace(" ", "") for name in names[:4]
     ]
@@ -91,3 +94,41 @@ def test_soft_labels_are_shown_with_their_value_unless_they_are_small() -> None:
     labels = dict(zip([task.name for task in tasks], (1.0, 0.9996, 0.1, 0.0), strict=True))
     card = module._card("key", Image.new("RGB", (9, 9)), labels, tasks, {task.name: module.PLAIN for task in tasks})
     assert [chip.lines for _, _, chip in card.chips] == [("sure",), ("likely 1.00",)]
+
+
+@pytest.mark.parametrize("key", ["new\nline", "tab\there", "caf\udce9", "bell\x07", "日本", "é ß ж", "\r", "n" * 90])
+def test_keys_and_names_of_any_letters_are_drawn(tmp_path: Path, key: str) -> None:
+    tasks = [Task(f"of {key}"), Task("kind", "categorical", (f"a {key}", "b"))]
+    labels = {tasks[0].name: 1, "kind": f"a {key}"}
+    card = module._card(
+        key, Image.new("RGB", (9, 9)), labels | {"kind": 0}, tasks, {tasks[0].name: module.PLAIN, "kind": module.PLAIN}
+    )
+    sheet = module._draw_sheet(key, key, [module._chip(key, module.PLAIN)], [card], 1)
+    assert sheet.width < 500
+    if "\ud800" <= max(key) <= "\udfff" or key == "\r":
+        return  # a label file is UTF-8, and a key is no blank
+    pack([Sample(key, "train", picture(1), labels)], tmp_path / "set", tasks)
+    assert Image.open(show(tmp_path / "set", tmp_path / "sheet.png")).format == "PNG"
+
+
+def test_a_sample_is_named_by_its_key_in_any_letters(tmp_path: Path) -> None:
+    keys = ["写真", "in/жук", "plain", "new\nline", "n" * 120 + "é"]
+    info = pack([Sample(key, "train", picture(1), {}) for key in keys], tmp_path / "set", [Task("a")])
+    with closing(ShardReader(open_files(info.path), info.splits["train"].shards, info.tasks, max_open=1)) as reader:
+        assert [reader.name(0, number) for number in range(len(keys))] == keys
+
+
+def test_letters_are_drawn_in_a_font_that_has_them() -> None:
+    for text in ("plain", "é ß ø", "жизнь", "ελληνικά", "tab\there", "a\ufffdb"):
+        drawn = as_one_line(text)
+        font = font_for(drawn, 20)
+        lacking = bytes(font.getmask(UNASSIGNED))
+        assert all(bytes(font.getmask(letter)) != lacking for letter in drawn if letter != " "), text
+    assert font_for("plain", 20).getname()[0] == "Aileron"
+
+
+def test_letters_that_no_font_has_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    _warn_of_boxes.cache_clear()
+    for _ in range(3):
+        font_for("a" + UNASSIGNED, 20)
+    assert caplog.text.count("in no installed font") == 1

@@ -185,7 +185,8 @@ CONFIGS = (
     Case("one image size", nothing, f"{NEW} data.image_size=64", 2, ("data.image_size", "[height, width]", "64")),
     Case("one side", nothing, f"{NEW} data.image_size=[64]", 2, ("data.image_size", "[height, width]", "[64]")),
     Case("run name is a path", nothing, f"{NEW} run.name=../tiny", 2, ("run.name", "letters, digits", "../tiny")),
-    Case("batch too small", nothing, f"{NEW} train.batch_size=2 launch.workers=2", 2, ("train.batch_size", "2 images")),
+    Case("batch too small", nothing, f"{NEW} train.batch_size=2 launch.workers=3", 2, ("train.batch_size", "2 images")),
+    Case("batch without whole groups", nothing, f"{NEW} train.batch_size=40", 2, ("norm_batch=32", "32 or 64")),
     Case("no data set named", change("tiny.yaml", "data: {path: data}", ""), NEW, 2, ("data.path",)),
     Case("override without =", nothing, f"{NEW} seed", 2, ("key=value", "'seed'")),
     Case("override is no YAML", nothing, f"{NEW} data.image_size=[64", 2, ("data.image_size", "not valid YAML", "[64")),
@@ -267,7 +268,7 @@ CONFIGS = (
     Case("unknown command", nothing, "trian tiny.yaml", 2, ("No such command", "trian")),
     Case("unknown option", nothing, "train tiny.yaml --frehs", 2, ("No such option", "--frehs")),
     Case("run argument missing", nothing, "evaluate", 2, ("Missing argument", "run")),
-    Case("more ranks than samples", nothing, f"{NEW} launch.workers=25 train.batch_size=50", 1, ("25", "24", "fewer")),
+    Case("more ranks than samples", nothing, f"{NEW} launch.workers=25 train.batch_size=25", 1, ("25", "24", "fewer")),
     Case(
         "slurm: idle GPUs",
         nothing,
@@ -286,7 +287,7 @@ CONFIGS = (
         ("early_stopping=null", "distbranch sweep"),
     ),
     Case("slurm: less than no GPU", SWEEP, "submit slurm-array s.yaml --gpus-per-trial -1", 2, ("--gpus-per-trial",)),
-    Case("dry run: more ranks", nothing, f"{NEW} --dry-run launch.workers=25 train.batch_size=50", 1, ("25", "24")),
+    Case("dry run: more ranks", nothing, f"{NEW} --dry-run launch.workers=25 train.batch_size=25", 1, ("25", "24")),
 )
 DATASETS = (
     Case("data set absent", nothing, f"{NEW} data.path=absent", 1, ("absent", "does not exist", "data pack")),

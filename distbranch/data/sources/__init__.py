@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distbranch.data.pack import SPLITS, pack
+from distbranch.data.copies import COPIES_FILE, copies_sentence
+from distbranch.data.pack import LEFT_OUT_FILE, SPLITS, pack
 from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources.celeba import CelebaOptions
 from distbranch.data.sources.csv import CsvOptions
@@ -57,7 +58,7 @@ def pack_source(
         source.tasks,
         groups=source.groups,
         source=source.description,
-        skipped=source.skipped,
+        left_out=source.left_out,
         shard_samples=shard_samples,
         progress=progress,
     )
@@ -73,6 +74,11 @@ def _remarks(info: DatasetInfo) -> Iterator[str]:
             f"The first image has {height}x{width} pixels, and networks train at that size unless data.image_size says another. "
             f"{as_typed('image_size')} packs smaller ones, 64x64 for instance."
         )
+    left_out = Path(info.path) / LEFT_OUT_FILE
+    if left_out.exists():
+        yield f"{sum(info.skipped.values()):,} image(s) were left out; {left_out} names them."
+    if info.copies:
+        yield f"{copies_sentence(info.copies)}; {Path(info.path) / COPIES_FILE} names them."
     empty = [name for name in SPLITS if name not in info.splits or not info.splits[name].num_samples]
     if empty:
         yield f"No sample is in {' and '.join(empty)}: train is what is learnt, val and test what is evaluated."

@@ -1,6 +1,5 @@
 """CelebA: 40 binary attributes of faces, in the official layout, in torchvision's flat one, or as comma-separated files."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,7 @@ from pydantic import Field
 from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import LabelValue
+from distbranch.data.shards import LabelValue, LeftOut
 from distbranch.data.sources.source import (
     Answer,
     ImageFileOptions,
@@ -66,15 +65,15 @@ class CelebaOptions(ImageFileOptions):
                 f"{attributes} has {num_rows} images, {partition} has {len(splits)}. Both should list the same images; "
                 "get both files again from their source."
             )
-        skipped: Counter[str] = Counter()
+        left_out: list[LeftOut] = []
         return Source(
             tasks=tuple(Task(name) for name in names),
-            samples=read_rows(_rows(attributes, partition, names, splits, label_of), images, self, skipped),
+            samples=read_rows(_rows(attributes, partition, names, splits, label_of), images, self, left_out),
             description=self.describe(
                 attributes_sha256=file_sha256(attributes), partition_sha256=file_sha256(partition)
             ),
             num_samples=num_rows,
-            skipped=skipped,
+            left_out=left_out,
         )
 
 

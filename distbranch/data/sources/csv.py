@@ -5,7 +5,6 @@ The table is read twice: first to learn what each column means, then, row by row
 
 import csv
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from pydantic import Field, field_validator
 from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import LabelValue
+from distbranch.data.shards import LabelValue, LeftOut
 from distbranch.data.sources.column import Column, Kind
 from distbranch.data.sources.columns import Meaning, learn_meanings
 from distbranch.data.sources.layout import ALL, Layout, find_columns
@@ -182,14 +181,14 @@ class CsvOptions(ImageFileOptions):
         images = open_images(self.images)
         table = open_table(self.table, delimiter=self.delimiter, encoding=self.encoding, image_column=self.image_column)
         layout, found, num_rows = learn_table(self, table)
-        skipped: Counter[str] = Counter()
+        left_out: list[LeftOut] = []
         archive = {"images_bytes": str(self.images.stat().st_size)} if self.images.is_file() else {}
         return Source(
             tasks=tuple(task for meaning in found for task in meaning.tasks),
-            samples=read_rows(labelled_rows(self, table, layout, found), images, self, skipped),
+            samples=read_rows(labelled_rows(self, table, layout, found), images, self, left_out),
             description=self.describe(table_sha256=file_sha256(self.table), **archive),
             num_samples=num_rows,
-            skipped=skipped,
+            left_out=left_out,
         )
 
 

@@ -1,6 +1,5 @@
 """DeepFashion, Category and Attribute Prediction: one category out of 50 and 1000 binary attributes of clothes."""
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic import Field
 from distbranch.data.image_files import ImageFiles, open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import LabelValue
+from distbranch.data.shards import LabelValue, LeftOut
 from distbranch.data.sources.columns import class_tasks
 from distbranch.data.sources.source import (
     Answer,
@@ -67,15 +66,15 @@ class DeepFashionOptions(ImageFileOptions):
         classes = _classes(files["list_category_cloth.txt"]) if self.labels != "attributes" else ()
         attributes = _attributes(files["list_attr_cloth.txt"]) if self.labels != "category" else {}
         tasks, categories = self._category_tasks(classes, attributes)
-        skipped: Counter[str] = Counter()
+        left_out: list[LeftOut] = []
         rows = _rows(files, partition, categories, tuple(attributes), self.minus_one)
         return Source(
             tasks=(*tasks, *(Task(name) for name in attributes)),
-            samples=read_rows(rows, self._images(), self, skipped),
+            samples=read_rows(rows, self._images(), self, left_out),
             description=self.describe(**{path.stem: file_sha256(path) for path in (*files.values(), partition)}),
             num_samples=num_rows,
             groups=_groups(attributes),
-            skipped=skipped,
+            left_out=left_out,
         )
 
     def _category_tasks(

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from distbranch.data.image_files import ImageFiles
-from distbranch.data.images import BrokenImageError, as_jpeg, image_size
-from distbranch.data.shards import Labels, LabelValue, Sample
+from distbranch.data.image_names import ImageNames, MissingImageError
+from distbranch.data.images import BrokenImageError, UnknownRangeError, as_jpeg, image_size, num_frames
+from distbranch.data.shards import Labels, LabelValue, LeftOut, Sample
 from distbranch.data.sources.words import parse_mark
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -33,7 +33,7 @@ Answer = Annotated[Literal["no", "unknown"], BeforeValidator(_read_answer)]
 class Source:
     """An opened source: tasks, their known groups, the samples (read once), and how many there are (None: unknown).
 
-    `skipped` counts, while the samples are read, what was left out. `description` goes into `dataset.json`.
+    `left_out` grows, while the samples are read, by every image that is not among them. `description` goes into `dataset.json`.
     """
 
     tasks: tuple[Task, ...]
@@ -41,7 +41,7 @@ class Source:
     description: Mapping[str, Any]
     num_samples: int | None = None
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    skipped: Counter[str] = field(default_factory=Counter)
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 class SourceOptions(BaseModel, ABC):
@@ -83,7 +83,10 @@ class ImageFileOptions(SourceOptions):
     """Options of the sources that read images which somebody else has made."""
 
     on_bad_image: Literal["fail", "skip"] = Field(
-        "fail", description="What to do about a missing or broken image: stop, or leave it out and count it."
+        "fail", description="What to do about a missing or broken image: stop, or leave it out and list it."
+    )
+    bits: int | None = Field(
+        None, ge=9, le=16, description="How many bits images of 16 bits use: 12, say, for X-rays from 0 to 4095."
     )
 
 
@@ -103,44 +106,127 @@ class Row:
 
 
 def read_rows(
-    rows: Iterable[Row], images: ImageFiles, options: ImageFileOptions, skipped: Counter[str]
+    rows: Iterable[Row], images: ImageFiles, options: ImageFileOptions, left_out: list[LeftOut]
 ) -> Iterator[Sample]:
-    """Adds the image to every row; a missing or broken one stops with an error or is counted, as the options say.
+    """Adds the image to every row; a missing or broken one stops with an error or is left out, as the options say.
 
-    Warns in the end of images that differ in size.
+    Warns in the end of images that have other names than in the table, differ in size, or hold several pictures.
     """
-    first, other = None, None
-    for row in rows:
+    names = ImageNames(images)
+    sizes, frames = _Sizes(), _Frames()
+    waiting = iter(rows)
+    for row in waiting:
         try:
-            data = images.read(row.image)
-        except OSError as error:
-            raise UserError(f"{row.where}: image '{row.image}' cannot be read: {error.strerror or error}.") from None
-        try:
-            if data is None:
-                raise BrokenImageError("there is no such image")
-            image = as_jpeg(data, options.image_size)
+            data = _read_image(row, names, images)
+            image = as_jpeg(data, options.image_size, options.bits)
+        except UnknownRangeError as error:
+            raise UserError(f"{row.where}: image '{row.image}' cannot be used: {error}.") from None
         except BrokenImageError as error:
             if options.on_bad_image == "fail":
-                raise UserError(
-                    f"{row.where}: image '{row.image}' cannot be used: {error}. "
-                    "Repair it, or leave such images out with --on-bad-image skip (on_bad_image: skip)."
-                ) from None
-            skipped["missing-image" if data is None else "broken-image"] += 1
+                others = _missing(waiting, names) if isinstance(error, MissingImageError) else []
+                raise UserError(_refusal(row, error, others)) from None
+            kind = "missing-image" if isinstance(error, MissingImageError) else "broken-image"
+            left_out.append(LeftOut(row.image, kind, row.where, str(error)))
             continue
-        if options.image_size is None and other is None:
-            size = image_size(image)
-            first = first or size
-            other = (row.image, size) if size != first else None
+        if options.image_size is None:
+            sizes.compare(row.image, image)
+        if image is not data:
+            frames.count(row.image, data)
         yield Sample(sample_key(row.image), row.split, image, row.labels)
-    if first is not None and other is not None:
+    _warn_renamed(names)
+    sizes.warn()
+    frames.warn()
+
+
+def _read_image(row: Row, names: ImageNames, images: ImageFiles) -> bytes:
+    try:
+        return images.read(names.find(row.image))
+    except OSError as error:
+        raise UserError(f"{row.where}: image '{row.image}' cannot be read: {error.strerror or error}.") from None
+
+
+def _missing(rows: Iterable[Row], names: ImageNames) -> list[str]:
+    """The images that the other rows name and that are not there."""
+    missing = []
+    for row in rows:
+        try:
+            names.find(row.image)
+        except (MissingImageError, OSError):
+            missing.append(row.image)
+    return missing
+
+
+def _refusal(row: Row, error: BrokenImageError, others: list[str]) -> str:
+    also = ""
+    if others:
+        shown = ", ".join(f"'{name}'" for name in others[:3])
+        also = f" {len(others):,} more are missing further down: {shown}{', ...' if len(others) > 3 else ''}."
+    return (
+        f"{row.where}: image '{row.image}' cannot be used: {error}.{also} "
+        "Repair it, or leave such images out with --on-bad-image skip (on_bad_image: skip)."
+    )
+
+
+def _warn_renamed(names: ImageNames) -> None:
+    if names.example is not None:
+        typed, file = names.example
+        logger.warning(
+            "%d image(s) have another name than in the table, and just one file that can be meant was taken for each: "
+            "for '%s' the file '%s'%s.",
+            names.num_renamed,
+            typed,
+            file,
+            "" if names.num_renamed == 1 else ", for instance",
+        )
+
+
+@dataclass
+class _Sizes:
+    """The size of the first image, and the first image of another size."""
+
+    first: tuple[int, int] | None = None
+    other: tuple[str, tuple[int, int]] | None = None
+
+    def compare(self, name: str, image: bytes) -> None:
+        if self.other is None:
+            size = image_size(image)
+            self.first = self.first or size
+            self.other = (name, size) if size != self.first else None
+
+    def warn(self) -> None:
+        if self.first is None or self.other is None:
+            return
+        name, size = self.other
         logger.warning(
             "The images have different sizes (%s the first, %s '%s'), and a network sees all of them in one size, stretched to it. "
             "%s packs them all in the size you give.",
-            f"{first[0]}x{first[1]}",
-            f"{other[1][0]}x{other[1][1]}",
-            other[0],
+            f"{self.first[0]}x{self.first[1]}",
+            f"{size[0]}x{size[1]}",
+            name,
             as_typed("image_size"),
         )
+
+
+@dataclass
+class _Frames:
+    """How many files held several pictures, and the first of them."""
+
+    num_files: int = 0
+    first: tuple[str, int] | None = None
+
+    def count(self, name: str, data: bytes) -> None:
+        num = num_frames(data)
+        if num > 1:
+            self.num_files += 1
+            self.first = self.first or (name, num)
+
+    def warn(self) -> None:
+        if self.first is not None:
+            logger.warning(
+                "%d image(s) hold several pictures (pages or frames), and the first of each was taken: '%s' holds %d.",
+                self.num_files,
+                *self.first,
+            )
 
 
 def sample_key(image: str) -> str:
