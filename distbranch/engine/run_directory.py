@@ -10,17 +10,17 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.engine.distributed import Ranks, num_cores
 from distbranch.errors import UserError
+from distbranch.locks import LockHeldError, hold_lock
 
 PACKAGES = ("distbranch", "torch", "ray", "webdataset", "scikit-learn", "numpy", "safetensors", "simplejpeg", "pillow")
 
@@ -49,6 +49,7 @@ class RunDirectory:
         self.model = path / "model"
         self.tensorboard = path / "tensorboard"
         self.profile = path / "profile"
+        self.lock = path / ".lock"  # held by the process that trains the run
         self.sign_of_life = path / ".alive"  # touched while the run trains
         self.stop_word = path / "stop"
         self.job = path / "job.json"  # who trains it, if a job does
@@ -122,22 +123,20 @@ class RunDirectory:
     @contextmanager
     def locked(self, *, patience_s: float = 5) -> Iterator[None]:
         """Keep a second process from training the same run at the same time; the lock falls with the process."""
+        held = ExitStack()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
-            lock.acquire(timeout=patience_s)
-        except Timeout:
+            held.enter_context(hold_lock(self.lock, patience_s=patience_s))
+        except LockHeldError as error:
             raise RunInUseError(
-                f"The run {self.path} is being trained by another process. Wait for it, stop it, or give another run.name."
+                f"The run {self.path} is being trained by another process. Wait for it, stop it, or give another run.name.{error.advice}"
             ) from None
         except OSError as error:
             raise UserError(
                 f"The run directory {self.path} cannot be written ({error}). Give another run.directory."
             ) from None
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     def cut_back(self, iteration: int, num_decisions: int, *, evaluation_is_due: bool = False) -> None:
         """Drop the lines that were written after the checkpoint from which the run goes on.
