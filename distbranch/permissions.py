@@ -29,16 +29,6 @@ def denied(error: PermissionError, what: Path | str = "A file") -> DeniedError:
     )
 
 
-def check_readable(path: Path) -> None:
-    """Open the file and close it, for libraries that take one that may not be read for one that is not there.
-
-    Raises:
-        OSError: it cannot be opened, and why.
-    """
-    with path.open("rb"):
-        pass
-
-
 def _advice(owner: str) -> str:
     return f"Ask {owner} to allow it (chmod a+rX to read), or run as a user who may."
 

@@ -23,6 +23,7 @@ from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
 from distbranch.cli.terminal import console, errors
 from distbranch.errors import SharedError, UsageError, UserError
+from distbranch.permissions import denied
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,6 +51,9 @@ def main() -> None:
         if first or not isinstance(error, SharedError):
             errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    except PermissionError as error:
+        errors.print(f"Error: {denied(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

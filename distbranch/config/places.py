@@ -21,8 +21,21 @@ def below(url: str, name: str) -> str:
 
 
 def user_cache() -> Path:
-    """The folder of this user for copies of what is elsewhere."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distbranch"
+    """The folder of this user for copies of what is elsewhere.
+
+    Raises:
+        UserError: the user has no home, as in some containers.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given) / "distbranch"
+    try:
+        return Path.home() / ".cache" / "distbranch"
+    except RuntimeError:
+        raise UserError(
+            "There is no folder for copies of what is at a URL, for HOME is not set and this user is not in passwd. Set XDG_CACHE_HOME "
+            "to a folder that can be written (for data alone data.cache_directory does)."
+        ) from None
 
 
 def copy_of(url: str, purpose: str) -> Path:

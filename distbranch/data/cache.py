@@ -217,7 +217,9 @@ def open_files(path: str, cache: Cache | None = None) -> Files:
     try:
         Path(cache.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The cache folder {cache.folder} cannot be made: {error.strerror}. Choose another.") from None
+        raise UserError(
+            f"The cache folder {cache.folder} cannot be made: {error.strerror}. Give another data.cache_directory, or set XDG_CACHE_HOME."
+        ) from None
     return RemoteFiles(path, cache)
 
 

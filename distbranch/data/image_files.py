@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 
 
 class ImageFiles(Protocol):
@@ -32,6 +33,8 @@ def open_images(path: Path) -> ImageFiles:
         return _Tar(path)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{path} should be a folder of images, a .zip or an uncompressed .tar ({error}).") from None
+    except PermissionError as error:
+        raise denied(error) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from distbranch.config import LaunchConfig
 from distbranch.errors import SharedError, UserError
+from distbranch.permissions import denied
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -126,6 +127,8 @@ class Ranks:
 
 def storage_message(error: OSError) -> str:
     """One sentence about a file that could not be written or read."""
+    if isinstance(error, PermissionError):
+        return str(denied(error))
     return (
         f"{error.filename or 'A file of the run'} cannot be written or read ({error.strerror or error}). "
         "Make room or mend the storage, then run the same command again; the checkpoints are intact."

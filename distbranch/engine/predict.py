@@ -12,6 +12,7 @@ from distbranch.data.decode import decode
 from distbranch.data.images import BrokenImageError, as_jpeg
 from distbranch.engine.artifact import Preprocessing
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 from distbranch.tasks import TaskSet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -74,6 +75,8 @@ def predict(
 def _read(file: Path, preprocessing: Preprocessing) -> torch.Tensor:
     try:
         pixels = decode(as_jpeg(file.read_bytes()), preprocessing.image_size, preprocessing.decoder)
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, BrokenImageError, ValueError) as error:
         raise UserError(f"The image {file} cannot be read: {error}. Remove it or repair it.") from None
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 from distbranch.report.layers import LayerBranches, layers_from_tree
 
 Json = dict[str, Any]
@@ -65,6 +66,8 @@ class RunFiles:
             raise UserError(
                 f"{path} should hold the affinity of round {decision['round']}, but it does not exist."
             ) from None
+        except PermissionError as error:
+            raise denied(error) from None
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise UserError(f"{path} should be an .npz file of affinities, but it cannot be read ({error}).") from error
 

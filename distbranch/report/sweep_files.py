@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 
 COSTS = {
     "parameters": "Parameters",
@@ -112,6 +113,8 @@ def read_sweep(directory: Path | str) -> SweepFiles:
         raise UserError(
             f"The sweep {path} has no {Path(error.filename).name} yet: `distbranch sweep` writes it when it ends or is stopped."
         ) from None
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"The files of the sweep {path} cannot be read ({' '.join(str(error).split())}).") from None
     needed = {"trial", "status", "reason", "seed"}

@@ -21,6 +21,7 @@ from distbranch.data.shards import Labels
 from distbranch.data.sources.columns import Column, Meaning, meanings
 from distbranch.data.sources.source import ImageFileOptions, Row, Source, as_typed, read_rows, sample_key, seeded_split
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 
 logger = logging.getLogger("distbranch")
 
@@ -176,6 +177,8 @@ def _cells(table: Path) -> Iterator[tuple[int, Cells]]:
                     yield number, [cell.strip() for cell in row]
     except FileNotFoundError:
         raise UserError(f"The table {table} does not exist.") from None
+    except PermissionError as error:
+        raise denied(error) from None
     except OSError as error:
         raise UserError(f"The table {table} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:

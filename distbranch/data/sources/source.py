@@ -15,6 +15,7 @@ from distbranch.data.image_files import ImageFiles
 from distbranch.data.images import BrokenImageError, as_jpeg, image_size
 from distbranch.data.shards import Labels, LabelValue, Sample
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
@@ -104,6 +105,8 @@ def read_rows(
     for row in rows:
         try:
             data = images.read(row.image)
+        except PermissionError as error:
+            raise denied(error) from None
         except OSError as error:
             raise UserError(f"{row.where}: image '{row.image}' cannot be read: {error.strerror or error}.") from None
         try:
@@ -160,6 +163,8 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line.strip()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
+    except PermissionError as error:
+        raise denied(error) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
