@@ -78,7 +78,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute(path: str) -> str:
     """Without `..`, so that a path is the same text from wherever it was given."""
-    return os.path.abspath(Path(path).expanduser())
+    return os.path.abspath(path)
 
 
 def _refuse_what_vanishes(config: Config) -> None:

@@ -55,9 +55,12 @@ def test_what_may_not_be_read_is_told_with_its_owner_and_nothing_is_set_aside(wo
         ("data", train),
         ("data/train-000001.tar", [*train, "run.name=shard"]),
         ("data/train-000001.tar", [*train, "run.name=skips", "data.on_bad_sample=skip"]),
-        ("images/b.jpg", "data pack csv new --images images --table table.csv --on-bad-image skip".split()),
-        ("table.csv", "data pack csv new --images images --table table.csv".split()),
-        ("data/val-000000.tar", "data check data".split()),
+        (
+            "images/b.jpg",
+            ["data", "pack", "csv", "new", "--images", "images", "--table", "table.csv", "--on-bad-image", "skip"],
+        ),
+        ("table.csv", ["data", "pack", "csv", "new", "--images", "images", "--table", "table.csv"]),
+        ("data/val-000000.tar", ["data", "check", "data"]),
     ]
     before = contents(world / "runs/tiny")
     _assert_told(world, unfinished)

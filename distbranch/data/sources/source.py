@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from distbranch.config.places import expand_places
 from distbranch.data.image_files import ImageFiles
 from distbranch.data.images import BrokenImageError, as_jpeg, image_size
 from distbranch.data.shards import Labels, LabelValue, Sample
@@ -61,6 +62,11 @@ class SourceOptions(BaseModel, ABC):
         if value is not None and not all(1 <= side <= 65_500 for side in value):  # the most a JPEG can hold
             raise ValueError("should be HxW in pixels, each from 1 to 65500, for instance 64x48")
         return value
+
+    @field_validator("*")
+    @classmethod
+    def _expand_paths(cls, value: Any) -> Any:
+        return Path(expand_places(str(value))) if isinstance(value, Path) else value
 
     @abstractmethod
     def open(self) -> Source:
