@@ -106,7 +106,7 @@ def _to_file(out: Path | None, write: Callable[[Any], None]) -> None:
     if out is None:
         return write(sys.stdout)
     try:
-        with out.open("w", newline="") as file:
+        with out.open("w", newline="", encoding="utf-8") as file:
             write(file)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}). Give another file.") from None

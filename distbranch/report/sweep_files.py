@@ -106,8 +106,8 @@ def read_sweep(directory: Path | str) -> SweepFiles:
     """Everything a report shows; UserError if the sweep has no results yet or they are damaged."""
     path = Path(directory)
     try:
-        config = yaml.safe_load((path / "sweep.yaml").read_text())
-        with (path / "results.csv").open(newline="") as file:
+        config = yaml.safe_load((path / "sweep.yaml").read_text(encoding="utf-8"))
+        with (path / "results.csv").open(newline="", encoding="utf-8") as file:
             rows = tuple(csv.DictReader(file))
     except FileNotFoundError as error:
         raise UserError(

@@ -17,6 +17,7 @@ from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.launch.sweep.beginnings import share_result
 from distbranch.locks import hold_lock
+from distbranch.streams import tolerate_any_text
 
 SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = 60
 logger = logging.getLogger("distbranch")
@@ -39,6 +40,7 @@ def tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
             if value is not None:
                 tune.report({"kind": "evaluation", "iteration": event["iteration"], "value": value})
 
+        tolerate_any_text()
         reason = None
         try:
             config = load_config(json.loads(work["leader"]))
@@ -86,7 +88,7 @@ def _wait_for_lock(path: Path) -> None:
 def _log_to(path: Path) -> Iterator[None]:
     """Warnings of this run go to a file of it; the process may train another one afterwards."""
     before, propagate = logger.handlers, logger.propagate
-    handler = logging.FileHandler(path, delay=True)
+    handler = logging.FileHandler(path, delay=True, encoding="utf-8", errors="replace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers, logger.propagate = [handler], False
     try:
