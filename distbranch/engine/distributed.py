@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from distbranch.config import LaunchConfig
+from distbranch.engine.launcher_environment import read_launcher_environment
 from distbranch.errors import SharedError, UserError
 from distbranch.permissions import denied
 
@@ -159,7 +160,7 @@ def join_ranks(launch: LaunchConfig) -> Iterator[Ranks]:
     """
     timeout = timedelta(minutes=launch.timeout_min)
     made_here = False
-    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if not dist.is_initialized() and read_launcher_environment().world_size > 1:
         backend = "nccl" if wants_gpu(launch) else "gloo"
         dist.init_process_group(backend, timeout=timeout)
         made_here = True

@@ -1,11 +1,11 @@
 """Launchers: where the ranks of a run come from. `train` chooses one; what the ranks do is the engine's."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, load_config
+from distbranch.engine.launcher_environment import read_launcher_environment
 from distbranch.engine.metrics import Event, Report
 from distbranch.engine.results import RunResult, read_result
 from distbranch.errors import UsageError
@@ -29,7 +29,7 @@ def train(
         UserError: data, storage, machines or numbers are not as they should be.
         StoppedEarly: a signal asked to stop; a checkpoint holds everything.
     """
-    if fresh and started_by_torchrun():
+    if started_by_torchrun() and fresh:
         raise UsageError(
             "Under torchrun --fresh is not possible: every rank would choose a directory. Give another run.name."
         )
@@ -49,8 +49,12 @@ def train(
 
 
 def started_by_torchrun() -> bool:
-    """Whether this process is one of several ranks already, so that `launch.workers` and `launch.address` say nothing."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether this process is one of several ranks already, so that `launch.workers` and `launch.address` say nothing.
+
+    Raises:
+        UserError: the variables that say so do not fit together.
+    """
+    return read_launcher_environment().world_size > 1
 
 
 def _silent(_: Event) -> None:
