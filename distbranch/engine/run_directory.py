@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from distbranch.config import Config, differences, load_config, to_yaml
+from distbranch.data.mixture import read_data
 from distbranch.engine.distributed import Ranks, num_cores
 from distbranch.errors import UserError
 from distbranch.locks import LockHeldError, hold_lock
@@ -105,6 +106,10 @@ class RunDirectory:
             raise UserError(f"The run directory {self.path} is a file. Move it away, or give another run.name.")
         if self.config.exists():
             if different := self._differences(config):
+                begun = [key for key in config.begins_from if any(line.startswith(f"{key}:") for line in different)]
+                if begun:
+                    keys = " and ".join(begun)
+                    advice += f" A run that was begun does not read {keys} again: give what was given then, wherever that is now."
                 raise UserError(
                     f"The run {self.path} was begun with another configuration ({'; '.join(different)}). {advice}"
                 )
@@ -114,7 +119,19 @@ class RunDirectory:
             )
 
     def _differences(self, config: Config) -> list[str]:
-        return differences(load_config(self.config), config) if self.config.exists() else []
+        found = differences(load_config(self.config), config) if self.config.exists() else []
+        return without_moved_data(found, config, self.data)
+
+    @property
+    def data(self) -> str | None:
+        """The fingerprint of the data that the run was begun with; None if none is on record."""
+        states = sorted(self.checkpoints.glob("step-*/state.json"))  # of versions that did not record it by itself
+        for file in (self.environment, *reversed(states)):
+            with suppress(FileNotFoundError, ValueError):
+                fingerprint = json.loads(file.read_text(encoding="utf-8")).get("data")
+                if fingerprint is not None:
+                    return str(fingerprint)
+        return None
 
     def _is_vain(self) -> bool:
         """Whether nobody would miss it: no training, no job that may still train it, no relatives in a sweep."""
@@ -153,8 +170,8 @@ class RunDirectory:
         for decisions in (self.decisions, *self.relatives.glob(f"*/{self.decisions.name}")):
             _keep_lines(decisions, lambda line: line.get("round", 0) <= num_decisions)
 
-    def write_environment(self, ranks: Ranks, *, precision: str) -> None:
-        """Record versions, commit, hardware, world size and the precision of the forward pass."""
+    def write_environment(self, ranks: Ranks, *, precision: str, data: str) -> None:
+        """Record versions, commit, hardware, world size, the precision of the forward pass and the fingerprint of the data."""
         gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         write_json(
             self.environment,
@@ -170,8 +187,30 @@ class RunDirectory:
                 "world_size": ranks.world_size,
                 "threads_per_rank": torch.get_num_threads(),
                 "precision": precision,
+                "data": data,
             },
         )
+
+
+def without_moved_data(different: list[str], config: Config, *begun_with: str | None) -> list[str]:
+    """The differences of two configurations without that in data.path, if the same data lie there: what counts is their fingerprint.
+
+    Args:
+        different: see `config.differences`.
+        config: the new one.
+        begun_with: fingerprints on record, all of which have to be that of the new one's data.
+    """
+    moved = [line for line in different if line.startswith("data.path:")]
+    if not moved or not begun_with or None in begun_with:
+        return different
+    try:
+        fingerprint = read_data(config.data).fingerprint
+    except UserError:  # which whoever reads the data meets again
+        return different
+    others = [line for line in different if line not in moved]
+    if set(begun_with) == {fingerprint}:
+        return others
+    return [*others, *(f"{line}, where other data are" for line in moved)]
 
 
 @contextmanager

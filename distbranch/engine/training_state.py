@@ -106,7 +106,8 @@ class TrainingState:
         set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
         progress = self.progress
         self.directory.cut_back(progress.iteration, progress.num_rounds, evaluation_is_due=self.evaluation_is_due)
-        self.directory.write_environment(self.ranks, precision="bf16" if self.bf16 else "fp32")
+        precision = "bf16" if self.bf16 else "fp32"
+        self.directory.write_environment(self.ranks, precision=precision, data=self.info.fingerprint)
         self.write_sharing()
         self.mirror.send()
 

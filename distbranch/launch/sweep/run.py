@@ -17,7 +17,7 @@ from distbranch.config.sections import RunConfig
 from distbranch.config.sweep import SweepConfig, sweep_to_yaml
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.metrics import Report
-from distbranch.engine.run_directory import RunDirectory, write_aside
+from distbranch.engine.run_directory import RunDirectory, without_moved_data, write_aside
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster, cluster_address
 from distbranch.launch.prepare import check_data, packed, tell_ignored
@@ -178,7 +178,9 @@ def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[C
 
 
 def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
-    different = differences(load_config(directory.base), base_config(sweep))
+    base = base_config(sweep)
+    begun_with = {files.data for files in directory.runs()}
+    different = without_moved_data(differences(load_config(directory.base), base), base, *begun_with)
     begun, now = read_yaml(directory.config), sweep.model_dump(mode="json", by_alias=True)
     different += [
         f"{key}: {begun.get(key)!r} -> {now[key]!r}" for key in FIXED_ONCE_BEGUN if begun.get(key) != now[key]
