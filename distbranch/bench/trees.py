@@ -15,6 +15,7 @@ from distbranch.engine.methods import decide, may_still_grow
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import num_weights
+from distbranch.permissions import denied
 from distbranch.tasks import Task
 
 
@@ -32,6 +33,8 @@ def read_tree(file: Path) -> Tree:
     try:
         content = json.loads(file.read_text())
         return Tree.from_json(content.get("tree", content))
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} holds no tree ({error}). Give the tree.json of a run.") from None
 

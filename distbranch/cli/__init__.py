@@ -21,8 +21,10 @@ from distbranch.cli.predict import predict
 from distbranch.cli.runs import doctor, evaluate, report, train
 from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
-from distbranch.cli.terminal import console, errors
+from distbranch.cli.terminal import EXIT_UNHEARD, console, errors
 from distbranch.errors import SharedError, UsageError, UserError
+from distbranch.permissions import denied
+from distbranch.streams import tolerate_any_text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +45,7 @@ app.add_typer(experiment_app, name="experiment")
 def main() -> None:
     """Run the command line; errors for people end in one sentence and exit code 1 or 2."""
     first = os.environ.get("RANK", "0") == "0"
+    tolerate_any_text()
     try:
         _refuse_dashes(sys.argv[1:])
         app()
@@ -50,6 +53,11 @@ def main() -> None:
         if first or not isinstance(error, SharedError):
             errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    except PermissionError as error:
+        errors.print(f"Error: {denied(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(EXIT_UNHEARD)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -60,6 +68,18 @@ def main() -> None:
         if first:
             errors.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Say the rest, or nothing if nobody reads: Python itself would show a traceback of it at its end."""
+    if sys.stdout is None:  # closed before we began (`>&-`)
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_version(wanted: bool) -> None:

@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from distbranch.cli.terminal import Overrides, RunArgument, console, decimals, numbers, run_folder, show_rows
+from distbranch.cli.terminal import (
+    Overrides,
+    RunArgument,
+    console,
+    decimals,
+    numbers,
+    run_folder,
+    show_rows,
+    work_unheard,
+)
 from distbranch.errors import UsageError
 
 experiment_app = typer.Typer(
@@ -262,6 +271,7 @@ def experiment_groups(run: RunArgument) -> None:
 def _display() -> Any:
     from distbranch.report.sweep_console import SweepDisplay
 
+    work_unheard()
     return SweepDisplay(console)
 
 

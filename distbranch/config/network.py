@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from distbranch.config.places import expand_places
 from distbranch.config.section import Section
 
 
@@ -93,6 +94,11 @@ class MethodConfig(Section):
     when_no_split: Literal["freeze", "retry"] = Field(
         "freeze", description="After a decision for one branch: stop, or test again."
     )
+
+    @field_validator("pretrained", "groups")
+    @classmethod
+    def _is_expanded(cls, place: Any) -> Any:
+        return expand_places(place)
 
     @field_validator("max_branches")
     @classmethod
@@ -186,6 +192,11 @@ class AdaShareConfig(Section):
     sharing_preset: Literal["paper", "experiments"] = Field(
         "paper", description="That price as the paper says (heavy on low blocks), or as its experiments had it."
     )
+
+    @field_validator("policy")
+    @classmethod
+    def _is_expanded(cls, policy: Any) -> Any:
+        return expand_places(policy)
 
     @model_validator(mode="after")
     def _draws_from_something(self) -> Self:

@@ -1,12 +1,44 @@
-"""Places that a configuration names by a URL, and where this user keeps copies of what is there."""
+"""Places that a configuration names: variables and homes in them, URLs, and where this user keeps copies of what is there."""
 
 import errno
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from distbranch.errors import UserError
+from distbranch.errors import UsageError, UserError
+
+VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")  # $NAME or ${NAME}
+
+
+def expand_places(value: Any) -> Any:
+    """A place, or several, with `$NAME`, `${NAME}` and `~` replaced by what they stand for here; anything else as it is.
+
+    Raises:
+        UsageError: a variable that is not set or empty, or a home that nobody has.
+    """
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(expand_places, value))
+    return _expand_place(value) if isinstance(value, str) else value
+
+
+def _expand_place(place: str) -> str:
+    names = [found[1] or found[2] or "" for found in VARIABLE.finditer(place)]
+    unset = [f"${name}" for name in dict.fromkeys(names) if not os.environ.get(name)]
+    if unset:  # an empty one would make another place of it, such as /runs
+        raise UsageError(
+            f"'{place}' names {' and '.join(unset)}, which should be set where this command runs, found nothing; export it, or write "
+            "the path out"
+        )
+    expanded = VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], place)
+    if not expanded.startswith("~"):
+        return expanded
+    home = os.path.expanduser(expanded)
+    if home == expanded:
+        raise UsageError(f"'{place}' names a home folder that does not exist on this machine; write the path out")
+    return home
 
 
 def is_remote(place: str) -> bool:
@@ -21,8 +53,21 @@ def below(url: str, name: str) -> str:
 
 
 def user_cache() -> Path:
-    """The folder of this user for copies of what is elsewhere."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distbranch"
+    """The folder of this user for copies of what is elsewhere.
+
+    Raises:
+        UserError: the user has no home, as in some containers.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given) / "distbranch"
+    try:
+        return Path.home() / ".cache" / "distbranch"
+    except RuntimeError:
+        raise UserError(
+            "There is no folder for copies of what is at a URL, for HOME is not set and this user is not in passwd. Set XDG_CACHE_HOME "
+            "to a folder that can be written (for data alone data.cache_directory does)."
+        ) from None
 
 
 def copy_of(url: str, purpose: str) -> Path:

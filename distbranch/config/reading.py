@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from distbranch.config.section import Section
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
 from distbranch.errors import UsageError
+from distbranch.permissions import denied
 
 # By these a sweep file is told from the config of a run.
 KEYS_OF_SWEEPS = frozenset(("base", "overrides", "variants", "grid", "search", "space", "num_trials", "seeds"))
@@ -156,6 +157,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         near = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f" There are: {', '.join(near)}." if near else ""
         raise UsageError(f"The config file {path} does not exist.{hint}") from None
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The config file {path} cannot be read ({error}).") from None
     except yaml.YAMLError as error:

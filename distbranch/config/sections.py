@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from distbranch.config.network import AdaShareConfig, MethodConfig, ModelConfig
-from distbranch.config.places import below, copy_of, is_remote
+from distbranch.config.places import below, copy_of, expand_places, is_remote
 from distbranch.config.section import Section
 
 # A run that is continued may change these; every other difference would make it another run.
@@ -42,6 +42,7 @@ class RunConfig(Section):
     @field_validator("directory")
     @classmethod
     def _can_be_written(cls, directory: str) -> str:
+        directory = expand_places(directory)
         if is_remote(directory) and not re.match(r"(s3|gs)://[^/?]", directory):
             raise ValueError(
                 f"should be a folder that all nodes see or a URL such as s3://BUCKET/runs or gs://BUCKET/runs, found {directory}"
@@ -123,6 +124,11 @@ class DataConfig(Section):
                 "`distbranch data pack` and leave data.pack out"
             )
         return self
+
+    @field_validator("path", "cache_directory")
+    @classmethod
+    def _is_expanded(cls, places: Any) -> Any:
+        return expand_places(places)
 
     @field_validator("std")
     @classmethod

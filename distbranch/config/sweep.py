@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from distbranch.config.places import is_remote
+from distbranch.config.places import expand_places, is_remote
 from distbranch.config.reading import as_yaml, explain, known_keys, parse_override, read_yaml, set_dotted, unknown_key
 from distbranch.config.section import Section
 from distbranch.errors import UsageError
@@ -105,6 +105,7 @@ class SweepConfig(Section):
     @field_validator("directory", "trial_directory")
     @classmethod
     def _is_a_folder(cls, directory: str | None) -> str | None:
+        directory = expand_places(directory)
         if directory is not None and is_remote(directory):
             raise ValueError(
                 f"should be a folder that all nodes see (only a single run may live at a URL), found {directory}"
@@ -169,12 +170,12 @@ class SweepConfig(Section):
     @property
     def path(self) -> Path:
         """The sweep's folder, absolute."""
-        return Path(self.directory).expanduser().absolute() / str(self.name)
+        return Path(self.directory).absolute() / str(self.name)
 
     @property
     def trial_path(self) -> Path:
         """The folder of the trials' run directories, absolute: the sweep's own, or one that it shares."""
-        return Path(self.trial_directory).expanduser().absolute() if self.trial_directory else self.path
+        return Path(self.trial_directory).absolute() if self.trial_directory else self.path
 
     @property
     def varied(self) -> tuple[str, ...]:
@@ -228,9 +229,9 @@ def sweep_of(
         _override(values, key, value)
     _check_keys(values)
     if values.get("base"):
-        values["base"] = str((folder / values["base"]).resolve())
+        values["base"] = _base_file(values["base"], folder)
     values["variants"] = {
-        str(name): {**part, "base": str((folder / part["base"]).resolve())} if part.get("base") else dict(part)
+        str(name): {**part, "base": _base_file(part["base"], folder)} if part.get("base") else dict(part)
         for name, part in values.get("variants", {}).items()
     }
     try:
@@ -245,6 +246,13 @@ def sweep_of(
         if key not in derived and (key in said or f"overrides.{key}" in said):
             _refuse_unheard(key, sweep)
     return sweep
+
+
+def _base_file(file: str, folder: Path) -> str:
+    try:
+        return str((folder / expand_places(file)).resolve())
+    except UsageError as error:
+        raise UsageError(f"base: {error}.") from None
 
 
 def _refuse_unheard(key: str, sweep: SweepConfig) -> None:

@@ -1,33 +1,38 @@
 """Where the files of a data set are opened: a local folder in place, a URL through a bounded folder of copies.
 
-Several processes of one host share the copies. A lock per file lets one of them fetch while the others wait; whoever
-reads a copy holds a shared lock on it, so that making room never takes a file in use, and a dead process holds nothing.
+Several processes share the copies. A lock per file lets one of them fetch while the others wait; whoever reads a copy holds a shared
+lock on it, so that making room never takes a file in use, and a dead process holds nothing. A folder that cannot be written or
+locked, or has no room, costs downloads and never a file: what it does not keep is read through a file without a name.
 """
 
+import errno
 import fcntl
+import functools
 import hashlib
 import logging
 import os
 import re
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import fsspec
-from filelock import FileLock, Timeout
 
 from distbranch.config.places import user_cache
 from distbranch.data.shards import is_remote, join
 from distbranch.errors import UserError
+from distbranch.locks import FOR_EVER, WITHOUT_FLOCK, LockHeldError, hold_lock
 
 logger = logging.getLogger("distbranch")
 
 ATTEMPTS = 3
 BACKOFF_S = 0.5
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AHEAD_THREADS = 4
 _COPY = re.compile(r"[0-9a-f]{16}-.+\.(tar|npy)")  # what we put into the cache folder; anything else there is not ours
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
@@ -75,36 +80,92 @@ class RemoteFiles:
     cache: Cache
 
     def open(self, file: str, sha256: str) -> int:
-        """A file descriptor of the copy, fetched if absent. The copy stays at least as long as it is open."""
+        """A file descriptor of the copy, fetched if absent. The copy stays at least as long as it is open.
+
+        Raises:
+            OSError: the file cannot be had from the URL.
+            UserError: neither the cache nor the folder for temporary files has room for it.
+        """
+        descriptor = self._open_copy(file, sha256)
+        return self._read_through(file, sha256) if descriptor is None else descriptor
+
+    def fetch(self, file: str, sha256: str) -> None:
+        """Let the cache have a copy, if it can keep one."""
+        descriptor = self._open_copy(file, sha256)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _open_copy(self, file: str, sha256: str) -> int | None:
+        """A descriptor of the copy, fetched if absent; None where the cache cannot keep one."""
         copy = Path(self.cache.folder) / f"{sha256[:16]}-{file.replace('/', '-')}"
-        with FileLock(f"{copy}.lock"):
-            absent = not copy.exists()
-            if absent:
-                self._fetch(file, sha256, copy)
-            descriptor = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)  # in use, until the descriptor is closed
-        os.utime(descriptor)  # the time of last use
-        if absent:
+        with _locked(copy) as is_locked:
+            descriptor = _open_if_there(copy)
+            is_new = descriptor is None
+            if descriptor is None and is_locked:
+                descriptor = self._fetch_copy(file, sha256, copy)
+        if descriptor is not None and is_new:
             make_room(self.cache)
         return descriptor
 
-    def _fetch(self, file: str, sha256: str, copy: Path) -> None:
+    def _fetch_copy(self, file: str, sha256: str, copy: Path) -> int | None:
+        """Fetch into the cache, whose other copies make way on a full disk; None if that does not suffice."""
         aside = Path(f"{copy}.part")
+        for cache in (replace(self.cache, max_bytes=0), None):
+            try:
+                aside.touch()
+            except OSError:
+                return None
+            try:
+                descriptor = self._fetch(file, sha256, aside)
+            except OSError as error:
+                aside.unlink(missing_ok=True)
+                if error.errno not in NO_ROOM:
+                    raise
+            else:
+                _mark_in_use(descriptor)
+                aside.replace(copy)
+                return descriptor
+            if cache is not None:
+                make_room(cache)
+        return None
+
+    def _read_through(self, file: str, sha256: str) -> int:
+        """A descriptor of a file that is gone as soon as it is closed."""
+        _warn_of_cache(self.cache.folder)
+        full = UserError(
+            f"There is no room for {join(self.url, file)}, neither in the cache {self.cache.folder} nor in the folder for temporary files "
+            "(TMPDIR). Make room, lower data.cache_gib, or give another data.cache_directory."
+        )
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="distbranch-")
+        except OSError:
+            raise full from None
+        with folder as name:
+            try:
+                return self._fetch(file, sha256, Path(name) / "file")
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                raise full from None
+
+    def _fetch(self, file: str, sha256: str, place: Path) -> int:
+        """Fetch into `place`; a descriptor of it, which whatever becomes of the name leaves whole."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                self._download(file, sha256, aside)
-                aside.replace(copy)
-                return
+                self._download(file, sha256, place)
+                return os.open(place, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 raise
             except Exception as error:  # every fsspec driver raises errors of its own
-                aside.unlink(missing_ok=True)
-                if attempt == ATTEMPTS:
+                place.unlink(missing_ok=True)
+                is_full = isinstance(error, OSError) and error.errno in NO_ROOM
+                if attempt == ATTEMPTS or is_full:
                     if isinstance(error, OSError):
                         raise
                     raise OSError(f"{type(error).__name__}: {error}") from error
                 logger.warning("Fetching %s failed (%s); trying again.", join(self.url, file), error)
                 time.sleep(BACKOFF_S * 2 ** (attempt - 1))
+        raise AssertionError
 
     def _download(self, file: str, sha256: str, aside: Path) -> None:
         system, place = fsspec.core.url_to_fs(join(self.url, file))
@@ -135,7 +196,7 @@ class FetchAhead:
 
     def _fetch(self, file: str, sha256: str) -> None:
         with suppress(OSError):  # who reads the file meets the error again, and tells
-            os.close(self._files.open(file, sha256))
+            self._files.fetch(file, sha256)
 
 
 def open_files(path: str, cache: Cache | None = None) -> Files:
@@ -156,7 +217,9 @@ def open_files(path: str, cache: Cache | None = None) -> Files:
     try:
         Path(cache.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The cache folder {cache.folder} cannot be made: {error.strerror}. Choose another.") from None
+        raise UserError(
+            f"The cache folder {cache.folder} cannot be made: {error.strerror}. Give another data.cache_directory, or set XDG_CACHE_HOME."
+        ) from None
     return RemoteFiles(path, cache)
 
 
@@ -168,7 +231,9 @@ def default_cache_folder() -> str:
 def make_room(cache: Cache) -> None:
     """Removes the copies used longest ago until the rest fits; copies in use (by any process) stay."""
     folder = Path(cache.folder)
-    with FileLock(folder / "room.lock"):
+    with _locked(folder / "room") as is_locked:
+        if not is_locked:
+            return
         copies = sorted(_copies(folder), key=lambda copy: copy[1])
         excess = sum(size for _, _, size in copies) - cache.max_bytes
         for path, _, size in copies:
@@ -189,15 +254,62 @@ def _copies(folder: Path) -> list[tuple[Path, float, int]]:
     return found
 
 
-def _removed_unless_in_use(path: Path) -> bool:
+@contextmanager
+def _locked(path: Path, *, patience_s: float = FOR_EVER) -> Iterator[bool]:
+    """The lock beside `path`, as far as it can be had: whether it is held."""
+    with ExitStack() as held:
+        is_locked = True
+        try:
+            held.enter_context(hold_lock(Path(f"{path}.lock"), patience_s=patience_s))
+        except (LockHeldError, OSError):
+            is_locked = False
+        yield is_locked
+
+
+def _open_if_there(copy: Path) -> int | None:
     try:
-        with FileLock(f"{path}.lock", timeout=0):  # nobody is about to open it
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-            finally:
-                os.close(descriptor)
-    except (Timeout, BlockingIOError):
-        return False
+        descriptor = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # or of somebody who keeps it to himself
+        return None
+    _mark_in_use(descriptor)
+    return descriptor
+
+
+def _mark_in_use(descriptor: int) -> None:
+    """Until it is closed."""
+    with suppress(OSError):  # storage without flock
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    with suppress(OSError):  # the copy of another user
+        os.utime(descriptor)  # the time of last use
+
+
+@functools.cache
+def _warn_of_cache(folder: str) -> None:
+    logger.warning(
+        "The cache %s cannot be written or locked, or has no room: what it does not keep is fetched again whenever it is read. "
+        "Give another data.cache_directory.",
+        folder,
+    )
+
+
+def _removed_unless_in_use(path: Path) -> bool:
+    with _locked(path, patience_s=0) as is_locked:
+        if not is_locked or _is_in_use(path):  # or somebody is about to open it
+            return False
+        path.unlink(missing_ok=True)
     return True
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether somebody holds a shared lock on a copy. Where there is no flock nobody knows, but open files outlive their names."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # over NFS an exclusive lock needs a file open for writing
+    except OSError:  # another user's, or gone
+        return path.exists()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in WITHOUT_FLOCK
+    finally:
+        os.close(descriptor)
+    return False

@@ -15,6 +15,7 @@ import numpy as np
 
 from distbranch.data.images import BrokenImageError
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 
 TAR_BLOCK = 512  # bytes
 TAR_MAGIC = slice(257, 262)
@@ -52,6 +53,8 @@ def open_images(path: Path) -> ImageFiles:
         with path.open("rb") as file:
             start = file.read(TAR_BLOCK)
         return _open_archive(path, start)
+    except PermissionError as error:
+        raise denied(error) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
 

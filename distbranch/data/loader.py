@@ -249,6 +249,9 @@ class _BatchMaker:
                 bad.append(error)
                 if self._recipe.on_bad_sample == "fail":
                     break
+            except UserError as error:  # of this machine and not of a sample, so there is nothing to leave out
+                empty = _batch(images, labels, [], [], fatal=False, needs_some=False)
+                return replace(empty, error=str(error))
         return _batch(
             images,
             labels,

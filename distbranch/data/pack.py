@@ -14,13 +14,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from distbranch.data.copies import count_copies, find_copies, write_copies
 from distbranch.data.images import BrokenImageError, image_size
 from distbranch.data.shard_writer import ShardWriter
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, LeftOut, Sample, SplitInfo, read_dataset
 from distbranch.errors import UserError
+from distbranch.locks import hold_lock
 from distbranch.tasks import Task
 
 __all__ = ["SPLITS", "Sample", "pack"]
@@ -62,8 +61,7 @@ def pack(
             return finished
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = out.with_name(f".{out.name}.lock")
-        lock.touch()  # FileLock would wait for ever in a folder that takes no files
-        with FileLock(lock), _renamed_at_the_end(out) as partial:
+        with hold_lock(lock), _renamed_at_the_end(out) as partial:
             finished = _finished(out, source, tasks)  # by whoever held the lock
             if finished is not None:
                 return finished

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from distbranch.data.cache import DamagedDownloadError, FetchAhead, Files, RemoteFiles
 from distbranch.data.shards import BadSample, Shard, parse_labels
+from distbranch.permissions import denied
 from distbranch.tasks import Task
 
 _HEADER_BYTES = 512
@@ -139,6 +140,8 @@ class ShardReader:
             raise _TroubleError("corrupt", f"{file} cannot be used: {error}.") from None
         except FileNotFoundError:
             raise _TroubleError("missing-shard", f"the file {file} is absent.") from None
+        except PermissionError as error:  # of this user and not of the shard: nothing to leave out
+            raise denied(error, file) from None
         except OSError as error:
             raise _TroubleError("missing-shard", f"the file {file} cannot be opened ({error}).") from None
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from distbranch.config.places import is_remote as is_remote
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 from distbranch.tasks import Task
 
 DATASET_FILE = "dataset.json"
@@ -203,6 +204,8 @@ def _why_unread(path: str, place: str, error: Exception) -> str:
     if isinstance(cause, OSError) or getattr(cause, "status", 404) != 404:
         error = cast(Exception, cause)  # over http, fsspec takes an address that does not answer for one without files
     pack = "Pack a data set with 'distbranch data pack'"
+    if isinstance(error, PermissionError) and not is_remote(path):
+        return str(denied(error))
     if isinstance(error, NotADirectoryError):
         return f"{path} is not a packed data set, which is a folder. {pack}, or give the folder of one."
     if isinstance(error, FileNotFoundError):

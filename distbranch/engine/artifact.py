@@ -1,6 +1,5 @@
 """The trained network as two files, `model.safetensors` and `model.json`: all that is needed to predict, and no pickle."""
 
-import errno
 import json
 import logging
 from dataclasses import dataclass
@@ -8,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distbranch.config import load_config
@@ -18,6 +15,8 @@ from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.models.networks import Network, network_of
 from distbranch.models.residual import architecture_from_json
+from distbranch.permissions import denied
+from distbranch.tensor_files import load_tensors, save_tensors
 
 logger = logging.getLogger("distbranch")
 
@@ -65,11 +64,7 @@ def save_model(folder: Path, network: Network, preprocessing: Preprocessing) -> 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
     (folder / WEIGHTS).unlink(missing_ok=True)  # it may be linked from the folder of another run
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    try:
-        save_file(tensors, folder / WEIGHTS)
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(folder / WEIGHTS)) from None
+    save_tensors(folder / WEIGHTS, network.state_dict())
     description = {
         "format": "distbranch-model",
         "version": 1,
@@ -91,7 +86,7 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
     try:
         if (folder / DESCRIPTION).exists():
             description = json.loads((folder / DESCRIPTION).read_text())
-            state = load_file(folder / WEIGHTS)
+            state = load_tensors(folder / WEIGHTS)
         else:
             checkpoint = load_newest(run_directory / "checkpoints")
             if checkpoint is None:
@@ -108,7 +103,9 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
         network.load_state_dict(state)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except PermissionError as error:
+        raise denied(error) from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"The model of {run_directory} is damaged ({reason}). Run the training command again to write it anew."

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distbranch.engine.distributed import Ranks
 from distbranch.errors import UserError
+from distbranch.permissions import DeniedError, denied
+from distbranch.tensor_files import load_tensors, save_tensors
 
 logger = logging.getLogger("distbranch")
 MANIFEST = "manifest.json"
@@ -46,10 +46,7 @@ def save_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, *, kee
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         for name, tensors in checkpoint.tensors.items():
-            save_file(
-                {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-                aside / f"{name}.safetensors",
-            )
+            save_tensors(aside / f"{name}.safetensors", tensors)
         (aside / STATE).write_text(json.dumps(checkpoint.state, indent=1))
         hashes = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
         (aside / MANIFEST).write_text(
@@ -62,13 +59,13 @@ def save_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, *, kee
             shutil.rmtree(final)
         aside.rename(final)
         _sync(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
             f"The checkpoint of step {iteration} could not be written to {folder} ({error}). "
             "Earlier checkpoints are intact; make room or give another run.directory, then run the same command again."
         ) from None
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    for old in _saved(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -78,11 +75,14 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
     Raises:
         UserError: all are damaged.
+        DeniedError: one may not be read; it may be good, so none before it is taken in its place.
     """
-    paths = sorted(folder.glob("step-*"), reverse=True)
+    paths = _saved(folder)[::-1]
     for path in paths:
         try:
             return load_checkpoint(path)
+        except DeniedError:
+            raise
         except UserError as error:
             logger.warning("%s It is passed over.", error)
     if paths:
@@ -124,7 +124,7 @@ def share_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks, *, but_for: st
 
 def set_damaged_aside(folder: Path, *, newest_good: int) -> None:
     """Rename checkpoints newer than the one a run goes on from, which are damaged; remove what a killed write left."""
-    for path in folder.glob("step-*"):
+    for path in _saved(folder):
         if int(path.name.removeprefix("step-")) > newest_good:
             path.rename(path.with_name(f"damaged-{path.name}"))
     for path in folder.glob(".writing-*"):
@@ -136,6 +136,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         UserError: a file is missing, cut or changed.
+        DeniedError: a file may not be read.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -144,11 +145,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 raise UserError(f"The checkpoint {path} is damaged: {name} is not what was written.")
         state = json.loads((path / STATE).read_text())
         names = [Path(name) for name in manifest["sha256"] if name.endswith(".safetensors")]
-        return Checkpoint(state, {name.stem: load_file(path / name) for name in names})
+        return Checkpoint(state, {name.stem: load_tensors(path / name) for name in names})
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except PermissionError as error:
+        raise denied(error) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"The checkpoint {path} is damaged: {error}.") from None
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The checkpoints, the newest last. A folder that may not be read is an error, and not (as for `glob`) an empty one."""
+    if not folder.exists():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.startswith("step-"))
 
 
 def _sha256(path: Path) -> str:

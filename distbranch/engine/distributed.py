@@ -18,7 +18,9 @@ import torch
 import torch.distributed as dist
 
 from distbranch.config import LaunchConfig
+from distbranch.engine.launcher_environment import read_launcher_environment
 from distbranch.errors import SharedError, UserError
+from distbranch.permissions import denied
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -222,6 +224,8 @@ def send_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
 
 def storage_message(error: OSError) -> str:
     """One sentence about a file that could not be written or read."""
+    if isinstance(error, PermissionError):
+        return str(denied(error))
     return (
         f"{error.filename or 'A file of the run'} cannot be written or read ({error.strerror or error}). "
         "Make room or mend the storage, then run the same command again; the checkpoints are intact."
@@ -276,7 +280,7 @@ def join_ranks(launch: LaunchConfig) -> Iterator[Ranks]:
 
 def num_started_ranks() -> int | None:
     """How many ranks torchrun, or whoever speaks its language, has started; None if nobody has."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = read_launcher_environment().world_size
     return world_size if world_size > 1 or dist.is_torchelastic_launched() else None
 
 

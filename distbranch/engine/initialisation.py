@@ -24,6 +24,7 @@ from distbranch.models.pretrained import HOW_TO_GET, WideNetwork, read_weights, 
 from distbranch.models.residual import AnyArchitecture, Policy, ResidualArchitecture, shared_policy
 from distbranch.models.thin_init import check_fits, thin_beginning
 from distbranch.models.tree_net import TreeNet
+from distbranch.permissions import denied
 
 logger = logging.getLogger("distbranch")
 
@@ -59,6 +60,8 @@ def own_tree(config: Config) -> Tree | None:
     file = files.tree
     try:
         return Tree.from_json(_read_json(file)["tree"]) if file.exists() and not files.begins_anew(config) else None
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}). Remove it and run the same command again.") from None
 
@@ -97,6 +100,8 @@ def _read_groups(path: Path, thin: Architecture) -> dict[str, list[list[str]]]:
         path = RunDirectory(path).tree
     try:
         groups = {layer["name"]: layer["branches"] for layer in _read_json(path)["layers"]}
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} holds no tree ({error}). Give the directory of a finished run, or its tree.json."
@@ -125,6 +130,8 @@ def _given_policy(config: Config, searched: ResidualArchitecture) -> Policy:
         names, blocks, executes = record["tasks"], record["blocks"], record["policy"]
         if number is not None:
             executes = drawn_policy(np.array(record["execute_probability"]), number=number).tolist()
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file} holds no policy ({error}). Give the directory of a finished search in adashare.policy."

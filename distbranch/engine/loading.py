@@ -8,7 +8,7 @@ from distbranch.config import Config, DataConfig
 from distbranch.data.cache import Cache, default_cache_folder
 from distbranch.data.loader import Batch, eval_loader, train_loader
 from distbranch.data.plan import Turns
-from distbranch.data.shards import DatasetInfo
+from distbranch.data.shards import DatasetInfo, is_remote
 from distbranch.engine.distributed import Ranks, num_cores, num_local_ranks
 
 MOST_PROCESSES = 8  # decode faster than one GPU trains a thin network
@@ -38,7 +38,7 @@ def open_training(
         window=config.data.shuffle_window,
         accumulate=config.train.accumulate,
         turns=turns,
-        **_common(config.data, ranks, image_size),
+        **_common(info, config.data, ranks, image_size),
     )
 
 
@@ -46,7 +46,7 @@ def open_evaluation(
     info: DatasetInfo, split: str, data: DataConfig, ranks: Ranks, *, image_size: tuple[int, int], batch_size: int
 ) -> Iterator[Batch]:
     """This rank's share of a split, every sample once over all ranks."""
-    return eval_loader(info, split, batch_size=batch_size, **_common(data, ranks, image_size))
+    return eval_loader(info, split, batch_size=batch_size, **_common(info, data, ranks, image_size))
 
 
 def too_many_bad(num_bad: Counter[str], data: DataConfig, info: DatasetInfo, split: str) -> str | None:
@@ -60,8 +60,10 @@ def too_many_bad(num_bad: Counter[str], data: DataConfig, info: DatasetInfo, spl
     )
 
 
-def _common(data: DataConfig, ranks: Ranks, image_size: tuple[int, int]) -> dict[str, Any]:
-    folder = data.cache_directory or default_cache_folder()
+def _common(info: DatasetInfo, data: DataConfig, ranks: Ranks, image_size: tuple[int, int]) -> dict[str, Any]:
+    cache = None
+    if any(is_remote(member.path) for member in info.members):  # else a user without a home needs no folder for copies
+        cache = Cache(data.cache_directory or default_cache_folder(), int(data.cache_gib * 2**30))
     return {
         "rank": ranks.rank,
         "world_size": ranks.world_size,
@@ -70,7 +72,7 @@ def _common(data: DataConfig, ranks: Ranks, image_size: tuple[int, int]) -> dict
         "num_workers": _num_processes(ranks) if data.workers is None else data.workers,
         "prefetch": data.prefetch,
         "on_bad_sample": data.on_bad_sample,
-        "cache": Cache(folder, int(data.cache_gib * 2**30)),
+        "cache": cache,
         "pin_memory": ranks.device.type == "cuda",
     }
 

@@ -13,6 +13,7 @@ from distbranch.data.decode import decode
 from distbranch.data.images import SUFFIXES, UnknownRangeError, as_jpeg
 from distbranch.engine.artifact import Preprocessing
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 from distbranch.tasks import TaskSet
 
 logger = logging.getLogger("distbranch")
@@ -100,6 +101,8 @@ def _read_all(files: Sequence[Path], preprocessing: Preprocessing, broken: list[
             pixels[index] = _read(file, preprocessing)
         except UnknownRangeError as error:
             raise UserError(f"The image {file} cannot be read: {error}.") from None
+        except PermissionError as error:  # the image may be sound
+            raise denied(error) from None
         except OSError as error:
             broken.append((file, error.strerror or str(error)))
         except ValueError as error:

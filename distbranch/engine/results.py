@@ -11,6 +11,7 @@ from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 from distbranch.models.residual import AnyArchitecture
+from distbranch.permissions import denied
 
 
 class StoppedEarly(Exception):  # noqa: N818  # not an error: everything is saved
@@ -62,6 +63,8 @@ def read_result(directory: Path) -> RunResult | None:
         summary = json.loads(files.result.read_text())
         tree = Tree.from_json(json.loads(files.tree.read_text())["tree"])
         return RunResult(summary["metrics"], tree, directory, summary)
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"The result of {directory} is damaged ({error}). Remove result.json there and run the same command again."

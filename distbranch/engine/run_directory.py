@@ -10,17 +10,18 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from distbranch.config import Config, differences, load_config, to_yaml
+from distbranch.data.mixture import read_data
 from distbranch.engine.distributed import Ranks, num_cores
 from distbranch.errors import UserError
+from distbranch.locks import LockHeldError, hold_lock
 
 PACKAGES = ("distbranch", "torch", "ray", "webdataset", "scikit-learn", "numpy", "safetensors", "simplejpeg", "pillow")
 
@@ -49,6 +50,7 @@ class RunDirectory:
         self.model = path / "model"
         self.tensorboard = path / "tensorboard"
         self.profile = path / "profile"
+        self.lock = path / ".lock"  # held by the process that trains the run
         self.sign_of_life = path / ".alive"  # touched while the run trains
         self.stop_word = path / "stop"
         self.job = path / "job.json"  # who trains it, if a job does
@@ -104,6 +106,10 @@ class RunDirectory:
             raise UserError(f"The run directory {self.path} is a file. Move it away, or give another run.name.")
         if self.config.exists():
             if different := self._differences(config):
+                begun = [key for key in config.begins_from if any(line.startswith(f"{key}:") for line in different)]
+                if begun:
+                    keys = " and ".join(begun)
+                    advice += f" A run that was begun does not read {keys} again: give what was given then, wherever that is now."
                 raise UserError(
                     f"The run {self.path} was begun with another configuration ({'; '.join(different)}). {advice}"
                 )
@@ -113,7 +119,19 @@ class RunDirectory:
             )
 
     def _differences(self, config: Config) -> list[str]:
-        return differences(load_config(self.config), config) if self.config.exists() else []
+        found = differences(load_config(self.config), config) if self.config.exists() else []
+        return without_moved_data(found, config, self.data)
+
+    @property
+    def data(self) -> str | None:
+        """The fingerprint of the data that the run was begun with; None if none is on record."""
+        states = sorted(self.checkpoints.glob("step-*/state.json"))  # of versions that did not record it by itself
+        for file in (self.environment, *reversed(states)):
+            with suppress(FileNotFoundError, ValueError):
+                fingerprint = json.loads(file.read_text(encoding="utf-8")).get("data")
+                if fingerprint is not None:
+                    return str(fingerprint)
+        return None
 
     def _is_vain(self) -> bool:
         """Whether nobody would miss it: no training, no job that may still train it, no relatives in a sweep."""
@@ -122,22 +140,20 @@ class RunDirectory:
     @contextmanager
     def locked(self, *, patience_s: float = 5) -> Iterator[None]:
         """Keep a second process from training the same run at the same time; the lock falls with the process."""
+        held = ExitStack()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
-            lock.acquire(timeout=patience_s)
-        except Timeout:
+            held.enter_context(hold_lock(self.lock, patience_s=patience_s))
+        except LockHeldError as error:
             raise RunInUseError(
-                f"The run {self.path} is being trained by another process. Wait for it, stop it, or give another run.name."
+                f"The run {self.path} is being trained by another process. Wait for it, stop it, or give another run.name.{error.advice}"
             ) from None
         except OSError as error:
             raise UserError(
                 f"The run directory {self.path} cannot be written ({error}). Give another run.directory."
             ) from None
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     def cut_back(self, iteration: int, num_decisions: int, *, evaluation_is_due: bool = False) -> None:
         """Drop the lines that were written after the checkpoint from which the run goes on.
@@ -162,8 +178,8 @@ class RunDirectory:
         except (OSError, ValueError, KeyError):
             return "fp32"
 
-    def write_environment(self, ranks: Ranks, rounding: Mapping[str, Any]) -> None:
-        """Record versions, commit, hardware, world size, threads and the precision of the forward pass of this start."""
+    def write_environment(self, ranks: Ranks, rounding: Mapping[str, Any], *, data: str) -> None:
+        """Record versions, commit, hardware, world size, threads, precision and the fingerprint of the data of this start."""
         gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         write_json(
             self.environment,
@@ -179,8 +195,30 @@ class RunDirectory:
                 "world_size": ranks.world_size,
                 "threads_per_rank": rounding["threads"],
                 "precision": rounding["precision"],
+                "data": data,
             },
         )
+
+
+def without_moved_data(different: list[str], config: Config, *begun_with: str | None) -> list[str]:
+    """The differences of two configurations without that in data.path, if the same data lie there: what counts is their fingerprint.
+
+    Args:
+        different: see `config.differences`.
+        config: the new one.
+        begun_with: fingerprints on record, all of which have to be that of the new one's data.
+    """
+    moved = [line for line in different if line.startswith("data.path:")]
+    if not moved or not begun_with or None in begun_with:
+        return different
+    try:
+        fingerprint = read_data(config.data).fingerprint
+    except UserError:  # which whoever reads the data meets again
+        return different
+    others = [line for line in different if line not in moved]
+    if set(begun_with) == {fingerprint}:
+        return others
+    return [*others, *(f"{line}, where other data are" for line in moved)]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from distbranch.engine.distributed import Ranks, join_ranks, storage_message
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.metrics import DrawDecision, Report
 from distbranch.engine.results import RunResult, StoppedEarly, read_result
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_directory import RunDirectory, without_moved_data
 from distbranch.engine.trainer import Trainer
 from distbranch.errors import UserError
 
@@ -105,7 +105,8 @@ def thin_company(result: RunResult) -> list[dict[str, Any]]:
             other, finished = load_config(file.parent / "config.yaml"), read_result(file.parent)
         except UserError:
             continue
-        unlike = [line for line in differences(own, other) if not line.startswith(("run.", "method."))]
+        different = without_moved_data(differences(other, own), own, RunDirectory(file.parent).data)
+        unlike = [line for line in different if not line.startswith(("run.", "method."))]
         if finished is not None and other.method.keeps_thin and not unlike:
             company.append(finished.summary)
     return company

@@ -115,7 +115,7 @@ class TrainingState:
         set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
         progress = self.progress
         self.directory.cut_back(progress.iteration, progress.num_rounds, evaluation_is_due=self.evaluation_is_due)
-        self.directory.write_environment(self.ranks, self.rounding[-1])
+        self.directory.write_environment(self.ranks, self.rounding[-1], data=self.info.fingerprint)
         self.write_sharing()
         self.mirror.send()
 

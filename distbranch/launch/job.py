@@ -7,6 +7,7 @@ from typing import Literal
 
 from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 
 
 @dataclass(frozen=True)
@@ -40,5 +41,7 @@ def read_job(run_directory: Path) -> Job | None:
         return Job(**json.loads(file.read_text()))
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}). Remove it; the run itself does not need it.") from None

@@ -4,7 +4,6 @@ What the run itself has come to stands in the run directory alone, so that statu
 started by plain `train`.
 """
 
-import fcntl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,6 +19,7 @@ from distbranch.errors import UserError
 from distbranch.launch.job import Job, read_job
 from distbranch.launch.on_ray import job as ray_job
 from distbranch.launch.on_slurm.queue import cancel_slurm, slurm_state
+from distbranch.locks import is_held
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_OF_SILENCE = 600  # of whoever keeps the queue; a controller that is started anew is away for some minutes
@@ -229,15 +229,7 @@ def _in_training(files: RunDirectory) -> RunDirectory:
 
 
 def _is_trained(files: RunDirectory) -> bool:
-    """Whether some process holds the lock of the run. It is only looked at, for not every run is ours to write."""
-    try:
-        with (files.path / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:  # held; on storage without locks FileLock's file is there only while it is held
-        return True
-    return False
+    return is_held(files.lock)
 
 
 def _files(run_directory: Path) -> RunDirectory:

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from distbranch.config import Config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote
@@ -20,6 +18,7 @@ from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.cluster import cluster_address
+from distbranch.locks import hold_lock
 
 logger = logging.getLogger("distbranch")
 RAY_COPY = "_ray_pkg_"  # how Ray names the copy of a folder that was submitted with a job
@@ -42,7 +41,7 @@ def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
         wants_gpu(config.launch)  # says so where a GPU is asked for and absent, before anything is written
     info = packed(config, report)
     check_data(config, info)
-    with FileLock(lock_beside(config.run_directory)):
+    with hold_lock(lock_beside(config.run_directory)):
         RunDirectory(config.run_directory).begin(config)
     return config
 
@@ -79,7 +78,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute(path: str) -> str:
     """Without `..`, so that a path is the same text from wherever it was given."""
-    return os.path.abspath(Path(path).expanduser())
+    return os.path.abspath(path)
 
 
 def _refuse_what_vanishes(config: Config) -> None:
@@ -184,7 +183,7 @@ def bring_down(config: Config) -> None:
         return
     mirror = Mirror.of(config)
     mirror.check()
-    with FileLock(lock_beside(config.run_directory)):
+    with hold_lock(lock_beside(config.run_directory)):
         try:
             with RunDirectory(config.run_directory).locked(patience_s=0):
                 mirror.bring()

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,7 +23,9 @@ from distbranch.errors import UserError
 from distbranch.models.backbones import BACKBONES, Architecture, layer_shapes, thin_widths
 from distbranch.models.branches import Branch, ConvBranch
 from distbranch.models.tree_net import TreeNet
+from distbranch.permissions import denied
 from distbranch.tasks import Task
+from distbranch.tensor_files import load_tensors
 
 EPS = 1e-5  # of every batch norm here, in torchvision and in timm
 HOW_TO_GET = (
@@ -176,7 +176,7 @@ def _named_tensors(path: Path) -> dict[str, Tensor]:
 def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_tensors(path)
         # A zip file is mapped, so that looking at the shapes reads nothing else; older files are one pickle.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
@@ -187,7 +187,9 @@ def _load(path: Path) -> Any:
             f"The weights file {path} should hold only tensors, but its pickle asks to run code ({named[1]}), which is never done. "
             "Save the weights alone, with `torch.save(model.state_dict(), FILE)`, or as .safetensors."
         ) from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
+    except PermissionError as error:
+        raise denied(error) from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The weights file {path} is damaged or cannot be read ({reason}). {HOW_TO_GET}") from None
 

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 from distbranch.report.layers import LayerBranches, layers_from_tree
 
 Json = dict[str, Any]
@@ -65,6 +66,8 @@ class RunFiles:
             raise UserError(
                 f"{path} should hold the affinity of round {decision['round']}, but it does not exist."
             ) from None
+        except PermissionError as error:
+            raise denied(error) from None
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise UserError(f"{path} should be an .npz file of affinities, but it cannot be read ({error}).") from error
 
@@ -104,7 +107,7 @@ def task_order(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _read_config(path: Path) -> Json:
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{path.parent} is not a run directory: it has no config.yaml. Give the folder that `train` wrote."
@@ -119,7 +122,7 @@ def _read_config(path: Path) -> Json:
 def _read_json(path: Path) -> Json | None:
     """The object in a JSON file; None if there is no such file."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -131,7 +134,7 @@ def _read_json(path: Path) -> Json | None:
 
 def _read_lines(path: Path) -> Iterator[Json]:
     """The objects of a JSON-lines file; a last line that is cut short, as a killed run leaves it, is left out."""
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)

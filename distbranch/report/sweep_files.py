@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 
 COSTS = {
     "parameters": "Parameters",
@@ -105,13 +106,15 @@ def read_sweep(directory: Path | str) -> SweepFiles:
     """Everything a report shows; UserError if the sweep has no results yet or they are damaged."""
     path = Path(directory)
     try:
-        config = yaml.safe_load((path / "sweep.yaml").read_text())
-        with (path / "results.csv").open(newline="") as file:
+        config = yaml.safe_load((path / "sweep.yaml").read_text(encoding="utf-8"))
+        with (path / "results.csv").open(newline="", encoding="utf-8") as file:
             rows = tuple(csv.DictReader(file))
     except FileNotFoundError as error:
         raise UserError(
             f"The sweep {path} has no {Path(error.filename).name} yet: `distbranch sweep` writes it when it ends or is stopped."
         ) from None
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"The files of the sweep {path} cannot be read ({' '.join(str(error).split())}).") from None
     needed = {"trial", "status", "reason", "seed"}

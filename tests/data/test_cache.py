@@ -1,7 +1,11 @@
 """Remote data sets: the same samples as in place, through a bounded folder that processes share."""
 
+import errno
 import hashlib
 import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -16,7 +20,9 @@ from typing import Any
 
 import fsspec
 import pytest
+from flock_shims import environment_over_nfs, environment_without_flock
 from packed_samples import tiny_dataset
+from small_disk import small_disk
 
 from distbranch.data import cache as cache_module
 from distbranch.data.cache import Cache, DamagedDownloadError, RemoteFiles, default_cache_folder, open_files
@@ -168,6 +174,83 @@ def test_many_readers_with_too_little_room_still_read_whole_files(server: Server
     assert [hashlib.sha256(content).hexdigest() for content in contents] == [sums[name] for name in wanted]
     cache_module.make_room(files.cache)
     assert len(kept(tmp_path / "copies")) <= 2
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+NUM_FILES, ROOM = 6, 50_000
+READ_ALL = """
+import os, sys
+from distbranch.data.cache import Cache, RemoteFiles
+url, folder, room, *sums = sys.argv[1:]
+files = RemoteFiles(url, Cache(folder, max_bytes=int(room)))
+for turn in range(3):
+    before = len(os.listdir("/proc/self/fd"))  # the last turn finds fsspec's connection open
+    for number, sha256 in enumerate(sums):
+        descriptor = files.open(f"{number}.tar", sha256)
+        assert os.fstat(descriptor).st_size == 20_000
+        os.close(descriptor)
+print(len(os.listdir("/proc/self/fd")) - before)
+"""
+
+
+@pytest.mark.parametrize("storage", ["NFS", errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_full_cache_on_any_storage_gives_every_file_keeps_its_bound_and_leaves_nothing_open(
+    server: Server, tmp_path: Path, storage: str | int
+) -> None:
+    sums = [put(server, f"{n}.tar", 20_000) for n in range(NUM_FILES)]
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    environment = (
+        environment_over_nfs(tmp_path) if isinstance(storage, str) else environment_without_flock(tmp_path, storage)
+    )
+    command = [sys.executable, "-c", READ_ALL, server.url, str(copies), str(ROOM), *sums]
+    read = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert (read.stdout, read.stderr) == ("0\n", "")
+    assert sum(path.stat().st_size for path in copies.iterdir()) <= ROOM
+
+
+def test_a_cache_on_a_full_disk_costs_downloads_and_no_file(server: Server, tmp_path: Path) -> None:
+    sums = {name: put(server, name, 50_000) for name in ("a.tar", "b.tar", "c.tar")}
+    with small_disk(tmp_path / "small", 128) as folder:
+        files = RemoteFiles(server.url, Cache(str(folder)))
+        held = [files.open(name, sums[name]) for name in ("a.tar", "b.tar")]
+        assert len(taken(files, "c.tar", sums["c.tar"])) == 50_000  # there is no room, and no copy that nobody reads
+        assert kept(folder) == {"a.tar", "b.tar"}
+        for descriptor in held:
+            os.close(descriptor)
+        assert len(taken(files, "c.tar", sums["c.tar"])) == 50_000
+        assert kept(folder) == {"c.tar"}
+
+
+def test_a_cache_that_may_only_be_read_gives_what_it_has_and_fetches_the_rest(server: Server, tmp_path: Path) -> None:
+    sums = {name: put(server, name, 1000) for name in ("a.tar", "b.tar")}
+    with small_disk(tmp_path / "small", 128) as folder:
+        files = RemoteFiles(server.url, Cache(str(folder)))
+        taken(files, "a.tar", sums["a.tar"])
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        before = descriptors()
+        assert {len(taken(files, name, sha256)) for name, sha256 in sums.items()} == {1000}
+        assert descriptors() == before
+        assert server.requests == Counter({"a.tar": 1, "b.tar": 1})
+
+
+@pytest.mark.parametrize("on_bad_sample", ["fail", "skip"])
+def test_no_room_anywhere_is_told_and_no_sample_is_left_out_for_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_bad_sample: str
+) -> None:
+    tiny_dataset(server.folder / "set")
+    remote = read_dataset(f"{server.url}/set")
+    with small_disk(tmp_path / "small", 4) as folder:
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        (batch,) = eval_loader(
+            remote, "train", batch_size=23, image_size=SIZE, cache=Cache(str(folder)), on_bad_sample=on_bad_sample
+        )
+    assert batch.num_bad == {}
+    assert "There is no room for" in str(batch.error)
+    assert "data.cache_directory" in str(batch.error)
 
 
 def test_a_failing_server_is_asked_three_times(server: Server, tmp_path: Path) -> None:

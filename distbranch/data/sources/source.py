@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from distbranch.config.places import expand_places
 from distbranch.data.image_files import ImageFiles
 from distbranch.data.image_names import ImageNames, MissingImageError
 from distbranch.data.images import BrokenImageError, UnknownRangeError, as_jpeg, image_size, num_frames
 from distbranch.data.shards import Labels, LabelValue, LeftOut, Sample
 from distbranch.data.sources.words import parse_mark
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
@@ -69,6 +71,11 @@ class SourceOptions(BaseModel, ABC):
         if value is not None and not all(1 <= side <= 65_500 for side in value):  # the most a JPEG can hold
             raise ValueError("should be HxW in pixels, each from 1 to 65500, for instance 64x48")
         return value
+
+    @field_validator("*")
+    @classmethod
+    def _expand_paths(cls, value: Any) -> Any:
+        return Path(expand_places(str(value))) if isinstance(value, Path) else value
 
     @abstractmethod
     def open(self) -> Source:
@@ -141,6 +148,8 @@ def read_rows(
 def _read_image(row: Row, names: ImageNames, images: ImageFiles) -> bytes:
     try:
         return images.read(names.find(row.image))
+    except PermissionError as error:
+        raise denied(error) from None
     except OSError as error:
         raise UserError(f"{row.where}: image '{row.image}' cannot be read: {error.strerror or error}.") from None
 
@@ -255,6 +264,8 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line.strip()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
+    except PermissionError as error:
+        raise denied(error) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:

@@ -21,6 +21,7 @@ from typing import IO, Any
 from distbranch.data.sources.source import as_typed
 from distbranch.data.sources.words import tidy_text
 from distbranch.errors import UserError
+from distbranch.permissions import denied
 
 Cells = list[str]
 Rows = Iterator[tuple[int, Cells]]
@@ -85,6 +86,8 @@ def _whole_rows(rows: Rows) -> Rows:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, PermissionError):
+        return denied(error)
     return UserError(f"The table {path} cannot be read: {getattr(error, 'strerror', None) or error}.")
 
 

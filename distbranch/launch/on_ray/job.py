@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from distbranch.config import Config, load_config
 from distbranch.engine.mirror import Mirror
 from distbranch.engine.results import read_result
@@ -22,6 +20,7 @@ from distbranch.errors import UsageError, UserError
 from distbranch.launch.job import Job, read_job, write_job
 from distbranch.launch.prepare import bring_down, lock_beside, with_absolute_paths
 from distbranch.launch.stopping import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from distbranch.locks import hold_lock
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_SAVE = 120  # from the wish to stop to the kill; Ray's own 3 are too few for a checkpoint
@@ -148,7 +147,7 @@ def _is_seen(config: Config) -> bool:
 
 def _begin(config: Config) -> None:
     """Begin the run directory, to keep the job's name in it."""
-    with FileLock(lock_beside(config.run_directory)):
+    with hold_lock(lock_beside(config.run_directory)):
         RunDirectory(config.run_directory).begin(config)
 
 

@@ -21,6 +21,7 @@ from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.engine.session import train_rank
 from distbranch.errors import SharedError, UserError
 from distbranch.launch.stopping import looked_up_at_times
+from distbranch.streams import tolerate_any_text
 
 logger = logging.getLogger("distbranch")
 NAMESPACE = b"distbranch"
@@ -28,6 +29,7 @@ NAMESPACE = b"distbranch"
 
 def work(loop: dict[str, Any]) -> None:
     """What every Ray worker runs; `loop` holds the config and the name of this attempt."""
+    tolerate_any_text()
     config, attempt = load_config(loop["config"]), str(loop["attempt"])
     if ending(attempt):  # Ray restarts the workers after any error; this one is not for restarts to mend
         return

@@ -30,6 +30,7 @@ from distbranch.launch.on_slurm.network import address_of_this_node, free_port, 
 from distbranch.launch.on_slurm.place import SECONDS_BETWEEN_LOOKS, Place
 from distbranch.launch.on_slurm.queue import requeue, was_preempted
 from distbranch.launch.stopping import EXIT_PREEMPTED
+from distbranch.streams import tolerate_any_text
 
 SIGNALS = {signal.SIGTERM, signal.SIGUSR2}
 SECONDS_OF_KILL_WAIT = 25  # Slurm's KillWait is 30 by default
@@ -64,6 +65,7 @@ class Task:
         """Take part in the training until it ends; the exit code of `distbranch train`."""
         import submitit
 
+        tolerate_any_text()
         signal.signal(signal.SIGTERM, self._end)
         place = Place.here(self.run_directory)
         try:

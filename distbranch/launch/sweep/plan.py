@@ -159,7 +159,7 @@ def _file_with_overrides(sweep: SweepConfig, variant: str | None) -> Config:
 
 def begins_from(config: Config) -> list[Path]:
     """The folders of other runs that a run begins from: its pretrained network, or the tree or policy that it is given."""
-    paths = [Path(path).expanduser().absolute() for path in config.begins_from.values()]
+    paths = [Path(path).absolute() for path in config.begins_from.values()]
     return [path.parent if path.name == "tree.json" else path for path in paths]
 
 

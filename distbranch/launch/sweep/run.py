@@ -6,12 +6,10 @@ driver before ended.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.config.reading import read_yaml
@@ -19,7 +17,7 @@ from distbranch.config.sections import RunConfig
 from distbranch.config.sweep import SweepConfig, sweep_to_yaml
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.metrics import Report
-from distbranch.engine.run_directory import RunDirectory, write_aside
+from distbranch.engine.run_directory import RunDirectory, without_moved_data, write_aside
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster, cluster_address
 from distbranch.launch.prepare import check_data, packed, tell_ignored
@@ -28,6 +26,7 @@ from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials, 
 from distbranch.launch.sweep.proposals import Proposals
 from distbranch.launch.sweep.results import Row, rows_of, write_results
 from distbranch.launch.sweep.standing import FAILED, SweepDirectory
+from distbranch.locks import LockHeldError, hold_lock
 
 # Our run directories are the truth, so Tune need not write down what it knows before its end.
 SETTINGS = {
@@ -144,19 +143,19 @@ def _variants(sweep: SweepConfig) -> dict[str, str]:
 @contextmanager
 def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> Iterator[None]:
     """The sweep's directory, of this sweep and locked against a second driver."""
+    held = ExitStack()
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory.lock)
-        lock.acquire(timeout=5)
-    except Timeout:
+        held.enter_context(hold_lock(directory.lock, patience_s=5))
+    except LockHeldError as error:
         raise UserError(
-            f"The sweep {directory.path} is being run by another process. Wait for it, stop it, or give another name."
+            f"The sweep {directory.path} is being run by another process. Wait for it, stop it, or give another name.{error.advice}"
         ) from None
     except OSError as error:
         raise UserError(
             f"The sweep directory {directory.path} cannot be written ({error}). Give another directory."
         ) from None
-    with lock:
+    with held:
         check_begun(sweep, directory, known)  # again: another driver may have begun it since
         write_aside(directory.config, sweep_to_yaml(sweep))
         write_aside(directory.base, to_yaml(base_config(sweep)))
@@ -179,7 +178,9 @@ def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[C
 
 
 def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
-    different = differences(load_config(directory.base), base_config(sweep))
+    base = base_config(sweep)
+    begun_with = {files.data for files in directory.runs()}
+    different = without_moved_data(differences(load_config(directory.base), base), base, *begun_with)
     begun, now = read_yaml(directory.config), sweep.model_dump(mode="json", by_alias=True)
     different += [
         f"{key}: {begun.get(key)!r} -> {now[key]!r}" for key in FIXED_ONCE_BEGUN if begun.get(key) != now[key]

@@ -55,6 +55,10 @@ class SweepDirectory:
         """The run directory of a trial."""
         return RunDirectory(self.trials / trial)
 
+    def runs(self) -> list[RunDirectory]:
+        """The run directories of all trials that were begun."""
+        return [RunDirectory(file.parent) for file in sorted(self.trials.glob("*/config.yaml"))]
+
     def end(self, trial: str, status: str, reason: str, iteration: int | None = None) -> None:
         """Record that a trial failed or was stopped early."""
         append_line(self.ended, {"trial": trial, "status": status, "reason": reason, "iteration": iteration})

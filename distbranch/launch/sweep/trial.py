@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from distbranch.config import Config, load_config
 from distbranch.engine.metrics import Event, Report
 from distbranch.engine.results import StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.launch.sweep.beginnings import share_result
+from distbranch.locks import hold_lock
+from distbranch.streams import tolerate_any_text
 
 SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = 60
 logger = logging.getLogger("distbranch")
@@ -40,6 +40,7 @@ def tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
             if value is not None:
                 tune.report({"kind": "evaluation", "iteration": event["iteration"], "value": value})
 
+        tolerate_any_text()
         reason = None
         try:
             config = load_config(json.loads(work["leader"]))
@@ -65,7 +66,7 @@ def train_trial(config: Config, report: Report) -> None:
     files.begin(config)
     if read_result(files.path) is not None:
         return
-    _wait_for_lock(files.path / ".lock")
+    _wait_for_lock(files.lock)
     with _log_to(files.path / "log.txt"):
         if config.launch.most_workers > 1:
             from distbranch.launch.on_ray.train import train_on_ray
@@ -79,7 +80,7 @@ def train_trial(config: Config, report: Report) -> None:
 
 def _wait_for_lock(path: Path) -> None:
     """A process whose driver was killed may hold the run for some seconds more."""
-    with FileLock(path, timeout=SECONDS_UNTIL_A_LOST_OWNER_LETS_GO):
+    with hold_lock(path, patience_s=SECONDS_UNTIL_A_LOST_OWNER_LETS_GO):
         pass
 
 
@@ -87,7 +88,7 @@ def _wait_for_lock(path: Path) -> None:
 def _log_to(path: Path) -> Iterator[None]:
     """Warnings of this run go to a file of it; the process may train another one afterwards."""
     before, propagate = logger.handlers, logger.propagate
-    handler = logging.FileHandler(path, delay=True)
+    handler = logging.FileHandler(path, delay=True, encoding="utf-8", errors="replace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers, logger.propagate = [handler], False
     try:

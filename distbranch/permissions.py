@@ -1,0 +1,48 @@
+"""What to say of a file that may not be read or written: whose it is, and not that it is damaged or absent."""
+
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from distbranch.errors import UserError
+
+
+class DeniedError(UserError):
+    """A file is there, and this user may not use it."""
+
+
+def denied(error: PermissionError, what: Path | str = "A file") -> DeniedError:
+    """What to raise for `error`; `what` is named where the error does not say of which file it is, as those of stores of objects."""
+    if error.filename is None:
+        return DeniedError(f"{what} cannot be used: permission denied ({error}). Give this user the right to.")
+    named = os.fsdecode(error.filename)
+    culprit = _first_closed(Path(named))
+    try:
+        status = culprit.stat()
+    except OSError:
+        return DeniedError(f"{culprit} cannot be used: permission denied. {_advice('its owner')}")
+    owner = _name_of(status.st_uid)
+    mode = f"{stat.S_IMODE(status.st_mode):04o}"
+    return DeniedError(
+        f"{named} cannot be used: permission denied ({culprit} belongs to {owner}, its mode is {mode}). {_advice(owner)}"
+    )
+
+
+def _advice(owner: str) -> str:
+    return f"Ask {owner} to allow it (chmod a+rX to read), or run as a user who may."
+
+
+def _first_closed(path: Path) -> Path:
+    """The outermost folder above `path` that this user may not enter, else `path`, or the folder in which it cannot be made."""
+    for folder in reversed(path.absolute().parents):
+        if not os.access(folder, os.X_OK):
+            return folder
+    return path if os.path.lexists(path) else path.absolute().parent
+
+
+def _name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:  # a container's user without an entry
+        return f"user {user}"
