@@ -4,7 +4,6 @@ The uploaded copy vanishes with the job, so the run directory and the data lie o
 """
 
 import asyncio
-import json
 import os
 import secrets
 import shlex
@@ -68,7 +67,7 @@ def submit(
     _refuse_relative(given)
     address = dashboard_address(address)
     place = config.run_url or config.run_directory
-    command = _command(config_path, overrides, config)
+    command = _command(config_path, overrides)
     here = _is_seen(config)
     if read_result(config.run_directory) is not None:
         say(f"The run {place} is finished; nothing was submitted.")
@@ -199,8 +198,8 @@ def cancel_job(job: Job) -> None:
         raise UserError(f"Job {job.id} of {job.where} cannot be stopped ({_brief(error)}).") from None
 
 
-def _command(config_path: Path, overrides: Sequence[str], config: Config) -> str:
-    """What the job runs in the uploaded copy; paths that were relative to this folder are given in full."""
+def _command(config_path: Path, overrides: Sequence[str]) -> str:
+    """What the job runs in the uploaded copy."""
     here = Path.cwd()
     try:
         inside = config_path.absolute().resolve().relative_to(here.resolve())
@@ -209,13 +208,7 @@ def _command(config_path: Path, overrides: Sequence[str], config: Config) -> str
             f"The config file {config_path} lies outside {here}, which is the folder that a job takes with it. "
             "Copy it into this folder, or submit from its own."
         ) from None
-    paths = config.data.paths
-    data = paths[0] if len(paths) == 1 else json.dumps(paths)  # a list in YAML
-    full = [f"run.directory={config.run.directory}", f"run.name={config.run.name}", f"data.path={data}"]
-    cache = config.data.cache_directory
-    given = {**config.begins_from, **({"data.cache_directory": cache} if cache else {})}
-    full += [f"{key}={path}" for key, path in given.items()]
-    return shlex.join(["python", "-m", "distbranch", "train", str(inside), *overrides, *full])
+    return shlex.join(["python", "-m", "distbranch", "train", str(inside), *overrides])
 
 
 def _is_seen(config: Config) -> bool:

@@ -1,6 +1,5 @@
 """What is decided before Ray is asked: which cluster, how many workers fit, which paths would vanish."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from distbranch.config.sweep import load_sweep
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address, dashboard_address
 from distbranch.launch.on_ray.cluster import room
-from distbranch.launch.on_ray.job import _command, submit
+from distbranch.launch.on_ray.job import submit
 from distbranch.launch.on_slurm.submission import Resources, script
-from distbranch.launch.prepare import prepare, with_absolute_paths
+from distbranch.launch.prepare import prepare
 from distbranch.launch.sweep.run import run_sweep
 
 
@@ -200,14 +199,3 @@ def test_a_submitted_run_begins_only_where_its_marker_is_seen(
     marker.touch()
     prepare(config, fresh=False, report=lambda _: None)
     assert not marker.exists()
-
-
-def test_the_command_of_a_job_names_all_data_sets_so_that_they_are_read_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "joint.yaml").write_text("data: {path: [a set, s3://bucket/b]}\n")
-    config = with_absolute_paths(load_config(tmp_path / "joint.yaml"))
-    arguments = shlex.split(_command(Path("joint.yaml"), [], config))
-    read = load_config("joint.yaml", arguments[arguments.index("joint.yaml") + 1 :])
-    assert read.data.paths == config.data.paths == (str(tmp_path / "a set"), "s3://bucket/b")
