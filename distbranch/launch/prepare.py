@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from distbranch.launch.on_ray.address import cluster_address
 
 logger = logging.getLogger("distbranch")
 MARKER = "DISTBRANCH_MARKER"  # the environment variable that names the file of `check_marker`
+SECONDS_TO_APPEAR, SECONDS_BETWEEN_LOOKS = 10.0, 0.5
 RAY_COPY = "_ray_pkg_"  # how Ray names the copy of a folder that was submitted with a job
 
 
@@ -119,20 +121,35 @@ def check_marker() -> None:
     """In a job that another machine submitted: see the file that it left in the run directory, and take it away as the answer.
 
     Raises:
-        UserError: it is not there, so this node and that machine mean different folders by the same path.
+        UserError: it is not there, so this node and that machine mean different folders by one path; or it cannot be removed.
     """
     marker = os.environ.get(MARKER)
     if not marker:
         return
-    path = Path(marker)
+    folder, end = Path(marker).parent, time.monotonic() + SECONDS_TO_APPEAR
+    while not _is_seen(Path(marker)):
+        if time.monotonic() > end:
+            raise UserError(
+                f"The run directory {folder} is another folder on {socket.gethostname()}, where this job runs, than on the machine that "
+                "submitted it. Give a run.directory that both see under one path, a URL, or a folder that only the cluster has."
+            )
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     try:
-        path.unlink()
+        Path(marker).unlink()
     except OSError as error:
         raise UserError(
-            f"The run directory {path.parent} is another folder on {socket.gethostname()}, where this job runs, than on the machine "
-            f"that submitted it ({error.strerror}). Give a run.directory that both see under one path, a URL, or a folder that only the "
-            "cluster has."
+            f"The run directory {folder} cannot be written on {socket.gethostname()}, where this job runs ({error.strerror}). "
+            "Let whoever runs the cluster's jobs write it, or give another run.directory."
         ) from None
+
+
+def _is_seen(file: Path) -> bool:
+    """Looked up by listings, which are fresh where a folder's absence is remembered for a while (NFS)."""
+    try:
+        os.listdir(file.parent.parent)
+        return file.name in os.listdir(file.parent)
+    except OSError:
+        return False
 
 
 def packed(config: Config, report: Report) -> DatasetInfo:

@@ -24,6 +24,7 @@ from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_of_nodes, without_variable
+from distbranch.launch.on_ray.token import give_token, read_token_again, use_token_if_there
 from distbranch.launch.ray_folder import choose_ray_folder
 
 SECONDS_TO_ANSWER = 10
@@ -43,7 +44,6 @@ SETTINGS = {
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 SECONDS_TO_END = 10
 BYTES_OF_NAME = len("db12345678")  # of a folder that tempfile makes
-TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 Node = Mapping[str, Any]  # of ray.nodes()
 
 
@@ -63,8 +63,10 @@ def cluster(launch: LaunchConfig, settings: Mapping[str, str] | None = None) -> 
         if _is_connected():  # a trial of a sweep, which lives in a worker of its cluster
             yield address
             return
-        _set_token(starts=address is None)
-        _read_token_again()
+        use_token_if_there()
+        if address is None:
+            give_token()
+        read_token_again()
         logging.getLogger("ray").setLevel(logging.ERROR)
         with _started(launch) if address is None else _joined(address):
             yield address
@@ -120,13 +122,13 @@ def _end(processes: Iterable[psutil.Process]) -> None:
 
 def _cannot_be_used(address: str | None, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
-    if "AuthToken" in reason or "token" in reason.lower():
+    if address is None:
+        return f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
+    if "token" in reason.lower():
         return (
             f"The Ray cluster of launch.address={address} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH to the file that holds it, which whoever started the cluster can give you."
         )
-    if address is None:
-        return f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
     return (
         f"The Ray cluster {address} cannot be used ({reason}). Check that it runs there and that this machine is one of its "
         "nodes (else use `distbranch submit ray --address http://HEAD:8265`), or leave launch.address empty."
@@ -156,23 +158,6 @@ def _is_connected() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
-def _set_token(*, starts: bool) -> None:
-    use_token_if_there()
-    if starts and os.environ.get("RAY_AUTH_MODE", "token") == "token":
-        # A cluster of ours answers only to those who hold its token; this one lives and dies with this process.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        if not any(os.environ.get(variable) for variable in TOKEN_VARIABLES):
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def _read_token_again() -> None:
-    """Ray remembers the token that it found first, and when it is loaded whether one is wanted."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
 @contextmanager
 def _environment_kept() -> Iterator[None]:
     before = dict(os.environ)
@@ -182,19 +167,6 @@ def _environment_kept() -> Iterator[None]:
         for key in os.environ.keys() - before.keys():
             del os.environ[key]
         os.environ.update(before)
-
-
-def use_token_if_there() -> None:
-    """Show the token that the environment names to whatever cluster is asked; call it before Ray is imported.
-
-    Raises:
-        UserError: the file of the token cannot be read.
-    """
-    file = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if file and not os.access(file, os.R_OK):
-        raise UserError(f"RAY_AUTH_TOKEN_PATH names the file {file}, which cannot be read. Put the token there.")
-    if any(variable in os.environ for variable in TOKEN_VARIABLES):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 # ---- resources

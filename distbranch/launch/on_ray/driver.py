@@ -66,7 +66,8 @@ def train_in_child(config: Config, report: Report) -> RunResult:
 
 def _warn_of_own_connection(config: Config) -> None:
     ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized() and cluster_address(config.launch) is None:
+    is_own = not config.launch.address and cluster_address(config.launch) is None
+    if is_own and ray is not None and ray.is_initialized():
         logger.warning(
             "This program has joined the Ray cluster %s; the run starts one of its own on this machine. "
             "Give launch.address to train there.",

@@ -34,7 +34,7 @@ from distbranch.launch.prepare import (
 from distbranch.launch.stopping import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 SECONDS_BETWEEN_LOOKS = 1.0
-SECONDS_TO_BEGIN = 60  # of a job, until it says whether it sees the run directory
+SECONDS_TO_BEGIN = 90  # of a job, until it says whether it sees the run directory
 SECONDS_TO_SAVE = 120  # from the wish to stop to the kill; Ray's own 3 are too few for a checkpoint
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -104,16 +104,16 @@ def _submit_to_shared(client: Any, config: Config, command: str, address: str, s
         environment = {MARKER: str(marker)}
     try:
         job = Job("ray", _send(client, command, environment), address, "", _now())
+        write_job(config.run_directory, job)
+        Mirror.of(config).send_files("config.yaml", RunDirectory(config.run_directory).job.name)
         say(f"Submitted job {job.id} to {address}; its run directory is {place} on all nodes")
         if environment:
             _await_answer(client, job, marker, say)
-    except BaseException:
+    except UserError:  # nothing was submitted, or the job has ended; one that goes on needs the marker
         marker.unlink(missing_ok=True)
         if is_new:
             shutil.rmtree(config.run_directory, ignore_errors=True)
         raise
-    write_job(config.run_directory, job)
-    Mirror.of(config).send_files("config.yaml", RunDirectory(config.run_directory).job.name)
     return job
 
 
@@ -231,7 +231,7 @@ def _begin(config: Config) -> None:
 
 def _client(address: str) -> Any:
     """A client of the cluster's jobs, when somebody answers there who knows us."""
-    from distbranch.launch.on_ray.cluster import use_token_if_there
+    from distbranch.launch.on_ray.token import use_token_if_there
 
     use_token_if_there()
     from ray.exceptions import RayError

@@ -1,5 +1,6 @@
 """What is decided before Ray is asked: which cluster, how many workers fit, which paths would vanish."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,7 @@ def test_a_submitted_run_begins_only_where_its_marker_is_seen(
     config = load_config(config_of(tiny_data, tmp_path / "runs"))
     marker = tmp_path / "runs" / "tiny" / ".seen-0123"
     monkeypatch.setenv("DISTBRANCH_MARKER", str(marker))
+    monkeypatch.setattr(importlib.import_module(prepare.__module__), "SECONDS_TO_APPEAR", 0)
     with pytest.raises(UserError, match=r"The run directory .*/runs/tiny is another folder on .* where this job runs"):
         prepare(config, fresh=False, report=lambda _: None)
     assert not (tmp_path / "runs").exists()
