@@ -11,10 +11,15 @@ from distbranch.cli.terminal import Overrides, console
 def submit_ray(
     config: Annotated[Path, typer.Argument(help="A YAML file inside this folder, which is uploaded.")],
     overrides: Overrides = None,
-    address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
+    address: Annotated[
+        str | None,
+        typer.Option(help="The cluster's dashboard; if empty that of RAY_ADDRESS, else http://127.0.0.1:8265."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log; end with the job's exit code.")] = True,
 ) -> None:
     """Train a run as a job of a Ray cluster: this folder is uploaded, without what .gitignore names.
+
+    Run directory and data lie outside it: absolute paths on storage that all nodes see, or URLs.
 
     Examples:
     `distbranch submit ray configs/celeba-branch-32-2.yaml launch.workers=16 run.directory=/shared/runs --address http://HEAD:8265`

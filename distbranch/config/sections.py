@@ -225,7 +225,7 @@ class LaunchConfig(Section):
     )
     address: str | None = Field(
         None,
-        description="An existing Ray cluster: HOST:6379, `auto`, or `local` to start one here; empty: that of a Ray job, else `local`.",
+        description="An existing Ray cluster: HOST:6379, `auto`, or `local` to start one here; empty: that of RAY_ADDRESS, else `local`.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",

@@ -9,12 +9,17 @@ from distbranch.engine.distributed import num_started_ranks
 from distbranch.engine.metrics import Event, Report
 from distbranch.engine.results import RunResult, read_result
 from distbranch.errors import UsageError
-from distbranch.launch.on_ray.cluster import cluster_address
+from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import prepare
 
 
 def train(
-    config: Config | Path | str | Mapping[str, Any], *, fresh: bool = False, report: Report | None = None, **dotted: Any
+    config: Config | Path | str | Mapping[str, Any],
+    *,
+    fresh: bool = False,
+    report: Report | None = None,
+    apart: bool = False,
+    **dotted: Any,
 ) -> RunResult:
     """Train one run, or go on with it where it was left; a finished run is returned as it is.
 
@@ -22,6 +27,7 @@ def train(
         config: a Config, a YAML file, or a nested mapping.
         fresh: start over in a new directory if the run's own exists (`name-2`, `name-3`, ...).
         report: called with what happens (progress, decisions, evaluations).
+        apart: whether Ray's driver is a process of its own, for a program that is not only ours.
         dotted: overrides, `train("x.yaml", **{"method.alpha": 2})`.
 
     Raises:
@@ -41,6 +47,10 @@ def train(
         return finished
     launch = resolved.launch
     if started is None and (launch.most_workers > 1 or cluster_address(launch) is not None):
+        if apart:
+            from distbranch.launch.on_ray.driver import train_in_child
+
+            return train_in_child(resolved, report or _silent)
         from distbranch.launch.on_ray.train import train_on_ray
 
         return train_on_ray(resolved, report or _silent)

@@ -13,10 +13,13 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
+from distbranch.config import LaunchConfig
 from distbranch.engine.distributed import num_cores
 from distbranch.engine.optimisation import has_bf16
 from distbranch.engine.run_directory import package_version
 from distbranch.errors import UserError
+from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_of_dashboard
+from distbranch.launch.ray_folder import choose_ray_folder, find_problem
 
 GIB = 2**30
 SMALLEST_SHARED_MEMORY = GIB
@@ -34,7 +37,7 @@ class Finding:
 
 def examine(storage: Path) -> list[Finding]:
     """Look at versions, devices, memory, shared memory, ports and the storage of runs."""
-    return [*_versions(), *_devices(), *_memory(), *_network(), *_storage(storage)]
+    return [*_versions(), *_devices(), *_memory(), *_network(), *_ray(), *_storage(storage)]
 
 
 def _versions() -> Iterator[Finding]:
@@ -104,6 +107,32 @@ def _port_text(port: int, use: str) -> str:
         probe.settimeout(1)
         answers = probe.connect_ex(("127.0.0.1", port)) == 0
     return f"something answers: {use}, perhaps (launch.address)" if answers else f"free ({use} is not running here)"
+
+
+def _ray() -> Iterator[Finding]:
+    """The cluster that RAY_ADDRESS names, and the folder in which one that is started here keeps its files."""
+    variable = os.environ.get(VARIABLE, "").strip()
+    try:
+        address = cluster_address(LaunchConfig())
+    except UserError as error:
+        use = (
+            f"{VARIABLE}={variable}: `submit ray` submits there"
+            if is_of_dashboard(variable)
+            else f"{VARIABLE}={variable}"
+        )
+        yield Finding("Ray cluster", use, str(error))
+    else:
+        yield Finding("Ray cluster", f"{VARIABLE}={address}: runs join it" if address else "runs start one here")
+    try:
+        folder = choose_ray_folder()
+    except UserError as error:
+        yield Finding("files of Ray", "no folder will do", str(error))
+        return
+    given = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or folder)
+    found = f"in {folder}"
+    if given.absolute() != folder:
+        found += f", for the temporary folder {given} {find_problem(given)}"
+    yield Finding("files of Ray", found)
 
 
 def _storage(folder: Path) -> Iterator[Finding]:

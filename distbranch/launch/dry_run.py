@@ -10,7 +10,7 @@ from distbranch.data.sources import parse_options
 from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import first_architecture, own_tree
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.launch.on_ray.cluster import cluster_address
+from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import (
     bring_down,
     check_data,

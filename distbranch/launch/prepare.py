@@ -2,6 +2,8 @@
 
 import logging
 import os
+import socket
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from distbranch.engine.mirror import Mirror
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.on_ray.cluster import cluster_address
+from distbranch.launch.on_ray.address import cluster_address
 from distbranch.locks import hold_lock
 
 logger = logging.getLogger("distbranch")
+MARKER = "DISTBRANCH_MARKER"  # the environment variable that names the file of `check_marker`
+SECONDS_TO_APPEAR, SECONDS_BETWEEN_LOOKS = 10.0, 0.5
 RAY_COPY = "_ray_pkg_"  # how Ray names the copy of a folder that was submitted with a job
 
 
@@ -32,7 +36,8 @@ def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
         UserError: the data set or the run directory is not as it should be.
     """
     config = with_absolute_paths(config)
-    _refuse_what_vanishes(config)
+    refuse_what_vanishes(places_of(config))
+    check_marker()
     tell_ignored([config])
     if fresh:
         config = renamed(config)
@@ -81,17 +86,69 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path)
 
 
-def _refuse_what_vanishes(config: Config) -> None:
-    """A Ray job runs in an uploaded copy of a folder, which is another one on every node and ends with the job."""
+def places_of(config: Config) -> list[tuple[str, str]]:
+    """What a run reads and writes outside the source: keys and paths or URLs."""
+    return [
+        ("run.directory", config.run.directory),
+        *(("data.path", path) for path in config.data.paths),
+        *config.begins_from.items(),
+    ]
+
+
+def refuse_what_vanishes(places: Iterable[tuple[str, str]]) -> None:
+    """A Ray job runs in an uploaded copy of a folder, which is another one on every node and ends with the job.
+
+    Args:
+        places: keys and absolute paths or URLs.
+
+    Raises:
+        UserError: paths in that copy, all of them.
+    """
     copy = next((part for part in (Path.cwd(), *Path.cwd().parents) if part.name.startswith(RAY_COPY)), None)
-    places = [("run.directory", config.run.directory), *(("data.path", path) for path in config.data.paths)]
-    places += config.begins_from.items()
-    for key, path in places:
-        if copy is not None and not is_remote(path) and Path(path).is_relative_to(copy):
+    if copy is None:
+        return
+    inside = [(key, path) for key, path in places if not is_remote(path) and Path(path).is_relative_to(copy)]
+    if inside:
+        names = ", ".join(f"{key}={Path(path).relative_to(copy)}" for key, path in inside)
+        raise UserError(
+            f"{inside[0][0]} should be an absolute path on storage that all nodes see; in this Ray job {names} "
+            f"would lie in the uploaded copy of your folder, which vanishes with the job. Give {inside[0][0]}=/shared/..."
+        )
+
+
+def check_marker() -> None:
+    """In a job that another machine submitted: see the file that it left in the run directory, and take it away as the answer.
+
+    Raises:
+        UserError: it is not there, so this node and that machine mean different folders by one path; or it cannot be removed.
+    """
+    marker = os.environ.get(MARKER)
+    if not marker:
+        return
+    folder, end = Path(marker).parent, time.monotonic() + SECONDS_TO_APPEAR
+    while not _is_seen(Path(marker)):
+        if time.monotonic() > end:
             raise UserError(
-                f"{key} should be an absolute path on storage that all nodes see; in this Ray job '{Path(path).relative_to(copy)}' "
-                f"lies in the uploaded copy of your folder, which vanishes with the job. Give {key}=/shared/..."
+                f"The run directory {folder} is another folder on {socket.gethostname()}, where this job runs, than on the machine that "
+                "submitted it. Give a run.directory that both see under one path, a URL, or a folder that only the cluster has."
             )
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    try:
+        Path(marker).unlink()
+    except OSError as error:
+        raise UserError(
+            f"The run directory {folder} cannot be written on {socket.gethostname()}, where this job runs ({error.strerror}). "
+            "Let whoever runs the cluster's jobs write it, or give another run.directory."
+        ) from None
+
+
+def _is_seen(file: Path) -> bool:
+    """Looked up by listings, which are fresh where a folder's absence is remembered for a while (NFS)."""
+    try:
+        os.listdir(file.parent.parent)
+        return file.name in os.listdir(file.parent)
+    except OSError:
+        return False
 
 
 def packed(config: Config, report: Report) -> DatasetInfo:

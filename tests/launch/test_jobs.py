@@ -165,21 +165,33 @@ def test_a_controller_that_is_away_for_a_while_does_not_end_the_log(
 
 
 class Dashboard:
-    """Of a Ray cluster: keeps what is sent to it."""
+    """Of a Ray cluster: keeps what is sent to it; its job sees the run directory, or it fails."""
 
-    def submit_job(self, *, entrypoint: str, runtime_env: dict[str, object]) -> str:
-        self.command, self.environment = entrypoint, runtime_env
+    def __init__(self, *, sees: bool = True) -> None:
+        self.sees = sees
+
+    def submit_job(self, *, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+        self.command = entrypoint
+        if self.sees:
+            Path(runtime_env["env_vars"]["DISTBRANCH_MARKER"]).unlink()
         return "raysubmit_1"
+
+    def get_job_status(self, _: str) -> str:
+        return "RUNNING" if self.sees else "FAILED"
+
+    def get_job_logs(self, _: str) -> str:
+        return "Loading.\nError: The run directory is another folder.\n"
 
 
 def test_a_job_of_ray_is_told_in_full_where_a_run_begins_from(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, copy, dashboard = tmp_path / "source", tmp_path / "copy", Dashboard()
-    changes = {"method.name": "fixed", "method.groups": "runs/grown", "data.cache_directory": "cache"}
-    changes |= {"method.init": "somp", "method.pretrained": "../wide"}
+    runs = tmp_path / "runs"
+    changes = {"method.name": "fixed", "method.groups": f"{runs}/grown", "data.cache_directory": f"{tmp_path}/cache"}
+    changes |= {"method.init": "somp", "method.pretrained": f"{tmp_path}/wide"}
     source.mkdir()
-    (source / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, "runs", **changes)))
+    (source / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, runs, **changes)))
     shutil.copytree(source, copy)
     monkeypatch.setattr(ray_job, "_client", lambda _: dashboard)
     monkeypatch.chdir(source)
@@ -190,8 +202,20 @@ def test_a_job_of_ray_is_told_in_full_where_a_run_begins_from(
     [*program, file, seed] = shlex.split(dashboard.command)[:6]
     assert program == ["python", "-m", "distbranch", "train"]
     there = with_absolute_paths(load_config(file, [seed, *shlex.split(dashboard.command)[6:]]))
-    RunDirectory(source / "runs" / "tiny").check(there)  # the run that was begun here
-    assert there.method.groups == str(source / "runs" / "grown")
+    RunDirectory(runs / "tiny").check(there)  # the run that was begun here
+    assert read_job(runs / "tiny") is not None
+
+
+def test_a_job_that_does_not_see_the_run_directory_leaves_nothing_of_it_here(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, tmp_path / "runs")))
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(ray_job, "_client", lambda _: Dashboard(sees=False))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"raysubmit_1 ended before it trained: The run directory is another folder\.$"):
+        ray_job.submit(Path("tiny.yaml"), [], address="http://head:8265", wait=False, say=lambda _: None)
+    assert not (tmp_path / "runs" / "tiny").exists()
 
 
 @pytest.mark.parametrize(

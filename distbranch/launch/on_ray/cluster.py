@@ -7,11 +7,15 @@ import logging
 import os
 import secrets
 import socket
+import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from distbranch.config import Config, LaunchConfig
 from distbranch.data.shards import DATASET_FILE, is_remote
@@ -19,6 +23,9 @@ from distbranch.engine.distributed import num_cores
 from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
 from distbranch.errors import UserError
+from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_of_nodes, without_variable
+from distbranch.launch.on_ray.token import give_token, read_token_again, use_token_if_there
+from distbranch.launch.ray_folder import choose_ray_folder
 
 SECONDS_TO_ANSWER = 10
 SECONDS_BETWEEN_LOOKS = 2
@@ -34,58 +41,94 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_worker_niceness": "0",  # Ray's 15 makes training wait for everything else that runs on the machine
 }
-TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+SECONDS_TO_END = 10
+BYTES_OF_NAME = len("db12345678")  # of a folder that tempfile makes
 Node = Mapping[str, Any]  # of ray.nodes()
 
 
-def cluster_address(launch: LaunchConfig) -> str | None:
-    """The cluster to join: `launch.address`, or the one whose job this process is; None: start one here."""
-    job = os.environ.get("RAY_ADDRESS", "")
-    address = launch.address or ("" if job.startswith("http") else job)
-    return None if address in ("", "local") else address
+@contextmanager
+def cluster(launch: LaunchConfig, settings: Mapping[str, str] | None = None) -> Iterator[str | None]:
+    """Join the cluster of the run, or start one on this machine that ends with this block; gives its address, None if started.
+
+    Ray's `settings` and our own ones count within the block; the environment is afterwards what it was.
+
+    Raises:
+        UserError: nobody answers there, or only to those who hold its token; or none can be started here.
+    """
+    address = cluster_address(launch)
+    with _environment_kept():
+        for key, value in {**SETTINGS, **(settings or {})}.items():
+            os.environ.setdefault(key, value)
+        if _is_connected():  # a trial of a sweep, which lives in a worker of its cluster
+            yield address
+            return
+        use_token_if_there()
+        if address is None:
+            give_token()
+        read_token_again()
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        with _started(launch) if address is None else _joined(address):
+            yield address
 
 
 @contextmanager
-def cluster(launch: LaunchConfig) -> Iterator[None]:
-    """Join the cluster of the run, or start one on this machine that ends with this process.
-
-    Raises:
-        UserError: nobody answers there, or only to those who hold its token.
-    """
-    address, before = cluster_address(launch), dict(os.environ)
-    _set_environment(starts=address is None)
+def _started(launch: LaunchConfig) -> Iterator[None]:
+    """A cluster of this machine; none of its processes and files is left."""
     import ray
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        if address is None:
-            cpus = max(num_cores(), round(launch.most_workers * launch.cpus_per_worker))
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
-        else:
-            ray.init(address=_knock(address), **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        _restore_environment(before)
-        raise UserError(_cannot_be_used(address, error)) from None
+    folder = choose_ray_folder(BYTES_OF_NAME)
+    cpus = max(num_cores(), round(launch.most_workers * launch.cpus_per_worker))
+    others = set(psutil.Process().children(recursive=True))
+    with tempfile.TemporaryDirectory(prefix="db", dir=folder, ignore_cleanup_errors=True) as own:
+        try:
+            with _explained(None):
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=own, **QUIET)
+            yield
+        finally:
+            processes = set(psutil.Process().children(recursive=True)) - others
+            ray.shutdown()
+            _end(processes)
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    import ray
+
+    with _explained(address):
+        ray.init(address=_knock(address), **QUIET)
     try:
         yield
     finally:
         ray.shutdown()
-        _restore_environment(before)
+
+
+@contextmanager
+def _explained(address: str | None) -> Iterator[None]:
+    import ray
+
+    try:
+        yield
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        raise UserError(_cannot_be_used(address, error)) from None
+
+
+def _end(processes: Iterable[psutil.Process]) -> None:
+    """What Ray started ends with it, some of it a moment later."""
+    for process in psutil.wait_procs(processes, timeout=SECONDS_TO_END)[1]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _cannot_be_used(address: str | None, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
-    if "AuthToken" in reason or "token" in reason.lower():
+    if address is None:
+        return f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
+    if "token" in reason.lower():
         return (
             f"The Ray cluster of launch.address={address} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH to the file that holds it, which whoever started the cluster can give you."
         )
-    if address is None:
-        return f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
     return (
         f"The Ray cluster {address} cannot be used ({reason}). Check that it runs there and that this machine is one of its "
         "nodes (else use `distbranch submit ray --address http://HEAD:8265`), or leave launch.address empty."
@@ -94,50 +137,36 @@ def _cannot_be_used(address: str | None, error: Exception) -> str:
 
 def _knock(address: str) -> str:
     """The address as HOST:PORT, when somebody answers there who knows us; Ray itself would go on trying for minutes."""
-    if "://" in address:
-        raise UserError(
-            f"launch.address should be HOST:PORT of a cluster that this machine belongs to, found {address}. From outside "
-            "use `distbranch submit ray CONFIG --address http://HEAD:8265`."
-        )
     from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of its C++ part
 
-    found = str(canonicalize_bootstrap_address_or_die(address))
+    of_job = os.environ.get(VARIABLE, "")
+    if address == "auto" and is_of_nodes(of_job):
+        address = of_job
+    with without_variable():
+        found = str(canonicalize_bootstrap_address_or_die(address))
     host, _, port = found.rpartition(":")
     if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port) % 65536), timeout=SECONDS_TO_ANSWER).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
     GcsClient(address=found)  # raises at once where a token is wanted
     return found
 
 
-def _set_environment(*, starts: bool) -> None:
-    for key, value in SETTINGS.items():
-        os.environ.setdefault(key, value)
-    if starts and "RAY_AUTH_MODE" not in os.environ:
-        # A cluster of ours answers only to those who hold its token; this one lives and dies with this process.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    use_token_if_there()
+def _is_connected() -> bool:
+    """Whether this process has joined a cluster before; asked without loading ray, which reads its settings when it is."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
-def use_token_if_there() -> None:
-    """Show the token that the environment names to whatever cluster is asked; call it before Ray is imported.
-
-    Raises:
-        UserError: the file of the token cannot be read.
-    """
-    file = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if file and not os.access(file, os.R_OK):
-        raise UserError(f"RAY_AUTH_TOKEN_PATH names the file {file}, which cannot be read. Put the token there.")
-    if any(variable in os.environ for variable in TOKEN_VARIABLES):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def _restore_environment(before: Mapping[str, str]) -> None:
-    """A token of ours must not meet the next cluster that this process joins."""
-    for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        if key not in before:
-            os.environ.pop(key, None)
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for key in os.environ.keys() - before.keys():
+            del os.environ[key]
+        os.environ.update(before)
 
 
 # ---- resources

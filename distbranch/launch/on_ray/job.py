@@ -4,25 +4,36 @@ The uploaded copy vanishes with the job, so the run directory and the data lie o
 """
 
 import asyncio
-import json
 import os
+import secrets
 import shlex
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, load_config
+from distbranch.config.places import is_remote
 from distbranch.engine.mirror import Mirror
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job import Job, read_job, write_job
-from distbranch.launch.prepare import bring_down, lock_beside, with_absolute_paths
+from distbranch.launch.on_ray.address import dashboard_address, without_variable
+from distbranch.launch.prepare import (
+    MARKER,
+    bring_down,
+    lock_beside,
+    places_of,
+    with_absolute_paths,
+)
 from distbranch.launch.stopping import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from distbranch.locks import hold_lock
 
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_TO_BEGIN = 90  # of a job, until it says whether it sees the run directory
 SECONDS_TO_SAVE = 120  # from the wish to stop to the kill; Ray's own 3 are too few for a checkpoint
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -31,7 +42,7 @@ def submit(
     config_path: Path,
     overrides: Sequence[str],
     *,
-    address: str,
+    address: str | None,
     wait: bool,
     say: Callable[[str], None],
     show: Callable[[str], None] = lambda _: None,
@@ -41,39 +52,110 @@ def submit(
     Args:
         config_path: a YAML file inside the current folder, which is uploaded without what .gitignore names.
         overrides: `key=value`.
-        address: such as http://HEAD:8265.
+        address: such as http://HEAD:8265; if None that of RAY_ADDRESS, else of this machine.
         wait: show the log until the job has ended.
         say: called with sentences.
         show: called with pieces of the job's log.
 
     Raises:
-        UsageError: a config file that would not be uploaded, an address that is none.
+        UsageError: a config file that would not be uploaded, relative paths, an address that is none.
         UserError: nobody answers there, the token is wrong, or the run directory is not as it should be.
     """
-    config = with_absolute_paths(load_config(config_path, overrides))
+    given = load_config(config_path, overrides)
+    config = with_absolute_paths(given)
+    _refuse_relative(given)
+    address = dashboard_address(address)
     place = config.run_url or config.run_directory
-    command = _command(config_path, overrides, config)
+    command = _command(config_path, overrides)
     here = _is_seen(config)
     if read_result(config.run_directory) is not None:
         say(f"The run {place} is finished; nothing was submitted.")
         return 0
     client = _client(address)
-    if here:
-        _begin(config)
     if here and (job := read_job(config.run_directory)) is not None and job.kind == "ray" and is_running(job):
         say(f"The run {place} is on its way already: job {job.id} at {job.where}.")
         return _follow(client, job, say, show) if wait else 0
-    job = Job("ray", _send(client, command), address, "", time.strftime("%Y-%m-%d %H:%M:%S"))
-    say(f"Submitted job {job.id} to {address}; its run directory is {place} on all nodes")
-    if here:
-        write_job(config.run_directory, job)
-        Mirror.of(config).send_files("config.yaml", RunDirectory(config.run_directory).job.name)
-        say(f"`distbranch status|logs|cancel {place}` ask about it.")
-    else:
+    if not here:
+        job = Job("ray", _send(client, command, {}), address, "", _now())
+        say(f"Submitted job {job.id} to {address}; its run directory is {place} on all nodes")
         say(
             f"This machine does not see that place: `ray job status|logs|stop --address {address} {job.id}` ask about it."
         )
+        return _follow(client, job, say, show) if wait else 0
+    job = _submit_to_shared(client, config, command, address, say)
+    say(f"`distbranch status|logs|cancel {place}` ask about it.")
     return _follow(client, job, say, show) if wait else 0
+
+
+def _submit_to_shared(client: Any, config: Config, command: str, address: str, say: Callable[[str], None]) -> Job:
+    """Submit a run whose directory this machine sees too; the job's name is kept in it.
+
+    Raises:
+        UserError: the node of the job sees another folder under that path; nothing new is left in this one.
+    """
+    place = config.run_url or config.run_directory
+    is_new = not config.run_directory.exists()
+    _begin(config)
+    marker = config.run_directory / f".seen-{secrets.token_hex(8)}"
+    environment = {}
+    if config.run_url is None:
+        marker.touch()
+        environment = {MARKER: str(marker)}
+    try:
+        job = Job("ray", _send(client, command, environment), address, "", _now())
+        write_job(config.run_directory, job)
+        Mirror.of(config).send_files("config.yaml", RunDirectory(config.run_directory).job.name)
+        say(f"Submitted job {job.id} to {address}; its run directory is {place} on all nodes")
+        if environment:
+            _await_answer(client, job, marker, say)
+    except UserError:  # nothing was submitted, or the job has ended; one that goes on needs the marker
+        marker.unlink(missing_ok=True)
+        if is_new:
+            shutil.rmtree(config.run_directory, ignore_errors=True)
+        raise
+    return job
+
+
+def _await_answer(client: Any, job: Job, marker: Path, say: Callable[[str], None]) -> None:
+    """Wait until the job takes the marker away; a job that has not begun for long is left to check it by itself.
+
+    Raises:
+        UserError: the job ended before; in its own words.
+    """
+    end = time.monotonic() + SECONDS_TO_BEGIN
+    while time.monotonic() < end:
+        ended = _status(client, job) in ENDED
+        if marker.name not in os.listdir(marker.parent):  # a listing is fresh where a look at one file is remembered
+            return
+        if ended:
+            lines = [line for line in str(client.get_job_logs(job.id)).splitlines() if line.strip()]
+            reason = lines[-1].removeprefix("Error: ") if lines else "it said nothing."
+            raise UserError(f"The job {job.id} ended before it trained: {reason}")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    say(f"The job has not begun within {SECONDS_TO_BEGIN} s; when it does, it checks that it sees {marker.parent}.")
+
+
+def _status(client: Any, job: Job) -> str:
+    """What the cluster says; empty while it does not answer."""
+    with suppress(RuntimeError, OSError):
+        return str(client.get_job_status(job.id))
+    return ""
+
+
+def _refuse_relative(config: Config) -> None:
+    """Relative paths would lie in the uploaded copy of this folder, and `~` is another place there."""
+    places = [*places_of(config), ("data.cache_directory", config.data.cache_directory or "/")]
+    relative = [(key, path) for key, path in places if not is_remote(path) and not Path(path).is_absolute()]
+    if relative:
+        names = ", ".join(f"{key}={path}" for key, path in relative)
+        raise UsageError(
+            f"{relative[0][0]} should be an absolute path on storage that all nodes see, found {names}: of this folder only a "
+            f"copy is uploaded, which vanishes with the job. Give {relative[0][0]}=/shared/..."
+        )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def job_state(job: Job) -> str:
@@ -115,8 +197,8 @@ def cancel_job(job: Job) -> None:
         raise UserError(f"Job {job.id} of {job.where} cannot be stopped ({_brief(error)}).") from None
 
 
-def _command(config_path: Path, overrides: Sequence[str], config: Config) -> str:
-    """What the job runs in the uploaded copy; paths that were relative to this folder are given in full."""
+def _command(config_path: Path, overrides: Sequence[str]) -> str:
+    """What the job runs in the uploaded copy."""
     here = Path.cwd()
     try:
         inside = config_path.absolute().resolve().relative_to(here.resolve())
@@ -125,19 +207,14 @@ def _command(config_path: Path, overrides: Sequence[str], config: Config) -> str
             f"The config file {config_path} lies outside {here}, which is the folder that a job takes with it. "
             "Copy it into this folder, or submit from its own."
         ) from None
-    paths = config.data.paths
-    data = paths[0] if len(paths) == 1 else json.dumps(paths)  # a list in YAML
-    full = [f"run.directory={config.run.directory}", f"run.name={config.run.name}", f"data.path={data}"]
-    cache = config.data.cache_directory
-    given = {**config.begins_from, **({"data.cache_directory": cache} if cache else {})}
-    full += [f"{key}={path}" for key, path in given.items()]
-    return shlex.join(["python", "-m", "distbranch", "train", str(inside), *overrides, *full])
+    return shlex.join(["python", "-m", "distbranch", "train", str(inside), *overrides])
 
 
 def _is_seen(config: Config) -> bool:
     """Whether this machine sees where the run directory is to be."""
     if config.run_url is None:
-        return config.run_directory.parent.is_dir() or config.run_directory.parent.parent.is_dir()
+        folder = config.run_directory.parent
+        return folder.is_dir() or (folder.parent.is_dir() and folder.parent != Path(folder.anchor))
     try:
         bring_down(config)
     except UserError:  # the nodes may have what this machine lacks; the job checks it
@@ -153,19 +230,15 @@ def _begin(config: Config) -> None:
 
 def _client(address: str) -> Any:
     """A client of the cluster's jobs, when somebody answers there who knows us."""
-    if not address.startswith(("http://", "https://")):
-        raise UsageError(f"--address should be that of the Ray dashboard, such as http://HEAD:8265, found '{address}'.")
-    from distbranch.launch.on_ray.cluster import use_token_if_there
+    from distbranch.launch.on_ray.token import use_token_if_there
 
     use_token_if_there()
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
-    if "RAY_ADDRESS" in os.environ or "RAY_API_SERVER_ADDRESS" in os.environ:
-        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would count more than what was asked
-            os.environ.pop(name, None)
     try:
-        return JobSubmissionClient(address)
+        with without_variable():
+            return JobSubmissionClient(address)
     except (RuntimeError, ConnectionError, ValueError, OSError, RayError) as error:
         if any(word in str(error).lower() for word in ("token", "unauthorized", "401", "403")):
             raise UserError(
@@ -178,8 +251,9 @@ def _client(address: str) -> Any:
         ) from None
 
 
-def _send(client: Any, command: str) -> str:
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), "COLUMNS": "120"}
+def _send(client: Any, command: str, further: Mapping[str, str]) -> str:
+    """Submit the command; `further` environment variables are the job's. The name of the job."""
+    environment = {**further, "RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), "COLUMNS": "120"}
     try:
         return str(
             client.submit_job(entrypoint=command, runtime_env={"working_dir": str(Path.cwd()), "env_vars": environment})

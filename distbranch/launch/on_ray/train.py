@@ -1,6 +1,5 @@
 """Training under Ray Train: Ray places the ranks and replaces lost ones; the run directory alone says where they go on."""
 
-import os
 import shutil
 import threading
 import time
@@ -18,7 +17,6 @@ from distbranch.launch.on_ray.cluster import (
     check_resources,
     check_storage,
     cluster,
-    cluster_address,
     resources,
     uses_gpu,
 )
@@ -40,10 +38,10 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
         StoppedEarly: after a signal to this process; its `exit_code` says which.
     """
     files = RunDirectory(config.run_directory)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(SECONDS_FOR_ROOM[_kind(config)]))
-    with files.locked(), cluster(config.launch):
+    settings = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(SECONDS_FOR_ROOM[_kind(config)])}
+    with files.locked(), cluster(config.launch, settings) as address:
         check_resources(config.launch, report)
-        if cluster_address(config.launch) is not None:
+        if address is not None:
             check_storage(config)
         files.stop_word.unlink(missing_ok=True)
         attempt = files.path / "ray" / time.strftime("%Y%m%d-%H%M%S")

@@ -5,7 +5,7 @@ from collections import Counter
 from distbranch.config import Config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import first_architecture
-from distbranch.launch.on_ray.cluster import cluster_address
+from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import check_data, data_there, must_be_packed, tell_ignored
 from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials
 from distbranch.launch.sweep.run import check_begun

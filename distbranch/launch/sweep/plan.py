@@ -16,7 +16,7 @@ from distbranch.config.sweep import VARIANT, Range, SweepConfig
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.initialisation import first_architecture
 from distbranch.errors import UsageError
-from distbranch.launch.on_ray.cluster import cluster_address
+from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import with_absolute_paths
 from distbranch.models.cost import multiply_adds
 

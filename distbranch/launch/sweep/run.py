@@ -4,7 +4,6 @@ Each start makes a new Tuner over the trials that the disk does not know as sett
 driver before ended.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory, without_moved_data, write_aside
 from distbranch.errors import UserError
-from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster, cluster_address
-from distbranch.launch.prepare import check_data, packed, tell_ignored
+from distbranch.launch.on_ray.address import cluster_address
+from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster
+from distbranch.launch.prepare import check_data, packed, places_of, refuse_what_vanishes, tell_ignored
 from distbranch.launch.sweep.beginnings import families, saving
 from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials, trials_by_variant
 from distbranch.launch.sweep.proposals import Proposals
@@ -69,6 +69,7 @@ def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
     """
     directory = SweepDirectory(sweep.path, sweep.trial_path)
     known = [] if sweep.search == "optuna" else planned_trials(sweep)
+    _refuse_what_vanishes(sweep, known or [base_config(sweep)])
     check_begun(sweep, directory, known)
     tell_ignored(known or [base_config(sweep)])
     _data_of(in_turns(known)[0] if known else [base_config(sweep)], report)
@@ -85,6 +86,15 @@ def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
         if shared.steps < shared.steps_alone:
             report({"kind": "saving", "text": f"Shared beginnings of {shared}"})
     return SweepResult(rows, directory.path)
+
+
+def _refuse_what_vanishes(sweep: SweepConfig, trials: Sequence[Config]) -> None:
+    """In a job of Ray: the folders of the sweep, which are the `run.directory` of its trials, and what these read."""
+    places = [("directory", str(sweep.path))]
+    if sweep.trial_directory is not None:
+        places.append(("trial_directory", str(sweep.trial_path)))
+    of_trials = [place for trial in trials for place in places_of(trial) if place[0] != "run.directory"]
+    refuse_what_vanishes([*places, *dict.fromkeys(of_trials)])
 
 
 def _train_open(
@@ -228,11 +238,11 @@ def cluster_of(sweep: SweepConfig, report: Report) -> Iterator[None]:
     Raises:
         UserError: nobody answers there, or a single trial does not fit, or a node does not see the sweep's directory.
     """
-    os.environ |= {key: os.environ.get(key, value) for key, value in SETTINGS.items()}
     base = base_config(sweep)
     here = cluster_address(base.launch) is None
     _, wanted = room_asked_for(sweep)
-    with cluster(base.launch.model_copy(update={"workers": wanted}) if here else base.launch):
+    launch = base.launch.model_copy(update={"workers": wanted}) if here else base.launch
+    with cluster(launch, SETTINGS):
         check_resources(
             base.launch if here else base.launch.model_copy(update={"workers": room_asked_for(sweep)}), report
         )

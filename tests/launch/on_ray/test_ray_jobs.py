@@ -1,6 +1,7 @@
 """Runs as jobs of a real Ray cluster with a dashboard and a token: submitted, watched, cancelled, gone on with."""
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ class Head:
     dashboard: str
     environment: Mapping[str, str]
     scratch: Path
+    hidden: Path  # where the cluster has a folder of its own
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         command = ["ray", "start", "--head", "--block", f"--port={port}", f"--temp-dir={scratch}", "--num-cpus=2"]
         command += ["--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}"]
         command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
+        hidden = folder / "hidden"
+        hidden.mkdir()
+        mount = f"mount -t tmpfs none {hidden} && exec "
+        command = ["unshare", "--mount", "sh", "-c", mount + shlex.join(command)]
         log = folder / "head.log"
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         with log.open("w") as output:
@@ -51,7 +57,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        yield Head(f"http://127.0.0.1:{dashboard}", environment, Path(scratch))
+        yield Head(f"http://127.0.0.1:{dashboard}", environment, Path(scratch), hidden)
         process.terminate()
         process.wait(timeout=60)
 
@@ -116,14 +122,16 @@ def test_ray_job_submit_trains_until_it_is_cancelled_and_submit_ray_goes_on_to_t
     assert copies
     assert all(sorted(file.name for file in copy.iterdir()) == [".gitignore", "tiny.yaml"] for copy in copies)
 
-    # Relative paths are those of the folder from which is submitted, not of its uploaded copy.
-    ended = call("submit", "ray", "tiny.yaml", "--address", head.dashboard)
+    relative = call("submit", "ray", "tiny.yaml", "--address", head.dashboard)
+    assert relative.exit_code == 2, relative.output
+    assert "found run.directory=../runs, data.path=../data" in text_of(relative)
+    ended = call("submit", "ray", "tiny.yaml", *paths, RAY_ADDRESS=head.dashboard)
     assert ended.exit_code == 0, ended.output
     assert "went on after step" in text_of(ended)
     assert_same_content(run, undisturbed(2))
     resumed = lines_of(run / "metrics.jsonl", "resumed")
     assert [line["iteration"] for line in resumed] == [checkpoint.state["progress"]["iteration"]]
-    again = call("submit", "ray", "tiny.yaml", "--address", head.dashboard)
+    again = call("submit", "ray", "tiny.yaml", *paths, "--address", head.dashboard)
     assert again.exit_code == 0
     assert "is finished; nothing was submitted" in text_of(again)
 
@@ -136,7 +144,27 @@ def test_ray_job_submit_refuses_paths_inside_the_uploaded_copy(
     refused = call(*job, sys.executable, "-m", "distbranch", "train", "tiny.yaml", program="ray")
     assert refused.exit_code == 1
     assert "run.directory should be an absolute path on storage that all nodes see" in text_of(refused)
-    assert "'runs' lies in the uploaded copy" in text_of(refused)
+    assert "in this Ray job run.directory=runs would lie in the uploaded copy" in text_of(refused)
+    sweep = {"base": "tiny.yaml", "name": "few", "grid": {"model.width": [2, 4]}}
+    base = config_of(tiny_data, "runs")
+    write_config(tmp_path, {key: value for key, value in base.items() if key != "run"})
+    (tmp_path / "source" / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    refused = call(*job, sys.executable, "-m", "distbranch", "sweep", "sweep.yaml", program="ray")
+    assert refused.exit_code == 1
+    assert "in this Ray job directory=runs/few would lie in the uploaded copy" in text_of(refused)
+
+
+def test_a_cluster_that_does_not_see_the_run_directory_of_this_machine_is_noticed_before_anything_is_trained(
+    call: Callable[..., Ended], head: Head, tiny_data: Path, tmp_path: Path
+) -> None:
+    hidden = head.hidden / "runs"
+    hidden.mkdir()
+    write_config(tmp_path, config_of(tiny_data, hidden))
+    ended = call("submit", "ray", "tiny.yaml", "--address", head.dashboard, "--no-wait")
+    assert ended.exit_code == 1, ended.output
+    assert f"The run directory {hidden / 'tiny'} is another folder on" in text_of(ended)
+    assert text_of(ended).count("Error:") == 1
+    assert not (hidden / "tiny").exists()
 
 
 def test_the_exit_code_is_that_of_the_job_and_status_and_logs_know_it(

@@ -1,0 +1,208 @@
+"""Ray's driver in a process of its own, for Python programs: in theirs Ray may be at work already, or an event loop, or threads.
+
+The caller's process does not load Ray. A pipe carries the configuration there, and events, log records and the end back; whoever
+finds it closed knows that the other one is gone.
+"""
+
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+import psutil
+
+from distbranch.config import Config, load_config
+from distbranch.engine.metrics import Report
+from distbranch.engine.results import RunResult, StoppedEarly, read_result
+from distbranch.errors import UserError
+from distbranch.launch.on_ray.address import cluster_address
+from distbranch.launch.stopping import StopRequest
+
+SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_END = 30  # of a driver whose caller has an error of its own, after it was asked to save everything
+SECONDS_TO_SAVE = 120  # of a driver whose caller is gone
+logger = logging.getLogger("distbranch")
+Say = Callable[[str, Any], None]
+
+
+def train_in_child(config: Config, report: Report) -> RunResult:
+    """As `train_on_ray`, which runs in a new process that ends with the run; this one stays as it is.
+
+    Raises:
+        UserError: as `train_on_ray` says it, or the process was killed.
+        StoppedEarly: after a signal to this process; its `exit_code` says which.
+    """
+    _warn_of_own_connection(config)
+    here, there = Pipe()
+    request = StopRequest()
+    main = threading.current_thread() is threading.main_thread()
+    with here, request.listening() if main else nullcontext():
+        with there:
+            child = _start(there)
+        try:
+            here.send(config.model_dump(mode="json"))
+            error = _follow(here, child, request, report)
+        except BaseException:
+            child.send_signal(signal.SIGINT)  # the first one saves everything, a second one interrupts
+            _wait_or_kill(child)
+            raise
+        here.close()
+        _wait_or_kill(child)
+    if error is not None:
+        raise error
+    result = read_result(config.run_directory)
+    assert result is not None, config.run_directory
+    return result
+
+
+def _warn_of_own_connection(config: Config) -> None:
+    ray = sys.modules.get("ray")
+    is_own = not config.launch.address and cluster_address(config.launch) is None
+    if is_own and ray is not None and ray.is_initialized():
+        logger.warning(
+            "This program has joined the Ray cluster %s; the run starts one of its own on this machine. "
+            "Give launch.address to train there.",
+            ray.get_runtime_context().gcs_address,
+        )
+
+
+def _start(there: Connection) -> "subprocess.Popen[bytes]":
+    """The child finds the modules that this process finds, and receives no Ctrl-C but ours."""
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, str(there.fileno())],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        pass_fds=[there.fileno()],
+        start_new_session=True,
+    )
+
+
+def _follow(
+    here: Connection, child: "subprocess.Popen[bytes]", request: StopRequest, report: Report
+) -> BaseException | None:
+    """Pass on events and the wish to stop until the driver says how it ended; its error, None if all went well."""
+    passed_on = False
+    while True:
+        if request.received is not None and not passed_on:
+            passed_on = True
+            child.send_signal(request.received)
+        if not here.poll(SECONDS_BETWEEN_LOOKS):
+            continue
+        try:
+            kind, value = here.recv()
+        except (EOFError, OSError):
+            return _lost(child, request)
+        if kind == "event":
+            report(value)
+        elif kind == "log":
+            logger.log(*value)
+        else:
+            error: BaseException | None = value
+            return error
+
+
+def _lost(child: "subprocess.Popen[bytes]", request: StopRequest) -> Exception:
+    """The driver ended without a word: it was stopped before it had begun, or killed."""
+    code = child.wait()
+    if not request():
+        reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return UserError(
+            f"The process that leads the run was lost ({reason}), perhaps for lack of memory. "
+            "The same call resumes from the last checkpoint."
+        )
+    stopped = StoppedEarly("The run was stopped before it began; the same call begins it.")
+    stopped.exit_code = request.exit_code
+    return stopped
+
+
+def _wait_or_kill(child: "subprocess.Popen[bytes]") -> None:
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(SECONDS_TO_END)
+        return
+    tree = psutil.Process(child.pid).children(recursive=True)
+    child.kill()
+    child.wait()
+    for process in tree:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+# ---- the child's side
+
+
+def main() -> None:
+    """Train as the caller asks through the pipe whose number is the only argument."""
+    from distbranch.launch.on_ray.train import train_on_ray
+
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _leave)  # until the training listens itself: with everything in order
+    there = Connection(int(sys.argv[1]))
+    config = load_config(there.recv())
+    say = _speaker(there)
+    logger.handlers, logger.propagate = [_Records(say)], False
+    threading.Thread(target=_watch_caller, args=(there,), daemon=True).start()
+    try:
+        train_on_ray(config, lambda event: say("event", event))
+        say("ended", None)
+    except (Exception, KeyboardInterrupt) as error:
+        say("ended", _portable(error))
+
+
+def _speaker(there: Connection) -> Say:
+    lock = threading.Lock()
+
+    def say(kind: str, value: Any) -> None:
+        with lock, suppress(OSError):  # of a caller who is gone; then `_watch_caller` ends the run
+            there.send((kind, value))
+
+    return say
+
+
+def _watch_caller(there: Connection) -> None:
+    """When the caller is gone the run saves everything and stops."""
+    with suppress(EOFError, OSError):
+        there.recv()
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait(SECONDS_TO_SAVE)
+    os._exit(1)
+
+
+def _leave(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error as it is where it can be sent, with the place in the source where it is none for people."""
+    if not isinstance(error, (UserError, StoppedEarly, KeyboardInterrupt)):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        copy: BaseException = pickle.loads(pickle.dumps(error))
+    except Exception:  # of any kind: who wrote the error's class did not think of pickle
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return copy
+
+
+class _Records(logging.Handler):
+    """Log records as the caller's own, so that warnings reach where its program sends them."""
+
+    def __init__(self, say: Say) -> None:
+        super().__init__(logging.WARNING)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        self.say("log", (record.levelno, "%s", record.getMessage()))
+
+
+if __name__ == "__main__":
+    main()

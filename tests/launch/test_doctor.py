@@ -1,0 +1,55 @@
+"""What `distbranch doctor` finds out about Ray: its temporary files, and the cluster that the environment names."""
+
+from pathlib import Path
+
+import pytest
+
+from distbranch.launch import ray_folder
+from distbranch.launch.doctor import Finding, examine
+
+
+def found(what: str, folder: Path) -> Finding:
+    return next(finding for finding in examine(folder) if finding.what == what)
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_tmpdir_that_is_too_long_for_sockets_is_named_with_the_folder_that_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    long = tmp_path / ("t" * 50)
+    long.mkdir()
+    assert found("files of Ray", tmp_path) == Finding("files of Ray", "in /tmp")
+    monkeypatch.setenv("TMPDIR", str(long))
+    finding = found("files of Ray", tmp_path)
+    assert finding.found.startswith(f"in /tmp, for the temporary folder {long} is too long for the names of sockets")
+    assert not finding.advice
+
+
+def test_where_no_folder_takes_sockets_the_advice_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ray_folder, "_candidates", lambda: [("TMPDIR=", Path("/nowhere"))])
+    assert "Set RAY_TMPDIR to a short folder" in found("files of Ray", tmp_path).advice
+
+
+@pytest.mark.parametrize(
+    ("variable", "words", "is_wrong"),
+    [
+        ("", "runs start one here", False),
+        ("10.0.0.1:6379", "RAY_ADDRESS=10.0.0.1:6379: runs join it", False),
+        ("http://10.0.0.1:8265", "`submit ray` submits there", True),
+        ("foo", "RAY_ADDRESS=foo", True),
+    ],
+)
+def test_the_cluster_of_the_environment_is_named(
+    variable: str, words: str, is_wrong: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    finding = found("Ray cluster", tmp_path)
+    assert words in finding.found
+    assert ("launch.address=local" in finding.advice) is is_wrong
