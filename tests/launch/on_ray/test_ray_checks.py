@@ -12,7 +12,8 @@ from distbranch.config.sweep import load_sweep
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.cluster import cluster_address, room
 from distbranch.launch.on_ray.job import _command
-from distbranch.launch.on_slurm.submission import Resources, script
+from distbranch.launch.on_slurm.resources import Resources
+from distbranch.launch.on_slurm.submission import script
 from distbranch.launch.prepare import prepare, with_absolute_paths
 
 

@@ -1,0 +1,74 @@
+"""Where Ray's files lie on this machine: in a folder whose path is so short that the sockets below it can have names.
+
+The kernel takes 107 bytes for the path of a socket, and Ray adds up to 64 of them to the folder it is given. The TMPDIR of a job is
+often too long for that.
+"""
+
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from distbranch.errors import UserError
+
+BYTES_OF_SOCKET = 107
+BYTES_OF_RAY = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+BYTES_OF_NAME = 24  # of a folder that is made in the chosen one, such as db12345-12345678-10-100
+# Ray writes the path into command lines of its own, which take blanks and quotes for something else.
+PLAIN = re.compile(r"[A-Za-z0-9_./+,@=~-]+")
+
+
+def choose_ray_folder(longest_name: int = BYTES_OF_NAME) -> Path:
+    """The first temporary folder in which a folder for Ray, with a name of so many bytes, leaves its sockets room.
+
+    RAY_TMPDIR comes first, then TMPDIR, then /tmp and /var/tmp. Nothing is left in it.
+
+    Raises:
+        UserError: none will do; it says what is wrong with each.
+    """
+    problems = []
+    for name, folder in _candidates():
+        problem = find_problem(folder, longest_name)
+        if not problem:
+            return folder
+        problems.append(f"{name}{folder} {problem}")
+    most = longest_path(longest_name)
+    raise UserError(
+        f"Ray needs a temporary folder with a path of {most} bytes at most, in which sockets can be made: "
+        f"{'; '.join(problems)}. Set RAY_TMPDIR to a short folder that you may write, such as /scratch/me."
+    )
+
+
+def longest_path(longest_name: int = BYTES_OF_NAME) -> int:
+    """How many bytes the path of the folder may have in which one with such a name is made."""
+    return BYTES_OF_SOCKET - BYTES_OF_RAY - len("/") - longest_name
+
+
+def find_problem(folder: Path, longest_name: int = BYTES_OF_NAME) -> str:
+    """Why Ray's files cannot lie in this folder, as the end of a sentence; empty if they can."""
+    num_bytes, most = len(os.fsencode(folder)), longest_path(longest_name)
+    if num_bytes > most:
+        return f"is too long for the names of sockets ({num_bytes} bytes, at most {most})"
+    if not PLAIN.fullmatch(str(folder)):
+        return "has other characters than letters, digits and ._-, which Ray does not take"
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="db", dir=folder) as trial,
+            closing(socket.socket(socket.AF_UNIX)) as probe,
+        ):
+            probe.bind(str(Path(trial) / "s"))
+    except OSError as error:
+        return f"takes no sockets ({error.strerror or error})"
+    return ""
+
+
+def _candidates() -> Iterator[tuple[str, Path]]:
+    """Folders, each with the name of the variable that gave it, or empty."""
+    for variable in ("RAY_TMPDIR", "TMPDIR"):
+        if os.environ.get(variable):
+            yield f"{variable}=", Path(os.environ[variable]).absolute()
+    yield "", Path("/tmp")
+    yield "", Path("/var/tmp")
