@@ -144,6 +144,7 @@ def _fitted(config: Config, resources: Resources) -> Config:
             values["launch.cpus_per_worker"] = resources.cpus_per_node / -(-workers // resources.nodes)
     if resources.num_gpus:
         _check_gpus(load_config(config, values).launch, resources)
+        values["launch.device"] = "cuda"  # a torch that finds no GPU should not train beside one
     else:
         if config.launch.device == "cuda":
             raise UsageError("launch.device=cuda needs --gpus-per-node.")
