@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 from rank_server import free_port
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "unshare", "mount", "mknod")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "unshare", "mount")
 NODES = ("n1", "n2")
 NUM_GPUS = 2
 MIB_PER_NODE = 64_000
