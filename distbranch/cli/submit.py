@@ -24,7 +24,12 @@ class Executor(StrEnum):
 
 
 Partition = Annotated[str | None, typer.Option(help="Partition; the site's default if empty.")]
-Gpus = Annotated[int, typer.Option("--gpus-per-node", help="GPUs of each node; one rank on each.", min=0)]
+Gpus = Annotated[
+    int,
+    typer.Option(
+        "--gpus-per-node", help="GPUs of each node; one rank on each. With a type: --sbatch gres=gpu:a100:2.", min=0
+    ),
+]
 Cpus = Annotated[
     int | None,
     typer.Option("--cpus-per-node", help="Cores of each node; if empty no fewer than its ranks need, one each.", min=1),

@@ -355,7 +355,11 @@ def test_what_slurm_refuses_is_said_in_one_sentence(person: Person, slurm: Slurm
     assert "--time is written" in refusal("--time", "soon")
     whole = "(invalid partition specified: mian; Batch job submission failed: Invalid partition name specified)"
     assert whole in refusal("--sbatch", "partition=mian")
-    assert "Invalid time limit" in refusal("--sbatch", "time-min=soon")
+    assert "Slurm refuses: Invalid --time-min specification." in refusal("--sbatch", "time-min=soon")
+    whole = (
+        "(Memory specification can not be satisfied; Batch job submission failed: Requested node configuration is not"
+    )
+    assert whole in refusal("--mem", "900G")
     assert "--time is longer than the partition allows" in refusal("--partition", "short", "--time", "50")
     assert "give an --account that may use this partition" in refusal("--partition", "project", "--account", "unknown")
     assert "you may not use this partition" in refusal("--partition", "closed", "--sbatch", "uid=nobody")
