@@ -209,6 +209,9 @@ class Task:
 
     def _finish(self, place: Place, code: int) -> int:
         """Say how the task ends: 0 when the run is finished or saved, else Slurm shall show the job as failed."""
+        if code == 0:  # nothing is left to save, and a signal to the interpreter at its end would fail the job
+            for one in SIGNALS:
+                signal.signal(one, signal.SIG_IGN)
         if not place.is_first:
             return code
         if self._asked_at is not None and place.job_id and was_preempted(place.job_id):

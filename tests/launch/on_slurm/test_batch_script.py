@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,20 @@ def test_the_gpus_of_a_job_are_those_that_slurm_names(no_slurm: pytest.MonkeyPat
     assert gpus_of_this_node() == 3
     no_slurm.setenv("SLURM_GPUS_ON_NODE", "2")
     assert gpus_of_this_node() == 2
+
+
+def test_a_warning_of_slurm_after_the_end_of_a_run_does_not_fail_its_job(tmp_path: Path) -> None:
+    """The time limit's signal comes while the interpreter ends, when no handler of Python is left."""
+    program = f"""import os, signal
+from distbranch.launch.on_slurm.task import Place, Task
+signal.signal(signal.SIGUSR2, lambda *_: None)
+Task("config.yaml", {str(tmp_path)!r})._finish(Place.here({str(tmp_path)!r}), 0)
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR2):
+        kill(pid, number)
+os.last = Last()
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 SITE = """sbatch: error: ------------------------------
