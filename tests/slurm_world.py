@@ -1,6 +1,8 @@
 """A real Slurm of two nodes on this machine, without systemd: munged, slurmctld and two slurmd, in one folder.
 
-Node n2 has a mount namespace of its own, in which the folder `only-n1` is empty: storage that not all nodes see.
+Node n2 has a mount namespace of its own, in which the folder `only-n1` is empty: storage that not all nodes see. As on a site,
+tasks are bound to the cores of their job, each job has a TMPDIR of its own with a long name, memory and the (made up) GPUs
+of n1 are counted, and partitions are closed to some. Both nodes have all cores of this machine, which up to four jobs share.
 """
 
 import ctypes
@@ -8,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +22,8 @@ from rank_server import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "unshare", "mount")
 NODES = ("n1", "n2")
-CPUS_PER_NODE = 4
+NUM_GPUS = 2
+MIB_PER_NODE = 64_000
 MUNGED, SLURMCTLD, SLURMD = "/usr/sbin/munged", "/usr/sbin/slurmctld", "/usr/sbin/slurmd"
 
 # Of a site all but the intervals: with Slurm's own a requeue takes minutes.
@@ -39,11 +43,17 @@ SlurmdLogFile={folder}/slurmd-%n.log
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin=task/affinity
+TaskPluginParam=autobind=cores
+Prolog={folder}/prolog
+TaskProlog={folder}/task-prolog
+Epilog={folder}/epilog
+GresTypes=gpu
 MpiDefault=none
 SwitchType=switch/none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=1000
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 EnforcePartLimits=ALL
@@ -59,9 +69,20 @@ KillWait=30
 MessageTimeout=10
 MinJobAge=600
 {nodes}
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
-PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=DEFAULT Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 OverSubscribe=FORCE:4
+PartitionName=main Default=YES
+PartitionName=short MaxTime=30
+PartitionName=project AllowAccounts=physics
+PartitionName=closed AllowGroups=root
+PartitionName=urgent PriorityTier=10 PreemptMode=OFF OverSubscribe=NO
 """
+# The TMPDIR of a job is longer than a socket's path may be. What it holds at the end of the job is written down.
+TEMPORARY = "{folder}/local-disk-of-the-node/$SLURMD_NODENAME/temporary-files-of-user-root/job-$SLURM_JOB_ID"
+SCRIPTS = {
+    "prolog": f'mkdir -p "{TEMPORARY}"',
+    "task-prolog": f'echo "export TMPDIR={TEMPORARY}"',
+    "epilog": f'find "{TEMPORARY}" -mindepth 1 >> {{folder}}/left-of-$SLURM_JOB_ID; rm -rf "{TEMPORARY}"',
+}
 
 
 def missing() -> str:
@@ -70,11 +91,13 @@ def missing() -> str:
     absent = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
     if absent:
         return f"a real Slurm needs {', '.join(absent)} (apt-get install slurm-wlm munge)"
+    if os.cpu_count() == 1:
+        return "jobs of two cores need a machine with two"
     return "" if os.geteuid() == 0 else "a real Slurm on this machine needs root"
 
 
 class SlurmWorld:
-    """Two nodes, the partitions `main` (can be preempted) and `urgent`; `stop` ends exactly what was started here."""
+    """Two nodes, the partitions `main` (can be preempted) and `urgent`, others that refuse; `stop` ends what was started here."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -171,6 +194,10 @@ class SlurmWorld:
         words = self.run("scontrol", "show", "job", "-o", number).split()
         return dict(word.partition("=")[::2] for word in words if "=" in word)
 
+    def left_of(self, job: str) -> list[str]:
+        """What a job has left in the TMPDIRs of its nodes when it ended."""
+        return (self.folder / f"left-of-{job}").read_text().splitlines()
+
     def wait_for(self, holds: Callable[[], bool], what: str, *, timeout_s: float = 60) -> None:
         """Wait until something holds.
 
@@ -196,12 +223,20 @@ class SlurmWorld:
             )
 
     def _write_configuration(self) -> None:
-        nodes = "\n".join(
-            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={free_port()} CPUs={CPUS_PER_NODE} State=UNKNOWN"
-            for node in NODES
+        here = (
+            f"NodeHostname=localhost NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory={MIB_PER_NODE} State=UNKNOWN"
         )
+        resources = {"n1": f"Gres=gpu:{NUM_GPUS}", "n2": ""}
+        nodes = "\n".join(f"NodeName={node} Port={free_port()} {here} {resources[node]}" for node in NODES)
         values = {"folder": self.folder, "slurmctld_port": free_port(), "nodes": nodes}
         self.configuration.write_text(CONFIG.format(**values))
+        for name, command in SCRIPTS.items():
+            script = self.folder / name
+            script.write_text(f"#!/bin/sh\n{command.format(folder=self.folder)}\n")
+            script.chmod(0o755)
+        for number in range(NUM_GPUS):  # Slurm asks for a device: one like /dev/null
+            os.mknod(self.folder / f"gpu{number}", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        (self.folder / "gres.conf").write_text(f"NodeName=n1 Name=gpu File={self.folder}/gpu[0-{NUM_GPUS - 1}]\n")
 
 
 def _die_with_parent() -> None:

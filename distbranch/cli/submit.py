@@ -4,7 +4,7 @@ import math
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,7 +24,12 @@ class Executor(StrEnum):
 
 
 Partition = Annotated[str | None, typer.Option(help="Partition; the site's default if empty.")]
-Gpus = Annotated[int, typer.Option("--gpus-per-node", help="GPUs of each node; one rank on each.", min=0)]
+Gpus = Annotated[
+    int,
+    typer.Option(
+        "--gpus-per-node", help="GPUs of each node; one rank on each. With a type: --sbatch gres=gpu:a100:2.", min=0
+    ),
+]
 Cpus = Annotated[
     int | None,
     typer.Option("--cpus-per-node", help="Cores of each node; if empty no fewer than its ranks need, one each.", min=1),
@@ -72,13 +77,14 @@ def submit_slurm(
     """
     from distbranch.config import load_config
     from distbranch.launch.on_slurm import submission
+    from distbranch.launch.on_slurm.resources import Resources, further_options, minutes
 
-    resources = submission.Resources(
+    resources = Resources(
         partition=partition,
         nodes=nodes,
         gpus_per_node=gpus_per_node,
         cpus_per_node=cpus_per_node,
-        timeout_min=submission.minutes(time),
+        timeout_min=minutes(time),
         account=account,
         qos=qos,
         constraint=constraint,
@@ -86,7 +92,7 @@ def submit_slurm(
         exclusive=exclusive,
         job_name=job_name,
         signal_delay_s=signal_delay,
-        further=_pairs(sbatch),
+        further=further_options(sbatch or [], gpus_per_node=gpus_per_node),
         port=port,
         executor=executor.value,
     )
@@ -136,6 +142,7 @@ def submit_slurm_array(
     """
     from distbranch.config.sweep import load_sweep
     from distbranch.launch.on_slurm import submission
+    from distbranch.launch.on_slurm.resources import Resources, further_options, minutes
     from distbranch.launch.sweep.plan import planned_trials
 
     given = {"gpus_per_trial": gpus, "cpus_per_trial": cpus}
@@ -148,18 +155,19 @@ def submit_slurm_array(
         )
     trials = planned_trials(loaded)
     most = at_once or loaded.concurrency or 64
-    resources = submission.Resources(
+    gpus_per_trial = math.ceil(loaded.gpus_per_trial)
+    resources = Resources(
         partition=partition,
-        gpus_per_node=math.ceil(loaded.gpus_per_trial),
+        gpus_per_node=gpus_per_trial,
         cpus_per_node=math.ceil(loaded.cpus_per_trial or loaded.workers_per_trial),
-        timeout_min=submission.minutes(time),
+        timeout_min=minutes(time),
         account=account,
         qos=qos,
         constraint=constraint,
         memory=mem,
         job_name=job_name or loaded.name,
         signal_delay_s=signal_delay,
-        further=_pairs(sbatch),
+        further=further_options(sbatch or [], gpus_per_node=gpus_per_trial),
     )
     if dry_run:
         return _say(submission.script(trials[0], resources, num_runs=len(trials), at_once=most))
@@ -168,13 +176,6 @@ def submit_slurm_array(
         _say(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
     table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])
     return _say(f"When all have ended, `{table}` makes the table of them; it trains again what failed.")
-
-
-def _pairs(options: list[str] | None) -> dict[str, Any]:
-    for option in options or ():
-        if "=" not in option:
-            raise UsageError(f"--sbatch takes KEY=VALUE, such as --sbatch nodelist=n1, found '{option}'.")
-    return {option.partition("=")[0].removeprefix("--"): option.partition("=")[2] for option in options or ()}
 
 
 def _say(text: str) -> None:

@@ -277,6 +277,11 @@ CONFIGS = (
         ("=4 (one per",),
     ),
     Case("slurm: all GPUs idle", nothing, f"{SLURM} --gpus-per-node 4", 2, ("launch.device=cpu", "4 GPU(s) idle")),
+    Case("slurm: GPU of sbatch", nothing, f"{SLURM} --sbatch gres=gpu:1", 2, ("launch.device=cpu", "1 GPU(s) idle")),
+    Case(
+        "slurm: two GPU options", nothing, f"{SLURM} --gpus-per-node 1 --sbatch gpus=2", 2, ("do not agree", "gpus=2")
+    ),
+    Case("slurm: nodes by sbatch", nothing, f"{SLURM} --sbatch nodes=2", 2, ("--nodes in place of --sbatch nodes=2",)),
     Case("slurm: signal too early", nothing, f"{SLURM} --time 2 --signal-delay 600", 2, ("600", "--time", "2 minute")),
     Case("slurm: no such port", nothing, f"{SLURM} --port 99999", 2, ("--port", "65535")),
     Case(

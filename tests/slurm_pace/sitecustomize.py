@@ -1,13 +1,16 @@
-"""For jobs of the tests: with this folder on PYTHONPATH every training step takes so many seconds longer (TEST_SECONDS_PER_STEP).
+"""For jobs of the tests: with this folder on PYTHONPATH every training step takes so many seconds longer (TEST_SECONDS_PER_STEP),
+and each rank writes down which cores and threads it trains with (into the folder TEST_RANKS).
 
 A tiny run is over before anything can be done to it; its processes are started by Slurm and Ray, out of a test's reach.
 """
 
 import importlib.abc
 import importlib.util
+import json
 import os
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -37,10 +40,21 @@ def pace(module: ModuleType) -> None:
     real = module.TrainingStep._forward_and_backward
 
     def step(self: Any, *batch: Any) -> None:
+        if "TEST_RANKS" in os.environ:
+            describe_rank()
         time.sleep(float(os.environ["TEST_SECONDS_PER_STEP"]))
         real(self, *batch)
 
     module.TrainingStep._forward_and_backward = step
+
+
+def describe_rank() -> None:
+    import torch
+
+    given = os.environ
+    name = "-".join((given["SLURMD_NODENAME"], given.get("SLURM_RESTART_COUNT", "0"), str(os.getpid())))
+    about = {"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    Path(given["TEST_RANKS"], f"{name}.json").write_text(json.dumps(about))
 
 
 def draw_nothing(module: ModuleType) -> None:

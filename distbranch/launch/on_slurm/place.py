@@ -3,14 +3,15 @@
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from distbranch.errors import UserError
+from distbranch.launch.ray_folder import choose_ray_folder
 
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -45,10 +46,14 @@ class Place:
         """Whether this is task 0, which leads."""
         return self.task == 0
 
-    @property
+    @cached_property
     def scratch(self) -> Path:
-        """A folder of this task on the node's own disk; short, for sockets have short names."""
-        return Path(tempfile.gettempdir()) / f"db{os.getuid()}-{self.number}-{self.attempt}-{self.task}"
+        """A folder of this task on the node's own disk; short, for sockets have short names, and Ray may make one in it.
+
+        Raises:
+            UserError: there is none in which Ray's sockets have room.
+        """
+        return choose_ray_folder() / f"db{self.number}-{self.task}"
 
     @property
     def shared(self) -> Path:
@@ -62,10 +67,7 @@ class Place:
     @contextmanager
     def folders(self) -> Iterator[None]:
         """Make both folders; at the end the one of this node is removed, and task 0 says that it is over."""
-        for left in self.scratch.parent.glob(
-            f"db{os.getuid()}-{self.number}-*-{self.task}"
-        ):  # an attempt that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)  # of an attempt that was killed
         self.scratch.mkdir(mode=0o700)
         self.shared.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:

@@ -13,16 +13,22 @@ RUNNING = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZIN
 MEANINGS = (
     (r"munge", "munge, through which the nodes trust each other, does not answer here: ask the administrator to start it"),
     (r"configuration source|slurm\.conf", "this machine belongs to no Slurm cluster: use a login node of one, or --executor local"),
-    (r"contact slurm controller|refused|timed out", "the controller slurmctld does not answer: try later, or ask the administrator"),
+    (r"slurm controller|connection refused|timed out", "the controller slurmctld does not answer: try later, or ask the administrator"),
+    (r"unrecognized option", "--sbatch takes the long options of sbatch (`sbatch --help` lists them)"),
+    (r"violates accounting", "your account or QOS allows no more jobs or none so large: wait for others to end, or ask for less"),
+    (r"invalid partition", "give a partition of those that `sinfo` lists"),
     (r"invalid account", "give an --account that may use this partition (`sacctmgr show associations user=$USER` lists yours)"),
     (r"qos", "give a --qos that your account may use"),
     (r"time limit", "--time is longer than the partition allows (`sinfo -o '%P %l'` shows the limits)"),
     (r"invalid feature|constraint", "no node has what --constraint asks for (`sinfo -o '%N %f'` shows what they have)"),
-    (r"gres|gpu", "no node of the partition has so many GPUs (`sinfo -o '%P %G'` shows them)"),
+    (r"generic resource|gres|gpu", "the partition has no such GPUs or other resources, or not so many (`sinfo -o '%P %G'` shows them)"),
     (r"node count|processors|node configuration|memory", "ask for fewer nodes, cores or GPUs or less memory (`sinfo -o '%P %D %c %m %G'`)"),
     (r"job array", "the site allows fewer jobs in one array (MaxArraySize of `scontrol show config`): make the sweep smaller"),
-    (r"permission|not authorized|access", "you may not use this partition: ask the administrator, or give another one"),
+    (r"permission|not permitted|not authorized|access", "you may not use this partition: ask the administrator, or give another one"),
 )  # fmt: skip
+PREFIX = re.compile(r"^[\w-]+: (?:(?:error|fatal|warning|lua): )*")
+# Where Slurm itself says why, after what a site's own check may have said before.
+OWN_REASON = re.compile(r"(?:submission|allocation) failed: (.*)", re.IGNORECASE)
 
 
 def check_partition(partition: str | None) -> None:
@@ -57,11 +63,14 @@ def ask(*command: str) -> str:
 
 
 def explain(refusal: str) -> str:
-    """One sentence about what a command of Slurm said on its error stream."""
-    lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line).strip() for line in refusal.splitlines() if line.strip()]
-    said = lines[-1].rstrip(".") if lines else "nothing"
+    """One sentence about all that a command of Slurm said on its error stream, a site's own words among it."""
+    lines = [PREFIX.sub("", line).strip(" .;") for line in refusal.splitlines()]
+    words = [line for line in dict.fromkeys(lines) if re.search(r"\w", line) and not line.startswith('Try "')]
+    said = "; ".join(words) or "nothing"
+    reason = OWN_REASON.search(refusal)
+    meant = reason[1] if reason else refusal
     for pattern, meaning in MEANINGS:
-        if re.search(pattern, refusal, re.IGNORECASE):
+        if re.search(pattern, meant, re.IGNORECASE):
             return f"Slurm refuses ({said}): {meaning}."
     return f"Slurm refuses: {said}."
 

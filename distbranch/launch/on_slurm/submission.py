@@ -6,17 +6,14 @@ What each task does is in `task`; this file says what is asked of Slurm, and wri
 import io
 import math
 import os
-import re
-import shlex
 import shutil
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distbranch.config import Config, LaunchConfig, load_config, to_yaml
 from distbranch.data.shards import is_remote
@@ -25,7 +22,10 @@ from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job import Job, read_job, write_job
 from distbranch.launch.jobs import goes_on, job_state, logs
+from distbranch.launch.on_slurm.batch_script import options_in, parameters
+from distbranch.launch.on_slurm.environment import environment_for
 from distbranch.launch.on_slurm.queue import check_partition, explain
+from distbranch.launch.on_slurm.resources import Resources
 from distbranch.launch.on_slurm.task import Task
 from distbranch.launch.prepare import check_data, data_there, must_be_packed, with_absolute_paths
 from distbranch.launch.stopping import EXIT_PREEMPTED
@@ -33,50 +33,6 @@ from distbranch.launch.stopping import EXIT_PREEMPTED
 FOLDER = "slurm"  # in the run directory: the batch script, the logs, what tasks tell each other
 MAX_TIMEOUTS = 1000  # a long run is requeued at every time limit
 SECONDS_BETWEEN_LOOKS = 2
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What is asked of Slurm for one run; `memory` per node as Slurm writes it (64G), `further`: other options of sbatch."""
-
-    partition: str | None = None
-    nodes: int = 1
-    gpus_per_node: int = 0
-    cpus_per_node: int | None = None
-    timeout_min: int = 60
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    memory: str | None = None
-    exclusive: bool = False
-    job_name: str | None = None
-    signal_delay_s: int = 90
-    port: int | None = None
-    further: Mapping[str, str] = field(default_factory=dict)
-    executor: Literal["slurm", "local"] = "slurm"
-
-
-def minutes(text: str) -> int:
-    """A time limit as Slurm writes it (`90`, `12:00:00`, `2-00:00:00`), in whole minutes.
-
-    Raises:
-        UsageError: another form, or less than a minute.
-    """
-    found = re.fullmatch(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?", text.strip())
-    if found is None:
-        raise UsageError(
-            f"--time is written MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES:SECONDS, such as 12:00:00, found '{text}'."
-        )
-    days, first, second, third = (int(part or 0) for part in found.groups())
-    if found["days"] is not None:
-        seconds = 86400 * days + 3600 * first + 60 * second + third
-    elif found["third"] is not None:
-        seconds = 3600 * first + 60 * second + third
-    else:
-        seconds = 60 * first + second
-    if seconds < 60:
-        raise UsageError(f"--time should be at least a minute, found '{text}'.")
-    return -(-seconds // 60)
 
 
 def submit(config: Config, resources: Resources, *, say: Callable[[str], None]) -> Job | None:
@@ -121,13 +77,13 @@ def script(config: Config, resources: Resources, *, num_runs: int = 1, at_once: 
 
     checked = _checked(config, resources)
     executor = OnPaper(checked.run_directory / FOLDER)
-    parameters = {
+    given = {
         key.removeprefix("slurm_"): value
-        for key, value in _parameters(checked, resources, checked.run_directory).items()
+        for key, value in parameters(checked, resources, checked.run_directory).items()
     }
     if num_runs > 1:
-        parameters |= {"map_count": num_runs, "array_parallelism": at_once}
-    executor.parameters.update(executor._convert_parameters(parameters))
+        given |= {"map_count": num_runs, "array_parallelism": at_once}
+    executor.parameters.update(executor._convert_parameters(given))
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
@@ -169,7 +125,7 @@ def _checked(config: Config, resources: Resources) -> Config:
 
 def _fitted(config: Config, resources: Resources) -> Config:
     """One rank per GPU, or per node where there are none, unless the configuration asks for more."""
-    per_node = resources.gpus_per_node or 1
+    per_node = resources.num_gpus or 1
     if config.launch.address not in (None, "local"):
         raise UsageError(
             f"A job of Slurm starts a cluster of its own: leave launch.address out, found {config.launch.address}."
@@ -186,8 +142,9 @@ def _fitted(config: Config, resources: Resources) -> Config:
         values["launch.placement"] = "spread"  # as many on each node: Ray would fill the first one
         if resources.cpus_per_node:
             values["launch.cpus_per_worker"] = resources.cpus_per_node / -(-workers // resources.nodes)
-    if resources.gpus_per_node:
+    if resources.num_gpus:
         _check_gpus(load_config(config, values).launch, resources)
+        values["launch.device"] = "cuda"  # a torch that finds no GPU should not train beside one
     else:
         if config.launch.device == "cuda":
             raise UsageError("launch.device=cuda needs --gpus-per-node.")
@@ -197,10 +154,11 @@ def _fitted(config: Config, resources: Resources) -> Config:
 
 def _check_gpus(launch: LaunchConfig, resources: Resources) -> None:
     """No GPU that is asked for stays idle, and no rank is without one."""
-    asked, each = resources.nodes * resources.gpus_per_node, launch.gpus_per_worker
+    asked, each = resources.nodes * resources.num_gpus, launch.gpus_per_worker
     if launch.device == "cpu":
         raise UsageError(
-            f"launch.device=cpu leaves the {asked} GPU(s) idle that are asked for: use launch.device=cuda."
+            f"launch.device=cpu leaves the {asked} GPU(s) idle that are asked for: use launch.device=cuda (of a sweep: "
+            "--gpus-per-trial), or ask for none."
         )
     if math.ceil(round(launch.most_workers * each, 6)) != asked:
         share = "one per GPU" if each == 1 else f"{each:g} of a GPU each"
@@ -241,9 +199,11 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
     with redirect_stderr(said), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         executor = submitit.AutoExecutor(folder, cluster=resources.executor, **options)
-        executor.update_parameters(**_parameters(configs[0], resources, folder.parent, at_once=at_once))
+        executor.update_parameters(**parameters(configs[0], resources, folder.parent, at_once=at_once))
+        is_local = resources.executor == "local"
+        of_sbatch = [] if is_local else options_in(executor._executor._make_submission_file_text("", ""))
         try:
-            with _streams_kept() if resources.executor == "local" else nullcontext():
+            with environment_for(of_sbatch), _streams_kept() if is_local else nullcontext():
                 found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(task) for task in tasks]
         except submitit.core.utils.FailedJobError as error:
             for directory in new:  # else a corrected configuration would be refused as that of another run
@@ -285,59 +245,8 @@ def _task(config: Config, resources: Resources) -> Task:
     return Task(
         config=str(file),
         run_directory=str(config.run_directory),
-        gpus_per_node=resources.gpus_per_node,
+        gpus_per_node=resources.num_gpus,
         cpus_per_node=resources.cpus_per_node,
         seconds_to_save=max(10, resources.signal_delay_s - 20),
         port=resources.port,
     )
-
-
-def _parameters(config: Config, resources: Resources, shared_folder: Path, *, at_once: int = 1) -> dict[str, Any]:
-    """The parameters of submitit's AutoExecutor."""
-    shared = {
-        "name": resources.job_name or str(config.run.name),
-        "timeout_min": resources.timeout_min,
-        "nodes": resources.nodes,
-        "tasks_per_node": 1,
-        "cpus_per_task": resources.cpus_per_node,
-        "gpus_per_node": resources.gpus_per_node or None,
-        "stderr_to_stdout": True,
-    }
-    if resources.executor == "local":
-        return shared
-    further: dict[str, Any] = {"requeue": True, **_least_cpus(config.launch, resources), **resources.further}
-    if resources.memory is not None:
-        further["mem"] = resources.memory
-    slurm = {
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "exclusive": resources.exclusive or None,
-        "signal_delay_s": resources.signal_delay_s,
-        "wckey": "",
-        "array_parallelism": at_once,
-        "setup": _setup(shared_folder),
-        "additional_parameters": further,
-    }
-    return shared | {f"slurm_{key}": value for key, value in slurm.items() if value is not None}
-
-
-def _least_cpus(launch: LaunchConfig, resources: Resources) -> dict[str, int]:
-    """Without --cpus-per-node Slurm may give a node one core: no fewer than the ranks on it need, and more if the site says so."""
-    needed = math.ceil(-(-launch.most_workers // resources.nodes) * launch.cpus_per_worker)
-    return {"mincpus": needed} if resources.cpus_per_node is None and needed > 1 else {}
-
-
-def _setup(shared_folder: Path) -> list[str]:
-    """Commands of the batch script before its tasks begin: every node must see what the first one writes now."""
-    marker = f"{shlex.quote(str(shared_folder))}/.seen-$SLURM_JOB_ID"
-    advice = (
-        f"does not see {shared_folder} as the first node does. Give a run.directory on storage that all nodes share."
-    )
-    look = f'test -e "$0" || {{ echo "Error: the node $SLURMD_NODENAME {advice}"; exit 1; }}'
-    return [
-        f'marker={marker}; touch "$marker"',
-        f'srun --ntasks-per-node=1 --kill-on-bad-exit=0 sh -c {shlex.quote(look)} "$marker" || {{ rm -f "$marker"; exit 1; }}',
-        'rm -f "$marker"',
-    ]

@@ -26,6 +26,7 @@ from distbranch.engine.distributed import num_cores
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
+from distbranch.launch.on_slurm.gpus import gpus_of_this_node
 from distbranch.launch.on_slurm.network import address_of_this_node, free_port, interface_towards, is_free
 from distbranch.launch.on_slurm.place import SECONDS_BETWEEN_LOOKS, Place
 from distbranch.launch.on_slurm.queue import requeue, was_preempted
@@ -70,6 +71,7 @@ class Task:
         place = Place.here(self.run_directory)
         try:
             with place.folders():
+                self._check_gpus()
                 if place.num_nodes == 1:
                     code = self._train(place, {}, ())
                 elif place.is_first:
@@ -109,10 +111,19 @@ class Task:
         with suppress(OSError):
             RunDirectory(Path(self.run_directory)).stop_word.touch()
 
+    def _check_gpus(self) -> None:
+        """A site's default, or --exclusive, may bring GPUs that nobody asked for: they should not stay idle."""
+        found = gpus_of_this_node()
+        if found is not None and found != self.gpus_per_node:
+            raise UserError(
+                f"Slurm gave the job {found} GPU(s) on {socket.gethostname()}, of which its ranks would use {self.gpus_per_node}: "
+                f"submit it with --gpus-per-node {found}, or without what brings them (--exclusive, a partition of GPUs)."
+            )
+
     def _lead(self, place: Place) -> int:
         token = secrets.token_hex(32)
         address = address_of_this_node()
-        environment = _environment(token, address)
+        environment = _environment(place, token, address)
         for attempt in range(RESTARTS_OF_RAY):
             port = free_port(place.number, attempt) if self.port is None else self.port
             if not is_free(port):
@@ -153,7 +164,7 @@ class Task:
             if told is None or place.is_over():
                 return 0
             own = interface_towards(told["address"])
-            environment = _environment(told["token"], own.address)
+            environment = _environment(place, told["token"], own.address)
             command = [*self._ray(place, own.address), f"--address={told['address']}"]
             with _child(command, environment, place.log(f"ray-{place.task}")) as node:
                 while not place.is_over() and node.poll() is None:
@@ -168,8 +179,7 @@ class Task:
 
     def _train(self, place: Place, environment: Mapping[str, str], overrides: Sequence[str]) -> int:
         command = [sys.executable, "-m", "distbranch", "train", self.config, *overrides]
-        ray_here = {"RAY_TMPDIR": str(place.scratch)}
-        with _child(command, {**ray_here, **environment}, None) as driver:
+        with _child(command, {**_temporary_folders(place), **environment}, None) as driver:
             self._driver = driver.pid
             while driver.poll() is None:
                 if self._asked_at is not None:
@@ -201,6 +211,9 @@ class Task:
 
     def _finish(self, place: Place, code: int) -> int:
         """Say how the task ends: 0 when the run is finished or saved, else Slurm shall show the job as failed."""
+        if code == 0:  # nothing is left to save, and a signal to the interpreter at its end would fail the job
+            for one in SIGNALS:
+                signal.signal(one, signal.SIG_IGN)
         if not place.is_first:
             return code
         if self._asked_at is not None and place.job_id and was_preempted(place.job_id):
@@ -254,9 +267,15 @@ def _has_ended(pid: int) -> bool:
         return True
 
 
-def _environment(token: str, own_address: str) -> dict[str, str]:
-    """What Ray's processes on this node need to know: the token, and the network between the nodes."""
-    given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+def _temporary_folders(place: Place) -> dict[str, str]:
+    """All temporary files go where the task removes them; the site's TMPDIR may be too long for any socket."""
+    return {"RAY_TMPDIR": str(place.scratch), "TMPDIR": str(place.scratch)}
+
+
+def _environment(place: Place, token: str, own_address: str) -> dict[str, str]:
+    """What Ray's processes on this node need to know: the token, their folder, and the network between the nodes."""
+    given = _temporary_folders(place)
+    given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
     interface = interface_towards(own_address).name
     return given | ({} if "GLOO_SOCKET_IFNAME" in os.environ or not interface else {"GLOO_SOCKET_IFNAME": interface})
 

@@ -14,7 +14,8 @@ from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address, dashboard_address
 from distbranch.launch.on_ray.cluster import room
 from distbranch.launch.on_ray.job import submit
-from distbranch.launch.on_slurm.submission import Resources, script
+from distbranch.launch.on_slurm.resources import Resources
+from distbranch.launch.on_slurm.submission import script
 from distbranch.launch.prepare import prepare
 from distbranch.launch.sweep.run import run_sweep
 

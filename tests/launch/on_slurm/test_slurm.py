@@ -46,6 +46,7 @@ class Person:
 
     def __init__(self, world: SlurmWorld, folder: Path, data: Path) -> None:
         self.world, self.folder, self.data = world, folder, data
+        (folder / "ranks").mkdir()
         self.write("tiny")
 
     def write(self, name: str, **dotted: object) -> None:
@@ -56,7 +57,8 @@ class Person:
         """`distbranch ...`, as it ends."""
         paths = (HERE.parents[3], HERE.parents[2] / "slurm_pace")
         given = {**os.environ, **self.world.environment, "PYTHONPATH": os.pathsep.join(map(str, paths))}
-        given |= {"OMP_NUM_THREADS": "1", "TEST_SECONDS_PER_STEP": SECONDS_PER_STEP, **environment}
+        given |= {"OMP_NUM_THREADS": "1", "TEST_SECONDS_PER_STEP": SECONDS_PER_STEP}
+        given |= {"TEST_RANKS": str(self.folder / "ranks"), **environment}
         command = [sys.executable, "-m", "distbranch", *words]
         return subprocess.run(
             command, env=given, cwd=self.folder, capture_output=True, text=True, timeout=240, check=False
@@ -68,6 +70,12 @@ class Person:
         found = re.search(r"Submitted job (\d+)", ended.stdout)
         assert found, ended.stdout + ended.stderr
         return found[1]
+
+    def ranks(self) -> list[tuple[str, int, int]]:
+        """NODE-ATTEMPT, cores and threads of every rank that has trained with TEST_RANKS."""
+        files = sorted((self.folder / "ranks").glob("*.json"))
+        told = [(file.stem.rpartition("-")[0], json.loads(file.read_text())) for file in files]
+        return [(name, about["cores"], about["threads"]) for name, about in told]
 
     def run_of(self, name: str) -> Path:
         return self.folder / "runs" / name
@@ -103,15 +111,15 @@ def person(slurm: SlurmWorld, tmp_path: Path, tiny_data: Path) -> Person:
     return Person(slurm, tmp_path, tiny_data)
 
 
-def left_of(job: str) -> list[str]:
-    """Processes and folders that a job has left behind on this machine."""
-    mark = f"db{os.getuid()}-{job}-"
+def left_of(slurm: SlurmWorld, job: str) -> list[str]:
+    """Processes, folders, and files in its TMPDIR that a job has left behind on this machine."""
+    mark = f"/db{job}-"
     processes = []
     for process in psutil.process_iter(["cmdline"]):
         words = " ".join(process.info["cmdline"] or ())
         if mark in words and process.status() != psutil.STATUS_ZOMBIE:
             processes.append(words[:200])
-    return [*processes, *map(str, Path("/tmp").glob(f"{mark}*"))]
+    return [*processes, *map(str, Path("/tmp").glob(f"{mark[1:]}*")), *slurm.left_of(job)]
 
 
 def saved_step(run: Path) -> int:
@@ -169,7 +177,9 @@ def test_a_run_on_two_nodes_survives_preemption_node_failure_and_scancel_with_th
     assert person.waits_for_end(job) == "CANCELLED"
     third = stopped_at(person.log("tiny"))[-1]
     assert saved_step(run) == third > first
-    assert not left_of(job)
+    assert not left_of(slurm, job)
+    on_two_cores = {(f"{node}-{attempt}", 2, 1) for node in ("n1", "n2") for attempt in range(3)}  # launch.threads=1
+    assert set(person.ranks()) == on_two_cores
     assert "(as last logged)" in person.types("status", "runs/tiny").stdout
 
     # The same command again, and another run beside it on the same nodes, which ends first; nobody says how many cores it needs.
@@ -179,7 +189,7 @@ def test_a_run_on_two_nodes_survives_preemption_node_failure_and_scancel_with_th
     assert person.waits_for_end(other) == "COMPLETED"
     assert (person.run_of("short") / "result.json").exists()
     assert person.waits_for_end(job) == "COMPLETED", person.log("tiny")
-    assert not left_of(job) + left_of(other)
+    assert not left_of(slurm, job) + left_of(slurm, other)
     resumed = [line["iteration"] for line in lines_of(run / "metrics.jsonl", "resumed")]
     assert resumed[0] == first
     assert resumed[2] == third
@@ -193,7 +203,7 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
 ) -> None:
     options = ("--partition", "main", "--cpus-per-node", "1")
     limited = person.submits("tiny.yaml", *options, "--time", "1", "--signal-delay", "30", TEST_SECONDS_PER_STEP="0.4")
-    person.write("second", **{"launch.workers": 2})
+    person.write("second", **{"launch.workers": 2, "launch.threads": None, "data.workers": 1})
     cancelled = person.submits("second.yaml", "--partition", "main", "--cpus-per-node", "2")
     person.waits_for_step(4, "second")
     ended = person.types("cancel", "runs/second")
@@ -202,6 +212,7 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
     [step] = stopped_at(person.log("second"))
     assert saved_step(person.run_of("second")) == step
     assert person.waits_for_end(cancelled) == "COMPLETED"
+    assert [rank[1:] for rank in person.ranks() if rank[1:] != (1, 1)] == 2 * [(2, 1)]
     assert f"Stopped after step {step}" in " ".join(person.types("logs", "runs/second").stdout.split())
 
     assert person.waits_for_end(limited, timeout_s=240) == "COMPLETED", person.log("tiny")
@@ -211,7 +222,71 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
     assert stops
     assert stops == resumed
     assert_same_content(person.run_of("tiny"), undisturbed(1))
-    assert not left_of(limited) + left_of(cancelled)
+    assert not left_of(slurm, limited) + left_of(slurm, cancelled)
+
+
+def test_a_rank_trains_on_all_cores_of_its_job_whatever_asks_for_them_and_from_wherever(
+    person: Person, slurm: SlurmWorld
+) -> None:
+    def written(name: str) -> str:
+        person.write(name, **{"train.iterations": 4, "launch.threads": None})
+        return f"{name}.yaml"
+
+    def cores(name: str) -> tuple[int, int]:
+        found = json.loads((person.run_of(name) / "environment.json").read_text())
+        return found["cores"], found["threads_per_rank"]
+
+    one = person.submits(written("one"), "--cpus-per-node", "1", SBATCH_TIMELIMIT="7", SBATCH_CPU_BIND="none")
+    two = person.submits(written("two"), "--cpus-per-node", "2", "--sbatch", "export=NONE")
+    least = person.submits(written("least"), "launch.cpus_per_worker=2")
+    whole = person.submits(written("whole"), "--partition", "urgent", "--exclusive", "--sbatch", "nodelist=n2")
+    jobs = {"one": one, "two": two, "least": least, "whole": whole}
+    assert slurm.job(one)["TimeLimit"] == "01:00:00", "the command's own limit counts, not that of a variable"
+
+    # From within a job of one core: a new job should not take that one's cores, memory and steps for its own.
+    inner = f"{sys.executable} -m distbranch submit slurm {written('inner')} --cpus-per-node 2"
+    script = f"cd {person.folder} && srun --cpus-per-task=1 --mem-per-cpu=300 {inner}"
+    said = person.folder / "outer.log"
+    slurm.run("sbatch", "--wait", "--mem=500", "--nodes=1", f"--output={said}", f"--wrap={script}")
+    found = re.search(r"Submitted job (\d+)", said.read_text())
+    assert found, said.read_text()
+    jobs["inner"] = found[1]
+
+    for name, job in jobs.items():
+        assert person.waits_for_end(job) == "COMPLETED", person.log(name)
+        assert not left_of(slurm, job)
+    everything = os.cpu_count() or 1
+    expected = {"one": (1, 1), "two": (2, 2), "least": (2, 2), "inner": (2, 2), "whole": (everything, everything)}
+    assert {name: cores(name) for name in jobs} == expected
+
+
+def test_gpus_count_in_whatever_way_they_are_asked_for_and_none_stays_idle(person: Person, slurm: SlurmWorld) -> None:
+    def refusal(*words: str) -> str:
+        ended = person.types("submit", "slurm", "tiny.yaml", *words)
+        assert ended.returncode == 2
+        [line] = ended.stderr.splitlines()
+        return line
+
+    ways = ("gres=gpu:1", "gpus=1", "gpus-per-node=1", "gpus-per-task=1")
+    for way in ways:
+        assert "launch.device=cpu leaves the 1 GPU(s) idle" in refusal("--sbatch", way)
+    assert "launch.workers=1 on 4 GPU(s)" in refusal(
+        "--nodes", "2", "--sbatch", "gres=gpu:2", "launch.device=auto", "launch.workers=[1,1]"
+    )
+    for number, way in enumerate(ways):
+        later = ("--sbatch", "begin=now+1hour", "launch.device=auto", f"run.name=gpu-{number}")
+        job = person.submits("tiny.yaml", "--sbatch", way, *later)
+        assert "gpu" in " ".join(slurm.job(job).values())
+        assert "device: cuda" in (person.run_of(f"gpu-{number}") / "slurm" / "config.yaml").read_text()
+        slurm.run("scancel", job)
+
+    # A whole node brings its GPUs, which nobody asked for.
+    job = person.submits("tiny.yaml", "--partition", "urgent", "--exclusive", "--sbatch", "nodelist=n1")
+    assert person.waits_for_end(job) == "FAILED"
+    assert re.search(
+        r"Error: Slurm gave the job 2 GPU\(s\) on \S+, of which its ranks would use 0: ", person.log("tiny")
+    )
+    assert not left_of(slurm, job)
 
 
 def test_an_array_trains_every_trial_of_a_sweep_once(person: Person, slurm: SlurmWorld) -> None:
@@ -263,7 +338,7 @@ def test_a_folder_that_one_node_does_not_see_and_a_busy_port_are_said_in_one_sen
     job = person.submits("tiny.yaml", *TWO_NODES, "--port", port)
     assert person.waits_for_end(job) == "FAILED"
     assert re.search(rf"Error: The port {port} of \S+ is in use\. Give another --port", person.log("tiny"))
-    assert not left_of(job)
+    assert not left_of(slurm, job)
 
 
 def test_what_slurm_refuses_is_said_in_one_sentence(person: Person, slurm: SlurmWorld) -> None:
@@ -274,9 +349,25 @@ def test_what_slurm_refuses_is_said_in_one_sentence(person: Person, slurm: Slurm
         [line] = ended.stderr.splitlines()
         return line
 
-    assert "--partition should be one of main, urgent, found 'mian'" in refusal("--partition", "mian")
+    partitions = "closed, main, project, short, urgent"
+    assert f"--partition should be one of {partitions}, found 'mian'" in refusal("--partition", "mian")
     assert "ask for fewer nodes" in refusal("--partition", "main", "--nodes", "9", "train.batch_size=18")
     assert "--time is written" in refusal("--time", "soon")
+    whole = "(invalid partition specified: mian; Batch job submission failed: Invalid partition name specified)"
+    assert whole in refusal("--sbatch", "partition=mian")
+    assert "Slurm refuses: Invalid --time-min specification." in refusal("--sbatch", "time-min=soon")
+    whole = (
+        "(Memory specification can not be satisfied; Batch job submission failed: Requested node configuration is not"
+    )
+    assert whole in refusal("--mem", "900G")
+    assert "--time is longer than the partition allows" in refusal("--partition", "short", "--time", "50")
+    assert "give an --account that may use this partition" in refusal("--partition", "project", "--account", "unknown")
+    assert "you may not use this partition" in refusal("--partition", "closed", "--sbatch", "uid=nobody")
+    assert "has no such GPUs or other resources" in refusal("--sbatch", "gres=fpga:1")
+    assert "ask for fewer nodes, cores or GPUs" in refusal(
+        "--gpus-per-node", "3", "launch.device=cuda", "launch.workers=3"
+    )
+    assert "unrecognized option '--fast=1'" in refusal("--sbatch", "fast=1")
     folder = Path(sys.executable).parent
     assert "Slurm's command sinfo is not on this machine" in refusal(PATH=str(folder))
     slurm.stop_daemon("munged")
