@@ -7,10 +7,11 @@ import sys
 import threading
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
 from distbranch.cli.bench import bench_app
 from distbranch.cli.data import data_app
@@ -19,12 +20,30 @@ from distbranch.cli.export import export
 from distbranch.cli.jobs import cancel, logs, status
 from distbranch.cli.predict import predict
 from distbranch.cli.runs import doctor, evaluate, report, train
+from distbranch.cli.streams import lasting_streams
 from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
 from distbranch.cli.terminal import console, errors
-from distbranch.errors import SharedError, UsageError, UserError
+from distbranch.errors import Interrupted, SharedError, StoppedEarly, UsageError, UserError
+
+EARLY = (StoppedEarly.exit_code, Interrupted.exit_code)
+
+
+class Commands(TyperGroup):
+    """The commands; where one ends early it says so, also after Ctrl-C, of which typer says nothing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except StoppedEarly as stopped:
+            if _is_first_rank() or stopped.by_one_rank:
+                errors.print(str(stopped), style="yellow", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(stopped.exit_code) from None
+
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,24 +61,28 @@ app.add_typer(experiment_app, name="experiment")
 
 def main() -> None:
     """Run the command line; errors for people end in one sentence and exit code 1 or 2."""
-    first = os.environ.get("RANK", "0") == "0"
+    try:
+        with lasting_streams():
+            _run()
+    except SystemExit as end:
+        # A thread may still wait for a network; whoever ended early has saved all there is to save.
+        if end.code in EARLY and any(thread.name.startswith("distbranch-") for thread in threading.enumerate()):
+            os._exit(end.code)
+        raise
+
+
+def _run() -> None:
     try:
         _refuse_dashes(sys.argv[1:])
         app()
     except UserError as error:
-        if first or not isinstance(error, SharedError):
+        if _is_first_rank() or not isinstance(error, SharedError):
             errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        from distbranch.engine.results import StoppedEarly
 
-        if not isinstance(error, StoppedEarly):
-            raise
-        if first:
-            errors.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _show_version(wanted: bool) -> None:

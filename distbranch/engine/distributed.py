@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 from distbranch.config import LaunchConfig
-from distbranch.errors import SharedError, UserError
+from distbranch.engine.waiting import NotAwaitedError, awaited
+from distbranch.errors import SharedError, StoppedEarly, UserError
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -148,17 +149,21 @@ class Pending:
 
 
 @contextmanager
-def join_ranks(launch: LaunchConfig) -> Iterator[Ranks]:
+def join_ranks(launch: LaunchConfig, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Ranks]:
     """Take this process's place among the ranks.
 
     A process group that stands already (Ray Train's) is used; under torchrun one is made from its environment;
     else this process is the only rank.
+
+    Raises:
+        StoppedEarly: asked to stop before all ranks had come.
+        UserError: not all came in time.
     """
     timeout = timedelta(minutes=launch.timeout_min)
     made_here = False
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         backend = "nccl" if wants_gpu(launch) else "gloo"
-        dist.init_process_group(backend, timeout=timeout)
+        wait_for_ranks(lambda: dist.init_process_group(backend, timeout=timeout), launch, should_stop)
         made_here = True
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = _device_of(launch, rank)
@@ -172,6 +177,30 @@ def join_ranks(launch: LaunchConfig) -> Iterator[Ranks]:
             # the group, which holds that lock, waits for the thread: without a moment between them both wait for ever.
             time.sleep(SECONDS_TO_LET_GO)
             dist.destroy_process_group()
+
+
+def wait_for_ranks(meet: Callable[[], None], launch: LaunchConfig, should_stop: Callable[[], bool]) -> None:
+    """Call `meet`, which returns when all ranks have come.
+
+    Raises:
+        StoppedEarly: asked to stop before that; nothing had begun.
+        UserError: not all came in time, or nobody answers where they meet.
+    """
+    try:
+        awaited(meet, should_stop)
+    except NotAwaitedError:
+        stopped = StoppedEarly(
+            "Stopped while this rank waited for the others, before a new step was trained. The same command continues."
+        )
+        stopped.by_one_rank = True
+        raise stopped from None
+    except dist.DistError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"Rank {os.environ.get('RANK')} should meet {os.environ.get('WORLD_SIZE')} ranks (WORLD_SIZE) at {place}, but within "
+            f"{launch.timeout_min:g} minutes (launch.timeout_min) not all came ({str(error).splitlines()[0][:200]}). Start all of "
+            "them, and check that they reach that address."
+        ) from None
 
 
 def wants_gpu(launch: LaunchConfig) -> bool:

@@ -8,15 +8,11 @@ from typing import Any
 from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.errors import UserError
+from distbranch.errors import StoppedEarly, UserError
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 from distbranch.models.residual import AnyArchitecture
 
-
-class StoppedEarly(Exception):  # noqa: N818  # not an error: everything is saved
-    """Training ended before its last step because it was asked to; a checkpoint holds everything."""
-
-    exit_code = 75  # the launcher that knows of a Ctrl-C says 130
+__all__ = ["RunResult", "StoppedEarly", "read_result", "summarise"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ def train_here(config: Config, report: Report) -> RunResult:
     """Train as the rank that this process is.
 
     Raises:
-        StoppedEarly: after SIGINT, SIGTERM, SIGUSR2 or a stop word; its `exit_code` says which.
+        StoppedEarly: after SIGTERM, SIGUSR2, SIGHUP or a stop word.
+        Interrupted: after Ctrl-C.
     """
     files = RunDirectory(config.run_directory)
     first = os.environ.get("RANK", "0") == "0"
@@ -41,5 +42,4 @@ def train_here(config: Config, report: Report) -> RunResult:
         try:
             return locked()
         except StoppedEarly as stopped:
-            stopped.exit_code = request.exit_code
-            raise
+            raise request.ending(str(stopped), by_one_rank=stopped.by_one_rank) from None

@@ -10,7 +10,7 @@ from typing import Any
 from distbranch.config import Config
 from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
-from distbranch.engine.results import RunResult, StoppedEarly, read_result
+from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import (
@@ -36,7 +36,8 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
 
     Raises:
         UserError: resources that cannot be met, storage that a node does not see, or what stopped the ranks.
-        StoppedEarly: after a signal to this process; its `exit_code` says which.
+        StoppedEarly: after a signal to this process or a stop word.
+        Interrupted: after Ctrl-C.
     """
     files = RunDirectory(config.run_directory)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(SECONDS_FOR_ROOM[_kind(config)]))
@@ -86,9 +87,7 @@ def _outcome(config: Config, attempt: str, failure: list[Exception], request: St
     ended = ending(attempt)
     forget(attempt)
     if ended.get("kind") == "stopped":
-        stopped = StoppedEarly(ended["message"])
-        stopped.exit_code = request.exit_code
-        raise stopped
+        raise request.ending(ended["message"])
     if ended.get("kind") == "failed":
         raise UserError(ended["message"])
     Mirror.of(config).bring()  # rank 0 may have been on another machine

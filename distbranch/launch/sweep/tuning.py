@@ -128,9 +128,7 @@ def _listen(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None
                     queue.directory.run(str(family[0].run.name)).stop_word.touch()
     if not request():
         return None
-    stopped = StoppedEarly("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
-    stopped.exit_code = request.exit_code
-    return stopped
+    return request.ending("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
 
 
 def _name_of(trial: Any) -> str:
