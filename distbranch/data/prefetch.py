@@ -3,6 +3,7 @@
 Process w of n makes batches w, w + n, ... by itself; the DataLoader of torch carries them over and puts them in order.
 """
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -28,6 +29,7 @@ from distbranch.errors import UserError
 
 logger = logging.getLogger("distbranch")
 SHARED_MEMORY = "/dev/shm"
+NO_SHARED_MEMORY = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSYS)  # there is none, or not for us
 SECONDS_TO_DIE = 2.0  # from the first sign that a process is gone until its exit code is known
 
 
@@ -91,8 +93,11 @@ def from_processes(source: Source[B], num_workers: int, prefetch: int, *, pin_me
     )
     before = multiprocessing.active_children()
     _warn_if_unguarded(getattr(sys.modules["__main__"], "__file__", None) or "")
-    with _hidden_main():
-        batches = iter(loader)
+    try:
+        with _hidden_main():
+            batches = iter(loader)
+    except OSError as error:  # where the first batch is awaited all ranks learn of it
+        return _failing(UserError(_why_none_begins(error)))
     processes = [process for process in multiprocessing.active_children() if process not in before]
     return _with_clear_errors(batches, processes)
 
@@ -135,6 +140,22 @@ def _with_clear_errors(batches: Iterator[B], processes: Sequence[BaseProcess]) -
         if not _from_a_dead_process(error):
             raise
         raise UserError(_how_it_died(processes, error)) from None
+
+
+def _failing(error: UserError) -> Iterator[Any]:
+    raise error
+    yield
+
+
+def _why_none_begins(error: OSError) -> str:
+    """Processes share semaphores too, which are files in the shared memory."""
+    if error.errno == errno.ENOSPC:
+        return _no_shared_memory()
+    where = f" in {SHARED_MEMORY}" if error.errno in NO_SHARED_MEMORY else ""
+    return (
+        f"The prefetching processes (data.workers) cannot be started ({error.strerror}{where}). Lower data.workers, or set it to 0, "
+        "which needs no such processes."
+    )
 
 
 def _is_about_shared_memory(error: Exception) -> bool:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -72,6 +73,7 @@ class StopRequest:
         if hasattr(sys, "ps1"):  # a notebook or a Python prompt: its process belongs to more than this training
             yield
             return
+        _leave_forks_alone()
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
@@ -97,6 +99,12 @@ class StopRequest:
             again = _next_signal(arrivals, [signal.SIGINT])
         if again != WATCH_IS_OVER and _next_signal(arrivals, (), SECONDS_TO_UNWIND) == NONE_IN_TIME:
             _end_process(signal.SIGINT, "Interrupted at once")
+
+
+@cache
+def _leave_forks_alone() -> None:
+    """A signal to a process that was forked from this one would else arrive here too."""
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def _next_signal(arrivals: socket.socket, wanted: Collection[int], patience_s: float | None = None) -> int:

@@ -198,6 +198,33 @@ def test_a_rank_that_waits_for_one_that_hangs_ends_without_it(
     assert saved_step(tmp_path) == 2
 
 
+def fork_and_signal(arguments: list[str]) -> None:
+    """A job: in a step it forks a process, which receives SIGTERM, and then waits in a library for longer than signals do."""
+    import ctypes
+
+    from distbranch.launch import stopping
+
+    stopping.SECONDS_TO_HEAR = 0.1
+
+    def fork() -> None:
+        pid = os.fork()
+        if not pid:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        ctypes.CDLL(None).usleep(500_000)
+
+    before_step(3, fork)
+    run_command(arguments)
+
+
+def test_a_signal_to_a_forked_process_is_not_taken_for_ones_own(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    [ended] = ranks.run(fork_and_signal, arguments=["train", written(tmp_path, tiny_data)], timeout_s=TIMEOUT_S)
+    assert ended.exit_code == 0, ended.output
+
+
 # ---- data that do not come
 
 
