@@ -1,7 +1,6 @@
 """Training in this process: alone, or as one of the processes that torchrun started."""
 
 import os
-import threading
 
 from distbranch.config import Config
 from distbranch.engine.metrics import Report
@@ -36,8 +35,6 @@ def train_here(config: Config, report: Report) -> RunResult:
             files.stop_word.unlink(missing_ok=True)
             return train()
 
-    if threading.current_thread() is not threading.main_thread():
-        return locked()  # signals are the main thread's; the stop word works everywhere
     with request.listening():
         try:
             return locked()

@@ -55,7 +55,13 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Receive SIGINT, SIGTERM, SIGUSR2 and SIGHUP (unless `nohup` ignores it) for a while; the main thread only."""
+        """Receive SIGINT, SIGTERM, SIGUSR2 and SIGHUP (unless `nohup` ignores it) for a while.
+
+        In another thread than the main one nothing is received, for signals are the main thread's.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
         numbers = set(SIGNALS)
         if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
             numbers.remove(signal.SIGHUP)

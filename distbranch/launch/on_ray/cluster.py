@@ -19,9 +19,10 @@ from distbranch.engine.distributed import num_cores
 from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
 from distbranch.errors import UserError
+from distbranch.launch.stopping import StopRequest
 
 SECONDS_TO_ANSWER = 10
-SECONDS_BETWEEN_LOOKS = 2
+SECONDS_BETWEEN_LOOKS = 1
 # Ray's own defaults cost seconds per report and warn about things that a user of ours did not choose.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -167,6 +168,7 @@ def check_resources(launch: LaunchConfig, report: Report) -> None:
 
     Raises:
         UserError: with what is there and what was asked.
+        StoppedEarly: by a signal to this process while it waited.
     """
     import ray
 
@@ -178,9 +180,15 @@ def check_resources(launch: LaunchConfig, report: Report) -> None:
 
         report({"kind": "warning", "message": f"Waiting for nodes: {_asked(launch, each)} do not fit yet."})
         request_resources(bundles=[each] * launch.most_workers)
-        while (found := room(alive_nodes(), each)) < launch.most_workers and time.monotonic() < deadline:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+        request = StopRequest()
+        with request.listening():
+            while (found := room(alive_nodes(), each)) < launch.most_workers and time.monotonic() < deadline:
+                if request():
+                    break
+                time.sleep(SECONDS_BETWEEN_LOOKS)
         request_resources(bundles=[])  # from now on the run itself holds them
+        if request():
+            raise request.ending("Stopped while waiting for nodes, before anything began. The same command continues.")
     if found < launch.least_workers:
         raise UserError(_too_little(launch, each, found))
     free = ray.available_resources()

@@ -4,7 +4,6 @@ import os
 import shutil
 import threading
 import time
-from contextlib import nullcontext
 from typing import Any
 
 from distbranch.config import Config
@@ -21,7 +20,7 @@ from distbranch.launch.on_ray.cluster import (
     resources,
     uses_gpu,
 )
-from distbranch.launch.on_ray.work import ask_to_stop, ending, forget, new_events, work
+from distbranch.launch.on_ray.work import ask_to_stop, ending, forget, has_begun, new_events, work
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -67,8 +66,7 @@ def _fit(config: Config, attempt: str, report: Report) -> RunResult:
 
     thread = threading.Thread(target=fit, daemon=True)
     request = StopRequest()
-    main = threading.current_thread() is threading.main_thread()
-    with request.listening() if main else nullcontext():
+    with request.listening():
         thread.start()
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
@@ -76,6 +74,9 @@ def _fit(config: Config, attempt: str, report: Report) -> RunResult:
                 asked = True
                 report({"kind": "stopping"})
                 ask_to_stop(attempt)
+            if asked and not has_begun(attempt):  # Ray waits for room, perhaps for hours
+                forget(attempt)
+                raise request.ending("Stopped before any worker had begun. The same command continues.")
             for event in new_events(attempt):
                 report(event)
     for event in new_events(attempt):
