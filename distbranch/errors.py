@@ -16,6 +16,12 @@ class UsageError(UserError):
     """The command or the configuration asks for something that does not exist; exit code 2."""
 
 
+def reason_of(error: Exception) -> str:
+    """What an error says, for brackets in a sentence that names the file: of the system's errors the words alone."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return " ".join((said or str(error) or type(error).__name__).split()).rstrip(".")
+
+
 class StoppedEarly(BaseException):  # not an error: everything is saved
     """Training ended before its last step because it was asked to; a checkpoint holds everything.
 

@@ -28,6 +28,7 @@ NUM_SAMPLES = {"train": 24, "val": 8, "test": 8}
 TASKS = (Task("bright"), Task("wide"), Task("shade", "categorical", ("dark", "mid", "light")))
 # Of a message for people: what should be, what was found, what to do.
 MOST_SENTENCES, MOST_CHARACTERS, WORDS_SAID_TWICE = 3, 900, 6
+DOUBLED_STOP = re.compile(r"(?<!\.)\.\.(?=[\s)]|$)|[.?!]\)+\.|[?!]\.|[,;:]\.|\s[.,;](\s|$)")
 CONFIG = """\
 run: {directory: runs}
 data: {path: data}
@@ -127,14 +128,14 @@ def assert_one_sentence(ended: Ended, code: int, words: tuple[str, ...]) -> None
 def faults_of_message(told: str) -> list[str]:
     """What is wrong with the form of a message for people; nothing if it is one thing, said once."""
     sentences = [sentence.strip() for sentence in re.split(r"(?<=[.?!])\s+(?=[A-Z`'])", told.strip())]
-    spoken = re.findall(r"[\w'-]+", told.lower())
+    spoken = [word.strip(".,;:()`'") for word in told.lower().split() if "/" not in word]
     runs = [" ".join(spoken[start : start + WORDS_SAID_TWICE]) for start in range(len(spoken) - WORDS_SAID_TWICE + 1)]
     twice = sorted({run for run in runs if runs.count(run) > 1})
     faults = {
         "it should end with a full stop or a question mark": not told.rstrip().endswith((".", "?")),
         f"it has {len(sentences)} sentences": len(sentences) > MOST_SENTENCES,
         f"it has {len(told)} characters": len(told) >= MOST_CHARACTERS,
-        "a stop is doubled": re.search(r"(?<!\.)\.\.(?=[\s)]|$)|[,;:]\.|\.[,;]\s|\s[.,;]", told) is not None,
+        "a stop is doubled": DOUBLED_STOP.search(told) is not None,
         "an error stands in another one": re.search(r"\bError: |Traceback|\bErrno\b", told) is not None,
         f"'{', '.join(twice)}' is said twice": bool(twice),
     }

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from distbranch.config.section import Section
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
-from distbranch.errors import UsageError
+from distbranch.errors import UsageError, reason_of
 
 # By these a sweep file is told from the config of a run.
 KEYS_OF_SWEEPS = frozenset(("base", "overrides", "variants", "grid", "search", "space", "num_trials", "seeds"))
@@ -152,7 +152,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         hint = f" There are: {', '.join(near)}." if near else ""
         raise UsageError(f"The config file {path} does not exist.{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The config file {path} cannot be read ({error}).") from None
+        raise UsageError(f"The config file {path} cannot be read ({reason_of(error)}).") from None
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
         raise UsageError(f"The config file {path} is not valid YAML: {where}.") from None

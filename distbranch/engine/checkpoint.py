@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 
 logger = logging.getLogger("distbranch")
 MANIFEST = "manifest.json"
@@ -63,7 +63,7 @@ def save_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, *, kee
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
-            f"The checkpoint of step {iteration} could not be written to {folder} ({error}). "
+            f"The checkpoint of step {iteration} could not be written to {folder} ({reason_of(error)}). "
             "Earlier checkpoints are intact; make room or give another run.directory, then run the same command again."
         ) from None
     for old in sorted(folder.glob("step-*"))[:-keep]:

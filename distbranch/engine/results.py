@@ -8,7 +8,7 @@ from typing import Any
 from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.errors import StoppedEarly, UserError
+from distbranch.errors import StoppedEarly, UserError, reason_of
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 from distbranch.models.residual import AnyArchitecture
 
@@ -59,6 +59,7 @@ def read_result(directory: Path) -> RunResult | None:
         tree = Tree.from_json(json.loads(files.tree.read_text())["tree"])
         return RunResult(summary["metrics"], tree, directory, summary)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        of_file = f"{Path(error.filename).name}: " if isinstance(error, OSError) else ""
         raise UserError(
-            f"The result of {directory} is damaged ({error}). Remove result.json there and run the same command again."
+            f"The result of {directory} is damaged ({of_file}{reason_of(error)}). Remove result.json there and run the same command again."
         ) from None

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.engine.distributed import Ranks, num_cores
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 
 PACKAGES = ("distbranch", "torch", "ray", "webdataset", "scikit-learn", "numpy", "safetensors", "simplejpeg", "pillow")
 
@@ -83,7 +83,7 @@ class RunDirectory:
                 write_aside(self.config, to_yaml(config))
         except OSError as error:
             raise UserError(
-                f"The run directory {self.path} cannot be written ({error}). Give another run.directory, or make room."
+                f"The run directory {self.path} cannot be written ({reason_of(error)}). Give another run.directory, or make room."
             ) from None
 
     def begins_anew(self, config: Config) -> bool:
@@ -132,7 +132,7 @@ class RunDirectory:
             ) from None
         except OSError as error:
             raise UserError(
-                f"The run directory {self.path} cannot be written ({error}). Give another run.directory."
+                f"The run directory {self.path} cannot be written ({reason_of(error)}). Give another run.directory."
             ) from None
         try:
             yield

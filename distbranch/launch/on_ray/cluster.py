@@ -18,7 +18,7 @@ from distbranch.data.shards import DATASET_FILE, is_remote
 from distbranch.engine.distributed import num_cores
 from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_TO_ANSWER = 10
@@ -68,6 +68,9 @@ def cluster(launch: LaunchConfig) -> Iterator[None]:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
         else:
             ray.init(address=_knock(address), **options)
+    except UserError:
+        _restore_environment(before)
+        raise
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         _restore_environment(before)
         raise UserError(_cannot_be_used(address, error)) from None
@@ -79,7 +82,7 @@ def cluster(launch: LaunchConfig) -> Iterator[None]:
 
 
 def _cannot_be_used(address: str | None, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
+    reason = reason_of(error)[:300]
     if "AuthToken" in reason or "token" in reason.lower():
         return (
             f"The Ray cluster of launch.address={address} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "

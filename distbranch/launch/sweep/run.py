@@ -20,7 +20,7 @@ from distbranch.config.sweep import SweepConfig, sweep_to_yaml
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory, write_aside
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster, cluster_address
 from distbranch.launch.prepare import check_data, packed, tell_ignored
 from distbranch.launch.sweep.beginnings import families, saving
@@ -154,7 +154,7 @@ def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config
         ) from None
     except OSError as error:
         raise UserError(
-            f"The sweep directory {directory.path} cannot be written ({error}). Give another directory."
+            f"The sweep directory {directory.path} cannot be written ({reason_of(error)}). Give another directory."
         ) from None
     with lock:
         check_begun(sweep, directory, known)  # again: another driver may have begun it since
