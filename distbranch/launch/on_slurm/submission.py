@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import time
 import warnings
@@ -243,7 +244,7 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
         executor = submitit.AutoExecutor(folder, cluster=resources.executor, **options)
         executor.update_parameters(**_parameters(configs[0], resources, folder.parent, at_once=at_once))
         try:
-            with _streams_kept() if resources.executor == "local" else nullcontext():
+            with _apart_from_terminal() if resources.executor == "local" else nullcontext():
                 found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(task) for task in tasks]
         except submitit.core.utils.FailedJobError as error:
             for directory in new:  # else a corrected configuration would be refused as that of another run
@@ -261,14 +262,18 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
 
 
 @contextmanager
-def _streams_kept() -> Iterator[None]:
-    """Do not hand down this process's output: whoever reads it to its end would wait for the job, which outlives us."""
+def _apart_from_terminal() -> Iterator[None]:
+    """What is started meanwhile outlives this process: it writes nowhere of ours, and no key of this terminal reaches it."""
+    # Whoever reads this process's output to its end would wait for the job.
     kept, nowhere = [os.dup(number) for number in (1, 2)], os.open(os.devnull, os.O_RDWR)
     for number in (1, 2):
         os.dup2(nowhere, number)
+    # Ctrl-C goes to all processes of a terminal, and so does its end; what is blocked now stays so in what is started.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number, stream in zip((1, 2), kept, strict=True):
             os.dup2(stream, number)
             os.close(stream)
