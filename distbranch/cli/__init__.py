@@ -26,8 +26,6 @@ from distbranch.cli.sweep import sweep
 from distbranch.cli.terminal import console, errors
 from distbranch.errors import Interrupted, SharedError, StoppedEarly, UsageError, UserError
 
-EARLY = (StoppedEarly.exit_code, Interrupted.exit_code)
-
 
 class Commands(TyperGroup):
     """The commands; where one ends early it says so, also after Ctrl-C, of which typer says nothing."""
@@ -39,7 +37,11 @@ class Commands(TyperGroup):
         except StoppedEarly as stopped:
             if _is_first_rank() or stopped.by_one_rank:
                 errors.print(str(stopped), style="yellow", markup=False, highlight=False, soft_wrap=True)
+            _end_in_spite_of("distbranch-waiting", stopped.exit_code)
             raise typer.Exit(stopped.exit_code) from None
+        except KeyboardInterrupt:
+            _end_in_spite_of("distbranch-", Interrupted.exit_code)
+            raise
 
 
 app = typer.Typer(
@@ -61,14 +63,8 @@ app.add_typer(experiment_app, name="experiment")
 
 def main() -> None:
     """Run the command line; errors for people end in one sentence and exit code 1 or 2."""
-    try:
-        with lasting_streams():
-            _run()
-    except SystemExit as end:
-        # A thread may still wait for a network; whoever ended early has saved all there is to save.
-        if end.code in EARLY and any(thread.name.startswith("distbranch-") for thread in threading.enumerate()):
-            os._exit(end.code)
-        raise
+    with lasting_streams():
+        _run()
 
 
 def _run() -> None:
@@ -79,6 +75,14 @@ def _run() -> None:
         if _is_first_rank() or not isinstance(error, SharedError):
             errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _end_in_spite_of(threads: str, code: int) -> None:
+    """End at once if threads of these names still wait, for a network say; the end of the interpreter would wait for them."""
+    if any(thread.name.startswith(threads) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _is_first_rank() -> bool:

@@ -74,6 +74,18 @@ class StopRequest:
                 signal.signal(number, handler)
 
     @contextmanager
+    def ending_here(self, message: str) -> Iterator["StopRequest"]:
+        """Receive them during a stretch in which nothing needs to be saved.
+
+        Raises:
+            StoppedEarly: at the end of the stretch, which should be soon after a signal.
+        """
+        with self.listening():
+            yield self
+        if self():
+            raise self.ending(message)
+
+    @contextmanager
     def _watched(self) -> Iterator[None]:
         """Let a thread see every signal as it arrives, whatever the main thread does."""
         if hasattr(sys, "ps1"):  # a notebook or a Python prompt: its process belongs to more than this training

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from distbranch.engine.distributed import num_cores
 from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
 from distbranch.errors import UserError, reason_of
-from distbranch.launch.stopping import StopRequest
 
 SECONDS_TO_ANSWER = 10
 SECONDS_BETWEEN_LOOKS = 1
@@ -166,12 +165,11 @@ def alive_nodes() -> list[Node]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def check_resources(launch: LaunchConfig, report: Report) -> None:
+def check_resources(launch: LaunchConfig, report: Report, should_stop: Callable[[], bool] = lambda: False) -> None:
     """Ray waits for ever for what a cluster will never have: say so at once, or after `launch.wait_for_nodes_min`.
 
     Raises:
         UserError: with what is there and what was asked.
-        StoppedEarly: by a signal to this process while it waited.
     """
     import ray
 
@@ -183,15 +181,13 @@ def check_resources(launch: LaunchConfig, report: Report) -> None:
 
         report({"kind": "warning", "message": f"Waiting for nodes: {_asked(launch, each)} do not fit yet."})
         request_resources(bundles=[each] * launch.most_workers)
-        request = StopRequest()
-        with request.listening():
-            while (found := room(alive_nodes(), each)) < launch.most_workers and time.monotonic() < deadline:
-                if request():
-                    break
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+        while (found := room(alive_nodes(), each)) < launch.most_workers and time.monotonic() < deadline:
+            if should_stop():
+                break
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         request_resources(bundles=[])  # from now on the run itself holds them
-        if request():
-            raise request.ending("Stopped while waiting for nodes, before anything began. The same command continues.")
+    if should_stop():
+        return
     if found < launch.least_workers:
         raise UserError(_too_little(launch, each, found))
     free = ray.available_resources()
@@ -231,7 +227,7 @@ def room(nodes: Sequence[Node], each: Mapping[str, float]) -> int:
 # ---- storage
 
 
-def check_storage(config: Config) -> None:
+def check_storage(config: Config, should_stop: Callable[[], bool] = lambda: False) -> None:
     """Every node on which a worker may come has this package, and sees the run directory and the data.
 
     Raises:
@@ -253,7 +249,9 @@ def check_storage(config: Config) -> None:
             .remote(config.run_url or str(marker), word, config.data.paths): node
             for node in nodes
         }
-        done, silent = ray.wait(list(looks), num_returns=len(looks), timeout=60 * launch.timeout_min)
+        deadline, done, silent = time.monotonic() + 60 * launch.timeout_min, [], list(looks)
+        while silent and time.monotonic() < deadline and not should_stop():
+            done, silent = ray.wait(list(looks), num_returns=len(looks), timeout=SECONDS_BETWEEN_LOOKS)
         for look in done:
             name = _name(nodes[looks[look]])
             try:
@@ -262,7 +260,7 @@ def check_storage(config: Config) -> None:
                 problem = _no_package(error)
             if problem:
                 raise UserError(f"The node {name} {problem}")
-        if silent:
+        if silent and not should_stop():
             names = ", ".join(_name(nodes[looks[look]]) for look in silent[:5])
             raise UserError(
                 f"{len(silent)} node(s) gave no answer within launch.timeout_min={launch.timeout_min:g}: {names}."

@@ -27,6 +27,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 # For room on the nodes, and how many such waits in all before Ray gives up. An elastic run waits in vain whenever a node
 # dies that Ray still counts on, and then asks for fewer workers.
 SECONDS_FOR_ROOM, MOST_WAITS = {"fixed": 30, "elastic": 10}, {"fixed": 5, "elastic": 30}
+NOTHING_BEGUN = "Stopped before any worker had begun. The same command continues."
 NCCL_SECONDS_MORE = 60  # than gloo, which then is the first to say who is late
 
 
@@ -41,9 +42,10 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
     files = RunDirectory(config.run_directory)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(SECONDS_FOR_ROOM[_kind(config)]))
     with files.locked(), cluster(config.launch):
-        check_resources(config.launch, report)
-        if cluster_address(config.launch) is not None:
-            check_storage(config)
+        with StopRequest().ending_here(NOTHING_BEGUN) as request:
+            check_resources(config.launch, report, request)
+            if cluster_address(config.launch) is not None:
+                check_storage(config, request)
         files.stop_word.unlink(missing_ok=True)
         attempt = files.path / "ray" / time.strftime("%Y%m%d-%H%M%S")
         attempt.mkdir(parents=True, exist_ok=True)
@@ -76,7 +78,7 @@ def _fit(config: Config, attempt: str, report: Report) -> RunResult:
                 ask_to_stop(attempt)
             if asked and not has_begun(attempt):  # Ray waits for room, perhaps for hours
                 forget(attempt)
-                raise request.ending("Stopped before any worker had begun. The same command continues.")
+                raise request.ending(NOTHING_BEGUN)
             for event in new_events(attempt):
                 report(event)
     for event in new_events(attempt):

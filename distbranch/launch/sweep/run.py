@@ -23,6 +23,7 @@ from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.errors import UserError, reason_of
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster, cluster_address
 from distbranch.launch.prepare import check_data, packed, tell_ignored
+from distbranch.launch.stopping import StopRequest
 from distbranch.launch.sweep.beginnings import families, saving
 from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials, trials_by_variant
 from distbranch.launch.sweep.proposals import Proposals
@@ -232,9 +233,10 @@ def cluster_of(sweep: SweepConfig, report: Report) -> Iterator[None]:
     here = cluster_address(base.launch) is None
     _, wanted = room_asked_for(sweep)
     with cluster(base.launch.model_copy(update={"workers": wanted}) if here else base.launch):
-        check_resources(
-            base.launch if here else base.launch.model_copy(update={"workers": room_asked_for(sweep)}), report
-        )
-        if not here:
-            check_storage(base.model_copy(update={"run": RunConfig(name=sweep.name, directory=sweep.directory)}))
+        with StopRequest().ending_here("Stopped before any trial had begun. The same command continues.") as request:
+            launch = base.launch if here else base.launch.model_copy(update={"workers": room_asked_for(sweep)})
+            check_resources(launch, report, request)
+            if not here:
+                run = RunConfig(name=sweep.name, directory=sweep.directory)
+                check_storage(base.model_copy(update={"run": run}), request)
         yield
