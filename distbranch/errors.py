@@ -1,4 +1,4 @@
-"""Errors for people: one sentence that says what should be, what was found and what to do.
+"""Errors for people: one sentence that says what should be, what was found and what to do; and the early end of a run.
 
 The command line prints it, without a traceback.
 """
@@ -14,3 +14,29 @@ class SharedError(UserError):
 
 class UsageError(UserError):
     """The command or the configuration asks for something that does not exist; exit code 2."""
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, for brackets in a sentence that names the file: of the system's errors the words alone."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return " ".join((said or str(error) or type(error).__name__).split()).rstrip(".")
+
+
+class StoppedEarly(BaseException):  # not an error: everything is saved
+    """Training ended before its last step because it was asked to; a checkpoint holds everything.
+
+    No `Exception`, so that a loop over seeds that outlives errors (`except Exception`) ends here as it does at Ctrl-C.
+
+    Attributes:
+        exit_code: of the process, for the command line.
+        by_one_rank: whether this rank alone knows of it and has to tell.
+    """
+
+    exit_code = 75
+    by_one_rank = False
+
+
+class Interrupted(StoppedEarly, KeyboardInterrupt):
+    """The same after Ctrl-C."""
+
+    exit_code = 130

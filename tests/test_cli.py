@@ -4,40 +4,60 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 from tiny_world import TASKS, Ended, assert_one_sentence, contents, nothing_overwritten, run_command
 
 import distbranch
+from distbranch import cli
 from distbranch.cli.predict import _write_predictions
-from distbranch.config import describe_keys
+from distbranch.config import Config, describe_keys
+from distbranch.config.reading import parse_override
+from distbranch.config.sweep import SweepConfig
 from distbranch.engine.predict import Prediction
 
-COMMANDS = (
-    "train",
-    "evaluate",
-    "predict",
-    "export",
-    "report",
-    "doctor",
-    "bench latency",
-    "experiment table",
-    "experiment company",
-    "experiment grouping",
-    "experiment initialisation",
-    "experiment affinity",
-    "experiment planted",
-    "experiment groups",
-    "bench train",
-    "bench data",
-    "data pack",
-    "data check",
-    "data show",
-)
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def commands_below(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words that lead to every command and every group of them."""
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands_below(below, (*path, name))
+
+
+def command_at(path: Sequence[str]) -> Any:
+    command = typer.main.get_command(cli.app)
+    for word in path:
+        command = command.commands[word]  # type: ignore[attr-defined]
+    return command
+
+
+def examples_of(command: Any) -> list[str]:
+    return re.findall("`([^`]*)`", command.help.partition("Examples:")[2])
+
+
+def parse(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The command that `distbranch WORDS` would run, by the words that lead to it, and its arguments; nothing runs."""
+    command, context, path = typer.main.get_command(cli.app), None, []
+    while True:
+        context = command.make_context(command.name, words, parent=context)
+        if not hasattr(command, "commands"):
+            return path, context.params
+        name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+        path.append(name)
+
+
+PATHS = list(commands_below(typer.main.get_command(cli.app)))
+COMMANDS = [path for path in PATHS if not hasattr(command_at(path), "commands")]
 
 
 @pytest.fixture(autouse=True)
@@ -55,22 +75,62 @@ def numbers_of(table: str, first: str) -> list[float]:
     return [float(cell) for cell in re.findall(r"\d+\.?\d*", row)]
 
 
-@pytest.mark.parametrize("command", ["", "data", "bench", "experiment", *COMMANDS])
-def test_every_command_has_a_help_text(command: str) -> None:
-    ended = run(f"{command} --help".strip())
-    assert ended.code == 0
-    assert "Usage:" in ended.out
-    assert "[OPTIONS]" in ended.out
+def test_all_commands_are_looked_at() -> None:
+    assert len(COMMANDS) >= 32
+    assert {("train",), ("sweep",), ("submit", "slurm-array"), ("bench", "somp"), ("experiment", "policies")} < set(
+        COMMANDS
+    )
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_every_command_has_a_help_text(path: tuple[str, ...]) -> None:
+    ended = run(" ".join([*path, "--help"]))
+    assert ended.code == 0, ended.err
+    meaning = command_at(path).help.partition("Examples:")[0]
+    assert meaning.strip().endswith((".", "?", ".)"))
+    told = " ".join(ended.out.split())
+    assert " ".join(meaning.replace("`", "").split())[:60] in told.replace("`", "")
+    for example in examples_of(command_at(path)):
+        assert example in told
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_examples_that_are_commands_as_they_are_written(path: tuple[str, ...]) -> None:
+    examples = examples_of(command_at(path))
+    assert examples
+    for example in examples:
+        words = shlex.split(example)
+        assert words[0] in ("distbranch", "torchrun")
+        given = words[words.index("distbranch") + 1 :]
+        found, arguments = parse(given)
+        assert found == list(path) or example != examples[0], example  # a further one may say what comes after
+        assert [name for name, value in arguments.items() if value] or given == list(path), example
+        for config in re.findall(r"configs/(\S+\.yaml)", example):
+            assert (CONFIGS / config).is_file(), f"{config} of `{example}` does not exist"
+        for override in (word for word in given if re.fullmatch(r"[a-z_.]+=.*", word)):
+            assert parse_override(override)[0].split(".")[0] in {*Config.model_fields, *SweepConfig.model_fields}, (
+                example
+            )
+
+
+def test_an_example_with_an_option_that_does_not_exist_would_be_noticed() -> None:
+    for words in (["report", "runs/quickstart", "--pages", "2"], ["train", "--dry-rum"], ["doctor", "here"]):
+        with pytest.raises(Exception, match=r"No such option|unexpected extra argument"):
+            parse(words)
+
+
+@pytest.mark.parametrize("example", examples_of(command_at(["data", "pack"])))
+def test_the_options_in_the_examples_of_packing_are_those_of_their_source(example: str) -> None:
+    words = shlex.split(example)
+    listed = run(f"data pack {words[3]} --options").out
+    for option in (word for word in words if word.startswith("--")):
+        assert option in listed, example
 
 
 def test_the_version_is_told() -> None:
     ended = run("--version")
     assert (ended.code, ended.out) == (0, f"distbranch {version('distbranch')}\n")
     assert run("bench -h").out == run("bench --help").out
-
-
-def test_help_of_train_has_examples() -> None:
-    assert "distbranch train configs/quickstart.yaml" in run("train --help").out
 
 
 def test_help_config_prints_every_key_with_default_range_and_meaning() -> None:

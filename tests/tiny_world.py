@@ -8,6 +8,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -25,6 +26,9 @@ from distbranch.tasks import Task
 
 NUM_SAMPLES = {"train": 24, "val": 8, "test": 8}
 TASKS = (Task("bright"), Task("wide"), Task("shade", "categorical", ("dark", "mid", "light")))
+# Of a message for people: what should be, what was found, what to do.
+MOST_SENTENCES, MOST_CHARACTERS, WORDS_SAID_TWICE = 3, 900, 6
+DOUBLED_STOP = re.compile(r"(?<!\.)\.\.(?=[\s)]|$)|[.?!]\)+\.|[?!]\.|[,;:]\.|\s[.,;](\s|$)")
 CONFIG = """\
 run: {directory: runs}
 data: {path: data}
@@ -106,17 +110,36 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def assert_one_sentence(ended: Ended, code: int, words: tuple[str, ...]) -> None:
+    """The command ended with this code and told one thing, with these words: what is wrong, and what to do."""
     assert ended.code == code, ended
     assert "Traceback" not in ended.err + ended.out
     lines = [line for line in ended.err.splitlines() if line.strip()]
     from_typer = any(line.startswith("Usage: ") for line in lines)
-    sentences = [line for line in lines if line.startswith("Error: ")]
-    assert from_typer or (len(sentences) == 1 and lines[-1] == sentences[0]), ended.err
-    told = ended.err if from_typer else sentences[0]
-    assert from_typer or told.rstrip().endswith((".", "?")), told
-    assert len(told) < 900, told
+    errors = [line for line in lines if line.startswith("Error: ")]
+    assert from_typer or (len(errors) == 1 and lines[-1] == errors[0]), ended.err
+    told = ended.err if from_typer else errors[0].removeprefix("Error: ")
+    if not from_typer:
+        faults = faults_of_message(told)
+        assert not faults, f"{'; '.join(faults)}: {told}"
     missing = [word for word in words if word not in told]
     assert not missing, f"{missing} should be told, but: {told}"
+
+
+def faults_of_message(told: str) -> list[str]:
+    """What is wrong with the form of a message for people; nothing if it is one thing, said once."""
+    sentences = [sentence.strip() for sentence in re.split(r"(?<=[.?!])\s+(?=[A-Z`'])", told.strip())]
+    spoken = [word.strip(".,;:()`'") for word in told.lower().split() if "/" not in word]
+    runs = [" ".join(spoken[start : start + WORDS_SAID_TWICE]) for start in range(len(spoken) - WORDS_SAID_TWICE + 1)]
+    twice = sorted({run for run in runs if runs.count(run) > 1})
+    faults = {
+        "it should end with a full stop or a question mark": not told.rstrip().endswith((".", "?")),
+        f"it has {len(sentences)} sentences": len(sentences) > MOST_SENTENCES,
+        f"it has {len(told)} characters": len(told) >= MOST_CHARACTERS,
+        "a stop is doubled": DOUBLED_STOP.search(told) is not None,
+        "an error stands in another one": re.search(r"\bError: |Traceback|\bErrno\b", told) is not None,
+        f"'{', '.join(twice)}' is said twice": bool(twice),
+    }
+    return [fault for fault, is_there in faults.items() if is_there]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from distbranch.bench.decide import planted_statistics
 from distbranch.branching.tree import Split, Tree
 from distbranch.config import MethodConfig
 from distbranch.engine.methods import decide, may_still_grow
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import num_weights
 from distbranch.permissions import denied
@@ -36,7 +36,7 @@ def read_tree(file: Path) -> Tree:
     except PermissionError as error:
         raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} holds no tree ({error}). Give the tree.json of a run.") from None
+        raise UserError(f"{file} holds no tree ({reason_of(error)}). Give the tree.json of a run.") from None
 
 
 def thin_and_tree(width: int, image_size: tuple[int, int], file: Path | None) -> dict[str, Architecture]:

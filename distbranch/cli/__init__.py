@@ -7,10 +7,11 @@ import sys
 import threading
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
 from distbranch.cli.bench import bench_app
 from distbranch.cli.data import data_app
@@ -19,14 +20,34 @@ from distbranch.cli.export import export
 from distbranch.cli.jobs import cancel, logs, status
 from distbranch.cli.predict import predict
 from distbranch.cli.runs import doctor, evaluate, report, train
+from distbranch.cli.streams import lasting_streams
 from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
-from distbranch.cli.terminal import EXIT_UNHEARD, console, errors
-from distbranch.errors import SharedError, UsageError, UserError
+from distbranch.cli.terminal import console, errors
+from distbranch.errors import Interrupted, SharedError, StoppedEarly, UsageError, UserError
 from distbranch.permissions import denied
 from distbranch.streams import tolerate_any_text
 
+
+class Commands(TyperGroup):
+    """The commands; where one ends early it says so, also after Ctrl-C, of which typer says nothing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except StoppedEarly as stopped:
+            if _is_first_rank() or stopped.by_one_rank:
+                errors.print(str(stopped), style="yellow", markup=False, highlight=False, soft_wrap=True)
+            _end_in_spite_of("distbranch-waiting", stopped.exit_code)
+            raise typer.Exit(stopped.exit_code) from None
+        except KeyboardInterrupt:
+            _end_in_spite_of("distbranch-", Interrupted.exit_code)
+            raise
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,42 +65,34 @@ app.add_typer(experiment_app, name="experiment")
 
 def main() -> None:
     """Run the command line; errors for people end in one sentence and exit code 1 or 2."""
-    first = os.environ.get("RANK", "0") == "0"
     tolerate_any_text()
+    with lasting_streams():
+        _run()
+
+
+def _run() -> None:
     try:
         _refuse_dashes(sys.argv[1:])
         app()
     except UserError as error:
-        if first or not isinstance(error, SharedError):
+        if _is_first_rank() or not isinstance(error, SharedError):
             errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except PermissionError as error:
         errors.print(f"Error: {denied(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
-    except BrokenPipeError:
-        sys.exit(EXIT_UNHEARD)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        from distbranch.engine.results import StoppedEarly
-
-        if not isinstance(error, StoppedEarly):
-            raise
-        if first:
-            errors.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    finally:
-        _flush()
 
 
-def _flush() -> None:
-    """Say the rest, or nothing if nobody reads: Python itself would show a traceback of it at its end."""
-    if sys.stdout is None:  # closed before we began (`>&-`)
-        return
-    try:
+def _end_in_spite_of(threads: str, code: int) -> None:
+    """End at once if threads of these names still wait, for a network say; the end of the interpreter would wait for them."""
+    if any(thread.name.startswith(threads) for thread in threading.enumerate()):
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _show_version(wanted: bool) -> None:

@@ -37,7 +37,11 @@ bench_app = typer.Typer(
 
 @bench_app.command("decide")
 def bench_decide_command() -> None:
-    """What deciding costs: affinity bookkeeping per step, and a whole decision, at 40 and 200 tasks."""
+    """What deciding costs: affinity bookkeeping per step, and a whole decision, at 40 and 200 tasks.
+
+    Examples:
+    `distbranch bench decide`
+    """
     from distbranch.bench.decide import bench_decide
 
     show_rows([{**asdict(row), "share_%": 100 * row.share} for row in bench_decide()])
@@ -48,7 +52,11 @@ def bench_memory_command(
     samples: Annotated[int, typer.Option(help="Tiny generated samples.", min=1)] = 1_000_000,
     folder: Annotated[Path | None, typer.Option(help="Where they are packed; a temporary folder if empty.")] = None,
 ) -> None:
-    """Pack generated samples, read them once, and print the peak memory of the process."""
+    """Pack generated samples, read them once, and print the peak memory of the process.
+
+    Examples:
+    `distbranch bench memory --samples 100000`
+    """
     from distbranch.bench.memory import bench_memory
 
     with _work_folder(folder) as place:
@@ -137,7 +145,11 @@ def bench_sweep_command(
         Path | None, typer.Option(help="Where their directories go; a temporary folder if empty.")
     ] = None,
 ) -> None:
-    """What a sweep costs by itself: its driver is killed at half of the trials, and the same command goes on."""
+    """What a sweep costs by itself: its driver is killed at half of the trials, and the same command goes on.
+
+    Examples:
+    `distbranch bench sweep --trials 200 --jobs 2`
+    """
     from distbranch.launch.sweep.simulation import simulate
 
     with _work_folder(folder) as place:
@@ -147,7 +159,11 @@ def bench_sweep_command(
 
 @bench_app.command("somp")
 def bench_somp_command() -> None:
-    """What choosing filters by SOMP costs on one core, against the pursuit as it is defined (for fewer rows where that is slow)."""
+    """What choosing filters by SOMP costs on one core, against the pursuit as it is defined (for fewer rows where that is slow).
+
+    Examples:
+    `distbranch bench somp`
+    """
     from distbranch.bench.somp import bench_somp
 
     show_rows(

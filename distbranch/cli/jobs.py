@@ -8,7 +8,11 @@ from distbranch.cli.terminal import RunArgument, console, run_folder, show_pairs
 
 
 def status(run: RunArgument) -> None:
-    """Say what a run has come to, and what its job does."""
+    """Say what a run has come to, and what its job does.
+
+    Examples:
+    `distbranch status runs/quickstart`
+    """
     from distbranch.launch.jobs import status
 
     show_pairs(status(run_folder(run)))
@@ -18,7 +22,11 @@ def logs(
     run: RunArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
 ) -> None:
-    """Print what the job of a run has said."""
+    """Print what the job of a run has said.
+
+    Examples:
+    `distbranch logs runs/quickstart --follow`
+    """
     from distbranch.launch.jobs import logs
 
     for piece in logs(run_folder(run), follow=follow):
@@ -29,7 +37,11 @@ def cancel(
     run: RunArgument,
     patience: Annotated[float, typer.Option(help="Seconds for the run to save itself.", min=1)] = 120,
 ) -> None:
-    """Save everything and stop a run; the same command that started it continues it."""
+    """Save everything and stop a run; the same command that started it continues it.
+
+    Examples:
+    `distbranch cancel runs/quickstart --patience 300`
+    """
     from distbranch.launch.jobs import cancel
 
     cancel(

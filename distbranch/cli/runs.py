@@ -83,7 +83,13 @@ def report(
     run: RunArgument,
     out: Annotated[Path | None, typer.Option(help="Where the page goes; into the run directory if empty.")] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run or a sweep, and its figures as PNG."""
+    """Write one self-contained HTML page about a run or a sweep, and its figures as PNG.
+
+    Examples:
+    `distbranch report runs/quickstart`
+
+    `distbranch report runs/sweep-quickstart --out sweep.html`
+    """
     from distbranch.report.sweep_files import is_sweep
 
     folder = run_folder(run)
@@ -95,7 +101,13 @@ def report(
 
 
 def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to check.")] = Path("runs")) -> None:
-    """Say what this machine has, what is wrong with it and what to do."""
+    """Say what this machine has, what is wrong with it and what to do.
+
+    Examples:
+    `distbranch doctor`
+
+    `distbranch doctor --storage /shared/runs`
+    """
     from distbranch.launch.doctor import examine, raise_if_wrong
 
     findings = examine(storage)

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from distbranch.config.section import Section
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
-from distbranch.errors import UsageError
+from distbranch.errors import UsageError, reason_of
 from distbranch.permissions import denied
 
 # By these a sweep file is told from the config of a run.
@@ -160,7 +160,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise denied(error) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The config file {path} cannot be read ({error}).") from None
+        raise UsageError(f"The config file {path} cannot be read ({reason_of(error)}).") from None
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
         raise UsageError(f"The config file {path} is not valid YAML: {where}.") from None

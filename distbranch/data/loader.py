@@ -47,6 +47,12 @@ class Batch:
         images, labels = self.images.pin_memory(), self.labels.pin_memory()
         return replace(self, images=images, labels=labels)
 
+    def share_memory(self) -> "Batch":
+        """The batch in memory that another process can map (a prefetching process calls it)."""
+        for tensor in (self.images, self.labels, self.indices):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+        return self
+
 
 def train_loader(
     info: DatasetInfo,

@@ -3,15 +3,23 @@
 Process w of n makes batches w, w + n, ... by itself; the DataLoader of torch carries them over and puts them in order.
 """
 
+import errno
+import logging
 import multiprocessing
 import os
+import shutil
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from multiprocessing import connection
-from types import FrameType
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -19,15 +27,23 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from distbranch.errors import UserError
 
+logger = logging.getLogger("distbranch")
+SHARED_MEMORY = "/dev/shm"
+NO_SHARED_MEMORY = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSYS)  # there is none, or not for us
+SECONDS_TO_DIE = 2.0  # from the first sign that a process is gone until its exit code is known
 
-class Pinnable(Protocol):
+
+class Movable(Protocol):
     """A batch."""
 
     def pin_memory(self) -> Self:
         """The batch in page-locked memory, from which a GPU copies without waiting."""
 
+    def share_memory(self) -> Self:
+        """The batch in memory that another process can map."""
 
-B = TypeVar("B", bound=Pinnable, covariant=True)
+
+B = TypeVar("B", bound=Movable, covariant=True)
 
 
 class Source(Protocol[B]):
@@ -56,7 +72,10 @@ def from_thread(source: Source[B], prefetch: int, *, pin_memory: bool = False) -
 
 
 def from_processes(source: Source[B], num_workers: int, prefetch: int, *, pin_memory: bool = False) -> Iterator[B]:
-    """All batches of the source in order, `prefetch` ahead in each of `num_workers` processes."""
+    """All batches of the source in order, `prefetch` ahead in each of `num_workers` processes, which begin at once.
+
+    The iterator raises a UserError if a process has died, or if there is no room in the memory that they share.
+    """
     # Neither fork (the threads of gloo, gRPC and OpenMP may hold locks at that moment) nor spawn (each process would
     # import torch anew, seconds each): a server process imports once, every later process is a fork of it.
     context = multiprocessing.get_context("forkserver")
@@ -72,15 +91,99 @@ def from_processes(source: Source[B], num_workers: int, prefetch: int, *, pin_me
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else each loader draws from the global one, which a resumed run would notice
     )
+    before = multiprocessing.active_children()
+    _warn_if_unguarded(getattr(sys.modules["__main__"], "__file__", None) or "")
     try:
-        yield from loader
+        with _hidden_main():
+            batches = iter(loader)
+    except OSError as error:  # where the first batch is awaited all ranks learn of it
+        return _failing(UserError(_why_none_begins(error)))
+    processes = [process for process in multiprocessing.active_children() if process not in before]
+    return _with_clear_errors(batches, processes)
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Else every process would run the user's script once more, and train by itself where it has no main guard.
+
+    Nothing that travels to the processes is defined there, and a script from a pipe (`python -`) could not be run again.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@cache
+def _warn_if_unguarded(script: str) -> None:
+    """Once: ours do without the guard, but the processes of whatever else the script uses may not."""
+    try:
+        has_guard = "__name__" in Path(script).read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no script, or one from a pipe
+        return
+    if not has_guard:
+        logger.warning(
+            'The script %s has no `if __name__ == "__main__":`. Put its calls under one: a library that starts processes may run it '
+            "again in each (those of data.workers do not).",
+            script,
+        )
+
+
+def _with_clear_errors(batches: Iterator[B], processes: Sequence[BaseProcess]) -> Iterator[B]:
+    try:
+        yield from batches
     except (RuntimeError, OSError, EOFError) as error:
+        if _is_about_shared_memory(error):
+            raise UserError(_no_shared_memory()) from None
         if not _from_a_dead_process(error):
             raise
-        raise UserError(
-            f"A prefetching process ended unexpectedly ({error or type(error).__name__}). "
-            "Perhaps memory ran out: lower data.workers."
-        ) from error
+        raise UserError(_how_it_died(processes, error)) from None
+
+
+def _failing(error: UserError) -> Iterator[Any]:
+    raise error
+    yield
+
+
+def _why_none_begins(error: OSError) -> str:
+    """Processes share semaphores too, which are files in the shared memory."""
+    if error.errno == errno.ENOSPC:
+        return _no_shared_memory()
+    where = f" in {SHARED_MEMORY}" if error.errno in NO_SHARED_MEMORY else ""
+    return (
+        f"The prefetching processes (data.workers) cannot be started ({error.strerror}{where}). Lower data.workers, or set it to 0, "
+        "which needs no such processes."
+    )
+
+
+def _is_about_shared_memory(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and "shared memory" in str(error) and "No space left" in str(error)
+
+
+def _no_shared_memory() -> str:
+    return (
+        f"The prefetching processes (data.workers) hand over their batches in {SHARED_MEMORY}, which is full: it has room for "
+        f"{shutil.disk_usage(SHARED_MEMORY).total / 2**20:,.1f} MiB. Give it more (`docker run --shm-size=2g`; in Kubernetes an "
+        f"emptyDir of medium Memory at {SHARED_MEMORY}), or set data.workers=0."
+    )
+
+
+def _how_it_died(processes: Sequence[BaseProcess], error: Exception) -> str:
+    """One sentence by the signal or the exit code of the first that is gone."""
+    connection.wait([process.sentinel for process in processes], SECONDS_TO_DIE)
+    code = next((process.exitcode for process in processes if process.exitcode), None)
+    if code == -signal.SIGBUS:
+        return _no_shared_memory()
+    if code is None:
+        how = " ".join(str(error).split()) or type(error).__name__
+    else:
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    cure = "Run the same command again; with data.workers=0 there are no such processes."
+    if code == -signal.SIGKILL:
+        cure = "If nobody else did, the system killed it for want of memory: lower data.workers or data.prefetch."
+    return f"A prefetching process ended unexpectedly ({how}). {cure}"
 
 
 class _Stream(IterableDataset[Any]):
@@ -92,7 +195,9 @@ class _Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         assert worker is not None
-        return self._source.batches(worker.id, worker.num_workers)
+        for batch in self._source.batches(worker.id, worker.num_workers):
+            # Left to the queue, which shares tensors in a thread of its own, a lack of room would lose the batch in silence.
+            yield batch.share_memory()
 
 
 def _from_a_dead_process(error: Exception) -> bool:
@@ -111,6 +216,7 @@ def _begin_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_the_first_one)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # The DataLoader watches the parent process, but that is the fork server, which lives as long as its children do.
     threading.Thread(target=_end_with_the_trainer, daemon=True).start()
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distbranch.engine.distributed import Ranks
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.permissions import DeniedError, denied
 from distbranch.tensor_files import load_tensors, save_tensors
 
@@ -62,7 +62,7 @@ def save_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, *, kee
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
-            f"The checkpoint of step {iteration} could not be written to {folder} ({error}). "
+            f"The checkpoint of step {iteration} could not be written to {folder} ({reason_of(error)}). "
             "Earlier checkpoints are intact; make room or give another run.directory, then run the same command again."
         ) from None
     for old in _saved(folder)[:-keep]:

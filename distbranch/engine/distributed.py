@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,8 @@ import torch.distributed as dist
 
 from distbranch.config import LaunchConfig
 from distbranch.engine.launcher_environment import read_launcher_environment
-from distbranch.errors import SharedError, UserError
+from distbranch.engine.waiting import NotAwaitedError, awaited
+from distbranch.errors import SharedError, StoppedEarly, UserError
 from distbranch.permissions import denied
 
 T = TypeVar("T")
@@ -248,20 +250,22 @@ class Pending:
 
 
 @contextmanager
-def join_ranks(launch: LaunchConfig) -> Iterator[Ranks]:
+def join_ranks(launch: LaunchConfig, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Ranks]:
     """Take this process's place among the ranks.
 
     A process group that stands already (Ray Train's) is used, and so is the GPU that whoever made it has chosen; under torchrun one is
     made from its environment, when every rank has its GPU; else this process is the only rank.
 
     Raises:
-        UserError: ranks are placed so that they cannot work together, such as two of them on one GPU without a word of it.
+        StoppedEarly: asked to stop before all ranks had come.
+        UserError: not all came in time; or they are placed so that they cannot work together, such as two of them on one GPU
+            without a word of it.
     """
     timeout = timedelta(minutes=launch.timeout_min)
     device = _device_of(launch)
     made_here = not dist.is_initialized() and (num_started_ranks() or 1) > 1
     if made_here:
-        _make_group(launch, device, timeout)
+        _make_group(launch, device, timeout, should_stop)
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     _set_threads(launch, world_size)
     host_group = None
@@ -289,18 +293,15 @@ def uses_nccl(launch: LaunchConfig) -> bool:
     return launch.gpus_per_worker == 1
 
 
-def _make_group(launch: LaunchConfig, device: torch.device, timeout: timedelta) -> None:
+def _make_group(
+    launch: LaunchConfig, device: torch.device, timeout: timedelta, should_stop: Callable[[], bool]
+) -> None:
     if device.type == "cpu" or not uses_nccl(launch):
-        dist.init_process_group("gloo", timeout=timeout)
+        wait_for_ranks(lambda: dist.init_process_group("gloo", timeout=timeout), launch, should_stop)
         return
-    try:
-        # With its GPU named NCCL connects now, where it can be told what is wrong, and never guesses the GPU from the rank.
-        dist.init_process_group("nccl", timeout=timeout, device_id=device)
-    except RuntimeError as error:
-        message = misplacement(error)
-        if message is None:
-            raise
-        raise UserError(message) from None
+    # With its GPU named NCCL connects now, where it can be told what is wrong, and never guesses the GPU from the rank.
+    meet = partial(dist.init_process_group, "nccl", timeout=timeout, device_id=device)
+    wait_for_ranks(meet, launch, should_stop)
 
 
 def misplacement(error: Exception) -> str | None:
@@ -333,6 +334,35 @@ def _fast_kernels(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.benchmark = before[1]
+
+
+def wait_for_ranks(meet: Callable[[], None], launch: LaunchConfig, should_stop: Callable[[], bool]) -> None:
+    """Call `meet`, which returns when all ranks have come.
+
+    Raises:
+        StoppedEarly: asked to stop before that; nothing had begun.
+        UserError: not all came in time, nobody answers where they meet, or they are placed wrongly.
+    """
+    try:
+        awaited(meet, should_stop)
+    except NotAwaitedError:
+        stopped = StoppedEarly(
+            "Stopped while this rank waited for the others, before a new step was trained. The same command continues."
+        )
+        stopped.by_one_rank = True
+        raise stopped from None
+    except RuntimeError as error:
+        message = misplacement(error)
+        if message is not None:
+            raise UserError(message) from None
+        if not isinstance(error, dist.DistError):
+            raise
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"Rank {os.environ.get('RANK')} should meet {os.environ.get('WORLD_SIZE')} ranks (WORLD_SIZE) at {place}, but within "
+            f"{launch.timeout_min:g} minutes (launch.timeout_min) not all came ({str(error).splitlines()[0][:200]}). Start all of "
+            "them, and check that they reach that address."
+        ) from None
 
 
 def wants_gpu(launch: LaunchConfig) -> bool:

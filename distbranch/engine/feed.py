@@ -14,6 +14,7 @@ import torch
 from distbranch.data.loader import Batch
 from distbranch.data.shards import BAD_KINDS
 from distbranch.engine.distributed import Pending, Ranks
+from distbranch.engine.waiting import NotAwaitedError, awaited
 from distbranch.errors import UserError
 
 
@@ -56,7 +57,9 @@ class Feed:
 
     def _fetch(self) -> tuple[Batch, str | None]:
         try:
-            batch = next(self._batches)
+            batch = awaited(lambda: next(self._batches), self.should_stop)
+        except NotAwaitedError:  # all ranks will stop before they use it
+            return _nothing(), None
         except UserError as error:  # the loader itself: a process of it died
             return _nothing(), str(error)
         return batch, batch.error

@@ -15,7 +15,7 @@ from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import load_model
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.backbones import Architecture
 from distbranch.models.low_rank import LowRankNet, check_same, low_rank_beginning
@@ -63,7 +63,7 @@ def own_tree(config: Config) -> Tree | None:
     except PermissionError as error:
         raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error}). Remove it and run the same command again.") from None
+        raise UserError(f"{file} is damaged ({reason_of(error)}). Remove it and run the same command again.") from None
 
 
 def _given_tree(config: Config, thin: Architecture) -> Tree:
@@ -104,7 +104,7 @@ def _read_groups(path: Path, thin: Architecture) -> dict[str, list[list[str]]]:
         raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} holds no tree ({error}). Give the directory of a finished run, or its tree.json."
+            f"{path} holds no tree ({reason_of(error)}). Give the directory of a finished run, or its tree.json."
         ) from None
     if tuple(groups) != thin.tree.layers:
         raise UserError(
@@ -134,7 +134,7 @@ def _given_policy(config: Config, searched: ResidualArchitecture) -> Policy:
         raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} holds no policy ({error}). Give the directory of a finished search in adashare.policy."
+            f"{file} holds no policy ({reason_of(error)}). Give the directory of a finished search in adashare.policy."
         ) from None
     own = [task.name for task in searched.tasks], [shape.name for shape in searched.shapes]
     if (names, blocks) != own:

@@ -8,16 +8,12 @@ from typing import Any
 from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.errors import UserError
+from distbranch.errors import StoppedEarly, UserError, reason_of
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 from distbranch.models.residual import AnyArchitecture
 from distbranch.permissions import denied
 
-
-class StoppedEarly(Exception):  # noqa: N818  # not an error: everything is saved
-    """Training ended before its last step because it was asked to; a checkpoint holds everything."""
-
-    exit_code = 75  # the launcher that knows of a Ctrl-C says 130
+__all__ = ["RunResult", "StoppedEarly", "read_result", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,7 @@ def read_result(directory: Path) -> RunResult | None:
     except PermissionError as error:
         raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
+        of_file = f"{Path(error.filename).name}: " if isinstance(error, OSError) else ""
         raise UserError(
-            f"The result of {directory} is damaged ({error}). Remove result.json there and run the same command again."
+            f"The result of {directory} is damaged ({of_file}{reason_of(error)}). Remove result.json there and run the same command again."
         ) from None

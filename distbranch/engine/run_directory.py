@@ -20,7 +20,7 @@ import torch
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.data.mixture import read_data
 from distbranch.engine.distributed import Ranks, num_cores
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.locks import LockHeldError, hold_lock
 
 PACKAGES = ("distbranch", "torch", "ray", "webdataset", "scikit-learn", "numpy", "safetensors", "simplejpeg", "pillow")
@@ -85,7 +85,7 @@ class RunDirectory:
                 write_aside(self.config, to_yaml(config))
         except OSError as error:
             raise UserError(
-                f"The run directory {self.path} cannot be written ({error}). Give another run.directory, or make room."
+                f"The run directory {self.path} cannot be written ({reason_of(error)}). Give another run.directory, or make room."
             ) from None
 
     def begins_anew(self, config: Config) -> bool:
@@ -150,7 +150,7 @@ class RunDirectory:
             ) from None
         except OSError as error:
             raise UserError(
-                f"The run directory {self.path} cannot be written ({error}). Give another run.directory."
+                f"The run directory {self.path} cannot be written ({reason_of(error)}). Give another run.directory."
             ) from None
         with held:
             yield

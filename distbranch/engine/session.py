@@ -15,7 +15,7 @@ from distbranch.engine.contact import explain, leave_name
 from distbranch.engine.distributed import Ranks, join_ranks, storage_message
 from distbranch.engine.evaluate import evaluate
 from distbranch.engine.metrics import DrawDecision, Report
-from distbranch.engine.results import RunResult, StoppedEarly, read_result
+from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory, without_moved_data
 from distbranch.engine.trainer import Trainer
 from distbranch.errors import UserError
@@ -39,12 +39,12 @@ def train_rank(
         LostRankError: another rank is gone; with all ranks started anew the run goes on.
         StoppedEarly: asked to stop; everything is saved.
     """
-    with join_ranks(config.launch) as ranks:
+    with join_ranks(config.launch, should_stop) as ranks:
         leave_name(ranks)
         try:
             info = _data_everywhere(config.data, ranks)
             return Trainer(config, ranks, info, report=report, draw=draw, should_stop=should_stop).run()
-        except (UserError, StoppedEarly):
+        except UserError:
             raise
         except Exception as error:  # of any kind: among several ranks somebody has to say whose it is
             if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:  # of rank 0's log, which it writes alone

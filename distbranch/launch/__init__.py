@@ -33,7 +33,8 @@ def train(
     Raises:
         UsageError: the configuration is not valid.
         UserError: data, storage, machines or numbers are not as they should be.
-        StoppedEarly: a signal asked to stop; a checkpoint holds everything.
+        StoppedEarly: a signal asked to stop; a checkpoint holds everything. No `Exception`.
+        Interrupted: Ctrl-C asked to stop; a StoppedEarly and a KeyboardInterrupt too.
     """
     started = num_started_ranks()
     if fresh and (started or 1) > 1:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from distbranch.engine.run_directory import RunDirectory, write_json
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.permissions import denied
 
 
@@ -44,4 +44,6 @@ def read_job(run_directory: Path) -> Job | None:
     except PermissionError as error:
         raise denied(error) from None
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}). Remove it; the run itself does not need it.") from None
+        raise UserError(
+            f"{file} cannot be read ({reason_of(error)}). Remove it; the run itself does not need it."
+        ) from None

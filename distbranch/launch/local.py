@@ -1,7 +1,6 @@
 """Training in this process: alone, or as one of the processes that torchrun started."""
 
 import os
-import threading
 
 from distbranch.config import Config
 from distbranch.engine.metrics import Report
@@ -16,7 +15,8 @@ def train_here(config: Config, report: Report) -> RunResult:
     """Train as the rank that this process is.
 
     Raises:
-        StoppedEarly: after SIGINT, SIGTERM, SIGUSR2 or a stop word; its `exit_code` says which.
+        StoppedEarly: after SIGTERM, SIGUSR2, SIGHUP or a stop word.
+        Interrupted: after Ctrl-C.
     """
     files = RunDirectory(config.run_directory)
     first = os.environ.get("RANK", "0") == "0"
@@ -35,11 +35,8 @@ def train_here(config: Config, report: Report) -> RunResult:
             files.stop_word.unlink(missing_ok=True)
             return train()
 
-    if threading.current_thread() is not threading.main_thread():
-        return locked()  # signals are the main thread's; the stop word works everywhere
     with request.listening():
         try:
             return locked()
         except StoppedEarly as stopped:
-            stopped.exit_code = request.exit_code
-            raise
+            raise request.ending(str(stopped), by_one_rank=stopped.by_one_rank) from None

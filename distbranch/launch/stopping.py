@@ -1,15 +1,34 @@
-"""Requests to stop: signals to this process, or a file named `stop` in the run directory, which reaches every launcher."""
+"""Requests to stop: signals to this process, or a file named `stop` in the run directory, which reaches every launcher.
 
+Python runs a signal's handler only when the main thread comes back to it, and a rank that waits for another one may not do so
+for minutes. So a thread watches too, and ends the process where that is all that is left to do.
+"""
+
+import os
+import select
 import signal
+import socket
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-EXIT_PREEMPTED, EXIT_INTERRUPTED = 75, 130
+from distbranch.errors import Interrupted, StoppedEarly
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+EXIT_PREEMPTED, EXIT_INTERRUPTED = StoppedEarly.exit_code, Interrupted.exit_code
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_UNWIND = 2.0  # after a second Ctrl-C
+SECONDS_TO_HEAR = (
+    30.0  # after any other signal, which is as long as torchrun, Slurm and Kubernetes wait before they kill
+)
+BUSY = 0.1  # processor seconds per second: a long backward pass does not hear either, but it works
+SHOW_CURSOR = b"\x1b[?25h"  # the progress display hides it
+NONE_IN_TIME, WATCH_IS_OVER = 0, -1
 
 
 class StopRequest:
@@ -18,14 +37,16 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: int | None = None
 
-    @property
-    def exit_code(self) -> int:
-        """130 after Ctrl-C, else 75: stopped early with a checkpoint."""
-        return EXIT_INTERRUPTED if self.received == signal.SIGINT else EXIT_PREEMPTED
-
     def __call__(self) -> bool:
         """Whether somebody asked to stop."""
         return self.received is not None
+
+    def ending(self, message: str, *, by_one_rank: bool = False) -> StoppedEarly:
+        """What to raise when everything is saved: after Ctrl-C it is a KeyboardInterrupt too."""
+        kind = Interrupted if self.received == signal.SIGINT else StoppedEarly
+        stopped = kind(message)
+        stopped.by_one_rank = by_one_rank
+        return stopped
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
@@ -34,13 +55,96 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Receive SIGINT, SIGTERM and SIGUSR2 for a while; the main thread only."""
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        try:
+        """Receive SIGINT, SIGTERM, SIGUSR2 and SIGHUP (unless `nohup` ignores it) for a while.
+
+        In another thread than the main one nothing is received, for signals are the main thread's.
+        """
+        if threading.current_thread() is not threading.main_thread():
             yield self
+            return
+        numbers = set(SIGNALS)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            numbers.remove(signal.SIGHUP)
+        before = {number: signal.signal(number, self._receive) for number in numbers}
+        try:
+            with self._watched():
+                yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextmanager
+    def ending_here(self, message: str) -> Iterator["StopRequest"]:
+        """Receive them during a stretch in which nothing needs to be saved.
+
+        Raises:
+            StoppedEarly: at the end of the stretch, which should be soon after a signal.
+        """
+        with self.listening():
+            yield self
+        if self():
+            raise self.ending(message)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Let a thread see every signal as it arrives, whatever the main thread does."""
+        if hasattr(sys, "ps1"):  # a notebook or a Python prompt: its process belongs to more than this training
+            yield
+            return
+        _leave_forks_alone()
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._watch, args=(ours,), name="distbranch-signals", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            theirs.close()
+            thread.join()
+            ours.close()
+
+    def _watch(self, arrivals: socket.socket) -> None:
+        """End the process if it does not hear the first signal, or is still there after a second Ctrl-C."""
+        first = _next_signal(arrivals, SIGNALS)
+        used = time.process_time()
+        again = _next_signal(arrivals, [signal.SIGINT], SECONDS_TO_HEAR)
+        if again == NONE_IN_TIME:
+            is_busy = time.process_time() - used > BUSY * SECONDS_TO_HEAR
+            if self.received is None and not is_busy:
+                _end_process(first, f"Stopped after it had only waited for another rank for {SECONDS_TO_HEAR:g} s")
+            again = _next_signal(arrivals, [signal.SIGINT])
+        if again != WATCH_IS_OVER and _next_signal(arrivals, (), SECONDS_TO_UNWIND) == NONE_IN_TIME:
+            _end_process(signal.SIGINT, "Interrupted at once")
+
+
+@cache
+def _leave_forks_alone() -> None:
+    """A signal to a process that was forked from this one would else arrive here too."""
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
+def _next_signal(arrivals: socket.socket, wanted: Collection[int], patience_s: float | None = None) -> int:
+    """The next of the signals that are wanted, or NONE_IN_TIME, or WATCH_IS_OVER."""
+    end = None if patience_s is None else time.monotonic() + patience_s
+    while True:
+        left = None if end is None else max(0.0, end - time.monotonic())
+        if not select.select([arrivals], [], [], left)[0]:
+            return NONE_IN_TIME
+        arrived = arrivals.recv(1)
+        if not arrived:
+            return WATCH_IS_OVER
+        if arrived[0] in wanted:
+            return arrived[0]
+
+
+def _end_process(number: int, what: str) -> None:
+    """Without the interpreter's own end, which would wait for the thread that does not hear."""
+    told = f"{what}; the same command continues from the last checkpoint.\n".encode()
+    with suppress(OSError):
+        os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + told)
+    os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)
 
 
 def stop_word(path: Path) -> Callable[[], bool]:

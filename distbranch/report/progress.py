@@ -1,16 +1,32 @@
 """What a person sees while a run trains: a live line on a terminal, elsewhere a plain line every 30 seconds."""
 
+import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 30.0
+NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
+SECONDS_OF_PACE = 300.0  # over which the time that is left is estimated; steps may take a minute
 
 Event = Mapping[str, Any]
+
+
+class TwoLines(Progress):
+    """What is done and how long the rest takes in one line, the details below: in one line they would push that out."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bars, then the details of each."""
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields["detail"]:
+                yield Text(task.fields["detail"], style="dim")
 
 
 class ProgressDisplay:
@@ -19,14 +35,15 @@ class ProgressDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._live = console.is_terminal
-        self._bar = Progress(
+        self._bar = TwoLines(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=25),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[pace]}"),
             console=console,
             disable=not self._live,
+            speed_estimate_period=SECONDS_OF_PACE,
         )
         self._tasks: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
@@ -45,13 +62,13 @@ class ProgressDisplay:
             show(event)
 
     def _packing(self, event: Event) -> None:
-        self._advance("packing", event["done"], event["total"], "")
+        self._advance("packing", event["done"], event["total"])
 
     def _labelling(self, event: Event) -> None:
-        self._advance("labelling", event["done"], event["total"], "")
+        self._advance("labelling", event["done"], event["total"])
 
     def _checking(self, event: Event) -> None:
-        self._advance("checking", event["done"], event["total"], "")
+        self._advance("checking", event["done"], event["total"])
 
     def _packed(self, event: Event) -> None:
         self._finish("packing")
@@ -68,11 +85,9 @@ class ProgressDisplay:
             else "tree is final"
         )
         loss = "" if event["loss"] is None else f"loss {event['loss']:.3f}  "
-        detail = (
-            f"{event['samples_per_second']:.0f} images/s  data wait {event['data_wait']:.1%}  {loss}"
-            f"{layer}  width {width_text(event['branches'])}"
-        )
-        self._advance("training", event["iteration"], event["iterations"], detail)
+        pace = f"{event['samples_per_second']:.0f} images/s"
+        detail = f"data wait {event['data_wait']:.1%}  {loss}{layer}  width {width_text(event['branches'])}"
+        self._advance("training", event["iteration"], event["iterations"], pace=pace, detail=detail)
 
     def _decision(self, event: Event) -> None:
         where = f"step {event['iteration']:,}  {event['layer_name']}"
@@ -107,9 +122,8 @@ class ProgressDisplay:
         self._say(f"step {event['iteration']:,}: samples left out so far: {counts}")
 
     def _warning(self, event: Event) -> None:
-        self.console.print(
-            f"warning: {event['message']}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        text = f"warning: {event['message']}"
+        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=not self._live)
 
     def _stopping(self, _: Event) -> None:
         self._say("stopping: a checkpoint is being written")
@@ -118,16 +132,31 @@ class ProgressDisplay:
         self._say(f"the run {event['directory']} is finished; nothing was changed")
 
     def _say(self, text: str, *, dim: bool = False) -> None:
+        if self._live:
+            indent = " " * max(4, len(text) - len(text.lstrip()))
+            text = textwrap.fill(
+                text, self.console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            )
+        text = text.replace(NO_BREAK, " ")
         self.console.print(text, style="dim" if dim else "", markup=False, highlight=False, soft_wrap=not self._live)
 
-    def _advance(self, what: str, done: int, total: int | None, detail: str) -> None:
+    def _advance(self, what: str, done: int, total: int | None, *, pace: str = "", detail: str = "") -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total, detail=detail)
-        self._bar.update(self._tasks[what], completed=done, detail=detail)
+            self._tasks[what] = self._bar.add_task(what, total=total, pace=pace, detail=detail)
+        self._bar.update(self._tasks[what], completed=done, pace=pace, detail=detail)
         if not self._live and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            share = f"{done:,} of {total:,}" if total else f"{done:,}"
-            self._say(f"{what} {share}  {detail}")
+            self._say("  ".join(part for part in (self._standing(what), pace, detail) if part))
+
+    def _standing(self, what: str) -> str:
+        """`training 12,345 of 100,000, 0:02:34 left`, as far as it is known."""
+        task = next(task for task in self._bar.tasks if task.id == self._tasks[what])
+        text = f"{what} {task.completed:,.0f}"
+        if task.total is not None:
+            text += f" of {task.total:,.0f}"
+        if task.time_remaining is not None:
+            text += f", {timedelta(seconds=round(task.time_remaining))} left"
+        return text
 
     def _finish(self, what: str) -> None:
         if what in self._tasks:
@@ -135,7 +164,7 @@ class ProgressDisplay:
 
 
 def _means_text(means: Mapping[str, float | None]) -> str:
-    return "  ".join(f"{name} {value:.1%}" for name, value in means.items() if value is not None)
+    return "  ".join(f"{name}{NO_BREAK}{value:.1%}" for name, value in means.items() if value is not None)
 
 
 def width_text(branches: Mapping[str, int]) -> str:

@@ -1,6 +1,8 @@
 """A sweep on the terminal: a line per trial that begins or ends, then the settings that are worth their cost."""
 
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +25,47 @@ class SweepDisplay:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.num_open = self.num_ended = 0
+        self.num_open = self.num_ended = self.num_begun = 0
+        self._began = time.monotonic()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """One line about an event."""
         kind = event["kind"]
         if kind == "sweep":
             self.num_open = event["open"]
+            self._began = time.monotonic()
             done = event["trials"] - event["open"]
             self._say(f"{event['trials']} trials, {done} of them done before, in {event['directory']}")
         elif kind == "begun":
             others = len(event["family"]) - 1
+            self.num_begun += len(event["family"])
             self._say(f"begun: {event['trial']}" + (f" and {others} that begin alike" if others else ""), "dim")
         elif kind == "ended":
             self.num_ended += 1
             reason = f": {event['reason']}" if event["reason"] else ""
             count = f"{self.num_ended}/{max(self.num_open, self.num_ended)}"
-            self._say(f"{count} {event['status']}: {event['trial']}{reason}", STYLES.get(event["status"], ""))
+            ended = f"{count} {event['status']}{self._time_left()}: {event['trial']}{reason}"
+            self._say(ended, STYLES.get(event["status"], ""))
         elif kind == "stopping":
             self._say("stopping: running trials save a checkpoint ...", "yellow")
         elif kind == "saving":
             self._say(event["text"])
+        elif kind == "warning":
+            self._say(f"warning: {event['message']}", "yellow")
         elif kind != "packing":
             self._say(" ".join(map(str, event.values())), "dim")
 
+    def _time_left(self) -> str:
+        """Roughly: as if all trials were alike, and those that run were half done."""
+        if self.num_ended >= self.num_open:
+            return ""
+        done = self.num_ended + max(0, self.num_begun - self.num_ended) / 2
+        seconds = (time.monotonic() - self._began) / done * (self.num_open - done)
+        return f" (about {timedelta(seconds=round(seconds))} left)"
+
     def _say(self, text: str, style: str = "") -> None:
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        soft_wrap = not self.console.is_terminal  # which would end a line within a word
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=soft_wrap)
 
 
 def front_table(directory: Path) -> Table:

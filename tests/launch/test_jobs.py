@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from distbranch.launch import jobs
 from distbranch.launch.job import Job, read_job, write_job
 from distbranch.launch.jobs import cancel, logs, status
 from distbranch.launch.on_ray import job as ray_job
+from distbranch.launch.on_slurm import submission
 from distbranch.launch.on_slurm.network import free_port, is_free
 from distbranch.launch.on_slurm.queue import explain
 from distbranch.launch.on_slurm.resources import Resources, minutes
@@ -65,6 +67,15 @@ def test_a_run_of_plain_train_is_cancelled_with_everything_saved(
         cancel(run, patience_s=60, say=said.append)
     with pytest.raises(UserError, match="wrote to its own terminal"):
         next(logs(run, follow=False))
+
+
+def test_keys_of_the_terminal_and_its_end_do_not_reach_a_local_job() -> None:
+    ask = [sys.executable, "-c", "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))"]
+    with submission._apart_from_terminal():
+        told = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+    assert "SIGINT" in told
+    assert "SIGHUP" in told
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_finished_run_is_not_cancelled(undisturbed: Callable[[int], Path]) -> None:

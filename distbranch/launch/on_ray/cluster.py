@@ -10,7 +10,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from distbranch.data.shards import DATASET_FILE, is_remote
 from distbranch.engine.distributed import num_cores
 from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_of_nodes, without_variable
 from distbranch.launch.on_ray.token import give_token, read_token_again, use_token_if_there
 from distbranch.launch.ray_folder import choose_ray_folder
 
 SECONDS_TO_ANSWER = 10
-SECONDS_BETWEEN_LOOKS = 2
+SECONDS_BETWEEN_LOOKS = 1
 # Ray's own defaults cost seconds per report and warn about things that a user of ours did not choose.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -121,7 +121,7 @@ def _end(processes: Iterable[psutil.Process]) -> None:
 
 
 def _cannot_be_used(address: str | None, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
+    reason = reason_of(error)[:300]
     if address is None:
         return f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
     if "token" in reason.lower():
@@ -191,7 +191,7 @@ def alive_nodes() -> list[Node]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def check_resources(launch: LaunchConfig, report: Report) -> None:
+def check_resources(launch: LaunchConfig, report: Report, should_stop: Callable[[], bool] = lambda: False) -> None:
     """Ray waits for ever for what a cluster will never have: say so at once, or after `launch.wait_for_nodes_min`.
 
     Raises:
@@ -208,8 +208,12 @@ def check_resources(launch: LaunchConfig, report: Report) -> None:
         report({"kind": "warning", "message": f"Waiting for nodes: {_asked(launch, each)} do not fit yet."})
         request_resources(bundles=[each] * launch.most_workers)
         while (found := room(alive_nodes(), each)) < launch.most_workers and time.monotonic() < deadline:
+            if should_stop():
+                break
             time.sleep(SECONDS_BETWEEN_LOOKS)
         request_resources(bundles=[])  # from now on the run itself holds them
+    if should_stop():
+        return
     if found < launch.least_workers:
         raise UserError(_too_little(launch, each, found))
     free = ray.available_resources()
@@ -249,7 +253,7 @@ def room(nodes: Sequence[Node], each: Mapping[str, float]) -> int:
 # ---- storage
 
 
-def check_storage(config: Config) -> None:
+def check_storage(config: Config, should_stop: Callable[[], bool] = lambda: False) -> None:
     """Every node on which a worker may come has this package, and sees the run directory and the data.
 
     Raises:
@@ -271,7 +275,9 @@ def check_storage(config: Config) -> None:
             .remote(config.run_url or str(marker), word, config.data.paths): node
             for node in nodes
         }
-        done, silent = ray.wait(list(looks), num_returns=len(looks), timeout=60 * launch.timeout_min)
+        deadline, done, silent = time.monotonic() + 60 * launch.timeout_min, [], list(looks)
+        while silent and time.monotonic() < deadline and not should_stop():
+            done, silent = ray.wait(list(looks), num_returns=len(looks), timeout=SECONDS_BETWEEN_LOOKS)
         for look in done:
             name = _name(nodes[looks[look]])
             try:
@@ -280,7 +286,7 @@ def check_storage(config: Config) -> None:
                 problem = _no_package(error)
             if problem:
                 raise UserError(f"The node {name} {problem}")
-        if silent:
+        if silent and not should_stop():
             names = ", ".join(_name(nodes[looks[look]]) for look in silent[:5])
             raise UserError(
                 f"{len(silent)} node(s) gave no answer within launch.timeout_min={launch.timeout_min:g}: {names}."

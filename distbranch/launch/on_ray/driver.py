@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,8 +22,8 @@ import psutil
 
 from distbranch.config import Config, load_config
 from distbranch.engine.metrics import Report
-from distbranch.engine.results import RunResult, StoppedEarly, read_result
-from distbranch.errors import UserError
+from distbranch.engine.results import RunResult, read_result
+from distbranch.errors import StoppedEarly, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.stopping import StopRequest
 
@@ -39,13 +39,13 @@ def train_in_child(config: Config, report: Report) -> RunResult:
 
     Raises:
         UserError: as `train_on_ray` says it, or the process was killed.
-        StoppedEarly: after a signal to this process; its `exit_code` says which.
+        StoppedEarly: after a signal to this process or a stop word.
+        Interrupted: after Ctrl-C.
     """
     _warn_of_own_connection(config)
     here, there = Pipe()
     request = StopRequest()
-    main = threading.current_thread() is threading.main_thread()
-    with here, request.listening() if main else nullcontext():
+    with here, request.listening():
         with there:
             child = _start(there)
         try:
@@ -111,7 +111,7 @@ def _follow(
             return error
 
 
-def _lost(child: "subprocess.Popen[bytes]", request: StopRequest) -> Exception:
+def _lost(child: "subprocess.Popen[bytes]", request: StopRequest) -> BaseException:
     """The driver ended without a word: it was stopped before it had begun, or killed."""
     code = child.wait()
     if not request():
@@ -120,9 +120,7 @@ def _lost(child: "subprocess.Popen[bytes]", request: StopRequest) -> Exception:
             f"The process that leads the run was lost ({reason}), perhaps for lack of memory. "
             "The same call resumes from the last checkpoint."
         )
-    stopped = StoppedEarly("The run was stopped before it began; the same call begins it.")
-    stopped.exit_code = request.exit_code
-    return stopped
+    return request.ending("The run was stopped before it began; the same call begins it.")
 
 
 def _wait_or_kill(child: "subprocess.Popen[bytes]") -> None:
@@ -154,7 +152,7 @@ def main() -> None:
     try:
         train_on_ray(config, lambda event: say("event", event))
         say("ended", None)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, StoppedEarly) as error:
         say("ended", _portable(error))
 
 

@@ -3,14 +3,13 @@
 import shutil
 import threading
 import time
-from contextlib import nullcontext
 from typing import Any
 
 from distbranch.config import Config
 from distbranch.engine.distributed import uses_nccl
 from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
-from distbranch.engine.results import RunResult, StoppedEarly, read_result
+from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import (
@@ -20,13 +19,14 @@ from distbranch.launch.on_ray.cluster import (
     resources,
     uses_gpu,
 )
-from distbranch.launch.on_ray.work import ask_to_stop, ending, forget, new_events, work
+from distbranch.launch.on_ray.work import ask_to_stop, ending, forget, has_begun, new_events, work
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
 # For room on the nodes, and how many such waits in all before Ray gives up. An elastic run waits in vain whenever a node
 # dies that Ray still counts on, and then asks for fewer workers.
 SECONDS_FOR_ROOM, MOST_WAITS = {"fixed": 30, "elastic": 10}, {"fixed": 5, "elastic": 30}
+NOTHING_BEGUN = "Stopped before any worker had begun. The same command continues."
 NCCL_SECONDS_MORE = 60  # than gloo, which then is the first to say who is late
 
 
@@ -35,14 +35,16 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
 
     Raises:
         UserError: resources that cannot be met, storage that a node does not see, or what stopped the ranks.
-        StoppedEarly: after a signal to this process; its `exit_code` says which.
+        StoppedEarly: after a signal to this process or a stop word.
+        Interrupted: after Ctrl-C.
     """
     files = RunDirectory(config.run_directory)
     settings = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(SECONDS_FOR_ROOM[_kind(config)])}
     with files.locked(), cluster(config.launch, settings) as address:
-        check_resources(config.launch, report)
-        if address is not None:
-            check_storage(config)
+        with StopRequest().ending_here(NOTHING_BEGUN) as request:
+            check_resources(config.launch, report, request)
+            if address is not None:
+                check_storage(config, request)
         files.stop_word.unlink(missing_ok=True)
         attempt = files.path / "ray" / time.strftime("%Y%m%d-%H%M%S")
         attempt.mkdir(parents=True, exist_ok=True)
@@ -65,8 +67,7 @@ def _fit(config: Config, attempt: str, report: Report) -> RunResult:
 
     thread = threading.Thread(target=fit, daemon=True)
     request = StopRequest()
-    main = threading.current_thread() is threading.main_thread()
-    with request.listening() if main else nullcontext():
+    with request.listening():
         thread.start()
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
@@ -74,6 +75,9 @@ def _fit(config: Config, attempt: str, report: Report) -> RunResult:
                 asked = True
                 report({"kind": "stopping"})
                 ask_to_stop(attempt)
+            if asked and not has_begun(attempt):  # Ray waits for room, perhaps for hours
+                forget(attempt)
+                raise request.ending(NOTHING_BEGUN)
             for event in new_events(attempt):
                 report(event)
     for event in new_events(attempt):
@@ -85,9 +89,7 @@ def _outcome(config: Config, attempt: str, failure: list[Exception], request: St
     ended = ending(attempt)
     forget(attempt)
     if ended.get("kind") == "stopped":
-        stopped = StoppedEarly(ended["message"])
-        stopped.exit_code = request.exit_code
-        raise stopped
+        raise request.ending(ended["message"])
     if ended.get("kind") == "failed":
         raise UserError(ended["message"])
     Mirror.of(config).bring()  # rank 0 may have been on another machine

@@ -33,6 +33,7 @@ def work(loop: dict[str, Any]) -> None:
     config, attempt = load_config(loop["config"]), str(loop["attempt"])
     if ending(attempt):  # Ray restarts the workers after any error; this one is not for restarts to mend
         return
+    _put("begun", attempt, {"begun": True})
     rank = int(os.environ.get("RANK", "0"))
     asked = looked_up_at_times(lambda: bool(_get("stop", attempt)))
     replaced = _replaced(RunDirectory(config.run_directory).path / "ray" / "leader") if rank == 0 else _never
@@ -66,6 +67,11 @@ def ask_to_stop(attempt: str) -> None:
     _put("stop", attempt, {"asked": True})
 
 
+def has_begun(attempt: str) -> bool:
+    """Whether any worker of an attempt has ever begun."""
+    return bool(_get("begun", attempt))
+
+
 def new_events(attempt: str) -> Iterator[Event]:
     """What rank 0 reported since the last look."""
     from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list
@@ -84,7 +90,7 @@ def forget(attempt: str) -> None:
     """Take the words of an attempt out of Ray's memory."""
     from ray.experimental.internal_kv import _internal_kv_del
 
-    for what in ("ending", "stop", "event"):
+    for what in ("begun", "ending", "stop", "event"):
         _internal_kv_del(f"{what} {attempt}", del_by_prefix=True, namespace=NAMESPACE)
 
 

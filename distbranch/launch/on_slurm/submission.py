@@ -7,6 +7,7 @@ import io
 import math
 import os
 import shutil
+import signal
 import socket
 import time
 import warnings
@@ -203,7 +204,7 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
         is_local = resources.executor == "local"
         of_sbatch = [] if is_local else options_in(executor._executor._make_submission_file_text("", ""))
         try:
-            with environment_for(of_sbatch), _streams_kept() if is_local else nullcontext():
+            with environment_for(of_sbatch), _apart_from_terminal() if is_local else nullcontext():
                 found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(task) for task in tasks]
         except submitit.core.utils.FailedJobError as error:
             for directory in new:  # else a corrected configuration would be refused as that of another run
@@ -221,14 +222,18 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
 
 
 @contextmanager
-def _streams_kept() -> Iterator[None]:
-    """Do not hand down this process's output: whoever reads it to its end would wait for the job, which outlives us."""
+def _apart_from_terminal() -> Iterator[None]:
+    """What is started meanwhile outlives this process: it writes nowhere of ours, and no key of this terminal reaches it."""
+    # Whoever reads this process's output to its end would wait for the job.
     kept, nowhere = [os.dup(number) for number in (1, 2)], os.open(os.devnull, os.O_RDWR)
     for number in (1, 2):
         os.dup2(nowhere, number)
+    # Ctrl-C goes to all processes of a terminal, and so does its end; what is blocked now stays so in what is started.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number, stream in zip((1, 2), kept, strict=True):
             os.dup2(stream, number)
             os.close(stream)

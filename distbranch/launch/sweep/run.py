@@ -17,10 +17,11 @@ from distbranch.config.sweep import SweepConfig, sweep_to_yaml
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory, without_moved_data, write_aside
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster
 from distbranch.launch.prepare import check_data, packed, places_of, refuse_what_vanishes, tell_ignored
+from distbranch.launch.stopping import StopRequest
 from distbranch.launch.sweep.beginnings import families, saving
 from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials, trials_by_variant
 from distbranch.launch.sweep.proposals import Proposals
@@ -163,7 +164,7 @@ def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config
         ) from None
     except OSError as error:
         raise UserError(
-            f"The sweep directory {directory.path} cannot be written ({error}). Give another directory."
+            f"The sweep directory {directory.path} cannot be written ({reason_of(error)}). Give another directory."
         ) from None
     with held:
         check_begun(sweep, directory, known)  # again: another driver may have begun it since
@@ -243,9 +244,10 @@ def cluster_of(sweep: SweepConfig, report: Report) -> Iterator[None]:
     _, wanted = room_asked_for(sweep)
     launch = base.launch.model_copy(update={"workers": wanted}) if here else base.launch
     with cluster(launch, SETTINGS):
-        check_resources(
-            base.launch if here else base.launch.model_copy(update={"workers": room_asked_for(sweep)}), report
-        )
-        if not here:
-            check_storage(base.model_copy(update={"run": RunConfig(name=sweep.name, directory=sweep.directory)}))
+        with StopRequest().ending_here("Stopped before any trial had begun. The same command continues.") as request:
+            launch = base.launch if here else base.launch.model_copy(update={"workers": room_asked_for(sweep)})
+            check_resources(launch, report, request)
+            if not here:
+                run = RunConfig(name=sweep.name, directory=sweep.directory)
+                check_storage(base.model_copy(update={"run": run}), request)
         yield

@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from ray import tune
@@ -18,7 +17,7 @@ from distbranch.data.mixture import read_data
 from distbranch.engine.forks import member, read_family
 from distbranch.engine.metrics import Report
 from distbranch.engine.results import StoppedEarly
-from distbranch.engine.run_directory import RunDirectory, read_lines
+from distbranch.engine.run_directory import RunDirectory, RunInUseError, read_lines
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import alive_nodes, resources, room
 from distbranch.launch.stopping import StopRequest
@@ -30,6 +29,7 @@ from distbranch.launch.sweep.standing import SweepDirectory
 from distbranch.launch.sweep.trial import tune_function
 
 SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_BEGIN = 60.0  # and to end, for a trial whose run nobody trains at the moment
 
 
 def train_roots(
@@ -110,9 +110,8 @@ def fit(
 
 def _listen(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
     """Wait for the Tuner; a signal closes the queue and gives every running trial its stop word."""
-    request = StopRequest()
-    main = threading.current_thread() is threading.main_thread()
-    with request.listening() if main else nullcontext():
+    request, trained_at = StopRequest(), time.monotonic()
+    with request.listening():
         thread.start()
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
@@ -121,16 +120,29 @@ def _listen(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None
             if not queue.closed:
                 queue.report({"kind": "stopping"})
                 queue.closed = True
-            for family, _ in list(
-                queue.running.values()
-            ):  # again and again: a run that begins removes an old stop word
-                if family[0].run_directory.exists():
-                    queue.directory.run(str(family[0].run.name)).stop_word.touch()
+                trained_at = time.monotonic()
+            leaders = [queue.directory.run(str(family[0].run.name)) for family, _ in list(queue.running.values())]
+            for files in leaders:  # again and again: a run that begins removes an old stop word
+                if files.path.exists():
+                    files.stop_word.touch()
+            if any(map(_is_trained, leaders)):
+                trained_at = time.monotonic()
+            if time.monotonic() - trained_at > SECONDS_TO_BEGIN:  # Ray waits for room, perhaps for hours
+                break
     if not request():
         return None
-    stopped = StoppedEarly("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
-    stopped.exit_code = request.exit_code
-    return stopped
+    return request.ending("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
+
+
+def _is_trained(files: RunDirectory) -> bool:
+    """Whether a process trains the run at this moment."""
+    if not files.path.exists():
+        return False
+    try:
+        with files.locked(patience_s=0):
+            return False
+    except RunInUseError:
+        return True
 
 
 def _name_of(trial: Any) -> str:
