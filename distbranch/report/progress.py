@@ -8,6 +8,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from distbranch.report.console import NOT_EVERYWHERE, UNDEFINED
+
 SECONDS_BETWEEN_LINES = 30.0
 
 Event = Mapping[str, Any]
@@ -135,7 +137,9 @@ class ProgressDisplay:
 
 
 def _means_text(means: Mapping[str, float | None]) -> str:
-    return "  ".join(f"{name} {value:.1%}" for name, value in means.items() if value is not None)
+    shown = {name: value for name, value in means.items() if value is not None or name not in NOT_EVERYWHERE}
+    texts = {name: UNDEFINED if value is None else f"{value:.1%}" for name, value in shown.items()}
+    return "  ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def width_text(branches: Mapping[str, int]) -> str:

@@ -135,3 +135,23 @@ def test_a_finished_run_of_the_name_and_configuration_of_a_trial_is_that_trial(t
     ):
         run_sweep(other, lambda _: None)
     assert trials_by_variant(sweep)["thin"] == planned_trials(sweep)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"early_stopping": {"grace": 1}, "metric": "top10_recall"}, r"early_stopping\.metric=top10_recall should guide"),
+        ({"early_stopping": {"grace": 1, "metric": "top10_recall"}}, r"no task with a defined top10_recall on val"),
+        (
+            {"search": "optuna", "num_trials": 1, "metric": "top10_recall", "variants": {}, "seeds": None,
+             "space": {"optim.lr": {"low": 0.1, "high": 1}}},
+            r"^metric=top10_recall should guide the sweep",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_undefined_for_all_tasks_guides_no_sweep(
+    keys: dict[str, Any], said: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run_sweep(sweep_in(tmp_path, tiny_data, **keys), lambda _: None)
+    assert not (tmp_path / "runs").exists()

@@ -17,6 +17,7 @@ from distbranch.launch.experiment.company import line_at
 from distbranch.launch.experiment.comparison import (
     Run,
     Runs,
+    check_defined,
     check_grows,
     config_of,
     experiment_sweep,
@@ -85,6 +86,7 @@ def compare_affinities(
     check_grows(config, config_of(config, overrides))
     sweep = experiment_sweep(name or f"affinity-{config.stem}", named, overrides, seeds=seeds, jobs=jobs)
     runs = run_experiment(sweep, report, splits=(split,))
+    check_defined(runs, METRIC, (split,))
     lines = lines_of(runs)
     means, winners = mean_differences(lines, split), winners_of(lines, split)
     write_csv(sweep.path, "tasks.csv", _rows(winners))

@@ -17,6 +17,7 @@ from distbranch.errors import UsageError
 from distbranch.launch.experiment.comparison import (
     Run,
     Runs,
+    check_defined,
     config_of,
     experiment_sweep,
     paired,
@@ -91,6 +92,7 @@ def fair_company(
     variants = {**line, **grown}
     sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, among_runs=True, derived=derived)
     runs = run_experiment(sweep, report, splits=(split,))
+    check_defined(runs, metric, (split,))
     thin, others = {key: runs[key] for key in line}, {key: runs[key] for key in grown}
     found = {part: neighbours(others, thin, metric, part) for part in ("test", "val")}
     rows = [{"split": part, **_flat(one)} for part, members in found.items() for one in members]

@@ -14,6 +14,7 @@ from distbranch.errors import UserError
 from distbranch.launch.experiment.comparison import (
     Run,
     Runs,
+    check_defined,
     config_of,
     experiment_sweep,
     paired,
@@ -79,6 +80,7 @@ def compare_beginnings(
     name = name or f"initialisation-{config.stem}"
     sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, derived=DERIVED)
     runs = run_experiment(sweep, report, splits=("val",))
+    check_defined(runs, METRIC, ("val",))
     found = [pace(beginning, members, runs[RANDOM]) for beginning, members in runs.items()]
     write_csv(sweep.path, "curves.csv", _rows(runs))
     write_text(sweep.path, "table.md", pace_markdown(found, runs))

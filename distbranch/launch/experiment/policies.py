@@ -16,6 +16,7 @@ from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
 from distbranch.launch.experiment.comparison import (
     Run,
+    check_defined,
     config_of,
     experiment_sweep,
     paired,
@@ -94,6 +95,7 @@ def try_policies(
     variants = policy_variants(base, place / f"{SEARCH}-seed{SEED}", num_policies, iterations)
     sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, derived=DERIVED)
     runs = run_experiment(sweep, report, splits=("val", split))
+    check_defined(runs, METRIC, ("val", split))
     found = []
     for search, shared in paired(runs[SEARCH], runs[SHARED]):
         own = {key: next(run for run in runs[key] if run.seed == search.seed) for key in runs if _is_drawn(key)}

@@ -4,6 +4,7 @@ Each start makes a new Tuner over the trials that the disk does not know as sett
 driver before ended.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials, 
 from distbranch.launch.sweep.proposals import Proposals
 from distbranch.launch.sweep.results import Row, rows_of, write_results
 from distbranch.launch.sweep.standing import FAILED, SweepDirectory
+from distbranch.metrics import is_defined
 
 # Our run directories are the truth, so Tune need not write down what it knows before its end.
 SETTINGS = {
@@ -40,6 +42,7 @@ SETTINGS = {
 # What to do about a run of another configuration that lies in the sweep's own folder, or in one that it shares.
 OF_ITSELF = "Give another name (--name of an experiment), or undo the change."
 SHARED = "Give another trial_directory (run.directory of an experiment), or undo the change."
+logger = logging.getLogger("distbranch")
 FIXED_ONCE_BEGUN = ("search", "space", "search_seed")
 
 
@@ -72,7 +75,8 @@ def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
     known = [] if sweep.search == "optuna" else planned_trials(sweep)
     check_begun(sweep, directory, known)
     tell_ignored(known or [base_config(sweep)])
-    _data_of(in_turns(known)[0] if known else [base_config(sweep)], report)
+    for info in _data_of(in_turns(known)[0] if known else [base_config(sweep)], report):
+        _check_metric(sweep, info)
     with _begun(sweep, directory, known):
         proposals = Proposals(sweep, directory) if sweep.search == "optuna" else None
         groups = [known] if proposals is None else proposals.trials
@@ -191,7 +195,27 @@ def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
         )
 
 
-def _data_of(trials: Sequence[Config], report: Report) -> None:
+def _check_metric(sweep: SweepConfig, info: DatasetInfo) -> None:
+    """A search or early stopping that is guided by what is undefined for all tasks would be guided by nothing."""
+    guides = {"metric": sweep.metric} if sweep.search == "optuna" else {}
+    if sweep.early_stopping is not None:
+        guides["early_stopping.metric"] = sweep.early_stopping.metric or sweep.metric
+    val = info.splits.get("val")
+    for key, metric in guides.items():
+        if val is None or not is_defined(metric, info.tasks, val.labels):
+            lacks = "no split 'val'" if val is None else f"no task with a defined {metric} on val"
+            raise UserError(
+                f"{key}={metric} should guide the sweep, but {info.path} has {lacks}. Give another metric, or other data."
+            )
+    if val is not None and not is_defined(sweep.metric, info.tasks, val.labels):
+        logger.warning(
+            "No task of %s has a defined %s on val, so no trial counts as best. Give another `metric`.",
+            info.path,
+            sweep.metric,
+        )
+
+
+def _data_of(trials: Sequence[Config], report: Report) -> list[DatasetInfo]:
     """Pack and check what the trials will read, once, before anything starts."""
     infos: dict[tuple[Any, ...], DatasetInfo] = {}
     kinds = {
@@ -213,6 +237,7 @@ def _data_of(trials: Sequence[Config], report: Report) -> None:
         if made not in infos:
             infos[made] = packed(config, report)
         check_data(config, infos[made])
+    return list(infos.values())
 
 
 def room_asked_for(sweep: SweepConfig) -> tuple[int, int]:
