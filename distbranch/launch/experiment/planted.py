@@ -90,7 +90,8 @@ def top_groups(run_directory: Path) -> dict[str, list[list[str]]]:
         )
         for kind, affinity in affinities.items()
     }
-    return {kind: [[names[task] for task in group] for group in decision.groups] for kind, decision in decided.items()}
+    groups = {kind: [[names[task] for task in group] for group in found.groups] for kind, found in decided.items()}
+    return groups | {first["affinity_kind"]: first["tasks"]}  # as it was decided, whatever release has decided it
 
 
 def planted_agreement(run_directory: Path) -> float:
