@@ -31,6 +31,7 @@ from distbranch.launch.experiment import (
     policies,
     table,
 )
+from distbranch.launch.experiment import place as place_of_experiments
 from distbranch.launch.experiment.comparison import Run, experiment_sweep
 from distbranch.launch.sweep import run as sweep_run
 from distbranch.launch.sweep import tuning
@@ -512,6 +513,31 @@ def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothin
     text = (place / "table.md").read_text()
     assert text.count("| thin | 1 |") == text.count("| wide | 1 |") == 2
     assert "latency ms" in text
+
+
+def test_another_comparison_does_not_overwrite_a_table(
+    two_configs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = train_in_this_process(monkeypatch)
+    given = {"split": "test", "name": "table", "jobs": None, "report": lambda _: None}
+    _, place = table.compare_configs(two_configs, [0], ["launch.workers=1"], **given)
+    before = {name: (place / name).read_text() for name in ("results.csv", "table.md", "experiment.json")}
+    for configs, seeds in (([two_configs[1]], [0]), (two_configs, [1])):
+        with pytest.raises(
+            UserError, match=r"table holds the results of another comparison, of thin-seed0.* Give another --name"
+        ):
+            table.compare_configs(configs, seeds, ["launch.workers=1"], **given)
+    with pytest.raises(UserError, match=r"another comparison, with experiment=table; they would be overwritten"):
+        place_of_experiments.check_place(
+            experiment_sweep("table", table.variants_of_files(two_configs), [], seeds=[0], jobs=None, among_runs=True),
+            {"experiment": "company", "split": "test"},
+        )
+    assert {name: (place / name).read_text() for name in before} == before
+    assert trained == ["wide-seed0", "thin-seed0"], "refused before anything is trained"
+    results, again = table.compare_configs(two_configs, [0, 1], ["launch.workers=1"], **given)
+    assert again == place
+    assert {name: len(runs) for name, runs in results.items()} == {"thin": 2, "wide": 2}
+    assert trained[2:] == ["wide-seed1", "thin-seed1"], "what was compared before is not repeated"
 
 
 def test_what_begins_from_a_run_that_failed_fails_with_the_reason(

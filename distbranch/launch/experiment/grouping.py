@@ -24,6 +24,7 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
+from distbranch.launch.experiment.place import check_place, record_place
 from distbranch.report.console import markdown_table
 from distbranch.report.experiment_figures import draw_reductions, save_figure
 from distbranch.report.figures import MEANS
@@ -107,7 +108,10 @@ def compare_groupings(
     variants = grouping_variants(run, permutations, split)
     name = name or f"grouping-{run.absolute().name}"
     sweep = experiment_sweep(name, variants, [*HERE, *overrides], seeds=seeds, jobs=jobs)
+    about = {"experiment": "grouping", "run": str(run.absolute()), "split": split}
+    check_place(sweep, about)
     runs = run_experiment(sweep, report, splits=(split,))
+    record_place(sweep, about)
     learned = runs.pop(LEARNED)
     every = {metric: reductions(learned, list(runs.values()), metric, split) for metric in METRICS}
     found = {metric: tasks for metric, tasks in every.items() if tasks}  # a metric may be undefined for all tasks

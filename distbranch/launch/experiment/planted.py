@@ -20,6 +20,7 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
+from distbranch.launch.experiment.place import check_place, record_place
 from distbranch.report.console import amount, markdown_table
 
 DERIVED = ("data.path", "data.pack")
@@ -50,7 +51,10 @@ def planted(
     }
     name = name or f"planted-{config.stem}"
     sweep = experiment_sweep(name, variants, overrides, seeds=None, jobs=jobs, derived=DERIVED)
+    about = {"experiment": "planted"}
+    check_place(sweep, about)
     runs = [run for members in run_experiment(sweep, report).values() for run in members]
+    record_place(sweep, about)
     indices = {run.seed: planted_agreement(run.config.run_directory) for run in runs}
     write_csv(sweep.path, "planted.csv", [{"seed": seed, "adjusted_rand": index} for seed, index in indices.items()])
     rows = [[str(seed), amount(index, None, decimals=3)] for seed, index in indices.items()]

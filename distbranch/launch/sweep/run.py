@@ -77,9 +77,11 @@ def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
     tell_ignored(known or [base_config(sweep)])
     for info in _data_of(in_turns(known)[0] if known else [base_config(sweep)], report):
         _check_metric(sweep, info)
-    with _begun(sweep, directory, known):
+    with _begun(sweep, directory):
         proposals = Proposals(sweep, directory) if sweep.search == "optuna" else None
         groups = [known] if proposals is None else proposals.trials
+        if proposals is not None:
+            check_begun(sweep, directory, [trial for group in groups for trial in group])
         try:
             _train_open(sweep, groups, directory, report, proposals)
         finally:
@@ -146,7 +148,7 @@ def _variants(sweep: SweepConfig) -> dict[str, str]:
 
 
 @contextmanager
-def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> Iterator[None]:
+def _begun(sweep: SweepConfig, directory: SweepDirectory) -> Iterator[None]:
     """The sweep's directory, of this sweep and locked against a second driver."""
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
@@ -161,7 +163,7 @@ def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config
             f"The sweep directory {directory.path} cannot be written ({error}). Give another directory."
         ) from None
     with lock:
-        check_begun(sweep, directory, known)  # again: another driver may have begun it since
+        check_begun(sweep, directory, [])  # again: another driver may have begun it since
         write_aside(directory.config, sweep_to_yaml(sweep))
         write_aside(directory.base, to_yaml(base_config(sweep)))
         yield
@@ -170,16 +172,21 @@ def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config
 def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> None:
     """Nothing is there, or what this sweep has begun; one of which no trial was begun may become another one.
 
+    Args:
+        sweep: that is to be begun, or to go on.
+        directory: of it.
+        known: trials whose runs must be theirs if there are some: a result is never taken over by its name alone.
+
     Raises:
         UserError: another sweep, or runs of other configurations, with the differences.
     """
-    if sweep.variants or sweep.trial_directory:  # whose bases may be many, and change while others are added
-        for trial in known:
-            RunDirectory(trial.run_directory).check(
-                trial, advice=OF_ITSELF if sweep.trial_directory is None else SHARED
-            )
-    elif directory.has_begun:
+    has_one_base = not (sweep.variants or sweep.trial_directory)  # else they may change while others are added
+    if has_one_base and directory.has_begun:
         _refuse_another(sweep, directory)
+    for trial in known:
+        files = RunDirectory(trial.run_directory)
+        if not files.begins_anew(trial):
+            files.check(trial, advice=OF_ITSELF if sweep.trial_directory is None else SHARED)
 
 
 def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
