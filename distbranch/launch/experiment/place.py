@@ -49,7 +49,7 @@ def record_place(sweep: SweepConfig, about: Mapping[str, Any]) -> None:
 def _read_about(folder: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter is told when the sweep is begun
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / ABOUT} cannot be read ({error}). Give another --name, or remove it.") from None
