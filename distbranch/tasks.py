@@ -96,10 +96,11 @@ def _binary_metrics(logits: NDArray[np.float64], labels: NDArray[np.float64]) ->
 
     truth, predicted = labels >= 0.5, logits[:, 0] >= 0
     positive = int(truth.sum())
+    has_both = 0 < positive < truth.size  # of one class alone there is nothing to tell apart, nor to rank
     return {
         "accuracy": float(np.mean(truth == predicted)) if truth.size else None,
-        "balanced_accuracy": float(balanced_accuracy_score(truth, predicted)) if 0 < positive < truth.size else None,
-        "average_precision": float(average_precision_score(truth, logits[:, 0])) if positive else None,
+        "balanced_accuracy": float(balanced_accuracy_score(truth, predicted)) if has_both else None,
+        "average_precision": float(average_precision_score(truth, logits[:, 0])) if has_both else None,
         "num_labelled": truth.size,
         "num_positive": positive,
     }
@@ -118,26 +119,29 @@ def _categorical_metrics(logits: NDArray[np.float64], labels: NDArray[np.float64
 
     truth = labels.astype(np.int64)
     chosen = _choice_metrics(logits, truth)
-    scores = _softmax(logits)
-    precisions = [average_precision_score(truth == index, scores[:, index]) for index in np.unique(truth)]
+    scores, present = _softmax(logits), np.unique(truth)
+    precisions = [average_precision_score(truth == index, scores[:, index]) for index in present]
     return {
         "accuracy": chosen.pop("accuracy"),
         "balanced_accuracy": chosen.pop("balanced_accuracy"),
-        "average_precision": float(np.mean(precisions)) if precisions else None,
+        "average_precision": float(np.mean(precisions)) if len(present) > 1 else None,
         **chosen,
     }
 
 
 def _choice_metrics(scores: NDArray[np.float64], truth: NDArray[np.int64]) -> Metrics:
-    """How well the highest of the scores [N, K] finds the true class [N]; the first one wins a tie."""
-    if not truth.size:
-        return dict.fromkeys(("accuracy", "balanced_accuracy", "top3", "top5")) | {"num_labelled": 0}
+    """How well the highest of the scores [N, K] finds the true class [N]; the first one wins a tie.
+
+    Nothing is found where there are no samples, or one class alone competes; nothing is balanced where one class alone is true.
+    """
+    if not truth.size or scores.shape[1] < 2:
+        return dict.fromkeys(("accuracy", "balanced_accuracy", "top3", "top5")) | {"num_labelled": truth.size}
     order = np.argsort(-scores, axis=1, kind="stable")
     rank = np.argmax(order == truth[:, None], axis=1)
     recalls = [float(np.mean(rank[truth == index] == 0)) for index in np.unique(truth)]
     return {
         "accuracy": float(np.mean(rank == 0)),
-        "balanced_accuracy": float(np.mean(recalls)),
+        "balanced_accuracy": float(np.mean(recalls)) if len(recalls) > 1 else None,
         "top3": float(np.mean(rank < 3)),
         "top5": float(np.mean(rank < 5)),
         "num_labelled": truth.size,
@@ -255,7 +259,7 @@ def task_metrics(tasks: Sequence[Task], outputs: NDArray[Any], labels: NDArray[A
     Exclusive sets of tasks add `"exclusive": {set: {...}}`: accuracy, balanced accuracy, top-3 and top-5 of the arg-max
     over the set. A mean is over the tasks for which the metric is defined; top-3 and top-5, which a binary task has not,
     are over categorical tasks and sets. A task without a single label has no score, and does not compete in the top-k
-    recall or in its set.
+    recall or in its set. Where all labels are of one class there is no balanced accuracy and no average precision.
 
     Args:
         tasks: in the order of the labels.

@@ -170,3 +170,39 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("file", [file for file in CONFIGS if not file.stem.startswith("sweep-")], ids=lambda f: f.stem)
 def test_the_configs_of_the_project_are_valid(file: Path) -> None:
     assert load_config(file).run.name == file.stem
+
+
+FIXED = {"method": {"name": "fixed"}}
+NEVER = {"train": {"iterations": 50}, "method": {"round_iterations": 100}}
+SEARCHED = {"model": {"backbone": "resnet18"}, "method": {"name": "adashare"}, "adashare": {"policy": "search"}}
+
+
+@pytest.mark.parametrize(
+    ("base", "override", "is_read"),
+    [
+        (FIXED, "method.alpha=9", False),
+        (FIXED, "method.affinity=phi", False),
+        (FIXED, "method.first_decision=7", False),
+        (FIXED, "optim.when_widened=continue", False),
+        (FIXED, "optim.decay_every=7", True),
+        (FIXED, "optim.lr=0.5", True),
+        ({"method": {"name": "independent"}}, "method.max_branches=2", False),
+        ({}, "method.alpha=9", True),
+        ({}, "method.decay=0.5", True),
+        ({}, "method.pretrained_channels=bgr", False),
+        ({"method": {"init": "somp", "pretrained": "a.pth"}}, "method.pretrained_channels=bgr", True),
+        (NEVER, "method.alpha=9", False),
+        (NEVER, "method.round_iterations=200", False),
+        (NEVER, "method.round_iterations=20", True),
+        ({"optim": {"schedule": "cosine"}}, "optim.decay_factor=0.5", False),
+        ({"optim": {"schedule": "cosine"}}, "optim.schedule=step", True),
+        (SEARCHED, "adashare.weights_part=0.5", False),
+        (SEARCHED, "adashare.policy_number=1", True),
+        ({**SEARCHED, "adashare": {}}, "adashare.weights_part=0.5", True),
+    ],
+)  # fmt: skip
+def test_a_setting_makes_another_run_only_if_one_of_the_two_reads_it(
+    base: dict[str, Any], override: str, is_read: bool
+) -> None:
+    old = load_config(base)
+    assert bool(differences(old, load_config(old, [override]))) == is_read

@@ -104,6 +104,61 @@ def test_what_is_undefined_is_none_and_left_out_of_the_mean() -> None:
     }
 
 
+ONE_CLASS = [
+    (Task("a"), np.ones((6, 1))),
+    (Task("a"), np.zeros((6, 1))),
+    (Task("a"), np.full((6, 1), 0.75)),
+    (Task("a"), np.array([[1.0], [NAN], [NAN], [1.0], [1.0], [NAN]])),
+    (Task("a", "categorical", ("red", "green", "blue")), np.full((6, 1), 2.0)),
+]
+
+
+@pytest.mark.parametrize(("task", "labels"), ONE_CLASS)
+def test_where_all_labels_are_of_one_class_there_is_an_accuracy_but_nothing_to_rank_or_balance(
+    task: Task, labels: np.ndarray
+) -> None:
+    draw = np.random.default_rng(2)
+    proper = draw.integers(0, 2, (6, 1)).astype(float)
+    proper[:2, 0] = 0, 1
+    outputs = draw.standard_normal((6, task.num_outputs + 1))
+    found = task_metrics([task, Task("proper")], outputs, np.concatenate([labels, proper], axis=1))
+    row = found["tasks"]["a"]
+    assert row["accuracy"] is not None
+    assert (row["balanced_accuracy"], row["average_precision"]) == (None, None)
+    for metric in ("balanced_accuracy", "average_precision"):
+        assert found["mean"][metric] == found["tasks"]["proper"][metric], "it does not lift the mean"
+
+
+def test_what_is_undefined_in_every_data_set_stays_so_when_they_are_merged_and_elsewhere_the_others_count() -> None:
+    draw = np.random.default_rng(4)
+    tasks = [Task("split up"), Task("in one"), Task("plain")]
+    parts = []
+    for positive in (0.0, 1.0):
+        labels = draw.integers(0, 2, (20, 3)).astype(float)
+        labels[:2] = [[0, 0, 0], [1, 1, 1]]
+        labels[:, 0] = positive
+        if positive:
+            labels[:, 1] = 1.0
+        parts.append(task_metrics(tasks, draw.standard_normal((20, 3)), labels))
+    merged = merge_metrics(parts)
+    assert merged["tasks"]["split up"]["average_precision"] is None
+    assert merged["tasks"]["in one"]["average_precision"] == parts[0]["tasks"]["in one"]["average_precision"]
+    known = [merged["tasks"][name]["average_precision"] for name in ("in one", "plain")]
+    assert merged["mean"]["average_precision"] == pytest.approx(np.mean(known))
+
+
+def test_a_set_in_which_one_task_alone_competes_or_one_class_alone_is_true_finds_nothing_by_it() -> None:
+    outputs = np.random.default_rng(0).standard_normal((5, 3))
+    alone = task_metrics(exclusive("abc"), outputs, np.tile([1.0, NAN, NAN], (5, 1)))
+    assert alone["exclusive"]["kind"] == {
+        "accuracy": None, "balanced_accuracy": None, "top3": None, "top5": None, "num_labelled": 5,
+    }  # fmt: skip
+    assert (alone["mean"]["top3"], alone["mean"]["top5"]) == (None, None)
+    same = task_metrics(exclusive("abc"), outputs, np.tile([1.0, 0.0, 0.0], (5, 1)))["exclusive"]["kind"]
+    assert same["balanced_accuracy"] is None
+    assert same["accuracy"] == np.mean(outputs.argmax(axis=1) == 0)
+
+
 def exclusive(names: str = "abcdefg") -> list[Task]:
     return [Task(name, exclusive="kind") for name in names]
 

@@ -1,33 +1,39 @@
-"""How many branches a layer gets, and which go together: the least sum of complexity and separation (Eq. 9)."""
+"""How many branches a layer gets, and which go together: the least sum of complexity and separation (Eq. 9).
+
+Few branches: every partition is tried. Else one grouping per number of groups d is found by spectral clustering, for as many d
+as can win, and single branches of the cheapest one move from group to group while its cost falls. A grouping into d groups costs
+at least (d - 1) L0 2^p and the least spread of a branch alone, so from some d on none can win.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distbranch.branching.grouping import Groups, groupings, separation_cost
+from distbranch.branching.grouping import ROUNDING, Groups, groupings, separation_cost
+from distbranch.branching.moves import improve
+from distbranch.branching.partitions import MOST_BRANCHES, best_partitions
 
 UNIT_COST = 1 / 64  # L0 of Eq. 9
-ROUNDING = 1e-12  # costs nearer than this are a tie
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """One grouping for every number of groups d that is possible, and its separation cost: all of a decision but its prices."""
-
-    groups: dict[int, Groups]
-    separation: dict[int, float]
+ALL_PARTITIONS, WITH_MOVES = "all partitions", "spectral + moves"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The groups of branches of the layer above that were chosen; total cost and separation cost of every d that was possible."""
+    """The groups of branches of the layer above that were chosen, and how they were found.
+
+    `costs` and `separation` are total and separation cost of the best grouping found into d; a d that was not tried has none.
+    """
 
     groups: Groups
     costs: dict[int, float]
     separation: dict[int, float]
+    search: str = ALL_PARTITIONS
+    num_moves: int = 0
 
     @property
     def num_groups(self) -> int:
@@ -44,7 +50,7 @@ def choose_groups(
     max_groups: int | None = None,
     seed: int = 0,
 ) -> Decision:
-    """The grouping with the least (d - 1) * unit_cost * 2^pools_above + alpha * L_s, the fewest groups on ties.
+    """The grouping found with the least (d - 1) * unit_cost * 2^pools_above + alpha * L_s, the fewest groups on ties.
 
     Args:
         branch_affinity: A_b [c, c] of the branches above.
@@ -54,28 +60,74 @@ def choose_groups(
         max_groups: no more than this many groups; None for no limit.
         seed: of the clustering. The same arguments give the same decision.
     """
-    candidates = find_candidates(branch_affinity, max_groups=max_groups, seed=seed)
-    return choose_among(candidates, alpha=alpha, pools_above=pools_above, unit_cost=unit_cost)
+    candidates = Candidates(branch_affinity, seed=seed)
+    return candidates.choose(alpha=alpha, pools_above=pools_above, unit_cost=unit_cost, max_groups=max_groups)
 
 
-def find_candidates(
-    branch_affinity: NDArray[np.float64], *, max_groups: int | None = None, seed: int = 0
-) -> Candidates:
-    """The groupings among which `choose_groups` chooses, with the same arguments; this is nearly all of its work."""
-    affinity = np.asarray(branch_affinity, dtype=np.float64)
-    if affinity.ndim != 2 or affinity.shape[0] != affinity.shape[1] or not len(affinity):
-        raise ValueError(
-            f"The affinity of branches must be a square matrix [c, c], found shape {list(affinity.shape)}."
-        )
-    limit = len(affinity) if max_groups is None else max(1, max_groups)
-    candidates = dict(groupings(affinity, limit, seed=seed))
-    return Candidates(candidates, {d: separation_cost(affinity, groups) for d, groups in candidates.items()})
+class Candidates:
+    """The groupings among which decisions choose that differ in nothing but prices and caps; found when one first needs them.
 
+    Args:
+        branch_affinity: A_b [c, c].
+        seed: of the clustering.
+    """
 
-def choose_among(candidates: Candidates, *, alpha: float, pools_above: int, unit_cost: float = UNIT_COST) -> Decision:
-    """The choice of `choose_groups`, with the same arguments."""
-    separation = candidates.separation
-    costs = {d: (d - 1) * unit_cost * 2**pools_above + alpha * separation[d] for d in candidates.groups}
-    best = min(costs.values())
-    chosen = min(d for d, cost in costs.items() if cost <= best + ROUNDING)
-    return Decision(candidates.groups[chosen], costs, separation)
+    def __init__(self, branch_affinity: NDArray[np.float64], *, seed: int = 0) -> None:
+        self.affinity = np.asarray(branch_affinity, dtype=np.float64)
+        shape = self.affinity.shape
+        if len(shape) != 2 or shape[0] != shape[1] or not len(self.affinity):
+            raise ValueError(f"The affinity of branches must be a square matrix [c, c], found shape {list(shape)}.")
+        self._found: list[tuple[int, Groups, float]] = []
+        self._others = self._search(seed)
+
+    def choose(
+        self, *, alpha: float, pools_above: int, unit_cost: float = UNIT_COST, max_groups: int | None = None
+    ) -> Decision:
+        """The choice of `choose_groups`, with the same arguments."""
+        price = unit_cost * 2**pools_above
+        limit = len(self.affinity) if max_groups is None else max(1, min(max_groups, len(self.affinity)))
+        costs, separation, groups = dict[int, float](), dict[int, float](), dict[int, Groups]()
+        for num_groups, grouping, cost in self:
+            least = (num_groups - 1) * price + alpha * self._least_separation
+            cannot_win = costs and least > min(costs.values()) + ROUNDING
+            if num_groups > limit or (cannot_win and not self._tries_all):
+                break
+            costs[num_groups] = (num_groups - 1) * price + alpha * cost
+            separation[num_groups], groups[num_groups] = cost, grouping
+        best = min(costs.values())
+        chosen = groups[min(d for d, cost in costs.items() if cost <= best + ROUNDING)]
+        if self._tries_all:
+            return Decision(chosen, costs, separation)
+        moved, num_moves = improve(self.affinity, chosen)
+        separation[len(moved)] = separation_cost(self.affinity, moved)
+        costs[len(moved)] = (len(moved) - 1) * price + alpha * separation[len(moved)]
+        return Decision(moved, costs, separation, WITH_MOVES, num_moves)
+
+    def __iter__(self) -> Iterator[tuple[int, Groups, float]]:
+        """d, the grouping into d groups and its separation cost, from d = 1 on."""
+        place = 0
+        while True:
+            if place == len(self._found):
+                found = next(self._others, None)
+                if found is None:
+                    return
+                self._found.append(found)
+            yield self._found[place]
+            place += 1
+
+    @property
+    def _tries_all(self) -> bool:
+        return len(self.affinity) <= MOST_BRANCHES
+
+    @cached_property
+    def _least_separation(self) -> float:
+        """No grouping costs less: the spread of a group is at least that of its members alone."""
+        return float(1 - np.diag(self.affinity).max())
+
+    def _search(self, seed: int) -> Iterator[tuple[int, Groups, float]]:
+        count = len(self.affinity)
+        found = groupings(self.affinity, count, seed=seed)
+        if self._tries_all:
+            found = iter(best_partitions(self.affinity, count).items())
+        for num_groups, groups in found:
+            yield num_groups, groups, separation_cost(self.affinity, groups)

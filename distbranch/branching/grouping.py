@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from distbranch.branching.kmeans import k_means
 
 Matrix = NDArray[np.float64]
+ROUNDING = 1e-12  # costs nearer than this are a tie
 Groups = tuple[tuple[int, ...], ...]
 
 

@@ -54,8 +54,14 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
     """A table of rows with the same columns."""
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*map(_cell, row.values()))
     show_wide(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "\u2013"  # undefined
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def show_wide(table: Table) -> None:

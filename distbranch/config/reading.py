@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from distbranch.config.effects import keys_without_effect
 from distbranch.config.section import Section
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
 from distbranch.errors import UsageError, reason_of
@@ -91,12 +92,16 @@ def load_config(
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """What makes `new` another run than `old`, one line per key; keys that a continued run may change are left out."""
+    """What makes `new` another run than `old`, one line per key.
+
+    Keys that a continued run may change are left out, and those that neither of the two reads.
+    """
+    unread = keys_without_effect(old) & keys_without_effect(new)
     before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(KEYS_FREE_TO_CHANGE)
+        if before.get(key) != after.get(key) and key not in unread and not key.startswith(KEYS_FREE_TO_CHANGE)
     ]
 
 

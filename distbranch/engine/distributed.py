@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -296,11 +295,14 @@ def uses_nccl(launch: LaunchConfig) -> bool:
 def _make_group(
     launch: LaunchConfig, device: torch.device, timeout: timedelta, should_stop: Callable[[], bool]
 ) -> None:
-    if device.type == "cpu" or not uses_nccl(launch):
-        wait_for_ranks(lambda: dist.init_process_group("gloo", timeout=timeout), launch, should_stop)
-        return
-    # With its GPU named NCCL connects now, where it can be told what is wrong, and never guesses the GPU from the rank.
-    meet = partial(dist.init_process_group, "nccl", timeout=timeout, device_id=device)
+    def meet() -> None:
+        if device.type == "cpu" or not uses_nccl(launch):
+            dist.init_process_group("gloo", timeout=timeout)
+            return
+        torch.cuda.set_device(device)  # for this thread, in which the group is made
+        # With its GPU named NCCL connects now, where it can be told what is wrong, and never guesses the GPU from the rank.
+        dist.init_process_group("nccl", timeout=timeout, device_id=device)
+
     wait_for_ranks(meet, launch, should_stop)
 
 

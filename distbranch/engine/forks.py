@@ -23,10 +23,6 @@ from distbranch.engine.methods import Ruling, course, decide
 from distbranch.engine.run_directory import RunDirectory, append_line, made_aside, write_aside, write_json
 from distbranch.models.backbones import Architecture
 
-# The settings that act nowhere but at a decision, so relatives may differ in them. Both kinds of affinity come from the same
-# sums. (`decay` acts at every step, `round_iterations` and `first_decision` say when; `name: fixed` keeps no sums.)
-KEYS_OF_DECISIONS = ("affinity", "alpha", "unit_cost", "max_branches", "when_no_split")
-
 
 @dataclass(frozen=True)
 class Origin:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.branching.decision import Candidates, choose_among, find_candidates
+from distbranch.branching.decision import Candidates
 from distbranch.branching.grouping import branch_affinity
 from distbranch.branching.tree import Split, Tree
 from distbranch.config import MethodConfig
@@ -53,9 +53,9 @@ def decide(
     def between(kind: str) -> NDArray[np.float64]:
         return branch_affinity(affinities[kind], above)
 
-    @cache  # methods that differ in nothing but prices choose among the same
-    def candidates(kind: str, cap: int | None) -> Candidates:
-        return find_candidates(between(kind), max_groups=cap, seed=seed)
+    @cache  # methods that differ in nothing but prices and caps choose among the same
+    def candidates(kind: str) -> Candidates:
+        return Candidates(between(kind), seed=seed)
 
     rulings = []
     for method in methods:
@@ -65,15 +65,15 @@ def decide(
 
 
 def _record(
-    candidates: Callable[[str, int | None], Candidates], architecture: Architecture, method: MethodConfig
+    candidates: Callable[[str], Candidates], architecture: Architecture, method: MethodConfig
 ) -> dict[str, Any]:
     began = time.perf_counter()
     tree, layer = architecture.tree, architecture.tree.active_layer
     above = tree.branches(layer + 1)
     pools = pools_above(architecture.layers, layer)
     cap = _cap(method, architecture, layer)
-    decision = choose_among(
-        candidates(method.affinity, cap), alpha=method.alpha, pools_above=pools, unit_cost=method.unit_cost
+    decision = candidates(method.affinity).choose(
+        alpha=method.alpha, pools_above=pools, unit_cost=method.unit_cost, max_groups=cap
     )
     names = [task.name for task in architecture.tasks]
     return {
@@ -84,6 +84,8 @@ def _record(
         "tasks": [[names[task] for task in sorted(_tasks_of(group, above))] for group in decision.groups],
         "costs": {str(number): cost for number, cost in decision.costs.items()},
         "separation": {str(number): cost for number, cost in decision.separation.items()},
+        "search": decision.search,
+        "moves": decision.num_moves,
         "alpha": method.alpha,
         "pools_above": pools,
         "unit_cost": method.unit_cost,

@@ -16,6 +16,7 @@ from torch.nn.utils import skip_init
 from distbranch.adashare.policy import EXECUTE, SKIP
 from distbranch.models.norm import BatchNorm, NormGroups
 from distbranch.models.residual import STEM_SIZE, BlockShape, Policy, ResidualArchitecture
+from distbranch.models.serving import Serving
 from distbranch.models.tree_net import draw_weights, normalise, register_normalisation
 from distbranch.tasks import TaskSet
 
@@ -87,8 +88,12 @@ class AdaShareNet(nn.Module):
             for shape, executes in zip(architecture.shapes, by_block, strict=True)
         )
         self.heads: nn.Linear = skip_init(nn.Linear, architecture.shapes[-1].width, self.tasks.num_outputs)  # type: ignore[no-untyped-call]
+        self.serving = None
         register_normalisation(self, mean, std)
-        if architecture.policy is None:
+        if architecture.policy is not None:
+            ways = list(dict.fromkeys(architecture.policy))
+            self.serving = self._serving([ways.index(decisions) for decisions in architecture.policy])
+        else:
             logits = torch.zeros(len(architecture.tasks), architecture.num_blocks, 2)
             self.policy_logits = nn.Parameter(logits, requires_grad=False)
         self.init(torch.Generator().manual_seed(0))
@@ -144,7 +149,11 @@ class AdaShareNet(nn.Module):
         for number in range(len(self.blocks)):
             executes = [row[number] for row in executed]
             features, way_of_task = self._pass(number, features, way_of_task, executes, decisions, groups)
-        outputs = self._heads(features, way_of_task)
+        top = [x.mean(dim=(2, 3)) for x in features]
+        serving = self.serving
+        if serving is None or decisions is not None:  # in a search, where they change
+            serving = self._serving(way_of_task).to(self.heads.weight.device)
+        outputs = serving(self.heads, top)
         return outputs if flat else self.tasks.split(outputs)
 
     def _pass(
@@ -187,12 +196,6 @@ class AdaShareNet(nn.Module):
         together = function(*joined, groups=groups, num_ways=count)
         return list(torch.unflatten(together, 0, (count, len(together) // count)).unbind())
 
-    def _heads(self, features: list[Tensor], way_of_task: list[int]) -> Tensor:
-        """[B, O], each output from the mean over positions of its task's features."""
-        top = [x.mean(dim=(2, 3)) for x in features]  # [B, F] per way
-        ways = [way_of_task[task] for task, part in enumerate(self.tasks.tasks) for _ in range(part.num_outputs)]
-        # Stacked and not indexed: a GPU would wait for the list of ways to be copied to it.
-        outputs: Tensor = (torch.stack([top[way] for way in ways], dim=1) * self.heads.weight).sum(
-            dim=2
-        ) + self.heads.bias
-        return outputs
+    def _serving(self, way_of_task: Sequence[int]) -> Serving:
+        ways = [way for way, part in zip(way_of_task, self.tasks.tasks, strict=True) for _ in range(part.num_outputs)]
+        return Serving(ways)

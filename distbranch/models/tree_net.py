@@ -16,6 +16,7 @@ from torch.nn.utils import skip_init
 from distbranch.models.backbones import Architecture
 from distbranch.models.branches import Branch, branch_of, run_branches
 from distbranch.models.norm import BatchNorm, NormGroups
+from distbranch.models.serving import Serving
 from distbranch.tasks import TaskSet
 
 
@@ -32,7 +33,6 @@ class TreeNet(nn.Module):
 
     mean: Tensor
     std: Tensor
-    branch_of_output: Tensor
 
     def __init__(
         self, architecture: Architecture, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.25,) * 3
@@ -53,7 +53,7 @@ class TreeNet(nn.Module):
         outputs = [
             branch for branch, task in zip(top, architecture.tasks, strict=True) for _ in range(task.num_outputs)
         ]
-        self.register_buffer("branch_of_output", torch.tensor(outputs), persistent=False)
+        self.serving = Serving(outputs)
         register_normalisation(self, mean, std)
         self.init(torch.Generator().manual_seed(0))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -75,14 +75,8 @@ class TreeNet(nn.Module):
             assert isinstance(branches, nn.ModuleList)
             inputs = [features[parent] for parent in parents]
             features = run_branches(cast(Sequence[Branch], branches), inputs, groups)
-        outputs = self._heads(features)
+        outputs = self.serving(self.heads, features)
         return outputs if flat else self.tasks.split(outputs)
-
-    def _heads(self, features: list[Tensor]) -> Tensor:
-        """[B, O], by a product and a sum per output, no matrix product, so that the bits do not depend on the tree."""
-        top = torch.stack(features, dim=1)  # [B, d, F]
-        outputs: Tensor = (top[:, self.branch_of_output] * self.heads.weight).sum(dim=2) + self.heads.bias
-        return outputs
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ SIZES = {
     "latency_ms": "latency ms",
 }
 HEADS = {"network": "network", "seeds": "seeds", **METRICS, **SIZES}
+UNDEFINED = "\u2013"
 NOT_EVERYWHERE = ("top10_recall", "top3", "top5", "latency_ms")
 
 
@@ -79,7 +80,7 @@ def result_rows(results: Mapping[str, Sequence[Result]], *, split: str = "test")
 
 def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
     """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means; in %."""
-    metrics = {key: heading for key, heading in METRICS.items() if scores["mean"].get(key) is not None}
+    metrics = _shown_metrics(scores["mean"])
     table = _table("task", [*metrics.values(), "labelled"], title)
     groups = [
         scores["tasks"],
@@ -96,7 +97,7 @@ def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
 
 def dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
     """The means of every data set of a joint run, each over its own tasks, and over the tasks of all."""
-    metrics = {key: heading for key, heading in METRICS.items() if scores["mean"].get(key) is not None}
+    metrics = _shown_metrics(scores["mean"])
     title = f"Means over the tasks of each data set, {split} split, in %"
     table = _table("data set", ["samples", "tasks", *metrics.values()], title)
     for name, part in [*scores["datasets"].items(), ("all", scores)]:
@@ -117,7 +118,7 @@ def spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
 def amount(mean: float | None, deviation: float | None, *, scale: float = 1, decimals: int = 0) -> str:
     """`74.5 ± 0.7`: both in the same unit with the same decimals; a dash for what is unknown."""
     if mean is None:
-        return "\u2013"
+        return UNDEFINED
     text = f"{scale * mean:,.{decimals}f}"
     return f"{text} ± {scale * deviation:,.{decimals}f}" if deviation else text
 
@@ -158,6 +159,15 @@ def _table(first: str, headings: Sequence[str], title: str) -> Table:
         lines = heading.removesuffix(" %").replace("parameters", "para- meters").replace(" ", "\n")
         table.add_column(lines, justify="right", no_wrap=True)
     return table
+
+
+def _shown_metrics(means: Mapping[str, float | None]) -> dict[str, str]:
+    """The metrics of a table and their headings; one that is undefined for all tasks is shown as such."""
+    return {
+        key: heading
+        for key, heading in METRICS.items()
+        if key in means and (means[key] is not None or key not in NOT_EVERYWHERE)
+    }
 
 
 def _mean_metric(result: Result, split: str, key: str) -> float | None:

@@ -61,7 +61,8 @@ def pictures(run: RunFiles) -> list[Picture]:
         found.append(Picture("groups", "Who is together at which layer", GROUPS_NOTE, lambda: draw_groups(run.layers)))
     if run.layers and decisions:
         found.append(_affinity_picture(run, groups))
-        note = "Total cost of splitting the layer into d branches; the smallest total wins, the smallest d on ties."
+        note = "Total cost of splitting the layer into d branches; the smallest total wins, the smallest d on ties. "
+        note += "Not shown are those d that cost more by their number alone than the chosen one in all."
         found.append(Picture("costs", "Why that many branches", note, lambda: figures.draw_costs(decisions)))
     if training:
         note = (

@@ -11,6 +11,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from distbranch.report.console import NOT_EVERYWHERE, UNDEFINED
+
 SECONDS_BETWEEN_LINES = 30.0
 NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
 SECONDS_OF_PACE = 300.0  # over which the time that is left is estimated; steps may take a minute
@@ -164,7 +166,9 @@ class ProgressDisplay:
 
 
 def _means_text(means: Mapping[str, float | None]) -> str:
-    return "  ".join(f"{name}{NO_BREAK}{value:.1%}" for name, value in means.items() if value is not None)
+    shown = {name: value for name, value in means.items() if value is not None or name not in NOT_EVERYWHERE}
+    texts = {name: UNDEFINED if value is None else f"{value:.1%}" for name, value in shown.items()}
+    return "  ".join(f"{name}{NO_BREAK}{text}" for name, text in texts.items())
 
 
 def width_text(branches: Mapping[str, int]) -> str:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distbranch.report.figures import MEANS
-from distbranch.report.page import large
+from distbranch.report.page import UNKNOWN, large
 from distbranch.report.sweep_figures import readable_value
 from distbranch.report.sweep_files import COSTS, pareto_front, read_sweep
 
@@ -99,5 +99,5 @@ def front_table(directory: Path) -> Table:
 
 def _percent(spread: Any) -> str:
     if spread is None:
-        return ""
+        return UNKNOWN
     return f"{100 * spread.mean:.1f}" + (f"±{100 * spread.deviation:.1f}" if spread.deviation is not None else "")

@@ -50,8 +50,12 @@ class Point:
         """Whether all its seeds reached the end."""
         return len(self.finished) == len(self.rows)
 
+    def is_known(self, column: str) -> bool:
+        """Whether every finished seed has a value there: one without (an undefined metric) cannot be averaged away."""
+        return all(row.get(column) for row in self.finished)
+
     def spread(self, column: str) -> Spread | None:
-        """A column over the finished seeds; None where it is unknown."""
+        """A column over the finished seeds that have it; None where it is unknown."""
         values = [float(row[column]) for row in self.finished if row.get(column)]
         if not values:
             return None
@@ -136,7 +140,7 @@ def pareto_front(points: Sequence[Point], cost: str, value: str) -> list[int]:
     known = []
     for number, point in enumerate(points):
         price, worth = point.spread(cost), point.spread(value)
-        if point.is_complete and price is not None and worth is not None:
+        if point.is_complete and point.is_known(value) and price is not None and worth is not None:
             known.append((price.mean, -worth.mean, number))
     front, best = [], float("inf")
     for _, loss, number in sorted(known):

@@ -81,8 +81,10 @@ def test_the_total_cost_equals_equation_9_and_the_least_wins() -> None:
     a = random_affinity(12)
     decision = choose_groups(a, alpha=1.5, pools_above=2)
     grouped = dict(groupings(a, 12, seed=0))
+    grouped[decision.num_groups] = decision.groups  # the chosen one is better still than what clustering found
     for d, cost in decision.costs.items():
         assert cost == pytest.approx((d - 1) / 64 * 4 + 1.5 * separation_cost(a, grouped[d]))
+        assert decision.separation[d] == pytest.approx(separation_cost(a, grouped[d]))
     assert decision.costs[decision.num_groups] == min(decision.costs.values())
     assert len(decision.groups) == decision.num_groups
     assert sorted(task for group in decision.groups for task in group) == list(range(12))

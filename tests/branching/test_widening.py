@@ -1,4 +1,4 @@
-"""Widening copies, and the function of the network does not change by a single bit."""
+"""Widening copies, and the function of the network does not change."""
 
 import pytest
 import torch
@@ -27,18 +27,19 @@ def trained(architecture: Architecture) -> TreeNet:
         if value.is_floating_point() and value.ndim == 1:
             value.add_(torch.rand(value.shape, generator=generator) * 0.3)
     network.mean.fill_(0.4)
-    return network
+    return network.double()
 
 
 def rebuilt(network: TreeNet, tree: Tree) -> TreeNet:
-    wider = TreeNet(network.architecture.with_tree(tree))
+    wider = TreeNet(network.architecture.with_tree(tree)).double()
     wider.load_state_dict(widen(network.state_dict(), network.architecture.tree, tree))
     return wider
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("size", [(64, 48), (32, 32), (96, 96)])
-def test_outputs_before_and_after_four_widenings_are_equal_bit_for_bit(size: tuple[int, int], training: bool) -> None:
+def test_outputs_before_and_after_four_widenings_are_equal(size: tuple[int, int], training: bool) -> None:
+    """In double precision, to its rounding: a processor may add up in another order what it computes in other parts."""
     network = trained(Architecture.thin("vgg16", 8, size, TASKS)).train(training)
     images = torch.randint(0, 256, (5, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     tree = network.architecture.tree
@@ -52,7 +53,7 @@ def test_outputs_before_and_after_four_widenings_are_equal_bit_for_bit(size: tup
         state = {name: value.clone() for name, value in network.state_dict().items()}
         tree = wider_tree
         with torch.no_grad():
-            assert torch.equal(network(images, flat=True), expected)
+            torch.testing.assert_close(network(images, flat=True), expected, rtol=0, atol=1e-12)
 
 
 def test_every_copy_starts_with_the_momentum_of_its_origin() -> None:

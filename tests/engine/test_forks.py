@@ -201,6 +201,8 @@ def test_relatives_decide_as_each_would_alone(tmp_path: Path) -> None:
     for method, ruling in zip(methods, together, strict=True):
         (alone,) = decide(stats, architecture, [method], seed=4)
         assert without_times(ruling.record) == without_times(alone.record)
+        assert (ruling.record["search"], ruling.record["moves"] >= 0) == ("spectral + moves", True)
+        assert str(ruling.record["num_groups"]) in ruling.record["costs"]
         assert all(np.array_equal(ruling.matrices[name], alone.matrices[name]) for name in alone.matrices)
 
 

@@ -1,5 +1,6 @@
 """Nothing changes at a widening: not the outputs, not the optimiser's memory, and not the next steps."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -49,18 +50,35 @@ def _trained(optimiser: str, folder: Path) -> TrainedNetwork:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_every_output_is_the_same_bit_for_bit_after_two_widenings(training: bool, tmp_path: Path) -> None:
+def test_every_output_is_the_same_after_two_widenings(training: bool, tmp_path: Path) -> None:
+    """In double precision, where only rounding is left: how a processor shares out its sums depends on their number."""
     net = _trained("sgd", tmp_path)
     images, _ = _batch(9)
-    net.network.train(training)
-    before = net.network(images, flat=True).detach()
+
+    def outputs() -> torch.Tensor:
+        doubled: torch.Tensor = copy.deepcopy(net.network).double().train(training)(images, flat=True)
+        return doubled.detach()
+
+    before = outputs()
     for split in (TOP, BELOW):
         net.widen(split)
-        net.network.train(training)
-        state = {name: value.clone() for name, value in net.network.state_dict().items()}
-        assert torch.equal(net.network(images, flat=True), before)
-        net.network.load_state_dict(state)  # the running statistics moved in training mode, in all branches alike
+        torch.testing.assert_close(outputs(), before, rtol=0, atol=1e-12)
     assert [net.network.architecture.tree.num_branches(layer) for layer in (6, 7, 8)] == [1, 2, 3]
+
+
+def test_the_weights_and_statistics_of_every_branch_are_those_of_the_one_it_was_made_from_bit_for_bit(
+    tmp_path: Path,
+) -> None:
+    net = _trained("sgd", tmp_path)
+    before = {name: value.clone() for name, value in net.network.state_dict().items()}
+    net.widen(TOP)
+    net.widen(BELOW)
+    after = net.network.state_dict()
+    for name, value in after.items():
+        layer, _, rest = name.removeprefix("layers.").partition(".")
+        origin = f"layers.{layer}.0.{rest.partition('.')[2]}" if name.startswith("layers.") else name
+        assert torch.equal(value, before[origin])
+    assert len(after) - len(before) == 3 * 6  # two more of fc6 and one of fc5: a weight and five tensors of its norm
 
 
 @pytest.mark.parametrize(("optimiser", "names"), OPTIMISERS)

@@ -21,7 +21,17 @@ from distbranch.config import differences, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import drawn_order
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.experiment import affinity, company, grouping, initialisation, planted, policies, table
+from distbranch.launch.experiment import (
+    affinity,
+    company,
+    comparison,
+    grouping,
+    initialisation,
+    planted,
+    policies,
+    table,
+)
+from distbranch.launch.experiment import place as place_of_experiments
 from distbranch.launch.experiment.comparison import Run, experiment_sweep
 from distbranch.launch.sweep import run as sweep_run
 from distbranch.launch.sweep import tuning
@@ -110,6 +120,26 @@ def test_a_joint_network_stands_beside_separate_ones_on_the_tasks_of_each_data_s
     assert means == {"one": {"joint": 0.2, "alone": 0.2}, "two": {"joint": 0.1}}
     assert found["one"]["joint"][0]["weights"] == 5
     assert table.by_data_set({"alone": results["alone"]}, "test") == {}
+
+
+def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(caplog: pytest.LogCaptureFixture) -> None:
+    def run(value: float, tasks: dict[str, float | None]) -> Run:
+        rows = {task: {"average_precision": worth, "accuracy": 0.5} for task, worth in tasks.items()}
+        means = {"average_precision": value, "accuracy": 0.5, "top3": None}
+        metrics = {"test": {"mean": means, "tasks": rows}}
+        return Run(load_config(config_of("data", "runs")), {"metrics": metrics, "tasks": list(tasks)})
+
+    before = run(0.8, {"plain": 0.6, "always": 1.0})  # as an earlier release had it
+    runs = {"before": [before], "now": [run(0.7, {"plain": 0.7, "always": None})], "other": [run(0.9, {"x": 0.9})]}
+    found = comparison.on_common_tasks(runs)
+    means = {name: members[0].mean("average_precision", "test") for name, members in found.items()}
+    assert means == {"before": 0.6, "now": 0.7, "other": 0.9}
+    assert before.mean("average_precision", "test") == 0.8, "what was read is left as it is"
+    assert "over the 1 tasks that have it in all runs; always have it in some only" in caplog.text
+    none = comparison.on_common_tasks({"a": [run(0.5, {"t": 0.5})], "b": [run(0.4, {"t": None})]})
+    with pytest.raises(UserError, match="no task has average_precision on test in all of them"):
+        comparison.check_defined(none, "average_precision", ("test",))
+    comparison.check_defined(none, "accuracy", ("test",))
 
 
 # ---- fair company
@@ -483,6 +513,31 @@ def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothin
     text = (place / "table.md").read_text()
     assert text.count("| thin | 1 |") == text.count("| wide | 1 |") == 2
     assert "latency ms" in text
+
+
+def test_another_comparison_does_not_overwrite_a_table(
+    two_configs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = train_in_this_process(monkeypatch)
+    given = {"split": "test", "name": "table", "jobs": None, "report": lambda _: None}
+    _, place = table.compare_configs(two_configs, [0], ["launch.workers=1"], **given)
+    before = {name: (place / name).read_text() for name in ("results.csv", "table.md", "experiment.json")}
+    for configs, seeds in (([two_configs[1]], [0]), (two_configs, [1])):
+        with pytest.raises(
+            UserError, match=r"table holds the results of another comparison, of thin-seed0.* Give another --name"
+        ):
+            table.compare_configs(configs, seeds, ["launch.workers=1"], **given)
+    with pytest.raises(UserError, match=r"another comparison, with experiment=table; they would be overwritten"):
+        place_of_experiments.check_place(
+            experiment_sweep("table", table.variants_of_files(two_configs), [], seeds=[0], jobs=None, among_runs=True),
+            {"experiment": "company", "split": "test"},
+        )
+    assert {name: (place / name).read_text() for name in before} == before
+    assert trained == ["wide-seed0", "thin-seed0"], "refused before anything is trained"
+    results, again = table.compare_configs(two_configs, [0, 1], ["launch.workers=1"], **given)
+    assert again == place
+    assert {name: len(runs) for name, runs in results.items()} == {"thin": 2, "wide": 2}
+    assert trained[2:] == ["wide-seed1", "thin-seed1"], "what was compared before is not repeated"
 
 
 def test_what_begins_from_a_run_that_failed_fails_with_the_reason(

@@ -22,13 +22,13 @@ from distbranch.launch.sweep import beginnings
 from distbranch.launch.sweep.beginnings import families, ready, saving, share_result
 
 ITERATIONS = 27
-# On one rank: `zero` and `wide` leave the others at the first decision (step 5), `quarter` and `half` at later ones, `again`
-# leaves `half` because it tests again where `half` stops. The last three have the same tree, from two kinds of affinity.
+# On one rank: `zero` and `wide` leave the others at the first decision (step 5), `lower` and `low` at later ones, `again` leaves
+# `lower` because it tests again where `lower` stops. The last three have the same tree, from two kinds of affinity.
 METHODS: dict[str, dict[str, Any]] = {
     "zero": {"alpha": 0.0},
-    "quarter": {"alpha": 0.25},
-    "half": {"alpha": 0.5},
-    "again": {"alpha": 0.5, "when_no_split": "retry"},
+    "low": {"alpha": 0.04},
+    "lower": {"alpha": 0.02},
+    "again": {"alpha": 0.02, "when_no_split": "retry"},
     "wide": {"alpha": 2.0, "max_branches": 3},
     "two": {"alpha": 2.0},
     "four": {"alpha": 4.0, "unit_cost": 0.001},
@@ -195,7 +195,7 @@ def _drawn_alphas(run: Path) -> list[float]:
 
 
 def test_two_ranks_share_beginnings_with_the_same_bits(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
-    names, workers = ("zero", "quarter", "phi"), {"launch.workers": 2}
+    names, workers = ("zero", "low", "phi"), {"launch.workers": 2}
     alone = trials_in(tmp_path / "alone", tiny_data, names, **workers)
     for trial in alone:
         ranks.call_all(train_alone, 2, trials=[trial])
@@ -214,11 +214,11 @@ KILLS = (
     ("_forward_and_backward", 4),
     ("save_checkpoint", 1),
     ("save_checkpoint", 2),
-    ("_forward_and_backward", 25),
     ("part", 1),
     ("_link_or_copy", 3),
     ("write_tensorboard", 1),
     ("write_json", 1),
+    ("_forward_and_backward", 25),
 )
 
 
@@ -247,7 +247,7 @@ def test_trials_killed_at_any_moment_end_with_the_same_bits_and_none_is_lost_or_
 
 def test_families_are_trials_that_differ_only_in_what_acts_at_decisions(tmp_path: Path) -> None:
     trials = trials_in(tmp_path, tmp_path / "data")
-    other_seed = trials_in(tmp_path, tmp_path / "data", ["zero", "half"], seed=9)
+    other_seed = trials_in(tmp_path, tmp_path / "data", ["zero", "lower"], seed=9)
     other_decay = trials_in(tmp_path, tmp_path / "data", ["two"])[0]
     other_decay = other_decay.model_copy(update={"method": other_decay.method.model_copy(update={"decay": 0.9})})
     fixed = [_with_method(trial, name="fixed") for trial in trials[:2]]
@@ -260,7 +260,7 @@ def _with_method(trial: Config, **changes: Any) -> Config:
 
 
 def test_what_is_ready_is_read_from_the_directories(tmp_path: Path) -> None:
-    trials = trials_in(tmp_path, tmp_path / "data", ["zero", "half", "two"])
+    trials = trials_in(tmp_path, tmp_path / "data", ["zero", "lower", "two"])
     others = trials_in(tmp_path / "", tmp_path / "data", ["four", "phi"], seed=1)
     assert ready([*trials, *others]) == [trials, others]
     assert ready([*trials, *others]) == [trials, others]  # nothing is begun twice
@@ -289,23 +289,23 @@ def _part_from(leader: Config, leaving: Sequence[Config]) -> None:
 def test_a_leader_that_forks_in_the_same_moment_loses_no_relative(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    zero, half, two = trials_in(tmp_path, tmp_path / "data", ["zero", "half", "two"])
-    ready([zero, half, two])
+    zero, lower, two = trials_in(tmp_path, tmp_path / "data", ["zero", "lower", "two"])
+    ready([zero, lower, two])
     read, parted = beginnings.read_family, []
 
     def read_while_it_forks(files: RunDirectory) -> Any:
-        if not parted:  # the directory of `half` was looked for in vain just before
+        if not parted:  # the directory of `lower` was looked for in vain just before
             parted.append(files)
-            _part_from(zero, [half, two])
+            _part_from(zero, [lower, two])
         return read(files)
 
     monkeypatch.setattr(beginnings, "read_family", read_while_it_forks)
-    assert ready([half, two, zero]) == [[half, two], [zero]]
+    assert ready([lower, two, zero]) == [[lower, two], [zero]]
     assert not (tmp_path / "two").exists()
 
 
 def test_a_leader_killed_while_some_leave_leads_them_no_more(tmp_path: Path) -> None:
-    trials = trials_in(tmp_path, tmp_path / "data", ["zero", "half", "two"])
+    trials = trials_in(tmp_path, tmp_path / "data", ["zero", "lower", "two"])
     ready(trials)
     before, _ = read_family(RunDirectory(trials[0].run_directory))
     _part_from(trials[0], trials[1:])
@@ -314,9 +314,9 @@ def test_a_leader_killed_while_some_leave_leads_them_no_more(tmp_path: Path) -> 
 
 
 def test_a_folder_with_other_files_is_refused_before_a_family_begins(tmp_path: Path) -> None:
-    trials = trials_in(tmp_path, tmp_path / "data", ["zero", "half"])
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="half holds other files and no run"):
+    trials = trials_in(tmp_path, tmp_path / "data", ["zero", "lower"])
+    (tmp_path / "lower").mkdir()
+    (tmp_path / "lower" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="lower holds other files and no run"):
         ready(trials)
     assert not (tmp_path / "zero").exists()

@@ -1,12 +1,13 @@
 """The trials of a sweep: ordinary runs with names of their own, the same ones every time."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweep_files import write_sweep
 
 from distbranch.config import load_config, to_yaml
-from distbranch.config.sweep import load_sweep
+from distbranch.config.sweep import SweepConfig, load_sweep
 from distbranch.data.shards import read_dataset
 from distbranch.errors import UsageError
 from distbranch.launch.sweep.plan import planned_trials, size_class, value_of
@@ -74,6 +75,68 @@ def test_names_stay_unique_where_values_look_alike(tmp_path: Path) -> None:
     assert len({trial.run.name for trial in trials}) == 4
     assert [trial.run.name for trial in trials[2:]] == ["lr1e18-seed3", "lr1e-18-seed3"]
     assert [value_of(trial, "optim.lr") for trial in trials] == rates
+
+
+ALIKE: dict[str, list[Any]] = {
+    "data.path": ["/d/set a", "/d/set-a", "/d/set/a", "/d/set:a"],
+    "optim.lr": [0.1234567, 0.1234568, 0.123457],
+    "data.image_size": [[32, 321], [323, 210], None],
+    "data.mean": [[0.1234567, 0.5, 0.5], [0.1234568, 0.5, 0.5]],
+    "data.cache_directory": ["5", "-5", "none", None, "true", "a b", "a-b"],
+    "method.groups": [{"conv1": [["a", "b"]]}, {"conv1": [["a"], ["b"]]}, "conv1"],
+    "method.name": ["fixed", "branching", "independent"],
+}
+
+
+@pytest.mark.parametrize("key", ALIKE)
+def test_the_name_of_a_value_is_its_own_in_whatever_order_and_company_it_is_given(key: str, tmp_path: Path) -> None:
+    values = ALIKE[key]
+
+    def names(given: list[Any]) -> dict[str, str]:
+        run = {"method.name": "fixed"} if key == "method.groups" else {}
+        trials = planned_trials(load_sweep(write_sweep(tmp_path, run=run, grid={key: given}, seeds=[0])))
+        return {repr(value): str(trial.run.name) for value, trial in zip(given, trials, strict=True)}
+
+    together = names(values)
+    assert len(set(together.values())) == len(values)
+    assert names(values[::-1]) == together
+    for value in values:
+        assert names([value])[repr(value)] == together[repr(value)]
+
+
+def test_values_whose_text_is_theirs_alone_keep_their_short_names(tmp_path: Path) -> None:
+    grid = {"optim.lr": [0.01], "method.init": ["random"], "model.width": [16], "data.image_size": [[32, 48]]}
+    grid |= {"data.flip": [True], "method.max_branches": [None]}
+    (trial,) = planned_trials(load_sweep(write_sweep(tmp_path, grid=grid)))
+    assert trial.run.name == "lr0.01-init-random-width16-image-size32x48-fliptrue-max-branchesnone-seed3"
+
+
+def test_settings_of_the_same_last_word_are_told_apart_when_their_keys_change_places(tmp_path: Path) -> None:
+    def named(grid: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+        base = {"data.pack": {"source": "faces", "seed": 5}}
+        trials = planned_trials(load_sweep(write_sweep(tmp_path, run=base, grid=grid)))
+        return {str(trial.run.name): (trial.seed, (trial.data.pack or {})["seed"]) for trial in trials}
+
+    one = named({"data.pack.seed": [0, 1], "seed": [0, 1]})
+    other = named({"seed": [0, 1], "data.pack.seed": [0, 1]})
+    assert len(one) == len(other) == 4
+    assert all(one[name] == other[name] for name in one.keys() & other.keys())
+
+
+@pytest.mark.parametrize("key", ["data.path", "data.cache_directory"])
+def test_a_run_that_an_earlier_release_began_is_found_by_its_configuration(key: str, tmp_path: Path) -> None:
+    def sweep(values: list[str]) -> SweepConfig:
+        return load_sweep(write_sweep(tmp_path, grid={key: values}, seeds=[0]))
+
+    new = {value: str(planned_trials(sweep([value]))[0].run.name) for value in ("set a", "set+a")}
+    (trial,) = planned_trials(sweep(["set+a"]))
+    short = f"{key.partition('.')[2].replace('_', '-')}-set-a-seed0"  # of both
+    before = trial.model_copy(update={"run": trial.run.model_copy(update={"name": short})})
+    before.run_directory.mkdir(parents=True)
+    (before.run_directory / "config.yaml").write_text(to_yaml(before))
+    for order in (["set a", "set+a"], ["set+a", "set a"]):
+        names = {value: str(found.run.name) for value, found in zip(order, planned_trials(sweep(order)), strict=True)}
+        assert names == {"set a": new["set a"], "set+a": short}
 
 
 def test_what_cannot_be_done_is_told_before_anything_starts(tmp_path: Path) -> None:

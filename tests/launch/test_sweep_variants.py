@@ -8,6 +8,7 @@ import yaml
 from sweep_files import write_sweep
 from tiny_runs import config_of, train_tiny
 
+from distbranch.config import to_yaml
 from distbranch.config.sweep import SweepConfig, load_sweep, sweep_to_yaml
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.sweep.beginnings import families
@@ -135,3 +136,50 @@ def test_a_finished_run_of_the_name_and_configuration_of_a_trial_is_that_trial(t
     ):
         run_sweep(other, lambda _: None)
     assert trials_by_variant(sweep)["thin"] == planned_trials(sweep)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"early_stopping": {"grace": 1}, "metric": "top10_recall"}, r"early_stopping\.metric=top10_recall should guide"),
+        ({"early_stopping": {"grace": 1, "metric": "top10_recall"}}, r"no task with a defined top10_recall on val"),
+        (
+            {"search": "optuna", "num_trials": 1, "metric": "top10_recall", "variants": {}, "seeds": None,
+             "space": {"optim.lr": {"low": 0.1, "high": 1}}},
+            r"^metric=top10_recall should guide the sweep",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_undefined_for_all_tasks_guides_no_sweep(
+    keys: dict[str, Any], said: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run_sweep(sweep_in(tmp_path, tiny_data, **keys), lambda _: None)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_takes_over_no_run_by_its_name_alone(tiny_data: Path, tmp_path: Path) -> None:
+    """A finished trial of an ordinary grid, whose configuration somebody has changed since."""
+    short = {"method.name": "fixed", "train.iterations": 2, "train.evaluate_every": 0}
+    sweep = load_sweep(write_sweep(tmp_path, tiny_data, run=short, grid={"model.width": [2]}, seeds=[0]))
+    (trial,) = planned_trials(sweep)
+    trial.run_directory.mkdir(parents=True)
+    other = trial.model_copy(update={"optim": trial.optim.model_copy(update={"lr": 0.5})})
+    (trial.run_directory / "config.yaml").write_text(to_yaml(other))
+    (trial.run_directory / "result.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"width2-seed0 was begun with another configuration \(optim\.lr: 0\.5 -> 0\.01\)"
+    ):
+        run_sweep(sweep, lambda _: None)
+    assert not (tmp_path / "runs" / "tiny" / "results.csv").exists()
+
+
+def test_a_setting_that_no_method_reads_makes_no_other_run(tiny_data: Path, tmp_path: Path) -> None:
+    short = {"method.name": "fixed", "train.iterations": 2, "train.evaluate_every": 0}
+    keys = {"trial_directory": str(tmp_path / "runs"), "run": short, "variants": {"thin": {}}, "seeds": [0]}
+    config = config_of(tiny_data, tmp_path / "runs", **short, **{"run.name": "thin-seed0", "seed": 0})
+    assert train_tiny(config)["end"] == "done"
+    variants = {"thin": {"method.alpha": 9, "method.round_iterations": 100, "optim.decay_every": 3}}
+    result = run_sweep(sweep_in(tmp_path, tiny_data, **{**keys, "variants": variants}), lambda _: None)
+    assert [row["status"] for row in result.rows] == ["finished"]
+    assert train_tiny(config | {"method": {"name": "fixed", "alpha": 0.25}})["end"] == "done"

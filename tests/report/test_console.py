@@ -88,6 +88,17 @@ def test_top_3_and_top_5_stand_in_the_table_where_a_network_has_exclusive_catego
     assert "top-3" not in result_markdown(RESULTS)
 
 
+def test_a_metric_that_is_undefined_for_all_tasks_is_a_dash_and_no_missing_column() -> None:
+    row = {"accuracy": 1.0, "balanced_accuracy": None, "average_precision": None, "top10_recall": None}
+    scores = {"num_samples": 3, "mean": row, "tasks": {"always": {**row, "num_labelled": 3}}}
+    text = shown(score_table(scores))
+    assert "precision" in text
+    assert "top-10" not in text
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert lines["always"] == ["always", "100.0", "\u2013", "\u2013", "3"]
+    assert lines["mean"] == ["mean", "100.0", "\u2013", "\u2013"]
+
+
 def test_an_evaluation_shows_its_exclusive_sets_and_every_data_set_by_itself() -> None:
     text = shown(score_table(CLOTHES))
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}

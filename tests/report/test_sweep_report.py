@@ -157,3 +157,12 @@ def test_a_sweep_without_results_is_told_in_one_sentence(sweep: Path) -> None:
     (sweep / "results.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="should have rows with reason, seed, status, trial"):
         report_sweep(sweep)
+
+
+def test_a_setting_whose_metric_is_undefined_for_a_seed_is_never_best() -> None:
+    def point(*values: str) -> Point:
+        rows = [{"status": "finished", "val_average_precision": value, "parameters": "10"} for value in values]
+        return Point({"model.width": "8"}, tuple(rows))
+
+    points = [point("0.6", "0.7"), point("0.9", ""), point("", "")]
+    assert pareto_front(points, "parameters", "val_average_precision") == [0]

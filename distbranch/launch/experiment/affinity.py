@@ -17,6 +17,7 @@ from distbranch.launch.experiment.company import line_at
 from distbranch.launch.experiment.comparison import (
     Run,
     Runs,
+    check_defined,
     check_grows,
     config_of,
     experiment_sweep,
@@ -24,6 +25,7 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
+from distbranch.launch.experiment.place import check_place, record_place
 from distbranch.launch.experiment.table import table_markdown
 from distbranch.report.console import amount, markdown_table, spread
 from distbranch.report.experiment_figures import Spot, draw_kinds, save_figure
@@ -84,7 +86,11 @@ def compare_affinities(
     named = affinity_variants(config, alphas)
     check_grows(config, config_of(config, overrides))
     sweep = experiment_sweep(name or f"affinity-{config.stem}", named, overrides, seeds=seeds, jobs=jobs)
+    about = {"experiment": "affinity", "split": split}
+    check_place(sweep, about)
     runs = run_experiment(sweep, report, splits=(split,))
+    record_place(sweep, about)
+    check_defined(runs, METRIC, (split,))
     lines = lines_of(runs)
     means, winners = mean_differences(lines, split), winners_of(lines, split)
     write_csv(sweep.path, "tasks.csv", _rows(winners))

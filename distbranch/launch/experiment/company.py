@@ -17,6 +17,7 @@ from distbranch.errors import UsageError
 from distbranch.launch.experiment.comparison import (
     Run,
     Runs,
+    check_defined,
     config_of,
     experiment_sweep,
     paired,
@@ -24,6 +25,7 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
+from distbranch.launch.experiment.place import check_place, record_place
 from distbranch.launch.experiment.table import table_markdown, variants_of_files
 from distbranch.report.console import amount, markdown_table, size, spread
 from distbranch.report.experiment_figures import Spot, draw_company, save_figure
@@ -90,7 +92,11 @@ def fair_company(
     derived = {key for variant in line.values() for key in variant if key not in OWN_OF_THE_LINE}
     variants = {**line, **grown}
     sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, among_runs=True, derived=derived)
+    about = {"experiment": "company", "metric": metric, "split": split}
+    check_place(sweep, about)
     runs = run_experiment(sweep, report, splits=(split,))
+    record_place(sweep, about)
+    check_defined(runs, metric, (split,))
     thin, others = {key: runs[key] for key in line}, {key: runs[key] for key in grown}
     found = {part: neighbours(others, thin, metric, part) for part in ("test", "val")}
     rows = [{"split": part, **_flat(one)} for part, members in found.items() for one in members]

@@ -1,10 +1,13 @@
 """What every experiment is made of: a sweep over variants, run or gone on with, and the finished runs of every variant."""
 
+import copy
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 
 from distbranch.config import Config, load_config
@@ -18,6 +21,9 @@ from distbranch.launch.prepare import data_there, must_be_packed
 from distbranch.launch.sweep.plan import planned_trials, trials_by_variant
 from distbranch.launch.sweep.run import run_sweep
 from distbranch.launch.sweep.standing import FINISHED
+from distbranch.tasks import CHOICES
+
+logger = logging.getLogger("distbranch")
 
 # Keys of a run that a sweep calls otherwise: where an experiment goes, and what each of its runs has.
 KEYS_OF_THE_EXPERIMENT = {
@@ -142,7 +148,7 @@ def run_experiment(sweep: SweepConfig, report: Report, *, splits: Collection[str
             f"{len(unfinished)} of {len(result.rows)} runs did not finish: {'; '.join(unfinished)}. "
             "The same command trains them and nothing else."
         )
-    return finished_runs(sweep, {row["trial"]: row["latency_ms"] for row in result.rows})
+    return on_common_tasks(finished_runs(sweep, {row["trial"]: row["latency_ms"] for row in result.rows}))
 
 
 def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
@@ -172,6 +178,66 @@ def finished_runs(sweep: SweepConfig, latencies: Mapping[str, float | None]) -> 
             summary = {**result.summary, "latency_ms": latencies.get(str(trial.run.name))}
             found.setdefault(variant, []).append(Run(trial, summary))
     return found
+
+
+def on_common_tasks(runs: Runs) -> dict[str, list[Run]]:
+    """The runs with means over the same tasks, so that they can be compared.
+
+    Which tasks have a metric depends on the labels, so runs of the same tasks and data have it for the same ones; but not those
+    of an earlier release, of other draws of the data, or of which other samples were left out. Then a mean is over the tasks
+    that have the metric in every run of the same tasks, and it is said so.
+    """
+    every = [run for members in runs.values() for run in members]
+    alike: dict[tuple[str, ...], list[Run]] = {}
+    for run in every:
+        alike.setdefault(tuple(run.summary["tasks"]), []).append(run)
+    common = {id(run): one for same in alike.values() for run, one in zip(same, _with_common_means(same), strict=True)}
+    return {variant: [common[id(run)] for run in members] for variant, members in runs.items()}
+
+
+def _with_common_means(runs: Sequence[Run]) -> list[Run]:
+    splits = sorted(set.intersection(*(set(run.summary["metrics"]) for run in runs)))
+    found = [copy.deepcopy(dict(run.summary)) for run in runs]
+    for split in splits:
+        for metric in runs[0].summary["metrics"][split]["mean"]:
+            values = [_defined(run, metric, split) for run in runs]
+            shared = set.intersection(*map(set, values))
+            if all(value.keys() == shared for value in values):
+                continue
+            logger.warning(
+                "The mean %s on %s is over the %d tasks that have it in all runs; %s have it in some only.",
+                metric,
+                split,
+                len(shared),
+                ", ".join(sorted(set.union(*map(set, values)) - shared)),
+            )
+            for summary, value in zip(found, values, strict=True):
+                known = [value[task] for task in sorted(shared)]
+                summary["metrics"][split]["mean"][metric] = float(np.mean(known)) if known else None
+    return [Run(run.config, summary) for run, summary in zip(runs, found, strict=True)]
+
+
+def _defined(run: Run, metric: str, split: str) -> dict[str, float]:
+    """What the mean of a metric is over: every task that has it, and the exclusive sets for what only they have."""
+    sets = run.summary["metrics"][split].get("exclusive", {}) if metric in CHOICES else {}
+    of_sets = {f"{name} (arg-max)": row[metric] for name, row in sets.items() if row[metric] is not None}
+    return run.tasks(metric, split) | of_sets
+
+
+def check_defined(runs: Runs, metric: str, splits: Collection[str]) -> None:
+    """What is undefined for all tasks compares nothing.
+
+    Raises:
+        UserError: no run has the mean on one of the splits.
+    """
+    every = [run for members in runs.values() for run in members]
+    absent = next((split for split in splits if all(run.mean(metric, split) is None for run in every)), None)
+    if absent is not None:
+        raise UserError(
+            f"The {len(every)} runs are finished, but no task has {metric} on {absent} in all of them, so they cannot be compared "
+            f"by it: results.csv beside {every[0].config.run_directory} has what there is. Give data in which a task has labels of "
+            "more than one class there."
+        )
 
 
 def paired(one: Sequence[Run], other: Sequence[Run]) -> list[tuple[Run, Run]]:

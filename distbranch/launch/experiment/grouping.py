@@ -24,6 +24,7 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
+from distbranch.launch.experiment.place import check_place, record_place
 from distbranch.report.console import markdown_table
 from distbranch.report.experiment_figures import draw_reductions, save_figure
 from distbranch.report.figures import MEANS
@@ -107,17 +108,25 @@ def compare_groupings(
     variants = grouping_variants(run, permutations, split)
     name = name or f"grouping-{run.absolute().name}"
     sweep = experiment_sweep(name, variants, [*HERE, *overrides], seeds=seeds, jobs=jobs)
+    about = {"experiment": "grouping", "run": str(run.absolute()), "split": split}
+    check_place(sweep, about)
     runs = run_experiment(sweep, report, splits=(split,))
+    record_place(sweep, about)
     learned = runs.pop(LEARNED)
-    found = {metric: reductions(learned, list(runs.values()), metric, split) for metric in METRICS}
-    verdicts = [judge(found[metric], metric) for metric in METRICS]
+    every = {metric: reductions(learned, list(runs.values()), metric, split) for metric in METRICS}
+    found = {metric: tasks for metric, tasks in every.items() if tasks}  # a metric may be undefined for all tasks
+    if not found:
+        raise UserError(
+            f"No task has a metric on {split} in all runs, so nothing can be compared there. Give another --split."
+        )
+    verdicts = [judge(tasks, metric) for metric, tasks in found.items()]
     write_csv(sweep.path, "tasks.csv", _rows(found))
     write_text(sweep.path, "table.md", _markdown(run, found, verdicts, permutations, len(learned), split))
     headings = {
         f"{MEANS[metric][0]}: lost on {verdict.num_lose} of {verdict.num_tasks} tasks, p = {verdict.p_value:.2g}": {
             task: [100 * value for value in values] for task, values in found[metric].items()
         }
-        for metric, verdict in zip(METRICS, verdicts, strict=True)
+        for metric, verdict in zip(found, verdicts, strict=True)
     }
     title = f"What permuting the tasks of {run.absolute().name} costs on {split}: mean over {permutations} permutations, dots: each"
     save_figure(draw_reductions(headings, title=title), sweep.path / "grouping.png")
@@ -230,9 +239,10 @@ def _markdown(
         "independent samples and p is a guide; more --seeds lessen the noise of training. Below: points lost by permuting, mean "
         "over permutations (smallest to largest)."
     )
-    heads = ["task", *(f"{MEANS[metric][0].lower()} lost" for metric in METRICS)]
-    order = sorted(found[METRICS[0]], key=lambda task: -float(np.mean(found[METRICS[0]][task])))
-    rows = [[task, *(_cell(found[metric].get(task)) for metric in METRICS)] for task in order]
+    heads = ["task", *(f"{MEANS[metric][0].lower()} lost" for metric in found)]
+    first = next(iter(found.values()))
+    order = sorted(first, key=lambda task: -float(np.mean(first[task])))
+    rows = [[task, *(_cell(tasks.get(task)) for tasks in found.values())] for task in order]
     return "\n".join([*lines, "", note, "", markdown_table(heads, rows)])
 
 

@@ -14,6 +14,7 @@ from distbranch.errors import UserError
 from distbranch.launch.experiment.comparison import (
     Run,
     Runs,
+    check_defined,
     config_of,
     experiment_sweep,
     paired,
@@ -21,6 +22,7 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
+from distbranch.launch.experiment.place import check_place, record_place
 from distbranch.report.console import amount, markdown_table, spread
 from distbranch.report.experiment_figures import Course, draw_courses, save_figure
 
@@ -78,7 +80,11 @@ def compare_beginnings(
     variants = beginning_variants(config, pretrained, overrides, two_thirds=two_thirds)
     name = name or f"initialisation-{config.stem}"
     sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, derived=DERIVED)
+    about = {"experiment": "initialisation"}
+    check_place(sweep, about)
     runs = run_experiment(sweep, report, splits=("val",))
+    record_place(sweep, about)
+    check_defined(runs, METRIC, ("val",))
     found = [pace(beginning, members, runs[RANDOM]) for beginning, members in runs.items()]
     write_csv(sweep.path, "curves.csv", _rows(runs))
     write_text(sweep.path, "table.md", pace_markdown(found, runs))

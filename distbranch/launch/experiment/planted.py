@@ -20,6 +20,7 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
+from distbranch.launch.experiment.place import check_place, record_place
 from distbranch.report.console import amount, markdown_table
 
 DERIVED = ("data.path", "data.pack")
@@ -50,7 +51,10 @@ def planted(
     }
     name = name or f"planted-{config.stem}"
     sweep = experiment_sweep(name, variants, overrides, seeds=None, jobs=jobs, derived=DERIVED)
+    about = {"experiment": "planted"}
+    check_place(sweep, about)
     runs = [run for members in run_experiment(sweep, report).values() for run in members]
+    record_place(sweep, about)
     indices = {run.seed: planted_agreement(run.config.run_directory) for run in runs}
     write_csv(sweep.path, "planted.csv", [{"seed": seed, "adjusted_rand": index} for seed, index in indices.items()])
     rows = [[str(seed), amount(index, None, decimals=3)] for seed, index in indices.items()]
@@ -90,7 +94,8 @@ def top_groups(run_directory: Path) -> dict[str, list[list[str]]]:
         )
         for kind, affinity in affinities.items()
     }
-    return {kind: [[names[task] for task in group] for group in decision.groups] for kind, decision in decided.items()}
+    groups = {kind: [[names[task] for task in group] for group in found.groups] for kind, found in decided.items()}
+    return groups | {first["affinity_kind"]: first["tasks"]}  # as it was decided, whatever release has decided it
 
 
 def planted_agreement(run_directory: Path) -> float:

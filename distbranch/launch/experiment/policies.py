@@ -16,6 +16,7 @@ from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
 from distbranch.launch.experiment.comparison import (
     Run,
+    check_defined,
     config_of,
     experiment_sweep,
     paired,
@@ -23,6 +24,7 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
+from distbranch.launch.experiment.place import check_place, record_place
 from distbranch.launch.sweep.plan import SEED
 from distbranch.report.console import amount, markdown_table
 from distbranch.report.experiment_figures import draw_drawn_policies, save_figure
@@ -93,7 +95,11 @@ def try_policies(
     place = experiment_sweep(name, {SEARCH: base}, overrides, seeds=seeds, jobs=jobs).trial_path
     variants = policy_variants(base, place / f"{SEARCH}-seed{SEED}", num_policies, iterations)
     sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, derived=DERIVED)
+    about = {"experiment": "policies", "split": split}
+    check_place(sweep, about)
     runs = run_experiment(sweep, report, splits=("val", split))
+    record_place(sweep, about)
+    check_defined(runs, METRIC, ("val", split))
     found = []
     for search, shared in paired(runs[SEARCH], runs[SHARED]):
         own = {key: next(run for run in runs[key] if run.seed == search.seed) for key in runs if _is_drawn(key)}

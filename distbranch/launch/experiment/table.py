@@ -9,6 +9,7 @@ from distbranch.config.sweep import SweepConfig
 from distbranch.engine.metrics import Report
 from distbranch.errors import UsageError
 from distbranch.launch.experiment.comparison import Runs, config_of, experiment_sweep, run_experiment, write_text
+from distbranch.launch.experiment.place import check_place, record_place
 from distbranch.launch.sweep.plan import SEED
 from distbranch.launch.sweep.standing import SweepDirectory
 from distbranch.report.console import result_markdown
@@ -45,7 +46,10 @@ def compare_configs(
     """
     sweep = experiment_sweep(name, variants_of_files(configs), overrides, seeds=seeds, jobs=jobs, among_runs=True)
     sweep = linked(sweep, overrides)
+    about = {"experiment": "table"}
+    check_place(sweep, about)
     runs = run_experiment(sweep, report, splits=(split,))
+    record_place(sweep, about)
     write_text(sweep.path, "table.md", table_markdown(runs, sweep))
     return results_of(runs), sweep.path
 

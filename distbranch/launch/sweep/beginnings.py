@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distbranch.config import Config, MethodConfig, to_yaml
-from distbranch.engine.forks import KEYS_OF_DECISIONS, Origin, copy_as, member, read_family, write_family
+from distbranch.config.effects import KEYS_OF_DECISIONS
+from distbranch.engine.forks import Origin, copy_as, member, read_family, write_family
 from distbranch.engine.metrics import DrawDecision, write_tensorboard
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, made_aside, write_aside, write_json

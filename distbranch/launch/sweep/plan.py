@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from distbranch.config import Config, load_config
+from distbranch.config import Config, differences, load_config
 from distbranch.config.sweep import VARIANT, Range, SweepConfig
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.initialisation import first_architecture
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import with_absolute_paths
@@ -62,18 +63,69 @@ def _named_points(
 ) -> Iterator[tuple[Mapping[str, Any], Config]]:
     """Every point with each of its seeds, as a trial."""
     bases = {variant: base_config(sweep, variant) for variant in sweep.variants or (None,)}
-    names = set[str]()
     varies_seed = "seed" in sweep.grid
     for number, point in enumerate(points, start=first):
         base = bases[point.get(VARIANT)]
         seeds = (None,) if varies_seed else sweep.seeds or (base.seed,)
         for seed in seeds:
             values = dict(point) if seed is None else {**point, "seed": seed}
-            name = trial_name(values, number=None if sweep.search == "grid" else number)
-            if name in names or len(name) > LONGEST_NAME:
-                name = f"trial-{_digest(values)}-seed{values['seed']}"
-            names.add(name)
-            yield point, _trial(base, values, name)
+            name, *earlier = _names(values, number=None if sweep.search == "grid" else number)
+            trial = _trial(base, values, name)
+            yield point, _as_named_before(trial, earlier, [key for key in values if key != VARIANT])
+
+
+def _names(values: Mapping[str, Any], number: int | None) -> list[str]:
+    """The name of a trial, then those that earlier releases may have given it.
+
+    It depends on nothing but the values, so it stays where a grid is given in another order or more values are: where the short
+    text of a value could be that of another one, a digest of all values follows.
+    """
+    short, digest = trial_name(values, number), _digest(values)
+    old = [short, f"trial-{digest}-seed{values['seed']}"]
+    if len(short) > LONGEST_NAME:
+        return old[1:]
+    if number is not None or _says_its_values(values):  # a number is that of one setting
+        return old[:1]
+    long = f"{short}-{digest}"
+    return [long if len(long) <= LONGEST_NAME else old[1], *old]
+
+
+def _as_named_before(trial: Config, earlier: Sequence[str], varied: Sequence[str]) -> Config:
+    """The trial under the name of its run that is there already, if an earlier release has begun one."""
+    if RunDirectory(trial.run_directory).config.exists():
+        return trial
+    for name in earlier:
+        before = trial.model_copy(update={"run": trial.run.model_copy(update={"name": name})})
+        file = RunDirectory(before.run_directory).config
+        if file.exists() and _is_run_of(load_config(file), before, varied):
+            return before
+    return trial
+
+
+def _is_run_of(found: Config, trial: Config, varied: Sequence[str]) -> bool:
+    """Whether a run is that of a trial, in those keys too that a continued run may change."""
+    same = all(value_of(found, key) == value_of(trial, key) for key in varied)
+    return same and not differences(found, trial)
+
+
+def _says_its_values(values: Mapping[str, Any]) -> bool:
+    """Whether no other values of the same keys have the same short name."""
+    last_parts = [key.rpartition(".")[2].replace("_", "-") for key in values]
+    texts = [value for value in values.values() if isinstance(value, str)]
+    if len(set(last_parts)) < len(last_parts) or any(f"-{part}" in text for part in last_parts for text in texts):
+        return False
+    return all(key == VARIANT or _is_told_by_its_text(value) for key, value in values.items())
+
+
+def _is_told_by_its_text(value: Any) -> bool:
+    """Whether the short text of a value is that of no other one."""
+    if isinstance(value, str):
+        return re.fullmatch(r"[A-Za-z_]([A-Za-z0-9._-]*[A-Za-z0-9_])?", value) is not None
+    if isinstance(value, float):
+        return float(_short(value)) == value
+    if isinstance(value, list | tuple):
+        return len(value) > 1 and all(isinstance(part, int | float) and _is_told_by_its_text(part) for part in value)
+    return value is None or isinstance(value, int)
 
 
 def grid_points(sweep: SweepConfig) -> list[dict[str, Any]]:

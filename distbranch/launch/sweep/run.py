@@ -4,6 +4,7 @@ Each start makes a new Tuner over the trials that the disk does not know as sett
 driver before ended.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from distbranch.launch.sweep.proposals import Proposals
 from distbranch.launch.sweep.results import Row, rows_of, write_results
 from distbranch.launch.sweep.standing import FAILED, SweepDirectory
 from distbranch.locks import LockHeldError, hold_lock
+from distbranch.metrics import is_defined
 
 # Our run directories are the truth, so Tune need not write down what it knows before its end.
 SETTINGS = {
@@ -40,6 +42,7 @@ SETTINGS = {
 # What to do about a run of another configuration that lies in the sweep's own folder, or in one that it shares.
 OF_ITSELF = "Give another name (--name of an experiment), or undo the change."
 SHARED = "Give another trial_directory (run.directory of an experiment), or undo the change."
+logger = logging.getLogger("distbranch")
 FIXED_ONCE_BEGUN = ("search", "space", "search_seed")
 
 
@@ -73,10 +76,13 @@ def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
     _refuse_what_vanishes(sweep, known or [base_config(sweep)])
     check_begun(sweep, directory, known)
     tell_ignored(known or [base_config(sweep)])
-    _data_of(in_turns(known)[0] if known else [base_config(sweep)], report)
-    with _begun(sweep, directory, known):
+    for info in _data_of(in_turns(known)[0] if known else [base_config(sweep)], report):
+        _check_metric(sweep, info)
+    with _begun(sweep, directory):
         proposals = Proposals(sweep, directory) if sweep.search == "optuna" else None
         groups = [known] if proposals is None else proposals.trials
+        if proposals is not None:
+            check_begun(sweep, directory, [trial for group in groups for trial in group])
         try:
             _train_open(sweep, groups, directory, report, proposals)
         finally:
@@ -152,7 +158,7 @@ def _variants(sweep: SweepConfig) -> dict[str, str]:
 
 
 @contextmanager
-def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> Iterator[None]:
+def _begun(sweep: SweepConfig, directory: SweepDirectory) -> Iterator[None]:
     """The sweep's directory, of this sweep and locked against a second driver."""
     held = ExitStack()
     try:
@@ -167,7 +173,7 @@ def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config
             f"The sweep directory {directory.path} cannot be written ({reason_of(error)}). Give another directory."
         ) from None
     with held:
-        check_begun(sweep, directory, known)  # again: another driver may have begun it since
+        check_begun(sweep, directory, [])  # again: another driver may have begun it since
         write_aside(directory.config, sweep_to_yaml(sweep))
         write_aside(directory.base, to_yaml(base_config(sweep)))
         yield
@@ -176,16 +182,21 @@ def _begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config
 def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> None:
     """Nothing is there, or what this sweep has begun; one of which no trial was begun may become another one.
 
+    Args:
+        sweep: that is to be begun, or to go on.
+        directory: of it.
+        known: trials whose runs must be theirs if there are some: a result is never taken over by its name alone.
+
     Raises:
         UserError: another sweep, or runs of other configurations, with the differences.
     """
-    if sweep.variants or sweep.trial_directory:  # whose bases may be many, and change while others are added
-        for trial in known:
-            RunDirectory(trial.run_directory).check(
-                trial, advice=OF_ITSELF if sweep.trial_directory is None else SHARED
-            )
-    elif directory.has_begun:
+    has_one_base = not (sweep.variants or sweep.trial_directory)  # else they may change while others are added
+    if has_one_base and directory.has_begun:
         _refuse_another(sweep, directory)
+    for trial in known:
+        files = RunDirectory(trial.run_directory)
+        if not files.begins_anew(trial):
+            files.check(trial, advice=OF_ITSELF if sweep.trial_directory is None else SHARED)
 
 
 def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
@@ -203,7 +214,27 @@ def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
         )
 
 
-def _data_of(trials: Sequence[Config], report: Report) -> None:
+def _check_metric(sweep: SweepConfig, info: DatasetInfo) -> None:
+    """A search or early stopping that is guided by what is undefined for all tasks would be guided by nothing."""
+    guides = {"metric": sweep.metric} if sweep.search == "optuna" else {}
+    if sweep.early_stopping is not None:
+        guides["early_stopping.metric"] = sweep.early_stopping.metric or sweep.metric
+    val = info.splits.get("val")
+    for key, metric in guides.items():
+        if val is None or not is_defined(metric, info.tasks, val.labels):
+            lacks = "no split 'val'" if val is None else f"no task with a defined {metric} on val"
+            raise UserError(
+                f"{key}={metric} should guide the sweep, but {info.path} has {lacks}. Give another metric, or other data."
+            )
+    if val is not None and not is_defined(sweep.metric, info.tasks, val.labels):
+        logger.warning(
+            "No task of %s has a defined %s on val, so no trial counts as best. Give another `metric`.",
+            info.path,
+            sweep.metric,
+        )
+
+
+def _data_of(trials: Sequence[Config], report: Report) -> list[DatasetInfo]:
     """Pack and check what the trials will read, once, before anything starts."""
     infos: dict[tuple[Any, ...], DatasetInfo] = {}
     kinds = {
@@ -225,6 +256,7 @@ def _data_of(trials: Sequence[Config], report: Report) -> None:
         if made not in infos:
             infos[made] = packed(config, report)
         check_data(config, infos[made])
+    return list(infos.values())
 
 
 def room_asked_for(sweep: SweepConfig) -> tuple[int, int]:

@@ -1,0 +1,96 @@
+"""Improving a grouping: single branches move from group to group while the separation cost (Eq. 11) falls.
+
+The number of groups stays: the least cost of all groupings is often that of a few single branches beside one group of all the
+others, which is no grouping by affinity, and moves that open groups lead there. The costs of all moves stand in one table; after a
+move only what concerns its two groups is computed again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distbranch.branching.grouping import ROUNDING, Groups, Matrix, groups_of
+
+
+def improve(branch_affinity: Matrix, groups: Groups) -> tuple[Groups, int]:
+    """The grouping from which no single move lowers the separation cost any more, and the number of moves.
+
+    Every move is the best of all, on ties the first one by branch and group; as each lowers the cost, there is an end.
+    """
+    moves = Moves(branch_affinity, groups)
+    num_moves = 0
+    while True:
+        table = moves.costs_after()
+        least = table.min()
+        if not least < moves.cost - ROUNDING:
+            return groups_of(moves.labels), num_moves
+        branch, group = divmod(int(np.flatnonzero(table <= least + ROUNDING)[0]), table.shape[1])
+        moves.move(branch, group)
+        num_moves += 1
+
+
+class Moves:
+    """A grouping, and what it would cost after every single move.
+
+    The least affinities of a group's members within it are summed (Eq. 10): as it is (`sums` [d]), with every branch added
+    (`sums_with` [d, c]), and of the group of every branch without it (`sums_without` [c]).
+    """
+
+    def __init__(self, branch_affinity: Matrix, groups: Groups) -> None:
+        self.affinity = branch_affinity
+        self.members = [np.array(group, dtype=np.intp) for group in groups]
+        self.labels = np.empty(len(branch_affinity), dtype=np.intp)
+        self.sums = np.zeros(len(groups))
+        self.sums_with = np.zeros((len(groups), len(branch_affinity)))
+        self.sums_without = np.zeros(len(branch_affinity))
+        for group in range(len(groups)):
+            self._compute(group)
+
+    @property
+    def cost(self) -> float:
+        """Eq. 11 of the grouping as it is."""
+        return float(self._spreads().mean())
+
+    def costs_after(self) -> NDArray[np.float64]:
+        """Eq. 11 after the move of every branch to every group [c, d]; inf where it is or leaves its group empty."""
+        sizes, spreads, labels = self._sizes(), self._spreads(), self.labels
+        rest = 1 - self.sums_without / np.maximum(sizes[labels] - 1, 1)
+        others = spreads.sum() - spreads[labels] + rest  # [c]: all groups without the branch
+        joined = 1 - self.sums_with / (sizes + 1)[:, None] - spreads[:, None]  # [d, c]: what joining adds
+        costs: NDArray[np.float64] = (others + joined).T / len(sizes)
+        costs[np.arange(len(labels)), labels] = np.inf
+        costs[sizes[labels] == 1] = np.inf
+        return costs
+
+    def move(self, branch: int, group: int) -> None:
+        """Move a branch to another group."""
+        old = int(self.labels[branch])
+        self.members[group] = np.append(self.members[group], branch)
+        self.members[old] = self.members[old][self.members[old] != branch]
+        self._compute(group)
+        self._compute(old)
+
+    def _compute(self, group: int) -> None:
+        """All that is known of one group, from its members."""
+        members, affinity = self.members[group], self.affinity
+        inside = affinity[np.ix_(members, members)]
+        nearest, least = inside.argmin(axis=1), inside.min(axis=1)
+        self.labels[members] = group
+        self.sums[group] = least.sum()
+        own = np.minimum(affinity[:, members].min(axis=1), np.diag(affinity))
+        self.sums_with[group] = np.minimum(affinity[members], least[:, None]).sum(axis=0) + own
+        if len(members) == 1:
+            self.sums_without[members] = 0.0
+            return
+        # Without a member the others fall back on their second least affinity where it had given the least one.
+        gained = np.partition(inside, 1, axis=1)[:, 1] - least
+        gained[nearest == np.arange(len(members))] = 0.0  # their own, which is gone with them
+        self.sums_without[members] = least.sum() - least + np.bincount(nearest, gained, minlength=len(members))
+
+    def _sizes(self) -> NDArray[np.intp]:
+        return np.array([len(members) for members in self.members], dtype=np.intp)
+
+    def _spreads(self) -> NDArray[np.float64]:
+        """Eq. 10 of every group [d]."""
+        return 1 - self.sums / self._sizes()

@@ -1,0 +1,46 @@
+"""Which means a split can have is told by its counts of labels as by its labels."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from distbranch.data.shards import label_name
+from distbranch.metrics import is_defined
+from distbranch.tasks import Task, task_metrics
+
+NAN = float("nan")
+METRICS = ("accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5")
+
+
+def counted(tasks: list[Task], labels: np.ndarray) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for task, column in zip(tasks, labels.T, strict=True):
+        names = [
+            "unlabelled" if np.isnan(value) else task.classes[int(value)] if task.classes else label_name(task, value)
+            for value in column
+        ]
+        found[task.name] = dict(Counter(names))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_mean_is_defined_by_the_counts_where_it_is_defined_by_the_labels(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    tasks = [Task(f"t{number}") for number in range(int(draw.integers(1, 13)))]
+    tasks += [Task(f"k{number}", exclusive="kind") for number in range(int(draw.integers(0, 3)))]
+    tasks += [Task("colour", "categorical", ("red", "green", "blue"))] * int(draw.integers(0, 2))
+    labels = draw.choice([0.0, 1.0, NAN], size=(4, len(tasks)), p=draw.dirichlet([1, 1, 1]))
+    labels[:, draw.random(len(tasks)) < draw.random()] = NAN
+    outputs = draw.standard_normal((4, sum(task.num_outputs for task in tasks)))
+    mean = task_metrics(tasks, outputs, labels)["mean"]
+    counts = counted(tasks, labels)
+    known = [metric for metric in METRICS[:4] if mean.get(metric) is not None]
+    assert [metric for metric in METRICS[:4] if is_defined(metric, tasks, counts)] == known
+    for metric in METRICS[4:]:  # of a set no sample may be labelled in the whole set: counts alone do not say
+        assert is_defined(metric, tasks, counts) or mean.get(metric) is None
+
+
+def test_soft_labels_are_taken_to_lie_on_either_side() -> None:
+    assert is_defined("average_precision", [Task("a")], {"a": {"soft": 9}})
+    assert not is_defined("average_precision", [Task("a")], {"a": {"1": 9, "0": 0, "unlabelled": 3}})
