@@ -180,7 +180,7 @@ def join_ranks(launch: LaunchConfig, should_stop: Callable[[], bool] = lambda: F
 
 
 def wait_for_ranks(meet: Callable[[], None], launch: LaunchConfig, should_stop: Callable[[], bool]) -> None:
-    """Call `meet`, which returns when all ranks have come.
+    """Call `meet`, which returns when all ranks have come, in a thread: it has to choose its GPU there.
 
     Raises:
         StoppedEarly: asked to stop before that; nothing had begun.
