@@ -86,8 +86,8 @@ def _run() -> None:
 def _end_in_spite_of(threads: str, code: int) -> None:
     """End at once if threads of these names still wait, for a network say; the end of the interpreter would wait for them."""
     if any(thread.name.startswith(threads) for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os._exit(code)
 
 

@@ -45,10 +45,11 @@ class LastingStream:
 def lasting_streams() -> Iterator[None]:
     """Let the standard streams outlive their reader for a while; at its end they are flushed."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
+    ours = [None if stream is None else LastingStream(stream) for stream in before]  # None: closed before (`>&-`)
+    sys.stdout, sys.stderr = ours
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, ours):
+            stream.flush()
         sys.stdout, sys.stderr = before

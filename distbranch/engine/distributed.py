@@ -339,7 +339,7 @@ def _fast_kernels(device: torch.device) -> Iterator[None]:
 
 
 def wait_for_ranks(meet: Callable[[], None], launch: LaunchConfig, should_stop: Callable[[], bool]) -> None:
-    """Call `meet`, which returns when all ranks have come.
+    """Call `meet`, which returns when all ranks have come, in a thread: it has to choose its GPU there.
 
     Raises:
         StoppedEarly: asked to stop before that; nothing had begun.
