@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -113,6 +114,8 @@ def _knock(address: str) -> str:
 def _set_environment(*, starts: bool) -> None:
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
+    if os.path.expanduser("~") == "~":  # neither HOME nor an entry in passwd, and Ray asks for a home when it is imported
+        os.environ["HOME"] = tempfile.gettempdir()
     if starts and "RAY_AUTH_MODE" not in os.environ:
         # A cluster of ours answers only to those who hold its token; this one lives and dies with this process.
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -135,7 +138,7 @@ def use_token_if_there() -> None:
 
 def _restore_environment(before: Mapping[str, str]) -> None:
     """A token of ours must not meet the next cluster that this process joins."""
-    for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+    for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "HOME"):
         if key not in before:
             os.environ.pop(key, None)
 
