@@ -114,7 +114,8 @@ def _knock(address: str) -> str:
 def _set_environment(*, starts: bool) -> None:
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
-    if os.path.expanduser("~") == "~":  # neither HOME nor an entry in passwd, and Ray asks for a home when it is imported
+    # A container's user may have neither HOME nor an entry in passwd, and Ray asks for a home when it is imported.
+    if os.path.expanduser("~") == "~":
         os.environ["HOME"] = tempfile.gettempdir()
     if starts and "RAY_AUTH_MODE" not in os.environ:
         # A cluster of ours answers only to those who hold its token; this one lives and dies with this process.
