@@ -60,6 +60,9 @@ def cluster(launch: LaunchConfig, settings: Mapping[str, str] | None = None) -> 
     with _environment_kept():
         for key, value in {**SETTINGS, **(settings or {})}.items():
             os.environ.setdefault(key, value)
+        # A container's user may have neither HOME nor an entry in passwd, and Ray asks for a home when it is imported.
+        if os.path.expanduser("~") == "~":
+            os.environ["HOME"] = tempfile.gettempdir()
         if _is_connected():  # a trial of a sweep, which lives in a worker of its cluster
             yield address
             return
