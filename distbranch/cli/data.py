@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from distbranch.cli.terminal import console, work_unheard
+from distbranch.cli.terminal import console
 from distbranch.errors import UsageError, UserError
 
 data_app = typer.Typer(no_args_is_help=True, help="Pack, label, check and look at data sets.")
@@ -43,7 +43,6 @@ def data_pack(
     opened = parse_options({"source": source, **_options(context.args)}).open()
     assert out is not None
     was_there = _holds_data(out)
-    work_unheard()
     with ProgressDisplay(console) as display:
         info = pack_source(
             opened,
@@ -76,7 +75,6 @@ def data_label(
     total = read_dataset(data).num_samples
     names = [name.strip() for name in splits.split(",") if name.strip()]
     was_there = _holds_data(out)
-    work_unheard()
     with ProgressDisplay(console) as display:
         info = label(
             data,

@@ -14,7 +14,6 @@ from distbranch.cli.terminal import (
     numbers,
     run_folder,
     show_rows,
-    work_unheard,
 )
 from distbranch.errors import UsageError
 
@@ -271,7 +270,6 @@ def experiment_groups(run: RunArgument) -> None:
 def _display() -> Any:
     from distbranch.report.sweep_console import SweepDisplay
 
-    work_unheard()
     return SweepDisplay(console)
 
 

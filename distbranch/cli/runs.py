@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from distbranch.cli.terminal import Overrides, RunArgument, console, run_folder, show_pairs, work_unheard
+from distbranch.cli.terminal import Overrides, RunArgument, console, run_folder, show_pairs
 from distbranch.errors import UsageError
 
 
@@ -49,7 +49,6 @@ def train(
     from distbranch.launch import train as launch_train
     from distbranch.report.progress import ProgressDisplay
 
-    work_unheard()
     with ProgressDisplay(console) as display:
         result = launch_train(resolved, fresh=fresh, report=display)
     if os.environ.get("RANK", "0") == "0":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from distbranch.cli.terminal import Overrides, console, show_pairs, work_unheard
+from distbranch.cli.terminal import Overrides, console, show_pairs
 from distbranch.errors import UserError
 
 
@@ -35,7 +35,6 @@ def sweep(
     from distbranch.launch.sweep.run import run_sweep
     from distbranch.report.sweep_console import SweepDisplay, front_table
 
-    work_unheard()
     result = run_sweep(loaded, SweepDisplay(console))
     if any(row["status"] == "finished" for row in result.rows):
         console.print()

@@ -1,6 +1,5 @@
 """What all commands share: the terminal, common arguments, and small tables."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,24 +12,8 @@ from rich.table import Table
 from distbranch.config.places import is_remote
 from distbranch.errors import UsageError
 
-
-class Terminal(Console):
-    """A console whose reader may go (`| head`): that ends a command which only tells something, and not one that works."""
-
-    works_unheard = False
-
-    def on_broken_pipe(self) -> None:
-        """Called by rich. Raises SystemExit, without a word, unless the command works on."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-        if not self.works_unheard:
-            raise SystemExit(EXIT_UNHEARD)
-
-
-console = Terminal()
-errors = Terminal(stderr=True)
-
-EXIT_UNHEARD = 141  # as of a program that SIGPIPE ends
+console = Console()
+errors = Console(stderr=True)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted keys, `method.alpha=2 optim.lr=0.01`.")]
 RunArgument = Annotated[str, typer.Argument(help="A run directory: a folder or a URL.")]
@@ -43,11 +26,6 @@ def run_folder(run: str) -> Path:
     from distbranch.engine.mirror import copy_to_read
 
     return copy_to_read(run)
-
-
-def work_unheard() -> None:
-    """From now on this command goes on with its work when nobody reads what it says."""
-    console.works_unheard = errors.works_unheard = True
 
 
 def show_rows(rows: list[dict[str, Any]]) -> None:
