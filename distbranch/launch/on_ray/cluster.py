@@ -20,6 +20,7 @@ from distbranch.engine.distributed import num_cores
 from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
 from distbranch.errors import UserError
+from distbranch.launch.on_ray.temporary_files import explain_full_folder
 
 SECONDS_TO_ANSWER = 10
 SECONDS_BETWEEN_LOOKS = 2
@@ -85,6 +86,8 @@ def _cannot_be_used(address: str | None, error: Exception) -> str:
             f"The Ray cluster of launch.address={address} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH to the file that holds it, which whoever started the cluster can give you."
         )
+    if address is None and (full := explain_full_folder()):
+        return full
     if address is None:
         return f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
     return (
