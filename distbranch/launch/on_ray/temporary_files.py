@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LEAST_ROOM = 2**20  # bytes; a session of Ray with two workers writes about as many
-    16 * 2**20
-)  # bytes; a session of Ray with two workers writes about 2 MiB at its start, and more at every restart
 TAIL = 2**16  # bytes of a log in which the last words of a process stand
 NO_ROOM = os.strerror(errno.ENOSPC).encode()
 
