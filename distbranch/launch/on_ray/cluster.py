@@ -24,6 +24,7 @@ from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
 from distbranch.errors import UserError, reason_of
 from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_of_nodes, without_variable
+from distbranch.launch.on_ray.temporary_files import explain_full_folder
 from distbranch.launch.on_ray.token import give_token, read_token_again, use_token_if_there
 from distbranch.launch.ray_folder import choose_ray_folder
 
@@ -125,6 +126,8 @@ def _end(processes: Iterable[psutil.Process]) -> None:
 
 def _cannot_be_used(address: str | None, error: Exception) -> str:
     reason = reason_of(error)[:300]
+    if address is None and (full := explain_full_folder()):
+        return full
     if address is None:
         return f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
     if "token" in reason.lower():

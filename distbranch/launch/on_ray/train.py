@@ -19,6 +19,7 @@ from distbranch.launch.on_ray.cluster import (
     resources,
     uses_gpu,
 )
+from distbranch.launch.on_ray.temporary_files import explain_full_folder
 from distbranch.launch.on_ray.work import ask_to_stop, ending, forget, has_begun, new_events, work
 from distbranch.launch.stopping import StopRequest
 
@@ -104,6 +105,8 @@ def _explain(config: Config, failure: list[Exception]) -> str:
     if failure:
         lines = [line.strip() for line in str(failure[0]).splitlines() if line.strip()]
         reason = lines[-1] if lines else type(failure[0]).__name__
+    if full := explain_full_folder():
+        return f"{full} What was saved is in {config.run_url or config.run_directory}."
     return (
         f"Ray could not finish the run, also after {config.launch.max_failures} restarts: {reason}. "
         f"What was saved is in {config.run_url or config.run_directory}; run the same command again to go on."

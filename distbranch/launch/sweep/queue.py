@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 from distbranch.config import Config
 from distbranch.engine.metrics import Report
 from distbranch.errors import UserError
+from distbranch.launch.on_ray.temporary_files import explain_full_folder
 from distbranch.launch.sweep.standing import FAILED, STOPPED_EARLY, UNFINISHED, SweepDirectory
 
 Family = Sequence[Config]  # its leader first
@@ -174,7 +175,8 @@ class Losses(Callback):  # type: ignore[misc]
         """The last line of what Tune wrote about the error."""
         del iteration, trials
         lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
-        self.queue.on_lost(trial.trial_id, (lines[-1] if lines else "its process was lost")[:300])
+        reason = explain_full_folder() or (lines[-1] if lines else "its process was lost")[:300]
+        self.queue.on_lost(trial.trial_id, reason)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
