@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
-from distbranch.engine.distributed import Ranks, misplacement
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.process_group import misplacement
 from distbranch.errors import UserError
 
 SECONDS_FOR_NOTES = 1.5  # after which all ranks that wait in vain have said so

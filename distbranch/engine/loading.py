@@ -9,7 +9,8 @@ from distbranch.data.cache import Cache, default_cache_folder
 from distbranch.data.loader import Batch, eval_loader, train_loader
 from distbranch.data.plan import Turns
 from distbranch.data.shards import DatasetInfo, is_remote
-from distbranch.engine.distributed import Ranks, num_cores, num_local_ranks
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.process_group import num_cores, num_local_ranks
 
 MOST_PROCESSES = 8  # decode faster than one GPU trains a thin network
 

@@ -19,7 +19,8 @@ import torch
 
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.data.mixture import read_data
-from distbranch.engine.distributed import Ranks, num_cores
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.process_group import num_cores
 from distbranch.errors import UserError, reason_of
 from distbranch.locks import LockHeldError, hold_lock
 

@@ -7,8 +7,8 @@ import torch
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
-from distbranch.engine.distributed import wants_gpu
 from distbranch.engine.initialisation import first_architecture, own_tree
+from distbranch.engine.process_group import wants_gpu
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import (

@@ -13,9 +13,10 @@ import torch.distributed as dist
 from rank_server import RankServer
 
 from distbranch.config import LaunchConfig
-from distbranch.engine import distributed
+from distbranch.engine import process_group
 from distbranch.engine.contact import LostRankError, explain
-from distbranch.engine.distributed import Ranks, join_ranks
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.process_group import join_ranks
 from distbranch.errors import UserError
 
 DUPLICATE = """\
@@ -126,7 +127,7 @@ def test_a_gpu_that_the_launcher_chose_is_kept(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    assert distributed._device_of(LaunchConfig()) == torch.device("cuda", 5)
+    assert process_group._device_of(LaunchConfig()) == torch.device("cuda", 5)
 
 
 def settings_of_kernels(num_gpus: int) -> dict[str, Any]:

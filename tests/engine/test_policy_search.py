@@ -21,10 +21,10 @@ from distbranch.adashare.policy import drawn_policy
 from distbranch.config import load_config
 from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import Preprocessing
-from distbranch.engine.distributed import join_ranks
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.norm_plan import NormPlan
 from distbranch.engine.policy_search import PolicySearch
+from distbranch.engine.process_group import join_ranks
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.export import export, load_predictor
 from distbranch.models.adashare_net import AdaShareNet

@@ -14,8 +14,9 @@ from tiny_runs import config_of, lines_of, train_tiny
 
 from distbranch.config import DataConfig, load_config
 from distbranch.data.shards import DatasetInfo, read_dataset
-from distbranch.engine.distributed import Ranks, join_ranks, verify_equal
+from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.loading import open_training
+from distbranch.engine.process_group import join_ranks
 from distbranch.errors import UserError
 
 

@@ -12,7 +12,7 @@ from tiny_runs import assert_same_content, config_of, train_tiny
 
 from distbranch.config import load_config
 from distbranch.engine import distributed
-from distbranch.engine.distributed import join_ranks
+from distbranch.engine.process_group import join_ranks
 
 LARGEST_PICKLE = 20_000  # bytes: plain values, however large the network
 WIDE = {"model.width": 32, "train.iterations": 10, "train.keep_checkpoints": 99, "launch.workers": 2}

@@ -78,15 +78,15 @@ def saved_step(folder: Path) -> int:
 
 def be_alone(arguments: list[str], rank: int, numbers: list[int]) -> None:
     """A job: one rank of two, the other of which is never started, receives signals while it waits."""
-    from distbranch.engine import distributed
+    from distbranch.engine import process_group
 
-    real = distributed.wait_for_ranks
+    real = process_group.wait_for_ranks
 
     def wait(*given: Any) -> None:
         send_later(numbers)
         real(*given)
 
-    distributed.wait_for_ranks = wait
+    process_group.wait_for_ranks = wait
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     run_command(arguments)

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from distbranch.engine.distributed import num_cores
+from distbranch.engine.process_group import num_cores
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError

@@ -1,0 +1,219 @@
+"""How this process takes its place among the ranks: who started it, on which device it works, with how many threads."""
+
+import ctypes
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from distbranch.config import LaunchConfig
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.launcher_environment import read_launcher_environment
+from distbranch.engine.waiting import NotAwaitedError, awaited
+from distbranch.errors import StoppedEarly, UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+LARGEST_THRESHOLD = 2**31 - 1
+SECONDS_TO_LET_GO = 0.2
+TINY = 1e-9  # three ranks of 0.333... share a GPU, whatever floating point says
+# How NCCL and CUDA tell that ranks were started wrongly, as against one that is lost.
+MISPLACED = (
+    "Duplicate GPU detected",
+    "ncclInvalidUsage",
+    "ncclInvalidArgument",
+    "invalid device ordinal",
+    "have NCCL built in",
+)
+
+
+@contextmanager
+def join_ranks(launch: LaunchConfig, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Ranks]:
+    """Take this process's place among the ranks.
+
+    A process group that stands already (Ray Train's) is used, and so is the GPU that whoever made it has chosen; under torchrun one is
+    made from its environment, when every rank has its GPU; else this process is the only rank.
+
+    Raises:
+        StoppedEarly: asked to stop before all ranks had come.
+        UserError: not all came in time; or they are placed so that they cannot work together, such as two of them on one GPU
+            without a word of it.
+    """
+    timeout = timedelta(minutes=launch.timeout_min)
+    device = _device_of(launch)
+    made_here = not dist.is_initialized() and (num_started_ranks() or 1) > 1
+    if made_here:
+        _make_group(launch, device, timeout, should_stop)
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    _set_threads(launch, world_size)
+    host_group = None
+    if world_size > 1 and dist.get_backend() == "nccl":
+        host_group = dist.new_group(backend="gloo", timeout=timeout)
+    try:
+        with _fast_kernels(device):
+            yield Ranks(rank, world_size, device, host_group, timeout)
+    finally:
+        if made_here:
+            # A thread of gloo that has just finished needs the interpreter's lock to let go of its tensors, and the end of
+            # the group, which holds that lock, waits for the thread: without a moment between them both wait for ever.
+            time.sleep(SECONDS_TO_LET_GO)
+            dist.destroy_process_group()
+
+
+def _make_group(
+    launch: LaunchConfig, device: torch.device, timeout: timedelta, should_stop: Callable[[], bool]
+) -> None:
+    def meet() -> None:
+        if device.type == "cpu" or not uses_nccl(launch):
+            dist.init_process_group("gloo", timeout=timeout)
+            return
+        torch.cuda.set_device(device)  # for this thread, in which the group is made
+        # With its GPU named NCCL connects now, where it can be told what is wrong, and never guesses the GPU from the rank.
+        dist.init_process_group("nccl", timeout=timeout, device_id=device)
+
+    wait_for_ranks(meet, launch, should_stop)
+
+
+def wait_for_ranks(meet: Callable[[], None], launch: LaunchConfig, should_stop: Callable[[], bool]) -> None:
+    """Call `meet`, which returns when all ranks have come, in a thread: it has to choose its GPU there.
+
+    Raises:
+        StoppedEarly: asked to stop before that; nothing had begun.
+        UserError: not all came in time, nobody answers where they meet, or they are placed wrongly.
+    """
+    try:
+        awaited(meet, should_stop)
+    except NotAwaitedError:
+        stopped = StoppedEarly(
+            "Stopped while this rank waited for the others, before a new step was trained. The same command continues."
+        )
+        stopped.by_one_rank = True
+        raise stopped from None
+    except RuntimeError as error:
+        message = misplacement(error)
+        if message is not None:
+            raise UserError(message) from None
+        if not isinstance(error, dist.DistError):
+            raise
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"Rank {os.environ.get('RANK')} should meet {os.environ.get('WORLD_SIZE')} ranks (WORLD_SIZE) at {place}, but within "
+            f"{launch.timeout_min:g} minutes (launch.timeout_min) not all came ({str(error).splitlines()[0][:200]}). Start all of "
+            "them, and check that they reach that address."
+        ) from None
+
+
+def misplacement(error: Exception) -> str | None:
+    """One sentence about ranks that were placed wrongly, which no restart mends; None if the error is of another kind."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+    telling = [line for word in MISPLACED for line in lines if word in line]
+    if not telling:
+        return None
+    return (
+        f"The ranks on {socket.gethostname()} cannot use its GPUs together ({telling[0]}): each needs one of its own, and this one sees "
+        f"{torch.cuda.device_count()}. Start one rank per GPU, or let ranks share them with launch.gpus_per_worker=0.5 (or another "
+        "part of one)."
+    )
+
+
+def num_started_ranks() -> int | None:
+    """How many ranks torchrun, or whoever speaks its language, has started; None if nobody has."""
+    world_size = read_launcher_environment().world_size
+    return world_size if world_size > 1 or dist.is_torchelastic_launched() else None
+
+
+def num_local_ranks() -> int:
+    """How many ranks run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", num_started_ranks() or 1))
+
+
+def uses_nccl(launch: LaunchConfig) -> bool:
+    """Whether ranks on GPUs talk by NCCL, which refuses two of them on one GPU; those that share one talk by gloo."""
+    return launch.gpus_per_worker == 1
+
+
+def wants_gpu(launch: LaunchConfig) -> bool:
+    """Whether the ranks run on GPUs.
+
+    Raises:
+        UserError: GPUs are asked for and there are none.
+    """
+    if launch.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"launch.device=cuda needs a GPU, and torch finds none on this machine ({socket.gethostname()}). "
+            "Use launch.device=cpu, or install a CUDA build of torch and a driver (`distbranch doctor` shows what is there)."
+        )
+    return launch.device != "cpu" and torch.cuda.is_available()
+
+
+def _device_of(launch: LaunchConfig) -> torch.device:
+    """The CPU, or this rank's GPU, chosen before anything is sent.
+
+    The ranks of a machine fill its GPUs one after the other, `1 / gpus_per_worker` of them on each.
+    """
+    if not wants_gpu(launch):
+        return torch.device("cpu")
+    if dist.is_initialized():
+        return torch.device("cuda", torch.cuda.current_device())
+    num_gpus = torch.cuda.device_count()
+    number = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+    num_local = max(num_local_ranks(), number + 1)
+    ranks_per_gpu = int(1 / launch.gpus_per_worker + TINY)
+    if num_gpus > 1 or ranks_per_gpu > 1:
+        if num_gpus * ranks_per_gpu < num_local:
+            raise UserError(
+                f"{num_local} ranks on {socket.gethostname()} with launch.gpus_per_worker={launch.gpus_per_worker:g} need "
+                f"{-(-num_local // ranks_per_gpu)} GPU(s), and it has {num_gpus}. Start fewer ranks there, or let more of them share "
+                "a GPU with a smaller launch.gpus_per_worker."
+            )
+        number //= ranks_per_gpu
+    else:  # a launcher may let every process see its own GPU only, which is then number 0
+        number = 0
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def _fast_kernels(device: torch.device) -> Iterator[None]:
+    """On a GPU products of fp32 in TF32, as convolutions are by default, and cuDNN's fastest kernel for every shape.
+
+    Margins' signs stay exact (1 and -1 are TF32 numbers, and sums are of fp32). On a CPU nothing is changed.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def _set_threads(launch: LaunchConfig, world_size: int) -> None:
+    _keep_freed_memory()
+    # More OpenMP threads than cores make every rank wait for the others: 3 to 7 times slower on contended cores.
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    torch.set_num_threads(launch.threads or max(1, num_cores() // local))
+
+
+def num_cores() -> int:
+    """The cores that this process may use: those it is bound to, or fewer where its container's share of time is less."""
+    from joblib import cpu_count  # comes with scikit-learn; knows the quotas of cgroups
+
+    return int(cpu_count())
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory: else every activation is mapped and zeroed anew at every step, a sixth of a CPU step."""
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, LARGEST_THRESHOLD)
