@@ -113,8 +113,11 @@ def _python_path() -> list[str]:
 
 
 def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    if world_size == 1:
-        return {}
+    return {} if world_size == 1 else launcher_environment(rank, world_size, port)
+
+
+def launcher_environment(rank: int, world_size: int, port: int = 29500) -> dict[str, str]:
+    """What torchrun sets for a rank on one machine."""
     values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     return {
         **{name: str(value) for name, value in values.items()},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from rank_server import RankServer
+from rank_server import RankServer, launcher_environment
 
 from distbranch.config import LaunchConfig
 from distbranch.engine import process_group
@@ -74,8 +74,8 @@ def test_ranks_fill_the_gpus_of_a_machine_before_they_talk(
     found = ranks.call_all(take_places, world_size, num_gpus=num_gpus, launch=launch)
     assert [one["device"] for one in found] == devices
     for one, device in zip(found, devices, strict=True):
-        how = ("nccl", device) if part == 1 else ("gloo", "None")
-        assert one["made"] == [(*how, [device])]
+        how = ("nccl", device, [device, device]) if part == 1 else ("gloo", "None", [device])
+        assert one["made"] == [how]  # the device is chosen in the main thread, and in that which meets the others
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,7 @@ def test_a_rank_on_a_gpu_gets_the_cores_of_its_share_for_decoding_and_one_on_a_c
     monkeypatch.setattr(loading, "num_cores", lambda: 32)
     found = {}
     for num_local in (1, 4, 32):
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_local))
+        for name, value in launcher_environment(0, num_local).items():
+            monkeypatch.setenv(name, value)
         found[num_local] = [loading._num_processes(Ranks(0, 1, torch.device(kind))) for kind in ("cpu", "cuda")]
     assert found == {1: [0, 8], 4: [0, 7], 32: [0, 1]}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank_server import RankServer
+from rank_server import RankServer, launcher_environment
 from tiny_runs import config_of, train_tiny
 
 from distbranch.config import load_config
@@ -13,7 +13,8 @@ from distbranch.launch import with_started_ranks
 
 
 def started(monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
-    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    for name, value in launcher_environment(0, world_size).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
 
 
