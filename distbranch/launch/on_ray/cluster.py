@@ -109,11 +109,12 @@ def _joined(address: str) -> Iterator[None]:
 
 @contextmanager
 def _explained(address: str | None) -> Iterator[None]:
-    import ray
 
     try:
         yield
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: Ray raises bare ones, where its disk is full say
         raise UserError(_cannot_be_used(address, error)) from None
 
 
