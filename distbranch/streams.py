@@ -6,8 +6,11 @@ from contextlib import suppress
 
 
 def tolerate_any_text() -> None:
-    """Letters that an output stream cannot show (of an ASCII or Latin log, say) become question marks, and end nothing."""
-    for stream in (sys.stdout, sys.stderr):
+    """Letters that an output stream cannot show (of an ASCII or Latin log, say) become question marks, and end nothing.
+
+    Of errors they become escapes, as by default, for by them a file can be found.
+    """
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             with suppress(OSError):  # what lies behind it was exchanged for something of another kind
-                stream.reconfigure(errors="replace")
+                stream.reconfigure(errors=errors)

@@ -126,7 +126,13 @@ def assert_one_sentence(ended: Ended, code: int, words: tuple[str, ...]) -> None
 
 
 def faults_of_message(told: str) -> list[str]:
-    """What is wrong with the form of a message for people; nothing if it is one thing, said once."""
+    """What is wrong with the form of a message for people; nothing if each thing in it is said once.
+
+    A message of several problems numbers them, "(1) ... (2) ...", and each of them is a message of its own.
+    """
+    _, *numbered = re.split(r"\(\d+\) ", told) if " problems: (1) " in told else [told]
+    if numbered:
+        return [fault for problem in numbered for fault in faults_of_message(problem)]
     sentences = [sentence.strip() for sentence in re.split(r"(?<=[.?!])\s+(?=[A-Z`'])", told.strip())]
     spoken = [word.strip(".,;:()`'") for word in told.lower().split() if "/" not in word]
     runs = [" ".join(spoken[start : start + WORDS_SAID_TWICE]) for start in range(len(spoken) - WORDS_SAID_TWICE + 1)]

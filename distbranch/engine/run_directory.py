@@ -128,7 +128,7 @@ class RunDirectory:
         """The fingerprint of the data that the run was begun with; None if none is on record."""
         states = sorted(self.checkpoints.glob("step-*/state.json"))  # of versions that did not record it by itself
         for file in (self.environment, *reversed(states)):
-            with suppress(FileNotFoundError, ValueError):
+            with suppress(FileNotFoundError, NotADirectoryError, ValueError):
                 fingerprint = json.loads(file.read_text(encoding="utf-8")).get("data")
                 if fingerprint is not None:
                     return str(fingerprint)

@@ -123,8 +123,8 @@ def test_a_number_of_workers_that_cannot_be_is_refused_with_one_sentence(value: 
 def test_a_range_of_workers_is_checked_for_its_largest_number() -> None:
     launch = load_config({"launch": {"workers": [2, 4]}}).launch
     assert (launch.least_workers, launch.most_workers) == (2, 4)
-    with pytest.raises(UsageError, match=r"launch\.workers=20"):
-        load_config({"launch": {"workers": [2, 20]}})
+    with pytest.raises(UsageError, match=r"launch\.workers=40"):
+        load_config({"launch": {"workers": [2, 40]}})
 
 
 def test_a_sweep_and_a_job_of_slurm_need_a_folder_and_no_url(tiny_data: Path, tmp_path: Path) -> None:
@@ -176,10 +176,10 @@ def test_submit_ray_refuses_relative_paths_all_at_once(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    values = config_of("../data", "~/runs", **{"data.cache_directory": "cache"})
+    values = config_of("../data", "my/runs", **{"data.cache_directory": "cache"})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
     given: dict[str, Any] = {"address": "http://127.0.0.1:9", "wait": True, "say": print}
-    found = r"found run\.directory=~/runs, data\.path=\.\./data, data\.cache_directory=cache"
+    found = r"found run\.directory=my/runs, data\.path=\.\./data, data\.cache_directory=cache"
     with pytest.raises(UsageError, match=rf"^run\.directory should be an absolute path .* {found}"):
         submit(Path("tiny.yaml"), [], **given)
     absolute = [f"data.path={tiny_data}", f"data.cache_directory={tmp_path}/cache", "run.directory=s3://bucket/runs"]
