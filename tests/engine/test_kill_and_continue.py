@@ -45,6 +45,7 @@ def _events() -> dict[str, tuple[Any, str]]:
     """Where a process can die: the owner and the name of the function during which it does."""
     import torch
 
+    from distbranch import tensor_files
     from distbranch.engine import checkpoint, metrics, trained_network, trainer
 
     return {
@@ -52,7 +53,7 @@ def _events() -> dict[str, tuple[Any, str]]:
         "backward": (torch.autograd, "backward"),
         "copy state": (trained_network, "widen"),
         "build network": (trained_network.TrainedNetwork, "build"),
-        "half a tensor file": (checkpoint, "save_file"),
+        "half a tensor file": (tensor_files, "save_file"),
         "half a text file": (Path, "write_text"),
         "sync": (checkpoint, "_sync"),
         "rename": (Path, "rename"),
