@@ -74,6 +74,7 @@ def is_held(path: Path) -> bool:
 
 def _acquire_flock(path: Path, patience_s: float) -> FileLock | None:
     """The lock, once it is had; None where the storage has no flock."""
+    path.open("a").close()  # filelock would wait for ever for a file that cannot be made
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=patience_s)

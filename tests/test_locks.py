@@ -114,3 +114,10 @@ def test_a_lock_in_a_folder_that_takes_no_files_is_an_error_and_not_waited_for(t
         with pytest.raises(OSError, match="Read-only"), hold_lock(folder / ".lock"):
             pass
         assert not is_held(folder / ".lock")
+
+
+@pytest.mark.parametrize("place", ["/proc/new.lock", "{}/file/new.lock", "{}/absent/new.lock"])
+def test_a_lock_that_cannot_be_made_is_told_and_not_waited_for(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="new"), hold_lock(Path(place.format(tmp_path))):
+        pass

@@ -12,7 +12,7 @@ from torch import Tensor
 from distbranch.config import load_config
 from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.models.networks import Network, network_of
 from distbranch.models.residual import architecture_from_json
 from distbranch.permissions import denied
@@ -105,9 +105,12 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
         raise
     except PermissionError as error:
         raise denied(error) from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except FileNotFoundError as error:
         raise UserError(
-            f"The model of {run_directory} is damaged ({reason}). Run the training command again to write it anew."
+            f"The model of {run_directory} lacks {Path(error.filename).name}. Run the training command again to write it anew."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"The model of {run_directory} is damaged ({reason_of(error)[:300]}). Run the training command again to write it anew."
         ) from None
     return network.eval(), preprocessing
