@@ -128,10 +128,11 @@ def _ray() -> Iterator[Finding]:
     except UserError as error:
         yield Finding("files of Ray", "no folder will do", str(error))
         return
-    given = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or folder)
     found = f"in {folder}"
+    variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    given = Path(os.environ.get(variable) or folder)
     if given.absolute() != folder:
-        found += f", for the temporary folder {given} {find_problem(given)}"
+        found += f", for {variable}={given} {find_problem(given)}"
     yield Finding("files of Ray", found)
 
 

@@ -694,7 +694,13 @@ RUNS = (
     Case("evaluate: bad sample", cut("data/test-000000.tar", 700), f"evaluate {RUN}", 1, ("test-000000.tar",)),
     Case("evaluate: nothing saved", both(unfinish, remove(f"{RUN}/checkpoints")), f"evaluate {RUN}", 1, ("neither",)),
     Case("model cut", cut(f"{RUN}/model/model.safetensors", 500), f"evaluate {RUN}", 1, ("model of", "damaged")),
-    Case("model lost", remove(f"{RUN}/model/model.safetensors"), f"evaluate {RUN}", 1, ("model of", "lacks model.safetensors")),
+    Case(
+        "model lost",
+        remove(f"{RUN}/model/model.safetensors"),
+        f"evaluate {RUN}",
+        1,
+        ("model of", "lacks model.safetensors"),
+    ),
     Case("model.json no JSON", put(f"{RUN}/model/model.json", "hello"), f"evaluate {RUN}", 1, ("model of", "damaged")),
     Case("model.json a list", put(f"{RUN}/model/model.json", "[]"), f"evaluate {RUN}", 1, ("model of", "damaged")),
     Case(

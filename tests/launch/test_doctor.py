@@ -26,7 +26,7 @@ def test_a_tmpdir_that_is_too_long_for_sockets_is_named_with_the_folder_that_is_
     assert found("files of Ray", tmp_path) == Finding("files of Ray", "in /tmp")
     monkeypatch.setenv("TMPDIR", str(long))
     finding = found("files of Ray", tmp_path)
-    assert finding.found.startswith(f"in /tmp, for the temporary folder {long} is too long for the names of sockets")
+    assert finding.found.startswith(f"in /tmp, for TMPDIR={long} is too long for the names of sockets")
     assert not finding.advice
 
 
