@@ -44,7 +44,7 @@ class SweepDisplay:
             self.num_ended += 1
             reason = f": {event['reason']}" if event["reason"] else ""
             count = f"{self.num_ended}/{max(self.num_open, self.num_ended)}"
-            ended = f"{count} {event['status']}{self._time_left()}: {event['trial']}{reason}"
+            ended = f"{count} {event['status']}: {event['trial']}{reason}{self._time_left()}"
             self._say(ended, STYLES.get(event["status"], ""))
         elif kind == "stopping":
             self._say("stopping: running trials save a checkpoint ...", "yellow")

@@ -138,8 +138,11 @@ def test_a_sweep_says_how_many_of_how_many_have_ended_and_how_long_the_rest_take
     assert "12 trials, 3 of them done before, in /shared/runs/thinness" in told
     assert "begun: width-16-alpha-1-seed0 and 1 that begin alike" in told
     # One has ended in a minute, and two that run are half done: seven more, at two in a minute.
-    assert "1/9 finished (about 0:03:30 left): width-16-alpha-0-seed0" in told
-    assert "2/9 failed (about 0:05:12 left): width-16-alpha-1-seed0: The loss of step 3 is not finite (nan)." in told
+    assert "1/9 finished: width-16-alpha-0-seed0 (about 0:03:30 left)" in told
+    assert (
+        "2/9 failed: width-16-alpha-1-seed0: The loss of step 3 is not finite (nan). Lower optim.lr. (about 0:05:12 left)"
+        in told
+    )
     assert "warning: Waiting for nodes" in told
     if is_terminal:
         assert all(len(line) <= width for line in out.getvalue().splitlines())
