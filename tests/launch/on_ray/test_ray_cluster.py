@@ -197,10 +197,9 @@ def test_a_run_that_meets_every_trouble_goes_on_with_the_same_command_to_the_sam
     # A raylet is killed with all its workers; another node has room.
     fault = Fault("wait", rank=1, step=39)
     training = begin(fault)
+    world.add_node()  # now, for from the fault on rank 0 waits, and not longer than launch.timeout_min
     worker = await_fault(small_storage, fault)
-    node = world.node_of(worker)
-    world.add_node()
-    world.remove_node(node)
+    world.remove_node(world.node_of(worker))
     ended = training.result()[0]
     assert ended.value is not None, ended.output
     assert ended.value["end"] == "done", ended.value
