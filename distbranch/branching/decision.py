@@ -1,7 +1,7 @@
 """How many branches a layer gets, and which go together: the least sum of complexity and separation (Eq. 9).
 
 Few branches: every partition is tried. Else one grouping per number of groups d is found by spectral clustering, for as many d
-as can win, and single branches of the cheapest one move from group to group while its cost falls. A grouping into d groups costs
+as can win, and single branches of the cheapest one move from group to group while its cost falls (`moves`). A grouping into d groups costs
 at least (d - 1) L0 2^p and the least spread of a branch alone, so from some d on none can win.
 """
 

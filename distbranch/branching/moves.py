@@ -1,8 +1,11 @@
 """Improving a grouping: single branches move from group to group while the separation cost (Eq. 11) falls.
 
 The number of groups stays: the least cost of all groupings is often that of a few single branches beside one group of all the
-others, which is no grouping by affinity, and moves that open groups lead there. The costs of all moves stand in one table; after a
-move only what concerns its two groups is computed again.
+others, which is no grouping by affinity, and moves that open groups lead there. So do single moves where affinities are weak, for
+Eq. 11 is a mean over groups of whatever size: of the eight regions of the quickstart's faces seven became single tasks beside one
+group of 33. So a move must not lower the closeness of the branches to their groups either, every branch counted alike.
+
+The costs of all moves stand in one table; after a move only what concerns its two groups is computed again.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from distbranch.branching.grouping import ROUNDING, Groups, Matrix, groups_of
 
 
 def improve(branch_affinity: Matrix, groups: Groups) -> tuple[Groups, int]:
-    """The grouping from which no single move lowers the separation cost any more, and the number of moves.
+    """The grouping from which no single move lowers the separation cost without lowering closeness, and the number of moves.
 
     Every move is the best of all, on ties the first one by branch and group; as each lowers the cost, there is an end.
     """
@@ -22,6 +25,7 @@ def improve(branch_affinity: Matrix, groups: Groups) -> tuple[Groups, int]:
     num_moves = 0
     while True:
         table = moves.costs_after()
+        table[moves.closeness_after() < moves.closeness - ROUNDING] = np.inf
         least = table.min()
         if not least < moves.cost - ROUNDING:
             return groups_of(moves.labels), num_moves
@@ -51,6 +55,18 @@ class Moves:
     def cost(self) -> float:
         """Eq. 11 of the grouping as it is."""
         return float(self._spreads().mean())
+
+    @property
+    def closeness(self) -> float:
+        """The sum over the branches of their least affinity within their group."""
+        return float(self.sums.sum())
+
+    def closeness_after(self) -> NDArray[np.float64]:
+        """`closeness` after the move of every branch to every other group [c, d]."""
+        left = self.closeness - self.sums[self.labels] + self.sums_without  # [c]: without the branch
+        joined = self.sums_with - self.sums[:, None]  # [d, c]: what joining adds
+        after: NDArray[np.float64] = left[:, None] + joined.T
+        return after
 
     def costs_after(self) -> NDArray[np.float64]:
         """Eq. 11 after the move of every branch to every group [c, d]; inf where it is or leaves its group empty."""

@@ -124,6 +124,8 @@ def test_the_table_of_moves_is_the_cost_of_every_grouping_one_move_away(symmetri
                     assert table[branch, group] == np.inf
                 else:
                     assert table[branch, group] == pytest.approx(separation_cost(a, others), abs=1e-12)
+                    closeness = sum(a[np.ix_(one, one)].min(axis=1).sum() for one in others)
+                    assert moves.closeness_after()[branch, group] == pytest.approx(closeness, abs=1e-12)
         moves.move(*map(int, draw.permutation(np.argwhere(np.isfinite(table)))[0]))
 
 
@@ -151,3 +153,16 @@ def test_after_the_last_move_none_helps_and_the_number_of_groups_is_the_same(cou
         assert len(found) == d
         assert improve(a, found) == (found, 0)
         assert (separation_cost(a, found) < separation_cost(a, groups)) == (num_moves > 0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_moves_never_trade_the_closeness_of_branches_for_small_groups(seed: int) -> None:
+    # Eight planted groups of five with weak affinities, as of faces: by Eq. 11 alone seven of them would end as single tasks.
+    draw = np.random.default_rng(seed)
+    truth = np.repeat(np.arange(8), 5)
+    a = 0.5 + 0.08 * (truth[:, None] == truth) + draw.normal(0, 0.01, (40, 40))
+    a = (a + a.T) / 2
+    np.fill_diagonal(a, 1.0)
+    found, num_moves = improve(a, tuple(tuple(range(first, first + 5)) for first in range(0, 40, 5)))
+    assert sorted(map(len, found)) == [5] * 8
+    assert num_moves == 0
