@@ -59,12 +59,6 @@ def show_pairs(pairs: Any) -> None:
     console.print(table)
 
 
-def show_event(event: dict[str, Any]) -> None:
-    """One line about what happened."""
-    if event["kind"] != "packing":
-        console.print(" ".join(map(str, event.values())), style="dim", highlight=False, soft_wrap=True)
-
-
 def numbers(text: str, option: str = "--seeds") -> list[int]:
     """Whole numbers separated by commas."""
     if not text.replace(",", "").isdigit():

@@ -143,7 +143,7 @@ def _status(client: Any, job: Job) -> str:
 
 
 def _refuse_relative(config: Config) -> None:
-    """Relative paths would lie in the uploaded copy of this folder, and `~` is another place there."""
+    """Relative paths would lie in the uploaded copy of this folder."""
     places = [*places_of(config), ("data.cache_directory", config.data.cache_directory or "/")]
     relative = [(key, path) for key, path in places if not is_remote(path) and not Path(path).is_absolute()]
     if relative:
