@@ -43,10 +43,15 @@ def plan_faults(folder: Path, faults: Sequence[Fault] = ()) -> None:
     (folder / "faults.json").write_text(json.dumps([asdict(fault) for fault in faults]))
 
 
-def await_fault(folder: Path, fault: Fault) -> int:
-    """Wait until a fault happens; the process id of its worker."""
+def await_fault(folder: Path, fault: Fault, training: "Future[Any]") -> int:
+    """Wait until a fault happens; the process id of its worker. A driver that ends before says why."""
     file = folder / fault.mark
-    _wait_for(lambda: file.exists() and file.read_text(), f"{fault} did not happen")
+
+    def happened() -> bool:
+        assert not training.done(), f"{fault} did not happen: {training.result()}"
+        return file.exists() and bool(file.read_text())
+
+    _wait_for(happened, f"{fault} did not happen")
     return int(file.read_text())
 
 

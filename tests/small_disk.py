@@ -12,7 +12,7 @@ import pytest
 @contextmanager
 def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
     """`folder` as a disk of its own; mounting one needs the rights of an administrator."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "none", str(folder)]
     try:
         refused = subprocess.run(mount, capture_output=True, text=True, check=False).stderr

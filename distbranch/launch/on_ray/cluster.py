@@ -289,6 +289,8 @@ def check_storage(config: Config, should_stop: Callable[[], bool] = lambda: Fals
             name = _name(nodes[looks[look]])
             try:
                 problem = ray.get(look)
+            except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+                continue  # the node has left since it was listed, so no worker comes there
             except ray.exceptions.RayError as error:
                 problem = _no_package(error)
             if problem:

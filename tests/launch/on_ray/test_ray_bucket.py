@@ -77,7 +77,7 @@ def test_a_run_in_a_bucket_goes_on_when_the_node_of_rank_0_dies_and_its_driver_s
         world.add_node(environment=store.environment(tmp_path / f"node-{number}"))
     with ThreadPoolExecutor(1) as executor:
         training = executor.submit(driven)
-        world.remove_node(world.node_of(await_fault(copy.parent, fault)))
+        world.remove_node(world.node_of(await_fault(copy.parent, fault, training)))
         ended = training.result()
     assert ended.value is not None, ended.output
     assert ended.value["end"] == "done", ended.value

@@ -95,12 +95,12 @@ def test_an_elastic_run_follows_the_nodes_and_sees_every_sample_of_the_epoch_onc
     config = configured(**dotted)
     joined, left = Fault("wait", rank=0, step=8), Fault("wait", rank=2, step=19)
     plan_faults(tmp_path, [joined, left])
-    run = start(ranks, config, world.environment)
-    await_fault(tmp_path, joined)
+    training = start(ranks, config, world.environment)
+    await_fault(tmp_path, joined, training)
     world.add_node()  # Ray sees it while the rank waits, and starts all workers anew
-    worker = await_fault(tmp_path, left)
+    worker = await_fault(tmp_path, left, training)
     world.remove_node(world.node_of(worker))
-    ended = run.result()[0]
+    ended = training.result()[0]
     assert ended.value is not None, ended.output
     assert ended.value["end"] == "done", ended.value
     sizes = [line["world_size"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")]
@@ -169,7 +169,7 @@ def test_a_run_that_meets_every_trouble_goes_on_with_the_same_command_to_the_sam
     # The storage is full when the checkpoint of step 20 is due.
     fault = Fault("wait", rank=0, step=19)
     training = begin(fault)
-    await_fault(small_storage, fault)
+    await_fault(small_storage, fault, training)
     let_go(small_storage, fault)  # a mark that a full storage would not take
     fill(small_storage / "filler")
     all_stop_and_say("No space left", training, newest=15)
@@ -178,7 +178,7 @@ def test_a_run_that_meets_every_trouble_goes_on_with_the_same_command_to_the_sam
     # All shards are changed.
     fault = Fault("wait", rank=0, step=21)
     training = begin(fault)
-    await_fault(small_storage, fault)
+    await_fault(small_storage, fault, training)
     flip_bits([data / shard.file for shard in read_dataset(data).splits["train"].shards])
     let_go(small_storage, fault)
     ended = training.result()[0]
@@ -190,7 +190,7 @@ def test_a_run_that_meets_every_trouble_goes_on_with_the_same_command_to_the_sam
     # The driver is killed.
     fault = Fault("wait", rank=1, step=31)
     training = begin(fault)
-    await_fault(small_storage, fault)
+    await_fault(small_storage, fault, training)
     os.kill(int((small_storage / "driver").read_text()), signal.SIGKILL)
     assert training.result()[0].exit_code == -signal.SIGKILL
 
@@ -198,7 +198,7 @@ def test_a_run_that_meets_every_trouble_goes_on_with_the_same_command_to_the_sam
     fault = Fault("wait", rank=1, step=39)
     training = begin(fault)
     world.add_node()  # now, for from the fault on rank 0 waits, and not longer than launch.timeout_min
-    worker = await_fault(small_storage, fault)
+    worker = await_fault(small_storage, fault, training)
     world.remove_node(world.node_of(worker))
     ended = training.result()[0]
     assert ended.value is not None, ended.output

@@ -82,13 +82,13 @@ def test_a_run_whose_host_dies_goes_on_on_another_one_with_the_same_bits(
     changes = {"launch.workers": 2, "launch.address": cluster.address, "launch.placement": "spread"}
     fault = Fault("wait", rank=1, step=33)
     plan_faults(tmp_path, [fault])
-    run = start(ranks, config_of(tiny_data, tmp_path, **changes), cluster.environment, host=cluster.head)
-    worker = await_fault(tmp_path, fault)
+    training = start(ranks, config_of(tiny_data, tmp_path, **changes), cluster.environment, host=cluster.head)
+    worker = await_fault(tmp_path, fault, training)
     names = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
     assert not [name for name in names if name.startswith(b"GLOO_SOCKET_IFNAME")]  # nobody told it the interface
     dead = cluster.hosts.host_of(worker)
     cluster.hosts.kill(dead)
-    ended = run.result()[0]
+    ended = training.result()[0]
     assert ended.value is not None, ended.output
     assert ended.value["end"] == "done", ended.value
     assert_same_content(tmp_path / "tiny", undisturbed(2))

@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from small_disk import fill, small_disk
@@ -48,7 +49,7 @@ def test_a_disk_that_was_full_when_processes_died_is_told_from_their_logs(tmp_pa
 def test_a_run_whose_ray_has_no_room_says_so(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tiny_world import assert_one_sentence, run_command
 
-    with small_disk(Path("/tmp/db-small"), 64) as disk:
+    with TemporaryDirectory(prefix="db") as short, small_disk(Path(short), 64) as disk:
         monkeypatch.setenv("TMPDIR", str(disk))
         monkeypatch.setenv("RAY_TMPDIR", str(disk))
         monkeypatch.setattr("tempfile.tempdir", None)
