@@ -278,12 +278,16 @@ def _follow(client: Any, job: Job, say: Callable[[str], None], show: Callable[[s
             skip = max(0, skip - len(piece))
 
     try:
-        while str(client.get_job_status(job.id)) not in ENDED:
+        has_ended = False
+        while not has_ended:
+            # Asked before the log is read, so that the last lines of a job that ends meanwhile are shown too.
+            has_ended = str(client.get_job_status(job.id)) in ENDED
             try:
                 asyncio.run(tail())
             except (RuntimeError, OSError) as error:
                 say(f"The connection to {job.where} was lost ({_brief(error)}); trying again.")
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            if not has_ended:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
         say(f"The job {job.id} goes on without this terminal.")
         return EXIT_INTERRUPTED
