@@ -14,7 +14,7 @@ import webdataset
 from numpy.typing import NDArray
 
 from distbranch.data.copies import Copy, find_copies
-from distbranch.data.images import BrokenImageError, decode
+from distbranch.data.images import BrokenImageError, decode_image
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import (
     BadSample,
@@ -149,7 +149,7 @@ def _read_sample(
         parts.append(content)
     image, text = parts
     try:
-        decode(image)
+        decode_image(image)
     except BrokenImageError as error:
         raise BadSample("broken-image", shard, number, f"its image cannot be decoded: {error}.") from None
     parse_labels(text, tasks, shard, number)

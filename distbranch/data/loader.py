@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distbranch.data.cache import Cache, open_files
-from distbranch.data.decode import Augmentation, Pixels, decode
+from distbranch.data.images import Augmentation, Pixels, decode_to_size
 from distbranch.data.mixed_reader import MixedReader
 from distbranch.data.plan import AlternatingPlan, MixedPlan, Place, Plan, Turns, positions_of_rank
 from distbranch.data.prefetch import from_processes, from_thread
@@ -274,7 +274,7 @@ class _BatchMaker:
     def _sample(self, shard: int, sample: int, epoch: int) -> tuple[Pixels, np.ndarray[Any, np.dtype[np.float32]]]:
         content, labels = self.reader.read(shard, sample, epoch)
         try:
-            pixels = decode(content, self._recipe.image_size, self._recipe.decoder)
+            pixels = decode_to_size(content, self._recipe.image_size, self._recipe.decoder)
         except ValueError as error:
             name = self.reader.name(shard, sample, epoch)
             what = f"its image cannot be decoded ({error})."

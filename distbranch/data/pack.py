@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.data.copies import count_copies, find_copies, write_copies
-from distbranch.data.images import BrokenImageError, image_size
+from distbranch.data.images import BrokenImageError, read_image_size
 from distbranch.data.shard_writer import ShardWriter
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, LeftOut, Sample, SplitInfo, read_dataset
 from distbranch.errors import UserError
@@ -173,7 +173,7 @@ def _list_left_out(folder: Path, left_out: Sequence[LeftOut]) -> None:
 
 def _first_size(sample: Sample) -> tuple[int, int]:
     try:
-        return image_size(sample.image)
+        return read_image_size(sample.image)
     except BrokenImageError as error:
         raise UserError(f"Sample {sample.key}: {error}.") from None
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from distbranch.config.places import make_ready
 from distbranch.data.cache import open_files
-from distbranch.data.images import BrokenImageError, decode
+from distbranch.data.images import BrokenImageError, decode_image
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import BadSample, DatasetInfo, read_dataset
 from distbranch.data.sheet_fonts import as_one_line, font_for
@@ -119,7 +119,7 @@ def _choose(
             content, labels = reader.read(shard, sample)
             key = str(reader.name(shard, sample))
             try:
-                image = decode(content)
+                image = decode_image(content)
             except BrokenImageError as error:
                 raise BadSample("broken-image", shards[shard].file, key, f"{error}.") from None
             yield key, image, dict(zip((task.name for task in info.tasks), labels.tolist(), strict=True))
