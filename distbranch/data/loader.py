@@ -18,10 +18,9 @@ from torch import Tensor
 
 from distbranch.data.cache import Cache, open_files
 from distbranch.data.images import Augmentation, Pixels, decode_to_size
-from distbranch.data.mixed_reader import MixedReader
 from distbranch.data.plan import AlternatingPlan, MixedPlan, Place, Plan, Turns, positions_of_rank
 from distbranch.data.prefetch import from_processes, from_thread
-from distbranch.data.reader import ShardReader
+from distbranch.data.reader import MixedReader, ShardReader
 from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo, join
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -272,11 +271,11 @@ class _BatchMaker:
         self.reader.close()
 
     def _sample(self, shard: int, sample: int, epoch: int) -> tuple[Pixels, np.ndarray[Any, np.dtype[np.float32]]]:
-        content, labels = self.reader.read(shard, sample, epoch)
+        content, labels = self.reader.read_sample(shard, sample, epoch)
         try:
             pixels = decode_to_size(content, self._recipe.image_size, self._recipe.decoder)
         except ValueError as error:
-            name = self.reader.name(shard, sample, epoch)
+            name = self.reader.read_key(shard, sample, epoch)
             what = f"its image cannot be decoded ({error})."
             raise BadSample("broken-image", self._recipe.file(shard), name, what) from None
         return self._recipe.augmentation(pixels, self._recipe.seed, epoch, shard, sample), labels
@@ -313,7 +312,7 @@ class _Source:
                 places, indices = self.order.batch(number)
                 if not places:
                     return
-                maker.reader.want(self.order.ahead(indices[0]))
+                maker.reader.request_shards(self.order.ahead(indices[0]))
                 yield maker.make(places, indices)
 
 

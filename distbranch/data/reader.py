@@ -1,28 +1,31 @@
 """Reads single samples out of shards: two positioned reads by the index, each verified by its crc32.
 
 Nothing is read in between, so damage to a tar header costs no sample, and damage to a sample costs that sample alone.
+Several data sets are read as one whose shards are numbered through, as `plan.MixedPlan` numbers them.
 """
 
 import json
 import os
 import tarfile
 import zlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distbranch.data.cache import DamagedDownloadError, FetchAhead, Files, RemoteFiles
-from distbranch.data.shards import BadSample, Shard, parse_labels
+from distbranch.data.cache import Cache, DamagedDownloadError, FetchAhead, Files, RemoteFiles, open_files
+from distbranch.data.shards import BadSample, Shard, join, parse_labels
 from distbranch.permissions import denied
 from distbranch.tasks import Task
 
-_HEADER_BYTES = 512
+_HEADER_BYTES = 512  # of a tar; the header of a file ends where its content begins
 
 
 @dataclass(frozen=True)
@@ -43,48 +46,61 @@ class ShardReader:
     """
 
     def __init__(self, files: Files, shards: Sequence[Shard], tasks: Sequence[Task], *, max_open: int) -> None:
-        self._files, self._shards, self._tasks, self._max_open = files, shards, tasks, max_open
+        self._files = files
+        self._shards = shards
+        self._tasks = tasks
+        self._max_open = max_open
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
-        self._ahead = FetchAhead(files) if isinstance(files, RemoteFiles) else None
+        self._ahead: FetchAhead | None = None
+        self._cache_bytes = 0
+        if isinstance(files, RemoteFiles):
+            self._ahead = FetchAhead(files)
+            self._cache_bytes = files.cache.max_bytes
 
-    def want(self, shards: Sequence[int]) -> None:
+    def request_shards(self, shards: Sequence[int]) -> None:
         """These shards will be read soon: fetches them in the background if they are remote and the cache holds them."""
-        if self._ahead is None or not isinstance(self._files, RemoteFiles):
+        if self._ahead is None:
             return
-        soon = [self._shards[shard] for shard in shards]
-        if sum(shard.num_bytes for shard in soon) <= self._files.cache.max_bytes:
-            self._ahead.want({s.index: s.index_sha256 for s in soon} | {s.file: s.sha256 for s in soon})
+        wanted = {}
+        num_bytes = 0
+        for shard in (self._shards[number] for number in shards):
+            wanted[shard.index] = shard.index_sha256
+            wanted[shard.file] = shard.sha256
+            num_bytes += shard.num_bytes
+        # In a smaller cache one shard of a window would push out another before either is read.
+        if num_bytes <= self._cache_bytes:
+            self._ahead.request(wanted)
 
-    def read(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, NDArray[np.float32]]:
+    def read_sample(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, NDArray[np.float32]]:
         """The JPEG and the labels [T] (NaN = unlabelled) of a sample. Raises BadSample."""
         image, content = self.read_files(shard, sample, epoch)
         try:
             return image, parse_labels(content, self._tasks, self._shards[shard].file, sample)
         except BadSample as error:
-            raise BadSample(error.kind, error.shard, self.name(shard, sample, epoch), error.what) from None
+            raise BadSample(error.kind, error.shard, self.read_key(shard, sample, epoch), error.what) from None
 
     def read_files(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, bytes]:
         """The JPEG and the label file of a sample, as they were packed. Raises BadSample."""
-        opened = self._opened(shard, epoch)
+        opened = self._find_open(shard, epoch)
         file = self._shards[shard].file
         if opened.descriptor is None:
             raise BadSample(opened.kind, file, sample, opened.what)
         offset, size, crc, label_offset, label_size, label_crc = opened.index[sample].tolist()
         try:
-            image = _verified(opened.descriptor, offset, size, crc, "image")
-            content = _verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
+            image = _read_verified(opened.descriptor, offset, size, crc, "image")
+            content = _read_verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
             if b'"labels"' not in content:
                 raise _TroubleError("incomplete", "its label file has no field 'labels'.")
         except _TroubleError as error:
-            raise BadSample(error.kind, file, self.name(shard, sample, epoch), error.what) from None
+            raise BadSample(error.kind, file, self.read_key(shard, sample, epoch), error.what) from None
         return image, content
 
-    def name(self, shard: int, sample: int, epoch: int = 0) -> str | int:
+    def read_key(self, shard: int, sample: int, epoch: int = 0) -> str | int:
         """The key of a sample, from the tar header before its image; its number where that header cannot be read.
 
         That header holds no letters but those of ASCII, and not many: of other keys the label file tells the whole.
         """
-        opened = self._opened(shard, epoch)
+        opened = self._find_open(shard, epoch)
         if opened.descriptor is None:
             return sample
         offset, _, _, label_offset, label_size, label_crc = opened.index[sample].tolist()
@@ -95,7 +111,7 @@ class ShardReader:
             return sample
         if "?" in name or len(name) >= tarfile.LENGTH_NAME:
             with suppress(_TroubleError, ValueError, KeyError, TypeError):
-                content = _verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
+                content = _read_verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
                 return str(json.loads(content)["key"])
         folder, slash, base = name.rpartition("/")
         return folder + slash + base.partition(".")[0]
@@ -107,23 +123,22 @@ class ShardReader:
         while self._open:
             self._close_oldest()
 
-    def _opened(self, shard: int, epoch: int) -> _OpenShard:
+    def _find_open(self, shard: int, epoch: int) -> _OpenShard:
         key = (epoch, shard)
         if key not in self._open:
             if len(self._open) >= self._max_open:
                 self._close_oldest()
-            self._open[key] = self._try_to_open(self._shards[shard])
+            self._open[key] = self._open_shard(self._shards[shard])
         self._open.move_to_end(key)
         return self._open[key]
 
-    def _try_to_open(self, shard: Shard) -> _OpenShard:
+    def _open_shard(self, shard: Shard) -> _OpenShard:
         """Opens a shard. Its trouble is kept as long as it is open, so that each sample need not try (and wait) anew."""
-        nothing = np.empty((0, 6), dtype=np.int64)
         try:
             index = self._read_index(shard)
             return _OpenShard(self._open_file(shard.file, shard.sha256), index)
         except _TroubleError as error:
-            return _OpenShard(None, nothing, error.kind, error.what)
+            return _OpenShard(None, np.empty((0, 6), dtype=np.int64), error.kind, error.what)
 
     def _read_index(self, shard: Shard) -> NDArray[np.int64]:
         with os.fdopen(self._open_file(shard.index, shard.index_sha256), "rb") as file:
@@ -146,9 +161,59 @@ class ShardReader:
             raise _TroubleError("missing-shard", f"the file {file} cannot be opened ({error}).") from None
 
     def _close_oldest(self) -> None:
-        descriptor = self._open.popitem(last=False)[1].descriptor
-        if descriptor is not None:
-            os.close(descriptor)
+        _, oldest = self._open.popitem(last=False)
+        if oldest.descriptor is not None:
+            os.close(oldest.descriptor)
+
+
+class MixedReader:
+    """One `ShardReader` per data set; a label that a data set does not have is NaN.
+
+    Args:
+        parts: path and shards of every data set.
+        tasks: of all of them together.
+        cache: for those that are remote.
+        max_open: shards kept open of each.
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[str, Sequence[Shard]]], tasks: Sequence[Task], cache: Cache | None, *, max_open: int
+    ) -> None:
+        self._paths = [path for path, _ in parts]
+        self._starts = list(accumulate((len(shards) for _, shards in parts), initial=0))
+        self._readers = []
+        for path, shards in parts:
+            self._readers.append(ShardReader(open_files(path, cache), shards, tasks, max_open=max_open))
+
+    def request_shards(self, shards: Sequence[int]) -> None:
+        """These shards will be read soon."""
+        for number, reader in enumerate(self._readers):
+            start = self._starts[number]
+            stop = self._starts[number + 1]
+            reader.request_shards([shard - start for shard in shards if start <= shard < stop])
+
+    def read_sample(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, NDArray[np.float32]]:
+        """The JPEG and the labels [T] (NaN = unlabelled) of a sample. Raises BadSample, with the place of the shard."""
+        part, own = self._find_part(shard)
+        try:
+            return self._readers[part].read_sample(own, sample, epoch)
+        except BadSample as error:
+            raise BadSample(error.kind, join(self._paths[part], error.shard), error.sample, error.what) from None
+
+    def read_key(self, shard: int, sample: int, epoch: int = 0) -> str | int:
+        """The key of a sample, or its number in the shard."""
+        part, own = self._find_part(shard)
+        return self._readers[part].read_key(own, sample, epoch)
+
+    def close(self) -> None:
+        """Closes every shard."""
+        for reader in self._readers:
+            reader.close()
+
+    def _find_part(self, shard: int) -> tuple[int, int]:
+        """The data set that holds a shard, and the number of the shard in it."""
+        part = bisect_right(self._starts, shard) - 1
+        return part, shard - self._starts[part]
 
 
 class _TroubleError(Exception):
@@ -156,10 +221,11 @@ class _TroubleError(Exception):
 
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(kind, what)
-        self.kind, self.what = kind, what
+        self.kind = kind
+        self.what = what
 
 
-def _verified(descriptor: int, offset: int, size: int, crc: int, what: str) -> bytes:
+def _read_verified(descriptor: int, offset: int, size: int, crc: int, what: str) -> bytes:
     """The bytes of a member as they were packed."""
     try:
         content = os.pread(descriptor, size, offset)

@@ -116,8 +116,8 @@ def _choose(
         for number in sorted(random.Random(seed).sample(range(num_samples), min(num_images, num_samples))):
             shard = bisect_right(starts, number) - 1
             sample = number - starts[shard]
-            content, labels = reader.read(shard, sample)
-            key = str(reader.name(shard, sample))
+            content, labels = reader.read_sample(shard, sample)
+            key = str(reader.read_key(shard, sample))
             try:
                 image = decode_image(content)
             except BrokenImageError as error:

@@ -115,7 +115,7 @@ def test_a_sample_is_named_by_its_key_in_any_letters(tmp_path: Path) -> None:
     keys = ["写真", "in/жук", "plain", "new\nline", "n" * 120 + "é"]
     info = pack([Sample(key, "train", picture(1), {}) for key in keys], tmp_path / "set", [Task("a")])
     with closing(ShardReader(open_files(info.path), info.splits["train"].shards, info.tasks, max_open=1)) as reader:
-        assert [reader.name(0, number) for number in range(len(keys))] == keys
+        assert [reader.read_key(0, number) for number in range(len(keys))] == keys
 
 
 def test_letters_are_drawn_in_a_font_that_has_them() -> None:
