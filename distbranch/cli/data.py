@@ -127,9 +127,9 @@ def data_show(
     Examples:
     `distbranch data show data/fps --split test --images 12 --out fps.png`
     """
-    from distbranch.data.show import show
+    from distbranch.data.contact_sheet import draw_contact_sheet
 
-    console.print(str(show(path, out, split=split, num_images=num_images, seed=seed)), soft_wrap=True)
+    console.print(str(draw_contact_sheet(path, out, split=split, num_images=num_images, seed=seed)), soft_wrap=True)
 
 
 def _holds_data(out: Path) -> bool:

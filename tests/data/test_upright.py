@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from distbranch.data.check import check
+from distbranch.data.contact_sheet import draw_contact_sheet
 from distbranch.data.images import (
     DECODERS,
     ORIENTATION,
@@ -24,7 +25,6 @@ from distbranch.data.images import (
 from distbranch.data.loader import eval_loader, train_loader
 from distbranch.data.pack import pack
 from distbranch.data.shards import Sample
-from distbranch.data.show import show
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.predict import predict
@@ -192,7 +192,7 @@ def test_shards_that_hold_tagged_images_are_read_upright(tmp_path: Path, decoder
 
 def test_a_contact_sheet_shows_tagged_images_upright(tmp_path: Path) -> None:
     pack(lying_samples(), tmp_path / "set", [Task("a")])
-    sheet = np.asarray(Image.open(show(tmp_path / "set", tmp_path / "sheet.png", columns=8)), int)
+    sheet = np.asarray(Image.open(draw_contact_sheet(tmp_path / "set", tmp_path / "sheet.png", columns=8)), int)
     red = (abs(sheet - (220, 30, 30)).sum(axis=2) < 30).nonzero()
     blue = (abs(sheet - (30, 30, 220)).sum(axis=2) < 30).nonzero()
     assert len(np.unique(blue[1])) == pytest.approx(
