@@ -87,7 +87,7 @@ class ShardWriter:
         self._path = folder
         self._tar: Any = None
 
-    def write(self, sample: Sample) -> None:
+    def write_sample(self, sample: Sample) -> None:
         """Appends a sample. Raises UserError when a label is not one of its task's."""
         self._count(sample)
         if self._tar is None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from distbranch.data.check import check
+from distbranch.data.check import check_dataset
 from distbranch.data.contact_sheet import draw_contact_sheet
 from distbranch.data.images import (
     DECODERS,
@@ -187,7 +187,7 @@ def test_shards_that_hold_tagged_images_are_read_upright(tmp_path: Path, decoder
     for batch in batches:
         assert len(batch.images) == 8
         assert all(is_the_scene(image.permute(1, 2, 0).numpy()) for image in batch.images)
-    assert check(tmp_path / "set").ok
+    assert check_dataset(tmp_path / "set").ok
 
 
 def test_a_contact_sheet_shows_tagged_images_upright(tmp_path: Path) -> None:
