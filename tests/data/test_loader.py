@@ -38,7 +38,7 @@ def numbers(batches: Iterator[Batch], count: int) -> list[list[int]]:
 def planned(info: DatasetInfo, seed: int, window: int, stop: int) -> list[int]:
     shards = [shard.num_samples for shard in info.splits["train"].shards]
     starts = np.cumsum([0, *shards])
-    return [int(starts[shard]) + sample for shard, sample, _ in Plan(shards, seed, window).samples(0, stop)]
+    return [int(starts[shard]) + sample for shard, sample, _ in Plan(shards, seed, window).list_places(0, stop)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
