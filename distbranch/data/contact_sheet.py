@@ -19,7 +19,6 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from distbranch.config.places import make_ready
-from distbranch.data.cache import open_files
 from distbranch.data.images import BrokenImageError, decode_image
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import BadSample, DatasetInfo, read_dataset
@@ -146,7 +145,7 @@ def _choose_samples(
     names = [task.name for task in info.tasks]
     starts = list(accumulate((shard.num_samples for shard in shards), initial=0))
     drawn = random.Random(seed).sample(range(num_samples), min(num_images, num_samples))
-    with closing(ShardReader(open_files(info.path), shards, info.tasks, max_open=1)) as reader:
+    with closing(ShardReader([(info.path, shards)], info.tasks, max_open=1)) as reader:
         for number in sorted(drawn):
             shard = bisect_right(starts, number) - 1
             sample = number - starts[shard]

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from distbranch.data.cache import Cache, open_files
 from distbranch.data.images import Augmentation, Pixels, decode_to_size
 from distbranch.data.plan import AlternatingPlan, MixedPlan, Place, Plan, Turns, positions_of_rank
 from distbranch.data.prefetch import from_processes, from_thread
-from distbranch.data.reader import MixedReader, ShardReader
-from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo, join
+from distbranch.data.reader import ShardReader
+from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -107,7 +106,7 @@ def train_loader(
         augmentation=Augmentation(flip, shift),
         seed=seed,
         on_bad_sample=on_bad_sample,
-        max_open=window + 2,  # a batch may straddle two windows, and with them the end of an epoch
+        max_open=window + 2,  # those of a window, and the first ones of the next
         needs_some=True,
     )
     return _load_ahead(source, num_workers, prefetch, pin_memory)
@@ -169,18 +168,10 @@ def _make_plan(
     return MixedPlan(plans, info.proportions or [split.num_samples for split in splits], seed)
 
 
-class _Order(Protocol):
-    """Which samples form a rank's batches, and in which shards those of the near future are."""
-
-    def list_batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
-        """The samples of a batch and their indices; none = the end."""
-
-    def list_shards_ahead(self, index: int) -> list[int]:
-        """The shards read soon by whoever has come to this index."""
-
-
 @dataclass
 class _TrainOrder:
+    """Which samples form a rank's batches, with their indices (none = the end), and in which shards those to come are."""
+
     plan: Plan | MixedPlan | AlternatingPlan
     start: int
     batch_size: int
@@ -201,6 +192,8 @@ class _TrainOrder:
 
 @dataclass
 class _EvalOrder:
+    """The same of an evaluation, which reads the split from its first sample to its last."""
+
     shards: Sequence[Shard]
     batch_size: int
     rank: int
@@ -231,7 +224,7 @@ class _BatchSource:
     parts: path and shards of every data set; needs_some: a batch in which nothing is left ends the run.
     """
 
-    order: _Order
+    order: _TrainOrder | _EvalOrder
     parts: Sequence[tuple[str, Sequence[Shard]]]
     tasks: Sequence[Task]
     cache: Cache | None
@@ -245,7 +238,7 @@ class _BatchSource:
 
     def make_batches(self, first: int = 0, step: int = 1) -> Iterator[Batch]:
         """Batches first, first + step, ...; the only state are the shards that stay open."""
-        with closing(self._open_reader()) as reader:
+        with closing(ShardReader(self.parts, self.tasks, self.cache, max_open=self.max_open)) as reader:
             for number in itertools.count(first, step):
                 places, indices = self.order.list_batch(number)
                 if not places:
@@ -253,13 +246,7 @@ class _BatchSource:
                 reader.request_shards(self.order.list_shards_ahead(indices[0]))
                 yield self._make_batch(reader, places, indices)
 
-    def _open_reader(self) -> ShardReader | MixedReader:
-        if len(self.parts) > 1:
-            return MixedReader(self.parts, self.tasks, self.cache, max_open=self.max_open)
-        path, shards = self.parts[0]
-        return ShardReader(open_files(path, self.cache), shards, self.tasks, max_open=self.max_open)
-
-    def _make_batch(self, reader: ShardReader | MixedReader, places: Sequence[Place], indices: Sequence[int]) -> Batch:
+    def _make_batch(self, reader: ShardReader, places: Sequence[Place], indices: Sequence[int]) -> Batch:
         """The batch of these samples; bad ones are left out and counted, or end the batch with an error."""
         images = np.empty((len(places), *self.image_size, 3), dtype=np.uint8)
         labels = np.empty((len(places), len(self.tasks)), dtype=np.float32)
@@ -293,7 +280,7 @@ class _BatchSource:
         )
 
     def _read_sample(
-        self, reader: ShardReader | MixedReader, shard: int, sample: int, epoch: int
+        self, reader: ShardReader, shard: int, sample: int, epoch: int
     ) -> tuple[Pixels, NDArray[np.float32]]:
         content, labels = reader.read_sample(shard, sample, epoch)
         try:
@@ -301,15 +288,9 @@ class _BatchSource:
         except ValueError as error:
             key = reader.read_key(shard, sample, epoch)
             raise BadSample(
-                "broken-image", self._name_file(shard), key, f"its image cannot be decoded ({error})."
+                "broken-image", reader.file_name(shard), key, f"its image cannot be decoded ({error})."
             ) from None
         return self.augmentation(pixels, self.seed, epoch, shard, sample), labels
-
-    def _name_file(self, number: int) -> str:
-        """The file of a shard, with its place where there are several data sets."""
-        files = [(path, shard.file) for path, shards in self.parts for shard in shards]
-        path, file = files[number]
-        return join(path, file) if len(self.parts) > 1 else file
 
 
 def _load_ahead(source: _BatchSource, num_workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:

@@ -8,14 +8,12 @@ import json
 import os
 import tarfile
 import zlib
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
-from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +27,15 @@ _HEADER_BYTES = 512  # of a tar; the header of a file ends where its content beg
 
 
 @dataclass(frozen=True)
+class _PlacedShard:
+    """A shard among all that are read: the files of its data set, and the name by which people find it."""
+
+    files: Files
+    shard: Shard
+    name: str
+
+
+@dataclass(frozen=True)
 class _OpenShard:
     """A file descriptor and the shard's index [n, 6], or why there is none: the kind of trouble, and what."""
 
@@ -39,50 +46,69 @@ class _OpenShard:
 
 
 class ShardReader:
-    """Samples of the shards of one split; the `max_open` shards used last stay open.
+    """Samples of the shards of one split, of one data set or of several; of each the `max_open` shards used last stay open.
 
     A shard is opened anew in every epoch, so that a file that vanished or was cut is noticed then at the latest. While a
     file is open its deletion goes unnoticed: the descriptor reads on, and what it reads is whole.
+
+    Args:
+        parts: path and shards of every data set.
+        tasks: of all of them together; a label that a data set does not have is NaN.
+        cache: for those that are remote.
+        max_open: shards kept open, for each data set.
     """
 
-    def __init__(self, files: Files, shards: Sequence[Shard], tasks: Sequence[Task], *, max_open: int) -> None:
-        self._files = files
-        self._shards = shards
+    def __init__(
+        self,
+        parts: Sequence[tuple[str, Sequence[Shard]]],
+        tasks: Sequence[Task],
+        cache: Cache | None = None,
+        *,
+        max_open: int,
+    ) -> None:
         self._tasks = tasks
-        self._max_open = max_open
+        self._max_open = max_open * len(parts)
+        self._shards: list[_PlacedShard] = []
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
-        self._ahead: FetchAhead | None = None
-        self._cache_bytes = 0
-        if isinstance(files, RemoteFiles):
-            self._ahead = FetchAhead(files)
-            self._cache_bytes = files.cache.max_bytes
+        self._ahead: list[tuple[RemoteFiles, FetchAhead]] = []
+        for path, shards in parts:
+            files = open_files(path, cache)
+            if isinstance(files, RemoteFiles):
+                self._ahead.append((files, FetchAhead(files)))
+            for shard in shards:
+                name = join(path, shard.file) if len(parts) > 1 else shard.file
+                self._shards.append(_PlacedShard(files, shard, name))
 
     def request_shards(self, shards: Sequence[int]) -> None:
         """These shards will be read soon: fetches them in the background if they are remote and the cache holds them."""
-        if self._ahead is None:
-            return
-        wanted = {}
-        num_bytes = 0
-        for shard in (self._shards[number] for number in shards):
-            wanted[shard.index] = shard.index_sha256
-            wanted[shard.file] = shard.sha256
-            num_bytes += shard.num_bytes
-        # In a smaller cache one shard of a window would push out another before either is read.
-        if num_bytes <= self._cache_bytes:
-            self._ahead.request(wanted)
+        for files, ahead in self._ahead:
+            wanted = {}
+            num_bytes = 0
+            for placed in (self._shards[number] for number in shards):
+                if placed.files is files:
+                    wanted[placed.shard.index] = placed.shard.index_sha256
+                    wanted[placed.shard.file] = placed.shard.sha256
+                    num_bytes += placed.shard.num_bytes
+            # In a smaller cache one shard of a window would push out another before either is read.
+            if num_bytes <= files.cache.max_bytes:
+                ahead.request(wanted)
+
+    def file_name(self, shard: int) -> str:
+        """The file of a shard, with its place where there are several data sets."""
+        return self._shards[shard].name
 
     def read_sample(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, NDArray[np.float32]]:
         """The JPEG and the labels [T] (NaN = unlabelled) of a sample. Raises BadSample."""
         image, content = self.read_files(shard, sample, epoch)
         try:
-            return image, parse_labels(content, self._tasks, self._shards[shard].file, sample)
+            return image, parse_labels(content, self._tasks, self._shards[shard].name, sample)
         except BadSample as error:
             raise BadSample(error.kind, error.shard, self.read_key(shard, sample, epoch), error.what) from None
 
     def read_files(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, bytes]:
         """The JPEG and the label file of a sample, as they were packed. Raises BadSample."""
         opened = self._find_open(shard, epoch)
-        file = self._shards[shard].file
+        file = self._shards[shard].name
         if opened.descriptor is None:
             raise BadSample(opened.kind, file, sample, opened.what)
         offset, size, crc, label_offset, label_size, label_crc = opened.index[sample].tolist()
@@ -118,8 +144,8 @@ class ShardReader:
 
     def close(self) -> None:
         """Closes every shard."""
-        if self._ahead is not None:
-            self._ahead.close()
+        for _, ahead in self._ahead:
+            ahead.close()
         while self._open:
             self._close_oldest()
 
@@ -132,88 +158,19 @@ class ShardReader:
         self._open.move_to_end(key)
         return self._open[key]
 
-    def _open_shard(self, shard: Shard) -> _OpenShard:
+    def _open_shard(self, placed: _PlacedShard) -> _OpenShard:
         """Opens a shard. Its trouble is kept as long as it is open, so that each sample need not try (and wait) anew."""
         try:
-            index = self._read_index(shard)
-            return _OpenShard(self._open_file(shard.file, shard.sha256), index)
+            index = _read_index(placed)
+            descriptor = _open_file(placed.files, placed.shard.file, placed.shard.sha256)
         except _TroubleError as error:
             return _OpenShard(None, np.empty((0, 6), dtype=np.int64), error.kind, error.what)
-
-    def _read_index(self, shard: Shard) -> NDArray[np.int64]:
-        with os.fdopen(self._open_file(shard.index, shard.index_sha256), "rb") as file:
-            content = file.read()
-        if sha256(content).hexdigest() != shard.index_sha256:
-            raise _TroubleError("corrupt", f"its index {shard.index} is not the one that was packed.")
-        index: NDArray[np.int64] = np.load(BytesIO(content), allow_pickle=False)
-        return index
-
-    def _open_file(self, file: str, packed_sha256: str) -> int:
-        try:
-            return self._files.open(file, packed_sha256)
-        except DamagedDownloadError as error:
-            raise _TroubleError("corrupt", f"{file} cannot be used: {error}.") from None
-        except FileNotFoundError:
-            raise _TroubleError("missing-shard", f"the file {file} is absent.") from None
-        except PermissionError as error:  # of this user and not of the shard: nothing to leave out
-            raise denied(error, file) from None
-        except OSError as error:
-            raise _TroubleError("missing-shard", f"the file {file} cannot be opened ({error}).") from None
+        return _OpenShard(descriptor, index)
 
     def _close_oldest(self) -> None:
         _, oldest = self._open.popitem(last=False)
         if oldest.descriptor is not None:
             os.close(oldest.descriptor)
-
-
-class MixedReader:
-    """One `ShardReader` per data set; a label that a data set does not have is NaN.
-
-    Args:
-        parts: path and shards of every data set.
-        tasks: of all of them together.
-        cache: for those that are remote.
-        max_open: shards kept open of each.
-    """
-
-    def __init__(
-        self, parts: Sequence[tuple[str, Sequence[Shard]]], tasks: Sequence[Task], cache: Cache | None, *, max_open: int
-    ) -> None:
-        self._paths = [path for path, _ in parts]
-        self._starts = list(accumulate((len(shards) for _, shards in parts), initial=0))
-        self._readers = []
-        for path, shards in parts:
-            self._readers.append(ShardReader(open_files(path, cache), shards, tasks, max_open=max_open))
-
-    def request_shards(self, shards: Sequence[int]) -> None:
-        """These shards will be read soon."""
-        for number, reader in enumerate(self._readers):
-            start = self._starts[number]
-            stop = self._starts[number + 1]
-            reader.request_shards([shard - start for shard in shards if start <= shard < stop])
-
-    def read_sample(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, NDArray[np.float32]]:
-        """The JPEG and the labels [T] (NaN = unlabelled) of a sample. Raises BadSample, with the place of the shard."""
-        part, own = self._find_part(shard)
-        try:
-            return self._readers[part].read_sample(own, sample, epoch)
-        except BadSample as error:
-            raise BadSample(error.kind, join(self._paths[part], error.shard), error.sample, error.what) from None
-
-    def read_key(self, shard: int, sample: int, epoch: int = 0) -> str | int:
-        """The key of a sample, or its number in the shard."""
-        part, own = self._find_part(shard)
-        return self._readers[part].read_key(own, sample, epoch)
-
-    def close(self) -> None:
-        """Closes every shard."""
-        for reader in self._readers:
-            reader.close()
-
-    def _find_part(self, shard: int) -> tuple[int, int]:
-        """The data set that holds a shard, and the number of the shard in it."""
-        part = bisect_right(self._starts, shard) - 1
-        return part, shard - self._starts[part]
 
 
 class _TroubleError(Exception):
@@ -236,3 +193,26 @@ def _read_verified(descriptor: int, offset: int, size: int, crc: int, what: str)
     if zlib.crc32(content) != crc:
         raise _TroubleError("corrupt", f"its {what} is not the one that was packed (the crc32 differs).")
     return content
+
+
+def _read_index(placed: _PlacedShard) -> NDArray[np.int64]:
+    shard = placed.shard
+    with os.fdopen(_open_file(placed.files, shard.index, shard.index_sha256), "rb") as file:
+        content = file.read()
+    if sha256(content).hexdigest() != shard.index_sha256:
+        raise _TroubleError("corrupt", f"its index {shard.index} is not the one that was packed.")
+    index: NDArray[np.int64] = np.load(BytesIO(content), allow_pickle=False)
+    return index
+
+
+def _open_file(files: Files, file: str, packed_sha256: str) -> int:
+    try:
+        return files.open(file, packed_sha256)
+    except DamagedDownloadError as error:
+        raise _TroubleError("corrupt", f"{file} cannot be used: {error}.") from None
+    except FileNotFoundError:
+        raise _TroubleError("missing-shard", f"the file {file} is absent.") from None
+    except PermissionError as error:  # of this user and not of the shard: nothing to leave out
+        raise denied(error, file) from None
+    except OSError as error:
+        raise _TroubleError("missing-shard", f"the file {file} cannot be opened ({error}).") from None

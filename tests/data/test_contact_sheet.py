@@ -8,7 +8,6 @@ from packed_samples import picture, tiny_dataset
 from PIL import Image
 
 from distbranch.data import contact_sheet as module
-from distbranch.data.cache import open_files
 from distbranch.data.contact_sheet import (
     UNASSIGNED,
     _warn_of_boxes,
@@ -123,7 +122,7 @@ def test_keys_and_names_of_any_letters_are_drawn(tmp_path: Path, key: str) -> No
 def test_a_sample_is_named_by_its_key_in_any_letters(tmp_path: Path) -> None:
     keys = ["写真", "in/жук", "plain", "new\nline", "n" * 120 + "é"]
     info = pack([Sample(key, "train", picture(1), {}) for key in keys], tmp_path / "set", [Task("a")])
-    with closing(ShardReader(open_files(info.path), info.splits["train"].shards, info.tasks, max_open=1)) as reader:
+    with closing(ShardReader([(info.path, info.splits["train"].shards)], info.tasks, max_open=1)) as reader:
         assert [reader.read_key(0, number) for number in range(len(keys))] == keys
 
 
