@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from distbranch.data.check import read_plain_batches
 from distbranch.data.loader import eval_loader
 from distbranch.data.pack import pack
-from distbranch.data.plain_reading import plain_batches
 from distbranch.data.shards import DatasetInfo, Sample, is_remote, join
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -133,7 +133,9 @@ def _rows(
         return (len(batch.images) for batch in batches)
 
     def plain() -> Iterator[int]:
-        batches = plain_batches(files, info.tasks, image_size=image_size, batch_size=batch_size, num_workers=processes)
+        batches = read_plain_batches(
+            files, info.tasks, image_size=image_size, batch_size=batch_size, num_workers=processes
+        )
         return (len(images) for images, _ in batches)
 
     passes: list[tuple[tuple[float, float], tuple[float, float]]] = []

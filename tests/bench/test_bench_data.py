@@ -10,8 +10,8 @@ from tiny_world import assert_one_sentence, run_command
 
 from distbranch.bench import data as bench_of_data
 from distbranch.bench.data import OURS, PHOTO_SIZE, PLAIN, bench_data, pack_photographs
+from distbranch.data.check import read_plain_batches
 from distbranch.data.loader import eval_loader
-from distbranch.data.plain_reading import plain_batches
 from distbranch.data.shards import DatasetInfo, join, read_dataset
 from distbranch.errors import UserError
 
@@ -29,7 +29,7 @@ def test_the_pictures_are_of_the_size_of_photographs(photographs: DatasetInfo) -
 
 def test_plain_reading_gives_the_labels_of_the_loader_and_nearly_its_pixels(photographs: DatasetInfo) -> None:
     files = [join(photographs.path, shard.file) for shard in photographs.splits["train"].shards]
-    images, labels = next(plain_batches(files, photographs.tasks, image_size=(64, 64), batch_size=40))
+    images, labels = next(read_plain_batches(files, photographs.tasks, image_size=(64, 64), batch_size=40))
     batch = next(eval_loader(photographs, "train", batch_size=40, image_size=(64, 64)))
     assert torch.equal(labels, batch.labels)
     assert images.shape == batch.images.shape
@@ -40,7 +40,7 @@ def test_plain_reading_gives_the_labels_of_the_loader_and_nearly_its_pixels(phot
 def test_categorical_and_missing_labels_are_read_too(tiny_data: Path) -> None:
     info = read_dataset(tiny_data)
     files = [join(info.path, shard.file) for shard in info.splits["val"].shards]
-    images, labels = next(plain_batches(files, info.tasks, image_size=(32, 32), batch_size=37))
+    images, labels = next(read_plain_batches(files, info.tasks, image_size=(32, 32), batch_size=37))
     batch = next(eval_loader(info, "val", batch_size=37, image_size=(32, 32), decoder="pil"))
     torch.testing.assert_close(labels, batch.labels, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(images, batch.images)
@@ -63,9 +63,9 @@ def test_every_process_of_plain_webdataset_gets_as_many_shards(
 
     def counted(files: Sequence[str], *arguments: Any, **named: Any) -> Any:
         read.append(len(files))
-        return plain_batches(files, *arguments, **named)
+        return read_plain_batches(files, *arguments, **named)
 
-    monkeypatch.setattr(bench_of_data, "plain_batches", counted)
+    monkeypatch.setattr(bench_of_data, "read_plain_batches", counted)
     info = read_dataset(tiny_data)  # 201 training samples, 40 to a shard
     for processes, expected in ((0, 3), (2, 4)):
         bench_data(info, image_size=(32, 32), batch_size=20, processes=[processes], num_passes=1, num_samples=100)

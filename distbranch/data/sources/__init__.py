@@ -10,8 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distbranch.data.copies import COPIES_FILE, copies_sentence
-from distbranch.data.pack import LEFT_OUT_FILE, SPLITS, pack
+from distbranch.data.pack import COPIES_FILE, LEFT_OUT_FILE, SPLITS, describe_copies, pack
 from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources.celeba import CelebaOptions
 from distbranch.data.sources.csv import CsvOptions
@@ -78,7 +77,7 @@ def _remarks(info: DatasetInfo) -> Iterator[str]:
     if left_out.exists():
         yield f"{sum(info.skipped.values()):,} image(s) were left out; {left_out} names them."
     if info.copies:
-        yield f"{copies_sentence(info.copies)}; {Path(info.path) / COPIES_FILE} names them."
+        yield f"{describe_copies(info.copies)}; {Path(info.path) / COPIES_FILE} names them."
     empty = [name for name in SPLITS if name not in info.splits or not info.splits[name].num_samples]
     if empty:
         yield f"No sample is in {' and '.join(empty)}: train is what is learnt, val and test what is evaluated."

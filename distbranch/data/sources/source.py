@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from distbranch.config.places import expand_places
-from distbranch.data.image_files import ImageFiles
-from distbranch.data.image_names import ImageNames, MissingImageError
-from distbranch.data.images import BrokenImageError, UnknownRangeError, as_jpeg, image_size, num_frames
+from distbranch.data.image_files import ImageFiles, ImageNames, MissingImageError
+from distbranch.data.images import BrokenImageError, UnknownRangeError, convert_to_jpeg, count_frames, read_image_size
 from distbranch.data.shards import Labels, LabelValue, LeftOut, Sample
 from distbranch.data.sources.words import parse_mark
 from distbranch.errors import UserError
@@ -125,7 +124,7 @@ def read_rows(
     for row in waiting:
         try:
             data = _read_image(row, names, images)
-            image = as_jpeg(data, options.image_size, options.bits)
+            image = convert_to_jpeg(data, options.image_size, options.bits)
         except UnknownRangeError as error:
             raise UserError(f"{row.where}: image '{row.image}' cannot be used: {error}.") from None
         except BrokenImageError as error:
@@ -198,7 +197,7 @@ class _Sizes:
 
     def compare(self, name: str, image: bytes) -> None:
         if self.other is None:
-            size = image_size(image)
+            size = read_image_size(image)
             self.first = self.first or size
             self.other = (name, size) if size != self.first else None
 
@@ -224,7 +223,7 @@ class _Frames:
     first: tuple[str, int] | None = None
 
     def count(self, name: str, data: bytes) -> None:
-        num = num_frames(data)
+        num = count_frames(data)
         if num > 1:
             self.num_files += 1
             self.first = self.first or (name, num)
