@@ -17,8 +17,9 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.loading import open_evaluation, too_many_bad
 from distbranch.errors import SharedError, UserError
+from distbranch.metrics import merge_metrics, task_metrics
 from distbranch.models.networks import Network
-from distbranch.tasks import TaskSet, merge_metrics, task_metrics
+from distbranch.tasks import TaskSet
 
 Scores = dict[str, Any]
 Share = tuple[Tensor, Tensor, Tensor]  # indices [n], logits [n, O] and labels [n, T], on the CPU
@@ -47,8 +48,8 @@ def evaluate(
         bf16: whether the forward pass is in it, as it was in training.
 
     Returns:
-        {"loss", "num_samples", "bad_samples", "mean": {...}, "tasks": {name: {...}}}, see `tasks.task_metrics`; of several
-        data sets `tasks.merge_metrics`, and "datasets": {name: the same of each, on the tasks that it labels}.
+        {"loss", "num_samples", "bad_samples", "mean": {...}, "tasks": {name: {...}}}, see `metrics.task_metrics`; of several
+        data sets `metrics.merge_metrics`, and "datasets": {name: the same of each, on the tasks that it labels}.
 
     Raises:
         UserError: no such split.

@@ -21,7 +21,7 @@ from distbranch.launch.prepare import data_there, must_be_packed
 from distbranch.launch.sweep.plan import planned_trials, trials_by_variant
 from distbranch.launch.sweep.run import run_sweep
 from distbranch.launch.sweep.standing import FINISHED
-from distbranch.tasks import CHOICES
+from distbranch.metrics import CHOICES
 
 logger = logging.getLogger("distbranch")
 
