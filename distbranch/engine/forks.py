@@ -20,7 +20,7 @@ from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
 from distbranch.engine.methods import Ruling, course, decide
-from distbranch.engine.run_directory import RunDirectory, append_line, made_aside, write_aside, write_json
+from distbranch.engine.run_directory import RunDirectory, append_line, created_atomically, write_atomically, write_json
 from distbranch.models.backbones import Architecture
 
 
@@ -87,7 +87,7 @@ class Family:
     def _send_off(self, config: Config, others: Iterable[str], checkpoint: Checkpoint) -> None:
         progress = checkpoint.state["progress"]
         origin = Origin(self.files.path.name, progress["iteration"], progress["seconds"])
-        with made_aside(config.run_directory) as files:
+        with created_atomically(config.run_directory) as files:
             copy_as(config, self.files, files)
             for name in others:
                 if (self.files.relatives / name).exists():
@@ -124,4 +124,4 @@ def copy_as(config: Config, leader: RunDirectory, files: RunDirectory) -> None:
     for folder, copy in ((leader.affinity, files.affinity), (leader.relatives / config.run_directory.name, files.path)):
         if folder.exists():
             shutil.copytree(folder, copy, dirs_exist_ok=True)
-    write_aside(files.config, to_yaml(config))
+    write_atomically(files.config, to_yaml(config))

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from distbranch.engine.run_directory import RunDirectory, append_line, read_lines, seconds_of
+from distbranch.engine.run_directory import RunDirectory, append_line, read_lines, read_touch_time
 
 logger = logging.getLogger("distbranch")
 Event = dict[str, Any]
@@ -45,7 +45,7 @@ class RunLog:
         self.writer = SummaryWriter(
             str(directory.tensorboard), purge_step=after + 1
         )  # what a killed run wrote later is hidden
-        self._last_sign = seconds_of(directory.sign_of_life)  # of whoever trained the run before
+        self._last_sign = read_touch_time(directory.sign_of_life)  # of whoever trained the run before
         self._loss: float | None = None  # as last logged
         self._told_at = 0.0
 
@@ -73,7 +73,7 @@ class RunLog:
         Both times are those of the storage, whoever wrote.
         """
         self._give_sign()
-        now = seconds_of(self.directory.sign_of_life)
+        now = read_touch_time(self.directory.sign_of_life)
         away = None if self._last_sign is None or now is None else round(now - self._last_sign, 2)
         self.note("resumed", iteration=iteration, world_size=world_size, **rounding, seconds_to_first_step=away)
 

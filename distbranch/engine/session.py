@@ -11,9 +11,9 @@ from distbranch.config import Config, DataConfig, differences, load_config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.engine.artifact import load_model
-from distbranch.engine.contact import explain, leave_name
 from distbranch.engine.distributed import Ranks, storage_message
 from distbranch.engine.evaluate import evaluate
+from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_name
 from distbranch.engine.metrics import DrawDecision, Report
 from distbranch.engine.process_group import join_ranks
 from distbranch.engine.results import RunResult, read_result
@@ -41,7 +41,7 @@ def train_rank(
         StoppedEarly: asked to stop; everything is saved.
     """
     with join_ranks(config.launch, should_stop) as ranks:
-        leave_name(ranks)
+        publish_rank_name(ranks)
         try:
             info = _data_everywhere(config.data, ranks)
             return Trainer(config, ranks, info, report=report, draw=draw, should_stop=should_stop).run()
@@ -53,7 +53,7 @@ def train_rank(
             if ranks.world_size == 1:
                 raise
             notes = RunDirectory(config.run_directory).path
-            raise explain(error, ranks, timeout_min=config.launch.timeout_min, notes=notes) from error
+            raise describe_rank_failure(error, ranks, timeout_min=config.launch.timeout_min, notes=notes) from error
 
 
 def _data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:

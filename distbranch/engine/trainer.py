@@ -249,7 +249,7 @@ class Trainer:
         self.state.write_checkpoint(affinity)
         if self.log:
             self.log.flush()
-        self.state.mirror.send()
+        self.state.remote_run.upload()
 
     def _log_step(self) -> None:
         measured = self._window.take(self.net.network.tasks.names)
@@ -299,7 +299,7 @@ class Trainer:
         self._profiler.close()
         if self.log:
             self.log.close()
-        self.state.mirror.send()
+        self.state.remote_run.upload()
 
     def _restart_clock(self) -> None:
         self.progress.seconds += self._window.take_seconds()

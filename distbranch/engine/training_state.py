@@ -21,10 +21,10 @@ from distbranch.engine.checkpoint import (
 )
 from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.initialisation import first_architecture
-from distbranch.engine.mirror import Mirror
 from distbranch.engine.policy_search import PolicySearch, policy_record
+from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.rounding import choose_rounding
-from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
+from distbranch.engine.run_directory import RunDirectory, write_atomically, write_json
 from distbranch.engine.statistics import AFFINITY, own_statistics
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.engine.window import StepWindow
@@ -65,7 +65,7 @@ class TrainingState:
 
     def __init__(self, config: Config, ranks: Ranks, info: DatasetInfo) -> None:
         self.config, self.ranks, self.info = config, ranks, info
-        self.directory, self.mirror = RunDirectory(config.run_directory), Mirror.of(config)
+        self.directory, self.remote_run = RunDirectory(config.run_directory), RemoteRun.from_config(config)
         self.preprocessing = Preprocessing(
             config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std, info.bits
         )
@@ -89,10 +89,10 @@ class TrainingState:
         self.verify("the start")
 
     def _newest_checkpoint(self) -> Checkpoint | None:
-        self.mirror.bring()
+        self.remote_run.download()
         if self.directory.config.exists():  # at a URL another run may have begun since the driver looked
             self.directory.check(self.config)
-        self.mirror.take()
+        self.remote_run.publish_owner()
         return load_newest(self.directory.checkpoints)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -111,13 +111,13 @@ class TrainingState:
             self.window.load(checkpoint.state["window"])
 
     def _write_beginning(self) -> None:
-        write_aside(self.directory.config, to_yaml(self.config))  # with what a continued run may change
+        write_atomically(self.directory.config, to_yaml(self.config))  # with what a continued run may change
         set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
         progress = self.progress
         self.directory.cut_back(progress.iteration, progress.num_rounds, evaluation_is_due=self.evaluation_is_due)
         self.directory.write_environment(self.ranks, self.rounding[-1], data=self.info.fingerprint)
         self.write_sharing()
-        self.mirror.send()
+        self.remote_run.upload()
 
     @property
     def epoch(self) -> float:

@@ -14,8 +14,8 @@ from rank_server import RankServer, launcher_environment
 
 from distbranch.config import LaunchConfig
 from distbranch.engine import process_group
-from distbranch.engine.contact import LostRankError, explain
 from distbranch.engine.distributed import Ranks
+from distbranch.engine.lost_ranks import LostRankError, describe_rank_failure
 from distbranch.engine.process_group import join_ranks
 from distbranch.errors import UserError
 
@@ -116,9 +116,9 @@ def test_two_ranks_on_one_gpu_without_a_word_of_it_are_a_mistake_and_not_a_lost_
 def test_mistakes_of_placement_are_told_from_lost_ranks(
     error: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("distbranch.engine.contact.SECONDS_TO_BE_NAMED", 0)
-    monkeypatch.setattr("distbranch.engine.contact._in_time", lambda _: "")
-    told = explain(error, Ranks(1, 2, torch.device("cpu")), timeout_min=1, notes=tmp_path)
+    monkeypatch.setattr("distbranch.engine.lost_ranks.SECONDS_TO_BE_NAMED", 0)
+    monkeypatch.setattr("distbranch.engine.lost_ranks._ask_store", lambda _: "")
+    told = describe_rank_failure(error, Ranks(1, 2, torch.device("cpu")), timeout_min=1, notes=tmp_path)
     assert type(told) is kind
     assert str(told).count(". ") <= 2
 

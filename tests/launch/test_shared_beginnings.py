@@ -16,7 +16,7 @@ from tiny_runs import assert_same_content, config_of, lines_of, train_tiny, with
 from distbranch.config import Config, load_config, to_yaml
 from distbranch.engine.forks import Origin, read_family, write_family
 from distbranch.engine.metrics import SummaryWriter
-from distbranch.engine.run_directory import RunDirectory, made_aside, write_aside
+from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically
 from distbranch.errors import UserError
 from distbranch.launch.sweep import beginnings
 from distbranch.launch.sweep.beginnings import families, ready, saving, share_result
@@ -274,8 +274,8 @@ def test_what_is_ready_is_read_from_the_directories(tmp_path: Path) -> None:
 def _part_from(leader: Config, leaving: Sequence[Config]) -> None:
     """What a leader does with the directories at a fork, in the same order."""
     first, *others = leaving
-    with made_aside(first.run_directory) as files:
-        write_aside(files.config, to_yaml(first))
+    with created_atomically(first.run_directory) as files:
+        write_atomically(files.config, to_yaml(first))
         write_family(
             files, {str(other.run.name): other.method for other in others}, Origin(str(leader.run.name), 7, 1.0)
         )
