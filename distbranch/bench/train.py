@@ -23,10 +23,10 @@ from distbranch.config import Config, load_config
 from distbranch.data.plan import positions_of_rank
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, verify_equal
-from distbranch.engine.methods import decide, may_still_grow
-from distbranch.engine.norm_plan import NormPlan
 from distbranch.engine.process_group import join_ranks
+from distbranch.engine.round_decision import decide, may_still_grow
 from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.engine.training_step import NormPlan
 from distbranch.models.backbones import Architecture
 from distbranch.tasks import Task
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from distbranch.config import DataConfig
 from distbranch.data.mixture import member_names
 from distbranch.data.shards import DatasetInfo
+from distbranch.engine.batches import describe_too_many_bad, open_evaluation
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.loading import open_evaluation, too_many_bad
 from distbranch.errors import SharedError, UserError
 from distbranch.models.networks import Network
 from distbranch.tasks import TaskSet, merge_metrics, task_metrics
@@ -106,7 +106,7 @@ def _score_together(
     tasks = TaskSet(info.tasks)
     counts, kinds, not_finite = zip(*ranks.gather((len(own[0]), num_bad, _not_finite(tasks, own[1]))), strict=True)
     num_bad = sum(kinds, Counter())
-    problem = too_many_bad(num_bad, data, info, split)
+    problem = describe_too_many_bad(num_bad, data, info, split)
     if problem is None and not any(counts):
         problem = f"No sample of '{split}' could be read, so nothing is left to evaluate on. Repair {info.path}, or pack it again."
     bad = min((task for task in not_finite if task is not None), default=None)

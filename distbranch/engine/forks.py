@@ -19,7 +19,7 @@ import numpy as np
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
-from distbranch.engine.methods import Ruling, course, decide
+from distbranch.engine.round_decision import RoundDecision, course, decide
 from distbranch.engine.run_directory import RunDirectory, append_line, made_aside, write_aside, write_json
 from distbranch.models.backbones import Architecture
 
@@ -43,10 +43,10 @@ class Family:
     def __init__(self, config: Config) -> None:
         self.config, self.files = config, RunDirectory(config.run_directory)
         self.relatives, self.origin = read_family(self.files)
-        self._rulings: dict[str, Ruling] = {}
+        self._rulings: dict[str, RoundDecision] = {}
         self._leaving: list[list[str]] = []
 
-    def decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[Ruling, bool]:
+    def decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[RoundDecision, bool]:
         """The leader's ruling, and whether some relatives decide otherwise and must leave (`part`)."""
         methods = [self.config.method, *self.relatives.values()]
         own, *others = decide(stats, architecture, methods, seed=self.config.seed)

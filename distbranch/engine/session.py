@@ -14,10 +14,10 @@ from distbranch.engine.artifact import load_model
 from distbranch.engine.contact import explain, leave_name
 from distbranch.engine.distributed import Ranks, storage_message
 from distbranch.engine.evaluate import evaluate
-from distbranch.engine.metrics import DrawDecision, Report
 from distbranch.engine.process_group import join_ranks
 from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory, without_moved_data
+from distbranch.engine.run_log import DrawDecision, Report
 from distbranch.engine.trainer import Trainer
 from distbranch.errors import UserError
 

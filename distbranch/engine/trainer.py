@@ -16,17 +16,14 @@ from torch import Tensor
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
+from distbranch.engine.batches import BatchFeed, describe_too_many_bad, open_training
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.evaluate import evaluate
-from distbranch.engine.feed import Feed
 from distbranch.engine.forks import Family
-from distbranch.engine.loading import open_training, too_many_bad
-from distbranch.engine.methods import Ruling, may_still_grow
-from distbranch.engine.metrics import DrawDecision, Report, RunLog
-from distbranch.engine.profiling import Profiler
 from distbranch.engine.results import RunResult, StoppedEarly, summarise
-from distbranch.engine.statistics import tensors_of_ranks
-from distbranch.engine.training_state import TrainingState
+from distbranch.engine.round_decision import RoundDecision, may_still_grow
+from distbranch.engine.run_log import DrawDecision, Profiler, Report, RunLog
+from distbranch.engine.training_state import TrainingState, tensors_of_ranks
 from distbranch.engine.training_step import TrainingStep
 from distbranch.errors import SharedError
 from distbranch.models.backbones import Architecture
@@ -85,14 +82,14 @@ class Trainer:
         size = self.state.preprocessing.image_size
         turns = self.state.search.turns if self.state.search else None
         batches = open_training(self.info, self.config, self.ranks, image_size=size, start=start, turns=turns)
-        self._feed = Feed(batches, self.ranks, self.should_stop)
+        self._feed = BatchFeed(batches, self.ranks, self.should_stop)
         if self.state.decision_is_due or self.state.evaluation_is_due:  # after a fork, or an evaluation that failed
             self._after_step()
         while not self.state.is_done:
             self._step()
             self._after_step()
         self._tell_resumed()
-        self._feed.agree()  # on a batch that no step will use
+        self._feed.agree_on_next_batch()  # on a batch that no step will use
         return self._finish()
 
     def _after_step(self) -> None:
@@ -116,13 +113,13 @@ class Trainer:
         self.step.settle()
         self._act_on_agreement()
         config, progress = self.config, self.progress
-        batch, waited = self._feed.take()
+        batch, waited = self._feed.next_batch()
         images = batch.images.to(self.ranks.device, non_blocking=True)
         labels = batch.labels.to(self.ranks.device, non_blocking=True)
         rate, norm = self.step.train(images, labels, batch.indices)
         progress.iteration += 1
         self._window.add(num_samples=config.train.batch_size, waited=waited, rate=rate, norm=norm)
-        self._profiler.step()
+        self._profiler.record_step()
         self._tell_resumed()
         if progress.iteration % config.train.log_every == 0:
             self.step.settle()
@@ -132,7 +129,7 @@ class Trainer:
 
     def _act_on_agreement(self) -> None:
         """Act on what the ranks told each other: at the beginning of a step only, when all that was due before is done."""
-        agreed = self._feed.agree()
+        agreed = self._feed.agree_on_next_batch()
         if agreed.failed:
             self._save()
             self.ranks.raise_together(self._feed.problem)
@@ -170,7 +167,7 @@ class Trainer:
         self.ranks.on_first(lambda: self._record(ruling, proof, seconds=seconds))
         self._restart_clock()
 
-    def _decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[Ruling, bool]:
+    def _decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[RoundDecision, bool]:
         """Rank 0's ruling, whose matrices only it needs, and whether some relatives decide otherwise."""
         ruling, parts = self.family.decide(stats, architecture)
         self._matrices = ruling.matrices
@@ -185,7 +182,7 @@ class Trainer:
         if self.log:
             self.log.note("forked", iteration=self.progress.iteration, runs=left)
 
-    def _record(self, ruling: Ruling, proof: str, *, seconds: float) -> None:
+    def _record(self, ruling: RoundDecision, proof: str, *, seconds: float) -> None:
         if self.log is None:
             return
         progress = self.progress
@@ -219,7 +216,7 @@ class Trainer:
         if not found.total():
             return
         total = Counter(self.progress.num_bad) + found
-        problem = too_many_bad(total, self.config.data, self.info, "train")
+        problem = describe_too_many_bad(total, self.config.data, self.info, "train")
         if problem is not None:
             self._save()  # without this batch, which the run will meet again
             raise SharedError(problem)

@@ -3,9 +3,13 @@
 It begins from nothing, or from the newest checkpoint of the run directory, and can be written down as one at any step.
 """
 
+import math
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distbranch.branching.affinity import AffinityStats
@@ -23,15 +27,15 @@ from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.mirror import Mirror
 from distbranch.engine.policy_search import PolicySearch, policy_record
-from distbranch.engine.rounding import choose_rounding
+from distbranch.engine.process_group import choose_rounding
 from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
-from distbranch.engine.statistics import AFFINITY, own_statistics
 from distbranch.engine.trained_network import TrainedNetwork
-from distbranch.engine.window import StepWindow
 from distbranch.errors import SharedError, UserError
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.networks import served
 from distbranch.models.residual import AnyArchitecture, architecture_from_json
+
+AFFINITY = "affinity"  # the file of a checkpoint
 
 
 @dataclass
@@ -243,3 +247,147 @@ class TrainingState:
         good = sorted(self.directory.checkpoints.glob("step-*"))
         last = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
         return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."
+
+
+class StepWindow:
+    """Sums of losses since the last logged step; the first step whose loss was not finite is remembered per task.
+
+    The clock starts anew after whatever is no training, such as an evaluation, and has a count of samples of its own.
+    """
+
+    def __init__(self, num_tasks: int, device: torch.device) -> None:
+        self.losses = torch.zeros(num_tasks, dtype=torch.float64, device=device)
+        self.counts = torch.zeros_like(self.losses)
+        self.num_samples = 0  # of the losses
+        self.not_finite = torch.zeros(num_tasks, dtype=torch.int64, device=device)  # first step, 0: none
+        self.own_not_finite = torch.zeros(
+            (), dtype=torch.bool, device=device
+        )  # whether a loss of this rank was the cause
+        self.rate = 0.0  # of the last step, as the norm is
+        self.norm: Tensor | None = None
+        self._since_save = time.perf_counter()
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Measure the pace from here on; the losses are kept."""
+        self.began = time.perf_counter()
+        self.num_steps = self.num_timed = 0
+        self.waited = 0.0
+
+    def add(self, *, num_samples: int, waited: float, rate: float, norm: Tensor) -> None:
+        """One step of `num_samples` over all ranks that waited `waited` seconds for data."""
+        self.num_steps += 1
+        self.num_timed += num_samples
+        self.waited += waited
+        self.rate, self.norm = rate, norm
+
+    def add_own_losses(self, losses: Tensor) -> None:
+        """The losses [T] of one step on this rank alone."""
+        self.own_not_finite |= ~losses.isfinite().all()
+
+    def add_losses(self, losses: Tensor, counts: Tensor, iteration: int, *, num_samples: int) -> None:
+        """The sums of losses and the numbers of labels [T] of one step of `num_samples`, over all ranks."""
+        self.losses += losses
+        self.counts += counts
+        self.num_samples += num_samples
+        first = (self.not_finite == 0) & ~losses.isfinite()
+        self.not_finite.masked_fill_(first, iteration)
+
+    def first_not_finite(self) -> tuple[int, int] | None:
+        """(step, task) of the first loss that was NaN or infinite."""
+        steps = self.not_finite.tolist()
+        return min(((step, task) for task, step in enumerate(steps) if step), default=None)
+
+    def pace(self) -> dict[str, float]:
+        """Images per second over all ranks, and the share of the time that went by waiting for data."""
+        seconds = time.perf_counter() - self.began
+        return {"samples_per_second": self.num_timed / seconds, "data_wait": self.waited / seconds}
+
+    def take(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """The measurements since the last call. `loss` is what is optimised, per sample; a task's is None without a label."""
+        sums = list(zip(names, self.losses.tolist(), self.counts.tolist(), strict=True))
+        norm = float(self.norm) if self.norm is not None else math.nan
+        measured = {
+            "loss": sum(loss for _, loss, _ in sums) / self.num_samples,
+            "task_loss": {name: loss / count if count else None for name, loss, count in sums},
+            "learning_rate": self.rate,
+            "gradient_norm": norm if math.isfinite(norm) else None,
+            **self.pace(),
+        }
+        self.restart_clock()
+        self.losses.zero_()
+        self.counts.zero_()
+        self.num_samples = 0
+        return measured
+
+    def to_json(self) -> dict[str, Any]:
+        """The sums, so that a run that goes on logs what it would have logged."""
+        return {"losses": self.losses.tolist(), "counts": self.counts.tolist(), "num_samples": self.num_samples}
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """The inverse of `to_json`."""
+        self.losses.copy_(torch.tensor(values["losses"], dtype=torch.float64))
+        self.counts.copy_(torch.tensor(values["counts"], dtype=torch.float64))
+        self.num_samples = values["num_samples"]
+
+    def take_seconds(self) -> float:
+        """Seconds since the last call."""
+        now = time.perf_counter()
+        seconds, self._since_save = now - self._since_save, now
+        return seconds
+
+
+def tensors_of_ranks(stats: AffinityStats, ranks: Ranks) -> dict[str, Tensor]:
+    """On rank 0 the sums of every rank as `rank-0/agree`, ...; all must call it. Pair sums differ, margins do not."""
+    every = ranks.gather_rows(_as_row(stats).unsqueeze(0))
+    tensors: dict[str, Tensor] = {}
+    for rank, row in enumerate(every):
+        tensors |= {f"rank-{rank}/{name}": value for name, value in _by_name(row[0], stats).items()}
+    return tensors
+
+
+def own_statistics(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> AffinityStats:
+    """This rank's sums: as they were on the same number of ranks; else all pair sums go to rank 0, none to the others.
+
+    `blank` if the checkpoint has none, which is that of a run that takes no further decision.
+
+    Args:
+        blank: of the run's tasks.
+        checkpoint: on rank 0 with the sums of all ranks; what the others have of them is not looked at.
+        ranks: this process among the others; all must call it.
+    """
+    saved = checkpoint.tensors.get(AFFINITY, {})
+    if not ranks.broadcast(bool(saved)):
+        return blank
+    parts = _rows_for_ranks(blank, checkpoint, ranks) if ranks.is_first else []
+    own = ranks.scatter(parts, torch.empty_like(_as_row(blank)))
+    blank.load_state_dict(_by_name(own, blank))
+    return blank
+
+
+def _rows_for_ranks(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> list[Tensor]:
+    saved = checkpoint.tensors[AFFINITY]
+    num_saved = int(checkpoint.state["world_size"])
+
+    def of_rank(rank: int) -> AffinityStats:
+        stats = AffinityStats(blank.num_tasks, blank.decay)
+        stats.load_state_dict({name: saved[f"rank-{rank}/{name}"] for name in stats.state_dict()})
+        return stats
+
+    if num_saved == ranks.world_size:
+        return [_as_row(of_rank(rank)) for rank in range(num_saved)]
+    first = of_rank(0)
+    total = sum((of_rank(rank).pair_sums() for rank in range(1, num_saved)), first.pair_sums())
+    nothing = _as_row(first.with_pair_sums(torch.zeros_like(total)))
+    return [_as_row(first.with_pair_sums(total)), *[nothing] * (ranks.world_size - 1)]
+
+
+def _as_row(stats: AffinityStats) -> Tensor:
+    return torch.cat([value.reshape(-1).cpu() for value in stats.state_dict().values()])
+
+
+def _by_name(row: Tensor, stats: AffinityStats) -> dict[str, Tensor]:
+    """The inverse of `_as_row`, without a copy."""
+    like = stats.state_dict()
+    parts = torch.split(row, [value.numel() for value in like.values()])
+    return {name: part.view_as(value) for (name, value), part in zip(like.items(), parts, strict=True)}

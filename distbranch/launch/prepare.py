@@ -13,11 +13,11 @@ from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote
 from distbranch.data.sources import pack_source, packed_otherwise, parse_options
 from distbranch.engine.initialisation import check_beginning, first_architecture
-from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import wants_gpu
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
+from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.locks import hold_lock

@@ -15,7 +15,7 @@ from tiny_runs import assert_same_content, config_of, lines_of, train_tiny, with
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config, MethodConfig, load_config
 from distbranch.engine.forks import Family, member, read_family, write_family
-from distbranch.engine.methods import course, decide
+from distbranch.engine.round_decision import course, decide
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.models.backbones import Architecture
 from distbranch.tasks import Task

@@ -12,10 +12,10 @@ from distbranch.config import load_config
 from distbranch.data.shards import read_dataset
 from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.metrics import DrawDecision, write_tensorboard
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import DrawDecision, write_tensorboard
 from distbranch.engine.trainer import Trainer
-from distbranch.engine.window import StepWindow
+from distbranch.engine.training_state import StepWindow
 from distbranch.errors import SharedError
 
 

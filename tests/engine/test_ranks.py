@@ -14,8 +14,8 @@ from tiny_runs import config_of, lines_of, train_tiny
 
 from distbranch.config import DataConfig, load_config
 from distbranch.data.shards import DatasetInfo, read_dataset
+from distbranch.engine.batches import open_training
 from distbranch.engine.distributed import Ranks, verify_equal
-from distbranch.engine.loading import open_training
 from distbranch.engine.process_group import join_ranks
 from distbranch.errors import UserError
 
@@ -164,7 +164,7 @@ def collect_indices(config: Mapping[str, Any]) -> dict[str, Any]:
     real = Trainer._step
 
     def step(self: Trainer) -> None:
-        indices = self._feed.next.indices.tolist()
+        indices = self._feed.upcoming.indices.tolist()
         real(self)
         used.extend(indices)
 

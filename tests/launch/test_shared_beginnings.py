@@ -15,8 +15,8 @@ from tiny_runs import assert_same_content, config_of, lines_of, train_tiny, with
 
 from distbranch.config import Config, load_config, to_yaml
 from distbranch.engine.forks import Origin, read_family, write_family
-from distbranch.engine.metrics import SummaryWriter
 from distbranch.engine.run_directory import RunDirectory, made_aside, write_aside
+from distbranch.engine.run_log import SummaryWriter
 from distbranch.errors import UserError
 from distbranch.launch.sweep import beginnings
 from distbranch.launch.sweep.beginnings import families, ready, saving, share_result

@@ -13,8 +13,8 @@ from scipy.stats import wilcoxon
 
 from distbranch.branching.tree import Tree
 from distbranch.engine.initialisation import drawn_order
-from distbranch.engine.metrics import Report
 from distbranch.engine.results import read_result
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.experiment.comparison import (
     Run,

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from distbranch.engine.run_directory import RunDirectory, append_line, read_lines, seconds_of
@@ -21,6 +22,8 @@ Report = Callable[[Event], None]
 DrawDecision = Callable[[SummaryWriter, Mapping[str, Any], Path], None]
 
 SECONDS_BETWEEN_EVENTS = 0.5
+FIRST_TRACED_STEP = 10
+LAST_TRACED_STEP = 15
 
 
 class RunLog:
@@ -117,6 +120,37 @@ class RunLog:
     def close(self) -> None:
         """Flush and close the TensorBoard file."""
         self.writer.close()
+
+
+class Profiler:
+    """Traces a few steps in the middle of training and writes `trace.json` (Chrome's and Perfetto's format) into a folder.
+
+    The first steps are left out: in them kernels are chosen, memory is first taken and the loader fills.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._steps = 0
+        self._trace: torch.profiler.profile | None = None
+
+    def record_step(self) -> None:
+        """Call after every training step."""
+        if self.folder is None:
+            return
+        self._steps += 1
+        if self._steps == FIRST_TRACED_STEP:
+            self._trace = torch.profiler.profile(record_shapes=True)
+            self._trace.start()
+        elif self._trace is not None and self._steps == LAST_TRACED_STEP:
+            self._trace.stop()
+            self.folder.mkdir(exist_ok=True)
+            self._trace.export_chrome_trace(str(self.folder / "trace.json"))
+            self._trace = None
+
+    def close(self) -> None:
+        """Warn if training ended before there was a trace."""
+        if self.folder is not None and self._steps < LAST_TRACED_STEP:
+            logger.warning("No trace was written: it takes %d steps, found %d.", LAST_TRACED_STEP, self._steps)
 
 
 def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> None:
