@@ -167,7 +167,7 @@ def _grow(net: TrainedNetwork, ranks: Ranks) -> float:
         began = time.perf_counter()
         summed = stats.with_pair_sums(ranks.sum(stats.pair_sums()))
         architecture = net.tree_architecture
-        (ruling,) = ranks.on_first(lambda: decide(summed, architecture, [config.method], seed=0))  # noqa: B023
+        (ruling,) = ranks.run_on_rank_zero(lambda: decide(summed, architecture, [config.method], seed=0))  # noqa: B023
         if ruling.split is not None:
             net.widen(ruling.split)
         verify_equal(ranks, "a decision", net.fingerprint())

@@ -93,7 +93,7 @@ def _own_share(
                 parts.append((batch.indices, outputs.float().cpu()[:, columns], batch.labels))
     except UserError as failure:  # the loader itself: a process of it died
         error = str(failure)
-    ranks.raise_together(error)
+    ranks.raise_on_all_ranks(error)
     nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, tasks.num_outputs), torch.zeros(0, tasks.num_tasks)
     indices, outputs, labels = (torch.cat(column) for column in zip(nothing, *parts, strict=True))
     return (indices, outputs, labels), num_bad

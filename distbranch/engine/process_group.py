@@ -252,7 +252,7 @@ def choose_rounding(precision: str, ranks: Ranks, before: Sequence[Rounding] = (
     if precision == "auto":
         precision = _choose_precision(ranks, begun_with)
     if precision == "bf16":
-        ranks.raise_together(_cannot_bf16(ranks.device))
+        ranks.raise_on_all_ranks(_cannot_bf16(ranks.device))
     threads = sorted(set(ranks.gather(torch.get_num_threads())))
     now = {"precision": precision, "threads": threads[0], "device": ranks.device.type}
     if len(threads) > 1:

@@ -102,7 +102,7 @@ def may_still_grow(tree: Tree, ruling: RoundDecision, method: MethodConfig) -> b
     return ruling.split is not None or method.when_no_split == "retry"
 
 
-def course(tree: Tree, ruling: RoundDecision, method: MethodConfig) -> tuple[Split | None, bool]:
+def next_split(tree: Tree, ruling: RoundDecision, method: MethodConfig) -> tuple[Split | None, bool]:
     """All that a ruling changes in training: the split, and whether another round follows. `tree` is the tree before it."""
     after = tree if ruling.split is None else tree.split(ruling.split)
     return ruling.split, may_still_grow(after, ruling, method)

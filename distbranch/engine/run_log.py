@@ -50,43 +50,43 @@ class RunLog:
         )  # what a killed run wrote later is hidden
         self._last_sign = seconds_of(directory.sign_of_life)  # of whoever trained the run before
         self._loss: float | None = None  # as last logged
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
-    def train(self, line: Event) -> None:
+    def write_step(self, line: Event) -> None:
         """One logged training step."""
         append_line(self.directory.metrics, {"kind": "train", **line})
         _add_training(self.writer, line)
         self._loss = line["loss"]
-        self.tell(line)
+        self.report_progress(line)
 
     @property
     def is_silent(self) -> bool:
         """Whether nothing was told for so long that whoever watches may wonder."""
-        return time.monotonic() - self._told_at >= SECONDS_BETWEEN_EVENTS
+        return time.monotonic() - self._reported_at >= SECONDS_BETWEEN_EVENTS
 
-    def tell(self, standing: Event) -> None:
+    def report_progress(self, fields: Event) -> None:
         """Let whoever watches know where the run stands."""
-        self._told_at = time.monotonic()
-        self._give_sign()
-        self.report({"kind": "progress", "loss": self._loss, "iterations": self.iterations, **standing})
+        self._reported_at = time.monotonic()
+        self._touch_heartbeat()
+        self.report({"kind": "progress", "loss": self._loss, "iterations": self.iterations, **fields})
 
-    def resumed(self, iteration: int, world_size: int, rounding: Mapping[str, Any]) -> None:
+    def report_resumed(self, iteration: int, world_size: int, rounding: Mapping[str, Any]) -> None:
         """With what the run goes on, and how long it stood still before its first new step.
 
         Both times are those of the storage, whoever wrote.
         """
-        self._give_sign()
+        self._touch_heartbeat()
         now = seconds_of(self.directory.sign_of_life)
         away = None if self._last_sign is None or now is None else round(now - self._last_sign, 2)
-        self.note("resumed", iteration=iteration, world_size=world_size, **rounding, seconds_to_first_step=away)
+        self.write_note("resumed", iteration=iteration, world_size=world_size, **rounding, seconds_to_first_step=away)
 
-    def _give_sign(self) -> None:
+    def _touch_heartbeat(self) -> None:
         with suppress(
             OSError
         ):  # storage that fails is told of when something is lost by it: at the next line or checkpoint
             self.directory.sign_of_life.touch()
 
-    def evaluation(self, split: str, iteration: int, scores: Mapping[str, Any]) -> None:
+    def write_evaluation(self, split: str, iteration: int, scores: Mapping[str, Any]) -> None:
         """Metrics of one split."""
         line = {"kind": "evaluation", "iteration": iteration, "split": split, **scores}
         append_line(self.directory.metrics, line)
@@ -95,20 +95,20 @@ class RunLog:
         told = {key: value for key, value in line.items() if key not in ("tasks", "exclusive", "datasets")}
         self.report(told | {"datasets": datasets} if datasets else told)
 
-    def decision(self, record: Event) -> None:
+    def write_decision(self, record: Event) -> None:
         """A decision; its figures go to TensorBoard."""
         append_line(self.directory.decisions, record)
         if self.draw is not None:
             _draw(self.draw, self.writer, record, self.directory)
         self.report({"kind": "decision", **record})
 
-    def policy(self, record: Event) -> None:
+    def write_policy(self, record: Event) -> None:
         """AdaShare's policy at the end of a cycle: a line of policies.jsonl."""
         append_line(self.directory.policies, record)
         _add_policy(self.writer, record)
         self.report({"kind": "policy", **record})
 
-    def note(self, kind: str, **values: Any) -> None:
+    def write_note(self, kind: str, **values: Any) -> None:
         """Anything else that a reader of metrics.jsonl should find: `resumed`, `bad_samples`, `stopped`."""
         append_line(self.directory.metrics, {"kind": kind, **values})
         self.report({"kind": kind, **values})

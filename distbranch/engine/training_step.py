@@ -104,7 +104,7 @@ class TrainingStep:
         num_images = own.new_full((1,), len(labels))
         self._sums = self.ranks.start_sum(torch.cat([own, losses, num_images, take_step_sums(self.net.norms)]))
 
-    def settle(self) -> None:
+    def wait_for_step_sums(self) -> None:
         """Await the sums of the step before: margins, losses, and the running statistics, which are then the same everywhere."""
         if self._sums is None:
             return
@@ -134,7 +134,7 @@ class TrainingStep:
         places = [place for bad, place in every if bad]
         where = f" ({', '.join(places[:3])})" if self.ranks.world_size > 1 else ""
         raise SharedError(
-            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}{where}. {self.state.advice()}"
+            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}{where}. {self.state.describe_remedy()}"
         )
 
 

@@ -76,7 +76,7 @@ def waits_of_steps(
             values = torch.ones(12, 5, device="gpu")
             mask = values > 0
             waits.found = []
-            trainer._step()
+            trainer._train_step()
             with suppress(DynamicOutputShapeException):  # there are no values to make a shape of
                 eval(planted, {"torch": torch, "values": values, "mask": mask})
             found.append(waits.found)
