@@ -8,9 +8,9 @@ from distbranch import launch
 from distbranch.config import Config
 from distbranch.config.places import is_remote
 from distbranch.engine.artifact import load_model
-from distbranch.engine.metrics import Report
 from distbranch.engine.remote_run import download_run
 from distbranch.engine.results import RunResult
+from distbranch.engine.run_log import Report
 from distbranch.models.networks import Network
 
 __all__ = ["load", "train"]

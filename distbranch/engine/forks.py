@@ -19,7 +19,7 @@ import numpy as np
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
-from distbranch.engine.methods import Ruling, course, decide
+from distbranch.engine.round_decision import RoundDecision, decide, next_split
 from distbranch.engine.run_directory import RunDirectory, append_line, created_atomically, write_atomically, write_json
 from distbranch.models.backbones import Architecture
 
@@ -43,21 +43,21 @@ class Family:
     def __init__(self, config: Config) -> None:
         self.config, self.files = config, RunDirectory(config.run_directory)
         self.relatives, self.origin = read_family(self.files)
-        self._rulings: dict[str, Ruling] = {}
+        self._rulings: dict[str, RoundDecision] = {}
         self._leaving: list[list[str]] = []
 
-    def decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[Ruling, bool]:
-        """The leader's ruling, and whether some relatives decide otherwise and must leave (`part`)."""
+    def decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[RoundDecision, bool]:
+        """The leader's ruling, and whether some relatives decide otherwise and must leave (`send_off_leavers`)."""
         methods = [self.config.method, *self.relatives.values()]
         own, *others = decide(stats, architecture, methods, seed=self.config.seed)
         self._rulings = dict(zip(self.relatives, others, strict=True))
-        groups: dict[Any, list[str]] = {course(architecture.tree, own, self.config.method): []}
+        groups: dict[Any, list[str]] = {next_split(architecture.tree, own, self.config.method): []}
         for name, ruling in self._rulings.items():
-            groups.setdefault(course(architecture.tree, ruling, self.relatives[name]), []).append(name)
+            groups.setdefault(next_split(architecture.tree, ruling, self.relatives[name]), []).append(name)
         _, *self._leaving = groups.values()
         return own, bool(self._leaving)
 
-    def part(self, checkpoint: Checkpoint) -> list[list[str]]:
+    def send_off_leavers(self, checkpoint: Checkpoint) -> list[list[str]]:
         """Send off those who leave, with the state as it was before the decision; returns the names of every group.
 
         A group that has its directory already was sent off before this run was killed and went on from an earlier step.
@@ -75,7 +75,7 @@ class Family:
             shutil.rmtree(self.files.relatives / name, ignore_errors=True)
         return self._leaving
 
-    def record(self, line: Mapping[str, Any]) -> None:
+    def record_decision(self, line: Mapping[str, Any]) -> None:
         """Keep for every relative its own form of a line of decisions.jsonl, and of the matrices where they differ."""
         for name, method in self.relatives.items():
             own, ruling = RunDirectory(self.files.relatives / name), self._rulings[name]

@@ -12,12 +12,12 @@ from distbranch.config import Config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote
 from distbranch.data.sources import pack_source, packed_otherwise, parse_options
-from distbranch.engine.initialisation import check_beginning, first_architecture
-from distbranch.engine.metrics import Report
+from distbranch.engine.initialisation import check_pretrained, first_architecture
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import wants_gpu
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
+from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.locks import hold_lock
@@ -205,7 +205,7 @@ def check_data(config: Config, info: DatasetInfo) -> None:
         _check_search(config, info)
     architecture = first_architecture(config, info)
     if not RunDirectory(config.run_directory).holds_training:  # else it is not needed any longer
-        check_beginning(config, architecture)
+        check_pretrained(config, architecture)
 
 
 def _check_search(config: Config, info: DatasetInfo) -> None:

@@ -13,9 +13,9 @@ import pandas
 from distbranch.config import Config, load_config
 from distbranch.config.reading import parse_override
 from distbranch.config.sweep import SweepConfig, sweep_of
-from distbranch.engine.metrics import Report
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_atomically
+from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.prepare import data_there, must_be_packed
 from distbranch.launch.sweep.plan import planned_trials, trials_by_variant

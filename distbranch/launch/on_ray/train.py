@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 from distbranch.config import Config
-from distbranch.engine.metrics import Report
 from distbranch.engine.process_group import uses_nccl
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import (
     check_resources,

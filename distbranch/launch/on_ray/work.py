@@ -15,9 +15,9 @@ from typing import Any
 
 from distbranch.config import load_config
 from distbranch.engine.lost_ranks import LostRankError
-from distbranch.engine.metrics import Event, Report
 from distbranch.engine.results import StoppedEarly
 from distbranch.engine.run_directory import RunDirectory, write_atomically
+from distbranch.engine.run_log import Event, Report
 from distbranch.engine.session import train_rank
 from distbranch.errors import SharedError, UserError
 from distbranch.launch.stopping import looked_up_at_times
