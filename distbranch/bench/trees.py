@@ -11,7 +11,7 @@ import numpy as np
 from distbranch.bench.decide import planted_statistics
 from distbranch.branching.tree import Split, Tree
 from distbranch.config import MethodConfig
-from distbranch.engine.methods import decide, may_still_grow
+from distbranch.engine.round_decision import decide, may_still_grow
 from distbranch.errors import UserError, reason_of
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import num_weights

@@ -120,7 +120,7 @@ def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to che
 
 def _show_result(result: Any) -> None:
     from distbranch.config import load_config
-    from distbranch.engine.session import thin_company
+    from distbranch.engine.session import find_thin_baselines
     from distbranch.report.console import dataset_table, result_table
 
     console.print()
@@ -128,7 +128,7 @@ def _show_result(result: Any) -> None:
     console.print()
     split = "test" if "test" in result.metrics else "val"
     if split in result.metrics:
-        company = {other["name"]: [other] for other in thin_company(result)}
+        company = {other["name"]: [other] for other in find_thin_baselines(result)}
         console.print(result_table({**company, result.summary["name"]: [result.summary]}, split=split))
         if "datasets" in result.metrics[split]:
             console.print(dataset_table(result.metrics[split], split=split))

@@ -23,9 +23,9 @@ def run_folder(run: str) -> Path:
     """The folder of a run; of one at a URL the copy that is made here."""
     if not is_remote(run):
         return Path(run)
-    from distbranch.engine.mirror import copy_to_read
+    from distbranch.engine.remote_run import download_run
 
-    return copy_to_read(run)
+    return download_run(run)
 
 
 def show_rows(rows: list[dict[str, Any]]) -> None:

@@ -1,11 +1,10 @@
-"""The optimiser, its named slots, the learning rate as a pure function of the step, and whether bf16 is in hardware.
+"""The optimiser, its named slots, and the learning rate as a pure function of the step.
 
 Slots are carried by parameter name (`layers.fc7.2.linear.weight:exp_avg`), so that they can be copied with their branch.
 """
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,12 +87,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Use `rate` from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware; elsewhere bf16 is emulated, and slower than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    processor = Path("/proc/cpuinfo")
-    flags = processor.read_text() if processor.exists() else ""
-    return "amx_bf16" in flags or "avx512_bf16" in flags

@@ -111,7 +111,7 @@ class PolicySearch:
         network.policy_logits.grad = None
         return torch.cat(outputs), gradient.norm()
 
-    def standing(self, num_steps: int) -> dict[str, Any]:
+    def progress_fields(self, num_steps: int) -> dict[str, Any]:
         """Where the search stands after so many steps, for the log."""
         course, last = self.curriculum, max(0, num_steps - 1)
         return {

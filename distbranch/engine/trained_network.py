@@ -46,7 +46,7 @@ class TrainedNetwork:
         network = network_of(architecture, self.preprocessing.mean, self.preprocessing.std)
         network.init(torch.Generator().manual_seed(seed))
         if self.config.method.begins_from_pretrained:  # on one rank: a tie may fall otherwise on another processor
-            self.ranks.on_first(lambda: begin_from_pretrained(network, self.config))
+            self.ranks.run_on_rank_zero(lambda: begin_from_pretrained(network, self.config))
             network.to(self.ranks.device)
             self.ranks.broadcast_tensors(list(network.state_dict().values()))
         self.build(architecture, network.state_dict(), {})

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, load_config
-from distbranch.engine.metrics import Event, Report
 from distbranch.engine.process_group import num_started_ranks
 from distbranch.engine.results import RunResult, read_result
+from distbranch.engine.run_log import Event, Report
 from distbranch.errors import UsageError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import prepare

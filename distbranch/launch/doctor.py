@@ -14,8 +14,7 @@ import torch
 from packaging.requirements import Requirement
 
 from distbranch.config import LaunchConfig
-from distbranch.engine.optimisation import has_bf16
-from distbranch.engine.process_group import num_cores
+from distbranch.engine.process_group import has_bf16, num_cores
 from distbranch.engine.run_directory import package_version
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_of_dashboard

@@ -7,7 +7,7 @@ import torch
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
-from distbranch.engine.initialisation import first_architecture, own_tree
+from distbranch.engine.initialisation import first_architecture, read_own_tree
 from distbranch.engine.process_group import wants_gpu
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.launch.on_ray.address import cluster_address
@@ -57,7 +57,7 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     info = data_there(config)
     check_data(config, info)
     _check_directory(config)
-    architecture, tree = first_architecture(config, info), own_tree(config)
+    architecture, tree = first_architecture(config, info), read_own_tree(config)
     if tree is not None and isinstance(architecture, Architecture):
         architecture = architecture.with_tree(tree)
     size = architecture.image_size

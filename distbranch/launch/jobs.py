@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from distbranch.config import load_config
-from distbranch.engine.mirror import Mirror
+from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.errors import UserError
@@ -206,7 +206,7 @@ def _who(files: RunDirectory, job: Job | None) -> str:
     if job is None and _is_trained(_in_training(files)):
         return "a process of `distbranch train`"
     if job is None:
-        owner = Mirror(load_config(files.config).run_url, files.path).owner()
+        owner = RemoteRun(load_config(files.config).run_url, files.path).describe_owner()
         return f"{owner}, unless that has ended" if owner and read_result(files.path) is None else "nobody now"
     name = {"slurm": "Slurm", "ray": "Ray", "local": "this machine"}[job.kind]
     return f"{name} job {job.id} ({job.where}), submitted {job.submitted}: {job_state(job)}"

@@ -3,9 +3,9 @@
 import os
 
 from distbranch.config import Config
-from distbranch.engine.metrics import Report
 from distbranch.engine.results import RunResult, StoppedEarly
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import Report
 from distbranch.engine.session import train_rank
 from distbranch.launch.stopping import StopRequest, stop_word
 from distbranch.report.tensorboard import log_decision

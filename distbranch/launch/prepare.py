@@ -12,12 +12,12 @@ from distbranch.config import Config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote
 from distbranch.data.sources import pack_source, packed_otherwise, parse_options
-from distbranch.engine.initialisation import check_beginning, first_architecture
-from distbranch.engine.metrics import Report
-from distbranch.engine.mirror import Mirror
+from distbranch.engine.initialisation import check_pretrained, first_architecture
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import wants_gpu
+from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
+from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.locks import hold_lock
@@ -205,7 +205,7 @@ def check_data(config: Config, info: DatasetInfo) -> None:
         _check_search(config, info)
     architecture = first_architecture(config, info)
     if not RunDirectory(config.run_directory).holds_training:  # else it is not needed any longer
-        check_beginning(config, architecture)
+        check_pretrained(config, architecture)
 
 
 def _check_search(config: Config, info: DatasetInfo) -> None:
@@ -224,7 +224,7 @@ def _check_search(config: Config, info: DatasetInfo) -> None:
 def renamed(config: Config) -> Config:
     """What --fresh asks for: the first of name, name-2, name-3, ... whose directory does not exist."""
     name, number = config.run.name, 1
-    while config.run_directory.exists() if config.run_url is None else Mirror.of(config).exists():
+    while config.run_directory.exists() if config.run_url is None else RemoteRun.from_config(config).exists():
         number += 1
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{name}-{number}"})})
     return config
@@ -238,12 +238,12 @@ def bring_down(config: Config) -> None:
     """
     if config.run_url is None:
         return
-    mirror = Mirror.of(config)
-    mirror.check()
+    remote_run = RemoteRun.from_config(config)
+    remote_run.check_access()
     with hold_lock(lock_beside(config.run_directory)):
         try:
             with RunDirectory(config.run_directory).locked(patience_s=0):
-                mirror.bring()
+                remote_run.download()
         except RunInUseError:  # by a process of this machine, whose copy it is; whoever wants to train is told so later
             return
 

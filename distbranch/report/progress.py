@@ -32,7 +32,7 @@ class TwoLines(Progress):
 
 
 class ProgressDisplay:
-    """Shows events of a run (see `engine.metrics.RunLog`) on a console; use it as a context manager and as `report`."""
+    """Shows events of a run (see `engine.run_log.RunLog`) on a console; use it as a context manager and as `report`."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -15,7 +15,7 @@ import distbranch
 from distbranch.branching.tree import Tree
 from distbranch.config import Config, load_config
 from distbranch.data.shards import read_dataset
-from distbranch.engine.initialisation import first_architecture, own_tree
+from distbranch.engine.initialisation import first_architecture, read_own_tree
 from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.dry_run import plan
@@ -130,7 +130,7 @@ def test_a_run_with_a_given_tree_goes_on_without_the_run_it_is_from(
     interrupted(run)
     assert trained(tiny_data, tmp_path, **changes) == run
     shutil.rmtree(run / "checkpoints")  # not even a checkpoint was written
-    interrupted_before = own_tree(load_config(config_of(tiny_data, tmp_path, **changes)))
+    interrupted_before = read_own_tree(load_config(config_of(tiny_data, tmp_path, **changes)))
     assert interrupted_before == tree_of(undisturbed)
     assert tree_of(run) == tree_of(undisturbed)
     other = train_tiny(config_of(tiny_data, tmp_path, **changes, **{"run.name": "other"}))
@@ -144,7 +144,7 @@ def test_the_tree_of_a_start_that_came_to_nothing_is_kept_for_the_same_configura
     files, tree = RunDirectory(vain.run_directory), first_architecture(vain, read_dataset(str(tiny_data))).tree
     files.begin(vain)
     write_json(files.tree, {"tree": tree.to_json()})
-    assert own_tree(vain) == tree
+    assert read_own_tree(vain) == tree
     assert first_tree(tiny_data, tmp_path, **{"method.groups": str(grown_run)}) == tree_of(grown_run)
 
 

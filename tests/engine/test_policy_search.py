@@ -22,10 +22,10 @@ from distbranch.config import load_config
 from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.initialisation import first_architecture
-from distbranch.engine.norm_plan import NormPlan
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import join_ranks
 from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.engine.training_step import NormPlan
 from distbranch.export import export, load_predictor
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.report.page import report

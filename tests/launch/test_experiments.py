@@ -19,7 +19,7 @@ from tiny_world import assert_one_sentence, run_command
 from distbranch.branching.tree import Split, Tree
 from distbranch.config import differences, load_config
 from distbranch.config.sweep import SweepConfig
-from distbranch.engine.initialisation import drawn_order
+from distbranch.engine.initialisation import order_by_number
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.experiment import (
     affinity,
@@ -243,7 +243,9 @@ def test_permutations_are_those_that_put_other_tasks_together(tmp_path: Path) ->
     run = finished(tmp_path / "run", halves)
     variants = grouping.grouping_variants(run, 2, "val")
     orders = [
-        drawn_order(variant["method.permutation"], 4) for variant in variants.values() if variant["method.permutation"]
+        order_by_number(variant["method.permutation"], 4)
+        for variant in variants.values()
+        if variant["method.permutation"]
     ]
     together = [{frozenset(branch) for branch in halves.permuted(order).branches(2)} for order in orders]
     assert len(together) == 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distbranch.engine.metrics import Report
+from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError
 from distbranch.launch.experiment.company import line_at
 from distbranch.launch.experiment.comparison import (

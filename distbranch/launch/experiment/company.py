@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from distbranch.config import Config, MethodConfig, differences, load_config
-from distbranch.engine.metrics import Report
+from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError
 from distbranch.launch.experiment.comparison import (
     Run,

@@ -13,15 +13,15 @@ import pandas
 from distbranch.config import Config, load_config
 from distbranch.config.reading import parse_override
 from distbranch.config.sweep import SweepConfig, sweep_of
-from distbranch.engine.metrics import Report
 from distbranch.engine.results import read_result
-from distbranch.engine.run_directory import RunDirectory, read_lines, write_aside
+from distbranch.engine.run_directory import RunDirectory, read_lines, write_atomically
+from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.prepare import data_there, must_be_packed
 from distbranch.launch.sweep.plan import planned_trials, trials_by_variant
 from distbranch.launch.sweep.run import run_sweep
 from distbranch.launch.sweep.standing import FINISHED
-from distbranch.tasks import CHOICES
+from distbranch.metrics import CHOICES
 
 logger = logging.getLogger("distbranch")
 
@@ -248,9 +248,9 @@ def paired(one: Sequence[Run], other: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 def write_text(folder: Path, name: str, text: str) -> None:
     """Write a file of the experiment in one step."""
-    write_aside(folder / name, text)
+    write_atomically(folder / name, text)
 
 
 def write_csv(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows with the same keys."""
-    write_aside(folder / name, pandas.DataFrame(list(rows)).to_csv(index=False))
+    write_atomically(folder / name, pandas.DataFrame(list(rows)).to_csv(index=False))

@@ -12,9 +12,9 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from distbranch.branching.tree import Tree
-from distbranch.engine.initialisation import drawn_order
-from distbranch.engine.metrics import Report
+from distbranch.engine.initialisation import order_by_number
 from distbranch.engine.results import read_result
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.experiment.comparison import (
     Run,
@@ -164,7 +164,7 @@ def grouping_variants(run: Path, permutations: int, split: str) -> dict[str, dic
     }
     known, numbers = {_together(tree)}, list[int]()
     for number in range(1, permutations * TRIES + 1):
-        other = _together(tree.permuted(drawn_order(number, tree.num_tasks)))
+        other = _together(tree.permuted(order_by_number(number, tree.num_tasks)))
         if other not in known and len(numbers) < permutations:
             known.add(other)
             numbers.append(number)

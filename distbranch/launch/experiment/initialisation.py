@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from distbranch.config import load_config
-from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.experiment.comparison import (
     Run,

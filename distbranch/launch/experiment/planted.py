@@ -9,8 +9,8 @@ from sklearn.metrics import adjusted_rand_score
 from distbranch.branching.decision import choose_groups
 from distbranch.config import load_config
 from distbranch.data.mixture import read_data
-from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory, read_lines
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.experiment.comparison import (
     check_grows,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import AdaShareConfig
-from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError
 from distbranch.launch.experiment.comparison import (
     Run,

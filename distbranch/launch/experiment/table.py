@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config.sweep import SweepConfig
-from distbranch.engine.metrics import Report
+from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError
 from distbranch.launch.experiment.comparison import Runs, config_of, experiment_sweep, run_experiment, write_text
 from distbranch.launch.experiment.place import check_place, record_place

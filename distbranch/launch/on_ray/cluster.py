@@ -19,9 +19,9 @@ import psutil
 
 from distbranch.config import Config, LaunchConfig
 from distbranch.data.shards import DATASET_FILE, is_remote
-from distbranch.engine.metrics import Report
-from distbranch.engine.mirror import Mirror
 from distbranch.engine.process_group import num_cores
+from distbranch.engine.remote_run import RemoteRun
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError, reason_of
 from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_of_nodes, without_variable
 from distbranch.launch.on_ray.temporary_files import explain_full_folder
@@ -323,7 +323,7 @@ def look_around(place: str, word: str, data: Sequence[str]) -> str:
 
 def _at_url(url: str) -> str:
     try:
-        Mirror(url, Path()).check()
+        RemoteRun(url, Path()).check_access()
     except UserError as error:
         return f"says: {error}"
     return ""

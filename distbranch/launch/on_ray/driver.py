@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 
 from distbranch.config import Config, load_config
-from distbranch.engine.metrics import Report
 from distbranch.engine.results import RunResult, read_result
+from distbranch.engine.run_log import Report
 from distbranch.errors import StoppedEarly, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.stopping import StopRequest

@@ -16,7 +16,7 @@ from typing import Any
 
 from distbranch.config import Config, load_config
 from distbranch.config.places import is_remote
-from distbranch.engine.mirror import Mirror
+from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
@@ -104,7 +104,7 @@ def _submit_to_shared(client: Any, config: Config, command: str, address: str, s
     try:
         job = Job("ray", _send(client, command, environment), address, "", _now())
         write_job(config.run_directory, job)
-        Mirror.of(config).send_files("config.yaml", RunDirectory(config.run_directory).job.name)
+        RemoteRun.from_config(config).upload_files("config.yaml", RunDirectory(config.run_directory).job.name)
         say(f"Submitted job {job.id} to {address}; its run directory is {place} on all nodes")
         if environment:
             _await_answer(client, job, marker, say)

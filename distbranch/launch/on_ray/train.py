@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 from distbranch.config import Config
-from distbranch.engine.metrics import Report
-from distbranch.engine.mirror import Mirror
 from distbranch.engine.process_group import uses_nccl
+from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import (
     check_resources,
@@ -93,7 +93,7 @@ def _outcome(config: Config, attempt: str, failure: list[Exception], request: St
         raise request.ending(ended["message"])
     if ended.get("kind") == "failed":
         raise UserError(ended["message"])
-    Mirror.of(config).bring()  # rank 0 may have been on another machine
+    RemoteRun.from_config(config).download()  # rank 0 may have been on another machine
     result = read_result(config.run_directory)
     if failure or result is None:
         raise UserError(_explain(config, failure))

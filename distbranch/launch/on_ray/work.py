@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import load_config
-from distbranch.engine.contact import LostRankError
-from distbranch.engine.metrics import Event, Report
+from distbranch.engine.lost_ranks import LostRankError
 from distbranch.engine.results import StoppedEarly
-from distbranch.engine.run_directory import RunDirectory, write_aside
+from distbranch.engine.run_directory import RunDirectory, write_atomically
+from distbranch.engine.run_log import Event, Report
 from distbranch.engine.session import train_rank
 from distbranch.errors import SharedError, UserError
 from distbranch.launch.stopping import looked_up_at_times
@@ -115,7 +115,7 @@ def _replaced(leader: Path) -> Callable[[], bool]:
     """Whether another rank 0 has begun since: that of a driver started again while its old workers were still dying."""
     own = secrets.token_hex(8)
     leader.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(leader, own)
+    write_atomically(leader, own)
 
     def replaced() -> bool:
         try:

@@ -19,7 +19,7 @@ from typing import Any
 from distbranch.config import Config, LaunchConfig, load_config, to_yaml
 from distbranch.data.shards import is_remote
 from distbranch.engine.results import read_result
-from distbranch.engine.run_directory import RunDirectory, write_aside
+from distbranch.engine.run_directory import RunDirectory, write_atomically
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job import Job, read_job, write_job
 from distbranch.launch.jobs import goes_on, job_state, logs
@@ -246,7 +246,7 @@ def _task(config: Config, resources: Resources) -> Task:
     files.begin(config)
     file = config.run_directory / FOLDER / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(file, to_yaml(config))
+    write_atomically(file, to_yaml(config))
     return Task(
         config=str(file),
         run_directory=str(config.run_directory),

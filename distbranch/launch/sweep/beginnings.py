@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.config.effects import KEYS_OF_DECISIONS
 from distbranch.engine.forks import Origin, copy_as, member, read_family, write_family
-from distbranch.engine.metrics import DrawDecision, write_tensorboard
 from distbranch.engine.results import read_result
-from distbranch.engine.run_directory import RunDirectory, made_aside, write_aside, write_json
+from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically, write_json
+from distbranch.engine.run_log import DrawDecision, write_tensorboard
 
 
 def families(trials: Sequence[Config]) -> list[list[Config]]:
@@ -88,8 +88,8 @@ def _bonds(by_name: Mapping[str, Config]) -> dict[str, tuple[dict[str, MethodCon
 def _begin(leader: Config, others: Sequence[Config]) -> None:
     for trial in (leader, *others):
         RunDirectory(trial.run_directory).check(trial)
-    with made_aside(leader.run_directory) as files:
-        write_aside(files.config, to_yaml(leader))
+    with created_atomically(leader.run_directory) as files:
+        write_atomically(files.config, to_yaml(leader))
         write_family(files, {str(other.run.name): other.method for other in others}, None)
 
 
@@ -114,7 +114,7 @@ def share_result(leader: Config, draw: DrawDecision | None = None) -> list[str]:
     configs = [member(leader, name, method) for name, method in read_family(files)[0].items()]
     without = [config for config in configs if not RunDirectory(config.run_directory).config.exists()]
     for config in without:
-        with made_aside(config.run_directory) as own:
+        with created_atomically(config.run_directory) as own:
             copy_as(config, files, own)
             for folder, copy in ((files.checkpoints, own.checkpoints), (files.model, own.model)):
                 shutil.copytree(folder, copy, copy_function=_link_or_copy)

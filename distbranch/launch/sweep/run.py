@@ -16,8 +16,8 @@ from distbranch.config.reading import read_yaml
 from distbranch.config.sections import RunConfig
 from distbranch.config.sweep import SweepConfig, sweep_to_yaml
 from distbranch.data.shards import DatasetInfo
-from distbranch.engine.metrics import Report
-from distbranch.engine.run_directory import RunDirectory, without_moved_data, write_aside
+from distbranch.engine.run_directory import RunDirectory, without_moved_data, write_atomically
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError, reason_of
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster
@@ -174,8 +174,8 @@ def _begun(sweep: SweepConfig, directory: SweepDirectory) -> Iterator[None]:
         ) from None
     with held:
         check_begun(sweep, directory, [])  # again: another driver may have begun it since
-        write_aside(directory.config, sweep_to_yaml(sweep))
-        write_aside(directory.base, to_yaml(base_config(sweep)))
+        write_atomically(directory.config, sweep_to_yaml(sweep))
+        write_atomically(directory.base, to_yaml(base_config(sweep)))
         yield
 
 

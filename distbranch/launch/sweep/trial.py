@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, load_config
-from distbranch.engine.metrics import Event, Report
 from distbranch.engine.results import StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import Event, Report
 from distbranch.errors import UserError
 from distbranch.launch.sweep.beginnings import share_result
 from distbranch.locks import hold_lock

@@ -15,9 +15,9 @@ from distbranch.config import Config
 from distbranch.config.sweep import SweepConfig
 from distbranch.data.mixture import read_data
 from distbranch.engine.forks import member, read_family
-from distbranch.engine.metrics import Report
 from distbranch.engine.results import StoppedEarly
 from distbranch.engine.run_directory import RunDirectory, RunInUseError, read_lines
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import alive_nodes, resources, room
 from distbranch.launch.stopping import StopRequest

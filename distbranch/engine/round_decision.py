@@ -21,7 +21,7 @@ from distbranch.models.backbones import Architecture, branch_caps, pools_above
 
 
 @dataclass(frozen=True)
-class Ruling:
+class RoundDecision:
     """One decision: its record (a line of decisions.jsonl) and the matrices behind it."""
 
     record: dict[str, Any]
@@ -36,7 +36,7 @@ class Ruling:
 
 def decide(
     stats: AffinityStats, architecture: Architecture, methods: Sequence[MethodConfig], *, seed: int
-) -> list[Ruling]:
+) -> list[RoundDecision]:
     """Group the branches above the active layer (Eq. 7 to 11), once for each of `methods`.
 
     Args:
@@ -60,7 +60,7 @@ def decide(
     rulings = []
     for method in methods:
         record = _record(candidates, architecture, method) | {"pairs_never_seen": unseen}
-        rulings.append(Ruling(record, {**affinities, "branch_affinity": between(method.affinity)}))
+        rulings.append(RoundDecision(record, {**affinities, "branch_affinity": between(method.affinity)}))
     return rulings
 
 
@@ -95,14 +95,14 @@ def _record(
     }
 
 
-def may_still_grow(tree: Tree, ruling: Ruling, method: MethodConfig) -> bool:
+def may_still_grow(tree: Tree, ruling: RoundDecision, method: MethodConfig) -> bool:
     """Whether another round follows a ruling; `tree` is the tree after it."""
     if tree.active_layer == 0:
         return False
     return ruling.split is not None or method.when_no_split == "retry"
 
 
-def course(tree: Tree, ruling: Ruling, method: MethodConfig) -> tuple[Split | None, bool]:
+def next_split(tree: Tree, ruling: RoundDecision, method: MethodConfig) -> tuple[Split | None, bool]:
     """All that a ruling changes in training: the split, and whether another round follows. `tree` is the tree before it."""
     after = tree if ruling.split is None else tree.split(ruling.split)
     return ruling.split, may_still_grow(after, ruling, method)

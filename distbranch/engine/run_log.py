@@ -11,9 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from distbranch.engine.run_directory import RunDirectory, append_line, read_lines, seconds_of
+from distbranch.engine.run_directory import RunDirectory, append_line, read_lines, read_touch_time
 
 logger = logging.getLogger("distbranch")
 Event = dict[str, Any]
@@ -21,6 +22,8 @@ Report = Callable[[Event], None]
 DrawDecision = Callable[[SummaryWriter, Mapping[str, Any], Path], None]
 
 SECONDS_BETWEEN_EVENTS = 0.5
+FIRST_TRACED_STEP = 10
+LAST_TRACED_STEP = 15
 
 
 class RunLog:
@@ -45,45 +48,45 @@ class RunLog:
         self.writer = SummaryWriter(
             str(directory.tensorboard), purge_step=after + 1
         )  # what a killed run wrote later is hidden
-        self._last_sign = seconds_of(directory.sign_of_life)  # of whoever trained the run before
+        self._last_sign = read_touch_time(directory.sign_of_life)  # of whoever trained the run before
         self._loss: float | None = None  # as last logged
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
-    def train(self, line: Event) -> None:
+    def write_step(self, line: Event) -> None:
         """One logged training step."""
         append_line(self.directory.metrics, {"kind": "train", **line})
         _add_training(self.writer, line)
         self._loss = line["loss"]
-        self.tell(line)
+        self.report_progress(line)
 
     @property
     def is_silent(self) -> bool:
         """Whether nothing was told for so long that whoever watches may wonder."""
-        return time.monotonic() - self._told_at >= SECONDS_BETWEEN_EVENTS
+        return time.monotonic() - self._reported_at >= SECONDS_BETWEEN_EVENTS
 
-    def tell(self, standing: Event) -> None:
+    def report_progress(self, fields: Event) -> None:
         """Let whoever watches know where the run stands."""
-        self._told_at = time.monotonic()
-        self._give_sign()
-        self.report({"kind": "progress", "loss": self._loss, "iterations": self.iterations, **standing})
+        self._reported_at = time.monotonic()
+        self._touch_heartbeat()
+        self.report({"kind": "progress", "loss": self._loss, "iterations": self.iterations, **fields})
 
-    def resumed(self, iteration: int, world_size: int, rounding: Mapping[str, Any]) -> None:
+    def report_resumed(self, iteration: int, world_size: int, rounding: Mapping[str, Any]) -> None:
         """With what the run goes on, and how long it stood still before its first new step.
 
         Both times are those of the storage, whoever wrote.
         """
-        self._give_sign()
-        now = seconds_of(self.directory.sign_of_life)
+        self._touch_heartbeat()
+        now = read_touch_time(self.directory.sign_of_life)
         away = None if self._last_sign is None or now is None else round(now - self._last_sign, 2)
-        self.note("resumed", iteration=iteration, world_size=world_size, **rounding, seconds_to_first_step=away)
+        self.write_note("resumed", iteration=iteration, world_size=world_size, **rounding, seconds_to_first_step=away)
 
-    def _give_sign(self) -> None:
+    def _touch_heartbeat(self) -> None:
         with suppress(
             OSError
         ):  # storage that fails is told of when something is lost by it: at the next line or checkpoint
             self.directory.sign_of_life.touch()
 
-    def evaluation(self, split: str, iteration: int, scores: Mapping[str, Any]) -> None:
+    def write_evaluation(self, split: str, iteration: int, scores: Mapping[str, Any]) -> None:
         """Metrics of one split."""
         line = {"kind": "evaluation", "iteration": iteration, "split": split, **scores}
         append_line(self.directory.metrics, line)
@@ -92,20 +95,20 @@ class RunLog:
         told = {key: value for key, value in line.items() if key not in ("tasks", "exclusive", "datasets")}
         self.report(told | {"datasets": datasets} if datasets else told)
 
-    def decision(self, record: Event) -> None:
+    def write_decision(self, record: Event) -> None:
         """A decision; its figures go to TensorBoard."""
         append_line(self.directory.decisions, record)
         if self.draw is not None:
             _draw(self.draw, self.writer, record, self.directory)
         self.report({"kind": "decision", **record})
 
-    def policy(self, record: Event) -> None:
+    def write_policy(self, record: Event) -> None:
         """AdaShare's policy at the end of a cycle: a line of policies.jsonl."""
         append_line(self.directory.policies, record)
         _add_policy(self.writer, record)
         self.report({"kind": "policy", **record})
 
-    def note(self, kind: str, **values: Any) -> None:
+    def write_note(self, kind: str, **values: Any) -> None:
         """Anything else that a reader of metrics.jsonl should find: `resumed`, `bad_samples`, `stopped`."""
         append_line(self.directory.metrics, {"kind": kind, **values})
         self.report({"kind": kind, **values})
@@ -117,6 +120,37 @@ class RunLog:
     def close(self) -> None:
         """Flush and close the TensorBoard file."""
         self.writer.close()
+
+
+class Profiler:
+    """Traces a few steps in the middle of training and writes `trace.json` (Chrome's and Perfetto's format) into a folder.
+
+    The first steps are left out: in them kernels are chosen, memory is first taken and the loader fills.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._steps = 0
+        self._trace: torch.profiler.profile | None = None
+
+    def record_step(self) -> None:
+        """Call after every training step."""
+        if self.folder is None:
+            return
+        self._steps += 1
+        if self._steps == FIRST_TRACED_STEP:
+            self._trace = torch.profiler.profile(record_shapes=True)
+            self._trace.start()
+        elif self._trace is not None and self._steps == LAST_TRACED_STEP:
+            self._trace.stop()
+            self.folder.mkdir(exist_ok=True)
+            self._trace.export_chrome_trace(str(self.folder / "trace.json"))
+            self._trace = None
+
+    def close(self) -> None:
+        """Warn if training ended before there was a trace."""
+        if self.folder is not None and self._steps < LAST_TRACED_STEP:
+            logger.warning("No trace was written: it takes %d steps, found %d.", LAST_TRACED_STEP, self._steps)
 
 
 def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> None:
