@@ -16,7 +16,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources.celeba import CelebaOptions
 from distbranch.data.sources.csv import CsvOptions
 from distbranch.data.sources.deepfashion import DeepFashionOptions
-from distbranch.data.sources.faces import RenderedFacesOptions
+from distbranch.data.sources.rendered_faces import RenderedFacesOptions
 from distbranch.data.sources.source import Source, SourceOptions, as_typed
 from distbranch.errors import UsageError
 

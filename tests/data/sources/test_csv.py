@@ -16,7 +16,7 @@ from distbranch.data.decode import decode as decoded
 from distbranch.data.images import BrokenImageError, as_jpeg, decode, image_size
 from distbranch.data.shards import Sample
 from distbranch.data.sources import pack_source, parse_options
-from distbranch.data.sources.rendered_faces import render
+from distbranch.data.sources.rendered_faces import render_face
 from distbranch.data.sources.source import Source, sample_key
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -145,7 +145,7 @@ def test_images_are_resized_where_asked(opened: Open) -> None:
 
 
 def test_a_resized_image_is_as_it_is_kept_and_has_the_pixels_of_a_prediction_for_the_original() -> None:
-    face = render({"Smiling": 1, "Wearing_Hat": 1}, size=200, seed=1)
+    face = render_face({"Smiling": 1, "Wearing_Hat": 1}, size=200, seed=1)
     for form in ("JPEG", "PNG"):
         buffer = io.BytesIO()
         face.save(buffer, form)
