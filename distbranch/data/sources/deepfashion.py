@@ -11,7 +11,7 @@ from distbranch.data.image_files import ImageFiles, open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import LabelValue, LeftOut
-from distbranch.data.sources.columns import class_tasks
+from distbranch.data.sources.columns import create_class_tasks
 from distbranch.data.sources.source import (
     Answer,
     ImageFileOptions,
@@ -85,7 +85,7 @@ class DeepFashionOptions(ImageFileOptions):
             return [], []
         if not self.one_task_per_class:
             return [Task(CATEGORY, "categorical", tuple(classes))], [{CATEGORY: name} for name in classes]
-        tasks = class_tasks(CATEGORY, classes, prefix=self.class_prefix, taken=attributes)
+        tasks = create_class_tasks(CATEGORY, classes, prefix=self.class_prefix, taken=attributes)
         return tasks, [{task.name: int(task is own) for task in tasks} for own in tasks]
 
     def _names(self) -> list[str]:

@@ -15,7 +15,7 @@ from distbranch.data.image_files import ImageFiles
 from distbranch.data.image_names import ImageNames, MissingImageError
 from distbranch.data.images import BrokenImageError, UnknownRangeError, as_jpeg, image_size, num_frames
 from distbranch.data.shards import Labels, LabelValue, LeftOut, Sample
-from distbranch.data.sources.words import parse_mark
+from distbranch.data.sources.label_text import parse_mark
 from distbranch.errors import UserError
 from distbranch.permissions import denied
 from distbranch.tasks import Task
@@ -244,7 +244,7 @@ def sample_key(image: str) -> str:
     return (folder + slash + (name.rpartition(".")[0] or name)).strip("/ ").replace(".", "%2E")
 
 
-def seeded_split(name: str, fractions: Mapping[str, float], seed: int) -> str:
+def draw_split(name: str, fractions: Mapping[str, float], seed: int) -> str:
     """The split of a name (an image, or the group it must stay with): always the same for the same seed, any order."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     point = int.from_bytes(digest, "big") / 2**64 * sum(fractions.values())

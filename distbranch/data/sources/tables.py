@@ -1,4 +1,7 @@
-"""Rows of text out of a table as spreadsheets and programs write it: CSV of any delimiter and encoding, .xlsx, .parquet."""
+"""Rows of text out of a table as spreadsheets and programs write it: CSV of any delimiter and encoding, .xlsx, .parquet.
+
+`Problems` gathers what is not in order in a table, so that one message tells all of it.
+"""
 
 import bz2
 import codecs
@@ -11,15 +14,16 @@ import re
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from distbranch.data.sources.label_text import tidy_text
 from distbranch.data.sources.source import as_typed
-from distbranch.data.sources.words import tidy_text
 from distbranch.errors import UserError
 from distbranch.permissions import denied
 
@@ -38,6 +42,7 @@ BOMS = {  # the longer ones first
 }
 EXCEL = (".xlsx", ".xlsm")
 PARQUET = (".parquet", ".pq")
+NUM_TOLD = 3  # problems of one kind; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,40 @@ class Table:
 
     path: Path
     rows: Callable[[], Rows]
+
+
+@dataclass
+class Problems:
+    """The problems of a table found so far, by what is to be done about them."""
+
+    table: Path
+    _facts: dict[str, list[str]] = field(default_factory=dict)
+    _counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, fact: str, advice: str) -> None:
+        """Note a fact ("line 3: ...", "column 'a': ...") and, as one or two sentences, what to do about all of its kind."""
+        facts = self._facts.setdefault(advice, [])
+        self._counts[advice] += 1
+        if len(facts) < NUM_TOLD:  # a table of a million lines may have a million of one kind
+            facts.append(fact)
+
+    def raise_all(self) -> None:
+        """Raises UserError with every problem, if there is any."""
+        told = [self._describe(advice) for advice in self._facts]
+        if len(told) == 1:
+            joint = ", " if told[0].startswith(("line ", "column ")) else ": "
+            raise UserError(f"{self.table}{joint}{told[0]}")
+        if told:
+            numbered = " ".join(f"({number}) {text}" for number, text in enumerate(told, start=1))
+            raise UserError(f"{self.table} has {self._counts.total()} problems: {numbered}")
+
+    def _describe(self, advice: str) -> str:
+        facts = self._facts[advice]
+        listed = "; ".join(facts)
+        if self._counts[advice] > len(facts):
+            listed += f"; and {self._counts[advice] - len(facts)} more"
+        end = "" if listed.endswith("?") else "."
+        return f"{listed}{end} {advice}"
 
 
 def open_table(path: Path, *, delimiter: str | None, encoding: str | None, image_column: str) -> Table:
