@@ -11,7 +11,7 @@ from typing import Any
 from distbranch.config import Config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote
-from distbranch.data.sources import pack_source, packed_otherwise, parse_options
+from distbranch.data.sources import list_changed_options, pack_source, parse_options
 from distbranch.engine.initialisation import check_pretrained, first_architecture
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import wants_gpu
@@ -173,7 +173,7 @@ def data_there(config: Config) -> DatasetInfo:
         UserError: it cannot be read, or was packed otherwise than `data.pack` says.
     """
     info = read_data(config.data)
-    different = packed_otherwise(config.data.pack or {}, info)
+    different = list_changed_options(config.data.pack or {}, info)
     if different:
         raise UserError(
             f"The data set {info.path} was packed with {', '.join(different)} as data.pack says. "

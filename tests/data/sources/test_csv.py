@@ -15,7 +15,7 @@ from PIL import Image
 from distbranch.data.images import BrokenImageError, convert_to_jpeg, decode_image, decode_to_size, read_image_size
 from distbranch.data.shards import Sample
 from distbranch.data.sources import pack_source, parse_options
-from distbranch.data.sources.rendered_faces import render
+from distbranch.data.sources.rendered_faces import render_face
 from distbranch.data.sources.source import Source, sample_key
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -144,7 +144,7 @@ def test_images_are_resized_where_asked(opened: Open) -> None:
 
 
 def test_a_resized_image_is_as_it_is_kept_and_has_the_pixels_of_a_prediction_for_the_original() -> None:
-    face = render({"Smiling": 1, "Wearing_Hat": 1}, size=200, seed=1)
+    face = render_face({"Smiling": 1, "Wearing_Hat": 1}, size=200, seed=1)
     for form in ("JPEG", "PNG"):
         buffer = io.BytesIO()
         face.save(buffer, form)
