@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_data as bench_of_data
 import pytest
 import torch
-from tiny_world import assert_one_sentence, run_command
+from bench_data import OURS, PHOTO_SIZE, PLAIN, bench_data, pack_photographs
+from benchmark_runs import run_benchmark
+from plain_reading import plain_batches
+from tiny_world import assert_one_sentence
 
-from distbranch.bench import data as bench_of_data
-from distbranch.bench.data import OURS, PHOTO_SIZE, PLAIN, bench_data, pack_photographs
 from distbranch.data.loader import eval_loader
-from distbranch.data.plain_reading import plain_batches
 from distbranch.data.shards import DatasetInfo, join, read_dataset
 from distbranch.errors import UserError
 
@@ -75,7 +76,17 @@ def test_every_process_of_plain_webdataset_gets_as_many_shards(
         bench_data(info, processes=[7], num_samples=100)
 
 
-def test_a_data_set_that_cannot_be_measured_is_refused_in_one_sentence(world: Path) -> None:
-    assert_one_sentence(run_command(["bench", "data", "absent"]), 1, ("absent", "distbranch data pack"))
-    assert_one_sentence(run_command(["bench", "data", "data", "--split", "dev"]), 1, ("'dev'", "train"))
-    assert_one_sentence(run_command(["bench", "data", "--image-size", "64"]), 2, ("HEIGHTxWIDTH",))
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["absent"], 1, ("absent", "distbranch data pack")),
+        (["data", "--split", "dev"], 1, ("'dev'", "train")),
+        (["--image-size", "64"], 2, ("HEIGHTxWIDTH",)),
+        (["http://127.0.0.1:9/data"], 1, ("http://127.0.0.1:9", "connect")),
+    ],
+)
+def test_a_data_set_that_cannot_be_measured_is_refused_in_one_sentence(
+    world: Path, arguments: list[str], code: int, words: tuple[str, ...]
+) -> None:
+    ended = run_benchmark("bench_data.py", *arguments)
+    assert_one_sentence(ended, code, words)

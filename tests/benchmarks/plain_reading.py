@@ -1,4 +1,4 @@
-"""Packed shards as a program without this package reads them, by webdataset and Pillow: the yardstick of `distbranch bench data`."""
+"""Packed shards as a program without this package reads them, by webdataset and Pillow: the yardstick of `bench_data.py`."""
 
 from __future__ import annotations
 
