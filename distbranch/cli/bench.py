@@ -11,7 +11,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from distbranch.cli.terminal import decimals, numbers, parse_size, run_folder, show_rows, show_wide
-from distbranch.config.places import make_ready
+from distbranch.config.paths import make_ready
 from distbranch.errors import UsageError, UserError
 
 WITHOUT_RUN = ("backbone", "width", "image_size", "num_tasks", "tree_weights", "tree")  # options of `bench latency`

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from distbranch.config.places import make_ready
+from distbranch.config.paths import make_ready
 from distbranch.data.cache import open_files
 from distbranch.data.images import BrokenImageError, decode
 from distbranch.data.reader import ShardReader

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from distbranch.config.places import expand_places
+from distbranch.config.paths import expand_places
 from distbranch.data.image_files import ImageFiles
 from distbranch.data.image_names import ImageNames, MissingImageError
 from distbranch.data.images import BrokenImageError, UnknownRangeError, as_jpeg, image_size, num_frames
