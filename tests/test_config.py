@@ -178,7 +178,8 @@ def write_chain(folder: Path) -> Path:
     """Three configs, of which each changes the one before; the last one's file."""
     (folder / "thin").mkdir()
     (folder / "thin/first.yaml").write_text(
-        "run: {name: mine, directory: there}\nmodel: {width: 8, backbone: vgg9}\noptim: {lr: 0.1}\ndata: {flip: true, pack: {source: csv}}\n"
+        "run: {name: mine, directory: there}\nmodel: {width: 8, backbone: vgg9}\noptim: {lr: 0.1}\n"
+        "data: {flip: true, pack: {source: csv}}\n"
     )
     (folder / "second.yaml").write_text(
         "base: thin/first.yaml\nmodel: {width: 16}\ndata: {pack: {source: rendered-faces}}\n"
