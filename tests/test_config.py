@@ -170,8 +170,10 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", [file for file in CONFIGS if not file.stem.startswith("sweep-")], ids=lambda f: f.stem)
-def test_the_configs_of_the_project_are_valid(file: Path) -> None:
-    assert load_config(file).run.name == file.stem
+def test_the_configs_of_the_project_are_valid_and_have_a_curve(file: Path) -> None:
+    config = load_config(file)
+    assert config.run.name == file.stem
+    assert 0 < config.train.evaluate_every <= config.train.iterations / 10
 
 
 def write_chain(folder: Path) -> Path:
