@@ -6,7 +6,7 @@ from typing import Any
 
 from distbranch import launch
 from distbranch.config import Config
-from distbranch.config.places import is_remote
+from distbranch.config.paths import is_remote
 from distbranch.engine.artifact import load_model
 from distbranch.engine.remote_run import download_run
 from distbranch.engine.results import RunResult

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from distbranch.config import Config, describe_keys, differences, load_config, to_yaml
+from distbranch.config.sweep import load_sweep
 from distbranch.errors import UsageError
+from distbranch.launch.sweep.plan import base_config
 
 
 def config_file(folder: Path, text: str) -> Path:
@@ -168,8 +170,67 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", [file for file in CONFIGS if not file.stem.startswith("sweep-")], ids=lambda f: f.stem)
-def test_the_configs_of_the_project_are_valid(file: Path) -> None:
-    assert load_config(file).run.name == file.stem
+def test_the_configs_of_the_project_are_valid_and_have_a_curve(file: Path) -> None:
+    config = load_config(file)
+    assert config.run.name == file.stem
+    assert 0 < config.train.evaluate_every <= config.train.iterations / 10
+
+
+def write_chain(folder: Path) -> Path:
+    """Three configs, of which each changes the one before; the last one's file."""
+    (folder / "thin").mkdir()
+    (folder / "thin/first.yaml").write_text(
+        "run: {name: mine, directory: there}\nmodel: {width: 8, backbone: vgg9}\noptim: {lr: 0.1}\n"
+        "data: {flip: true, pack: {source: csv}}\n"
+    )
+    (folder / "second.yaml").write_text(
+        "base: thin/first.yaml\nmodel: {width: 16}\ndata: {pack: {source: rendered-faces}}\n"
+    )
+    last = folder / "last.yaml"
+    last.write_text("base: second.yaml\nseed: 7\nmethod: {name: fixed}\noptim: {lr: 0.3}\n")
+    return last
+
+
+def test_a_config_with_bases_resolves_as_the_flat_one(tmp_path: Path) -> None:
+    flat = tmp_path / "flat.yaml"
+    flat.write_text(
+        "seed: 7\nrun: {name: last, directory: there}\nmodel: {width: 16, backbone: vgg9}\nmethod: {name: fixed}\n"
+        "optim: {lr: 0.3}\ndata: {flip: true, pack: {source: rendered-faces}}\n"
+    )
+    based = load_config(write_chain(tmp_path))
+    assert based == load_config(flat)
+    assert to_yaml(based) == to_yaml(load_config(flat))
+    assert "base" not in to_yaml(based)
+    assert load_config(tmp_path / "last.yaml", ["model.width=4", "run.name=other"]).model.width == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: thin/first.yaml\nbase: other.yaml", "the key 'base' stands twice"),
+        ("base: 3", "`base` should be the config file of a run, relative to this file, found 3"),
+        ("base: absent.yaml", r"absent.yaml does not exist. There are: .*last.yaml"),
+        ("base: last.yaml", r"name each other as `base` \(.*last.yaml -> .*second.yaml -> .*last.yaml\)"),
+        ("base: second.yaml", r"name each other as `base` \(.*second.yaml -> .*second.yaml\)"),
+        ("base: sweep.yaml", r"sweep.yaml is the file of a sweep, for it has seeds"),
+        ("base: $NO_SUCH_FOLDER/a.yaml", r"base: .*\$NO_SUCH_FOLDER"),
+        ("base: thin/first.yaml\nmodel: {with: 3}", r"The key 'model.with' is unknown. Did you mean model.width"),
+    ],
+)
+def test_a_base_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    last = write_chain(tmp_path)
+    (tmp_path / "sweep.yaml").write_text("base: last.yaml\nseeds: [0, 1]\n")
+    (tmp_path / "second.yaml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_config(last)
+
+
+def test_a_sweep_takes_a_config_with_bases_and_a_run_with_a_base_is_no_sweep(tmp_path: Path) -> None:
+    last = write_chain(tmp_path)
+    (tmp_path / "sweep.yaml").write_text("base: last.yaml\nseeds: [0, 1]\noverrides: {data.path: data}\n")
+    assert base_config(load_sweep(tmp_path / "sweep.yaml")).model.width == 16
+    with pytest.raises(UsageError, match=r"last.yaml is the config of a run: use `distbranch train"):
+        load_sweep(last)
 
 
 FIXED = {"method": {"name": "fixed"}}

@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat, each by one command."""
+"""What the answers of networks cost on this machine."""

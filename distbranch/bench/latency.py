@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from distbranch.bench.naive import NaiveNet
-from distbranch.bench.trees import branch_counts
-from distbranch.engine.artifact import load_model
-from distbranch.errors import UserError
+from distbranch.bench.candidates import Candidate, NaiveNet, branch_counts
 from distbranch.export import require
-from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_weights
 from distbranch.models.fold import fold
-from distbranch.models.networks import Network, network_of
-from distbranch.models.residual import AnyArchitecture, shared_policy
 from distbranch.models.tree_net import TreeNet
-from distbranch.tasks import Task
 
 TURN_S = 0.05  # quick networks answer several times in their turn
 FEWEST_ROUNDS = 3
@@ -62,20 +55,6 @@ print(memory("VmHWM") - before)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A network to measure.
-
-    `copies`: networks that run one after another; one is measured, the time counts so often. `is_reference`: the thin network,
-    which the others are relative to.
-    """
-
-    name: str
-    network: Network
-    copies: int = 1
-    is_reference: bool = False
-
-
-@dataclass(frozen=True)
 class Latency:
     """One network at one batch size: `median_ms` per batch with the 10th and 90th percentile, `peak_mib` above an idle process."""
 
@@ -93,32 +72,6 @@ class Latency:
     relative: float  # to the thin network in ONNX Runtime at this batch size
 
 
-def candidates_of_runs(runs: Sequence[Path], against: Sequence[str]) -> list[Candidate]:
-    """The runs' networks, and in the company of the first: its thin network, independent thin networks, and full backbones.
-
-    Raises:
-        UserError: no run there, or the runs are of different image sizes or tasks.
-    """
-    networks = [load_model(run)[0] for run in runs]
-    if len({(network.architecture.image_size, network.architecture.tasks) for network in networks}) > 1:
-        raise UserError(
-            "Latencies are compared between runs of the same image size and tasks, but these differ. Measure them one by one."
-        )
-    names = [run.name or str(run) for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
-    company = _company(networks[0].architecture, against)
-    taken = {one.name for one in company}
-    named = [f"run {name}" if name in taken else name for name in names]
-    return [*map(Candidate, named, networks), *company]
-
-
-def candidates_of_trees(trees: Sequence[Architecture], against: Sequence[str]) -> list[Candidate]:
-    """Trees (of the same thin network) with random weights in the same company."""
-    named = [Candidate(f"tree of {num_weights(tree):,} weights", _random(tree)) for tree in trees]
-    return [*named, *_company(trees[0], against)]
-
-
 def bench_latency(
     candidates: Sequence[Candidate],
     *,
@@ -130,7 +83,7 @@ def bench_latency(
     """Latency, throughput and peak memory of every candidate at every batch size.
 
     Args:
-        candidates: those to be measured, and their company, of which the thin network is what all are relative to.
+        candidates: those to be measured, then the baselines; all are relative to the thin network among them.
         batch_sizes: images per call.
         eager: measure unfolded eager execution of torch too, and of the measured trees as a module per branch.
         seconds: about so long per batch size, and at least three rounds.
@@ -142,21 +95,21 @@ def bench_latency(
     torch.set_num_threads(num_threads)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            files = [_written(one, Path(folder) / f"{number}.onnx") for number, one in enumerate(candidates)]
-            entries = _entries(candidates, files, eager, num_threads)
+            files = [_write_onnx(one, Path(folder) / f"{number}.onnx") for number, one in enumerate(candidates)]
+            entries = _prepare_entries(candidates, files, eager, num_threads)
             rows: list[Latency] = []
             for batch_size in batch_sizes:
-                rows += _rows(entries, batch_size, seconds, num_threads)
+                rows += _measure_rows(entries, batch_size, seconds, num_threads)
     finally:
         torch.set_num_threads(before)
     return rows
 
 
-def comparisons(rows: Sequence[Latency], candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """Per batch size and measured network (those before the thin one): what it costs beside its company, as ratios of medians."""
+def compare_latencies(rows: Sequence[Latency], candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Per batch size and measured network (those before the thin one): what it costs beside the others, as ratios of medians."""
     medians = {(row.network, row.runtime, row.batch_size): row.median_ms for row in rows}
     names = [one.name for one in candidates]
-    thin = _reference(candidates)
+    thin = _find_reference(candidates)
     found = []
     for batch_size in dict.fromkeys(row.batch_size for row in rows):
         for name in names[:thin]:
@@ -174,7 +127,7 @@ def comparisons(rows: Sequence[Latency], candidates: Sequence[Candidate]) -> lis
     return found
 
 
-def machine(num_threads: int) -> dict[str, Any]:
+def describe_machine(num_threads: int) -> dict[str, Any]:
     """Where it was measured."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -191,46 +144,25 @@ class _Entry:
     file: Path
 
 
-def _company(architecture: AnyArchitecture, against: Sequence[str]) -> list[Candidate]:
-    """Thin (of a residual network: shared), independent and full networks for the same tasks and images."""
-    thin, alone = _shared(architecture, architecture.tasks), _shared(architecture, architecture.tasks[:1])
-    num_tasks = len(thin.tasks)
-    name = f"thin-{thin.width or thin.width_fraction or thin.backbone}"
-    return [
-        Candidate(name, _random(thin), is_reference=True),
-        Candidate(f"independent ({num_tasks} x {name})", _random(alone), num_tasks),
-        *(Candidate(full, _random(Architecture.thin(full, None, thin.image_size, thin.tasks))) for full in against),
-    ]
-
-
-def _reference(candidates: Sequence[Candidate]) -> int:
-    """The place of the thin network; those before it are measured, those after it their company."""
+def _find_reference(candidates: Sequence[Candidate]) -> int:
+    """The place of the thin network; those before it are measured, those after it are its baselines."""
     return next(number for number, one in enumerate(candidates) if one.is_reference)
 
 
-def _shared(architecture: AnyArchitecture, tasks: tuple[Task, ...]) -> AnyArchitecture:
-    """The network of these tasks in which all of them share everything."""
-    if isinstance(architecture, Architecture):
-        return architecture.thin_of(tasks)
-    return replace(architecture, tasks=tasks, policy=shared_policy(len(tasks), architecture.num_blocks))
-
-
-def _random(architecture: AnyArchitecture) -> Network:
-    return network_of(architecture).eval()
-
-
-def _written(candidate: Candidate, file: Path) -> Path:
+def _write_onnx(candidate: Candidate, file: Path) -> Path:
     from distbranch.export.onnx_graph import onnx_bytes
 
     file.write_bytes(onnx_bytes(fold(candidate.network), {}, input_type="uint8"))
     return file
 
 
-def _entries(candidates: Sequence[Candidate], files: Sequence[Path], eager: bool, num_threads: int) -> list[_Entry]:
+def _prepare_entries(
+    candidates: Sequence[Candidate], files: Sequence[Path], eager: bool, num_threads: int
+) -> list[_Entry]:
     from distbranch.export.onnx_model import open_session
 
     entries = []
-    num_measured = _reference(candidates)
+    num_measured = _find_reference(candidates)
     for number, (candidate, file) in enumerate(zip(candidates, files, strict=True)):
         session = open_session(str(file), num_threads=num_threads)
         name = session.get_inputs()[0].name
@@ -240,14 +172,14 @@ def _entries(candidates: Sequence[Candidate], files: Sequence[Path], eager: bool
 
         entries.append(_Entry(candidate, ONNX, run, file))
         if eager:
-            entries.append(_Entry(candidate, EAGER, _eagerly(candidate.network), file))
+            entries.append(_Entry(candidate, EAGER, _answer_eagerly(candidate.network), file))
         if eager and number < num_measured and isinstance(candidate.network, TreeNet):
             naive = NaiveNet(candidate.network).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-            entries.append(_Entry(candidate, NAIVE, _eagerly(naive), file))
+            entries.append(_Entry(candidate, NAIVE, _answer_eagerly(naive), file))
     return entries
 
 
-def _eagerly(network: nn.Module) -> Callable[[Any], Any]:
+def _answer_eagerly(network: nn.Module) -> Callable[[Any], Any]:
     def run(images: Any) -> None:
         with torch.inference_mode():
             network(torch.from_numpy(images))
@@ -255,19 +187,19 @@ def _eagerly(network: nn.Module) -> Callable[[Any], Any]:
     return run
 
 
-def _rows(entries: Sequence[_Entry], batch_size: int, seconds: float, num_threads: int) -> list[Latency]:
+def _measure_rows(entries: Sequence[_Entry], batch_size: int, seconds: float, num_threads: int) -> list[Latency]:
     size = entries[0].candidate.network.architecture.image_size
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 3, *size), dtype=np.uint8)
-    times = _interleaved([entry.answer for entry in entries], images, seconds)
+    times = _time_interleaved([entry.answer for entry in entries], images, seconds)
     thin = next(number for number, one in enumerate(entries) if one.candidate.is_reference and one.runtime == ONNX)
     reference = float(np.median(times[thin]))
     return [
-        _row(entry, batch_size, np.array(own) * entry.candidate.copies, reference, images.shape, num_threads)
+        _make_row(entry, batch_size, np.array(own) * entry.candidate.copies, reference, images.shape, num_threads)
         for entry, own in zip(entries, times, strict=True)
     ]
 
 
-def _interleaved(answers: Sequence[Callable[[Any], Any]], images: Any, seconds: float) -> list[list[float]]:
+def _time_interleaved(answers: Sequence[Callable[[Any], Any]], images: Any, seconds: float) -> list[list[float]]:
     """Seconds of every call after the first ones; each round gives everyone a turn, beginning with another."""
     calls = []
     for answer in answers:
@@ -291,7 +223,7 @@ def _interleaved(answers: Sequence[Callable[[Any], Any]], images: Any, seconds: 
     return times
 
 
-def _row(
+def _make_row(
     entry: _Entry, batch_size: int, times: Any, reference: float, shape: tuple[int, ...], num_threads: int
 ) -> Latency:
     candidate, architecture = entry.candidate, entry.candidate.network.architecture

@@ -64,7 +64,7 @@ def predict(
 
     `distbranch predict model.onnx photo.jpg`
     """
-    from distbranch.config.places import make_ready
+    from distbranch.config.paths import make_ready
     from distbranch.engine.predict import Prediction, image_files, predict
     from distbranch.export import load_predictor
 

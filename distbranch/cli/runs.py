@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from distbranch.cli.terminal import Overrides, RunArgument, console, run_folder, show_pairs
+from distbranch.cli.terminal import Overrides, RunArgument, console, run_folder, show_pairs, show_wide
 from distbranch.errors import UsageError
 
 
@@ -20,7 +20,11 @@ def train(
     bandwidth: Annotated[float, typer.Option(help="With --dry-run: Gbit/s between ranks.", min=1e-3)] = 10.0,
     latency: Annotated[float, typer.Option(help="With --dry-run: microseconds per message.", min=0)] = 50.0,
     help_config: Annotated[
-        bool, typer.Option("--help-config", help="List every key with its default, range and meaning.")
+        bool,
+        typer.Option(
+            "--help-config",
+            help="List every key with its default, range and meaning; `--help-config optim`: those that begin with optim.",
+        ),
     ] = False,
 ) -> None:
     """Train a run, or go on with it.
@@ -37,7 +41,7 @@ def train(
     from distbranch.config import load_config
 
     if help_config:
-        return _show_keys()
+        return _show_keys("" if config is None else str(config))
     if config is None:
         raise UsageError("Give a config file, such as configs/quickstart.yaml, or --help-config.")
     resolved = load_config(config, overrides or [])
@@ -148,10 +152,16 @@ def _show_plan(plan: Any) -> None:
         console.print(table)
 
 
-def _show_keys() -> None:
+def _show_keys(prefix: str) -> None:
     from distbranch.config import describe_keys
+    from distbranch.config.reading import known_keys, unknown_key
 
+    rows = [row for row in describe_keys() if row[0].startswith(prefix)]
+    if not rows:
+        keys, sections = known_keys()
+        raise UsageError(unknown_key(prefix, keys | sections))
     table = Table("key", "default", "range", "meaning")
-    for row in describe_keys():
+    table.columns[0].no_wrap = True  # a key is copied from here
+    for row in rows:
         table.add_row(*map(escape, row))
-    console.print(table)
+    show_wide(table)

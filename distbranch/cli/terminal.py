@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from distbranch.config.places import is_remote
+from distbranch.config.paths import is_remote
 from distbranch.errors import UsageError
 
 console = Console()

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distbranch.config.places import expand_places
+from distbranch.config.paths import expand_places
 from distbranch.config.section import Section
 
 

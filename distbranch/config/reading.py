@@ -12,13 +12,14 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from distbranch.config.effects import keys_without_effect
+from distbranch.config.paths import expand_places
 from distbranch.config.section import Section
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
 from distbranch.errors import UsageError, reason_of
 from distbranch.permissions import denied
 
-# By these a sweep file is told from the config of a run.
-KEYS_OF_SWEEPS = frozenset(("base", "overrides", "variants", "grid", "search", "space", "num_trials", "seeds"))
+# By these a sweep file is told from the config of a run; both may name a `base`.
+KEYS_OF_SWEEPS = frozenset(("overrides", "variants", "grid", "search", "space", "num_trials", "seeds"))
 
 EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$")  # YAML 1.1 takes 2e-3 and 1e4 for text: no point, or no sign
 
@@ -57,7 +58,7 @@ REMOVED_KEYS = {
 def load_config(
     source: "Config | Mapping[str, Any] | Path | str", overrides: Mapping[str, Any] | Sequence[str] = ()
 ) -> Config:
-    """Read a configuration from a YAML file, a mapping or a Config, and apply dotted overrides to it.
+    """Read a configuration from a YAML file (over those of its `base`), a mapping or a Config, and apply dotted overrides to it.
 
     Args:
         source: a YAML file, a nested mapping, or a Config.
@@ -71,15 +72,7 @@ def load_config(
     elif isinstance(source, Mapping):
         values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in source.items()}
     else:
-        values = read_yaml(Path(source))
-        if found := sorted(KEYS_OF_SWEEPS & values.keys()):
-            raise UsageError(
-                f"{source} is the file of a sweep, for it has {', '.join(found)}: use `distbranch sweep {source}`, or give the config "
-                "of a run."
-            )
-        run = values.get("run") or {}
-        if isinstance(run, dict) and not run.get("name"):
-            values["run"] = {**run, "name": Path(source).stem}
+        values = read_run_values(Path(source))
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for key, value in pairs:
         set_dotted(values, key, value)
@@ -89,6 +82,68 @@ def load_config(
         return Config.model_validate(values)
     except ValidationError as error:
         raise UsageError(explain(error)) from None
+
+
+def read_run_values(file: Path) -> dict[str, Any]:
+    """The values of a run's config file: its own ones over those of its `base`; the name is the file's if it says none.
+
+    Raises:
+        UsageError: a file that is absent or no config of a run, or files that name each other as `base`.
+    """
+    values: dict[str, Any] = {}
+    for _, own in reversed(read_with_bases(file)):
+        # A base's name is not inherited, for two files are two runs.
+        run = values.get("run")
+        if isinstance(run, dict):
+            run.pop("name", None)
+        for key, part in own.items():
+            inherited = values.get(key)
+            if isinstance(part, dict) and isinstance(inherited, dict):
+                part = {**inherited, **part}
+            values[key] = part
+    run = values.get("run") or {}
+    if isinstance(run, dict) and not run.get("name"):
+        values["run"] = {**run, "name": file.stem}
+    return values
+
+
+def read_with_bases(file: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """A run's config file, its `base`, that one's base and so on, each with the values that stand in it (without `base`).
+
+    Raises:
+        UsageError: as for `read_run_values`.
+    """
+    chain: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        values = read_yaml(file)
+        if found := sorted(KEYS_OF_SWEEPS & values.keys()):
+            raise UsageError(
+                f"{file} is the file of a sweep, for it has {', '.join(found)}: use `distbranch sweep {file}`, or give the config "
+                "of a run."
+            )
+        base = values.pop("base", None)
+        chain.append((file, values))
+        if base is None:
+            return chain
+        if not isinstance(base, str):
+            raise UsageError(
+                f"{file}: `base` should be the config file of a run, relative to this file, found {base!r}."
+            )
+        file = resolve_base(base, file.absolute().parent)
+        seen = [one.resolve() for one, _ in chain]
+        if file in seen:
+            names = " -> ".join(str(one) for one in (*seen, file))
+            raise UsageError(
+                f"The configs name each other as `base` ({names}), so none can be read. Remove one of the `base` lines."
+            )
+
+
+def resolve_base(file: str, folder: Path) -> Path:
+    """The config file that a `base` names, relative to the folder of the file that names it."""
+    try:
+        return folder.joinpath(expand_places(file)).resolve()
+    except UsageError as error:
+        raise UsageError(f"base: {error}.") from None
 
 
 def differences(old: Config, new: Config) -> list[str]:

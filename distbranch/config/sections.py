@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from distbranch.config.network import AdaShareConfig, MethodConfig, ModelConfig
-from distbranch.config.places import below, copy_of, expand_places, is_remote
+from distbranch.config.paths import below, copy_of, expand_places, is_remote
 from distbranch.config.section import Section
 
 # A run that is continued may change these; every other difference would make it another run.

@@ -11,8 +11,17 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from distbranch.config.places import expand_places, is_remote
-from distbranch.config.reading import as_yaml, explain, known_keys, parse_override, read_yaml, set_dotted, unknown_key
+from distbranch.config.paths import expand_places, is_remote
+from distbranch.config.reading import (
+    as_yaml,
+    explain,
+    known_keys,
+    parse_override,
+    read_yaml,
+    resolve_base,
+    set_dotted,
+    unknown_key,
+)
 from distbranch.config.section import Section
 from distbranch.errors import UsageError
 
@@ -196,7 +205,9 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     """
     file = Path(path)
     values = read_yaml(file)
-    if not values.keys() & SweepConfig.model_fields.keys() and values.keys() & (known_keys()[0] | known_keys()[1]):
+    own = SweepConfig.model_fields.keys() - {"base"}  # which the config of a run may have too
+    keys, sections = known_keys()
+    if not values.keys() & own and values.keys() & (keys | sections):
         raise UsageError(
             f"{path} is the config of a run: use `distbranch train {path}`, or write a sweep file that names it as `base`."
         )
@@ -229,9 +240,9 @@ def sweep_of(
         _override(values, key, value)
     _check_keys(values)
     if values.get("base"):
-        values["base"] = _base_file(values["base"], folder)
+        values["base"] = str(resolve_base(values["base"], folder))
     values["variants"] = {
-        str(name): {**part, "base": _base_file(part["base"], folder)} if part.get("base") else dict(part)
+        str(name): {**part, "base": str(resolve_base(part["base"], folder))} if part.get("base") else dict(part)
         for name, part in values.get("variants", {}).items()
     }
     try:
@@ -246,13 +257,6 @@ def sweep_of(
         if key not in derived and (key in said or f"overrides.{key}" in said):
             _refuse_unheard(key, sweep)
     return sweep
-
-
-def _base_file(file: str, folder: Path) -> str:
-    try:
-        return str((folder / expand_places(file)).resolve())
-    except UsageError as error:
-        raise UsageError(f"base: {error}.") from None
 
 
 def _refuse_unheard(key: str, sweep: SweepConfig) -> None:

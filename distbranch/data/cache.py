@@ -23,7 +23,7 @@ from typing import Protocol
 
 import fsspec
 
-from distbranch.config.places import user_cache
+from distbranch.config.paths import user_cache
 from distbranch.data.shards import is_remote, join
 from distbranch.errors import UserError
 from distbranch.locks import FOR_EVER, WITHOUT_FLOCK, LockHeldError, hold_lock

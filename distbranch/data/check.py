@@ -1,26 +1,17 @@
-"""Checks a packed data set to the last byte, and that plain webdataset reads from it what the indexes promise.
-
-Also reads it as a program without this package does, by webdataset and Pillow: the yardstick of the speed of our loader.
-"""
+"""Checks a packed data set to the last byte, and that plain webdataset reads from it what the indexes promise."""
 
 import json
-import math
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import torch
 import webdataset
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from distbranch.data.images import BrokenImageError, decode_image
 from distbranch.data.pack import Copy, find_copies
@@ -217,36 +208,3 @@ def _check_counts(name: str, split: SplitInfo, counts: Counts, report: CheckRepo
                     f"Split {name}, task '{task}': dataset.json says {packed[label]} samples with the label '{label}', "
                     f"the shards have {found[label]}."
                 )
-
-
-def read_plain_batches(
-    files: Sequence[str], tasks: Sequence[Task], *, image_size: tuple[int, int], batch_size: int, num_workers: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images uint8 [b, 3, H, W] and labels [b, T] of the tar files, once; decoded whole, then resized (bilinear)."""
-    dataset = (
-        webdataset.WebDataset(list(files), shardshuffle=False, empty_check=False)
-        .decode("pil")
-        .map(partial(_decode_sample, tasks=tasks, image_size=image_size))
-        .batched(batch_size, collation_fn=_collate)
-    )
-    return iter(DataLoader(dataset, batch_size=None, num_workers=num_workers))
-
-
-def _decode_sample(sample: dict[str, Any], tasks: Sequence[Task], image_size: tuple[int, int]) -> tuple[Any, Any]:
-    height, width = image_size
-    image = sample["jpg"].resize((width, height), Image.Resampling.BILINEAR)
-    labels = sample["json"]["labels"]
-    return np.asarray(image), np.array(
-        [_convert_label(task, labels.get(task.name)) for task in tasks], dtype=np.float32
-    )
-
-
-def _convert_label(task: Task, value: Any) -> float:
-    if value is None:
-        return math.nan
-    return task.classes.index(value) if task.classes else float(value)
-
-
-def _collate(samples: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-    images, labels = (np.stack(column) for column in zip(*samples, strict=True))
-    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from distbranch.config.places import make_ready
+from distbranch.config.paths import make_ready
 from distbranch.data.images import BrokenImageError, decode_image
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import BadSample, DatasetInfo, read_dataset

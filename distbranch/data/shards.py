@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-from distbranch.config.places import is_remote as is_remote
+from distbranch.config.paths import is_remote as is_remote
 from distbranch.errors import UserError
 from distbranch.permissions import denied
 from distbranch.tasks import Task

@@ -26,7 +26,7 @@ from pyarrow import ArrowException
 from pyarrow import fs as arrow
 
 from distbranch.config import Config
-from distbranch.config.places import copy_of
+from distbranch.config.paths import copy_of
 from distbranch.engine.checkpoint import MANIFEST, STATE
 from distbranch.engine.run_directory import write_json
 from distbranch.errors import UserError

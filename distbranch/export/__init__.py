@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from distbranch.config import load_config
-from distbranch.config.places import make_ready
+from distbranch.config.paths import make_ready
 from distbranch.data.loader import eval_loader
 from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import Preprocessing, load_model

@@ -4,8 +4,8 @@ import warnings
 
 import numpy as np
 import pytest
+from bench_somp import select_rows_naively
 
-from distbranch.bench.somp import naive_rows_of
 from distbranch.branching.somp import largest_rows, pursue, select_rows
 
 
@@ -14,19 +14,19 @@ from distbranch.branching.somp import largest_rows, pursue, select_rows
 def test_rows_are_those_of_a_pursuit_with_least_squares(d: int, n: int, num_rows: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     weight = draw.standard_normal((d, n)) * draw.lognormal(0, 1, (d, 1)) @ np.diag(draw.lognormal(0, 1, n))
-    assert select_rows(weight, num_rows) == naive_rows_of(weight, num_rows)
+    assert select_rows(weight, num_rows) == select_rows_naively(weight, num_rows)
 
 
 @pytest.mark.parametrize("scale", [1e-120, 1e-30, 1.0, 1e30, 1e120])
 def test_rows_do_not_depend_on_the_scale_of_the_matrix(scale: float) -> None:
     weight = np.random.default_rng(3).standard_normal((40, 30))
-    assert select_rows(weight * scale, 20) == naive_rows_of(weight, 20)
+    assert select_rows(weight * scale, 20) == select_rows_naively(weight, 20)
 
 
 def test_rows_stay_those_of_least_squares_while_the_residual_falls_by_many_orders() -> None:
     draw = np.random.default_rng(4)
     weight = draw.standard_normal((50, 12)) @ np.diag(10.0 ** -np.arange(0, 6, 0.5))
-    assert select_rows(weight, 10) == naive_rows_of(weight, 10)
+    assert select_rows(weight, 10) == select_rows_naively(weight, 10)
 
 
 def test_of_planted_bundles_of_rows_one_each_is_chosen() -> None:
@@ -51,7 +51,7 @@ def test_when_the_rank_is_exhausted_the_largest_unused_rows_fill_up_and_a_warnin
     with pytest.warns(RuntimeWarning, match="only 3 independent rows of the 8 wanted; the last 5"):
         rows = select_rows(weight, 8)
     assert len(set(rows)) == 8
-    assert rows[:3] == naive_rows_of(weight, 3)
+    assert rows[:3] == select_rows_naively(weight, 3)
     norms = np.linalg.norm(weight, axis=1)
     norms[rows[:3]] = -1
     assert rows[3:] == list(np.argsort(-norms)[:5])

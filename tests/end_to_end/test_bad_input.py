@@ -316,8 +316,6 @@ DATASETS = (
     Case("one of two data sets absent", nothing, f"{NEW} data.path=[data,absent]", 1, ("absent", "does not exist")),
     Case("a data set twice", nothing, f"{NEW} data.path=[data,./data]", 1, ("data twice", "data.proportions")),
     Case("no data set in a list", nothing, f"{NEW} data.path=[]", 2, ("data.path", "a list of them", "[]")),
-    Case("bench: folder absent", nothing, "bench memory --folder absent/x", 2, ("absent/x", "No such file")),
-    Case("bench: folder is a file", nothing, "bench sweep --folder table.csv", 2, ("table.csv", "Not a directory")),
     Case("bench: tree of a run", nothing, f"bench latency {RUN} --tree x.json", 2, ("--tree", "without RUN")),
     Case("data set is a number", nothing, f"{NEW} data.path=[data,3]", 2, ("data.path", "a list of them", "3")),
     Case("proportions of one", nothing, f"{NEW} data.proportions=[3]", 2, ("proportions", "1 for 1")),
@@ -424,7 +422,6 @@ DATASETS = (
         "check: remote", nothing, "data check http://127.0.0.1:9/data", 1, ("http://127.0.0.1:9", "not on this machine")
     ),
     Case("show: nobody answers", nothing, "data show http://127.0.0.1:9/data", 1, ("http://127.0.0.1:9", "connect")),
-    Case("bench: remote", nothing, "bench data http://127.0.0.1:9/data", 1, ("http://127.0.0.1:9", "connect")),
     Case("show: unknown split", nothing, "data show data --split dev --out x.png", 1, ("'dev'", "train, val, test")),
     Case("show: unwritable", nothing, "data show data --out photo.jpg/x.png", 1, ("photo.jpg/x.png", "written")),
     Case("show: damaged", cut("data/train-000000.tar", 700), "data show data --out x.png", 1, ("train-000000.tar",)),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from distbranch.config.places import expand_places
+from distbranch.config.paths import expand_places
 from distbranch.data.image_files import ImageFiles, ImageNames, MissingImageError
 from distbranch.data.images import BrokenImageError, UnknownRangeError, convert_to_jpeg, count_frames, read_image_size
 from distbranch.data.shards import Labels, LabelValue, LeftOut, Sample

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, load_config
-from distbranch.config.places import is_remote
+from distbranch.config.paths import is_remote
+from distbranch.config.reading import read_with_bases
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
@@ -200,13 +201,13 @@ def cancel_job(job: Job) -> None:
 def _command(config_path: Path, overrides: Sequence[str]) -> str:
     """What the job runs in the uploaded copy."""
     here = Path.cwd()
-    try:
-        inside = config_path.absolute().resolve().relative_to(here.resolve())
-    except ValueError:
-        raise UsageError(
-            f"The config file {config_path} lies outside {here}, which is the folder that a job takes with it. "
-            "Copy it into this folder, or submit from its own."
-        ) from None
+    for file, _ in read_with_bases(config_path):
+        if not file.resolve().is_relative_to(here.resolve()):
+            raise UsageError(
+                f"The config file {file} lies outside {here}, which is the folder that a job takes with it. "
+                "Copy it into this folder, or submit from its own."
+            )
+    inside = config_path.resolve().relative_to(here.resolve())
     return shlex.join(["python", "-m", "distbranch", "train", str(inside), *overrides])
 
 

@@ -189,12 +189,14 @@ def test_what_cannot_be_submitted_is_said_in_one_sentence(
 ) -> None:
     write_config(tmp_path, config_of(tiny_data, tmp_path / "runs"))
     (tmp_path / "outside.yaml").write_text((tmp_path / "source" / "tiny.yaml").read_text())
+    (tmp_path / "source" / "based.yaml").write_text("base: ../outside.yaml\n")
     nobody = f"http://127.0.0.1:{free_port()}"
     stranger = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "0" * 64}
     cases: list[tuple[list[str], dict[str, str], int, str]] = [
         (["tiny.yaml", "--address", nobody], {}, 1, "No Ray dashboard answers at"),
         (["tiny.yaml", "--address", "127.0.0.1:6379"], {}, 2, "such as http://HEAD:8265"),
         (["../outside.yaml", "--address", head.dashboard], {}, 2, "which is the folder that a job takes with it"),
+        (["based.yaml", "--address", head.dashboard], {}, 2, "outside.yaml lies outside"),
         (["tiny.yaml", "--address", head.dashboard], stranger, 1, "answers only to those who hold its token"),
     ]
     for arguments, environment, code, words in cases:

@@ -1,14 +1,13 @@
 """The benchmark of training compares two loops that train the same network."""
 
-import re
-
 import pytest
 import torch
-from tiny_world import run_command
+from benchmark_runs import run_benchmark
+from naive_loop import _start_process, bench_naive, list_hardware_precisions, make_naive_step
+from planted_trees import grow_on_planted_statistics
+from timed_step import make_batch, make_training_step
 
-from distbranch.bench.naive import NaiveNet, _at_work, bench_naive, hardware_precisions, naive_step
-from distbranch.bench.step import batch_of, training_step
-from distbranch.bench.trees import branch_counts, grown
+from distbranch.bench.candidates import NaiveNet, branch_counts, numbered_tasks
 from distbranch.branching.tree import Split
 from distbranch.config import MethodConfig, load_config
 from distbranch.engine.artifact import Preprocessing
@@ -39,7 +38,7 @@ def test_a_naive_loop_trains_the_same_network_up_to_rounding() -> None:
             is_final=True,
         )
         net.begin(tree(), config.seed)
-        ours, naive = training_step(net, batch_of(config, tree())), naive_step(config, tree())
+        ours, naive = make_training_step(net, make_batch(config, tree())), make_naive_step(config, tree())
         losses = [(float(ours()), float(naive())) for _ in range(6)]
         assert losses[-1][0] < losses[0][0]
         torch.testing.assert_close(*map(torch.tensor, zip(*losses, strict=True)), rtol=1e-3, atol=0)
@@ -65,26 +64,26 @@ def test_a_row_says_how_many_times_faster_and_how_far_apart() -> None:
 def test_bf16_is_measured_where_it_is_in_hardware(
     in_hardware: bool, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distbranch.bench.naive.has_bf16", lambda _: in_hardware)
-    assert hardware_precisions() == expected
+    monkeypatch.setattr("naive_loop.has_bf16", lambda _: in_hardware)
+    assert list_hardware_precisions() == expected
 
 
 def test_a_process_that_dies_is_told_and_not_waited_for() -> None:
     nobody = None
     with (
         pytest.raises(UserError, match="A process of the benchmark ended by itself"),
-        _at_work(print, nobody, nobody) as turn,  # type: ignore[arg-type]
+        _start_process(print, nobody, nobody) as turn,  # type: ignore[arg-type]
     ):
         turn(1)
 
 
 def test_a_tree_grows_on_planted_statistics_as_one_does_in_training() -> None:
-    thin = Architecture.thin("vgg16", 16, (64, 48), tuple(Task(f"task {number}") for number in range(24)))
+    thin = Architecture.thin("vgg16", 16, (64, 48), numbered_tasks(24))
     method = MethodConfig(alpha=2.0, affinity="phi")
-    counts = [int(count) for count in branch_counts(grown(thin, method).tree).split("-")]
+    counts = [int(count) for count in branch_counts(grow_on_planted_statistics(thin, method).tree).split("-")]
     assert counts == sorted(counts)
     assert counts[-1] >= 8
-    assert branch_counts(grown(thin, replace_alpha(method, 0.0)).tree) == "-".join(["1"] * 15)
+    assert branch_counts(grow_on_planted_statistics(thin, replace_alpha(method, 0.0)).tree) == "-".join(["1"] * 15)
 
 
 def replace_alpha(method: MethodConfig, alpha: float) -> MethodConfig:
@@ -92,6 +91,6 @@ def replace_alpha(method: MethodConfig, alpha: float) -> MethodConfig:
 
 
 def test_what_cannot_be_trained_is_refused() -> None:
-    ended = run_command(["bench", "train", "--threads", "0"])
+    ended = run_benchmark("bench_train.py", "--threads", "0")
     assert ended.code == 2
-    assert re.search("--threads should be numbers from 1 on", ended.err)
+    assert "--threads should be numbers from 1 on" in ended.err

@@ -15,17 +15,17 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from timed_step import make_batch, make_training_step, time_steps
+from torch import Tensor
 from torch.nn import functional
 
-from distbranch.bench.step import batch_of, timed, training_step
-from distbranch.bench.trees import branch_counts
+from distbranch.bench.candidates import NaiveNet, branch_counts
 from distbranch.config import Config, load_config
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.process_group import has_bf16, join_ranks
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
-from distbranch.models.backbones import Architecture, LayerShape
+from distbranch.models.backbones import Architecture
 from distbranch.models.tree_net import TreeNet
 
 FIRST_STEPS = 3  # whose losses are compared
@@ -66,7 +66,7 @@ def bench_naive(
 
     precisions: `fp32` and `bf16`; None: bf16 only where this processor has it in hardware.
     """
-    precisions = precisions or hardware_precisions()
+    precisions = precisions or list_hardware_precisions()
     rows = []
     for name, architecture in architectures.items():
         for count in threads:
@@ -83,13 +83,16 @@ def bench_naive(
     return rows
 
 
-def hardware_precisions() -> tuple[str, ...]:
+def list_hardware_precisions() -> tuple[str, ...]:
     """Those in which this processor multiplies."""
     return ("fp32", "bf16") if has_bf16(torch.device("cpu")) else ("fp32",)
 
 
 def _row(name: str, config: Config, architecture: Architecture, num_blocks: int) -> AgainstNaive:
-    with _at_work(_naive_process, config, architecture) as naive, _at_work(_our_process, config, architecture) as ours:
+    with (
+        _start_process(_run_naive_process, config, architecture) as naive,
+        _start_process(_run_our_process, config, architecture) as ours,
+    ):
         _, expected = naive(FIRST_STEPS)
         _, found = ours(FIRST_STEPS)
         times = []
@@ -118,7 +121,7 @@ Turn = Callable[[int], tuple[float, list[float]]]  # so many steps: seconds per 
 
 
 @contextmanager
-def _at_work(
+def _start_process(
     work: Callable[[Connection, Config, Architecture], None], config: Config, architecture: Architecture
 ) -> Iterator[Turn]:
     """A process that makes so many steps whenever it is told to.
@@ -152,86 +155,26 @@ def _at_work(
         process.join()
 
 
-def _naive_process(connection: Connection, config: Config, architecture: Architecture) -> None:
+def _run_naive_process(connection: Connection, config: Config, architecture: Architecture) -> None:
     torch.set_num_threads(config.launch.threads or 1)
-    _answer(connection, naive_step(config, architecture))
+    _answer_requests(connection, make_naive_step(config, architecture))
 
 
-def _our_process(connection: Connection, config: Config, architecture: Architecture) -> None:
+def _run_our_process(connection: Connection, config: Config, architecture: Architecture) -> None:
     with join_ranks(config.launch) as ranks:
         data = config.data
         preprocessing = Preprocessing(data.decoder, architecture.image_size, data.mean, data.std)
         net = TrainedNetwork(config, ranks, preprocessing, is_final=True)
         net.begin(architecture, config.seed)
-        _answer(connection, training_step(net, batch_of(config, architecture)))
+        _answer_requests(connection, make_training_step(net, make_batch(config, architecture)))
 
 
-def _answer(connection: Connection, step: Callable[[], Tensor]) -> None:
+def _answer_requests(connection: Connection, step: Callable[[], Tensor]) -> None:
     while (count := connection.recv()) > 0:
-        connection.send(timed(step, count))
+        connection.send(time_steps(step, count))
 
 
-# ---- the loop as one would write it first
-
-
-class NaiveNet(nn.Module):
-    """The network of a tree as modules within modules, with a head of its own for every task."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: TreeNet) -> None:
-        super().__init__()
-        architecture = network.architecture
-        self.tasks, tree = architecture.tasks, architecture.tree
-        self.parents = [tree.parents(layer) for layer in range(1, tree.num_layers + 2)]
-        self.layers = nn.ModuleList(
-            nn.ModuleList(_naive_branch(shape, branch) for branch in cast(nn.ModuleList, branches))
-            for shape, branches in zip(architecture.shapes, network.layers.values(), strict=True)
-        )
-        self.heads = nn.ModuleList()
-        for columns in network.tasks.columns.values():
-            head = nn.Linear(architecture.shapes[-1].width, columns.stop - columns.start)
-            head.load_state_dict({key: value[columns] for key, value in network.heads.state_dict().items()})
-            self.heads.append(head)
-        self.register_buffer("mean", network.mean.clone())
-        self.register_buffer("std", network.std.clone())
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits [B, K] of every task."""
-        features = [(images.float() / 255 - self.mean) / self.std]
-        *layers, top = self.parents
-        for parents, branches in zip(layers, self.layers, strict=True):
-            branches = cast(nn.ModuleList, branches)
-            features = [branch(features[parent]) for parent, branch in zip(parents, branches, strict=True)]
-        return {
-            task.name: head(features[parent]) for parent, task, head in zip(top, self.tasks, self.heads, strict=True)
-        }
-
-
-def _naive_branch(shape: LayerShape, branch: nn.Module) -> nn.Sequential:
-    parts: list[nn.Module]
-    if shape.layer.kind == "conv":
-        parts = [
-            nn.Conv2d(shape.num_inputs, shape.width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(shape.width),
-            nn.ReLU(inplace=True),
-        ]
-        if shape.layer.pool_after:
-            parts.append(nn.MaxPool2d(2))
-    else:
-        parts = [
-            nn.Flatten(),
-            nn.Linear(shape.num_inputs, shape.width, bias=False),
-            nn.BatchNorm1d(shape.width),
-            nn.ReLU(inplace=True),
-        ]
-    made = nn.Sequential(*parts)
-    made.load_state_dict(dict(zip(made.state_dict(), branch.state_dict().values(), strict=True)))
-    return made
-
-
-def naive_step(config: Config, architecture: Architecture) -> Callable[[], Tensor]:
+def make_naive_step(config: Config, architecture: Architecture) -> Callable[[], Tensor]:
     """A plain step of training; it returns the loss."""
     network = TreeNet(architecture, config.data.mean, config.data.std)
     network.init(torch.Generator().manual_seed(config.seed))
@@ -242,7 +185,7 @@ def naive_step(config: Config, architecture: Architecture) -> Callable[[], Tenso
         if optim.name == "sgd"
         else torch.optim.AdamW(net.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
     )
-    images, labels = batch_of(config, architecture)
+    images, labels = make_batch(config, architecture)
     images = images.contiguous()
 
     def step() -> Tensor:

@@ -1,6 +1,9 @@
-"""What working together costs: a step alone, with gradients and sums, with the statistics of batch norm besides, and growth.
+"""What a training step costs against a naive loop, and what working together costs.
 
-Blocks of all kinds of steps take turns in the same processes, so that whatever else the machine does falls on both.
+`python tests/benchmarks/bench_train.py --help`
+
+Of the latter: a step alone, with gradients and sums, with the statistics of batch norm besides, and growth. Blocks of all kinds of
+steps take turns in the same processes, so that whatever else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -8,17 +11,22 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.multiprocessing as multiprocessing
+import typer
+from command_line import parse_counts, run_as_command
+from naive_loop import bench_naive
+from planted_trees import build_thin_and_tree, planted_statistics
+from timed_step import make_batch, make_training_step, time_steps
 from torch import Tensor
 
-from distbranch.bench.decide import planted_statistics
-from distbranch.bench.step import batch_of, timed, training_step
-from distbranch.bench.trees import branch_counts
+from distbranch.bench.candidates import branch_counts, numbered_tasks
+from distbranch.cli.terminal import parse_size, show_rows
 from distbranch.config import Config, load_config
 from distbranch.data.plan import positions_of_rank
 from distbranch.engine.artifact import Preprocessing
@@ -28,7 +36,6 @@ from distbranch.engine.round_decision import decide, may_still_grow
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.engine.training_step import NormPlan
 from distbranch.models.backbones import Architecture
-from distbranch.tasks import Task
 
 STEPS_PER_BLOCK = 5
 
@@ -96,12 +103,12 @@ def bench_train(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = (num_ranks, config, image_size, num_tasks, num_blocks, port, queue)
-    multiprocessing.spawn(_rank, args=arguments, nprocs=num_ranks)  # type: ignore[attr-defined, no-untyped-call]
+    multiprocessing.spawn(_run_rank, args=arguments, nprocs=num_ranks)  # type: ignore[attr-defined, no-untyped-call]
     rows: list[TrainCost] = queue.get()
     return rows
 
 
-def _rank(
+def _run_rank(
     rank: int,
     world_size: int,
     config: Config,
@@ -119,17 +126,17 @@ def _rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    tasks = tuple(Task(f"task {number}") for number in range(num_tasks))
+    tasks = numbered_tasks(num_tasks)
     with join_ranks(config.launch) as ranks:
         preprocessing = Preprocessing("simplejpeg", image_size, config.data.mean, config.data.std)
         net = TrainedNetwork(config, ranks, preprocessing, is_final=False)
         beginning = Architecture.thin("vgg16", config.model.width, image_size, tasks)
         net.begin(beginning, config.seed)
-        batch = batch_of(config, beginning, rank)
-        thin = _interleaved(net, batch, num_blocks)
+        batch = make_batch(config, beginning, rank)
+        thin = _time_interleaved(net, batch, num_blocks)
         net.begin(beginning, config.seed)  # steps alone have led the ranks apart
         growth = _grow(net, ranks)
-        grown = _interleaved(net, batch, num_blocks)
+        grown = _time_interleaved(net, batch, num_blocks)
         if ranks.is_first:
             name = f"thin-{config.model.width}"
             widest = branch_counts(net.network.architecture.tree)
@@ -137,21 +144,21 @@ def _rank(
             queue.put([TrainCost(label, world_size, *times, growth_s=seconds) for label, times, seconds in rows])
 
 
-def _interleaved(net: TrainedNetwork, batch: tuple[Tensor, Tensor], num_blocks: int) -> tuple[float, float, float]:
+def _time_interleaved(net: TrainedNetwork, batch: tuple[Tensor, Tensor], num_blocks: int) -> tuple[float, float, float]:
     """Milliseconds of the slowest rank per step: alone, with gradients, together; medians over the blocks after the first."""
     ranks, batch_size = net.ranks, net.config.train.batch_size
     (own,) = positions_of_rank(batch_size, 1, ranks.rank, ranks.world_size)
     (groups,) = NormPlan(net.config.train, ranks).groups(torch.arange(own.start, own.stop))
     steps = [
-        training_step(net, batch),
-        training_step(net, batch, together=True),
-        training_step(net, batch, together=True, groups=groups),
+        make_training_step(net, batch),
+        make_training_step(net, batch, together=True),
+        make_training_step(net, batch, together=True, groups=groups),
     ]
     times: list[list[float]] = [[], [], []]
     for block in range(num_blocks + 1):
         for kind in (0, 1, 2) if block % 2 else (2, 1, 0):
             ranks.gather(None)  # all begin at once
-            slowest = max(ranks.gather(timed(steps[kind], STEPS_PER_BLOCK)[0]))
+            slowest = max(ranks.gather(time_steps(steps[kind], STEPS_PER_BLOCK)[0]))
             if block:
                 times[kind].append(slowest * 1000)
     alone, gradients, together = (float(np.median(one)) for one in times)
@@ -174,3 +181,37 @@ def _grow(net: TrainedNetwork, ranks: Ranks) -> float:
         longest = max(longest, time.perf_counter() - began)
         growing = may_still_grow(net.tree_architecture.tree, ruling, config.method)
     return longest
+
+
+def main(
+    width: Annotated[int, typer.Option(help="Thinness omega.", min=1)] = 32,
+    ranks: Annotated[int, typer.Option(help="Processes on this machine; 1: no synchronisation.", min=1)] = 2,
+    batch_size: Annotated[int, typer.Option(help="Images per step, over all ranks.", min=4)] = 64,
+    image_size: Annotated[str, typer.Option(help="height x width.")] = "64x64",
+    tree: Annotated[
+        Path | None, typer.Option(help="The tree.json of a run; empty: a tree grown on planted statistics.")
+    ] = None,
+    threads: Annotated[str, typer.Option(help="Threads of a process, separated by commas.")] = "1,2",
+    blocks: Annotated[int, typer.Option(help="Turns of four or five steps.", min=1)] = 12,
+) -> None:
+    """What a training step costs against a naive loop (one module per branch, NCHW, nothing fused), and what synchronisation adds.
+
+    Both are measured for a thin network and for the tree it grows into. What synchronisation adds is measured with several ranks,
+    always for the tree grown on planted statistics, on all cores: --tree and --threads are of the first table.
+    """
+    size = parse_size(image_size)
+    counts = parse_counts(threads, "--threads", least=1)
+    networks = build_thin_and_tree(width, size, tree)
+    compared = bench_naive(networks, batch_size=batch_size, threads=counts, num_blocks=blocks)
+    show_rows([asdict(row) for row in compared])
+    if ranks == 1:
+        return
+    rows = []
+    for cost in bench_train(width=width, num_ranks=ranks, batch_size=batch_size, image_size=size, num_blocks=blocks):
+        shares = {"gradients_%": 100 * cost.gradients_share, "batch_norm_%": 100 * cost.norm_share}
+        rows.append({**asdict(cost), **shares})
+    show_rows(rows)
+
+
+if __name__ == "__main__":
+    run_as_command(main)

@@ -20,7 +20,7 @@ from distbranch.models.residual import AnyArchitecture
 NUM_FLAGS = 2 + len(BAD_KINDS)
 
 
-def batch_of(config: Config, architecture: AnyArchitecture, rank: int = 0) -> tuple[Tensor, Tensor]:
+def make_batch(config: Config, architecture: AnyArchitecture, rank: int = 0) -> tuple[Tensor, Tensor]:
     """Random images uint8 [b, 3, H, W] (channels_last, as the loader gives them) and labels [b, T] of one rank."""
     generator = torch.Generator().manual_seed(rank)
     size = config.train.batch_size // config.launch.most_workers
@@ -30,7 +30,7 @@ def batch_of(config: Config, architecture: AnyArchitecture, rank: int = 0) -> tu
     return images.contiguous(memory_format=torch.channels_last), labels
 
 
-def training_step(
+def make_training_step(
     net: TrainedNetwork, batch: tuple[Tensor, Tensor], *, together: bool = False, groups: NormGroups | None = None
 ) -> Callable[[], Tensor]:
     """A step of a network that has ended growing; it returns the loss.
@@ -69,7 +69,7 @@ def training_step(
     return step
 
 
-def timed(step: Callable[[], Tensor], count: int) -> tuple[float, list[float]]:
+def time_steps(step: Callable[[], Tensor], count: int) -> tuple[float, list[float]]:
     """Seconds per step over so many of them, and their losses."""
     began = time.perf_counter()
     losses = [step() for _ in range(count)]

@@ -1,5 +1,7 @@
 """What reading costs: images per second of our loader against plain webdataset and Pillow, on the same shards.
 
+`python tests/benchmarks/bench_data.py --help`
+
 They take turns, a pass over the shards each, so that whatever else the machine does falls on both.
 """
 
@@ -7,18 +9,23 @@ from __future__ import annotations
 
 import io
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
+from command_line import parse_counts, run_as_command
 from PIL import Image
+from plain_reading import plain_batches
 
-from distbranch.data.check import read_plain_batches
+from distbranch.cli.terminal import parse_size, show_rows
 from distbranch.data.loader import eval_loader
 from distbranch.data.pack import pack
-from distbranch.data.shards import DatasetInfo, Sample, is_remote, join
+from distbranch.data.shards import DatasetInfo, Sample, is_remote, join, read_dataset
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -133,9 +140,7 @@ def _rows(
         return (len(batch.images) for batch in batches)
 
     def plain() -> Iterator[int]:
-        batches = read_plain_batches(
-            files, info.tasks, image_size=image_size, batch_size=batch_size, num_workers=processes
-        )
+        batches = plain_batches(files, info.tasks, image_size=image_size, batch_size=batch_size, num_workers=processes)
         return (len(images) for images, _ in batches)
 
     passes: list[tuple[tuple[float, float], tuple[float, float]]] = []
@@ -160,3 +165,28 @@ def _pass(read: Callable[[], Iterator[int]], processes: int) -> tuple[float, flo
     count = sum(batches)
     seconds, used = time.perf_counter() - began, time.process_time() - used
     return count / seconds, count / (seconds * processes if processes else used)
+
+
+def main(
+    dataset: Annotated[
+        str | None, typer.Argument(help="A packed data set; none: 178x218 pictures like photographs, packed for this.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the data set.")] = "train",
+    image_size: Annotated[str, typer.Option(help="height x width to which images are resized.")] = "64x64",
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
+    processes: Annotated[str, typer.Option(help="Prefetching processes, separated by commas; 0: none.")] = "0,2",
+    passes: Annotated[int, typer.Option(help="Over the shards, of either reader.", min=1)] = 7,
+) -> None:
+    """Images per second of the loader against plain webdataset and Pillow, on the same shards, in turns."""
+    size = parse_size(image_size)
+    counts = parse_counts(processes, "--processes")
+    with tempfile.TemporaryDirectory() as folder:
+        info = pack_photographs(Path(folder) / "packed") if dataset is None else read_dataset(dataset)
+        rows = bench_data(
+            info, split=split, image_size=size, batch_size=batch_size, processes=counts, num_passes=passes
+        )
+    show_rows([asdict(row) for row in rows])
+
+
+if __name__ == "__main__":
+    run_as_command(main)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from distbranch.config import load_config
-from distbranch.config.places import expand_places
+from distbranch.config.paths import expand_places
 from distbranch.config.sweep import sweep_of
 from distbranch.data.sources import parse_options
 from distbranch.errors import UsageError

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_data as bench_of_data
 import pytest
 import torch
-from tiny_world import assert_one_sentence, run_command
+from bench_data import OURS, PHOTO_SIZE, PLAIN, bench_data, pack_photographs
+from benchmark_runs import run_benchmark
+from plain_reading import plain_batches
+from tiny_world import assert_one_sentence
 
-from distbranch.bench import data as bench_of_data
-from distbranch.bench.data import OURS, PHOTO_SIZE, PLAIN, bench_data, pack_photographs
-from distbranch.data.check import read_plain_batches
 from distbranch.data.loader import eval_loader
 from distbranch.data.shards import DatasetInfo, join, read_dataset
 from distbranch.errors import UserError
@@ -29,7 +30,7 @@ def test_the_pictures_are_of_the_size_of_photographs(photographs: DatasetInfo) -
 
 def test_plain_reading_gives_the_labels_of_the_loader_and_nearly_its_pixels(photographs: DatasetInfo) -> None:
     files = [join(photographs.path, shard.file) for shard in photographs.splits["train"].shards]
-    images, labels = next(read_plain_batches(files, photographs.tasks, image_size=(64, 64), batch_size=40))
+    images, labels = next(plain_batches(files, photographs.tasks, image_size=(64, 64), batch_size=40))
     batch = next(eval_loader(photographs, "train", batch_size=40, image_size=(64, 64)))
     assert torch.equal(labels, batch.labels)
     assert images.shape == batch.images.shape
@@ -40,7 +41,7 @@ def test_plain_reading_gives_the_labels_of_the_loader_and_nearly_its_pixels(phot
 def test_categorical_and_missing_labels_are_read_too(tiny_data: Path) -> None:
     info = read_dataset(tiny_data)
     files = [join(info.path, shard.file) for shard in info.splits["val"].shards]
-    images, labels = next(read_plain_batches(files, info.tasks, image_size=(32, 32), batch_size=37))
+    images, labels = next(plain_batches(files, info.tasks, image_size=(32, 32), batch_size=37))
     batch = next(eval_loader(info, "val", batch_size=37, image_size=(32, 32), decoder="pil"))
     torch.testing.assert_close(labels, batch.labels, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(images, batch.images)
@@ -63,9 +64,9 @@ def test_every_process_of_plain_webdataset_gets_as_many_shards(
 
     def counted(files: Sequence[str], *arguments: Any, **named: Any) -> Any:
         read.append(len(files))
-        return read_plain_batches(files, *arguments, **named)
+        return plain_batches(files, *arguments, **named)
 
-    monkeypatch.setattr(bench_of_data, "read_plain_batches", counted)
+    monkeypatch.setattr(bench_of_data, "plain_batches", counted)
     info = read_dataset(tiny_data)  # 201 training samples, 40 to a shard
     for processes, expected in ((0, 3), (2, 4)):
         bench_data(info, image_size=(32, 32), batch_size=20, processes=[processes], num_passes=1, num_samples=100)
@@ -75,7 +76,17 @@ def test_every_process_of_plain_webdataset_gets_as_many_shards(
         bench_data(info, processes=[7], num_samples=100)
 
 
-def test_a_data_set_that_cannot_be_measured_is_refused_in_one_sentence(world: Path) -> None:
-    assert_one_sentence(run_command(["bench", "data", "absent"]), 1, ("absent", "distbranch data pack"))
-    assert_one_sentence(run_command(["bench", "data", "data", "--split", "dev"]), 1, ("'dev'", "train"))
-    assert_one_sentence(run_command(["bench", "data", "--image-size", "64"]), 2, ("HEIGHTxWIDTH",))
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["absent"], 1, ("absent", "distbranch data pack")),
+        (["data", "--split", "dev"], 1, ("'dev'", "train")),
+        (["--image-size", "64"], 2, ("HEIGHTxWIDTH",)),
+        (["http://127.0.0.1:9/data"], 1, ("http://127.0.0.1:9", "connect")),
+    ],
+)
+def test_a_data_set_that_cannot_be_measured_is_refused_in_one_sentence(
+    world: Path, arguments: list[str], code: int, words: tuple[str, ...]
+) -> None:
+    ended = run_benchmark("bench_data.py", *arguments)
+    assert_one_sentence(ended, code, words)

@@ -1,19 +1,22 @@
-"""What deciding costs beside a real training step."""
+"""What deciding costs beside a real training step: `python tests/benchmarks/bench_decide.py`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from command_line import run_as_command
+from planted_trees import planted_statistics
 
+from distbranch.bench.candidates import numbered_tasks
 from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.decision import choose_groups
+from distbranch.cli.terminal import show_rows
 from distbranch.models.backbones import Architecture
 from distbranch.models.tree_net import TreeNet
-from distbranch.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,13 @@ def bench_decide(
     Steps and bookkeeping take turns in one loop, so that whatever else the machine does falls on both. The decision is over all
     d with affinities of random margins with planted groups. Images and labels are random.
     """
-    return [_bench(num_tasks, batch_size, backbone, width, image_size, num_steps) for num_tasks in num_tasks_list]
+    return [_bench_one(num_tasks, batch_size, backbone, width, image_size, num_steps) for num_tasks in num_tasks_list]
 
 
-def _bench(
+def _bench_one(
     num_tasks: int, batch_size: int, backbone: str, width: int, image_size: tuple[int, int], num_steps: int
 ) -> DecideCost:
-    tasks = tuple(Task(f"task {number}") for number in range(num_tasks))
+    tasks = numbered_tasks(num_tasks)
     network = TreeNet(Architecture.thin(backbone, width, image_size, tasks))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
     generator = torch.Generator().manual_seed(0)
@@ -77,12 +80,10 @@ def _bench(
     return DecideCost(num_tasks, float(np.median(steps)) * 1000, float(np.median(bookkeepings)) * 1000, decision_s)
 
 
-def planted_statistics(num_tasks: int, num_groups: int = 8, num_samples: int = 1000) -> AffinityStats:
-    """Statistics of tasks of which every group shares a part of its margins."""
-    generator = torch.Generator().manual_seed(1)
-    shared = torch.randn(num_samples, num_groups, generator=generator)[:, torch.arange(num_tasks) % num_groups]
-    stats = AffinityStats(num_tasks)
-    margins = (shared + torch.randn(num_samples, num_tasks, generator=generator)).sigmoid()
-    for start in range(0, num_samples, 50):
-        stats.update(margins[start : start + 50])
-    return stats
+def main() -> None:
+    """What deciding costs: affinity bookkeeping per step, and a whole decision, at 40 and 200 tasks."""
+    show_rows([{**asdict(row), "share_%": 100 * row.share} for row in bench_decide()])
+
+
+if __name__ == "__main__":
+    run_as_command(main)

@@ -1,15 +1,19 @@
-"""The memory that packing and loading take, whatever the size of the data set."""
+"""The memory that packing and loading take, whatever the size of the data set: `python tests/benchmarks/bench_memory.py --help`."""
 
 from __future__ import annotations
 
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Annotated
 
+import typer
+from command_line import create_work_folder, run_as_command
 from PIL import Image
 
+from distbranch.cli.terminal import show_rows
 from distbranch.data.loader import train_loader
 from distbranch.data.pack import pack
 from distbranch.data.shards import Sample
@@ -46,3 +50,16 @@ def bench_memory(num_samples: int = 1_000_000, *, folder: Path, batch_size: int 
             break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return MemoryCost(num_samples, packed - began, time.perf_counter() - packed, peak)
+
+
+def main(
+    samples: Annotated[int, typer.Option(help="Tiny generated samples.", min=1)] = 1_000_000,
+    folder: Annotated[Path | None, typer.Option(help="Where they are packed; a temporary folder if empty.")] = None,
+) -> None:
+    """Pack generated samples, read them once, and print the peak memory of the process."""
+    with create_work_folder(folder) as place:
+        show_rows([asdict(bench_memory(samples, folder=place / "packed"))])
+
+
+if __name__ == "__main__":
+    run_as_command(main)

@@ -1,6 +1,6 @@
 """The benchmark of SOMP compares two forms that choose the same rows."""
 
-from distbranch.bench.somp import bench_somp
+from bench_somp import bench_somp
 
 
 def test_both_forms_choose_the_same_rows_and_what_all_would_take_is_in_proportion() -> None:

@@ -1,5 +1,7 @@
 """A sweep whose trials cost nothing, through the real queue, Tuner and run directories: what is left is our own cost.
 
+`python tests/benchmarks/bench_sweep.py --help`
+
 The driver is a process of its own, killed at half of the trials and started again, so the numbers hold for what survives.
 """
 
@@ -7,10 +9,14 @@ import json
 import multiprocessing
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+from command_line import create_work_folder, run_as_command
+
+from distbranch.cli.terminal import show_pairs
 from distbranch.config import load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.run_directory import append_line, write_json
@@ -93,6 +99,8 @@ class _Driver:
 
 def drive(sweep: SweepConfig) -> None:
     """The driver: plan, look at the disk, go on; as `run_sweep` does, but for the data set and the results."""
+    from bench_sweep import cost_nothing  # Ray's workers find the trial under this module name, not as __main__
+
     from distbranch.launch.sweep.run import cluster_of
 
     directory = SweepDirectory(sweep.path)
@@ -137,3 +145,24 @@ def _sweep(num_trials: int, at_a_time: int, folder: Path) -> SweepConfig:
         seeds=tuple(seeds),
         concurrency=at_a_time,
     )
+
+
+def main(
+    trials: Annotated[int, typer.Option(help="Trials that cost nothing.", min=4)] = 2000,
+    jobs: Annotated[int, typer.Option(help="Trials at the same time.", min=1)] = 2,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where their directories go; a temporary folder if empty.")
+    ] = None,
+) -> None:
+    """What a sweep costs by itself: its driver is killed at half of the trials, and the same command resumes it."""
+    with create_work_folder(folder) as place:
+        found = asdict(simulate(trials, at_a_time=jobs, folder=place))
+    pairs = []
+    for name, value in found.items():
+        text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+        pairs.append((name, text))
+    show_pairs(pairs)
+
+
+if __name__ == "__main__":
+    run_as_command(main)

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from tiny_world import assert_one_sentence, run_command
 
-from distbranch.bench.trees import halved_to
+from distbranch.bench.candidates import grow_to_weights, numbered_tasks
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import num_weights
-from distbranch.tasks import Task
 
 QUICK = ["--seconds", "0", "--batch-sizes", "2"]
 
@@ -79,15 +78,15 @@ def test_a_run_may_be_called_like_the_thin_network(world: Path) -> None:
 
 
 def test_a_halved_tree_is_the_smallest_with_so_many_weights() -> None:
-    thin = Architecture.thin("vgg16", 32, (224, 224), tuple(Task(f"task {number}") for number in range(40)))
-    grown = halved_to(thin, 1.4e6)
+    thin = Architecture.thin("vgg16", 32, (224, 224), numbered_tasks(40))
+    grown = grow_to_weights(thin, 1.4e6)
     counts = [grown.tree.num_branches(layer) for layer in range(1, 16)]
     assert 1.4e6 <= num_weights(grown) < 1.6e6
     assert counts[:10] == [1] * 10
     assert all(below <= (above + 1) // 2 for below, above in itertools.pairwise(counts))
-    assert halved_to(thin, 0).tree == thin.tree
+    assert grow_to_weights(thin, 0).tree == thin.tree
     with pytest.raises(UserError, match=r"at most .* fewer than 9,000,000"):
-        halved_to(thin, 9e6)
+        grow_to_weights(thin, 9e6)
 
 
 @pytest.mark.parametrize(

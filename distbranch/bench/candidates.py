@@ -1,0 +1,220 @@
+"""The networks that `bench latency` measures: of runs, or trees of random weights, and the networks that stand beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from distbranch.branching.tree import Split, Tree
+from distbranch.engine.artifact import load_model
+from distbranch.errors import UserError, reason_of
+from distbranch.models.backbones import Architecture, LayerShape
+from distbranch.models.cost import num_weights
+from distbranch.models.networks import Network, network_of
+from distbranch.models.residual import AnyArchitecture, shared_policy
+from distbranch.models.tree_net import TreeNet
+from distbranch.permissions import denied
+from distbranch.tasks import Task
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network to measure.
+
+    `copies`: networks that run one after another; one is measured, the time counts so often. `is_reference`: the thin network,
+    which the others are relative to.
+    """
+
+    name: str
+    network: Network
+    copies: int = 1
+    is_reference: bool = False
+
+
+def list_candidates_of_runs(runs: Sequence[Path], against: Sequence[str]) -> list[Candidate]:
+    """The runs' networks, and beside the first one: its thin network, independent thin networks, and full backbones.
+
+    Raises:
+        UserError: no run there, or the runs are of different image sizes or tasks.
+    """
+    networks = [load_model(run)[0] for run in runs]
+    if len({(network.architecture.image_size, network.architecture.tasks) for network in networks}) > 1:
+        raise UserError(
+            "Latencies are compared between runs of the same image size and tasks, but these differ. Measure them one by one."
+        )
+    names = [run.name or str(run) for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    baselines = list_baselines(networks[0].architecture, against)
+    # A run may be called like a baseline, `thin-2` say.
+    taken = {baseline.name for baseline in baselines}
+    names = [f"run {name}" if name in taken else name for name in names]
+    return [*map(Candidate, names, networks), *baselines]
+
+
+def list_candidates_of_trees(trees: Sequence[Architecture], against: Sequence[str]) -> list[Candidate]:
+    """Trees (of the same thin network) with random weights, and the same baselines."""
+    named = [Candidate(f"tree of {num_weights(tree):,} weights", _build_random(tree)) for tree in trees]
+    return [*named, *list_baselines(trees[0], against)]
+
+
+def list_baselines(architecture: AnyArchitecture, against: Sequence[str]) -> list[Candidate]:
+    """Thin (of a residual network: shared), independent and full networks for the same tasks and images."""
+    thin = _share_everything(architecture, architecture.tasks)
+    alone = _share_everything(architecture, architecture.tasks[:1])
+    num_tasks = len(thin.tasks)
+    name = f"thin-{thin.width or thin.width_fraction or thin.backbone}"
+    baselines = [
+        Candidate(name, _build_random(thin), is_reference=True),
+        Candidate(f"independent ({num_tasks} x {name})", _build_random(alone), num_tasks),
+    ]
+    for backbone in against:
+        full = Architecture.thin(backbone, None, thin.image_size, thin.tasks)
+        baselines.append(Candidate(backbone, _build_random(full)))
+    return baselines
+
+
+def _share_everything(architecture: AnyArchitecture, tasks: tuple[Task, ...]) -> AnyArchitecture:
+    """The network of these tasks in which all of them share everything."""
+    if isinstance(architecture, Architecture):
+        return architecture.thin_of(tasks)
+    return replace(architecture, tasks=tasks, policy=shared_policy(len(tasks), architecture.num_blocks))
+
+
+def _build_random(architecture: AnyArchitecture) -> Network:
+    return network_of(architecture).eval()
+
+
+# ---- trees without a run
+
+
+def numbered_tasks(count: int) -> tuple[Task, ...]:
+    """So many binary tasks."""
+    return tuple(Task(f"task {number}") for number in range(count))
+
+
+def branch_counts(tree: Tree) -> str:
+    """The number of branches of every layer, from the input up: `1-1-2-4`."""
+    return "-".join(str(tree.num_branches(layer)) for layer in range(1, tree.num_layers + 1))
+
+
+def read_tree(file: Path) -> Tree:
+    """The tree of a run's tree.json.
+
+    Raises:
+        UserError: the file holds no tree.
+    """
+    try:
+        content = json.loads(file.read_text())
+        return Tree.from_json(content.get("tree", content))
+    except PermissionError as error:
+        raise denied(error) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} holds no tree ({reason_of(error)}). Give the tree.json of a run.") from None
+
+
+def describe_trees(
+    backbone: str,
+    width: int,
+    image_size: tuple[int, int],
+    num_tasks: int,
+    *,
+    weights: Sequence[float],
+    file: Path | None,
+) -> list[Architecture]:
+    """The tree of a file, or else one of at least so many weights for each of `weights`."""
+    if file is not None:
+        tree = read_tree(file)
+        return [Architecture(backbone, width, image_size, numbered_tasks(tree.num_tasks), tree)]
+    thin = Architecture.thin(backbone, width, image_size, numbered_tasks(num_tasks))
+    return list(dict.fromkeys(grow_to_weights(thin, least) for least in weights))
+
+
+def grow_to_weights(thin: Architecture, least_weights: float) -> Architecture:
+    """The tree of at least so many weights with the fewest branches, every layer having half as many as the one above.
+
+    Raises:
+        UserError: even one branch per task in the top layer gives fewer.
+    """
+    num_tasks = len(thin.tasks)
+    for widest in range(1, num_tasks + 1):
+        grown = thin
+        count = widest
+        while count > 1 and grown.tree.active_layer:
+            tree = grown.tree
+            above = np.arange(tree.num_branches(tree.active_layer + 1))
+            groups = tuple(tuple(part.tolist()) for part in np.array_split(above, count))
+            grown = grown.with_tree(tree.split(Split(tree.active_layer, groups)))
+            count = min((count + 1) // 2, len(groups) - 1)
+        if num_weights(grown) >= least_weights:
+            return grown
+    raise UserError(
+        f"A halved tree of {num_tasks} tasks of width {thin.width} has at most {num_weights(grown):,} weights, fewer than "
+        f"{least_weights:,.0f}. Ask for fewer, or for more tasks."
+    )
+
+
+# ---- a tree as one would write it first
+
+
+class NaiveNet(nn.Module):
+    """The network of a tree as modules within modules, with a head of its own for every task."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: TreeNet) -> None:
+        super().__init__()
+        architecture = network.architecture
+        self.tasks, tree = architecture.tasks, architecture.tree
+        self.parents = [tree.parents(layer) for layer in range(1, tree.num_layers + 2)]
+        self.layers = nn.ModuleList(
+            nn.ModuleList(_make_naive_branch(shape, branch) for branch in cast(nn.ModuleList, branches))
+            for shape, branches in zip(architecture.shapes, network.layers.values(), strict=True)
+        )
+        self.heads = nn.ModuleList()
+        for columns in network.tasks.columns.values():
+            head = nn.Linear(architecture.shapes[-1].width, columns.stop - columns.start)
+            head.load_state_dict({key: value[columns] for key, value in network.heads.state_dict().items()})
+            self.heads.append(head)
+        self.register_buffer("mean", network.mean.clone())
+        self.register_buffer("std", network.std.clone())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits [B, K] of every task."""
+        features = [(images.float() / 255 - self.mean) / self.std]
+        *layers, top = self.parents
+        for parents, branches in zip(layers, self.layers, strict=True):
+            branches = cast(nn.ModuleList, branches)
+            features = [branch(features[parent]) for parent, branch in zip(parents, branches, strict=True)]
+        return {
+            task.name: head(features[parent]) for parent, task, head in zip(top, self.tasks, self.heads, strict=True)
+        }
+
+
+def _make_naive_branch(shape: LayerShape, branch: nn.Module) -> nn.Sequential:
+    parts: list[nn.Module]
+    if shape.layer.kind == "conv":
+        parts = [
+            nn.Conv2d(shape.num_inputs, shape.width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(shape.width),
+            nn.ReLU(inplace=True),
+        ]
+        if shape.layer.pool_after:
+            parts.append(nn.MaxPool2d(2))
+    else:
+        parts = [
+            nn.Flatten(),
+            nn.Linear(shape.num_inputs, shape.width, bias=False),
+            nn.BatchNorm1d(shape.width),
+            nn.ReLU(inplace=True),
+        ]
+    naive = nn.Sequential(*parts)
+    naive.load_state_dict(dict(zip(naive.state_dict(), branch.state_dict().values(), strict=True)))
+    return naive

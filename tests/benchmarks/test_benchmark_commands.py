@@ -1,0 +1,33 @@
+"""Every benchmark of our own figures is a command that says what it measures."""
+
+from pathlib import Path
+
+import pytest
+from benchmark_runs import FOLDER, run_benchmark
+
+COMMANDS = sorted(file.name for file in FOLDER.glob("bench_*.py"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_benchmark_has_a_help_page(name: str) -> None:
+    ended = run_benchmark(name, "--help")
+    assert ended.code == 0, ended.err
+    assert "Usage" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "reason"),
+    [("bench_memory.py", "absent/x", "No such file"), ("bench_sweep.py", "table.csv", "Not a directory")],
+)
+def test_a_work_folder_that_cannot_be_made_is_refused(world: Path, name: str, folder: str, reason: str) -> None:
+    ended = run_benchmark(name, "--folder", folder)
+    assert ended.code == 2
+    assert folder in ended.err
+    assert reason in ended.err
+
+
+def test_packing_and_reading_generated_samples_prints_its_peak_memory(tmp_path: Path) -> None:
+    ended = run_benchmark("bench_memory.py", "--samples", "300", "--folder", str(tmp_path))
+    assert ended.code == 0, ended.err
+    assert "peak_mib" in ended.out
+    assert list(tmp_path.iterdir()) == []
