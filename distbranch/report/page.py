@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from distbranch.config import ModelConfig
 from distbranch.errors import UserError
 from distbranch.report import figures
+from distbranch.report.console import UNDEFINED, format_percent, size
 from distbranch.report.fonts import one_warning_of_missing_letters
 from distbranch.report.layers import group_numbers, readable, top_groups
 from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, group_colour, text_on
@@ -28,7 +29,6 @@ from distbranch.report.pictures import Picture, pictures, shown_split
 from distbranch.report.run_files import RunFiles, read_run
 
 PNG_DPI = 160
-UNKNOWN = "\u2013"
 SORTED_LAST = -1.0  # the value by which an unknown number is sorted; every known one is larger
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
 _SIZES = {"weights": "weights", "multiply_adds": "multiply-adds per image"}
@@ -107,7 +107,7 @@ def _load_templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["percent"] = percent
+    templates.filters["percent"] = format_percent
     templates.filters["group_colour"] = group_colour
     templates.filters["text_on"] = text_on
     templates.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
@@ -145,13 +145,13 @@ def _list_tiles(run: RunFiles) -> list[tuple[str, str]]:
         mean = run.scores()[split]["mean"]
         keys = ("average_precision", "balanced_accuracy", "accuracy", "top10_recall")
         tiles += [
-            (f"{percent(mean[key])} %", f"{figures.MEANS[key][0].lower()}, {split}")
+            (f"{format_percent(mean[key])} %", f"{figures.MEANS[key][0].lower()}, {split}")
             for key in keys
             if mean.get(key) is not None
         ]
     if run.layers:
         tiles.append((str(len(run.layers[-1].branches)), "groups at the top layer"))
-    tiles += [(large(result[key]), label) for key, label in _SIZES.items() if result.get(key) is not None]
+    tiles += [(size(result[key]), label) for key, label in _SIZES.items() if result.get(key) is not None]
     if result.get("seconds") is not None:
         tiles.append((duration(result["seconds"]), f"for {result.get('iterations', 0):,} iterations"))
     if result.get("world_size"):
@@ -193,18 +193,18 @@ def _list_task_rows(scores: Mapping[str, Any], numbers: Mapping[str, int]) -> li
         chip = Cell("", "None") if group is None else Cell("", group, groups=(group,))
         bars = [_make_bar(values.get(key), colour) for key in figures.TASK_METRICS]
         count = values.get("num_positive")
-        positives = Cell(UNKNOWN if count is None else f"{count:,}", count or 0)
+        positives = Cell(UNDEFINED if count is None else f"{count:,}", count or 0)
         rows.append([Cell(readable(name)), chip, *bars, positives])
     for name, values in scores.get("exclusive", {}).items():
         bars = [_make_bar(values.get(key), MUTED) for key in figures.TASK_METRICS]
-        rows.append([Cell(f"{readable(name)} (arg-max)"), Cell("", "None"), *bars, Cell(UNKNOWN, 0)])
+        rows.append([Cell(f"{readable(name)} (arg-max)"), Cell("", "None"), *bars, Cell(UNDEFINED, 0)])
     return rows
 
 
 def _make_bar(share: float | None, colour: str) -> Cell:
     if share is None:
-        return Cell(UNKNOWN, SORTED_LAST)
-    return Cell(percent(share), f"{100 * share:.4f}", colour=colour)
+        return Cell(UNDEFINED, SORTED_LAST)
+    return Cell(format_percent(share), f"{100 * share:.4f}", colour=colour)
 
 
 def _collect_means(run: RunFiles) -> dict[str, Mapping[str, float | None]]:
@@ -227,19 +227,6 @@ def _describe_branches(branches: Sequence[Sequence[str]], colours: Mapping[str, 
         groups = sorted({colours[task] for task in tasks})
         described.append((groups, ", ".join(map(readable, tasks))))
     return sorted(described, key=lambda branch: branch[0][0])
-
-
-def percent(value: float | None) -> str:
-    """A share as per cent with one decimal."""
-    return UNKNOWN if value is None else f"{100 * value:.1f}"
-
-
-def large(value: float) -> str:
-    """A count as people read it: 132,536 or 31.4 M."""
-    for limit, unit in ((1e9, "G"), (1e6, "M")):
-        if value >= limit:
-            return f"{value / limit:.1f} {unit}"
-    return f"{value:,.0f}"
 
 
 def duration(seconds: float) -> str:

@@ -10,11 +10,12 @@ from markupsafe import Markup
 from distbranch.engine.forks import read_family
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
+from distbranch.report.console import UNDEFINED, format_cost, format_percent
 from distbranch.report.figures import MEANS
 from distbranch.report.fonts import one_warning_of_missing_letters
-from distbranch.report.page import PNG_DPI, SORTED_LAST, UNKNOWN, Cell, draw_svg, duration, render_template
+from distbranch.report.page import PNG_DPI, SORTED_LAST, Cell, draw_svg, duration, render_template
 from distbranch.report.sweep_figures import draw_pareto, readable_value
-from distbranch.report.sweep_files import COSTS, FINISHED, Point, Spread, SweepFiles, pareto_front, read_sweep
+from distbranch.report.sweep_files import COSTS, FINISHED, Point, SweepFiles, pareto_front, read_sweep
 
 VALUE_HEADS = ("val, %", "test, %")
 COST_HEADS = {"parameters": "Parameters", "multiply_adds": "Multiply-adds", "latency_ms": "Latency, ms"}
@@ -93,7 +94,7 @@ def _list_points(sweep: SweepFiles) -> list[list[Cell]]:
         cells = [Cell(str(number + 1), number + 1)]
         cells += [Cell(readable_value(value), _parse_sortable(value)) for value in point.setting.values()]
         cells.append(Cell(seeds, len(point.finished)))
-        cells += [_make_value(point, f"{split}_{sweep.metric}", percent=True) for split in ("val", "test")]
+        cells += [_make_value(point, f"{split}_{sweep.metric}") for split in ("val", "test")]
         cells += [_make_value(point, cost, mark=number in front) for cost, front in fronts.items()]
         rows.append(cells)
     return rows
@@ -109,27 +110,18 @@ def _make_trial_row(row: Mapping[str, str], sweep: SweepFiles, folder: Path) -> 
         ("seconds", 1, 0),
     ):
         value = row.get(column)
-        cells.append(Cell(f"{scale * float(value):,.{decimals}f}", value) if value else Cell(UNKNOWN, SORTED_LAST))
+        cells.append(Cell(f"{scale * float(value):,.{decimals}f}", value) if value else Cell(UNDEFINED, SORTED_LAST))
     return cells
 
 
-def _make_value(point: Point, column: str, *, percent: bool = False, mark: bool = False) -> Cell:
+def _make_value(point: Point, column: str, *, mark: bool = False) -> Cell:
     spread = point.spread(column)
     if spread is None:
-        return Cell(UNKNOWN, SORTED_LAST)
-    text = _format_spread(spread, percent=percent)
+        return Cell(UNDEFINED, SORTED_LAST)
+    text = format_percent(spread.mean, spread.deviation)
+    if column in COSTS:
+        text = format_cost(column, spread.mean, spread.deviation)
     return Cell(f"\u25cf {text}" if mark else text, spread.mean)
-
-
-def _format_spread(spread: Spread, *, percent: bool) -> str:
-    """Both numbers in the same unit with the same decimals."""
-    if percent:
-        scale, unit, decimals = 0.01, "", 1
-    else:
-        scale, unit = next(((s, u) for s, u in ((1e9, " G"), (1e6, " M")) if spread.mean >= s), (1.0, ""))
-        decimals = 2 if unit or spread.mean < 100 else 0
-    numbers = [spread.mean] if not spread.deviation else [spread.mean, spread.deviation]
-    return " ± ".join(f"{number / scale:,.{decimals}f}" for number in numbers) + unit
 
 
 def _parse_sortable(value: str) -> float | str:

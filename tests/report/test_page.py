@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from distbranch.errors import UserError
-from distbranch.report.page import draw_svg, duration, large, render_run, report
+from distbranch.report.console import size
+from distbranch.report.page import draw_svg, duration, render_run, report
 from distbranch.report.palette import GRID, INK, MUTED, PAPER
 from distbranch.report.pictures import pictures
 from distbranch.report.run_files import RunFiles, read_run
@@ -101,7 +102,7 @@ def test_the_neutral_colours_of_a_figure_come_from_the_page(grown_run: Path) -> 
 
 
 def test_numbers_are_shown_as_people_read_them() -> None:
-    assert [large(value) for value in (132_536, 31_400_000, 15.5e9)] == ["132,536", "31.4 M", "15.5 G"]
+    assert [size(value) for value in (132_536, 31_400_000, 15.5e9)] == ["132,536", "31.40 M", "15.50 G"]
     assert [duration(value) for value in (45, 601, 12_000)] == ["45 s", "10 min", "3 h 20 min"]
 
 
