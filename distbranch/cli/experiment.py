@@ -268,7 +268,7 @@ def experiment_groups(run: RunArgument) -> None:
 
 
 def _display() -> Any:
-    from distbranch.report.sweep_console import SweepDisplay
+    from distbranch.report.progress import SweepDisplay
 
     return SweepDisplay(console)
 

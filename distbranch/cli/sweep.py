@@ -33,7 +33,8 @@ def sweep(
 
         return show_pairs(plan(loaded))
     from distbranch.launch.sweep.run import run_sweep
-    from distbranch.report.sweep_console import SweepDisplay, front_table
+    from distbranch.report.console import front_table
+    from distbranch.report.progress import SweepDisplay
 
     result = run_sweep(loaded, SweepDisplay(console))
     if any(row["status"] == "finished" for row in result.rows):

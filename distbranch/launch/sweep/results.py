@@ -15,7 +15,7 @@ from distbranch.launch.sweep.plan import value_of
 from distbranch.launch.sweep.standing import FINISHED, Standing, SweepDirectory
 from distbranch.report.sweep_files import read_sweep
 from distbranch.report.sweep_page import report_sweep
-from distbranch.report.sweep_tensorboard import log_hparams
+from distbranch.report.tensorboard import log_hparams
 
 Row = dict[str, Any]
 METRICS = ("accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5")
