@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from distbranch.engine.methods import decide, may_still_grow
+from distbranch.engine.round_decision import decide, may_still_grow
 
 from distbranch.bench.candidates import numbered_tasks, read_tree
 from distbranch.branching.affinity import AffinityStats
