@@ -150,7 +150,7 @@ def bench_sweep_command(
     Examples:
     `distbranch bench sweep --trials 200 --jobs 2`
     """
-    from distbranch.launch.sweep.simulation import simulate
+    from distbranch.sweep.simulation import simulate
 
     with _work_folder(folder) as place:
         found = asdict(simulate(trials, at_a_time=jobs, folder=place))

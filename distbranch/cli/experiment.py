@@ -50,7 +50,7 @@ def experiment_table(
     Examples:
     `distbranch experiment table configs/fps-thin-16.yaml configs/fps-branch-16-2.yaml --seeds 0,1,2`
     """
-    from distbranch.launch.experiment.table import by_data_set, compare_configs
+    from distbranch.experiments.table import by_data_set, compare_configs
     from distbranch.report.console import result_markdown, result_table
 
     _check_split(split)
@@ -83,7 +83,7 @@ def experiment_company(
     Examples:
     `distbranch experiment company configs/fps-branch-16-2.yaml configs/fps-branch-32-2.yaml --widths 8,12,16,24,32,48`
     """
-    from distbranch.launch.experiment.company import company_markdown, fair_company
+    from distbranch.experiments.equal_cost import company_markdown, fair_company
     from distbranch.report.console import METRICS
 
     _check_split(split)
@@ -115,7 +115,7 @@ def experiment_grouping(
     Examples:
     `distbranch experiment grouping runs/fps-branch-16-2-seed0 --permutations 4`
     """
-    from distbranch.launch.experiment.grouping import compare_groupings
+    from distbranch.experiments.grouping import compare_groupings
 
     _check_split(split)
     chosen = None if seeds is None else numbers(seeds)
@@ -145,7 +145,7 @@ def experiment_initialisation(
     Examples:
     `distbranch experiment initialisation configs/fps-thin-16.yaml --pretrained runs/fps-vgg-wide-seed0 --two-thirds`
     """
-    from distbranch.launch.experiment.initialisation import compare_beginnings, pace_rows
+    from distbranch.experiments.initialisation import compare_beginnings, pace_rows
 
     found, place = compare_beginnings(
         config,
@@ -176,7 +176,7 @@ def experiment_affinity(
     Examples:
     `distbranch experiment affinity configs/fps-branch-16-2.yaml --alphas 1,2,4 --seeds 0,1,2`
     """
-    from distbranch.launch.experiment.affinity import compare_affinities
+    from distbranch.experiments.affinity import compare_affinities
 
     _check_split(split)
     winners, place = compare_affinities(
@@ -214,7 +214,7 @@ def experiment_policies(
     Examples:
     `distbranch experiment policies configs/fps5-adashare.yaml --policies 8`
     """
-    from distbranch.launch.experiment.policies import policies_markdown, try_policies
+    from distbranch.experiments.policies import policies_markdown, try_policies
 
     _check_split(split)
     found, place = try_policies(
@@ -245,7 +245,7 @@ def experiment_planted(
     Examples:
     `distbranch experiment planted configs/quickstart.yaml --seeds 0,1,2`
     """
-    from distbranch.launch.experiment.planted import planted
+    from distbranch.experiments.planted_truth import planted
 
     found, place = planted(config, numbers(seeds), overrides or [], name=name, jobs=jobs, report=_display())
     show_rows([{"seed": seed, "adjusted Rand index": index} for seed, index in found.items()])
@@ -259,7 +259,7 @@ def experiment_groups(run: RunArgument) -> None:
     Examples:
     `distbranch experiment groups runs/fps-branch-16-2-seed0`
     """
-    from distbranch.launch.experiment.planted import top_groups
+    from distbranch.experiments.planted_truth import top_groups
 
     for kind, groups in top_groups(run_folder(run)).items():
         console.print(f"{kind}: {len(groups)} groups", style="bold", highlight=False)

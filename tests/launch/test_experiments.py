@@ -21,22 +21,22 @@ from distbranch.config import differences, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import drawn_order
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.experiment import (
+from distbranch.experiments import (
     affinity,
-    company,
     comparison,
+    equal_cost,
     grouping,
     initialisation,
-    planted,
+    planted_truth,
     policies,
     table,
 )
-from distbranch.launch.experiment import place as place_of_experiments
-from distbranch.launch.experiment.comparison import Run, experiment_sweep
-from distbranch.launch.sweep import run as sweep_run
-from distbranch.launch.sweep import tuning
-from distbranch.launch.sweep.plan import in_turns, planned_trials, trials_by_variant
-from distbranch.launch.sweep.trial import train_trial
+from distbranch.experiments import place as place_of_experiments
+from distbranch.experiments.comparison import Run, experiment_sweep
+from distbranch.sweep import run as sweep_run
+from distbranch.sweep import tuning
+from distbranch.sweep.plan import in_turns, planned_trials, trials_by_variant
+from distbranch.sweep.trial import train_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -69,7 +69,7 @@ def test_an_experiment_takes_overrides_as_a_run_and_as_a_sweep_do(tmp_path: Path
 
 def test_the_thin_line_of_a_grown_network_is_the_ordinary_thin_run() -> None:
     data = "data.path=/data/fps"
-    line = company.thin_line([CONFIGS / "fps-branch-16-2.yaml"], [24, 16], [data])
+    line = equal_cost.thin_line([CONFIGS / "fps-branch-16-2.yaml"], [24, 16], [data])
     assert list(line) == ["fps-thin-16", "fps-thin-24"]
     trial = planned_trials(experiment_sweep("c", line, [data], seeds=[0], jobs=1, among_runs=True))[0]
     thin = load_config(CONFIGS / "fps-thin-16.yaml", [data, "seed=0"])
@@ -87,7 +87,7 @@ def test_networks_of_different_recipes_are_not_compared(tmp_path: Path) -> None:
     for name, lr in (("one", 0.1), ("two", 0.2)):
         (tmp_path / f"{name}.yaml").write_text(f"data: {{path: data}}\noptim: {{lr: {lr}}}\n")
     with pytest.raises(UsageError, match=r"same recipe, but .*one.yaml and .*two.yaml differ in optim.lr: 0.1 -> 0.2"):
-        company.thin_line([tmp_path / "one.yaml", tmp_path / "two.yaml"], [8, 16], [])
+        equal_cost.thin_line([tmp_path / "one.yaml", tmp_path / "two.yaml"], [8, 16], [])
 
 
 def test_each_seed_begins_from_the_run_of_its_own_seed(two_configs: list[Path]) -> None:
@@ -147,11 +147,11 @@ def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(cap
 
 def test_the_thin_line_is_linear_in_the_logarithm_of_the_cost_and_ends_where_it_ends() -> None:
     points = [(100.0, 0.5), (10_000.0, 0.7), (1_000.0, 0.65)]
-    assert company.line_at(1_000, points) == 0.65
-    assert company.line_at(10**2.5, points) == pytest.approx((0.5 + 0.65) / 2)
-    assert company.line_at(99.9, points) is None
-    assert company.line_at(10_001, points) is None
-    assert company.line_at(5, []) is None
+    assert equal_cost.line_at(1_000, points) == 0.65
+    assert equal_cost.line_at(10**2.5, points) == pytest.approx((0.5 + 0.65) / 2)
+    assert equal_cost.line_at(99.9, points) is None
+    assert equal_cost.line_at(10_001, points) is None
+    assert equal_cost.line_at(5, []) is None
 
 
 def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
@@ -160,15 +160,15 @@ def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
         for step, width in ((2, 8), (3, 16))
     }
     grown = {"tree": [made_up(seed, value=0.8 + 0.03 * seed, weights=10**2.5) for seed in (0, 1)]}
-    by_madds, by_weights = company.neighbours(grown, line, "average_precision", "val")
+    by_madds, by_weights = equal_cost.neighbours(grown, line, "average_precision", "val")
     assert by_weights.thin_value == pytest.approx(0.75 + 0.01)
     assert by_weights.difference == pytest.approx((0.05 + 0.06) / 2)
     assert by_weights.difference_sd == pytest.approx(0.01 / np.sqrt(2))
     assert (by_madds.own_cost, by_madds.difference) == pytest.approx((10**4.5, by_weights.difference))
     assert by_weights.nearest in ("thin-8", "thin-16")
-    text = company.company_markdown([by_madds, by_weights], "average_precision", "val")
+    text = equal_cost.company_markdown([by_madds, by_weights], "average_precision", "val")
     assert "| +5.5 ± 0.7 |" in text
-    beyond = company.neighbours({"tree": [made_up(weights=9_999)]}, line, "average_precision", "val")
+    beyond = equal_cost.neighbours({"tree": [made_up(weights=9_999)]}, line, "average_precision", "val")
     assert [one.difference for one in beyond] == [None, None]
     assert beyond[0].nearest == "thin-16"
 
@@ -361,7 +361,7 @@ def test_what_an_experiment_makes_of_an_override_follows_it(tmp_path: Path, monk
         swept.append(sweep)
         raise UserError("enough")
 
-    for module in (initialisation, company, planted):
+    for module in (initialisation, equal_cost, planted_truth):
         monkeypatch.setattr(module, "run_experiment", stop)
     said = ["train.iterations=1200", "optim.warmup=72", "train.evaluate_every=100", "data.path=nowhere"]
     given = {"jobs": None, "report": print}
@@ -373,13 +373,15 @@ def test_what_an_experiment_makes_of_an_override_follows_it(tmp_path: Path, monk
     assert [trial.train.iterations for trial in trials] == [1200] * 4 + [800]
     assert {trial.train.evaluate_every for trial in trials} == {100}
     with pytest.raises(UserError, match="enough"):
-        company.fair_company(
+        equal_cost.fair_company(
             [CONFIGS / "fps-branch-16-2.yaml"], [8, 16], [0], [*said, "method.alpha=8"],
             metric="accuracy", split="val", name="company", **given,
         )  # fmt: skip
     assert [trial.method.alpha for trial in planned_trials(swept[-1]) if trial.method.name == "branching"] == [8]
     with pytest.raises(UserError, match="enough"):
-        planted.planted(CONFIGS / "quickstart.yaml", [4], ["data.path=else", "data.pack.samples=9"], name=None, **given)
+        planted_truth.planted(
+            CONFIGS / "quickstart.yaml", [4], ["data.path=else", "data.pack.samples=9"], name=None, **given
+        )
     (trial,) = planned_trials(swept[-1])
     assert (Path(str(trial.data.path)).name, trial.data.pack) == (
         "else-seed4",

@@ -12,7 +12,7 @@ from distbranch.data.mixture import read_data
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.errors import UserError
-from distbranch.launch.experiment.comparison import (
+from distbranch.experiments.comparison import (
     check_grows,
     config_of,
     experiment_sweep,
@@ -20,7 +20,7 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
-from distbranch.launch.experiment.place import check_place, record_place
+from distbranch.experiments.place import check_place, record_place
 from distbranch.report.console import amount, markdown_table
 
 DERIVED = ("data.path", "data.pack")

@@ -11,7 +11,7 @@ from distbranch.config import load_config
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.launch.experiment.comparison import (
+from distbranch.experiments.comparison import (
     Run,
     Runs,
     check_defined,
@@ -22,7 +22,7 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
-from distbranch.launch.experiment.place import check_place, record_place
+from distbranch.experiments.place import check_place, record_place
 from distbranch.report.console import amount, markdown_table, spread
 from distbranch.report.experiment_figures import Course, draw_courses, save_figure
 

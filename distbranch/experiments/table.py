@@ -8,11 +8,11 @@ from typing import Any
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.metrics import Report
 from distbranch.errors import UsageError
-from distbranch.launch.experiment.comparison import Runs, config_of, experiment_sweep, run_experiment, write_text
-from distbranch.launch.experiment.place import check_place, record_place
-from distbranch.launch.sweep.plan import SEED
-from distbranch.launch.sweep.standing import SweepDirectory
+from distbranch.experiments.comparison import Runs, config_of, experiment_sweep, run_experiment, write_text
+from distbranch.experiments.place import check_place, record_place
 from distbranch.report.console import result_markdown
+from distbranch.sweep.plan import SEED
+from distbranch.sweep.trial_status import SweepDirectory
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # {network: [content of result.json, ...]}
 

@@ -14,7 +14,7 @@ from distbranch.config import AdaShareConfig
 from distbranch.engine.metrics import Report
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
-from distbranch.launch.experiment.comparison import (
+from distbranch.experiments.comparison import (
     Run,
     check_defined,
     config_of,
@@ -24,10 +24,10 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
-from distbranch.launch.experiment.place import check_place, record_place
-from distbranch.launch.sweep.plan import SEED
+from distbranch.experiments.place import check_place, record_place
 from distbranch.report.console import amount, markdown_table
 from distbranch.report.experiment_figures import draw_drawn_policies, save_figure
+from distbranch.sweep.plan import SEED
 
 SEARCH, SHARED, PROBABLE, DRAWN = "search", "shared", "most-probable", "policy-"
 METRIC = "average_precision"

@@ -14,7 +14,7 @@ import numpy as np
 from distbranch.config import Config, MethodConfig, differences, load_config
 from distbranch.engine.metrics import Report
 from distbranch.errors import UsageError
-from distbranch.launch.experiment.comparison import (
+from distbranch.experiments.comparison import (
     Run,
     Runs,
     check_defined,
@@ -25,8 +25,8 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
-from distbranch.launch.experiment.place import check_place, record_place
-from distbranch.launch.experiment.table import table_markdown, variants_of_files
+from distbranch.experiments.place import check_place, record_place
+from distbranch.experiments.table import table_markdown, variants_of_files
 from distbranch.report.console import amount, markdown_table, size, spread
 from distbranch.report.experiment_figures import Spot, draw_company, save_figure
 

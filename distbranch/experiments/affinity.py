@@ -13,8 +13,7 @@ import numpy as np
 
 from distbranch.engine.metrics import Report
 from distbranch.errors import UsageError
-from distbranch.launch.experiment.company import line_at
-from distbranch.launch.experiment.comparison import (
+from distbranch.experiments.comparison import (
     Run,
     Runs,
     check_defined,
@@ -25,8 +24,9 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
-from distbranch.launch.experiment.place import check_place, record_place
-from distbranch.launch.experiment.table import table_markdown
+from distbranch.experiments.equal_cost import line_at
+from distbranch.experiments.place import check_place, record_place
+from distbranch.experiments.table import table_markdown
 from distbranch.report.console import amount, markdown_table, spread
 from distbranch.report.experiment_figures import Spot, draw_kinds, save_figure
 

@@ -18,9 +18,9 @@ from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_aside
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.prepare import data_there, must_be_packed
-from distbranch.launch.sweep.plan import planned_trials, trials_by_variant
-from distbranch.launch.sweep.run import run_sweep
-from distbranch.launch.sweep.standing import FINISHED
+from distbranch.sweep.plan import planned_trials, trials_by_variant
+from distbranch.sweep.run import run_sweep
+from distbranch.sweep.trial_status import FINISHED
 from distbranch.tasks import CHOICES
 
 logger = logging.getLogger("distbranch")

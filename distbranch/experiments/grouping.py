@@ -16,7 +16,7 @@ from distbranch.engine.initialisation import drawn_order
 from distbranch.engine.metrics import Report
 from distbranch.engine.results import read_result
 from distbranch.errors import UserError
-from distbranch.launch.experiment.comparison import (
+from distbranch.experiments.comparison import (
     Run,
     experiment_sweep,
     paired,
@@ -24,7 +24,7 @@ from distbranch.launch.experiment.comparison import (
     write_csv,
     write_text,
 )
-from distbranch.launch.experiment.place import check_place, record_place
+from distbranch.experiments.place import check_place, record_place
 from distbranch.report.console import markdown_table
 from distbranch.report.experiment_figures import draw_reductions, save_figure
 from distbranch.report.figures import MEANS

@@ -12,8 +12,8 @@ from typing import Any
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.run_directory import write_json
 from distbranch.errors import UserError
-from distbranch.launch.sweep.plan import planned_trials
-from distbranch.launch.sweep.standing import FINISHED, SweepDirectory
+from distbranch.sweep.plan import planned_trials
+from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
 ABOUT = "experiment.json"  # what is compared, and how
 
