@@ -1,5 +1,6 @@
-"""Experiments: comparisons of runs, each one file that says which runs it is made of and what is read off them.
+"""Experiments: comparisons of runs. Each file says which runs an experiment is made of and what is read off them.
 
-All are sweeps, so the same command goes on where it was stopped and repeats nothing; what they found stands in the directory of
-the experiment as results.csv (a row per run), table.md and pictures.
+A `design_*` function returns an `Experiment` (runner.py): variants of a configuration and an analysis. All are trained as a
+sweep by `run_experiment`, so the same command resumes and repeats nothing. What was found is in the directory of the experiment:
+results.csv (a row per run), table.md and figures.
 """

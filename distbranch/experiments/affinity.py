@@ -11,24 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from distbranch.engine.metrics import Report
+from distbranch.config.sweep import SweepConfig
 from distbranch.errors import UsageError
-from distbranch.experiments.comparison import (
-    Run,
-    Runs,
-    check_defined,
-    check_grows,
-    config_of,
-    experiment_sweep,
-    run_experiment,
-    write_csv,
-    write_text,
-)
-from distbranch.experiments.equal_cost import line_at
-from distbranch.experiments.place import check_place, record_place
+from distbranch.experiments.runner import Experiment, Findings, check_grows, load_run_config
+from distbranch.experiments.runs import Run, Runs, interpolate_at_cost, make_spot
 from distbranch.experiments.table import table_markdown
 from distbranch.report.console import amount, markdown_table, spread
-from distbranch.report.experiment_figures import Spot, draw_kinds, save_figure
+from distbranch.report.experiment_figures import draw_kinds
 
 METRIC = "average_precision"
 KINDS = ("agreement", "phi")
@@ -52,58 +41,59 @@ class Winner:
         """Who wins, and whether in every seed."""
         if not self.mean:
             return "neither"
-        always = all(np.sign(value) == np.sign(self.mean) for value in self.differences)
-        return KINDS[self.mean > 0] + ("" if always else ", not in every seed")
+        in_every_seed = all(np.sign(value) == np.sign(self.mean) for value in self.differences)
+        winner = KINDS[self.mean > 0]
+        return winner if in_every_seed else f"{winner}, not in every seed"
 
 
-def compare_affinities(
-    config: Path,
-    alphas: Sequence[float],
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-    *,
-    split: str,
-    name: str | None,
-    jobs: int | None,
-    report: Report,
-) -> tuple[list[Winner], Path]:
-    """Grow trees of both kinds for every alpha; who wins on which task, and where tables and pictures are.
+def design_affinity(config: Path, alphas: Sequence[float], overrides: Sequence[str], *, split: str) -> Experiment:
+    """Trees of both kinds for every alpha; found: [Winner, ...].
 
     Args:
         config: of a run of method.name=branching; all its trees begin as one run.
         alphas: branching factors.
-        seeds: of every tree.
         overrides: `key=value`, for all runs.
         split: `val` or `test`.
-        name: of the experiment's directory; `affinity-<config>` if None.
-        jobs: runs at the same time.
-        report: told what happens.
 
     Raises:
         UsageError: fewer than two branching factors, or the runs would take no decision.
-        UserError: a run failed.
     """
-    named = affinity_variants(config, alphas)
-    check_grows(config, config_of(config, overrides))
-    sweep = experiment_sweep(name or f"affinity-{config.stem}", named, overrides, seeds=seeds, jobs=jobs)
-    about = {"experiment": "affinity", "split": split}
-    check_place(sweep, about)
-    runs = run_experiment(sweep, report, splits=(split,))
-    record_place(sweep, about)
-    check_defined(runs, METRIC, (split,))
-    lines = lines_of(runs)
-    means, winners = mean_differences(lines, split), winners_of(lines, split)
-    write_csv(sweep.path, "tasks.csv", _rows(winners))
-    text = f"{table_markdown(runs, sweep)}\n{winners_markdown(means, winners, split)}"
-    write_text(sweep.path, "table.md", text)
-    spots = {
-        kind: [Spot(f"\u03b1 {alpha}", _costs(members), _value(members, split)) for alpha, members in by_alpha.items()]
-        for kind, by_alpha in lines.items()
-    }
-    percent = {winner.task: [100 * value for value in winner.differences] for winner in winners}
-    figure = draw_kinds(spots, percent, metric=METRIC, split=split, between="phi less agreement at equal weights")
-    save_figure(figure, sweep.path / "affinity.png")
-    return winners, sweep.path
+
+    def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
+        lines = collect_lines(runs)
+        means = measure_mean_differences(lines, split)
+        winners = rank_winners(lines, split)
+        shown = []
+        rows = []
+        for one in winners:
+            shown.append({"task": one.task, "phi less agreement, points": 100 * one.mean, "higher": one.kind})
+            of_seeds = {f"difference_{number}": value for number, value in enumerate(one.differences)}
+            rows.append({"task": one.task, "phi_less_agreement": one.mean, "higher": one.kind, **of_seeds})
+        spots = {}
+        for kind, by_alpha in lines.items():
+            spots[kind] = [
+                make_spot(f"\u03b1 {alpha}", members, ["weights"], METRIC, split) for alpha, members in by_alpha.items()
+            ]
+        points = {one.task: [100 * value for value in one.differences] for one in winners}
+        between = "phi less agreement at equal weights"
+        return Findings(
+            winners,
+            shown,
+            f"{table_markdown(runs, sweep)}\n{winners_markdown(means, winners, split)}",
+            tables={"tasks.csv": rows},
+            figures={"affinity.png": draw_kinds(spots, points, metric=METRIC, split=split, between=between)},
+        )
+
+    variants = affinity_variants(config, alphas)
+    check_grows(config, load_run_config(config, overrides))
+    return Experiment(
+        name=f"affinity-{config.stem}",
+        about={"experiment": "affinity", "split": split},
+        variants=variants,
+        analyse=analyse,
+        splits=(split,),
+        metric=METRIC,
+    )
 
 
 def affinity_variants(config: Path, alphas: Sequence[float]) -> dict[str, dict[str, Any]]:
@@ -120,60 +110,64 @@ def affinity_variants(config: Path, alphas: Sequence[float]) -> dict[str, dict[s
     }
 
 
-def lines_of(runs: Runs) -> dict[str, dict[str, Sequence[Run]]]:
+def collect_lines(runs: Runs) -> dict[str, dict[str, Sequence[Run]]]:
     """The variants by kind and branching factor."""
-    return {
-        kind: {name.removeprefix(f"{kind}-alpha"): runs[name] for name in runs if name.startswith(f"{kind}-alpha")}
-        for kind in KINDS
-    }
+    lines: dict[str, dict[str, Sequence[Run]]] = {kind: {} for kind in KINDS}
+    for variant, members in runs.items():
+        kind, _, alpha = variant.partition("-alpha")
+        lines[kind][alpha] = members
+    return lines
 
 
-def mean_differences(lines: Lines, split: str) -> list[float]:
+def measure_mean_differences(lines: Lines, split: str) -> list[float]:
     """Phi less agreement at equal weights of the mean over tasks, one per seed where the lines overlap."""
-    return [
-        value for one in _by_seed(lines) if (value := _difference(one, lambda run: run.mean(METRIC, split))) is not None
-    ]
+    found = [_measure_difference(one, lambda run: run.get_mean(METRIC, split)) for one in _lines_by_seed(lines)]
+    return [value for value in found if value is not None]
 
 
-def winners_of(lines: Lines, split: str) -> list[Winner]:
+def rank_winners(lines: Lines, split: str) -> list[Winner]:
     """The difference of every task, largest first; empty where no seed has lines that overlap."""
 
     def value_of(task: str) -> Callable[[Run], float | None]:
-        return lambda run: run.tasks(METRIC, split)[task]
+        return lambda run: run.get_task_values(METRIC, split)[task]
 
     found: dict[str, list[float]] = {}
-    for one in _by_seed(lines):
-        tasks = set.intersection(*(set(run.tasks(METRIC, split)) for runs in one.values() for run in runs))
-        for task in tasks:
-            value = _difference(one, value_of(task))
+    for one in _lines_by_seed(lines):
+        every = [set(run.get_task_values(METRIC, split)) for runs in one.values() for run in runs]
+        for task in set.intersection(*every):
+            value = _measure_difference(one, value_of(task))
             if value is not None:
                 found.setdefault(task, []).append(value)
     winners = [Winner(task, tuple(values)) for task, values in found.items()]
     return sorted(winners, key=lambda winner: (-winner.mean, winner.task))
 
 
-def _by_seed(lines: Lines) -> list[dict[str, list[Run]]]:
+def _lines_by_seed(lines: Lines) -> list[dict[str, list[Run]]]:
     """For every seed the runs of each kind."""
-    seeds = sorted({run.seed for by_alpha in lines.values() for runs in by_alpha.values() for run in runs})
-    return [
-        {
-            kind: [run for runs in by_alpha.values() for run in runs if run.seed == seed]
-            for kind, by_alpha in lines.items()
-        }
-        for seed in seeds
-    ]
+    by_seed: dict[int, dict[str, list[Run]]] = {}
+    for kind, by_alpha in lines.items():
+        for runs in by_alpha.values():
+            for run in runs:
+                of_seed = by_seed.setdefault(run.seed, {each: [] for each in KINDS})
+                of_seed[kind].append(run)
+    return [by_seed[seed] for seed in sorted(by_seed)]
 
 
-def _difference(one: Mapping[str, Sequence[Run]], value: Callable[[Run], float | None]) -> float | None:
+def _measure_difference(one: Mapping[str, Sequence[Run]], value_of: Callable[[Run], float | None]) -> float | None:
     """Phi less agreement: the mean over all networks of one seed whose weights lie within the other kind's line."""
-    points = {kind: [(run.summary["weights"], value(run)) for run in runs] for kind, runs in one.items()}
-    known = {kind: [(cost, worth) for cost, worth in found if worth is not None] for kind, found in points.items()}
+    lines: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    for kind, runs in one.items():
+        for run in runs:
+            value = value_of(run)
+            if value is not None:
+                lines[kind].append((run.summary["weights"], value))
+    agreement, phi = (lines[kind] for kind in KINDS)
     differences = []
-    for sign, own, other in ((-1.0, KINDS[0], KINDS[1]), (1.0, KINDS[1], KINDS[0])):
-        for cost, worth in known[own]:
-            across = line_at(cost, known[other])
+    for sign, own, other in ((-1.0, agreement, phi), (1.0, phi, agreement)):
+        for cost, value in own:
+            across = interpolate_at_cost(cost, other)
             if across is not None:
-                differences.append(sign * (worth - across))
+                differences.append(sign * (value - across))
     return float(np.mean(differences)) if differences else None
 
 
@@ -182,32 +176,18 @@ def winners_markdown(means: Sequence[float], winners: Sequence[Winner], split: s
     head = f"## Agreement against phi at equal weights on {split}\n\n"
     if not winners:
         return f"{head}The lines of the two kinds have no number of weights in common: give more --alphas.\n"
-    counts = {kind: sum(KINDS[winner.mean > 0] == kind for winner in winners if winner.mean) for kind in KINDS}
-    surely = {kind: sum(winner.kind == kind for winner in winners) for kind in KINDS}
+    phi = sum(winner.mean > 0 for winner in winners)
+    agreement = sum(winner.mean < 0 for winner in winners)
+    always = {kind: sum(winner.kind == kind for winner in winners) for kind in KINDS}
     sentence = (
         f"{METRIC.replace('_', ' ').capitalize()}, phi less agreement, mean over tasks: "
-        f"{amount(*spread(means), scale=100, decimals=2)} points over {len(means)} seed(s). Phi is higher on {counts['phi']} of "
-        f"{len(winners)} tasks ({surely['phi']} in every seed), agreement on {counts['agreement']} ({surely['agreement']} in every "
+        f"{amount(*spread(means), scale=100, decimals=2)} points over {len(means)} seed(s). Phi is higher on {phi} of "
+        f"{len(winners)} tasks ({always['phi']} in every seed), agreement on {agreement} ({always['agreement']} in every "
         "seed). Compared at every network of one kind that lies within the line of the other; lines are linear in the logarithm "
         "of the weights."
     )
-    rows = [
-        [winner.task, amount(*spread(winner.differences), scale=100, decimals=2), winner.kind] for winner in winners
-    ]
+    rows = []
+    for winner in winners:
+        points = amount(*spread(winner.differences), scale=100, decimals=2)
+        rows.append([winner.task, points, winner.kind])
     return f"{head}{sentence}\n\n{markdown_table(['task', 'phi less agreement, points', 'higher'], rows)}"
-
-
-def _rows(winners: Sequence[Winner]) -> list[dict[str, Any]]:
-    return [
-        {"task": winner.task, "phi_less_agreement": winner.mean, "higher": winner.kind}
-        | {f"difference_{number}": value for number, value in enumerate(winner.differences)}
-        for winner in winners
-    ]
-
-
-def _costs(runs: Sequence[Run]) -> dict[str, tuple[float | None, float | None]]:
-    return {"weights": spread([run.summary["weights"] for run in runs])}
-
-
-def _value(runs: Sequence[Run], split: str) -> tuple[float | None, float | None]:
-    return spread([run.mean(METRIC, split) for run in runs])

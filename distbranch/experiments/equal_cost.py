@@ -1,10 +1,10 @@
-"""Fair company: every grown network beside the thin networks of equal multiply-adds and of equal weights.
+"""Grown networks beside the thin networks of equal multiply-adds and of equal weights.
 
 The line of thin networks (one per width, trained with the same recipe and the same seeds) is read at the cost of the grown
 network by interpolation: linear in the logarithm of the cost, between the two neighbours, and nowhere beyond the ends.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,27 @@ from typing import Any
 import numpy as np
 
 from distbranch.config import Config, MethodConfig, differences, load_config
-from distbranch.engine.metrics import Report
+from distbranch.config.sweep import SweepConfig
 from distbranch.errors import UsageError
-from distbranch.experiments.comparison import (
+from distbranch.experiments.runner import Experiment, Findings, load_run_config
+from distbranch.experiments.runs import (
     Run,
     Runs,
-    check_defined,
-    config_of,
-    experiment_sweep,
-    paired,
-    run_experiment,
-    write_csv,
-    write_text,
+    interpolate_at_cost,
+    make_spot,
+    pair_by_seed,
+    spread_of_means,
 )
-from distbranch.experiments.place import check_place, record_place
 from distbranch.experiments.table import table_markdown, variants_of_files
 from distbranch.report.console import amount, markdown_table, size, spread
-from distbranch.report.experiment_figures import Spot, draw_company, save_figure
+from distbranch.report.experiment_figures import draw_company
 
 COSTS = {"multiply_adds": "multiply-adds", "weights": "weights"}
 BEGINNING = (
     "init",
     "pretrained",
     "pretrained_channels",
-)  # of the method: what a thin network has in common with a grown one
-
+)  # keys of the method that a thin network shares with a grown one
 OWN_OF_THE_LINE = ("model.width", "model.width_fraction")  # all else is the recipe of the grown networks
 
 
@@ -56,56 +52,53 @@ class Neighbour:
     difference_sd: float | None
 
 
-def fair_company(
-    configs: Sequence[Path],
-    widths: Sequence[int],
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-    *,
-    metric: str,
-    split: str,
-    name: str,
-    jobs: int | None,
-    report: Report,
-) -> tuple[list[Neighbour], Path]:
-    """Train the grown networks and the thin line; how they compare at equal costs, and where the tables and pictures are.
+def design_equal_cost(
+    configs: Sequence[Path], widths: Sequence[int], overrides: Sequence[str], *, metric: str, split: str
+) -> Experiment:
+    """The grown networks and the thin line; found: [Neighbour, ...] on the split.
 
     Args:
         configs: of the grown networks, all of one recipe.
         widths: of the thin line.
-        seeds: of every network.
         overrides: `key=value`, for all runs.
         metric: a mean over tasks.
-        split: `val` or `test`, of what is returned and drawn; the table has both.
-        name: of the experiment's directory.
-        jobs: runs at the same time.
-        report: told what happens.
+        split: `val` or `test`, of what is shown and drawn; the table has both.
 
     Raises:
         UsageError: networks of different recipes, or none that grows.
-        UserError: a run failed.
     """
     line = thin_line(configs, widths, overrides)
     grown = {key: value for key, value in variants_of_files(configs).items() if key not in line}
     if not grown:
         raise UsageError("Give at least one config of a grown network, such as configs/fps-branch-16-2.yaml.")
     derived = {key for variant in line.values() for key in variant if key not in OWN_OF_THE_LINE}
-    variants = {**line, **grown}
-    sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, among_runs=True, derived=derived)
-    about = {"experiment": "company", "metric": metric, "split": split}
-    check_place(sweep, about)
-    runs = run_experiment(sweep, report, splits=(split,))
-    record_place(sweep, about)
-    check_defined(runs, metric, (split,))
-    thin, others = {key: runs[key] for key in line}, {key: runs[key] for key in grown}
-    found = {part: neighbours(others, thin, metric, part) for part in ("test", "val")}
-    rows = [{"split": part, **_flat(one)} for part, members in found.items() for one in members]
-    write_csv(sweep.path, "company.csv", rows)
-    text = f"{table_markdown(runs, sweep)}\n" + "\n".join(company_markdown(found[part], metric, part) for part in found)
-    write_text(sweep.path, "table.md", text)
-    figure = draw_company(_spots(thin, metric, split), _spots(others, metric, split), metric=metric, split=split)
-    save_figure(figure, sweep.path / "company.png")
-    return found[split], sweep.path
+
+    def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
+        thin = {key: runs[key] for key in line}
+        others = {key: runs[key] for key in grown}
+        found = {part: find_neighbours(others, thin, metric, part) for part in ("test", "val")}
+        texts = {part: neighbours_markdown(members, metric, part) for part, members in found.items()}
+        rows = [{"split": part, **_make_row(one)} for part, members in found.items() for one in members]
+        thin_spots = [make_spot(name, members, COSTS, metric, split) for name, members in thin.items()]
+        grown_spots = [make_spot(name, members, COSTS, metric, split) for name, members in others.items()]
+        return Findings(
+            found[split],
+            texts[split],
+            f"{table_markdown(runs, sweep)}\n" + "\n".join(texts.values()),
+            tables={"company.csv": rows},
+            figures={"company.png": draw_company(thin_spots, grown_spots, metric=metric, split=split)},
+        )
+
+    return Experiment(
+        name="company",
+        about={"experiment": "company", "metric": metric, "split": split},
+        variants={**line, **grown},
+        analyse=analyse,
+        splits=(split,),
+        metric=metric,
+        derived=derived,
+        among_runs=True,
+    )
 
 
 def thin_line(configs: Sequence[Path], widths: Sequence[int], overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -116,89 +109,82 @@ def thin_line(configs: Sequence[Path], widths: Sequence[int], overrides: Sequenc
     Raises:
         UsageError: the recipes differ.
     """
-    recipes = {path: _thin(config_of(path, overrides)) for path in configs}
+    recipes = {path: _make_thin(load_run_config(path, overrides)) for path in configs}
     first = next(iter(recipes))
-    for path, recipe in recipes.items():
-        different = [text for text in differences(recipes[first], recipe) if not text.startswith("run.")]
+    for path, other in recipes.items():
+        different = [text for text in differences(recipes[first], other) if not text.startswith("run.")]
         if different:
             raise UsageError(
                 f"The networks should be trained with the same recipe, but {first} and {path} differ in {'; '.join(different)}. "
                 "Compare those of one recipe at a time."
             )
     recipe = recipes[first]
-    method = {f"method.{key}": value for key, value in recipe.method.model_dump().items()}
-    model = {f"model.{key}": value for key, value in recipe.model.model_dump().items()}
-    base = {"base": str(first.absolute()), **model, **method}
-    return {f"{_data_name(recipe)}-thin-{width}": {**base, "model.width": width} for width in sorted(set(widths))}
+    data_name = "-".join(Path(path).name for path in recipe.data.paths)
+    variant: dict[str, Any] = {"base": str(first.absolute())}
+    variant |= {f"model.{key}": value for key, value in recipe.model.model_dump().items()}
+    variant |= {f"method.{key}": value for key, value in recipe.method.model_dump().items()}
+    return {f"{data_name}-thin-{width}": {**variant, "model.width": width} for width in sorted(set(widths))}
 
 
-def _thin(config: Config) -> Config:
+def _make_thin(config: Config) -> Config:
     """The recipe of a network, without growth and without a width."""
-    kept = {key: getattr(config.method, key) for key in BEGINNING if config.method.init != "random"}
+    kept: dict[str, Any] = {}
+    if config.method.init != "random":
+        kept = {key: getattr(config.method, key) for key in BEGINNING}
+    method = MethodConfig(name="fixed", **kept)
     model = {**config.model.model_dump(), "width": None, "width_fraction": None}
-    return load_config(
-        config.model_dump() | {"method": MethodConfig(name="fixed", **kept).model_dump(), "model": model}
-    )
+    return load_config(config.model_dump() | {"method": method.model_dump(), "model": model})
 
 
-def _data_name(config: Config) -> str:
-    return "-".join(Path(path).name for path in config.data.paths)
-
-
-def neighbours(grown: Runs, line: Runs, metric: str, split: str) -> list[Neighbour]:
+def find_neighbours(grown: Runs, line: Runs, metric: str, split: str) -> list[Neighbour]:
     """Every grown network beside the line, at equal multiply-adds and at equal weights."""
-    return [_neighbour(network, cost, runs, line, metric, split) for network, runs in grown.items() for cost in COSTS]
+    return [_compare_at_cost(name, cost, runs, line, metric, split) for name, runs in grown.items() for cost in COSTS]
 
 
-def _neighbour(network: str, cost: str, runs: Sequence[Run], line: Runs, metric: str, split: str) -> Neighbour:
+def _compare_at_cost(network: str, cost: str, runs: Sequence[Run], line: Runs, metric: str, split: str) -> Neighbour:
     own_cost = float(np.mean([run.summary[cost] for run in runs]))
     costs = {name: float(np.mean([run.summary[cost] for run in members])) for name, members in line.items()}
     nearest = min(costs, key=lambda name: abs(np.log(costs[name] / own_cost)))
-    thin, differences_ = [], []
+
+    # Every seed against the line of its own seed.
+    thin_values = []
+    gaps = []
     for run in runs:
-        value = line_at(run.summary[cost], _line_of(line, run, cost, metric, split))
-        own = run.mean(metric, split)
-        if value is not None and own is not None:
-            thin.append(value)
-            differences_.append(own - value)
-    complete = len(thin) == len(runs)
-    mean, deviation = spread(differences_)
+        thin_value = interpolate_at_cost(run.summary[cost], _line_of_seed(line, run, cost, metric, split))
+        value = run.get_mean(metric, split)
+        if thin_value is not None and value is not None:
+            thin_values.append(thin_value)
+            gaps.append(value - thin_value)
+
+    # A mean over some seeds only would compare different sets of runs.
+    complete = len(gaps) == len(runs)
+    difference, difference_sd = spread(gaps) if complete else (None, None)
     return Neighbour(
         network=network,
         cost=cost,
         own_cost=own_cost,
-        value=_value(runs, metric, split),
+        value=spread_of_means(runs, metric, split),
         nearest=nearest,
         nearest_cost=costs[nearest],
-        nearest_value=_value(line[nearest], metric, split),
-        thin_value=float(np.mean(thin)) if complete else None,
-        difference=mean if complete else None,
-        difference_sd=deviation if complete else None,
+        nearest_value=spread_of_means(line[nearest], metric, split),
+        thin_value=float(np.mean(thin_values)) if complete else None,
+        difference=difference,
+        difference_sd=difference_sd,
     )
 
 
-def _line_of(line: Runs, run: Run, cost: str, metric: str, split: str) -> list[tuple[float, float]]:
+def _line_of_seed(line: Runs, run: Run, cost: str, metric: str, split: str) -> list[tuple[float, float]]:
     """The thin networks of the same seed: (cost, value)."""
-    same = [thin for members in line.values() for _, thin in paired([run], members)]
-    return [(thin.summary[cost], value) for thin in same if (value := thin.mean(metric, split)) is not None]
+    points = []
+    for members in line.values():
+        for _, thin in pair_by_seed([run], members):
+            value = thin.get_mean(metric, split)
+            if value is not None:
+                points.append((thin.summary[cost], value))
+    return points
 
 
-def line_at(cost: float, points: Sequence[tuple[float, float]]) -> float | None:
-    """The value at a cost, linear in its logarithm between the two neighbours; None beyond the ends of the line."""
-    values: dict[float, list[float]] = {}
-    for price, value in sorted(points):
-        values.setdefault(price, []).append(value)
-    costs = list(values)
-    if not costs or not costs[0] <= cost <= costs[-1]:
-        return None
-    return float(np.interp(np.log(cost), np.log(costs), [np.mean(same) for same in values.values()]))
-
-
-def _value(runs: Sequence[Run], metric: str, split: str) -> tuple[float | None, float | None]:
-    return spread([run.mean(metric, split) for run in runs])
-
-
-def company_markdown(found: Sequence[Neighbour], metric: str, split: str) -> str:
+def neighbours_markdown(found: Sequence[Neighbour], metric: str, split: str) -> str:
     """A row per grown network and cost."""
     shown = metric.replace("_", " ")
     heads = [
@@ -212,17 +198,19 @@ def company_markdown(found: Sequence[Neighbour], metric: str, split: str) -> str
     ]
     rows = []
     for one in found:
-        nearest = f"{one.nearest}: {size(one.nearest_cost)}, {amount(*one.nearest_value, scale=100, decimals=1)}"
+        nearest_value = amount(*one.nearest_value, scale=100, decimals=1)
         difference = amount(one.difference, one.difference_sd, scale=100, decimals=1)
+        if one.difference is not None and one.difference >= 0:
+            difference = f"+{difference}"
         rows.append(
             [
                 one.network,
                 COSTS[one.cost],
                 size(one.own_cost),
                 amount(*one.value, scale=100, decimals=1),
-                nearest,
+                f"{one.nearest}: {size(one.nearest_cost)}, {nearest_value}",
                 amount(one.thin_value, None, scale=100, decimals=1),
-                difference if one.difference is None or one.difference < 0 else f"+{difference}",
+                difference,
             ]
         )
     note = (
@@ -232,17 +220,12 @@ def company_markdown(found: Sequence[Neighbour], metric: str, split: str) -> str
     return f"## Fair company on {split}\n\n{note}\n\n{markdown_table(heads, rows)}"
 
 
-def _flat(one: Neighbour) -> dict[str, Any]:
+def _make_row(one: Neighbour) -> dict[str, Any]:
     """A row of a CSV file: a spread is a value and its `_sd`."""
     row: dict[str, Any] = {}
     for key, value in vars(one).items():
-        row |= {key: value[0], f"{key}_sd": value[1]} if isinstance(value, tuple) else {key: value}
+        if isinstance(value, tuple):
+            row[key], row[f"{key}_sd"] = value
+        else:
+            row[key] = value
     return row
-
-
-def _spots(runs: Runs, metric: str, split: str) -> list[Spot]:
-    spots = []
-    for name, members in runs.items():
-        costs: Mapping[str, Any] = {cost: spread([run.summary[cost] for run in members]) for cost in COSTS}
-        spots.append(Spot(name, costs, _value(members, metric, split)))
-    return spots

@@ -11,25 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import AdaShareConfig
-from distbranch.engine.metrics import Report
+from distbranch.config.sweep import SweepConfig
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
-from distbranch.experiments.comparison import (
-    Run,
-    check_defined,
-    config_of,
-    experiment_sweep,
-    paired,
-    run_experiment,
-    write_csv,
-    write_text,
-)
-from distbranch.experiments.place import check_place, record_place
+from distbranch.experiments.runner import Experiment, Findings, build_sweep, load_run_config
+from distbranch.experiments.runs import Run, Runs, pair_by_seed
 from distbranch.report.console import amount, markdown_table
-from distbranch.report.experiment_figures import draw_drawn_policies, save_figure
+from distbranch.report.experiment_figures import draw_drawn_policies
 from distbranch.sweep.plan import SEED
 
-SEARCH, SHARED, PROBABLE, DRAWN = "search", "shared", "most-probable", "policy-"
+SEARCH = "search"
+SHARED = "shared"
+PROBABLE = "most-probable"
+DRAWN = "policy-"
 METRIC = "average_precision"
 DERIVED = ("train.iterations", *(f"adashare.{key}" for key in AdaShareConfig.model_fields))
 
@@ -45,83 +39,95 @@ class Drawn:
     shared: Run
     policies: Mapping[str, Run]
 
-    def value(self, name: str, split: str) -> float:
+    @property
+    def networks(self) -> dict[str, Run]:
+        """Hard sharing, then the policies."""
+        return {SHARED: self.shared, **self.policies}
+
+    def get_value(self, name: str, split: str) -> float:
         """The metric of a policy."""
-        found = self.policies[name].mean(METRIC, split)
+        found = self.policies[name].get_mean(METRIC, split)
         return float("nan") if found is None else found
 
     @property
     def best(self) -> str:
         """The name of the policy that is best on val."""
-        return max(self.policies, key=lambda name: self.value(name, "val"))
+        return max(self.policies, key=lambda name: self.get_value(name, "val"))
 
-    def spread(self, split: str) -> tuple[float, float, float]:
+    def measure_spread(self, split: str) -> tuple[float, float, float]:
         """Median, smallest and largest value of the policies."""
-        values = [self.value(name, split) for name in self.policies]
+        values = [self.get_value(name, split) for name in self.policies]
         return statistics.median(values), min(values), max(values)
 
 
-def try_policies(
+def design_policies(
     config: Path,
     num_policies: int,
-    seeds: Sequence[int],
     overrides: Sequence[str],
     *,
     iterations: int | None,
     split: str,
-    name: str | None,
-    jobs: int | None,
-    report: Report,
-) -> tuple[list[Drawn], Path]:
-    """Search, draw policies and train them; what they are worth, and where tables and pictures are.
+    name: str | None = None,
+) -> Experiment:
+    """A search, and the policies drawn from it; found: [Drawn, ...], one per seed.
 
     Args:
         config: of a search.
         num_policies: how many are drawn, beside the most probable one; the paper draws 8.
-        seeds: of search and training.
         overrides: `key=value`, for all runs.
         iterations: optimiser steps of the networks trained with a policy, and of hard sharing; those of the search if None.
-        split: `val` or `test`: of what is printed and drawn.
-        name: of the experiment's directory; `policies-<config>` if None.
-        jobs: runs at the same time.
-        report: told what happens.
+        split: `val` or `test`: of what is shown and drawn.
+        name: of the experiment's directory, in which the search is.
 
     Raises:
         UsageError: the configuration is not that of a search.
-        UserError: data without `val` or that split, or a run failed.
     """
+
+    def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
+        del sweep
+        found = [_collect_drawn(runs, shared) for _, shared in pair_by_seed(runs[SEARCH], runs[SHARED])]
+        spots = {}
+        chosen = []
+        for one in found:
+            suffix = f", seed {one.seed}" if len(found) > 1 else ""
+            chosen.append(one.best + suffix)
+            for key, run in one.networks.items():
+                spots[key + suffix] = run.summary["multiply_adds"], run.get_mean(METRIC, split)
+        text = policies_markdown(found, split)
+        figure = draw_drawn_policies(spots, chosen, metric=METRIC, split=split)
+        return Findings(found, text, text, {"policies.csv": _make_rows(found)}, {"policies.png": figure})
+
     _check_searches(config, overrides)
-    name, base = name or f"policies-{config.stem}", {"base": str(config.absolute())}
-    place = experiment_sweep(name, {SEARCH: base}, overrides, seeds=seeds, jobs=jobs).trial_path
-    variants = policy_variants(base, place / f"{SEARCH}-seed{SEED}", num_policies, iterations)
-    sweep = experiment_sweep(name, variants, overrides, seeds=seeds, jobs=jobs, derived=DERIVED)
-    about = {"experiment": "policies", "split": split}
-    check_place(sweep, about)
-    runs = run_experiment(sweep, report, splits=("val", split))
-    record_place(sweep, about)
-    check_defined(runs, METRIC, ("val", split))
-    found = []
-    for search, shared in paired(runs[SEARCH], runs[SHARED]):
-        own = {key: next(run for run in runs[key] if run.seed == search.seed) for key in runs if _is_drawn(key)}
-        found.append(Drawn(search.seed, shared, own))
-    write_csv(sweep.path, "policies.csv", _rows(found))
-    write_text(sweep.path, "table.md", policies_markdown(found, split))
-    spots = {
-        f"{key}, seed {one.seed}" if len(found) > 1 else key: (run.summary["multiply_adds"], run.mean(METRIC, split))
-        for one in found
-        for key, run in {SHARED: one.shared, **one.policies}.items()
-    }
-    chosen = [f"{one.best}, seed {one.seed}" if len(found) > 1 else one.best for one in found]
-    save_figure(draw_drawn_policies(spots, chosen, metric=METRIC, split=split), sweep.path / "policies.png")
-    return found, sweep.path
+    name = name or f"policies-{config.stem}"
+    base = {"base": str(config.absolute())}
+    runs = build_sweep(name, {SEARCH: base}, overrides, seeds=None, jobs=None).trial_path
+    return Experiment(
+        name=name,
+        about={"experiment": "policies", "split": split},
+        variants=policy_variants(base, runs / f"{SEARCH}-seed{SEED}", num_policies, iterations),
+        analyse=analyse,
+        splits=("val", split),
+        metric=METRIC,
+        derived=DERIVED,
+    )
+
+
+def _collect_drawn(runs: Runs, shared: Run) -> Drawn:
+    """The policies with the seed of a run of hard sharing."""
+    own = {}
+    for variant, members in runs.items():
+        if variant == PROBABLE or variant.startswith(DRAWN):
+            own[variant] = next(run for run in members if run.seed == shared.seed)
+    return Drawn(shared.seed, shared, own)
 
 
 def _check_searches(config: Path, overrides: Sequence[str]) -> None:
-    chosen = config_of(config, overrides)
+    chosen = load_run_config(config, overrides)
     if not chosen.searches:
+        with_policy = " with a policy" if chosen.adashare.policy else ""
         raise UsageError(
-            f"{config} should be of a search, method.name=adashare without adashare.policy, found method.name={chosen.method.name}"
-            f"{' with a policy' if chosen.adashare.policy else ''}."
+            f"{config} should be of a search, method.name=adashare without adashare.policy, "
+            f"found method.name={chosen.method.name}{with_policy}."
         )
 
 
@@ -129,7 +135,9 @@ def policy_variants(
     base: Mapping[str, Any], search: Path, num_policies: int, iterations: int | None
 ) -> dict[str, dict[str, Any]]:
     """The search, hard sharing, and the policies that begin from the search, all of one configuration."""
-    fresh = {**base, **({"train.iterations": iterations} if iterations else {})}
+    fresh = dict(base)
+    if iterations:
+        fresh["train.iterations"] = iterations
     plain = {f"adashare.{key}": value for key, value in AdaShareConfig().model_dump().items()}
     given = {**fresh, "adashare.policy": str(search)}
     return {
@@ -140,60 +148,57 @@ def policy_variants(
     }
 
 
-def _is_drawn(variant: str) -> bool:
-    return variant == PROBABLE or variant.startswith(DRAWN)
-
-
 def policies_markdown(found: Sequence[Drawn], split: str) -> str:
     """A line per search with what may be said of it, and a row per network."""
     lines = [f"# Policies of AdaShare, {split}", ""]
     for one in found:
-        median, least, most = (100 * value for value in one.spread(split))
-        shared = one.shared.mean(METRIC, split)
+        median, least, most = (100 * value for value in one.measure_spread(split))
+        best = _format_percent(one.get_value(one.best, split))
+        shared = _format_percent(one.shared.get_mean(METRIC, split))
         lines.append(
             f"- Seed {one.seed}: {len(one.policies)} policies, average precision {median:.1f} % in the median ({least:.1f} to "
-            f"{most:.1f}); the best on val is {one.best} with {_percent(one.value(one.best, split))} %; hard sharing {_percent(shared)} %."
+            f"{most:.1f}); the best on val is {one.best} with {best} %; hard sharing {shared} %."
         )
     heads = ["network", "seed", "accuracy %", "average precision %", "on val %", "skips", "parameters", "multiply-adds"]
     rows = [
         [
             f"**{name}**" if name == one.best else name,
             str(one.seed),
-            _percent(run.mean("accuracy", split)),
-            _percent(run.mean(METRIC, split)),
-            _percent(run.mean(METRIC, "val")),
-            f"{_num_skips(run):,}",
+            _format_percent(run.get_mean("accuracy", split)),
+            _format_percent(run.get_mean(METRIC, split)),
+            _format_percent(run.get_mean(METRIC, "val")),
+            f"{_count_skips(run):,}",
             f"{run.summary['parameters']:,}",
             f"{run.summary['multiply_adds'] / 1e6:.2f} M",
         ]
         for one in found
-        for name, run in {SHARED: one.shared, **one.policies}.items()
+        for name, run in one.networks.items()
     ]
     return "\n".join([*lines, "", markdown_table(heads, rows)])
 
 
-def _rows(found: Sequence[Drawn]) -> list[dict[str, Any]]:
+def _make_rows(found: Sequence[Drawn]) -> list[dict[str, Any]]:
     """A row per network; values in 0..1."""
     return [
         {
             "network": name,
             "seed": one.seed,
             "best_on_val": name == one.best,
-            **{f"{split}_{METRIC}": run.mean(METRIC, split) for split in ("val", "test")},
-            "skipped_decisions": _num_skips(run),
+            **{f"{split}_{METRIC}": run.get_mean(METRIC, split) for split in ("val", "test")},
+            "skipped_decisions": _count_skips(run),
             "parameters": run.summary["parameters"],
             "multiply_adds": run.summary["multiply_adds"],
         }
         for one in found
-        for name, run in {SHARED: one.shared, **one.policies}.items()
+        for name, run in one.networks.items()
     ]
 
 
-def _num_skips(run: Run) -> int:
+def _count_skips(run: Run) -> int:
     """How often a task skips a block, over all tasks and blocks."""
     policy = json.loads(RunDirectory(run.config.run_directory).policy.read_text())["policy"]
     return sum(not executes for row in policy for executes in row)
 
 
-def _percent(value: float | None) -> str:
+def _format_percent(value: float | None) -> str:
     return amount(value, None, scale=100, decimals=1)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config.sweep import SweepConfig
-from distbranch.engine.metrics import Report
 from distbranch.errors import UsageError
-from distbranch.experiments.comparison import Runs, config_of, experiment_sweep, run_experiment, write_text
-from distbranch.experiments.place import check_place, record_place
+from distbranch.experiments.runner import Experiment, Findings, load_run_config
+from distbranch.experiments.runs import Runs
 from distbranch.report.console import result_markdown
 from distbranch.sweep.plan import SEED
 from distbranch.sweep.trial_status import SweepDirectory
@@ -17,41 +16,32 @@ from distbranch.sweep.trial_status import SweepDirectory
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # {network: [content of result.json, ...]}
 
 
-def compare_configs(
-    configs: Sequence[Path],
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-    *,
-    split: str,
-    name: str,
-    jobs: int | None,
-    report: Report,
-) -> tuple[dict[str, list[dict[str, Any]]], Path]:
-    """Train every configuration with every seed; the results ({config name: [content of result.json, ...]}) and where they are.
+def design_table(configs: Sequence[Path], overrides: Sequence[str], *, split: str) -> Experiment:
+    """Every configuration with every seed; found: {config name: [content of result.json, ...]}.
 
-    A configuration that begins from the run of another one (`method.pretrained`, `method.groups`, `adashare.policy`) is trained after it.
-    If it names that run as the other configuration (`runs/fps-vgg-wide`), each of its seeds begins from the run of the same seed.
+    A configuration that begins from the run of another one (`method.pretrained`, `method.groups`, `adashare.policy`) is trained
+    after it. If it names that run as the other configuration (`runs/fps-vgg-wide`), each of its seeds begins from the run of the
+    same seed.
 
     Args:
-        configs: YAML files.
-        seeds: each run is named `<config>-seed<seed>`, and one of that name and configuration that is there is not repeated.
+        configs: YAML files; each run is named `<config>-seed<seed>`, and one of that name and configuration is not repeated.
         overrides: `key=value`, for all runs.
         split: `val` or `test`, which the data must have; the table has both.
-        name: of the directory of the table.
-        jobs: runs at the same time; None: as many as fit.
-        report: called when a run begins and ends.
-
-    Raises:
-        UserError: a run failed; the others were finished first.
     """
-    sweep = experiment_sweep(name, variants_of_files(configs), overrides, seeds=seeds, jobs=jobs, among_runs=True)
-    sweep = linked(sweep, overrides)
-    about = {"experiment": "table"}
-    check_place(sweep, about)
-    runs = run_experiment(sweep, report, splits=(split,))
-    record_place(sweep, about)
-    write_text(sweep.path, "table.md", table_markdown(runs, sweep))
-    return results_of(runs), sweep.path
+
+    def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
+        results = collect_results(runs)
+        return Findings(results, result_markdown(results, split=split), table_markdown(runs, sweep))
+
+    return Experiment(
+        name="table",
+        about={"experiment": "table"},
+        variants=variants_of_files(configs),
+        analyse=analyse,
+        splits=(split,),
+        among_runs=True,
+        link=lambda sweep: link_seeds(sweep, overrides),
+    )
 
 
 def variants_of_files(configs: Sequence[Path]) -> dict[str, dict[str, str]]:
@@ -62,66 +52,67 @@ def variants_of_files(configs: Sequence[Path]) -> dict[str, dict[str, str]]:
     return {path.stem: {"base": str(path.absolute())} for path in configs}
 
 
-def linked(sweep: SweepConfig, overrides: Sequence[str]) -> SweepConfig:
+def link_seeds(sweep: SweepConfig, overrides: Sequence[str]) -> SweepConfig:
     """The sweep, with every variant that begins from the run of another one linked to its run of the same seed."""
-    found: dict[str, dict[str, Any]] = {}
+    linked: dict[str, dict[str, Any]] = {}
     for name, variant in sweep.variants.items():
-        given = config_of(Path(variant["base"]), overrides).begins_from
-        names = {key: Path(path).name for key, path in given.items()}
-        links = {
-            key: str(sweep.trial_path / f"{other}-seed{SEED}")
-            for key, other in names.items()
-            if other in sweep.variants
-        }
-        found[name] = {**variant, **links}
-    return sweep.model_copy(update={"variants": found})
+        linked[name] = dict(variant)
+        given = load_run_config(Path(variant["base"]), overrides).begins_from
+        for key, path in given.items():
+            other = Path(path).name
+            if other in sweep.variants:
+                linked[name][key] = str(sweep.trial_path / f"{other}-seed{SEED}")
+    return sweep.model_copy(update={"variants": linked})
 
 
-def results_of(runs: Runs) -> dict[str, list[dict[str, Any]]]:
+def collect_results(runs: Runs) -> dict[str, list[dict[str, Any]]]:
     """{variant: [content of result.json, with latency_ms, ...]}."""
     return {variant: [dict(run.summary) for run in members] for variant, members in runs.items()}
 
 
-def by_data_set(results: Results, split: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def split_by_data_set(results: Results, split: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Joint networks beside separate ones: for every data set of a joint run, all results on just its tasks.
 
     Returns:
         {data set: {network: [content of result.json, with the metrics of this data set alone, ...]}}; empty without joint runs.
     """
+    tasks: dict[str, set[str]] = {}
+    for runs in results.values():
+        for result in runs:
+            of_data_sets = result["metrics"].get(split, {}).get("datasets", {})
+            tasks |= {name: set(part["tasks"]) for name, part in of_data_sets.items()}
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    every = [result["metrics"].get(split, {}) for runs in results.values() for result in runs]
-    tasks = {name: set(part["tasks"]) for scores in every for name, part in scores.get("datasets", {}).items()}
     for name, own in tasks.items():
         for network, runs in results.items():
-            parts = [_part(result["metrics"].get(split, {}), own) for result in runs]
-            if all(part is not None for part in parts):
+            parts = [_find_part(result["metrics"].get(split, {}), own) for result in runs]
+            if None not in parts:
                 alone = [{**result, "metrics": {split: part}} for result, part in zip(runs, parts, strict=True)]
                 found.setdefault(name, {})[network] = alone
     return found
 
 
-def _part(scores: Mapping[str, Any], tasks: set[str]) -> Mapping[str, Any] | None:
+def _find_part(scores: Mapping[str, Any], tasks: set[str]) -> Mapping[str, Any] | None:
     """The scores on just these tasks: those of a data set in a joint run, or of a run that has no others with a label."""
     parts: list[Mapping[str, Any]] = [scores, *scores.get("datasets", {}).values()]
-    return next((part for part in parts if _labelled(part) == tasks), None)
-
-
-def _labelled(part: Mapping[str, Any]) -> set[str]:
-    return {task for task, row in part.get("tasks", {}).items() if row["num_labelled"]}
+    for part in parts:
+        labelled = {task for task, row in part.get("tasks", {}).items() if row["num_labelled"]}
+        if labelled == tasks:
+            return part
+    return None
 
 
 def table_markdown(runs: Runs, sweep: SweepConfig) -> str:
     """Both splits, every data set of joint runs by itself, and how the latency was measured."""
-    results = results_of(runs)
-    parts = [f"# {sweep.name}", "Means over tasks; mean ± standard deviation over seeds.", latency_note(sweep)]
+    results = collect_results(runs)
+    parts = [f"# {sweep.name}", "Means over tasks; mean ± standard deviation over seeds.", describe_latency(sweep)]
     for split in ("test", "val"):
         parts += [f"## {split}", result_markdown(results, split=split)]
-        for name, alone in by_data_set(results, split).items():
+        for name, alone in split_by_data_set(results, split).items():
             parts += [f"### {split}, the tasks of {name}", result_markdown(alone, split=split)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def latency_note(sweep: SweepConfig) -> str:
+def describe_latency(sweep: SweepConfig) -> str:
     """How the latencies of an experiment were measured."""
     about = json.loads(SweepDirectory(sweep.path).latency.read_text())
     return (
