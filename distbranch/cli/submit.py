@@ -143,7 +143,7 @@ def submit_slurm_array(
     from distbranch.config.sweep import load_sweep
     from distbranch.launch.on_slurm import submission
     from distbranch.launch.on_slurm.resources import Resources, further_options, minutes
-    from distbranch.launch.sweep.plan import planned_trials
+    from distbranch.sweep.plan import planned_trials
 
     given = {"gpus_per_trial": gpus, "cpus_per_trial": cpus}
     options = [f"{key}={value}" for key, value in given.items() if value is not None]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from distbranch.engine.round_decision import decide, may_still_grow
 
 from distbranch.bench.candidates import numbered_tasks, read_tree
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import MethodConfig
+from distbranch.engine.round_decision import decide, may_still_grow
 from distbranch.models.backbones import Architecture
 
 

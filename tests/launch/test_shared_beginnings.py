@@ -18,8 +18,8 @@ from distbranch.engine.forks import Origin, read_family, write_family
 from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically
 from distbranch.engine.run_log import SummaryWriter
 from distbranch.errors import UserError
-from distbranch.launch.sweep import beginnings
-from distbranch.launch.sweep.beginnings import families, ready, saving, share_result
+from distbranch.sweep import shared_prefix
+from distbranch.sweep.shared_prefix import families, ready, saving, share_result
 
 ITERATIONS = 27
 # On one rank: `zero` and `wide` leave the others at the first decision (step 5), `lower` and `low` at later ones, `again` leaves
@@ -84,7 +84,7 @@ def train_together(trials: Sequence[Config], steps: Path, kill: tuple[str, int] 
         "_forward_and_backward": TrainingStep,
         "save_checkpoint": forks,  # only a fork's
         "send_off_leavers": forks.Family,
-        **dict.fromkeys(("write_family", "copy_as", "_link_or_copy", "write_tensorboard", "write_json"), beginnings),
+        **dict.fromkeys(("write_family", "copy_as", "_link_or_copy", "write_tensorboard", "write_json"), shared_prefix),
     }
     if kill is not None:
         event, left = kill
@@ -291,7 +291,7 @@ def test_a_leader_that_forks_in_the_same_moment_loses_no_relative(
 ) -> None:
     zero, lower, two = trials_in(tmp_path, tmp_path / "data", ["zero", "lower", "two"])
     ready([zero, lower, two])
-    read, parted = beginnings.read_family, []
+    read, parted = shared_prefix.read_family, []
 
     def read_while_it_forks(files: RunDirectory) -> Any:
         if not parted:  # the directory of `lower` was looked for in vain just before
@@ -299,7 +299,7 @@ def test_a_leader_that_forks_in_the_same_moment_loses_no_relative(
             _part_from(zero, [lower, two])
         return read(files)
 
-    monkeypatch.setattr(beginnings, "read_family", read_while_it_forks)
+    monkeypatch.setattr(shared_prefix, "read_family", read_while_it_forks)
     assert ready([lower, two, zero]) == [[lower, two], [zero]]
     assert not (tmp_path / "two").exists()
 

@@ -17,7 +17,7 @@ from distbranch.launch.on_ray.job import submit
 from distbranch.launch.on_slurm.resources import Resources
 from distbranch.launch.on_slurm.submission import script
 from distbranch.launch.prepare import prepare
-from distbranch.launch.sweep.run import run_sweep
+from distbranch.sweep.run import run_sweep
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Running a sweep: what is not settled yet goes through Ray Tune, then everything becomes one table.
 
-Each start makes a new Tuner over the trials that the disk does not know as settled (standing.py), so nothing depends on how the
+Each start makes a new Tuner over the trials that the disk does not know as settled (trial_status.py), so nothing depends on how the
 driver before ended.
 """
 
@@ -23,13 +23,13 @@ from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster
 from distbranch.launch.prepare import check_data, packed, places_of, refuse_what_vanishes, tell_ignored
 from distbranch.launch.stopping import StopRequest
-from distbranch.launch.sweep.beginnings import families, saving
-from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials, trials_by_variant
-from distbranch.launch.sweep.proposals import Proposals
-from distbranch.launch.sweep.results import Row, rows_of, write_results
-from distbranch.launch.sweep.standing import FAILED, SweepDirectory
 from distbranch.locks import LockHeldError, hold_lock
 from distbranch.metrics import is_defined
+from distbranch.sweep.plan import base_config, in_turns, planned_trials, trials_by_variant
+from distbranch.sweep.proposals import Proposals
+from distbranch.sweep.results import Row, rows_of, write_results
+from distbranch.sweep.shared_prefix import families, saving
+from distbranch.sweep.trial_status import FAILED, SweepDirectory
 
 # Our run directories are the truth, so Tune need not write down what it knows before its end.
 SETTINGS = {
@@ -126,7 +126,7 @@ def _train_open(
         return [root for root in roots if not all(standings[str(config.run.name)].is_settled for config in root)]
 
     with cluster_of(sweep, report):
-        from distbranch.launch.sweep.tuning import train_roots
+        from distbranch.sweep.tuning import train_roots
 
         if proposals is not None:
             train_roots(sweep, unsettled(groups), trials, directory, report, lambda: families(proposals.next()))

@@ -8,34 +8,37 @@ from sklearn.metrics import adjusted_rand_score
 
 from distbranch.branching.decision import choose_groups
 from distbranch.config import load_config
+from distbranch.config.sweep import SweepConfig
 from distbranch.data.mixture import read_data
 from distbranch.engine.run_directory import RunDirectory, read_lines
-from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
-from distbranch.launch.experiment.comparison import (
-    check_grows,
-    config_of,
-    experiment_sweep,
-    run_experiment,
-    write_csv,
-    write_text,
-)
-from distbranch.launch.experiment.place import check_place, record_place
+from distbranch.experiments.runner import Experiment, Findings, check_grows, load_run_config
+from distbranch.experiments.runs import Runs
 from distbranch.report.console import amount, markdown_table
 
 DERIVED = ("data.path", "data.pack")
 
 
-def planted(
-    config: Path, seeds: Sequence[int], overrides: Sequence[str], *, name: str | None, jobs: int | None, report: Report
-) -> tuple[dict[int, float], Path]:
-    """The adjusted Rand index of runs of one configuration, each with data drawn and weights begun from its own seed.
+def design_planted_truth(config: Path, seeds: Sequence[int], overrides: Sequence[str]) -> Experiment:
+    """Runs of one configuration, each with data drawn and weights begun from its own seed; found: {seed: adjusted Rand index}.
 
     Raises:
         UsageError: the runs would take no decision.
-        UserError: a run failed, or the configuration does not say how its data are packed.
+        UserError: the configuration does not say how its data are packed.
     """
-    chosen = config_of(config, overrides)
+
+    def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
+        every = [run for members in runs.values() for run in members]
+        indices = {run.seed: measure_agreement(run.config.run_directory) for run in every}
+        cells = [[str(seed), amount(index, None, decimals=3)] for seed, index in indices.items()]
+        return Findings(
+            indices,
+            [{"seed": seed, "adjusted Rand index": index} for seed, index in indices.items()],
+            f"# {sweep.name}\n\n{markdown_table(['seed', 'adjusted Rand index'], cells)}",
+            tables={"planted.csv": [{"seed": seed, "adjusted_rand": index} for seed, index in indices.items()]},
+        )
+
+    chosen = load_run_config(config, overrides)
     check_grows(config, chosen)
     data = chosen.data
     if data.pack is None:
@@ -49,20 +52,11 @@ def planted(
         }
         for seed in seeds
     }
-    name = name or f"planted-{config.stem}"
-    sweep = experiment_sweep(name, variants, overrides, seeds=None, jobs=jobs, derived=DERIVED)
     about = {"experiment": "planted"}
-    check_place(sweep, about)
-    runs = [run for members in run_experiment(sweep, report).values() for run in members]
-    record_place(sweep, about)
-    indices = {run.seed: planted_agreement(run.config.run_directory) for run in runs}
-    write_csv(sweep.path, "planted.csv", [{"seed": seed, "adjusted_rand": index} for seed, index in indices.items()])
-    rows = [[str(seed), amount(index, None, decimals=3)] for seed, index in indices.items()]
-    write_text(sweep.path, "table.md", f"# {sweep.name}\n\n{markdown_table(['seed', 'adjusted Rand index'], rows)}")
-    return indices, sweep.path
+    return Experiment(f"planted-{config.stem}", about, variants, analyse, derived=DERIVED)
 
 
-def top_groups(run_directory: Path) -> dict[str, list[list[str]]]:
+def choose_first_groups(run_directory: Path) -> dict[str, list[list[str]]]:
     """The groups of the first decision of a run under either kind of affinity: {kind: [[task, ...], ...]}.
 
     Both come from the same statistics of the same thin network, so each is what a run with that kind would have chosen.
@@ -98,7 +92,7 @@ def top_groups(run_directory: Path) -> dict[str, list[list[str]]]:
     return groups | {first["affinity_kind"]: first["tasks"]}  # as it was decided, whatever release has decided it
 
 
-def planted_agreement(run_directory: Path) -> float:
+def measure_agreement(run_directory: Path) -> float:
     """How well a run's first groups agree with the known groups of its data set: the adjusted Rand index, 1 is equal.
 
     Raises:
@@ -109,10 +103,10 @@ def planted_agreement(run_directory: Path) -> float:
     if not info.groups:
         raise UserError(f"The data set {info.path} says nothing of groups of tasks. Use one that does: rendered-faces.")
     names = [task.name for task in info.tasks]
-    found = top_groups(run_directory)[config.method.affinity]
+    found = choose_first_groups(run_directory)[config.method.affinity]
 
-    def numbered(groups: Iterable[Sequence[str]]) -> list[int]:
+    def number_groups(groups: Iterable[Sequence[str]]) -> list[int]:
         number = {name: index for index, group in enumerate(groups) for name in group}
         return [number[name] for name in names]
 
-    return float(adjusted_rand_score(numbered(info.groups.values()), numbered(found)))
+    return float(adjusted_rand_score(number_groups(info.groups.values()), number_groups(found)))

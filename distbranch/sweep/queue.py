@@ -16,7 +16,7 @@ from distbranch.config import Config
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.temporary_files import explain_full_folder
-from distbranch.launch.sweep.standing import FAILED, STOPPED_EARLY, UNFINISHED, SweepDirectory
+from distbranch.sweep.trial_status import FAILED, STOPPED_EARLY, UNFINISHED, SweepDirectory
 
 Family = Sequence[Config]  # its leader first
 Judge = Callable[[Config, int, float], bool]

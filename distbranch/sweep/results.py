@@ -10,12 +10,12 @@ import pandas
 from distbranch.config import Config
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import read_lines
-from distbranch.launch.sweep.latency import measured
-from distbranch.launch.sweep.plan import value_of
-from distbranch.launch.sweep.standing import FINISHED, Standing, SweepDirectory
 from distbranch.report.sweep_files import read_sweep
 from distbranch.report.sweep_page import report_sweep
 from distbranch.report.tensorboard import log_hparams
+from distbranch.sweep.latency import measured
+from distbranch.sweep.plan import value_of
+from distbranch.sweep.trial_status import FINISHED, Standing, SweepDirectory
 
 Row = dict[str, Any]
 METRICS = ("accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5")

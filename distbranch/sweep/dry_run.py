@@ -7,10 +7,10 @@ from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import first_architecture
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import check_data, data_there, must_be_packed, tell_ignored
-from distbranch.launch.sweep.plan import base_config, in_turns, planned_trials
-from distbranch.launch.sweep.run import check_begun
-from distbranch.launch.sweep.standing import SweepDirectory
 from distbranch.models.cost import multiply_adds, num_parameters
+from distbranch.sweep.plan import base_config, in_turns, planned_trials
+from distbranch.sweep.run import check_begun
+from distbranch.sweep.trial_status import SweepDirectory
 
 SHOWN = 25  # names at either end of a long list
 

@@ -14,8 +14,8 @@ from distbranch.config.sweep import Range, SweepConfig
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import append_line, read_lines
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.sweep.plan import rounded, trials_of
-from distbranch.launch.sweep.standing import FAILED, FINISHED, STOPPED_EARLY, SweepDirectory
+from distbranch.sweep.plan import rounded, trials_of
+from distbranch.sweep.trial_status import FAILED, FINISHED, STOPPED_EARLY, SweepDirectory
 
 TRIES = 100  # proposals in a row that were all made before
 logger = logging.getLogger("distbranch")

@@ -12,35 +12,23 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from distbranch.branching.tree import Tree
+from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import order_by_number
 from distbranch.engine.results import read_result
-from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
-from distbranch.launch.experiment.comparison import (
-    Run,
-    experiment_sweep,
-    paired,
-    run_experiment,
-    write_csv,
-    write_text,
-)
-from distbranch.launch.experiment.place import check_place, record_place
+from distbranch.experiments.runner import Experiment, Findings
+from distbranch.experiments.runs import Run, Runs, pair_by_seed
 from distbranch.report.console import markdown_table
-from distbranch.report.experiment_figures import draw_reductions, save_figure
+from distbranch.report.experiment_figures import draw_reductions
 from distbranch.report.figures import MEANS
 
 METRICS = ("accuracy", "average_precision")
-HERE = (
-    "launch.address=null",
-    "launch.device=auto",
-    "launch.wait_for_nodes_min=0",
-)  # not where the run itself was trained
+# The trees are trained here, not where the run itself was trained.
+HERE = ("launch.address=null", "launch.device=auto", "launch.wait_for_nodes_min=0")
 LEARNED = "learned"
 SIGNIFICANT = 0.05
-TRIES = 20  # permutations drawn for each that is wanted
-Reductions = Mapping[
-    str, Sequence[float]
-]  # of every task, one per permutation, in 0..1; positive: the learned tree is better
+TRIES = 20  # permutations drawn for each that is wanted: a small tree has few that differ
+Reductions = Mapping[str, Sequence[float]]  # {task: one per permutation}, in 0..1; positive: the learned tree is better
 
 
 @dataclass(frozen=True)
@@ -79,58 +67,56 @@ class Verdict:
         )
 
 
-def compare_groupings(
-    run: Path,
-    permutations: int,
-    seeds: Sequence[int] | None,
-    overrides: Sequence[str],
-    *,
-    split: str,
-    name: str | None,
-    jobs: int | None,
-    report: Report,
-) -> tuple[list[Verdict], Path]:
-    """Train the tree of a run and its permutations from scratch; what permuting does, and where tables and pictures are.
+def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
+    """The tree of a run and its permutations, trained from scratch; found: [Verdict, ...].
 
     Args:
         run: a finished run whose tree has grown.
         permutations: how many; number k is drawn with seed k.
-        seeds: of every tree; None: the one of the run.
-        overrides: `key=value`, for all runs.
         split: `val` or `test`.
-        name: of the experiment's directory; `grouping-<run>` if None.
-        jobs: runs at the same time.
-        report: told what happens.
 
     Raises:
-        UserError: the run has not finished or its tree has not grown, or a run failed.
+        UserError: the run has not finished or its tree has not grown.
     """
-    variants = grouping_variants(run, permutations, split)
-    name = name or f"grouping-{run.absolute().name}"
-    sweep = experiment_sweep(name, variants, [*HERE, *overrides], seeds=seeds, jobs=jobs)
-    about = {"experiment": "grouping", "run": str(run.absolute()), "split": split}
-    check_place(sweep, about)
-    runs = run_experiment(sweep, report, splits=(split,))
-    record_place(sweep, about)
-    learned = runs.pop(LEARNED)
-    every = {metric: reductions(learned, list(runs.values()), metric, split) for metric in METRICS}
-    found = {metric: tasks for metric, tasks in every.items() if tasks}  # a metric may be undefined for all tasks
-    if not found:
-        raise UserError(
-            f"No task has a metric on {split} in all runs, so nothing can be compared there. Give another --split."
+    run_name = run.absolute().name
+
+    def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
+        del sweep
+        permuted = [members for variant, members in runs.items() if variant != LEARNED]
+        found: dict[str, Reductions] = {}
+        for metric in METRICS:
+            reductions = measure_reductions(runs[LEARNED], permuted, metric, split)
+            if reductions:  # a metric may be undefined for all tasks
+                found[metric] = reductions
+        if not found:
+            raise UserError(
+                f"No task has a metric on {split} in all runs, so nothing can be compared there. Give another --split."
+            )
+        verdicts = {metric: measure_significance(reductions, metric) for metric, reductions in found.items()}
+        panels = {}
+        for metric, verdict in verdicts.items():
+            lost = f"lost on {verdict.num_lose} of {verdict.num_tasks} tasks, p = {verdict.p_value:.2g}"
+            points = {task: [100 * value for value in values] for task, values in found[metric].items()}
+            panels[f"{MEANS[metric][0]}: {lost}"] = points
+        title = f"What permuting the tasks of {run_name} costs on {split}: mean over {permutations} permutations, dots: each"
+        seeds = len(runs[LEARNED])
+        heading = f"# The grouping of {run_name} against {permutations} permutations, {seeds} seed{'s' * (seeds > 1)}, {split}"
+        return Findings(
+            list(verdicts.values()),
+            "\n".join(map(str, verdicts.values())),
+            grouping_markdown(heading, found, list(verdicts.values())),
+            tables={"tasks.csv": _make_rows(found)},
+            figures={"grouping.png": draw_reductions(panels, title=title)},
         )
-    verdicts = [judge(tasks, metric) for metric, tasks in found.items()]
-    write_csv(sweep.path, "tasks.csv", _rows(found))
-    write_text(sweep.path, "table.md", _markdown(run, found, verdicts, permutations, len(learned), split))
-    headings = {
-        f"{MEANS[metric][0]}: lost on {verdict.num_lose} of {verdict.num_tasks} tasks, p = {verdict.p_value:.2g}": {
-            task: [100 * value for value in values] for task, values in found[metric].items()
-        }
-        for metric, verdict in zip(found, verdicts, strict=True)
-    }
-    title = f"What permuting the tasks of {run.absolute().name} costs on {split}: mean over {permutations} permutations, dots: each"
-    save_figure(draw_reductions(headings, title=title), sweep.path / "grouping.png")
-    return verdicts, sweep.path
+
+    return Experiment(
+        name=f"grouping-{run_name}",
+        about={"experiment": "grouping", "run": str(run.absolute()), "split": split},
+        variants=grouping_variants(run, permutations, split),
+        analyse=analyse,
+        splits=(split,),
+        overrides=HERE,
+    )
 
 
 def grouping_variants(run: Path, permutations: int, split: str) -> dict[str, dict[str, Any]]:
@@ -162,9 +148,11 @@ def grouping_variants(run: Path, permutations: int, split: str) -> dict[str, dic
         "method.pretrained": None,
         "method.permutation": None,
     }
-    known, numbers = {_together(tree)}, list[int]()
+    known = {_read_groups(tree)}
+    numbers: list[int] = []
     for number in range(1, permutations * TRIES + 1):
-        other = _together(tree.permuted(order_by_number(number, tree.num_tasks)))
+        permuted_tree = tree.permuted(order_by_number(number, tree.num_tasks))
+        other = _read_groups(permuted_tree)
         if other not in known and len(numbers) < permutations:
             known.add(other)
             numbers.append(number)
@@ -177,28 +165,37 @@ def grouping_variants(run: Path, permutations: int, split: str) -> dict[str, dic
     return {LEARNED: given, **permuted}
 
 
-def _together(tree: Tree) -> tuple[frozenset[tuple[int, ...]], ...]:
+def _read_groups(tree: Tree) -> tuple[frozenset[tuple[int, ...]], ...]:
     """Which tasks share a branch, layer by layer, in no order."""
-    return tuple(frozenset(map(tuple, map(sorted, tree.branches(layer)))) for layer in range(1, tree.num_layers + 1))
+    layers = []
+    for layer in range(1, tree.num_layers + 1):
+        groups = [tuple(sorted(branch)) for branch in tree.branches(layer)]
+        layers.append(frozenset(groups))
+    return tuple(layers)
 
 
-def reductions(
+def measure_reductions(
     learned: Sequence[Run], permuted: Sequence[Sequence[Run]], metric: str, split: str
 ) -> dict[str, list[float]]:
     """How much lower the metric of every task is with each permuted tree, mean over seeds; tasks without it are left out."""
     found: dict[str, list[float]] = {}
     for runs in permuted:
-        pairs = [(one.tasks(metric, split), other.tasks(metric, split)) for one, other in paired(learned, runs)]
-        known = [task for task in pairs[0][0] if all(task in one and task in other for one, other in pairs)]
-        for task in known:
-            found.setdefault(task, []).append(float(np.mean([one[task] - other[task] for one, other in pairs])))
+        pairs = []
+        for one, other in pair_by_seed(learned, runs):
+            pairs.append((one.get_task_values(metric, split), other.get_task_values(metric, split)))
+        for task in pairs[0][0]:
+            if all(task in one and task in other for one, other in pairs):
+                lost = float(np.mean([one[task] - other[task] for one, other in pairs]))
+                found.setdefault(task, []).append(lost)
     return {task: values for task, values in found.items() if len(values) == len(permuted)}
 
 
-def judge(found: Reductions, metric: str) -> Verdict:
+def measure_significance(found: Reductions, metric: str) -> Verdict:
     """Count tasks and trees, and test the mean reductions of the tasks against zero."""
     table = np.array(list(found.values()))  # [T, K]
-    tasks, trees = table.mean(axis=1), table.mean(axis=0)
+    tasks = table.mean(axis=1)
+    trees = table.mean(axis=0)
+    differs = bool(np.any(tasks))  # the test is undefined where nothing differs
     return Verdict(
         metric=metric,
         num_tasks=len(tasks),
@@ -207,12 +204,12 @@ def judge(found: Reductions, metric: str) -> Verdict:
         num_trees=len(trees),
         num_trees_lose=int((trees > 0).sum()),
         mean=float(tasks.mean()),
-        p_value=float(wilcoxon(tasks).pvalue) if np.any(tasks) else 1.0,
-        favours_learned=bool(np.any(tasks) and wilcoxon(tasks, alternative="greater").pvalue < 0.5),
+        p_value=float(wilcoxon(tasks).pvalue) if differs else 1.0,
+        favours_learned=differs and bool(wilcoxon(tasks, alternative="greater").pvalue < 0.5),
     )
 
 
-def _rows(found: Mapping[str, Reductions]) -> list[dict[str, Any]]:
+def _make_rows(found: Mapping[str, Reductions]) -> list[dict[str, Any]]:
     """A row per task: for each metric the mean reduction and that of every permutation, in 0..1."""
     rows: dict[str, dict[str, Any]] = {}
     for metric, tasks in found.items():
@@ -223,17 +220,9 @@ def _rows(found: Mapping[str, Reductions]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _markdown(
-    run: Path,
-    found: Mapping[str, Reductions],
-    verdicts: Sequence[Verdict],
-    permutations: int,
-    num_seeds: int,
-    split: str,
-) -> str:
-    seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
-    lines = [f"# The grouping of {run.absolute().name} against {permutations} permutations, {seeds}, {split}", ""]
-    lines += [f"- {verdict}" for verdict in verdicts]
+def grouping_markdown(heading: str, found: Mapping[str, Reductions], verdicts: Sequence[Verdict]) -> str:
+    """The verdicts, then a row per task, that which loses most first."""
+    lines = [heading, "", *(f"- {verdict}" for verdict in verdicts)]
     note = (
         "Tasks are scored on the same images and share layers, and all are compared with the same learned runs, so they are no "
         "independent samples and p is a guide; more --seeds lessen the noise of training. Below: points lost by permuting, mean "
@@ -241,13 +230,16 @@ def _markdown(
     )
     heads = ["task", *(f"{MEANS[metric][0].lower()} lost" for metric in found)]
     first = next(iter(found.values()))
-    order = sorted(first, key=lambda task: -float(np.mean(first[task])))
-    rows = [[task, *(_cell(tasks.get(task)) for tasks in found.values())] for task in order]
+    rows = []
+    for task in sorted(first, key=lambda task: -float(np.mean(first[task]))):
+        cells = [_format_loss(tasks.get(task)) for tasks in found.values()]
+        rows.append([task, *cells])
     return "\n".join([*lines, "", note, "", markdown_table(heads, rows)])
 
 
-def _cell(values: Sequence[float] | None) -> str:
+def _format_loss(values: Sequence[float] | None) -> str:
     if values is None:
         return "\u2013"
-    least, most = 100 * min(values), 100 * max(values)
+    least = 100 * min(values)
+    most = 100 * max(values)
     return f"{100 * float(np.mean(values)):+.2f} ({least:+.2f} to {most:+.2f})"

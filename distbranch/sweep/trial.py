@@ -15,9 +15,9 @@ from distbranch.engine.results import StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_log import Event, Report
 from distbranch.errors import UserError
-from distbranch.launch.sweep.beginnings import share_result
 from distbranch.locks import hold_lock
 from distbranch.streams import tolerate_any_text
+from distbranch.sweep.shared_prefix import share_result
 
 SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = 60
 logger = logging.getLogger("distbranch")

@@ -21,12 +21,12 @@ from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import alive_nodes, resources, room
 from distbranch.launch.stopping import StopRequest
-from distbranch.launch.sweep.beginnings import ready
-from distbranch.launch.sweep.early_stopping import SizeClassHalving
-from distbranch.launch.sweep.plan import base_config, size_class
-from distbranch.launch.sweep.queue import Family, FamilyQueue, Judge, Losses
-from distbranch.launch.sweep.standing import SweepDirectory
-from distbranch.launch.sweep.trial import tune_function
+from distbranch.sweep.early_stopping import SizeClassHalving
+from distbranch.sweep.plan import base_config, size_class
+from distbranch.sweep.queue import Family, FamilyQueue, Judge, Losses
+from distbranch.sweep.shared_prefix import ready
+from distbranch.sweep.trial import tune_function
+from distbranch.sweep.trial_status import SweepDirectory
 
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_BEGIN = 60.0  # and to end, for a trial whose run nobody trains at the moment
