@@ -27,7 +27,7 @@ from distbranch.launch.job import Job, read_job, write_job
 from distbranch.launch.jobs import cancel, logs, status
 from distbranch.launch.on_ray import job as ray_job
 from distbranch.launch.on_slurm import submission
-from distbranch.launch.on_slurm.network import free_port, is_free
+from distbranch.launch.on_slurm.node import free_port, is_free
 from distbranch.launch.on_slurm.queue import explain
 from distbranch.launch.on_slurm.resources import Resources, minutes
 from distbranch.launch.on_slurm.submission import script

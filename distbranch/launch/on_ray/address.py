@@ -1,10 +1,12 @@
-"""Which Ray cluster a command talks to: its own option says so, and where that is empty the variable RAY_ADDRESS.
+"""Which Ray cluster a command talks to, and the token that keeps strangers out of it.
 
-A cluster has two addresses: HOST:PORT, where its nodes and drivers meet, and http://HOST:PORT, where jobs are submitted.
+The command's own option names the cluster, and where that is empty the variable RAY_ADDRESS. A cluster has two addresses:
+HOST:PORT, where its nodes and drivers meet, and http://HOST:PORT, where jobs are submitted.
 """
 
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +19,7 @@ HOST = r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]+)"
 HOST_AND_PORT = re.compile(rf"{HOST}:(?P<port>\d{{1,5}})")
 HTTP = re.compile(rf"https?://{HOST}(:(?P<port>\d{{1,5}}))?(/\S*)?")
 LAST_PORT = 65535
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def cluster_address(launch: LaunchConfig) -> str | None:
@@ -80,3 +83,34 @@ def _given(option: str, value: str | None) -> tuple[str, str]:
 
 def _has_port(match: re.Match[str] | None) -> bool:
     return match is not None and 0 < int(match["port"] or 80) <= LAST_PORT
+
+
+def use_token_if_there() -> None:
+    """Show the token that the environment names to whatever cluster is asked; call it before Ray is imported.
+
+    Raises:
+        UserError: the file of the token cannot be read.
+    """
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if file and not os.access(file, os.R_OK):
+        raise UserError(f"RAY_AUTH_TOKEN_PATH names the file {file}, which cannot be read. Put the token there.")
+    if _is_given():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def give_token() -> None:
+    """A token for a cluster that is started here, unless the environment names one or says `RAY_AUTH_MODE=disabled`."""
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and not _is_given():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def read_token_again() -> None:
+    """Ray remembers the token that it found first, and when it is loaded whether one is wanted."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _is_given() -> bool:
+    return any(os.environ.get(variable) for variable in TOKEN_VARIABLES)

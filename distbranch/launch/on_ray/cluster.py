@@ -23,10 +23,16 @@ from distbranch.engine.metrics import Report
 from distbranch.engine.mirror import Mirror
 from distbranch.engine.process_group import num_cores
 from distbranch.errors import UserError, reason_of
-from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_of_nodes, without_variable
-from distbranch.launch.on_ray.temporary_files import explain_full_folder
-from distbranch.launch.on_ray.token import give_token, read_token_again, use_token_if_there
-from distbranch.launch.ray_folder import choose_ray_folder
+from distbranch.launch.on_ray.address import (
+    VARIABLE,
+    cluster_address,
+    give_token,
+    is_of_nodes,
+    read_token_again,
+    use_token_if_there,
+    without_variable,
+)
+from distbranch.launch.ray_folder import choose_ray_folder, explain_full_folder
 
 SECONDS_TO_ANSWER = 10
 SECONDS_BETWEEN_LOOKS = 1

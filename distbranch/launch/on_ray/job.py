@@ -230,7 +230,7 @@ def _begin(config: Config) -> None:
 
 def _client(address: str) -> Any:
     """A client of the cluster's jobs, when somebody answers there who knows us."""
-    from distbranch.launch.on_ray.token import use_token_if_there
+    from distbranch.launch.on_ray.address import use_token_if_there
 
     use_token_if_there()
     from ray.exceptions import RayError

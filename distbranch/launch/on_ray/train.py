@@ -19,8 +19,15 @@ from distbranch.launch.on_ray.cluster import (
     resources,
     uses_gpu,
 )
-from distbranch.launch.on_ray.temporary_files import explain_full_folder
-from distbranch.launch.on_ray.work import ask_to_stop, ending, forget, has_begun, new_events, work
+from distbranch.launch.on_ray.worker import (
+    ask_to_stop,
+    has_begun,
+    open_board,
+    read_events,
+    read_outcome,
+    train_worker,
+)
+from distbranch.launch.ray_folder import explain_full_folder
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -50,7 +57,8 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
         attempt = files.path / "ray" / time.strftime("%Y%m%d-%H%M%S")
         attempt.mkdir(parents=True, exist_ok=True)
         try:
-            return _fit(config, str(attempt), report)
+            with open_board(str(attempt)):
+                return _fit(config, str(attempt), report)
         finally:
             if read_result(files.path) is not None:
                 shutil.rmtree(files.path / "ray", ignore_errors=True)
@@ -77,18 +85,16 @@ def _fit(config: Config, attempt: str, report: Report) -> RunResult:
                 report({"kind": "stopping"})
                 ask_to_stop(attempt)
             if asked and not has_begun(attempt):  # Ray waits for room, perhaps for hours
-                forget(attempt)
                 raise request.ending(NOTHING_BEGUN)
-            for event in new_events(attempt):
+            for event in read_events(attempt):
                 report(event)
-    for event in new_events(attempt):
+    for event in read_events(attempt):
         report(event)
     return _outcome(config, attempt, failure, request)
 
 
 def _outcome(config: Config, attempt: str, failure: list[Exception], request: StopRequest) -> RunResult:
-    ended = ending(attempt)
-    forget(attempt)
+    ended = read_outcome(attempt)
     if ended.get("kind") == "stopped":
         raise request.ending(ended["message"])
     if ended.get("kind") == "failed":
@@ -126,7 +132,7 @@ def _trainer(config: Config, attempt: str) -> Any:
     nccl = gpu and uses_nccl(launch)
     seconds = max(1, round(60 * launch.timeout_min)) + (NCCL_SECONDS_MORE if nccl else 0)
     return TorchTrainer(
-        work,
+        train_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "attempt": attempt},
         scaling_config=ScalingConfig(
             num_workers=launch.workers,

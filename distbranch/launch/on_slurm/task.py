@@ -26,10 +26,16 @@ from distbranch.engine.process_group import num_cores
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.launch.on_slurm.gpus import gpus_of_this_node
-from distbranch.launch.on_slurm.network import address_of_this_node, free_port, interface_towards, is_free
-from distbranch.launch.on_slurm.place import SECONDS_BETWEEN_LOOKS, Place
+from distbranch.launch.on_slurm.node import (
+    SECONDS_BETWEEN_LOOKS,
+    Place,
+    address_of_this_node,
+    free_port,
+    interface_towards,
+    is_free,
+)
 from distbranch.launch.on_slurm.queue import requeue, was_preempted
+from distbranch.launch.on_slurm.resources import gpus_of_this_node
 from distbranch.launch.stopping import EXIT_PREEMPTED
 from distbranch.streams import tolerate_any_text
 

@@ -11,10 +11,8 @@ from tiny_runs import config_of
 
 from distbranch.config import load_config
 from distbranch.errors import UsageError
-from distbranch.launch.on_slurm.environment import environment_for
-from distbranch.launch.on_slurm.gpus import gpus_of_this_node
 from distbranch.launch.on_slurm.queue import explain
-from distbranch.launch.on_slurm.resources import Resources, further_options
+from distbranch.launch.on_slurm.resources import Resources, environment_for, further_options, gpus_of_this_node
 from distbranch.launch.on_slurm.submission import script
 
 WAYS = {
