@@ -107,9 +107,9 @@ def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to che
 
     `distbranch doctor --storage /shared/runs`
     """
-    from distbranch.launch.doctor import examine, raise_if_wrong
+    from distbranch.launch.doctor import check_machine, raise_if_wrong
 
-    findings = examine(storage)
+    findings = check_machine(storage)
     table = Table("", "what", "found", "what to do")
     for finding in findings:
         mark = "[red]x[/red]" if finding.advice else "[green]ok[/green]"

@@ -77,14 +77,14 @@ def submit_slurm(
     """
     from distbranch.config import load_config
     from distbranch.launch.on_slurm import submission
-    from distbranch.launch.on_slurm.resources import Resources, further_options, minutes
+    from distbranch.launch.on_slurm.resources import Resources, parse_further_options, parse_minutes
 
     resources = Resources(
         partition=partition,
         nodes=nodes,
         gpus_per_node=gpus_per_node,
         cpus_per_node=cpus_per_node,
-        timeout_min=minutes(time),
+        timeout_min=parse_minutes(time),
         account=account,
         qos=qos,
         constraint=constraint,
@@ -92,7 +92,7 @@ def submit_slurm(
         exclusive=exclusive,
         job_name=job_name,
         signal_delay_s=signal_delay,
-        further=further_options(sbatch or [], gpus_per_node=gpus_per_node),
+        further=parse_further_options(sbatch or [], gpus_per_node=gpus_per_node),
         port=port,
         executor=executor.value,
     )
@@ -142,7 +142,7 @@ def submit_slurm_array(
     """
     from distbranch.config.sweep import load_sweep
     from distbranch.launch.on_slurm import submission
-    from distbranch.launch.on_slurm.resources import Resources, further_options, minutes
+    from distbranch.launch.on_slurm.resources import Resources, parse_further_options, parse_minutes
     from distbranch.launch.sweep.plan import planned_trials
 
     given = {"gpus_per_trial": gpus, "cpus_per_trial": cpus}
@@ -160,14 +160,14 @@ def submit_slurm_array(
         partition=partition,
         gpus_per_node=gpus_per_trial,
         cpus_per_node=math.ceil(loaded.cpus_per_trial or loaded.workers_per_trial),
-        timeout_min=minutes(time),
+        timeout_min=parse_minutes(time),
         account=account,
         qos=qos,
         constraint=constraint,
         memory=mem,
         job_name=job_name or loaded.name,
         signal_delay_s=signal_delay,
-        further=further_options(sbatch or [], gpus_per_node=gpus_per_trial),
+        further=parse_further_options(sbatch or [], gpus_per_node=gpus_per_trial),
     )
     if dry_run:
         return _say(submission.script(trials[0], resources, num_runs=len(trials), at_once=most))

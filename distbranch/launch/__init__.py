@@ -10,7 +10,7 @@ from distbranch.engine.process_group import num_started_ranks
 from distbranch.engine.results import RunResult, read_result
 from distbranch.errors import UsageError
 from distbranch.launch.on_ray.address import cluster_address
-from distbranch.launch.prepare import prepare
+from distbranch.launch.prepare import prepare_run
 
 
 def train(
@@ -41,7 +41,7 @@ def train(
         raise UsageError(
             "Under torchrun --fresh is not possible: every rank would choose a directory. Give another run.name."
         )
-    resolved = prepare(with_started_ranks(load_config(config, dotted)), fresh=fresh, report=report or _silent)
+    resolved = prepare_run(with_started_ranks(load_config(config, dotted)), fresh=fresh, report=report or _silent)
     finished = read_result(resolved.run_directory)
     if finished is not None:
         (report or _silent)({"kind": "finished", "directory": resolved.run_url or str(resolved.run_directory)})

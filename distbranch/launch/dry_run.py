@@ -12,12 +12,12 @@ from distbranch.engine.process_group import wants_gpu
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import (
-    bring_down,
     check_data,
-    data_there,
-    must_be_packed,
-    renamed,
-    tell_ignored,
+    choose_fresh_name,
+    download_run,
+    is_to_be_packed,
+    read_packed_data,
+    warn_ignored_settings,
     with_absolute_paths,
 )
 from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, norm_messages, pair_bytes, predict
@@ -43,20 +43,20 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         UserError: what is not as it should be.
     """
     config = with_absolute_paths(config)
-    tell_ignored([config])
+    warn_ignored_settings([config])
     if fresh:
-        config = renamed(config)
-    bring_down(config)
+        config = choose_fresh_name(config)
+    download_run(config)
     launch = config.launch
-    if must_be_packed(config):
+    if is_to_be_packed(config):
         source = parse_options(config.data.pack or {}).open()
-        _check_directory(config)
+        _check_run_directory(config)
         return Plan(
             (("data", f"{config.data.path} would be packed first ({source.num_samples or 'unknown'} samples)"),)
         )
-    info = data_there(config)
+    info = read_packed_data(config)
     check_data(config, info)
-    _check_directory(config)
+    _check_run_directory(config)
     architecture, tree = first_architecture(config, info), own_tree(config)
     if tree is not None and isinstance(architecture, Architecture):
         architecture = architecture.with_tree(tree)
@@ -69,10 +69,10 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     address = cluster_address(launch)
     device = "cuda" if address is None and wants_gpu(launch) else launch.device
     lines = (
-        *(("data", f"{member.path}: {_samples(member)}") for member in info.members),
+        *(("data", f"{member.path}: {_format_samples(member)}") for member in info.members),
         ("tasks", f"{num_tasks}"),
         ("images", f"{size[0]}x{size[1]} (height x width)"),
-        ("network", f"{config.model.backbone}, {config.model.width_text}, {_branches(architecture)}"),
+        ("network", f"{config.model.backbone}, {config.model.width_text}, {_describe_architecture(architecture)}"),
         ("parameters", f"{parameters:,} ({num_weights(architecture):,} weights with batch norm folded)"),
         ("multiply-adds per image", f"{multiply_adds(architecture):,}"),
         ("ranks", f"{launch.workers} on {address or 'this machine'}, device {device}"),
@@ -93,18 +93,18 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     return Plan(lines, tuple(scales))
 
 
-def _check_directory(config: Config) -> None:
+def _check_run_directory(config: Config) -> None:
     """Refuse what `train` refuses: a run of another configuration that came to something."""
     files = RunDirectory(config.run_directory)
     if not files.begins_anew(config):
         files.check(config)
 
 
-def _samples(info: DatasetInfo) -> str:
+def _format_samples(info: DatasetInfo) -> str:
     return ", ".join(f"{name} {split.num_samples:,}" for name, split in info.splits.items())
 
 
-def _branches(architecture: AnyArchitecture) -> str:
+def _describe_architecture(architecture: AnyArchitecture) -> str:
     if isinstance(architecture, ResidualArchitecture):
         policy = architecture.policy
         if policy is None:

@@ -28,7 +28,7 @@ SECONDS_TO_APPEAR, SECONDS_BETWEEN_LOOKS = 10.0, 0.5
 RAY_COPY = "_ray_pkg_"  # how Ray names the copy of a folder that was submitted with a job
 
 
-def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
+def prepare_run(config: Config, *, fresh: bool, report: Report) -> Config:
     """The resolved configuration of a run whose data set is packed and whose directory is begun.
 
     Raises:
@@ -36,22 +36,22 @@ def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
         UserError: the data set or the run directory is not as it should be.
     """
     config = with_absolute_paths(config)
-    refuse_what_vanishes(places_of(config))
+    refuse_uploaded_paths(list_run_paths(config))
     check_marker()
-    tell_ignored([config])
+    warn_ignored_settings([config])
     if fresh:
-        config = renamed(config)
-    bring_down(config)
+        config = choose_fresh_name(config)
+    download_run(config)
     if cluster_address(config.launch) is None:
         wants_gpu(config.launch)  # says so where a GPU is asked for and absent, before anything is written
-    info = packed(config, report)
+    info = ensure_packed(config, report)
     check_data(config, info)
-    with hold_lock(lock_beside(config.run_directory)):
+    with hold_lock(create_begin_lock(config.run_directory)):
         RunDirectory(config.run_directory).begin(config)
     return config
 
 
-def tell_ignored(configs: Iterable[Config]) -> None:
+def warn_ignored_settings(configs: Iterable[Config]) -> None:
     """Warn once of every setting without effect; of ranks that torchrun started the first one does."""
     if os.environ.get("RANK", "0") == "0":
         for sentence in dict.fromkeys(sentence for config in configs for sentence in config.ignored):
@@ -86,7 +86,7 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path)
 
 
-def places_of(config: Config) -> list[tuple[str, str]]:
+def list_run_paths(config: Config) -> list[tuple[str, str]]:
     """What a run reads and writes outside the source: keys and paths or URLs."""
     return [
         ("run.directory", config.run.directory),
@@ -95,7 +95,7 @@ def places_of(config: Config) -> list[tuple[str, str]]:
     ]
 
 
-def refuse_what_vanishes(places: Iterable[tuple[str, str]]) -> None:
+def refuse_uploaded_paths(places: Iterable[tuple[str, str]]) -> None:
     """A Ray job runs in an uploaded copy of a folder, which is another one on every node and ends with the job.
 
     Args:
@@ -151,10 +151,10 @@ def _is_seen(file: Path) -> bool:
         return False
 
 
-def packed(config: Config, report: Report) -> DatasetInfo:
+def ensure_packed(config: Config, report: Report) -> DatasetInfo:
     """The packed data set, made first if it is absent and `data.pack` says how."""
-    if not must_be_packed(config):
-        return data_there(config)
+    if not is_to_be_packed(config):
+        return read_packed_data(config)
     path = config.data.paths[0]
     source = parse_options(config.data.pack or {}).open()
 
@@ -166,7 +166,7 @@ def packed(config: Config, report: Report) -> DatasetInfo:
     return info
 
 
-def data_there(config: Config) -> DatasetInfo:
+def read_packed_data(config: Config) -> DatasetInfo:
     """The packed data set that is there.
 
     Raises:
@@ -182,7 +182,7 @@ def data_there(config: Config) -> DatasetInfo:
     return info
 
 
-def must_be_packed(config: Config) -> bool:
+def is_to_be_packed(config: Config) -> bool:
     """Whether the data set is absent and the configuration says how to make it."""
     if config.data.pack is None:
         return False
@@ -221,7 +221,7 @@ def _check_search(config: Config, info: DatasetInfo) -> None:
         )
 
 
-def renamed(config: Config) -> Config:
+def choose_fresh_name(config: Config) -> Config:
     """What --fresh asks for: the first of name, name-2, name-3, ... whose directory does not exist."""
     name, number = config.run.name, 1
     while config.run_directory.exists() if config.run_url is None else Mirror.of(config).exists():
@@ -230,7 +230,7 @@ def renamed(config: Config) -> Config:
     return config
 
 
-def bring_down(config: Config) -> None:
+def download_run(config: Config) -> None:
     """Check the store of a run at a URL, and make the copy of this machine equal to what is there.
 
     Raises:
@@ -240,7 +240,7 @@ def bring_down(config: Config) -> None:
         return
     mirror = Mirror.of(config)
     mirror.check()
-    with hold_lock(lock_beside(config.run_directory)):
+    with hold_lock(create_begin_lock(config.run_directory)):
         try:
             with RunDirectory(config.run_directory).locked(patience_s=0):
                 mirror.bring()
@@ -248,7 +248,7 @@ def bring_down(config: Config) -> None:
             return
 
 
-def lock_beside(directory: Path) -> Path:
+def create_begin_lock(directory: Path) -> Path:
     """The file that is locked while a run directory is begun."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

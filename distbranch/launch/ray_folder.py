@@ -35,7 +35,7 @@ def choose_ray_folder(longest_name: int = BYTES_OF_NAME) -> Path:
         UserError: none will do; it says what is wrong with each.
     """
     problems = []
-    for name, folder in _candidates():
+    for name, folder in _list_candidates():
         problem = find_problem(folder, longest_name)
         if not problem:
             return folder
@@ -70,7 +70,7 @@ def find_problem(folder: Path, longest_name: int = BYTES_OF_NAME) -> str:
     return ""
 
 
-def _candidates() -> Iterator[tuple[str, Path]]:
+def _list_candidates() -> Iterator[tuple[str, Path]]:
     """Folders, each with the name of the variable that gave it, or empty."""
     for variable in ("RAY_TMPDIR", "TMPDIR"):
         if os.environ.get(variable):
@@ -85,8 +85,8 @@ def explain_full_folder(folder: Path | None = None) -> str:
     Args:
         folder: of the session; that of the cluster which this process has joined, or would start, if None.
     """
-    place = _existing(folder or _session_folder())
-    if shutil.disk_usage(place).free >= LEAST_ROOM and not any(map(_says_no_room, _logs(place))):
+    place = find_existing_folder(folder or _find_session_folder())
+    if shutil.disk_usage(place).free >= LEAST_ROOM and not any(map(_is_without_room, _list_logs(place))):
         return ""
     return (
         f"Ray's folder for temporary files, {place}, is on a disk without room, so its processes cannot run. Make room there, or set "
@@ -94,7 +94,7 @@ def explain_full_folder(folder: Path | None = None) -> str:
     )
 
 
-def _session_folder() -> Path:
+def _find_session_folder() -> Path:
     from ray._private import worker
 
     node = worker._global_node
@@ -103,18 +103,18 @@ def _session_folder() -> Path:
     return choose_ray_folder()
 
 
-def _existing(folder: Path) -> Path:
+def find_existing_folder(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
-def _logs(session: Path) -> Iterator[Path]:
+def _list_logs(session: Path) -> Iterator[Path]:
     return (path for path in session.glob("logs/*") if path.suffix in (".err", ".out", ".log"))
 
 
-def _says_no_room(log: Path) -> bool:
+def _is_without_room(log: Path) -> bool:
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL))

@@ -91,7 +91,7 @@ class StopRequest:
         if hasattr(sys, "ps1"):  # a notebook or a Python prompt: its process belongs to more than this training
             yield
             return
-        _leave_forks_alone()
+        _ignore_in_forks()
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
@@ -107,25 +107,25 @@ class StopRequest:
 
     def _watch(self, arrivals: socket.socket) -> None:
         """End the process if it does not hear the first signal, or is still there after a second Ctrl-C."""
-        first = _next_signal(arrivals, SIGNALS)
+        first = _wait_for_signal(arrivals, SIGNALS)
         used = time.process_time()
-        again = _next_signal(arrivals, [signal.SIGINT], SECONDS_TO_HEAR)
+        again = _wait_for_signal(arrivals, [signal.SIGINT], SECONDS_TO_HEAR)
         if again == NONE_IN_TIME:
             is_busy = time.process_time() - used > BUSY * SECONDS_TO_HEAR
             if self.received is None and not is_busy:
                 _end_process(first, f"Stopped after it had only waited for another rank for {SECONDS_TO_HEAR:g} s")
-            again = _next_signal(arrivals, [signal.SIGINT])
-        if again != WATCH_IS_OVER and _next_signal(arrivals, (), SECONDS_TO_UNWIND) == NONE_IN_TIME:
+            again = _wait_for_signal(arrivals, [signal.SIGINT])
+        if again != WATCH_IS_OVER and _wait_for_signal(arrivals, (), SECONDS_TO_UNWIND) == NONE_IN_TIME:
             _end_process(signal.SIGINT, "Interrupted at once")
 
 
 @cache
-def _leave_forks_alone() -> None:
+def _ignore_in_forks() -> None:
     """A signal to a process that was forked from this one would else arrive here too."""
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
-def _next_signal(arrivals: socket.socket, wanted: Collection[int], patience_s: float | None = None) -> int:
+def _wait_for_signal(arrivals: socket.socket, wanted: Collection[int], patience_s: float | None = None) -> int:
     """The next of the signals that are wanted, or NONE_IN_TIME, or WATCH_IS_OVER."""
     end = None if patience_s is None else time.monotonic() + patience_s
     while True:
@@ -149,18 +149,18 @@ def _end_process(number: int, what: str) -> None:
 
 def stop_word(path: Path) -> Callable[[], bool]:
     """Whether the file `path` exists, looked up at most twice a second."""
-    return looked_up_at_times(path.exists)
+    return check_twice_a_second(path.exists)
 
 
-def looked_up_at_times(look: Callable[[], bool]) -> Callable[[], bool]:
+def check_twice_a_second(look: Callable[[], bool]) -> Callable[[], bool]:
     """What `look` found, asked at most twice a second and no more once it was True."""
     looked, found = -SECONDS_BETWEEN_LOOKS, False
 
-    def ask() -> bool:
+    def look_again() -> bool:
         nonlocal looked, found
         now = time.monotonic()
         if not found and now - looked >= SECONDS_BETWEEN_LOOKS:
             looked, found = now, look()
         return found
 
-    return ask
+    return look_again

@@ -17,7 +17,7 @@ from distbranch.engine.metrics import Report
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_aside
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.prepare import data_there, must_be_packed
+from distbranch.launch.prepare import is_to_be_packed, read_packed_data
 from distbranch.launch.sweep.plan import planned_trials, trials_by_variant
 from distbranch.launch.sweep.run import run_sweep
 from distbranch.launch.sweep.standing import FINISHED
@@ -153,8 +153,8 @@ def run_experiment(sweep: SweepConfig, report: Report, *, splits: Collection[str
 
 def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
     """Of data that are still to be packed nothing is known yet."""
-    for trial in {trial.data.path: trial for trial in planned_trials(sweep) if not must_be_packed(trial)}.values():
-        info = data_there(trial)
+    for trial in {trial.data.path: trial for trial in planned_trials(sweep) if not is_to_be_packed(trial)}.values():
+        info = read_packed_data(trial)
         absent = next((split for split in splits if split not in info.splits), None)
         if absent is not None:
             raise UserError(

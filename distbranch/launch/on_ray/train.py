@@ -15,8 +15,8 @@ from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import (
     check_resources,
     check_storage,
-    cluster,
-    resources,
+    get_worker_resources,
+    open_cluster,
     uses_gpu,
 )
 from distbranch.launch.on_ray.worker import (
@@ -47,8 +47,8 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
         Interrupted: after Ctrl-C.
     """
     files = RunDirectory(config.run_directory)
-    settings = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(SECONDS_FOR_ROOM[_kind(config)])}
-    with files.locked(), cluster(config.launch, settings) as address:
+    settings = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(SECONDS_FOR_ROOM[_get_kind(config)])}
+    with files.locked(), open_cluster(config.launch, settings) as address:
         with StopRequest().ending_here(NOTHING_BEGUN) as request:
             check_resources(config.launch, report, request)
             if address is not None:
@@ -58,19 +58,19 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
         attempt.mkdir(parents=True, exist_ok=True)
         try:
             with open_board(str(attempt)):
-                return _fit(config, str(attempt), report)
+                return _run_trainer(config, str(attempt), report)
         finally:
             if read_result(files.path) is not None:
                 shutil.rmtree(files.path / "ray", ignore_errors=True)
 
 
-def _fit(config: Config, attempt: str, report: Report) -> RunResult:
+def _run_trainer(config: Config, attempt: str, report: Report) -> RunResult:
     """Run the trainer in a thread, for this one receives the signals and passes on events and the word to stop."""
     files, failure, asked = RunDirectory(config.run_directory), [], False
 
     def fit() -> None:
         try:
-            _trainer(config, attempt).fit()
+            _make_trainer(config, attempt).fit()
         except Exception as error:  # of any kind: it is explained in this thread
             failure.append(error)
 
@@ -90,10 +90,10 @@ def _fit(config: Config, attempt: str, report: Report) -> RunResult:
                 report(event)
     for event in read_events(attempt):
         report(event)
-    return _outcome(config, attempt, failure, request)
+    return _read_result(config, attempt, failure, request)
 
 
-def _outcome(config: Config, attempt: str, failure: list[Exception], request: StopRequest) -> RunResult:
+def _read_result(config: Config, attempt: str, failure: list[Exception], request: StopRequest) -> RunResult:
     ended = read_outcome(attempt)
     if ended.get("kind") == "stopped":
         raise request.ending(ended["message"])
@@ -102,11 +102,11 @@ def _outcome(config: Config, attempt: str, failure: list[Exception], request: St
     Mirror.of(config).bring()  # rank 0 may have been on another machine
     result = read_result(config.run_directory)
     if failure or result is None:
-        raise UserError(_explain(config, failure))
+        raise UserError(_explain_failure(config, failure))
     return result
 
 
-def _explain(config: Config, failure: list[Exception]) -> str:
+def _explain_failure(config: Config, failure: list[Exception]) -> str:
     reason = "the workers ended without a result"
     if failure:
         lines = [line.strip() for line in str(failure[0]).splitlines() if line.strip()]
@@ -119,7 +119,7 @@ def _explain(config: Config, failure: list[Exception]) -> str:
     )
 
 
-def _trainer(config: Config, attempt: str) -> Any:
+def _make_trainer(config: Config, attempt: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -137,7 +137,7 @@ def _trainer(config: Config, attempt: str) -> Any:
         scaling_config=ScalingConfig(
             num_workers=launch.workers,
             use_gpu=gpu,
-            resources_per_worker=resources(launch, gpu=gpu),
+            resources_per_worker=get_worker_resources(launch, gpu=gpu),
             placement_strategy=launch.placement.upper(),
             elastic_resize_monitor_interval_s=60 * launch.resize_every_min,
         ),
@@ -146,11 +146,11 @@ def _trainer(config: Config, attempt: str) -> Any:
             name="state",
             storage_path=attempt,
             failure_config=FailureConfig(
-                max_failures=launch.max_failures, controller_failure_limit=MOST_WAITS[_kind(config)]
+                max_failures=launch.max_failures, controller_failure_limit=MOST_WAITS[_get_kind(config)]
             ),
         ),
     )
 
 
-def _kind(config: Config) -> str:
+def _get_kind(config: Config) -> str:
     return "elastic" if config.launch.most_workers > config.launch.least_workers else "fixed"

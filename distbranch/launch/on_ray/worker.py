@@ -21,7 +21,7 @@ from distbranch.engine.results import StoppedEarly
 from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.engine.session import train_rank
 from distbranch.errors import SharedError, UserError
-from distbranch.launch.stopping import looked_up_at_times
+from distbranch.launch.stopping import check_twice_a_second
 from distbranch.streams import tolerate_any_text
 
 logger = logging.getLogger("distbranch")
@@ -37,8 +37,12 @@ def train_worker(loop: dict[str, Any]) -> None:
         return
     _ask_board(attempt, "put", "begun", {"begun": True})
     rank = int(os.environ.get("RANK", "0"))
-    asked = looked_up_at_times(lambda: bool(_ask_board(attempt, "get", "stop")))
-    replaced = _replaced(RunDirectory(config.run_directory).path / "ray" / "leader") if rank == 0 else _never
+    asked = check_twice_a_second(lambda: bool(_ask_board(attempt, "get", "stop")))
+    replaced = (
+        _make_replacement_check(RunDirectory(config.run_directory).path / "ray" / "leader")
+        if rank == 0
+        else _is_never_replaced
+    )
 
     def report(event: Event) -> None:
         _ask_board(attempt, "add_event", json.dumps(event))
@@ -76,7 +80,7 @@ def open_board(attempt: str) -> Iterator[None]:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"name": attempt, "namespace": NAMESPACE, "num_cpus": 0, "scheduling_strategy": here}
-    board = ray.remote(_board_class()).options(**options).remote()
+    board = ray.remote(_make_board_class()).options(**options).remote()
     try:
         yield
     finally:
@@ -109,7 +113,7 @@ def _record_outcome(attempt: str, kind: str, message: str) -> None:
     _ask_board(attempt, "put", "outcome", {"kind": kind, "message": message})
 
 
-def _board_class() -> type:
+def _make_board_class() -> type:
     """Made in a function, so that Ray sends its source: the actor's process then starts without importing torch."""
 
     class Board:
@@ -155,7 +159,7 @@ def _ask_board(attempt: str, method: str, *values: Any) -> Any:
         raise LostRankError("The driver of this run has ended.") from None
 
 
-def _replaced(leader: Path) -> Callable[[], bool]:
+def _make_replacement_check(leader: Path) -> Callable[[], bool]:
     """Whether another rank 0 has begun since: that of a driver started again while its old workers were still dying."""
     own = secrets.token_hex(8)
     leader.parent.mkdir(parents=True, exist_ok=True)
@@ -167,10 +171,10 @@ def _replaced(leader: Path) -> Callable[[], bool]:
         except OSError:
             return False
 
-    return looked_up_at_times(replaced)
+    return check_twice_a_second(replaced)
 
 
-def _never() -> bool:
+def _is_never_replaced() -> bool:
     return False
 
 

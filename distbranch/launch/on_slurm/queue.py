@@ -38,12 +38,12 @@ def check_partition(partition: str | None) -> None:
         UserError: no Slurm here, or one that does not answer.
         UsageError: another partition than those there are.
     """
-    names = sorted({line.strip() for line in ask("sinfo", "-h", "-o", "%R").splitlines() if line.strip()})
+    names = sorted({line.strip() for line in call_slurm("sinfo", "-h", "-o", "%R").splitlines() if line.strip()})
     if partition is not None and not set(partition.split(",")) <= set(names):
         raise UsageError(f"--partition should be one of {', '.join(names)}, found '{partition}'.")
 
 
-def ask(*command: str) -> str:
+def call_slurm(*command: str) -> str:
     """The answer of one of Slurm's commands.
 
     Raises:
@@ -56,13 +56,13 @@ def ask(*command: str) -> str:
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(explain("timed out")) from None
+        raise UserError(explain_refusal("timed out")) from None
     if ended.returncode:
-        raise UserError(explain(ended.stderr))
+        raise UserError(explain_refusal(ended.stderr))
     return ended.stdout
 
 
-def explain(refusal: str) -> str:
+def explain_refusal(refusal: str) -> str:
     """One sentence about all that a command of Slurm said on its error stream, a site's own words among it."""
     lines = [PREFIX.sub("", line).strip(" .;") for line in refusal.splitlines()]
     words = [line for line in dict.fromkeys(lines) if re.search(r"\w", line) and not line.startswith('Try "')]
@@ -75,10 +75,10 @@ def explain(refusal: str) -> str:
     return f"Slurm refuses: {said}."
 
 
-def details(job_id: str) -> dict[str, str]:
+def read_job_details(job_id: str) -> dict[str, str]:
     """What `scontrol show job` says; empty when Slurm has forgotten the job (some minutes after its end)."""
     try:
-        words = ask("scontrol", "show", "job", "-o", job_id).splitlines()
+        words = call_slurm("scontrol", "show", "job", "-o", job_id).splitlines()
     except UserError as error:
         if "nvalid job id" in str(error):
             return {}
@@ -86,9 +86,9 @@ def details(job_id: str) -> dict[str, str]:
     return dict(word.partition("=")[::2] for word in (words[0].split() if words else []) if "=" in word)
 
 
-def slurm_state(job_id: str) -> str:
+def read_slurm_state(job_id: str) -> str:
     """'waiting (reason)', 'running on nodes ...' or 'ended (as what)'."""
-    found = details(job_id)
+    found = read_job_details(job_id)
     state = found.get("JobState", "")
     if state in WAITING:
         return f"waiting ({found.get('Reason', 'no reason given')})"
@@ -99,17 +99,17 @@ def slurm_state(job_id: str) -> str:
     return f"ended ({state} with exit code {found.get('ExitCode', '?')})" if state else "ended"
 
 
-def was_preempted(job_id: str) -> bool:
+def is_preempted(job_id: str) -> bool:
     """Whether Slurm has warned a job that still runs: it will take its nodes, and nobody cancelled it."""
-    found = details(job_id)
+    found = read_job_details(job_id)
     return found.get("JobState") == "RUNNING" and found.get("PreemptTime", "None") not in ("None", "Unknown", "")
 
 
-def requeue(job_id: str) -> None:
+def requeue_job(job_id: str) -> None:
     """Put a running job back into the queue."""
-    ask("scontrol", "requeue", job_id)
+    call_slurm("scontrol", "requeue", job_id)
 
 
-def cancel_slurm(job_id: str) -> None:
+def cancel_slurm_job(job_id: str) -> None:
     """scancel: SIGTERM to all its processes, and an end after the site's KillWait."""
-    ask("scancel", job_id)
+    call_slurm("scancel", job_id)

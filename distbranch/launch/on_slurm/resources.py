@@ -69,10 +69,10 @@ class Resources:
     @property
     def num_gpus(self) -> int:
         """GPUs of each node, in whatever way they are asked for."""
-        return gpus_per_node(self.gpus_per_node, self.further, nodes=self.nodes)
+        return count_gpus_per_node(self.gpus_per_node, self.further, nodes=self.nodes)
 
 
-def minutes(text: str) -> int:
+def parse_minutes(text: str) -> int:
     """A time limit as Slurm writes it (`90`, `12:00:00`, `2-00:00:00`), in whole minutes.
 
     Raises:
@@ -95,7 +95,7 @@ def minutes(text: str) -> int:
     return -(-seconds // 60)
 
 
-def further_options(pairs: Sequence[str], *, gpus_per_node: int) -> dict[str, str]:
+def parse_further_options(pairs: Sequence[str], *, gpus_per_node: int) -> dict[str, str]:
     """Further options of sbatch from KEY=VALUE, and GPUs that a variable of sbatch asks for where nothing else does.
 
     Raises:
@@ -110,20 +110,20 @@ def further_options(pairs: Sequence[str], *, gpus_per_node: int) -> dict[str, st
     taken = [f"{OWN_OPTIONS[key]} in place of --sbatch {key}={options[key]}" for key in OWN_OPTIONS if key in options]
     if taken:
         raise UsageError(f"Give {', and '.join(taken)}.")
-    return options if gpus_per_node or are_asked_for(options) else {**gpu_options(), **options}
+    return options if gpus_per_node or has_gpu_options(options) else {**read_gpu_options(), **options}
 
 
-def gpu_options() -> dict[str, str]:
+def read_gpu_options() -> dict[str, str]:
     """What variables of sbatch ask of GPUs, as the options that they stand for."""
-    found = {option: os.environ.get(_variables(option)[0]) for option in OPTIONS}
+    found = {option: os.environ.get(_list_variables(option)[0]) for option in OPTIONS}
     return {option: value for option, value in found.items() if value}
 
 
 @contextmanager
-def environment_for(options: Collection[str]) -> Iterator[None]:
+def restrict_environment(options: Collection[str]) -> Iterator[None]:
     """The environment in which sbatch is called with these options: nothing of another job, and no variable against them."""
     before = dict(os.environ)
-    against = {name for option in (*options, *ALWAYS_OURS) for name in _variables(option)}
+    against = {name for option in (*options, *ALWAYS_OURS) for name in _list_variables(option)}
     for name in before:
         if name in against or _is_of_another_job(name, before):
             del os.environ[name]
@@ -138,11 +138,11 @@ def _is_of_another_job(name: str, environment: Mapping[str, str]) -> bool:
     return "SLURM_JOB_ID" in environment and name.startswith(OF_A_JOB) and name not in OF_THE_SITE
 
 
-def _variables(option: str) -> tuple[str, ...]:
+def _list_variables(option: str) -> tuple[str, ...]:
     return VARIABLES.get(option, (f"SBATCH_{option.upper().replace('-', '_')}",))
 
 
-def gpus_per_node(own: int, options: Mapping[str, str], *, nodes: int) -> int:
+def count_gpus_per_node(own: int, options: Mapping[str, str], *, nodes: int) -> int:
     """The GPUs that a job asks for on each node.
 
     Args:
@@ -156,19 +156,19 @@ def gpus_per_node(own: int, options: Mapping[str, str], *, nodes: int) -> int:
     found = {f"--gpus-per-node {own}": own} if own else {}
     for option in OPTIONS:
         if option in options:
-            found[f"--sbatch {option}={options[option]}"] = _count(option, options[option], nodes)
+            found[f"--sbatch {option}={options[option]}"] = _count_gpus(option, options[option], nodes)
     asked = {words: count for words, count in found.items() if count}
     if len(set(asked.values())) > 1:
         raise UsageError(f"GPUs are asked for in ways that do not agree, {', '.join(asked)}: keep one of them.")
     return max(asked.values(), default=0)
 
 
-def are_asked_for(options: Mapping[str, str]) -> bool:
+def has_gpu_options(options: Mapping[str, str]) -> bool:
     """Whether options of sbatch ask for GPUs, so that --gpus-per-node should not ask again."""
-    return any(_count(option, options[option], nodes=1) for option in OPTIONS if option in options)
+    return any(_count_gpus(option, options[option], nodes=1) for option in OPTIONS if option in options)
 
 
-def gpus_of_this_node() -> int | None:
+def count_gpus_of_this_node() -> int | None:
     """The GPUs that Slurm gave the job on this node; None where it does not say."""
     if count := os.environ.get("SLURM_GPUS_ON_NODE"):
         return int(count)
@@ -177,12 +177,12 @@ def gpus_of_this_node() -> int | None:
     return None
 
 
-def _count(option: str, value: str, nodes: int) -> int:
+def _count_gpus(option: str, value: str, nodes: int) -> int:
     """How many GPUs one option asks for on each node."""
     items = value.split(",")
     if option in RESOURCES:
         return sum(_count_resource(item) for item in items)
-    count = sum(_last_number(item) for item in items)
+    count = sum(_parse_number(item) for item in items)
     if option == PER_SOCKET:
         raise UsageError(
             f"--sbatch {option}={value} leaves open how many GPUs each node has: use --gpus-per-node, or --sbatch gpus-per-node=TYPE:N."
@@ -201,10 +201,10 @@ def _count_resource(item: str) -> int:
     name = re.split("[:=/]", words)[0].lower()
     if name in SHARED:
         return 1
-    return _last_number(words) if name == "gpu" else 0
+    return _parse_number(words) if name == "gpu" else 0
 
 
-def _last_number(item: str) -> int:
+def _parse_number(item: str) -> int:
     """The number after an optional name and type; without one Slurm takes 1."""
     last = re.split("[:=]", item.partition("(")[0].strip())[-1]
     return int(last) if last.isdecimal() else 1

@@ -23,12 +23,11 @@ from distbranch.data.shards import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_aside
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.job import Job, read_job, write_job
-from distbranch.launch.jobs import goes_on, job_state, logs
-from distbranch.launch.on_slurm.queue import check_partition, explain
-from distbranch.launch.on_slurm.resources import Resources, are_asked_for, environment_for
+from distbranch.launch.jobs import Job, describe_job_state, is_waiting_or_running, read_job, read_log, write_job
+from distbranch.launch.on_slurm.queue import check_partition, explain_refusal
+from distbranch.launch.on_slurm.resources import Resources, has_gpu_options, restrict_environment
 from distbranch.launch.on_slurm.task import Task
-from distbranch.launch.prepare import check_data, data_there, must_be_packed, with_absolute_paths
+from distbranch.launch.prepare import check_data, is_to_be_packed, read_packed_data, with_absolute_paths
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
 FOLDER = "slurm"  # in the run directory: the batch script, the logs, what tasks tell each other
@@ -46,11 +45,11 @@ def submit(config: Config, resources: Resources, *, say: Callable[[str], None]) 
         UsageError: options that cannot be.
         UserError: data, run directory or Slurm are not as they should be.
     """
-    _check(resources)
-    checked = _checked(config, resources)
-    if _needs_nothing(checked.run_directory, say):
+    _check_resources(resources)
+    checked = _resolve_config(config, resources)
+    if _is_settled(checked.run_directory, say):
         return None
-    [job] = _submitted([checked], resources, checked.run_directory / FOLDER)
+    [job] = _submit_runs([checked], resources, checked.run_directory / FOLDER)
     return job
 
 
@@ -64,10 +63,10 @@ def submit_array(
     """
     if resources.nodes > 1 or resources.executor == "local":
         raise UsageError("An array is of runs on one node each: leave --nodes and --executor out.")
-    _check(resources)
-    checked = [_checked(trial, resources) for trial in trials]
-    waiting = [trial for trial in checked if not _needs_nothing(trial.run_directory, say)]
-    return _submitted(waiting, resources, folder / FOLDER, at_once=at_once) if waiting else []
+    _check_resources(resources)
+    checked = [_resolve_config(trial, resources) for trial in trials]
+    waiting = [trial for trial in checked if not _is_settled(trial.run_directory, say)]
+    return _submit_runs(waiting, resources, folder / FOLDER, at_once=at_once) if waiting else []
 
 
 def script(config: Config, resources: Resources, *, num_runs: int = 1, at_once: int = 1) -> str:
@@ -79,11 +78,11 @@ def script(config: Config, resources: Resources, *, num_runs: int = 1, at_once: 
         def affinity(cls) -> int:
             return 1
 
-    checked = _checked(config, resources)
+    checked = _resolve_config(config, resources)
     executor = OnPaper(checked.run_directory / FOLDER)
     given = {
         key.removeprefix("slurm_"): value
-        for key, value in parameters(checked, resources, checked.run_directory).items()
+        for key, value in make_submitit_parameters(checked, resources, checked.run_directory).items()
     }
     if num_runs > 1:
         given |= {"map_count": num_runs, "array_parallelism": at_once}
@@ -95,21 +94,21 @@ def wait(run_directory: Path, job: Job, *, say: Callable[[str], None], show: Cal
     """Show the job's log until it has ended; 0 if the run is finished, 75 if it was stopped with a checkpoint, else 1."""
     say(f"Waiting for the job; Ctrl-C leaves it alone (`distbranch status {run_directory}`).")
     told = ""
-    while (state := job_state(job)).startswith("waiting"):
+    while (state := describe_job_state(job)).startswith("waiting"):
         if state != told:
             say(state)
         told = state
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    for piece in logs(run_directory, follow=True):
+    for piece in read_log(run_directory, follow=True):
         show(piece)
     if read_result(run_directory) is not None:
         return 0
-    state = job_state(job)
+    state = describe_job_state(job)
     say(f"The job has {state}, and the run is not finished; the same command continues it.")
     return EXIT_PREEMPTED if "COMPLETED" in state or "CANCELLED" in state else 1
 
 
-def _checked(config: Config, resources: Resources) -> Config:
+def _resolve_config(config: Config, resources: Resources) -> Config:
     """The configuration as the job will train it: absolute paths, and ranks as many as the allocation has room for."""
     if config.run_url is not None:
         raise UsageError(
@@ -121,13 +120,13 @@ def _checked(config: Config, resources: Resources) -> Config:
             f"--signal-delay {resources.signal_delay_s} (seconds) should be shorter than --time, which is {resources.timeout_min} "
             "minute(s): the run would stop as soon as it begins."
         )
-    config = _fitted(with_absolute_paths(config), resources)
-    if not must_be_packed(config) and not any(map(is_remote, config.data.paths)):
-        check_data(config, data_there(config))
+    config = _fit_to_allocation(with_absolute_paths(config), resources)
+    if not is_to_be_packed(config) and not any(map(is_remote, config.data.paths)):
+        check_data(config, read_packed_data(config))
     return config
 
 
-def _fitted(config: Config, resources: Resources) -> Config:
+def _fit_to_allocation(config: Config, resources: Resources) -> Config:
     """One rank per GPU, or per node where there are none, unless the configuration asks for more."""
     per_node = resources.num_gpus or 1
     if config.launch.address not in (None, "local"):
@@ -172,7 +171,7 @@ def _check_gpus(launch: LaunchConfig, resources: Resources) -> None:
         )
 
 
-def _check(resources: Resources) -> None:
+def _check_resources(resources: Resources) -> None:
     if resources.executor == "slurm":
         return check_partition(resources.partition)
     if resources.nodes > 1:
@@ -180,39 +179,39 @@ def _check(resources: Resources) -> None:
     return None
 
 
-def _needs_nothing(run_directory: Path, say: Callable[[str], None]) -> bool:
+def _is_settled(run_directory: Path, say: Callable[[str], None]) -> bool:
     if read_result(run_directory) is not None:
         say(f"The run {run_directory} is finished already.")
         return True
     job = read_job(run_directory)
-    if job is not None and goes_on(job):
-        say(f"The run {run_directory} has the {job.kind} job {job.id} already, which is {job_state(job)}.")
+    if job is not None and is_waiting_or_running(job):
+        say(f"The run {run_directory} has the {job.kind} job {job.id} already, which is {describe_job_state(job)}.")
         return True
     return False
 
 
-def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *, at_once: int = 1) -> list[Job]:
+def _submit_runs(configs: Sequence[Config], resources: Resources, folder: Path, *, at_once: int = 1) -> list[Job]:
     """Submit the runs as one job, or several as an array, and write a `job.json` for each."""
     import submitit
 
     new = [config.run_directory for config in configs if not config.run_directory.exists()]
-    tasks = [_task(config, resources) for config in configs]
+    tasks = [_create_task(config, resources) for config in configs]
     said = io.StringIO()
     folder.mkdir(parents=True, exist_ok=True)
     options = {f"{resources.executor}_max_num_timeout": MAX_TIMEOUTS}
     with redirect_stderr(said), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         executor = submitit.AutoExecutor(folder, cluster=resources.executor, **options)
-        executor.update_parameters(**parameters(configs[0], resources, folder.parent, at_once=at_once))
+        executor.update_parameters(**make_submitit_parameters(configs[0], resources, folder.parent, at_once=at_once))
         is_local = resources.executor == "local"
-        of_sbatch = [] if is_local else options_in(executor._executor._make_submission_file_text("", ""))
+        of_sbatch = [] if is_local else parse_sbatch_options(executor._executor._make_submission_file_text("", ""))
         try:
-            with environment_for(of_sbatch), _apart_from_terminal() if is_local else nullcontext():
+            with restrict_environment(of_sbatch), _detach_from_terminal() if is_local else nullcontext():
                 found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(task) for task in tasks]
         except submitit.core.utils.FailedJobError as error:
             for directory in new:  # else a corrected configuration would be refused as that of another run
                 shutil.rmtree(directory, ignore_errors=True)
-            raise UserError(explain(str(error))) from None
+            raise UserError(explain_refusal(str(error))) from None
     submitted = time.strftime("%Y-%m-%d %H:%M:%S")  # no process of the job began later
     where = {"slurm": f"partition {resources.partition or 'of the site'}", "local": socket.gethostname()}
     jobs = [
@@ -225,7 +224,7 @@ def _submitted(configs: Sequence[Config], resources: Resources, folder: Path, *,
 
 
 @contextmanager
-def _apart_from_terminal() -> Iterator[None]:
+def _detach_from_terminal() -> Iterator[None]:
     """What is started meanwhile outlives this process: it writes nowhere of ours, and no key of this terminal reaches it."""
     # Whoever reads this process's output to its end would wait for the job.
     kept, nowhere = [os.dup(number) for number in (1, 2)], os.open(os.devnull, os.O_RDWR)
@@ -243,7 +242,7 @@ def _apart_from_terminal() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _task(config: Config, resources: Resources) -> Task:
+def _create_task(config: Config, resources: Resources) -> Task:
     files = RunDirectory(config.run_directory)
     files.job.unlink(missing_ok=True)  # of one that has ended
     files.begin(config)
@@ -260,7 +259,9 @@ def _task(config: Config, resources: Resources) -> Task:
     )
 
 
-def parameters(config: Config, resources: Resources, shared_folder: Path, *, at_once: int = 1) -> dict[str, Any]:
+def make_submitit_parameters(
+    config: Config, resources: Resources, shared_folder: Path, *, at_once: int = 1
+) -> dict[str, Any]:
     """The parameters of submitit's AutoExecutor."""
     shared = {
         "name": resources.job_name or str(config.run.name),
@@ -268,12 +269,12 @@ def parameters(config: Config, resources: Resources, shared_folder: Path, *, at_
         "nodes": resources.nodes,
         "tasks_per_node": 1,
         "cpus_per_task": resources.cpus_per_node,
-        "gpus_per_node": None if are_asked_for(resources.further) else resources.gpus_per_node or None,
+        "gpus_per_node": None if has_gpu_options(resources.further) else resources.gpus_per_node or None,
         "stderr_to_stdout": True,
     }
     if resources.executor == "local":
         return shared
-    further: dict[str, Any] = {"requeue": True, **_least_cpus(config.launch, resources)}
+    further: dict[str, Any] = {"requeue": True, **_get_least_cpus(config.launch, resources)}
     further |= {key.replace("-", "_"): value for key, value in resources.further.items()}  # submitit's form of them
     if resources.memory is not None:
         further["mem"] = resources.memory
@@ -286,25 +287,25 @@ def parameters(config: Config, resources: Resources, shared_folder: Path, *, at_
         "signal_delay_s": resources.signal_delay_s,
         "wckey": "",
         "array_parallelism": at_once,
-        "setup": _setup(shared_folder),
+        "setup": _make_setup(shared_folder),
         "srun_args": [ALL_CORES],
         "additional_parameters": further,
     }
     return shared | {f"slurm_{key}": value for key, value in slurm.items() if value is not None}
 
 
-def options_in(script: str) -> list[str]:
+def parse_sbatch_options(script: str) -> list[str]:
     """The options of sbatch that stand in a batch script, without dashes in front."""
     return re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE)
 
 
-def _least_cpus(launch: LaunchConfig, resources: Resources) -> dict[str, int]:
+def _get_least_cpus(launch: LaunchConfig, resources: Resources) -> dict[str, int]:
     """Without --cpus-per-node Slurm may give a node one core: no fewer than the ranks on it need, and more if the site says so."""
     needed = math.ceil(-(-launch.most_workers // resources.nodes) * launch.cpus_per_worker)
     return {"mincpus": needed} if resources.cpus_per_node is None and needed > 1 else {}
 
 
-def _setup(shared_folder: Path) -> list[str]:
+def _make_setup(shared_folder: Path) -> list[str]:
     """Commands of the batch script before its tasks begin: every node must see what the first one writes now."""
     # From 22.05 on srun does not read how many cores its job has for a task; and it exports no more than sbatch --export allows.
     inherit = [

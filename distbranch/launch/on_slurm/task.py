@@ -29,13 +29,13 @@ from distbranch.errors import UserError
 from distbranch.launch.on_slurm.node import (
     SECONDS_BETWEEN_LOOKS,
     Place,
-    address_of_this_node,
-    free_port,
-    interface_towards,
-    is_free,
+    find_free_port,
+    find_interface_towards,
+    find_own_address,
+    is_free_port,
 )
-from distbranch.launch.on_slurm.queue import requeue, was_preempted
-from distbranch.launch.on_slurm.resources import gpus_of_this_node
+from distbranch.launch.on_slurm.queue import is_preempted, requeue_job
+from distbranch.launch.on_slurm.resources import count_gpus_of_this_node
 from distbranch.launch.stopping import EXIT_PREEMPTED
 from distbranch.streams import tolerate_any_text
 
@@ -119,7 +119,7 @@ class Task:
 
     def _check_gpus(self) -> None:
         """A site's default, or --exclusive, may bring GPUs that nobody asked for: they should not stay idle."""
-        found = gpus_of_this_node()
+        found = count_gpus_of_this_node()
         if found is not None and found != self.gpus_per_node:
             raise UserError(
                 f"Slurm gave the job {found} GPU(s) on {socket.gethostname()}, of which its ranks would use {self.gpus_per_node}: "
@@ -128,11 +128,11 @@ class Task:
 
     def _lead(self, place: Place) -> int:
         token = secrets.token_hex(32)
-        address = address_of_this_node()
-        environment = _environment(place, token, address)
+        address = find_own_address()
+        environment = _make_environment(place, token, address)
         for attempt in range(RESTARTS_OF_RAY):
-            port = free_port(place.number, attempt) if self.port is None else self.port
-            if not is_free(port):
+            port = find_free_port(place.number, attempt) if self.port is None else self.port
+            if not is_free_port(port):
                 raise UserError(
                     f"The port {port} of {socket.gethostname()} is in use. Give another --port, or leave it out."
                 )
@@ -140,18 +140,18 @@ class Task:
                 *self._ray(place, address),
                 "--head",
                 f"--port={port}",
-                f"--ray-client-server-port={free_port(place.number, attempt + RESTARTS_OF_RAY)}",
+                f"--ray-client-server-port={find_free_port(place.number, attempt + RESTARTS_OF_RAY)}",
                 "--include-dashboard=false",  # a part of it runs all the same, and wants its port
-                f"--dashboard-port={free_port(place.number, 2 * RESTARTS_OF_RAY)}",
+                f"--dashboard-port={find_free_port(place.number, 2 * RESTARTS_OF_RAY)}",
             ]
-            with _child(command, environment, place.log("ray-head")) as head:
+            with _start_child(command, environment, place.log("ray-head")) as head:
                 if self._answers(head, address, port):
                     place.tell({"address": f"{address}:{port}", "token": token})
                     overrides = (f"launch.address={address}:{port}", f"launch.wait_for_nodes_min={MINUTES_TO_JOIN}")
                     return self._train(place, environment, overrides)
             if self._asked_at is not None:
                 return EXIT_PREEMPTED
-        raise UserError(f"Ray could not be started on {socket.gethostname()}: {_last_line(place.log('ray-head'))}")
+        raise UserError(f"Ray could not be started on {socket.gethostname()}: {_read_last_line(place.log('ray-head'))}")
 
     def _answers(self, head: "subprocess.Popen[bytes]", address: str, port: int) -> bool:
         """Whether the head begins to answer before it ends."""
@@ -169,10 +169,10 @@ class Task:
         for _ in range(RESTARTS_OF_RAY):
             if told is None or place.is_over():
                 return 0
-            own = interface_towards(told["address"])
-            environment = _environment(place, told["token"], own.address)
+            own = find_interface_towards(told["address"])
+            environment = _make_environment(place, told["token"], own.address)
             command = [*self._ray(place, own.address), f"--address={told['address']}"]
-            with _child(command, environment, place.log(f"ray-{place.task}")) as node:
+            with _start_child(command, environment, place.log(f"ray-{place.task}")) as node:
                 while not place.is_over() and node.poll() is None:
                     if self._is_late(SECONDS_OF_KILL_WAIT):
                         return EXIT_PREEMPTED
@@ -180,12 +180,12 @@ class Task:
         if place.is_over():
             return 0
         raise UserError(
-            f"Ray ended {RESTARTS_OF_RAY} times on {socket.gethostname()}: {_last_line(place.log(f'ray-{place.task}'))}"
+            f"Ray ended {RESTARTS_OF_RAY} times on {socket.gethostname()}: {_read_last_line(place.log(f'ray-{place.task}'))}"
         )
 
     def _train(self, place: Place, environment: Mapping[str, str], overrides: Sequence[str]) -> int:
         command = [sys.executable, "-m", "distbranch", "train", self.config, *overrides]
-        with _child(command, {**_temporary_folders(place), **environment}, None) as driver:
+        with _start_child(command, {**_set_temporary_folders(place), **environment}, None) as driver:
             self._driver = driver.pid
             while driver.poll() is None:
                 if self._asked_at is not None:
@@ -222,15 +222,15 @@ class Task:
                 signal.signal(one, signal.SIG_IGN)
         if not place.is_first:
             return code
-        if self._asked_at is not None and place.job_id and was_preempted(place.job_id):
-            requeue(place.job_id)
+        if self._asked_at is not None and place.job_id and is_preempted(place.job_id):
+            requeue_job(place.job_id)
         if code not in (0, EXIT_PREEMPTED):
             sys.exit(code)  # no exception: its traceback says nothing more
         return code
 
 
 @contextmanager
-def _child(
+def _start_child(
     command: Sequence[str], environment: Mapping[str, str], log: Path | None
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """A child process that no signal of Slurm reaches; at the end it and all that it started are ended, nothing else is."""
@@ -245,7 +245,7 @@ def _child(
     try:
         yield child
     finally:
-        _end_tree(child.pid)
+        _kill_tree(child.pid)
         child.wait()
         if file:
             file.close()
@@ -255,7 +255,7 @@ def _block_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def _end_tree(pid: int) -> None:
+def _kill_tree(pid: int) -> None:
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         tree = [process, *process.children(recursive=True)]
@@ -273,19 +273,19 @@ def _has_ended(pid: int) -> bool:
         return True
 
 
-def _temporary_folders(place: Place) -> dict[str, str]:
+def _set_temporary_folders(place: Place) -> dict[str, str]:
     """All temporary files go where the task removes them; the site's TMPDIR may be too long for any socket."""
     return {"RAY_TMPDIR": str(place.scratch), "TMPDIR": str(place.scratch)}
 
 
-def _environment(place: Place, token: str, own_address: str) -> dict[str, str]:
+def _make_environment(place: Place, token: str, own_address: str) -> dict[str, str]:
     """What Ray's processes on this node need to know: the token, their folder, and the network between the nodes."""
-    given = _temporary_folders(place)
+    given = _set_temporary_folders(place)
     given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
-    interface = interface_towards(own_address).name
+    interface = find_interface_towards(own_address).name
     return given | ({} if "GLOO_SOCKET_IFNAME" in os.environ or not interface else {"GLOO_SOCKET_IFNAME": interface})
 
 
-def _last_line(file: Path) -> str:
+def _read_last_line(file: Path) -> str:
     lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"

@@ -19,7 +19,7 @@ from distbranch.engine.metrics import Report
 from distbranch.engine.results import StoppedEarly
 from distbranch.engine.run_directory import RunDirectory, RunInUseError, read_lines
 from distbranch.errors import UserError
-from distbranch.launch.on_ray.cluster import alive_nodes, resources, room
+from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
 from distbranch.launch.stopping import StopRequest
 from distbranch.launch.sweep.beginnings import ready
 from distbranch.launch.sweep.early_stopping import SizeClassHalving
@@ -160,7 +160,7 @@ def _resources(sweep: SweepConfig) -> dict[str, float]:
 def _concurrency(sweep: SweepConfig) -> int:
     """As many trials as were asked for and as fit: an inner trainer that has to wait for long gives up."""
     launch = base_config(sweep).launch
-    workers = room(alive_nodes(), resources(launch, gpu=bool(sweep.gpus_per_trial)))
+    workers = max_workers(list_alive_nodes(), get_worker_resources(launch, gpu=bool(sweep.gpus_per_trial)))
     fit_in = max(1, workers // sweep.workers_per_trial)
     return min(sweep.concurrency or fit_in, fit_in)
 
