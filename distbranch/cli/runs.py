@@ -42,10 +42,10 @@ def train(
         raise UsageError("Give a config file, such as configs/quickstart.yaml, or --help-config.")
     resolved = load_config(config, overrides or [])
     if dry_run:
-        from distbranch.launch.dry_run import plan
+        from distbranch.launch.dry_run import plan_run
         from distbranch.launch.scaling import Link
 
-        return _show_plan(plan(resolved, Link(bandwidth, latency), fresh=fresh))
+        return _show_plan(plan_run(resolved, Link(bandwidth, latency), fresh=fresh))
     from distbranch.launch import train as launch_train
     from distbranch.report.progress import ProgressDisplay
 

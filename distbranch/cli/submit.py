@@ -98,14 +98,14 @@ def submit_slurm(
     )
     resolved = load_config(config, overrides or [])
     if dry_run:
-        return _say(submission.script(resolved, resources))
-    job = submission.submit(resolved, resources, say=_say)
+        return _say(submission.render_batch_script(resolved, resources))
+    job = submission.submit_run(resolved, resources, say=_say)
     if job is None:
         return None
     _say(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
     directory = Path(job.log).parent.parent
     if wait:
-        code = submission.wait(directory, job, say=_say, show=_show)
+        code = submission.wait_for_job(directory, job, say=_say, show=_show)
         if code:
             raise typer.Exit(code)
     else:
@@ -170,7 +170,7 @@ def submit_slurm_array(
         further=parse_further_options(sbatch or [], gpus_per_node=gpus_per_trial),
     )
     if dry_run:
-        return _say(submission.script(trials[0], resources, num_runs=len(trials), at_once=most))
+        return _say(submission.render_batch_script(trials[0], resources, num_runs=len(trials), at_once=most))
     jobs = submission.submit_array(trials, loaded.path, resources, at_once=most, say=_say)
     if jobs:
         _say(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")

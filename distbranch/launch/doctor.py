@@ -19,10 +19,10 @@ from distbranch.engine.process_group import num_cores
 from distbranch.engine.run_directory import package_version
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_dashboard_address
-from distbranch.launch.ray_folder import choose_ray_folder, find_problem
+from distbranch.launch.ray_folder import choose_ray_folder, find_existing_folder, find_problem
 
 GIB = 2**30
-SMALLEST_SHARED_MEMORY = GIB
+SMALLEST_SHARED_MEMORY = GIB  # a container's default of 64 MiB fills with the first batches of loading processes
 SMALLEST_DISK = 2 * GIB
 
 
@@ -71,13 +71,15 @@ def _list_requirements() -> list[str]:
 def _check_devices() -> Iterator[Finding]:
     cores = num_cores()
     threads = os.environ.get("OMP_NUM_THREADS")
-    yield Finding("cores", f"{cores}" + (f", OMP_NUM_THREADS={threads}" if threads else ""))
+    limit = f", OMP_NUM_THREADS={threads}" if threads else ""
+    yield Finding("cores", f"{cores}{limit}")
     known = "in hardware" if has_bf16(torch.device("cpu")) else "not in hardware: keep train.precision=fp32"
     yield Finding("bf16 on this processor", known)
     if not torch.cuda.is_available():
         built = torch.version.cuda is not None
         advice = "This torch was built for CUDA but finds no GPU: check the driver with nvidia-smi." if built else ""
-        yield Finding("GPUs", "none" if built else "none (a CPU build of torch)", advice)
+        found = "none" if built else "none (a CPU build of torch)"
+        yield Finding("GPUs", found, advice)
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
@@ -101,10 +103,12 @@ def _check_network() -> Iterator[Finding]:
         address = socket.gethostbyname(host)
     except OSError:
         address = ""
-    loopback = address.startswith("127.")
+    loopback = address.startswith("127.")  # as /etc/hosts of Debian has it, and no other machine reaches it
     advice = "" if address else f"Add {host} to /etc/hosts."
-    note = ": enough for one machine; between several set GLOO_SOCKET_IFNAME to their network interface"
-    yield Finding("host name", f"{host} is {address or 'not resolved'}{note if loopback else ''}", advice)
+    found = f"{host} is {address or 'not resolved'}"
+    if loopback:
+        found += ": enough for one machine; between several set GLOO_SOCKET_IFNAME to their network interface"
+    yield Finding("host name", found, advice)
     for port, use in ((6379, "the head of a Ray cluster"), (8265, "Ray's dashboard and jobs")):
         yield Finding(f"port {port}", _describe_port(port, use))
 
@@ -113,7 +117,9 @@ def _describe_port(port: int, use: str) -> str:
     with socket.socket() as probe:
         probe.settimeout(1)
         answers = probe.connect_ex(("127.0.0.1", port)) == 0
-    return f"something answers: {use}, perhaps (launch.address)" if answers else f"free ({use} is not running here)"
+    if answers:
+        return f"something answers: {use}, perhaps (launch.address)"
+    return f"free ({use} is not running here)"
 
 
 def _check_ray() -> Iterator[Finding]:
@@ -122,11 +128,9 @@ def _check_ray() -> Iterator[Finding]:
     try:
         address = cluster_address(LaunchConfig())
     except UserError as error:
-        use = (
-            f"{VARIABLE}={variable}: `submit ray` submits there"
-            if is_dashboard_address(variable)
-            else f"{VARIABLE}={variable}"
-        )
+        use = f"{VARIABLE}={variable}"
+        if is_dashboard_address(variable):
+            use += ": `submit ray` submits there"
         yield Finding("Ray cluster", use, str(error))
     else:
         yield Finding("Ray cluster", f"{VARIABLE}={address}: runs join it" if address else "runs start one here")
@@ -144,9 +148,8 @@ def _check_ray() -> Iterator[Finding]:
 
 
 def _check_storage(folder: Path) -> Iterator[Finding]:
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    existing = find_existing_folder(folder.absolute())
+    # A checkpoint is written aside and renamed, which some network storage cannot do.
     try:
         with tempfile.TemporaryDirectory(dir=existing) as trial:
             source, target = Path(trial) / "a", Path(trial) / "b"

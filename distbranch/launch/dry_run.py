@@ -34,7 +34,7 @@ class Plan:
     scales: tuple[Scale, ...] = ()
 
 
-def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
+def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     """Check data, configuration and this machine, count what the run would need, and predict how it would scale.
 
     A run that was begun is counted as the tree it has grown to; a `fresh` one is another run.
@@ -48,6 +48,8 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         config = choose_fresh_name(config)
     download_run(config)
     launch = config.launch
+
+    # Before the data are packed nobody knows their tasks, and so not the network.
     if is_to_be_packed(config):
         source = parse_options(config.data.pack or {}).open()
         _check_run_directory(config)
@@ -57,16 +59,24 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     info = read_packed_data(config)
     check_data(config, info)
     _check_run_directory(config)
+
+    # The network as it stands: of a run that was begun the tree it has grown to.
     architecture, tree = first_architecture(config, info), own_tree(config)
     if tree is not None and isinstance(architecture, Architecture):
         architecture = architecture.with_tree(tree)
     size = architecture.image_size
-    parameters, num_tasks = num_parameters(architecture), len(info.tasks)
-    step = measure_step(config, architecture, device=torch.device("cuda" if wants_gpu(launch) else "cpu"))
+
+    # What a step costs here, and what it would send.
+    parameters = num_parameters(architecture)
+    num_tasks = len(info.tasks)
+    here = torch.device("cuda" if wants_gpu(launch) else "cpu")
+    step = measure_step(config, architecture, device=here)
     share = max(1, config.train.batch_size // launch.most_workers)
     norm = norm_messages(config, architecture)
+    # Batch norm talks only where a group of its images lies on several ranks: one message forward, one backward.
     norm_bytes = 2 * norm.num_bytes if share < norm.group_size else 0
     address = cluster_address(launch)
+    # Of a cluster nobody knows before it is joined whether its nodes have GPUs.
     device = "cuda" if address is None and wants_gpu(launch) else launch.device
     lines = (
         *(("data", f"{member.path}: {_format_samples(member)}") for member in info.members),
@@ -115,4 +125,6 @@ def _describe_architecture(architecture: AnyArchitecture) -> str:
         return "every layer of low rank"
     tree = architecture.tree
     numbers = [tree.num_branches(layer) for layer in range(1, tree.num_layers + 1)]
-    return "before any widening" if max(numbers) == 1 else f"branches {'-'.join(map(str, numbers))}"
+    if max(numbers) == 1:
+        return "before any widening"
+    return f"branches {'-'.join(map(str, numbers))}"

@@ -83,7 +83,8 @@ def describe_status(run_directory: Path) -> list[tuple[str, str]]:
     if result is not None:
         pairs.append(("finished", f"after {iterations:,} steps"))
     else:
-        pairs.append(("step", f"{steps[-1]['iteration'] if steps else 0:,} of {iterations:,} (as last logged)"))
+        step = steps[-1]["iteration"] if steps else 0
+        pairs.append(("step", f"{step:,} of {iterations:,} (as last logged)"))
     pairs.append(("decisions", str(len(read_lines(files.decisions)))))
     pairs.append(("last checkpoint", saved[-1] if saved else "none yet"))
     if resumed := [line for line in lines if line.get("kind") == "resumed"]:
@@ -106,13 +107,17 @@ def read_log(run_directory: Path, *, follow: bool) -> Iterator[str]:
     job = read_job(files.path)
     if job is None:
         raise UserError(f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal.")
-    position, known_at = 0, time.monotonic()
+    position = 0
+    known_at = time.monotonic()
     while True:
+        # Ask first: what a job said before it ended stands in the log afterwards.
         state = describe_job_state(job) if follow else ""
         if not state.startswith("unknown"):
             known_at = time.monotonic()
         silent = time.monotonic() - known_at > SECONDS_OF_SILENCE
         running = not silent and state.startswith(("waiting", "running", "unknown"))
+
+        # Whole lines only, while there will be more: half a character cannot be shown.
         piece = _read_log_bytes(job)[position:]
         whole = piece[: piece.rfind(b"\n") + 1] if running else piece
         position += len(whole)
@@ -122,7 +127,7 @@ def read_log(run_directory: Path, *, follow: bool) -> Iterator[str]:
             break
         time.sleep(SECONDS_BETWEEN_LOOKS)
     if silent:
-        raise UserError(f"Whether the job {job.id} goes on is {state}.")
+        raise UserError(f"Whether the job {job.id} still runs is {state}.")
     if position == 0:
         raise UserError(_explain_missing_log(job) or f"The job {job.id} has said nothing yet.")
 
@@ -150,6 +155,8 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Callable[[str], N
     training = _find_trained_files(files)
     job = read_job(files.path)
     state = "" if job is None else describe_job_state(job)
+
+    # Nothing to stop.
     if read_result(files.path) is not None:
         return say(f"The run {load_config(files.config).run_url or files.path} is finished already.")
     if job is not None and state.startswith("waiting"):
@@ -159,12 +166,16 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Callable[[str], N
         if job is not None and state.startswith("unknown"):
             raise UserError(f"Whether the job {job.id} trains the run {files.path} is {state}.")
         raise UserError(_explain_nothing_to_cancel(files))
+
+    # Ask it; the word to stop is a file, which reaches this machine's copy of a run at a URL and no other.
     here = training is files or _is_trained(training)
     if here:
         _ask_to_stop(training)
     elif job is not None:
         _stop_job(job)
     say("Asked the run to save everything and stop.")
+
+    # Wait until it has saved everything.
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
         if here:
@@ -173,6 +184,8 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Callable[[str], N
             training.stop_word.unlink(missing_ok=True)
             return say("The run has stopped; the same command continues it.")
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    # Its job can be ended; a process that somebody started by hand is theirs.
     if job is None:
         raise UserError(
             f"The run has not stopped within {patience_s:g} s; it will after its next step, or kill its process."
@@ -239,6 +252,7 @@ def _is_process_alive(job: Job) -> bool:
     try:
         process = psutil.Process(int(job.id))
         begun = time.mktime(time.strptime(job.submitted, "%Y-%m-%d %H:%M:%S"))
+        # Five seconds, for a clock that jumps a little.
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= begun + 5
     except psutil.Error:
         return False

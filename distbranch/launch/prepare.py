@@ -24,7 +24,8 @@ from distbranch.locks import hold_lock
 
 logger = logging.getLogger("distbranch")
 MARKER = "DISTBRANCH_MARKER"  # the environment variable that names the file of `check_marker`
-SECONDS_TO_APPEAR, SECONDS_BETWEEN_LOOKS = 10.0, 0.5
+SECONDS_TO_APPEAR = 10.0  # of a new file on NFS, whose clients remember a listing for a few seconds
+SECONDS_BETWEEN_LOOKS = 0.5
 RAY_COPY = "_ray_pkg_"  # how Ray names the copy of a folder that was submitted with a job
 
 
@@ -35,15 +36,20 @@ def prepare_run(config: Config, *, fresh: bool, report: Report) -> Config:
         UsageError: no data set is named.
         UserError: the data set or the run directory is not as it should be.
     """
+    # What needs neither network nor data is checked first.
     config = with_absolute_paths(config)
     refuse_uploaded_paths(list_run_paths(config))
     check_marker()
     warn_ignored_settings([config])
+
+    # The directory, as the store has it.
     if fresh:
         config = choose_fresh_name(config)
     download_run(config)
     if cluster_address(config.launch) is None:
         wants_gpu(config.launch)  # says so where a GPU is asked for and absent, before anything is written
+
+    # The data, then the directory: a run is begun only when everything else is as it should be.
     info = ensure_packed(config, report)
     check_data(config, info)
     with hold_lock(create_begin_lock(config.run_directory)):
@@ -63,27 +69,22 @@ def with_absolute_paths(config: Config) -> Config:
     data, run = config.data, config.run
     if data.path is None:
         raise UsageError("The configuration names no data set: give data.path, the folder of a packed one.")
-    paths = [path if is_remote(path) else _absolute(path) for path in data.paths]
-    cache = data.cache_directory and _absolute(data.cache_directory)
-    directory = run.directory if is_remote(run.directory) else _absolute(run.directory)
+    paths = tuple(map(_make_absolute, data.paths))
+    cache = data.cache_directory and os.path.abspath(data.cache_directory)
     sections: dict[str, Any] = {"method": config.method, "adashare": config.adashare}
     for key, path in config.begins_from.items():
         section, name = key.split(".")
-        sections[section] = sections[section].model_copy(update={name: _absolute(path)})
-    return config.model_copy(
-        update={
-            "data": data.model_copy(
-                update={"path": paths[0] if len(paths) == 1 else tuple(paths), "cache_directory": cache}
-            ),
-            "run": run.model_copy(update={"directory": directory, "name": run.name or "run"}),
-            **sections,
-        }
-    )
+        sections[section] = sections[section].model_copy(update={name: os.path.abspath(path)})
+    sources = paths[0] if len(paths) == 1 else paths
+    sections["data"] = data.model_copy(update={"path": sources, "cache_directory": cache})
+    directory = _make_absolute(run.directory)
+    sections["run"] = run.model_copy(update={"directory": directory, "name": run.name or "run"})
+    return config.model_copy(update=sections)
 
 
-def _absolute(path: str) -> str:
-    """Without `..`, so that a path is the same text from wherever it was given."""
-    return os.path.abspath(path)
+def _make_absolute(path: str) -> str:
+    """A path without `..`, so that it is the same text from wherever it was given; a URL as it is."""
+    return path if is_remote(path) else os.path.abspath(path)
 
 
 def list_run_paths(config: Config) -> list[tuple[str, str]]:
@@ -107,9 +108,10 @@ def refuse_uploaded_paths(places: Iterable[tuple[str, str]]) -> None:
     copy = next((part for part in (Path.cwd(), *Path.cwd().parents) if part.name.startswith(RAY_COPY)), None)
     if copy is None:
         return
-    inside = [(key, path) for key, path in places if not is_remote(path) and Path(path).is_relative_to(copy)]
+    local = [(key, Path(path)) for key, path in places if not is_remote(path)]
+    inside = [(key, path) for key, path in local if path.is_relative_to(copy)]
     if inside:
-        names = ", ".join(f"{key}={Path(path).relative_to(copy)}" for key, path in inside)
+        names = ", ".join(f"{key}={path.relative_to(copy)}" for key, path in inside)
         raise UserError(
             f"{inside[0][0]} should be an absolute path on storage that all nodes see; in this Ray job {names} "
             f"would lie in the uploaded copy of your folder, which vanishes with the job. Give {inside[0][0]}=/shared/..."
@@ -125,7 +127,8 @@ def check_marker() -> None:
     marker = os.environ.get(MARKER)
     if not marker:
         return
-    folder, end = Path(marker).parent, time.monotonic() + SECONDS_TO_APPEAR
+    folder = Path(marker).parent
+    end = time.monotonic() + SECONDS_TO_APPEAR
     while not _is_seen(Path(marker)):
         if time.monotonic() > end:
             raise UserError(
@@ -224,10 +227,15 @@ def _check_search(config: Config, info: DatasetInfo) -> None:
 def choose_fresh_name(config: Config) -> Config:
     """What --fresh asks for: the first of name, name-2, name-3, ... whose directory does not exist."""
     name, number = config.run.name, 1
-    while config.run_directory.exists() if config.run_url is None else Mirror.of(config).exists():
+    while _exists(config):
         number += 1
-        config = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{name}-{number}"})})
+        run = config.run.model_copy(update={"name": f"{name}-{number}"})
+        config = config.model_copy(update={"run": run})
     return config
+
+
+def _exists(config: Config) -> bool:
+    return config.run_directory.exists() if config.run_url is None else Mirror.of(config).exists()
 
 
 def download_run(config: Config) -> None:
@@ -241,6 +249,7 @@ def download_run(config: Config) -> None:
     mirror = Mirror.of(config)
     mirror.check()
     with hold_lock(create_begin_lock(config.run_directory)):
+        # Without patience: a run that trains here now writes the copy itself.
         try:
             with RunDirectory(config.run_directory).locked(patience_s=0):
                 mirror.bring()

@@ -34,6 +34,7 @@ def choose_ray_folder(longest_name: int = BYTES_OF_NAME) -> Path:
     Raises:
         UserError: none will do; it says what is wrong with each.
     """
+    # All problems are kept, for somebody who set one variable should learn why it was passed over.
     problems = []
     for name, folder in _list_candidates():
         problem = find_problem(folder, longest_name)
@@ -95,6 +96,7 @@ def explain_full_folder(folder: Path | None = None) -> str:
 
 
 def _find_session_folder() -> Path:
+    # Private, for the runtime context knows only a cluster that was joined, and a full disk may have ended that midway.
     from ray._private import worker
 
     node = worker._global_node

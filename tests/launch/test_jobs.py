@@ -29,7 +29,7 @@ from distbranch.launch.on_slurm import submission
 from distbranch.launch.on_slurm.node import find_free_port, is_free_port
 from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import Resources, parse_minutes
-from distbranch.launch.on_slurm.submission import script
+from distbranch.launch.on_slurm.submission import render_batch_script
 from distbranch.launch.prepare import with_absolute_paths
 
 
@@ -171,7 +171,7 @@ def test_a_controller_that_is_away_for_a_while_does_not_end_the_log(
     with pytest.raises(UserError, match=r"Whether the job 7 trains the run \S+ is unknown .*slurmctld does not answer"):
         cancel_run(tmp_path, patience_s=1, say=lambda _: None)
     monkeypatch.setattr(jobs, "SECONDS_OF_SILENCE", 0.1)
-    with pytest.raises(UserError, match="Whether the job 7 goes on is unknown"):
+    with pytest.raises(UserError, match="Whether the job 7 still runs is unknown"):
         list(read_log(tmp_path, follow=True))
 
 
@@ -207,7 +207,7 @@ def test_a_job_of_ray_is_told_in_full_where_a_run_begins_from(
     monkeypatch.setattr(ray_job, "open_job_client", lambda _: dashboard)
     monkeypatch.chdir(source)
     config, address = Path("tiny.yaml"), "http://head:8265"
-    assert ray_job.submit(config, ["seed=4"], address=address, wait=False, say=lambda _: None) == 0
+    assert ray_job.submit_ray_job(config, ["seed=4"], address=address, wait=False, say=lambda _: None) == 0
 
     monkeypatch.chdir(copy)
     [*program, file, seed] = shlex.split(dashboard.command)[:6]
@@ -225,7 +225,7 @@ def test_a_job_that_does_not_see_the_run_directory_leaves_nothing_of_it_here(
     monkeypatch.setattr(ray_job, "open_job_client", lambda _: Dashboard(sees=False))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"raysubmit_1 ended before it trained: The run directory is another folder\.$"):
-        ray_job.submit(Path("tiny.yaml"), [], address="http://head:8265", wait=False, say=lambda _: None)
+        ray_job.submit_ray_job(Path("tiny.yaml"), [], address="http://head:8265", wait=False, say=lambda _: None)
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
@@ -246,7 +246,7 @@ def test_a_time_limit_that_is_none_is_refused(text: str) -> None:
 def test_the_batch_script_asks_for_what_was_given_and_needs_no_slurm(tiny_data: Path, tmp_path: Path) -> None:
     config = load_config(config_of(tiny_data, tmp_path, **{"train.batch_size": 32, "launch.device": "auto"}))
     asked = Resources("gpu", nodes=2, gpus_per_node=8, cpus_per_node=32, timeout_min=720, qos="long", memory="64G")
-    text = script(config, asked)
+    text = render_batch_script(config, asked)
     for line in ("partition=gpu", "nodes=2", "ntasks-per-node=1", "gpus-per-node=8", "cpus-per-task=32", "time=720"):
         assert f"#SBATCH --{line}\n" in text
     for line in ("qos=long", "mem=64G", "requeue", "signal=USR2@90", "open-mode=append", "job-name=tiny"):
@@ -260,7 +260,7 @@ def test_without_a_number_of_cores_every_node_has_as_many_as_its_ranks_need(tiny
     config = config_of(tiny_data, tmp_path, **{"train.batch_size": 32, "launch.device": "auto"})
 
     def asked(nodes: int, gpus: int = 0, **dotted: Any) -> str:
-        text = script(load_config(config, dotted), Resources(nodes=nodes, gpus_per_node=gpus))
+        text = render_batch_script(load_config(config, dotted), Resources(nodes=nodes, gpus_per_node=gpus))
         return "".join(line.partition("=")[2] for line in text.splitlines() if line.startswith("#SBATCH --mincpus"))
 
     assert asked(2, gpus=8) == "8"
@@ -279,13 +279,13 @@ def test_an_array_trains_as_many_trials_at_once_as_the_sweep_says(world: Path) -
 def test_options_that_cannot_be_are_refused(tiny_data: Path, tmp_path: Path) -> None:
     cuda = load_config(config_of(tiny_data, tmp_path, **{"launch.device": "cuda"}))
     with pytest.raises(UsageError, match=r"launch\.device=cuda needs --gpus-per-node"):
-        script(cuda, Resources())
+        render_batch_script(cuda, Resources())
     elsewhere = load_config(config_of(tiny_data, tmp_path, **{"launch.address": "head:6379"}))
     with pytest.raises(UsageError, match=r"leave launch\.address out, found head:6379"):
-        script(elsewhere, Resources())
+        render_batch_script(elsewhere, Resources())
     two = load_config(config_of(tiny_data, tmp_path, **{"launch.workers": 2}))
     with pytest.raises(UsageError, match="leave some of --nodes 3 idle"):
-        script(two, Resources(nodes=3))
+        render_batch_script(two, Resources(nodes=3))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,10 @@ def is_dashboard_address(address: str) -> bool:
 @contextmanager
 def hide_ray_variables() -> Iterator[None]:
     """What a command was told counts, and not what Ray itself would find in the environment."""
-    hidden = {name: os.environ.pop(name) for name in (VARIABLE, "RAY_API_SERVER_ADDRESS") if name in os.environ}
+    hidden = {}
+    for name in (VARIABLE, "RAY_API_SERVER_ADDRESS"):
+        if name in os.environ:
+            hidden[name] = os.environ.pop(name)
     try:
         yield
     finally:
@@ -79,7 +82,9 @@ def hide_ray_variables() -> Iterator[None]:
 def _find_given(option: str, value: str | None) -> tuple[str, str]:
     """Who names the address, and the address; empty if nobody does."""
     own = (value or "").strip()
-    return (option, own) if own else (VARIABLE, os.environ.get(VARIABLE, "").strip())
+    if own:
+        return option, own
+    return VARIABLE, os.environ.get(VARIABLE, "").strip()
 
 
 def _has_valid_port(match: re.Match[str] | None) -> bool:
@@ -107,6 +112,7 @@ def create_token() -> None:
 
 def reset_token() -> None:
     """Ray remembers the token that it found first, and when it is loaded whether one is wanted."""
+    # Private calls, for no public one reads the environment again once Ray is loaded.
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")

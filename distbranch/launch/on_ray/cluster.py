@@ -66,21 +66,30 @@ def open_cluster(launch: LaunchConfig, settings: Mapping[str, str] | None = None
     """
     address = cluster_address(launch)
     with _restore_environment():
+        # A setting that the user's environment gives counts more than ours.
         for key, value in {**SETTINGS, **(settings or {})}.items():
             os.environ.setdefault(key, value)
+
         # A container's user may have neither HOME nor an entry in passwd, and Ray asks for a home when it is imported.
         if os.path.expanduser("~") == "~":
             os.environ["HOME"] = tempfile.gettempdir()
         if _is_connected():  # a trial of a sweep, which lives in a worker of its cluster
             yield address
             return
+
+        # The token must be in the environment before Ray is told to look for it.
         apply_token()
         if address is None:
             create_token()
         reset_token()
         logging.getLogger("ray").setLevel(logging.ERROR)
-        with _start_cluster(launch) if address is None else _join_cluster(address):
-            yield address
+
+        if address is None:
+            with _start_cluster(launch):
+                yield None
+        else:
+            with _join_cluster(address):
+                yield address
 
 
 @contextmanager
@@ -90,6 +99,7 @@ def _start_cluster(launch: LaunchConfig) -> Iterator[None]:
 
     folder = choose_ray_folder(BYTES_OF_NAME)
     cpus = max(num_cores(), round(launch.most_workers * launch.cpus_per_worker))
+    # Of this process's children only those that Ray starts from here on are its own to end.
     others = set(psutil.Process().children(recursive=True))
     with tempfile.TemporaryDirectory(prefix="db", dir=folder, ignore_cleanup_errors=True) as own:
         try:
@@ -116,7 +126,6 @@ def _join_cluster(address: str) -> Iterator[None]:
 
 @contextmanager
 def _explain_failures(address: str | None) -> Iterator[None]:
-
     try:
         yield
     except UserError:
@@ -147,7 +156,9 @@ def _explain_cluster_error(address: str | None, error: Exception) -> str:
 
 
 def _check_address(address: str) -> str:
-    """The address as HOST:PORT, when somebody answers there who knows us; Ray itself would go on trying for minutes."""
+    """The address as HOST:PORT, when somebody answers there who knows us; Ray itself would try for minutes."""
+    # Private calls, for no public one does the same: `ray.init` finds `auto` by itself, but only while it connects, and then it
+    # asks a port where nobody answers, or a token that is wrong, twenty times before it fails.
     from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of its C++ part
 
@@ -185,15 +196,17 @@ def _restore_environment() -> Iterator[None]:
 
 def uses_gpu(launch: LaunchConfig) -> bool:
     """Whether the workers run on GPUs: as asked, or if there are enough of them."""
-    return launch.device == "cuda" or (
-        launch.device == "auto"
-        and max_workers(list_alive_nodes(), get_worker_resources(launch, gpu=True)) >= launch.least_workers
-    )
+    if launch.device != "auto":
+        return launch.device == "cuda"
+    return max_workers(list_alive_nodes(), get_worker_resources(launch, gpu=True)) >= launch.least_workers
 
 
 def get_worker_resources(launch: LaunchConfig, *, gpu: bool) -> dict[str, float]:
     """What Ray sets aside for each worker."""
-    return {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if gpu else {})
+    amounts = {"CPU": launch.cpus_per_worker}
+    if gpu:
+        amounts["GPU"] = launch.gpus_per_worker
+    return amounts
 
 
 def list_alive_nodes() -> list[Node]:
@@ -212,32 +225,45 @@ def check_resources(launch: LaunchConfig, report: Report, should_stop: Callable[
     import ray
 
     each = get_worker_resources(launch, gpu=uses_gpu(launch))
-    deadline = time.monotonic() + 60 * launch.wait_for_nodes_min
     found = max_workers(list_alive_nodes(), each)
     if found < launch.most_workers and launch.wait_for_nodes_min:
-        from ray.autoscaler.sdk import request_resources
-
         report({"kind": "warning", "message": f"Waiting for nodes: {_describe_request(launch, each)} do not fit yet."})
-        request_resources(bundles=[each] * launch.most_workers)
-        while (found := max_workers(list_alive_nodes(), each)) < launch.most_workers and time.monotonic() < deadline:
-            if should_stop():
-                break
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        request_resources(bundles=[])  # from now on the run itself holds them
+        found = _wait_for_nodes(launch, each, should_stop)
     if should_stop():
         return
     if found < launch.least_workers:
         raise UserError(_explain_too_little(launch, each, found))
+
+    # What others use now comes free some time, so this is no error.
     free = ray.available_resources()
     busy = [name for name, amount in each.items() if free.get(name, 0) < amount * launch.least_workers]
     if busy:
         report({"kind": "warning", "message": f"The cluster is busy ({' and '.join(busy)}): Ray waits for room."})
 
 
+def _wait_for_nodes(launch: LaunchConfig, each: Mapping[str, float], should_stop: Callable[[], bool]) -> int:
+    """How many workers fit when all do, or the patience of `launch.wait_for_nodes_min` is at its end."""
+    from ray.autoscaler.sdk import request_resources
+
+    # An autoscaler adds nodes only for what somebody asks for; nodes that people add by hand are found all the same.
+    request_resources(bundles=[each] * launch.most_workers)
+    deadline = time.monotonic() + 60 * launch.wait_for_nodes_min
+    found = max_workers(list_alive_nodes(), each)
+    while found < launch.most_workers and time.monotonic() < deadline and not should_stop():
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        found = max_workers(list_alive_nodes(), each)
+    request_resources(bundles=[])  # from now on the run itself holds them
+    return found
+
+
 def _explain_too_little(launch: LaunchConfig, each: Mapping[str, float], fit: int) -> str:
     nodes = list_alive_nodes()
-    total = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in each}
-    largest = {name: max((node["Resources"].get(name, 0) for node in nodes), default=0) for name in each}
+    total = {}
+    largest = {}
+    for name in each:
+        amounts = [node["Resources"].get(name, 0) for node in nodes]
+        total[name] = sum(amounts)
+        largest[name] = max(amounts, default=0)
     return (
         f"The run asks for {_describe_request(launch, each)}, but the Ray cluster has room for {fit} of them: "
         f"it has {_format_amounts(total)} on {len(nodes)} node(s), at most {_format_amounts(largest)} on one. "
@@ -257,9 +283,11 @@ def _format_amounts(amounts: Mapping[str, float]) -> str:
 def max_workers(nodes: Sequence[Node], each: Mapping[str, float]) -> int:
     """How many workers fit, node by node: a worker is never divided."""
     tiny = 1e-9  # 0.3 goes three times into 0.9, whatever floating point says
-    return sum(
-        min(int(node["Resources"].get(name, 0) / amount + tiny) for name, amount in each.items()) for node in nodes
-    )
+    total = 0
+    for node in nodes:
+        there = node["Resources"]
+        total += min(int(there.get(name, 0) / amount + tiny) for name, amount in each.items())
+    return total
 
 
 # ---- storage
@@ -276,22 +304,27 @@ def check_storage(config: Config, should_stop: Callable[[], bool] = lambda: Fals
 
     launch = config.launch
     each = get_worker_resources(launch, gpu=uses_gpu(launch))
-    nodes = {node["NodeID"]: node for node in list_alive_nodes() if max_workers([node], each)}
+    nodes = [node for node in list_alive_nodes() if max_workers([node], each)]
     word = secrets.token_hex(8)
     marker = config.run_directory / f".seen-{word}"
     marker.write_text(word)
     try:
-        looks = {
-            ray.remote(check_node)
-            .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-            .remote(config.run_url or str(marker), word, config.data.paths): node
-            for node in nodes
-        }
-        deadline, done, silent = time.monotonic() + 60 * launch.timeout_min, [], list(looks)
+        # Ask all nodes at once. A look takes no CPU, so that it need not wait for whoever uses them.
+        looks = {}
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            look_at = ray.remote(check_node).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            looks[look_at.remote(config.run_url or str(marker), word, config.data.paths)] = node
+
+        # Wait for their answers, in turns in which a signal is heard.
+        deadline = time.monotonic() + 60 * launch.timeout_min
+        done: list[Any] = []
+        silent = list(looks)
         while silent and time.monotonic() < deadline and not should_stop():
             done, silent = ray.wait(list(looks), num_returns=len(looks), timeout=SECONDS_BETWEEN_LOOKS)
+
+        # The first problem ends the run; a node that is silent is one too.
         for look in done:
-            name = _format_node(nodes[looks[look]])
             try:
                 problem = ray.get(look)
             except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
@@ -299,9 +332,9 @@ def check_storage(config: Config, should_stop: Callable[[], bool] = lambda: Fals
             except ray.exceptions.RayError as error:
                 problem = _explain_import_error(error)
             if problem:
-                raise UserError(f"The node {name} {problem}")
+                raise UserError(f"The node {_format_node(looks[look])} {problem}")
         if silent and not should_stop():
-            names = ", ".join(_format_node(nodes[looks[look]]) for look in silent[:5])
+            names = ", ".join(_format_node(looks[look]) for look in silent[:5])
             raise UserError(
                 f"{len(silent)} node(s) gave no answer within launch.timeout_min={launch.timeout_min:g}: {names}."
             )
@@ -353,7 +386,9 @@ def _check_folder(marker: Path, word: str) -> str:
 
 def _explain_import_error(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    missing = next((line for line in lines if "No module named" in line), lines[-1] if lines else type(error).__name__)
+    # The last line of a traceback is its error; a missing module stands somewhere above, in the error's cause.
+    last = lines[-1] if lines else type(error).__name__
+    missing = next((line for line in lines if "No module named" in line), last)
     return f"cannot run distbranch ({missing[:200]}). Install the same versions on every node, or submit the source with the job."
 
 

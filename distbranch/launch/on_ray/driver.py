@@ -45,7 +45,7 @@ def train_in_child(config: Config, report: Report) -> RunResult:
     _warn_of_own_connection(config)
     here, there = Pipe()
     request = StopRequest()
-    with here, request.listening():
+    with here, request.receive_signals():
         with there:
             child = _start_driver(there)
         try:
@@ -77,6 +77,7 @@ def _warn_of_own_connection(config: Config) -> None:
 
 def _start_driver(there: Connection) -> "subprocess.Popen[bytes]":
     """The child finds the modules that this process finds, and receives no Ctrl-C but ours."""
+    # An empty entry of sys.path means the folder of this process, and would mean the child's own.
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     return subprocess.Popen(
         [sys.executable, "-m", __name__, str(there.fileno())],
@@ -93,9 +94,12 @@ def _report_until_end(
     """Pass on events and the wish to stop until the driver says how it ended; its error, None if all went well."""
     passed_on = False
     while True:
+        # Pass on a signal, once: a second Ctrl-C raises here and ends the driver.
         if request.received is not None and not passed_on:
             passed_on = True
             child.send_signal(request.received)
+
+        # Wait for its next word, in turns in which a signal is heard.
         if not here.poll(SECONDS_BETWEEN_LOOKS):
             continue
         try:
@@ -120,13 +124,14 @@ def _explain_loss(child: "subprocess.Popen[bytes]", request: StopRequest) -> Bas
             f"The process that leads the run was lost ({reason}), perhaps for lack of memory. "
             "The same call resumes from the last checkpoint."
         )
-    return request.ending("The run was stopped before it began; the same call begins it.")
+    return request.make_error("The run was stopped before it began; the same call begins it.")
 
 
 def _wait_or_kill(child: "subprocess.Popen[bytes]") -> None:
     with suppress(subprocess.TimeoutExpired):
         child.wait(SECONDS_TO_END)
         return
+    # Listed before its end, for afterwards nobody knows whose they were.
     tree = psutil.Process(child.pid).children(recursive=True)
     child.kill()
     child.wait()
@@ -171,6 +176,7 @@ def _watch_caller(there: Connection) -> None:
     with suppress(EOFError, OSError):
         there.recv()
     os.kill(os.getpid(), signal.SIGTERM)
+    # A run that cannot save itself should not outlive its caller for ever.
     threading.Event().wait(SECONDS_TO_SAVE)
     os._exit(1)
 

@@ -38,7 +38,7 @@ SECONDS_TO_SAVE = 120  # from the wish to stop to the kill; Ray's own 3 are too 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def submit(
+def submit_ray_job(
     config_path: Path,
     overrides: Sequence[str],
     *,
@@ -63,6 +63,8 @@ def submit(
     """
     given = load_config(config_path, overrides)
     config = with_absolute_paths(given)
+
+    # What needs no cluster is checked first.
     _refuse_relative_paths(given)
     address = dashboard_address(address)
     place = config.run_url or config.run_directory
@@ -71,19 +73,20 @@ def submit(
     if read_result(config.run_directory) is not None:
         say(f"The run {place} is finished; nothing was submitted.")
         return 0
+
     client = open_job_client(address)
-    if here and (job := read_job(config.run_directory)) is not None and job.kind == "ray" and _is_running(job):
-        say(f"The run {place} is on its way already: job {job.id} at {job.where}.")
-        return _show_log_until_end(client, job, say, show) if wait else 0
-    if not here:
-        job = Job("ray", _submit_command(client, command, {}), address, "", _format_now())
+    job = read_job(config.run_directory) if here else None
+    if job is not None and job.kind == "ray" and _is_running(job):  # a second submission joins the first
+        say(f"The run {place} is submitted already: job {job.id} at {job.where}.")
+    elif here:
+        job = _submit_to_shared(client, config, command, address, say)
+        say(f"`distbranch status|logs|cancel {place}` ask about it.")
+    else:  # the job's name cannot be kept in a place that this machine does not see
+        job = _submit_command(client, command, {}, address)
         say(f"Submitted job {job.id} to {address}; its run directory is {place} on all nodes")
         say(
             f"This machine does not see that place: `ray job status|logs|stop --address {address} {job.id}` ask about it."
         )
-        return _show_log_until_end(client, job, say, show) if wait else 0
-    job = _submit_to_shared(client, config, command, address, say)
-    say(f"`distbranch status|logs|cancel {place}` ask about it.")
     return _show_log_until_end(client, job, say, show) if wait else 0
 
 
@@ -95,20 +98,22 @@ def _submit_to_shared(client: Any, config: Config, command: str, address: str, s
     """
     place = config.run_url or config.run_directory
     is_new = not config.run_directory.exists()
-    _begin_run(config)
+    with hold_lock(create_begin_lock(config.run_directory)):
+        RunDirectory(config.run_directory).begin(config)
     marker = config.run_directory / f".seen-{secrets.token_hex(8)}"
     environment = {}
+    # At a URL both machines mean the same place; a path may be another folder there.
     if config.run_url is None:
         marker.touch()
         environment = {MARKER: str(marker)}
     try:
-        job = Job("ray", _submit_command(client, command, environment), address, "", _format_now())
+        job = _submit_command(client, command, environment, address)
         write_job(config.run_directory, job)
         Mirror.of(config).send_files("config.yaml", RunDirectory(config.run_directory).job.name)
         say(f"Submitted job {job.id} to {address}; its run directory is {place} on all nodes")
         if environment:
             _wait_for_answer(client, job, marker, say)
-    except UserError:  # nothing was submitted, or the job has ended; one that goes on needs the marker
+    except UserError:  # nothing was submitted, or the job has ended; one that still waits needs the marker
         marker.unlink(missing_ok=True)
         if is_new:
             shutil.rmtree(config.run_directory, ignore_errors=True)
@@ -145,17 +150,14 @@ def _read_status(client: Any, job: Job) -> str:
 def _refuse_relative_paths(config: Config) -> None:
     """Relative paths would lie in the uploaded copy of this folder."""
     places = [*list_run_paths(config), ("data.cache_directory", config.data.cache_directory or "/")]
-    relative = [(key, path) for key, path in places if not is_remote(path) and not Path(path).is_absolute()]
+    local = [(key, path) for key, path in places if not is_remote(path)]
+    relative = [(key, path) for key, path in local if not Path(path).is_absolute()]
     if relative:
         names = ", ".join(f"{key}={path}" for key, path in relative)
         raise UsageError(
             f"{relative[0][0]} should be an absolute path on storage that all nodes see, found {names}: of this folder only a "
             f"copy is uploaded, which vanishes with the job. Give {relative[0][0]}=/shared/..."
         )
-
-
-def _format_now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _is_running(job: Job) -> bool:
@@ -188,24 +190,18 @@ def _is_seen(config: Config) -> bool:
     return True
 
 
-def _begin_run(config: Config) -> None:
-    """Begin the run directory, to keep the job's name in it."""
-    with hold_lock(create_begin_lock(config.run_directory)):
-        RunDirectory(config.run_directory).begin(config)
-
-
-def _submit_command(client: Any, command: str, further: Mapping[str, str]) -> str:
-    """Submit the command; `further` environment variables are the job's. The name of the job."""
+def _submit_command(client: Any, command: str, further: Mapping[str, str], address: str) -> Job:
+    """Submit the command; `further` environment variables are the job's."""
     environment = {**further, "RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), "COLUMNS": "120"}
+    runtime = {"working_dir": str(Path.cwd()), "env_vars": environment}
     try:
-        return str(
-            client.submit_job(entrypoint=command, runtime_env={"working_dir": str(Path.cwd()), "env_vars": environment})
-        )
+        job_id = str(client.submit_job(entrypoint=command, runtime_env=runtime))
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"The job could not be submitted ({shorten(error)}). What is uploaded is {Path.cwd()} without what .gitignore and "
             ".rayignore name, 512 MiB at most."
         ) from None
+    return Job("ray", job_id, address, log="", submitted=time.strftime("%Y-%m-%d %H:%M:%S"))
 
 
 def _show_log_until_end(client: Any, job: Job, say: Callable[[str], None], show: Callable[[str], None]) -> int:
@@ -228,7 +224,7 @@ def _show_log_until_end(client: Any, job: Job, say: Callable[[str], None], show:
                 say(f"The connection to {job.where} was lost ({shorten(error)}); trying again.")
             time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
-        say(f"The job {job.id} goes on without this terminal.")
+        say(f"The job {job.id} continues without this terminal.")
         return EXIT_INTERRUPTED
     found = client.get_job_info(job.id)
     if str(found.status) == "STOPPED":
@@ -236,4 +232,6 @@ def _show_log_until_end(client: Any, job: Job, say: Callable[[str], None], show:
         return EXIT_PREEMPTED
     if str(found.status) == "FAILED" and found.driver_exit_code is None:
         say(f"The job {job.id} failed before it began: {shorten(found.message)}")
-    return int(found.driver_exit_code if found.driver_exit_code is not None else str(found.status) != "SUCCEEDED")
+    if found.driver_exit_code is not None:
+        return int(found.driver_exit_code)
+    return int(str(found.status) != "SUCCEEDED")

@@ -1,4 +1,4 @@
-"""Training under Ray Train: Ray places the ranks and replaces lost ones; the run directory alone says where they go on."""
+"""Training under Ray Train: Ray places the ranks and replaces lost ones; the run directory alone says where they resume."""
 
 import shutil
 import threading
@@ -31,7 +31,7 @@ from distbranch.launch.ray_folder import explain_full_folder
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
-# For room on the nodes, and how many such waits in all before Ray gives up. An elastic run waits in vain whenever a node
+# For room on the nodes, and how many such waits in all before Ray gives up. An elastic run waits without effect whenever a node
 # dies that Ray still counts on, and then asks for fewer workers.
 SECONDS_FOR_ROOM, MOST_WAITS = {"fixed": 30, "elastic": 10}, {"fixed": 5, "elastic": 30}
 NOTHING_BEGUN = "Stopped before any worker had begun. The same command continues."
@@ -49,7 +49,7 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
     files = RunDirectory(config.run_directory)
     settings = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(SECONDS_FOR_ROOM[_get_kind(config)])}
     with files.locked(), open_cluster(config.launch, settings) as address:
-        with StopRequest().ending_here(NOTHING_BEGUN) as request:
+        with StopRequest().receive_and_raise(NOTHING_BEGUN) as request:
             check_resources(config.launch, report, request)
             if address is not None:
                 check_storage(config, request)
@@ -66,7 +66,9 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
 
 def _run_trainer(config: Config, attempt: str, report: Report) -> RunResult:
     """Run the trainer in a thread, for this one receives the signals and passes on events and the word to stop."""
-    files, failure, asked = RunDirectory(config.run_directory), [], False
+    files = RunDirectory(config.run_directory)
+    failure: list[Exception] = []
+    asked = False
 
     def fit() -> None:
         try:
@@ -76,18 +78,23 @@ def _run_trainer(config: Config, attempt: str, report: Report) -> RunResult:
 
     thread = threading.Thread(target=fit, daemon=True)
     request = StopRequest()
-    with request.listening():
+    with request.receive_signals():
         thread.start()
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
+
+            # Pass on the word to stop, once.
             if not asked and (request() or files.stop_word.exists()):
                 asked = True
                 report({"kind": "stopping"})
                 ask_to_stop(attempt)
             if asked and not has_begun(attempt):  # Ray waits for room, perhaps for hours
-                raise request.ending(NOTHING_BEGUN)
+                raise request.make_error(NOTHING_BEGUN)
+
+            # Show what rank 0 reported.
             for event in read_events(attempt):
                 report(event)
+    # What came between the last look and the end of the thread.
     for event in read_events(attempt):
         report(event)
     return _read_result(config, attempt, failure, request)
@@ -96,7 +103,7 @@ def _run_trainer(config: Config, attempt: str, report: Report) -> RunResult:
 def _read_result(config: Config, attempt: str, failure: list[Exception], request: StopRequest) -> RunResult:
     ended = read_outcome(attempt)
     if ended.get("kind") == "stopped":
-        raise request.ending(ended["message"])
+        raise request.make_error(ended["message"])
     if ended.get("kind") == "failed":
         raise UserError(ended["message"])
     Mirror.of(config).bring()  # rank 0 may have been on another machine
@@ -115,7 +122,7 @@ def _explain_failure(config: Config, failure: list[Exception]) -> str:
         return f"{full} What was saved is in {config.run_url or config.run_directory}."
     return (
         f"Ray could not finish the run, also after {config.launch.max_failures} restarts: {reason}. "
-        f"What was saved is in {config.run_url or config.run_directory}; run the same command again to go on."
+        f"What was saved is in {config.run_url or config.run_directory}; run the same command again to resume."
     )
 
 
@@ -127,10 +134,16 @@ def _make_trainer(config: Config, attempt: str) -> Any:
 
     gpu = uses_gpu(config.launch)
     # Decided here for all ranks: a worker alone cannot know whether the others found a GPU.
-    launch = config.launch.model_copy(update={"device": "cuda" if gpu else "cpu"})
+    device = "cuda" if gpu else "cpu"
+    launch = config.launch.model_copy(update={"device": device})
     config = config.model_copy(update={"launch": launch})
     nccl = gpu and uses_nccl(launch)
-    seconds = max(1, round(60 * launch.timeout_min)) + (NCCL_SECONDS_MORE if nccl else 0)
+    seconds = max(1, round(60 * launch.timeout_min))
+    if nccl:
+        seconds += NCCL_SECONDS_MORE
+    # Ray counts restarts after lost workers and waits for room apart; `controller_failure_limit` is of the latter.
+    failures = FailureConfig(max_failures=launch.max_failures, controller_failure_limit=MOST_WAITS[_get_kind(config)])
+    backend = "nccl" if nccl else "gloo"
     return TorchTrainer(
         train_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "attempt": attempt},
@@ -141,14 +154,8 @@ def _make_trainer(config: Config, attempt: str) -> Any:
             placement_strategy=launch.placement.upper(),
             elastic_resize_monitor_interval_s=60 * launch.resize_every_min,
         ),
-        torch_config=ClusterTorchConfig(backend="nccl" if nccl else "gloo", timeout_s=seconds),
-        run_config=RunConfig(
-            name="state",
-            storage_path=attempt,
-            failure_config=FailureConfig(
-                max_failures=launch.max_failures, controller_failure_limit=MOST_WAITS[_get_kind(config)]
-            ),
-        ),
+        torch_config=ClusterTorchConfig(backend=backend, timeout_s=seconds),
+        run_config=RunConfig(name="state", storage_path=attempt, failure_config=failures),
     )
 
 

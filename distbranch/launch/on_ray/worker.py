@@ -11,10 +11,9 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from distbranch.config import load_config
+from distbranch.config import Config, load_config
 from distbranch.engine.contact import LostRankError
 from distbranch.engine.metrics import Event, Report
 from distbranch.engine.results import StoppedEarly
@@ -26,6 +25,9 @@ from distbranch.streams import tolerate_any_text
 
 logger = logging.getLogger("distbranch")
 NAMESPACE = "distbranch"
+LOST_BOARD = (
+    "The process through which driver and workers speak was lost, perhaps for lack of memory. The same command resumes."
+)
 
 
 def train_worker(loop: dict[str, Any]) -> None:
@@ -36,26 +38,20 @@ def train_worker(loop: dict[str, Any]) -> None:
     if read_outcome(attempt):  # Ray restarts the workers after any error; this one is not for restarts to mend
         return
     _ask_board(attempt, "put", "begun", {"begun": True})
+
+    # Rank 0 alone looks for the word to stop and for its successor, and tells the others with the next batch.
     rank = int(os.environ.get("RANK", "0"))
-    asked = check_twice_a_second(lambda: bool(_ask_board(attempt, "get", "stop")))
-    replaced = (
-        _make_replacement_check(RunDirectory(config.run_directory).path / "ray" / "leader")
-        if rank == 0
-        else _is_never_replaced
-    )
+    should_stop = _make_stop_check(config, attempt) if rank == 0 else _never_stop
 
     def report(event: Event) -> None:
         _ask_board(attempt, "add_event", json.dumps(event))
 
-    def should_stop() -> bool:
-        if replaced():
-            raise LostRankError("Other workers have taken over this run.")
-        return rank == 0 and asked()
-
     from distbranch.report.tensorboard import log_decision
 
     if rank == 0:
-        logger.handlers, logger.propagate = [_EventHandler(report)], False
+        # Warnings travel as events: what a worker writes to its own terminal ends in a file of Ray's.
+        logger.handlers = [_EventHandler(report)]
+        logger.propagate = False
     try:
         train_rank(config, report=report, draw=log_decision, should_stop=should_stop)
     except StoppedEarly as stopped:
@@ -80,6 +76,7 @@ def open_board(attempt: str) -> Iterator[None]:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"name": attempt, "namespace": NAMESPACE, "num_cpus": 0, "scheduling_strategy": here}
+    # Not restarted: with its memory it would lose what was said, and whoever asks learns from the error that it is gone.
     board = ray.remote(_make_board_class()).options(**options).remote()
     try:
         yield
@@ -149,32 +146,45 @@ def _ask_board(attempt: str, method: str, *values: Any) -> Any:
     """The answer of the board; awaited, so that a word stands there before its worker can be killed.
 
     Raises:
-        LostRankError: the driver has ended, and the board with it: Ray is about to end this worker too.
+        LostRankError: the board is gone, mostly because the driver has ended: then Ray is about to end this worker too.
     """
     import ray
 
     try:
         return ray.get(getattr(_find_board(attempt), method).remote(*values))
     except (ray.exceptions.RayActorError, ValueError):  # a ValueError: no actor has that name
-        raise LostRankError("The driver of this run has ended.") from None
+        raise LostRankError(LOST_BOARD) from None
 
 
-def _make_replacement_check(leader: Path) -> Callable[[], bool]:
-    """Whether another rank 0 has begun since: that of a driver started again while its old workers were still dying."""
+def _make_stop_check(config: Config, attempt: str) -> Callable[[], bool]:
+    """Whether rank 0 should stop.
+
+    Raises (the check):
+        LostRankError: another rank 0 has begun since, that of a driver started again while its old workers were still dying.
+    """
     own = secrets.token_hex(8)
+    leader = RunDirectory(config.run_directory).path / "ray" / "leader"
     leader.parent.mkdir(parents=True, exist_ok=True)
     write_aside(leader, own)
 
-    def replaced() -> bool:
+    def is_replaced() -> bool:
         try:
             return leader.read_text() != own
-        except OSError:
+        except OSError:  # storage that fails for a while replaces nobody
             return False
 
-    return check_twice_a_second(replaced)
+    look_for_successor = check_twice_a_second(is_replaced)
+    look_for_stop = check_twice_a_second(lambda: bool(_ask_board(attempt, "get", "stop")))
+
+    def should_stop() -> bool:
+        if look_for_successor():
+            raise LostRankError("Other workers have taken over this run.")
+        return look_for_stop()
+
+    return should_stop
 
 
-def _is_never_replaced() -> bool:
+def _never_stop() -> bool:
     return False
 
 

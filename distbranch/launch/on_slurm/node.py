@@ -20,6 +20,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 FIRST_PORT, NUM_PORTS = 20_000, 12_000  # below those that the system gives out by itself
 PORTS_PER_JOB = 8
 ATTEMPTS = 200
+PORTS_APART = 1009  # a prime, so that the next attempt does not meet the ports of the next job
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ class Place:
     num_nodes: int
 
     @classmethod
-    def here(cls, run_directory: str) -> "Place":
+    def from_environment(cls, run_directory: str) -> "Place":
         """From the environment that Slurm or submitit gives."""
         given = os.environ
+        # Without Slurm (--executor local) submitit numbers the job by a process, and there is one task.
         number = int(given.get("SLURM_JOB_ID", given.get("SUBMITIT_LOCAL_JOB_ID", os.getpid())))
         return cls(
             Path(run_directory),
@@ -71,7 +73,7 @@ class Place:
         return self.shared / f"{name}.log"
 
     @contextmanager
-    def folders(self) -> Iterator[None]:
+    def create_folders(self) -> Iterator[None]:
         """Make both folders; at the end the one of this node is removed, and task 0 says that it is over."""
         shutil.rmtree(self.scratch, ignore_errors=True)  # of an attempt that was killed
         self.scratch.mkdir(mode=0o700)
@@ -80,17 +82,18 @@ class Place:
             yield
         finally:
             if self.is_first:
-                self.say_it_is_over()
+                self.announce_end()
             shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def tell(self, word: Mapping[str, str]) -> None:
+    def announce_cluster(self, word: Mapping[str, str]) -> None:
         """Say to the other tasks where the cluster is."""
+        # Renamed into its place, so that nobody reads half of it; the token is the owner's alone from the first byte.
         aside = self.shared / ".cluster"
         with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(word, file)
         aside.rename(self.shared / "cluster.json")
 
-    def wait_for_word(self, seconds: float) -> dict[str, str] | None:
+    def wait_for_cluster(self, seconds: float) -> dict[str, str] | None:
         """What task 0 told; None if it ended before.
 
         Raises:
@@ -112,7 +115,7 @@ class Place:
         """Whether task 0 has ended."""
         return "over" in os.listdir(self.shared)  # a listing is fresh where a look at one file may be remembered (NFS)
 
-    def say_it_is_over(self) -> None:
+    def announce_end(self) -> None:
         """Let the other tasks end, and forget the token."""
         with suppress(OSError):
             (self.shared / "cluster.json").unlink(missing_ok=True)
@@ -155,7 +158,7 @@ def find_free_port(job: int, number: int) -> int:
         UserError: none of many is free.
     """
     for attempt in range(ATTEMPTS):
-        port = FIRST_PORT + (job * PORTS_PER_JOB + number + attempt * 1009) % NUM_PORTS
+        port = FIRST_PORT + (job * PORTS_PER_JOB + number + attempt * PORTS_APART) % NUM_PORTS
         if is_free_port(port):
             return port
     raise UserError(f"No port of {socket.gethostname()} between {FIRST_PORT} and {FIRST_PORT + NUM_PORTS} is free.")
@@ -174,13 +177,12 @@ def is_free_port(port: int) -> bool:
 
 def _list_interfaces() -> list[tuple[str, str]]:
     """Name and IPv4 address of every interface that is up."""
-    up = psutil.net_if_stats()
-    return [
-        (name, one.address)
-        for name, addresses in psutil.net_if_addrs().items()
-        for one in addresses
-        if one.family == socket.AF_INET and name in up and up[name].isup
-    ]
+    states = psutil.net_if_stats()
+    found = []
+    for name, addresses in psutil.net_if_addrs().items():
+        if name in states and states[name].isup:
+            found += [(name, one.address) for one in addresses if one.family == socket.AF_INET]
+    return found
 
 
 def _resolve_host(host: str) -> str:

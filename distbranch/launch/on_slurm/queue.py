@@ -6,7 +6,7 @@ import subprocess
 
 from distbranch.errors import UsageError, UserError
 
-TIMEOUT_S = 60
+TIMEOUT_S = 60  # a busy controller answers within seconds, and Slurm's own MessageTimeout is 10
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 RUNNING = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "COMPLETING", "PREEMPTED")
 # What Slurm's commands say, and what it means to somebody who has never used Slurm.
@@ -69,6 +69,7 @@ def explain_refusal(refusal: str) -> str:
     said = "; ".join(words) or "nothing"
     reason = OWN_REASON.search(refusal)
     meant = reason[1] if reason else refusal
+    # The first that fits counts, so the order of the table matters.
     for pattern, meaning in MEANINGS:
         if re.search(pattern, meant, re.IGNORECASE):
             return f"Slurm refuses ({said}): {meaning}."
@@ -83,7 +84,11 @@ def read_job_details(job_id: str) -> dict[str, str]:
         if "nvalid job id" in str(error):
             return {}
         raise
-    return dict(word.partition("=")[::2] for word in (words[0].split() if words else []) if "=" in word)
+    if not words:
+        return {}
+    # KEY=VALUE, separated by blanks; what a job's name or comment holds of them gives words without one.
+    pairs = [word.partition("=") for word in words[0].split()]
+    return {key: value for key, separator, value in pairs if separator}
 
 
 def read_slurm_state(job_id: str) -> str:
@@ -96,7 +101,9 @@ def read_slurm_state(job_id: str) -> str:
         return (
             f"running on {found.get('NodeList', '?')} for {found.get('RunTime', '?')} of {found.get('TimeLimit', '?')}"
         )
-    return f"ended ({state} with exit code {found.get('ExitCode', '?')})" if state else "ended"
+    if not state:
+        return "ended"
+    return f"ended ({state} with exit code {found.get('ExitCode', '?')})"
 
 
 def is_preempted(job_id: str) -> bool:

@@ -84,6 +84,7 @@ def parse_minutes(text: str) -> int:
             f"--time is written MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES:SECONDS, such as 12:00:00, found '{text}'."
         )
     days, first, second, third = (int(part or 0) for part in found.groups())
+    # What the numbers mean depends on how many there are: MINUTES[:SECONDS] without days, HOURS[:MINUTES[:SECONDS]] after them.
     if found["days"] is not None:
         seconds = 86400 * days + 3600 * first + 60 * second + third
     elif found["third"] is not None:
@@ -107,16 +108,23 @@ def parse_further_options(pairs: Sequence[str], *, gpus_per_node: int) -> dict[s
         if not separator:
             raise UsageError(f"--sbatch takes KEY=VALUE, such as --sbatch nodelist=n1, found '{pair}'.")
         options[key.lstrip("-").replace("_", "-")] = value
+    # All of them in one message, so that nobody corrects one after the other.
     taken = [f"{OWN_OPTIONS[key]} in place of --sbatch {key}={options[key]}" for key in OWN_OPTIONS if key in options]
     if taken:
         raise UsageError(f"Give {', and '.join(taken)}.")
-    return options if gpus_per_node or has_gpu_options(options) else {**read_gpu_options(), **options}
+    if gpus_per_node or has_gpu_options(options):
+        return options
+    return {**read_gpu_options(), **options}
 
 
 def read_gpu_options() -> dict[str, str]:
     """What variables of sbatch ask of GPUs, as the options that they stand for."""
-    found = {option: os.environ.get(_list_variables(option)[0]) for option in OPTIONS}
-    return {option: value for option, value in found.items() if value}
+    found = {}
+    for option in OPTIONS:
+        value = os.environ.get(_list_variables(option)[0])
+        if value:
+            found[option] = value
+    return found
 
 
 @contextmanager
@@ -153,7 +161,9 @@ def count_gpus_per_node(own: int, options: Mapping[str, str], *, nodes: int) -> 
     Raises:
         UsageError: two ways that do not agree, or one that leaves open how many GPUs each node has.
     """
-    found = {f"--gpus-per-node {own}": own} if own else {}
+    found = {}
+    if own:
+        found[f"--gpus-per-node {own}"] = own
     for option in OPTIONS:
         if option in options:
             found[f"--sbatch {option}={options[option]}"] = _count_gpus(option, options[option], nodes)

@@ -38,8 +38,8 @@ SECONDS_BETWEEN_LOOKS = 2
 ALL_CORES = "--cpu-bind=none"
 
 
-def submit(config: Config, resources: Resources, *, say: Callable[[str], None]) -> Job | None:
-    """Submit one run and record its job in the run directory; None if it is finished or on its way already.
+def submit_run(config: Config, resources: Resources, *, say: Callable[[str], None]) -> Job | None:
+    """Submit one run and record its job in the run directory; None if it is finished or submitted already.
 
     Raises:
         UsageError: options that cannot be.
@@ -59,17 +59,19 @@ def submit_array(
     """Submit independent runs as one array, those that are finished or on their way left out.
 
     Raises:
-        UsageError, UserError: as for `submit`.
+        UsageError, UserError: as for `submit_run`.
     """
     if resources.nodes > 1 or resources.executor == "local":
         raise UsageError("An array is of runs on one node each: leave --nodes and --executor out.")
     _check_resources(resources)
     checked = [_resolve_config(trial, resources) for trial in trials]
     waiting = [trial for trial in checked if not _is_settled(trial.run_directory, say)]
-    return _submit_runs(waiting, resources, folder / FOLDER, at_once=at_once) if waiting else []
+    if not waiting:
+        return []
+    return _submit_runs(waiting, resources, folder / FOLDER, at_once=at_once)
 
 
-def script(config: Config, resources: Resources, *, num_runs: int = 1, at_once: int = 1) -> str:
+def render_batch_script(config: Config, resources: Resources, *, num_runs: int = 1, at_once: int = 1) -> str:
     """The batch script that would be submitted; nothing is written and no Slurm is needed."""
     from submitit.slurm.slurm import SlurmExecutor
 
@@ -79,18 +81,17 @@ def script(config: Config, resources: Resources, *, num_runs: int = 1, at_once: 
             return 1
 
     checked = _resolve_config(config, resources)
+    # submitit has no public way to see a script before it is submitted.
     executor = OnPaper(checked.run_directory / FOLDER)
-    given = {
-        key.removeprefix("slurm_"): value
-        for key, value in make_submitit_parameters(checked, resources, checked.run_directory).items()
-    }
+    parameters = make_submitit_parameters(checked, resources, checked.run_directory)
+    given = {key.removeprefix("slurm_"): value for key, value in parameters.items()}
     if num_runs > 1:
         given |= {"map_count": num_runs, "array_parallelism": at_once}
     executor.parameters.update(executor._convert_parameters(given))
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def wait(run_directory: Path, job: Job, *, say: Callable[[str], None], show: Callable[[str], None]) -> int:
+def wait_for_job(run_directory: Path, job: Job, *, say: Callable[[str], None], show: Callable[[str], None]) -> int:
     """Show the job's log until it has ended; 0 if the run is finished, 75 if it was stopped with a checkpoint, else 1."""
     say(f"Waiting for the job; Ctrl-C leaves it alone (`distbranch status {run_directory}`).")
     told = ""
@@ -105,7 +106,10 @@ def wait(run_directory: Path, job: Job, *, say: Callable[[str], None], show: Cal
         return 0
     state = describe_job_state(job)
     say(f"The job has {state}, and the run is not finished; the same command continues it.")
-    return EXIT_PREEMPTED if "COMPLETED" in state or "CANCELLED" in state else 1
+    # A job that saved its run ends in order; one that was killed, or failed, is in another state.
+    if "COMPLETED" in state or "CANCELLED" in state:
+        return EXIT_PREEMPTED
+    return 1
 
 
 def _resolve_config(config: Config, resources: Resources) -> Config:
@@ -133,6 +137,7 @@ def _fit_to_allocation(config: Config, resources: Resources) -> Config:
         raise UsageError(
             f"A job of Slurm starts a cluster of its own: leave launch.address out, found {config.launch.address}."
         )
+    # 1 is the default, so nobody asked for it: a run of one rank on several GPUs would leave all but one idle.
     values: dict[str, Any] = {"launch.address": "local"}
     if config.launch.workers == 1:
         values["launch.workers"] = resources.nodes * per_node
@@ -157,7 +162,8 @@ def _fit_to_allocation(config: Config, resources: Resources) -> Config:
 
 def _check_gpus(launch: LaunchConfig, resources: Resources) -> None:
     """No GPU that is asked for stays idle, and no rank is without one."""
-    asked, each = resources.nodes * resources.num_gpus, launch.gpus_per_worker
+    asked = resources.nodes * resources.num_gpus
+    each = launch.gpus_per_worker
     if launch.device == "cpu":
         raise UsageError(
             f"launch.device=cpu leaves the {asked} GPU(s) idle that are asked for: use launch.device=cuda (of a sweep: "
@@ -194,6 +200,7 @@ def _submit_runs(configs: Sequence[Config], resources: Resources, folder: Path, 
     """Submit the runs as one job, or several as an array, and write a `job.json` for each."""
     import submitit
 
+    # The files of a run are there before its job, which may begin at once.
     new = [config.run_directory for config in configs if not config.run_directory.exists()]
     tasks = [_create_task(config, resources) for config in configs]
     said = io.StringIO()
@@ -203,23 +210,28 @@ def _submit_runs(configs: Sequence[Config], resources: Resources, folder: Path, 
         warnings.simplefilter("ignore")
         executor = submitit.AutoExecutor(folder, cluster=resources.executor, **options)
         executor.update_parameters(**make_submitit_parameters(configs[0], resources, folder.parent, at_once=at_once))
+
         is_local = resources.executor == "local"
+        # Variables of the shell would win over what stands in the script; a local job must not end with this terminal.
         of_sbatch = [] if is_local else parse_sbatch_options(executor._executor._make_submission_file_text("", ""))
+        apart = _detach_from_terminal() if is_local else nullcontext()
         try:
-            with restrict_environment(of_sbatch), _detach_from_terminal() if is_local else nullcontext():
-                found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(task) for task in tasks]
+            with restrict_environment(of_sbatch), apart:
+                found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(tasks[0])]
         except submitit.core.utils.FailedJobError as error:
             for directory in new:  # else a corrected configuration would be refused as that of another run
                 shutil.rmtree(directory, ignore_errors=True)
             raise UserError(explain_refusal(str(error))) from None
+
+    # Record who trains each run.
     submitted = time.strftime("%Y-%m-%d %H:%M:%S")  # no process of the job began later
-    where = {"slurm": f"partition {resources.partition or 'of the site'}", "local": socket.gethostname()}
-    jobs = [
-        Job(resources.executor, one.job_id, where[resources.executor], str(one.task(0).paths.stdout), submitted)
-        for one in found
-    ]
-    for config, job in zip(configs, jobs, strict=True):
+    where = socket.gethostname() if is_local else f"partition {resources.partition or 'of the site'}"
+    jobs = []
+    for config, one in zip(configs, found, strict=True):
+        log = str(one.task(0).paths.stdout)
+        job = Job(resources.executor, one.job_id, where, log, submitted)
         write_job(config.run_directory, job)
+        jobs.append(job)
     return jobs
 
 
@@ -227,7 +239,8 @@ def _submit_runs(configs: Sequence[Config], resources: Resources, folder: Path, 
 def _detach_from_terminal() -> Iterator[None]:
     """What is started meanwhile outlives this process: it writes nowhere of ours, and no key of this terminal reaches it."""
     # Whoever reads this process's output to its end would wait for the job.
-    kept, nowhere = [os.dup(number) for number in (1, 2)], os.open(os.devnull, os.O_RDWR)
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (1, 2):
         os.dup2(nowhere, number)
     # Ctrl-C goes to all processes of a terminal, and so does its end; what is blocked now stays so in what is started.
@@ -254,7 +267,7 @@ def _create_task(config: Config, resources: Resources) -> Task:
         run_directory=str(config.run_directory),
         gpus_per_node=resources.num_gpus,
         cpus_per_node=resources.cpus_per_node,
-        seconds_to_save=max(10, resources.signal_delay_s - 20),
+        seconds_to_save=max(10, resources.signal_delay_s - 20),  # the rest is for the end of Ray and of the task
         port=resources.port,
     )
 
@@ -302,7 +315,9 @@ def parse_sbatch_options(script: str) -> list[str]:
 def _get_least_cpus(launch: LaunchConfig, resources: Resources) -> dict[str, int]:
     """Without --cpus-per-node Slurm may give a node one core: no fewer than the ranks on it need, and more if the site says so."""
     needed = math.ceil(-(-launch.most_workers // resources.nodes) * launch.cpus_per_worker)
-    return {"mincpus": needed} if resources.cpus_per_node is None and needed > 1 else {}
+    if resources.cpus_per_node is not None or needed <= 1:
+        return {}
+    return {"mincpus": needed}
 
 
 def _make_setup(shared_folder: Path) -> list[str]:

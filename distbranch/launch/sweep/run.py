@@ -282,7 +282,9 @@ def cluster_of(sweep: SweepConfig, report: Report) -> Iterator[None]:
     _, wanted = room_asked_for(sweep)
     launch = base.launch.model_copy(update={"workers": wanted}) if here else base.launch
     with open_cluster(launch, SETTINGS):
-        with StopRequest().ending_here("Stopped before any trial had begun. The same command continues.") as request:
+        with StopRequest().receive_and_raise(
+            "Stopped before any trial had begun. The same command continues."
+        ) as request:
             launch = base.launch if here else base.launch.model_copy(update={"workers": room_asked_for(sweep)})
             check_resources(launch, report, request)
             if not here:

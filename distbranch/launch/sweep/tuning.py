@@ -111,7 +111,7 @@ def fit(
 def _listen(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
     """Wait for the Tuner; a signal closes the queue and gives every running trial its stop word."""
     request, trained_at = StopRequest(), time.monotonic()
-    with request.listening():
+    with request.receive_signals():
         thread.start()
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
@@ -131,7 +131,7 @@ def _listen(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None
                 break
     if not request():
         return None
-    return request.ending("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
+    return request.make_error("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
 
 
 def _is_trained(files: RunDirectory) -> bool:

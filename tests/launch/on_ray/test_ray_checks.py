@@ -13,9 +13,9 @@ from distbranch.config.sweep import load_sweep
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address, dashboard_address
 from distbranch.launch.on_ray.cluster import max_workers
-from distbranch.launch.on_ray.job import submit
+from distbranch.launch.on_ray.job import submit_ray_job
 from distbranch.launch.on_slurm.resources import Resources
-from distbranch.launch.on_slurm.submission import script
+from distbranch.launch.on_slurm.submission import render_batch_script
 from distbranch.launch.prepare import prepare_run
 from distbranch.launch.sweep.run import run_sweep
 
@@ -133,7 +133,7 @@ def test_a_sweep_and_a_job_of_slurm_need_a_folder_and_no_url(tiny_data: Path, tm
         load_sweep(tmp_path / "sweep.yaml")
     config = load_config(config_of(tiny_data, "s3://bucket/runs"))
     with pytest.raises(UsageError, match=r"on storage that all nodes share, found s3://bucket/runs/tiny"):
-        script(config, Resources(executor="local"))
+        render_batch_script(config, Resources(executor="local"))
 
 
 @pytest.mark.parametrize(
@@ -181,10 +181,10 @@ def test_submit_ray_refuses_relative_paths_all_at_once(
     given: dict[str, Any] = {"address": "http://127.0.0.1:9", "wait": True, "say": print}
     found = r"found run\.directory=my/runs, data\.path=\.\./data, data\.cache_directory=cache"
     with pytest.raises(UsageError, match=rf"^run\.directory should be an absolute path .* {found}"):
-        submit(Path("tiny.yaml"), [], **given)
+        submit_ray_job(Path("tiny.yaml"), [], **given)
     absolute = [f"data.path={tiny_data}", f"data.cache_directory={tmp_path}/cache", "run.directory=s3://bucket/runs"]
     with pytest.raises(UserError, match="No Ray dashboard answers"):
-        submit(Path("tiny.yaml"), [*absolute, f"run.directory={tmp_path}/runs"], **given)
+        submit_ray_job(Path("tiny.yaml"), [*absolute, f"run.directory={tmp_path}/runs"], **given)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 

@@ -18,7 +18,7 @@ from distbranch.launch.on_slurm.resources import (
     parse_further_options,
     restrict_environment,
 )
-from distbranch.launch.on_slurm.submission import script
+from distbranch.launch.on_slurm.submission import render_batch_script
 
 WAYS = {
     "gres=gpu": 1,
@@ -91,7 +91,7 @@ def test_options_with_a_word_of_their_own_are_named_all_at_once() -> None:
 
 def text_of(folder: Path, resources: Resources, **dotted: object) -> str:
     values = {"launch.device": "auto", "launch.workers": max(1, resources.num_gpus), **dotted}
-    return script(load_config(config_of("s3://nowhere/data", folder, **values)), resources)
+    return render_batch_script(load_config(config_of("s3://nowhere/data", folder, **values)), resources)
 
 
 def test_a_script_asks_for_gpus_once_and_for_the_cores_of_its_ranks(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_warning_of_slurm_after_the_end_of_a_run_does_not_fail_its_job(tmp_pat
     program = f"""import os, signal
 from distbranch.launch.on_slurm.task import Place, Task
 signal.signal(signal.SIGUSR2, lambda *_: None)
-Task("config.yaml", {str(tmp_path)!r})._finish(Place.here({str(tmp_path)!r}), 0)
+Task("config.yaml", {str(tmp_path)!r})._finish(Place.from_environment({str(tmp_path)!r}), 0)
 class Last:
     def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR2):
         kill(pid, number)
