@@ -194,3 +194,9 @@ def explain_token(cluster: str) -> str:
 def shorten(reason: object) -> str:
     """A reason on one line, for the middle of a sentence."""
     return " ".join(str(reason).split())[:300].rstrip(".")
+
+
+def find_last_line(text: object, otherwise: str) -> str:
+    """The last line that says something: of a traceback its error."""
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    return lines[-1] if lines else otherwise

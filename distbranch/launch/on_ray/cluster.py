@@ -29,6 +29,7 @@ from distbranch.launch.on_ray.address import (
     cluster_address,
     create_token,
     explain_token,
+    find_last_line,
     hide_ray_variables,
     is_node_address,
     reset_token,
@@ -385,10 +386,9 @@ def _check_folder(marker: Path, word: str) -> str:
 
 
 def _explain_import_error(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # The last line of a traceback is its error; a missing module stands somewhere above, in the error's cause.
-    last = lines[-1] if lines else type(error).__name__
-    missing = next((line for line in lines if "No module named" in line), last)
+    # A missing module stands somewhere above the last line, in the error's cause.
+    last = find_last_line(error, type(error).__name__)
+    missing = next((line.strip() for line in str(error).splitlines() if "No module named" in line), last)
     return f"cannot run distbranch ({missing[:200]}). Install the same versions on every node, or submit the source with the job."
 
 

@@ -21,7 +21,13 @@ from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.jobs import Job, read_job, write_job
-from distbranch.launch.on_ray.address import dashboard_address, open_job_client, read_ray_job_state, shorten
+from distbranch.launch.on_ray.address import (
+    dashboard_address,
+    find_last_line,
+    open_job_client,
+    read_ray_job_state,
+    shorten,
+)
 from distbranch.launch.prepare import (
     MARKER,
     create_begin_lock,
@@ -133,8 +139,7 @@ def _wait_for_answer(client: Any, job: Job, marker: Path, say: Callable[[str], N
         if marker.name not in os.listdir(marker.parent):  # a listing is fresh where a look at one file is remembered
             return
         if ended:
-            lines = [line for line in str(client.get_job_logs(job.id)).splitlines() if line.strip()]
-            reason = lines[-1].removeprefix("Error: ") if lines else "it said nothing."
+            reason = find_last_line(client.get_job_logs(job.id), "it said nothing.").removeprefix("Error: ")
             raise UserError(f"The job {job.id} ended before it trained: {reason}")
         time.sleep(SECONDS_BETWEEN_LOOKS)
     say(f"The job has not begun within {SECONDS_TO_BEGIN} s; when it does, it checks that it sees {marker.parent}.")

@@ -12,6 +12,7 @@ from distbranch.engine.process_group import uses_nccl
 from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
+from distbranch.launch.on_ray.address import find_last_line
 from distbranch.launch.on_ray.cluster import (
     check_resources,
     check_storage,
@@ -116,8 +117,7 @@ def _read_result(config: Config, attempt: str, failure: list[Exception], request
 def _explain_failure(config: Config, failure: list[Exception]) -> str:
     reason = "the workers ended without a result"
     if failure:
-        lines = [line.strip() for line in str(failure[0]).splitlines() if line.strip()]
-        reason = lines[-1] if lines else type(failure[0]).__name__
+        reason = find_last_line(failure[0], type(failure[0]).__name__)
     if full := explain_full_folder():
         return f"{full} What was saved is in {config.run_url or config.run_directory}."
     return (

@@ -26,6 +26,7 @@ from distbranch.engine.process_group import num_cores
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
+from distbranch.launch.on_ray.address import find_last_line
 from distbranch.launch.on_slurm.node import (
     SECONDS_BETWEEN_LOOKS,
     Place,
@@ -286,5 +287,4 @@ def _make_environment(place: Place, token: str, own_address: str) -> dict[str, s
 
 
 def _read_last_line(file: Path) -> str:
-    lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return find_last_line(file.read_text(errors="replace"), "it said nothing")
