@@ -85,7 +85,7 @@ def train_on_cluster(config: Mapping[str, Any], environment: Mapping[str, str], 
     from distbranch.launch.on_ray import train as ray_train
 
     os.environ.update(environment)
-    ray_train.work = work
+    ray_train.train_worker = work
     folder = Path(config["run"]["directory"])
     (folder / "driver").write_text(str(os.getpid()))
     return train_tiny(config)
@@ -94,7 +94,7 @@ def train_on_cluster(config: Mapping[str, Any], environment: Mapping[str, str], 
 def work(loop: dict[str, Any]) -> None:
     """What a Ray worker runs."""
     from distbranch.engine import batches, training_step
-    from distbranch.launch.on_ray import work as ray_work
+    from distbranch.launch.on_ray import worker as ray_worker
     from distbranch.report import tensorboard
     from distbranch.tasks import TaskSet
 
@@ -135,7 +135,7 @@ def work(loop: dict[str, Any]) -> None:
 
     tensorboard.log_decision = lambda *_: None
     training_step.TrainingStep._forward_and_backward, batches.BatchFeed.next_batch, TaskSet.losses = step, take, losses  # type: ignore[method-assign]
-    ray_work.work(loop)
+    ray_worker.train_worker(loop)
 
 
 def _happen(fault: Fault, folder: Path) -> None:

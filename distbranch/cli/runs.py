@@ -46,10 +46,10 @@ def train(
         raise UsageError("Give a config file, such as configs/quickstart.yaml, or --help-config.")
     resolved = load_config(config, overrides or [])
     if dry_run:
-        from distbranch.launch.dry_run import plan
+        from distbranch.launch.dry_run import plan_run
         from distbranch.launch.scaling import Link
 
-        return _show_plan(plan(resolved, Link(bandwidth, latency), fresh=fresh))
+        return _show_plan(plan_run(resolved, Link(bandwidth, latency), fresh=fresh))
     from distbranch.launch import train as launch_train
     from distbranch.report.progress import ProgressDisplay
 
@@ -111,9 +111,9 @@ def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to che
 
     `distbranch doctor --storage /shared/runs`
     """
-    from distbranch.launch.doctor import examine, raise_if_wrong
+    from distbranch.launch.doctor import check_machine, raise_if_wrong
 
-    findings = examine(storage)
+    findings = check_machine(storage)
     table = Table("", "what", "found", "what to do")
     for finding in findings:
         mark = "[red]x[/red]" if finding.advice else "[green]ok[/green]"

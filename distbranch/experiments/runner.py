@@ -21,7 +21,7 @@ from distbranch.engine.run_directory import write_atomically, write_json
 from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError, UserError
 from distbranch.experiments.runs import Run, Runs, check_defined, restrict_to_common_tasks
-from distbranch.launch.prepare import data_there, must_be_packed
+from distbranch.launch.prepare import is_to_be_packed, read_packed_data
 from distbranch.report.experiment_figures import save_figure
 from distbranch.sweep.plan import planned_trials, trials_by_variant
 from distbranch.sweep.run import run_sweep
@@ -235,9 +235,9 @@ def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str
 
 def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
     """Of data that are still to be packed nothing is known yet."""
-    trial_of_data = {trial.data.path: trial for trial in planned_trials(sweep) if not must_be_packed(trial)}
+    trial_of_data = {trial.data.path: trial for trial in planned_trials(sweep) if not is_to_be_packed(trial)}
     for trial in trial_of_data.values():
-        info = data_there(trial)
+        info = read_packed_data(trial)
         for split in splits:
             if split not in info.splits:
                 raise UserError(

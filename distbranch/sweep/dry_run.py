@@ -6,7 +6,7 @@ from distbranch.config import Config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import first_architecture
 from distbranch.launch.on_ray.address import cluster_address
-from distbranch.launch.prepare import check_data, data_there, must_be_packed, tell_ignored
+from distbranch.launch.prepare import check_data, is_to_be_packed, read_packed_data, warn_ignored_settings
 from distbranch.models.cost import multiply_adds, num_parameters
 from distbranch.sweep.plan import base_config, in_turns, planned_trials
 from distbranch.sweep.run import check_begun
@@ -26,11 +26,11 @@ def plan(sweep: SweepConfig) -> list[tuple[str, str]]:
     check_begun(sweep, SweepDirectory(sweep.path, sweep.trial_path), trials)
     lines = [("sweep directory", str(sweep.path)), ("data", " ".join(base.data.paths))]
     if sweep.search == "optuna":
-        tell_ignored([base])
+        warn_ignored_settings([base])
         num_trials = (sweep.num_trials or 0) * len(sweep.seeds or (0,))
         lines += [("trials", f"{num_trials}, chosen by Optuna as results come"), *_networks([base])]
     else:
-        tell_ignored(trials)
+        warn_ignored_settings(trials)
         lines += [("trials", _trials(trials, sweep)), *_networks(trials)]
     workers = sweep.workers_per_trial
     where = "in the trial's own process" if workers == 1 else "by an inner Ray trainer"
@@ -57,9 +57,9 @@ def _networks(trials: list[Config]) -> list[tuple[str, str]]:
     lines = {}
     at_once = in_turns(trials)[0]
     for config in trials:
-        if must_be_packed(config):
+        if is_to_be_packed(config):
             return [("networks", "known once the data set is packed, which would be done first")]
-        info = data_there(config)
+        info = read_packed_data(config)
         if config in at_once:  # others begin from runs that are still to be trained
             check_data(config, info)
         elif config.method.groups is not None or config.adashare.policy is not None:

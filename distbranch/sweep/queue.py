@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from distbranch.config import Config
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
-from distbranch.launch.on_ray.temporary_files import explain_full_folder
+from distbranch.launch.ray_folder import explain_full_folder
 from distbranch.sweep.trial_status import FAILED, STOPPED_EARLY, UNFINISHED, SweepDirectory
 
 Family = Sequence[Config]  # its leader first

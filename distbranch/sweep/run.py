@@ -20,8 +20,14 @@ from distbranch.engine.run_directory import RunDirectory, without_moved_data, wr
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError, reason_of
 from distbranch.launch.on_ray.address import cluster_address
-from distbranch.launch.on_ray.cluster import check_resources, check_storage, cluster
-from distbranch.launch.prepare import check_data, packed, places_of, refuse_what_vanishes, tell_ignored
+from distbranch.launch.on_ray.cluster import check_resources, check_storage, open_cluster
+from distbranch.launch.prepare import (
+    check_data,
+    ensure_packed,
+    list_run_paths,
+    refuse_uploaded_paths,
+    warn_ignored_settings,
+)
 from distbranch.launch.stopping import StopRequest
 from distbranch.locks import LockHeldError, hold_lock
 from distbranch.metrics import is_defined
@@ -75,7 +81,7 @@ def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
     known = [] if sweep.search == "optuna" else planned_trials(sweep)
     _refuse_what_vanishes(sweep, known or [base_config(sweep)])
     check_begun(sweep, directory, known)
-    tell_ignored(known or [base_config(sweep)])
+    warn_ignored_settings(known or [base_config(sweep)])
     for info in _data_of(in_turns(known)[0] if known else [base_config(sweep)], report):
         _check_metric(sweep, info)
     with _begun(sweep, directory):
@@ -100,8 +106,8 @@ def _refuse_what_vanishes(sweep: SweepConfig, trials: Sequence[Config]) -> None:
     places = [("directory", str(sweep.path))]
     if sweep.trial_directory is not None:
         places.append(("trial_directory", str(sweep.trial_path)))
-    of_trials = [place for trial in trials for place in places_of(trial) if place[0] != "run.directory"]
-    refuse_what_vanishes([*places, *dict.fromkeys(of_trials)])
+    of_trials = [place for trial in trials for place in list_run_paths(trial) if place[0] != "run.directory"]
+    refuse_uploaded_paths([*places, *dict.fromkeys(of_trials)])
 
 
 def _train_open(
@@ -254,7 +260,7 @@ def _data_of(trials: Sequence[Config], report: Report) -> list[DatasetInfo]:
     for config in kinds.values():
         made = (config.data.paths, str(config.data.pack))
         if made not in infos:
-            infos[made] = packed(config, report)
+            infos[made] = ensure_packed(config, report)
         check_data(config, infos[made])
     return list(infos.values())
 
@@ -275,8 +281,10 @@ def cluster_of(sweep: SweepConfig, report: Report) -> Iterator[None]:
     here = cluster_address(base.launch) is None
     _, wanted = room_asked_for(sweep)
     launch = base.launch.model_copy(update={"workers": wanted}) if here else base.launch
-    with cluster(launch, SETTINGS):
-        with StopRequest().ending_here("Stopped before any trial had begun. The same command continues.") as request:
+    with open_cluster(launch, SETTINGS):
+        with StopRequest().receive_and_raise(
+            "Stopped before any trial had begun. The same command continues."
+        ) as request:
             launch = base.launch if here else base.launch.model_copy(update={"workers": room_asked_for(sweep)})
             check_resources(launch, report, request)
             if not here:

@@ -19,7 +19,7 @@ from distbranch.engine.results import StoppedEarly
 from distbranch.engine.run_directory import RunDirectory, RunInUseError, read_lines
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
-from distbranch.launch.on_ray.cluster import alive_nodes, resources, room
+from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
 from distbranch.launch.stopping import StopRequest
 from distbranch.sweep.early_stopping import SizeClassHalving
 from distbranch.sweep.plan import base_config, size_class
@@ -111,7 +111,7 @@ def fit(
 def _listen(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
     """Wait for the Tuner; a signal closes the queue and gives every running trial its stop word."""
     request, trained_at = StopRequest(), time.monotonic()
-    with request.listening():
+    with request.receive_signals():
         thread.start()
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
@@ -131,7 +131,7 @@ def _listen(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None
                 break
     if not request():
         return None
-    return request.ending("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
+    return request.make_error("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
 
 
 def _is_trained(files: RunDirectory) -> bool:
@@ -160,7 +160,7 @@ def _resources(sweep: SweepConfig) -> dict[str, float]:
 def _concurrency(sweep: SweepConfig) -> int:
     """As many trials as were asked for and as fit: an inner trainer that has to wait for long gives up."""
     launch = base_config(sweep).launch
-    workers = room(alive_nodes(), resources(launch, gpu=bool(sweep.gpus_per_trial)))
+    workers = max_workers(list_alive_nodes(), get_worker_resources(launch, gpu=bool(sweep.gpus_per_trial)))
     fit_in = max(1, workers // sweep.workers_per_trial)
     return min(sweep.concurrency or fit_in, fit_in)
 

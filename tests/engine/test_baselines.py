@@ -18,7 +18,7 @@ from distbranch.data.shards import read_dataset
 from distbranch.engine.initialisation import first_architecture, read_own_tree
 from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.dry_run import plan
+from distbranch.launch.dry_run import plan_run
 from distbranch.launch.scaling import Link
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import num_parameters, num_weights
@@ -176,7 +176,7 @@ def test_a_fraction_of_the_width_is_in_eights_and_its_filters_begin_a_thin_run(t
     assert sum(parameter.numel() for parameter in network.parameters()) == result_of(wide)["parameters"]
     thin = {"method.name": "fixed", "method.init": "somp", "method.pretrained": str(wide)}
     assert distbranch.load(trained(tiny_data, tmp_path, **SHORT, **thin)).architecture.width == 2
-    told = dict(plan(load_config(config_of(tiny_data, tmp_path / "dry", **changes)), Link()).lines)
+    told = dict(plan_run(load_config(config_of(tiny_data, tmp_path / "dry", **changes)), Link()).lines)
     assert "0.05 of the full width" in told["network"]
 
 
@@ -243,7 +243,7 @@ def test_a_low_rank_run_is_loaded_counted_evaluated_predicted_and_reported(low_r
         ended = run_command([*command[:2], str(low_rank_run), *command[2:]])
         assert ended.code == 0, ended.err
     config = load_config(low_rank_run / "config.yaml")
-    told = dict(plan(config, Link()).lines)
+    told = dict(plan_run(config, Link()).lines)
     assert "low rank" in told["network"]
     assert f"{result['weights']:,} weights" in told["parameters"]
 

@@ -23,7 +23,7 @@ def disturbed_work(loop: dict[str, Any]) -> None:
 
     from distbranch.engine.batches import BatchFeed
     from distbranch.engine.training_step import TrainingStep
-    from distbranch.launch.on_ray import work as ray_work
+    from distbranch.launch.on_ray import worker as ray_worker
     from distbranch.report import tensorboard
 
     tensorboard.log_decision = lambda *_: None
@@ -50,7 +50,7 @@ def disturbed_work(loop: dict[str, Any]) -> None:
         return real_flags(self)
 
     TrainingStep._forward_and_backward, BatchFeed._start_flags = step, flags  # type: ignore[method-assign]
-    ray_work.work(loop)
+    ray_worker.train_worker(loop)
 
 
 def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
 
     from distbranch.launch.on_ray import train as ray_train
 
-    ray_train.work = disturbed_work
+    ray_train.train_worker = disturbed_work
     here = Path(__file__)
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (here.parents[3], here.parents[2], here.parent)))  # of workers
 
