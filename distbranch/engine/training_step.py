@@ -80,7 +80,9 @@ class TrainingStep:
         # DDP averages over the ranks: this makes the step that of the mean over the global batch, also of uneven shares.
         scale = self.ranks.world_size / config.batch_size
         margins, sums = [], torch.zeros(self.net.network.tasks.num_tasks, dtype=torch.float64, device=self.ranks.device)
-        drawn = {} if search is None else {"decisions": search.draw(self.net.network, self.progress.iteration)}
+        drawn = (
+            {} if search is None else {"decisions": search.sample_decisions(self.net.network, self.progress.iteration)}
+        )
         self.net.optimizer.zero_grad(set_to_none=True)
         for number, (part, part_labels, groups) in enumerate(parts):
             last = number == len(parts) - 1
@@ -126,7 +128,7 @@ class TrainingStep:
         Raises:
             SharedError: with its task, its step and the ranks where it was met.
         """
-        found = self.window.first_not_finite()
+        found = self.window.find_first_not_finite()
         if found is None:
             return
         step, task = found
