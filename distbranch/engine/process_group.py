@@ -252,19 +252,24 @@ def choose_rounding(precision: str, ranks: Ranks, before: Sequence[Rounding] = (
     if precision == "auto":
         precision = _choose_precision(ranks, begun_with)
     if precision == "bf16":
-        ranks.raise_on_all_ranks(_cannot_bf16(ranks.device))
+        ranks.raise_on_all_ranks(_describe_missing_bf16(ranks.device))
     threads = sorted(set(ranks.gather(torch.get_num_threads())))
     now = {"precision": precision, "threads": threads[0], "device": ranks.device.type}
     if len(threads) > 1:
         now["threads"] = threads
     if begun_with is not None and now != begun_with and ranks.is_first:
-        changed = [f"{key} {begun_with[key]} -> {value}" for key, value in now.items() if begun_with[key] != value]
+        changed = []
+        for key, value in now.items():
+            if value != begun_with[key]:
+                changed.append(f"{key} {begun_with[key]} -> {value}")
         logger.warning(
             "The run is resumed with another rounding than it was begun with (%s), so from here on its numbers are not those of a "
             "run without a break. `launch.threads` and `launch.device` restore it.",
             ", ".join(changed),
         )
-    return [*before, now] if not before or before[-1] != now else list(before)
+    if before and before[-1] == now:
+        return list(before)
+    return [*before, now]
 
 
 def _choose_precision(ranks: Ranks, begun_with: Rounding | None) -> str:
@@ -273,16 +278,17 @@ def _choose_precision(ranks: Ranks, begun_with: Rounding | None) -> str:
     if begun_with is None or begun_with["precision"] == in_hardware:
         return in_hardware
     if ranks.is_first:
+        note = " (emulated and slow here)" if in_hardware == "fp32" else ""
         logger.warning(
             "train.precision=auto would be %s on this hardware; the run was begun with %s and keeps it%s.",
             in_hardware,
             begun_with["precision"],
-            " (emulated and slow here)" if in_hardware == "fp32" else "",
+            note,
         )
     return str(begun_with["precision"])
 
 
-def _cannot_bf16(device: torch.device) -> str | None:
+def _describe_missing_bf16(device: torch.device) -> str | None:
     if device.type != "cuda" or torch.cuda.is_bf16_supported():
         return None
     return (

@@ -46,42 +46,50 @@ def decide(
         seed: of the clustering.
     """
     affinities = {kind: stats.affinity(kind) for kind in ("agreement", "phi")}
-    unseen = len(stats.pairs_never_seen())
+    num_unseen = len(stats.pairs_never_seen())
     above = architecture.tree.branches(architecture.tree.active_layer + 1)
 
     @cache
-    def between(kind: str) -> NDArray[np.float64]:
+    def affinity_above(kind: str) -> NDArray[np.float64]:
         return branch_affinity(affinities[kind], above)
 
     @cache  # methods that differ in nothing but prices and caps choose among the same
     def candidates(kind: str) -> Candidates:
-        return Candidates(between(kind), seed=seed)
+        return Candidates(affinity_above(kind), seed=seed)
 
-    rulings = []
+    decisions = []
     for method in methods:
-        record = _record(candidates, architecture, method) | {"pairs_never_seen": unseen}
-        rulings.append(RoundDecision(record, {**affinities, "branch_affinity": between(method.affinity)}))
-    return rulings
+        record = _make_record(candidates, architecture, method)
+        record["pairs_never_seen"] = num_unseen
+        matrices = {**affinities, "branch_affinity": affinity_above(method.affinity)}
+        decisions.append(RoundDecision(record, matrices))
+    return decisions
 
 
-def _record(
+def _make_record(
     candidates: Callable[[str], Candidates], architecture: Architecture, method: MethodConfig
 ) -> dict[str, Any]:
     began = time.perf_counter()
     tree, layer = architecture.tree, architecture.tree.active_layer
     above = tree.branches(layer + 1)
     pools = pools_above(architecture.layers, layer)
-    cap = _cap(method, architecture, layer)
+    cap = method.max_branches
+    if cap == "auto":  # what the layer's width leaves room for
+        cap = max(1, branch_caps(architecture.layers, architecture.widths)[layer - 1])
     decision = candidates(method.affinity).choose(
         alpha=method.alpha, pools_above=pools, unit_cost=method.unit_cost, max_groups=cap
     )
     names = [task.name for task in architecture.tasks]
+    tasks = []
+    for group in decision.groups:
+        members = sorted(task for branch in group for task in above[branch])
+        tasks.append([names[task] for task in members])
     return {
         "layer": layer,
         "layer_name": tree.layers[layer - 1],
         "num_groups": decision.num_groups,
         "groups": [list(group) for group in decision.groups],
-        "tasks": [[names[task] for task in sorted(_tasks_of(group, above))] for group in decision.groups],
+        "tasks": tasks,
         "costs": {str(number): cost for number, cost in decision.costs.items()},
         "separation": {str(number): cost for number, cost in decision.separation.items()},
         "search": decision.search,
@@ -95,24 +103,14 @@ def _record(
     }
 
 
-def may_still_grow(tree: Tree, ruling: RoundDecision, method: MethodConfig) -> bool:
-    """Whether another round follows a ruling; `tree` is the tree after it."""
+def may_still_grow(tree: Tree, decision: RoundDecision, method: MethodConfig) -> bool:
+    """Whether another round follows a decision; `tree` is the tree after it."""
     if tree.active_layer == 0:
         return False
-    return ruling.split is not None or method.when_no_split == "retry"
+    return decision.split is not None or method.when_no_split == "retry"
 
 
-def next_split(tree: Tree, ruling: RoundDecision, method: MethodConfig) -> tuple[Split | None, bool]:
-    """All that a ruling changes in training: the split, and whether another round follows. `tree` is the tree before it."""
-    after = tree if ruling.split is None else tree.split(ruling.split)
-    return ruling.split, may_still_grow(after, ruling, method)
-
-
-def _cap(method: MethodConfig, architecture: Architecture, layer: int) -> int | None:
-    if method.max_branches == "auto":
-        return max(1, branch_caps(architecture.layers, architecture.widths)[layer - 1])
-    return method.max_branches
-
-
-def _tasks_of(group: tuple[int, ...], above: tuple[tuple[int, ...], ...]) -> list[int]:
-    return [task for branch in group for task in above[branch]]
+def next_split(tree: Tree, decision: RoundDecision, method: MethodConfig) -> tuple[Split | None, bool]:
+    """All that a decision changes in training: the split, and whether another round follows. `tree` is the tree before it."""
+    after = tree if decision.split is None else tree.split(decision.split)
+    return decision.split, may_still_grow(after, decision, method)

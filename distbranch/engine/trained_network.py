@@ -15,7 +15,12 @@ from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, fingerprint
 from distbranch.engine.initialisation import begin_from_pretrained
-from distbranch.engine.optimisation import build_optimizer, build_policy_optimizer, load_slots, optimizer_slots
+from distbranch.engine.optimizer_and_schedule import (
+    build_optimizer,
+    build_policy_optimizer,
+    load_slots,
+    optimizer_slots,
+)
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.backbones import Architecture
 from distbranch.models.networks import Network, network_of

@@ -19,7 +19,7 @@ from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.checkpoint import Checkpoint
 from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.initialisation import first_architecture
-from distbranch.engine.policy_search import PolicySearch, policy_record
+from distbranch.engine.policy_search import PolicySearch, make_policy_record
 from distbranch.engine.process_group import choose_rounding
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trained_network import TrainedNetwork
@@ -126,7 +126,7 @@ class TrainingState:
     def architecture(self) -> AnyArchitecture:
         """Of the network as it answers: of a search that of its most probable decisions."""
         network = self.net.network
-        return network.ruling if isinstance(network, AdaShareNet) else network.architecture
+        return network.most_probable_architecture if isinstance(network, AdaShareNet) else network.architecture
 
     def progress_fields(self, *, may_wait: bool = True) -> dict[str, Any]:
         """Where the run stands, as it is logged and shown.
@@ -179,7 +179,7 @@ class TrainingState:
 
     def describe_policy(self) -> dict[str, Any]:
         """Who executes what, of AdaShare: the content of policy.json."""
-        return policy_record(self.net.network, self.search, self.progress.iteration)
+        return make_policy_record(self.net.network, self.search, self.progress.iteration)
 
     def check_finite(self) -> None:
         """Refuse weights that are not finite; they are the same on every rank.
@@ -211,12 +211,11 @@ class StepWindow:
         self.counts = torch.zeros_like(self.losses)
         self.num_samples = 0  # of the losses
         self.not_finite = torch.zeros(num_tasks, dtype=torch.int64, device=device)  # first step, 0: none
-        self.own_not_finite = torch.zeros(
-            (), dtype=torch.bool, device=device
-        )  # whether a loss of this rank was the cause
+        # Whether a loss of this rank was the cause: on the device, as the others are, so that no step waits for it.
+        self.own_not_finite = torch.zeros((), dtype=torch.bool, device=device)
         self.rate = 0.0  # of the last step, as the norm is
         self.norm: Tensor | None = None
-        self._since_save = time.perf_counter()
+        self._measured_at = time.perf_counter()
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -230,7 +229,8 @@ class StepWindow:
         self.num_steps += 1
         self.num_timed += num_samples
         self.waited += waited
-        self.rate, self.norm = rate, norm
+        self.rate = rate
+        self.norm = norm
 
     def add_own_losses(self, losses: Tensor) -> None:
         """The losses [T] of one step on this rank alone."""
@@ -244,10 +244,10 @@ class StepWindow:
         first = (self.not_finite == 0) & ~losses.isfinite()
         self.not_finite.masked_fill_(first, iteration)
 
-    def first_not_finite(self) -> tuple[int, int] | None:
+    def find_first_not_finite(self) -> tuple[int, int] | None:
         """(step, task) of the first loss that was NaN or infinite."""
-        steps = self.not_finite.tolist()
-        return min(((step, task) for task, step in enumerate(steps) if step), default=None)
+        found = [(step, task) for task, step in enumerate(self.not_finite.tolist()) if step]
+        return min(found, default=None)
 
     def measure_pace(self) -> dict[str, float]:
         """Images per second over all ranks, and the share of the time that went by waiting for data."""
@@ -256,13 +256,19 @@ class StepWindow:
 
     def measure_and_reset(self, names: tuple[str, ...]) -> dict[str, Any]:
         """The measurements since the last call. `loss` is what is optimised, per sample; a task's is None without a label."""
-        sums = list(zip(names, self.losses.tolist(), self.counts.tolist(), strict=True))
-        norm = float(self.norm) if self.norm is not None else math.nan
+        losses = self.losses.tolist()
+        task_loss: dict[str, float | None] = {}
+        for name, loss, count in zip(names, losses, self.counts.tolist(), strict=True):
+            task_loss[name] = loss / count if count else None
+        # JSON has no NaN and no infinity.
+        norm = None if self.norm is None else float(self.norm)
+        if norm is not None and not math.isfinite(norm):
+            norm = None
         measured = {
-            "loss": sum(loss for _, loss, _ in sums) / self.num_samples,
-            "task_loss": {name: loss / count if count else None for name, loss, count in sums},
+            "loss": sum(losses) / self.num_samples,
+            "task_loss": task_loss,
             "learning_rate": self.rate,
-            "gradient_norm": norm if math.isfinite(norm) else None,
+            "gradient_norm": norm,
             **self.measure_pace(),
         }
         self.restart_clock()
@@ -272,7 +278,7 @@ class StepWindow:
         return measured
 
     def to_json(self) -> dict[str, Any]:
-        """The sums, so that a run that goes on logs what it would have logged."""
+        """The sums, so that a resumed run logs what it would have logged."""
         return {"losses": self.losses.tolist(), "counts": self.counts.tolist(), "num_samples": self.num_samples}
 
     def load(self, values: Mapping[str, Any]) -> None:
@@ -284,16 +290,19 @@ class StepWindow:
     def measure_seconds(self) -> float:
         """Seconds since the last call."""
         now = time.perf_counter()
-        seconds, self._since_save = now - self._since_save, now
+        seconds = now - self._measured_at
+        self._measured_at = now
         return seconds
 
 
 def gather_affinity(stats: AffinityStats, ranks: Ranks) -> dict[str, Tensor]:
     """On rank 0 the sums of every rank as `rank-0/agree`, ...; all must call it. Pair sums differ, margins do not."""
-    every = ranks.gather_rows(_as_row(stats).unsqueeze(0))
+    # One row of numbers per rank travels, and only to rank 0: the sums of 1,000 tasks are too many to send to all.
+    rows = ranks.gather_rows(_flatten_sums(stats).unsqueeze(0))
     tensors: dict[str, Tensor] = {}
-    for rank, row in enumerate(every):
-        tensors |= {f"rank-{rank}/{name}": value for name, value in _by_name(row[0], stats).items()}
+    for rank, row in enumerate(rows):
+        for name, value in _split_row(row[0], stats).items():
+            tensors[f"rank-{rank}/{name}"] = value
     return tensors
 
 
@@ -310,35 +319,38 @@ def restore_affinity(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks)
     saved = checkpoint.tensors.get(AFFINITY, {})
     if not ranks.broadcast(bool(saved)):
         return blank
-    parts = _rows_for_ranks(blank, checkpoint, ranks) if ranks.is_first else []
-    own = ranks.scatter(parts, torch.empty_like(_as_row(blank)))
-    blank.load_state_dict(_by_name(own, blank))
+    rows = _divide_among_ranks(blank, checkpoint, ranks) if ranks.is_first else []
+    own = ranks.scatter(rows, torch.empty_like(_flatten_sums(blank)))
+    blank.load_state_dict(_split_row(own, blank))
     return blank
 
 
-def _rows_for_ranks(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> list[Tensor]:
+def _divide_among_ranks(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> list[Tensor]:
+    """The row of every rank, from the sums of all ranks that the checkpoint holds."""
     saved = checkpoint.tensors[AFFINITY]
-    num_saved = int(checkpoint.state["world_size"])
-
-    def of_rank(rank: int) -> AffinityStats:
+    every: list[AffinityStats] = []
+    for rank in range(int(checkpoint.state["world_size"])):
         stats = AffinityStats(blank.num_tasks, blank.decay)
         stats.load_state_dict({name: saved[f"rank-{rank}/{name}"] for name in stats.state_dict()})
-        return stats
+        every.append(stats)
+    if len(every) == ranks.world_size:  # the same ranks as before: the same sums, bit for bit
+        return [_flatten_sums(stats) for stats in every]
 
-    if num_saved == ranks.world_size:
-        return [_as_row(of_rank(rank)) for rank in range(num_saved)]
-    first = of_rank(0)
-    total = sum((of_rank(rank).pair_sums() for rank in range(1, num_saved)), first.pair_sums())
-    nothing = _as_row(first.with_pair_sums(torch.zeros_like(total)))
-    return [_as_row(first.with_pair_sums(total)), *[nothing] * (ranks.world_size - 1)]
+    # Decisions are taken from the total alone, so it does not matter which rank holds which part of it.
+    first = every[0]
+    total = first.pair_sums()
+    for stats in every[1:]:
+        total = total + stats.pair_sums()
+    nothing = _flatten_sums(first.with_pair_sums(torch.zeros_like(total)))
+    return [_flatten_sums(first.with_pair_sums(total)), *[nothing] * (ranks.world_size - 1)]
 
 
-def _as_row(stats: AffinityStats) -> Tensor:
+def _flatten_sums(stats: AffinityStats) -> Tensor:
     return torch.cat([value.reshape(-1).cpu() for value in stats.state_dict().values()])
 
 
-def _by_name(row: Tensor, stats: AffinityStats) -> dict[str, Tensor]:
-    """The inverse of `_as_row`, without a copy."""
+def _split_row(row: Tensor, stats: AffinityStats) -> dict[str, Tensor]:
+    """The inverse of `_flatten_sums`, without a copy."""
     like = stats.state_dict()
     parts = torch.split(row, [value.numel() for value in like.values()])
     return {name: part.view_as(value) for (name, value), part in zip(like.items(), parts, strict=True)}

@@ -148,7 +148,7 @@ def _time_interleaved(net: TrainedNetwork, batch: tuple[Tensor, Tensor], num_blo
     """Milliseconds of the slowest rank per step: alone, with gradients, together; medians over the blocks after the first."""
     ranks, batch_size = net.ranks, net.config.train.batch_size
     (own,) = positions_of_rank(batch_size, 1, ranks.rank, ranks.world_size)
-    (groups,) = NormPlan(net.config.train, ranks).groups(torch.arange(own.start, own.stop))
+    (groups,) = NormPlan(net.config.train, ranks).group_images(torch.arange(own.start, own.stop))
     steps = [
         make_training_step(net, batch),
         make_training_step(net, batch, together=True),

@@ -11,7 +11,7 @@ from tiny_runs import TASKS, config_of
 from distbranch.config import OptimConfig, load_config
 from distbranch.data.shards import read_dataset
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.optimisation import learning_rate
+from distbranch.engine.optimizer_and_schedule import learning_rate
 from distbranch.engine.process_group import num_cores
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trainer import Trainer

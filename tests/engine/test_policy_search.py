@@ -101,7 +101,7 @@ def policy_after_steps(config: dict[str, Any]) -> list[Any]:
             images = torch.randint(0, 256, (12, 3, *info.image_size), dtype=torch.uint8, generator=generator)
             labels = torch.randint(0, 2, (12, len(info.tasks)), generator=generator).float()
             own = slice(ranks.rank * 12 // ranks.world_size, (ranks.rank + 1) * 12 // ranks.world_size)
-            (groups,) = plan.groups(torch.arange(12)[own])
+            (groups,) = plan.group_images(torch.arange(12)[own])
             search.train_policy(net, ranks, [(images[own], labels[own], groups)], step, nullcontext())
         assert isinstance(net.network, AdaShareNet)
         return net.network.policy_logits.tolist()  # type: ignore[no-any-return]

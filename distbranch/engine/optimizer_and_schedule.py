@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distbranch.config import OptimConfig
 
-SECOND_BETA = 0.999  # of Adam and AdamW
+SECOND_BETA = 0.999  # of Adam and AdamW; their first one is `optim.momentum`
 POLICY_WEIGHT_DECAY = 5e-4
 
 
@@ -21,11 +21,10 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Opti
 
     Weight decay falls on convolutions and products alone: norms and biases, which have one dimension, are left as they are.
     """
-    every = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    parameters: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in every if parameter.ndim > 1]},
-        {"params": [parameter for parameter in every if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    parameters: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     if config.name == "sgd":
         return torch.optim.SGD(
             parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
@@ -61,12 +60,15 @@ def load_slots(optimizer: torch.optim.Optimizer, network: nn.Module, slots: Mapp
         name, _, slot = key.rpartition(":")
         by_parameter.setdefault(name, {})[slot] = value
     for name, parameter in network.named_parameters():
-        slots_of_it = by_parameter.get(name, {}) if id(parameter) in own_parameters else {}
-        for slot, value in slots_of_it.items():
+        if id(parameter) not in own_parameters:
+            continue
+        for slot, value in by_parameter.get(name, {}).items():
             if value.shape == parameter.shape:
                 own = torch.empty_like(parameter, requires_grad=False).copy_(value)
-            else:  # the step count of Adam: on the device where a fused kernel counts, else on the CPU, which needs no look at a GPU
-                own = value.clone().to(parameter.device if optimizer.defaults.get("fused") else "cpu")
+            elif optimizer.defaults.get("fused"):  # the step count of Adam, where the fused kernel counts it
+                own = value.clone().to(parameter.device)
+            else:  # on the CPU it can be read without a wait for the GPU
+                own = value.clone().to("cpu")
             optimizer.state[parameter][slot] = own
 
 
