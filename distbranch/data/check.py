@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 import webdataset
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,10 +27,12 @@ from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import (
     BadSample,
     DatasetInfo,
+    Index,
     Shard,
     SplitInfo,
     is_remote,
     label_name,
+    label_number,
     parse_labels,
     read_dataset,
 )
@@ -109,78 +110,73 @@ def _check_shard(folder: Path, shard: Shard, counts: Counts, keys: set[int], rep
         report.add_problem(f"Shard {shard.file}: it should have {shard.num_bytes} bytes, found {path.stat().st_size}.")
     elif file_sha256(path) != shard.sha256:
         report.add_problem(f"Shard {shard.file}: its bytes were changed (the sha256 differs from dataset.json).")
-    index = _read_index(folder, shard, report)
-    if index is None:
+    try:
+        index = _read_index(folder, shard)
+    except BadSample as error:
+        report.add_problem(str(error))
         return
     with path.open("rb") as file:
         for number, row in enumerate(index):
+            # The sample by itself: one that is damaged hides nothing of the others.
             try:
                 key, labels = _read_sample(file, shard.file, number, row, report.info.tasks)
             except BadSample as error:
                 report.add_problem(str(error))
                 continue
+
+            # The sample among the others.
             if hash(key) in keys:
                 report.add_problem(f"Shard {shard.file}, sample {number}: its key '{key}' occurs a second time.")
             keys.add(hash(key))
-            for task, value in labels.items():
-                counts[task][value] += 1
+            for task, label in labels.items():
+                counts[task][label] += 1
     _check_webdataset(path, index, report)
 
 
-def _read_index(folder: Path, shard: Shard, report: CheckReport) -> NDArray[np.int64] | None:
-    """The index [n, 6], or None (and a problem) when it is not the one that was written."""
+def _read_index(folder: Path, shard: Shard) -> Index:
+    """The index. Raises BadSample when it is not the one that was written."""
     path = folder / shard.index
     if not path.is_file():
-        report.add_problem(f"Shard {shard.file}: its index {shard.index} is missing.")
-        return None
+        raise BadSample("missing-shard", shard.file, None, f"its index {shard.index} is missing.")
     if file_sha256(path) != shard.index_sha256:
-        report.add_problem(
-            f"Shard {shard.file}: its index {shard.index} was changed (the sha256 differs from dataset.json)."
-        )
-        return None
-    index: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        what = f"its index {shard.index} was changed (the sha256 differs from dataset.json)."
+        raise BadSample("corrupt", shard.file, None, what)
+    index: Index = np.load(path, allow_pickle=False)
     if index.shape != (shard.num_samples, 6):
-        report.add_problem(
-            f"Shard {shard.file}: its index should have {shard.num_samples} rows of 6, found {index.shape}."
-        )
-        return None
+        what = f"its index should have {shard.num_samples} rows of 6, found {index.shape}."
+        raise BadSample("incomplete", shard.file, None, what)
     return index
 
 
 def _read_sample(
-    file: BinaryIO, shard: str, number: int, row: NDArray[np.int64], tasks: Sequence[Task]
+    file: BinaryIO, shard: str, number: int, row: Index, tasks: Sequence[Task]
 ) -> tuple[str, dict[str, str]]:
     """Key and names of the labels of one sample, its image decoded. Raises BadSample."""
-    parts = []
-    offset, size, crc, label_offset, label_size, label_crc = row.tolist()
-    for what, start, length, packed_crc in (
-        ("image", offset, size, crc),
-        ("label file", label_offset, label_size, label_crc),
-    ):
-        file.seek(start)
-        content = file.read(length)
-        if len(content) < length:
+    contents = []
+    for what, (offset, size, crc) in (("image", row[:3].tolist()), ("label file", row[3:].tolist())):
+        file.seek(offset)
+        content = file.read(size)
+        if len(content) < size:
             raise BadSample("truncated", shard, number, f"the shard ends inside its {what}.")
-        if zlib.crc32(content) != packed_crc:
+        if zlib.crc32(content) != crc:
             raise BadSample("corrupt", shard, number, f"the bytes of its {what} were changed (crc32 differs).")
-        parts.append(content)
-    image, text = parts
+        contents.append(content)
+
+    image, text = contents
     try:
         decode_image(image)
     except BrokenImageError as error:
         raise BadSample("broken-image", shard, number, f"its image cannot be decoded: {error}.") from None
+
     parse_labels(text, tasks, shard, number)
-    content = json.loads(text)
-    if not isinstance(content.get("key"), str):
+    described = json.loads(text)
+    if not isinstance(described.get("key"), str):
         raise BadSample("incomplete", shard, number, "its label file has no field 'key'.")
-    by_name = {task.name: task for task in tasks}
-    names = {}
-    for name, value in content["labels"].items():
-        names[name] = label_name(by_name[name], value)
-    return content["key"], names
+    labels = described["labels"]
+    return described["key"], {task.name: label_name(task, labels[task.name]) for task in tasks if task.name in labels}
 
 
-def _check_webdataset(path: Path, index: NDArray[np.int64], report: CheckReport) -> None:
+def _check_webdataset(path: Path, index: Index, report: CheckReport) -> None:
     """Reads the shard as any WebDataset program would and compares the sums of what comes out with the index."""
     number = 0
     try:
@@ -188,8 +184,8 @@ def _check_webdataset(path: Path, index: NDArray[np.int64], report: CheckReport)
             where = f"Shard {path.name}, sample {number}"
             key = json.dumps(sample["__key__"], ensure_ascii=False)
             text = sample.get("json", b"")
-            sums = (zlib.crc32(sample.get("jpg", b"")), zlib.crc32(text))
-            if number < len(index) and sums != (index[number, 2], index[number, 5]):
+            sums = [zlib.crc32(sample.get("jpg", b"")), zlib.crc32(text)]
+            if number < len(index) and sums != index[number, [2, 5]].tolist():
                 report.add_problem(f"{where}: webdataset reads other bytes than the index says.")
             elif f'"key":{key}'.encode() not in text:
                 report.add_problem(f"{where}: webdataset reads the key {key}, its label file names another.")
@@ -233,20 +229,18 @@ def read_plain_batches(
 
 
 def _decode_sample(sample: dict[str, Any], tasks: Sequence[Task], image_size: tuple[int, int]) -> tuple[Any, Any]:
+    """Image [H, W, 3] and labels [T]."""
     height, width = image_size
     image = sample["jpg"].resize((width, height), Image.Resampling.BILINEAR)
-    labels = sample["json"]["labels"]
-    return np.asarray(image), np.array(
-        [_convert_label(task, labels.get(task.name)) for task in tasks], dtype=np.float32
-    )
-
-
-def _convert_label(task: Task, value: Any) -> float:
-    if value is None:
-        return math.nan
-    return task.classes.index(value) if task.classes else float(value)
+    labels = np.full(len(tasks), math.nan, dtype=np.float32)
+    for number, task in enumerate(tasks):
+        value = sample["json"]["labels"].get(task.name)
+        if value is not None:
+            labels[number] = label_number(task, value)
+    return np.asarray(image), labels
 
 
 def _collate(samples: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-    images, labels = (np.stack(column) for column in zip(*samples, strict=True))
+    images = np.stack([image for image, _ in samples])
+    labels = np.stack([label for _, label in samples])
     return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distbranch.data.cache import Cache, DamagedDownloadError, FetchAhead, Files, RemoteFiles, open_files
-from distbranch.data.shards import BadSample, Shard, join, parse_labels
+from distbranch.data.shards import BadSample, Index, Shard, join, parse_labels
 from distbranch.permissions import denied
 from distbranch.tasks import Task
 
@@ -40,7 +40,7 @@ class _OpenShard:
     """A file descriptor and the shard's index [n, 6], or why there is none: the kind of trouble, and what."""
 
     descriptor: int | None
-    index: NDArray[np.int64]
+    index: Index
     kind: str = ""
     what: str = ""
 
@@ -195,13 +195,13 @@ def _read_verified(descriptor: int, offset: int, size: int, crc: int, what: str)
     return content
 
 
-def _read_index(placed: _PlacedShard) -> NDArray[np.int64]:
+def _read_index(placed: _PlacedShard) -> Index:
     shard = placed.shard
     with os.fdopen(_open_file(placed.files, shard.index, shard.index_sha256), "rb") as file:
         content = file.read()
     if sha256(content).hexdigest() != shard.index_sha256:
         raise _TroubleError("corrupt", f"its index {shard.index} is not the one that was packed.")
-    index: NDArray[np.int64] = np.load(BytesIO(content), allow_pickle=False)
+    index: Index = np.load(BytesIO(content), allow_pickle=False)
     return index
 
 

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from webdataset.writer import TarWriter
 
-from distbranch.data.shards import BadSample, Sample, Shard, SplitInfo, label_name, label_number
+from distbranch.data.shards import BadSample, Index, Sample, Shard, SplitInfo, label_name, label_number
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 
-def index_shard(path: Path) -> NDArray[np.int64]:
+def index_shard(path: Path) -> Index:
     """Index [n, 6] of a shard: image offset, size, crc32; label offset, size, crc32.
 
     Raises BadSample when it is no whole tar or when a sample lacks its image or its labels.

@@ -27,6 +27,7 @@ FORMAT = "distbranch-dataset"
 VERSION = 1
 BAD_KINDS = ("missing-shard", "truncated", "corrupt", "incomplete", "broken-image", "bad-label")
 
+Index = NDArray[np.int64]  # [n, 6] of a shard: image offset, size and crc32, then the same of the label file
 LabelValue = int | float | str
 Labels = Mapping[str, LabelValue]
 
@@ -174,9 +175,9 @@ class DatasetInfo:
 
 
 def _read_packed_bits(source: Mapping[str, Any]) -> int | None:
-    """The option of whoever packed the images: of a labelled copy that of the original."""
+    """The option of whoever packed the images."""
     while source.get("source") == "label":
-        source = source["data"]["source"]
+        source = source["data"]["source"]  # of a labelled copy that of the original
     bits = source.get("bits")
     return None if bits is None else int(bits)
 
