@@ -83,7 +83,7 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
     """
     info = read_local_dataset(path)
     report = CheckReport(info)
-    keys: set[int] = set()
+    keys: set[int] = set()  # hashes of them, as in `pack`
     for name, split in info.splits.items():
         problems_before = report.num_problems
         counts: Counts = {task.name: Counter() for task in info.tasks}
@@ -108,6 +108,7 @@ def _check_shard(folder: Path, shard: Shard, counts: Counts, keys: set[int], rep
         return
     if path.stat().st_size != shard.num_bytes:
         report.add_problem(f"Shard {shard.file}: it should have {shard.num_bytes} bytes, found {path.stat().st_size}.")
+    # The sums of the samples are compared all the same: they say which of them are damaged.
     elif file_sha256(path) != shard.sha256:
         report.add_problem(f"Shard {shard.file}: its bytes were changed (the sha256 differs from dataset.json).")
     try:

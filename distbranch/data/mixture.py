@@ -25,6 +25,7 @@ def merge_datasets(infos: Sequence[DatasetInfo], proportions: Sequence[int] = ()
     """
     if len(infos) == 1:
         return infos[0]
+    # The same data set twice would have every sample twice in an epoch, under different numbers.
     seen = set()
     for path in (info.path.rstrip("/") for info in infos):
         if path in seen:
@@ -62,6 +63,7 @@ def _merge_tasks(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
     for info in infos:
         for task in info.tasks:
             known, where = union.setdefault(task.name, (task, info.path))
+            # One head is trained on both, so they must agree in kind, classes and exclusive set.
             if known != task:
                 raise UserError(
                     f"The task '{task.name}' is {_describe_task(known)} in {where} and {_describe_task(task)} in {info.path}. "

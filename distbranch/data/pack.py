@@ -70,9 +70,10 @@ def pack(
         if finished is not None:
             return finished
         out.parent.mkdir(parents=True, exist_ok=True)
+        # One of several processes packs, and the others find what it made.
         lock = out.with_name(f".{out.name}.lock")
         with hold_lock(lock), _renamed_at_the_end(out) as partial:
-            finished = _find_finished(out, source, tasks)  # by whoever held the lock
+            finished = _find_finished(out, source, tasks)
             if finished is not None:
                 return finished
 
@@ -300,6 +301,6 @@ def _convert_to_plain_json(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
+        json.dump(value, file, ensure_ascii=False, indent=1)  # for people
         file.flush()
         os.fsync(file.fileno())

@@ -24,7 +24,7 @@ from distbranch.tasks import Task
 
 DATASET_FILE = "dataset.json"
 FORMAT = "distbranch-dataset"
-VERSION = 1
+VERSION = 1  # a program refuses every other one
 BAD_KINDS = ("missing-shard", "truncated", "corrupt", "incomplete", "broken-image", "bad-label")
 
 Index = NDArray[np.int64]  # [n, 6] of a shard: image offset, size and crc32, then the same of the label file
@@ -127,6 +127,7 @@ class DatasetInfo:
     @property
     def bits(self) -> int | None:
         """How many of their 16 bits deep images use, as it was said when they were packed; None: nothing was said."""
+        # Data sets that were packed with different answers have none in common.
         given = {_read_packed_bits(member.source) for member in self.members} - {None}
         return given.pop() if len(given) == 1 else None
 
@@ -134,6 +135,7 @@ class DatasetInfo:
     def fingerprint(self) -> str:
         """A hash over tasks and shards: the same samples in the same places, wherever the data set lies."""
         if self.parts:
+            # In which proportions they are mixed decides the order of samples, so it belongs to what a run resumes.
             what: list[Any] = [[part.fingerprint for part in self.parts], list(self.proportions)]
         else:
             content = self.to_json()
