@@ -31,9 +31,9 @@ from distbranch.locks import FOR_EVER, WITHOUT_FLOCK, LockHeldError, hold_lock
 logger = logging.getLogger("distbranch")
 
 ATTEMPTS = 3
-BACKOFF_S = 0.5
+BACKOFF_S = 0.5  # before the second attempt, then twice as long before each further one
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_AHEAD_THREADS = 4
+_AHEAD_THREADS = 4  # of every reader: one stream of a distant store fills no network
 _COPY = re.compile(r"[0-9a-f]{16}-.+\.(tar|npy)")  # what we put into the cache folder; anything else there is not ours
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 
@@ -87,7 +87,9 @@ class RemoteFiles:
             UserError: neither the cache nor the folder for temporary files has room for it.
         """
         descriptor = self._open_copy(file, sha256)
-        return self._read_through(file, sha256) if descriptor is None else descriptor
+        if descriptor is None:
+            return self._read_through(file, sha256)
+        return descriptor
 
     def fetch(self, file: str, sha256: str) -> None:
         """Let the cache have a copy, if it can keep one."""
@@ -98,8 +100,8 @@ class RemoteFiles:
     def _open_copy(self, file: str, sha256: str) -> int | None:
         """A descriptor of the copy, fetched if absent; None where the cache cannot keep one."""
         copy = Path(self.cache.folder) / f"{sha256[:16]}-{file.replace('/', '-')}"
-        with _locked(copy) as is_locked:
-            descriptor = _open_if_there(copy)
+        with _try_to_lock(copy) as is_locked:
+            descriptor = _open_existing(copy)
             is_new = descriptor is None
             if descriptor is None and is_locked:
                 descriptor = self._fetch_copy(file, sha256, copy)
@@ -110,7 +112,7 @@ class RemoteFiles:
     def _fetch_copy(self, file: str, sha256: str, copy: Path) -> int | None:
         """Fetch into the cache, whose other copies make way on a full disk; None if that does not suffice."""
         aside = Path(f"{copy}.part")
-        for cache in (replace(self.cache, max_bytes=0), None):
+        for is_last in (False, True):
             try:
                 aside.touch()
             except OSError:
@@ -125,8 +127,8 @@ class RemoteFiles:
                 _mark_in_use(descriptor)
                 aside.replace(copy)
                 return descriptor
-            if cache is not None:
-                make_room(cache)
+            if not is_last:
+                make_room(replace(self.cache, max_bytes=0))
         return None
 
     def _read_through(self, file: str, sha256: str) -> int:
@@ -186,8 +188,9 @@ class FetchAhead:
 
     def request(self, files: Mapping[str, str]) -> None:
         """These files (name to sha256) will be read soon."""
-        for file in files.keys() - self._wanted:
-            self._pool.submit(self._fetch, file, files[file])
+        for file, sha256 in files.items():
+            if file not in self._wanted:
+                self._pool.submit(self._fetch, file, sha256)
         self._wanted = set(files)
 
     def close(self) -> None:
@@ -231,31 +234,31 @@ def default_cache_folder() -> str:
 def make_room(cache: Cache) -> None:
     """Removes the copies used longest ago until the rest fits; copies in use (by any process) stay."""
     folder = Path(cache.folder)
-    with _locked(folder / "room") as is_locked:
+    with _try_to_lock(folder / "room") as is_locked:
         if not is_locked:
             return
-        copies = sorted(_copies(folder), key=lambda copy: copy[1])
-        excess = sum(size for _, _, size in copies) - cache.max_bytes
-        for path, _, size in copies:
+        copies = sorted(_list_copies(folder))
+        excess = sum(size for _, size, _ in copies) - cache.max_bytes
+        for _, size, path in copies:
             if excess <= 0:
                 return
-            if _removed_unless_in_use(path):
+            if _remove_unless_in_use(path):
                 excess -= size
 
 
-def _copies(folder: Path) -> list[tuple[Path, float, int]]:
-    """(path, time of last use, bytes) of every finished copy."""
+def _list_copies(folder: Path) -> list[tuple[float, int, Path]]:
+    """(time of last use, bytes, path) of every finished copy."""
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if _COPY.fullmatch(entry.name):
                 status = entry.stat()
-                found.append((Path(entry.path), status.st_mtime, status.st_size))
+                found.append((status.st_mtime, status.st_size, Path(entry.path)))
     return found
 
 
 @contextmanager
-def _locked(path: Path, *, patience_s: float = FOR_EVER) -> Iterator[bool]:
+def _try_to_lock(path: Path, *, patience_s: float = FOR_EVER) -> Iterator[bool]:
     """The lock beside `path`, as far as it can be had: whether it is held."""
     with ExitStack() as held:
         is_locked = True
@@ -266,7 +269,7 @@ def _locked(path: Path, *, patience_s: float = FOR_EVER) -> Iterator[bool]:
         yield is_locked
 
 
-def _open_if_there(copy: Path) -> int | None:
+def _open_existing(copy: Path) -> int | None:
     try:
         descriptor = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # or of somebody who keeps it to himself
@@ -292,8 +295,8 @@ def _warn_of_cache(folder: str) -> None:
     )
 
 
-def _removed_unless_in_use(path: Path) -> bool:
-    with _locked(path, patience_s=0) as is_locked:
+def _remove_unless_in_use(path: Path) -> bool:
+    with _try_to_lock(path, patience_s=0) as is_locked:
         if not is_locked or _is_in_use(path):  # or somebody is about to open it
             return False
         path.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ from typing import BinaryIO
 
 import numpy as np
 import webdataset
-from numpy.typing import NDArray
 
 from distbranch.data.images import BrokenImageError, decode_image
 from distbranch.data.pack import Copy, find_copies
@@ -19,6 +18,7 @@ from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import (
     BadSample,
     DatasetInfo,
+    Index,
     Shard,
     SplitInfo,
     is_remote,
@@ -73,7 +73,7 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
     """
     info = read_local_dataset(path)
     report = CheckReport(info)
-    keys: set[int] = set()
+    keys: set[int] = set()  # hashes of them, as in `pack`
     for name, split in info.splits.items():
         problems_before = report.num_problems
         counts: Counts = {task.name: Counter() for task in info.tasks}
@@ -98,80 +98,76 @@ def _check_shard(folder: Path, shard: Shard, counts: Counts, keys: set[int], rep
         return
     if path.stat().st_size != shard.num_bytes:
         report.add_problem(f"Shard {shard.file}: it should have {shard.num_bytes} bytes, found {path.stat().st_size}.")
+    # The sums of the samples are compared all the same: they say which of them are damaged.
     elif file_sha256(path) != shard.sha256:
         report.add_problem(f"Shard {shard.file}: its bytes were changed (the sha256 differs from dataset.json).")
-    index = _read_index(folder, shard, report)
-    if index is None:
+    try:
+        index = _read_index(folder, shard)
+    except BadSample as error:
+        report.add_problem(str(error))
         return
     with path.open("rb") as file:
         for number, row in enumerate(index):
+            # The sample by itself: one that is damaged hides nothing of the others.
             try:
                 key, labels = _read_sample(file, shard.file, number, row, report.info.tasks)
             except BadSample as error:
                 report.add_problem(str(error))
                 continue
+
+            # The sample among the others.
             if hash(key) in keys:
                 report.add_problem(f"Shard {shard.file}, sample {number}: its key '{key}' occurs a second time.")
             keys.add(hash(key))
-            for task, value in labels.items():
-                counts[task][value] += 1
+            for task, label in labels.items():
+                counts[task][label] += 1
     _check_webdataset(path, index, report)
 
 
-def _read_index(folder: Path, shard: Shard, report: CheckReport) -> NDArray[np.int64] | None:
-    """The index [n, 6], or None (and a problem) when it is not the one that was written."""
+def _read_index(folder: Path, shard: Shard) -> Index:
+    """The index. Raises BadSample when it is not the one that was written."""
     path = folder / shard.index
     if not path.is_file():
-        report.add_problem(f"Shard {shard.file}: its index {shard.index} is missing.")
-        return None
+        raise BadSample("missing-shard", shard.file, None, f"its index {shard.index} is missing.")
     if file_sha256(path) != shard.index_sha256:
-        report.add_problem(
-            f"Shard {shard.file}: its index {shard.index} was changed (the sha256 differs from dataset.json)."
-        )
-        return None
-    index: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        what = f"its index {shard.index} was changed (the sha256 differs from dataset.json)."
+        raise BadSample("corrupt", shard.file, None, what)
+    index: Index = np.load(path, allow_pickle=False)
     if index.shape != (shard.num_samples, 6):
-        report.add_problem(
-            f"Shard {shard.file}: its index should have {shard.num_samples} rows of 6, found {index.shape}."
-        )
-        return None
+        what = f"its index should have {shard.num_samples} rows of 6, found {index.shape}."
+        raise BadSample("incomplete", shard.file, None, what)
     return index
 
 
 def _read_sample(
-    file: BinaryIO, shard: str, number: int, row: NDArray[np.int64], tasks: Sequence[Task]
+    file: BinaryIO, shard: str, number: int, row: Index, tasks: Sequence[Task]
 ) -> tuple[str, dict[str, str]]:
     """Key and names of the labels of one sample, its image decoded. Raises BadSample."""
-    parts = []
-    offset, size, crc, label_offset, label_size, label_crc = row.tolist()
-    for what, start, length, packed_crc in (
-        ("image", offset, size, crc),
-        ("label file", label_offset, label_size, label_crc),
-    ):
-        file.seek(start)
-        content = file.read(length)
-        if len(content) < length:
+    contents = []
+    for what, (offset, size, crc) in (("image", row[:3].tolist()), ("label file", row[3:].tolist())):
+        file.seek(offset)
+        content = file.read(size)
+        if len(content) < size:
             raise BadSample("truncated", shard, number, f"the shard ends inside its {what}.")
-        if zlib.crc32(content) != packed_crc:
+        if zlib.crc32(content) != crc:
             raise BadSample("corrupt", shard, number, f"the bytes of its {what} were changed (crc32 differs).")
-        parts.append(content)
-    image, text = parts
+        contents.append(content)
+
+    image, text = contents
     try:
         decode_image(image)
     except BrokenImageError as error:
         raise BadSample("broken-image", shard, number, f"its image cannot be decoded: {error}.") from None
+
     parse_labels(text, tasks, shard, number)
-    content = json.loads(text)
-    if not isinstance(content.get("key"), str):
+    described = json.loads(text)
+    if not isinstance(described.get("key"), str):
         raise BadSample("incomplete", shard, number, "its label file has no field 'key'.")
-    by_name = {task.name: task for task in tasks}
-    names = {}
-    for name, value in content["labels"].items():
-        names[name] = label_name(by_name[name], value)
-    return content["key"], names
+    labels = described["labels"]
+    return described["key"], {task.name: label_name(task, labels[task.name]) for task in tasks if task.name in labels}
 
 
-def _check_webdataset(path: Path, index: NDArray[np.int64], report: CheckReport) -> None:
+def _check_webdataset(path: Path, index: Index, report: CheckReport) -> None:
     """Reads the shard as any WebDataset program would and compares the sums of what comes out with the index."""
     number = 0
     try:
@@ -179,8 +175,8 @@ def _check_webdataset(path: Path, index: NDArray[np.int64], report: CheckReport)
             where = f"Shard {path.name}, sample {number}"
             key = json.dumps(sample["__key__"], ensure_ascii=False)
             text = sample.get("json", b"")
-            sums = (zlib.crc32(sample.get("jpg", b"")), zlib.crc32(text))
-            if number < len(index) and sums != (index[number, 2], index[number, 5]):
+            sums = [zlib.crc32(sample.get("jpg", b"")), zlib.crc32(text)]
+            if number < len(index) and sums != index[number, [2, 5]].tolist():
                 report.add_problem(f"{where}: webdataset reads other bytes than the index says.")
             elif f'"key":{key}'.encode() not in text:
                 report.add_problem(f"{where}: webdataset reads the key {key}, its label file names another.")

@@ -39,9 +39,12 @@ LINE_HEIGHT = 19
 TITLE_SIZE, SUBTITLE_SIZE, TEXT_SIZE, KEY_SIZE = 32, 18, 15, 13
 SUBTITLE_AT = MARGIN + TITLE_SIZE + 14
 LEGEND_AT = SUBTITLE_AT + SUBTITLE_SIZE + 26
+LEGEND_GAP = 24
+KEY_HEIGHT = 10 + KEY_SIZE + 12
 TALLEST_PICTURE = 1.5  # height by width; taller ones are fitted into it
 
 LEAST_SHOWN = 0.2  # of soft labels: below it a chip would tell what the image most probably is not
+Font = ImageFont.FreeTypeFont
 Colours = tuple[str, str]  # background, text
 PAPER, CARD, EDGE, INK, FAINT = "#F3F4F6", "#FFFFFF", "#E2E5EA", "#1F2430", "#7A8291"
 PLAIN: Colours = ("#E3ECFB", "#1D4E9E")
@@ -79,7 +82,7 @@ class _Chip:
     lines: tuple[str, ...]
     colours: Colours
     width: int
-    font: ImageFont.FreeTypeFont
+    font: Font
 
     @property
     def height(self) -> int:
@@ -219,7 +222,7 @@ def _make_chip(text: str, colours: Colours) -> _Chip:
     return _Chip(tuple(lines), colours, width, font)
 
 
-def _break_lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+def _break_lines(text: str, font: Font, width: float) -> list[str]:
     """Lines of at most `width` pixels, broken at blanks, and inside a word only where it does not fit alone."""
     lines = [""]
     for word in text.split():
@@ -237,59 +240,76 @@ def _break_lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[
     return lines
 
 
-def _count_fitting_letters(word: str, font: ImageFont.FreeTypeFont, width: float) -> int:
+def _count_fitting_letters(word: str, font: Font, width: float) -> int:
+    # From the end: pairs of letters may move together, so a longer text is not always wider.
     for fits in range(len(word) - 1, 1, -1):
         if font.getlength(word[:fits]) <= width:
             return fits
     return 1
 
 
-def _fit_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image, as large as the box (width, height) allows, in its middle."""
-    scale = min(size[0] / image.width, size[1] / image.height)
+def _fit_picture(image: Image.Image, box_height: int) -> Image.Image:
+    """The image, as large as a box of `INNER_WIDTH` allows, in its middle."""
+    scale = min(INNER_WIDTH / image.width, box_height / image.height)
     width = max(1, round(image.width * scale))
     height = max(1, round(image.height * scale))
-    box = Image.new("RGB", size, PAPER)
     fitted = image.resize((width, height), Image.Resampling.LANCZOS)
-    box.paste(fitted, ((size[0] - width) // 2, (size[1] - height) // 2))
+    box = Image.new("RGB", (INNER_WIDTH, box_height), PAPER)
+    left = (INNER_WIDTH - width) // 2
+    top = (box_height - height) // 2
+    box.paste(fitted, (left, top))
     return box
 
 
 def _draw_sheet(title: str, what: str, legend: Sequence[_Chip], cards: Sequence[_Card], columns: int) -> Image.Image:
-    # Measure: all pictures stand in boxes of one height, and the cards of a row are as high as the highest of them.
+    # Measure the cards: all pictures stand in boxes of one height, and a row is as high as its highest card.
     tallest = max(card.picture.height / card.picture.width for card in cards)
     picture_height = round(INNER_WIDTH * min(tallest, TALLEST_PICTURE))
-    chips_at = PADDING + picture_height + 10 + KEY_SIZE + 12  # below the top of a card
-    rows = [cards[at : at + columns] for at in range(0, len(cards), columns)]
-    heights = [chips_at + max(card.chips_height for card in row) + PADDING for row in rows]
-    width = 2 * MARGIN + columns * CARD_WIDTH + (columns - 1) * GAP
-    placed, legend_height = _place_chips(legend, width - 2 * MARGIN)
+    rows = []
+    row_heights = []
+    for at in range(0, len(cards), columns):
+        row = cards[at : at + columns]
+        chips_height = max(card.chips_height for card in row)
+        rows.append(row)
+        row_heights.append(PADDING + picture_height + KEY_HEIGHT + chips_height + PADDING)
+
+    # Measure the sheet.
+    inner_width = columns * (CARD_WIDTH + GAP) - GAP
+    placed, legend_height = _place_chips(legend, inner_width)
     top = LEGEND_AT
     if legend:
-        top += legend_height + 24
+        top += legend_height + LEGEND_GAP
+    height = top + sum(row_heights) + GAP * (len(rows) - 1) + MARGIN
 
     # Draw the head.
-    sheet = Image.new("RGB", (width, top + sum(heights) + GAP * (len(rows) - 1) + MARGIN), PAPER)
+    sheet = Image.new("RGB", (MARGIN + inner_width + MARGIN, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    _draw_text(draw, MARGIN, MARGIN, width - 2 * MARGIN, title, TITLE_SIZE, INK)
-    _draw_text(draw, MARGIN, SUBTITLE_AT, width - 2 * MARGIN, what, SUBTITLE_SIZE, FAINT)
+    _draw_text(draw, MARGIN, MARGIN, inner_width, title, TITLE_SIZE, INK)
+    _draw_text(draw, MARGIN, SUBTITLE_AT, inner_width, what, SUBTITLE_SIZE, FAINT)
     for x, y, chip in placed:
         _draw_chip(draw, MARGIN + x, LEGEND_AT + y, chip)
 
     # Draw the cards, row by row.
-    for row, height in zip(rows, heights, strict=True):
+    for row, row_height in zip(rows, row_heights, strict=True):
         left = MARGIN
         for card in row:
-            draw.rounded_rectangle((left, top, left + CARD_WIDTH - 1, top + height - 1), 10, CARD, EDGE)
-            picture = _fit_picture(card.picture, (INNER_WIDTH, picture_height))
-            sheet.paste(picture, (left + PADDING, top + PADDING))
-            key_at = top + PADDING + picture_height + 10
-            _draw_text(draw, left + PADDING, key_at, INNER_WIDTH, card.key, KEY_SIZE, FAINT)
-            for x, y, chip in card.chips:
-                _draw_chip(draw, left + PADDING + x, top + chips_at + y, chip)
+            draw.rounded_rectangle((left, top, left + CARD_WIDTH - 1, top + row_height - 1), 10, CARD, EDGE)
+            _draw_card(sheet, draw, left + PADDING, top + PADDING, card, picture_height)
             left += CARD_WIDTH + GAP
-        top += height + GAP
+        top += row_height + GAP
     return sheet
+
+
+def _draw_card(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, card: _Card, picture_height: int
+) -> None:
+    """Picture, key and chips, one below the other."""
+    sheet.paste(_fit_picture(card.picture, picture_height), (left, top))
+    top += picture_height
+    _draw_text(draw, left, top + 10, INNER_WIDTH, card.key, KEY_SIZE, FAINT)
+    top += KEY_HEIGHT
+    for x, y, chip in card.chips:
+        _draw_chip(draw, left + x, top + y, chip)
 
 
 def _draw_text(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, text: str, size: int, ink: str) -> None:
@@ -308,7 +328,7 @@ def _draw_chip(draw: ImageDraw.ImageDraw, x: int, y: int, chip: _Chip) -> None:
         middle += LINE_HEIGHT
 
 
-def _shorten_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _shorten_text(text: str, font: Font, width: float) -> str:
     """The text with its middle left out where it is wider than `width` pixels."""
     shortened = text
     kept = len(text)
@@ -318,8 +338,9 @@ def _shorten_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return shortened
 
 
-def find_font(text: str, size: int) -> ImageFont.FreeTypeFont:
+def find_font(text: str, size: int) -> Font:
     """The font in which a text is drawn, `size` in pixels; where none has its letters it shows boxes, and a warning says so."""
+    # "" is the font of Pillow, which is drawn alike on every machine.
     for file in ("", *_find_font_files()):
         if all(_has_letter(file, letter) for letter in set(text)):
             return _open_font(file, size)
@@ -352,9 +373,9 @@ def _can_be_opened(file: str) -> bool:
 
 
 @cache
-def _open_font(file: str, size: int) -> ImageFont.FreeTypeFont:
+def _open_font(file: str, size: int) -> Font:
     font = ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
+    assert isinstance(font, Font)
     return font
 
 

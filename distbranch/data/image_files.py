@@ -73,6 +73,7 @@ def _open_archive(path: Path, start: bytes) -> ImageFiles:
                 f"{path} is compressed by {name}, so no single image can be read from it. "
                 "Unpack it and give the folder of images (or a .zip or an uncompressed .tar)."
             )
+    # `is_zipfile` looks at the end, where a tar may hold a zip: so the magic of a tar goes first. Very old tars have none.
     try:
         if start[TAR_MAGIC] != b"ustar" and (start.startswith(ZIP_START) or zipfile.is_zipfile(path)):
             return _Zip(path)
@@ -111,6 +112,7 @@ class _Directory:
     """
 
     def __init__(self, files: Iterable[tuple[str, Sequence[int]]], num_columns: int) -> None:
+        # Arrays, for a list of millions of numbers takes five times the memory.
         hashes = array("q")
         numbers = array("Q")
         tops = set()
@@ -137,8 +139,9 @@ class _Directory:
 
     def _find(self, name: str) -> tuple[str, list[int]] | None:
         for full in (name, self._top + name):
-            place = int(np.searchsorted(self._hashes, hash(full), side="right")) - 1
-            if place >= 0 and self._hashes[place] == hash(full):
+            wanted = hash(full)
+            place = int(np.searchsorted(self._hashes, wanted, side="right")) - 1
+            if place >= 0 and self._hashes[place] == wanted:
                 return full, self._rows[place].tolist()
         return None
 
@@ -280,7 +283,8 @@ class ImageNames:
         if self._by_stem is None:
             self._by_stem = {}
             for file in dict.fromkeys(self._images.names()):
-                self._by_stem.setdefault(_get_stem(_split_name(file)[-1]), []).append(file)
+                stem = _get_stem(_split_name(file)[-1])
+                self._by_stem.setdefault(stem, []).append(file)
         return self._by_stem
 
     def _find_nearest(self, name: str) -> Sequence[str]:
@@ -289,13 +293,17 @@ class ImageNames:
         if not parts:
             return ()
         nearest: dict[tuple[bool, bool], list[str]] = {}
-        for file in self._group_by_stem().get(_get_stem(parts[-1]), ()):
+        alike = self._group_by_stem().get(_get_stem(parts[-1]), [])
+        for file in alike:
             found = _split_name(file)
             # Folders are compared from the file upwards, as far as the shorter of the two has any.
             num_folders = min(len(found), len(parts)) - 1
-            if found[len(found) - 1 - num_folders : -1] == parts[len(parts) - 1 - num_folders : -1]:
-                difference = (found[-1] != parts[-1], len(found) != len(parts))
-                nearest.setdefault(difference, []).append(file)
+            found_folders = found[len(found) - 1 - num_folders : -1]
+            named_folders = parts[len(parts) - 1 - num_folders : -1]
+            if found_folders == named_folders:
+                has_other_extension = found[-1] != parts[-1]
+                has_other_depth = len(found) != len(parts)
+                nearest.setdefault((has_other_extension, has_other_depth), []).append(file)
         return nearest[min(nearest)] if nearest else ()
 
     def _find_similar(self, name: str) -> Sequence[str]:
@@ -304,6 +312,7 @@ class ImageNames:
         stems = self._group_by_stem()
         if not parts or len(stems) > MANY_NAMES:
             return ()
+        # 0.8: about one letter in five may differ.
         near = difflib.get_close_matches(_get_stem(parts[-1]), stems, n=3, cutoff=0.8)
         return [stems[stem][0] for stem in near]
 

@@ -140,7 +140,7 @@ def eval_loader(
         image_size=image_size,
         decoder=decoder,
         augmentation=Augmentation(),
-        seed=0,
+        seed=0,  # of an augmentation that changes nothing
         on_bad_sample=on_bad_sample,
         max_open=2,  # they are read one after the other
         needs_some=False,
@@ -203,6 +203,7 @@ class _EvalOrder:
         self._ends = list(itertools.accumulate(shard.num_samples for shard in self.shards))
 
     def list_batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
+        # Dealt out one by one, so that no rank has two samples more than another.
         mine = range(self.rank, self._ends[-1], self.world_size)
         indices = mine[number * self.batch_size : (number + 1) * self.batch_size]
         places = []
@@ -221,7 +222,7 @@ class _EvalOrder:
 class _BatchSource:
     """How samples become the batches of this rank: all that a process must know to make them.
 
-    parts: path and shards of every data set; needs_some: a batch in which nothing is left ends the run.
+    `parts`: path and shards of every data set; `needs_some`: a batch in which nothing is left ends the run.
     """
 
     order: _TrainOrder | _EvalOrder
@@ -234,7 +235,7 @@ class _BatchSource:
     seed: int
     on_bad_sample: str
     max_open: int
-    needs_some: bool
+    needs_some: bool  # in training: where all samples are bad an endless loader would search for ever
 
     def make_batches(self, first: int = 0, step: int = 1) -> Iterator[Batch]:
         """Batches first, first + step, ...; the only state are the shards that stay open."""
@@ -248,6 +249,7 @@ class _BatchSource:
 
     def _make_batch(self, reader: ShardReader, places: Sequence[Place], indices: Sequence[int]) -> Batch:
         """The batch of these samples; bad ones are left out and counted, or end the batch with an error."""
+        # Filled sample by sample: to stack a list would copy every image once more.
         images = np.empty((len(places), *self.image_size, 3), dtype=np.uint8)
         labels = np.empty((len(places), len(self.tasks)), dtype=np.float32)
         kept: list[int] = []
@@ -272,7 +274,7 @@ class _BatchSource:
         elif not kept and self.needs_some:
             error = f"No sample of a batch could be used. The last of them: {last_bad}"
         return Batch(
-            images=torch.from_numpy(images[: len(kept)]).permute(0, 3, 1, 2),
+            images=torch.from_numpy(images[: len(kept)]).permute(0, 3, 1, 2),  # a view, so channels_last
             labels=torch.from_numpy(labels[: len(kept)]),
             num_bad=dict(num_bad),
             error=error,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import count
 
 from distbranch.config import DataConfig
-from distbranch.data.shards import DatasetInfo, SplitInfo, read_dataset
+from distbranch.data.shards import DatasetInfo, Shard, SplitInfo, read_dataset
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -25,6 +25,7 @@ def merge_datasets(infos: Sequence[DatasetInfo], proportions: Sequence[int] = ()
     """
     if len(infos) == 1:
         return infos[0]
+    # The same data set twice would have every sample twice in an epoch, under different numbers.
     seen = set()
     for path in (info.path.rstrip("/") for info in infos):
         if path in seen:
@@ -40,7 +41,7 @@ def merge_datasets(infos: Sequence[DatasetInfo], proportions: Sequence[int] = ()
         groups=_merge_groups(infos),
         splits={name: _merge_split(infos, name, tasks) for name in names},
         image_size=infos[0].image_size,
-        source={},
+        source={},  # each of the parts has its own
         parts=tuple(infos),
         proportions=tuple(proportions),
     )
@@ -62,6 +63,7 @@ def _merge_tasks(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
     for info in infos:
         for task in info.tasks:
             known, where = union.setdefault(task.name, (task, info.path))
+            # One head is trained on both, so they must agree in kind, classes and exclusive set.
             if known != task:
                 raise UserError(
                     f"The task '{task.name}' is {_describe_task(known)} in {where} and {_describe_task(task)} in {info.path}. "
@@ -83,7 +85,8 @@ def _merge_groups(infos: Sequence[DatasetInfo]) -> dict[str, tuple[str, ...]]:
     groups: dict[str, tuple[str, ...]] = {}
     for info in infos:
         for name, members in info.groups.items():
-            groups[name] = tuple(dict.fromkeys((*groups.get(name, ()), *members)))
+            known = groups.get(name, ())
+            groups[name] = tuple(dict.fromkeys(known + members))
     return groups
 
 
@@ -96,5 +99,9 @@ def _merge_split(infos: Sequence[DatasetInfo], split: str, tasks: Sequence[Task]
         for one in having:
             counts.update(one.labels.get(task.name, {"unlabelled": one.num_samples}))
         labels[task.name] = dict(counts)
-    shards = tuple(shard for one in having for shard in one.shards)
-    return SplitInfo(sum(one.num_samples for one in having), labels, shards)
+    num_samples = 0
+    shards: list[Shard] = []
+    for one in having:
+        num_samples += one.num_samples
+        shards += one.shards
+    return SplitInfo(num_samples, labels, tuple(shards))

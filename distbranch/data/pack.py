@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distbranch.data.images import BrokenImageError, read_image_size
 from distbranch.data.shard_writer import ShardWriter
-from distbranch.data.shards import DATASET_FILE, DatasetInfo, LeftOut, Sample, SplitInfo, read_dataset
+from distbranch.data.shards import DATASET_FILE, DatasetInfo, Index, LeftOut, Sample, SplitInfo, read_dataset
 from distbranch.errors import UserError
 from distbranch.locks import hold_lock
 from distbranch.tasks import Task
@@ -71,9 +70,10 @@ def pack(
         if finished is not None:
             return finished
         out.parent.mkdir(parents=True, exist_ok=True)
+        # One of several processes packs, and the others find what it made.
         lock = out.with_name(f".{out.name}.lock")
         with hold_lock(lock), _renamed_at_the_end(out) as partial:
-            finished = _find_finished(out, source, tasks)  # by whoever held the lock
+            finished = _find_finished(out, source, tasks)
             if finished is not None:
                 return finished
 
@@ -112,10 +112,11 @@ def find_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> list[list[Copy
     """
     shards = [(name, shard) for name, split in splits.items() for shard in split.shards]
     indexes = [np.load(folder / shard.index, allow_pickle=False) for _, shard in shards]
+    candidates = _select_equal_sums(indexes)
     alike: dict[bytes, list[Copy]] = {}
-    for (split, shard), rows in zip(shards, _select_equal_sums(indexes), strict=True):
+    for number, (split, shard) in enumerate(shards):
         with (folder / shard.file).open("rb") as content:
-            for offset, size, _, label_offset, label_size, _ in rows.tolist():
+            for offset, size, _, label_offset, label_size, _ in candidates[number].tolist():
                 content.seek(offset)
                 image = sha256(content.read(size)).digest()
                 content.seek(label_offset)
@@ -124,23 +125,32 @@ def find_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> list[list[Copy
     return [copies for copies in alike.values() if len(copies) > 1]
 
 
-def _select_equal_sums(indexes: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Of every index [n, 6] the rows whose image has the size and the crc32 of another one, in any index."""
+def _select_equal_sums(indexes: Sequence[Index]) -> list[Index]:
+    """Of every index the rows whose image has the size and the crc32 of another one, in any index."""
+    if not indexes:
+        return []
+    # Size and crc32 (32 bits) in one number, which numpy sorts fast.
     sums = [index[:, 1] << 32 | index[:, 2] for index in indexes]
-    values, counts = np.unique(np.concatenate([np.empty(0, np.int64), *sums]), return_counts=True)
+    values, counts = np.unique(np.concatenate(sums), return_counts=True)
     repeated = values[counts > 1]
-    return [index[np.isin(own, repeated)] for index, own in zip(indexes, sums, strict=True)]
+    selected = []
+    for index, own in zip(indexes, sums, strict=True):
+        selected.append(index[np.isin(own, repeated)])
+    return selected
 
 
 def count_copies(found: Sequence[Sequence[Copy]]) -> dict[str, int]:
     """How many samples repeat an earlier one, and how many pairs of equal ones lie in different splits."""
     if not found:
         return {}
-    num_pairs = 0
+    num_copies = num_pairs = 0
     for copies in found:
-        per_split = Counter(copy.split for copy in copies)
-        num_pairs += comb(len(copies), 2) - sum(comb(count, 2) for count in per_split.values())
-    return {"copies": sum(len(copies) - 1 for copies in found), "pairs_across_splits": num_pairs}
+        num_copies += len(copies) - 1
+        # All pairs, less those within a split.
+        num_pairs += comb(len(copies), 2)
+        for count in Counter(copy.split for copy in copies).values():
+            num_pairs -= comb(count, 2)
+    return {"copies": num_copies, "pairs_across_splits": num_pairs}
 
 
 def describe_copies(counts: Mapping[str, int]) -> str:
@@ -272,6 +282,7 @@ def _check_key(key: str, keys: set[int]) -> None:
     name = key.rpartition("/")[2]
     if not name or "." in name or key != key.strip("/ "):
         raise UserError(f"The key '{key}' cannot name a sample: it should be a file name without extension and dots.")
+    # Hashes take less memory than keys. Two that collide (1 in 10^7 for two million keys) would be refused, not lost.
     if hash(key) in keys:
         raise UserError(f"Two samples have the key '{key}'. Give every image a name of its own.")
     keys.add(hash(key))
@@ -290,6 +301,6 @@ def _convert_to_plain_json(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
+        json.dump(value, file, ensure_ascii=False, indent=1)  # for people
         file.flush()
         os.fsync(file.fileno())

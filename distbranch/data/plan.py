@@ -11,12 +11,15 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Place = tuple[int, int, int]  # (shard, sample in the shard, epoch)
+
+Ints = NDArray[np.int64]
 
 _T = TypeVar("_T")
 _EPOCHS_KEPT = 2  # a batch may straddle the end of an epoch
@@ -28,7 +31,7 @@ _STRETCH = 1024  # positions of a mixed stream that are ordered together
 class _Epoch:
     """One epoch's order of shards, cut into windows; `starts` [num_windows + 1]: samples before each window."""
 
-    shards: NDArray[np.int64]
+    shards: Ints
     starts: list[int]
 
 
@@ -47,16 +50,14 @@ class Plan:
     ) -> None:
         self._whole_sizes = np.asarray(shard_sizes, dtype=np.int64)
         ends = np.concatenate([[0], np.cumsum(self._whole_sizes)])
-        bounds = [np.floor(ends * bound).astype(np.int64) for bound in part]
-        self._first, self._last = (
-            bound[1:] - bound[:-1] for bound in bounds
-        )  # of every shard's own order, [num_shards]
+        self._first = _share_below(ends, part[0])  # of every shard's own order
+        self._last = _share_below(ends, part[1])
         self.shard_sizes = self._last - self._first
         self.seed = seed
         self.window = window
         self.num_samples = int(self.shard_sizes.sum())
         self._epochs: OrderedDict[Hashable, _Epoch] = OrderedDict()
-        self._windows: OrderedDict[Hashable, NDArray[np.int64]] = OrderedDict()
+        self._windows: OrderedDict[Hashable, Ints] = OrderedDict()
 
     def list_places(self, start: int, stop: int) -> list[Place]:
         """The places at stream positions start..stop-1; position = epoch * num_samples + offset in that epoch."""
@@ -67,9 +68,11 @@ class Plan:
             number, offset = divmod(start, self.num_samples)
             starts = self._get_epoch(number).starts
             window = bisect_right(starts, offset) - 1
+
+            # As far as the window reaches; what is left comes from the next one.
             end = min(starts[window + 1], offset + stop - start)
-            pairs = self._get_window(number, window)[offset - starts[window] : end - starts[window]]
-            for shard, sample in pairs.tolist():
+            pairs = self._get_window(number, window)
+            for shard, sample in pairs[offset - starts[window] : end - starts[window]].tolist():
                 places.append((shard, sample, number))
             start += end - offset
         return places
@@ -81,33 +84,36 @@ class Plan:
             number, offset = divmod(position, self.num_samples)
             epoch = self._get_epoch(number)
             window = bisect_right(epoch.starts, offset) - 1
-            shards += epoch.shards[window * self.window : (window + 1) * self.window].tolist()
+            shards += self._shards_of_window(number, window).tolist()
             position += epoch.starts[window + 1] - offset
         return shards
 
     def _get_epoch(self, number: int) -> _Epoch:
-        def make() -> _Epoch:
+        def make_epoch() -> _Epoch:
             shards = _draw_permutation(len(self.shard_sizes), self.seed, number, 0)
-            sizes = np.add.reduceat(self.shard_sizes[shards], np.arange(0, len(shards), self.window))
-            return _Epoch(shards, [0, *np.cumsum(sizes).tolist()])
+            firsts = np.arange(0, len(shards), self.window)
+            window_sizes = np.add.reduceat(self.shard_sizes[shards], firsts)
+            return _Epoch(shards, [0, *np.cumsum(window_sizes).tolist()])
 
-        return _get_or_make(self._epochs, number, make, _EPOCHS_KEPT)
+        return _get_or_make(self._epochs, number, make_epoch, _EPOCHS_KEPT)
 
-    def _get_window(self, epoch: int, window: int) -> NDArray[np.int64]:
+    def _shards_of_window(self, epoch: int, window: int) -> Ints:
+        first = window * self.window
+        return self._get_epoch(epoch).shards[first : first + self.window]
+
+    def _get_window(self, epoch: int, window: int) -> Ints:
         """All (shard, sample) of a window in their order: [n, 2]."""
 
-        def make() -> NDArray[np.int64]:
-            shards = self._get_epoch(epoch).shards[window * self.window : (window + 1) * self.window]
-            sizes = self.shard_sizes[shards]
-            pairs = np.empty((int(sizes.sum()), 2), dtype=np.int64)
-            pairs[:, 0] = np.repeat(shards, sizes)
-            pairs[:, 1] = np.concatenate([self._select_samples(shard) for shard in shards.tolist()])
+        def make_window() -> Ints:
+            shards = self._shards_of_window(epoch, window)
+            samples = np.concatenate([self._select_samples(shard) for shard in shards.tolist()])
+            pairs = np.stack([np.repeat(shards, self.shard_sizes[shards]), samples], axis=1)
             # window + 1: a seed sequence cannot tell (seed, epoch) from (seed, epoch, 0), which orders the shards.
             return pairs[_draw_permutation(len(pairs), self.seed, epoch, window + 1)]
 
-        return _get_or_make(self._windows, (epoch, window), make, _WINDOWS_KEPT)
+        return _get_or_make(self._windows, (epoch, window), make_window, _WINDOWS_KEPT)
 
-    def _select_samples(self, shard: int) -> NDArray[np.int64]:
+    def _select_samples(self, shard: int) -> Ints:
         """The samples of a shard that belong to this plan."""
         size = int(self._whole_sizes[shard])
         if self.shard_sizes[shard] == size:
@@ -145,11 +151,11 @@ class MixedPlan:
         self.plans = plans
         self.seed = seed
         self._proportions = np.asarray(proportions, dtype=np.int64)
-        self._first_shards = np.cumsum([0, *(len(plan.shard_sizes) for plan in plans)]).tolist()
+        self._first_shards = list(accumulate((len(plan.shard_sizes) for plan in plans), initial=0))
         length = int(self._proportions.sum())
         self._blocks = max(1, _STRETCH // length)  # blocks in a stretch, where they are short
         self._pieces = -(-length // _STRETCH)  # stretches in a block, where it is long
-        self._stretches: OrderedDict[Hashable, NDArray[np.int64]] = OrderedDict()
+        self._stretches: OrderedDict[Hashable, Ints] = OrderedDict()
 
     def list_places(self, start: int, stop: int) -> list[Place]:
         """The places at stream positions start..stop-1; the epoch is that of the sample's own plan."""
@@ -172,13 +178,13 @@ class MixedPlan:
     def list_shards_ahead(self, position: int) -> list[int]:
         """The shards that every plan reads soon after this stream position."""
         ahead: list[int] = []
-        for plan, first, drawn in zip(
-            self.plans, self._first_shards[:-1], self._count_drawn(position).tolist(), strict=True
-        ):
-            ahead += [first + shard for shard in plan.list_shards_ahead(drawn)]
+        drawn = self._count_drawn(position).tolist()
+        for number, plan in enumerate(self.plans):
+            first = self._first_shards[number]
+            ahead += [first + shard for shard in plan.list_shards_ahead(drawn[number])]
         return ahead
 
-    def _list_turns(self, start: int, stop: int) -> NDArray[np.int64]:
+    def _list_turns(self, start: int, stop: int) -> Ints:
         """Whose turn it is at each of the positions."""
         parts = [np.zeros(0, dtype=np.int64)]
         while start < stop:
@@ -188,36 +194,43 @@ class MixedPlan:
             start += len(parts[-1])
         return np.concatenate(parts)
 
-    def _count_drawn(self, position: int) -> NDArray[np.int64]:
+    def _count_drawn(self, position: int) -> Ints:
         """How many samples of each plan come before a position."""
         number = self._find_stretch(position)
         before = self._count_before(number)
-        inside = self._get_stretch(number)[: position - int(before.sum())]
-        drawn: NDArray[np.int64] = before + np.bincount(inside, minlength=len(self.plans))
+        begin = int(before.sum())
+        turns = self._get_stretch(number)[: position - begin]
+        inside = np.bincount(turns, minlength=len(self.plans))
+        drawn: Ints = before + inside
         return drawn
 
-    def _count_before(self, stretch: int) -> NDArray[np.int64]:
+    def _count_before(self, stretch: int) -> Ints:
         """How many samples of each plan come before a stretch."""
         block, piece = divmod(stretch, self._pieces)
-        before: NDArray[np.int64] = block * self._blocks * self._proportions + self._proportions * piece // self._pieces
+        whole_blocks = block * self._blocks * self._proportions
+        # Rounded down from the beginning of the block, so that no error adds up over its stretches.
+        inside = self._proportions * piece // self._pieces
+        before: Ints = whole_blocks + inside
         return before
 
     def _find_stretch(self, position: int) -> int:
         """The stretch that holds a position; where rounding shortened those before it, it is a later one than it seems."""
-        number = position * self._pieces // (self._blocks * int(self._proportions.sum()))
+        num_samples = self._blocks * int(self._proportions.sum())  # of `_pieces` stretches
+        number = position * self._pieces // num_samples
         while int(self._count_before(number + 1).sum()) <= position:
             number += 1
         return number
 
-    def _get_stretch(self, number: int) -> NDArray[np.int64]:
-        def make() -> NDArray[np.int64]:
-            counts = (self._count_before(number + 1) - self._count_before(number)) // self._blocks
-            turns = np.repeat(np.arange(len(counts)), counts)
+    def _get_stretch(self, number: int) -> Ints:
+        def make_stretch() -> Ints:
+            in_stretch = self._count_before(number + 1) - self._count_before(number)
+            turns = np.repeat(np.arange(len(self.plans)), in_stretch // self._blocks)
             # The 1 at the end: no plan draws from such a seed sequence.
-            raw = _draw_raw(self._blocks * len(turns), self.seed, number, 0, 1).reshape(self._blocks, -1)
-            return turns[np.argsort(raw, axis=1, kind="stable")].ravel()
+            raw = _draw_raw(self._blocks * len(turns), self.seed, number, 0, 1)
+            order = np.argsort(raw.reshape(self._blocks, -1), axis=1, kind="stable")
+            return turns[order].ravel()
 
-        return _get_or_make(self._stretches, number, make, _WINDOWS_KEPT)
+        return _get_or_make(self._stretches, number, make_stretch, _WINDOWS_KEPT)
 
 
 @dataclass(frozen=True)
@@ -273,12 +286,22 @@ class AlternatingPlan:
     def _count_drawn(self, position: int) -> tuple[int, int]:
         """How many samples of either plan come before a position."""
         turns = self.turns
-        count, place = divmod(max(0, position - turns.before), turns.first + turns.second)
-        first = min(position, turns.before) + count * turns.first + min(place, turns.first)
+        num_rounds, place = divmod(max(0, position - turns.before), turns.first + turns.second)
+        first = min(position, turns.before)
+        first += num_rounds * turns.first
+        first += min(place, turns.first)
         return first, position - first
 
 
-def _draw_permutation(length: int, *seed: int) -> NDArray[np.int64]:
+def _share_below(ends: Ints, bound: float) -> Ints:
+    """How many samples of every shard lie below a bound in 0..1; `ends` [num_shards + 1]: samples before each shard."""
+    # Rounded in the running sum, not shard by shard, so that the parts of small shards add up to their share.
+    cuts = np.floor(ends * bound).astype(np.int64)
+    share: Ints = cuts[1:] - cuts[:-1]
+    return share
+
+
+def _draw_permutation(length: int, *seed: int) -> Ints:
     """A seeded permutation of 0..length-1, by sorting raw Philox numbers, which no release of numpy changes."""
     return np.argsort(_draw_raw(length, *seed), kind="stable")
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distbranch.data.cache import Cache, DamagedDownloadError, FetchAhead, Files, RemoteFiles, open_files
-from distbranch.data.shards import BadSample, Shard, join, parse_labels
+from distbranch.data.shards import BadSample, Index, Shard, join, parse_labels
 from distbranch.permissions import denied
 from distbranch.tasks import Task
 
@@ -40,7 +40,7 @@ class _OpenShard:
     """A file descriptor and the shard's index [n, 6], or why there is none: the kind of trouble, and what."""
 
     descriptor: int | None
-    index: NDArray[np.int64]
+    index: Index
     kind: str = ""
     what: str = ""
 
@@ -67,7 +67,7 @@ class ShardReader:
         max_open: int,
     ) -> None:
         self._tasks = tasks
-        self._max_open = max_open * len(parts)
+        self._max_open = max_open * len(parts)  # else a data set that is read often would push out the others
         self._shards: list[_PlacedShard] = []
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
         self._ahead: list[tuple[RemoteFiles, FetchAhead]] = []
@@ -115,6 +115,7 @@ class ShardReader:
         try:
             image = _read_verified(opened.descriptor, offset, size, crc, "image")
             content = _read_verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
+            # A search in the bytes, which costs nothing: only who needs the labels parses them.
             if b'"labels"' not in content:
                 raise _TroubleError("incomplete", "its label file has no field 'labels'.")
         except _TroubleError as error:
@@ -190,18 +191,19 @@ def _read_verified(descriptor: int, offset: int, size: int, crc: int, what: str)
         raise _TroubleError("corrupt", f"its {what} cannot be read ({error}).") from None
     if len(content) < size:
         raise _TroubleError("truncated", f"the file ends inside or before its {what}.")
+    # It finds damage, which is what happens to files; a forgery it would not find.
     if zlib.crc32(content) != crc:
         raise _TroubleError("corrupt", f"its {what} is not the one that was packed (the crc32 differs).")
     return content
 
 
-def _read_index(placed: _PlacedShard) -> NDArray[np.int64]:
+def _read_index(placed: _PlacedShard) -> Index:
     shard = placed.shard
     with os.fdopen(_open_file(placed.files, shard.index, shard.index_sha256), "rb") as file:
         content = file.read()
     if sha256(content).hexdigest() != shard.index_sha256:
         raise _TroubleError("corrupt", f"its index {shard.index} is not the one that was packed.")
-    index: NDArray[np.int64] = np.load(BytesIO(content), allow_pickle=False)
+    index: Index = np.load(BytesIO(content), allow_pickle=False)  # a pickle from elsewhere could run any code
     return index
 
 

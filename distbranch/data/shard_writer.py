@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from webdataset.writer import TarWriter
 
-from distbranch.data.shards import BadSample, Sample, Shard, SplitInfo, label_name, label_number
+from distbranch.data.shards import BadSample, Index, Sample, Shard, SplitInfo, label_name, label_number
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 
-def index_shard(path: Path) -> NDArray[np.int64]:
+def index_shard(path: Path) -> Index:
     """Index [n, 6] of a shard: image offset, size, crc32; label offset, size, crc32.
 
     Raises BadSample when it is no whole tar or when a sample lacks its image or its labels.
@@ -35,6 +34,7 @@ def index_shard(path: Path) -> NDArray[np.int64]:
                 places.setdefault(folder + slash + stem, {})[extension] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         raise BadSample("truncated", path.name, None, f"it is not a whole tar file ({error}).") from None
+    # Mapped, for a shard may be larger than the memory.
     rows = []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for key, files in places.items():
@@ -81,6 +81,7 @@ class ShardWriter:
         self._count_labels(sample)
         if self._tar is None:
             self._open_shard()
+        # Without blanks: `check` looks for the key in these bytes.
         content = json.dumps({"key": sample.key, "labels": sample.labels}, ensure_ascii=False, separators=(",", ":"))
         self._tar.write({"__key__": sample.key, "jpg": sample.image, "json": content.encode()})
         self._num_samples += 1
@@ -94,7 +95,7 @@ class ShardWriter:
             if task is None:
                 raise UserError(f"Sample {sample.key}: it has a label of '{name}', which is no task of the data set.")
             try:
-                label_number(task, value)
+                label_number(task, value)  # what the loader will make of it
             except UserError as error:
                 raise UserError(f"Sample {sample.key}: {error}") from None
             label = label_name(task, value)
@@ -104,6 +105,7 @@ class ShardWriter:
     def _open_shard(self) -> None:
         self._path = self.folder / f"{self.split}-{len(self._shards):06d}.tar"
         self._file = self._path.open("wb")
+        # PAX, for keys of any length and letters; no time and no name, for the same bytes whoever packs, and when.
         self._tar = TarWriter(
             self._file, encoder=False, user="", group="", mtime=0, compress=False, format="PAX_FORMAT"
         )
@@ -112,7 +114,7 @@ class ShardWriter:
         """Completes the tar, then reads it back: the index is what is on the disk, not what was meant to be there."""
         self._tar.close()
         self._file.flush()
-        os.fsync(self._file.fileno())
+        os.fsync(self._file.fileno())  # else the folder could be renamed on the disk before its files are there
         self._file.close()
         self._tar = None
         index_path = self._path.with_suffix(".index.npy")

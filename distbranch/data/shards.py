@@ -24,9 +24,10 @@ from distbranch.tasks import Task
 
 DATASET_FILE = "dataset.json"
 FORMAT = "distbranch-dataset"
-VERSION = 1
+VERSION = 1  # a program refuses every other one
 BAD_KINDS = ("missing-shard", "truncated", "corrupt", "incomplete", "broken-image", "bad-label")
 
+Index = NDArray[np.int64]  # [n, 6] of a shard: image offset, size and crc32, then the same of the label file
 LabelValue = int | float | str
 Labels = Mapping[str, LabelValue]
 
@@ -126,6 +127,7 @@ class DatasetInfo:
     @property
     def bits(self) -> int | None:
         """How many of their 16 bits deep images use, as it was said when they were packed; None: nothing was said."""
+        # Data sets that were packed with different answers have none in common.
         given = {_read_packed_bits(member.source) for member in self.members} - {None}
         return given.pop() if len(given) == 1 else None
 
@@ -133,6 +135,7 @@ class DatasetInfo:
     def fingerprint(self) -> str:
         """A hash over tasks and shards: the same samples in the same places, wherever the data set lies."""
         if self.parts:
+            # In which proportions they are mixed decides the order of samples, so it belongs to what a run resumes.
             what: list[Any] = [[part.fingerprint for part in self.parts], list(self.proportions)]
         else:
             content = self.to_json()
@@ -174,9 +177,9 @@ class DatasetInfo:
 
 
 def _read_packed_bits(source: Mapping[str, Any]) -> int | None:
-    """The option of whoever packed the images: of a labelled copy that of the original."""
+    """The option of whoever packed the images."""
     while source.get("source") == "label":
-        source = source["data"]["source"]
+        source = source["data"]["source"]  # of a labelled copy that of the original
     bits = source.get("bits")
     return None if bits is None else int(bits)
 

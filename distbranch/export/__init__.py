@@ -35,7 +35,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 INPUT_TYPES = ("uint8", "float")
 TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
 NUM_IMAGES = 16
-RESIZING = (  # what data.decode does, in packing to a size and in training as in every prediction
+RESIZING = (  # what `decode_to_size` does, in packing to a size and in training as in every prediction
     "A JPEG of this height and width is taken as it is. A larger one is scaled while it is decoded, by the DCT, to the smallest "
     "multiple of 1/8 that is no smaller than they are; then it is resized by Pillow's bilinear filter."
 )
