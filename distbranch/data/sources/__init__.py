@@ -105,7 +105,7 @@ def _explain_errors(error: ValidationError, options: type[SourceOptions]) -> str
     """All that is wrong with the options; what is misspelt comes first, for it explains what is missing."""
     errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     sentences = [_explain_error(one, options) for one in errors]
-    return " ".join(dict.fromkeys(sentences))  # a union fails once for each of its types
+    return " ".join(dict.fromkeys(sentences))
 
 
 def _explain_error(error: Mapping[str, Any], options: type[SourceOptions]) -> str:

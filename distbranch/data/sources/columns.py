@@ -56,11 +56,13 @@ class Column:
 
     def add_cell(self, cell: str, line: int) -> None:
         """Notes a cell of the table and its line."""
+        # Most cells were seen before; only new ones are looked at.
         if cell in self.cells:
             self.cells[cell] += 1
             return
         if self.too_many_at is not None:
             return
+        # Above it a cell is no longer counted, but its tags still are.
         if len(self.cells) < MAX_CELLS:
             self.cells[cell] = 1
         value = tidy_text(cell)
@@ -99,7 +101,8 @@ class Column:
     @property
     def num_labelled(self) -> int:
         """The number of cells with a label."""
-        return sum(count for value, count in self.value_counts.items() if not self.is_missing(value))
+        counts = self.value_counts
+        return counts.total() - counts[""] - sum(self.missing_words.values())
 
     @property
     def holds_minus_one(self) -> bool:
@@ -109,7 +112,9 @@ class Column:
     @property
     def missing_words(self) -> dict[str, int]:
         """The words that say that there is no label, and how often."""
-        return {value: count for value, count in self.value_counts.items() if value and self.is_missing(value)}
+        counts = self.value_counts
+        words = filter(self.is_missing, counts)
+        return {word: counts[word] for word in words if word}
 
     @property
     def is_open(self) -> bool:
@@ -134,6 +139,7 @@ class Column:
                 marks[value] = mark
         if len(marks) == len(self.lines):
             return marks
+        # Not all are numbers: words for yes and no of one language?
         vocabulary = find_vocabulary(self.lines)
         if vocabulary is None:
             return None
@@ -145,6 +151,7 @@ class Column:
         numbers = {value: parse_number(value) for value in self.lines}
         if None in numbers.values():
             return sorted(self.lines)
+        # 2 before 10; the value itself tells 1 from 1.0.
         return sorted(self.lines, key=lambda value: (numbers[value], value))
 
 
@@ -228,6 +235,7 @@ def _infer_one_task(column: Column) -> ColumnTasks:
 
     def read_labels(cell: str) -> Labels:
         value = tidy_text(cell)
+        # A KeyError tells of a table that was changed behind our back.
         if value not in labels and column.is_missing(value):
             return {}
         return labels[value]

@@ -141,7 +141,7 @@ def _open_bytes(path: Path) -> IO[bytes]:
 def _find_encoding(path: Path) -> str:
     """By the mark at its beginning, else UTF-8. Raises UserError for files that are no text."""
     with _open_bytes(path) as file:
-        start = file.read(4096)
+        start = file.read(4096)  # enough to meet a mark, or a zero byte of UTF-16
     for mark, encoding in BOMS.items():
         if start.startswith(mark):
             return encoding
@@ -160,12 +160,14 @@ def _find_encoding(path: Path) -> str:
 def _find_delimiter(path: Path, encoding: str, image_column: str) -> str:
     """The one that fits the first lines best: the header holds the name, and rows have as many cells as the header."""
     with _open_bytes(path) as file:
+        # What cannot be read is told with its line when the rows are read.
         text = io.TextIOWrapper(file, encoding, errors="replace", newline="")
         lines = list(islice(text, NUM_LINES))
     first = "".join(lines[:1]).lstrip("\ufeff")
     told = re.fullmatch(r'"?sep=(.)"?\s*', first)
     if told:  # as Excel writes it for itself
         return told[1]
+    # Of equals the first, so a table of one column is taken as CSV.
     return max(DELIMITERS, key=lambda delimiter: _score_delimiter(lines, delimiter, image_column))
 
 
@@ -260,6 +262,7 @@ def _read_sheet_rows(path: Path) -> Rows:
                     while not cells[-1]:
                         cells.pop()
                     width = len(cells)
+                # Empty cells at the end of a row are not stored.
                 yield number, cells + [""] * (width - len(cells))
     except OSError as error:
         raise _explain_unreadable(path, error) from None
