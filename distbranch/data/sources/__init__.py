@@ -113,6 +113,7 @@ def _explain_error(error: Mapping[str, Any], options: type[SourceOptions]) -> st
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, options.model_fields, n=3) or list(options.model_fields)
         return f"there is no option {as_typed(name)}. Nearest: {', '.join(map(as_typed, near))}."
+    # Deeper ones are of a part of a value.
     if error["type"] == "missing" and len(error["loc"]) == 1:
         return f"the option {as_typed(name)} is required: {options.model_fields[name].description}"
     what = error["msg"].removeprefix("Value error, ")

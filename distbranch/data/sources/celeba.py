@@ -106,6 +106,7 @@ def _read_names(path: Path) -> list[str]:
         lines = read_counted_lines(path)
         num_other = 0
     _, header = next(lines, (1, ""))
+    # The published list has no name above the images.
     names = _split_cells(path, header)[num_other:]
     if not names or len(set(names)) < len(names):
         raise UserError(f"{path}: the names of the attributes should stand in its header, each once.")

@@ -49,6 +49,7 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
     unsigned = []
     for column in columns:
         values = column.marks or {}
+        # Words for yes and no raise no such question.
         in_numbers = any(parse_number(value) is not None for value in values)
         if column.minus_one is not None or not in_numbers:
             continue
@@ -93,6 +94,7 @@ def _check_separator(column: Column) -> Problem | None:
 
 def _check_tag_lists(column: Column) -> Problem | None:
     """A class for every combination of tags is hardly what is meant."""
+    # Who said tags or categorical has answered.
     if column.kind not in ("", "per_class") or _is_settled(column):
         return None
     separator = find_separator(column.lines)
@@ -170,6 +172,7 @@ def _check_spelling(column: Column) -> Problem | None:
     first: dict[str, str] = {}
     pairs = []
     for label in column.lines:
+        # The first spelling stands for all that read alike.
         same = first.setdefault(fold_text(label), label)
         if same != label:
             twins = (f"'{_cut_text(one)}' (line {column.lines[one]})" for one in (same, label))
@@ -209,7 +212,8 @@ def _check_repetition(column: Column) -> Problem | None:
     )
 
 
-# In this order, and none after one that finds something.
+# In this order, and none after one that finds something: a list of tags would else be refused for its many values,
+# and a misspelt yes for being one class of three.
 CHECKS: tuple[Check, ...] = (
     _check_any_label,
     _check_separator,

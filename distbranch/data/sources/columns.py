@@ -179,6 +179,7 @@ def infer_tasks(
         except UserError as error:
             problems.add(str(error), GIVE_PREFIX)
             continue
+        # A later column with a class of the same name puts its own name before it.
         taken |= set(names.values())
         found.append(_infer_task_per_class(column, names, class_prefix))
     return found
@@ -204,6 +205,7 @@ def name_classes(set_name: str, classes: Sequence[str], *, prefix: str, taken: C
         if name in taken:
             name = f"{set_name}_{one}"
             logger.warning("There is a task '%s' already, so the class '%s' is called '%s'.", prefix + one, one, name)
+        # `red` of `a_b` and `b_red` of `a` would be one name.
         if name in taken or name in names.values():
             raise UserError(
                 f"The class '{one}' of '{set_name}' cannot be a task: the names '{prefix + one}' and '{name}' are taken by "

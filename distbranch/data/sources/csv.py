@@ -111,6 +111,7 @@ class CsvOptions(ImageFileOptions):
             )
         return value
 
+    # Before pydantic, which would refuse a text where a list should stand.
     @field_validator(*LISTS, "fractions", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
@@ -123,6 +124,7 @@ class CsvOptions(ImageFileOptions):
         stripped = [part.strip() for part in parts]
         return [part for part in stripped if part]
 
+    # The header is read in the same way, so names are equal where they look equal.
     @field_validator(*LISTS)
     @classmethod
     def _tidy_names(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -208,6 +210,7 @@ def learn_table(options: CsvOptions, table: Table) -> tuple[Layout, list[ColumnT
     # Without rows every column would be refused as empty, which says nothing new.
     if num_rows:
         learnable = select_learnable_columns(columns, problems, may_be_names=layout.image is None)
+        # Also of columns that were refused, so that the names told now are those of the next try.
         taken = [column.name for column in columns if column.kind in ("", "categorical")]
         found = infer_tasks(learnable, problems, class_prefix=options.class_prefix, taken=taken)
     problems.raise_all()

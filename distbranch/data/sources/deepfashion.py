@@ -96,6 +96,7 @@ class DeepFashionOptions(ImageFileOptions):
         if not self.one_task_per_class:
             return [Task(CATEGORY, "categorical", tuple(classes))], [{CATEGORY: name} for name in classes]
         tasks = create_class_tasks(CATEGORY, classes, prefix=self.class_prefix, taken=attributes)
+        # Exclusive: the one category is 1, all others are 0.
         none = dict.fromkeys((task.name for task in tasks), 0)
         return tasks, [none | {task.name: 1} for task in tasks]
 

@@ -90,6 +90,7 @@ def find_columns(options: "CsvOptions", table: Table, problems: Problems) -> Lay
 
 
 def _read_header(table: Table, problems: Problems) -> Header:
+    # A table without a line has no header.
     _, cells = next(table.rows(), (1, []))
     names = [tidy_text(name) for name in cells]
     if not names:
@@ -156,6 +157,7 @@ def _check_lists(options: "CsvOptions", wanted: Sequence[str], header: Header) -
 def _check_twins(used: Sequence[str], header: Header) -> None:
     """Names that stand in the header twice, or that differ in a way that people do not see."""
     first: dict[str, str] = {}
+    # Columns that nobody uses may be called as they like.
     for name in dict.fromkeys(used):
         if header.names.count(name) > 1:
             header.problems.add(f"line 1: the column '{name}' stands there twice", "Rename one of them.")

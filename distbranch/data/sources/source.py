@@ -76,6 +76,7 @@ class SourceOptions(BaseModel, ABC):
     @field_validator("*")
     @classmethod
     def _expand_paths(cls, value: Any) -> Any:
+        # Paths alone: a `$` in a prefix of class names stays as it is.
         return Path(expand_places(str(value))) if isinstance(value, Path) else value
 
     @abstractmethod
@@ -316,6 +317,7 @@ def map_marks_to_labels(marks: Iterable[str], minus_one: Answer | None, path: Pa
         raise UserError(
             f"{path} holds 1, 0 and -1. Say what -1 means: {as_typed('minus_one')} unknown (0 is no) or no (0 is unknown)."
         )
+    # Without an answer -1 says no wherever it stands: 0 beside it was refused above.
     signed = minus_one == "no" or (minus_one is None and -1 in found)
     label_of = {1: 1, 0: None, -1: 0} if signed else {1: 1, 0: 0, -1: None}
     return {mark: label_of[value] for mark, value in values.items() if value is not None}

@@ -77,6 +77,7 @@ class Problems:
         """Raises UserError with every problem, if there is any."""
         told = [self._describe(advice) for advice in self._facts]
         if len(told) == 1:
+            # As other messages name a line: `table.csv, line 3: ...`.
             joint = ", " if told[0].startswith(("line ", "column ")) else ": "
             raise UserError(f"{self.table}{joint}{told[0]}")
         if told:
@@ -174,6 +175,7 @@ def _find_delimiter(path: Path, encoding: str, image_column: str) -> str:
 def _score_delimiter(lines: Sequence[str], delimiter: str, image_column: str) -> tuple[bool, float, int]:
     """In the order in which they count: is the name in the header, what share of rows is as wide as it, how wide it is."""
     try:
+        # Not strict: the last line may be cut within quotes.
         rows = [row for row in _create_reader(lines, delimiter, strict=False) if any(row)]
     except csv.Error:
         return False, 0.0, 0
@@ -245,6 +247,7 @@ def _read_sheet_rows(path: Path) -> Rows:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about formats of cells, which no label has
+            # Row by row, and of formulas what they gave.
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
             sheet, *others = book.worksheets
             if any(other.max_row and other.max_row > 1 for other in others):
@@ -273,6 +276,7 @@ def _read_sheet_rows(path: Path) -> Rows:
 
 
 def _read_parquet_rows(path: Path) -> Rows:
+    # Here, for it takes its time, and other tables do without.
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 

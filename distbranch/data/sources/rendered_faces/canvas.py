@@ -21,6 +21,7 @@ def parse_colours(codes: str) -> tuple[Colour, ...]:
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
     """The colour on the way from `first` (share 0) to `second` (share 1)."""
+    # The opacity of translucent colours is left out.
     return tuple(round(a + (b - a) * share) for a, b in zip(first[:3], second[:3], strict=True))
 
 

@@ -35,6 +35,7 @@ LIPSTICKS = parse_colours("d81038 c40e64 e82818")
 
 def draw_face(canvas: Canvas, person: Person) -> None:
     """The whole face, from back to front."""
+    # What comes later covers what came before: the hat lies on the hair, ornaments on the shirt.
     _draw_background(canvas, person)
     _draw_back_hair(canvas, person)
     _draw_body(canvas, person)
@@ -136,6 +137,7 @@ def _draw_body(canvas: Canvas, person: Person) -> None:
 
 def _draw_head(canvas: Canvas, person: Person) -> None:
     """The outline of the face: wide if chubby, egg-shaped if oval, else square; the second chin below it."""
+    # Drawn first, so that the chin itself covers its upper part.
     second = person.amount("Double_Chin")
     if second:
         radii = (0.15 + 0.11 * second, 0.045 + 0.065 * second)
@@ -243,6 +245,7 @@ def _draw_eyes(canvas: Canvas, person: Person) -> None:
         x = 0.5 + sign * 0.13
         if has["Bags_Under_Eyes"]:
             canvas.draw_ellipse((x, 0.448), (0.085, 0.07), mix(person.skin, (84, 56, 130), 0.75))
+            # Skin over all but the lower rim of the shadow.
             canvas.draw_ellipse((x, 0.40), (0.092, 0.07), person.skin)
         if has["Heavy_Makeup"]:
             lid = [(x - sign * 0.06, 0.40), (x, 0.342), (x + sign * 0.12, 0.345), (x + sign * 0.07, 0.41)]
