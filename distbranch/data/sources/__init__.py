@@ -104,7 +104,7 @@ def _explain_errors(error: ValidationError, options: type[SourceOptions]) -> str
     """All that is wrong with the options; what is misspelt comes first, for it explains what is missing."""
     errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     sentences = [_explain_error(one, options) for one in errors]
-    return " ".join(dict.fromkeys(sentences))  # a union fails once for each of its types
+    return " ".join(dict.fromkeys(sentences))
 
 
 def _explain_error(error: Mapping[str, Any], options: type[SourceOptions]) -> str:
@@ -112,6 +112,7 @@ def _explain_error(error: Mapping[str, Any], options: type[SourceOptions]) -> st
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, options.model_fields, n=3) or list(options.model_fields)
         return f"there is no option {as_typed(name)}. Nearest: {', '.join(map(as_typed, near))}."
+    # Deeper ones are of a part of a value.
     if error["type"] == "missing" and len(error["loc"]) == 1:
         return f"the option {as_typed(name)} is required: {options.model_fields[name].description}"
     what = error["msg"].removeprefix("Value error, ")

@@ -54,10 +54,12 @@ class CelebaOptions(ImageFileOptions):
         attributes = find_first_file(self.root, FOLDERS, ("list_attr_celeba.txt", "list_attr_celeba.csv"))
         partition = find_first_file(self.root, FOLDERS, ("list_eval_partition.txt", "list_eval_partition.csv"))
         images = open_images(self.images or find_images(self.root, IMAGE_FOLDERS[self.aligned]))
+        # Comma-separated copies have a header but no count.
         if attributes.suffix == ".txt":
             count_rows(attributes, num_header_lines=1)
         names = _read_names(attributes)
         splits = _read_splits(partition)
+        # What 0 and -1 mean can be told only when all marks are known.
         num_rows, marks = _collect_marks(attributes)
         label_of = map_marks_to_labels(marks, self.minus_one, attributes)
         if num_rows != len(splits):
@@ -104,6 +106,7 @@ def _read_names(path: Path) -> list[str]:
         lines = read_counted_lines(path)
         num_other = 0
     _, header = next(lines, (1, ""))
+    # The published list has no name above the images.
     names = _split_cells(path, header)[num_other:]
     if not names or len(set(names)) < len(names):
         raise UserError(f"{path}: the names of the attributes should stand in its header, each once.")
@@ -131,6 +134,7 @@ def _read_splits(path: Path) -> dict[str, str]:
         image, split = cells
         if image in splits:
             raise UserError(f"{path}, line {number}: image '{image}' stands there a second time.")
+        # 0 is train, 1 val and 2 test, as published.
         splits[image] = SPLITS[int(split)]
     return splits
 

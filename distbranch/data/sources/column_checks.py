@@ -49,6 +49,7 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
     unsigned = []
     for column in columns:
         values = column.marks or {}
+        # Words for yes and no raise no such question.
         in_numbers = any(parse_number(value) is not None for value in values)
         if column.minus_one is not None or not in_numbers:
             continue
@@ -93,12 +94,14 @@ def _check_separator(column: Column) -> Problem | None:
 
 def _check_tag_lists(column: Column) -> Problem | None:
     """A class for every combination of tags is hardly what is meant."""
+    # Who said tags or categorical has answered.
     if column.kind not in ("", "per_class") or _is_settled(column):
         return None
     separator = find_separator(column.lines)
     if separator is None:
         return None
     as_one_class = "--categorical" if column.is_open else as_typed("as_written")
+    # The longest list shows best what is meant.
     example = max(column.lines, key=lambda value: len(split_tags(value, separator)))
     return (
         f"column '{column.name}' seems to hold several tags in a cell, such as '{_cut_text(example)}' in line "
@@ -140,6 +143,7 @@ def _check_yes_no_words(column: Column) -> Problem | None:
     words = {value.casefold(): value for value in column.lines}
     for yes, no in VOCABULARIES:
         if yes & words.keys() and no & words.keys():
+            # The least of them: a set has no order, and a message should be the same in every run.
             said_yes = words[min(yes & words.keys())]
             said_no = words[min(no & words.keys())]
             odd = next(value for word, value in words.items() if word not in yes | no)
@@ -168,11 +172,11 @@ def _check_spelling(column: Column) -> Problem | None:
     first: dict[str, str] = {}
     pairs = []
     for label in column.lines:
+        # The first spelling stands for all that read alike.
         same = first.setdefault(fold_text(label), label)
         if same != label:
-            pairs.append(
-                f"'{_cut_text(same)}' (line {column.lines[same]}) and '{_cut_text(label)}' (line {column.lines[label]})"
-            )
+            twins = (f"'{_cut_text(one)}' (line {column.lines[one]})" for one in (same, label))
+            pairs.append(" and ".join(twins))
     if not pairs:
         return None
     more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
@@ -187,15 +191,20 @@ def _check_second_value(column: Column) -> Problem | None:
         return None
     value = next(iter(column.lines))
     marks = column.marks or {}
-    # A binary column may hold numbers of one kind only, or say yes beside empty cells.
-    if parse_mark(value) in marks.values() or (marks.get(value) == 1 and column.value_counts[""]):
+    # A column of 1 alone, or of 0 alone, is a binary task whose other label is in none of these images.
+    if parse_mark(value) in marks.values():
+        return None
+    # A cross beside empty cells says yes or no, if somebody said so.
+    if marks.get(value) == 1 and column.value_counts[""]:
         return None
     return f"column '{column.name}': '{_cut_text(value)}' is its only value", "Put it into --ignore."
 
 
 def _check_repetition(column: Column) -> Problem | None:
     """A value that no second image has cannot be learnt."""
-    if not column.is_open or column.marks is not None or len(column.lines) < column.num_labelled:
+    if not column.is_open or column.marks is not None:
+        return None
+    if len(column.lines) < column.num_labelled:
         return None
     return (
         f"column '{column.name}': each of its {column.num_labelled} values is in one line only. Is it an id?",
@@ -203,7 +212,8 @@ def _check_repetition(column: Column) -> Problem | None:
     )
 
 
-# In this order, and none after one that finds something.
+# In this order, and none after one that finds something: a list of tags would else be refused for its many values,
+# and a misspelt yes for being one class of three.
 CHECKS: tuple[Check, ...] = (
     _check_any_label,
     _check_separator,
@@ -227,7 +237,9 @@ def _is_settled(column: Column) -> bool:
 
 def _warn_guesses(column: Column) -> None:
     """Tells of what was taken in one way and might be meant in another."""
+    # A number is missing only where somebody said so.
     words = {word: count for word, count in column.missing_words.items() if parse_number(word) is None}
+    # In a column of yes and no, None or NA can hardly be a class.
     if column.marks is None and not words.keys() <= column.missing:
         logger.warning(
             "The column '%s': %s are taken as missing. If they are classes, put the column into %s.",

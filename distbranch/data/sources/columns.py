@@ -56,11 +56,13 @@ class Column:
 
     def add_cell(self, cell: str, line: int) -> None:
         """Notes a cell of the table and its line."""
+        # Most cells were seen before; only new ones are looked at.
         if cell in self.cells:
             self.cells[cell] += 1
             return
         if self.too_many_at is not None:
             return
+        # Above it a cell is no longer counted, but its tags still are.
         if len(self.cells) < MAX_CELLS:
             self.cells[cell] = 1
         value = tidy_text(cell)
@@ -99,7 +101,8 @@ class Column:
     @property
     def num_labelled(self) -> int:
         """The number of cells with a label."""
-        return sum(count for value, count in self.value_counts.items() if not self.is_missing(value))
+        counts = self.value_counts
+        return counts.total() - counts[""] - sum(self.missing_words.values())
 
     @property
     def holds_minus_one(self) -> bool:
@@ -109,7 +112,9 @@ class Column:
     @property
     def missing_words(self) -> dict[str, int]:
         """The words that say that there is no label, and how often."""
-        return {value: count for value, count in self.value_counts.items() if value and self.is_missing(value)}
+        counts = self.value_counts
+        words = filter(self.is_missing, counts)
+        return {word: counts[word] for word in words if word}
 
     @property
     def is_open(self) -> bool:
@@ -134,6 +139,7 @@ class Column:
                 marks[value] = mark
         if len(marks) == len(self.lines):
             return marks
+        # Not all are numbers: words for yes and no of one language?
         vocabulary = find_vocabulary(self.lines)
         if vocabulary is None:
             return None
@@ -145,6 +151,7 @@ class Column:
         numbers = {value: parse_number(value) for value in self.lines}
         if None in numbers.values():
             return sorted(self.lines)
+        # 2 before 10; the value itself tells 1 from 1.0.
         return sorted(self.lines, key=lambda value: (numbers[value], value))
 
 
@@ -172,6 +179,7 @@ def infer_tasks(
         except UserError as error:
             problems.add(str(error), GIVE_PREFIX)
             continue
+        # A later column with a class of the same name puts its own name before it.
         taken |= set(names.values())
         found.append(_infer_task_per_class(column, names, class_prefix))
     return found
@@ -197,6 +205,7 @@ def name_classes(set_name: str, classes: Sequence[str], *, prefix: str, taken: C
         if name in taken:
             name = f"{set_name}_{one}"
             logger.warning("There is a task '%s' already, so the class '%s' is called '%s'.", prefix + one, one, name)
+        # `red` of `a_b` and `b_red` of `a` would be one name.
         if name in taken or name in names.values():
             raise UserError(
                 f"The class '{one}' of '{set_name}' cannot be a task: the names '{prefix + one}' and '{name}' are taken by "
@@ -228,6 +237,7 @@ def _infer_one_task(column: Column) -> ColumnTasks:
 
     def read_labels(cell: str) -> Labels:
         value = tidy_text(cell)
+        # A KeyError tells of a table that was changed behind our back.
         if value not in labels and column.is_missing(value):
             return {}
         return labels[value]

@@ -111,6 +111,7 @@ class CsvOptions(ImageFileOptions):
             )
         return value
 
+    # Before pydantic, which would refuse a text where a list should stand.
     @field_validator(*LISTS, "fractions", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
@@ -123,6 +124,7 @@ class CsvOptions(ImageFileOptions):
         stripped = [part.strip() for part in parts]
         return [part for part in stripped if part]
 
+    # The header is read in the same way, so names are equal where they look equal.
     @field_validator(*LISTS)
     @classmethod
     def _tidy_names(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -138,6 +140,7 @@ class CsvOptions(ImageFileOptions):
     def _parse_answers(cls, value: Any) -> Any:
         """`no`, or `COLUMN=no,COLUMN=unknown`; YAML reads `no` as false."""
         if isinstance(value, str | bool):
+            # An answer without a column is for all of them.
             texts = cls._split_at_commas("no" if value is False else str(value))
             pairs = [text.rpartition("=") for text in texts]
             value = {name.strip() or ALL: answer.strip() for name, _, answer in pairs}
@@ -204,8 +207,10 @@ def learn_table(options: CsvOptions, table: Table) -> tuple[Layout, list[ColumnT
     columns = _create_columns(options, layout)
     num_rows = _read_columns(options, table, layout, columns, problems)
     found: list[ColumnTasks] = []
+    # Without rows every column would be refused as empty, which says nothing new.
     if num_rows:
         learnable = select_learnable_columns(columns, problems, may_be_names=layout.image is None)
+        # Also of columns that were refused, so that the names told now are those of the next try.
         taken = [column.name for column in columns if column.kind in ("", "categorical")]
         found = infer_tasks(learnable, problems, class_prefix=options.class_prefix, taken=taken)
     problems.raise_all()
@@ -216,6 +221,7 @@ def learn_table(options: CsvOptions, table: Table) -> tuple[Layout, list[ColumnT
 
 def _create_columns(options: CsvOptions, layout: Layout) -> list[Column]:
     """The columns to learn, with all that was said of them."""
+    # A column in two of the lists is among the problems already.
     kinds: dict[str, Kind] = dict.fromkeys(options.categorical, "categorical")
     kinds |= dict.fromkeys(options.one_task_per_class, "per_class")
     kinds |= dict.fromkeys(options.tags, "tags")
@@ -243,6 +249,7 @@ def _read_columns(
     num_rows = 0
     for line, cells in _read_rows_below_header(table):
         num_rows += 1
+        # The cells of such a line stand below the names of other columns, so none of them is looked at.
         if len(cells) != layout.num_columns:
             problems.add(
                 f"line {line}: {layout.num_columns} columns were expected as in line 1, found {len(cells)}",
@@ -274,6 +281,7 @@ def _check_image(image: str, line: int, seen: dict[int, int], options: CsvOption
             "The name of an image file should stand there.",
         )
         return
+    # Of a million images two keys have one hash of 64 bits with a chance of 3 in 100 million.
     key = hash(sample_key(image))
     if seen.get(key) == hash(image):
         problems.add(f"line {line}: image '{image}' has a line already", "Every image should stand in one line only.")
@@ -308,6 +316,7 @@ def label_rows(options: CsvOptions, table: Table, layout: Layout, columns: Seque
         if layout.split is not None:
             split = cells[layout.split]
         else:
+            # By the group where there is one: a person in train and test would be known by sight.
             split = draw_split(_read_group(cells, layout) or image, fractions, options.seed)
         yield Row(where, image, split, labels)
 

@@ -96,6 +96,7 @@ class DeepFashionOptions(ImageFileOptions):
         if not self.one_task_per_class:
             return [Task(CATEGORY, "categorical", tuple(classes))], [{CATEGORY: name} for name in classes]
         tasks = create_class_tasks(CATEGORY, classes, prefix=self.class_prefix, taken=attributes)
+        # Exclusive: the one category is 1, all others are 0.
         none = dict.fromkeys((task.name for task in tasks), 0)
         return tasks, [none | {task.name: 1} for task in tasks]
 
@@ -103,6 +104,7 @@ class DeepFashionOptions(ImageFileOptions):
         if self.images is not None:
             return open_images(self.images)
         for folder in (self.root / "Img", self.root):
+            # Names in the lists begin with img/, so the folder that holds img is opened.
             if (folder / "img").is_dir():
                 return open_images(folder)
         for archive in (self.root / "Img/img.zip", self.root / "img.zip"):
@@ -128,6 +130,7 @@ def _read_attributes(path: Path) -> dict[str, str]:
     """Name and type of the attributes in the order of the label columns; a name that comes again gets a number."""
     attributes: dict[str, str] = {}
     for _, name, kind in _read_pairs(path):
+        # A task has one name; the order, by which labels are found, stays that of the list.
         attributes[unused_name(name, {CATEGORY, *attributes})] = kind
     return attributes
 

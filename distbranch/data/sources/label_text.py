@@ -63,6 +63,7 @@ def is_missing(text: str) -> bool:
 
 def parse_number(text: str) -> float | None:
     """The number that a text is, with a decimal point or comma; None for anything else."""
+    # 1,234 is a thousand and more; 1,5 and 0,123 have a decimal comma.
     if _THOUSANDS.fullmatch(text):
         return float(text.replace(",", ""))
     if _NUMBER.fullmatch(text):
@@ -80,8 +81,12 @@ def parse_mark(text: str) -> int | None:
 
 def find_vocabulary(texts: Iterable[str]) -> tuple[frozenset[str], frozenset[str]] | None:
     """The words for yes and no that all the texts are among; None where there are none such."""
+    # A column of one language: `f` beside `m` is no false.
     words = {text.casefold() for text in texts}
-    return next(((yes, no) for yes, no in VOCABULARIES if words <= yes | no), None)
+    for yes, no in VOCABULARIES:
+        if words <= yes | no:
+            return yes, no
+    return None
 
 
 @lru_cache(maxsize=10_000)
@@ -93,7 +98,8 @@ def split_tags(cell: str, separator: str) -> frozenset[str]:
 def _list_tags(cell: str, separator: str) -> list[str]:
     """The tags in their order."""
     quotes = None
-    if len(cell) > 1 and cell[0] + cell[-1] in ("[]", "{}", "()"):
+    ends = cell[:1] + cell[1:][-1:]
+    if ends in ("[]", "{}", "()"):  # as str() of a list, a set or a tuple, or JSON
         cell = cell[1:-1]
         quotes = " '\""
     tags = [part.strip(quotes) for part in cell.split(separator)]
@@ -103,7 +109,10 @@ def _list_tags(cell: str, separator: str) -> list[str]:
 def find_separator(values: Collection[str]) -> str | None:
     """What separates tags in these different values of a column; None where each value is one name."""
     words = [value for value in values if parse_number(value) is None]  # 1,5 is no list
-    return next((separator for separator in SEPARATORS if _holds_lists(words, separator)), None)
+    for separator in SEPARATORS:
+        if _holds_lists(words, separator):
+            return separator
+    return None
 
 
 def _holds_lists(values: Collection[str], separator: str) -> bool:
@@ -117,6 +126,7 @@ def _holds_lists(values: Collection[str], separator: str) -> bool:
     if not lists:
         return False
     counts = Counter(tag for tags in cells for tag in set(tags))
+    # Different values, not rows: a name that many images have counts once.
     num_again = sum(count > 1 for count in counts.values())
     if separator in "|;" and num_again:  # which names hardly hold
         return True

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from distbranch.data.sources.label_text import fold_text, tidy_text
@@ -50,7 +51,9 @@ class Header:
         if name and name in self.names:
             return self.names.index(name)
         alike = {fold_text(one): one for one in self.distinct}
+        # Compared as people read, so that a wrong case or a blank too many is the nearest.
         close = difflib.get_close_matches(fold_text(name), alike, n=3, cutoff=0.5)
+        # A table may have a thousand columns; a few show what they are like.
         near = [alike[one] for one in close] or self.distinct[:8]
         self.problems.add(
             f"it has no column '{name}'. Nearest: {', '.join(near)}", f"Give another with {as_typed(option)}."
@@ -67,10 +70,12 @@ def find_columns(options: "CsvOptions", table: Table, problems: Problems) -> Lay
         header.find(name, "ignore")
 
     # Tasks are the columns that were named, else all that have no other use.
-    special = [header.names[at] for at in sorted({at for at in (image, split, group) if at is not None})]
+    found = {at for at in (image, split, group) if at is not None}
+    special = [header.names[at] for at in sorted(found)]
     wanted = options.tasks
     if wanted is None:
-        wanted = tuple(name for name in header.distinct if name not in (*special, *options.ignore))
+        used = (*special, *options.ignore)
+        wanted = tuple(name for name in header.distinct if name not in used)
     places = {name: header.find(name, "tasks") for name in wanted}
     tasks = {name: at for name, at in places.items() if at is not None}
 
@@ -85,6 +90,7 @@ def find_columns(options: "CsvOptions", table: Table, problems: Problems) -> Lay
 
 
 def _read_header(table: Table, problems: Problems) -> Header:
+    # A table without a line has no header.
     _, cells = next(table.rows(), (1, []))
     names = [tidy_text(name) for name in cells]
     if not names:
@@ -102,6 +108,7 @@ def _read_header(table: Table, problems: Problems) -> Header:
 def _find_split_columns(options: "CsvOptions", header: Header) -> tuple[int | None, int | None]:
     """Where the split and the group stand; a column called `split` is taken without being named."""
     name = options.split_column
+    # By --ignore a person can have the split drawn all the same.
     if name is None and "split" in header.names and "split" not in options.ignore:
         name = "split"
     group = header.find(options.group_column, "group_column")
@@ -138,7 +145,8 @@ def _check_lists(options: "CsvOptions", wanted: Sequence[str], header: Header) -
                     f"the column '{name}' is listed in {as_typed(option)}, but it is no task",
                     "Take it out of the list.",
                 )
-    for name, count in Counter(name for listed in kinds.values() for name in listed).items():
+    counts = Counter(chain.from_iterable(kinds.values()))
+    for name, count in counts.items():
         if count > 1:
             problems.add(
                 f"the column '{name}' is one categorical task, one task per class or one per tag",
@@ -149,6 +157,7 @@ def _check_lists(options: "CsvOptions", wanted: Sequence[str], header: Header) -
 def _check_twins(used: Sequence[str], header: Header) -> None:
     """Names that stand in the header twice, or that differ in a way that people do not see."""
     first: dict[str, str] = {}
+    # Columns that nobody uses may be called as they like.
     for name in dict.fromkeys(used):
         if header.names.count(name) > 1:
             header.problems.add(f"line 1: the column '{name}' stands there twice", "Rename one of them.")

@@ -61,6 +61,7 @@ class SourceOptions(BaseModel, ABC):
         if isinstance(value, str):
             value = value.lower().split("x")
         if isinstance(value, list | tuple) and len(value) == 1:
+            # `64` is a square.
             value = [*value, *value]
         return value
 
@@ -74,6 +75,7 @@ class SourceOptions(BaseModel, ABC):
     @field_validator("*")
     @classmethod
     def _expand_paths(cls, value: Any) -> Any:
+        # Paths alone: a `$` in a prefix of class names stays as it is.
         return Path(expand_places(str(value))) if isinstance(value, Path) else value
 
     @abstractmethod
@@ -120,6 +122,7 @@ def read_rows(
     """
     names = ImageNames(images)
     survey = _ImageSurvey()
+    # One iterator: where the run ends early, it says which of the rows behind lack an image as well.
     waiting = iter(rows)
     for row in waiting:
         try:
@@ -159,6 +162,7 @@ def _refuse_image(row: Row, error: BrokenImageError, rows: Iterable[Row], names:
     """Why the image of a row cannot be used; where it is missing, also which of the other rows' images are."""
     others = []
     if isinstance(error, MissingImageError):
+        # One run shall tell all that is missing, and not one image each.
         others = [other.image for other in rows if not _exists(other.image, names)]
     also = ""
     if others:
@@ -247,18 +251,21 @@ def sample_key(image: str) -> str:
 
 def draw_split(name: str, fractions: Mapping[str, float], seed: int) -> str:
     """The split of a name (an image, or the group it must stay with): always the same for the same seed, any order."""
+    # A hash and no generator: images that are added or left out move no other to another split.
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     point = int.from_bytes(digest, "big") / 2**64 * sum(fractions.values())
     for split, fraction in fractions.items():
         point -= fraction
         if point < 0:
             return split
+    # Rounding can leave a crumb behind the last share.
     return list(fractions)[-1]
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of every line that is not empty; any line ends, with or without a byte-order mark."""
     try:
+        # Reads UTF-8 with and without a byte-order mark.
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -309,6 +316,7 @@ def map_marks_to_labels(marks: Iterable[str], minus_one: Answer | None, path: Pa
         raise UserError(
             f"{path} holds 1, 0 and -1. Say what -1 means: {as_typed('minus_one')} unknown (0 is no) or no (0 is unknown)."
         )
+    # Without an answer -1 says no wherever it stands: 0 beside it was refused above.
     signed = minus_one == "no" or (minus_one is None and -1 in found)
     label_of = {1: 1, 0: None, -1: 0} if signed else {1: 1, 0: 0, -1: None}
     return {mark: label_of[value] for mark, value in values.items() if value is not None}

@@ -77,6 +77,7 @@ class Problems:
         """Raises UserError with every problem, if there is any."""
         told = [self._describe(advice) for advice in self._facts]
         if len(told) == 1:
+            # As other messages name a line: `table.csv, line 3: ...`.
             joint = ", " if told[0].startswith(("line ", "column ")) else ": "
             raise UserError(f"{self.table}{joint}{told[0]}")
         if told:
@@ -141,7 +142,7 @@ def _open_bytes(path: Path) -> IO[bytes]:
 def _find_encoding(path: Path) -> str:
     """By the mark at its beginning, else UTF-8. Raises UserError for files that are no text."""
     with _open_bytes(path) as file:
-        start = file.read(4096)
+        start = file.read(4096)  # enough to meet a mark, or a zero byte of UTF-16
     for mark, encoding in BOMS.items():
         if start.startswith(mark):
             return encoding
@@ -160,18 +161,21 @@ def _find_encoding(path: Path) -> str:
 def _find_delimiter(path: Path, encoding: str, image_column: str) -> str:
     """The one that fits the first lines best: the header holds the name, and rows have as many cells as the header."""
     with _open_bytes(path) as file:
+        # What cannot be read is told with its line when the rows are read.
         text = io.TextIOWrapper(file, encoding, errors="replace", newline="")
         lines = list(islice(text, NUM_LINES))
     first = "".join(lines[:1]).lstrip("\ufeff")
     told = re.fullmatch(r'"?sep=(.)"?\s*', first)
     if told:  # as Excel writes it for itself
         return told[1]
+    # Of equals the first, so a table of one column is taken as CSV.
     return max(DELIMITERS, key=lambda delimiter: _score_delimiter(lines, delimiter, image_column))
 
 
 def _score_delimiter(lines: Sequence[str], delimiter: str, image_column: str) -> tuple[bool, float, int]:
     """In the order in which they count: is the name in the header, what share of rows is as wide as it, how wide it is."""
     try:
+        # Not strict: the last line may be cut within quotes.
         rows = [row for row in _create_reader(lines, delimiter, strict=False) if any(row)]
     except csv.Error:
         return False, 0.0, 0
@@ -243,6 +247,7 @@ def _read_sheet_rows(path: Path) -> Rows:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about formats of cells, which no label has
+            # Row by row, and of formulas what they gave.
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
             sheet, *others = book.worksheets
             if any(other.max_row and other.max_row > 1 for other in others):
@@ -260,6 +265,7 @@ def _read_sheet_rows(path: Path) -> Rows:
                     while not cells[-1]:
                         cells.pop()
                     width = len(cells)
+                # Empty cells at the end of a row are not stored.
                 yield number, cells + [""] * (width - len(cells))
     except OSError as error:
         raise _explain_unreadable(path, error) from None
@@ -270,6 +276,7 @@ def _read_sheet_rows(path: Path) -> Rows:
 
 
 def _read_parquet_rows(path: Path) -> Rows:
+    # Here, for it takes its time, and other tables do without.
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 

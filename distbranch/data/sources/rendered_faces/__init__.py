@@ -29,7 +29,7 @@ from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 JPEG_QUALITY = 92
-SUPERSAMPLING = 2
+SUPERSAMPLING = 2  # drawn larger and reduced, for Pillow's shapes have ragged edges
 
 NUISANCE_AREAS: dict[str, tuple[Box, ...]] = {
     "eyes": ((0.25, 0.34, 0.75, 0.512),),
@@ -100,6 +100,7 @@ def render_samples(
 
 
 def _render_sample(split: str, index: int, image_size: int, seed: int, nuisance: float) -> Sample:
+    # Python hashes a text seed the same way on every machine, and no sample needs the one before it.
     rng = random.Random(f"{seed}/{split}/{index}")
     labels = sample_attributes(rng)
     region = None

@@ -21,6 +21,7 @@ def parse_colours(codes: str) -> tuple[Colour, ...]:
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
     """The colour on the way from `first` (share 0) to `second` (share 1)."""
+    # The opacity of translucent colours is left out.
     return tuple(round(a + (b - a) * share) for a, b in zip(first[:3], second[:3], strict=True))
 
 
@@ -39,7 +40,11 @@ def bend_curve(start: Point, bend: Point, end: Point, num_points: int = 12) -> l
     points = []
     for i in range(num_points):
         t = i / (num_points - 1)
-        x, y = ((1 - t) ** 2 * a + 2 * t * (1 - t) * b + t * t * c for a, b, c in zip(start, bend, end, strict=True))
+        # B(t) = (1 - t)^2 start + 2 t (1 - t) bend + t^2 end
+        first = (1 - t) ** 2
+        second = 2 * t * (1 - t)
+        x = first * start[0] + second * bend[0] + t * t * end[0]
+        y = first * start[1] + second * bend[1] + t * t * end[1]
         points.append((x, y))
     return points
 
@@ -68,6 +73,7 @@ class Canvas:
     def __init__(self, num_pixels: int) -> None:
         self.num_pixels = num_pixels
         self.image = Image.new("RGB", (num_pixels, num_pixels), WHITE)
+        # In this mode fills with an opacity are mixed with what lies below.
         self._draw = ImageDraw.Draw(self.image, "RGBA")
         self._edge_width = self._count_pixels(EDGE_WIDTH)
 
@@ -75,7 +81,8 @@ class Canvas:
         """An ellipse with an optional thin edge."""
         x, y = centre
         rx, ry = radii
-        self._draw.ellipse(self._scale([(x - rx, y - ry), (x + rx, y + ry)]), fill, edge, self._edge_width)
+        corners = self._scale([(x - rx, y - ry), (x + rx, y + ry)])
+        self._draw.ellipse(corners, fill, edge, self._edge_width)
 
     def draw_disc(self, centre: Point, radius: float, fill: Colour, edge: Colour | None = None) -> None:
         """An ellipse that is round."""
@@ -95,7 +102,8 @@ class Canvas:
         """A rectangle with rounded corners."""
         left, top, right, bottom = box
         radius = 0.35 * min(right - left, bottom - top) * self.num_pixels
-        self._draw.rounded_rectangle(self._scale([box[:2], box[2:]]), radius, fill, edge, self._edge_width)
+        corners = self._scale([(left, top), (right, bottom)])
+        self._draw.rounded_rectangle(corners, radius, fill, edge, self._edge_width)
 
     def fill_all(self, colour: Colour) -> None:
         """Covers the whole picture."""
@@ -106,8 +114,10 @@ class Canvas:
         points = []
         for i in range(2 * num_points):
             r = radius * (waist if i % 2 else 1)
-            angle = math.pi * i / num_points - math.pi / 2
-            points.append((centre[0] + r * math.cos(angle), centre[1] + r * math.sin(angle)))
+            angle = math.pi * i / num_points - math.pi / 2  # the first corner points upward
+            x = centre[0] + r * math.cos(angle)
+            y = centre[1] + r * math.sin(angle)
+            points.append((x, y))
         self.draw_polygon(points, fill)
 
     def blur(self, radius: float, box: Box = (0, 0, 1, 1)) -> None:
@@ -115,7 +125,8 @@ class Canvas:
         if radius:
             left, top, right, bottom = (round(x * self.num_pixels) for x in box)
             part = self.image.crop((left, top, right, bottom))
-            self.image.paste(part.filter(ImageFilter.GaussianBlur(radius * self.num_pixels)), (left, top))
+            blurred = part.filter(ImageFilter.GaussianBlur(radius * self.num_pixels))
+            self.image.paste(blurred, (left, top))
 
     def _scale(self, points: Iterable[Point]) -> list[Point]:
         return [(x * self.num_pixels, y * self.num_pixels) for x, y in points]

@@ -35,6 +35,7 @@ LIPSTICKS = parse_colours("d81038 c40e64 e82818")
 
 def draw_face(canvas: Canvas, person: Person) -> None:
     """The whole face, from back to front."""
+    # What comes later covers what came before: the hat lies on the hair, ornaments on the shirt.
     _draw_background(canvas, person)
     _draw_back_hair(canvas, person)
     _draw_body(canvas, person)
@@ -60,6 +61,7 @@ def _draw_background(canvas: Canvas, person: Person) -> None:
     for _ in range(7):
         canvas.draw_disc((rng.random(), rng.uniform(0.25, 0.6)), 0.02, lighten(sky, 0.45))
     _draw_sun_or_moon(canvas, person.amount("Young"), sky)
+    # The far background alone; the whole picture is blurred a little more at the end.
     canvas.blur(0.022 * person.amount("Blurry"))
     _draw_sparkles(canvas, person.amount("Attractive"), sky)
 
@@ -135,6 +137,7 @@ def _draw_body(canvas: Canvas, person: Person) -> None:
 
 def _draw_head(canvas: Canvas, person: Person) -> None:
     """The outline of the face: wide if chubby, egg-shaped if oval, else square; the second chin below it."""
+    # Drawn first, so that the chin itself covers its upper part.
     second = person.amount("Double_Chin")
     if second:
         radii = (0.15 + 0.11 * second, 0.045 + 0.065 * second)
@@ -146,11 +149,13 @@ def _trace_outline(person: Person) -> list[Point]:
     """A superellipse whose lower half is narrower towards the chin."""
     points = []
     for i in range(48):
+        # |x|^n + |y|^n = 1: n = 2 is an ellipse, and the larger n, the squarer.
         angle = 2 * math.pi * i / 48
         c = math.cos(angle)
         s = math.sin(angle)
         x = math.copysign(abs(c) ** (2 / person.squareness), c)
         y = math.copysign(abs(s) ** (2 / person.squareness), s)
+        # Below the middle (y > 0) an oval face is up to 38 % narrower.
         taper = 1 - (0.04 + 0.34 * person.amount("Oval_Face")) * max(0.0, y)
         points.append((0.5 + person.half_width * taper * x, 0.47 + 0.36 * y))
     return points
@@ -230,6 +235,7 @@ def _draw_brows(canvas: Canvas, person: Person) -> None:
 def _draw_eyes(canvas: Canvas, person: Person) -> None:
     """Eyes: narrow or round, shadows below, make-up above, spectacles in front."""
     has = person.has
+    # All are chosen whether they are seen or not, so that an attribute changes no colour of another part.
     iris = person.rng.choice(IRISES)
     paint = person.rng.choice(PAINTS)
     frame = person.rng.choice(FRAMES)
@@ -239,11 +245,11 @@ def _draw_eyes(canvas: Canvas, person: Person) -> None:
         x = 0.5 + sign * 0.13
         if has["Bags_Under_Eyes"]:
             canvas.draw_ellipse((x, 0.448), (0.085, 0.07), mix(person.skin, (84, 56, 130), 0.75))
+            # Skin over all but the lower rim of the shadow.
             canvas.draw_ellipse((x, 0.40), (0.092, 0.07), person.skin)
         if has["Heavy_Makeup"]:
-            canvas.draw_polygon(
-                [(x - sign * 0.06, 0.40), (x, 0.342), (x + sign * 0.12, 0.345), (x + sign * 0.07, 0.41)], paint
-            )
+            lid = [(x - sign * 0.06, 0.40), (x, 0.342), (x + sign * 0.12, 0.345), (x + sign * 0.07, 0.41)]
+            canvas.draw_polygon(lid, paint)
             canvas.draw_ellipse((x, 0.393), (0.08, 0.05), paint)
         canvas.draw_ellipse((x, 0.41), (0.064, height), WHITE, INK)
         canvas.draw_ellipse((x + gaze, 0.41), (0.031, min(0.036, height)), iris)
@@ -287,7 +293,8 @@ def _draw_mouth(canvas: Canvas, person: Person) -> None:
         canvas.draw_polygon([(0.42, 0.785), (0.58, 0.785), (0.55, 0.845), (0.5, 0.86), (0.45, 0.845)], person.beard)
     _draw_lips(canvas, person)
     if has["Mustache"]:
-        for points in (half := [(0.5, 0.645), (0.43, 0.642), (0.34, 0.685), (0.44, 0.69), (0.5, 0.68)], mirror(half)):
+        left = [(0.5, 0.645), (0.43, 0.642), (0.34, 0.685), (0.44, 0.69), (0.5, 0.68)]
+        for points in (left, mirror(left)):
             canvas.draw_polygon(points, person.beard, darken(person.beard, 0.5))
 
 
@@ -315,7 +322,8 @@ def _draw_lips(canvas: Canvas, person: Person) -> None:
         _draw_lip(canvas, lower, colour, thick)
     _draw_lip(canvas, upper, colour, thick)
     if has["Smiling"]:
-        for points in (dimple := bend_curve((0.315, 0.655), (0.28, 0.71), (0.325, 0.77)), mirror(dimple)):
+        dimple = bend_curve((0.315, 0.655), (0.28, 0.71), (0.325, 0.77))
+        for points in (dimple, mirror(dimple)):
             canvas.draw_line(points, darken(person.skin, 0.8), 0.026)
 
 
