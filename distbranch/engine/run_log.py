@@ -21,17 +21,17 @@ Event = dict[str, Any]
 Report = Callable[[Event], None]
 DrawDecision = Callable[[SummaryWriter, Mapping[str, Any], Path], None]
 
-SECONDS_BETWEEN_EVENTS = 0.5
+SECONDS_BETWEEN_EVENTS = 0.5  # fast enough to look alive, and nothing beside a step
 FIRST_TRACED_STEP = 10
 LAST_TRACED_STEP = 15
 
 
 class RunLog:
-    """Writes what happens to the run directory and tells it to `report`.
+    """Writes what happens into the run directory and reports it.
 
     Args:
         directory: of the run.
-        after: the step from which the run goes on.
+        after: the step from which the run is resumed.
         iterations: its steps in all.
         report: called with what happens.
         draw: called with every decision, to draw it into TensorBoard.
@@ -40,14 +40,14 @@ class RunLog:
     def __init__(
         self, directory: RunDirectory, *, after: int, iterations: int, report: Report, draw: DrawDecision | None
     ) -> None:
-        self.directory, self.iterations = directory, iterations
+        self.directory = directory
+        self.iterations = iterations
         self.report = report
         self.draw = draw
         if not directory.tensorboard.exists():
             write_tensorboard(directory, draw)
-        self.writer = SummaryWriter(
-            str(directory.tensorboard), purge_step=after + 1
-        )  # what a killed run wrote later is hidden
+        # What a killed run wrote after its last checkpoint is hidden.
+        self.writer = SummaryWriter(str(directory.tensorboard), purge_step=after + 1)
         self._last_sign = read_touch_time(directory.sign_of_life)  # of whoever trained the run before
         self._loss: float | None = None  # as last logged
         self._reported_at = 0.0
@@ -71,19 +71,20 @@ class RunLog:
         self.report({"kind": "progress", "loss": self._loss, "iterations": self.iterations, **fields})
 
     def report_resumed(self, iteration: int, world_size: int, rounding: Mapping[str, Any]) -> None:
-        """With what the run goes on, and how long it stood still before its first new step.
+        """With what the run is resumed, and how long it stood still before its first new step.
 
         Both times are those of the storage, whoever wrote.
         """
         self._touch_heartbeat()
         now = read_touch_time(self.directory.sign_of_life)
-        away = None if self._last_sign is None or now is None else round(now - self._last_sign, 2)
+        away = None
+        if self._last_sign is not None and now is not None:
+            away = round(now - self._last_sign, 2)
         self.write_note("resumed", iteration=iteration, world_size=world_size, **rounding, seconds_to_first_step=away)
 
     def _touch_heartbeat(self) -> None:
-        with suppress(
-            OSError
-        ):  # storage that fails is told of when something is lost by it: at the next line or checkpoint
+        # Storage that fails is reported when something is lost by it: at the next line or checkpoint.
+        with suppress(OSError):
             self.directory.sign_of_life.touch()
 
     def write_evaluation(self, split: str, iteration: int, scores: Mapping[str, Any]) -> None:
@@ -91,15 +92,17 @@ class RunLog:
         line = {"kind": "evaluation", "iteration": iteration, "split": split, **scores}
         append_line(self.directory.metrics, line)
         _add_evaluation(self.writer, line)
-        datasets = {name: {"mean": part["mean"]} for name, part in line.get("datasets", {}).items()}
-        told = {key: value for key, value in line.items() if key not in ("tasks", "exclusive", "datasets")}
-        self.report(told | {"datasets": datasets} if datasets else told)
+        # Means alone are reported: the rows of all tasks would be too much for a screen.
+        event = {key: value for key, value in line.items() if key not in ("tasks", "exclusive", "datasets")}
+        if line.get("datasets"):
+            event["datasets"] = {name: {"mean": part["mean"]} for name, part in line["datasets"].items()}
+        self.report(event)
 
     def write_decision(self, record: Event) -> None:
         """A decision; its figures go to TensorBoard."""
         append_line(self.directory.decisions, record)
         if self.draw is not None:
-            _draw(self.draw, self.writer, record, self.directory)
+            _draw_decision(self.draw, self.writer, record, self.directory)
         self.report({"kind": "decision", **record})
 
     def write_policy(self, record: Event) -> None:
@@ -166,13 +169,13 @@ def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> Non
                 ADD[line["kind"]](writer, line)
         if draw is not None:
             for record in decisions:
-                _draw(draw, writer, record, directory)
+                _draw_decision(draw, writer, record, directory)
     for number, file in enumerate(sorted(aside.iterdir())):  # they are read in the order of their names, these first
         file.rename(aside / f"events.out.tfevents.0000000000.beginning.{number}")
     aside.rename(directory.tensorboard)
 
 
-def _draw(draw: DrawDecision, writer: SummaryWriter, record: Event, directory: RunDirectory) -> None:
+def _draw_decision(draw: DrawDecision, writer: SummaryWriter, record: Event, directory: RunDirectory) -> None:
     try:
         draw(writer, record, directory.path)
     except Exception as error:  # whatever a picture meets (a name, a font, a file) is not worth hours of training
@@ -187,38 +190,38 @@ def _draw(draw: DrawDecision, writer: SummaryWriter, record: Event, directory: R
 def _add_training(writer: SummaryWriter, line: Event) -> None:
     step = line["iteration"]
     for key in ("loss", "learning_rate", "gradient_norm", "samples_per_second", "data_wait"):
-        _add(writer, f"train/{key}", line[key], step)
+        _add_scalar(writer, f"train/{key}", line[key], step)
     for task, loss in line["task_loss"].items():
-        _add(writer, f"train_loss/{task}", loss, step)
+        _add_scalar(writer, f"train_loss/{task}", loss, step)
     for layer, width in line["branches"].items():
-        _add(writer, f"tree/{layer}", width, step)
+        _add_scalar(writer, f"tree/{layer}", width, step)
 
 
 def _add_evaluation(writer: SummaryWriter, line: Event) -> None:
     split, step = line["split"], line["iteration"]
     for metric, value in line["mean"].items():
-        _add(writer, f"{split}/{metric}", value, step)
+        _add_scalar(writer, f"{split}/{metric}", value, step)
     for name, part in line.get("datasets", {}).items():
         for metric, value in part["mean"].items():
-            _add(writer, f"{split}_{name}/{metric}", value, step)
+            _add_scalar(writer, f"{split}_{name}/{metric}", value, step)
     for task, row in line["tasks"].items():
         for metric in ("accuracy", "average_precision"):
-            _add(writer, f"{split}_{metric}/{task}", row.get(metric), step)
+            _add_scalar(writer, f"{split}_{metric}/{task}", row.get(metric), step)
 
 
 def _add_policy(writer: SummaryWriter, line: Event) -> None:
     step = line["iteration"]
-    _add(writer, "policy/num_released", line["num_released"], step)
-    _add(writer, "policy/temperature", line["temperature"], step)
+    _add_scalar(writer, "policy/num_released", line["num_released"], step)
+    _add_scalar(writer, "policy/temperature", line["temperature"], step)
     for task, probabilities in zip(line["tasks"], line["execute_probability"], strict=True):
-        _add(writer, f"policy_executes/{task}", sum(probabilities) / len(probabilities), step)
+        _add_scalar(writer, f"policy_executes/{task}", sum(probabilities) / len(probabilities), step)
     for block, column in zip(line["blocks"], zip(*line["execute_probability"], strict=True), strict=True):
-        _add(writer, f"policy_executed/{block}", sum(column) / len(column), step)
+        _add_scalar(writer, f"policy_executed/{block}", sum(column) / len(column), step)
 
 
 ADD = {"train": _add_training, "evaluation": _add_evaluation}
 
 
-def _add(writer: SummaryWriter, name: str, value: float | None, step: int) -> None:
+def _add_scalar(writer: SummaryWriter, name: str, value: float | None, step: int) -> None:
     if value is not None:
         writer.add_scalar(name, value, step)
