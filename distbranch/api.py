@@ -19,7 +19,7 @@ __all__ = ["load", "train"]
 def train(
     config: Config | Path | str | Mapping[str, Any], *, fresh: bool = False, report: Report | None = None, **dotted: Any
 ) -> RunResult:
-    """Train one run, or go on with it where it was left; a finished run is returned as it is.
+    """Train one run, or resume it where it was left; a finished run is returned as it is.
 
     Several workers, or a cluster, have their driver in a process of its own: the environment of this one stays as it is, and it
     may use Ray for other things before, meanwhile and afterwards.
@@ -46,6 +46,8 @@ def load(run_directory: Path | str) -> Network:
     Raises:
         UserError: no run there, or its model is damaged.
     """
-    place = str(run_directory)
-    network, _ = load_model(download_run(place) if is_remote(place) else Path(place))
+    folder = Path(run_directory)
+    if is_remote(str(run_directory)):
+        folder = download_run(str(run_directory))
+    network, _ = load_model(folder)
     return network

@@ -17,7 +17,7 @@ from distbranch.errors import UserError
 WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 FOR_EVER = -1.0
 SECONDS_FOR_ANOTHER_HOST = 10.0  # so long a lock of a process that cannot be seen from here is waited for
-SECONDS_TO_LOOK = 0.2
+SECONDS_TO_LOOK = 0.2  # filelock needs a try or two to see that an owner of this host has ended
 
 
 class LockHeldError(UserError):
@@ -89,12 +89,13 @@ def _acquire_flock(path: Path, patience_s: float) -> FileLock | None:
 
 def _acquire_by_name(path: Path, patience_s: float) -> SoftFileLock:
     """The lock, once it is had. filelock itself takes over from a process of this host that has ended."""
-    owner = _owner_of(path)
+    owner = _place_owner(path)
     lock = SoftFileLock(owner)
+    timeout_s = SECONDS_FOR_ANOTHER_HOST if patience_s == FOR_EVER else patience_s
     while True:
         before = _read_owner(owner)
         try:
-            lock.acquire(timeout=SECONDS_FOR_ANOTHER_HOST if patience_s == FOR_EVER else patience_s)
+            lock.acquire(timeout=timeout_s)
         except Timeout as timeout:
             may_have_ended = str(timeout) != str(Timeout(timeout.lock_file))  # it names a holder that it cannot probe
             if may_have_ended and before == _read_owner(owner):
@@ -106,7 +107,7 @@ def _acquire_by_name(path: Path, patience_s: float) -> SoftFileLock:
 
 
 def _is_held_by_name(path: Path) -> bool:
-    owner = _owner_of(path)
+    owner = _place_owner(path)
     if not owner.exists():
         return False
     with suppress(OSError), SoftFileLock(owner).acquire(timeout=SECONDS_TO_LOOK):
@@ -114,7 +115,7 @@ def _is_held_by_name(path: Path) -> bool:
     return True
 
 
-def _owner_of(path: Path) -> Path:
+def _place_owner(path: Path) -> Path:
     return path.with_name(f"{path.name}-owner")
 
 

@@ -17,31 +17,33 @@ def denied(error: PermissionError, what: Path | str = "A file") -> DeniedError:
     if error.filename is None:
         return DeniedError(f"{what} cannot be used: permission denied ({error}). Give this user the right to.")
     named = os.fsdecode(error.filename)
-    culprit = _first_closed(Path(named))
+    culprit = _find_closed(Path(named))
     try:
         status = culprit.stat()
     except OSError:
-        return DeniedError(f"{culprit} cannot be used: permission denied. {_advice('its owner')}")
-    owner = _name_of(status.st_uid)
+        return DeniedError(f"{culprit} cannot be used: permission denied. {_advise_owner('its owner')}")
+    owner = _read_user_name(status.st_uid)
     mode = f"{stat.S_IMODE(status.st_mode):04o}"
     return DeniedError(
-        f"{named} cannot be used: permission denied ({culprit} belongs to {owner}, its mode is {mode}). {_advice(owner)}"
+        f"{named} cannot be used: permission denied ({culprit} belongs to {owner}, its mode is {mode}). {_advise_owner(owner)}"
     )
 
 
-def _advice(owner: str) -> str:
+def _advise_owner(owner: str) -> str:
     return f"Ask {owner} to allow it (chmod a+rX to read), or run as a user who may."
 
 
-def _first_closed(path: Path) -> Path:
+def _find_closed(path: Path) -> Path:
     """The outermost folder above `path` that this user may not enter, else `path`, or the folder in which it cannot be made."""
     for folder in reversed(path.absolute().parents):
         if not os.access(folder, os.X_OK):
             return folder
-    return path if os.path.lexists(path) else path.absolute().parent
+    if os.path.lexists(path):
+        return path
+    return path.absolute().parent
 
 
-def _name_of(user: int) -> str:
+def _read_user_name(user: int) -> str:
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:  # a container's user without an entry

@@ -69,14 +69,14 @@ def data_label(
     `distbranch data label data/clothing data/clothing-soft --run runs/fps-branch-16-2`
     """
     from distbranch.data.shards import read_dataset
-    from distbranch.engine.labelling import label
+    from distbranch.engine.labelling import label_with_teacher
     from distbranch.report.progress import ProgressDisplay
 
     total = read_dataset(data).num_samples
     names = [name.strip() for name in splits.split(",") if name.strip()]
     was_there = _holds_data(out)
     with ProgressDisplay(console) as display:
-        info = label(
+        info = label_with_teacher(
             data,
             out,
             run,

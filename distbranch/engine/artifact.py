@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +38,20 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {
-            "decoder": self.decoder,
-            "image_size": self.image_size,
-            "mean": self.mean,
-            "std": self.std,
-            "bits": self.bits,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Preprocessing":
         """The inverse of `to_json`."""
         height, width = data["image_size"]
-        mean, std = tuple(data["mean"]), tuple(data["std"])
+        mean = tuple(data["mean"])
+        std = tuple(data["std"])
         return cls(data["decoder"], (height, width), mean, std, data.get("bits"))
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images uint8 [B, 3, H, W] as the floats that a network without normalisation of its own takes."""
-        mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (self.mean, self.std))
+        mean = torch.tensor(self.mean, dtype=torch.float32).view(3, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32).view(3, 1, 1)
         return (images.float() / 255 - mean) / std
 
 
@@ -86,21 +82,13 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
     try:
         if (folder / DESCRIPTION).exists():
             description = json.loads((folder / DESCRIPTION).read_text())
-            state = load_tensors(folder / WEIGHTS)
+            weights = load_tensors(folder / WEIGHTS)
         else:
-            checkpoint = load_newest(run_directory / "checkpoints")
-            if checkpoint is None:
-                raise UserError(f"The run {run_directory} holds neither a model nor a checkpoint. Train it first.")
-            description, state = dict(checkpoint.state), dict(checkpoint.tensors["model"])
-            step = description["progress"]["iteration"]
-            last = load_config(RunDirectory(run_directory).config).train.iterations
-            logger.warning(
-                f"The run {run_directory} has not finished: these are the weights of step {step:,} of {last:,}."
-            )
+            description, weights = _load_from_checkpoint(run_directory)
         preprocessing = Preprocessing.from_json(description["preprocessing"])
         architecture = architecture_from_json(description["architecture"])
         network = network_of(architecture, preprocessing.mean, preprocessing.std)
-        network.load_state_dict(state)
+        network.load_state_dict(weights)
     except UserError:
         raise
     except PermissionError as error:
@@ -114,3 +102,14 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
             f"The model of {run_directory} is damaged ({reason_of(error)[:300]}). Run the training command again to write it anew."
         ) from None
     return network.eval(), preprocessing
+
+
+def _load_from_checkpoint(run_directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and weights of the newest good checkpoint."""
+    checkpoint = load_newest(run_directory / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"The run {run_directory} holds neither a model nor a checkpoint. Train it first.")
+    step = checkpoint.state["progress"]["iteration"]
+    last = load_config(RunDirectory(run_directory).config).train.iterations
+    logger.warning(f"The run {run_directory} has not finished: these are the weights of step {step:,} of {last:,}.")
+    return dict(checkpoint.state), dict(checkpoint.tensors["model"])

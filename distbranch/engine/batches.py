@@ -19,7 +19,7 @@ from distbranch.data.plan import Turns
 from distbranch.data.shards import BAD_KINDS, DatasetInfo, is_remote
 from distbranch.engine.distributed import Pending, Ranks
 from distbranch.engine.process_group import num_cores, num_local_ranks
-from distbranch.engine.waiting import NotAwaitedError, awaited
+from distbranch.engine.waiting import NotAwaitedError, wait_for_result
 from distbranch.errors import UserError
 
 MAX_LOADER_PROCESSES = 8  # decode faster than one GPU trains a thin network
@@ -67,7 +67,7 @@ class BatchFeed:
         self.upcoming = Batch(empty, empty, {}, None, empty)
         self.problem: str | None = None
         try:
-            self.upcoming = awaited(lambda: next(self._batches), self.should_stop)
+            self.upcoming = wait_for_result(lambda: next(self._batches), self.should_stop)
             self.problem = self.upcoming.error
         except NotAwaitedError:
             pass  # all ranks stop before they use it

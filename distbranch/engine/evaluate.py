@@ -56,32 +56,35 @@ def evaluate(
         SharedError: a bad sample under `on_bad_sample: fail`; more of them than may be left out, or no other ones; outputs
             that are not finite.
     """
-    members = dict(zip(member_names(info), info.members, strict=True))
-    having = {name: member for name, member in members.items() if split in member.splits}
+    members = zip(member_names(info), info.members, strict=True)
+    having = [(name, member) for name, member in members if split in member.splits]
     if not having:
         raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
     training = network.training
     network.eval()
-    scores = {}
-    for name, member in having.items():
-        own, num_bad = _own_share(network, member, split, ranks, data, batch_size=batch_size, bf16=bf16)
-        scores[name] = _score_together(own, num_bad, member, split, ranks, data)
+    scores: dict[str, Scores] = {}
+    for name, member in having:
+        share, num_bad = _evaluate_share(network, member, split, ranks, data, batch_size=batch_size, bf16=bf16)
+        scores[name] = _score_all_shares(share, num_bad, member, split, ranks, data)
     network.train(training)
-    return _together(scores) if info.parts else scores.popitem()[1]
+    return _merge_scores(scores) if info.parts else scores[having[0][0]]
 
 
-def _own_share(
+def _evaluate_share(
     network: Network, info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig, *, batch_size: int, bf16: bool
 ) -> tuple[Share, Counter[str]]:
     """This rank's samples, and how many were left out, by kind."""
-    parts: list[Share] = []
+    tasks = TaskSet(info.tasks)
+    outputs_of_tasks = [range(network.tasks.num_outputs)[network.tasks.columns[name]] for name in tasks.names]
+    columns = np.concatenate(outputs_of_tasks)
+
+    # torch.cat takes no empty list, and a rank may have no samples.
+    parts: list[Share] = [
+        (torch.zeros(0, dtype=torch.int64), torch.zeros(0, tasks.num_outputs), torch.zeros(0, tasks.num_tasks))
+    ]
     num_bad: Counter[str] = Counter()
     error = None
     size = network.architecture.image_size
-    tasks = TaskSet(info.tasks)
-    columns = np.concatenate(
-        [np.arange(network.tasks.num_outputs)[network.tasks.columns[name]] for name in tasks.names]
-    )
     try:
         for batch in open_evaluation(info, split, data, ranks, image_size=size, batch_size=batch_size):
             num_bad.update(batch.num_bad)
@@ -95,67 +98,78 @@ def _own_share(
     except UserError as failure:  # the loader itself: a process of it died
         error = str(failure)
     ranks.raise_on_all_ranks(error)
-    nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, tasks.num_outputs), torch.zeros(0, tasks.num_tasks)
-    indices, outputs, labels = (torch.cat(column) for column in zip(nothing, *parts, strict=True))
+    indices, outputs, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     return (indices, outputs, labels), num_bad
 
 
-def _score_together(
-    own: Share, num_bad: Counter[str], info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig
+def _score_all_shares(
+    share: Share, num_bad: Counter[str], info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig
 ) -> Scores:
-    """The scores of all ranks' shares, found by rank 0, which alone receives them."""
+    """The scores of all ranks' shares, computed by rank 0, which alone receives them."""
     tasks = TaskSet(info.tasks)
-    counts, kinds, not_finite = zip(*ranks.gather((len(own[0]), num_bad, _not_finite(tasks, own[1]))), strict=True)
-    num_bad = sum(kinds, Counter())
+    found = ranks.gather((len(share[0]), num_bad, _find_not_finite(tasks, share[1])))
+    num_samples = sum(count for count, _, _ in found)
+    num_bad = sum((bad for _, bad, _ in found), Counter())
+    not_finite = [task for _, _, task in found if task is not None]
+
     problem = describe_too_many_bad(num_bad, data, info, split)
-    if problem is None and not any(counts):
+    if problem is None and not num_samples:
         problem = f"No sample of '{split}' could be read, so nothing is left to evaluate on. Repair {info.path}, or pack it again."
-    bad = min((task for task in not_finite if task is not None), default=None)
-    if problem is None and bad is not None:
+    if problem is None and not_finite:
         problem = (
-            f"The outputs of the network on '{split}' are not finite (first those of task '{tasks.names[bad]}'), so they have no "
-            "score. Train it anew with a lower optim.lr or train.clip_norm, or with train.precision=fp32."
+            f"The outputs of the network on '{split}' are not finite (first those of task '{tasks.names[min(not_finite)]}'), so they "
+            "have no score. Train it anew with a lower optim.lr or train.clip_norm, or with train.precision=fp32."
         )
     if problem is not None:
         raise SharedError(problem)
-    every = [ranks.gather_rows(column) for column in own]
-    scores: Scores = ranks.broadcast(_score(tasks, every, num_bad) if ranks.is_first else None)
-    return scores
+
+    gathered = [ranks.gather_rows(column) for column in share]
+    scores = _score_samples(tasks, gathered, num_bad) if ranks.is_first else None
+    shared: Scores = ranks.broadcast(scores)
+    return shared
 
 
-def _not_finite(tasks: TaskSet, outputs: Tensor) -> int | None:
+def _find_not_finite(tasks: TaskSet, outputs: Tensor) -> int | None:
     """The first task with logits [n, O] that no metric takes; finite weights may give them too."""
     good = outputs.isfinite().all(dim=0)
-    bad = (number for number, columns in enumerate(tasks.columns.values()) if not good[columns].all())
-    return next(bad, None)
+    for number, columns in enumerate(tasks.columns.values()):
+        if not good[columns].all():
+            return number
+    return None
 
 
-def _score(tasks: TaskSet, every: Sequence[Sequence[Tensor]], num_bad: Counter[str]) -> Scores:
-    """`every`: indices [n], logits [n, O] and labels [n, T], each of every rank."""
-    indices, outputs, labels = (torch.cat(list(column)).numpy() for column in every)
-    order = np.argsort(indices, kind="stable")
-    outputs, labels = outputs[order], labels[order]
-    losses = tasks.losses(torch.from_numpy(outputs), torch.from_numpy(labels)).double()
+def _score_samples(tasks: TaskSet, gathered: Sequence[Sequence[Tensor]], num_bad: Counter[str]) -> Scores:
+    """`gathered`: indices [n], logits [n, O] and labels [n, T], each of every rank."""
+    indices, outputs, labels = (torch.cat(list(column)) for column in gathered)
+    # In the order of the data set, so that sums are the same for any number of ranks.
+    order = indices.argsort(stable=True)
+    outputs = outputs[order]
+    labels = labels[order]
+    losses = tasks.losses(outputs, labels).double()
     return {
         "loss": float(losses.sum() / len(outputs)),
         "num_samples": len(outputs),
         "bad_samples": dict(num_bad),
-        **task_metrics(tasks.tasks, outputs, labels),
+        **task_metrics(tasks.tasks, outputs.numpy(), labels.numpy()),
     }
 
 
-def _together(datasets: Mapping[str, Scores]) -> Scores:
+def _merge_scores(datasets: Mapping[str, Scores]) -> Scores:
     """The scores of several data sets as one, with each of them."""
-    every = list(datasets.values())
-    num_samples = sum(one["num_samples"] for one in every)
+    num_samples = 0
+    loss = 0.0
+    num_bad: Counter[str] = Counter()
+    of_each = {}
+    for name, scores in datasets.items():
+        num_samples += scores["num_samples"]
+        loss += scores["loss"] * scores["num_samples"]
+        num_bad += Counter(scores["bad_samples"])
+        labelled = {task: row for task, row in scores["tasks"].items() if row["num_labelled"]}
+        of_each[name] = scores | {"tasks": labelled}
     return {
-        "loss": sum(one["loss"] * one["num_samples"] for one in every) / max(1, num_samples),
+        "loss": loss / max(1, num_samples),
         "num_samples": num_samples,
-        "bad_samples": dict(sum((Counter(one["bad_samples"]) for one in every), Counter())),
-        **merge_metrics(every),
-        "datasets": {name: one | {"tasks": _labelled(one["tasks"])} for name, one in datasets.items()},
+        "bad_samples": dict(num_bad),
+        **merge_metrics(list(datasets.values())),
+        "datasets": of_each,
     }
-
-
-def _labelled(rows: Mapping[str, Scores]) -> dict[str, Scores]:
-    return {name: row for name, row in rows.items() if row["num_labelled"]}

@@ -26,12 +26,12 @@ from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.models.networks import Network
 
-DECIMALS = 4
+DECIMALS = 4  # in 0..1: finer than any teacher knows, and a third of the bytes
 
 SoftLabels = Mapping[str, float]
 
 
-def label(
+def label_with_teacher(
     data: str,
     out: str | os.PathLike[str],
     run: Path,
@@ -54,14 +54,13 @@ def label(
     """
     info = read_dataset(data)
     teacher, preprocessing = load_model(run)
-    _check(info, out, run, teacher, splits)
+    _check_labelling(info, out, run, teacher, splits)
     config = load_config(RunDirectory(run).config)
     as_trained = config.data.model_copy(update={"decoder": preprocessing.decoder, "on_bad_sample": "fail"})
-    soft = {
-        name: _soft_labels(info, name, teacher, as_trained, config.train.eval_batch_size)
-        for name in splits
-        if info.splits[name].num_samples
-    }
+    labelled = [name for name in splits if info.splits[name].num_samples]
+    size = config.train.eval_batch_size
+    soft = {name: _compute_soft_labels(info, name, teacher, as_trained, size) for name in labelled}
+    shards = [shard for split in info.splits.values() for shard in split.shards]
     source = {
         "source": "label",
         "data": {"path": info.path, "fingerprint": info.fingerprint, "source": info.source},
@@ -69,37 +68,38 @@ def label(
         "splits": list(splits),
     }
     return pack(
-        _samples(info, soft),
+        _add_soft_labels(info, soft),
         out,
         (*info.tasks, *teacher.tasks.tasks),
         groups=info.groups,
         source=source,
         skipped=info.skipped,
-        shard_samples=max(shard.num_samples for split in info.splits.values() for shard in split.shards),
+        shard_samples=max(shard.num_samples for shard in shards),
         progress=progress,
     )
 
 
-def _check(info: DatasetInfo, out: str | os.PathLike[str], run: Path, teacher: Network, splits: Sequence[str]) -> None:
+def _check_labelling(
+    info: DatasetInfo, out: str | os.PathLike[str], run: Path, teacher: Network, splits: Sequence[str]
+) -> None:
     if not is_remote(info.path) and os.path.realpath(info.path) == os.path.realpath(out):
         raise UserError(f"{out} is the data set to be labelled itself. Give a new folder; images are copied into it.")
     if not RunDirectory(run).result.exists():
         raise UserError(
-            f"The run {run} has not ended yet, and only a finished one is a teacher. Go on with it: "
+            f"The run {run} has not ended yet, and only a finished one is a teacher. Resume it: "
             f"`distbranch train {run / 'config.yaml'}`."
         )
-    unknown = [split for split in splits if split not in info.splits]
-    if unknown or not splits:
-        raise UserError(
-            f"{info.path} has no split '{unknown[0] if unknown else ''}' to be labelled; it has {', '.join(info.splits)}."
-        )
+    unknown = [split for split in splits or [""] if split not in info.splits]
+    if unknown:
+        raise UserError(f"{info.path} has no split '{unknown[0]}' to be labelled; it has {', '.join(info.splits)}.")
     categorical = [task.name for task in teacher.tasks.tasks if task.kind != "binary"]
     if categorical:
         raise UserError(
             f"The teacher {run} has the categorical task(s) {', '.join(categorical[:5])}, and soft labels are of binary ones. "
             "Pack its data set with one_task_per_class and train it again."
         )
-    shared = [task.name for task in teacher.tasks.tasks if task.name in {own.name for own in info.tasks}]
+    own = {task.name for task in info.tasks}
+    shared = [name for name in teacher.tasks.names if name in own]
     if shared:
         raise UserError(
             f"The data set {info.path} has task(s) of the teacher {run} already: {', '.join(shared[:5])}. "
@@ -107,16 +107,16 @@ def _check(info: DatasetInfo, out: str | os.PathLike[str], run: Path, teacher: N
         )
 
 
-def _samples(info: DatasetInfo, soft: Mapping[str, Iterator[SoftLabels]]) -> Iterator[Sample]:
+def _add_soft_labels(info: DatasetInfo, soft: Mapping[str, Iterator[SoftLabels]]) -> Iterator[Sample]:
     """Every sample as it is, with the next soft labels of its split."""
     for name, split in info.splits.items():
         extra = soft.get(name, itertools.repeat({}))
         with closing(ShardReader([(info.path, split.shards)], info.tasks, max_open=1)) as reader:
-            for (image, described), added in zip(_files(reader, split), extra, strict=False):
+            for (image, described), added in zip(_read_samples(reader, split), extra, strict=False):
                 yield Sample(described["key"], name, image, {**described["labels"], **added})
 
 
-def _files(reader: ShardReader, split: SplitInfo) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def _read_samples(reader: ShardReader, split: SplitInfo) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """The JPEG and the content of the label file of every sample, in order."""
     for number, shard in enumerate(split.shards):
         for sample in range(shard.num_samples):
@@ -128,7 +128,7 @@ def _files(reader: ShardReader, split: SplitInfo) -> Iterator[tuple[bytes, dict[
 
 
 @torch.inference_mode()
-def _soft_labels(
+def _compute_soft_labels(
     info: DatasetInfo, split: str, teacher: Network, data: DataConfig, batch_size: int
 ) -> Iterator[SoftLabels]:
     """The teacher's probability of each of its tasks, for every sample in order."""
@@ -138,6 +138,6 @@ def _soft_labels(
     for batch in open_evaluation(info, split, data, ranks, image_size=size, batch_size=batch_size):
         if batch.error:
             raise UserError(batch.error)
-        shares = teacher(batch.images.to(ranks.device), flat=True).double().sigmoid().tolist()
-        for row in shares:
+        outputs = teacher(batch.images.to(ranks.device), flat=True)
+        for row in outputs.double().sigmoid().tolist():
             yield {name: round(share, DECIMALS) for name, share in zip(teacher.tasks.names, row, strict=True)}

@@ -26,7 +26,7 @@ def read_launcher_environment() -> LauncherEnvironment:
         UserError: they do not fit together, with what is set, what is missing and what to do.
     """
     found = {name: os.environ[name].strip() for name in (*NUMBERS, "MASTER_ADDR") if name in os.environ}
-    problems = list(_malformed(found)) or list(_misfits(found))
+    problems = list(_find_malformed(found)) or list(_find_misfits(found))
     if problems:
         named = ", ".join(f"{name}={value}" for name, value in found.items())
         raise UserError(
@@ -36,7 +36,7 @@ def read_launcher_environment() -> LauncherEnvironment:
     return LauncherEnvironment(int(found.get("RANK", "0")), int(found.get("WORLD_SIZE", "1")))
 
 
-def _malformed(found: Mapping[str, str]) -> Iterator[str]:
+def _find_malformed(found: Mapping[str, str]) -> Iterator[str]:
     for name, value in found.items():
         if not value:
             yield f"{name} is empty"
@@ -44,7 +44,7 @@ def _malformed(found: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} should be a whole number"
 
 
-def _misfits(found: Mapping[str, str]) -> Iterator[str]:
+def _find_misfits(found: Mapping[str, str]) -> Iterator[str]:
     numbers = {name: int(value) for name, value in found.items() if name in NUMBERS}
     world_size = numbers.get("WORLD_SIZE", 1)
     if world_size < 1:
@@ -56,12 +56,14 @@ def _misfits(found: Mapping[str, str]) -> Iterator[str]:
     elif "RANK" in found and "WORLD_SIZE" not in found:
         missing = ["WORLD_SIZE"]
     if missing:
-        yield f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        verb = "is" if len(missing) == 1 else "are"
+        yield f"{' and '.join(missing)} {verb} missing"
         return
     local_size = numbers.get("LOCAL_WORLD_SIZE", world_size)
-    for rank, size in (("RANK", world_size), ("LOCAL_RANK", local_size)):
-        if numbers.get(rank, 0) >= size:
-            yield f"{rank} should be below the {size} that there are{' on this machine' if rank == 'LOCAL_RANK' else ''}"
+    if numbers.get("RANK", 0) >= world_size:
+        yield f"RANK should be below the {world_size} that there are"
+    if numbers.get("LOCAL_RANK", 0) >= local_size:
+        yield f"LOCAL_RANK should be below the {local_size} that there are on this machine"
     if not 1 <= local_size <= world_size:
         yield f"LOCAL_WORLD_SIZE should be from 1 to the {world_size} of WORLD_SIZE"
     if not 0 < numbers.get("MASTER_PORT", 1) <= LARGEST_PORT:

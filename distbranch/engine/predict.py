@@ -39,7 +39,7 @@ class Prediction:
     scores: dict[str, float | dict[str, float]]
 
 
-def image_files(paths: Iterable[Path]) -> list[Path]:
+def find_images(paths: Iterable[Path]) -> list[Path]:
     """The files, and the images of the folders, in order.
 
     Raises:
@@ -49,7 +49,10 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"The image {path} does not exist. Give image files or folders of them.")
-        files += sorted(filter(_is_image, path.rglob("*"))) if path.is_dir() else [path]
+        if path.is_dir():
+            files += sorted(filter(_is_image, path.rglob("*")))
+        else:
+            files.append(path)
     if not files:
         raise UserError(f"There are no images ({', '.join(SUFFIXES)}) in what was given.")
     return files
@@ -79,25 +82,28 @@ def predict(
     broken: list[BrokenFile] = []
     waiting = iter(files)
     while chunk := list(islice(waiting, batch_size)):
-        pixels = _read_all(chunk, preprocessing, broken)
-        if not pixels or (broken and on_bad_image == "fail"):
+        images = _read_images(chunk, preprocessing, broken)
+        if not images or (broken and on_bad_image == "fail"):
             continue  # the rest is only looked through, so that all broken ones are told
-        logits = network(torch.stack(list(pixels.values())))
-        columns = {task.name: _probabilities(logits[task.name], task.classes) for task in network.tasks.tasks}
-        for row, file in enumerate(chunk[index] for index in pixels):
+        logits = network(torch.stack([pixels for _, pixels in images]))
+        columns = {task.name: _to_probabilities(logits[task.name], task.classes) for task in network.tasks.tasks}
+        for row, (file, _) in enumerate(images):
             yield Prediction(file, {name: values[row] for name, values in columns.items()})
     if broken and (on_bad_image == "fail" or len(broken) == len(files)):
-        raise UserError(_refusal(broken, len(files)))
+        raise UserError(_describe_refusal(broken, len(files)))
     if broken:
-        logger.warning("%d of %d images cannot be read and were left out: %s.", len(broken), len(files), _named(broken))
+        left_out = _list_broken(broken)
+        logger.warning("%d of %d images cannot be read and were left out: %s.", len(broken), len(files), left_out)
 
 
-def _read_all(files: Sequence[Path], preprocessing: Preprocessing, broken: list[BrokenFile]) -> dict[int, torch.Tensor]:
-    """The pixels of the images by their place in `files`; what is wrong with the others is added to `broken`."""
-    pixels = {}
-    for index, file in enumerate(files):
+def _read_images(
+    files: Sequence[Path], preprocessing: Preprocessing, broken: list[BrokenFile]
+) -> list[tuple[Path, torch.Tensor]]:
+    """The pixels of the images; what is wrong with the others is added to `broken`."""
+    images = []
+    for file in files:
         try:
-            pixels[index] = _read(file, preprocessing)
+            images.append((file, _read_image(file, preprocessing)))
         except UnknownRangeError as error:
             raise UserError(f"The image {file} cannot be read: {error}.") from None
         except PermissionError as error:  # the image may be sound
@@ -106,30 +112,32 @@ def _read_all(files: Sequence[Path], preprocessing: Preprocessing, broken: list[
             broken.append((file, error.strerror or str(error)))
         except ValueError as error:
             broken.append((file, str(error)))
-    return pixels
+    return images
 
 
-def _read(file: Path, preprocessing: Preprocessing) -> torch.Tensor:
+def _read_image(file: Path, preprocessing: Preprocessing) -> torch.Tensor:
     jpeg = convert_to_jpeg(file.read_bytes(), bits=preprocessing.bits)
     pixels = decode_to_size(jpeg, preprocessing.image_size, preprocessing.decoder)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
-def _refusal(broken: Sequence[BrokenFile], num_files: int) -> str:
+def _describe_refusal(broken: Sequence[BrokenFile], num_files: int) -> str:
+    named = _list_broken(broken[:NAMED])
     if num_files == 1:
-        return f"The image {_named(broken)} cannot be read, so there is nothing to predict. Repair it."
-    more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        return f"The image {named} cannot be read, so there is nothing to predict. Repair it."
+    if len(broken) > NAMED:
+        named += f" and {len(broken) - NAMED} more"
     return (
-        f"{len(broken)} of {num_files} images cannot be read, so nothing was written: {_named(broken[:NAMED])}{more}. "
+        f"{len(broken)} of {num_files} images cannot be read, so nothing was written: {named}. "
         "Repair or remove them, or leave them out with --on-bad-image skip."
     )
 
 
-def _named(broken: Sequence[BrokenFile]) -> str:
+def _list_broken(broken: Sequence[BrokenFile]) -> str:
     return ", ".join(f"{file} ({why})" for file, why in broken)
 
 
-def _probabilities(logits: torch.Tensor, classes: tuple[str, ...]) -> list[float] | list[dict[str, float]]:
+def _to_probabilities(logits: torch.Tensor, classes: tuple[str, ...]) -> list[float] | list[dict[str, float]]:
     if not classes:
         values: list[float] = logits.sigmoid().tolist()
         return values

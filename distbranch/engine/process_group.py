@@ -17,7 +17,7 @@ import torch.distributed as dist
 from distbranch.config import LaunchConfig
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.launcher_environment import read_launcher_environment
-from distbranch.engine.waiting import NotAwaitedError, awaited
+from distbranch.engine.waiting import NotAwaitedError, wait_for_result
 from distbranch.errors import StoppedEarly, UserError
 
 logger = logging.getLogger("distbranch")
@@ -95,7 +95,7 @@ def wait_for_ranks(meet: Callable[[], None], launch: LaunchConfig, should_stop: 
         UserError: not all came in time, nobody answers where they meet, or they are placed wrongly.
     """
     try:
-        awaited(meet, should_stop)
+        wait_for_result(meet, should_stop)
     except NotAwaitedError:
         stopped = StoppedEarly(
             "Stopped while this rank waited for the others, before a new step was trained. The same command continues."

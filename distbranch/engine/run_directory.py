@@ -1,7 +1,7 @@
 """The run directory: what every command reads and writes.
 
-`config.yaml`, `environment.json`, `tree.json`, `policy.json`, `result.json` are written aside and renamed; `decisions.jsonl`,
-`policies.jsonl` and `metrics.jsonl` grow a line at a time, and are cut back to the checkpoint from which a run goes on.
+`config.yaml`, `environment.json`, `tree.json`, `policy.json`, `result.json` are written atomically; `decisions.jsonl`,
+`policies.jsonl` and `metrics.jsonl` grow a line at a time, and are cut back to the checkpoint from which a run resumes.
 """
 
 import json
@@ -76,7 +76,7 @@ class RunDirectory:
         try:
             if self.begins_anew(config):
                 with self.locked(patience_s=0):
-                    if self._is_vain():
+                    if self._is_dispensable():
                         self.tree.unlink(missing_ok=True)
                         self.policy.unlink(missing_ok=True)
                         write_atomically(self.config, to_yaml(config))
@@ -91,7 +91,7 @@ class RunDirectory:
 
     def begins_anew(self, config: Config) -> bool:
         """Whether what is there is of another configuration and came to nothing, so that it makes way for this one."""
-        return config.run_url is None and bool(self._differences(config)) and self._is_vain()
+        return config.run_url is None and bool(self._differences(config)) and self._is_dispensable()
 
     def check(self, config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:
         """Nothing is there, or a run of this configuration.
@@ -106,11 +106,15 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"The run directory {self.path} is a file. Move it away, or give another run.name.")
         if self.config.exists():
-            if different := self._differences(config):
-                begun = [key for key in config.begins_from if any(line.startswith(f"{key}:") for line in different)]
-                if begun:
-                    keys = " and ".join(begun)
-                    advice += f" A run that was begun does not read {keys} again: give what was given then, wherever that is now."
+            different = self._differences(config)
+            changed = {line.partition(":")[0] for line in different}
+            begun = [key for key in config.begins_from if key in changed]
+            if begun:
+                keys = " and ".join(begun)
+                advice += (
+                    f" A run that was begun does not read {keys} again: give what was given then, wherever that is now."
+                )
+            if different:
                 raise UserError(
                     f"The run {self.path} was begun with another configuration ({'; '.join(different)}). {advice}"
                 )
@@ -120,8 +124,9 @@ class RunDirectory:
             )
 
     def _differences(self, config: Config) -> list[str]:
-        found = differences(load_config(self.config), config) if self.config.exists() else []
-        return without_moved_data(found, config, self.data)
+        if not self.config.exists():
+            return []
+        return without_moved_data(differences(load_config(self.config), config), config, self.data)
 
     @property
     def data(self) -> str | None:
@@ -134,7 +139,7 @@ class RunDirectory:
                     return str(fingerprint)
         return None
 
-    def _is_vain(self) -> bool:
+    def _is_dispensable(self) -> bool:
         """Whether nobody would miss it: no training, no job that may still train it, no relatives in a sweep."""
         return not (self.holds_training or self.job.exists() or self.family.exists())
 
@@ -166,10 +171,10 @@ class RunDirectory:
             comes_after = evaluation_is_due and line.get("kind") == "evaluation"
             return bool(line.get("iteration", 0) <= iteration - comes_after)
 
-        _keep_lines(self.metrics, keep)
-        _keep_lines(self.policies, lambda line: line.get("iteration", 0) <= iteration)
+        _filter_lines(self.metrics, keep)
+        _filter_lines(self.policies, lambda line: line.get("iteration", 0) <= iteration)
         for decisions in (self.decisions, *self.relatives.glob(f"*/{self.decisions.name}")):
-            _keep_lines(decisions, lambda line: line.get("round", 0) <= num_decisions)
+            _filter_lines(decisions, lambda line: line.get("round", 0) <= num_decisions)
 
     @property
     def precision(self) -> str:
@@ -181,24 +186,21 @@ class RunDirectory:
 
     def write_environment(self, ranks: Ranks, rounding: Mapping[str, Any], *, data: str) -> None:
         """Record versions, commit, hardware, world size, threads, precision and the fingerprint of the data of this start."""
-        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        write_json(
-            self.environment,
-            {
-                "python": platform.python_version(),
-                "packages": {name: package_version(name) for name in PACKAGES},
-                "commit": _commit(),
-                "host": platform.node(),
-                "processor": platform.processor() or platform.machine(),
-                "cores": num_cores(),
-                "gpus": gpus,
-                "device": str(ranks.device),
-                "world_size": ranks.world_size,
-                "threads_per_rank": rounding["threads"],
-                "precision": rounding["precision"],
-                "data": data,
-            },
-        )
+        environment = {
+            "python": platform.python_version(),
+            "packages": {name: read_package_version(name) for name in PACKAGES},
+            "commit": _read_commit(),
+            "host": platform.node(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": num_cores(),
+            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+            "device": str(ranks.device),
+            "world_size": ranks.world_size,
+            "threads_per_rank": rounding["threads"],
+            "precision": rounding["precision"],
+            "data": data,
+        }
+        write_json(self.environment, environment)
 
 
 def without_moved_data(different: list[str], config: Config, *begun_with: str | None) -> list[str]:
@@ -276,12 +278,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+def _filter_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if path.exists():
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in read_lines(path) if keep(line)))
+        kept = filter(keep, read_lines(path))
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def package_version(package: str) -> str | None:
+def read_package_version(package: str) -> str | None:
     """The installed version of a package, or None."""
     try:
         return version(package)
@@ -289,14 +292,17 @@ def package_version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def _read_commit() -> str | None:
     """The commit of the source tree, with '+' if files differ from it; None outside a checkout."""
-    folder = Path(__file__).parent
     try:
-        run = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(run, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-        status = ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no", "."]
-        changed = subprocess.run(status, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        commit = _run_git("rev-parse", "--short", "HEAD")
+        changed = _run_git("status", "--porcelain", "--untracked-files=no", ".")
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+" if changed else "")
+    return f"{commit}+" if changed else commit
+
+
+def _run_git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    # Some file systems take long to answer `git status`; a run does not wait for that.
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -43,7 +43,10 @@ class TrainedNetwork:
     wrapped: nn.Module
 
     def __init__(self, config: Config, ranks: Ranks, preprocessing: Preprocessing, *, is_final: bool) -> None:
-        self.config, self.ranks, self.preprocessing, self.is_final = config, ranks, preprocessing, is_final
+        self.config = config
+        self.ranks = ranks
+        self.preprocessing = preprocessing
+        self.is_final = is_final
         self.alternates = False
 
     def begin(self, architecture: AnyArchitecture, seed: int) -> None:
@@ -63,7 +66,7 @@ class TrainedNetwork:
         self.network = network.to(self.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.train()
         self.norms = [module for module in self.network.modules() if isinstance(module, BatchNorm)]
-        self.optimizer = self._weights_optimizer()
+        self.optimizer = self._build_weights_optimizer()
         if self._searches:
             assert isinstance(self.network, AdaShareNet)
             self.policy_optimizer = build_policy_optimizer(self.network.policy_logits, self.config.adashare.policy_lr)
@@ -74,11 +77,12 @@ class TrainedNetwork:
     def alternate(self) -> None:
         """Begin to train weights and policy in turns: the weights with SGD, whatever trained them before."""
         self.alternates = True
-        self.optimizer = self._weights_optimizer()
+        self.optimizer = self._build_weights_optimizer()
 
-    def _weights_optimizer(self) -> torch.optim.Optimizer:
-        optim, rate = self.config.optim, self.config.adashare.weights_lr
+    def _build_weights_optimizer(self) -> torch.optim.Optimizer:
+        optim = self.config.optim
         if self.alternates:
+            rate = self.config.adashare.weights_lr
             optim = optim.model_copy(update={"name": "sgd", "momentum": SEARCH_MOMENTUM, "lr": rate})
         return build_optimizer(self.network, optim)
 
@@ -97,9 +101,10 @@ class TrainedNetwork:
         return architecture
 
     def widen(self, split: Split) -> None:
-        """Go on with a wider network: weights, running statistics and optimiser slots are copied by branch name."""
+        """Replace the network by a wider one: weights, running statistics and optimiser slots are copied by branch name."""
         architecture = self.tree_architecture
-        old, new = architecture.tree, architecture.tree.split(split)
+        old = architecture.tree
+        new = old.split(split)
         model = widen(self.network.state_dict(), old, new)
         self.build(architecture.with_tree(new), model, widen(self.slots(), old, new))
 
@@ -107,12 +112,12 @@ class TrainedNetwork:
         """A fresh DDP wrapper: parameters added to an old one would silently never be synchronised."""
         self.wrapped = self.network
         if self.ranks.world_size > 1:
-            on_gpu = self.ranks.device.type == "cuda"
+            device_ids = [self.ranks.device] if self.ranks.device.type == "cuda" else None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # the argument's successor is not in all our releases
                 self.wrapped = DistributedDataParallel(
                     self.network,
-                    device_ids=[self.ranks.device] if on_gpu else None,
+                    device_ids=device_ids,
                     broadcast_buffers=False,  # running statistics are summed over all ranks
                     init_sync=False,  # it would overwrite a rank that differs, which must be told instead
                     gradient_as_bucket_view=True,
@@ -124,11 +129,16 @@ class TrainedNetwork:
 
     def no_sync(self) -> AbstractContextManager[None]:
         """For all but the last part of an accumulated step."""
-        return self._replica.no_sync() if isinstance(self._replica, DistributedDataParallel) else nullcontext()
+        if isinstance(self._replica, DistributedDataParallel):
+            return self._replica.no_sync()
+        return nullcontext()
 
     def slots(self) -> dict[str, Tensor]:
         """The optimiser's tensors as `parameter:slot`."""
-        return {name: slot for one in self._optimizers() for name, slot in optimizer_slots(one, self.network).items()}
+        slots: dict[str, Tensor] = {}
+        for optimizer in self._optimizers():
+            slots |= optimizer_slots(optimizer, self.network)
+        return slots
 
     def fingerprint(self) -> str:
         """A hash over tree, weights, running statistics and optimiser slots."""
@@ -137,5 +147,7 @@ class TrainedNetwork:
 
     def first_not_finite(self) -> str | None:
         """The name of a tensor with a NaN or an infinity in it."""
-        state = self.network.state_dict().items()
-        return next((name for name, value in state if value.is_floating_point() and not value.isfinite().all()), None)
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                return name
+        return None

@@ -5,7 +5,8 @@ The main thread must not be the one that waits: Python runs the handlers of sign
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from concurrent.futures import Future, wait
+from typing import TypeVar
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -15,40 +16,23 @@ class NotAwaitedError(Exception):
     """Somebody asked to stop before it was there."""
 
 
-class _Work(threading.Thread, Generic[T]):
-    """A call in a thread of its own, which nothing waits for at the end of the process."""
-
-    def __init__(self, call: Callable[[], T]) -> None:
-        super().__init__(name="distbranch-waiting", daemon=True)
-        self._call = call
-        self._results: list[T] = []
-        self._error: BaseException | None = None
-
-    def run(self) -> None:
-        """What the thread does."""
-        try:
-            self._results.append(self._call())
-        except BaseException as error:  # of any kind: it is raised where the call is awaited
-            self._error = error
-
-    def result(self) -> T:
-        """What the call returned or raised."""
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
-
-
-def awaited(call: Callable[[], T], should_stop: Callable[[], bool]) -> T:
+def wait_for_result(call: Callable[[], T], should_stop: Callable[[], bool]) -> T:
     """What `call` returns, or raises.
 
     Raises:
-        NotAwaitedError: `should_stop` came first; the call goes on without anybody.
+        NotAwaitedError: `should_stop` came first; the call continues without anybody.
     """
-    work = _Work(call)
-    work.start()
-    work.join(SECONDS_BETWEEN_LOOKS)
-    while work.is_alive():
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # of any kind: it is raised where the call is awaited
+            future.set_exception(error)
+
+    # No ThreadPoolExecutor: the process would wait for its threads at the end, and this call may never return.
+    threading.Thread(target=run, name="distbranch-waiting", daemon=True).start()
+    while not wait([future], timeout=SECONDS_BETWEEN_LOOKS).done:
         if should_stop():
             raise NotAwaitedError
-        work.join(SECONDS_BETWEEN_LOOKS)
-    return work.result()
+    return future.result()

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from distbranch.config import LaunchConfig
 from distbranch.engine.process_group import has_bf16, num_cores
-from distbranch.engine.run_directory import package_version
+from distbranch.engine.run_directory import read_package_version
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_dashboard_address
 from distbranch.launch.ray_folder import choose_ray_folder, find_existing_folder, find_problem
@@ -51,7 +51,7 @@ def _check_versions() -> Iterator[Finding]:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        found = package_version(requirement.name)
+        found = read_package_version(requirement.name)
         if found is None:
             yield Finding(requirement.name, "absent", f"pip install '{text.split(';')[0].strip()}'")
         elif not requirement.specifier.contains(found.split("+")[0], prereleases=True):

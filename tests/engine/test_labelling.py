@@ -15,7 +15,7 @@ from distbranch.data.images import decode_to_size
 from distbranch.data.pack import pack
 from distbranch.data.shards import DatasetInfo, Sample
 from distbranch.engine.artifact import load_model
-from distbranch.engine.labelling import label
+from distbranch.engine.labelling import label_with_teacher
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -47,7 +47,7 @@ def test_images_and_labels_stay_and_the_train_split_gets_the_probabilities_of_th
     tiny_data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     told: list[int] = []
-    info = label(str(tiny_data), tmp_path / "soft", teacher, progress=told.append)
+    info = label_with_teacher(str(tiny_data), tmp_path / "soft", teacher, progress=told.append)
     assert info.tasks == TASKS + TEACHER_TASKS
     assert info.source["teacher"]["run"] == str(teacher)
     assert len(info.source["teacher"]["weights_sha256"]) == 64
@@ -79,22 +79,22 @@ def test_images_and_labels_stay_and_the_train_split_gets_the_probabilities_of_th
 def test_the_same_labelling_again_changes_nothing_and_other_splits_can_be_asked_for(
     tiny_data: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    first = label(str(tiny_data), tmp_path / "soft", teacher, splits=("val", "test"))
+    first = label_with_teacher(str(tiny_data), tmp_path / "soft", teacher, splits=("val", "test"))
     assert first.splits["train"].labels["round"]["unlabelled"] == NUM_SAMPLES["train"]
     assert first.splits["val"].labels["round"]["unlabelled"] == 0
-    assert label(str(tiny_data), tmp_path / "soft", teacher, splits=("val", "test")) == first
+    assert label_with_teacher(str(tiny_data), tmp_path / "soft", teacher, splits=("val", "test")) == first
     with pytest.raises(UserError, match="not empty"):
-        label(str(tiny_data), tmp_path / "soft", teacher)
+        label_with_teacher(str(tiny_data), tmp_path / "soft", teacher)
 
 
 def test_a_teacher_that_cannot_teach_is_refused(tiny_data: Path, teacher: Path, tmp_path: Path) -> None:
-    info = label(str(tiny_data), tmp_path / "soft", teacher)
+    info = label_with_teacher(str(tiny_data), tmp_path / "soft", teacher)
     with pytest.raises(UserError, match=r"has task\(s\) of the teacher .* already: round, square"):
-        label(info.path, tmp_path / "more", teacher)
+        label_with_teacher(info.path, tmp_path / "more", teacher)
     with pytest.raises(UserError, match="itself"):
-        label(str(tiny_data), tiny_data, teacher)
+        label_with_teacher(str(tiny_data), tiny_data, teacher)
     (teacher / "result.json").rename(teacher / "was-result.json")
     with pytest.raises(UserError, match="only a finished one is a teacher"):
-        label(str(tiny_data), tmp_path / "more", teacher)
+        label_with_teacher(str(tiny_data), tmp_path / "more", teacher)
     (teacher / "was-result.json").rename(teacher / "result.json")
     assert not (tmp_path / "more").exists()
