@@ -14,9 +14,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from distbranch.branching.grouping import ROUNDING, Groups, groupings, separation_cost
-from distbranch.branching.moves import improve
-from distbranch.branching.partitions import MOST_BRANCHES, best_partitions
+from distbranch.branching.grouping import ROUNDING, Groups, cluster_branches, separation_cost
+from distbranch.branching.search import MOST_BRANCHES, find_best_partitions, move_branches
 
 UNIT_COST = 1 / 64  # L0 of Eq. 9
 ALL_PARTITIONS, WITH_MOVES = "all partitions", "spectral + moves"
@@ -65,7 +64,7 @@ def choose_groups(
 
 
 class Candidates:
-    """The groupings among which decisions choose that differ in nothing but prices and caps; found when one first needs them.
+    """The cluster_branches among which decisions choose that differ in nothing but prices and caps; found when one first needs them.
 
     Args:
         branch_affinity: A_b [c, c].
@@ -98,7 +97,7 @@ class Candidates:
         chosen = groups[min(d for d, cost in costs.items() if cost <= best + ROUNDING)]
         if self._tries_all:
             return Decision(chosen, costs, separation)
-        moved, num_moves = improve(self.affinity, chosen)
+        moved, num_moves = move_branches(self.affinity, chosen)
         separation[len(moved)] = separation_cost(self.affinity, moved)
         costs[len(moved)] = (len(moved) - 1) * price + alpha * separation[len(moved)]
         return Decision(moved, costs, separation, WITH_MOVES, num_moves)
@@ -126,8 +125,8 @@ class Candidates:
 
     def _search(self, seed: int) -> Iterator[tuple[int, Groups, float]]:
         count = len(self.affinity)
-        found = groupings(self.affinity, count, seed=seed)
+        found = cluster_branches(self.affinity, count, seed=seed)
         if self._tries_all:
-            found = iter(best_partitions(self.affinity, count).items())
+            found = iter(find_best_partitions(self.affinity, count).items())
         for num_groups, groups in found:
             yield num_groups, groups, separation_cost(self.affinity, groups)

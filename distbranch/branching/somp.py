@@ -42,7 +42,7 @@ def select_rows(weight: ArrayLike, num_rows: int) -> list[int]:
     Raises:
         ValueError: not a matrix of finite numbers, or not 1 <= num_rows <= d.
     """
-    selection = pursue(weight, num_rows)
+    selection = orthogonal_matching_pursuit(weight, num_rows)
     if selection.num_filled:
         warnings.warn(
             f"The matrix has only {selection.rank} independent rows of the {num_rows} wanted; "
@@ -53,7 +53,7 @@ def select_rows(weight: ArrayLike, num_rows: int) -> list[int]:
     return list(selection.rows)
 
 
-def pursue(weight: ArrayLike, num_rows: int) -> Selection:
+def orthogonal_matching_pursuit(weight: ArrayLike, num_rows: int) -> Selection:
     """`select_rows` that tells in its result, not by a warning, how many rows were filled in."""
     matrix = _checked(weight, num_rows)
     squares = np.einsum("ij,ij->i", matrix, matrix)  # [d], squared norms
@@ -63,7 +63,7 @@ def pursue(weight: ArrayLike, num_rows: int) -> Selection:
     return Selection((*chosen, *map(int, fill)), len(fill))
 
 
-def largest_rows(weight: ArrayLike, num_rows: int) -> list[int]:
+def select_largest_rows(weight: ArrayLike, num_rows: int) -> list[int]:
     """The rows of `weight` [d, n] of largest norm, largest first: what SOMP is compared with.
 
     Raises:
