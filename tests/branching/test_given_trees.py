@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from distbranch.branching.tree import NamedGroups, Split, Tree, build_tree_of_groups
+from distbranch.branching.tree import NamedGroups, Split, Tree, build_independent_tree, build_tree_of_groups
 
 LAYERS = ("one", "two", "three", "four")
 TASKS = ("a", "b", "c", "d")
