@@ -26,7 +26,7 @@ COOLING = 0.965  # per completed cycle
 
 def sample_gumbel_noise(num_tasks: int, num_blocks: int, *, seed: int, step: int) -> Tensor:
     """Standard Gumbel noise [T, L, 2] of one forward pass; the same on every rank."""
-    uniform = _uniform((num_tasks, num_blocks, 2), seed, step, 2)
+    uniform = _draw_uniform((num_tasks, num_blocks, 2), seed, step, 2)
     return torch.from_numpy(-np.log(-np.log(uniform))).float()
 
 
@@ -50,7 +50,7 @@ def compute_execute_probabilities(logits: Tensor) -> Tensor:
 
 def sample_policy(probabilities: NDArray[np.float64], *, number: int) -> NDArray[np.bool_]:
     """Policy `number` of a search [T, L], True = execute: one Bernoulli draw per task and block from its probability."""
-    executes: NDArray[np.bool_] = _uniform(probabilities.shape, number, 3) < probabilities
+    executes: NDArray[np.bool_] = _draw_uniform(probabilities.shape, number, 3) < probabilities
     return executes
 
 
@@ -70,9 +70,11 @@ def sharing_loss(logits: Tensor, *, preset: Preset) -> Tensor:
     num_tasks, num_blocks, _ = logits.shape
     ascending = torch.arange(1, num_blocks + 1, device=logits.device, dtype=logits.dtype) / num_blocks
     if preset == "paper":
-        scores, weights = functional.softmax(logits, dim=2)[:, :, EXECUTE], ascending.flip(0)
+        scores = functional.softmax(logits, dim=2)[:, :, EXECUTE]
+        weights = ascending.flip(0)
     else:
-        scores, weights = logits[:, :, EXECUTE], ascending
+        scores = logits[:, :, EXECUTE]
+        weights = ascending
     one, other = torch.triu_indices(num_tasks, num_tasks, offset=1, device=logits.device)
     return ((scores[one] - scores[other]).abs() * weights).sum()
 
@@ -84,7 +86,7 @@ def get_default_loss_weights(num_tasks: int) -> tuple[float, float]:
     return (0.001, 0.05) if num_tasks == 3 else (0.001, 0.005)
 
 
-def _uniform(shape: tuple[int, ...], *seed: int) -> NDArray[np.float64]:
+def _draw_uniform(shape: tuple[int, ...], *seed: int) -> NDArray[np.float64]:
     """Uniform in the open interval (0, 1), from raw Philox numbers, which no release of numpy changes."""
     raw = np.random.Philox(np.random.SeedSequence(seed)).random_raw(int(np.prod(shape)))
     uniform: NDArray[np.float64] = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53

@@ -68,6 +68,7 @@ def cluster_branches(
         elif num_groups == count:
             yield count, tuple((branch,) for branch in range(count))
         else:
+            # The least cost of several runs, for k-means ends in local optima.
             labellings = run_k_means(coordinates[:, :num_groups], num_groups, seeds=range(seed, seed + restarts))
             candidates = [groups for groups in map(group_by_label, labellings) if len(groups) == num_groups]
             if candidates:
@@ -94,20 +95,27 @@ def run_k_means(
     """
     lengths = (points**2).sum(axis=1)
     distances = np.maximum(lengths[:, None] + lengths - 2 * (points @ points.T), 0.0)
-    for first in select_first_centres(distances, num_groups, [np.random.default_rng(seed) for seed in seeds]):
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    for first in select_first_centres(distances, num_groups, generators):
         to_centres = distances[:, first]
         labels = to_centres.argmin(axis=1)
         changed = np.unique(labels)
         for _ in range(max_iterations):
-            members = labels == changed[:, None]  # [groups changed, n]; an empty group keeps its centre
-            changed, members = changed[members.any(axis=1)], members[members.any(axis=1)]
+            # New centres of the groups that changed; an empty group keeps its centre.
+            members = labels == changed[:, None]  # [groups changed, n]
+            has_members = members.any(axis=1)
+            changed = changed[has_members]
+            members = members[has_members]
             centres = members @ points / members.sum(axis=1, keepdims=True)
             to_centres[:, changed] = lengths[:, None] + (centres**2).sum(axis=1) - 2 * (points @ centres.T)
+
+            # Every point goes to its nearest centre.
             nearest = to_centres.argmin(axis=1)
             moved = nearest != labels
             if not moved.any():
                 break
-            changed, labels = np.unique(np.concatenate([labels[moved], nearest[moved]])), nearest
+            changed = np.unique(np.concatenate([labels[moved], nearest[moved]]))
+            labels = nearest
         yield labels
 
 

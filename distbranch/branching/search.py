@@ -26,7 +26,7 @@ def find_best_partitions(branch_affinity: Matrix, max_groups: int) -> dict[int, 
 
     Of several the first one in lexicographic order, with groups sorted by their first member.
     """
-    partitions, masks = _all_partitions(len(branch_affinity))
+    partitions, masks = _list_partitions(len(branch_affinity))
     num_groups = (masks > 0).sum(axis=1)
     costs = compute_group_spreads(branch_affinity)[masks].sum(axis=1) / num_groups
     found = {}
@@ -48,16 +48,16 @@ def compute_group_spreads(branch_affinity: Matrix) -> NDArray[np.float64]:
 
 
 @cache
-def _all_partitions(count: int) -> tuple[list[Groups], NDArray[np.intp]]:
+def _list_partitions(count: int) -> tuple[list[Groups], NDArray[np.intp]]:
     """Every partition of 0..count-1 in lexicographic order, and the bits of its groups [P, count], padded with 0."""
-    partitions = sorted(_partitions(count))
+    partitions = sorted(_grow_partitions(count))
     masks = np.zeros((len(partitions), count), dtype=np.intp)
     for row, groups in zip(masks, partitions, strict=True):
         row[: len(groups)] = [sum(1 << branch for branch in group) for group in groups]
     return partitions, masks
 
 
-def _partitions(count: int) -> list[Groups]:
+def _grow_partitions(count: int) -> list[Groups]:
     found: list[Groups] = [()]
     for branch in range(count):
         grown = []
@@ -105,12 +105,12 @@ class Moves:
         self.sums_with = np.zeros((len(groups), len(branch_affinity)))
         self.sums_without = np.zeros(len(branch_affinity))
         for group in range(len(groups)):
-            self._compute(group)
+            self._compute_group(group)
 
     @property
     def cost(self) -> float:
         """Eq. 11 of the grouping as it is."""
-        return float(self._spreads().mean())
+        return float(self._compute_spreads().mean())
 
     @property
     def closeness(self) -> float:
@@ -126,7 +126,7 @@ class Moves:
 
     def costs_after(self) -> NDArray[np.float64]:
         """Eq. 11 after the move of every branch to every group [c, d]; inf where it is or leaves its group empty."""
-        sizes, spreads, labels = self._sizes(), self._spreads(), self.labels
+        sizes, spreads, labels = self._count_members(), self._compute_spreads(), self.labels
         rest = 1 - self.sums_without / np.maximum(sizes[labels] - 1, 1)
         others = spreads.sum() - spreads[labels] + rest  # [c]: all groups without the branch
         joined = 1 - self.sums_with / (sizes + 1)[:, None] - spreads[:, None]  # [d, c]: what joining adds
@@ -140,10 +140,10 @@ class Moves:
         old = int(self.labels[branch])
         self.members[group] = np.append(self.members[group], branch)
         self.members[old] = self.members[old][self.members[old] != branch]
-        self._compute(group)
-        self._compute(old)
+        self._compute_group(group)
+        self._compute_group(old)
 
-    def _compute(self, group: int) -> None:
+    def _compute_group(self, group: int) -> None:
         """All that is known of one group, from its members."""
         members, affinity = self.members[group], self.affinity
         inside = affinity[np.ix_(members, members)]
@@ -160,9 +160,9 @@ class Moves:
         gained[nearest == np.arange(len(members))] = 0.0  # their own, which is gone with them
         self.sums_without[members] = least.sum() - least + np.bincount(nearest, gained, minlength=len(members))
 
-    def _sizes(self) -> NDArray[np.intp]:
+    def _count_members(self) -> NDArray[np.intp]:
         return np.array([len(members) for members in self.members], dtype=np.intp)
 
-    def _spreads(self) -> NDArray[np.float64]:
+    def _compute_spreads(self) -> NDArray[np.float64]:
         """Eq. 10 of every group [d]."""
-        return 1 - self.sums / self._sizes()
+        return 1 - self.sums / self._count_members()

@@ -34,7 +34,7 @@ class Split:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Split:
         """The inverse of `to_json`."""
-        return cls(int(data["layer"]), _groups(data["groups"]))
+        return cls(int(data["layer"]), _to_groups(data["groups"]))
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Tree:
     splits: tuple[Split, ...] = ()
 
     def __post_init__(self) -> None:
-        above = self._heads()
+        above = self._list_heads()
         for split, layer in zip(self.splits, range(self.num_layers, 0, -1), strict=False):
             _check_split(split, layer, len(above))
-            above = _merged(above, split.groups)
+            above = _merge_branches(above, split.groups)
         if len(self.splits) > self.num_layers:
             raise ValueError(
                 f"A tree of {self.num_layers} layers has at most that many splits, but {len(self.splits)} were given."
@@ -68,12 +68,12 @@ class Tree:
     @cached_property
     def _branches(self) -> tuple[Groups, ...]:
         """Index 0 is the heads (layer L + 1), index k is layer L + 1 - k."""
-        levels = [self._heads()]
+        levels = [self._list_heads()]
         for split in self.splits:
-            levels.append(_merged(levels[-1], split.groups))
+            levels.append(_merge_branches(levels[-1], split.groups))
         return tuple(levels)
 
-    def _heads(self) -> Groups:
+    def _list_heads(self) -> Groups:
         return tuple((task,) for task in range(self.num_tasks))
 
     def branches(self, layer: int) -> Groups:
@@ -124,15 +124,16 @@ class Tree:
         above: Groups = tuple((number,) for number in range(len(tasks)))
         splits: list[Split] = []
         for layer in range(self.num_layers, 0, -1):
-            served = [
-                {number for number, task in enumerate(tasks) if task in branch} for branch in self.branches(layer)
-            ]
-            left = [numbers for numbers in served if numbers]
-            if len(left) < 2:
+            left = []
+            for branch in self.branches(layer):
+                numbers = {number for number, task in enumerate(tasks) if task in branch}
+                if numbers:
+                    left.append(numbers)
+            if len(left) < 2:  # nothing is apart here, nor in any layer below
                 break
             groups = tuple(tuple(k for k, members in enumerate(above) if members[0] in numbers) for numbers in left)
             splits.append(Split(layer, groups))
-            above = _merged(above, groups)
+            above = _merge_branches(above, groups)
         return Tree(self.layers, len(tasks), tuple(splits))
 
     def to_json(self) -> dict[str, Any]:
@@ -151,15 +152,20 @@ class Tree:
 
     def text(self, task_names: Sequence[str]) -> str:
         """The tree as indented text from the input up; layers with the same branches share one line."""
-        names, roots = list(task_names), range(self.num_branches(1))
-        return "\n".join(line for root in roots for line in self._lines(1, root, names, depth=0))
+        names = list(task_names)
+        lines: list[str] = []
+        for root in range(self.num_branches(1)):
+            lines += self._list_lines(1, root, names, depth=0)
+        return "\n".join(lines)
 
-    def _lines(self, layer: int, branch: int, names: list[str], depth: int) -> Iterable[str]:
+    def _list_lines(self, layer: int, branch: int, names: list[str], depth: int) -> Iterable[str]:
         tasks = self.branches(layer)[branch]
         top = layer
         while top < self.num_layers and tasks in self.branches(top + 1):
             top += 1
-        span = self.layers[layer - 1] if top == layer else f"{self.layers[layer - 1]}..{self.layers[top - 1]}"
+        span = self.layers[layer - 1]
+        if top > layer:
+            span += f"..{self.layers[top - 1]}"
         if top == self.num_layers:
             yield "  " * depth + f"{span}: " + ", ".join(names[task] for task in tasks)
             return
@@ -167,18 +173,18 @@ class Tree:
         yield "  " * depth + f"{span} ({count})"
         for number, above in enumerate(self.branches(top + 1)):
             if above[0] in tasks:
-                yield from self._lines(top + 1, number, names, depth + 1)
+                yield from self._list_lines(top + 1, number, names, depth + 1)
 
     def _check_layer(self, layer: int, highest: int) -> None:
         if not 1 <= layer <= highest:
             raise ValueError(f"Layers are numbered from 1 to {highest}, but layer {layer} was asked for.")
 
 
-def _groups(groups: Iterable[Iterable[int]]) -> Groups:
+def _to_groups(groups: Iterable[Iterable[int]]) -> Groups:
     return tuple(tuple(int(member) for member in group) for group in groups)
 
 
-def _merged(above: Groups, groups: Groups) -> Groups:
+def _merge_branches(above: Groups, groups: Groups) -> Groups:
     """The tasks of every group of branches."""
     return tuple(tuple(sorted(task for branch in group for task in above[branch])) for group in groups)
 
@@ -232,17 +238,24 @@ def build_tree_of_groups(layers: Sequence[str], tasks: Sequence[str], groups: Ma
         found = f"found {unknown[0]}" if unknown else "found none"
         raise ValueError(f"groups are given for some of the layers {', '.join(layers)}, but {found}")
     named = [number for number, name in enumerate(layers) if name in groups]
-    tree, above, current = Tree(tuple(layers), len(tasks)), [[task] for task in tasks], groups[layers[named[-1]]]
+    tree = Tree(tuple(layers), len(tasks))
+    above = [[task] for task in tasks]
     name_above = "the heads"
+    current = groups[layers[named[-1]]]
     for name in reversed(layers[named[0] :]):
+        # A layer that is not named has the groups of the one above it.
         current = groups.get(name, current)
         _check_tasks(name, tasks, current)
         _check_unions(name, current, name_above, above)
+
+        # A split groups the branches above, not the tasks: each stands for all its tasks by the first one.
         if len(current) > 1:
             served = [members[0] for members in tree.branches(tree.active_layer + 1)]
             inside = tuple(tuple(k for k, task in enumerate(served) if tasks[task] in group) for group in current)
             tree = tree.split(Split(tree.active_layer, inside))
-        above, name_above = [list(group) for group in current], name
+
+        above = [list(group) for group in current]
+        name_above = name
     return tree
 
 
@@ -292,7 +305,7 @@ def widen(state: Mapping[str, Tensor], old: Tree, new: Tree) -> dict[str, Tensor
         old: the tree of `state`.
         new: `old` with further splits.
     """
-    origins = {name: _origins(old, new, layer) for layer, name in enumerate(new.layers, start=1)}
+    origins = {name: _find_origins(old, new, layer) for layer, name in enumerate(new.layers, start=1)}
     copies: dict[str, Tensor] = {}
     for key, value in state.items():
         if not key.startswith("layers."):
@@ -305,7 +318,7 @@ def widen(state: Mapping[str, Tensor], old: Tree, new: Tree) -> dict[str, Tensor
     return copies
 
 
-def _origins(old: Tree, new: Tree, layer: int) -> list[int]:
+def _find_origins(old: Tree, new: Tree, layer: int) -> list[int]:
     """For every branch of a layer of the new tree, the branch of the old tree that served all its tasks."""
     before = [set(tasks) for tasks in old.branches(layer)]
     origins = []
