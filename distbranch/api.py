@@ -8,9 +8,9 @@ from distbranch import launch
 from distbranch.config import Config
 from distbranch.config.paths import is_remote
 from distbranch.engine.artifact import load_model
-from distbranch.engine.metrics import Report
-from distbranch.engine.mirror import copy_to_read
+from distbranch.engine.remote_run import download_run
 from distbranch.engine.results import RunResult
+from distbranch.engine.run_log import Report
 from distbranch.models.networks import Network
 
 __all__ = ["load", "train"]
@@ -47,5 +47,5 @@ def load(run_directory: Path | str) -> Network:
         UserError: no run there, or its model is damaged.
     """
     place = str(run_directory)
-    network, _ = load_model(copy_to_read(place) if is_remote(place) else Path(place))
+    network, _ = load_model(download_run(place) if is_remote(place) else Path(place))
     return network

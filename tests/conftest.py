@@ -1,6 +1,10 @@
 """Fixtures that every test may use."""
 
 import os
+
+# xdist gives its workers COLUMNS=80, and a rich Console that is made while it is set keeps that width: ours is, in the imports.
+os.environ.pop("COLUMNS", None)
+
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -85,7 +85,7 @@ def train_on_cluster(config: Mapping[str, Any], environment: Mapping[str, str], 
     from distbranch.launch.on_ray import train as ray_train
 
     os.environ.update(environment)
-    ray_train.work = work
+    ray_train.train_worker = work
     folder = Path(config["run"]["directory"])
     (folder / "driver").write_text(str(os.getpid()))
     return train_tiny(config)
@@ -93,8 +93,8 @@ def train_on_cluster(config: Mapping[str, Any], environment: Mapping[str, str], 
 
 def work(loop: dict[str, Any]) -> None:
     """What a Ray worker runs."""
-    from distbranch.engine import feed, training_step
-    from distbranch.launch.on_ray import work as ray_work
+    from distbranch.engine import batches, training_step
+    from distbranch.launch.on_ray import worker as ray_worker
     from distbranch.report import tensorboard
     from distbranch.tasks import TaskSet
 
@@ -106,10 +106,14 @@ def work(loop: dict[str, Any]) -> None:
         if fault.rank == rank and not (folder / fault.mark).exists()
     }
     group = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    real_step, real_take, real_losses = training_step.TrainingStep._forward_and_backward, feed.Feed.take, TaskSet.losses
+    real_step, real_take, real_losses = (
+        training_step.TrainingStep._forward_and_backward,
+        batches.BatchFeed.next_batch,
+        TaskSet.losses,
+    )
     now: dict[str, Any] = {"step": 0, "indices": []}
 
-    def take(self: feed.Feed) -> tuple[Any, float]:
+    def take(self: batches.BatchFeed) -> tuple[Any, float]:
         batch, waited = real_take(self)
         now["indices"] = batch.indices.tolist()
         return batch, waited
@@ -130,8 +134,8 @@ def work(loop: dict[str, Any]) -> None:
         return real_losses(self, *values) * (torch.nan if fault is not None and fault.do == "nan" else 1)
 
     tensorboard.log_decision = lambda *_: None
-    training_step.TrainingStep._forward_and_backward, feed.Feed.take, TaskSet.losses = step, take, losses  # type: ignore[method-assign]
-    ray_work.work(loop)
+    training_step.TrainingStep._forward_and_backward, batches.BatchFeed.next_batch, TaskSet.losses = step, take, losses  # type: ignore[method-assign]
+    ray_worker.train_worker(loop)
 
 
 def _happen(fault: Fault, folder: Path) -> None:

@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -377,3 +380,23 @@ def test_options_of_a_source_are_listed() -> None:
     assert "One of: fail, skip." in ended.out
     assert "--image-column" in ended.out
     assert "required" in ended.out
+
+
+def completions_of(words: str, folder: Path) -> list[str]:
+    """What the shell offers for the last word, from the real program."""
+    shell = {"_DISTBRANCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    program = "import sys; sys.argv = ['distbranch']; from distbranch.cli import main; main()"
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, **shell, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment).stdout.split()
+
+
+def test_the_shell_completes_commands_keys_and_run_directories(tmp_path: Path) -> None:
+    for run_name in ("thin", "branch"):
+        (tmp_path / "runs" / run_name).mkdir(parents=True)
+        (tmp_path / "runs" / run_name / "config.yaml").touch()
+    (tmp_path / "runs" / "notes").mkdir()
+    assert completions_of("distbranch eval", tmp_path) == ["evaluate"]
+    assert completions_of("distbranch train c.yaml method.al", tmp_path) == ["method.alpha="]
+    assert completions_of("distbranch report ", tmp_path) == ["runs/"]
+    assert completions_of("distbranch report runs/", tmp_path) == ["runs/branch", "runs/thin"]

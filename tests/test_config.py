@@ -9,7 +9,7 @@ import pytest
 from distbranch.config import Config, describe_keys, differences, load_config, to_yaml
 from distbranch.config.sweep import load_sweep
 from distbranch.errors import UsageError
-from distbranch.launch.sweep.plan import base_config
+from distbranch.sweep.plan import base_config
 
 
 def config_file(folder: Path, text: str) -> Path:

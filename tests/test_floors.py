@@ -16,14 +16,15 @@ FLOORS = {
     "models": 1, "data": 1,
     "engine": 2,
     "launch": 3, "report": 3, "export": 3, "bench": 3,
-    "api": 4, "cli": 4, "__main__": 4, "__init__": 4,
+    "sweep": 4, "experiments": 5,
+    "api": 6, "cli": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 
 HOMES = {
-    "ray": ("launch",),
+    "ray": ("launch", "sweep"),
     "submitit": ("launch",),
-    "optuna": ("launch",),
-    "pandas": ("launch",),
+    "optuna": ("sweep",),
+    "pandas": ("sweep", "experiments"),
     "torch.distributed": ("engine",),
     "filelock": ("locks",),
     "safetensors": ("tensor_files",),

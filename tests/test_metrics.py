@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from distbranch.data.shards import label_name
-from distbranch.metrics import is_defined
-from distbranch.tasks import Task, task_metrics
+from distbranch.metrics import is_defined, task_metrics
+from distbranch.tasks import Task
 
 NAN = float("nan")
 METRICS = ("accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5")

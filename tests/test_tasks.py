@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from distbranch.errors import UserError
-from distbranch.tasks import Task, TaskSet, merge_metrics, task_metrics
+from distbranch.metrics import merge_metrics, task_metrics
+from distbranch.tasks import Task, TaskSet
 
 NAN = float("nan")
 MIXED = (Task("hat"), Task("colour", "categorical", ("red", "green", "blue")), Task("shoes"))

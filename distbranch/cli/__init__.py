@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from distbranch.cli.bench import bench_app
 from distbranch.cli.data import data_app
-from distbranch.cli.experiment import experiment_app
+from distbranch.cli.experiment import compare, experiment_app
 from distbranch.cli.export import export
 from distbranch.cli.jobs import cancel, logs, status
 from distbranch.cli.predict import predict
@@ -49,13 +49,12 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Multi-task networks that find out by themselves what to share.",
 )
-for command in (train, sweep, evaluate, predict, export, report, doctor, status, logs, cancel):
+for command in (train, sweep, compare, evaluate, predict, export, report, doctor, status, logs, cancel):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")

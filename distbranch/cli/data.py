@@ -93,14 +93,17 @@ def data_check(paths: Annotated[list[str], typer.Argument(help="Folders of packe
     Examples:
     `distbranch data check data/fps`
     """
-    from distbranch.data.check import check, local_dataset
-    from distbranch.data.copies import copies_sentence, count_copies
+    from distbranch.data.check import check_dataset, read_local_dataset
+    from distbranch.data.pack import count_copies, describe_copies
     from distbranch.report.progress import ProgressDisplay
 
-    totals = [local_dataset(path).num_samples for path in paths]
+    totals = [read_local_dataset(path).num_samples for path in paths]
     for path, total in zip(paths, totals, strict=True):
         with ProgressDisplay(console) as display:
-            found = check(path, lambda done, total=total: display({"kind": "checking", "done": done, "total": total}))  # type: ignore[misc]
+            found = check_dataset(
+                path,
+                lambda done, total=total: display({"kind": "checking", "done": done, "total": total}),  # type: ignore[misc]
+            )
         for problem in found.problems:
             console.print(problem, markup=False, highlight=False, soft_wrap=True)
         if not found.ok:
@@ -110,7 +113,7 @@ def data_check(paths: Annotated[list[str], typer.Argument(help="Folders of packe
         )
         if found.copies:
             first = " = ".join(f"'{copy.key}' ({copy.split})" for copy in found.copies[0][:3])
-            told = f"{copies_sentence(count_copies(found.copies))}; the first: {first}."
+            told = f"{describe_copies(count_copies(found.copies))}; the first: {first}."
             console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -127,9 +130,9 @@ def data_show(
     Examples:
     `distbranch data show data/fps --split test --images 12 --out fps.png`
     """
-    from distbranch.data.show import show
+    from distbranch.data.contact_sheet import draw_contact_sheet
 
-    console.print(str(show(path, out, split=split, num_images=num_images, seed=seed)), soft_wrap=True)
+    console.print(str(draw_contact_sheet(path, out, split=split, num_images=num_images, seed=seed)), soft_wrap=True)
 
 
 def _holds_data(out: Path) -> bool:

@@ -1,8 +1,8 @@
-"""`distbranch experiment`: comparisons of runs over seeds, each a sweep with an analysis at its end."""
+"""`distbranch experiment`: comparisons of runs over seeds, each a sweep with an analysis at its end; `distbranch compare`."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from distbranch.cli.terminal import (
     show_rows,
 )
 from distbranch.errors import UsageError
+
+if TYPE_CHECKING:  # loads torch
+    from distbranch.experiments.runner import Experiment, Findings
 
 experiment_app = typer.Typer(
     no_args_is_help=True,
@@ -50,22 +53,20 @@ def experiment_table(
     Examples:
     `distbranch experiment table configs/fps-thin-16.yaml configs/fps-branch-16-2.yaml --seeds 0,1,2`
     """
-    from distbranch.launch.experiment.table import by_data_set, compare_configs
+    from distbranch.experiments.table import design_table, split_by_data_set
     from distbranch.report.console import result_markdown, result_table
 
     _check_split(split)
-    files, overrides = _parted(configs)
-    results, place = compare_configs(
-        files, numbers(seeds), overrides, split=split, name=name, jobs=jobs, report=_display()
-    )
-    for title, part in {"": results, **by_data_set(results, split)}.items():
+    files, own = _separate_overrides(configs)
+    findings, place = _run(design_table(files, own, split=split), own, seeds=seeds, jobs=jobs, name=name)
+    for title, part in {"": findings.found, **split_by_data_set(findings.found, split)}.items():
         if title:
             console.print(f"the tasks of {title}", style="bold", highlight=False)
         if markdown:
-            console.print(result_markdown(part, split=split), markup=False, highlight=False, soft_wrap=True)
+            _print_plain(result_markdown(part, split=split))
         else:
             console.print(result_table(part, split=split))
-    _say_where(place, "results.csv, table.md, report.html")
+    _print_plain(f"results.csv, table.md, report.html: {place}")
 
 
 @experiment_app.command("company")
@@ -83,21 +84,16 @@ def experiment_company(
     Examples:
     `distbranch experiment company configs/fps-branch-16-2.yaml configs/fps-branch-32-2.yaml --widths 8,12,16,24,32,48`
     """
-    from distbranch.launch.experiment.company import company_markdown, fair_company
-    from distbranch.report.console import METRICS
+    from distbranch.experiments.equal_cost import design_equal_cost
 
     _check_split(split)
-    if metric not in METRICS:
-        raise UsageError(f"--metric should be one of {', '.join(METRICS)}, found '{metric}'.")
+    _check_metric(metric)
     line = numbers(widths, "--widths")
     if len(set(line)) < 2 or 0 in line:
         raise UsageError(f"--widths should be at least two numbers from 1 on, such as 8,16,32, found '{widths}'.")
-    files, overrides = _parted(configs)
-    found, place = fair_company(
-        files, line, numbers(seeds), overrides, metric=metric, split=split, name=name, jobs=jobs, report=_display()
-    )
-    console.print(company_markdown(found, metric, split), markup=False, highlight=False, soft_wrap=True)
-    _say_where(place, "results.csv, company.csv, table.md, company.png")
+    files, own = _separate_overrides(configs)
+    experiment = design_equal_cost(files, line, own, metric=metric, split=split)
+    _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
 @experiment_app.command("grouping")
@@ -115,16 +111,11 @@ def experiment_grouping(
     Examples:
     `distbranch experiment grouping runs/fps-branch-16-2-seed0 --permutations 4`
     """
-    from distbranch.launch.experiment.grouping import compare_groupings
+    from distbranch.experiments.grouping import design_grouping
 
     _check_split(split)
-    chosen = None if seeds is None else numbers(seeds)
-    verdicts, place = compare_groupings(
-        run_folder(run), permutations, chosen, overrides or [], split=split, name=name, jobs=jobs, report=_display()
-    )
-    for verdict in verdicts:
-        console.print(str(verdict), markup=False, highlight=False, soft_wrap=True)
-    _say_where(place, "results.csv, tasks.csv, table.md, grouping.png")
+    experiment = design_grouping(run_folder(run), permutations, split=split)
+    _run_and_show(experiment, overrides or [], seeds=seeds, jobs=jobs, name=name)
 
 
 @experiment_app.command("initialisation")
@@ -145,20 +136,11 @@ def experiment_initialisation(
     Examples:
     `distbranch experiment initialisation configs/fps-thin-16.yaml --pretrained runs/fps-vgg-wide-seed0 --two-thirds`
     """
-    from distbranch.launch.experiment.initialisation import compare_beginnings, pace_rows
+    from distbranch.experiments.initialisation import design_initialisation
 
-    found, place = compare_beginnings(
-        config,
-        pretrained,
-        numbers(seeds),
-        overrides or [],
-        two_thirds=two_thirds,
-        name=name,
-        jobs=jobs,
-        report=_display(),
-    )
-    show_rows(pace_rows(found))
-    _say_where(place, "results.csv, curves.csv, table.md, initialisation.png")
+    own = overrides or []
+    experiment = design_initialisation(config, pretrained, own, two_thirds=two_thirds)
+    _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
 @experiment_app.command("affinity")
@@ -176,24 +158,12 @@ def experiment_affinity(
     Examples:
     `distbranch experiment affinity configs/fps-branch-16-2.yaml --alphas 1,2,4 --seeds 0,1,2`
     """
-    from distbranch.launch.experiment.affinity import compare_affinities
+    from distbranch.experiments.affinity import design_affinity
 
     _check_split(split)
-    winners, place = compare_affinities(
-        config,
-        decimals(alphas, "--alphas"),
-        numbers(seeds),
-        overrides or [],
-        split=split,
-        name=name,
-        jobs=jobs,
-        report=_display(),
-    )
-    if winners:
-        show_rows(
-            [{"task": one.task, "phi less agreement, points": 100 * one.mean, "higher": one.kind} for one in winners]
-        )
-    _say_where(place, "results.csv, tasks.csv, table.md, affinity.png")
+    own = overrides or []
+    experiment = design_affinity(config, decimals(alphas, "--alphas"), own, split=split)
+    _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
 @experiment_app.command("policies")
@@ -214,22 +184,12 @@ def experiment_policies(
     Examples:
     `distbranch experiment policies configs/fps5-adashare.yaml --policies 8`
     """
-    from distbranch.launch.experiment.policies import policies_markdown, try_policies
+    from distbranch.experiments.policies import design_policies
 
     _check_split(split)
-    found, place = try_policies(
-        config,
-        policies,
-        numbers(seeds),
-        overrides or [],
-        iterations=iterations,
-        split=split,
-        name=name,
-        jobs=jobs,
-        report=_display(),
-    )
-    console.print(policies_markdown(found, split), markup=False, highlight=False, soft_wrap=True)
-    _say_where(place, "results.csv, policies.csv, table.md, policies.png")
+    own = overrides or []
+    experiment = design_policies(config, policies, own, iterations=iterations, split=split, name=name)
+    _run_and_show(experiment, own, seeds=seeds, jobs=jobs)
 
 
 @experiment_app.command("planted")
@@ -245,11 +205,12 @@ def experiment_planted(
     Examples:
     `distbranch experiment planted configs/quickstart.yaml --seeds 0,1,2`
     """
-    from distbranch.launch.experiment.planted import planted
+    from distbranch.experiments.planted_truth import design_planted_truth
 
-    found, place = planted(config, numbers(seeds), overrides or [], name=name, jobs=jobs, report=_display())
-    show_rows([{"seed": seed, "adjusted Rand index": index} for seed, index in found.items()])
-    _say_where(place, "results.csv, planted.csv, table.md")
+    own = overrides or []
+    # Every seed is a variant of its own, for its data are others.
+    experiment = design_planted_truth(config, numbers(seeds), own)
+    _run_and_show(experiment, own, seeds=None, jobs=jobs, name=name)
 
 
 @experiment_app.command("groups")
@@ -259,21 +220,82 @@ def experiment_groups(run: RunArgument) -> None:
     Examples:
     `distbranch experiment groups runs/fps-branch-16-2-seed0`
     """
-    from distbranch.launch.experiment.planted import top_groups
+    from distbranch.experiments.planted_truth import choose_first_groups
 
-    for kind, groups in top_groups(run_folder(run)).items():
+    for kind, groups in choose_first_groups(run_folder(run)).items():
         console.print(f"{kind}: {len(groups)} groups", style="bold", highlight=False)
         for group in sorted(groups, key=len, reverse=True):
             console.print(f"  {', '.join(group)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _display() -> Any:
-    from distbranch.report.sweep_console import SweepDisplay
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Run directories, folders or URLs; those of the reference first.")],
+    metric: Annotated[str, typer.Option(help="The mean over tasks that is compared.")] = "average_precision",
+    split: Split = "test",
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with values in 0..1.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+) -> None:
+    """Compare finished runs: means of every method over its seeds, and differences against the first method.
 
-    return SweepDisplay(console)
+    Runs whose names differ only in `-seed<seed>` are one method. A difference is paired by seed and task, and its spread is
+    over seeds.
+
+    Examples:
+    `distbranch compare runs/fps-thin-16-seed* runs/fps-branch-16-2-seed*`
+    """
+    from distbranch.experiments.runs import check_defined, compare_methods, difference_rows, read_runs
+    from distbranch.report.console import markdown_table
+
+    _check_split(split)
+    _check_metric(metric)
+    methods = read_runs([run_folder(run) for run in runs])
+    check_defined(methods, metric, (split,))
+    table = compare_methods(methods, metric, split)
+    rows = difference_rows(table, metric, split)
+    if csv:
+        _print_plain(table.to_csv(index=False).rstrip("\n"))
+    elif markdown:
+        _print_plain(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
+    else:
+        show_rows(rows)
 
 
-def _parted(items: Sequence[str]) -> tuple[list[Path], list[str]]:
+def _run(
+    experiment: "Experiment",
+    overrides: Sequence[str],
+    *,
+    seeds: str | None,
+    jobs: int | None,
+    name: str | None = None,
+) -> "tuple[Findings, Path]":
+    from distbranch.experiments.runner import run_experiment
+    from distbranch.report.progress import SweepDisplay
+
+    chosen = None if seeds is None else numbers(seeds)
+    return run_experiment(experiment, overrides, seeds=chosen, jobs=jobs, name=name, report=SweepDisplay(console))
+
+
+def _run_and_show(
+    experiment: "Experiment",
+    overrides: Sequence[str],
+    *,
+    seeds: str | None,
+    jobs: int | None,
+    name: str | None = None,
+) -> None:
+    findings, place = _run(experiment, overrides, seeds=seeds, jobs=jobs, name=name)
+    if isinstance(findings.shown, str):
+        _print_plain(findings.shown)
+    elif findings.shown:
+        show_rows([dict(row) for row in findings.shown])
+    _print_plain(f"{', '.join(findings.files)}: {place}")
+
+
+def _print_plain(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _separate_overrides(items: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Config files and overrides, which a list of arguments cannot tell apart; as a path a URL would lose a slash."""
     files = [Path(item) for item in items if "=" not in item]
     if not files:
@@ -286,5 +308,8 @@ def _check_split(split: str) -> None:
         raise UsageError(f"--split should be {' or '.join(SPLITS)}, found '{split}'.")
 
 
-def _say_where(place: Path, files: str) -> None:
-    console.print(f"{files}: {place}", markup=False, highlight=False, soft_wrap=True)
+def _check_metric(metric: str) -> None:
+    from distbranch.report.console import METRICS
+
+    if metric not in METRICS:
+        raise UsageError(f"--metric should be one of {', '.join(METRICS)}, found '{metric}'.")

@@ -13,9 +13,9 @@ def status(run: RunArgument) -> None:
     Examples:
     `distbranch status runs/quickstart`
     """
-    from distbranch.launch.jobs import status
+    from distbranch.launch.jobs import describe_status
 
-    show_pairs(status(run_folder(run)))
+    show_pairs(describe_status(run_folder(run)))
 
 
 def logs(
@@ -27,9 +27,9 @@ def logs(
     Examples:
     `distbranch logs runs/quickstart --follow`
     """
-    from distbranch.launch.jobs import logs
+    from distbranch.launch.jobs import read_log
 
-    for piece in logs(run_folder(run), follow=follow):
+    for piece in read_log(run_folder(run), follow=follow):
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -42,9 +42,9 @@ def cancel(
     Examples:
     `distbranch cancel runs/quickstart --patience 300`
     """
-    from distbranch.launch.jobs import cancel
+    from distbranch.launch.jobs import cancel_run
 
-    cancel(
+    cancel_run(
         run_folder(run),
         patience_s=patience,
         say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),

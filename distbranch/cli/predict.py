@@ -133,12 +133,12 @@ def _to_file(out: Path | None, text: str) -> None:
     if out is None:
         sys.stdout.write(_writable(text, sys.stdout.encoding or "utf-8"))
         return
-    from distbranch.engine.run_directory import write_aside
+    from distbranch.engine.run_directory import write_atomically
 
     can_be_replaced = (out.is_file() or not out.exists()) and os.access(out.parent, os.W_OK)  # no pipe, no /dev/stdout
     try:
         if can_be_replaced:
-            write_aside(out.resolve(), _writable(text, "utf-8"))
+            write_atomically(out.resolve(), _writable(text, "utf-8"))
         else:
             out.write_text(_writable(text, "utf-8"), encoding="utf-8")
     except OSError as error:

@@ -46,10 +46,10 @@ def train(
         raise UsageError("Give a config file, such as configs/quickstart.yaml, or --help-config.")
     resolved = load_config(config, overrides or [])
     if dry_run:
-        from distbranch.launch.dry_run import plan
+        from distbranch.launch.dry_run import plan_run
         from distbranch.launch.scaling import Link
 
-        return _show_plan(plan(resolved, Link(bandwidth, latency), fresh=fresh))
+        return _show_plan(plan_run(resolved, Link(bandwidth, latency), fresh=fresh))
     from distbranch.launch import train as launch_train
     from distbranch.report.progress import ProgressDisplay
 
@@ -111,9 +111,9 @@ def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to che
 
     `distbranch doctor --storage /shared/runs`
     """
-    from distbranch.launch.doctor import examine, raise_if_wrong
+    from distbranch.launch.doctor import check_machine, raise_if_wrong
 
-    findings = examine(storage)
+    findings = check_machine(storage)
     table = Table("", "what", "found", "what to do")
     for finding in findings:
         mark = "[red]x[/red]" if finding.advice else "[green]ok[/green]"
@@ -124,7 +124,7 @@ def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to che
 
 def _show_result(result: Any) -> None:
     from distbranch.config import load_config
-    from distbranch.engine.session import thin_company
+    from distbranch.engine.session import find_thin_baselines
     from distbranch.report.console import dataset_table, result_table
 
     console.print()
@@ -132,7 +132,7 @@ def _show_result(result: Any) -> None:
     console.print()
     split = "test" if "test" in result.metrics else "val"
     if split in result.metrics:
-        company = {other["name"]: [other] for other in thin_company(result)}
+        company = {other["name"]: [other] for other in find_thin_baselines(result)}
         console.print(result_table({**company, result.summary["name"]: [result.summary]}, split=split))
         if "datasets" in result.metrics[split]:
             console.print(dataset_table(result.metrics[split], split=split))

@@ -77,14 +77,14 @@ def submit_slurm(
     """
     from distbranch.config import load_config
     from distbranch.launch.on_slurm import submission
-    from distbranch.launch.on_slurm.resources import Resources, further_options, minutes
+    from distbranch.launch.on_slurm.resources import Resources, parse_further_options, parse_minutes
 
     resources = Resources(
         partition=partition,
         nodes=nodes,
         gpus_per_node=gpus_per_node,
         cpus_per_node=cpus_per_node,
-        timeout_min=minutes(time),
+        timeout_min=parse_minutes(time),
         account=account,
         qos=qos,
         constraint=constraint,
@@ -92,20 +92,20 @@ def submit_slurm(
         exclusive=exclusive,
         job_name=job_name,
         signal_delay_s=signal_delay,
-        further=further_options(sbatch or [], gpus_per_node=gpus_per_node),
+        further=parse_further_options(sbatch or [], gpus_per_node=gpus_per_node),
         port=port,
         executor=executor.value,
     )
     resolved = load_config(config, overrides or [])
     if dry_run:
-        return _say(submission.script(resolved, resources))
-    job = submission.submit(resolved, resources, say=_say)
+        return _say(submission.render_batch_script(resolved, resources))
+    job = submission.submit_run(resolved, resources, say=_say)
     if job is None:
         return None
     _say(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
     directory = Path(job.log).parent.parent
     if wait:
-        code = submission.wait(directory, job, say=_say, show=_show)
+        code = submission.wait_for_job(directory, job, say=_say, show=_show)
         if code:
             raise typer.Exit(code)
     else:
@@ -142,8 +142,8 @@ def submit_slurm_array(
     """
     from distbranch.config.sweep import load_sweep
     from distbranch.launch.on_slurm import submission
-    from distbranch.launch.on_slurm.resources import Resources, further_options, minutes
-    from distbranch.launch.sweep.plan import planned_trials
+    from distbranch.launch.on_slurm.resources import Resources, parse_further_options, parse_minutes
+    from distbranch.sweep.plan import planned_trials
 
     given = {"gpus_per_trial": gpus, "cpus_per_trial": cpus}
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
@@ -160,17 +160,17 @@ def submit_slurm_array(
         partition=partition,
         gpus_per_node=gpus_per_trial,
         cpus_per_node=math.ceil(loaded.cpus_per_trial or loaded.workers_per_trial),
-        timeout_min=minutes(time),
+        timeout_min=parse_minutes(time),
         account=account,
         qos=qos,
         constraint=constraint,
         memory=mem,
         job_name=job_name or loaded.name,
         signal_delay_s=signal_delay,
-        further=further_options(sbatch or [], gpus_per_node=gpus_per_trial),
+        further=parse_further_options(sbatch or [], gpus_per_node=gpus_per_trial),
     )
     if dry_run:
-        return _say(submission.script(trials[0], resources, num_runs=len(trials), at_once=most))
+        return _say(submission.render_batch_script(trials[0], resources, num_runs=len(trials), at_once=most))
     jobs = submission.submit_array(trials, loaded.path, resources, at_once=most, say=_say)
     if jobs:
         _say(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")

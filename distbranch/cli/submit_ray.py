@@ -24,7 +24,7 @@ def submit_ray(
     Examples:
     `distbranch submit ray configs/celeba-branch-32-2.yaml launch.workers=16 run.directory=/shared/runs --address http://HEAD:8265`
     """
-    from distbranch.launch.on_ray.job import submit
+    from distbranch.launch.on_ray.job import submit_ray_job
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -33,6 +33,6 @@ def submit_ray(
         console.file.write(piece)
         console.file.flush()
 
-    code = submit(config, overrides or [], address=address, wait=wait, say=say, show=show)
+    code = submit_ray_job(config, overrides or [], address=address, wait=wait, say=say, show=show)
     if code:
         raise typer.Exit(code)

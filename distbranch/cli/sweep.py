@@ -29,11 +29,12 @@ def sweep(
     given = [*(overrides or []), *([f"concurrency={jobs}"] if jobs else [])]
     loaded = load_sweep(config, given)
     if dry_run:
-        from distbranch.launch.sweep.dry_run import plan
+        from distbranch.sweep.dry_run import plan
 
         return show_pairs(plan(loaded))
-    from distbranch.launch.sweep.run import run_sweep
-    from distbranch.report.sweep_console import SweepDisplay, front_table
+    from distbranch.report.console import front_table
+    from distbranch.report.progress import SweepDisplay
+    from distbranch.sweep.run import run_sweep
 
     result = run_sweep(loaded, SweepDisplay(console))
     if any(row["status"] == "finished" for row in result.rows):

@@ -15,17 +15,47 @@ from distbranch.errors import UsageError
 console = Console()
 errors = Console(stderr=True)
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted keys, `method.alpha=2 optim.lr=0.01`.")]
-RunArgument = Annotated[str, typer.Argument(help="A run directory: a folder or a URL.")]
+
+def complete_key(incomplete: str) -> list[tuple[str, str]]:
+    """For the shell: the dotted keys that begin so, as `key=`, each with its meaning."""
+    from distbranch.config import describe_keys
+
+    return [(f"{key}=", meaning) for key, _, _, meaning in describe_keys() if key.startswith(incomplete)]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """For the shell: the folders that begin so, of a run or a sweep, or with such folders below them."""
+    start = Path(incomplete)
+    parent = start if incomplete.endswith("/") else start.parent
+    found = []
+    for folder in sorted(parent.glob("*/")):
+        if not str(folder).startswith(incomplete.removeprefix("./")):
+            continue
+        if _is_run(folder):
+            found.append(str(folder))
+        elif any(map(_is_run, folder.glob("*/"))):
+            found.append(f"{folder}/")
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() or (folder / "sweep.yaml").exists()
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Dotted keys, `method.alpha=2 optim.lr=0.01`.", autocompletion=complete_key),
+]
+RunArgument = Annotated[str, typer.Argument(help="A run directory: a folder or a URL.", autocompletion=complete_run)]
 
 
 def run_folder(run: str) -> Path:
     """The folder of a run; of one at a URL the copy that is made here."""
     if not is_remote(run):
         return Path(run)
-    from distbranch.engine.mirror import copy_to_read
+    from distbranch.engine.remote_run import download_run
 
-    return copy_to_read(run)
+    return download_run(run)
 
 
 def show_rows(rows: list[dict[str, Any]]) -> None:

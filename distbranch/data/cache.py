@@ -184,7 +184,7 @@ class FetchAhead:
         self._pool = ThreadPoolExecutor(_AHEAD_THREADS, "distbranch-fetch")
         self._wanted: set[str] = set()
 
-    def want(self, files: Mapping[str, str]) -> None:
+    def request(self, files: Mapping[str, str]) -> None:
         """These files (name to sha256) will be read soon."""
         for file in files.keys() - self._wanted:
             self._pool.submit(self._fetch, file, files[file])

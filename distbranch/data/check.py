@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
-from distbranch.data.copies import Copy, find_copies
-from distbranch.data.images import BrokenImageError, decode
+from distbranch.data.images import BrokenImageError, decode_image
+from distbranch.data.pack import Copy, find_copies
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import (
     BadSample,
@@ -29,7 +29,7 @@ from distbranch.data.shards import (
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
-MAX_PROBLEMS = 1000
+MAX_PROBLEMS = 1000  # nobody reads more, and a data set of millions of samples may have as many
 Counts = dict[str, Counter[str]]
 
 
@@ -37,7 +37,7 @@ Counts = dict[str, Counter[str]]
 class CheckReport:
     """What was read and what was found; every problem is one sentence that names shard and sample.
 
-    `copies`: the samples with equal images, together (`copies.find_copies`), of a data set without problems.
+    `copies`: the samples with equal images, together (`pack.find_copies`), of a data set without problems.
     """
 
     info: DatasetInfo
@@ -52,26 +52,26 @@ class CheckReport:
         """Whether nothing is wrong."""
         return self.num_problems == 0
 
-    def add(self, problem: str) -> None:
+    def add_problem(self, problem: str) -> None:
         """Notes a problem; only the first MAX_PROBLEMS are kept, all are counted."""
         self.num_problems += 1
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
 
 
-def local_dataset(path: str | Path) -> DatasetInfo:
+def read_local_dataset(path: str | Path) -> DatasetInfo:
     """The data set in the folder `path`. Raises UserError when there is none, and for a URL, which is not fetched to be checked."""
     if is_remote(str(path)):
         raise UserError(f"{path} is not on this machine. Check a data set where it lies, in a folder.")
     return read_dataset(path)
 
 
-def check(path: str | Path, progress: Callable[[int], None] | None = None) -> CheckReport:
+def check_dataset(path: str | Path, progress: Callable[[int], None] | None = None) -> CheckReport:
     """Reads every file of the data set in the folder `path`; `progress` is told the samples read so far.
 
     Raises UserError only when there is no readable `dataset.json`; everything else is in the report.
     """
-    info = local_dataset(path)
+    info = read_local_dataset(path)
     report = CheckReport(info)
     keys: set[int] = set()
     for name, split in info.splits.items():
@@ -94,12 +94,12 @@ def _check_shard(folder: Path, shard: Shard, counts: Counts, keys: set[int], rep
     """Compares the shard and its index with `dataset.json`, every sample with the index, webdataset with the index."""
     path = folder / shard.file
     if not path.is_file():
-        report.add(f"Shard {shard.file}: the file is missing.")
+        report.add_problem(f"Shard {shard.file}: the file is missing.")
         return
     if path.stat().st_size != shard.num_bytes:
-        report.add(f"Shard {shard.file}: it should have {shard.num_bytes} bytes, found {path.stat().st_size}.")
+        report.add_problem(f"Shard {shard.file}: it should have {shard.num_bytes} bytes, found {path.stat().st_size}.")
     elif file_sha256(path) != shard.sha256:
-        report.add(f"Shard {shard.file}: its bytes were changed (the sha256 differs from dataset.json).")
+        report.add_problem(f"Shard {shard.file}: its bytes were changed (the sha256 differs from dataset.json).")
     index = _read_index(folder, shard, report)
     if index is None:
         return
@@ -108,10 +108,10 @@ def _check_shard(folder: Path, shard: Shard, counts: Counts, keys: set[int], rep
             try:
                 key, labels = _read_sample(file, shard.file, number, row, report.info.tasks)
             except BadSample as error:
-                report.add(str(error))
+                report.add_problem(str(error))
                 continue
             if hash(key) in keys:
-                report.add(f"Shard {shard.file}, sample {number}: its key '{key}' occurs a second time.")
+                report.add_problem(f"Shard {shard.file}, sample {number}: its key '{key}' occurs a second time.")
             keys.add(hash(key))
             for task, value in labels.items():
                 counts[task][value] += 1
@@ -122,14 +122,18 @@ def _read_index(folder: Path, shard: Shard, report: CheckReport) -> NDArray[np.i
     """The index [n, 6], or None (and a problem) when it is not the one that was written."""
     path = folder / shard.index
     if not path.is_file():
-        report.add(f"Shard {shard.file}: its index {shard.index} is missing.")
+        report.add_problem(f"Shard {shard.file}: its index {shard.index} is missing.")
         return None
     if file_sha256(path) != shard.index_sha256:
-        report.add(f"Shard {shard.file}: its index {shard.index} was changed (the sha256 differs from dataset.json).")
+        report.add_problem(
+            f"Shard {shard.file}: its index {shard.index} was changed (the sha256 differs from dataset.json)."
+        )
         return None
     index: NDArray[np.int64] = np.load(path, allow_pickle=False)
     if index.shape != (shard.num_samples, 6):
-        report.add(f"Shard {shard.file}: its index should have {shard.num_samples} rows of 6, found {index.shape}.")
+        report.add_problem(
+            f"Shard {shard.file}: its index should have {shard.num_samples} rows of 6, found {index.shape}."
+        )
         return None
     return index
 
@@ -139,17 +143,21 @@ def _read_sample(
 ) -> tuple[str, dict[str, str]]:
     """Key and names of the labels of one sample, its image decoded. Raises BadSample."""
     parts = []
-    for what, (offset, size, crc) in (("image", row[:3]), ("label file", row[3:])):
-        file.seek(int(offset))
-        content = file.read(int(size))
-        if len(content) < size:
+    offset, size, crc, label_offset, label_size, label_crc = row.tolist()
+    for what, start, length, packed_crc in (
+        ("image", offset, size, crc),
+        ("label file", label_offset, label_size, label_crc),
+    ):
+        file.seek(start)
+        content = file.read(length)
+        if len(content) < length:
             raise BadSample("truncated", shard, number, f"the shard ends inside its {what}.")
-        if zlib.crc32(content) != crc:
+        if zlib.crc32(content) != packed_crc:
             raise BadSample("corrupt", shard, number, f"the bytes of its {what} were changed (crc32 differs).")
         parts.append(content)
     image, text = parts
     try:
-        decode(image)
+        decode_image(image)
     except BrokenImageError as error:
         raise BadSample("broken-image", shard, number, f"its image cannot be decoded: {error}.") from None
     parse_labels(text, tasks, shard, number)
@@ -157,7 +165,10 @@ def _read_sample(
     if not isinstance(content.get("key"), str):
         raise BadSample("incomplete", shard, number, "its label file has no field 'key'.")
     by_name = {task.name: task for task in tasks}
-    return content["key"], {name: label_name(by_name[name], value) for name, value in content["labels"].items()}
+    names = {}
+    for name, value in content["labels"].items():
+        names[name] = label_name(by_name[name], value)
+    return content["key"], names
 
 
 def _check_webdataset(path: Path, index: NDArray[np.int64], report: CheckReport) -> None:
@@ -167,34 +178,33 @@ def _check_webdataset(path: Path, index: NDArray[np.int64], report: CheckReport)
         for sample in webdataset.WebDataset([str(path)], shardshuffle=False, empty_check=False):
             where = f"Shard {path.name}, sample {number}"
             key = json.dumps(sample["__key__"], ensure_ascii=False)
-            if number < len(index) and _sums(sample) != (index[number, 2], index[number, 5]):
-                report.add(f"{where}: webdataset reads other bytes than the index says.")
-            elif f'"key":{key}'.encode() not in sample.get("json", b""):
-                report.add(f"{where}: webdataset reads the key {key}, its label file names another.")
+            text = sample.get("json", b"")
+            sums = (zlib.crc32(sample.get("jpg", b"")), zlib.crc32(text))
+            if number < len(index) and sums != (index[number, 2], index[number, 5]):
+                report.add_problem(f"{where}: webdataset reads other bytes than the index says.")
+            elif f'"key":{key}'.encode() not in text:
+                report.add_problem(f"{where}: webdataset reads the key {key}, its label file names another.")
             number += 1
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        report.add(
-            f"Shard {path.name}, sample {number}: webdataset cannot read on ({error.args[0] if error.args else error})."
-        )
+        reason = error.args[0] if error.args else error
+        report.add_problem(f"Shard {path.name}, sample {number}: webdataset cannot read on ({reason}).")
         return
     if number != len(index):
-        report.add(f"Shard {path.name}: webdataset reads {number} samples, the index has {len(index)}.")
-
-
-def _sums(sample: dict[str, Any]) -> tuple[int, int]:
-    return zlib.crc32(sample.get("jpg", b"")), zlib.crc32(sample.get("json", b""))
+        report.add_problem(f"Shard {path.name}: webdataset reads {number} samples, the index has {len(index)}.")
 
 
 def _check_counts(name: str, split: SplitInfo, counts: Counts, report: CheckReport) -> None:
     num_samples = sum(shard.num_samples for shard in split.shards)
     if split.num_samples != num_samples:
-        report.add(f"Split {name}: dataset.json says {split.num_samples} samples, its shards have {num_samples}.")
+        report.add_problem(
+            f"Split {name}: dataset.json says {split.num_samples} samples, its shards have {num_samples}."
+        )
     for task, found in counts.items():
         found["unlabelled"] = num_samples - found.total()
-        told = Counter(split.labels.get(task, {}))
-        for label in sorted(found.keys() | told.keys()):
-            if found[label] != told[label]:
-                report.add(
-                    f"Split {name}, task '{task}': dataset.json says {told[label]} samples with the label '{label}', "
+        packed = Counter(split.labels.get(task, {}))
+        for label in sorted(found.keys() | packed.keys()):
+            if found[label] != packed[label]:
+                report.add_problem(
+                    f"Split {name}, task '{task}': dataset.json says {packed[label]} samples with the label '{label}', "
                     f"the shards have {found[label]}."
                 )

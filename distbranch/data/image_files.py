@@ -1,9 +1,15 @@
-"""Images by name, from a folder, a zip or a tar, so that a source need not know which."""
+"""Images by name, from a folder, a zip or a tar, and which file a table means where its name is not quite that of a file.
 
+Tables and files part ways: other case, other extension, backslashes, accents in another Unicode form, a folder more or
+less in front. Where just one file can be meant it is taken and told; where several can, people are asked.
+"""
+
+import difflib
 import lzma
 import os
 import struct
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from array import array
@@ -13,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from distbranch.data.images import BrokenImageError
+from distbranch.data.images import SUFFIXES, BrokenImageError
 from distbranch.errors import UserError
 from distbranch.permissions import denied
 
@@ -28,6 +34,7 @@ METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError,
               struct.error, IndexError, OverflowError, MemoryError)  # fmt: skip
 BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, struct.error, OverflowError)
+MANY_NAMES = 20_000  # from here on the search for similar spellings takes seconds
 
 
 class ImageFiles(Protocol):
@@ -44,7 +51,7 @@ class ImageFiles(Protocol):
 
 
 def open_images(path: Path) -> ImageFiles:
-    """Opens a folder, a zip or a tar. Raises UserError when it is none of these, or a damaged one."""
+    """The files of a folder, a zip or a tar. Raises UserError when it is none of these, or a damaged one."""
     if path.is_dir():
         return _Folder(path)
     if not path.is_file():
@@ -70,7 +77,7 @@ def _open_archive(path: Path, start: bytes) -> ImageFiles:
         if start[TAR_MAGIC] != b"ustar" and (start.startswith(ZIP_START) or zipfile.is_zipfile(path)):
             return _Zip(path)
         return _Tar(path)
-    except UserError:
+    except UserError:  # which is a ValueError
         raise
     except BROKEN_ZIP + BROKEN_TAR as error:
         kind = "a whole .zip" if start.startswith(ZIP_START) else "a folder of images, a .zip or an uncompressed .tar"
@@ -93,7 +100,8 @@ class _Folder:
     def names(self) -> Iterator[str]:
         for folder, _, files in os.walk(self._path):
             inside = Path(folder).relative_to(self._path)
-            yield from ((inside / name).as_posix() for name in files)
+            for name in files:
+                yield (inside / name).as_posix()
 
 
 class _Directory:
@@ -103,10 +111,12 @@ class _Directory:
     """
 
     def __init__(self, files: Iterable[tuple[str, Sequence[int]]], num_columns: int) -> None:
-        hashes, numbers = array("q"), array("Q")
+        hashes = array("q")
+        numbers = array("Q")
         tops = set()
         for name, row in files:
-            tops.add(name.partition("/")[0] + "/" if "/" in name else "")
+            top, slash, _ = name.partition("/")
+            tops.add(top + slash if slash else "")
             hashes.append(hash(name))
             numbers.extend(row)
         order = np.argsort(np.array(hashes), kind="stable")  # so that of equal ones the last stays the last
@@ -114,20 +124,23 @@ class _Directory:
         self._rows = np.array(numbers).reshape(-1, num_columns)[order]
         self._top = tops.pop() if len(tops) == 1 else ""
 
-    def find(self, name: str) -> tuple[str, list[int]] | None:
-        """The full name of a file and its columns, or None where there is none of that name."""
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return self._find(name) is not None
+
+    def row(self, name: str) -> tuple[str, list[int]]:
+        """The full name of a file that is there, and its columns."""
+        found = self._find(name)
+        if found is None:
+            raise FileNotFoundError(name)
+        return found
+
+    def _find(self, name: str) -> tuple[str, list[int]] | None:
         for full in (name, self._top + name):
             place = int(np.searchsorted(self._hashes, hash(full), side="right")) - 1
             if place >= 0 and self._hashes[place] == hash(full):
                 return full, self._rows[place].tolist()
         return None
-
-    def row(self, name: str) -> tuple[str, list[int]]:
-        """As `find`, of a file that is there."""
-        found = self.find(name)
-        if found is None:
-            raise FileNotFoundError(name)
-        return found
 
 
 class _Zip:
@@ -138,15 +151,12 @@ class _Zip:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._zip = _open_zip(path)
-        rows = (
-            (info.orig_filename, [getattr(info, column) for column in self.COLUMNS]) for info in _zip_files(self._zip)
-        )
-        self._directory = _Directory(rows, len(self.COLUMNS))
+        self._directory = _Directory(self._list_rows(), len(self.COLUMNS))
         self._zip.filelist.clear()
         self._zip.NameToInfo.clear()
 
     def has(self, name: str) -> bool:
-        return self._directory.find(name) is not None
+        return self._directory.has(name)
 
     def read(self, name: str) -> bytes:
         full, values = self._directory.row(name)
@@ -162,16 +172,20 @@ class _Zip:
             )
         try:
             return self._zip.read(info)
-        except BROKEN_ZIP as error:
-            raise BrokenImageError(f"it is damaged in the zip ({_reason(error)})") from None
-        except OSError as error:
-            if error.errno is not None:  # of the disk
+        except (*BROKEN_ZIP, OSError) as error:
+            # An error of the disk has a number; one of bz2, which finds damage, has none.
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise BrokenImageError(f"it is damaged in the zip ({_reason(error)})") from None  # of bz2
+            raise BrokenImageError(f"it is damaged in the zip ({_reason(error)})") from None
 
     def names(self) -> Iterator[str]:
         with _open_zip(self._path) as archive:
-            yield from (info.orig_filename for info in _zip_files(archive))
+            for info in _list_zip(archive):
+                yield info.orig_filename
+
+    def _list_rows(self) -> Iterator[tuple[str, list[int]]]:
+        for info in _list_zip(self._zip):
+            yield info.orig_filename, [getattr(info, column) for column in self.COLUMNS]
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
@@ -182,7 +196,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
 
 
-def _zip_files(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
+def _list_zip(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
     for info in archive.filelist:
         if not info.is_dir() and not _is_of_macos(info.filename):
             yield info
@@ -193,11 +207,11 @@ class _Tar:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._directory = _Directory(_tar_files(path), 2)
+        self._directory = _Directory(_list_tar(path), 2)
         self._file = path.open("rb")
 
     def has(self, name: str) -> bool:
-        return self._directory.find(name) is not None
+        return self._directory.has(name)
 
     def read(self, name: str) -> bytes:
         offset, size = self._directory.row(name)[1]
@@ -205,10 +219,10 @@ class _Tar:
         return self._file.read(size)
 
     def names(self) -> Iterator[str]:
-        return (name for name, _ in _tar_files(self._path))
+        return (name for name, _ in _list_tar(self._path))
 
 
-def _tar_files(path: Path) -> Iterator[tuple[str, Sequence[int]]]:
+def _list_tar(path: Path) -> Iterator[tuple[str, Sequence[int]]]:
     """Name, and (offset, size) in bytes, of every file.
 
     Raises UserError where the tar ends inside a file or a header, which `tarfile` takes for its end.
@@ -226,6 +240,93 @@ def _tar_files(path: Path) -> Iterator[tuple[str, Sequence[int]]]:
         raise UserError(
             f"{path} is cut short or damaged at byte {end:,}: what follows cannot be read. Copy or pack it anew."
         )
+
+
+class ImageNames:
+    """Finds files by the names of a table; the files are listed only when a name is not that of a file.
+
+    `num_renamed` counts the names that were those of a file but for their form, and `example` is the first of them.
+    """
+
+    def __init__(self, images: ImageFiles) -> None:
+        self._images = images
+        self._by_stem: dict[str, list[str]] | None = None
+        self._taken: dict[str, str] = {}
+        self.example: tuple[str, str] | None = None
+
+    @property
+    def num_renamed(self) -> int:
+        """How many names of the table were not quite those of their files."""
+        return len(self._taken)
+
+    def find(self, name: str) -> str:
+        """The name of the file that is meant. Raises MissingImageError when there is none, or more than one."""
+        if self._images.has(name):
+            return name
+        candidates = self._find_nearest(name)
+        if not candidates:
+            raise MissingImageError("there is no such image", self._find_similar(name))
+        if len(candidates) > 1:
+            raise MissingImageError("there is no such image, and several could be meant", candidates)
+        file = candidates[0]
+        if self._taken.setdefault(file, name) != name:
+            raise MissingImageError(
+                f"there is no such image, and '{self._taken[file]}' already means the only one like it", [file]
+            )
+        self.example = self.example or (name, file)
+        return file
+
+    def _group_by_stem(self) -> dict[str, list[str]]:
+        if self._by_stem is None:
+            self._by_stem = {}
+            for file in dict.fromkeys(self._images.names()):
+                self._by_stem.setdefault(_get_stem(_split_name(file)[-1]), []).append(file)
+        return self._by_stem
+
+    def _find_nearest(self, name: str) -> Sequence[str]:
+        """The files that differ least: first those with the folders and the extension of the name, last those with neither."""
+        parts = _split_name(name)
+        if not parts:
+            return ()
+        nearest: dict[tuple[bool, bool], list[str]] = {}
+        for file in self._group_by_stem().get(_get_stem(parts[-1]), ()):
+            found = _split_name(file)
+            # Folders are compared from the file upwards, as far as the shorter of the two has any.
+            num_folders = min(len(found), len(parts)) - 1
+            if found[len(found) - 1 - num_folders : -1] == parts[len(parts) - 1 - num_folders : -1]:
+                difference = (found[-1] != parts[-1], len(found) != len(parts))
+                nearest.setdefault(difference, []).append(file)
+        return nearest[min(nearest)] if nearest else ()
+
+    def _find_similar(self, name: str) -> Sequence[str]:
+        """Up to three files that are spelt much like the name, for a message."""
+        parts = _split_name(name)
+        stems = self._group_by_stem()
+        if not parts or len(stems) > MANY_NAMES:
+            return ()
+        near = difflib.get_close_matches(_get_stem(parts[-1]), stems, n=3, cutoff=0.8)
+        return [stems[stem][0] for stem in near]
+
+
+class MissingImageError(BrokenImageError):
+    """There is no file of that name, or it is not clear which; `nearest` are those that it may have meant."""
+
+    def __init__(self, what: str, nearest: Iterable[str]) -> None:
+        self.nearest = list(nearest)
+        shown = ", ".join(f"'{name}'" for name in self.nearest[:3])
+        super().__init__(f"{what} (nearest: {shown})" if shown else what)
+
+
+def _split_name(name: str) -> tuple[str, ...]:
+    """Folders and file of a name, with whatever does not tell files apart for people made equal."""
+    plain = unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+    return tuple(part for part in plain.split("/") if part not in ("", "."))
+
+
+def _get_stem(file: str) -> str:
+    """The name without the extension of an image."""
+    stem, dot, extension = file.rpartition(".")
+    return stem if stem and dot + extension in SUFFIXES else file
 
 
 def _reason(error: Exception) -> str:

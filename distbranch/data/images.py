@@ -1,27 +1,53 @@
-"""Images as bytes: what goes into a shard is a JPEG that every decoder reads without complaint."""
+"""Images as bytes: what goes into a shard is a JPEG that every decoder reads, and what comes out are upright pixels.
+
+Cameras store a picture as the sensor lay and note in the EXIF header how to turn it; decoders of JPEG leave that to us.
+Whether an image is mirrored or shifted is read off a hash of (seed, epoch, shard, sample), so that it depends on neither
+the number of ranks nor which process decodes it.
+"""
 
 import io
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from distbranch.data.decode import ORIENTATION, jpeg_orientation, stored_size, upright
-from distbranch.data.decode import decode as decode_to_size
+Pixels = NDArray[np.uint8]  # [H, W, 3]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-JPEG_QUALITY = 95
+JPEG_QUALITY = 95  # the highest that Pillow advises: above it files grow with hardly any gain
 JPEG_START = b"\xff\xd8"
 DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow
 PHOTOMETRIC = 262  # the tag of a TIFF; 0: white is zero
 # What Pillow's decoders raise for broken files (SyntaxError: a PNG).
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, KeyError, IndexError, TypeError,
           AttributeError, OverflowError, MemoryError, Image.DecompressionBombError)  # fmt: skip
+
+ORIENTATION = 0x0112  # the EXIF tag
+APP1, START_OF_SCAN, FILL = 0xE1, 0xDA, 0xFF  # markers of a JPEG
+EXIF = b"Exif\0\0"
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
+BYTE_ORDERS = {b"II": "<", b"MM": ">"}
+NUMBERS = {3: "H", 4: "I"}  # types of EXIF, for `struct`
+
+# What turns the rows and columns that are stored upright, by the value of the tag; 1 and anything else: as they are.
+TURNS: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
 
 
 class BrokenImageError(ValueError):
@@ -32,50 +58,173 @@ class UnknownRangeError(BrokenImageError):
     """A sound image whose brightness cannot be told without the number of bits it uses; no image to leave out."""
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) in pixels of a JPEG as it is seen, read from the header only."""
+@dataclass(frozen=True)
+class Augmentation:
+    """Mirror half of the images left to right; move each by up to `shift` pixels, repeating its edge pixels."""
+
+    flip: bool = False
+    shift: int = 0
+
+    def __call__(self, image: Pixels, seed: int, epoch: int, shard: int, sample: int) -> Pixels:
+        """The image [H, W, 3] as this epoch shows it."""
+        if not self.flip and not self.shift:
+            return image
+        bits = blake2b(struct.pack("<4q", seed, epoch, shard, sample), digest_size=12).digest()
+        mirror, down, right = struct.unpack("<3I", bits)
+        if self.flip and mirror % 2:
+            image = image[:, ::-1]
+        if self.shift:
+            span = 2 * self.shift + 1
+            image = shift_image(image, down % span - self.shift, right % span - self.shift)
+        return image
+
+
+def shift_image(image: Pixels, down: int, right: int) -> Pixels:
+    """The image [H, W, 3] moved by so many pixels; what comes into view repeats the edge."""
+    rows = np.arange(image.shape[0]) - down
+    columns = np.arange(image.shape[1]) - right
+    return image.take(rows, axis=0, mode="clip").take(columns, axis=1, mode="clip")
+
+
+def decode_to_size(content: bytes, image_size: tuple[int, int], decoder: str = "simplejpeg") -> Pixels:
+    """Decodes a JPEG and resizes it, upright, to (height, width) pixels: uint8 [H, W, 3]. ValueError when it is broken.
+
+    Large images are scaled while decoding (by the DCT, to no less than image_size), which is several times faster.
+    """
+    orientation = read_orientation(content)
+    height, width = swap_if_sideways(image_size, orientation)
+    stored = DECODERS[decoder](content, height, width)
+    pixels = turn_upright(stored, orientation)
+    if pixels.shape[:2] == image_size:
+        return pixels
+    # reducing_gap: shrink by whole numbers first where that costs no quality, as the DCT does.
+    resized = Image.fromarray(pixels).resize(image_size[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return np.asarray(resized)
+
+
+def decode_image(data: bytes, bits: int | None = None) -> Image.Image:
+    """The whole image as RGB, upright, transparent parts white; of several frames or pages the first.
+
+    `bits`: how many of the 16 bits of a deep image are used, see `_convert_16_bits`. Raises BrokenImageError.
+    """
+    try:
+        with _open_silently(data) as image:
+            is_deep_colour = image.mode not in DEEP_GREY and any(";16" in str(tile.args) for tile in image.tile)
+            image.load()
+            rgb = _convert_to_rgb(image, bits)
+            orientation = read_orientation(data) if data.startswith(JPEG_START) else _orientation_of_others(image)
+    except BrokenImageError:
+        raise
+    except UnidentifiedImageError:
+        raise BrokenImageError("it is not an image") from None
+    except BROKEN as error:
+        raise BrokenImageError(f"it is a damaged image ({error})") from None
+    if is_deep_colour:
+        _check_deep_colour(rgb, bits)
+    return Image.fromarray(turn_upright(np.asarray(rgb), orientation))
+
+
+def convert_to_jpeg(data: bytes, size: tuple[int, int] | None = None, bits: int | None = None) -> bytes:
+    """The image as an upright JPEG: byte for byte where it is a sound one and keeps its size, else encoded at quality 95.
+
+    `size`: (height, width) in pixels; it is resized to them as a loader and a prediction do. `bits`: see `decode_image`.
+    Raises BrokenImageError.
+    """
+    jpeg = data
+    if not _is_sound_jpeg(data) or read_orientation(data) != 1:
+        jpeg = _encode_jpeg(decode_image(data, bits))
+    if size is None or read_image_size(jpeg) == size:
+        return jpeg
+    return _encode_jpeg(Image.fromarray(decode_to_size(jpeg, size)))
+
+
+def read_image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) in pixels of a JPEG as it is seen, read from the header only. Raises BrokenImageError."""
     try:
         height, width = simplejpeg.decode_jpeg_header(data)[:2]
     except ValueError as error:
         raise BrokenImageError(f"it is not an image in JPEG ({error})") from None
-    return stored_size((height, width), jpeg_orientation(data))
+    return swap_if_sideways((height, width), read_orientation(data))
 
 
-def decode(data: bytes, bits: int | None = None) -> Image.Image:
-    """The whole image as RGB, upright, transparent parts white; of several frames or pages the first.
-
-    `bits`: how many of the 16 bits of a deep image are used, see `_from_16_bits`. Raises BrokenImageError.
-    """
+def count_frames(data: bytes) -> int:
+    """How many pictures a file holds (animations, pages); a phone's second view of the same picture (MPO) counts not."""
     try:
-        with _opened(data) as image:
-            deep_colour = image.mode not in DEEP_GREY and any(";16" in str(tile.args) for tile in image.tile)
-            image.load()
-            rgb = _as_rgb(image, bits)
-            orientation = jpeg_orientation(data) if data.startswith(JPEG_START) else _orientation(image)
-    except BrokenImageError:
-        raise
-    except BROKEN as error:
-        raise BrokenImageError(_reason(error)) from None
-    if deep_colour:
-        _check_deep_colour(rgb, bits)
-    return Image.fromarray(upright(np.asarray(rgb), orientation))
+        with _open_silently(data) as image:
+            return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    except BROKEN:
+        return 1
 
 
-def as_jpeg(data: bytes, size: tuple[int, int] | None = None, bits: int | None = None) -> bytes:
-    """The image as an upright JPEG: byte for byte where it is a sound one and keeps its size, else encoded at quality 95.
+def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
+    """The picture [H, W, 3] as it is meant to be seen; a view."""
+    turn = TURNS.get(orientation)
+    return pixels if turn is None else turn(pixels)
 
-    `size`: (height, width) in pixels; it is resized to them as a loader and a prediction do. `bits`: see `decode`.
-    Raises BrokenImageError.
+
+def swap_if_sideways(image_size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(height, width) as stored of a picture that has `image_size` upright, and the other way round."""
+    height, width = image_size
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def read_orientation(content: bytes) -> int:
+    """The EXIF orientation of a JPEG, 1 (it is upright) to 8, as Pillow's `exif_transpose` understands it.
+
+    Only the few bytes that lead from segment to segment are read: to open every image for it with Pillow would cost as much
+    as to decode a small one.
     """
-    as_it_is = _is_sound_jpeg(data) and jpeg_orientation(data) == 1
-    jpeg = data if as_it_is else _encoded(decode(data, bits))
-    if size is None or image_size(jpeg) == size:
-        return jpeg
-    return _encoded(Image.fromarray(decode_to_size(jpeg, size)))
+    exif = xmp = b""
+    at = 2
+    while at + 4 <= len(content) and content[at] == FILL and content[at + 1] != START_OF_SCAN:
+        marker = content[at + 1]
+        if marker == FILL:
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
+        if marker == APP1 and content.startswith(EXIF, at + 4):
+            exif = exif or content[at + 4 : end]
+        elif marker == APP1 and content.startswith(XMP, at + 4):
+            xmp = content[at + 4 : end]
+        at = end
+
+    # The XMP counts only where there is no EXIF, as in Pillow.
+    orientation = _read_exif_orientation(exif)
+    if orientation is None:
+        found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
+        orientation = int(found[1]) if found else 1
+    return orientation if orientation in TURNS else 1
+
+
+def _read_exif_orientation(exif: bytes) -> int | None:
+    """The orientation among the first entries of an EXIF segment; Pillow warns of every one that is damaged."""
+    tiff = exif[len(EXIF) :]
+    order = BYTE_ORDERS.get(tiff[:2])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (num_entries,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(num_entries):
+            at = start + 2 + 12 * entry
+            tag, kind, count = struct.unpack_from(order + "HHI", tiff, at)
+            if tag == ORIENTATION and count == 1 and kind in NUMBERS:
+                return int(struct.unpack_from(order + NUMBERS[kind], tiff, at + 8)[0])
+    except struct.error:  # it ends before what it announces
+        pass
+    return None
+
+
+def _orientation_of_others(image: Image.Image) -> int:
+    """The EXIF orientation of a PNG, WebP, ...; Pillow turns a TIFF by itself."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except BROKEN:
+        return 1
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
+def _open_silently(data: bytes) -> Iterator[ImageFile.ImageFile]:
     """The image, without Pillow's warnings: raw lines for people, about what is told here or does not matter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -83,36 +232,27 @@ def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
             yield image
 
 
-def num_frames(data: bytes) -> int:
-    """How many pictures a file holds (animations, pages); a phone's second view of the same picture (MPO) counts not."""
-    try:
-        with _opened(data) as image:
-            return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-    except BROKEN:
-        return 1
-
-
-def _as_rgb(image: Image.Image, bits: int | None) -> Image.Image:
+def _convert_to_rgb(image: Image.Image, bits: int | None) -> Image.Image:
     """Pillow itself would clip values above 255 to white without a word."""
     if image.mode in ("I", "F"):
         raise BrokenImageError("it has pixels of another type than 8 or 16 bits; save it with 8 bits per channel")
     if image.mode in DEEP_GREY:
-        return _from_16_bits(image, bits).convert("RGB")
+        return _convert_16_bits(image, bits).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
 
 
-def _from_16_bits(image: Image.Image, bits: int | None) -> Image.Image:
+def _convert_16_bits(image: Image.Image, bits: int | None) -> Image.Image:
     """Grey of 16 bits as 8 bits: 0 is black, 2^bits - 1 is white.
 
     Detectors of 10, 12 or 14 bits are stored in 16, and nothing in the file says so: scaled as 16 bits a radiograph is
     black. So the bits have to be given, unless the brightest pixel shows that all 16 are used.
     """
     grey = np.asarray(image).astype(np.uint32)
-    transparent = grey == image.info.get("transparency", -1)
-    brightest = int(grey.max(initial=0, where=~transparent))
+    is_transparent = grey == image.info.get("transparency", -1)
+    brightest = int(grey.max(initial=0, where=~is_transparent))
     used = brightest.bit_length()
     if bits is None and 0 < used < 16:
         raise UnknownRangeError(
@@ -122,16 +262,12 @@ def _from_16_bits(image: Image.Image, bits: int | None) -> Image.Image:
     if bits is not None and used > bits:
         raise UnknownRangeError(f"its brightest pixel ({brightest}) needs {used} bits, and --bits says {bits}")
     white = 2 ** (bits or 16) - 1
-    brightness = white - np.minimum(grey, white) if _is_white_zero(image) else grey
-    scaled = ((brightness * 255 + white // 2) // white).astype(np.uint8)
-    scaled[transparent] = 255
+    # A TIFF may count from white to black, which Pillow heeds with 8 bits only.
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+        grey = white - np.minimum(grey, white)
+    scaled = ((grey * 255 + white // 2) // white).astype(np.uint8)
+    scaled[is_transparent] = 255
     return Image.fromarray(scaled)
-
-
-def _is_white_zero(image: Image.Image) -> bool:
-    """Whether a TIFF counts from white to black, which Pillow heeds with 8 bits only."""
-    tags = getattr(image, "tag_v2", {})
-    return tags.get(PHOTOMETRIC) == 0
 
 
 def _check_deep_colour(rgb: Image.Image, bits: int | None) -> None:
@@ -144,15 +280,7 @@ def _check_deep_colour(rgb: Image.Image, bits: int | None) -> None:
         )
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a PNG, WebP, ...; Pillow turns a TIFF by itself."""
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except BROKEN:
-        return 1
-
-
-def _encoded(image: Image.Image) -> bytes:
+def _encode_jpeg(image: Image.Image) -> bytes:
     """With as many pixels of colour as of brightness: a network sees both in one size."""
     buffer = io.BytesIO()
     try:
@@ -174,7 +302,21 @@ def _is_sound_jpeg(data: bytes) -> bool:
     return True
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not an image"
-    return f"it is a damaged image ({error})"
+def _decode_by_simplejpeg(content: bytes, height: int, width: int) -> Pixels:
+    pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", min_height=height, min_width=width)
+    return pixels
+
+
+def _decode_by_pil(content: bytes, height: int, width: int) -> Pixels:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft("RGB", (width, height))
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for broken files
+        raise ValueError(str(error)) from None
+
+
+DECODERS: dict[str, Callable[[bytes, int, int], Pixels]] = {
+    "simplejpeg": _decode_by_simplejpeg,
+    "pil": _decode_by_pil,
+}

@@ -10,19 +10,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distbranch.data.cache import Cache, open_files
-from distbranch.data.decode import Augmentation, Pixels, decode
-from distbranch.data.mixed_reader import MixedReader
+from distbranch.data.images import Augmentation, Pixels, decode_to_size
 from distbranch.data.plan import AlternatingPlan, MixedPlan, Place, Plan, Turns, positions_of_rank
 from distbranch.data.prefetch import from_processes, from_thread
 from distbranch.data.reader import ShardReader
-from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo, join
+from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -84,36 +83,33 @@ def train_loader(
     `num_workers`: prefetching processes, 0 = one thread; `prefetch`: batches ahead for each of them. The iterator ends
     only after a batch with an error: a bad sample under on_bad_sample="fail", or a batch in which nothing is left.
     """
-    chosen = [_split(member, split) for member in info.members]
+    chosen = [_get_split(member, split) for member in info.members]
     if batch_size < world_size * accumulate:
         raise UserError(
             f"A batch of {batch_size} samples cannot be divided among {world_size} ranks in {accumulate} part(s) each. "
             f"Choose a batch size of at least {world_size * accumulate}, or fewer ranks."
         )
-    proportions = info.proportions or [one.num_samples for one in chosen]
-
-    def plan_of(part: tuple[float, float]) -> Plan | MixedPlan:
-        plans = [Plan([shard.num_samples for shard in one.shards], seed, window, part) for one in chosen]
-        return MixedPlan(plans, proportions, seed) if info.parts else plans[0]
-
-    plan: Plan | MixedPlan | AlternatingPlan = plan_of((0.0, 1.0))
-    if turns is not None:
-        plan = AlternatingPlan((plan_of((0.0, turns.part)), plan_of((turns.part, 1.0))), turns)
-    order = _TrainOrder(plan, start, batch_size, positions_of_rank(batch_size, accumulate, rank, world_size))
-    augmentation = Augmentation(flip, shift)
-    recipe = _Recipe(
-        [(member.path, one.shards) for member, one in zip(info.members, chosen, strict=True)],
-        info.tasks,
-        cache,
-        image_size,
-        decoder,
-        augmentation,
-        seed,
-        on_bad_sample,
-        window + 2,
-        True,
+    plan: Plan | MixedPlan | AlternatingPlan
+    if turns is None:
+        plan = _make_plan(info, chosen, seed, window, (0.0, 1.0))
+    else:
+        first = _make_plan(info, chosen, seed, window, (0.0, turns.part))
+        second = _make_plan(info, chosen, seed, window, (turns.part, 1.0))
+        plan = AlternatingPlan((first, second), turns)
+    source = _BatchSource(
+        order=_TrainOrder(plan, start, batch_size, positions_of_rank(batch_size, accumulate, rank, world_size)),
+        parts=[(member.path, one.shards) for member, one in zip(info.members, chosen, strict=True)],
+        tasks=info.tasks,
+        cache=cache,
+        image_size=image_size,
+        decoder=decoder,
+        augmentation=Augmentation(flip, shift),
+        seed=seed,
+        on_bad_sample=on_bad_sample,
+        max_open=window + 2,  # those of a window, and the first ones of the next
+        needs_some=True,
     )
-    return _loaded(order, recipe, num_workers, prefetch, pin_memory)
+    return _load_ahead(source, num_workers, prefetch, pin_memory)
 
 
 def eval_loader(
@@ -135,15 +131,24 @@ def eval_loader(
 
     The last batch may be short; a rank without samples has no batch. `Batch.indices` tells rank 0 the order.
     """
-    chosen = _split(info, split)
-    order = _EvalOrder(chosen.shards, batch_size, rank, world_size)
-    recipe = _Recipe(
-        [(info.path, chosen.shards)], info.tasks, cache, image_size, decoder, Augmentation(), 0, on_bad_sample, 2, False
+    shards = _get_split(info, split).shards
+    source = _BatchSource(
+        order=_EvalOrder(shards, batch_size, rank, world_size),
+        parts=[(info.path, shards)],
+        tasks=info.tasks,
+        cache=cache,
+        image_size=image_size,
+        decoder=decoder,
+        augmentation=Augmentation(),
+        seed=0,
+        on_bad_sample=on_bad_sample,
+        max_open=2,  # they are read one after the other
+        needs_some=False,
     )
-    return _loaded(order, recipe, num_workers, prefetch, pin_memory)
+    return _load_ahead(source, num_workers, prefetch, pin_memory)
 
 
-def _split(info: DatasetInfo, split: str) -> SplitInfo:
+def _get_split(info: DatasetInfo, split: str) -> SplitInfo:
     if split not in info.splits:
         raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
     if info.splits[split].num_samples == 0:
@@ -151,38 +156,44 @@ def _split(info: DatasetInfo, split: str) -> SplitInfo:
     return info.splits[split]
 
 
-class _Order(Protocol):
-    """Which samples form a rank's batches, and in which shards those of the near future are."""
-
-    def batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
-        """The samples of a batch and their indices; none = the end."""
-
-    def ahead(self, index: int) -> list[int]:
-        """The shards read soon by whoever has come to this index."""
+def _make_plan(
+    info: DatasetInfo, splits: Sequence[SplitInfo], seed: int, window: int, part: tuple[float, float]
+) -> Plan | MixedPlan:
+    plans = []
+    for split in splits:
+        shard_sizes = [shard.num_samples for shard in split.shards]
+        plans.append(Plan(shard_sizes, seed, window, part))
+    if not info.parts:
+        return plans[0]
+    return MixedPlan(plans, info.proportions or [split.num_samples for split in splits], seed)
 
 
 @dataclass
 class _TrainOrder:
+    """Which samples form a rank's batches, with their indices (none = the end), and in which shards those to come are."""
+
     plan: Plan | MixedPlan | AlternatingPlan
     start: int
     batch_size: int
     shares: Sequence[range]  # of the positions in every batch, pass by pass
 
-    def batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
+    def list_batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
         first = self.start + number * self.batch_size
         places: list[Place] = []
         indices: list[int] = []
         for share in self.shares:
-            places += self.plan.samples(first + share.start, first + share.stop)
+            places += self.plan.list_places(first + share.start, first + share.stop)
             indices += range(first + share.start, first + share.stop)
         return places, indices
 
-    def ahead(self, index: int) -> list[int]:
-        return self.plan.shards_ahead(index)
+    def list_shards_ahead(self, index: int) -> list[int]:
+        return self.plan.list_shards_ahead(index)
 
 
 @dataclass
 class _EvalOrder:
+    """The same of an evaluation, which reads the split from its first sample to its last."""
+
     shards: Sequence[Shard]
     batch_size: int
     rank: int
@@ -191,25 +202,29 @@ class _EvalOrder:
     def __post_init__(self) -> None:
         self._ends = list(itertools.accumulate(shard.num_samples for shard in self.shards))
 
-    def batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
+    def list_batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
         mine = range(self.rank, self._ends[-1], self.world_size)
         indices = mine[number * self.batch_size : (number + 1) * self.batch_size]
-        shards = [bisect_right(self._ends, index) for index in indices]
-        places = [
-            (shard, index - self._ends[shard] + self.shards[shard].num_samples, 0)
-            for shard, index in zip(shards, indices, strict=True)
-        ]
+        places = []
+        for index in indices:
+            shard = bisect_right(self._ends, index)
+            first = self._ends[shard] - self.shards[shard].num_samples
+            places.append((shard, index - first, 0))
         return places, indices
 
-    def ahead(self, index: int) -> list[int]:
+    def list_shards_ahead(self, index: int) -> list[int]:
         shard = bisect_right(self._ends, index)
         return list(range(shard, min(shard + 2, len(self.shards))))
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """How samples become batches: all that a prefetching process is told. `parts`: path and shards of every data set."""
+class _BatchSource:
+    """How samples become the batches of this rank: all that a process must know to make them.
 
+    parts: path and shards of every data set; needs_some: a batch in which nothing is left ends the run.
+    """
+
+    order: _TrainOrder | _EvalOrder
     parts: Sequence[tuple[str, Sequence[Shard]]]
     tasks: Sequence[Task]
     cache: Cache | None
@@ -219,114 +234,74 @@ class _Recipe:
     seed: int
     on_bad_sample: str
     max_open: int
-    needs_some: bool  # a batch in which nothing is left ends the run
+    needs_some: bool
 
-    def open_reader(self) -> ShardReader | MixedReader:
-        """What reads samples by the numbers of their shards."""
-        if len(self.parts) > 1:
-            return MixedReader(self.parts, self.tasks, self.cache, max_open=self.max_open)
-        path, shards = self.parts[0]
-        return ShardReader(open_files(path, self.cache), shards, self.tasks, max_open=self.max_open)
-
-    def file(self, number: int) -> str:
-        """The name of a shard, with its place where there are several data sets."""
-        files = [join(path, shard.file) if len(self.parts) > 1 else shard.file for path, s in self.parts for shard in s]
-        return files[number]
-
-
-class _BatchMaker:
-    """Reads, decodes and stacks; the only state are the shards that stay open."""
-
-    def __init__(self, recipe: _Recipe) -> None:
-        self._recipe = recipe
-        self.reader = recipe.open_reader()
-
-    def make(self, places: Sequence[Place], indices: Sequence[int]) -> Batch:
-        """The batch of these samples; bad ones are left out and counted, or end the batch with an error."""
-        images = np.empty((len(places), *self._recipe.image_size, 3), dtype=np.uint8)
-        labels = np.empty((len(places), len(self._recipe.tasks)), dtype=np.float32)
-        kept: list[int] = []
-        bad: list[BadSample] = []
-        for place, index in zip(places, indices, strict=True):
-            try:
-                images[len(kept)], labels[len(kept)] = self._sample(*place)
-                kept.append(index)
-            except BadSample as error:
-                bad.append(error)
-                if self._recipe.on_bad_sample == "fail":
-                    break
-            except UserError as error:  # of this machine and not of a sample, so there is nothing to leave out
-                empty = _batch(images, labels, [], [], fatal=False, needs_some=False)
-                return replace(empty, error=str(error))
-        return _batch(
-            images,
-            labels,
-            kept,
-            bad,
-            fatal=bool(bad) and self._recipe.on_bad_sample == "fail",
-            needs_some=self._recipe.needs_some,
-        )
-
-    def close(self) -> None:
-        """Closes the shards."""
-        self.reader.close()
-
-    def _sample(self, shard: int, sample: int, epoch: int) -> tuple[Pixels, np.ndarray[Any, np.dtype[np.float32]]]:
-        content, labels = self.reader.read(shard, sample, epoch)
-        try:
-            pixels = decode(content, self._recipe.image_size, self._recipe.decoder)
-        except ValueError as error:
-            name = self.reader.name(shard, sample, epoch)
-            what = f"its image cannot be decoded ({error})."
-            raise BadSample("broken-image", self._recipe.file(shard), name, what) from None
-        return self._recipe.augmentation(pixels, self._recipe.seed, epoch, shard, sample), labels
-
-
-def _batch(
-    images: Pixels, labels: Any, kept: list[int], bad: list[BadSample], *, fatal: bool, needs_some: bool
-) -> Batch:
-    error = None
-    if fatal:
-        error = str(bad[0])
-        kept = []
-    elif not kept and needs_some:
-        error = f"No sample of a batch could be used. The last of them: {bad[-1]}"
-    return Batch(
-        images=torch.from_numpy(images[: len(kept)]).permute(0, 3, 1, 2),
-        labels=torch.from_numpy(labels[: len(kept)]),
-        num_bad=dict(Counter(sample.kind for sample in bad)),
-        error=error,
-        indices=torch.tensor(kept, dtype=torch.int64),
-    )
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The batches of this rank, as any process can make them."""
-
-    order: _Order
-    recipe: _Recipe
-
-    def batches(self, first: int = 0, step: int = 1) -> Iterator[Batch]:
-        with closing(_BatchMaker(self.recipe)) as maker:
+    def make_batches(self, first: int = 0, step: int = 1) -> Iterator[Batch]:
+        """Batches first, first + step, ...; the only state are the shards that stay open."""
+        with closing(ShardReader(self.parts, self.tasks, self.cache, max_open=self.max_open)) as reader:
             for number in itertools.count(first, step):
-                places, indices = self.order.batch(number)
+                places, indices = self.order.list_batch(number)
                 if not places:
                     return
-                maker.reader.want(self.order.ahead(indices[0]))
-                yield maker.make(places, indices)
+                reader.request_shards(self.order.list_shards_ahead(indices[0]))
+                yield self._make_batch(reader, places, indices)
+
+    def _make_batch(self, reader: ShardReader, places: Sequence[Place], indices: Sequence[int]) -> Batch:
+        """The batch of these samples; bad ones are left out and counted, or end the batch with an error."""
+        images = np.empty((len(places), *self.image_size, 3), dtype=np.uint8)
+        labels = np.empty((len(places), len(self.tasks)), dtype=np.float32)
+        kept: list[int] = []
+        num_bad: Counter[str] = Counter()
+        error = last_bad = None
+        for place, index in zip(places, indices, strict=True):
+            try:
+                images[len(kept)], labels[len(kept)] = self._read_sample(reader, *place)
+                kept.append(index)
+            except BadSample as bad:
+                num_bad[bad.kind] += 1
+                last_bad = str(bad)
+                if self.on_bad_sample == "fail":
+                    error = last_bad
+                    break
+            except UserError as trouble:  # of this machine and not of a sample, so there is nothing to leave out
+                error = str(trouble)
+                num_bad.clear()
+                break
+        if error is not None:
+            kept = []
+        elif not kept and self.needs_some:
+            error = f"No sample of a batch could be used. The last of them: {last_bad}"
+        return Batch(
+            images=torch.from_numpy(images[: len(kept)]).permute(0, 3, 1, 2),
+            labels=torch.from_numpy(labels[: len(kept)]),
+            num_bad=dict(num_bad),
+            error=error,
+            indices=torch.tensor(kept, dtype=torch.int64),
+        )
+
+    def _read_sample(
+        self, reader: ShardReader, shard: int, sample: int, epoch: int
+    ) -> tuple[Pixels, NDArray[np.float32]]:
+        content, labels = reader.read_sample(shard, sample, epoch)
+        try:
+            pixels = decode_to_size(content, self.image_size, self.decoder)
+        except ValueError as error:
+            key = reader.read_key(shard, sample, epoch)
+            raise BadSample(
+                "broken-image", reader.file_name(shard), key, f"its image cannot be decoded ({error})."
+            ) from None
+        return self.augmentation(pixels, self.seed, epoch, shard, sample), labels
 
 
-def _loaded(order: _Order, recipe: _Recipe, num_workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:
-    for path, _ in recipe.parts:
-        open_files(path, recipe.cache)  # what is wrong with the path is said now, and not by a process later
-    source = _Source(order, recipe)
+def _load_ahead(source: _BatchSource, num_workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:
+    for path, _ in source.parts:
+        open_files(path, source.cache)  # what is wrong with the path is said now, and not by a process later
     if num_workers:
-        return _until_error(from_processes(source, num_workers, prefetch, pin_memory=pin_memory))
-    return _until_error(from_thread(source, prefetch, pin_memory=pin_memory))
+        return _stop_after_error(from_processes(source, num_workers, prefetch, pin_memory=pin_memory))
+    return _stop_after_error(from_thread(source, prefetch, pin_memory=pin_memory))
 
 
-def _until_error(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _stop_after_error(batches: Iterator[Batch]) -> Iterator[Batch]:
     for batch in batches:
         yield batch
         if batch.error is not None:

@@ -14,30 +14,31 @@ from distbranch.tasks import Task
 
 
 def read_data(data: DataConfig) -> DatasetInfo:
-    """The packed data sets of a configuration. Raises UserError for what `read_dataset` or `mixed` refuses."""
-    return mixed([read_dataset(path) for path in data.paths], data.proportions)
+    """The packed data sets of a configuration. Raises UserError for what `read_dataset` or `merge_datasets` refuses."""
+    return merge_datasets([read_dataset(path) for path in data.paths], data.proportions)
 
 
-def mixed(infos: Sequence[DatasetInfo], proportions: Sequence[int] = ()) -> DatasetInfo:
+def merge_datasets(infos: Sequence[DatasetInfo], proportions: Sequence[int] = ()) -> DatasetInfo:
     """The data sets as one, images in the size of the first.
 
     Raises UserError for a data set given twice, and for a task that is not the same in two of them.
     """
     if len(infos) == 1:
         return infos[0]
-    paths = [info.path.rstrip("/") for info in infos]
-    twice = next((path for path in paths if paths.count(path) > 1), None)
-    if twice is not None:
-        raise UserError(
-            f"data.path names {twice} twice. Give every data set once; data.proportions says how often it comes."
-        )
-    tasks = _union(infos)
+    seen = set()
+    for path in (info.path.rstrip("/") for info in infos):
+        if path in seen:
+            raise UserError(
+                f"data.path names {path} twice. Give every data set once; data.proportions says how often it comes."
+            )
+        seen.add(path)
+    tasks = _merge_tasks(infos)
     names = dict.fromkeys(name for info in infos for name in info.splits)
     return DatasetInfo(
         path=" ".join(info.path for info in infos),
         tasks=tasks,
-        groups=_groups(infos),
-        splits={name: _joined(infos, name, tasks) for name in names},
+        groups=_merge_groups(infos),
+        splits={name: _merge_split(infos, name, tasks) for name in names},
         image_size=infos[0].image_size,
         source={},
         parts=tuple(infos),
@@ -55,7 +56,7 @@ def member_names(info: DatasetInfo) -> tuple[str, ...]:
     raise AssertionError
 
 
-def _union(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
+def _merge_tasks(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
     """The tasks of all, in the order in which they first appear."""
     union: dict[str, tuple[Task, str]] = {}
     for info in infos:
@@ -63,18 +64,22 @@ def _union(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
             known, where = union.setdefault(task.name, (task, info.path))
             if known != task:
                 raise UserError(
-                    f"The task '{task.name}' is {_described(known)} in {where} and {_described(task)} in {info.path}. "
+                    f"The task '{task.name}' is {_describe_task(known)} in {where} and {_describe_task(task)} in {info.path}. "
                     "Data sets that are trained together need the same task under one name; pack one of them with other names."
                 )
     return tuple(task for task, _ in union.values())
 
 
-def _described(task: Task) -> str:
-    classes = f" with the classes {', '.join(task.classes)}" if task.classes else ""
-    return f"{task.kind}{classes}" + (f" of the exclusive set '{task.exclusive}'" if task.exclusive else "")
+def _describe_task(task: Task) -> str:
+    description: str = task.kind
+    if task.classes:
+        description += f" with the classes {', '.join(task.classes)}"
+    if task.exclusive:
+        description += f" of the exclusive set '{task.exclusive}'"
+    return description
 
 
-def _groups(infos: Sequence[DatasetInfo]) -> dict[str, tuple[str, ...]]:
+def _merge_groups(infos: Sequence[DatasetInfo]) -> dict[str, tuple[str, ...]]:
     groups: dict[str, tuple[str, ...]] = {}
     for info in infos:
         for name, members in info.groups.items():
@@ -82,7 +87,8 @@ def _groups(infos: Sequence[DatasetInfo]) -> dict[str, tuple[str, ...]]:
     return groups
 
 
-def _joined(infos: Sequence[DatasetInfo], split: str, tasks: Sequence[Task]) -> SplitInfo:
+def _merge_split(infos: Sequence[DatasetInfo], split: str, tasks: Sequence[Task]) -> SplitInfo:
+    """The split of all data sets that have it; where one lacks a task, all of its samples are unlabelled."""
     having = [info.splits[split] for info in infos if split in info.splits]
     labels: dict[str, dict[str, int]] = {}
     for task in tasks:

@@ -1,7 +1,8 @@
 """Packs a stream of labelled images: everything is written into a folder beside the target, renamed at the end.
 
 So a packed folder is always whole. Nothing grows with the number of samples but a hash per key, to find those that occur
-twice. What was left out and which images are copies of others stands by name in two more files.
+twice. What was left out and which images are exact copies of others stands by name in two more files: one copy in train
+and one in test makes the test too easy.
 """
 
 import csv
@@ -11,11 +12,16 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from math import comb
 from pathlib import Path
 from typing import Any
 
-from distbranch.data.copies import count_copies, find_copies, write_copies
-from distbranch.data.images import BrokenImageError, image_size
+import numpy as np
+from numpy.typing import NDArray
+
+from distbranch.data.images import BrokenImageError, read_image_size
 from distbranch.data.shard_writer import ShardWriter
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, LeftOut, Sample, SplitInfo, read_dataset
 from distbranch.errors import UserError
@@ -26,6 +32,16 @@ __all__ = ["SPLITS", "Sample", "pack"]
 
 SPLITS = ("train", "val", "test")
 LEFT_OUT_FILE = "left-out.csv"
+COPIES_FILE = "copies.csv"
+PROGRESS_EVERY = 100  # samples: often enough for a bar to move, seldom enough to cost nothing
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One of several samples with the same image, byte for byte."""
+
+    split: str
+    key: str
 
 
 def pack(
@@ -48,28 +64,38 @@ def pack(
     Raises UserError for a target that holds anything else, a bad label, a key that occurs twice, or a full disk.
     """
     out = Path(out).absolute()
-    source = _plain({**(source or {}), "shard_samples": shard_samples})
-
-    def describe(splits: dict[str, SplitInfo], size: tuple[int, int], copies: dict[str, int]) -> DatasetInfo:
-        members = {name: tuple(names) for name, names in (groups or {}).items()}
-        missing = dict(Counter(skipped or {}) + Counter(one.kind for one in left_out))
-        return DatasetInfo(str(out), tuple(tasks), members, splits, size, source, missing, copies)
-
+    source = _convert_to_plain_json({**(source or {}), "shard_samples": shard_samples})
+    tasks = tuple(tasks)
     try:
-        finished = _finished(out, source, tasks)
+        finished = _find_finished(out, source, tasks)
         if finished is not None:
             return finished
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = out.with_name(f".{out.name}.lock")
         with hold_lock(lock), _renamed_at_the_end(out) as partial:
-            finished = _finished(out, source, tasks)  # by whoever held the lock
+            finished = _find_finished(out, source, tasks)  # by whoever held the lock
             if finished is not None:
                 return finished
-            splits, size = _write(samples, partial, tasks, shard_samples, progress)
+
+            # The samples, which also end what the source leaves out.
+            splits, size = _write_samples(samples, partial, tasks, shard_samples, progress)
             if not splits:
-                raise UserError(_why_none(left_out))
-            info = describe(splits, size, _list_copies(partial, splits))
-            _list_left_out(partial, left_out)
+                raise UserError(_describe_why_none(left_out))
+
+            # What is told of them.
+            copies = find_copies(partial, splits)
+            _write_copies(partial, copies)
+            _write_left_out(partial, left_out)
+            info = DatasetInfo(
+                path=str(out),
+                tasks=tasks,
+                groups={name: tuple(names) for name, names in (groups or {}).items()},
+                splits=splits,
+                image_size=size,
+                source=source,
+                skipped=dict(Counter(skipped or {}) + Counter(one.kind for one in left_out)),
+                copies=count_copies(copies),
+            )
             _write_json(partial / DATASET_FILE, info.to_json())
             return info
     except OSError as error:
@@ -77,6 +103,53 @@ def pack(
             f"The data set cannot be written to {out}: {error.strerror or error}. "
             "Give a folder that can be written, on a disk with enough room; nothing was left behind."
         ) from error
+
+
+def find_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> list[list[Copy]]:
+    """The samples with equal images, together, in the order in which they were packed.
+
+    The indexes hold size and crc32 of every image, so a sort finds them; only images that agree in both are read and compared.
+    """
+    shards = [(name, shard) for name, split in splits.items() for shard in split.shards]
+    indexes = [np.load(folder / shard.index, allow_pickle=False) for _, shard in shards]
+    alike: dict[bytes, list[Copy]] = {}
+    for (split, shard), rows in zip(shards, _select_equal_sums(indexes), strict=True):
+        with (folder / shard.file).open("rb") as content:
+            for offset, size, _, label_offset, label_size, _ in rows.tolist():
+                content.seek(offset)
+                image = sha256(content.read(size)).digest()
+                content.seek(label_offset)
+                key = json.loads(content.read(label_size))["key"]
+                alike.setdefault(image, []).append(Copy(split, key))
+    return [copies for copies in alike.values() if len(copies) > 1]
+
+
+def _select_equal_sums(indexes: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Of every index [n, 6] the rows whose image has the size and the crc32 of another one, in any index."""
+    sums = [index[:, 1] << 32 | index[:, 2] for index in indexes]
+    values, counts = np.unique(np.concatenate([np.empty(0, np.int64), *sums]), return_counts=True)
+    repeated = values[counts > 1]
+    return [index[np.isin(own, repeated)] for index, own in zip(indexes, sums, strict=True)]
+
+
+def count_copies(found: Sequence[Sequence[Copy]]) -> dict[str, int]:
+    """How many samples repeat an earlier one, and how many pairs of equal ones lie in different splits."""
+    if not found:
+        return {}
+    num_pairs = 0
+    for copies in found:
+        per_split = Counter(copy.split for copy in copies)
+        num_pairs += comb(len(copies), 2) - sum(comb(count, 2) for count in per_split.values())
+    return {"copies": sum(len(copies) - 1 for copies in found), "pairs_across_splits": num_pairs}
+
+
+def describe_copies(counts: Mapping[str, int]) -> str:
+    """What `count_copies` found, for people."""
+    found = f"{counts['copies']:,} of the images are exact copies of others"
+    pairs = counts["pairs_across_splits"]
+    if pairs:
+        return f"{found}, and {pairs:,} pair(s) of equal ones lie in different splits, so what is tested was seen in training"
+    return f"{found}, all of them in the same split"
 
 
 @contextmanager
@@ -93,7 +166,7 @@ def _renamed_at_the_end(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _finished(out: Path, source: Mapping[str, Any], tasks: Sequence[Task]) -> DatasetInfo | None:
+def _find_finished(out: Path, source: Mapping[str, Any], tasks: tuple[Task, ...]) -> DatasetInfo | None:
     """The data set that is already there, if it is the one asked for; None when there is none."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -103,17 +176,19 @@ def _finished(out: Path, source: Mapping[str, Any], tasks: Sequence[Task]) -> Da
     if not (out / DATASET_FILE).is_file():
         raise UserError(f"{refusal}: it holds no packed data set. Give a new folder.")
     info = read_dataset(out)
-    if _given(info.source) != _given(source) or info.tasks != tuple(tasks):
+    if _without_unused(info.source) != _without_unused(source) or info.tasks != tasks:
         raise UserError(f"{refusal}: it holds a data set packed from another source. Give a new folder or remove it.")
-    for shard in (shard for split in info.splits.values() for shard in split.shards):
-        if not (out / shard.file).is_file() or (out / shard.file).stat().st_size != shard.num_bytes:
-            raise UserError(
-                f"{refusal}: its shard {shard.file} is missing or of another size. Remove it to pack again."
-            )
+    for split in info.splits.values():
+        for shard in split.shards:
+            file = out / shard.file
+            if not file.is_file() or file.stat().st_size != shard.num_bytes:
+                raise UserError(
+                    f"{refusal}: its shard {shard.file} is missing or of another size. Remove it to pack again."
+                )
     return info
 
 
-def _write(
+def _write_samples(
     samples: Iterable[Sample],
     folder: Path,
     tasks: Sequence[Task],
@@ -127,23 +202,28 @@ def _write(
     done = 0
     with ExitStack() as stack:
         for sample in samples:
+            # Check what the writer does not.
             if done == 0:
-                size = _first_size(sample)
+                size = _read_first_size(sample)
+            _check_split(sample)
+            _check_key(sample.key, keys)
+
+            # Write.
             if sample.split not in writers:
-                _check_split(sample)
                 writer = ShardWriter(folder, sample.split, tasks, shard_samples=shard_samples)
                 writers[sample.split] = stack.enter_context(writer)
-            _check_key(sample.key, keys)
-            writers[sample.split].write(sample)
+            writers[sample.split].write_sample(sample)
+
+            # Tell.
             done += 1
-            if progress is not None and done % 100 == 0:
+            if progress is not None and done % PROGRESS_EVERY == 0:
                 progress(done)
     if progress is not None:
         progress(done)
     return {name: writers[name].info for name in SPLITS if name in writers}, size
 
 
-def _why_none(left_out: Sequence[LeftOut]) -> str:
+def _describe_why_none(left_out: Sequence[LeftOut]) -> str:
     if not left_out:
         return "There is not a single sample to pack. Check the table, the images and the splits."
     first = left_out[0]
@@ -153,27 +233,32 @@ def _why_none(left_out: Sequence[LeftOut]) -> str:
     )
 
 
-def _list_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> dict[str, int]:
-    """Writes the copies down, if there are any, and counts them."""
-    found = find_copies(folder, splits)
-    if found:
-        write_copies(folder, found)
-    return count_copies(found)
+def _write_copies(folder: Path, found: Sequence[Sequence[Copy]]) -> None:
+    """Lists them, if there are any: a number per image, then split and key of each of its samples."""
+    if not found:
+        return
+    with (folder / COPIES_FILE).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "split", "key"])
+        for number, copies in enumerate(found, start=1):
+            for copy in copies:
+                writer.writerow([number, copy.split, copy.key])
 
 
-def _list_left_out(folder: Path, left_out: Sequence[LeftOut]) -> None:
+def _write_left_out(folder: Path, left_out: Sequence[LeftOut]) -> None:
     if not left_out:
         return
     # Of file names that are not UTF-8 the odd bytes are written as such (`\\udce9`).
     with (folder / LEFT_OUT_FILE).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "kind", "where", "why"])
-        writer.writerows((one.image, one.kind, one.where, one.why) for one in left_out)
+        for one in left_out:
+            writer.writerow([one.image, one.kind, one.where, one.why])
 
 
-def _first_size(sample: Sample) -> tuple[int, int]:
+def _read_first_size(sample: Sample) -> tuple[int, int]:
     try:
-        return image_size(sample.image)
+        return read_image_size(sample.image)
     except BrokenImageError as error:
         raise UserError(f"Sample {sample.key}: {error}.") from None
 
@@ -192,12 +277,12 @@ def _check_key(key: str, keys: set[int]) -> None:
     keys.add(hash(key))
 
 
-def _given(source: Mapping[str, Any]) -> dict[str, Any]:
+def _without_unused(source: Mapping[str, Any]) -> dict[str, Any]:
     """What was said of a source; an option that came later and is not used makes no other data set."""
     return {key: value for key, value in source.items() if value not in (None, "", [], {})}
 
 
-def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+def _convert_to_plain_json(value: Mapping[str, Any]) -> dict[str, Any]:
     """The value as it comes back from JSON (tuples as lists, paths as text), so that it can be compared with a file."""
     plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
     return plain

@@ -49,23 +49,25 @@ B = TypeVar("B", bound=Movable, covariant=True)
 class Source(Protocol[B]):
     """Makes the batches; it travels to the processes, so it can be pickled."""
 
-    def batches(self, first: int = 0, step: int = 1) -> Iterator[B]:
+    def make_batches(self, first: int = 0, step: int = 1) -> Iterator[B]:
         """Batches first, first + step, ..."""
 
 
 def from_thread(source: Source[B], prefetch: int, *, pin_memory: bool = False) -> Iterator[B]:
     """All batches of the source, `prefetch` ahead, made by one thread: decoders release the interpreter's lock."""
-    batches = source.batches()
+    batches = source.make_batches()
 
-    def make() -> B | None:
+    def make_next() -> B | None:
         batch = next(batches, None)
-        return batch.pin_memory() if batch is not None and pin_memory else batch
+        if batch is not None and pin_memory:
+            return batch.pin_memory()
+        return batch
 
     pool = ThreadPoolExecutor(1, "distbranch-loader")
     try:
-        pending = deque(pool.submit(make) for _ in range(prefetch))
+        pending = deque(pool.submit(make_next) for _ in range(prefetch))
         while (batch := pending.popleft().result()) is not None:
-            pending.append(pool.submit(make))
+            pending.append(pool.submit(make_next))
             yield batch
     finally:
         pool.shutdown(cancel_futures=True)
@@ -85,8 +87,8 @@ def from_processes(source: Source[B], num_workers: int, prefetch: int, *, pin_me
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=prefetch,
-        collate_fn=_as_it_is,
-        worker_init_fn=_begin_worker,
+        collate_fn=_keep_batch,
+        worker_init_fn=_start_worker,
         multiprocessing_context=context,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else each loader draws from the global one, which a resumed run would notice
@@ -94,16 +96,16 @@ def from_processes(source: Source[B], num_workers: int, prefetch: int, *, pin_me
     before = multiprocessing.active_children()
     _warn_if_unguarded(getattr(sys.modules["__main__"], "__file__", None) or "")
     try:
-        with _hidden_main():
+        with _without_main():
             batches = iter(loader)
     except OSError as error:  # where the first batch is awaited all ranks learn of it
-        return _failing(UserError(_why_none_begins(error)))
+        return _raise_at_first_batch(UserError(_explain_no_start(error)))
     processes = [process for process in multiprocessing.active_children() if process not in before]
-    return _with_clear_errors(batches, processes)
+    return _explain_errors(batches, processes)
 
 
 @contextmanager
-def _hidden_main() -> Iterator[None]:
+def _without_main() -> Iterator[None]:
     """Else every process would run the user's script once more, and train by itself where it has no main guard.
 
     Nothing that travels to the processes is defined there, and a script from a pipe (`python -`) could not be run again.
@@ -131,26 +133,26 @@ def _warn_if_unguarded(script: str) -> None:
         )
 
 
-def _with_clear_errors(batches: Iterator[B], processes: Sequence[BaseProcess]) -> Iterator[B]:
+def _explain_errors(batches: Iterator[B], processes: Sequence[BaseProcess]) -> Iterator[B]:
     try:
         yield from batches
     except (RuntimeError, OSError, EOFError) as error:
         if _is_about_shared_memory(error):
-            raise UserError(_no_shared_memory()) from None
-        if not _from_a_dead_process(error):
+            raise UserError(_explain_full_memory()) from None
+        if not _is_from_dead_process(error):
             raise
-        raise UserError(_how_it_died(processes, error)) from None
+        raise UserError(_explain_death(processes, error)) from None
 
 
-def _failing(error: UserError) -> Iterator[Any]:
+def _raise_at_first_batch(error: UserError) -> Iterator[Any]:
     raise error
     yield
 
 
-def _why_none_begins(error: OSError) -> str:
+def _explain_no_start(error: OSError) -> str:
     """Processes share semaphores too, which are files in the shared memory."""
     if error.errno == errno.ENOSPC:
-        return _no_shared_memory()
+        return _explain_full_memory()
     where = f" in {SHARED_MEMORY}" if error.errno in NO_SHARED_MEMORY else ""
     return (
         f"The prefetching processes (data.workers) cannot be started ({error.strerror}{where}). Lower data.workers, or set it to 0, "
@@ -162,7 +164,7 @@ def _is_about_shared_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "shared memory" in str(error) and "No space left" in str(error)
 
 
-def _no_shared_memory() -> str:
+def _explain_full_memory() -> str:
     return (
         f"The prefetching processes (data.workers) hand over their batches in {SHARED_MEMORY}, which is full: it has room for "
         f"{shutil.disk_usage(SHARED_MEMORY).total / 2**20:,.1f} MiB. Give it more (`docker run --shm-size=2g`; in Kubernetes an "
@@ -170,12 +172,12 @@ def _no_shared_memory() -> str:
     )
 
 
-def _how_it_died(processes: Sequence[BaseProcess], error: Exception) -> str:
+def _explain_death(processes: Sequence[BaseProcess], error: Exception) -> str:
     """One sentence by the signal or the exit code of the first that is gone."""
     connection.wait([process.sentinel for process in processes], SECONDS_TO_DIE)
     code = next((process.exitcode for process in processes if process.exitcode), None)
     if code == -signal.SIGBUS:
-        return _no_shared_memory()
+        return _explain_full_memory()
     if code is None:
         how = " ".join(str(error).split()) or type(error).__name__
     else:
@@ -195,38 +197,38 @@ class _Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         assert worker is not None
-        for batch in self._source.batches(worker.id, worker.num_workers):
+        for batch in self._source.make_batches(worker.id, worker.num_workers):
             # Left to the queue, which shares tensors in a thread of its own, a lack of room would lose the batch in silence.
             yield batch.share_memory()
 
 
-def _from_a_dead_process(error: Exception) -> bool:
+def _is_from_dead_process(error: Exception) -> bool:
     """Whether a process is gone, as against an error inside it, which arrives as "Caught ... in DataLoader worker"."""
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker")
     return not str(error).startswith("Caught")  # the pipe to a process that was killed breaks in several ways
 
 
-def _as_it_is(batch: Any) -> Any:
+def _keep_batch(batch: Any) -> Any:
     return batch
 
 
-def _begin_worker(_: int) -> None:
+def _start_worker(_: int) -> None:
     """In a prefetching process: leave signals to the trainer, and end when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_the_first_one)
+    signal.signal(signal.SIGTERM, _ignore_first_signal)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # The DataLoader watches the parent process, but that is the fork server, which lives as long as its children do.
-    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
+    threading.Thread(target=_exit_with_trainer, daemon=True).start()
 
 
-def _leave_the_first_one(number: int, _: FrameType | None) -> None:
+def _ignore_first_signal(number: int, _: FrameType | None) -> None:
     """A scheduler sends SIGTERM to all processes at once, and the trainer still wants its batches; the next one ends."""
     signal.signal(number, signal.SIG_DFL)
 
 
-def _end_with_the_trainer() -> None:
+def _exit_with_trainer() -> None:
     trainer = multiprocessing.parent_process()
     assert trainer is not None
     connection.wait([trainer.sentinel])

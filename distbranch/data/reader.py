@@ -1,6 +1,7 @@
 """Reads single samples out of shards: two positioned reads by the index, each verified by its crc32.
 
 Nothing is read in between, so damage to a tar header costs no sample, and damage to a sample costs that sample alone.
+Several data sets are read as one whose shards are numbered through, as `plan.MixedPlan` numbers them.
 """
 
 import json
@@ -17,12 +18,21 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 
-from distbranch.data.cache import DamagedDownloadError, FetchAhead, Files, RemoteFiles
-from distbranch.data.shards import BadSample, Shard, parse_labels
+from distbranch.data.cache import Cache, DamagedDownloadError, FetchAhead, Files, RemoteFiles, open_files
+from distbranch.data.shards import BadSample, Shard, join, parse_labels
 from distbranch.permissions import denied
 from distbranch.tasks import Task
 
-_HEADER_BYTES = 512
+_HEADER_BYTES = 512  # of a tar; the header of a file ends where its content begins
+
+
+@dataclass(frozen=True)
+class _PlacedShard:
+    """A shard among all that are read: the files of its data set, and the name by which people find it."""
+
+    files: Files
+    shard: Shard
+    name: str
 
 
 @dataclass(frozen=True)
@@ -36,55 +46,87 @@ class _OpenShard:
 
 
 class ShardReader:
-    """Samples of the shards of one split; the `max_open` shards used last stay open.
+    """Samples of the shards of one split, of one data set or of several; of each the `max_open` shards used last stay open.
 
     A shard is opened anew in every epoch, so that a file that vanished or was cut is noticed then at the latest. While a
     file is open its deletion goes unnoticed: the descriptor reads on, and what it reads is whole.
+
+    Args:
+        parts: path and shards of every data set.
+        tasks: of all of them together; a label that a data set does not have is NaN.
+        cache: for those that are remote.
+        max_open: shards kept open, for each data set.
     """
 
-    def __init__(self, files: Files, shards: Sequence[Shard], tasks: Sequence[Task], *, max_open: int) -> None:
-        self._files, self._shards, self._tasks, self._max_open = files, shards, tasks, max_open
+    def __init__(
+        self,
+        parts: Sequence[tuple[str, Sequence[Shard]]],
+        tasks: Sequence[Task],
+        cache: Cache | None = None,
+        *,
+        max_open: int,
+    ) -> None:
+        self._tasks = tasks
+        self._max_open = max_open * len(parts)
+        self._shards: list[_PlacedShard] = []
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
-        self._ahead = FetchAhead(files) if isinstance(files, RemoteFiles) else None
+        self._ahead: list[tuple[RemoteFiles, FetchAhead]] = []
+        for path, shards in parts:
+            files = open_files(path, cache)
+            if isinstance(files, RemoteFiles):
+                self._ahead.append((files, FetchAhead(files)))
+            for shard in shards:
+                name = join(path, shard.file) if len(parts) > 1 else shard.file
+                self._shards.append(_PlacedShard(files, shard, name))
 
-    def want(self, shards: Sequence[int]) -> None:
+    def request_shards(self, shards: Sequence[int]) -> None:
         """These shards will be read soon: fetches them in the background if they are remote and the cache holds them."""
-        if self._ahead is None or not isinstance(self._files, RemoteFiles):
-            return
-        soon = [self._shards[shard] for shard in shards]
-        if sum(shard.num_bytes for shard in soon) <= self._files.cache.max_bytes:
-            self._ahead.want({s.index: s.index_sha256 for s in soon} | {s.file: s.sha256 for s in soon})
+        for files, ahead in self._ahead:
+            wanted = {}
+            num_bytes = 0
+            for placed in (self._shards[number] for number in shards):
+                if placed.files is files:
+                    wanted[placed.shard.index] = placed.shard.index_sha256
+                    wanted[placed.shard.file] = placed.shard.sha256
+                    num_bytes += placed.shard.num_bytes
+            # In a smaller cache one shard of a window would push out another before either is read.
+            if num_bytes <= files.cache.max_bytes:
+                ahead.request(wanted)
 
-    def read(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, NDArray[np.float32]]:
+    def file_name(self, shard: int) -> str:
+        """The file of a shard, with its place where there are several data sets."""
+        return self._shards[shard].name
+
+    def read_sample(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, NDArray[np.float32]]:
         """The JPEG and the labels [T] (NaN = unlabelled) of a sample. Raises BadSample."""
         image, content = self.read_files(shard, sample, epoch)
         try:
-            return image, parse_labels(content, self._tasks, self._shards[shard].file, sample)
+            return image, parse_labels(content, self._tasks, self._shards[shard].name, sample)
         except BadSample as error:
-            raise BadSample(error.kind, error.shard, self.name(shard, sample, epoch), error.what) from None
+            raise BadSample(error.kind, error.shard, self.read_key(shard, sample, epoch), error.what) from None
 
     def read_files(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, bytes]:
         """The JPEG and the label file of a sample, as they were packed. Raises BadSample."""
-        opened = self._opened(shard, epoch)
-        file = self._shards[shard].file
+        opened = self._find_open(shard, epoch)
+        file = self._shards[shard].name
         if opened.descriptor is None:
             raise BadSample(opened.kind, file, sample, opened.what)
         offset, size, crc, label_offset, label_size, label_crc = opened.index[sample].tolist()
         try:
-            image = _verified(opened.descriptor, offset, size, crc, "image")
-            content = _verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
+            image = _read_verified(opened.descriptor, offset, size, crc, "image")
+            content = _read_verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
             if b'"labels"' not in content:
                 raise _TroubleError("incomplete", "its label file has no field 'labels'.")
         except _TroubleError as error:
-            raise BadSample(error.kind, file, self.name(shard, sample, epoch), error.what) from None
+            raise BadSample(error.kind, file, self.read_key(shard, sample, epoch), error.what) from None
         return image, content
 
-    def name(self, shard: int, sample: int, epoch: int = 0) -> str | int:
+    def read_key(self, shard: int, sample: int, epoch: int = 0) -> str | int:
         """The key of a sample, from the tar header before its image; its number where that header cannot be read.
 
         That header holds no letters but those of ASCII, and not many: of other keys the label file tells the whole.
         """
-        opened = self._opened(shard, epoch)
+        opened = self._find_open(shard, epoch)
         if opened.descriptor is None:
             return sample
         offset, _, _, label_offset, label_size, label_crc = opened.index[sample].tolist()
@@ -95,60 +137,40 @@ class ShardReader:
             return sample
         if "?" in name or len(name) >= tarfile.LENGTH_NAME:
             with suppress(_TroubleError, ValueError, KeyError, TypeError):
-                content = _verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
+                content = _read_verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
                 return str(json.loads(content)["key"])
         folder, slash, base = name.rpartition("/")
         return folder + slash + base.partition(".")[0]
 
     def close(self) -> None:
         """Closes every shard."""
-        if self._ahead is not None:
-            self._ahead.close()
+        for _, ahead in self._ahead:
+            ahead.close()
         while self._open:
             self._close_oldest()
 
-    def _opened(self, shard: int, epoch: int) -> _OpenShard:
+    def _find_open(self, shard: int, epoch: int) -> _OpenShard:
         key = (epoch, shard)
         if key not in self._open:
             if len(self._open) >= self._max_open:
                 self._close_oldest()
-            self._open[key] = self._try_to_open(self._shards[shard])
+            self._open[key] = self._open_shard(self._shards[shard])
         self._open.move_to_end(key)
         return self._open[key]
 
-    def _try_to_open(self, shard: Shard) -> _OpenShard:
+    def _open_shard(self, placed: _PlacedShard) -> _OpenShard:
         """Opens a shard. Its trouble is kept as long as it is open, so that each sample need not try (and wait) anew."""
-        nothing = np.empty((0, 6), dtype=np.int64)
         try:
-            index = self._read_index(shard)
-            return _OpenShard(self._open_file(shard.file, shard.sha256), index)
+            index = _read_index(placed)
+            descriptor = _open_file(placed.files, placed.shard.file, placed.shard.sha256)
         except _TroubleError as error:
-            return _OpenShard(None, nothing, error.kind, error.what)
-
-    def _read_index(self, shard: Shard) -> NDArray[np.int64]:
-        with os.fdopen(self._open_file(shard.index, shard.index_sha256), "rb") as file:
-            content = file.read()
-        if sha256(content).hexdigest() != shard.index_sha256:
-            raise _TroubleError("corrupt", f"its index {shard.index} is not the one that was packed.")
-        index: NDArray[np.int64] = np.load(BytesIO(content), allow_pickle=False)
-        return index
-
-    def _open_file(self, file: str, packed_sha256: str) -> int:
-        try:
-            return self._files.open(file, packed_sha256)
-        except DamagedDownloadError as error:
-            raise _TroubleError("corrupt", f"{file} cannot be used: {error}.") from None
-        except FileNotFoundError:
-            raise _TroubleError("missing-shard", f"the file {file} is absent.") from None
-        except PermissionError as error:  # of this user and not of the shard: nothing to leave out
-            raise denied(error, file) from None
-        except OSError as error:
-            raise _TroubleError("missing-shard", f"the file {file} cannot be opened ({error}).") from None
+            return _OpenShard(None, np.empty((0, 6), dtype=np.int64), error.kind, error.what)
+        return _OpenShard(descriptor, index)
 
     def _close_oldest(self) -> None:
-        descriptor = self._open.popitem(last=False)[1].descriptor
-        if descriptor is not None:
-            os.close(descriptor)
+        _, oldest = self._open.popitem(last=False)
+        if oldest.descriptor is not None:
+            os.close(oldest.descriptor)
 
 
 class _TroubleError(Exception):
@@ -156,10 +178,11 @@ class _TroubleError(Exception):
 
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(kind, what)
-        self.kind, self.what = kind, what
+        self.kind = kind
+        self.what = what
 
 
-def _verified(descriptor: int, offset: int, size: int, crc: int, what: str) -> bytes:
+def _read_verified(descriptor: int, offset: int, size: int, crc: int, what: str) -> bytes:
     """The bytes of a member as they were packed."""
     try:
         content = os.pread(descriptor, size, offset)
@@ -170,3 +193,26 @@ def _verified(descriptor: int, offset: int, size: int, crc: int, what: str) -> b
     if zlib.crc32(content) != crc:
         raise _TroubleError("corrupt", f"its {what} is not the one that was packed (the crc32 differs).")
     return content
+
+
+def _read_index(placed: _PlacedShard) -> NDArray[np.int64]:
+    shard = placed.shard
+    with os.fdopen(_open_file(placed.files, shard.index, shard.index_sha256), "rb") as file:
+        content = file.read()
+    if sha256(content).hexdigest() != shard.index_sha256:
+        raise _TroubleError("corrupt", f"its index {shard.index} is not the one that was packed.")
+    index: NDArray[np.int64] = np.load(BytesIO(content), allow_pickle=False)
+    return index
+
+
+def _open_file(files: Files, file: str, packed_sha256: str) -> int:
+    try:
+        return files.open(file, packed_sha256)
+    except DamagedDownloadError as error:
+        raise _TroubleError("corrupt", f"{file} cannot be used: {error}.") from None
+    except FileNotFoundError:
+        raise _TroubleError("missing-shard", f"the file {file} is absent.") from None
+    except PermissionError as error:  # of this user and not of the shard: nothing to leave out
+        raise denied(error, file) from None
+    except OSError as error:
+        raise _TroubleError("missing-shard", f"the file {file} cannot be opened ({error}).") from None

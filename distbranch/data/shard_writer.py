@@ -6,7 +6,7 @@ import mmap
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,34 +20,29 @@ from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 
-def tar_members(path: Path) -> Iterator[tuple[str, str, int, int]]:
-    """Key (the name up to its first dot), extension, offset and size in bytes of every file in a tar."""
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            folder, slash, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            yield folder + slash + stem, extension, member.offset_data, member.size
-
-
 def index_shard(path: Path) -> NDArray[np.int64]:
     """Index [n, 6] of a shard: image offset, size, crc32; label offset, size, crc32.
 
     Raises BadSample when it is no whole tar or when a sample lacks its image or its labels.
     """
-    places: dict[str, dict[str, tuple[int, int]]] = {}
+    places: dict[str, dict[str, tuple[int, int]]] = {}  # by key and extension: offset and size in bytes
     try:
-        for key, extension, offset, size in tar_members(path):
-            places.setdefault(key, {})[extension] = (offset, size)
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                # As webdataset has it, the key is the name up to the first dot.
+                folder, slash, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                places.setdefault(folder + slash + stem, {})[extension] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         raise BadSample("truncated", path.name, None, f"it is not a whole tar file ({error}).") from None
     rows = []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for key, files in places.items():
+            row = []
             for extension in ("jpg", "json"):
                 if extension not in files:
                     raise BadSample("incomplete", path.name, key, f"there is no {key}.{extension}.")
-            row = []
-            for offset, size in (files["jpg"], files["json"]):
+                offset, size = files[extension]
                 row += [offset, size, zlib.crc32(content[offset : offset + size])]
             rows.append(row)
     return np.array(rows, dtype=np.int64).reshape(-1, 6)
@@ -59,15 +54,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_classes(tasks: Sequence[Task]) -> None:
-    """A class may not be called as what counts the samples without a label."""
-    named = [task.name for task in tasks if "unlabelled" in task.classes]
-    if named:
-        raise UserError(
-            f"The task '{named[0]}' has a class called 'unlabelled', which counts samples without a label. Give it another name."
-        )
-
-
 class ShardWriter:
     """Writes the samples of one split as `<split>-000000.tar`, ... of `shard_samples` each, with their indexes.
 
@@ -75,31 +61,34 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, split: str, tasks: Sequence[Task], *, shard_samples: int = 1000) -> None:
-        self.folder, self.split, self.shard_samples = folder, split, shard_samples
+        self.folder = folder
+        self.split = split
+        self.shard_samples = shard_samples
         _check_classes(tasks)
         self._tasks = {task.name: task for task in tasks}
-        self._counts: dict[str, dict[str, int]] = {
-            task.name: dict.fromkeys(task.classes if task.kind == "categorical" else ("1", "0"), 0) for task in tasks
-        }
+        self._counts: dict[str, dict[str, int]] = {}
+        for task in tasks:
+            labels = task.classes if task.kind == "categorical" else ("1", "0")
+            self._counts[task.name] = dict.fromkeys(labels, 0)
         self._shards: list[Shard] = []
         self._num_samples = 0
         self._in_shard = 0
         self._path = folder
         self._tar: Any = None
 
-    def write(self, sample: Sample) -> None:
+    def write_sample(self, sample: Sample) -> None:
         """Appends a sample. Raises UserError when a label is not one of its task's."""
-        self._count(sample)
+        self._count_labels(sample)
         if self._tar is None:
-            self._open()
+            self._open_shard()
         content = json.dumps({"key": sample.key, "labels": sample.labels}, ensure_ascii=False, separators=(",", ":"))
         self._tar.write({"__key__": sample.key, "jpg": sample.image, "json": content.encode()})
         self._num_samples += 1
         self._in_shard += 1
         if self._in_shard == self.shard_samples:
-            self._close()
+            self._close_shard()
 
-    def _count(self, sample: Sample) -> None:
+    def _count_labels(self, sample: Sample) -> None:
         for name, value in sample.labels.items():
             task = self._tasks.get(name)
             if task is None:
@@ -108,17 +97,18 @@ class ShardWriter:
                 label_number(task, value)
             except UserError as error:
                 raise UserError(f"Sample {sample.key}: {error}") from None
-            counts, label = self._counts[name], label_name(task, value)
+            label = label_name(task, value)
+            counts = self._counts[name]
             counts[label] = counts.get(label, 0) + 1
 
-    def _open(self) -> None:
+    def _open_shard(self) -> None:
         self._path = self.folder / f"{self.split}-{len(self._shards):06d}.tar"
         self._file = self._path.open("wb")
         self._tar = TarWriter(
             self._file, encoder=False, user="", group="", mtime=0, compress=False, format="PAX_FORMAT"
         )
 
-    def _close(self) -> None:
+    def _close_shard(self) -> None:
         """Completes the tar, then reads it back: the index is what is on the disk, not what was meant to be there."""
         self._tar.close()
         self._file.flush()
@@ -145,20 +135,30 @@ class ShardWriter:
     @property
     def info(self) -> SplitInfo:
         """The split as written so far (whole shards)."""
-        labels = {
-            name: {**counts, "unlabelled": self._num_samples - sum(counts.values())}
-            for name, counts in self._counts.items()
-        }
+        labels = {}
+        for name, counts in self._counts.items():
+            labels[name] = {**counts, "unlabelled": self._num_samples - sum(counts.values())}
         return SplitInfo(num_samples=self._num_samples, labels=labels, shards=tuple(self._shards))
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self._tar is not None and kind is None:
-            self._close()
-        elif self._tar is not None:
-            with suppress(OSError):  # a full disk, which is being told already
-                self._tar.close()
-            with suppress(OSError):
-                self._file.close()
+        if self._tar is None:
+            return
+        if kind is None:
+            self._close_shard()
+            return
+        with suppress(OSError):  # a full disk, which is being told already
+            self._tar.close()
+        with suppress(OSError):
+            self._file.close()
+
+
+def _check_classes(tasks: Sequence[Task]) -> None:
+    """A class may not be called as what counts the samples without a label."""
+    named = [task.name for task in tasks if "unlabelled" in task.classes]
+    if named:
+        raise UserError(
+            f"The task '{named[0]}' has a class called 'unlabelled', which counts samples without a label. Give it another name."
+        )

@@ -39,11 +39,15 @@ class BadSample(UserError):  # noqa: N818  # what it names is the sample
 
     def __init__(self, kind: str, shard: str, sample: int | str | None, what: str) -> None:
         super().__init__(kind, shard, sample, what)  # the arguments of the constructor, so that it survives pickling
-        self.kind, self.shard, self.sample, self.what = kind, shard, sample, what
+        self.kind = kind
+        self.shard = shard
+        self.sample = sample
+        self.what = what
 
     def __str__(self) -> str:
-        where = f"Shard {self.shard}" if self.sample is None else f"Shard {self.shard}, sample {self.sample}"
-        return f"{where}: {self.what}"
+        if self.sample is None:
+            return f"Shard {self.shard}: {self.what}"
+        return f"Shard {self.shard}, sample {self.sample}: {self.what}"
 
 
 @dataclass(frozen=True)
@@ -122,17 +126,17 @@ class DatasetInfo:
     @property
     def bits(self) -> int | None:
         """How many of their 16 bits deep images use, as it was said when they were packed; None: nothing was said."""
-        said = [_packed_bits(member.source) for member in self.members]
-        given = {bits for bits in said if bits is not None}
+        given = {_read_packed_bits(member.source) for member in self.members} - {None}
         return given.pop() if len(given) == 1 else None
 
     @property
     def fingerprint(self) -> str:
         """A hash over tasks and shards: the same samples in the same places, wherever the data set lies."""
-        content = self.to_json()
-        what = [content["tasks"], content["splits"]]
         if self.parts:
-            what = [[part.fingerprint for part in self.parts], list(self.proportions)]
+            what: list[Any] = [[part.fingerprint for part in self.parts], list(self.proportions)]
+        else:
+            content = self.to_json()
+            what = [content["tasks"], content["splits"]]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -153,18 +157,15 @@ class DatasetInfo:
     def from_json(cls, path: str, data: Mapping[str, Any]) -> "DatasetInfo":
         """The inverse of `to_json`; KeyError, TypeError or ValueError when a field is absent or of another type."""
         height, width = data["image_size"]
+        splits = {}
+        for name, split in data["splits"].items():
+            shards = tuple(Shard(**shard) for shard in split["shards"])
+            splits[name] = SplitInfo(int(split["num_samples"]), dict(split["labels"]), shards)
         return cls(
             path=path,
             tasks=tuple(Task.from_json(task) for task in data["tasks"]),
             groups={name: tuple(tasks) for name, tasks in data.get("groups", {}).items()},
-            splits={
-                name: SplitInfo(
-                    num_samples=int(split["num_samples"]),
-                    labels=dict(split["labels"]),
-                    shards=tuple(Shard(**shard) for shard in split["shards"]),
-                )
-                for name, split in data["splits"].items()
-            },
+            splits=splits,
             image_size=(int(height), int(width)),
             source=dict(data["source"]),
             skipped=dict(data.get("skipped", {})),
@@ -172,7 +173,7 @@ class DatasetInfo:
         )
 
 
-def _packed_bits(source: Mapping[str, Any]) -> int | None:
+def _read_packed_bits(source: Mapping[str, Any]) -> int | None:
     """The option of whoever packed the images: of a labelled copy that of the original."""
     while source.get("source") == "label":
         source = source["data"]["source"]
@@ -195,11 +196,11 @@ def read_dataset(path_or_url: str | os.PathLike[str]) -> DatasetInfo:
         with fsspec.open(place, "rb") as file:
             content = file.read()
     except Exception as error:  # every fsspec driver raises errors of its own
-        raise UserError(_why_unread(path, place, error)) from error
+        raise UserError(_explain_unread(path, place, error)) from error
     return _parse_dataset(path, place, content)
 
 
-def _why_unread(path: str, place: str, error: Exception) -> str:
+def _explain_unread(path: str, place: str, error: Exception) -> str:
     cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
     if isinstance(cause, OSError) or getattr(cause, "status", 404) != 404:
         error = cast(Exception, cause)  # over http, fsspec takes an address that does not answer for one without files
@@ -209,14 +210,16 @@ def _why_unread(path: str, place: str, error: Exception) -> str:
     if isinstance(error, NotADirectoryError):
         return f"{path} is not a packed data set, which is a folder. {pack}, or give the folder of one."
     if isinstance(error, FileNotFoundError):
-        if not is_remote(path) and not os.path.isdir(path):
-            return f"{path} does not exist. {pack}, or give the folder of one."
-        return f"{path} is not a packed data set: there is no {DATASET_FILE} in it. {pack}."
+        if is_remote(path) or os.path.isdir(path):
+            return f"{path} is not a packed data set: there is no {DATASET_FILE} in it. {pack}."
+        return f"{path} does not exist. {pack}, or give the folder of one."
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return f"{place} cannot be read: {reason}.{_about_credentials(error) if is_remote(path) else ''}"
+    advice = _advise_on_credentials(error) if is_remote(path) else ""
+    return f"{place} cannot be read: {reason}.{advice}"
 
 
-def _about_credentials(error: Exception) -> str:
+def _advise_on_credentials(error: Exception) -> str:
+    # Every store has errors of its own for it, so their words decide.
     text = f"{type(error).__name__} {error}".lower()
     words = ("credential", "denied", "forbidden", "unauthorized", "anonymous")
     if not isinstance(error, PermissionError) and not any(word in text for word in words):
@@ -247,20 +250,27 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
 
 def parse_labels(content: bytes, tasks: Sequence[Task], shard: str, sample: int | str) -> NDArray[np.float32]:
     """Labels [T] of one `<key>.json`: NaN = unlabelled, 0..1, or the number of the class. Raises BadSample."""
+    numbers: list[float] = []
+    num_known = 0
     try:
         labels = json.loads(content)["labels"]
-        values = [labels.get(task.name) for task in tasks]
-        numbers = [
-            math.nan if v is None else v if v in (0, 1) and not task.classes else label_number(task, v)
-            for task, v in zip(tasks, values, strict=True)
-        ]
+        for task in tasks:
+            value = labels.get(task.name)
+            if value is None:
+                numbers.append(math.nan)
+                continue
+            num_known += 1
+            # Nearly all labels are 0 or 1, which need no call; this runs for every task of every sample.
+            is_plain = not task.classes and value in (0, 1)
+            numbers.append(value if is_plain else label_number(task, value))
     except UserError as error:
         raise BadSample("bad-label", shard, sample, str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BadSample("bad-label", shard, sample, "its label file is not JSON with a field 'labels'.") from None
-    unknown = set(labels) - {task.name for task in tasks} if len(labels) > len(tasks) - values.count(None) else set()
-    if unknown:
-        raise BadSample("bad-label", shard, sample, f"it has a label of '{min(unknown)}', which is no task.")
+    if len(labels) > num_known:
+        unknown = set(labels) - {task.name for task in tasks}
+        if unknown:
+            raise BadSample("bad-label", shard, sample, f"it has a label of '{min(unknown)}', which is no task.")
     return np.array(numbers, dtype=np.float32)
 
 
@@ -281,4 +291,6 @@ def label_name(task: Task, value: LabelValue) -> str:
     """The name under which `SplitInfo.labels` counts a label: the class, "0", "1", or "soft" for a value between."""
     if task.kind == "categorical":
         return str(value)
-    return "1" if value == 1 else "0" if value == 0 else "soft"
+    if value in (0, 1):
+        return str(int(value))
+    return "soft"

@@ -101,7 +101,7 @@ class Ranks:
                 if part.data_ptr() != tensor.data_ptr():
                     tensor.detach().copy_(part.view_as(tensor))
 
-    def sum_on_first(self, tensor: torch.Tensor) -> torch.Tensor:
+    def sum_on_rank_zero(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of `tensor` over all ranks, on the CPU of rank 0; what the others get means nothing."""
         tensor = tensor.cpu()
         if self.world_size > 1:
@@ -132,20 +132,20 @@ class Ranks:
     def _group_of(self, tensor: torch.Tensor) -> RankGroup | None:
         return self.host_group if tensor.device.type == "cpu" else None
 
-    def on_first(self, work: Callable[[], T]) -> T:
+    def run_on_rank_zero(self, work: Callable[[], T]) -> T:
         """The result of `work` on rank 0 (a small picklable object), given to every rank; all must call it.
 
         Raises:
             SharedError: `work` met a UserError, or storage that failed.
         """
-        result: T = self.broadcast(self.only_on_first(work))
+        result: T = self.broadcast(self.run_only_on_rank_zero(work))
         return result
 
-    def only_on_first(self, work: Callable[[], T]) -> T | None:
+    def run_only_on_rank_zero(self, work: Callable[[], T]) -> T | None:
         """The result of `work` on rank 0, None on the others; all must call it, for all learn of a failure.
 
         Raises:
-            SharedError: see `on_first`.
+            SharedError: see `run_on_rank_zero`.
         """
         value: T | None = None
         message = None
@@ -161,7 +161,7 @@ class Ranks:
             raise SharedError(message)
         return value
 
-    def raise_together(self, message: str | None) -> None:
+    def raise_on_all_ranks(self, message: str | None) -> None:
         """Stop all ranks with one message if any rank gives one.
 
         Raises:

@@ -14,11 +14,12 @@ from torch import Tensor
 from distbranch.config import DataConfig
 from distbranch.data.mixture import member_names
 from distbranch.data.shards import DatasetInfo
+from distbranch.engine.batches import describe_too_many_bad, open_evaluation
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.loading import open_evaluation, too_many_bad
 from distbranch.errors import SharedError, UserError
+from distbranch.metrics import merge_metrics, task_metrics
 from distbranch.models.networks import Network
-from distbranch.tasks import TaskSet, merge_metrics, task_metrics
+from distbranch.tasks import TaskSet
 
 Scores = dict[str, Any]
 Share = tuple[Tensor, Tensor, Tensor]  # indices [n], logits [n, O] and labels [n, T], on the CPU
@@ -47,8 +48,8 @@ def evaluate(
         bf16: whether the forward pass is in it, as it was in training.
 
     Returns:
-        {"loss", "num_samples", "bad_samples", "mean": {...}, "tasks": {name: {...}}}, see `tasks.task_metrics`; of several
-        data sets `tasks.merge_metrics`, and "datasets": {name: the same of each, on the tasks that it labels}.
+        {"loss", "num_samples", "bad_samples", "mean": {...}, "tasks": {name: {...}}}, see `metrics.task_metrics`; of several
+        data sets `metrics.merge_metrics`, and "datasets": {name: the same of each, on the tasks that it labels}.
 
     Raises:
         UserError: no such split.
@@ -93,7 +94,7 @@ def _own_share(
                 parts.append((batch.indices, outputs.float().cpu()[:, columns], batch.labels))
     except UserError as failure:  # the loader itself: a process of it died
         error = str(failure)
-    ranks.raise_together(error)
+    ranks.raise_on_all_ranks(error)
     nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, tasks.num_outputs), torch.zeros(0, tasks.num_tasks)
     indices, outputs, labels = (torch.cat(column) for column in zip(nothing, *parts, strict=True))
     return (indices, outputs, labels), num_bad
@@ -106,7 +107,7 @@ def _score_together(
     tasks = TaskSet(info.tasks)
     counts, kinds, not_finite = zip(*ranks.gather((len(own[0]), num_bad, _not_finite(tasks, own[1]))), strict=True)
     num_bad = sum(kinds, Counter())
-    problem = too_many_bad(num_bad, data, info, split)
+    problem = describe_too_many_bad(num_bad, data, info, split)
     if problem is None and not any(counts):
         problem = f"No sample of '{split}' could be read, so nothing is left to evaluate on. Repair {info.path}, or pack it again."
     bad = min((task for task in not_finite if task is not None), default=None)

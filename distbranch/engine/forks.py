@@ -19,8 +19,8 @@ import numpy as np
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
-from distbranch.engine.methods import Ruling, course, decide
-from distbranch.engine.run_directory import RunDirectory, append_line, made_aside, write_aside, write_json
+from distbranch.engine.round_decision import RoundDecision, decide, next_split
+from distbranch.engine.run_directory import RunDirectory, append_line, created_atomically, write_atomically, write_json
 from distbranch.models.backbones import Architecture
 
 
@@ -41,23 +41,29 @@ class Family:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config, self.files = config, RunDirectory(config.run_directory)
+        self.config = config
+        self.files = RunDirectory(config.run_directory)
         self.relatives, self.origin = read_family(self.files)
-        self._rulings: dict[str, Ruling] = {}
+        self._decisions: dict[str, RoundDecision] = {}
         self._leaving: list[list[str]] = []
 
-    def decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[Ruling, bool]:
-        """The leader's ruling, and whether some relatives decide otherwise and must leave (`part`)."""
+    def decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[RoundDecision, bool]:
+        """The leader's decision, and whether some relatives decide otherwise and must leave (`send_off_leavers`)."""
         methods = [self.config.method, *self.relatives.values()]
         own, *others = decide(stats, architecture, methods, seed=self.config.seed)
-        self._rulings = dict(zip(self.relatives, others, strict=True))
-        groups: dict[Any, list[str]] = {course(architecture.tree, own, self.config.method): []}
-        for name, ruling in self._rulings.items():
-            groups.setdefault(course(architecture.tree, ruling, self.relatives[name]), []).append(name)
-        _, *self._leaving = groups.values()
+        self._decisions = dict(zip(self.relatives, others, strict=True))
+
+        # Runs stay together as long as training does: a record may differ (another price) where the split does not.
+        own_split = next_split(architecture.tree, own, self.config.method)
+        groups: dict[Any, list[str]] = {own_split: []}
+        for name, decision in self._decisions.items():
+            split = next_split(architecture.tree, decision, self.relatives[name])
+            groups.setdefault(split, []).append(name)
+        del groups[own_split]
+        self._leaving = list(groups.values())
         return own, bool(self._leaving)
 
-    def part(self, checkpoint: Checkpoint) -> list[list[str]]:
+    def send_off_leavers(self, checkpoint: Checkpoint) -> list[list[str]]:
         """Send off those who leave, with the state as it was before the decision; returns the names of every group.
 
         A group that has its directory already was sent off before this run was killed and went on from an earlier step.
@@ -75,19 +81,20 @@ class Family:
             shutil.rmtree(self.files.relatives / name, ignore_errors=True)
         return self._leaving
 
-    def record(self, line: Mapping[str, Any]) -> None:
+    def record_decision(self, line: Mapping[str, Any]) -> None:
         """Keep for every relative its own form of a line of decisions.jsonl, and of the matrices where they differ."""
         for name, method in self.relatives.items():
-            own, ruling = RunDirectory(self.files.relatives / name), self._rulings[name]
+            own = RunDirectory(self.files.relatives / name)
+            decision = self._decisions[name]
             own.affinity.mkdir(parents=True, exist_ok=True)
             if method.affinity != self.config.method.affinity:
-                np.savez(own.path / line["affinity_file"], allow_pickle=False, **ruling.matrices)
-            append_line(own.decisions, {**line, **ruling.record})
+                np.savez(own.path / line["affinity_file"], allow_pickle=False, **decision.matrices)
+            append_line(own.decisions, {**line, **decision.record})
 
     def _send_off(self, config: Config, others: Iterable[str], checkpoint: Checkpoint) -> None:
         progress = checkpoint.state["progress"]
         origin = Origin(self.files.path.name, progress["iteration"], progress["seconds"])
-        with made_aside(config.run_directory) as files:
+        with created_atomically(config.run_directory) as files:
             copy_as(config, self.files, files)
             for name in others:
                 if (self.files.relatives / name).exists():
@@ -107,7 +114,8 @@ def read_family(files: RunDirectory) -> tuple[dict[str, MethodConfig], Origin | 
         return {}, None
     values = json.loads(files.family.read_text(encoding="utf-8"))
     relatives = {name: MethodConfig.model_validate(method) for name, method in values["relatives"].items()}
-    return relatives, Origin(**values["origin"]) if values["origin"] else None
+    origin = values["origin"]
+    return relatives, Origin(**origin) if origin else None
 
 
 def write_family(files: RunDirectory, relatives: Mapping[str, MethodConfig], origin: Origin | None) -> None:
@@ -121,7 +129,9 @@ def copy_as(config: Config, leader: RunDirectory, files: RunDirectory) -> None:
     for file in (leader.environment, leader.tree, leader.metrics):
         if file.exists():
             shutil.copy(file, files.path)
-    for folder, copy in ((leader.affinity, files.affinity), (leader.relatives / config.run_directory.name, files.path)):
+    # First the leader's matrices, then what differs in this run: the order decides which of two files of a name stays.
+    own_part = leader.relatives / config.run_directory.name
+    for folder, target in ((leader.affinity, files.affinity), (own_part, files.path)):
         if folder.exists():
-            shutil.copytree(folder, copy, dirs_exist_ok=True)
-    write_aside(files.config, to_yaml(config))
+            shutil.copytree(folder, target, dirs_exist_ok=True)
+    write_atomically(files.config, to_yaml(config))

@@ -48,7 +48,7 @@ def first_architecture(config: Config, info: DatasetInfo) -> AnyArchitecture:
     return thin.factorised() if method.name == "low-rank" else thin
 
 
-def own_tree(config: Config) -> Tree | None:
+def read_own_tree(config: Config) -> Tree | None:
     """The tree as a run that was begun has written it; None before that.
 
     Raises:
@@ -68,7 +68,7 @@ def _given_tree(config: Config, thin: Architecture) -> Tree:
     """The tree of a run directory, a tree.json or a mapping; a run that was begun needs none of them any longer."""
     groups, source = config.method.groups, "method.groups"
     if isinstance(groups, str):
-        tree = own_tree(config)
+        tree = read_own_tree(config)
         if tree is not None:
             return tree
         source += f"={groups}"
@@ -81,10 +81,10 @@ def _given_tree(config: Config, thin: Architecture) -> Tree:
         raise UserError(f"{source} is no tree for this network and these tasks: {error}.") from None
     if config.method.permutation is None:
         return tree
-    return tree.permuted(drawn_order(config.method.permutation, len(names)))
+    return tree.permuted(order_by_number(config.method.permutation, len(names)))
 
 
-def drawn_order(number: int, num_tasks: int) -> list[int]:
+def order_by_number(number: int, num_tasks: int) -> list[int]:
     """The order of tasks that `method.permutation: number` stands for."""
     return [int(task) for task in np.random.default_rng(number).permutation(num_tasks)]
 
@@ -147,7 +147,7 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def check_beginning(config: Config, architecture: AnyArchitecture) -> None:
+def check_pretrained(config: Config, architecture: AnyArchitecture) -> None:
     """Whether the pretrained network that a run begins from is there and fits; nothing else is read of a large file.
 
     Raises:

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 
 from distbranch.config import DataConfig, load_config
-from distbranch.data.cache import open_files
 from distbranch.data.pack import pack
 from distbranch.data.reader import ShardReader
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import BadSample, DatasetInfo, Sample, SplitInfo, is_remote, read_dataset
 from distbranch.engine.artifact import WEIGHTS, load_model
+from distbranch.engine.batches import open_evaluation
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.loading import open_evaluation
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.models.networks import Network
@@ -112,7 +111,7 @@ def _samples(info: DatasetInfo, soft: Mapping[str, Iterator[SoftLabels]]) -> Ite
     """Every sample as it is, with the next soft labels of its split."""
     for name, split in info.splits.items():
         extra = soft.get(name, itertools.repeat({}))
-        with closing(ShardReader(open_files(info.path), split.shards, info.tasks, max_open=1)) as reader:
+        with closing(ShardReader([(info.path, split.shards)], info.tasks, max_open=1)) as reader:
             for (image, described), added in zip(_files(reader, split), extra, strict=False):
                 yield Sample(described["key"], name, image, {**described["labels"], **added})
 

@@ -3,6 +3,7 @@
 Everything that is drawn belongs to the seed and the step, so a run that is continued draws what it would have drawn.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -44,9 +45,12 @@ class PolicySearch:
     """
 
     def __init__(self, config: Config, info: DatasetInfo) -> None:
-        self.config, adashare, batch_size = config, config.adashare, config.train.batch_size
-        shares = [_shares(member, adashare.weights_part) for member in info.members]
-        first, second = (-(-sum(counts) // batch_size) for counts in zip(*shares, strict=True))
+        self.config = config
+        adashare, batch_size = config.adashare, config.train.batch_size
+        shares = [_divide_samples(member, adashare.weights_part) for member in info.members]
+        # Steps of the weights and of the policy in a cycle, in which each sees its share of the samples once.
+        first = math.ceil(sum(weights for weights, _ in shares) / batch_size)
+        second = math.ceil(sum(policy for _, policy in shares) / batch_size)
         blocks = sum(BLOCKS[config.model.backbone])
         self.curriculum = Curriculum(adashare.warmup_iterations, first, second, blocks, adashare.cycles_per_block)
         before = adashare.warmup_iterations * batch_size
@@ -64,7 +68,7 @@ class PolicySearch:
         since = num_steps - self.curriculum.warmup
         return since > 0 and since % self.curriculum.cycle_steps == 0
 
-    def decisions(self, logits: Tensor, step: int) -> Tensor:
+    def relax_decisions(self, logits: Tensor, step: int) -> Tensor:
         """What every task executes and skips of the released blocks at a step: [T, n, 2]; the same on every rank."""
         num_tasks, num_blocks, _ = logits.shape
         num_released = self.curriculum.num_released(step)
@@ -73,17 +77,16 @@ class PolicySearch:
             logits, noise, temperature=self.curriculum.temperature(step), num_released=num_released
         )
 
-    def draw(self, network: Network, step: int) -> Tensor:
+    def sample_decisions(self, network: Network, step: int) -> Tensor:
         """The decisions of a step with which the weights are trained: no gradient reaches the policy."""
         assert isinstance(network, AdaShareNet)
-        return self.decisions(network.policy_logits.detach(), step)
+        return self.relax_decisions(network.policy_logits.detach(), step)
 
-    def price(self, logits: Tensor, step: int) -> Tensor:
+    def compute_policy_loss(self, logits: Tensor, step: int) -> Tensor:
         """What the policy costs at a step, beside its tasks' losses."""
         sparsity = sparsity_loss(logits, num_released=self.curriculum.num_released(step))
-        return self.sparsity * sparsity + self.sharing * sharing_loss(
-            logits, preset=self.config.adashare.sharing_preset
-        )
+        sharing = sharing_loss(logits, preset=self.config.adashare.sharing_preset)
+        return self.sparsity * sparsity + self.sharing * sharing
 
     def train_policy(
         self,
@@ -100,44 +103,47 @@ class PolicySearch:
         network = net.network
         assert isinstance(network, AdaShareNet)
         leaf = network.policy_logits.detach().requires_grad_()
-        gradient, outputs = torch.zeros_like(leaf, dtype=torch.float64), []
+        # In fp64, so that the order in which passes and ranks are added stays below the rounding of the policy itself.
+        gradient = torch.zeros_like(leaf, dtype=torch.float64)
+        outputs = []
         for images, labels, groups in parts:
             with autocast:
-                answer = network(images, self.decisions(leaf, step), flat=True, groups=groups)
+                answer = network(images, self.relax_decisions(leaf, step), flat=True, groups=groups)
             assert isinstance(answer, Tensor)
             loss = network.tasks.losses(answer, labels).sum() / self.config.train.batch_size
             gradient += torch.autograd.grad(loss, leaf)[0]
             outputs.append(answer.detach())
-        gradient = ranks.sum(gradient) + torch.autograd.grad(self.price(leaf, step), leaf)[0]
+        gradient = ranks.sum(gradient) + torch.autograd.grad(self.compute_policy_loss(leaf, step), leaf)[0]
         network.policy_logits.grad = gradient.to(leaf.dtype)
         net.policy_optimizer.step()
         network.policy_logits.grad = None
         return torch.cat(outputs), gradient.norm()
 
-    def standing(self, num_steps: int) -> dict[str, Any]:
+    def progress_fields(self, num_steps: int) -> dict[str, Any]:
         """Where the search stands after so many steps, for the log."""
-        course, last = self.curriculum, max(0, num_steps - 1)
+        last = max(0, num_steps - 1)
         return {
-            "phase": course.phase(last),
-            "cycle": course.cycle(last),
-            "num_released": course.num_released(last),
-            "temperature": course.temperature(last),
+            "phase": self.curriculum.phase(last),
+            "cycle": self.curriculum.cycle(last),
+            "num_released": self.curriculum.num_released(last),
+            "temperature": self.curriculum.temperature(last),
         }
 
 
-def _shares(info: DatasetInfo, part: float) -> tuple[int, int]:
+def _divide_samples(info: DatasetInfo, part: float) -> tuple[int, int]:
     """How many training samples of a data set train weights, and how many the policy."""
     num_samples = info.splits["train"].num_samples
     first = int(num_samples * part)
     if not 0 < first < num_samples:
+        left_out = "the policy" if first else "the weights"
         raise UserError(
             f"adashare.weights_part={part:g} of the {num_samples} training images of {info.path} leaves none for "
-            f"{'the policy' if first else 'the weights'}. Give more images, or a part nearer to a half."
+            f"{left_out}. Give more images, or a part nearer to a half."
         )
     return first, num_samples - first
 
 
-def policy_record(network: Network, search: PolicySearch | None, num_steps: int) -> dict[str, Any]:
+def make_policy_record(network: Network, search: PolicySearch | None, num_steps: int) -> dict[str, Any]:
     """The content of policy.json: tasks, blocks, who executes what, and, of a search, how probable that is [T][L].
 
     Blocks that were not released in so many steps are executed for sure.

@@ -9,8 +9,7 @@ from typing import Protocol
 
 import torch
 
-from distbranch.data.decode import decode
-from distbranch.data.images import SUFFIXES, UnknownRangeError, as_jpeg
+from distbranch.data.images import SUFFIXES, UnknownRangeError, convert_to_jpeg, decode_to_size
 from distbranch.engine.artifact import Preprocessing
 from distbranch.errors import UserError
 from distbranch.permissions import denied
@@ -111,8 +110,8 @@ def _read_all(files: Sequence[Path], preprocessing: Preprocessing, broken: list[
 
 
 def _read(file: Path, preprocessing: Preprocessing) -> torch.Tensor:
-    jpeg = as_jpeg(file.read_bytes(), bits=preprocessing.bits)
-    pixels = decode(jpeg, preprocessing.image_size, preprocessing.decoder)
+    jpeg = convert_to_jpeg(file.read_bytes(), bits=preprocessing.bits)
+    pixels = decode_to_size(jpeg, preprocessing.image_size, preprocessing.decoder)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 

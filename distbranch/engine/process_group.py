@@ -1,12 +1,15 @@
-"""How this process takes its place among the ranks: who started it, on which device it works, with how many threads."""
+"""How this process takes its place among the ranks: who started it, its device, its threads and its precision."""
 
 import ctypes
+import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +19,12 @@ from distbranch.engine.distributed import Ranks
 from distbranch.engine.launcher_environment import read_launcher_environment
 from distbranch.engine.waiting import NotAwaitedError, awaited
 from distbranch.errors import StoppedEarly, UserError
+
+logger = logging.getLogger("distbranch")
+# What decides how numbers are rounded, beside the number of ranks: the precision (bf16 or fp32), the threads of a rank (or
+# the different numbers) and the device (cpu or cuda). A run that is resumed with others is not refused, but after thousands
+# of steps its tree may be another one: so all that were used stand in its checkpoints.
+Rounding = Mapping[str, Any]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 LARGEST_THRESHOLD = 2**31 - 1
@@ -217,3 +226,72 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD)
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST_THRESHOLD)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware; elsewhere bf16 is emulated, and slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    processor = Path("/proc/cpuinfo")
+    flags = processor.read_text() if processor.exists() else ""
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def choose_rounding(precision: str, ranks: Ranks, before: Sequence[Rounding] = ()) -> list[Rounding]:
+    """Those with which the run was trained so far, oldest first, and the one of this start, which is the last.
+
+    Args:
+        precision: `train.precision`.
+        ranks: this process among the others; all must call it.
+        before: those of the checkpoint from which the run is resumed, if they were recorded.
+
+    Raises:
+        SharedError: bf16 on a device that cannot compute in it at all.
+    """
+    begun_with = before[0] if before else None
+    if precision == "auto":
+        precision = _choose_precision(ranks, begun_with)
+    if precision == "bf16":
+        ranks.raise_on_all_ranks(_describe_missing_bf16(ranks.device))
+    threads = sorted(set(ranks.gather(torch.get_num_threads())))
+    now = {"precision": precision, "threads": threads[0], "device": ranks.device.type}
+    if len(threads) > 1:
+        now["threads"] = threads
+    if begun_with is not None and now != begun_with and ranks.is_first:
+        changed = []
+        for key, value in now.items():
+            if value != begun_with[key]:
+                changed.append(f"{key} {begun_with[key]} -> {value}")
+        logger.warning(
+            "The run is resumed with another rounding than it was begun with (%s), so from here on its numbers are not those of a "
+            "run without a break. `launch.threads` and `launch.device` restore it.",
+            ", ".join(changed),
+        )
+    if before and before[-1] == now:
+        return list(before)
+    return [*before, now]
+
+
+def _choose_precision(ranks: Ranks, begun_with: Rounding | None) -> str:
+    """What `auto` means: as the run was begun, else bf16 if all ranks have it in hardware."""
+    in_hardware = "bf16" if all(ranks.gather(has_bf16(ranks.device))) else "fp32"
+    if begun_with is None or begun_with["precision"] == in_hardware:
+        return in_hardware
+    if ranks.is_first:
+        note = " (emulated and slow here)" if in_hardware == "fp32" else ""
+        logger.warning(
+            "train.precision=auto would be %s on this hardware; the run was begun with %s and keeps it%s.",
+            in_hardware,
+            begun_with["precision"],
+            note,
+        )
+    return str(begun_with["precision"])
+
+
+def _describe_missing_bf16(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.cuda.is_bf16_supported():
+        return None
+    return (
+        f"The forward pass of this run is in bf16, and {torch.cuda.get_device_name(device)} cannot compute in it. Use another GPU, "
+        "or train with train.precision=fp32 under another run.name."
+    )

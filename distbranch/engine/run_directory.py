@@ -79,11 +79,11 @@ class RunDirectory:
                     if self._is_vain():
                         self.tree.unlink(missing_ok=True)
                         self.policy.unlink(missing_ok=True)
-                        write_aside(self.config, to_yaml(config))
+                        write_atomically(self.config, to_yaml(config))
             self.check(config)
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.config.exists():
-                write_aside(self.config, to_yaml(config))
+                write_atomically(self.config, to_yaml(config))
         except OSError as error:
             raise UserError(
                 f"The run directory {self.path} cannot be written ({reason_of(error)}). Give another run.directory, or make room."
@@ -223,7 +223,7 @@ def without_moved_data(different: list[str], config: Config, *begun_with: str | 
 
 
 @contextmanager
-def made_aside(path: Path) -> Iterator[RunDirectory]:
+def created_atomically(path: Path) -> Iterator[RunDirectory]:
     """A new run directory at `path`, which appears with all that is written into it, or not at all."""
     aside = path.with_name(f".preparing-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -234,10 +234,10 @@ def made_aside(path: Path) -> Iterator[RunDirectory]:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step."""
-    write_aside(path, json.dumps(value, indent=1) + "\n")
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
-def write_aside(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replace a file in one step: whoever reads sees the old or the new content, never half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -249,7 +249,7 @@ def write_aside(path: Path, text: str) -> None:
         raise
 
 
-def seconds_of(path: Path) -> float | None:
+def read_touch_time(path: Path) -> float | None:
     """When a file was last touched, by the clock of its storage; None if there is none."""
     try:
         return path.stat().st_mtime
@@ -278,7 +278,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if path.exists():
-        write_aside(path, "".join(json.dumps(line) + "\n" for line in read_lines(path) if keep(line)))
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in read_lines(path) if keep(line)))
 
 
 def package_version(package: str) -> str | None:

@@ -11,13 +11,13 @@ from distbranch.config import Config, DataConfig, differences, load_config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.engine.artifact import load_model
-from distbranch.engine.contact import explain, leave_name
 from distbranch.engine.distributed import Ranks, storage_message
 from distbranch.engine.evaluate import evaluate
-from distbranch.engine.metrics import DrawDecision, Report
+from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_name
 from distbranch.engine.process_group import join_ranks
 from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory, without_moved_data
+from distbranch.engine.run_log import DrawDecision, Report
 from distbranch.engine.trainer import Trainer
 from distbranch.errors import UserError
 
@@ -41,7 +41,7 @@ def train_rank(
         StoppedEarly: asked to stop; everything is saved.
     """
     with join_ranks(config.launch, should_stop) as ranks:
-        leave_name(ranks)
+        publish_rank_name(ranks)
         try:
             info = _data_everywhere(config.data, ranks)
             return Trainer(config, ranks, info, report=report, draw=draw, should_stop=should_stop).run()
@@ -53,7 +53,7 @@ def train_rank(
             if ranks.world_size == 1:
                 raise
             notes = RunDirectory(config.run_directory).path
-            raise explain(error, ranks, timeout_min=config.launch.timeout_min, notes=notes) from error
+            raise describe_rank_failure(error, ranks, timeout_min=config.launch.timeout_min, notes=notes) from error
 
 
 def _data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:
@@ -63,14 +63,14 @@ def _data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:
         info = read_data(data)
     except UserError as error:
         problem = str(error)
-    ranks.raise_together(problem)
+    ranks.raise_on_all_ranks(problem)
     assert info is not None
     if info.fingerprint != ranks.broadcast(info.fingerprint):  # folders of one name on disks of their own
         problem = (
             f"{info.path} should hold the same data set for every rank, found another one than for rank 0. "
             "Copy that of rank 0 to all nodes, or give a data.path that all of them see."
         )
-    ranks.raise_together(problem)
+    ranks.raise_on_all_ranks(problem)
     return info
 
 
@@ -95,7 +95,7 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
     return evaluate(network, info, split, ranks, config.data, batch_size=size, bf16=bf16)
 
 
-def thin_company(result: RunResult) -> list[dict[str, Any]]:
+def find_thin_baselines(result: RunResult) -> list[dict[str, Any]]:
     """Results of finished runs beside this one that never branched and are alike in all else: its thin beginnings."""
     own = load_config(RunDirectory(result.directory).config)
     if own.method.keeps_thin:

@@ -14,7 +14,12 @@ from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, fingerprint
 from distbranch.engine.initialisation import begin_from_pretrained
-from distbranch.engine.optimisation import build_optimizer, build_policy_optimizer, load_slots, optimizer_slots
+from distbranch.engine.optimizer_and_schedule import (
+    build_optimizer,
+    build_policy_optimizer,
+    load_slots,
+    optimizer_slots,
+)
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.backbones import Architecture
 from distbranch.models.networks import Network, network_of
@@ -45,7 +50,7 @@ class TrainedNetwork:
         network = network_of(architecture, self.preprocessing.mean, self.preprocessing.std)
         network.init(torch.Generator().manual_seed(seed))
         if self.config.method.begins_from_pretrained:  # on one rank: a tie may fall otherwise on another processor
-            self.ranks.on_first(lambda: begin_from_pretrained(network, self.config))
+            self.ranks.run_on_rank_zero(lambda: begin_from_pretrained(network, self.config))
             network.to(self.ranks.device)
             self.ranks.broadcast_tensors(list(network.state_dict().values()))
         self.build(architecture, network.state_dict(), {})

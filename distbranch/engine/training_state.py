@@ -1,37 +1,33 @@
 """What a checkpoint holds, alive: the trained network, the affinity sums, the losses not logged yet, and where the run stands.
 
-It begins from nothing, or from the newest checkpoint of the run directory, and can be written down as one at any step.
+It begins from nothing or from a checkpoint, and can be made into one at any step. `results.RunFiles` writes it.
 """
 
+import math
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.config import Config, to_yaml
+from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
-from distbranch.engine.artifact import Preprocessing, save_model
-from distbranch.engine.checkpoint import (
-    Checkpoint,
-    load_newest,
-    save_checkpoint,
-    set_damaged_aside,
-    share_checkpoint,
-)
+from distbranch.engine.artifact import Preprocessing
+from distbranch.engine.checkpoint import Checkpoint
 from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.initialisation import first_architecture
-from distbranch.engine.mirror import Mirror
-from distbranch.engine.policy_search import PolicySearch, policy_record
-from distbranch.engine.rounding import choose_rounding
-from distbranch.engine.run_directory import RunDirectory, write_aside, write_json
-from distbranch.engine.statistics import AFFINITY, own_statistics
+from distbranch.engine.policy_search import PolicySearch, make_policy_record
+from distbranch.engine.process_group import choose_rounding
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trained_network import TrainedNetwork
-from distbranch.engine.window import StepWindow
 from distbranch.errors import SharedError, UserError
 from distbranch.models.adashare_net import AdaShareNet
-from distbranch.models.networks import served
 from distbranch.models.residual import AnyArchitecture, architecture_from_json
+
+AFFINITY = "affinity"  # the file of a checkpoint
 
 
 @dataclass
@@ -58,42 +54,33 @@ class TrainingState:
         config: resolved, with absolute paths.
         ranks: this process among the others.
         info: the packed data set.
+        checkpoint: shared by all ranks (`share_checkpoint`), to resume from; None to begin.
 
     Raises:
         SharedError: the data are others than those of the checkpoint, ranks differ, or what the run begins from does not fit.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, info: DatasetInfo) -> None:
-        self.config, self.ranks, self.info = config, ranks, info
-        self.directory, self.mirror = RunDirectory(config.run_directory), Mirror.of(config)
-        self.preprocessing = Preprocessing(
-            config.data.decoder, config.data.image_size or info.image_size, config.data.mean, config.data.std, info.bits
-        )
+    def __init__(self, config: Config, ranks: Ranks, info: DatasetInfo, checkpoint: Checkpoint | None) -> None:
+        self.config = config
+        self.ranks = ranks
+        self.info = info
+        size = config.data.image_size or info.image_size
+        self.preprocessing = Preprocessing(config.data.decoder, size, config.data.mean, config.data.std, info.bits)
         self.search = PolicySearch(config, info) if config.searches else None
         self.progress = Progress(growing=config.method.name == "branching")
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
         self.window = StepWindow(len(info.tasks), ranks.device)
         is_final = not self.progress.growing and self.search is None
         self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=is_final)
-        checkpoint = share_checkpoint(ranks.only_on_first(self._newest_checkpoint), ranks, but_for=AFFINITY)
         self.was_resumed = checkpoint is not None
         before = checkpoint.state.get("rounding", ()) if checkpoint is not None else ()
         self.rounding = choose_rounding(config.train.precision, ranks, before)
         self.bf16 = self.rounding[-1]["precision"] == "bf16"
         if checkpoint is None:
-            self.net.begin(ranks.on_first(lambda: first_architecture(config, info)), config.seed)
+            self.net.begin(ranks.run_on_rank_zero(lambda: first_architecture(config, info)), config.seed)
         else:
             self._restore(checkpoint)
         self._tree = self.architecture.tree
-        ranks.on_first(self._write_beginning)
-        self.verify("the start")
-
-    def _newest_checkpoint(self) -> Checkpoint | None:
-        self.mirror.bring()
-        if self.directory.config.exists():  # at a URL another run may have begun since the driver looked
-            self.directory.check(self.config)
-        self.mirror.take()
-        return load_newest(self.directory.checkpoints)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.progress = Progress(**checkpoint.state["progress"])
@@ -102,22 +89,13 @@ class TrainingState:
         architecture = architecture_from_json(checkpoint.state["architecture"])
         if checkpoint.state["data"] != self.info.fingerprint:
             raise SharedError(
-                f"The run {self.directory.path} was begun with other data than {self.info.path} holds now, so it cannot go on "
+                f"The run {self.config.run_directory} was begun with other data than {self.info.path} holds now, so it cannot go on "
                 "sample by sample. Give another run.name, or the data set it was begun with."
             )
         self.net.build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
-        self.stats = own_statistics(self.stats, checkpoint, self.ranks)
+        self.stats = restore_affinity(self.stats, checkpoint, self.ranks)
         if "window" in checkpoint.state:  # not in those of earlier versions
             self.window.load(checkpoint.state["window"])
-
-    def _write_beginning(self) -> None:
-        write_aside(self.directory.config, to_yaml(self.config))  # with what a continued run may change
-        set_damaged_aside(self.directory.checkpoints, newest_good=self.progress.iteration)
-        progress = self.progress
-        self.directory.cut_back(progress.iteration, progress.num_rounds, evaluation_is_due=self.evaluation_is_due)
-        self.directory.write_environment(self.ranks, self.rounding[-1], data=self.info.fingerprint)
-        self.write_sharing()
-        self.mirror.send()
 
     @property
     def epoch(self) -> float:
@@ -148,9 +126,9 @@ class TrainingState:
     def architecture(self) -> AnyArchitecture:
         """Of the network as it answers: of a search that of its most probable decisions."""
         network = self.net.network
-        return network.ruling if isinstance(network, AdaShareNet) else network.architecture
+        return network.most_probable_architecture if isinstance(network, AdaShareNet) else network.architecture
 
-    def standing(self, *, may_wait: bool = True) -> dict[str, Any]:
+    def progress_fields(self, *, may_wait: bool = True) -> dict[str, Any]:
         """Where the run stands, as it is logged and shown.
 
         Args:
@@ -159,7 +137,7 @@ class TrainingState:
         if may_wait or self.search is None:
             self._tree = self.architecture.tree
         progress, tree = self.progress, self._tree
-        searching = {} if self.search is None else self.search.standing(progress.iteration)
+        searching = {} if self.search is None else self.search.progress_fields(progress.iteration)
         return {
             **searching,
             "iteration": progress.iteration,
@@ -177,8 +155,8 @@ class TrainingState:
         """
         return verify_equal(self.ranks, what, self.net.fingerprint())
 
-    def checkpoint(self, affinity: dict[str, Tensor]) -> Checkpoint:
-        """The state as it is; `affinity` holds the sums of all ranks (`statistics.tensors_of_ranks`).
+    def make_checkpoint(self, affinity: dict[str, Tensor]) -> Checkpoint:
+        """The state as it is; `affinity` holds the sums of all ranks (`gather_affinity`).
 
         Raises:
             UserError: a weight is not finite.
@@ -199,32 +177,9 @@ class TrainingState:
         tensors = {"model": self.net.network.state_dict(), "optimizer": self.net.slots(), "affinity": affinity}
         return Checkpoint(state, tensors)
 
-    def write_checkpoint(self, affinity: dict[str, Tensor]) -> None:
-        """Write the state down and drop the oldest checkpoints; rank 0 does it."""
-        keep = self.config.train.keep_checkpoints
-        save_checkpoint(self.directory.checkpoints, self.progress.iteration, self.checkpoint(affinity), keep=keep)
-
-    def write_sharing(self) -> None:
-        """Write who shares what, tree.json and, of AdaShare, policy.json; rank 0 does it."""
-        network = self.net.network
-        tree, names = self.architecture.tree, network.tasks.names
-        if isinstance(network, AdaShareNet):
-            write_json(self.directory.policy, self.policy())
-        layers = [
-            {"name": layer, "branches": [[names[task] for task in tasks] for tasks in tree.branches(number)]}
-            for number, layer in enumerate(tree.layers, start=1)
-        ]
-        write_json(self.directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": list(names)})
-
-    def policy(self) -> dict[str, Any]:
+    def describe_policy(self) -> dict[str, Any]:
         """Who executes what, of AdaShare: the content of policy.json."""
-        return policy_record(self.net.network, self.search, self.progress.iteration)
-
-    def write_end(self, summary: dict[str, Any]) -> None:
-        """Write the artifact and the result, which says that the run has ended; rank 0 does it."""
-        self.write_sharing()
-        save_model(self.directory.model, served(self.net.network), self.preprocessing)
-        write_json(self.directory.result, summary)
+        return make_policy_record(self.net.network, self.search, self.progress.iteration)
 
     def check_finite(self) -> None:
         """Refuse weights that are not finite; they are the same on every rank.
@@ -235,11 +190,167 @@ class TrainingState:
         bad = self.net.first_not_finite()
         if bad is not None:
             raise UserError(
-                f"The weights are not finite after step {self.progress.iteration} (first in {bad}). {self.advice()}"
+                f"The weights are not finite after step {self.progress.iteration} (first in {bad}). {self.describe_remedy()}"
             )
 
-    def advice(self) -> str:
+    def describe_remedy(self) -> str:
         """What to do about numbers that are not finite."""
-        good = sorted(self.directory.checkpoints.glob("step-*"))
+        good = sorted(RunDirectory(self.config.run_directory).checkpoints.glob("step-*"))
         last = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
         return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."
+
+
+class StepWindow:
+    """Sums of losses since the last logged step; the first step whose loss was not finite is remembered per task.
+
+    The clock starts anew after whatever is no training, such as an evaluation, and has a count of samples of its own.
+    """
+
+    def __init__(self, num_tasks: int, device: torch.device) -> None:
+        self.losses = torch.zeros(num_tasks, dtype=torch.float64, device=device)
+        self.counts = torch.zeros_like(self.losses)
+        self.num_samples = 0  # of the losses
+        self.not_finite = torch.zeros(num_tasks, dtype=torch.int64, device=device)  # first step, 0: none
+        # Whether a loss of this rank was the cause: on the device, as the others are, so that no step waits for it.
+        self.own_not_finite = torch.zeros((), dtype=torch.bool, device=device)
+        self.rate = 0.0  # of the last step, as the norm is
+        self.norm: Tensor | None = None
+        self._measured_at = time.perf_counter()
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Measure the pace from here on; the losses are kept."""
+        self.began = time.perf_counter()
+        self.num_steps = self.num_timed = 0
+        self.waited = 0.0
+
+    def add_step(self, *, num_samples: int, waited: float, rate: float, norm: Tensor) -> None:
+        """One step of `num_samples` over all ranks that waited `waited` seconds for data."""
+        self.num_steps += 1
+        self.num_timed += num_samples
+        self.waited += waited
+        self.rate = rate
+        self.norm = norm
+
+    def add_own_losses(self, losses: Tensor) -> None:
+        """The losses [T] of one step on this rank alone."""
+        self.own_not_finite |= ~losses.isfinite().all()
+
+    def add_losses(self, losses: Tensor, counts: Tensor, iteration: int, *, num_samples: int) -> None:
+        """The sums of losses and the numbers of labels [T] of one step of `num_samples`, over all ranks."""
+        self.losses += losses
+        self.counts += counts
+        self.num_samples += num_samples
+        first = (self.not_finite == 0) & ~losses.isfinite()
+        self.not_finite.masked_fill_(first, iteration)
+
+    def find_first_not_finite(self) -> tuple[int, int] | None:
+        """(step, task) of the first loss that was NaN or infinite."""
+        found = [(step, task) for task, step in enumerate(self.not_finite.tolist()) if step]
+        return min(found, default=None)
+
+    def measure_pace(self) -> dict[str, float]:
+        """Images per second over all ranks, and the share of the time that went by waiting for data."""
+        seconds = time.perf_counter() - self.began
+        return {"samples_per_second": self.num_timed / seconds, "data_wait": self.waited / seconds}
+
+    def measure_and_reset(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """The measurements since the last call. `loss` is what is optimised, per sample; a task's is None without a label."""
+        losses = self.losses.tolist()
+        task_loss: dict[str, float | None] = {}
+        for name, loss, count in zip(names, losses, self.counts.tolist(), strict=True):
+            task_loss[name] = loss / count if count else None
+        # JSON has no NaN and no infinity.
+        norm = None if self.norm is None else float(self.norm)
+        if norm is not None and not math.isfinite(norm):
+            norm = None
+        measured = {
+            "loss": sum(losses) / self.num_samples,
+            "task_loss": task_loss,
+            "learning_rate": self.rate,
+            "gradient_norm": norm,
+            **self.measure_pace(),
+        }
+        self.restart_clock()
+        self.losses.zero_()
+        self.counts.zero_()
+        self.num_samples = 0
+        return measured
+
+    def to_json(self) -> dict[str, Any]:
+        """The sums, so that a resumed run logs what it would have logged."""
+        return {"losses": self.losses.tolist(), "counts": self.counts.tolist(), "num_samples": self.num_samples}
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """The inverse of `to_json`."""
+        self.losses.copy_(torch.tensor(values["losses"], dtype=torch.float64))
+        self.counts.copy_(torch.tensor(values["counts"], dtype=torch.float64))
+        self.num_samples = values["num_samples"]
+
+    def measure_seconds(self) -> float:
+        """Seconds since the last call."""
+        now = time.perf_counter()
+        seconds = now - self._measured_at
+        self._measured_at = now
+        return seconds
+
+
+def gather_affinity(stats: AffinityStats, ranks: Ranks) -> dict[str, Tensor]:
+    """On rank 0 the sums of every rank as `rank-0/agree`, ...; all must call it. Pair sums differ, margins do not."""
+    # One row of numbers per rank travels, and only to rank 0: the sums of 1,000 tasks are too many to send to all.
+    rows = ranks.gather_rows(_flatten_sums(stats).unsqueeze(0))
+    tensors: dict[str, Tensor] = {}
+    for rank, row in enumerate(rows):
+        for name, value in _split_row(row[0], stats).items():
+            tensors[f"rank-{rank}/{name}"] = value
+    return tensors
+
+
+def restore_affinity(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> AffinityStats:
+    """This rank's sums: as they were on the same number of ranks; else all pair sums go to rank 0, none to the others.
+
+    `blank` if the checkpoint has none, which is that of a run that takes no further decision.
+
+    Args:
+        blank: of the run's tasks.
+        checkpoint: on rank 0 with the sums of all ranks; what the others have of them is not looked at.
+        ranks: this process among the others; all must call it.
+    """
+    saved = checkpoint.tensors.get(AFFINITY, {})
+    if not ranks.broadcast(bool(saved)):
+        return blank
+    rows = _divide_among_ranks(blank, checkpoint, ranks) if ranks.is_first else []
+    own = ranks.scatter(rows, torch.empty_like(_flatten_sums(blank)))
+    blank.load_state_dict(_split_row(own, blank))
+    return blank
+
+
+def _divide_among_ranks(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> list[Tensor]:
+    """The row of every rank, from the sums of all ranks that the checkpoint holds."""
+    saved = checkpoint.tensors[AFFINITY]
+    every: list[AffinityStats] = []
+    for rank in range(int(checkpoint.state["world_size"])):
+        stats = AffinityStats(blank.num_tasks, blank.decay)
+        stats.load_state_dict({name: saved[f"rank-{rank}/{name}"] for name in stats.state_dict()})
+        every.append(stats)
+    if len(every) == ranks.world_size:  # the same ranks as before: the same sums, bit for bit
+        return [_flatten_sums(stats) for stats in every]
+
+    # Decisions are taken from the total alone, so it does not matter which rank holds which part of it.
+    first = every[0]
+    total = first.pair_sums()
+    for stats in every[1:]:
+        total = total + stats.pair_sums()
+    nothing = _flatten_sums(first.with_pair_sums(torch.zeros_like(total)))
+    return [_flatten_sums(first.with_pair_sums(total)), *[nothing] * (ranks.world_size - 1)]
+
+
+def _flatten_sums(stats: AffinityStats) -> Tensor:
+    return torch.cat([value.reshape(-1).cpu() for value in stats.state_dict().values()])
+
+
+def _split_row(row: Tensor, stats: AffinityStats) -> dict[str, Tensor]:
+    """The inverse of `_flatten_sums`, without a copy."""
+    like = stats.state_dict()
+    parts = torch.split(row, [value.numel() for value in like.values()])
+    return {name: part.view_as(value) for (name, value), part in zip(like.items(), parts, strict=True)}

@@ -3,15 +3,17 @@
 Margins, counts and losses are summed behind the backward pass and settled at the next step, or when somebody asks for them.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from distbranch.engine.distributed import Pending
-from distbranch.engine.norm_plan import NormPlan
-from distbranch.engine.optimisation import learning_rate, set_learning_rate
+from distbranch.config import TrainConfig
+from distbranch.engine.distributed import Pending, Ranks
+from distbranch.engine.optimizer_and_schedule import learning_rate, set_learning_rate
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import SharedError
 from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
@@ -23,8 +25,13 @@ class TrainingStep:
     """Trains the network of a state with this rank's share of one batch at a time."""
 
     def __init__(self, state: TrainingState) -> None:
-        self.state, self.config, self.ranks = state, state.config, state.ranks
-        self.progress, self.net, self.stats, self.window = state.progress, state.net, state.stats, state.window
+        self.state = state
+        self.config = state.config
+        self.ranks = state.ranks
+        self.progress = state.progress
+        self.net = state.net
+        self.stats = state.stats
+        self.window = state.window
         labels = state.info.splits["train"].labels
         self.has_gaps = any(counts.get("unlabelled", 0) for counts in labels.values())
         self._norm_plan = NormPlan(self.config.train, self.ranks)
@@ -43,17 +50,23 @@ class TrainingStep:
 
     def _train_weights(self, parts: list[Part], labels: Tensor) -> tuple[float, Tensor]:
         """One step of the weights; the learning rate and the norm of the gradient."""
-        config, progress, search = self.config, self.progress, self.state.search
-        alternates = search is not None and search.phase(progress.iteration) != "warm-up"
-        if alternates and not self.net.alternates:
-            self.net.alternate()
-        rate = config.adashare.weights_lr
-        if not alternates:
-            start, end = progress.schedule_start, search.curriculum.warmup if search else config.train.iterations
-            rate = learning_rate(config.optim, iteration=progress.iteration, schedule_start=start, iterations=end)
+        # 1. The learning rate. After the warm-up of a search the weights have a constant one.
+        search, iteration = self.state.search, self.progress.iteration
+        if search is not None and search.phase(iteration) != "warm-up":
+            if not self.net.alternates:
+                self.net.alternate()
+            rate = self.config.adashare.weights_lr
+        else:
+            start = self.progress.schedule_start
+            end = search.curriculum.warmup if search else self.config.train.iterations
+            rate = learning_rate(self.config.optim, iteration=iteration, schedule_start=start, iterations=end)
         set_learning_rate(self.net.optimizer, rate)
+
+        # 2. The gradient, averaged over all ranks.
         self._forward_and_backward(parts, labels)
-        norm = clip_grad_norm_(self.net.network.parameters(), config.train.clip_norm, foreach=True)
+
+        # 3. The step.
+        norm = clip_grad_norm_(self.net.network.parameters(), self.config.train.clip_norm, foreach=True)
         self.net.optimizer.step()
         return rate, norm
 
@@ -64,58 +77,76 @@ class TrainingStep:
         autocast = torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16)
         outputs, norm = search.train_policy(self.net, self.ranks, parts, self.progress.iteration, autocast)
         sums = tasks.losses(outputs, labels).sum(dim=0, dtype=torch.float64)
-        self._start_margins(tasks.margins(outputs, labels), labels, sums)
+        self._start_step_sums(tasks.margins(outputs, labels), labels, sums)
         return self.config.adashare.policy_lr, norm
 
     def _divide(self, images: Tensor, labels: Tensor, indices: Tensor) -> list[Part]:
         """The passes of a step; one may be empty where samples were left out, for the other ranks make it all the same."""
-        groups = self._norm_plan.groups(indices)
+        groups = self._norm_plan.group_images(indices)
         sizes = [sum(one.sizes) for one in groups]
         return list(zip(torch.split(images, sizes), torch.split(labels, sizes), groups, strict=True))
 
     def _forward_and_backward(self, parts: list[Part], labels: Tensor) -> None:
-        config, search = self.config.train, self.state.search
+        """The gradient of the global batch in every parameter; the last backward pass hides all sums over ranks."""
+        search, tasks = self.state.search, self.net.network.tasks
         # DDP averages over the ranks: this makes the step that of the mean over the global batch, also of uneven shares.
-        scale = self.ranks.world_size / config.batch_size
-        margins, sums = [], torch.zeros(self.net.network.tasks.num_tasks, dtype=torch.float64, device=self.ranks.device)
-        drawn = {} if search is None else {"decisions": search.draw(self.net.network, self.progress.iteration)}
+        scale = self.ranks.world_size / self.config.train.batch_size
+        margins: list[Tensor] = []
+        loss_sums = torch.zeros(tasks.num_tasks, dtype=torch.float64, device=self.ranks.device)
+        options: dict[str, Tensor] = {}
+        if search is not None:
+            options["decisions"] = search.sample_decisions(self.net.network, self.progress.iteration)
         self.net.optimizer.zero_grad(set_to_none=True)
-        for number, (part, part_labels, groups) in enumerate(parts):
-            last = number == len(parts) - 1
-            with nullcontext() if last else self.net.no_sync():
+
+        for number, (images, part_labels, groups) in enumerate(parts):
+            is_last = number == len(parts) - 1
+            with nullcontext() if is_last else self.net.no_sync():
+                # Forward.
                 with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16):
-                    outputs = self.net.wrapped(part, flat=True, groups=groups, **drawn)
-                losses = self.net.network.tasks.losses(outputs, part_labels)
-                margins.append(self.net.network.tasks.margins(outputs.detach(), part_labels))
-                sums += losses.detach().sum(dim=0, dtype=torch.float64)
-                if last:
-                    self._start_margins(torch.cat(margins), labels, sums)
+                    outputs = self.net.wrapped(images, flat=True, groups=groups, **options)
+
+                # Losses, and the margins that the affinities are made of.
+                losses = tasks.losses(outputs, part_labels)
+                margins.append(tasks.margins(outputs.detach(), part_labels))
+                loss_sums += losses.detach().sum(dim=0, dtype=torch.float64)
+
+                # The sums begin before the last backward pass, which is long enough for them.
+                if is_last:
+                    self._start_step_sums(torch.cat(margins), labels, loss_sums)
                 torch.autograd.backward(losses.sum() * scale)
 
-    def _start_margins(self, margins: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Add this rank's pairs, and begin the sums over all ranks: margins, counts and losses [3T], images, statistics of norms."""
+    def _start_step_sums(self, margins: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Add this rank's pairs, and begin the sums over all ranks: margins, counts and losses [3T], images, norm statistics."""
         observed = ~labels.isnan() if self.has_gaps else None
         if self.progress.growing:
             self.stats.add_pairs(margins, observed)
-        own = self.stats.margin_sums(margins, observed)
+        margin_sums = self.stats.margin_sums(margins, observed)
         self.window.add_own_losses(losses)
-        num_images = own.new_full((1,), len(labels))
-        self._sums = self.ranks.start_sum(torch.cat([own, losses, num_images, take_step_sums(self.net.norms)]))
+        num_images = margin_sums.new_full((1,), len(labels))
+        # One message for all of them: its price is the number of messages, not of bytes.
+        message = torch.cat([margin_sums, losses, num_images, take_step_sums(self.net.norms)])
+        self._sums = self.ranks.start_sum(message)
 
-    def settle(self) -> None:
-        """Await the sums of the step before: margins, losses, and the running statistics, which are then the same everywhere."""
+    def wait_for_step_sums(self) -> None:
+        """Take in the sums of the step before: margins, losses, and the running statistics, then the same on all ranks."""
         if self._sums is None:
             return
         sums = self._sums.wait()
         self._sums = None
-        num_tasks = self.net.network.tasks.num_tasks
-        update_running_statistics(self.net.norms, sums[3 * num_tasks + 1 :], sums[3 * num_tasks])
+        num_tasks, iteration = self.net.network.tasks.num_tasks, self.progress.iteration
+
+        # The message as `_start_step_sums` laid it out.
+        counts = sums[num_tasks : 2 * num_tasks]
+        losses = sums[2 * num_tasks : 3 * num_tasks]
+        num_images = sums[3 * num_tasks]
+        norm_sums = sums[3 * num_tasks + 1 :]
+
+        update_running_statistics(self.net.norms, norm_sums, num_images)
         if self.progress.growing:
             self.stats.add_margins(sums[: 2 * num_tasks])
-        iteration, train = self.progress.iteration, self.config.train
-        counts, losses = sums[num_tasks : 2 * num_tasks], sums[2 * num_tasks : 3 * num_tasks]
-        self.window.add_losses(losses, counts, iteration, num_samples=train.batch_size)
-        if self.ranks.device.type == "cpu" or iteration % train.log_every == 0:
+        self.window.add_losses(losses, counts, iteration, num_samples=self.config.train.batch_size)
+        # A GPU would have to be awaited for this look, so there it comes with the logged steps, which wait anyway.
+        if self.ranks.device.type == "cpu" or iteration % self.config.train.log_every == 0:
             self.check_losses()
 
     def check_losses(self) -> None:
@@ -124,13 +155,56 @@ class TrainingStep:
         Raises:
             SharedError: with its task, its step and the ranks where it was met.
         """
-        found = self.window.first_not_finite()
+        found = self.window.find_first_not_finite()
         if found is None:
             return
         step, task = found
         every = self.ranks.gather((bool(self.window.own_not_finite), self.ranks.place))
-        places = [place for bad, place in every if bad]
-        where = f" ({', '.join(places[:3])})" if self.ranks.world_size > 1 else ""
+        where = ""
+        if self.ranks.world_size > 1:
+            places = [place for bad, place in every if bad]
+            where = f" ({', '.join(places[:3])})"  # enough to find the machine
         raise SharedError(
-            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}{where}. {self.state.advice()}"
+            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}{where}. {self.state.describe_remedy()}"
         )
+
+
+class NormPlan:
+    """The passes of this rank's share of a batch, and the groups of each. All ranks must make it together.
+
+    Args:
+        train: says the sizes of batch and groups, and the number of passes.
+        ranks: this process among the others.
+    """
+
+    def __init__(self, train: TrainConfig, ranks: Ranks) -> None:
+        self.batch_size = train.batch_size
+        self.num_passes = train.accumulate
+        self.group_size = min(train.norm_batch, train.batch_size)
+        pass_size = self.batch_size // self.num_passes
+        starts = [rank * pass_size // ranks.world_size for rank in range(ranks.world_size + 1)]
+        teams = find_teams(starts, self.group_size)
+        (own,) = [team for team in teams if ranks.rank in team]
+        self._first_group = starts[own.start] // self.group_size  # of the team, in every pass
+        self._num_groups = -(-starts[own.stop] // self.group_size) - self._first_group
+        self._sum_over_team = ranks.sum_in_team(teams)
+
+    def group_images(self, indices: torch.Tensor) -> list[NormGroups]:
+        """The groups of every pass, for a batch of these positions in the stream of samples, int64 [b] on the host.
+
+        Samples that were left out are missing in it; they are missing in their group, too.
+        """
+        pass_size = self.batch_size // self.num_passes
+        passes, positions = np.divmod(indices.numpy() % self.batch_size, pass_size)
+        own = positions // self.group_size - self._first_group
+        counts = np.bincount(passes * self._num_groups + own, minlength=self.num_passes * self._num_groups)
+        return [
+            NormGroups(tuple(sizes), self._sum_over_team)
+            for sizes in counts.reshape(self.num_passes, self._num_groups).tolist()
+        ]
+
+
+def find_teams(starts: Sequence[int], group_size: int) -> list[range]:
+    """The ranks that share groups, directly or by way of each other; `starts` [W + 1]: where the share of every rank begins."""
+    borders = [rank for rank, start in enumerate(starts[:-1]) if start % group_size == 0]
+    return [range(first, last) for first, last in zip(borders, [*borders[1:], len(starts) - 1], strict=True)]

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, load_config
-from distbranch.engine.metrics import Event, Report
 from distbranch.engine.process_group import num_started_ranks
 from distbranch.engine.results import RunResult, read_result
+from distbranch.engine.run_log import Event, Report
 from distbranch.errors import UsageError
 from distbranch.launch.on_ray.address import cluster_address
-from distbranch.launch.prepare import prepare
+from distbranch.launch.prepare import prepare_run
 
 
 def train(
@@ -21,7 +21,7 @@ def train(
     apart: bool = False,
     **dotted: Any,
 ) -> RunResult:
-    """Train one run, or go on with it where it was left; a finished run is returned as it is.
+    """Train one run, or resume it where it was left; a finished run is returned as it is.
 
     Args:
         config: a Config, a YAML file, or a nested mapping.
@@ -41,23 +41,26 @@ def train(
         raise UsageError(
             "Under torchrun --fresh is not possible: every rank would choose a directory. Give another run.name."
         )
-    resolved = prepare(with_started_ranks(load_config(config, dotted)), fresh=fresh, report=report or _silent)
+    report = report or _ignore_event
+    resolved = prepare_run(with_started_ranks(load_config(config, dotted)), fresh=fresh, report=report)
     finished = read_result(resolved.run_directory)
     if finished is not None:
-        (report or _silent)({"kind": "finished", "directory": resolved.run_url or str(resolved.run_directory)})
+        report({"kind": "finished", "directory": resolved.run_url or str(resolved.run_directory)})
         return finished
+
+    # Ray places the ranks where there are several, or a cluster is named; else, and under torchrun, this process is one.
     launch = resolved.launch
     if started is None and (launch.most_workers > 1 or cluster_address(launch) is not None):
         if apart:
             from distbranch.launch.on_ray.driver import train_in_child
 
-            return train_in_child(resolved, report or _silent)
+            return train_in_child(resolved, report)
         from distbranch.launch.on_ray.train import train_on_ray
 
-        return train_on_ray(resolved, report or _silent)
+        return train_on_ray(resolved, report)
     from distbranch.launch.local import train_here
 
-    return train_here(resolved, report or _silent)
+    return train_here(resolved, report)
 
 
 def with_started_ranks(config: Config) -> Config:
@@ -78,5 +81,5 @@ def with_started_ranks(config: Config) -> Config:
     return load_config(config, {"launch.workers": found})
 
 
-def _silent(_: Event) -> None:
+def _ignore_event(_: Event) -> None:
     pass

@@ -14,15 +14,14 @@ import torch
 from packaging.requirements import Requirement
 
 from distbranch.config import LaunchConfig
-from distbranch.engine.optimisation import has_bf16
-from distbranch.engine.process_group import num_cores
+from distbranch.engine.process_group import has_bf16, num_cores
 from distbranch.engine.run_directory import package_version
 from distbranch.errors import UserError
-from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_of_dashboard
-from distbranch.launch.ray_folder import choose_ray_folder, find_problem
+from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_dashboard_address
+from distbranch.launch.ray_folder import choose_ray_folder, find_existing_folder, find_problem
 
 GIB = 2**30
-SMALLEST_SHARED_MEMORY = GIB
+SMALLEST_SHARED_MEMORY = GIB  # a container's default of 64 MiB fills with the first batches of loading processes
 SMALLEST_DISK = 2 * GIB
 
 
@@ -35,13 +34,20 @@ class Finding:
     advice: str = ""
 
 
-def examine(storage: Path) -> list[Finding]:
+def check_machine(storage: Path) -> list[Finding]:
     """Look at versions, devices, memory, shared memory, ports and the storage of runs."""
-    return [*_versions(), *_devices(), *_memory(), *_network(), *_ray(), *_storage(storage)]
+    return [
+        *_check_versions(),
+        *_check_devices(),
+        *_check_memory(),
+        *_check_network(),
+        *_check_ray(),
+        *_check_storage(storage),
+    ]
 
 
-def _versions() -> Iterator[Finding]:
-    for text in _requirements():
+def _check_versions() -> Iterator[Finding]:
+    for text in _list_requirements():
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -54,29 +60,31 @@ def _versions() -> Iterator[Finding]:
             yield Finding(requirement.name, found)
 
 
-def _requirements() -> list[str]:
+def _list_requirements() -> list[str]:
     try:
         return requires("distbranch") or []
     except PackageNotFoundError:  # run from a source tree that is not installed
         return []
 
 
-def _devices() -> Iterator[Finding]:
+def _check_devices() -> Iterator[Finding]:
     cores = num_cores()
     threads = os.environ.get("OMP_NUM_THREADS")
-    yield Finding("cores", f"{cores}" + (f", OMP_NUM_THREADS={threads}" if threads else ""))
+    limit = f", OMP_NUM_THREADS={threads}" if threads else ""
+    yield Finding("cores", f"{cores}{limit}")
     known = "in hardware" if has_bf16(torch.device("cpu")) else "not in hardware: keep train.precision=fp32"
     yield Finding("bf16 on this processor", known)
     if not torch.cuda.is_available():
         built = torch.version.cuda is not None
         advice = "This torch was built for CUDA but finds no GPU: check the driver with nvidia-smi." if built else ""
-        yield Finding("GPUs", "none" if built else "none (a CPU build of torch)", advice)
+        found = "none" if built else "none (a CPU build of torch)"
+        yield Finding("GPUs", found, advice)
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
 
 
-def _memory() -> Iterator[Finding]:
+def _check_memory() -> Iterator[Finding]:
     available = psutil.virtual_memory().available
     few = "Close other programs, or lower train.batch_size and data.prefetch." if available < GIB else ""
     yield Finding("free memory", f"{available / GIB:.1f} GiB", few)
@@ -88,38 +96,40 @@ def _memory() -> Iterator[Finding]:
         yield Finding("shared memory", f"{free / GIB:.1f} GiB free", advice)
 
 
-def _network() -> Iterator[Finding]:
+def _check_network() -> Iterator[Finding]:
     host = socket.gethostname()
     try:
         address = socket.gethostbyname(host)
     except OSError:
         address = ""
-    loopback = address.startswith("127.")
+    loopback = address.startswith("127.")  # as /etc/hosts of Debian has it, and no other machine reaches it
     advice = "" if address else f"Add {host} to /etc/hosts."
-    note = ": enough for one machine; between several set GLOO_SOCKET_IFNAME to their network interface"
-    yield Finding("host name", f"{host} is {address or 'not resolved'}{note if loopback else ''}", advice)
+    found = f"{host} is {address or 'not resolved'}"
+    if loopback:
+        found += ": enough for one machine; between several set GLOO_SOCKET_IFNAME to their network interface"
+    yield Finding("host name", found, advice)
     for port, use in ((6379, "the head of a Ray cluster"), (8265, "Ray's dashboard and jobs")):
-        yield Finding(f"port {port}", _port_text(port, use))
+        yield Finding(f"port {port}", _describe_port(port, use))
 
 
-def _port_text(port: int, use: str) -> str:
+def _describe_port(port: int, use: str) -> str:
     with socket.socket() as probe:
         probe.settimeout(1)
         answers = probe.connect_ex(("127.0.0.1", port)) == 0
-    return f"something answers: {use}, perhaps (launch.address)" if answers else f"free ({use} is not running here)"
+    if answers:
+        return f"something answers: {use}, perhaps (launch.address)"
+    return f"free ({use} is not running here)"
 
 
-def _ray() -> Iterator[Finding]:
+def _check_ray() -> Iterator[Finding]:
     """The cluster that RAY_ADDRESS names, and the folder in which one that is started here keeps its files."""
     variable = os.environ.get(VARIABLE, "").strip()
     try:
         address = cluster_address(LaunchConfig())
     except UserError as error:
-        use = (
-            f"{VARIABLE}={variable}: `submit ray` submits there"
-            if is_of_dashboard(variable)
-            else f"{VARIABLE}={variable}"
-        )
+        use = f"{VARIABLE}={variable}"
+        if is_dashboard_address(variable):
+            use += ": `submit ray` submits there"
         yield Finding("Ray cluster", use, str(error))
     else:
         yield Finding("Ray cluster", f"{VARIABLE}={address}: runs join it" if address else "runs start one here")
@@ -136,10 +146,9 @@ def _ray() -> Iterator[Finding]:
     yield Finding("files of Ray", found)
 
 
-def _storage(folder: Path) -> Iterator[Finding]:
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+def _check_storage(folder: Path) -> Iterator[Finding]:
+    existing = find_existing_folder(folder.absolute())
+    # A checkpoint is written aside and renamed, which some network storage cannot do.
     try:
         with tempfile.TemporaryDirectory(dir=existing) as trial:
             source, target = Path(trial) / "a", Path(trial) / "b"

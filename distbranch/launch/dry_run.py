@@ -7,17 +7,17 @@ import torch
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
-from distbranch.engine.initialisation import first_architecture, own_tree
+from distbranch.engine.initialisation import first_architecture, read_own_tree
 from distbranch.engine.process_group import wants_gpu
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import (
-    bring_down,
     check_data,
-    data_there,
-    must_be_packed,
-    renamed,
-    tell_ignored,
+    choose_fresh_name,
+    download_run,
+    is_to_be_packed,
+    read_packed_data,
+    warn_ignored_settings,
     with_absolute_paths,
 )
 from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, norm_messages, pair_bytes, predict
@@ -34,7 +34,7 @@ class Plan:
     scales: tuple[Scale, ...] = ()
 
 
-def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
+def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     """Check data, configuration and this machine, count what the run would need, and predict how it would scale.
 
     A run that was begun is counted as the tree it has grown to; a `fresh` one is another run.
@@ -43,36 +43,46 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         UserError: what is not as it should be.
     """
     config = with_absolute_paths(config)
-    tell_ignored([config])
+    warn_ignored_settings([config])
     if fresh:
-        config = renamed(config)
-    bring_down(config)
+        config = choose_fresh_name(config)
+    download_run(config)
     launch = config.launch
-    if must_be_packed(config):
+
+    # Before the data are packed nobody knows their tasks, and so not the network.
+    if is_to_be_packed(config):
         source = parse_options(config.data.pack or {}).open()
-        _check_directory(config)
+        _check_run_directory(config)
         return Plan(
             (("data", f"{config.data.path} would be packed first ({source.num_samples or 'unknown'} samples)"),)
         )
-    info = data_there(config)
+    info = read_packed_data(config)
     check_data(config, info)
-    _check_directory(config)
-    architecture, tree = first_architecture(config, info), own_tree(config)
+    _check_run_directory(config)
+
+    # The network as it stands: of a run that was begun the tree it has grown to.
+    architecture, tree = first_architecture(config, info), read_own_tree(config)
     if tree is not None and isinstance(architecture, Architecture):
         architecture = architecture.with_tree(tree)
     size = architecture.image_size
-    parameters, num_tasks = num_parameters(architecture), len(info.tasks)
-    step = measure_step(config, architecture, device=torch.device("cuda" if wants_gpu(launch) else "cpu"))
+
+    # What a step costs here, and what it would send.
+    parameters = num_parameters(architecture)
+    num_tasks = len(info.tasks)
+    here = torch.device("cuda" if wants_gpu(launch) else "cpu")
+    step = measure_step(config, architecture, device=here)
     share = max(1, config.train.batch_size // launch.most_workers)
     norm = norm_messages(config, architecture)
+    # Batch norm talks only where a group of its images lies on several ranks: one message forward, one backward.
     norm_bytes = 2 * norm.num_bytes if share < norm.group_size else 0
     address = cluster_address(launch)
+    # Of a cluster nobody knows before it is joined whether its nodes have GPUs.
     device = "cuda" if address is None and wants_gpu(launch) else launch.device
     lines = (
-        *(("data", f"{member.path}: {_samples(member)}") for member in info.members),
+        *(("data", f"{member.path}: {_format_samples(member)}") for member in info.members),
         ("tasks", f"{num_tasks}"),
         ("images", f"{size[0]}x{size[1]} (height x width)"),
-        ("network", f"{config.model.backbone}, {config.model.width_text}, {_branches(architecture)}"),
+        ("network", f"{config.model.backbone}, {config.model.width_text}, {_describe_architecture(architecture)}"),
         ("parameters", f"{parameters:,} ({num_weights(architecture):,} weights with batch norm folded)"),
         ("multiply-adds per image", f"{multiply_adds(architecture):,}"),
         ("ranks", f"{launch.workers} on {address or 'this machine'}, device {device}"),
@@ -93,18 +103,18 @@ def plan(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     return Plan(lines, tuple(scales))
 
 
-def _check_directory(config: Config) -> None:
+def _check_run_directory(config: Config) -> None:
     """Refuse what `train` refuses: a run of another configuration that came to something."""
     files = RunDirectory(config.run_directory)
     if not files.begins_anew(config):
         files.check(config)
 
 
-def _samples(info: DatasetInfo) -> str:
+def _format_samples(info: DatasetInfo) -> str:
     return ", ".join(f"{name} {split.num_samples:,}" for name, split in info.splits.items())
 
 
-def _branches(architecture: AnyArchitecture) -> str:
+def _describe_architecture(architecture: AnyArchitecture) -> str:
     if isinstance(architecture, ResidualArchitecture):
         policy = architecture.policy
         if policy is None:
@@ -115,4 +125,6 @@ def _branches(architecture: AnyArchitecture) -> str:
         return "every layer of low rank"
     tree = architecture.tree
     numbers = [tree.num_branches(layer) for layer in range(1, tree.num_layers + 1)]
-    return "before any widening" if max(numbers) == 1 else f"branches {'-'.join(map(str, numbers))}"
+    if max(numbers) == 1:
+        return "before any widening"
+    return f"branches {'-'.join(map(str, numbers))}"

@@ -3,11 +3,11 @@
 import os
 
 from distbranch.config import Config
-from distbranch.engine.metrics import Report
 from distbranch.engine.results import RunResult, StoppedEarly
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import Report
 from distbranch.engine.session import train_rank
-from distbranch.launch.stopping import StopRequest, stop_word
+from distbranch.launch.stopping import StopRequest, check_twice_a_second
 from distbranch.report.tensorboard import log_decision
 
 
@@ -21,7 +21,7 @@ def train_here(config: Config, report: Report) -> RunResult:
     files = RunDirectory(config.run_directory)
     first = os.environ.get("RANK", "0") == "0"
     request = StopRequest()
-    asked = stop_word(files.stop_word)
+    asked = check_twice_a_second(files.stop_word.exists)
 
     def train() -> RunResult:
         return train_rank(
@@ -29,14 +29,15 @@ def train_here(config: Config, report: Report) -> RunResult:
         )
 
     def locked() -> RunResult:
+        # Of the ranks on one machine only one can hold the lock.
         if not first:
             return train()
         with files.locked():
             files.stop_word.unlink(missing_ok=True)
             return train()
 
-    with request.listening():
+    with request.receive_signals():
         try:
             return locked()
         except StoppedEarly as stopped:
-            raise request.ending(str(stopped), by_one_rank=stopped.by_one_rank) from None
+            raise request.make_error(str(stopped), by_one_rank=stopped.by_one_rank) from None

@@ -11,47 +11,53 @@ from typing import Any
 from distbranch.config import Config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote
-from distbranch.data.sources import pack_source, packed_otherwise, parse_options
-from distbranch.engine.initialisation import check_beginning, first_architecture
-from distbranch.engine.metrics import Report
-from distbranch.engine.mirror import Mirror
+from distbranch.data.sources import list_changed_options, pack_source, parse_options
+from distbranch.engine.initialisation import check_pretrained, first_architecture
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import wants_gpu
+from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
+from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.locks import hold_lock
 
 logger = logging.getLogger("distbranch")
 MARKER = "DISTBRANCH_MARKER"  # the environment variable that names the file of `check_marker`
-SECONDS_TO_APPEAR, SECONDS_BETWEEN_LOOKS = 10.0, 0.5
+SECONDS_TO_APPEAR = 10.0  # of a new file on NFS, whose clients remember a listing for a few seconds
+SECONDS_BETWEEN_LOOKS = 0.5
 RAY_COPY = "_ray_pkg_"  # how Ray names the copy of a folder that was submitted with a job
 
 
-def prepare(config: Config, *, fresh: bool, report: Report) -> Config:
+def prepare_run(config: Config, *, fresh: bool, report: Report) -> Config:
     """The resolved configuration of a run whose data set is packed and whose directory is begun.
 
     Raises:
         UsageError: no data set is named.
         UserError: the data set or the run directory is not as it should be.
     """
+    # What needs neither network nor data is checked first.
     config = with_absolute_paths(config)
-    refuse_what_vanishes(places_of(config))
+    refuse_uploaded_paths(list_run_paths(config))
     check_marker()
-    tell_ignored([config])
+    warn_ignored_settings([config])
+
+    # The directory, as the store has it.
     if fresh:
-        config = renamed(config)
-    bring_down(config)
+        config = choose_fresh_name(config)
+    download_run(config)
     if cluster_address(config.launch) is None:
         wants_gpu(config.launch)  # says so where a GPU is asked for and absent, before anything is written
-    info = packed(config, report)
+
+    # The data, then the directory: a run is begun only when everything else is as it should be.
+    info = ensure_packed(config, report)
     check_data(config, info)
-    with hold_lock(lock_beside(config.run_directory)):
+    with hold_lock(create_begin_lock(config.run_directory)):
         RunDirectory(config.run_directory).begin(config)
     return config
 
 
-def tell_ignored(configs: Iterable[Config]) -> None:
+def warn_ignored_settings(configs: Iterable[Config]) -> None:
     """Warn once of every setting without effect; of ranks that torchrun started the first one does."""
     if os.environ.get("RANK", "0") == "0":
         for sentence in dict.fromkeys(sentence for config in configs for sentence in config.ignored):
@@ -63,30 +69,25 @@ def with_absolute_paths(config: Config) -> Config:
     data, run = config.data, config.run
     if data.path is None:
         raise UsageError("The configuration names no data set: give data.path, the folder of a packed one.")
-    paths = [path if is_remote(path) else _absolute(path) for path in data.paths]
-    cache = data.cache_directory and _absolute(data.cache_directory)
-    directory = run.directory if is_remote(run.directory) else _absolute(run.directory)
+    paths = tuple(map(_make_absolute, data.paths))
+    cache = data.cache_directory and os.path.abspath(data.cache_directory)
     sections: dict[str, Any] = {"method": config.method, "adashare": config.adashare}
     for key, path in config.begins_from.items():
         section, name = key.split(".")
-        sections[section] = sections[section].model_copy(update={name: _absolute(path)})
-    return config.model_copy(
-        update={
-            "data": data.model_copy(
-                update={"path": paths[0] if len(paths) == 1 else tuple(paths), "cache_directory": cache}
-            ),
-            "run": run.model_copy(update={"directory": directory, "name": run.name or "run"}),
-            **sections,
-        }
-    )
+        sections[section] = sections[section].model_copy(update={name: os.path.abspath(path)})
+    sources = paths[0] if len(paths) == 1 else paths
+    sections["data"] = data.model_copy(update={"path": sources, "cache_directory": cache})
+    directory = _make_absolute(run.directory)
+    sections["run"] = run.model_copy(update={"directory": directory, "name": run.name or "run"})
+    return config.model_copy(update=sections)
 
 
-def _absolute(path: str) -> str:
-    """Without `..`, so that a path is the same text from wherever it was given."""
-    return os.path.abspath(path)
+def _make_absolute(path: str) -> str:
+    """A path without `..`, so that it is the same text from wherever it was given; a URL as it is."""
+    return path if is_remote(path) else os.path.abspath(path)
 
 
-def places_of(config: Config) -> list[tuple[str, str]]:
+def list_run_paths(config: Config) -> list[tuple[str, str]]:
     """What a run reads and writes outside the source: keys and paths or URLs."""
     return [
         ("run.directory", config.run.directory),
@@ -95,7 +96,7 @@ def places_of(config: Config) -> list[tuple[str, str]]:
     ]
 
 
-def refuse_what_vanishes(places: Iterable[tuple[str, str]]) -> None:
+def refuse_uploaded_paths(places: Iterable[tuple[str, str]]) -> None:
     """A Ray job runs in an uploaded copy of a folder, which is another one on every node and ends with the job.
 
     Args:
@@ -107,9 +108,10 @@ def refuse_what_vanishes(places: Iterable[tuple[str, str]]) -> None:
     copy = next((part for part in (Path.cwd(), *Path.cwd().parents) if part.name.startswith(RAY_COPY)), None)
     if copy is None:
         return
-    inside = [(key, path) for key, path in places if not is_remote(path) and Path(path).is_relative_to(copy)]
+    local = [(key, Path(path)) for key, path in places if not is_remote(path)]
+    inside = [(key, path) for key, path in local if path.is_relative_to(copy)]
     if inside:
-        names = ", ".join(f"{key}={Path(path).relative_to(copy)}" for key, path in inside)
+        names = ", ".join(f"{key}={path.relative_to(copy)}" for key, path in inside)
         raise UserError(
             f"{inside[0][0]} should be an absolute path on storage that all nodes see; in this Ray job {names} "
             f"would lie in the uploaded copy of your folder, which vanishes with the job. Give {inside[0][0]}=/shared/..."
@@ -125,7 +127,8 @@ def check_marker() -> None:
     marker = os.environ.get(MARKER)
     if not marker:
         return
-    folder, end = Path(marker).parent, time.monotonic() + SECONDS_TO_APPEAR
+    folder = Path(marker).parent
+    end = time.monotonic() + SECONDS_TO_APPEAR
     while not _is_seen(Path(marker)):
         if time.monotonic() > end:
             raise UserError(
@@ -151,10 +154,10 @@ def _is_seen(file: Path) -> bool:
         return False
 
 
-def packed(config: Config, report: Report) -> DatasetInfo:
+def ensure_packed(config: Config, report: Report) -> DatasetInfo:
     """The packed data set, made first if it is absent and `data.pack` says how."""
-    if not must_be_packed(config):
-        return data_there(config)
+    if not is_to_be_packed(config):
+        return read_packed_data(config)
     path = config.data.paths[0]
     source = parse_options(config.data.pack or {}).open()
 
@@ -166,14 +169,14 @@ def packed(config: Config, report: Report) -> DatasetInfo:
     return info
 
 
-def data_there(config: Config) -> DatasetInfo:
+def read_packed_data(config: Config) -> DatasetInfo:
     """The packed data set that is there.
 
     Raises:
         UserError: it cannot be read, or was packed otherwise than `data.pack` says.
     """
     info = read_data(config.data)
-    different = packed_otherwise(config.data.pack or {}, info)
+    different = list_changed_options(config.data.pack or {}, info)
     if different:
         raise UserError(
             f"The data set {info.path} was packed with {', '.join(different)} as data.pack says. "
@@ -182,7 +185,7 @@ def data_there(config: Config) -> DatasetInfo:
     return info
 
 
-def must_be_packed(config: Config) -> bool:
+def is_to_be_packed(config: Config) -> bool:
     """Whether the data set is absent and the configuration says how to make it."""
     if config.data.pack is None:
         return False
@@ -205,7 +208,7 @@ def check_data(config: Config, info: DatasetInfo) -> None:
         _check_search(config, info)
     architecture = first_architecture(config, info)
     if not RunDirectory(config.run_directory).holds_training:  # else it is not needed any longer
-        check_beginning(config, architecture)
+        check_pretrained(config, architecture)
 
 
 def _check_search(config: Config, info: DatasetInfo) -> None:
@@ -221,16 +224,21 @@ def _check_search(config: Config, info: DatasetInfo) -> None:
         )
 
 
-def renamed(config: Config) -> Config:
+def choose_fresh_name(config: Config) -> Config:
     """What --fresh asks for: the first of name, name-2, name-3, ... whose directory does not exist."""
     name, number = config.run.name, 1
-    while config.run_directory.exists() if config.run_url is None else Mirror.of(config).exists():
+    while _exists(config):
         number += 1
-        config = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{name}-{number}"})})
+        run = config.run.model_copy(update={"name": f"{name}-{number}"})
+        config = config.model_copy(update={"run": run})
     return config
 
 
-def bring_down(config: Config) -> None:
+def _exists(config: Config) -> bool:
+    return config.run_directory.exists() if config.run_url is None else RemoteRun.from_config(config).exists()
+
+
+def download_run(config: Config) -> None:
     """Check the store of a run at a URL, and make the copy of this machine equal to what is there.
 
     Raises:
@@ -238,17 +246,18 @@ def bring_down(config: Config) -> None:
     """
     if config.run_url is None:
         return
-    mirror = Mirror.of(config)
-    mirror.check()
-    with hold_lock(lock_beside(config.run_directory)):
+    remote_run = RemoteRun.from_config(config)
+    remote_run.check_access()
+    with hold_lock(create_begin_lock(config.run_directory)):
+        # Without patience: a run that trains here now writes the copy itself.
         try:
             with RunDirectory(config.run_directory).locked(patience_s=0):
-                mirror.bring()
+                remote_run.download()
         except RunInUseError:  # by a process of this machine, whose copy it is; whoever wants to train is told so later
             return
 
 
-def lock_beside(directory: Path) -> Path:
+def create_begin_lock(directory: Path) -> Path:
     """The file that is locked while a run directory is begun."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from distbranch.config import Config
-from distbranch.engine.optimisation import build_optimizer
+from distbranch.engine.optimizer_and_schedule import build_optimizer
 from distbranch.engine.process_group import num_cores
 from distbranch.models.backbones import Architecture
 from distbranch.models.networks import network_of

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
 from types import FrameType
 
 from distbranch.errors import Interrupted, StoppedEarly
@@ -23,9 +22,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 EXIT_PREEMPTED, EXIT_INTERRUPTED = StoppedEarly.exit_code, Interrupted.exit_code
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_UNWIND = 2.0  # after a second Ctrl-C
-SECONDS_TO_HEAR = (
-    30.0  # after any other signal, which is as long as torchrun, Slurm and Kubernetes wait before they kill
-)
+# After any other signal: as long as torchrun, Slurm and Kubernetes wait before they kill.
+SECONDS_TO_HEAR = 30.0
 BUSY = 0.1  # processor seconds per second: a long backward pass does not hear either, but it works
 SHOW_CURSOR = b"\x1b[?25h"  # the progress display hides it
 NONE_IN_TIME, WATCH_IS_OVER = 0, -1
@@ -41,7 +39,7 @@ class StopRequest:
         """Whether somebody asked to stop."""
         return self.received is not None
 
-    def ending(self, message: str, *, by_one_rank: bool = False) -> StoppedEarly:
+    def make_error(self, message: str, *, by_one_rank: bool = False) -> StoppedEarly:
         """What to raise when everything is saved: after Ctrl-C it is a KeyboardInterrupt too."""
         kind = Interrupted if self.received == signal.SIGINT else StoppedEarly
         stopped = kind(message)
@@ -49,12 +47,13 @@ class StopRequest:
         return stopped
 
     def _receive(self, number: int, _: FrameType | None) -> None:
+        # The second Ctrl-C, of somebody who does not want to wait for the checkpoint.
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or number
 
     @contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
+    def receive_signals(self) -> Iterator["StopRequest"]:
         """Receive SIGINT, SIGTERM, SIGUSR2 and SIGHUP (unless `nohup` ignores it) for a while.
 
         In another thread than the main one nothing is received, for signals are the main thread's.
@@ -74,16 +73,16 @@ class StopRequest:
                 signal.signal(number, handler)
 
     @contextmanager
-    def ending_here(self, message: str) -> Iterator["StopRequest"]:
+    def receive_and_raise(self, message: str) -> Iterator["StopRequest"]:
         """Receive them during a stretch in which nothing needs to be saved.
 
         Raises:
             StoppedEarly: at the end of the stretch, which should be soon after a signal.
         """
-        with self.listening():
+        with self.receive_signals():
             yield self
         if self():
-            raise self.ending(message)
+            raise self.make_error(message)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -91,7 +90,7 @@ class StopRequest:
         if hasattr(sys, "ps1"):  # a notebook or a Python prompt: its process belongs to more than this training
             yield
             return
-        _leave_forks_alone()
+        _ignore_in_forks()
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
@@ -107,25 +106,26 @@ class StopRequest:
 
     def _watch(self, arrivals: socket.socket) -> None:
         """End the process if it does not hear the first signal, or is still there after a second Ctrl-C."""
-        first = _next_signal(arrivals, SIGNALS)
+        # A handler that has not run by then waits for a rank in a call that no signal interrupts.
+        first = _wait_for_signal(arrivals, SIGNALS)
         used = time.process_time()
-        again = _next_signal(arrivals, [signal.SIGINT], SECONDS_TO_HEAR)
+        again = _wait_for_signal(arrivals, [signal.SIGINT], SECONDS_TO_HEAR)
         if again == NONE_IN_TIME:
             is_busy = time.process_time() - used > BUSY * SECONDS_TO_HEAR
             if self.received is None and not is_busy:
                 _end_process(first, f"Stopped after it had only waited for another rank for {SECONDS_TO_HEAR:g} s")
-            again = _next_signal(arrivals, [signal.SIGINT])
-        if again != WATCH_IS_OVER and _next_signal(arrivals, (), SECONDS_TO_UNWIND) == NONE_IN_TIME:
+            again = _wait_for_signal(arrivals, [signal.SIGINT])
+        if again != WATCH_IS_OVER and _wait_for_signal(arrivals, (), SECONDS_TO_UNWIND) == NONE_IN_TIME:
             _end_process(signal.SIGINT, "Interrupted at once")
 
 
 @cache
-def _leave_forks_alone() -> None:
+def _ignore_in_forks() -> None:
     """A signal to a process that was forked from this one would else arrive here too."""
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
-def _next_signal(arrivals: socket.socket, wanted: Collection[int], patience_s: float | None = None) -> int:
+def _wait_for_signal(arrivals: socket.socket, wanted: Collection[int], patience_s: float | None = None) -> int:
     """The next of the signals that are wanted, or NONE_IN_TIME, or WATCH_IS_OVER."""
     end = None if patience_s is None else time.monotonic() + patience_s
     while True:
@@ -143,24 +143,22 @@ def _end_process(number: int, what: str) -> None:
     """Without the interpreter's own end, which would wait for the thread that does not hear."""
     told = f"{what}; the same command continues from the last checkpoint.\n".encode()
     with suppress(OSError):
-        os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + told)
-    os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)
+        if os.isatty(2):
+            os.write(2, SHOW_CURSOR)
+        os.write(2, told)
+    code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+    os._exit(code)
 
 
-def stop_word(path: Path) -> Callable[[], bool]:
-    """Whether the file `path` exists, looked up at most twice a second."""
-    return looked_up_at_times(path.exists)
-
-
-def looked_up_at_times(look: Callable[[], bool]) -> Callable[[], bool]:
+def check_twice_a_second(look: Callable[[], bool]) -> Callable[[], bool]:
     """What `look` found, asked at most twice a second and no more once it was True."""
     looked, found = -SECONDS_BETWEEN_LOOKS, False
 
-    def ask() -> bool:
+    def look_again() -> bool:
         nonlocal looked, found
         now = time.monotonic()
         if not found and now - looked >= SECONDS_BETWEEN_LOOKS:
             looked, found = now, look()
         return found
 
-    return ask
+    return look_again

@@ -117,13 +117,15 @@ class AdaShareNet(nn.Module):
         return tuple(map(tuple, executes.tolist()))
 
     @property
-    def ruling(self) -> ResidualArchitecture:
+    def most_probable_architecture(self) -> ResidualArchitecture:
         """The architecture with `policy`."""
         return self.architecture.with_policy(self.policy)
 
-    def ruled(self) -> AdaShareNet:
+    def with_most_probable_policy(self) -> AdaShareNet:
         """The network of `policy`, with copies of those weights that it needs."""
-        network = AdaShareNet(self.ruling, self.mean.flatten().tolist(), self.std.flatten().tolist())
+        network = AdaShareNet(
+            self.most_probable_architecture, self.mean.flatten().tolist(), self.std.flatten().tolist()
+        )
         state = self.state_dict()
         network.load_state_dict({name: state[name] for name in network.state_dict()})
         return network.to(self.mean.device).train(self.training)

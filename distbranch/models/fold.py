@@ -93,7 +93,7 @@ def fold(network: Network) -> FoldedNet | AdaShareNet:
 
 def _folded_residual(network: AdaShareNet) -> AdaShareNet:
     """A copy in which every convolution has a bias and no batch norm follows it."""
-    folded = network.ruled().eval().requires_grad_(False)
+    folded = network.with_most_probable_policy().eval().requires_grad_(False)
     for module in folded.modules():
         if isinstance(module, Convolution):
             conv, norm = module.conv, module.norm

@@ -24,4 +24,4 @@ def network_of(
 
 def served(network: Network) -> Network:
     """The network as it answers: of one that searches for a policy that of its most probable decisions; else itself."""
-    return network.ruled() if isinstance(network, AdaShareNet) and network.searches else network
+    return network.with_most_probable_policy() if isinstance(network, AdaShareNet) and network.searches else network

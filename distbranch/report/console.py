@@ -4,14 +4,19 @@ A row is a network, given as the results (`result.json`) of its seeds; several s
 network of a table has (top-10 recall of few tasks, top-3 without exclusive classes, a latency that was not measured) has no column.
 """
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.markup import escape
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from distbranch.data.shards import DatasetInfo
 
@@ -35,6 +40,28 @@ SIZES = {
 HEADS = {"network": "network", "seeds": "seeds", **METRICS, **SIZES}
 UNDEFINED = "\u2013"
 NOT_EVERYWHERE = ("top10_recall", "top3", "top5", "latency_ms")
+UNITS = ((1e9, " G"), (1e6, " M"))
+MOST_SETTINGS = 30  # in the table at the end of a sweep: as many as a screen shows; the page has all
+
+
+class Name:
+    """A name in a cell, folded behind its hyphens, underscores, dots and slashes before it is broken letter by letter."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.pieces = re.findall(r"[^-_./ ]*[-_./ ]+|[^-_./ ]+", text)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        longest = max(map(cell_len, self.pieces), default=0)
+        return Measurement(longest, cell_len(self.text)).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [""]
+        for piece in self.pieces:
+            if lines[-1] and cell_len(lines[-1] + piece.rstrip()) > options.max_width:
+                lines.append("")
+            lines[-1] += piece
+        yield Text("\n".join(line.rstrip() for line in lines), overflow="fold")
 
 
 def result_table(results: Mapping[str, Sequence[Result]], *, split: str = "test") -> Table:
@@ -52,7 +79,7 @@ def result_table(results: Mapping[str, Sequence[Result]], *, split: str = "test"
     for row in rows:
         bold = {key for key in METRICS if len(rows) > 1 and row[key] is not None and row[key] == best[key]}
         cells = (f"[bold]{_short(row, key)}[/bold]" if key in bold else _short(row, key) for key in keys)
-        table.add_row(escape(str(row["network"])), *cells)
+        table.add_row(Name(str(row["network"])), *cells)
     return table
 
 
@@ -60,9 +87,7 @@ def result_markdown(results: Mapping[str, Sequence[Result]], *, split: str = "te
     """The same table in Markdown."""
     rows = result_rows(results, split=split)
     keys = _keys(rows)
-    lines = ["| " + " | ".join(HEADS[key] for key in keys) + " |", "|---|" + "---:|" * (len(keys) - 1)]
-    lines += ["| " + " | ".join(_cell(row, key) for key in keys) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return markdown_table([HEADS[key] for key in keys], [[_cell(row, key) for key in keys] for row in rows])
 
 
 def result_rows(results: Mapping[str, Sequence[Result]], *, split: str = "test") -> list[dict[str, Any]]:
@@ -89,8 +114,8 @@ def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
     ]
     for rows in groups:
         for name, row in rows.items():
-            values = [amount(row[key], None, scale=100, decimals=1) if key in row else "" for key in metrics]
-            table.add_row(escape(name), *values, str(row.get("num_labelled", "")))
+            values = [format_percent(row[key]) if key in row else "" for key in metrics]
+            table.add_row(Name(name), *values, str(row.get("num_labelled", "")))
         table.add_section()
     return table
 
@@ -102,8 +127,8 @@ def dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
     table = _table("data set", ["samples", "tasks", *metrics.values()], title)
     for name, part in [*scores["datasets"].items(), ("all", scores)]:
         num_tasks = sum(bool(row["num_labelled"]) for row in part["tasks"].values())
-        cells = [amount(part["mean"].get(key), None, scale=100, decimals=1) for key in metrics]
-        table.add_row(escape(name), f"{part['num_samples']:,}", str(num_tasks), *cells)
+        cells = [format_percent(part["mean"].get(key)) for key in metrics]
+        table.add_row(Name(name), f"{part['num_samples']:,}", str(num_tasks), *cells)
     return table
 
 
@@ -121,6 +146,44 @@ def amount(mean: float | None, deviation: float | None, *, scale: float = 1, dec
         return UNDEFINED
     text = f"{scale * mean:,.{decimals}f}"
     return f"{text} ± {scale * deviation:,.{decimals}f}" if deviation else text
+
+
+def front_table(directory: Path) -> Table:
+    """The settings on the Pareto front of any cost, chosen on val, cheapest first."""
+    # these load matplotlib, which a run and its progress do not need
+    from distbranch.report.sweep_figures import readable_value
+    from distbranch.report.sweep_files import COSTS, pareto_front, read_sweep
+
+    sweep = read_sweep(directory)
+    points = sweep.points
+    fronts = {cost: pareto_front(points, cost, f"val_{sweep.metric}") for cost in COSTS}
+    metric = METRICS[sweep.metric].removesuffix(" %")
+    title = f"Pareto fronts (*), chosen on val: mean {metric} in %"
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
+    table.pad_edge, table.padding = False, (0, 0)
+    for key in sweep.keys:
+        table.add_column(Name(key.rpartition(".")[2]), min_width=5)
+    for head in ("seeds", "val", "test", "para-\nmeters", "multiply-\nadds", "latency\nms"):
+        table.add_column(head, justify="right", no_wrap=True)
+
+    def order_by_cost(number: int) -> float:
+        cost = points[number].spread("multiply_adds")
+        return cost.mean if cost is not None else 0.0
+
+    shown = sorted(set().union(*fronts.values()))
+    for number in sorted(shown, key=order_by_cost)[:MOST_SETTINGS]:
+        point = points[number]
+        cells: list[Name | str] = [Name(readable_value(value)) for value in point.setting.values()]
+        cells.append(str(len(point.finished)))
+        for split in ("val", "test"):
+            quality = point.spread(f"{split}_{sweep.metric}")
+            cells.append(format_percent(quality.mean, quality.deviation) if quality else UNDEFINED)
+        for cost, front in fronts.items():
+            spent = point.spread(cost)
+            mark = "*" if number in front else ""
+            cells.append(mark + format_cost(cost, spent.mean) if spent else mark)
+        table.add_row(*[cell.replace(" ", "") if isinstance(cell, str) else cell for cell in cells])
+    return table
 
 
 def dataset_lines(info: DatasetInfo) -> list[str]:
@@ -144,10 +207,21 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
 
 
 def size(mean: float | None, deviation: float | None = None) -> str:
-    """A count; from a million on in millions."""
-    if mean is None or mean < 1e6:
-        return amount(mean, deviation)
-    return amount(mean, deviation, scale=1e-6, decimals=2) + " M"
+    """A count as people read it: 132,536, 31.40 M or 15.50 G; its deviation in the same unit."""
+    for limit, unit in UNITS:
+        if mean is not None and mean >= limit:
+            return amount(mean, deviation, scale=1 / limit, decimals=2) + unit
+    return amount(mean, deviation)
+
+
+def format_percent(share: float | None, deviation: float | None = None) -> str:
+    """A share (0..1) as per cent with one decimal."""
+    return amount(share, deviation, scale=100, decimals=1)
+
+
+def format_cost(key: str, mean: float | None, deviation: float | None = None) -> str:
+    """One of `SIZES`: milliseconds with two decimals, all others are counts."""
+    return amount(mean, deviation, decimals=2) if key == "latency_ms" else size(mean, deviation)
 
 
 def _table(first: str, headings: Sequence[str], title: str) -> Table:
@@ -181,10 +255,8 @@ def _keys(rows: Sequence[Row]) -> list[str]:
 
 def _cell(row: Row, key: str) -> str:
     if key in METRICS:
-        return amount(row[key], row[f"{key}_sd"], scale=100, decimals=1)
-    if key == "latency_ms":
-        return amount(row[key], row[f"{key}_sd"], decimals=2)
-    return size(row[key], row[f"{key}_sd"]) if key in SIZES else str(row[key])
+        return format_percent(row[key], row[f"{key}_sd"])
+    return format_cost(key, row[key], row[f"{key}_sd"]) if key in SIZES else str(row[key])
 
 
 def _short(row: Row, key: str) -> str:

@@ -40,6 +40,7 @@ MEANS = {
     "top3": ("Top-3 accuracy", OLIVE),
     "top5": ("Top-5 accuracy", BROWN),
 }
+TASK_METRICS = tuple(MEANS)[:3]  # those that a single task has
 KINDS = {"agreement": "Agreement (Eq. 6)", "phi": "Phi (chance-corrected)"}
 # Below 0.5 two tasks are difficult at different times, above together; white is independence.
 _AFFINITY_MAP = LinearSegmentedColormap.from_list("affinity", ["#8c510a", "#dfc27d", "#fbfbf9", "#6baed6", "#08306b"])
@@ -232,8 +233,7 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
     numbers = group_numbers(groups)
     height = 0.2 * len(names) + 0.72
     figure = Figure(figsize=(11, height), facecolor=PAPER)
-    keys = list(MEANS)[:3]
-    for index, key in enumerate(keys):
+    for index, key in enumerate(TASK_METRICS):
         axes = figure.add_axes((0.17 + 0.245 * index, 0.12 / height, 0.19, (height - 0.72) / height))
         _bar_column(axes, [scores["tasks"][name].get(key) for name in names], [numbers.get(name) for name in names])
         axes.set_title(MEANS[key][0], fontsize=9.5, color=INK, loc="left", weight="bold", pad=3)

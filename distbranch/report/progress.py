@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live line on a terminal, elsewhere a plain line every 30 seconds."""
+"""What a person sees: of a run a live line on a terminal and elsewhere a line every 30 seconds; of a sweep a line per trial."""
 
 import textwrap
 import time
@@ -9,12 +9,14 @@ from typing import Any, Self
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
 from rich.text import Text
 
 from distbranch.report.console import NOT_EVERYWHERE, UNDEFINED
 
 SECONDS_BETWEEN_LINES = 30.0
 NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
+STYLES = {"finished": "green", "failed": "red", "stopped early": "yellow", "unfinished": "yellow"}
 SECONDS_OF_PACE = 300.0  # over which the time that is left is estimated; steps may take a minute
 
 Event = Mapping[str, Any]
@@ -23,8 +25,13 @@ Event = Mapping[str, Any]
 class TwoLines(Progress):
     """What is done and how long the rest takes in one line, the details below: in one line they would push that out."""
 
+    waits = False  # for what is to be counted: Ray starts, say, or the data are opened
+    spinner = Spinner("line", "starting")  # of ASCII, which every terminal has
+
     def get_renderables(self) -> Iterator[RenderableType]:
-        """The bars, then the details of each."""
+        """The bars, then the details of each; before the first bar, and between two, something that moves."""
+        if self.waits and not self.tasks:
+            yield self.spinner
         yield from super().get_renderables()
         for task in self.tasks:
             if task.fields["detail"]:
@@ -32,7 +39,7 @@ class TwoLines(Progress):
 
 
 class ProgressDisplay:
-    """Shows events of a run (see `engine.metrics.RunLog`) on a console; use it as a context manager and as `report`."""
+    """Shows events of a run (see `engine.run_log.RunLog`) on a console; use it as a context manager and as `report`."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -49,12 +56,15 @@ class ProgressDisplay:
         )
         self._tasks: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
+        self._shown_groups: list[list[str]] = []
 
     def __enter__(self) -> Self:
+        self._bar.waits = True
         self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.waits = False
         self._bar.stop()
 
     def __call__(self, event: Event) -> None:
@@ -97,6 +107,11 @@ class ProgressDisplay:
             self._say(f"{where}: no split (one branch is cheapest)")
             return
         self._say(f"{where}: {event['num_groups']} branches  [{event['seconds_in_all']:.2f} s]")
+        groups = sorted(map(sorted, event["tasks"]))
+        if groups == self._shown_groups:  # most layers are split as the one above them was
+            self._say("    same groups", dim=True)
+            return
+        self._shown_groups = groups
         for tasks in event["tasks"]:
             self._say(f"    {', '.join(tasks)}", dim=True)
 
@@ -163,6 +178,54 @@ class ProgressDisplay:
     def _finish(self, what: str) -> None:
         if what in self._tasks:
             self._bar.remove_task(self._tasks.pop(what))
+
+
+class SweepDisplay:
+    """Called with what happens; prints it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.num_open = self.num_ended = self.num_begun = 0
+        self._began = time.monotonic()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """One line about an event."""
+        kind = event["kind"]
+        if kind == "sweep":
+            self.num_open = event["open"]
+            self._began = time.monotonic()
+            done = event["trials"] - event["open"]
+            self._say(f"{event['trials']} trials, {done} of them done before, in {event['directory']}")
+        elif kind == "begun":
+            others = len(event["family"]) - 1
+            self.num_begun += len(event["family"])
+            self._say(f"begun: {event['trial']}" + (f" and {others} that begin alike" if others else ""), "dim")
+        elif kind == "ended":
+            self.num_ended += 1
+            reason = f": {event['reason']}" if event["reason"] else ""
+            count = f"{self.num_ended}/{max(self.num_open, self.num_ended)}"
+            ended = f"{count} {event['status']}: {event['trial']}{reason}{self._time_left()}"
+            self._say(ended, STYLES.get(event["status"], ""))
+        elif kind == "stopping":
+            self._say("stopping: running trials save a checkpoint ...", "yellow")
+        elif kind == "saving":
+            self._say(event["text"])
+        elif kind == "warning":
+            self._say(f"warning: {event['message']}", "yellow")
+        elif kind != "packing":
+            self._say(" ".join(map(str, event.values())), "dim")
+
+    def _time_left(self) -> str:
+        """Roughly: as if all trials were alike, and those that run were half done."""
+        if self.num_ended >= self.num_open:
+            return ""
+        done = self.num_ended + max(0, self.num_begun - self.num_ended) / 2
+        seconds = (time.monotonic() - self._began) / done * (self.num_open - done)
+        return f" (about {timedelta(seconds=round(seconds))} left)"
+
+    def _say(self, text: str, style: str = "") -> None:
+        soft_wrap = not self.console.is_terminal  # which would end a line within a word
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=soft_wrap)
 
 
 def _means_text(means: Mapping[str, float | None]) -> str:

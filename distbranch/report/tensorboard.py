@@ -1,8 +1,9 @@
-"""What a decision looks like on TensorBoard: the affinity and the tree as images, the groups as text.
+"""On TensorBoard: a decision as images of the affinity and the tree, and as text; a sweep in the HPARAMS tab.
 
 The engine imports nothing from here: whoever launches a run passes `log_decision` to it as a callable.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from distbranch.report.figures import draw_affinity, draw_costs
 from distbranch.report.fonts import one_warning_of_missing_letters
 from distbranch.report.layers import grow, readable, top_groups
 from distbranch.report.run_files import read_run, task_order
+from distbranch.report.sweep_files import COSTS, SweepFiles
 from distbranch.report.tree_figure import draw_tree
 
 DPI = 90
@@ -48,3 +50,24 @@ def pixels(figure: Figure) -> np.ndarray:
     with one_warning_of_missing_letters():
         canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
+
+
+def log_hparams(sweep: SweepFiles, folder: Path) -> None:
+    """Write what was varied and what each finished trial reached to `folder`, anew."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    columns = [f"{split}_{sweep.metric}" for split in ("val", "test")] + list(COSTS)
+    with SummaryWriter(str(folder)) as writer:
+        for point in sweep.points:
+            for row in point.finished:
+                settings = {key: _parse_setting(row[key]) for key in (*sweep.keys, "seed")}
+                reached = {f"sweep/{column}": float(row[column]) for column in columns if row.get(column)}
+                writer.add_hparams(settings, reached, run_name=row["trial"], global_step=0)
+
+
+def _parse_setting(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text or "none"

@@ -21,9 +21,9 @@ from distbranch.config import load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.run_directory import append_line, write_json
 from distbranch.errors import UserError
-from distbranch.launch.sweep.beginnings import families
-from distbranch.launch.sweep.plan import planned_trials
-from distbranch.launch.sweep.standing import FINISHED, SweepDirectory
+from distbranch.sweep.plan import planned_trials
+from distbranch.sweep.shared_prefix import families
+from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
 WIDTHS = (8, 16, 32, 64)
 SECONDS_BETWEEN_LOOKS = 0.02
@@ -101,16 +101,16 @@ def drive(sweep: SweepConfig) -> None:
     """The driver: plan, look at the disk, go on; as `run_sweep` does, but for the data set and the results."""
     from bench_sweep import cost_nothing  # Ray's workers find the trial under this module name, not as __main__
 
-    from distbranch.launch.sweep.run import cluster_of
+    from distbranch.sweep.run import cluster_of
 
     directory = SweepDirectory(sweep.path)
     trials = planned_trials(sweep)
     standings = directory.standings([str(trial.run.name) for trial in trials])
     roots = [root for root in families(trials) if standings[str(root[0].run.name)].status != FINISHED]
     with cluster_of(sweep, lambda _: None):
-        from distbranch.launch.sweep.beginnings import ready
-        from distbranch.launch.sweep.queue import FamilyQueue
-        from distbranch.launch.sweep.tuning import fit
+        from distbranch.sweep.queue import FamilyQueue
+        from distbranch.sweep.shared_prefix import ready
+        from distbranch.sweep.tuning import fit
 
         queue = FamilyQueue(
             roots, ready=ready, directory=directory, concurrency=sweep.concurrency or 1, report=lambda _: None

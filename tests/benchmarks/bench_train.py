@@ -31,10 +31,10 @@ from distbranch.config import Config, load_config
 from distbranch.data.plan import positions_of_rank
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, verify_equal
-from distbranch.engine.methods import decide, may_still_grow
-from distbranch.engine.norm_plan import NormPlan
 from distbranch.engine.process_group import join_ranks
+from distbranch.engine.round_decision import decide, may_still_grow
 from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.engine.training_step import NormPlan
 from distbranch.models.backbones import Architecture
 
 STEPS_PER_BLOCK = 5
@@ -148,7 +148,7 @@ def _time_interleaved(net: TrainedNetwork, batch: tuple[Tensor, Tensor], num_blo
     """Milliseconds of the slowest rank per step: alone, with gradients, together; medians over the blocks after the first."""
     ranks, batch_size = net.ranks, net.config.train.batch_size
     (own,) = positions_of_rank(batch_size, 1, ranks.rank, ranks.world_size)
-    (groups,) = NormPlan(net.config.train, ranks).groups(torch.arange(own.start, own.stop))
+    (groups,) = NormPlan(net.config.train, ranks).group_images(torch.arange(own.start, own.stop))
     steps = [
         make_training_step(net, batch),
         make_training_step(net, batch, together=True),
@@ -174,7 +174,7 @@ def _grow(net: TrainedNetwork, ranks: Ranks) -> float:
         began = time.perf_counter()
         summed = stats.with_pair_sums(ranks.sum(stats.pair_sums()))
         architecture = net.tree_architecture
-        (ruling,) = ranks.on_first(lambda: decide(summed, architecture, [config.method], seed=0))  # noqa: B023
+        (ruling,) = ranks.run_on_rank_zero(lambda: decide(summed, architecture, [config.method], seed=0))  # noqa: B023
         if ruling.split is not None:
             net.widen(ruling.split)
         verify_equal(ranks, "a decision", net.fingerprint())

@@ -22,8 +22,7 @@ from torch.nn import functional
 from distbranch.bench.candidates import NaiveNet, branch_counts
 from distbranch.config import Config, load_config
 from distbranch.engine.artifact import Preprocessing
-from distbranch.engine.optimisation import has_bf16
-from distbranch.engine.process_group import join_ranks
+from distbranch.engine.process_group import has_bf16, join_ranks
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture

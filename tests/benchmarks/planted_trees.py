@@ -9,7 +9,7 @@ import torch
 from distbranch.bench.candidates import numbered_tasks, read_tree
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import MethodConfig
-from distbranch.engine.methods import decide, may_still_grow
+from distbranch.engine.round_decision import decide, may_still_grow
 from distbranch.models.backbones import Architecture
 
 

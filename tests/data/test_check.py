@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from packed_samples import picture, tiny_dataset
 
-from distbranch.data.check import check
+from distbranch.data.check import check_dataset
 from distbranch.data.pack import pack
 from distbranch.data.shard_writer import file_sha256, index_shard
 from distbranch.data.shards import Sample
@@ -46,7 +46,7 @@ def seal(folder: Path) -> None:
 
 def test_a_sound_data_set_has_no_problem(folder: Path) -> None:
     told: list[int] = []
-    report = check(folder, told.append)
+    report = check_dataset(folder, told.append)
     assert report.ok
     assert report.problems == []
     assert (report.num_shards, report.num_samples) == (5, 23)
@@ -58,10 +58,10 @@ def test_every_flipped_byte_of_a_shard_is_found(folder: Path) -> None:
     whole = path.read_bytes()
     for position in range(0, len(whole), 997):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        problems = check(folder).problems
+        problems = check_dataset(folder).problems
         assert problems[0] == f"Shard {SHARD}: its bytes were changed (the sha256 differs from dataset.json)."
     path.write_bytes(whole)
-    assert check(folder).ok
+    assert check_dataset(folder).ok
 
 
 def test_a_changed_image_is_named(folder: Path) -> None:
@@ -69,13 +69,16 @@ def test_a_changed_image_is_named(folder: Path) -> None:
     content = bytearray((folder / SHARD).read_bytes())
     content[row[0] + 30] ^= 255
     (folder / SHARD).write_bytes(content)
-    assert f"Shard {SHARD}, sample 2: the bytes of its image were changed (crc32 differs)." in check(folder).problems
+    assert (
+        f"Shard {SHARD}, sample 2: the bytes of its image were changed (crc32 differs)."
+        in check_dataset(folder).problems
+    )
 
 
 def test_a_shard_cut_short_is_found(folder: Path) -> None:
     row = np.load(folder / SHARD.replace(".tar", ".index.npy"))[3]
     (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[: row[0] + 10])
-    problems = check(folder).problems
+    problems = check_dataset(folder).problems
     assert "bytes, found" in problems[0]
     assert f"Shard {SHARD}, sample 3: the shard ends inside its image." in problems
 
@@ -85,13 +88,13 @@ def test_a_flipped_header_byte_is_found_though_webdataset_alone_loses_samples_in
     content = bytearray((folder / SHARD).read_bytes())
     content[row[0] - 512] ^= 1
     (folder / SHARD).write_bytes(content)
-    assert any("webdataset reads 3 samples, the index has 5" in problem for problem in check(folder).problems)
+    assert any("webdataset reads 3 samples, the index has 5" in problem for problem in check_dataset(folder).problems)
 
 
 @pytest.mark.parametrize("name", [SHARD, SHARD.replace(".tar", ".index.npy")])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    report = check(folder)
+    report = check_dataset(folder)
     assert report.num_problems == 1
     assert f"Shard {SHARD}" in report.problems[0]
     assert "missing" in report.problems[0]
@@ -99,7 +102,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 
 def test_an_index_of_another_shard_is_found(folder: Path) -> None:
     shutil.copy(folder / "train-000000.index.npy", folder / "train-000001.index.npy")
-    assert check(folder).problems == [
+    assert check_dataset(folder).problems == [
         f"Shard {SHARD}: its index train-000001.index.npy was changed (the sha256 differs from dataset.json)."
     ]
 
@@ -110,14 +113,16 @@ def test_an_image_that_does_not_decode_is_named(folder: Path) -> None:
     content[row[0] : row[0] + row[1]] = bytes(row[1])
     (folder / SHARD).write_bytes(content)
     seal(folder)
-    assert check(folder).problems == [f"Shard {SHARD}, sample 1: its image cannot be decoded: it is not an image."]
+    assert check_dataset(folder).problems == [
+        f"Shard {SHARD}, sample 1: its image cannot be decoded: it is not an image."
+    ]
 
 
 def test_a_label_that_is_none_is_named(folder: Path) -> None:
     content = (folder / SHARD).read_bytes()
     (folder / SHARD).write_bytes(content.replace(b'"even":1', b'"even":7', 1))
     seal(folder)
-    (problem,) = check(folder).problems
+    (problem,) = check_dataset(folder).problems
     assert problem == f"Shard {SHARD}, sample 1: the label of 'even' should be a number from 0 to 1, found 7."
 
 
@@ -125,7 +130,7 @@ def test_a_key_that_occurs_twice_is_named(folder: Path) -> None:
     content = (folder / SHARD).read_bytes()
     (folder / SHARD).write_bytes(content.replace(b'"key":"photo-0006"', b'"key":"photo-0001"', 1))
     seal(folder)
-    assert check(folder).problems == [
+    assert check_dataset(folder).problems == [
         f"Shard {SHARD}, sample 1: its key 'photo-0001' occurs a second time.",
         f'Shard {SHARD}, sample 1: webdataset reads the key "photo-0006", its label file names another.',
     ]
@@ -133,25 +138,25 @@ def test_a_key_that_occurs_twice_is_named(folder: Path) -> None:
 
 def test_counts_that_are_not_those_of_the_shards_are_named(folder: Path) -> None:
     edit(folder, lambda data: data["splits"]["train"]["labels"]["even"].update({"1": 8}))
-    assert check(folder).problems == [
+    assert check_dataset(folder).problems == [
         "Split train, task 'even': dataset.json says 8 samples with the label '1', the shards have 9."
     ]
 
 
 def test_a_wrong_number_of_samples_is_named(folder: Path) -> None:
     edit(folder, lambda data: data["splits"]["train"].update({"num_samples": 24}))
-    assert check(folder).problems == ["Split train: dataset.json says 24 samples, its shards have 23."]
+    assert check_dataset(folder).problems == ["Split train: dataset.json says 24 samples, its shards have 23."]
 
 
 def test_a_remote_data_set_is_refused() -> None:
     with pytest.raises(UserError, match="not on this machine"):
-        check("http://example.org/set")
+        check_dataset("http://example.org/set")
 
 
 def test_the_list_of_problems_ends_but_the_count_goes_on(tmp_path: Path) -> None:
     tasks = [Task("even")]
     pack((Sample(str(n), "train", picture(0, 2, 2), {"even": 1}) for n in range(1200)), tmp_path / "set", tasks)
     edit(tmp_path / "set", lambda data: data.update({"tasks": [{"name": "odd", "kind": "binary"}]}))
-    report = check(tmp_path / "set")
+    report = check_dataset(tmp_path / "set")
     assert report.num_problems == 1200
     assert len(report.problems) == 1000

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from packed_samples import picture
 
-from distbranch.data.check import check
-from distbranch.data.copies import COPIES_FILE, Copy, copies_sentence, count_copies, find_copies
-from distbranch.data.pack import pack
+from distbranch.data.check import check_dataset
+from distbranch.data.pack import COPIES_FILE, Copy, count_copies, describe_copies, find_copies, pack
 from distbranch.data.shards import Sample, read_dataset
 from distbranch.data.sources import pack_source
 from distbranch.data.sources.source import Source
@@ -84,10 +83,10 @@ def test_packing_warns_of_copies_each_time_and_checking_names_them(
         pack_source(source(), tmp_path / "set")
         assert "1 of the images are exact copies of others, and 1 pair(s) of equal ones lie in different" in caplog.text
         assert str(tmp_path / "set" / COPIES_FILE) in caplog.text
-    report = check(tmp_path / "set")
+    report = check_dataset(tmp_path / "set")
     assert report.ok
     assert report.copies == [[Copy("train", "train/1"), Copy("val", "val/0")]]
 
 
 def test_copies_within_a_split_are_told_as_such() -> None:
-    assert copies_sentence({"copies": 60, "pairs_across_splits": 0}).endswith("all of them in the same split")
+    assert describe_copies({"copies": 60, "pairs_across_splits": 0}).endswith("all of them in the same split")

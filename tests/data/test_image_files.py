@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 from packed_samples import picture
 
-from distbranch.data.image_files import ImageFiles, open_images
-from distbranch.data.image_names import ImageNames, MissingImageError
+from distbranch.data.image_files import ImageFiles, ImageNames, MissingImageError, open_images
 from distbranch.data.images import BrokenImageError
 from distbranch.data.pack import LEFT_OUT_FILE
 from distbranch.data.sources import pack_source, parse_options

@@ -12,7 +12,7 @@ import pytest
 from packed_samples import picture
 from PIL import Image
 
-from distbranch.data.images import BrokenImageError, UnknownRangeError, as_jpeg, decode, num_frames
+from distbranch.data.images import BrokenImageError, UnknownRangeError, convert_to_jpeg, count_frames, decode_image
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.data.sources.source import Source
 from distbranch.engine.artifact import Preprocessing
@@ -48,30 +48,30 @@ def test_grey_that_uses_fewer_than_16_bits_is_refused_until_they_are_given(form:
     with pytest.raises(
         UnknownRangeError, match=rf"brightest one \({2**bits - 1}\) uses {bits}: say with --bits .*{bits} for"
     ):
-        as_jpeg(content)
+        convert_to_jpeg(content)
     with pytest.raises(UnknownRangeError, match=rf"needs {bits} bits, and --bits says {bits - 1}"):
-        as_jpeg(content, bits=bits - 1)
-    grey = np.asarray(decode(content, bits), int)[..., 0]
+        convert_to_jpeg(content, bits=bits - 1)
+    grey = np.asarray(decode_image(content, bits), int)[..., 0]
     assert abs(grey - ramp(bits) / (2**bits - 1) * 255).max() <= 0.5
-    assert np.asarray(decode(content, 16)).max() == round((2**bits - 1) / 65535 * 255)
+    assert np.asarray(decode_image(content, 16)).max() == round((2**bits - 1) / 65535 * 255)
 
 
 def test_all_bits_and_none_need_no_option() -> None:
-    assert np.asarray(decode(saved(Image.fromarray(ramp(16)), "PNG"))).max() == 255
-    assert np.asarray(decode(saved(Image.fromarray(0 * ramp(16)), "PNG"))).max() == 0
-    assert np.asarray(decode(saved(Image.fromarray(ramp(16)), "PNG"), 16)).max() == 255
-    assert as_jpeg(picture(1), bits=12) == picture(1)
+    assert np.asarray(decode_image(saved(Image.fromarray(ramp(16)), "PNG"))).max() == 255
+    assert np.asarray(decode_image(saved(Image.fromarray(0 * ramp(16)), "PNG"))).max() == 0
+    assert np.asarray(decode_image(saved(Image.fromarray(ramp(16)), "PNG"), 16)).max() == 255
+    assert convert_to_jpeg(picture(1), bits=12) == picture(1)
 
 
 def test_grey_of_16_bits_may_be_big_endian_or_count_from_white_to_black() -> None:
     plain = saved(Image.fromarray(ramp(16)), "TIFF")
-    expected = np.asarray(decode(plain), int)
+    expected = np.asarray(decode_image(plain), int)
     big_endian = saved(Image.fromarray(ramp(16).astype(">u2")), "TIFF")
     assert Image.open(io.BytesIO(big_endian)).mode == "I;16B"
-    assert (np.asarray(decode(big_endian)) == expected).all()
+    assert (np.asarray(decode_image(big_endian)) == expected).all()
     white_is_zero = saved(Image.fromarray(ramp(16)), "TIFF", tiffinfo={262: 0})
     assert Image.open(io.BytesIO(white_is_zero)).tag_v2[262] == 0
-    assert abs(np.asarray(decode(white_is_zero), int) - (255 - expected)).max() <= 1
+    assert abs(np.asarray(decode_image(white_is_zero), int) - (255 - expected)).max() <= 1
 
 
 @pytest.mark.parametrize("colour_type", [2, 4, 6])
@@ -80,33 +80,33 @@ def test_colours_of_16_bits_are_read_where_they_use_them_all_and_else_refused(co
     pixels = np.repeat(ramp(16)[..., None], channels, axis=2)
     if channels in (2, 4):
         pixels[..., -1] = 65535
-    assert abs(np.asarray(decode(deep_png(pixels, colour_type)), int)[..., 0] - ramp(16) // 256).max() <= 1
+    assert abs(np.asarray(decode_image(deep_png(pixels, colour_type)), int)[..., 0] - ramp(16) // 256).max() <= 1
     with pytest.raises(UnknownRangeError, match="16 bits per colour"):
-        decode(deep_png(pixels // 16 if channels == 3 else np.minimum(pixels, 4095), colour_type), 12)
+        decode_image(deep_png(pixels // 16 if channels == 3 else np.minimum(pixels, 4095), colour_type), 12)
     if channels == 3:
         with pytest.raises(UnknownRangeError, match="8 bits per colour"):
-            decode(deep_png(pixels // 16, colour_type))
-        assert np.asarray(decode(deep_png(pixels // 16, colour_type), 16)).max() == 15
+            decode_image(deep_png(pixels // 16, colour_type))
+        assert np.asarray(decode_image(deep_png(pixels // 16, colour_type), 16)).max() == 15
 
 
 def test_a_cmyk_jpeg_keeps_its_colours() -> None:
     content = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
-    assert np.asarray(decode(as_jpeg(content)), int)[8, 8] == pytest.approx([255, 0, 0], abs=3)
+    assert np.asarray(decode_image(convert_to_jpeg(content)), int)[8, 8] == pytest.approx([255, 0, 0], abs=3)
 
 
 def test_the_first_of_several_pictures_is_taken_and_they_are_counted() -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
     for form in ("GIF", "TIFF", "WEBP", "PNG"):
         content = saved(frames[0], form, save_all=True, append_images=frames[1:])
-        assert num_frames(content) == 3
-        assert np.asarray(decode(as_jpeg(content)), int)[8, 8] == pytest.approx([255, 0, 0], abs=6)
-    assert num_frames(picture(1)) == num_frames(b"no image") == 1
-    assert num_frames(saved(frames[0], "MPO", save_all=True, append_images=frames[1:])) == 1
+        assert count_frames(content) == 3
+        assert np.asarray(decode_image(convert_to_jpeg(content)), int)[8, 8] == pytest.approx([255, 0, 0], abs=6)
+    assert count_frames(picture(1)) == count_frames(b"no image") == 1
+    assert count_frames(saved(frames[0], "MPO", save_all=True, append_images=frames[1:])) == 1
 
 
 def test_an_image_larger_than_a_jpeg_can_be_is_one_sentence() -> None:
     with pytest.raises(BrokenImageError, match=r"it has 1x66000 pixels, and a JPEG holds no side of more than 65,500"):
-        as_jpeg(saved(Image.new("L", (66_000, 1)), "PNG"))
+        convert_to_jpeg(saved(Image.new("L", (66_000, 1)), "PNG"))
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
@@ -118,7 +118,7 @@ def test_whatever_is_damaged_is_a_broken_image_and_nothing_else(form: str) -> No
         for at in draw.integers(0, min(len(content), draw.choice([64, len(content)])), size=4):
             damaged[at] = draw.integers(256)
         with suppress(BrokenImageError):
-            as_jpeg(bytes(damaged)[: draw.choice([len(content), len(content) // 2])])
+            convert_to_jpeg(bytes(damaged)[: draw.choice([len(content), len(content) // 2])])
 
 
 def opened(tmp_path: Path, images: dict[str, bytes], **options: object) -> Source:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from packed_samples import picture, tiny_dataset
 
-from distbranch.data.decode import Augmentation, decode, moved
+from distbranch.data.images import Augmentation, decode_to_size, shift_image
 from distbranch.data.loader import Batch, eval_loader, train_loader
 from distbranch.data.plan import Plan
 from distbranch.data.shards import DatasetInfo
@@ -38,7 +38,7 @@ def numbers(batches: Iterator[Batch], count: int) -> list[list[int]]:
 def planned(info: DatasetInfo, seed: int, window: int, stop: int) -> list[int]:
     shards = [shard.num_samples for shard in info.splits["train"].shards]
     starts = np.cumsum([0, *shards])
-    return [int(starts[shard]) + sample for shard, sample, _ in Plan(shards, seed, window).samples(0, stop)]
+    return [int(starts[shard]) + sample for shard, sample, _ in Plan(shards, seed, window).list_places(0, stop)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
@@ -142,16 +142,16 @@ def test_half_of_the_images_are_mirrored_and_the_same_ones_on_any_ranks(info: Da
 
 def test_a_shifted_image_repeats_its_edge() -> None:
     image = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
-    assert (moved(image, 2, -1) == np.pad(image, ((2, 0), (0, 1), (0, 0)), mode="edge")[:5, 1:]).all()
-    assert (moved(image, 0, 0) == image).all()
+    assert (shift_image(image, 2, -1) == np.pad(image, ((2, 0), (0, 1), (0, 0)), mode="edge")[:5, 1:]).all()
+    assert (shift_image(image, 0, 0) == image).all()
     shown = {Augmentation(shift=1)(image, 0, 0, 0, n).tobytes() for n in range(200)}
-    assert shown == {moved(image, down, right).tobytes() for down in (-1, 0, 1) for right in (-1, 0, 1)}
+    assert shown == {shift_image(image, down, right).tobytes() for down in (-1, 0, 1) for right in (-1, 0, 1)}
 
 
 @pytest.mark.parametrize("decoder", ["simplejpeg", "pil"])
 def test_decoders_resize_large_and_small_images_alike(decoder: str) -> None:
     for height, width in [(32, 40), (300, 400), (20, 16)]:
-        pixels = decode(picture(100, height, width), SIZE, decoder)
+        pixels = decode_to_size(picture(100, height, width), SIZE, decoder)
         assert pixels.shape == (*SIZE, 3)
         assert abs(pixels[:, 30:].mean() - 155) < 3
         assert pixels[:, :10].mean() < 5

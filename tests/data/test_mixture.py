@@ -12,7 +12,7 @@ from packed_samples import picture
 from distbranch.config import DataConfig
 from distbranch.data.cache import Cache
 from distbranch.data.loader import Batch, train_loader
-from distbranch.data.mixture import member_names, mixed, read_data
+from distbranch.data.mixture import member_names, merge_datasets, read_data
 from distbranch.data.pack import pack
 from distbranch.data.shards import DatasetInfo, Sample, read_dataset
 from distbranch.errors import UserError
@@ -54,7 +54,7 @@ def read(info: DatasetInfo, num_batches: int, world_size: int = 1, **options: An
 
 
 def test_tasks_are_the_union_and_labels_of_other_data_sets_are_unlabelled(infos: list[DatasetInfo]) -> None:
-    info = mixed(infos)
+    info = merge_datasets(infos)
     assert [task.name for task in info.tasks] == ["number", "shared", "own"]
     assert (info.num_samples, info.image_size) == (17 + 5 + 3 + 3, SIZE)
     assert info.splits["train"].labels["own"] == {"0": 1, "1": 0, "soft": 4, "unlabelled": 17}
@@ -69,7 +69,7 @@ def test_tasks_are_the_union_and_labels_of_other_data_sets_are_unlabelled(infos:
 def test_joint_batches_are_the_same_on_any_ranks_from_any_sample_by_any_process(
     infos: list[DatasetInfo], proportions: tuple[int, ...]
 ) -> None:
-    info = mixed(infos, proportions)
+    info = merge_datasets(infos, proportions)
     alone = read(info, 8)
     assert [position for position, _ in alone] == list(range(48))
     assert read(info, 8, world_size=3) == alone
@@ -82,12 +82,12 @@ def test_joint_batches_are_the_same_on_any_ranks_from_any_sample_by_any_process(
 def test_a_url_and_a_folder_mix_like_two_folders(infos: list[DatasetInfo], tmp_path: Path) -> None:
     remote = read_dataset(f"file://{infos[1].path}")
     cache = Cache(str(tmp_path / "cache"))
-    assert read(mixed([infos[0], remote]), 8, cache=cache) == read(mixed(infos), 8)
+    assert read(merge_datasets([infos[0], remote]), 8, cache=cache) == read(merge_datasets(infos), 8)
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 2
 
 
 def test_images_of_another_size_are_resized_to_those_of_the_run(infos: list[DatasetInfo]) -> None:
-    batch = next(train_loader(mixed(infos), "train", batch_size=22, image_size=(33, 50)))
+    batch = next(train_loader(merge_datasets(infos), "train", batch_size=22, image_size=(33, 50)))
     assert batch.images.shape == (22, 3, 33, 50)
 
 
@@ -95,16 +95,18 @@ def test_a_damaged_sample_is_named_with_the_place_of_its_shard(tmp_path: Path) -
     infos = [packed(tmp_path, "first"), packed(tmp_path, "second")]
     shard = tmp_path / "second" / "train-000000.tar"
     shard.write_bytes(shard.read_bytes()[:700])
-    batches: list[Batch] = list(train_loader(mixed(infos), "train", batch_size=22, image_size=SIZE))
+    batches: list[Batch] = list(train_loader(merge_datasets(infos), "train", batch_size=22, image_size=SIZE))
     assert batches[-1].error is not None
     assert str(shard) in batches[-1].error
 
 
 def test_one_data_set_is_itself_and_the_fingerprint_tells_mixtures_apart(infos: list[DatasetInfo]) -> None:
-    assert mixed(infos[:1]) is infos[0]
-    assert read_data(DataConfig(path=(infos[0].path, infos[1].path), proportions=(2, 1))) == mixed(infos, (2, 1))
-    fingerprints = {mixed(infos, proportions).fingerprint for proportions in ((), (2, 1), (1, 2))}
-    assert len({*fingerprints, mixed(infos[::-1]).fingerprint, infos[0].fingerprint}) == 5
+    assert merge_datasets(infos[:1]) is infos[0]
+    assert read_data(DataConfig(path=(infos[0].path, infos[1].path), proportions=(2, 1))) == merge_datasets(
+        infos, (2, 1)
+    )
+    fingerprints = {merge_datasets(infos, proportions).fingerprint for proportions in ((), (2, 1), (1, 2))}
+    assert len({*fingerprints, merge_datasets(infos[::-1]).fingerprint, infos[0].fingerprint}) == 5
 
 
 def test_data_sets_are_called_by_their_folders_and_never_alike() -> None:
@@ -127,15 +129,15 @@ def test_data_sets_are_called_by_their_folders_and_never_alike() -> None:
 def test_a_task_that_differs_between_data_sets_is_refused(infos: list[DatasetInfo], task: Task, words: str) -> None:
     other = DatasetInfo("/x/second", (task,), {}, infos[1].splits, SIZE, {})
     with pytest.raises(UserError, match=words):
-        mixed([infos[0], other])
+        merge_datasets([infos[0], other])
 
 
 def test_a_data_set_given_twice_is_refused(infos: list[DatasetInfo]) -> None:
     with pytest.raises(UserError, match="twice"):
-        mixed([infos[0], infos[1], infos[0]])
+        merge_datasets([infos[0], infos[1], infos[0]])
 
 
 def test_the_global_random_state_is_left_alone_by_a_mixture(infos: list[DatasetInfo]) -> None:
     before = torch.get_rng_state()
-    next(train_loader(mixed(infos), "train", batch_size=4, image_size=SIZE))
+    next(train_loader(merge_datasets(infos), "train", batch_size=4, image_size=SIZE))
     assert torch.equal(before, torch.get_rng_state())

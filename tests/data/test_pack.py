@@ -241,7 +241,7 @@ def test_labels_become_numbers_and_gaps_nan() -> None:
 def test_an_abandoned_writer_closes_its_file(tmp_path: Path) -> None:
     def interrupted(writer: ShardWriter) -> None:
         with writer:
-            writer.write(sample(1))
+            writer.write_sample(sample(1))
             raise KeyboardInterrupt
 
     writer = ShardWriter(tmp_path, "train", TASKS)

@@ -10,14 +10,21 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from distbranch.data.check import check
-from distbranch.data.decode import DECODERS, ORIENTATION, decode, jpeg_orientation, upright
-from distbranch.data.images import as_jpeg, image_size
-from distbranch.data.images import decode as decode_whole
+from distbranch.data.check import check_dataset
+from distbranch.data.contact_sheet import draw_contact_sheet
+from distbranch.data.images import (
+    DECODERS,
+    ORIENTATION,
+    convert_to_jpeg,
+    decode_image,
+    decode_to_size,
+    read_image_size,
+    read_orientation,
+    turn_upright,
+)
 from distbranch.data.loader import eval_loader, train_loader
 from distbranch.data.pack import pack
 from distbranch.data.shards import Sample
-from distbranch.data.show import show
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.predict import predict
@@ -83,31 +90,31 @@ def test_the_reference_agrees_that_every_file_shows_the_scene(orientation: int) 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_jpeg_is_decoded_upright_in_every_size_by_every_decoder(orientation: int, decoder: str) -> None:
     content = tagged(orientation)
-    assert is_the_scene(decode(content, (HEIGHT, WIDTH), decoder))
-    assert is_the_scene(decode(content, (12, 8), decoder), (12, 8), most=12)
-    assert is_the_scene(decode(content, (96, 64), decoder), (96, 64), most=12)
-    assert image_size(content) == (HEIGHT, WIDTH)
-    assert is_the_scene(np.asarray(decode_whole(content)))
+    assert is_the_scene(decode_to_size(content, (HEIGHT, WIDTH), decoder))
+    assert is_the_scene(decode_to_size(content, (12, 8), decoder), (12, 8), most=12)
+    assert is_the_scene(decode_to_size(content, (96, 64), decoder), (96, 64), most=12)
+    assert read_image_size(content) == (HEIGHT, WIDTH)
+    assert is_the_scene(np.asarray(decode_image(content)))
 
 
 @pytest.mark.parametrize("form", ["JPEG", *LOSSLESS])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_what_is_packed_is_upright_and_has_no_tag(orientation: int, form: str) -> None:
     content = tagged(orientation, form)
-    jpeg = as_jpeg(content)
+    jpeg = convert_to_jpeg(content)
     assert (jpeg == content) == (form == "JPEG" and orientation == 1)
-    assert jpeg_orientation(jpeg) == 1
+    assert read_orientation(jpeg) == 1
     assert Image.open(io.BytesIO(jpeg)).getexif().get(ORIENTATION, 1) == 1
     assert is_the_scene(np.asarray(Image.open(io.BytesIO(jpeg))))
-    assert is_the_scene(np.asarray(decode_whole(content)))
-    smaller = as_jpeg(content, (24, 16))
-    assert image_size(smaller) == (24, 16)
+    assert is_the_scene(np.asarray(decode_image(content)))
+    smaller = convert_to_jpeg(content, (24, 16))
+    assert read_image_size(smaller) == (24, 16)
     assert is_the_scene(np.asarray(Image.open(io.BytesIO(smaller))), (24, 16), most=12)
 
 
 @pytest.mark.parametrize("form", LOSSLESS)
 def test_formats_without_loss_give_the_same_bytes_in_every_orientation(form: str) -> None:
-    assert len({as_jpeg(tagged(orientation, form)) for orientation in ORIENTATIONS}) == 1
+    assert len({convert_to_jpeg(tagged(orientation, form)) for orientation in ORIENTATIONS}) == 1
 
 
 def test_a_turn_of_pixels_is_that_of_pillow() -> None:
@@ -118,7 +125,7 @@ def test_a_turn_of_pixels_is_that_of_pillow() -> None:
         exif[ORIENTATION] = orientation
         Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
         expected = ImageOps.exif_transpose(Image.open(io.BytesIO(buffer.getvalue())))
-        assert (upright(pixels, orientation) == np.asarray(expected)).all()
+        assert (turn_upright(pixels, orientation) == np.asarray(expected)).all()
 
 
 XMP = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
@@ -151,19 +158,19 @@ def test_the_orientation_is_read_from_every_kind_of_header(case: str) -> None:
     plain = io.BytesIO()
     scene().save(plain, "JPEG", quality=95)
     content = segments(plain.getvalue(), *added)
-    assert jpeg_orientation(content) == expected
-    assert (as_jpeg(content) == content) == (expected == 1)
+    assert read_orientation(content) == expected
+    assert (convert_to_jpeg(content) == content) == (expected == 1)
     expected_size = (WIDTH, HEIGHT) if expected >= 5 else (HEIGHT, WIDTH)
-    for pixels in (decode_whole(content), Image.open(io.BytesIO(as_jpeg(content)))):
-        assert pixels.size[::-1] == expected_size == image_size(content)
+    for pixels in (decode_image(content), Image.open(io.BytesIO(convert_to_jpeg(content)))):
+        assert pixels.size[::-1] == expected_size == read_image_size(content)
 
 
 def test_no_content_is_too_odd_to_be_asked_for_its_orientation() -> None:
     whole = tagged(6)
     for content in (b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff\xff\xff\xff", b"\xff\xd8\xff\xe1\0\0" * 9, b"no image"):
-        assert jpeg_orientation(content) == 1
-    assert {jpeg_orientation(whole[:length]) for length in range(len(whole))} <= {1, 6}
-    assert jpeg_orientation(whole[:2] + b"\xff\xff\xff" + whole[2:]) == 6  # markers may be padded
+        assert read_orientation(content) == 1
+    assert {read_orientation(whole[:length]) for length in range(len(whole))} <= {1, 6}
+    assert read_orientation(whole[:2] + b"\xff\xff\xff" + whole[2:]) == 6  # markers may be padded
 
 
 def lying_samples() -> Iterator[Sample]:
@@ -180,12 +187,12 @@ def test_shards_that_hold_tagged_images_are_read_upright(tmp_path: Path, decoder
     for batch in batches:
         assert len(batch.images) == 8
         assert all(is_the_scene(image.permute(1, 2, 0).numpy()) for image in batch.images)
-    assert check(tmp_path / "set").ok
+    assert check_dataset(tmp_path / "set").ok
 
 
 def test_a_contact_sheet_shows_tagged_images_upright(tmp_path: Path) -> None:
     pack(lying_samples(), tmp_path / "set", [Task("a")])
-    sheet = np.asarray(Image.open(show(tmp_path / "set", tmp_path / "sheet.png", columns=8)), int)
+    sheet = np.asarray(Image.open(draw_contact_sheet(tmp_path / "set", tmp_path / "sheet.png", columns=8)), int)
     red = (abs(sheet - (220, 30, 30)).sum(axis=2) < 30).nonzero()
     blue = (abs(sheet - (30, 30, 220)).sum(axis=2) < 30).nonzero()
     assert len(np.unique(blue[1])) == pytest.approx(
@@ -244,6 +251,6 @@ def test_damaged_exif_is_no_warning_of_a_library(recwarn: pytest.WarningsRecorde
     scene().save(plain, "JPEG", quality=95)
     for length in range(6, 26):  # before the end of the number
         content = segments(plain.getvalue(), BIG_ENDIAN[:length], XMP)
-        assert jpeg_orientation(content) == 6  # that of XMP
-        assert is_the_scene(np.asarray(decode_whole(content).transpose(Image.Transpose.ROTATE_90)))
+        assert read_orientation(content) == 6  # that of XMP
+        assert is_the_scene(np.asarray(decode_image(content).transpose(Image.Transpose.ROTATE_90)))
     assert not recwarn.list

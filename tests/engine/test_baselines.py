@@ -15,10 +15,10 @@ import distbranch
 from distbranch.branching.tree import Tree
 from distbranch.config import Config, load_config
 from distbranch.data.shards import read_dataset
-from distbranch.engine.initialisation import first_architecture, own_tree
+from distbranch.engine.initialisation import first_architecture, read_own_tree
 from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.dry_run import plan
+from distbranch.launch.dry_run import plan_run
 from distbranch.launch.scaling import Link
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import num_parameters, num_weights
@@ -130,7 +130,7 @@ def test_a_run_with_a_given_tree_goes_on_without_the_run_it_is_from(
     interrupted(run)
     assert trained(tiny_data, tmp_path, **changes) == run
     shutil.rmtree(run / "checkpoints")  # not even a checkpoint was written
-    interrupted_before = own_tree(load_config(config_of(tiny_data, tmp_path, **changes)))
+    interrupted_before = read_own_tree(load_config(config_of(tiny_data, tmp_path, **changes)))
     assert interrupted_before == tree_of(undisturbed)
     assert tree_of(run) == tree_of(undisturbed)
     other = train_tiny(config_of(tiny_data, tmp_path, **changes, **{"run.name": "other"}))
@@ -144,7 +144,7 @@ def test_the_tree_of_a_start_that_came_to_nothing_is_kept_for_the_same_configura
     files, tree = RunDirectory(vain.run_directory), first_architecture(vain, read_dataset(str(tiny_data))).tree
     files.begin(vain)
     write_json(files.tree, {"tree": tree.to_json()})
-    assert own_tree(vain) == tree
+    assert read_own_tree(vain) == tree
     assert first_tree(tiny_data, tmp_path, **{"method.groups": str(grown_run)}) == tree_of(grown_run)
 
 
@@ -176,7 +176,7 @@ def test_a_fraction_of_the_width_is_in_eights_and_its_filters_begin_a_thin_run(t
     assert sum(parameter.numel() for parameter in network.parameters()) == result_of(wide)["parameters"]
     thin = {"method.name": "fixed", "method.init": "somp", "method.pretrained": str(wide)}
     assert distbranch.load(trained(tiny_data, tmp_path, **SHORT, **thin)).architecture.width == 2
-    told = dict(plan(load_config(config_of(tiny_data, tmp_path / "dry", **changes)), Link()).lines)
+    told = dict(plan_run(load_config(config_of(tiny_data, tmp_path / "dry", **changes)), Link()).lines)
     assert "0.05 of the full width" in told["network"]
 
 
@@ -243,7 +243,7 @@ def test_a_low_rank_run_is_loaded_counted_evaluated_predicted_and_reported(low_r
         ended = run_command([*command[:2], str(low_rank_run), *command[2:]])
         assert ended.code == 0, ended.err
     config = load_config(low_rank_run / "config.yaml")
-    told = dict(plan(config, Link()).lines)
+    told = dict(plan_run(config, Link()).lines)
     assert "low rank" in told["network"]
     assert f"{result['weights']:,} weights" in told["parameters"]
 

@@ -12,9 +12,9 @@ from tiny_runs import NUM_SAMPLES, TASKS, config_of
 
 from distbranch.config import DataConfig, load_config
 from distbranch.data.shards import read_dataset
+from distbranch.engine.batches import open_evaluation
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.evaluate import evaluate
-from distbranch.engine.loading import open_evaluation
 from distbranch.engine.process_group import join_ranks
 from distbranch.errors import SharedError
 from distbranch.models.backbones import Architecture

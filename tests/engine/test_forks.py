@@ -15,7 +15,7 @@ from tiny_runs import assert_same_content, config_of, lines_of, train_tiny, with
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config, MethodConfig, load_config
 from distbranch.engine.forks import Family, member, read_family, write_family
-from distbranch.engine.methods import course, decide
+from distbranch.engine.round_decision import decide, next_split
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.models.backbones import Architecture
 from distbranch.tasks import Task
@@ -98,7 +98,7 @@ MOMENTS = {
     "rename": False,
     "write_family": True,
     "rmtree": True,
-    "record": True,
+    "record_decision": True,
 }
 
 
@@ -106,7 +106,7 @@ def train_and_die_at_a_fork(config: Mapping[str, Any], moment: str) -> None:
     """A job: train, and be killed just before one moment of the first fork."""
     from distbranch.engine import forks
 
-    owner = {"record": Family, "rename": Path, "rmtree": forks.shutil}.get(moment, forks)
+    owner = {"record_decision": Family, "rename": Path, "rmtree": forks.shutil}.get(moment, forks)
     is_meant = {
         "rename": lambda path: path.name.startswith(".preparing-"),
         "write_family": lambda files: not files.path.name.startswith(".preparing-"),
@@ -210,7 +210,7 @@ def test_runs_part_over_whether_to_test_again_even_if_both_keep_one_branch() -> 
     architecture = Architecture.thin("vgg9", 8, (32, 32), tuple(Task(f"task {number}") for number in range(4)))
     methods = [MethodConfig(alpha=0.0, when_no_split="freeze"), MethodConfig(alpha=0.0, when_no_split="retry")]
     rulings = decide(random_statistics(4), architecture, methods, seed=0)
-    courses = [course(architecture.tree, ruling, method) for ruling, method in zip(rulings, methods, strict=True)]
+    courses = [next_split(architecture.tree, ruling, method) for ruling, method in zip(rulings, methods, strict=True)]
     assert courses == [(None, False), (None, True)]
 
 

@@ -46,10 +46,10 @@ def _events() -> dict[str, tuple[Any, str]]:
     import torch
 
     from distbranch import tensor_files
-    from distbranch.engine import checkpoint, metrics, trained_network, trainer
+    from distbranch.engine import checkpoint, run_log, trained_network, trainer
 
     return {
-        "step": (trainer.Trainer, "_step"),
+        "step": (trainer.Trainer, "_train_step"),
         "backward": (torch.autograd, "backward"),
         "copy state": (trained_network, "widen"),
         "build network": (trained_network.TrainedNetwork, "build"),
@@ -58,7 +58,7 @@ def _events() -> dict[str, tuple[Any, str]]:
         "sync": (checkpoint, "_sync"),
         "rename": (Path, "rename"),
         "remove old": (checkpoint.shutil, "rmtree"),
-        "half a line": (metrics, "append_line"),
+        "half a line": (run_log, "append_line"),
         "evaluate": (trainer.Trainer, "_evaluate"),
     }
 

@@ -10,8 +10,8 @@ import torch
 import webdataset
 from tiny_runs import NUM_SAMPLES, TASKS, config_of, pack_tiny, train_tiny
 
-from distbranch.data.check import check
-from distbranch.data.decode import decode
+from distbranch.data.check import check_dataset
+from distbranch.data.images import decode_to_size
 from distbranch.data.pack import pack
 from distbranch.data.shards import DatasetInfo, Sample
 from distbranch.engine.artifact import load_model
@@ -52,7 +52,7 @@ def test_images_and_labels_stay_and_the_train_split_gets_the_probabilities_of_th
     assert info.source["teacher"]["run"] == str(teacher)
     assert len(info.source["teacher"]["weights_sha256"]) == 64
     assert told[-1] == sum(NUM_SAMPLES.values())
-    assert check(info.path).ok
+    assert check_dataset(info.path).ok
     network, preprocessing = load_model(teacher)
     before = pack_tiny(tmp_path / "again")  # the same pictures
     for split in NUM_SAMPLES:
@@ -67,7 +67,9 @@ def test_images_and_labels_stay_and_the_train_split_gets_the_probabilities_of_th
         if split != "train":
             assert {value for row in soft for value in row} == {None}
             continue
-        pixels = np.stack([decode(image, preprocessing.image_size, preprocessing.decoder) for image, _ in found])
+        pixels = np.stack(
+            [decode_to_size(image, preprocessing.image_size, preprocessing.decoder) for image, _ in found]
+        )
         with torch.inference_mode():
             logits = network(torch.from_numpy(pixels).permute(0, 3, 1, 2), flat=True)
         assert np.abs(np.array(soft, dtype=np.float64) - logits.sigmoid().numpy()).max() < 1e-4

@@ -12,10 +12,10 @@ from distbranch.config import load_config
 from distbranch.data.shards import read_dataset
 from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.metrics import DrawDecision, write_tensorboard
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import DrawDecision, write_tensorboard
 from distbranch.engine.trainer import Trainer
-from distbranch.engine.window import StepWindow
+from distbranch.engine.training_state import StepWindow
 from distbranch.errors import SharedError
 
 
@@ -31,7 +31,7 @@ def test_a_logged_loss_is_the_mean_of_its_steps_whatever_is_done_between_them(ti
         changes = {"train.iterations": 8, "train.log_every": every, "train.evaluate_every": 3}
         trainer = trainer_of(tiny_data, tmp_path / str(every), **changes)
         trainer.run()
-        losses[every] = [line["loss"] for line in lines_of(trainer.state.directory.metrics, "train")]
+        losses[every] = [line["loss"] for line in lines_of(trainer.files.directory.metrics, "train")]
     assert len(losses[1]) == 8
     assert losses[8] == pytest.approx([sum(losses[1]) / 8], rel=1e-9)
 
@@ -44,7 +44,7 @@ def test_the_loss_is_per_sample_and_that_of_a_task_per_label() -> None:
     kept.load(window.to_json())
     for one in (window, kept):
         one.add_losses(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]), 2, num_samples=4)
-        found = one.take(("a", "b"))
+        found = one.measure_and_reset(("a", "b"))
         assert (found["loss"], found["task_loss"]) == (1.0, {"a": 2.0, "b": None})
         assert (one.num_samples, float(one.losses.sum())) == (0, 0.0)
 
@@ -62,7 +62,7 @@ def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_not_the_run(
     told = [record.getMessage() for record in caplog.records if "could not be drawn" in record.getMessage()]
     assert len(told) == 1
     assert "round 1" in told[0]
-    files = trainer.state.directory
+    files = trainer.files.directory
     files.tensorboard.rename(tmp_path / "lost")
     write_tensorboard(files, draw)
     assert files.tensorboard.exists()
@@ -85,7 +85,7 @@ def test_a_network_without_finite_outputs_is_told_before_it_is_scored(tiny_data:
 def test_only_a_run_that_still_decides_keeps_affinities_in_its_checkpoints(tiny_data: Path, tmp_path: Path) -> None:
     for method, names in (("fixed", set()), ("branching", {"rank-0/margins", "rank-0/full", "rank-0/gap"})):
         changes = {"train.iterations": 6, "method.name": method}
-        trainer_of(tiny_data, tmp_path / method, **changes)._save()
+        trainer_of(tiny_data, tmp_path / method, **changes)._save_checkpoint()
         found = load_newest(tmp_path / method / "tiny" / "checkpoints")
         assert found is not None
         assert found.tensors["affinity"].keys() == names

@@ -10,9 +10,9 @@ from tiny_world import assert_one_sentence, contents, run_command
 from distbranch.config import load_config, to_yaml
 from distbranch.config.sweep import sweep_of, sweep_to_yaml
 from distbranch.errors import UserError
-from distbranch.launch.sweep.plan import base_config
-from distbranch.launch.sweep.run import check_begun
-from distbranch.launch.sweep.standing import SweepDirectory
+from distbranch.sweep.plan import base_config
+from distbranch.sweep.run import check_begun
+from distbranch.sweep.trial_status import SweepDirectory
 
 RUN = Path("runs/tiny")
 WEIGHTS = RUN / "model/model.safetensors"

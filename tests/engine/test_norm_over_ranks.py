@@ -13,7 +13,7 @@ from test_kill_and_continue import train_and_die
 from tiny_runs import config_of, lines_of, train_tiny
 
 from distbranch.config import load_config
-from distbranch.engine.norm_plan import find_teams
+from distbranch.engine.training_step import find_teams
 from distbranch.errors import UserError
 
 STEPS = {

@@ -11,7 +11,7 @@ from tiny_runs import TASKS, config_of
 from distbranch.config import OptimConfig, load_config
 from distbranch.data.shards import read_dataset
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.optimisation import learning_rate
+from distbranch.engine.optimizer_and_schedule import learning_rate
 from distbranch.engine.process_group import num_cores
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trainer import Trainer
@@ -88,7 +88,7 @@ def test_the_gradient_of_accumulated_passes_is_that_of_one(accumulate: int, tiny
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
     for trainer in (whole, divided):
-        trainer.step.settle()
+        trainer.step.wait_for_step_sums()
     torch.testing.assert_close(divided.stats.margins, whole.stats.margins, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(divided._window.losses, whole._window.losses, rtol=1e-6, atol=1e-6)
 
@@ -109,7 +109,7 @@ def test_a_step_is_made_of_whatever_samples_are_left(kept: list[int], tiny_data:
     trainer = _trainer(tiny_data, tmp_path, **{"train.norm_batch": 4, "train.accumulate": 3})
     images = torch.randint(0, 256, (len(kept), 3, 32, 32), dtype=torch.uint8)
     trainer.step.train(images, torch.ones(len(kept), len(TASKS)), torch.tensor(kept))
-    trainer.step.settle()
+    trainer.step.wait_for_step_sums()
     state = trainer.net.network.state_dict()
     assert all(value.isfinite().all() for value in state.values())
     assert state["layers.conv1.0.norm.num_batches_tracked"] == 1

@@ -14,8 +14,8 @@ from rank_server import RankServer, launcher_environment
 
 from distbranch.config import LaunchConfig
 from distbranch.engine import process_group
-from distbranch.engine.contact import LostRankError, explain
 from distbranch.engine.distributed import Ranks
+from distbranch.engine.lost_ranks import LostRankError, describe_rank_failure
 from distbranch.engine.process_group import join_ranks
 from distbranch.errors import UserError
 
@@ -116,9 +116,9 @@ def test_two_ranks_on_one_gpu_without_a_word_of_it_are_a_mistake_and_not_a_lost_
 def test_mistakes_of_placement_are_told_from_lost_ranks(
     error: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("distbranch.engine.contact.SECONDS_TO_BE_NAMED", 0)
-    monkeypatch.setattr("distbranch.engine.contact._in_time", lambda _: "")
-    told = explain(error, Ranks(1, 2, torch.device("cpu")), timeout_min=1, notes=tmp_path)
+    monkeypatch.setattr("distbranch.engine.lost_ranks.SECONDS_TO_BE_NAMED", 0)
+    monkeypatch.setattr("distbranch.engine.lost_ranks._ask_store", lambda _: "")
+    told = describe_rank_failure(error, Ranks(1, 2, torch.device("cpu")), timeout_min=1, notes=tmp_path)
     assert type(told) is kind
     assert str(told).count(". ") <= 2
 
@@ -154,12 +154,12 @@ def test_fast_kernels_are_for_gpus_and_for_the_run_alone(
 def test_a_rank_on_a_gpu_gets_the_cores_of_its_share_for_decoding_and_one_on_a_cpu_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from distbranch.engine import loading
+    from distbranch.engine import batches
 
-    monkeypatch.setattr(loading, "num_cores", lambda: 32)
+    monkeypatch.setattr(batches, "num_cores", lambda: 32)
     found = {}
     for num_local in (1, 4, 32):
         for name, value in launcher_environment(0, num_local).items():
             monkeypatch.setenv(name, value)
-        found[num_local] = [loading._num_processes(Ranks(0, 1, torch.device(kind))) for kind in ("cpu", "cuda")]
+        found[num_local] = [batches.choose_num_processes(Ranks(0, 1, torch.device(kind))) for kind in ("cpu", "cuda")]
     assert found == {1: [0, 8], 4: [0, 7], 32: [0, 1]}

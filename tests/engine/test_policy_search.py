@@ -22,10 +22,10 @@ from distbranch.config import load_config
 from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.initialisation import first_architecture
-from distbranch.engine.norm_plan import NormPlan
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import join_ranks
 from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.engine.training_step import NormPlan
 from distbranch.export import export, load_predictor
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.report.page import report
@@ -101,7 +101,7 @@ def policy_after_steps(config: dict[str, Any]) -> list[Any]:
             images = torch.randint(0, 256, (12, 3, *info.image_size), dtype=torch.uint8, generator=generator)
             labels = torch.randint(0, 2, (12, len(info.tasks)), generator=generator).float()
             own = slice(ranks.rank * 12 // ranks.world_size, (ranks.rank + 1) * 12 // ranks.world_size)
-            (groups,) = plan.groups(torch.arange(12)[own])
+            (groups,) = plan.group_images(torch.arange(12)[own])
             search.train_policy(net, ranks, [(images[own], labels[own], groups)], step, nullcontext())
         assert isinstance(net.network, AdaShareNet)
         return net.network.policy_logits.tolist()  # type: ignore[no-any-return]

@@ -14,8 +14,8 @@ from tiny_runs import config_of, lines_of, train_tiny
 
 from distbranch.config import DataConfig, load_config
 from distbranch.data.shards import DatasetInfo, read_dataset
+from distbranch.engine.batches import open_training
 from distbranch.engine.distributed import Ranks, verify_equal
-from distbranch.engine.loading import open_training
 from distbranch.engine.process_group import join_ranks
 from distbranch.errors import UserError
 
@@ -70,13 +70,13 @@ def train_and_fingerprint(config: Mapping[str, Any]) -> list[str]:
     """A job: the fingerprints that this rank finds by itself after each decision."""
     from distbranch.engine.trainer import Trainer
 
-    found, real = [], Trainer._grow
+    found, real = [], Trainer._end_round
 
     def grow(self: Trainer) -> None:
         real(self)
         found.append(self.net.fingerprint())
 
-    Trainer._grow = grow  # type: ignore[method-assign]
+    Trainer._end_round = grow  # type: ignore[method-assign]
     assert train_tiny(config)["end"] == "done"
     return found
 
@@ -161,14 +161,14 @@ def collect_indices(config: Mapping[str, Any]) -> dict[str, Any]:
     from distbranch.engine.trainer import Trainer
 
     used: list[int] = []
-    real = Trainer._step
+    real = Trainer._train_step
 
     def step(self: Trainer) -> None:
-        indices = self._feed.next.indices.tolist()
+        indices = self._feed.upcoming.indices.tolist()
         real(self)
         used.extend(indices)
 
-    Trainer._step = step  # type: ignore[method-assign]
+    Trainer._train_step = step  # type: ignore[method-assign]
     return {**train_tiny(config), "used": used}
 
 
@@ -211,7 +211,7 @@ def sums_of_ranks(config: Mapping[str, Any]) -> dict[str, Any]:
         tensors = [torch.full((2,), float(here.rank)), torch.tensor(here.rank), torch.full((3, 1), here.rank + 0.5)]
         here.broadcast_tensors(tensors)
         try:
-            here.raise_together("it failed" if here.rank == 1 else None)
+            here.raise_on_all_ranks("it failed" if here.rank == 1 else None)
             message = ""
         except UserError as error:
             message = str(error)

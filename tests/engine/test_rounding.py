@@ -12,8 +12,8 @@ from tiny_runs import assert_same_content, config_of, lines_of
 from distbranch.config import load_config
 from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.distributed import Ranks
+from distbranch.engine.process_group import choose_rounding
 from distbranch.engine.results import StoppedEarly
-from distbranch.engine.rounding import choose_rounding
 from distbranch.engine.session import evaluate_run, train_rank
 from distbranch.errors import SharedError
 
@@ -22,7 +22,7 @@ LAST, HALF = 12, 9
 
 
 def hardware(monkeypatch: pytest.MonkeyPatch, *, bf16: bool) -> None:
-    monkeypatch.setattr("distbranch.engine.rounding.has_bf16", lambda _: bf16)
+    monkeypatch.setattr("distbranch.engine.process_group.has_bf16", lambda _: bf16)
 
 
 def train(data: Path, folder: Path, *, until: int = LAST, **changes: Any) -> Path:

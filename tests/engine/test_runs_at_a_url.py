@@ -13,7 +13,7 @@ from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
 from tiny_world import assert_one_sentence, nothing_overwritten, run_command
 
 from distbranch.config import load_config
-from distbranch.engine.mirror import Mirror
+from distbranch.engine.remote_run import RemoteRun
 from distbranch.errors import UserError
 
 RUNS = f"s3://{BUCKET}/runs"
@@ -32,9 +32,9 @@ def train_at_url(
 ) -> dict[str, Any]:
     """A job: train; when a file is to be sent the process dies, the store is killed, or its keys are no more valid."""
     os.environ.update(environment)
-    real = Mirror._put
+    real = RemoteRun._upload_file
 
-    def put(self: Mirror, name: str) -> None:
+    def put(self: RemoteRun, name: str) -> None:
         if name == file:
             if fault == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -44,7 +44,7 @@ def train_at_url(
                 S3Server.let_in(store, known_only=True)
         real(self, name)
 
-    Mirror._put = put  # type: ignore[method-assign]
+    RemoteRun._upload_file = put  # type: ignore[method-assign]
     return train_tiny(config)
 
 
@@ -105,30 +105,30 @@ def test_a_store_that_is_gone_at_a_checkpoint_ends_the_run_in_one_sentence(
 def test_who_started_later_has_the_run_and_the_earlier_process_ends(store: S3Server, here: Path) -> None:
     (here / "first").mkdir()
     (here / "first" / "config.yaml").write_text("seed: 1")
-    first, second = (Mirror(f"{RUNS}/taken", here / name) for name in ("first", "second"))
-    first.take()
-    first.send()
-    second.bring()
+    first, second = (RemoteRun(f"{RUNS}/taken", here / name) for name in ("first", "second"))
+    first.publish_owner()
+    first.upload()
+    second.download()
     assert (here / "second" / "config.yaml").read_text() == "seed: 1"
-    second.take()
+    second.publish_owner()
     with pytest.raises(UserError, match=rf"{RUNS}/taken was taken over by process {os.getpid()} on "):
-        first.send()
-    assert f"process {os.getpid()} on " in second.owner()
+        first.upload()
+    assert f"process {os.getpid()} on " in second.describe_owner()
 
 
 def test_a_copy_is_made_equal_to_what_is_at_the_url(store: S3Server, here: Path) -> None:
-    one, other = (Mirror(f"{RUNS}/equal", here / name) for name in ("one", "other"))
+    one, other = (RemoteRun(f"{RUNS}/equal", here / name) for name in ("one", "other"))
     _write(one.copy, "config.yaml", "checkpoints/step-1/manifest.json", "checkpoints/step-1/state.json", "tree.json")
-    one.send()
+    one.upload()
     _write(other.copy, "checkpoints/step-2/manifest.json", "stray")
-    other.bring()
+    other.download()
     assert _files(other.copy) == _files(one.copy)
     (one.copy / "tree.json").write_text("changed")
     for file in sorted((one.copy / "checkpoints").rglob("*"), reverse=True):
         file.unlink() if file.is_file() else file.rmdir()
     _write(one.copy, "checkpoints/step-3/manifest.json")
-    one.send()
-    other.bring()
+    one.upload()
+    other.download()
     assert _files(other.copy) == _files(one.copy)
     assert not (other.copy / "checkpoints" / "step-1").exists()
 

@@ -43,9 +43,9 @@ def waits_of_steps(
     from distbranch.config import load_config
     from distbranch.data.loader import Batch
     from distbranch.data.shards import read_dataset
+    from distbranch.engine.batches import Agreement
     from distbranch.engine.distributed import Ranks
-    from distbranch.engine.feed import Agreement
-    from distbranch.engine.metrics import RunLog
+    from distbranch.engine.run_log import RunLog
     from distbranch.engine.trained_network import TrainedNetwork
     from distbranch.engine.trainer import Trainer
 
@@ -63,7 +63,7 @@ def waits_of_steps(
         if has_team:
             trainer.step._norm_plan._sum_over_team = lambda sums: sums
         trainer._feed = mock.Mock()
-        trainer._feed.agree = lambda: Agreement(stop=False, failed=False, num_bad=Counter())
+        trainer._feed.agree_on_next_batch = lambda: Agreement(stop=False, failed=False, num_bad=Counter())
         begin = (steps[0][0], NOTHING)  # the first step of a network brings the numbers of tasks to the device
         for count, (number, planted) in enumerate([begin, begin, *steps]):
             if count == 1:  # as after a decision and after a restart
@@ -71,12 +71,12 @@ def waits_of_steps(
                 net.build(net.network.architecture, net.network.state_dict(), net.slots())
             images = torch.empty(12, 3, 32, 32, dtype=torch.uint8)
             batch = Batch(images, torch.empty(12, len(info.tasks)), {}, None, indices).pin_memory()
-            trainer._feed.take = lambda batch=batch: (batch, 0.0)
+            trainer._feed.next_batch = lambda batch=batch: (batch, 0.0)
             trainer.progress.iteration = number
             values = torch.ones(12, 5, device="gpu")
             mask = values > 0
             waits.found = []
-            trainer._step()
+            trainer._train_step()
             with suppress(DynamicOutputShapeException):  # there are no values to make a shape of
                 eval(planted, {"torch": torch, "values": values, "mask": mask})
             found.append(waits.found)

@@ -103,7 +103,7 @@ def rows_of_ranks(config: Mapping[str, Any]) -> dict[str, Any]:
         parts = [torch.tensor([10 * rank]) for rank in range(here.world_size)] if here.is_first else []
         return {
             "rows": [rows.tolist() for rows in here.gather_rows(own)],
-            "sum": here.sum_on_first(torch.tensor([10.0**here.rank])).tolist(),
+            "sum": here.sum_on_rank_zero(torch.tensor([10.0**here.rank])).tolist(),
             "part": here.scatter(parts, torch.empty(1, dtype=torch.int64)).item(),
         }
 

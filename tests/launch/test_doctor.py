@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from distbranch.launch import ray_folder
-from distbranch.launch.doctor import Finding, examine
+from distbranch.launch.doctor import Finding, check_machine
 
 
 def found(what: str, folder: Path) -> Finding:
-    return next(finding for finding in examine(folder) if finding.what == what)
+    return next(finding for finding in check_machine(folder) if finding.what == what)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_a_tmpdir_that_is_too_long_for_sockets_is_named_with_the_folder_that_is_
 def test_where_no_folder_takes_sockets_the_advice_says_what_to_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ray_folder, "_candidates", lambda: [("TMPDIR=", Path("/nowhere"))])
+    monkeypatch.setattr(ray_folder, "_list_candidates", lambda: [("TMPDIR=", Path("/nowhere"))])
     assert "Set RAY_TMPDIR to a short folder" in found("files of Ray", tmp_path).advice
 
 

@@ -232,17 +232,17 @@ def wait_for_a_download(arguments: list[str], absent: int, numbers: list[int]) -
     """A job: one of the batches is never there; signals arrive while it is awaited."""
     from distbranch.data import loader
 
-    real = loader._BatchMaker.make
+    real = loader._BatchSource._make_batch
     made: list[int] = []
 
-    def make(self: loader._BatchMaker, *given: Any) -> Any:
+    def make(self: loader._BatchSource, *given: Any) -> Any:
         made.append(1)
         if len(made) == absent:
             send_later(numbers)
             time.sleep(600)
         return real(self, *given)
 
-    loader._BatchMaker.make = make  # type: ignore[method-assign]
+    loader._BatchSource._make_batch = make  # type: ignore[method-assign]
     run_command(arguments)
 
 

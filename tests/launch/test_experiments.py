@@ -19,24 +19,33 @@ from tiny_world import assert_one_sentence, run_command
 from distbranch.branching.tree import Split, Tree
 from distbranch.config import differences, load_config
 from distbranch.config.sweep import SweepConfig
-from distbranch.engine.initialisation import drawn_order
+from distbranch.engine.initialisation import order_by_number
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.experiment import (
+from distbranch.experiments import (
     affinity,
-    company,
-    comparison,
+    equal_cost,
     grouping,
     initialisation,
-    planted,
+    planted_truth,
     policies,
+    runner,
     table,
 )
-from distbranch.launch.experiment import place as place_of_experiments
-from distbranch.launch.experiment.comparison import Run, experiment_sweep
-from distbranch.launch.sweep import run as sweep_run
-from distbranch.launch.sweep import tuning
-from distbranch.launch.sweep.plan import in_turns, planned_trials, trials_by_variant
-from distbranch.launch.sweep.trial import train_trial
+from distbranch.experiments.runner import build_sweep, check_same_comparison, run_experiment
+from distbranch.experiments.runs import (
+    Run,
+    check_defined,
+    compare_methods,
+    difference_rows,
+    find_first_reach,
+    interpolate_at_cost,
+    read_runs,
+    restrict_to_common_tasks,
+)
+from distbranch.sweep import run as sweep_run
+from distbranch.sweep import tuning
+from distbranch.sweep.plan import in_turns, planned_trials, trials_by_variant
+from distbranch.sweep.trial import train_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -59,19 +68,19 @@ def made_up(
 
 def test_an_experiment_takes_overrides_as_a_run_and_as_a_sweep_do(tmp_path: Path) -> None:
     given = ["run.directory=/runs", "launch.workers=2", "concurrency=3", "train.iterations=7", "data.path=/data"]
-    sweep = experiment_sweep("mine", {"a": {"base": str(CONFIGS / "fps-thin-16.yaml")}}, given, seeds=[4], jobs=None)
+    sweep = build_sweep("mine", {"a": {"base": str(CONFIGS / "fps-thin-16.yaml")}}, given, seeds=[4], jobs=None)
     assert (sweep.path, sweep.workers_per_trial, sweep.concurrency) == (Path("/runs/mine"), 2, 3)
     (trial,) = planned_trials(sweep)
     assert (trial.run_directory, trial.train.iterations) == (Path("/runs/mine/a-seed4"), 7)
-    among = experiment_sweep("mine", sweep.variants, given, seeds=[4], jobs=None, among_runs=True)
+    among = build_sweep("mine", sweep.variants, given, seeds=[4], jobs=None, among_runs=True)
     assert planned_trials(among)[0].run_directory == Path("/runs/a-seed4")
 
 
 def test_the_thin_line_of_a_grown_network_is_the_ordinary_thin_run() -> None:
     data = "data.path=/data/fps"
-    line = company.thin_line([CONFIGS / "fps-branch-16-2.yaml"], [24, 16], [data])
+    line = equal_cost.thin_line([CONFIGS / "fps-branch-16-2.yaml"], [24, 16], [data])
     assert list(line) == ["fps-thin-16", "fps-thin-24"]
-    trial = planned_trials(experiment_sweep("c", line, [data], seeds=[0], jobs=1, among_runs=True))[0]
+    trial = planned_trials(build_sweep("c", line, [data], seeds=[0], jobs=1, among_runs=True))[0]
     thin = load_config(CONFIGS / "fps-thin-16.yaml", [data, "seed=0"])
     assert [line for line in differences(thin, trial) if not line.startswith("run.name")] == []
 
@@ -87,13 +96,13 @@ def test_networks_of_different_recipes_are_not_compared(tmp_path: Path) -> None:
     for name, lr in (("one", 0.1), ("two", 0.2)):
         (tmp_path / f"{name}.yaml").write_text(f"data: {{path: data}}\noptim: {{lr: {lr}}}\n")
     with pytest.raises(UsageError, match=r"same recipe, but .*one.yaml and .*two.yaml differ in optim.lr: 0.1 -> 0.2"):
-        company.thin_line([tmp_path / "one.yaml", tmp_path / "two.yaml"], [8, 16], [])
+        equal_cost.thin_line([tmp_path / "one.yaml", tmp_path / "two.yaml"], [8, 16], [])
 
 
 def test_each_seed_begins_from_the_run_of_its_own_seed(two_configs: list[Path]) -> None:
     variants = table.variants_of_files(two_configs)
-    sweep = experiment_sweep("t", variants, ["run.directory=other"], seeds=[0, 5], jobs=None, among_runs=True)
-    sweep = table.linked(sweep, [])
+    sweep = build_sweep("t", variants, ["run.directory=other"], seeds=[0, 5], jobs=None, among_runs=True)
+    sweep = table.link_seeds(sweep, [])
     thin, turns = trials_by_variant(sweep)["thin"], in_turns(planned_trials(sweep))
     runs = Path("other").absolute()
     assert [trial.method.pretrained for trial in thin] == [str(runs / f"wide-seed{seed}") for seed in (0, 5)]
@@ -113,13 +122,13 @@ def test_a_joint_network_stands_beside_separate_ones_on_the_tasks_of_each_data_s
         del part["tasks"]["unlabelled"]
     given = {"joint": joint, "alone": scores("a", "b"), "other": scores("d")}
     results = {name: [{"metrics": {"test": part}, "weights": 5}] for name, part in given.items()}
-    found = table.by_data_set(results, "test")
+    found = table.split_by_data_set(results, "test")
     means = {
         name: {n: r[0]["metrics"]["test"]["mean"]["accuracy"] for n, r in part.items()} for name, part in found.items()
     }
     assert means == {"one": {"joint": 0.2, "alone": 0.2}, "two": {"joint": 0.1}}
     assert found["one"]["joint"][0]["weights"] == 5
-    assert table.by_data_set({"alone": results["alone"]}, "test") == {}
+    assert table.split_by_data_set({"alone": results["alone"]}, "test") == {}
 
 
 def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(caplog: pytest.LogCaptureFixture) -> None:
@@ -131,15 +140,15 @@ def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(cap
 
     before = run(0.8, {"plain": 0.6, "always": 1.0})  # as an earlier release had it
     runs = {"before": [before], "now": [run(0.7, {"plain": 0.7, "always": None})], "other": [run(0.9, {"x": 0.9})]}
-    found = comparison.on_common_tasks(runs)
-    means = {name: members[0].mean("average_precision", "test") for name, members in found.items()}
+    found = restrict_to_common_tasks(runs)
+    means = {name: members[0].get_mean("average_precision", "test") for name, members in found.items()}
     assert means == {"before": 0.6, "now": 0.7, "other": 0.9}
-    assert before.mean("average_precision", "test") == 0.8, "what was read is left as it is"
+    assert before.get_mean("average_precision", "test") == 0.8, "what was read is left as it is"
     assert "over the 1 tasks that have it in all runs; always have it in some only" in caplog.text
-    none = comparison.on_common_tasks({"a": [run(0.5, {"t": 0.5})], "b": [run(0.4, {"t": None})]})
+    none = restrict_to_common_tasks({"a": [run(0.5, {"t": 0.5})], "b": [run(0.4, {"t": None})]})
     with pytest.raises(UserError, match="no task has average_precision on test in all of them"):
-        comparison.check_defined(none, "average_precision", ("test",))
-    comparison.check_defined(none, "accuracy", ("test",))
+        check_defined(none, "average_precision", ("test",))
+    check_defined(none, "accuracy", ("test",))
 
 
 # ---- fair company
@@ -147,11 +156,11 @@ def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(cap
 
 def test_the_thin_line_is_linear_in_the_logarithm_of_the_cost_and_ends_where_it_ends() -> None:
     points = [(100.0, 0.5), (10_000.0, 0.7), (1_000.0, 0.65)]
-    assert company.line_at(1_000, points) == 0.65
-    assert company.line_at(10**2.5, points) == pytest.approx((0.5 + 0.65) / 2)
-    assert company.line_at(99.9, points) is None
-    assert company.line_at(10_001, points) is None
-    assert company.line_at(5, []) is None
+    assert interpolate_at_cost(1_000, points) == 0.65
+    assert interpolate_at_cost(10**2.5, points) == pytest.approx((0.5 + 0.65) / 2)
+    assert interpolate_at_cost(99.9, points) is None
+    assert interpolate_at_cost(10_001, points) is None
+    assert interpolate_at_cost(5, []) is None
 
 
 def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
@@ -160,15 +169,15 @@ def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
         for step, width in ((2, 8), (3, 16))
     }
     grown = {"tree": [made_up(seed, value=0.8 + 0.03 * seed, weights=10**2.5) for seed in (0, 1)]}
-    by_madds, by_weights = company.neighbours(grown, line, "average_precision", "val")
+    by_madds, by_weights = equal_cost.find_neighbours(grown, line, "average_precision", "val")
     assert by_weights.thin_value == pytest.approx(0.75 + 0.01)
     assert by_weights.difference == pytest.approx((0.05 + 0.06) / 2)
     assert by_weights.difference_sd == pytest.approx(0.01 / np.sqrt(2))
     assert (by_madds.own_cost, by_madds.difference) == pytest.approx((10**4.5, by_weights.difference))
     assert by_weights.nearest in ("thin-8", "thin-16")
-    text = company.company_markdown([by_madds, by_weights], "average_precision", "val")
+    text = equal_cost.neighbours_markdown([by_madds, by_weights], "average_precision", "val")
     assert "| +5.5 ± 0.7 |" in text
-    beyond = company.neighbours({"tree": [made_up(weights=9_999)]}, line, "average_precision", "val")
+    beyond = equal_cost.find_neighbours({"tree": [made_up(weights=9_999)]}, line, "average_precision", "val")
     assert [one.difference for one in beyond] == [None, None]
     assert beyond[0].nearest == "thin-16"
 
@@ -189,24 +198,26 @@ def test_reductions_are_counted_over_tasks_and_tested_as_pairs() -> None:
         ]
         for sign in (1, -1)
     ]
-    found = grouping.reductions(learned, permuted, "accuracy", "test")
+    found = grouping.measure_reductions(learned, permuted, "accuracy", "test")
     assert {task: float(np.mean(values)) for task, values in found.items()} == pytest.approx(lost, abs=1e-12)
     assert found["task-5"][0] == pytest.approx(lost["task-5"] - noise[5])
-    verdict = grouping.judge({task: [round(float(np.mean(values)), 9)] for task, values in found.items()}, "accuracy")
+    verdict = grouping.measure_significance(
+        {task: [round(float(np.mean(values)), 9)] for task, values in found.items()}, "accuracy"
+    )
     assert (verdict.num_tasks, verdict.num_lose, verdict.num_gain) == (12, 9, 2)
     assert verdict.p_value == pytest.approx(wilcoxon([lost[task] for task in TASKS]).pvalue)
     assert verdict.mean == pytest.approx(0.035)
     assert "on 9 of 12 tasks and raises it on 2 (1 unchanged); the mean loss is 3.50 points" in str(verdict)
     assert "by ranks of tasks the learned tree is better than permuted ones" in str(verdict)
     assert "other way round" not in str(verdict)
-    trees = grouping.judge({"a": [0.1, -0.1, 0.3], "b": [0.1, 0.0, -0.1]}, "accuracy")
+    trees = grouping.measure_significance({"a": [0.1, -0.1, 0.3], "b": [0.1, 0.0, -0.1]}, "accuracy")
     assert (trees.num_trees, trees.num_trees_lose) == (3, 2)
 
 
 def test_where_few_tasks_lose_much_the_ranks_are_told_and_not_the_mean() -> None:
     many = {f"gains-{number}": [-0.001 - number * 1e-6] for number in range(36)}
     few = {f"loses-{number}": [0.1 + number * 1e-6] for number in range(4)}
-    verdict = grouping.judge(many | few, "accuracy")
+    verdict = grouping.measure_significance(many | few, "accuracy")
     assert verdict.mean > 0
     assert verdict.p_value < 0.001
     assert "the learned tree is worse than permuted ones, though by the mean it is the other way round" in str(verdict)
@@ -214,7 +225,9 @@ def test_where_few_tasks_lose_much_the_ranks_are_told_and_not_the_mean() -> None
 
 def test_equal_trees_show_no_difference() -> None:
     runs = [made_up(tasks=dict.fromkeys(TASKS, 0.8))]
-    verdict = grouping.judge(grouping.reductions(runs, [runs, runs], "accuracy", "test"), "accuracy")
+    verdict = grouping.measure_significance(
+        grouping.measure_reductions(runs, [runs, runs], "accuracy", "test"), "accuracy"
+    )
     assert (verdict.num_lose, verdict.num_gain, verdict.p_value) == (0, 0, 1.0)
     assert "no difference" in str(verdict)
 
@@ -243,7 +256,9 @@ def test_permutations_are_those_that_put_other_tasks_together(tmp_path: Path) ->
     run = finished(tmp_path / "run", halves)
     variants = grouping.grouping_variants(run, 2, "val")
     orders = [
-        drawn_order(variant["method.permutation"], 4) for variant in variants.values() if variant["method.permutation"]
+        order_by_number(variant["method.permutation"], 4)
+        for variant in variants.values()
+        if variant["method.permutation"]
     ]
     together = [{frozenset(branch) for branch in halves.permuted(order).branches(2)} for order in orders]
     assert len(together) == 2
@@ -260,7 +275,7 @@ def test_a_split_that_the_data_lack_is_refused_before_anything_is_trained(
     monkeypatch.chdir(tmp_path)
     run = finished(tmp_path / "run", Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3)))))
     with pytest.raises(UserError, match="have no split 'test'"):
-        grouping.compare_groupings(run, 2, None, [], split="test", name=None, jobs=1, report=print)
+        grouping.design_grouping(run, 2, split="test")
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
@@ -270,8 +285,9 @@ def test_permuted_trees_are_trained_here_and_not_where_the_run_was(
     monkeypatch.chdir(tmp_path)
     run = finished(tmp_path / "run", Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3)))))
     (run / "config.yaml").write_text("data: {path: absent}\nlaunch: {address: '10.0.0.7:6379', device: cuda}\n")
+    experiment = grouping.design_grouping(run, 2, split="val")
     with pytest.raises(UserError, match="absent does not exist"):
-        grouping.compare_groupings(run, 2, None, [], split="val", name=None, jobs=1, report=print)
+        run_experiment(experiment, [], seeds=None, jobs=1, report=print)
 
 
 # ---- initialisation
@@ -290,7 +306,7 @@ def test_permuted_trees_are_trained_here_and_not_where_the_run_was(
 def test_a_curve_reaches_a_goal_on_the_line_between_two_evaluations(
     curve: Sequence[tuple[int, float]], expected: float | None
 ) -> None:
-    assert initialisation.first_reach(curve, 0.5) == expected
+    assert find_first_reach(curve, 0.5) == expected
 
 
 def logged(folder: Path, seed: int, values: Sequence[float]) -> Run:
@@ -311,12 +327,12 @@ def test_the_pace_of_a_beginning_is_measured_against_the_random_one_of_the_same_
     random = [logged(tmp_path / "random", seed, [0.1, 0.2, 0.3, 0.5 + 0.1 * seed]) for seed in (0, 1, 2)]
     somp = [logged(tmp_path / "somp", 0, [0.4, 0.6, 0.6, 0.7]), logged(tmp_path / "somp", 1, [0.4, 0.5, 0.7, 0.8])]
     somp.append(logged(tmp_path / "somp", 2, [0.1, 0.2, 0.3, 0.4]))  # never reaches 0.7
-    found = initialisation.pace("somp", somp, random)
+    found = initialisation.measure_pace("somp", somp, random)
     assert (found.num_seeds, found.num_reached) == (3, 2)
     assert found.iterations == pytest.approx((15 + 25) / 2)
     assert found.share == pytest.approx(0.5)
     assert found.last[0] == pytest.approx((0.7 + 0.8 + 0.4) / 3)
-    assert initialisation.pace("random", random, random).share == 1.0
+    assert initialisation.measure_pace("random", random, random).share == 1.0
     text = initialisation.pace_markdown([found], {"random": random})
     assert "| somp | 63.3 ± 20.8 | 2 of 3 | 20 | 0.50 |" in text
 
@@ -325,7 +341,7 @@ def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
     config = CONFIGS / "fps-thin-16.yaml"
     variants = initialisation.beginning_variants(config, Path("/wide"), ["train.iterations=300"], two_thirds=True)
     data = ["data.path=/data/fps", "train.iterations=300"]
-    trials = planned_trials(experiment_sweep("i", variants, data, seeds=[0], jobs=None, derived=initialisation.DERIVED))
+    trials = planned_trials(build_sweep("i", variants, data, seeds=[0], jobs=None, derived=initialisation.DERIVED))
     assert [trial.method.init for trial in trials] == ["somp", "largest-norm", "random-rows", "random", "somp"]
     assert {trial.train.evaluate_every for trial in trials} == {15}
     for trial in trials[:4]:
@@ -361,25 +377,25 @@ def test_what_an_experiment_makes_of_an_override_follows_it(tmp_path: Path, monk
         swept.append(sweep)
         raise UserError("enough")
 
-    for module in (initialisation, company, planted):
-        monkeypatch.setattr(module, "run_experiment", stop)
+    def sweep_of_experiment(experiment: runner.Experiment, seeds: Sequence[int] | None) -> SweepConfig:
+        with pytest.raises(UserError, match="enough"):
+            run_experiment(experiment, said, seeds=seeds, jobs=None, report=print)
+        return swept[-1]
+
+    monkeypatch.setattr(runner, "train_variants", stop)
     said = ["train.iterations=1200", "optim.warmup=72", "train.evaluate_every=100", "data.path=nowhere"]
-    given = {"jobs": None, "report": print}
-    with pytest.raises(UserError, match="enough"):
-        initialisation.compare_beginnings(
-            CONFIGS / "fps-thin-16.yaml", tmp_path, [0], said, two_thirds=True, name=None, **given
-        )
-    trials = planned_trials(swept[-1])
+    beginnings = initialisation.design_initialisation(CONFIGS / "fps-thin-16.yaml", tmp_path, said, two_thirds=True)
+    trials = planned_trials(sweep_of_experiment(beginnings, [0]))
     assert [trial.train.iterations for trial in trials] == [1200] * 4 + [800]
     assert {trial.train.evaluate_every for trial in trials} == {100}
-    with pytest.raises(UserError, match="enough"):
-        company.fair_company(
-            [CONFIGS / "fps-branch-16-2.yaml"], [8, 16], [0], [*said, "method.alpha=8"],
-            metric="accuracy", split="val", name="company", **given,
-        )  # fmt: skip
-    assert [trial.method.alpha for trial in planned_trials(swept[-1]) if trial.method.name == "branching"] == [8]
-    with pytest.raises(UserError, match="enough"):
-        planted.planted(CONFIGS / "quickstart.yaml", [4], ["data.path=else", "data.pack.samples=9"], name=None, **given)
+    said.append("method.alpha=8")
+    company = equal_cost.design_equal_cost(
+        [CONFIGS / "fps-branch-16-2.yaml"], [8, 16], said, metric="accuracy", split="val"
+    )
+    trials = planned_trials(sweep_of_experiment(company, [0]))
+    assert [trial.method.alpha for trial in trials if trial.method.name == "branching"] == [8]
+    said = ["data.path=else", "data.pack.samples=9"]
+    sweep_of_experiment(planted_truth.design_planted_truth(CONFIGS / "quickstart.yaml", [4], said), None)
     (trial,) = planned_trials(swept[-1])
     assert (Path(str(trial.data.path)).name, trial.data.pack) == (
         "else-seed4",
@@ -403,19 +419,19 @@ def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
         for kind, sizes in (("agreement", (1_000, 4_000, 9_000)), ("phi", (2_000, 7_000, 30_000)))
         for alpha, size in zip((1, 2, 4), sizes, strict=True)
     }
-    lines = affinity.lines_of(runs)
-    winners = affinity.winners_of(lines, "test")
+    lines = affinity.collect_lines(runs)
+    winners = affinity.rank_winners(lines, "test")
     assert {winner.task: winner.mean for winner in winners} == pytest.approx(higher)
     assert [winner.task for winner in winners] == TASKS[::-1]
     assert [winner.kind for winner in winners][:8] == ["phi"] * 8
     assert [winner.kind for winner in winners][-3:] == ["agreement"] * 3
-    means = affinity.mean_differences(lines, "test")
+    means = affinity.measure_mean_differences(lines, "test")
     assert means == pytest.approx([np.mean(list(higher.values()))] * 2)
     assert "Phi is higher on 8 of 12 tasks (8 in every seed), agreement on" in affinity.winners_markdown(
         means, winners, "test"
     )
     apart = {"agreement-alpha1": runs["agreement-alpha1"], "phi-alpha1": runs["phi-alpha4"]}
-    assert affinity.winners_of(affinity.lines_of(apart), "test") == []
+    assert affinity.rank_winners(affinity.collect_lines(apart), "test") == []
     assert "no number of weights in common" in affinity.winners_markdown([], [], "test")
 
 
@@ -426,11 +442,11 @@ def test_the_best_policy_is_that_which_is_best_on_val_whatever_it_is_on_test() -
     runs = {name: made_up(value=value) for name, value in (("policy-0", 0.7), ("policy-1", 0.6), ("policy-2", 0.9))}
     runs["policy-1"].summary["metrics"]["val"]["mean"]["average_precision"] = 0.95
     for name in runs:
-        runs[name].summary["metrics"]["test"] = {"mean": {"average_precision": runs[name].mean("accuracy", "test")}}
+        runs[name].summary["metrics"]["test"] = {"mean": {"average_precision": runs[name].get_mean("accuracy", "test")}}
     found = policies.Drawn(0, made_up(value=0.5), runs)
     assert found.best == "policy-1"
-    assert found.value(found.best, "test") == 0.6
-    assert found.spread("test") == (0.7, 0.6, 0.9)
+    assert found.get_value(found.best, "test") == 0.6
+    assert found.measure_spread("test") == (0.7, 0.6, 0.9)
 
 
 def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
@@ -443,9 +459,11 @@ def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
     (tmp_path / "ada.yaml").write_text(yaml.safe_dump(kept))
     monkeypatch.chdir(tmp_path)
     trained = train_in_this_process(monkeypatch)
-    given = {"split": "test", "name": None, "jobs": None, "report": lambda _: None}
+    own = ["launch.workers=1"]
+    experiment = policies.design_policies(Path("ada.yaml"), 2, own, iterations=4, split="test")
     for _ in range(2):  # nothing is repeated
-        found, place = policies.try_policies(Path("ada.yaml"), 2, [0], ["launch.workers=1"], iterations=4, **given)
+        findings, place = run_experiment(experiment, own, seeds=[0], jobs=None, report=lambda _: None)
+        found = findings.found
         assert trained[:2] == ["search-seed0", "shared-seed0"]
         assert trained[2:] == ["most-probable-seed0", "policy-0-seed0", "policy-1-seed0"]
     assert list(found[0].policies) == ["most-probable", "policy-0", "policy-1"]
@@ -456,10 +474,73 @@ def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(info | {"splits": {"train": info["splits"]["train"]}}))
     elsewhere = ["launch.workers=1", "data.path=data"]
+    other = policies.design_policies(Path("ada.yaml"), 2, elsewhere, iterations=4, split="test", name="other")
     with pytest.raises(UserError, match="should have the split 'val', on which the runs are compared"):
-        policies.try_policies(Path("ada.yaml"), 2, [0], elsewhere, iterations=4, **given | {"name": "other"})
+        run_experiment(other, elsewhere, seeds=[0], jobs=None, report=lambda _: None)
     with pytest.raises(UsageError, match="should be of a search"):
-        policies.try_policies(CONFIGS / "fps-thin-16.yaml", 2, [0], [], iterations=None, **given)
+        policies.design_policies(CONFIGS / "fps-thin-16.yaml", 2, [], iterations=None, split="test")
+
+
+# ---- finished runs beside each other
+
+
+def write_finished_run(folder: Path, name: str, seed: int, tasks: Mapping[str, float]) -> Path:
+    run = made_up(seed, value=float(np.mean(list(tasks.values()))), tasks=tasks)
+    (folder / name).mkdir()
+    values = config_of("data", str(folder), seed=seed, **{"run.name": name})
+    (folder / name / "config.yaml").write_text(yaml.safe_dump(values))
+    (folder / name / "tree.json").write_text(json.dumps({"tree": Tree(("conv", "fc"), len(tasks)).to_json()}))
+    (folder / name / "result.json").write_text(json.dumps({**run.summary, "tasks": list(tasks)}))
+    return folder / name
+
+
+@pytest.fixture
+def two_methods(tmp_path: Path) -> list[Path]:
+    """Method `b` is 0.02 higher than `a` on every task but the last, where it is 0.04 lower; in seed 1 all is 0.01 more."""
+    base = {"x": 0.5, "y": 0.6, "z": 0.7}
+    gain = {"x": 0.02, "y": 0.02, "z": -0.04}
+    found = []
+    for seed in (0, 1, 2):
+        tasks = {t: v + 0.1 * seed for t, v in base.items()}
+        found.append(write_finished_run(tmp_path, f"a-seed{seed}", seed, tasks))
+    for seed in (1, 0):
+        tasks = {t: v + 0.1 * seed + gain[t] + 0.01 * seed for t, v in base.items()}
+        found.append(write_finished_run(tmp_path, f"b-seed{seed}", seed, tasks))
+    return found
+
+
+def test_methods_are_compared_by_differences_of_equal_seeds_and_tasks(two_methods: list[Path]) -> None:
+    runs = read_runs(two_methods)
+    assert {method: [run.seed for run in members] for method, members in runs.items()} == {"a": [0, 1, 2], "b": [1, 0]}
+    first, second = compare_methods(runs, "average_precision", "test").to_dict("records")
+    assert (first["seeds"], first["average_precision"]) == (3, pytest.approx(0.7))
+    assert first["average_precision_sd"] == pytest.approx(0.1)
+    assert np.isnan(first["difference"])
+    assert (second["paired_seeds"], second["tasks_higher"], second["tasks_lower"]) == (2, 2, 1)
+    assert second["difference"] == pytest.approx((0.0 + 0.01) / 2), "seed 2 of the reference has no partner"
+    assert second["difference_sd"] == pytest.approx(0.01 / np.sqrt(2))
+
+
+def test_methods_without_a_common_seed_have_no_difference(two_methods: list[Path]) -> None:
+    runs = read_runs([two_methods[2], two_methods[3]])
+    table = compare_methods(runs, "average_precision", "test")
+    assert difference_rows(table, "average_precision", "test")[1]["less a, points"] == "\u2013"
+
+
+def test_finished_runs_are_compared_on_the_terminal_as_csv_and_as_markdown(two_methods: list[Path]) -> None:
+    runs = [str(run) for run in two_methods]
+    assert "+0.50 ± 0.71" in run_command(["compare", *runs]).out
+    as_csv = run_command(["compare", *runs, "--csv", "--split", "val"]).out.splitlines()
+    assert as_csv[0].startswith("method,seeds,average_precision,average_precision_sd,paired_seeds,difference,")
+    assert len(as_csv) == 3
+    as_markdown = run_command(["compare", *runs, "--markdown"]).out
+    assert "| b | 2 | 65.5 ± 7.8 | +0.50 ± 0.71 | 2 | 2 | 1 |" in as_markdown
+
+
+def test_only_finished_runs_are_compared_and_each_once(two_methods: list[Path], tmp_path: Path) -> None:
+    assert_one_sentence(run_command(["compare", str(tmp_path)]), 1, ("should be a finished run, found none",))
+    twice = [str(two_methods[0])] * 2
+    assert_one_sentence(run_command(["compare", *twice]), 2, ("Two runs are named a and have seed 0",))
 
 
 # ---- one as a person starts it
@@ -498,14 +579,19 @@ def train_in_this_process(monkeypatch: pytest.MonkeyPatch, broken: str = "") -> 
     return trained
 
 
+def run_table(configs: Sequence[Path], seeds: Sequence[int] = (0,)) -> tuple[Any, Path]:
+    own = ["launch.workers=1"]
+    experiment = table.design_table(configs, own, split="test")
+    findings, place = run_experiment(experiment, own, seeds=seeds, jobs=None, report=lambda _: None)
+    return findings.found, place
+
+
 def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothing(
     two_configs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = train_in_this_process(monkeypatch)
     for configs in (two_configs, two_configs[::-1]):
-        results, place = table.compare_configs(
-            configs, [0], ["launch.workers=1"], split="test", name="table", jobs=None, report=lambda _: None
-        )
+        results, place = run_table(configs)
         assert trained == ["wide-seed0", "thin-seed0"]
         assert list(results) == [config.stem for config in configs]
     assert place == Path("runs/table").absolute()
@@ -519,22 +605,21 @@ def test_another_comparison_does_not_overwrite_a_table(
     two_configs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = train_in_this_process(monkeypatch)
-    given = {"split": "test", "name": "table", "jobs": None, "report": lambda _: None}
-    _, place = table.compare_configs(two_configs, [0], ["launch.workers=1"], **given)
+    _, place = run_table(two_configs)
     before = {name: (place / name).read_text() for name in ("results.csv", "table.md", "experiment.json")}
     for configs, seeds in (([two_configs[1]], [0]), (two_configs, [1])):
         with pytest.raises(
             UserError, match=r"table holds the results of another comparison, of thin-seed0.* Give another --name"
         ):
-            table.compare_configs(configs, seeds, ["launch.workers=1"], **given)
+            run_table(configs, seeds)
     with pytest.raises(UserError, match=r"another comparison, with experiment=table; they would be overwritten"):
-        place_of_experiments.check_place(
-            experiment_sweep("table", table.variants_of_files(two_configs), [], seeds=[0], jobs=None, among_runs=True),
+        check_same_comparison(
+            build_sweep("table", table.variants_of_files(two_configs), [], seeds=[0], jobs=None, among_runs=True),
             {"experiment": "company", "split": "test"},
         )
     assert {name: (place / name).read_text() for name in before} == before
     assert trained == ["wide-seed0", "thin-seed0"], "refused before anything is trained"
-    results, again = table.compare_configs(two_configs, [0, 1], ["launch.workers=1"], **given)
+    results, again = run_table(two_configs, [0, 1])
     assert again == place
     assert {name: len(runs) for name, runs in results.items()} == {"thin": 2, "wide": 2}
     assert trained[2:] == ["wide-seed1", "thin-seed1"], "what was compared before is not repeated"
@@ -547,7 +632,7 @@ def test_what_begins_from_a_run_that_failed_fails_with_the_reason(
     with pytest.raises(
         UserError, match=r"2 of 2 runs did not finish: thin-seed0 \(failed\) method.pretrained=.*wide-seed0"
     ):
-        table.compare_configs(two_configs, [0], [], split="val", name="table", jobs=None, report=lambda _: None)
+        run_table(two_configs)
     assert trained == ["wide-seed0"]
 
 

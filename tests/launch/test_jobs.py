@@ -23,14 +23,13 @@ from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
 from distbranch.launch import jobs
-from distbranch.launch.job import Job, read_job, write_job
-from distbranch.launch.jobs import cancel, logs, status
+from distbranch.launch.jobs import Job, cancel_run, describe_status, read_job, read_log, write_job
 from distbranch.launch.on_ray import job as ray_job
 from distbranch.launch.on_slurm import submission
-from distbranch.launch.on_slurm.network import free_port, is_free
-from distbranch.launch.on_slurm.queue import explain
-from distbranch.launch.on_slurm.resources import Resources, minutes
-from distbranch.launch.on_slurm.submission import script
+from distbranch.launch.on_slurm.node import find_free_port, is_free_port
+from distbranch.launch.on_slurm.queue import explain_refusal
+from distbranch.launch.on_slurm.resources import Resources, parse_minutes
+from distbranch.launch.on_slurm.submission import render_batch_script
 from distbranch.launch.prepare import with_absolute_paths
 
 
@@ -54,24 +53,24 @@ def test_a_run_of_plain_train_is_cancelled_with_everything_saved(
     training = threading.Thread(target=lambda: ended.extend(ranks.run(train_tiny, config=config)))
     training.start()
     wait_until(lambda: (run / "metrics.jsonl").exists() and "train" in (run / "metrics.jsonl").read_text())
-    assert ("trained by", "a process of `distbranch train`") in status(run)
-    cancel(run, patience_s=60, say=said.append)
+    assert ("trained by", "a process of `distbranch train`") in describe_status(run)
+    cancel_run(run, patience_s=60, say=said.append)
     training.join()
     assert ended[0].value["end"] == "stopped", ended[0].output
     assert f"after step {saved_step(run)} of" in ended[0].value["message"]
     assert said[-1] == "The run has stopped; the same command continues it."
-    answers = dict(status(run))
+    answers = dict(describe_status(run))
     assert answers["trained by"] == "nobody now"
     assert answers["last checkpoint"] == f"step-{saved_step(run):08d}"
     with pytest.raises(UserError, match="Nothing trains the run"):
-        cancel(run, patience_s=60, say=said.append)
+        cancel_run(run, patience_s=60, say=said.append)
     with pytest.raises(UserError, match="wrote to its own terminal"):
-        next(logs(run, follow=False))
+        next(read_log(run, follow=False))
 
 
 def test_keys_of_the_terminal_and_its_end_do_not_reach_a_local_job() -> None:
     ask = [sys.executable, "-c", "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))"]
-    with submission._apart_from_terminal():
+    with submission._detach_from_terminal():
         told = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
     assert "SIGINT" in told
     assert "SIGHUP" in told
@@ -80,14 +79,14 @@ def test_keys_of_the_terminal_and_its_end_do_not_reach_a_local_job() -> None:
 
 def test_a_finished_run_is_not_cancelled(undisturbed: Callable[[int], Path]) -> None:
     said: list[str] = []
-    cancel(undisturbed(1), patience_s=1, say=said.append)
+    cancel_run(undisturbed(1), patience_s=1, say=said.append)
     assert "is finished already" in said[0]
-    assert dict(status(undisturbed(1)))["finished"] == "after 48 steps"
+    assert dict(describe_status(undisturbed(1)))["finished"] == "after 48 steps"
 
 
 def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no run directory: it should hold config\.yaml"):
-        status(tmp_path)
+        describe_status(tmp_path)
 
 
 def test_a_job_that_was_written_is_read_again_and_a_damaged_one_is_named(tmp_path: Path) -> None:
@@ -105,9 +104,9 @@ def test_the_number_of_a_local_job_is_not_taken_for_a_later_process(
 ) -> None:
     (tmp_path / "config.yaml").write_text((undisturbed(1) / "config.yaml").read_text())
     write_job(tmp_path, Job("local", str(os.getpid()), "here", "", "2001-01-01 00:00:00"))
-    assert dict(status(tmp_path))["trained by"].endswith(": ended")
+    assert dict(describe_status(tmp_path))["trained by"].endswith(": ended")
     with pytest.raises(UserError, match="Nothing trains the run"):
-        cancel(tmp_path, patience_s=1, say=lambda _: None)
+        cancel_run(tmp_path, patience_s=1, say=lambda _: None)
 
 
 def test_a_local_job_is_cancelled_and_continued_to_the_same_bits(
@@ -134,9 +133,9 @@ def test_a_local_job_is_cancelled_and_continued_to_the_same_bits(
     wait_until(lambda: (run / "metrics.jsonl").exists() and "train" in (run / "metrics.jsonl").read_text())
     job = read_job(run)
     assert job is not None
-    assert dict(status(run))["trained by"].endswith(f"running as process {job.id}")
-    cancel(run, patience_s=60, say=lambda _: None)
-    assert f"Stopped after step {saved_step(run)} of 48" in "".join(logs(run, follow=False))
+    assert dict(describe_status(run))["trained by"].endswith(f"running as process {job.id}")
+    cancel_run(run, patience_s=60, say=lambda _: None)
+    assert f"Stopped after step {saved_step(run)} of 48" in "".join(read_log(run, follow=False))
 
     ended = types("submit", "slurm", "tiny.yaml", "--executor", "local", "--wait", seconds_per_step="0")
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -166,14 +165,14 @@ def test_a_controller_that_is_away_for_a_while_does_not_end_the_log(
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(jobs, "SECONDS_BETWEEN_LOOKS", 0.01)
-    assert "".join(logs(tmp_path, follow=True)) == "begun\nended\n"
+    assert "".join(read_log(tmp_path, follow=True)) == "begun\nended\n"
 
     (tmp_path / "answers").write_text("silence\n" * 100)
     with pytest.raises(UserError, match=r"Whether the job 7 trains the run \S+ is unknown .*slurmctld does not answer"):
-        cancel(tmp_path, patience_s=1, say=lambda _: None)
+        cancel_run(tmp_path, patience_s=1, say=lambda _: None)
     monkeypatch.setattr(jobs, "SECONDS_OF_SILENCE", 0.1)
-    with pytest.raises(UserError, match="Whether the job 7 goes on is unknown"):
-        list(logs(tmp_path, follow=True))
+    with pytest.raises(UserError, match="Whether the job 7 still runs is unknown"):
+        list(read_log(tmp_path, follow=True))
 
 
 class Dashboard:
@@ -205,10 +204,10 @@ def test_a_job_of_ray_is_told_in_full_where_a_run_begins_from(
     source.mkdir()
     (source / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, runs, **changes)))
     shutil.copytree(source, copy)
-    monkeypatch.setattr(ray_job, "_client", lambda _: dashboard)
+    monkeypatch.setattr(ray_job, "open_job_client", lambda _: dashboard)
     monkeypatch.chdir(source)
     config, address = Path("tiny.yaml"), "http://head:8265"
-    assert ray_job.submit(config, ["seed=4"], address=address, wait=False, say=lambda _: None) == 0
+    assert ray_job.submit_ray_job(config, ["seed=4"], address=address, wait=False, say=lambda _: None) == 0
 
     monkeypatch.chdir(copy)
     [*program, file, seed] = shlex.split(dashboard.command)[:6]
@@ -223,10 +222,10 @@ def test_a_job_that_does_not_see_the_run_directory_leaves_nothing_of_it_here(
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, tmp_path / "runs")))
     (tmp_path / "runs").mkdir()
-    monkeypatch.setattr(ray_job, "_client", lambda _: Dashboard(sees=False))
+    monkeypatch.setattr(ray_job, "open_job_client", lambda _: Dashboard(sees=False))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"raysubmit_1 ended before it trained: The run directory is another folder\.$"):
-        ray_job.submit(Path("tiny.yaml"), [], address="http://head:8265", wait=False, say=lambda _: None)
+        ray_job.submit_ray_job(Path("tiny.yaml"), [], address="http://head:8265", wait=False, say=lambda _: None)
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
@@ -235,19 +234,19 @@ def test_a_job_that_does_not_see_the_run_directory_leaves_nothing_of_it_here(
     [("90", 90), ("1:30", 2), ("12:00:00", 720), ("00:01:01", 2), ("2-00:00:00", 2880), ("1-12", 2160)],
 )
 def test_time_limits_are_read_as_slurm_writes_them(text: str, expected: int) -> None:
-    assert minutes(text) == expected
+    assert parse_minutes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "soon", "12h", "1:2:3:4", "-5", "0", "0:30"])
 def test_a_time_limit_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--time"):
-        minutes(text)
+        parse_minutes(text)
 
 
 def test_the_batch_script_asks_for_what_was_given_and_needs_no_slurm(tiny_data: Path, tmp_path: Path) -> None:
     config = load_config(config_of(tiny_data, tmp_path, **{"train.batch_size": 32, "launch.device": "auto"}))
     asked = Resources("gpu", nodes=2, gpus_per_node=8, cpus_per_node=32, timeout_min=720, qos="long", memory="64G")
-    text = script(config, asked)
+    text = render_batch_script(config, asked)
     for line in ("partition=gpu", "nodes=2", "ntasks-per-node=1", "gpus-per-node=8", "cpus-per-task=32", "time=720"):
         assert f"#SBATCH --{line}\n" in text
     for line in ("qos=long", "mem=64G", "requeue", "signal=USR2@90", "open-mode=append", "job-name=tiny"):
@@ -261,7 +260,7 @@ def test_without_a_number_of_cores_every_node_has_as_many_as_its_ranks_need(tiny
     config = config_of(tiny_data, tmp_path, **{"train.batch_size": 32, "launch.device": "auto"})
 
     def asked(nodes: int, gpus: int = 0, **dotted: Any) -> str:
-        text = script(load_config(config, dotted), Resources(nodes=nodes, gpus_per_node=gpus))
+        text = render_batch_script(load_config(config, dotted), Resources(nodes=nodes, gpus_per_node=gpus))
         return "".join(line.partition("=")[2] for line in text.splitlines() if line.startswith("#SBATCH --mincpus"))
 
     assert asked(2, gpus=8) == "8"
@@ -280,13 +279,13 @@ def test_an_array_trains_as_many_trials_at_once_as_the_sweep_says(world: Path) -
 def test_options_that_cannot_be_are_refused(tiny_data: Path, tmp_path: Path) -> None:
     cuda = load_config(config_of(tiny_data, tmp_path, **{"launch.device": "cuda"}))
     with pytest.raises(UsageError, match=r"launch\.device=cuda needs --gpus-per-node"):
-        script(cuda, Resources())
+        render_batch_script(cuda, Resources())
     elsewhere = load_config(config_of(tiny_data, tmp_path, **{"launch.address": "head:6379"}))
     with pytest.raises(UsageError, match=r"leave launch\.address out, found head:6379"):
-        script(elsewhere, Resources())
+        render_batch_script(elsewhere, Resources())
     two = load_config(config_of(tiny_data, tmp_path, **{"launch.workers": 2}))
     with pytest.raises(UsageError, match="leave some of --nodes 3 idle"):
-        script(two, Resources(nodes=3))
+        render_batch_script(two, Resources(nodes=3))
 
 
 @pytest.mark.parametrize(
@@ -302,17 +301,17 @@ def test_options_that_cannot_be_are_refused(tiny_data: Path, tmp_path: Path) -> 
     ],
 )  # fmt: skip
 def test_what_slurm_says_is_explained(said: str, meant: str) -> None:
-    assert meant in explain(said)
-    assert "\n" not in explain(said)
+    assert meant in explain_refusal(said)
+    assert "\n" not in explain_refusal(said)
 
 
 def test_ports_of_two_jobs_differ_and_a_busy_one_is_passed_over() -> None:
     import socket
 
-    port = free_port(1234, 0)
-    assert free_port(1235, 0) != port
+    port = find_free_port(1234, 0)
+    assert find_free_port(1235, 0) != port
     with socket.socket() as busy:
         busy.bind(("", port))
         busy.listen()
-        assert not is_free(port)
-        assert free_port(1234, 0) not in (port, free_port(1234, 1))
+        assert not is_free_port(port)
+        assert find_free_port(1234, 0) not in (port, find_free_port(1234, 1))

@@ -19,8 +19,8 @@ from distbranch.config.sweep import load_sweep
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.errors import UserError
 from distbranch.launch import train
-from distbranch.launch.sweep.plan import planned_trials
-from distbranch.launch.sweep.run import run_sweep
+from distbranch.sweep.plan import planned_trials
+from distbranch.sweep.run import run_sweep
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_sweep_that_came_to_nothing_does_not_hold_its_name(
     def nobody(*_: object) -> None:
         raise UserError("nobody answers")
 
-    monkeypatch.setattr("distbranch.launch.sweep.run.cluster_of", nobody)
+    monkeypatch.setattr("distbranch.sweep.run.cluster_of", nobody)
     for alpha in (1.0, 2.0):
         sweep = load_sweep(write_sweep(tmp_path, tiny_data, seeds=[0], overrides={"method.alpha": alpha}))
         with pytest.raises(UserError, match="nobody answers"):

@@ -15,11 +15,11 @@ from tiny_runs import assert_same_content, config_of, lines_of, train_tiny, with
 
 from distbranch.config import Config, load_config, to_yaml
 from distbranch.engine.forks import Origin, read_family, write_family
-from distbranch.engine.metrics import SummaryWriter
-from distbranch.engine.run_directory import RunDirectory, made_aside, write_aside
+from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically
+from distbranch.engine.run_log import SummaryWriter
 from distbranch.errors import UserError
-from distbranch.launch.sweep import beginnings
-from distbranch.launch.sweep.beginnings import families, ready, saving, share_result
+from distbranch.sweep import shared_prefix
+from distbranch.sweep.shared_prefix import families, ready, saving, share_result
 
 ITERATIONS = 27
 # On one rank: `zero` and `wide` leave the others at the first decision (step 5), `lower` and `low` at later ones, `again` leaves
@@ -59,7 +59,7 @@ def train_leader(trial: Config, steps: Path) -> None:
     """A job: train one run; every step of rank 0 is a byte in the file `steps`."""
     from distbranch.engine.trainer import Trainer
 
-    real = Trainer._step
+    real = Trainer._train_step
 
     def step(self: Trainer) -> None:
         real(self)
@@ -67,12 +67,12 @@ def train_leader(trial: Config, steps: Path) -> None:
             with steps.open("ab") as file:
                 file.write(b".")
 
-    Trainer._step = step  # type: ignore[method-assign]
+    Trainer._train_step = step  # type: ignore[method-assign]
     try:
         ended = train_tiny(trial.model_dump())
         assert ended["end"] == "done", ended["message"]
     finally:
-        Trainer._step = real  # type: ignore[method-assign]
+        Trainer._train_step = real  # type: ignore[method-assign]
 
 
 def train_together(trials: Sequence[Config], steps: Path, kill: tuple[str, int] | None = None) -> None:
@@ -83,8 +83,8 @@ def train_together(trials: Sequence[Config], steps: Path, kill: tuple[str, int] 
     owners: dict[str, Any] = {
         "_forward_and_backward": TrainingStep,
         "save_checkpoint": forks,  # only a fork's
-        "part": forks.Family,
-        **dict.fromkeys(("write_family", "copy_as", "_link_or_copy", "write_tensorboard", "write_json"), beginnings),
+        "send_off_leavers": forks.Family,
+        **dict.fromkeys(("write_family", "copy_as", "_link_or_copy", "write_tensorboard", "write_json"), shared_prefix),
     }
     if kill is not None:
         event, left = kill
@@ -214,7 +214,7 @@ KILLS = (
     ("_forward_and_backward", 4),
     ("save_checkpoint", 1),
     ("save_checkpoint", 2),
-    ("part", 1),
+    ("send_off_leavers", 1),
     ("_link_or_copy", 3),
     ("write_tensorboard", 1),
     ("write_json", 1),
@@ -274,8 +274,8 @@ def test_what_is_ready_is_read_from_the_directories(tmp_path: Path) -> None:
 def _part_from(leader: Config, leaving: Sequence[Config]) -> None:
     """What a leader does with the directories at a fork, in the same order."""
     first, *others = leaving
-    with made_aside(first.run_directory) as files:
-        write_aside(files.config, to_yaml(first))
+    with created_atomically(first.run_directory) as files:
+        write_atomically(files.config, to_yaml(first))
         write_family(
             files, {str(other.run.name): other.method for other in others}, Origin(str(leader.run.name), 7, 1.0)
         )
@@ -291,7 +291,7 @@ def test_a_leader_that_forks_in_the_same_moment_loses_no_relative(
 ) -> None:
     zero, lower, two = trials_in(tmp_path, tmp_path / "data", ["zero", "lower", "two"])
     ready([zero, lower, two])
-    read, parted = beginnings.read_family, []
+    read, parted = shared_prefix.read_family, []
 
     def read_while_it_forks(files: RunDirectory) -> Any:
         if not parted:  # the directory of `lower` was looked for in vain just before
@@ -299,7 +299,7 @@ def test_a_leader_that_forks_in_the_same_moment_loses_no_relative(
             _part_from(zero, [lower, two])
         return read(files)
 
-    monkeypatch.setattr(beginnings, "read_family", read_while_it_forks)
+    monkeypatch.setattr(shared_prefix, "read_family", read_while_it_forks)
     assert ready([lower, two, zero]) == [[lower, two], [zero]]
     assert not (tmp_path / "two").exists()
 

@@ -9,7 +9,7 @@ from sweep_files import write_sweep
 
 from distbranch.config.sweep import load_sweep, sweep_to_yaml
 from distbranch.errors import UsageError
-from distbranch.launch.sweep.plan import planned_trials
+from distbranch.sweep.plan import planned_trials
 
 GRID = {"grid": {"model.width": [2, 3]}}
 SPACE = {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}}

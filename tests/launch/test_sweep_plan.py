@@ -10,7 +10,7 @@ from distbranch.config import load_config, to_yaml
 from distbranch.config.sweep import SweepConfig, load_sweep
 from distbranch.data.shards import read_dataset
 from distbranch.errors import UsageError
-from distbranch.launch.sweep.plan import planned_trials, size_class, value_of
+from distbranch.sweep.plan import planned_trials, size_class, value_of
 
 SPACE = {
     "optim.lr": {"low": 1e-4, "high": 1e-2, "log": True},

@@ -10,8 +10,8 @@ from sweep_files import write_sweep
 from distbranch.config import Config
 from distbranch.config.sweep import Range, SweepConfig, load_sweep
 from distbranch.errors import UsageError
-from distbranch.launch.sweep.proposals import Proposals
-from distbranch.launch.sweep.standing import FAILED, SweepDirectory
+from distbranch.sweep.proposals import Proposals
+from distbranch.sweep.trial_status import FAILED, SweepDirectory
 
 SPACE = {
     "optim.lr": {"low": 1e-4, "high": 1e-1, "log": True},

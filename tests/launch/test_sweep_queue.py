@@ -11,10 +11,10 @@ from sweep_files import write_sweep
 from distbranch.config import Config, to_yaml
 from distbranch.config.sweep import load_sweep
 from distbranch.errors import UserError
-from distbranch.launch.sweep.beginnings import families, ready
-from distbranch.launch.sweep.plan import planned_trials
-from distbranch.launch.sweep.queue import FamilyQueue
-from distbranch.launch.sweep.standing import FAILED, FINISHED, STOPPED_EARLY, UNFINISHED, SweepDirectory
+from distbranch.sweep.plan import planned_trials
+from distbranch.sweep.queue import FamilyQueue
+from distbranch.sweep.shared_prefix import families, ready
+from distbranch.sweep.trial_status import FAILED, FINISHED, STOPPED_EARLY, UNFINISHED, SweepDirectory
 
 MakeQueue = Callable[..., FamilyQueue]
 

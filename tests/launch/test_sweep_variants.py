@@ -11,10 +11,10 @@ from tiny_runs import config_of, train_tiny
 from distbranch.config import to_yaml
 from distbranch.config.sweep import SweepConfig, load_sweep, sweep_to_yaml
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.sweep.beginnings import families
-from distbranch.launch.sweep.plan import in_turns, planned_trials, trials_by_variant
-from distbranch.launch.sweep.run import room_asked_for, run_sweep
 from distbranch.report.sweep_files import read_sweep
+from distbranch.sweep.plan import in_turns, planned_trials, trials_by_variant
+from distbranch.sweep.run import room_asked_for, run_sweep
+from distbranch.sweep.shared_prefix import families
 
 VARIANTS = {"thin": {"method.name": "fixed"}, "phi": {"method.affinity": "phi"}, "wide": {"model.width": 4}}
 

@@ -16,9 +16,9 @@ from distbranch.config import load_config
 def stop_a_sweep(config: dict[str, Any], is_trained: bool) -> dict[str, Any]:
     """A job: two signals' worth of a driver whose only trial waits for room, or is being trained for a while."""
     from distbranch.engine.run_directory import RunDirectory
-    from distbranch.launch.sweep import tuning
-    from distbranch.launch.sweep.queue import FamilyQueue
-    from distbranch.launch.sweep.standing import SweepDirectory
+    from distbranch.sweep import tuning
+    from distbranch.sweep.queue import FamilyQueue
+    from distbranch.sweep.trial_status import SweepDirectory
 
     tuning.SECONDS_TO_BEGIN = 0.5
     trial = load_config(config)

@@ -140,7 +140,7 @@ def test_a_search_answers_by_its_most_probable_decisions() -> None:
     execute = torch.tensor(policy, dtype=torch.float32)
     network.policy_logits.copy_(torch.stack([execute, 1 - execute], dim=2))
     assert network.policy == policy
-    ruled = network.ruled()
+    ruled = network.with_most_probable_policy()
     assert ruled.architecture.policy == policy
     assert torch.equal(network(images, flat=True), ruled(images, flat=True))
 

@@ -1,10 +1,12 @@
 import io
 
 from rich.console import Console
+from rich.table import Table
 
 from distbranch.report.console import (
     HEADS,
     NOT_EVERYWHERE,
+    Name,
     dataset_table,
     result_markdown,
     result_rows,
@@ -110,3 +112,10 @@ def test_an_evaluation_shows_its_exclusive_sets_and_every_data_set_by_itself() -
     assert lines["clothes"] == ["clothes", "30", "1", "80.0", "70.0", "50.0", "100.0", "84.0", "93.0"]
     assert lines["faces"][-2:] == ["\u2013", "\u2013"]
     assert lines["all"][:3] == ["all", "1,230", "2"]
+
+
+def test_a_long_name_is_folded_at_its_hyphens_and_underscores() -> None:
+    table = Table("trial", "value")
+    table.add_row(Name("width-16-alpha_0.5-seed0"), "0" * 20)
+    lines = [line.split("│")[1].strip() for line in shown(table, width=34).splitlines() if line.startswith("│")]
+    assert lines == ["width-16-", "alpha_0.5-", "seed0"]

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from distbranch.report import progress, sweep_console
-from distbranch.report.progress import ProgressDisplay
-from distbranch.report.sweep_console import SweepDisplay
+from distbranch.report import progress
+from distbranch.report.progress import ProgressDisplay, SweepDisplay
 
 STEP = {
     "kind": "progress",
@@ -39,8 +38,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    for module in (progress, sweep_console):
-        monkeypatch.setattr(module.time, "monotonic", clock)
+    monkeypatch.setattr(progress.time, "monotonic", clock)
     return clock
 
 
@@ -88,6 +86,37 @@ def test_decisions_and_evaluations_are_folded_between_words_and_below_each_other
     for part in ("accuracy 91.2%", "balanced_accuracy 81.2%", "average_precision 70.1%"):
         assert any(part in line for line in lines)
     assert "\u00a0" not in out.getvalue()
+
+
+def test_groups_are_listed_once_and_then_said_to_be_the_same() -> None:
+    out = io.StringIO()
+    with ProgressDisplay(Console(width=80, file=out)) as display:
+        for layer, groups in (
+            ("fc6", GROUPS),
+            ("conv5_3", GROUPS[::-1]),
+            ("conv5_2", [GROUPS[0] + GROUPS[1], ["Male"]]),
+        ):
+            decision = {"kind": "decision", "iteration": 1, "layer_name": layer, "num_groups": 2}
+            display({**decision, "seconds_in_all": 1.0, "tasks": groups})
+    lines = out.getvalue().splitlines()
+    assert lines[1:3] == ["    " + ", ".join(tasks) for tasks in GROUPS]
+    assert lines[3:5] == ["step 1  conv5_3: 2 branches  [1.00 s]", "    same groups"]
+    assert lines[-1] == "    Male"
+
+
+def test_something_moves_until_there_is_a_bar_and_is_gone_at_the_end() -> None:
+    out = io.StringIO()
+    console = Console(width=80, file=out, force_terminal=True, color_system=None)
+    with ProgressDisplay(console) as display:
+        display._bar.refresh()
+        assert "starting" in out.getvalue()
+        display({**STEP, "iteration": 100})
+        out.seek(0)
+        out.truncate()
+        display._bar.refresh()
+        assert "starting" not in out.getvalue()
+        display({"kind": "packing", "done": 1, "total": 2})
+    assert "starting" not in screen(80, out)[-1]
 
 
 def test_a_log_file_has_a_line_with_step_total_and_time_left_every_half_minute(clock: Clock) -> None:

@@ -20,7 +20,7 @@ from distbranch.report.figures import draw_affinity, draw_task_table
 from distbranch.report.fonts import font_families, one_warning_of_missing_letters
 from distbranch.report.groups_figure import draw_groups
 from distbranch.report.layers import LayerBranches, readable
-from distbranch.report.page import as_svg
+from distbranch.report.page import draw_svg
 from distbranch.report.palette import AS_IT_IS
 from distbranch.report.policy_figure import draw_policy
 from distbranch.report.tree_figure import draw_tree, text_width
@@ -72,7 +72,7 @@ def rendered(figure: Figure) -> str:
     """The figure drawn as pixels and as SVG; returns the latter."""
     FigureCanvasAgg(figure)
     figure.savefig(io.BytesIO(), format="png")
-    return as_svg(figure, "a figure")
+    return draw_svg(figure, "a figure")
 
 
 def test_a_font_that_is_installed_draws_what_the_usual_one_lacks(font: Path, recwarn: pytest.WarningsRecorder) -> None:

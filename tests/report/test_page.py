@@ -1,4 +1,5 @@
 import re
+import tomllib
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -6,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from distbranch.errors import UserError
-from distbranch.report.page import _means_section, _task_table, as_svg, duration, large, report
+from distbranch.report.console import size
+from distbranch.report.page import draw_svg, duration, render_run, report
 from distbranch.report.palette import GRID, INK, MUTED, PAPER
+from distbranch.report.pictures import pictures
 from distbranch.report.run_files import RunFiles, read_run
 from distbranch.report.tree_figure import draw_tree
 
@@ -92,14 +95,14 @@ def test_a_place_that_cannot_be_written_is_one_sentence(grown_run: Path, tmp_pat
 
 
 def test_the_neutral_colours_of_a_figure_come_from_the_page(grown_run: Path) -> None:
-    svg = as_svg(draw_tree(read_run(grown_run).layers), "The <tree>")
+    svg = draw_svg(draw_tree(read_run(grown_run).layers), "The <tree>")
     assert not [colour for colour in (INK, MUTED, GRID, PAPER) if colour in svg]
     assert "var(--ink)" in svg
     assert re.match(r'<svg role="img" aria-label="The &lt;tree&gt;"', svg)
 
 
 def test_numbers_are_shown_as_people_read_them() -> None:
-    assert [large(value) for value in (132_536, 31_400_000, 15.5e9)] == ["132,536", "31.4 M", "15.5 G"]
+    assert [size(value) for value in (132_536, 31_400_000, 15.5e9)] == ["132,536", "31.40 M", "15.50 G"]
     assert [duration(value) for value in (45, 601, 12_000)] == ["45 s", "10 min", "3 h 20 min"]
 
 
@@ -107,16 +110,28 @@ def test_the_means_of_a_joint_run_have_a_row_for_every_data_set_with_top_3_and_t
     means = {"accuracy": 0.5, "top10_recall": None, "top3": 0.75, "top5": 1.0}
     scores = {"mean": means, "tasks": {}, "datasets": {"faces": {"mean": {"accuracy": 0.25}}, "<b>": {"mean": means}}}
     run = RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"test": scores}})
-    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in _means_section(run).split("<tr>")]
+    page = render_run(run, ())
+    rows = [re.sub(r"<[^>]+>", " ", row.split("</tr>")[0]).split() for row in page.split("<tr>")]
     found = {tuple(row[:2]): row for row in rows}
     assert found["test,", "faces"][2:3] == ["25.0"]
     assert found["test,", "&lt;b&gt;"][-2:] == ["75.0", "100.0"]
-    assert "Top-3 accuracy" in _means_section(run)
-    assert "Top-10" not in _means_section(run), "no split has it"
+    assert "Top-3 accuracy" in page
+    assert "Top-10" not in page, "no split has it"
 
 
 def test_an_exclusive_set_has_a_row_among_the_tasks_with_its_own_accuracy() -> None:
     row = {"accuracy": 0.9, "num_labelled": 3, "num_positive": 1}
     scores = {"mean": {"accuracy": 0.9}, "tasks": {"hat": row}, "exclusive": {"kind": {"accuracy": 0.61, "top3": 1.0}}}
-    table = _task_table(RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"test": scores}}))
+    run = RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"test": scores}})
+    picture = next(picture for picture in pictures(run) if picture.name == "tasks")
+    page = render_run(run, [(picture, picture.draw())])
+    table = page[page.index('<section id="tasks">') : page.index('<section id="means">')]
     assert re.sub(r"<[^>]+>", " ", table.split("<tr>")[-1]).split()[:3] == ["kind", "(arg-max)", "61.0"]
+
+
+def test_the_templates_are_part_of_the_installed_package() -> None:
+    """A wheel holds of the data files only those that pyproject.toml names."""
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = Path(__file__).parents[2] / "distbranch" / "report"
+    kept = {path for pattern in settings["package-data"]["distbranch.report"] for path in package.glob(pattern)}
+    assert kept == {path for path in package.rglob("*") if path.suffix in (".html", ".css", ".js")} != set()

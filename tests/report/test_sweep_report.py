@@ -128,7 +128,7 @@ def test_the_page_is_one_file_with_every_trial_and_every_reason(sweep: Path) -> 
     assert text.count("<svg") == 1
     for row in read_sweep(sweep).rows:
         assert row["trial"] in text
-    assert "The loss of task &#x27;Men&#x27; is &lt;not&gt; finite." in text
+    assert "The loss of task &#39;Men&#39; is &lt;not&gt; finite." in text
     picture = imread(sweep / "pareto.png")
     assert picture.shape[1] > 1500
     assert (picture[:, :, :3].std(axis=2) > 0.05).mean() > 0.001  # something in colour: points

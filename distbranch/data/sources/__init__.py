@@ -10,19 +10,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distbranch.data.copies import COPIES_FILE, copies_sentence
-from distbranch.data.pack import LEFT_OUT_FILE, SPLITS, pack
+from distbranch.data.pack import COPIES_FILE, LEFT_OUT_FILE, SPLITS, describe_copies, pack
 from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources.celeba import CelebaOptions
 from distbranch.data.sources.csv import CsvOptions
 from distbranch.data.sources.deepfashion import DeepFashionOptions
-from distbranch.data.sources.faces import RenderedFacesOptions
+from distbranch.data.sources.rendered_faces import RenderedFacesOptions
 from distbranch.data.sources.source import Source, SourceOptions, as_typed
 from distbranch.errors import UsageError
 
 logger = logging.getLogger("distbranch")
 
-LARGE = 256  # pixels of a side, from which on training is slow without need
+LARGE = 256  # pixels of a side; above it training is slow without need
 
 SOURCES: dict[str, type[SourceOptions]] = {
     "csv": CsvOptions,
@@ -41,7 +40,7 @@ def parse_options(values: Mapping[str, Any]) -> SourceOptions:
     try:
         return options.model_validate(dict(values))
     except ValidationError as error:
-        raise UsageError(f"Source {name}: {_sentences(error, options)}") from None
+        raise UsageError(f"Source {name}: {_explain_errors(error, options)}") from None
 
 
 def pack_source(
@@ -62,12 +61,12 @@ def pack_source(
         shard_samples=shard_samples,
         progress=progress,
     )
-    for remark in _remarks(info):
+    for remark in _list_remarks(info):
         logger.warning(remark)
     return info
 
 
-def _remarks(info: DatasetInfo) -> Iterator[str]:
+def _list_remarks(info: DatasetInfo) -> Iterator[str]:
     height, width = info.image_size
     if max(height, width) > LARGE and info.source.get("image_size") is None:
         yield (
@@ -76,35 +75,39 @@ def _remarks(info: DatasetInfo) -> Iterator[str]:
         )
     left_out = Path(info.path) / LEFT_OUT_FILE
     if left_out.exists():
-        yield f"{sum(info.skipped.values()):,} image(s) were left out; {left_out} names them."
+        num_left_out = sum(info.skipped.values())
+        yield f"{num_left_out:,} image(s) were left out; {left_out} names them."
     if info.copies:
-        yield f"{copies_sentence(info.copies)}; {Path(info.path) / COPIES_FILE} names them."
+        yield f"{describe_copies(info.copies)}; {Path(info.path) / COPIES_FILE} names them."
     empty = [name for name in SPLITS if name not in info.splits or not info.splits[name].num_samples]
     if empty:
         yield f"No sample is in {' and '.join(empty)}: train is what is learnt, val and test what is evaluated."
 
 
-def packed_otherwise(values: Mapping[str, Any], info: DatasetInfo) -> list[str]:
+def list_changed_options(values: Mapping[str, Any], info: DatasetInfo) -> list[str]:
     """Which of the options that `values` names made a data set otherwise, as text; where its files lay does not matter."""
     if not values or "source" not in info.source:  # packed by a program
         return []
     options = parse_options(values)
     named = json.loads(options.model_dump_json(include=options.model_fields_set))
-    places = {key for key in named if isinstance(getattr(options, key), Path)}
-    return [
-        f"{key}={info.source.get(key)} and not {value}"
-        for key, value in named.items()
-        if key not in places and info.source.get(key) != value
-    ]
+    changed = []
+    for key, value in named.items():
+        packed = info.source.get(key)
+        # The same files may lie elsewhere on another machine.
+        is_place = isinstance(getattr(options, key), Path)
+        if packed != value and not is_place:
+            changed.append(f"{key}={packed} and not {value}")
+    return changed
 
 
-def _sentences(error: ValidationError, options: type[SourceOptions]) -> str:
+def _explain_errors(error: ValidationError, options: type[SourceOptions]) -> str:
     """All that is wrong with the options; what is misspelt comes first, for it explains what is missing."""
     errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    return " ".join(dict.fromkeys(_sentence(one, options) for one in errors))
+    sentences = [_explain_error(one, options) for one in errors]
+    return " ".join(dict.fromkeys(sentences))  # a union fails once for each of its types
 
 
-def _sentence(error: Mapping[str, Any], options: type[SourceOptions]) -> str:
+def _explain_error(error: Mapping[str, Any], options: type[SourceOptions]) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, options.model_fields, n=3) or list(options.model_fields)
@@ -112,4 +115,6 @@ def _sentence(error: Mapping[str, Any], options: type[SourceOptions]) -> str:
     if error["type"] == "missing" and len(error["loc"]) == 1:
         return f"the option {as_typed(name)} is required: {options.model_fields[name].description}"
     what = error["msg"].removeprefix("Value error, ")
-    return f"{as_typed(name)}: {what} (found {error['input']!r})." if name else f"{what}."
+    if not name:  # of several options together
+        return f"{what}."
+    return f"{as_typed(name)}: {what} (found {error['input']!r})."

@@ -16,12 +16,12 @@ from distbranch.data.sources.source import (
     Row,
     Source,
     count_rows,
-    counted_lines,
-    first_existing,
-    labels_of_marks,
-    marks_to_labels,
+    find_first_file,
+    map_marks_to_labels,
+    read_counted_lines,
+    read_lines,
+    read_marks,
     read_rows,
-    text_lines,
 )
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -51,24 +51,25 @@ class CelebaOptions(ImageFileOptions):
 
     def open(self) -> Source:
         """Checks names, counts and splits of both lists. Raises UserError that names the line."""
-        attributes = first_existing(self.root, FOLDERS, ("list_attr_celeba.txt", "list_attr_celeba.csv"))
-        partition = first_existing(self.root, FOLDERS, ("list_eval_partition.txt", "list_eval_partition.csv"))
+        attributes = find_first_file(self.root, FOLDERS, ("list_attr_celeba.txt", "list_attr_celeba.csv"))
+        partition = find_first_file(self.root, FOLDERS, ("list_eval_partition.txt", "list_eval_partition.csv"))
         images = open_images(self.images or find_images(self.root, IMAGE_FOLDERS[self.aligned]))
         if attributes.suffix == ".txt":
             count_rows(attributes, num_header_lines=1)
-        names = tuple(_header(attributes))
-        splits = _splits(partition)
-        num_rows, marks = _count_marks(attributes)
-        label_of = labels_of_marks(marks, self.minus_one, attributes)
+        names = _read_names(attributes)
+        splits = _read_splits(partition)
+        num_rows, marks = _collect_marks(attributes)
+        label_of = map_marks_to_labels(marks, self.minus_one, attributes)
         if num_rows != len(splits):
             raise UserError(
                 f"{attributes} has {num_rows} images, {partition} has {len(splits)}. Both should list the same images; "
                 "get both files again from their source."
             )
         left_out: list[LeftOut] = []
+        rows = _read_label_rows(attributes, partition, names, splits, label_of)
         return Source(
             tasks=tuple(Task(name) for name in names),
-            samples=read_rows(_rows(attributes, partition, names, splits, label_of), images, self, left_out),
+            samples=read_rows(rows, images, self, left_out),
             description=self.describe(
                 attributes_sha256=file_sha256(attributes), partition_sha256=file_sha256(partition)
             ),
@@ -88,66 +89,72 @@ def find_images(root: Path, places: Sequence[str]) -> Path:
     )
 
 
-def _cells(path: Path, line: str) -> list[str]:
-    return [cell.strip() for cell in line.split(",")] if path.suffix == ".csv" else line.split()
+def _split_cells(path: Path, line: str) -> list[str]:
+    if path.suffix == ".csv":
+        return [cell.strip() for cell in line.split(",")]
+    return line.split()
 
 
-def _header(path: Path) -> list[str]:
+def _read_names(path: Path) -> list[str]:
     """Names of the attributes: the header without its first column (comma-separated), or the second line."""
     if path.suffix == ".csv":
-        names = _cells(path, next(text_lines(path), (1, ""))[1])[1:]
+        lines = read_lines(path)
+        num_other = 1
     else:
-        names = _cells(path, next(counted_lines(path), (2, ""))[1])
+        lines = read_counted_lines(path)
+        num_other = 0
+    _, header = next(lines, (1, ""))
+    names = _split_cells(path, header)[num_other:]
     if not names or len(set(names)) < len(names):
         raise UserError(f"{path}: the names of the attributes should stand in its header, each once.")
     return names
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _read_label_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of every line with an image."""
-    lines = text_lines(path) if path.suffix == ".csv" else counted_lines(path)
+    lines = read_lines(path) if path.suffix == ".csv" else read_counted_lines(path)
     next(lines, None)  # the header
     for number, line in lines:
-        yield number, _cells(path, line)
+        yield number, _split_cells(path, line)
 
 
-def _splits(path: Path) -> dict[str, str]:
+def _read_splits(path: Path) -> dict[str, str]:
     """The split of every image; the file has 0, 1 or 2 behind its name, and a header only if it is comma-separated."""
     splits: dict[str, str] = {}
-    lines = text_lines(path)
+    lines = read_lines(path)
     if path.suffix == ".csv":
         next(lines, None)
     for number, line in lines:
-        cells = _cells(path, line)
+        cells = _split_cells(path, line)
         if len(cells) != 2 or cells[1] not in ("0", "1", "2"):
             raise UserError(f"{path}, line {number}: an image and 0, 1 or 2 should stand here, found '{line[:60]}'.")
-        if cells[0] in splits:
-            raise UserError(f"{path}, line {number}: image '{cells[0]}' stands there a second time.")
-        splits[cells[0]] = SPLITS[int(cells[1])]
+        image, split = cells
+        if image in splits:
+            raise UserError(f"{path}, line {number}: image '{image}' stands there a second time.")
+        splits[image] = SPLITS[int(split)]
     return splits
 
 
-def _count_marks(path: Path) -> tuple[int, set[str]]:
+def _collect_marks(path: Path) -> tuple[int, set[str]]:
     """The number of images, and the different marks of all their labels."""
     num_rows = 0
     marks: set[str] = set()
-    for _, (_, *values) in _lines(path):
+    for _, (_, *values) in _read_label_lines(path):
         num_rows += 1
         marks.update(values)
     return num_rows, marks
 
 
-def _rows(
+def _read_label_rows(
     attributes: Path,
     partition: Path,
     names: Sequence[str],
-    splits: dict[str, str],
+    splits: Mapping[str, str],
     label_of: Mapping[str, LabelValue | None],
 ) -> Iterator[Row]:
-    for number, (image, *values) in _lines(attributes):
+    for number, (image, *marks) in _read_label_lines(attributes):
         where = f"{attributes}, line {number}"
-        if len(values) != len(names):
-            raise UserError(f"{where}: {len(names)} labels should follow the image '{image}', found {len(values)}.")
+        labels = read_marks(image, marks, names, label_of, where)
         if image not in splits:
             raise UserError(f"{where}: image '{image}' has no split in {partition}.")
-        yield Row(where, image, splits[image], marks_to_labels(names, values, label_of, where))
+        yield Row(where, image, splits[image], labels)

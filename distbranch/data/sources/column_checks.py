@@ -3,53 +3,66 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from distbranch.data.sources.column import MAX_CLASSES, Column
-from distbranch.data.sources.problems import Problems
+from distbranch.data.sources.columns import MAX_CLASSES, Column
+from distbranch.data.sources.label_text import (
+    VOCABULARIES,
+    find_separator,
+    fold_text,
+    parse_mark,
+    parse_number,
+    split_tags,
+)
 from distbranch.data.sources.source import as_typed
-from distbranch.data.sources.tags import find_separator, split_tags
-from distbranch.data.sources.words import VOCABULARIES, fold_text, parse_mark, parse_number
+from distbranch.data.sources.tables import Problems
 
 logger = logging.getLogger("distbranch")
-
 
 Problem = tuple[str, str]  # what is so, and what to do about it
 Check = Callable[[Column], Problem | None]
 
 
-def columns_in_order(columns: Sequence[Column], problems: Problems, *, may_be_names: bool) -> list[Column]:
+def select_learnable_columns(columns: Sequence[Column], problems: Problems, *, may_be_names: bool) -> list[Column]:
     """The columns that can be learnt; of the others `problems` say why they cannot.
 
     `may_be_names`: the column with the names of images was not found, so one of these may be it.
     """
     _check_minus_ones(columns, problems)
-    in_order = []
+    learnable = []
     for column in columns:
-        found = next(((check, problem) for check in CHECKS if (problem := check(column))), None)
-        if found is None:
-            in_order.append(column)
+        for check in CHECKS:
+            problem = check(column)
+            if problem is None:
+                continue
+            if not (may_be_names and check in OF_NAMES):
+                problems.add(*problem)
+            # The first problem of a column is the one to mend; those behind it often follow from it.
+            break
+        else:
+            learnable.append(column)
             _warn_guesses(column)
-        elif not (may_be_names and found[0] in OF_NAMES):
-            problems.add(*found[1])
-    return in_order
+    return learnable
 
 
 def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
     """-1 beside 0 in one column, or 0 in a column without -1 beside columns with it: 0 could mean no or unknown."""
-    numbers: dict[str, set[int]] = {}
+    signed = []
+    unsigned = []
     for column in columns:
-        marks = column.marks or {}
-        if column.minus_one is None and any(parse_number(value) is not None for value in marks):
-            numbers[column.name] = set(marks.values())
-    undecided = {column.name for column in columns if column.minus_one_of_all is None}
-    both = [name for name, marks in numbers.items() if {-1, 0} <= marks and name in undecided]
-    for name in both:
-        problems.add(
-            f"column '{name}' holds 1, 0 and -1",
-            f"Say what -1 means: {as_typed('minus_one')} unknown (then 0 is no) or no (then 0 is unknown), COLUMN=no for one "
-            "column; or put it into --categorical.",
-        )
-    signed = [name for name, marks in numbers.items() if -1 in marks and name not in both]
-    unsigned = [name for name, marks in numbers.items() if 0 in marks and -1 not in marks]
+        values = column.marks or {}
+        in_numbers = any(parse_number(value) is not None for value in values)
+        if column.minus_one is not None or not in_numbers:
+            continue
+        marks = set(values.values())
+        if {-1, 0} <= marks and column.minus_one_of_all is None:
+            problems.add(
+                f"column '{column.name}' holds 1, 0 and -1",
+                f"Say what -1 means: {as_typed('minus_one')} unknown (then 0 is no) or no (then 0 is unknown), COLUMN=no for "
+                "one column; or put it into --categorical.",
+            )
+        elif -1 in marks:
+            signed.append(column.name)
+        elif 0 in marks:
+            unsigned.append(column.name)
     if signed and unsigned:
         more = f" (and {len(unsigned) - 1} more)" if len(unsigned) > 1 else ""
         problems.add(
@@ -60,16 +73,16 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
         )
 
 
-def _no_label(column: Column) -> Problem | None:
+def _check_any_label(column: Column) -> Problem | None:
     if column.lines:
         return None
     told = "all its cells are empty"
     if column.missing_words:
-        told += f" or say that they are ({_listed(column.missing_words)})"
+        told += f" or say that they are ({_list_words(column.missing_words)})"
     return f"column '{column.name}': {told}, so there is nothing to learn", "Put it into --ignore."
 
 
-def _no_separator(column: Column) -> Problem | None:
+def _check_separator(column: Column) -> Problem | None:
     if column.kind != "tags" or column.separator is not None:
         return None
     return (
@@ -78,9 +91,9 @@ def _no_separator(column: Column) -> Problem | None:
     )
 
 
-def _lists_of_tags(column: Column) -> Problem | None:
+def _check_tag_lists(column: Column) -> Problem | None:
     """A class for every combination of tags is hardly what is meant."""
-    if column.kind not in ("", "per_class") or column.as_written or column.marks is not None:
+    if column.kind not in ("", "per_class") or _is_settled(column):
         return None
     separator = find_separator(column.lines)
     if separator is None:
@@ -88,12 +101,13 @@ def _lists_of_tags(column: Column) -> Problem | None:
     as_one_class = "--categorical" if column.is_open else as_typed("as_written")
     example = max(column.lines, key=lambda value: len(split_tags(value, separator)))
     return (
-        f"column '{column.name}' seems to hold several tags in a cell, such as '{_cut(example)}' in line {column.lines[example]}",
+        f"column '{column.name}' seems to hold several tags in a cell, such as '{_cut_text(example)}' in line "
+        f"{column.lines[example]}",
         f"Make each tag a task by --tags {column.name} --separator '{separator}', or put the column into {as_one_class}.",
     )
 
 
-def _too_many(column: Column) -> Problem | None:
+def _check_num_classes(column: Column) -> Problem | None:
     if column.too_many_at is None:
         return None
     what = "tags" if column.kind == "tags" else "values, so it is no task"
@@ -103,36 +117,41 @@ def _too_many(column: Column) -> Problem | None:
     )
 
 
-def _number_that_is_no_mark(column: Column) -> Problem | None:
+def _check_numbers(column: Column) -> Problem | None:
     """Points at the first value that is no mark, or, in a column of names, at the first that is a number."""
-    numbers = [value for value in column.lines if parse_mark(value) is not None or parse_number(value) is not None]
-    if not column.is_open or column.marks is not None or not numbers:
+    if not column.is_open or column.marks is not None:
         return None
-    odd = [value for value in column.lines if parse_mark(value) is None]
-    if len(odd) == len(column.lines):
-        odd = numbers
+    no_marks = [value for value in column.lines if parse_mark(value) is None]
+    if len(no_marks) == len(column.lines):
+        no_marks = [value for value in column.lines if parse_number(value) is not None]
+    if not no_marks:
+        return None
+    odd = no_marks[0]
     return (
-        f"line {column.lines[odd[0]]}: the column '{column.name}' holds '{_cut(odd[0])}', which is neither 1, 0, -1 nor empty",
+        f"line {column.lines[odd]}: the column '{column.name}' holds '{_cut_text(odd)}', which is neither 1, 0, -1 nor empty",
         "Correct it, or put the column into --categorical or --ignore, or the value into --missing.",
     )
 
 
-def _word_beside_yes_and_no(column: Column) -> Problem | None:
+def _check_yes_no_words(column: Column) -> Problem | None:
+    """A word beside yes and no is hardly a third class."""
     if not column.is_open or column.marks is not None:
         return None
     words = {value.casefold(): value for value in column.lines}
     for yes, no in VOCABULARIES:
         if yes & words.keys() and no & words.keys():
-            pair = [words[min(side & words.keys())] for side in (yes, no)]
+            said_yes = words[min(yes & words.keys())]
+            said_no = words[min(no & words.keys())]
             odd = next(value for word, value in words.items() if word not in yes | no)
             return (
-                f"line {column.lines[odd]}: the column '{column.name}' holds '{_cut(odd)}' beside '{pair[0]}' and '{pair[1]}'",
+                f"line {column.lines[odd]}: the column '{column.name}' holds '{_cut_text(odd)}' beside '{said_yes}' and "
+                f"'{said_no}'",
                 "Put it into --missing if it means unknown, or the column into --categorical.",
             )
     return None
 
 
-def _yes_or_nothing(column: Column) -> Problem | None:
+def _check_empty_cells(column: Column) -> Problem | None:
     """A cross and empty cells: no, or not looked at?"""
     if not column.is_yes_or_nothing or any(parse_mark(value) is not None for value in column.lines):
         return None
@@ -142,16 +161,18 @@ def _yes_or_nothing(column: Column) -> Problem | None:
     )
 
 
-def _like_classes(column: Column) -> Problem | None:
+def _check_spelling(column: Column) -> Problem | None:
     """Labels that are one for who reads them."""
-    if column.as_written or column.marks is not None:
+    if _is_settled(column):
         return None
     first: dict[str, str] = {}
     pairs = []
     for label in column.lines:
         same = first.setdefault(fold_text(label), label)
         if same != label:
-            pairs.append(f"'{_cut(same)}' (line {column.lines[same]}) and '{_cut(label)}' (line {column.lines[label]})")
+            pairs.append(
+                f"'{_cut_text(same)}' (line {column.lines[same]}) and '{_cut_text(label)}' (line {column.lines[label]})"
+            )
     if not pairs:
         return None
     more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
@@ -161,39 +182,47 @@ def _like_classes(column: Column) -> Problem | None:
     )
 
 
-def _one_value(column: Column) -> Problem | None:
+def _check_second_value(column: Column) -> Problem | None:
     if len(column.lines) > 1 or column.kind == "tags":
         return None
     value = next(iter(column.lines))
     marks = column.marks or {}
-    if parse_mark(value) in marks.values() or (marks.get(value) == 1 and column.num_blank):
+    # A binary column may hold numbers of one kind only, or say yes beside empty cells.
+    if parse_mark(value) in marks.values() or (marks.get(value) == 1 and column.value_counts[""]):
         return None
-    return f"column '{column.name}': '{_cut(value)}' is its only value", "Put it into --ignore."
+    return f"column '{column.name}': '{_cut_text(value)}' is its only value", "Put it into --ignore."
 
 
-def _id(column: Column) -> Problem | None:
-    if not column.is_open or column.marks is not None or len(column.lines) < column.num_cells:
+def _check_repetition(column: Column) -> Problem | None:
+    """A value that no second image has cannot be learnt."""
+    if not column.is_open or column.marks is not None or len(column.lines) < column.num_labelled:
         return None
     return (
-        f"column '{column.name}': each of its {column.num_cells} values is in one line only. Is it an id?",
+        f"column '{column.name}': each of its {column.num_labelled} values is in one line only. Is it an id?",
         "Put it into --ignore, or into --categorical or --tags if its values are classes or lists of tags all the same.",
     )
 
 
 # In this order, and none after one that finds something.
 CHECKS: tuple[Check, ...] = (
-    _no_label,
-    _no_separator,
-    _lists_of_tags,
-    _too_many,
-    _number_that_is_no_mark,
-    _word_beside_yes_and_no,
-    _yes_or_nothing,
-    _like_classes,
-    _one_value,
-    _id,
+    _check_any_label,
+    _check_separator,
+    _check_tag_lists,
+    _check_num_classes,
+    _check_numbers,
+    _check_yes_no_words,
+    _check_empty_cells,
+    _check_spelling,
+    _check_second_value,
+    _check_repetition,
 )
-OF_NAMES = (_too_many, _one_value, _id)  # what would be found of the names of images as well
+# What would be found of the names of images as well.
+OF_NAMES = (_check_num_classes, _check_second_value, _check_repetition)
+
+
+def _is_settled(column: Column) -> bool:
+    """Whether its values are marks, or classes just as they are written."""
+    return column.as_written or column.marks is not None
 
 
 def _warn_guesses(column: Column) -> None:
@@ -203,7 +232,7 @@ def _warn_guesses(column: Column) -> None:
         logger.warning(
             "The column '%s': %s are taken as missing. If they are classes, put the column into %s.",
             column.name,
-            _listed(words),
+            _list_words(words),
             as_typed("as_written"),
         )
     if not column.is_open and any(parse_mark(value) == -1 for value in column.lines):
@@ -223,9 +252,10 @@ def _warn_guesses(column: Column) -> None:
         )
 
 
-def _listed(words: Mapping[str, int]) -> str:
-    return ", ".join(f"'{word}' ({count:,} cells)" for word, count in list(words.items())[:5])
+def _list_words(words: Mapping[str, int]) -> str:
+    first = list(words.items())[:5]
+    return ", ".join(f"'{word}' ({count:,} cells)" for word, count in first)
 
 
-def _cut(text: str) -> str:
+def _cut_text(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."

@@ -15,26 +15,34 @@ from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import LabelValue, LeftOut
-from distbranch.data.sources.column import Column, Kind
-from distbranch.data.sources.columns import Meaning, learn_meanings
+from distbranch.data.sources.column_checks import select_learnable_columns
+from distbranch.data.sources.columns import Column, ColumnTasks, Kind, infer_tasks
+from distbranch.data.sources.label_text import is_missing, tidy_text
 from distbranch.data.sources.layout import ALL, Layout, find_columns
-from distbranch.data.sources.problems import Problems
 from distbranch.data.sources.source import (
     Answer,
     ImageFileOptions,
     Row,
     Source,
     as_typed,
+    draw_split,
     read_rows,
     sample_key,
-    seeded_split,
 )
-from distbranch.data.sources.tables import Cells, Rows, Table, open_table
-from distbranch.data.sources.words import is_missing, tidy_text
+from distbranch.data.sources.tables import Cells, Problems, Rows, Table, open_table
 from distbranch.errors import UserError
 
 logger = logging.getLogger("distbranch")
 
+LISTS = (
+    "tasks",
+    "categorical",
+    "one_task_per_class",
+    "tags",
+    "as_written",
+    "ignore",
+    "missing",
+)  # options of several names
 NAMED_CHARACTERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " "}
 
 
@@ -103,36 +111,26 @@ class CsvOptions(ImageFileOptions):
             )
         return value
 
-    @field_validator(
-        "tasks",
-        "categorical",
-        "one_task_per_class",
-        "tags",
-        "as_written",
-        "ignore",
-        "missing",
-        "fractions",
-        mode="before",
-    )
+    @field_validator(*LISTS, "fractions", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         """A name that holds a comma stands in double quotes; YAML reads one that is a number as such."""
-        if isinstance(value, int | float):
-            value = str(value)
         if isinstance(value, list | tuple):
             return [str(part) if isinstance(part, int | float) else part for part in value]
-        if not isinstance(value, str):
+        if not isinstance(value, str | int | float):
             return value
-        return [part.strip() for part in next(csv.reader([value], skipinitialspace=True), []) if part.strip()]
+        parts = next(csv.reader([str(value)], skipinitialspace=True), [])
+        stripped = [part.strip() for part in parts]
+        return [part for part in stripped if part]
 
-    @field_validator("tasks", "categorical", "one_task_per_class", "tags", "as_written", "ignore", "missing")
+    @field_validator(*LISTS)
     @classmethod
-    def _as_in_the_header(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _tidy_names(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return None if value is None else tuple(map(tidy_text, value))
 
     @field_validator("image_column", "split_column", "group_column")
     @classmethod
-    def _name_as_in_the_header(cls, value: str | None) -> str | None:
+    def _tidy_name(cls, value: str | None) -> str | None:
         return None if value is None else tidy_text(value)
 
     @field_validator("minus_one", "blank", mode="before")
@@ -180,34 +178,43 @@ class CsvOptions(ImageFileOptions):
         """Learns the tasks from the table. Raises UserError that names everything that is not in order, with its line."""
         images = open_images(self.images)
         table = open_table(self.table, delimiter=self.delimiter, encoding=self.encoding, image_column=self.image_column)
-        layout, found, num_rows = learn_table(self, table)
+        layout, columns, num_rows = learn_table(self, table)
         left_out: list[LeftOut] = []
-        archive = {"images_bytes": str(self.images.stat().st_size)} if self.images.is_file() else {}
+        checksums = {"table_sha256": file_sha256(self.table)}
+        if self.images.is_file():
+            # The size, for a checksum would read a large archive once more.
+            checksums["images_bytes"] = str(self.images.stat().st_size)
         return Source(
-            tasks=tuple(task for meaning in found for task in meaning.tasks),
-            samples=read_rows(labelled_rows(self, table, layout, found), images, self, left_out),
-            description=self.describe(table_sha256=file_sha256(self.table), **archive),
+            tasks=tuple(task for column in columns for task in column.tasks),
+            samples=read_rows(label_rows(self, table, layout, columns), images, self, left_out),
+            description=self.describe(**checksums),
             num_samples=num_rows,
             left_out=left_out,
         )
 
 
-def learn_table(options: CsvOptions, table: Table) -> tuple[Layout, list[Meaning], int]:
-    """Where the columns stand, what those to learn mean, and the number of rows. Raises UserError with all problems."""
+def learn_table(options: CsvOptions, table: Table) -> tuple[Layout, list[ColumnTasks], int]:
+    """First pass: where the columns stand, what those to learn mean, and the number of rows.
+
+    Raises:
+        UserError: with all problems of the table in one message.
+    """
     problems = Problems(table.path)
     layout = find_columns(options, table, problems)
-    columns = _columns(options, layout)
-    num_rows = _see_rows(options, table, layout, columns, problems)
-    found: list[Meaning] = []
+    columns = _create_columns(options, layout)
+    num_rows = _read_columns(options, table, layout, columns, problems)
+    found: list[ColumnTasks] = []
     if num_rows:
-        found = learn_meanings(columns, problems, class_prefix=options.class_prefix, may_be_names=layout.image is None)
+        learnable = select_learnable_columns(columns, problems, may_be_names=layout.image is None)
+        taken = [column.name for column in columns if column.kind in ("", "categorical")]
+        found = infer_tasks(learnable, problems, class_prefix=options.class_prefix, taken=taken)
     problems.raise_all()
     if ALL in options.minus_one and not any(column.holds_minus_one for column in columns):
         logger.warning("No column holds -1, so %s is without effect.", as_typed("minus_one"))
     return layout, found, num_rows
 
 
-def _columns(options: CsvOptions, layout: Layout) -> list[Column]:
+def _create_columns(options: CsvOptions, layout: Layout) -> list[Column]:
     """The columns to learn, with all that was said of them."""
     kinds: dict[str, Kind] = dict.fromkeys(options.categorical, "categorical")
     kinds |= dict.fromkeys(options.one_task_per_class, "per_class")
@@ -228,11 +235,13 @@ def _columns(options: CsvOptions, layout: Layout) -> list[Column]:
     ]
 
 
-def _see_rows(options: CsvOptions, table: Table, layout: Layout, columns: Sequence[Column], problems: Problems) -> int:
-    """First pass: shows every cell to its column, checks names and splits on the way, and counts the rows."""
+def _read_columns(
+    options: CsvOptions, table: Table, layout: Layout, columns: Sequence[Column], problems: Problems
+) -> int:
+    """Adds every cell to its column, checks names and splits on the way, and counts the rows."""
     seen: dict[int, int] = {}  # hashes of keys and images, a few bytes each
     num_rows = 0
-    for line, cells in _rows_below_header(table):
+    for line, cells in _read_rows_below_header(table):
         num_rows += 1
         if len(cells) != layout.num_columns:
             problems.add(
@@ -240,21 +249,25 @@ def _see_rows(options: CsvOptions, table: Table, layout: Layout, columns: Sequen
                 "Mend the lines, or say with --delimiter what separates cells.",
             )
             continue
+
         if layout.image is not None:
-            _see_image(cells[layout.image], line, seen, options, problems)
+            _check_image(cells[layout.image], line, seen, options, problems)
+
         if layout.split is not None and cells[layout.split] not in SPLITS:
             problems.add(
                 f"line {line}: the split should be one of {', '.join(SPLITS)}, found '{cells[layout.split][:40]}'",
                 "Correct it there.",
             )
+
         for column in columns:
-            column.see(cells[column.at], line)
+            column.add_cell(cells[column.at], line)
     if not num_rows:
         problems.add("it has a header but not a single row", "Add a line per image.")
     return num_rows
 
 
-def _see_image(image: str, line: int, seen: dict[int, int], options: CsvOptions, problems: Problems) -> None:
+def _check_image(image: str, line: int, seen: dict[int, int], options: CsvOptions, problems: Problems) -> None:
+    """The name of an image should stand there, and give a key that no other has."""
     if not image:
         problems.add(
             f"line {line}: the column '{options.image_column}' is empty",
@@ -272,34 +285,35 @@ def _see_image(image: str, line: int, seen: dict[int, int], options: CsvOptions,
     seen[key] = hash(image)
 
 
-def _rows_below_header(table: Table) -> Rows:
+def _read_rows_below_header(table: Table) -> Rows:
     rows = table.rows()
     next(rows, None)
     return rows
 
 
-def labelled_rows(options: CsvOptions, table: Table, layout: Layout, found: Sequence[Meaning]) -> Iterator[Row]:
-    """Second pass: one row per image."""
+def label_rows(options: CsvOptions, table: Table, layout: Layout, columns: Sequence[ColumnTasks]) -> Iterator[Row]:
+    """Second pass: one row per image. Raises UserError if the table is not what the first pass has seen."""
     assert layout.image is not None
     fractions = dict(zip(SPLITS, options.fractions, strict=True))
-    for line, cells in _rows_below_header(table):
+    for line, cells in _read_rows_below_header(table):
         where = f"{options.table}, line {line}"
         labels: dict[str, LabelValue] = {}
         try:
-            for meaning in found:
-                labels |= meaning.read(cells[meaning.at])
+            for column in columns:
+                labels |= column.read_labels(cells[column.at])
         except (KeyError, IndexError):
             raise UserError(f"{where}: the table was changed while it was read. Start again.") from None
+
         image = cells[layout.image]
         if layout.split is not None:
             split = cells[layout.split]
         else:
-            alike = _group(cells, layout) or image
-            split = seeded_split(alike, fractions, options.seed)
+            split = draw_split(_read_group(cells, layout) or image, fractions, options.seed)
         yield Row(where, image, split, labels)
 
 
-def _group(cells: Cells, layout: Layout) -> str:
+def _read_group(cells: Cells, layout: Layout) -> str:
     """The group of an image; empty where it has none."""
-    group = "" if layout.group is None else cells[layout.group]
-    return "" if is_missing(tidy_text(group)) else group
+    if layout.group is None or is_missing(tidy_text(cells[layout.group])):
+        return ""
+    return cells[layout.group]

@@ -1,6 +1,6 @@
 """DeepFashion, Category and Attribute Prediction: one category out of 50 and 1000 binary attributes of clothes."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -10,8 +10,8 @@ from pydantic import Field
 from distbranch.data.image_files import ImageFiles, open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import LabelValue, LeftOut
-from distbranch.data.sources.columns import class_tasks
+from distbranch.data.shards import Labels, LabelValue, LeftOut
+from distbranch.data.sources.columns import create_class_tasks
 from distbranch.data.sources.source import (
     Answer,
     ImageFileOptions,
@@ -19,10 +19,10 @@ from distbranch.data.sources.source import (
     Source,
     as_typed,
     count_rows,
-    counted_lines,
-    first_existing,
-    labels_of_marks,
-    marks_to_labels,
+    find_first_file,
+    map_marks_to_labels,
+    read_counted_lines,
+    read_marks,
     read_rows,
 )
 from distbranch.errors import UserError
@@ -33,7 +33,11 @@ ATTRIBUTE_TYPES = {"1": "texture", "2": "fabric", "3": "shape", "4": "part", "5"
 CATEGORY = "category"
 NUM_FIRST_LINES = 1000  # of a thousand attributes an image has a few
 
-CategoryLabels = dict[str, LabelValue]
+CATEGORY_FILES = ["list_category_cloth.txt", "list_category_img.txt"]
+ATTRIBUTE_FILES = ["list_attr_cloth.txt", "list_attr_img.txt"]
+FILES = {"category": CATEGORY_FILES, "attributes": ATTRIBUTE_FILES, "both": CATEGORY_FILES + ATTRIBUTE_FILES}
+
+LabelLine = tuple[str, str, dict[str, LabelValue]]  # where it stands, the image, its labels
 
 
 class DeepFashionOptions(ImageFileOptions):
@@ -58,60 +62,60 @@ class DeepFashionOptions(ImageFileOptions):
 
     def open(self) -> Source:
         """Checks the counts of all lists. Raises UserError where a count line and its rows differ."""
-        files = {name: self._file(name) for name in self._names()}
-        partition = self._file("list_eval_partition.txt")
+        files = {name: find_first_file(self.root, ANNOTATIONS, (name,)) for name in FILES[self.labels]}
+        partition = find_first_file(self.root, ANNOTATIONS, ("list_eval_partition.txt",))
         num_rows = count_rows(partition, num_header_lines=1)
         for path in files.values():
             count_rows(path, num_header_lines=1)
-        classes = _classes(files["list_category_cloth.txt"]) if self.labels != "attributes" else ()
-        attributes = _attributes(files["list_attr_cloth.txt"]) if self.labels != "category" else {}
-        tasks, categories = self._category_tasks(classes, attributes)
+
+        classes: list[str] = []
+        attributes: dict[str, str] = {}
+        if self.labels != "attributes":
+            classes = [name for _, name, _ in _read_pairs(files["list_category_cloth.txt"])]
+        if self.labels != "category":
+            attributes = _read_attributes(files["list_attr_cloth.txt"])
+        tasks, categories = self._create_category_tasks(classes, attributes)
+        rows = _read_label_rows(files, partition, categories, tuple(attributes), self.minus_one)
         left_out: list[LeftOut] = []
-        rows = _rows(files, partition, categories, tuple(attributes), self.minus_one)
+        checksums = {path.stem: file_sha256(path) for path in (*files.values(), partition)}
         return Source(
             tasks=(*tasks, *(Task(name) for name in attributes)),
-            samples=read_rows(rows, self._images(), self, left_out),
-            description=self.describe(**{path.stem: file_sha256(path) for path in (*files.values(), partition)}),
+            samples=read_rows(rows, self._open_images(), self, left_out),
+            description=self.describe(**checksums),
             num_samples=num_rows,
-            groups=_groups(attributes),
+            groups=_group_by_type(attributes),
             left_out=left_out,
         )
 
-    def _category_tasks(
+    def _create_category_tasks(
         self, classes: Sequence[str], attributes: Collection[str]
-    ) -> tuple[list[Task], list[CategoryLabels]]:
+    ) -> tuple[list[Task], list[Labels]]:
         """The tasks of the categories, and the labels of a sample of each category."""
         if not classes:
             return [], []
         if not self.one_task_per_class:
             return [Task(CATEGORY, "categorical", tuple(classes))], [{CATEGORY: name} for name in classes]
-        tasks = class_tasks(CATEGORY, classes, prefix=self.class_prefix, taken=attributes)
-        return tasks, [{task.name: int(task is own) for task in tasks} for own in tasks]
+        tasks = create_class_tasks(CATEGORY, classes, prefix=self.class_prefix, taken=attributes)
+        none = dict.fromkeys((task.name for task in tasks), 0)
+        return tasks, [none | {task.name: 1} for task in tasks]
 
-    def _names(self) -> list[str]:
-        categories = ["list_category_cloth.txt", "list_category_img.txt"]
-        attributes = ["list_attr_cloth.txt", "list_attr_img.txt"]
-        return {"category": categories, "attributes": attributes, "both": categories + attributes}[self.labels]
-
-    def _file(self, name: str) -> Path:
-        return first_existing(self.root, ANNOTATIONS, (name,))
-
-    def _images(self) -> ImageFiles:
-        places = [self.root / "Img", self.root] if self.images is None else [self.images]
-        for place in places:
-            if self.images is not None or (place / "img").is_dir():
-                return open_images(place)
-        for place in (self.root / "Img/img.zip", self.root / "img.zip"):
-            if place.is_file():
-                return open_images(place)
+    def _open_images(self) -> ImageFiles:
+        if self.images is not None:
+            return open_images(self.images)
+        for folder in (self.root / "Img", self.root):
+            if (folder / "img").is_dir():
+                return open_images(folder)
+        for archive in (self.root / "Img/img.zip", self.root / "img.zip"):
+            if archive.is_file():
+                return open_images(archive)
         raise UserError(
             f"No images were found under {self.root} (Img/img, img, img.zip). Say with --images where they are."
         )
 
 
-def _pairs(path: Path) -> Iterator[tuple[int, str, str]]:
+def _read_pairs(path: Path) -> Iterator[tuple[int, str, str]]:
     """Line number, name and value below the header; names may hold blanks, so the value is split off from the right."""
-    lines = counted_lines(path)
+    lines = read_counted_lines(path)
     next(lines, None)  # the header
     for number, line in lines:
         parts = line.rsplit(maxsplit=1)
@@ -120,31 +124,27 @@ def _pairs(path: Path) -> Iterator[tuple[int, str, str]]:
         yield number, parts[0], parts[1]
 
 
-def _classes(path: Path) -> tuple[str, ...]:
-    """Names of the categories; label k of an image is the k-th of them, counted from 1."""
-    return tuple(name for _, name, _ in _pairs(path))
-
-
-def _attributes(path: Path) -> dict[str, str]:
+def _read_attributes(path: Path) -> dict[str, str]:
     """Name and type of the attributes in the order of the label columns; a name that comes again gets a number."""
     attributes: dict[str, str] = {}
-    for _, name, kind in _pairs(path):
+    for _, name, kind in _read_pairs(path):
         attributes[unused_name(name, {CATEGORY, *attributes})] = kind
     return attributes
 
 
-def _groups(attributes: dict[str, str]) -> dict[str, tuple[str, ...]]:
+def _group_by_type(attributes: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """The attributes by type: texture, fabric, shape, part, style."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, tuple[str, ...]] = {}
     for name, kind in attributes.items():
-        groups.setdefault(ATTRIBUTE_TYPES.get(kind, kind), []).append(name)
-    return {kind: tuple(names) for kind, names in groups.items()}
+        group = ATTRIBUTE_TYPES.get(kind, kind)
+        groups[group] = (*groups.get(group, ()), name)
+    return groups
 
 
-def _rows(
-    files: dict[str, Path],
+def _read_label_rows(
+    files: Mapping[str, Path],
     partition: Path,
-    classes: Sequence[CategoryLabels],
+    classes: Sequence[Labels],
     attributes: Sequence[str],
     minus_one: Answer | None,
 ) -> Iterator[Row]:
@@ -152,67 +152,69 @@ def _rows(
 
     `classes`: the labels that say the category, for each of them.
     """
-    splits = _splits(partition)
-    categories = dict(_categories(files["list_category_img.txt"], classes)) if classes else {}
-    lines = _category_lines(files)
+    splits = _read_splits(partition)
+    categories: dict[str, Labels] = {}
+    if classes:
+        categories = _read_categories(files["list_category_img.txt"], classes)
     if attributes:
-        lines = _attribute_lines(files["list_attr_img.txt"], attributes, minus_one)
+        lines = _read_attribute_lines(files["list_attr_img.txt"], attributes, minus_one)
+    else:
+        lines = _read_category_lines(files["list_category_img.txt"])
     for where, image, labels in lines:
         if image not in splits:
             raise UserError(f"{where}: image '{image}' has no split in {partition}.")
         if classes and image not in categories:
             raise UserError(f"{where}: image '{image}' has no category in {files['list_category_img.txt']}.")
-        category = classes[categories[image] - 1] if classes else {}
-        yield Row(where, image, splits[image], category | labels)
+        yield Row(where, image, splits[image], {**categories.get(image, {}), **labels})
 
 
-def _splits(path: Path) -> dict[str, str]:
+def _read_splits(path: Path) -> dict[str, str]:
     splits = {}
-    for number, image, split in _pairs(path):
+    for number, image, split in _read_pairs(path):
         if split not in SPLITS:
             raise UserError(f"{path}, line {number}: the split should be one of {', '.join(SPLITS)}, found '{split}'.")
         splits[image] = SPLITS[SPLITS.index(split)]  # the one text, not a copy for every image
     return splits
 
 
-def _categories(path: Path, classes: Sequence[object]) -> Iterator[tuple[str, int]]:
-    for number, image, label in _pairs(path):
+def _read_categories(path: Path, classes: Sequence[Labels]) -> dict[str, Labels]:
+    """The labels that say the category of every image; in the file it is a number, counted from 1."""
+    categories = {}
+    for number, image, label in _read_pairs(path):
         if not label.isdecimal() or not 1 <= int(label) <= len(classes):
             raise UserError(
                 f"{path}, line {number}: the category should be a number from 1 to {len(classes)}, found '{label}'."
             )
-        yield image, int(label)
+        categories[image] = classes[int(label) - 1]
+    return categories
 
 
-def _category_lines(files: dict[str, Path]) -> Iterator[tuple[str, str, dict[str, LabelValue]]]:
-    path = files["list_category_img.txt"]
-    for number, image, _ in _pairs(path):
+def _read_category_lines(path: Path) -> Iterator[LabelLine]:
+    for number, image, _ in _read_pairs(path):
         yield f"{path}, line {number}", image, {}
 
 
-def _attribute_lines(
-    path: Path, names: Sequence[str], minus_one: Answer | None
-) -> Iterator[tuple[str, str, dict[str, LabelValue]]]:
-    label_of = labels_of_marks(("1", "0", "-1"), minus_one or _published_meaning(path), path)
-    for number, image, marks in _marks(path):
+def _read_attribute_lines(path: Path, names: Sequence[str], minus_one: Answer | None) -> Iterator[LabelLine]:
+    label_of = map_marks_to_labels(("1", "0", "-1"), minus_one or _infer_minus_one(path), path)
+    for number, image, marks in _split_mark_lines(path):
         where = f"{path}, line {number}"
-        if len(marks) != len(names):
-            raise UserError(f"{where}: {len(names)} labels should follow the image '{image}', found {len(marks)}.")
-        yield where, image, marks_to_labels(names, marks, label_of, where)
+        yield where, image, read_marks(image, marks, names, label_of, where)
 
 
-def _marks(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+def _split_mark_lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
     """Number, image and marks of every line."""
-    lines = counted_lines(path)
+    lines = read_counted_lines(path)
     next(lines, None)  # the header
     for number, line in lines:
         image, *marks = line.split()
         yield number, image, marks
 
 
-def _published_meaning(path: Path) -> Answer:
+def _infer_minus_one(path: Path) -> Answer:
     """-1 is no and 0 unknown, as published; a copy that has no -1 in its first lines may have put 0 in its place."""
-    first = {mark for _, _, marks in islice(_marks(path), NUM_FIRST_LINES) for mark in marks}
+    first: set[str] = set()
+    for _, _, marks in islice(_split_mark_lines(path), NUM_FIRST_LINES):
+        first.update(marks)
     if "-1" not in first and "0" in first:
         raise UserError(
             f"{path} has 0 but no -1 in its first lines, so 0 could mean no or unknown. Say which: {as_typed('minus_one')} "

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from distbranch.config.paths import expand_places
-from distbranch.data.image_files import ImageFiles
-from distbranch.data.image_names import ImageNames, MissingImageError
-from distbranch.data.images import BrokenImageError, UnknownRangeError, as_jpeg, image_size, num_frames
+from distbranch.data.image_files import ImageFiles, ImageNames, MissingImageError
+from distbranch.data.images import BrokenImageError, UnknownRangeError, convert_to_jpeg, count_frames, read_image_size
 from distbranch.data.shards import Labels, LabelValue, LeftOut, Sample
-from distbranch.data.sources.words import parse_mark
+from distbranch.data.sources.label_text import parse_mark
 from distbranch.errors import UserError
 from distbranch.permissions import denied
 from distbranch.tasks import Task
@@ -120,29 +119,31 @@ def read_rows(
     Warns in the end of images that have other names than in the table, differ in size, or hold several pictures.
     """
     names = ImageNames(images)
-    sizes, frames = _Sizes(), _Frames()
+    survey = _ImageSurvey()
     waiting = iter(rows)
     for row in waiting:
         try:
             data = _read_image(row, names, images)
-            image = as_jpeg(data, options.image_size, options.bits)
+            image = convert_to_jpeg(data, options.image_size, options.bits)
         except UnknownRangeError as error:
+            # A sound image, so never left out: --bits says how bright it is.
             raise UserError(f"{row.where}: image '{row.image}' cannot be used: {error}.") from None
         except BrokenImageError as error:
             if options.on_bad_image == "fail":
-                others = _missing(waiting, names) if isinstance(error, MissingImageError) else []
-                raise UserError(_refusal(row, error, others)) from None
+                raise _refuse_image(row, error, waiting, names) from None
             kind = "missing-image" if isinstance(error, MissingImageError) else "broken-image"
             left_out.append(LeftOut(row.image, kind, row.where, str(error)))
             continue
+
         if options.image_size is None:
-            sizes.compare(row.image, image)
+            survey.compare_size(row.image, image)
+        # A JPEG that is packed as it is needs no second look.
         if image is not data:
-            frames.count(row.image, data)
+            survey.count_frames(row.image, data)
         yield Sample(sample_key(row.image), row.split, image, row.labels)
     _warn_renamed(names)
-    sizes.warn()
-    frames.warn()
+    survey.warn_sizes()
+    survey.warn_frames()
 
 
 def _read_image(row: Row, names: ImageNames, images: ImageFiles) -> bytes:
@@ -154,87 +155,87 @@ def _read_image(row: Row, names: ImageNames, images: ImageFiles) -> bytes:
         raise UserError(f"{row.where}: image '{row.image}' cannot be read: {error.strerror or error}.") from None
 
 
-def _missing(rows: Iterable[Row], names: ImageNames) -> list[str]:
-    """The images that the other rows name and that are not there."""
-    missing = []
-    for row in rows:
-        try:
-            names.find(row.image)
-        except (MissingImageError, OSError):
-            missing.append(row.image)
-    return missing
-
-
-def _refusal(row: Row, error: BrokenImageError, others: list[str]) -> str:
+def _refuse_image(row: Row, error: BrokenImageError, rows: Iterable[Row], names: ImageNames) -> UserError:
+    """Why the image of a row cannot be used; where it is missing, also which of the other rows' images are."""
+    others = []
+    if isinstance(error, MissingImageError):
+        others = [other.image for other in rows if not _exists(other.image, names)]
     also = ""
     if others:
         shown = ", ".join(f"'{name}'" for name in others[:3])
-        also = f" {len(others):,} more are missing further down: {shown}{', ...' if len(others) > 3 else ''}."
-    return (
+        if len(others) > 3:
+            shown += ", ..."
+        also = f" {len(others):,} more are missing further down: {shown}."
+    return UserError(
         f"{row.where}: image '{row.image}' cannot be used: {error}.{also} "
         "Repair it, or leave such images out with --on-bad-image skip (on_bad_image: skip)."
     )
 
 
+def _exists(image: str, names: ImageNames) -> bool:
+    try:
+        names.find(image)
+    except (MissingImageError, OSError):
+        return False
+    return True
+
+
 def _warn_renamed(names: ImageNames) -> None:
-    if names.example is not None:
-        typed, file = names.example
-        logger.warning(
-            "%d image(s) have another name than in the table, and just one file that can be meant was taken for each: "
-            "for '%s' the file '%s'%s.",
-            names.num_renamed,
-            typed,
-            file,
-            "" if names.num_renamed == 1 else ", for instance",
-        )
+    if names.example is None:
+        return
+    typed, file = names.example
+    logger.warning(
+        "%d image(s) have another name than in the table, and just one file that can be meant was taken for each: "
+        "for '%s' the file '%s'%s.",
+        names.num_renamed,
+        typed,
+        file,
+        "" if names.num_renamed == 1 else ", for instance",
+    )
 
 
 @dataclass
-class _Sizes:
-    """The size of the first image, and the first image of another size."""
+class _ImageSurvey:
+    """The size of the first image and the first image of another; how many files held several pictures, and the first."""
 
-    first: tuple[int, int] | None = None
+    first_size: tuple[int, int] | None = None
     other: tuple[str, tuple[int, int]] | None = None
+    num_with_frames: int = 0
+    with_frames: tuple[str, int] | None = None
 
-    def compare(self, name: str, image: bytes) -> None:
-        if self.other is None:
-            size = image_size(image)
-            self.first = self.first or size
-            self.other = (name, size) if size != self.first else None
+    def compare_size(self, name: str, image: bytes) -> None:
+        if self.other is not None:
+            return
+        size = read_image_size(image)
+        self.first_size = self.first_size or size
+        if size != self.first_size:
+            self.other = (name, size)
 
-    def warn(self) -> None:
-        if self.first is None or self.other is None:
+    def count_frames(self, name: str, data: bytes) -> None:
+        num = count_frames(data)
+        if num > 1:
+            self.num_with_frames += 1
+            self.with_frames = self.with_frames or (name, num)
+
+    def warn_sizes(self) -> None:
+        if self.first_size is None or self.other is None:
             return
         name, size = self.other
         logger.warning(
-            "The images have different sizes (%s the first, %s '%s'), and a network sees all of them in one size, stretched to it. "
-            "%s packs them all in the size you give.",
-            f"{self.first[0]}x{self.first[1]}",
-            f"{size[0]}x{size[1]}",
+            "The images have different sizes (%dx%d the first, %dx%d '%s'), and a network sees all of them in one size, "
+            "stretched to it. %s packs them all in the size you give.",
+            *self.first_size,
+            *size,
             name,
             as_typed("image_size"),
         )
 
-
-@dataclass
-class _Frames:
-    """How many files held several pictures, and the first of them."""
-
-    num_files: int = 0
-    first: tuple[str, int] | None = None
-
-    def count(self, name: str, data: bytes) -> None:
-        num = num_frames(data)
-        if num > 1:
-            self.num_files += 1
-            self.first = self.first or (name, num)
-
-    def warn(self) -> None:
-        if self.first is not None:
+    def warn_frames(self) -> None:
+        if self.with_frames is not None:
             logger.warning(
                 "%d image(s) hold several pictures (pages or frames), and the first of each was taken: '%s' holds %d.",
-                self.num_files,
-                *self.first,
+                self.num_with_frames,
+                *self.with_frames,
             )
 
 
@@ -244,7 +245,7 @@ def sample_key(image: str) -> str:
     return (folder + slash + (name.rpartition(".")[0] or name)).strip("/ ").replace(".", "%2E")
 
 
-def seeded_split(name: str, fractions: Mapping[str, float], seed: int) -> str:
+def draw_split(name: str, fractions: Mapping[str, float], seed: int) -> str:
     """The split of a name (an image, or the group it must stay with): always the same for the same seed, any order."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     point = int.from_bytes(digest, "big") / 2**64 * sum(fractions.values())
@@ -255,7 +256,7 @@ def seeded_split(name: str, fractions: Mapping[str, float], seed: int) -> str:
     return list(fractions)[-1]
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of every line that is not empty; any line ends, with or without a byte-order mark."""
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -272,16 +273,16 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path} is not a text file in UTF-8.") from None
 
 
-def counted_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_counted_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file whose first line says how many rows follow it; `count_rows` has checked them."""
-    lines = text_lines(path)
+    lines = read_lines(path)
     next(lines, None)
     return lines
 
 
 def count_rows(path: Path, *, num_header_lines: int) -> int:
     """Rows of a file that opens with their number and header lines. Raises UserError where number and rows differ."""
-    lines = text_lines(path)
+    lines = read_lines(path)
     number, first = next(lines, (1, ""))
     if not first.isdecimal():
         raise UserError(f"{path}, line {number}: the number of rows should stand here, found '{first[:40]}'.")
@@ -294,7 +295,7 @@ def count_rows(path: Path, *, num_header_lines: int) -> int:
     return num_rows
 
 
-def labels_of_marks(marks: Iterable[str], minus_one: Answer | None, path: Path) -> dict[str, LabelValue | None]:
+def map_marks_to_labels(marks: Iterable[str], minus_one: Answer | None, path: Path) -> dict[str, LabelValue | None]:
     """The label of every mark of a list (None: unlabelled): -1 or else 0 means no. Raises UserError where both could.
 
     Args:
@@ -302,20 +303,27 @@ def labels_of_marks(marks: Iterable[str], minus_one: Answer | None, path: Path) 
         minus_one: what -1 means, if somebody said.
         path: the list, for messages.
     """
-    values = {mark: value for mark in marks if (value := parse_mark(mark)) is not None}
-    if minus_one is None and {0, -1} <= set(values.values()):
+    values = {mark: parse_mark(mark) for mark in marks}
+    found = set(values.values())
+    if minus_one is None and {0, -1} <= found:
         raise UserError(
             f"{path} holds 1, 0 and -1. Say what -1 means: {as_typed('minus_one')} unknown (0 is no) or no (0 is unknown)."
         )
-    signed = minus_one == "no" or (minus_one is None and -1 in values.values())
+    signed = minus_one == "no" or (minus_one is None and -1 in found)
     label_of = {1: 1, 0: None, -1: 0} if signed else {1: 1, 0: 0, -1: None}
-    return {mark: label_of[value] for mark, value in values.items()}
+    return {mark: label_of[value] for mark, value in values.items() if value is not None}
 
 
-def marks_to_labels(
-    names: Iterable[str], marks: Iterable[str], label_of: Mapping[str, LabelValue | None], where: str
+def read_marks(
+    image: str,
+    marks: Sequence[str],
+    names: Sequence[str],
+    label_of: Mapping[str, LabelValue | None],
+    where: str,
 ) -> dict[str, LabelValue]:
-    """The labels of one line. Raises UserError for a mark that is none."""
+    """The labels of an image, from the marks of its line. Raises UserError for too many or few, and for one that is none."""
+    if len(marks) != len(names):
+        raise UserError(f"{where}: {len(names)} labels should follow the image '{image}', found {len(marks)}.")
     labels: dict[str, LabelValue] = {}
     for name, mark in zip(names, marks, strict=True):
         if mark not in label_of:
@@ -326,9 +334,8 @@ def marks_to_labels(
     return labels
 
 
-def first_existing(root: Path, folders: Iterable[str], names: Iterable[str]) -> Path:
+def find_first_file(root: Path, folders: Iterable[str], names: Sequence[str]) -> Path:
     """The first file of one of these names in one of these folders under root. Raises UserError when there is none."""
-    names = tuple(names)
     for folder in folders:
         for name in names:
             if (root / folder / name).is_file():

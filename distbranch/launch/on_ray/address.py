@@ -1,12 +1,15 @@
-"""Which Ray cluster a command talks to: its own option says so, and where that is empty the variable RAY_ADDRESS.
+"""Which Ray cluster a command talks to, and the token that keeps strangers out of it.
 
-A cluster has two addresses: HOST:PORT, where its nodes and drivers meet, and http://HOST:PORT, where jobs are submitted.
+The command's own option names the cluster, and where that is empty the variable RAY_ADDRESS. A cluster has two addresses:
+HOST:PORT, where its nodes and drivers meet, and http://HOST:PORT, where jobs are submitted.
 """
 
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from distbranch.config import LaunchConfig
 from distbranch.errors import UsageError, UserError
@@ -17,6 +20,7 @@ HOST = r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]+)"
 HOST_AND_PORT = re.compile(rf"{HOST}:(?P<port>\d{{1,5}})")
 HTTP = re.compile(rf"https?://{HOST}(:(?P<port>\d{{1,5}}))?(/\S*)?")
 LAST_PORT = 65535
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def cluster_address(launch: LaunchConfig) -> str | None:
@@ -25,10 +29,10 @@ def cluster_address(launch: LaunchConfig) -> str | None:
     Raises:
         UserError: it is neither of these, nor `local`.
     """
-    key, address = _given("launch.address", launch.address)
+    key, address = _find_given("launch.address", launch.address)
     if address in ("", "local"):
         return None
-    if address == "auto" or is_of_nodes(address):
+    if address == "auto" or is_node_address(address):
         return address
     own = "" if key == "launch.address" else ", or give launch.address=local to start a cluster here"
     raise UserError(
@@ -43,40 +47,156 @@ def dashboard_address(option: str | None) -> str:
     Raises:
         UsageError: it is no such address.
     """
-    key, address = _given("--address", option)
+    key, address = _find_given("--address", option)
     if not address:
         return DASHBOARD
-    if is_of_dashboard(address):
+    if is_dashboard_address(address):
         return address
     own = "" if key == "--address" else " Give --address, which counts more."
     raise UsageError(f"{key} should be that of the Ray dashboard, such as http://HEAD:8265, found '{address}'.{own}")
 
 
-def is_of_nodes(address: str) -> bool:
+def is_node_address(address: str) -> bool:
     """Whether an address is HOST:PORT."""
-    return _has_port(HOST_AND_PORT.fullmatch(address))
+    return _has_valid_port(HOST_AND_PORT.fullmatch(address))
 
 
-def is_of_dashboard(address: str) -> bool:
+def is_dashboard_address(address: str) -> bool:
     """Whether an address is http://HOST or http://HOST:PORT."""
-    return _has_port(HTTP.fullmatch(address))
+    return _has_valid_port(HTTP.fullmatch(address))
 
 
 @contextmanager
-def without_variable() -> Iterator[None]:
+def hide_ray_variables() -> Iterator[None]:
     """What a command was told counts, and not what Ray itself would find in the environment."""
-    hidden = {name: os.environ.pop(name) for name in (VARIABLE, "RAY_API_SERVER_ADDRESS") if name in os.environ}
+    hidden = {}
+    for name in (VARIABLE, "RAY_API_SERVER_ADDRESS"):
+        if name in os.environ:
+            hidden[name] = os.environ.pop(name)
     try:
         yield
     finally:
         os.environ.update(hidden)
 
 
-def _given(option: str, value: str | None) -> tuple[str, str]:
+def _find_given(option: str, value: str | None) -> tuple[str, str]:
     """Who names the address, and the address; empty if nobody does."""
     own = (value or "").strip()
-    return (option, own) if own else (VARIABLE, os.environ.get(VARIABLE, "").strip())
+    if own:
+        return option, own
+    return VARIABLE, os.environ.get(VARIABLE, "").strip()
 
 
-def _has_port(match: re.Match[str] | None) -> bool:
+def _has_valid_port(match: re.Match[str] | None) -> bool:
     return match is not None and 0 < int(match["port"] or 80) <= LAST_PORT
+
+
+def apply_token() -> None:
+    """Show the token that the environment names to whatever cluster is asked; call it before Ray is imported.
+
+    Raises:
+        UserError: the file of the token cannot be read.
+    """
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if file and not os.access(file, os.R_OK):
+        raise UserError(f"RAY_AUTH_TOKEN_PATH names the file {file}, which cannot be read. Put the token there.")
+    if _is_token_given():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def create_token() -> None:
+    """A token for a cluster that is started here, unless the environment names one or says `RAY_AUTH_MODE=disabled`."""
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and not _is_token_given():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def reset_token() -> None:
+    """Ray remembers the token that it found first, and when it is loaded whether one is wanted."""
+    # Private calls, for no public one reads the environment again once Ray is loaded.
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _is_token_given() -> bool:
+    return any(os.environ.get(variable) for variable in TOKEN_VARIABLES)
+
+
+# ---- the jobs of a cluster, asked through its dashboard
+
+
+def read_ray_job_state(address: str, job_id: str) -> str:
+    """What the cluster says of a job: `pending`, `running`, `succeeded`, `failed`, `stopped`, or why it says nothing."""
+    try:
+        return str(open_job_client(address).get_job_status(job_id)).lower()
+    except UserError as error:
+        return f"unknown ({error})"
+    except RuntimeError:
+        return "the cluster knows no such job"
+
+
+def read_ray_log(address: str, job_id: str) -> str:
+    """All that a job has said so far.
+
+    Raises:
+        UserError: the cluster does not answer, or knows no such job.
+    """
+    try:
+        return str(open_job_client(address).get_job_logs(job_id))
+    except RuntimeError as error:
+        raise UserError(f"The log of job {job_id} cannot be had from {address} ({shorten(error)}).") from None
+
+
+def cancel_ray_job(address: str, job_id: str) -> None:
+    """Ask a job to end; it saves everything first.
+
+    Raises:
+        UserError: the cluster does not answer, or knows no such job.
+    """
+    try:
+        open_job_client(address).stop_job(job_id)
+    except RuntimeError as error:
+        raise UserError(f"Job {job_id} of {address} cannot be stopped ({shorten(error)}).") from None
+
+
+def open_job_client(address: str) -> Any:
+    """A client of the cluster's jobs, when somebody answers there who knows us.
+
+    Raises:
+        UserError: nobody answers, or the token is wrong.
+    """
+    apply_token()
+    # Ray reads the token when it is imported, so not before.
+    from ray.exceptions import RayError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        with hide_ray_variables():
+            return JobSubmissionClient(address)
+    except (RuntimeError, ConnectionError, ValueError, OSError, RayError) as error:
+        if any(word in str(error).lower() for word in ("token", "unauthorized", "401", "403")):
+            raise UserError(explain_token(f"at {address}")) from None
+        raise UserError(
+            f"No Ray dashboard answers at {address} ({shorten(error)}). Check the address, and that the head was started so "
+            "that others reach its dashboard (`ray start --head --dashboard-host 0.0.0.0`)."
+        ) from None
+
+
+def explain_token(cluster: str) -> str:
+    """What to do where a cluster, named by the end of `The Ray cluster ...`, wants a token."""
+    return (
+        f"The Ray cluster {cluster} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN_PATH to the file that holds it, which whoever started the cluster can give you."
+    )
+
+
+def shorten(reason: object) -> str:
+    """A reason on one line, for the middle of a sentence."""
+    return " ".join(str(reason).split())[:300].rstrip(".")
+
+
+def find_last_line(text: object, otherwise: str) -> str:
+    """The last line that says something: of a traceback its error."""
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    return lines[-1] if lines else otherwise

@@ -14,7 +14,7 @@ from ray.train.torch import TorchConfig
 SECONDS_TO_LEAVE = "3"
 
 
-def interface_of(address: str) -> str | None:
+def find_interface(address: str) -> str | None:
     """The name of the network interface that carries an IP address on this machine."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == address for entry in addresses):
@@ -24,7 +24,7 @@ def interface_of(address: str) -> str | None:
 
 def use_interface_of_node() -> None:
     """Else gloo takes the one the host name resolves to, which is often 127.0.0.1 and reaches no other host."""
-    name = interface_of(ray.util.get_node_ip_address())
+    name = find_interface(ray.util.get_node_ip_address())
     if name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")

@@ -19,14 +19,22 @@ import psutil
 
 from distbranch.config import Config, LaunchConfig
 from distbranch.data.shards import DATASET_FILE, is_remote
-from distbranch.engine.metrics import Report
-from distbranch.engine.mirror import Mirror
 from distbranch.engine.process_group import num_cores
+from distbranch.engine.remote_run import RemoteRun
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError, reason_of
-from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_of_nodes, without_variable
-from distbranch.launch.on_ray.temporary_files import explain_full_folder
-from distbranch.launch.on_ray.token import give_token, read_token_again, use_token_if_there
-from distbranch.launch.ray_folder import choose_ray_folder
+from distbranch.launch.on_ray.address import (
+    VARIABLE,
+    apply_token,
+    cluster_address,
+    create_token,
+    explain_token,
+    find_last_line,
+    hide_ray_variables,
+    is_node_address,
+    reset_token,
+)
+from distbranch.launch.ray_folder import choose_ray_folder, explain_full_folder
 
 SECONDS_TO_ANSWER = 10
 SECONDS_BETWEEN_LOOKS = 1
@@ -49,7 +57,7 @@ Node = Mapping[str, Any]  # of ray.nodes()
 
 
 @contextmanager
-def cluster(launch: LaunchConfig, settings: Mapping[str, str] | None = None) -> Iterator[str | None]:
+def open_cluster(launch: LaunchConfig, settings: Mapping[str, str] | None = None) -> Iterator[str | None]:
     """Join the cluster of the run, or start one on this machine that ends with this block; gives its address, None if started.
 
     Ray's `settings` and our own ones count within the block; the environment is afterwards what it was.
@@ -58,49 +66,59 @@ def cluster(launch: LaunchConfig, settings: Mapping[str, str] | None = None) -> 
         UserError: nobody answers there, or only to those who hold its token; or none can be started here.
     """
     address = cluster_address(launch)
-    with _environment_kept():
+    with _restore_environment():
+        # A setting that the user's environment gives counts more than ours.
         for key, value in {**SETTINGS, **(settings or {})}.items():
             os.environ.setdefault(key, value)
+
         # A container's user may have neither HOME nor an entry in passwd, and Ray asks for a home when it is imported.
         if os.path.expanduser("~") == "~":
             os.environ["HOME"] = tempfile.gettempdir()
         if _is_connected():  # a trial of a sweep, which lives in a worker of its cluster
             yield address
             return
-        use_token_if_there()
+
+        # The token must be in the environment before Ray is told to look for it.
+        apply_token()
         if address is None:
-            give_token()
-        read_token_again()
+            create_token()
+        reset_token()
         logging.getLogger("ray").setLevel(logging.ERROR)
-        with _started(launch) if address is None else _joined(address):
-            yield address
+
+        if address is None:
+            with _start_cluster(launch):
+                yield None
+        else:
+            with _join_cluster(address):
+                yield address
 
 
 @contextmanager
-def _started(launch: LaunchConfig) -> Iterator[None]:
+def _start_cluster(launch: LaunchConfig) -> Iterator[None]:
     """A cluster of this machine; none of its processes and files is left."""
     import ray
 
     folder = choose_ray_folder(BYTES_OF_NAME)
     cpus = max(num_cores(), round(launch.most_workers * launch.cpus_per_worker))
+    # Of this process's children only those that Ray starts from here on are its own to end.
     others = set(psutil.Process().children(recursive=True))
     with tempfile.TemporaryDirectory(prefix="db", dir=folder, ignore_cleanup_errors=True) as own:
         try:
-            with _explained(None):
+            with _explain_failures(None):
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=own, **QUIET)
             yield
         finally:
             processes = set(psutil.Process().children(recursive=True)) - others
             ray.shutdown()
-            _end(processes)
+            _kill_processes(processes)
 
 
 @contextmanager
-def _joined(address: str) -> Iterator[None]:
+def _join_cluster(address: str) -> Iterator[None]:
     import ray
 
-    with _explained(address):
-        ray.init(address=_knock(address), **QUIET)
+    with _explain_failures(address):
+        ray.init(address=_check_address(address), **QUIET)
     try:
         yield
     finally:
@@ -108,49 +126,47 @@ def _joined(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(address: str | None) -> Iterator[None]:
-
+def _explain_failures(address: str | None) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # of any kind: Ray raises bare ones, where its disk is full say
-        raise UserError(_cannot_be_used(address, error)) from None
+        raise UserError(_explain_cluster_error(address, error)) from None
 
 
-def _end(processes: Iterable[psutil.Process]) -> None:
+def _kill_processes(processes: Iterable[psutil.Process]) -> None:
     """What Ray started ends with it, some of it a moment later."""
     for process in psutil.wait_procs(processes, timeout=SECONDS_TO_END)[1]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def _cannot_be_used(address: str | None, error: Exception) -> str:
+def _explain_cluster_error(address: str | None, error: Exception) -> str:
     reason = reason_of(error)[:300]
     if address is None and (full := explain_full_folder()):
         return full
     if address is None:
         return f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
     if "token" in reason.lower():
-        return (
-            f"The Ray cluster of launch.address={address} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH to the file that holds it, which whoever started the cluster can give you."
-        )
+        return explain_token(f"of launch.address={address}")
     return (
         f"The Ray cluster {address} cannot be used ({reason}). Check that it runs there and that this machine is one of its "
         "nodes (else use `distbranch submit ray --address http://HEAD:8265`), or leave launch.address empty."
     )
 
 
-def _knock(address: str) -> str:
-    """The address as HOST:PORT, when somebody answers there who knows us; Ray itself would go on trying for minutes."""
+def _check_address(address: str) -> str:
+    """The address as HOST:PORT, when somebody answers there who knows us; Ray itself would try for minutes."""
+    # Private calls, for no public one does the same: `ray.init` finds `auto` by itself, but only while it connects, and then it
+    # asks a port where nobody answers, or a token that is wrong, twenty times before it fails.
     from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of its C++ part
 
     of_job = os.environ.get(VARIABLE, "")
-    if address == "auto" and is_of_nodes(of_job):
+    if address == "auto" and is_node_address(of_job):
         address = of_job
-    with without_variable():
+    with hide_ray_variables():
         found = str(canonicalize_bootstrap_address_or_die(address))
     host, _, port = found.rpartition(":")
     if host and port.isdecimal():
@@ -166,7 +182,7 @@ def _is_connected() -> bool:
 
 
 @contextmanager
-def _environment_kept() -> Iterator[None]:
+def _restore_environment() -> Iterator[None]:
     before = dict(os.environ)
     try:
         yield
@@ -181,17 +197,20 @@ def _environment_kept() -> Iterator[None]:
 
 def uses_gpu(launch: LaunchConfig) -> bool:
     """Whether the workers run on GPUs: as asked, or if there are enough of them."""
-    return launch.device == "cuda" or (
-        launch.device == "auto" and room(alive_nodes(), resources(launch, gpu=True)) >= launch.least_workers
-    )
+    if launch.device != "auto":
+        return launch.device == "cuda"
+    return max_workers(list_alive_nodes(), get_worker_resources(launch, gpu=True)) >= launch.least_workers
 
 
-def resources(launch: LaunchConfig, *, gpu: bool) -> dict[str, float]:
+def get_worker_resources(launch: LaunchConfig, *, gpu: bool) -> dict[str, float]:
     """What Ray sets aside for each worker."""
-    return {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if gpu else {})
+    amounts = {"CPU": launch.cpus_per_worker}
+    if gpu:
+        amounts["GPU"] = launch.gpus_per_worker
+    return amounts
 
 
-def alive_nodes() -> list[Node]:
+def list_alive_nodes() -> list[Node]:
     """The nodes of the cluster that are there."""
     import ray
 
@@ -206,55 +225,70 @@ def check_resources(launch: LaunchConfig, report: Report, should_stop: Callable[
     """
     import ray
 
-    each = resources(launch, gpu=uses_gpu(launch))
-    deadline = time.monotonic() + 60 * launch.wait_for_nodes_min
-    found = room(alive_nodes(), each)
+    each = get_worker_resources(launch, gpu=uses_gpu(launch))
+    found = max_workers(list_alive_nodes(), each)
     if found < launch.most_workers and launch.wait_for_nodes_min:
-        from ray.autoscaler.sdk import request_resources
-
-        report({"kind": "warning", "message": f"Waiting for nodes: {_asked(launch, each)} do not fit yet."})
-        request_resources(bundles=[each] * launch.most_workers)
-        while (found := room(alive_nodes(), each)) < launch.most_workers and time.monotonic() < deadline:
-            if should_stop():
-                break
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        request_resources(bundles=[])  # from now on the run itself holds them
+        report({"kind": "warning", "message": f"Waiting for nodes: {_describe_request(launch, each)} do not fit yet."})
+        found = _wait_for_nodes(launch, each, should_stop)
     if should_stop():
         return
     if found < launch.least_workers:
-        raise UserError(_too_little(launch, each, found))
+        raise UserError(_explain_too_little(launch, each, found))
+
+    # What others use now comes free some time, so this is no error.
     free = ray.available_resources()
     busy = [name for name, amount in each.items() if free.get(name, 0) < amount * launch.least_workers]
     if busy:
         report({"kind": "warning", "message": f"The cluster is busy ({' and '.join(busy)}): Ray waits for room."})
 
 
-def _too_little(launch: LaunchConfig, each: Mapping[str, float], fit: int) -> str:
-    nodes = alive_nodes()
-    total = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in each}
-    largest = {name: max((node["Resources"].get(name, 0) for node in nodes), default=0) for name in each}
+def _wait_for_nodes(launch: LaunchConfig, each: Mapping[str, float], should_stop: Callable[[], bool]) -> int:
+    """How many workers fit when all do, or the patience of `launch.wait_for_nodes_min` is at its end."""
+    from ray.autoscaler.sdk import request_resources
+
+    # An autoscaler adds nodes only for what somebody asks for; nodes that people add by hand are found all the same.
+    request_resources(bundles=[each] * launch.most_workers)
+    deadline = time.monotonic() + 60 * launch.wait_for_nodes_min
+    found = max_workers(list_alive_nodes(), each)
+    while found < launch.most_workers and time.monotonic() < deadline and not should_stop():
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        found = max_workers(list_alive_nodes(), each)
+    request_resources(bundles=[])  # from now on the run itself holds them
+    return found
+
+
+def _explain_too_little(launch: LaunchConfig, each: Mapping[str, float], fit: int) -> str:
+    nodes = list_alive_nodes()
+    total = {}
+    largest = {}
+    for name in each:
+        amounts = [node["Resources"].get(name, 0) for node in nodes]
+        total[name] = sum(amounts)
+        largest[name] = max(amounts, default=0)
     return (
-        f"The run asks for {_asked(launch, each)}, but the Ray cluster has room for {fit} of them: it has {_amounts(total)} "
-        f"on {len(nodes)} node(s), at most {_amounts(largest)} on one. Lower launch.workers, launch.cpus_per_worker or "
-        "launch.gpus_per_worker, or add nodes (launch.wait_for_nodes_min waits for them)."
+        f"The run asks for {_describe_request(launch, each)}, but the Ray cluster has room for {fit} of them: "
+        f"it has {_format_amounts(total)} on {len(nodes)} node(s), at most {_format_amounts(largest)} on one. "
+        "Lower launch.workers, launch.cpus_per_worker or launch.gpus_per_worker, or add nodes (launch.wait_for_nodes_min waits for them)."
     )
 
 
-def _asked(launch: LaunchConfig, each: Mapping[str, float]) -> str:
+def _describe_request(launch: LaunchConfig, each: Mapping[str, float]) -> str:
     most = f" to {launch.most_workers}" if launch.most_workers > launch.least_workers else ""
-    return f"{launch.least_workers}{most} worker(s) with {_amounts(each)} each"
+    return f"{launch.least_workers}{most} worker(s) with {_format_amounts(each)} each"
 
 
-def _amounts(amounts: Mapping[str, float]) -> str:
+def _format_amounts(amounts: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
 
 
-def room(nodes: Sequence[Node], each: Mapping[str, float]) -> int:
+def max_workers(nodes: Sequence[Node], each: Mapping[str, float]) -> int:
     """How many workers fit, node by node: a worker is never divided."""
     tiny = 1e-9  # 0.3 goes three times into 0.9, whatever floating point says
-    return sum(
-        min(int(node["Resources"].get(name, 0) / amount + tiny) for name, amount in each.items()) for node in nodes
-    )
+    total = 0
+    for node in nodes:
+        there = node["Resources"]
+        total += min(int(there.get(name, 0) / amount + tiny) for name, amount in each.items())
+    return total
 
 
 # ---- storage
@@ -270,33 +304,38 @@ def check_storage(config: Config, should_stop: Callable[[], bool] = lambda: Fals
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     launch = config.launch
-    each = resources(launch, gpu=uses_gpu(launch))
-    nodes = {node["NodeID"]: node for node in alive_nodes() if room([node], each)}
+    each = get_worker_resources(launch, gpu=uses_gpu(launch))
+    nodes = [node for node in list_alive_nodes() if max_workers([node], each)]
     word = secrets.token_hex(8)
     marker = config.run_directory / f".seen-{word}"
     marker.write_text(word)
     try:
-        looks = {
-            ray.remote(look_around)
-            .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-            .remote(config.run_url or str(marker), word, config.data.paths): node
-            for node in nodes
-        }
-        deadline, done, silent = time.monotonic() + 60 * launch.timeout_min, [], list(looks)
+        # Ask all nodes at once. A look takes no CPU, so that it need not wait for whoever uses them.
+        looks = {}
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            look_at = ray.remote(check_node).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            looks[look_at.remote(config.run_url or str(marker), word, config.data.paths)] = node
+
+        # Wait for their answers, in turns in which a signal is heard.
+        deadline = time.monotonic() + 60 * launch.timeout_min
+        done: list[Any] = []
+        silent = list(looks)
         while silent and time.monotonic() < deadline and not should_stop():
             done, silent = ray.wait(list(looks), num_returns=len(looks), timeout=SECONDS_BETWEEN_LOOKS)
+
+        # The first problem ends the run; a node that is silent is one too.
         for look in done:
-            name = _name(nodes[looks[look]])
             try:
                 problem = ray.get(look)
             except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
                 continue  # the node has left since it was listed, so no worker comes there
             except ray.exceptions.RayError as error:
-                problem = _no_package(error)
+                problem = _explain_import_error(error)
             if problem:
-                raise UserError(f"The node {name} {problem}")
+                raise UserError(f"The node {_format_node(looks[look])} {problem}")
         if silent and not should_stop():
-            names = ", ".join(_name(nodes[looks[look]]) for look in silent[:5])
+            names = ", ".join(_format_node(looks[look]) for look in silent[:5])
             raise UserError(
                 f"{len(silent)} node(s) gave no answer within launch.timeout_min={launch.timeout_min:g}: {names}."
             )
@@ -304,7 +343,7 @@ def check_storage(config: Config, should_stop: Callable[[], bool] = lambda: Fals
         marker.unlink(missing_ok=True)
 
 
-def look_around(place: str, word: str, data: Sequence[str]) -> str:
+def check_node(place: str, word: str, data: Sequence[str]) -> str:
     """Run on every node: what is missing there, as the end of a sentence; empty if nothing is.
 
     Args:
@@ -312,7 +351,7 @@ def look_around(place: str, word: str, data: Sequence[str]) -> str:
         word: see `place`.
         data: folders and URLs of data sets.
     """
-    problem = _at_url(place) if is_remote(place) else _in_folder(Path(place), word)
+    problem = _check_url(place) if is_remote(place) else _check_folder(Path(place), word)
     if problem:
         return problem
     for path in data:
@@ -321,15 +360,15 @@ def look_around(place: str, word: str, data: Sequence[str]) -> str:
     return ""
 
 
-def _at_url(url: str) -> str:
+def _check_url(url: str) -> str:
     try:
-        Mirror(url, Path()).check()
+        RemoteRun(url, Path()).check_access()
     except UserError as error:
         return f"says: {error}"
     return ""
 
 
-def _in_folder(marker: Path, word: str) -> str:
+def _check_folder(marker: Path, word: str) -> str:
     try:
         seen = marker.read_text() == word
     except OSError:
@@ -346,11 +385,12 @@ def _in_folder(marker: Path, word: str) -> str:
     return ""
 
 
-def _no_package(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    missing = next((line for line in lines if "No module named" in line), lines[-1] if lines else type(error).__name__)
+def _explain_import_error(error: Exception) -> str:
+    # A missing module stands somewhere above the last line, in the error's cause.
+    last = find_last_line(error, type(error).__name__)
+    missing = next((line.strip() for line in str(error).splitlines() if "No module named" in line), last)
     return f"cannot run distbranch ({missing[:200]}). Install the same versions on every node, or submit the source with the job."
 
 
-def _name(node: Node) -> str:
+def _format_node(node: Node) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"

@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 
 from distbranch.config import Config, load_config
-from distbranch.engine.metrics import Report
 from distbranch.engine.results import RunResult, read_result
+from distbranch.engine.run_log import Report
 from distbranch.errors import StoppedEarly, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.stopping import StopRequest
@@ -45,12 +45,12 @@ def train_in_child(config: Config, report: Report) -> RunResult:
     _warn_of_own_connection(config)
     here, there = Pipe()
     request = StopRequest()
-    with here, request.listening():
+    with here, request.receive_signals():
         with there:
-            child = _start(there)
+            child = _start_driver(there)
         try:
             here.send(config.model_dump(mode="json"))
-            error = _follow(here, child, request, report)
+            error = _report_until_end(here, child, request, report)
         except BaseException:
             child.send_signal(signal.SIGINT)  # the first one saves everything, a second one interrupts
             _wait_or_kill(child)
@@ -75,8 +75,9 @@ def _warn_of_own_connection(config: Config) -> None:
         )
 
 
-def _start(there: Connection) -> "subprocess.Popen[bytes]":
+def _start_driver(there: Connection) -> "subprocess.Popen[bytes]":
     """The child finds the modules that this process finds, and receives no Ctrl-C but ours."""
+    # An empty entry of sys.path means the folder of this process, and would mean the child's own.
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     return subprocess.Popen(
         [sys.executable, "-m", __name__, str(there.fileno())],
@@ -87,21 +88,24 @@ def _start(there: Connection) -> "subprocess.Popen[bytes]":
     )
 
 
-def _follow(
+def _report_until_end(
     here: Connection, child: "subprocess.Popen[bytes]", request: StopRequest, report: Report
 ) -> BaseException | None:
     """Pass on events and the wish to stop until the driver says how it ended; its error, None if all went well."""
     passed_on = False
     while True:
+        # Pass on a signal, once: a second Ctrl-C raises here and ends the driver.
         if request.received is not None and not passed_on:
             passed_on = True
             child.send_signal(request.received)
+
+        # Wait for its next word, in turns in which a signal is heard.
         if not here.poll(SECONDS_BETWEEN_LOOKS):
             continue
         try:
             kind, value = here.recv()
         except (EOFError, OSError):
-            return _lost(child, request)
+            return _explain_loss(child, request)
         if kind == "event":
             report(value)
         elif kind == "log":
@@ -111,7 +115,7 @@ def _follow(
             return error
 
 
-def _lost(child: "subprocess.Popen[bytes]", request: StopRequest) -> BaseException:
+def _explain_loss(child: "subprocess.Popen[bytes]", request: StopRequest) -> BaseException:
     """The driver ended without a word: it was stopped before it had begun, or killed."""
     code = child.wait()
     if not request():
@@ -120,13 +124,14 @@ def _lost(child: "subprocess.Popen[bytes]", request: StopRequest) -> BaseExcepti
             f"The process that leads the run was lost ({reason}), perhaps for lack of memory. "
             "The same call resumes from the last checkpoint."
         )
-    return request.ending("The run was stopped before it began; the same call begins it.")
+    return request.make_error("The run was stopped before it began; the same call begins it.")
 
 
 def _wait_or_kill(child: "subprocess.Popen[bytes]") -> None:
     with suppress(subprocess.TimeoutExpired):
         child.wait(SECONDS_TO_END)
         return
+    # Listed before its end, for afterwards nobody knows whose they were.
     tree = psutil.Process(child.pid).children(recursive=True)
     child.kill()
     child.wait()
@@ -143,20 +148,20 @@ def main() -> None:
     from distbranch.launch.on_ray.train import train_on_ray
 
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _leave)  # until the training listens itself: with everything in order
+        signal.signal(number, _exit_on_signal)  # until the training listens itself: with everything in order
     there = Connection(int(sys.argv[1]))
     config = load_config(there.recv())
-    say = _speaker(there)
-    logger.handlers, logger.propagate = [_Records(say)], False
+    say = _make_sender(there)
+    logger.handlers, logger.propagate = [_LogSender(say)], False
     threading.Thread(target=_watch_caller, args=(there,), daemon=True).start()
     try:
         train_on_ray(config, lambda event: say("event", event))
         say("ended", None)
     except (Exception, KeyboardInterrupt, StoppedEarly) as error:
-        say("ended", _portable(error))
+        say("ended", _make_portable(error))
 
 
-def _speaker(there: Connection) -> Say:
+def _make_sender(there: Connection) -> Say:
     lock = threading.Lock()
 
     def say(kind: str, value: Any) -> None:
@@ -171,15 +176,16 @@ def _watch_caller(there: Connection) -> None:
     with suppress(EOFError, OSError):
         there.recv()
     os.kill(os.getpid(), signal.SIGTERM)
+    # A run that cannot save itself should not outlive its caller for ever.
     threading.Event().wait(SECONDS_TO_SAVE)
     os._exit(1)
 
 
-def _leave(number: int, _: object) -> None:
+def _exit_on_signal(number: int, _: object) -> None:
     sys.exit(128 + number)
 
 
-def _portable(error: BaseException) -> BaseException:
+def _make_portable(error: BaseException) -> BaseException:
     """The error as it is where it can be sent, with the place in the source where it is none for people."""
     if not isinstance(error, (UserError, StoppedEarly, KeyboardInterrupt)):
         error.add_note("".join(traceback.format_exception(error)))
@@ -190,7 +196,7 @@ def _portable(error: BaseException) -> BaseException:
     return copy
 
 
-class _Records(logging.Handler):
+class _LogSender(logging.Handler):
     """Log records as the caller's own, so that warnings reach where its program sends them."""
 
     def __init__(self, say: Say) -> None:

@@ -17,17 +17,23 @@ from typing import Any
 from distbranch.config import Config, load_config
 from distbranch.config.paths import is_remote
 from distbranch.config.reading import read_with_bases
-from distbranch.engine.mirror import Mirror
+from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.job import Job, read_job, write_job
-from distbranch.launch.on_ray.address import dashboard_address, without_variable
+from distbranch.launch.jobs import Job, read_job, write_job
+from distbranch.launch.on_ray.address import (
+    dashboard_address,
+    find_last_line,
+    open_job_client,
+    read_ray_job_state,
+    shorten,
+)
 from distbranch.launch.prepare import (
     MARKER,
-    bring_down,
-    lock_beside,
-    places_of,
+    create_begin_lock,
+    download_run,
+    list_run_paths,
     with_absolute_paths,
 )
 from distbranch.launch.stopping import EXIT_INTERRUPTED, EXIT_PREEMPTED
@@ -39,7 +45,7 @@ SECONDS_TO_SAVE = 120  # from the wish to stop to the kill; Ray's own 3 are too 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def submit(
+def submit_ray_job(
     config_path: Path,
     overrides: Sequence[str],
     *,
@@ -64,28 +70,31 @@ def submit(
     """
     given = load_config(config_path, overrides)
     config = with_absolute_paths(given)
-    _refuse_relative(given)
+
+    # What needs no cluster is checked first.
+    _refuse_relative_paths(given)
     address = dashboard_address(address)
     place = config.run_url or config.run_directory
-    command = _command(config_path, overrides)
+    command = _make_command(config_path, overrides)
     here = _is_seen(config)
     if read_result(config.run_directory) is not None:
         say(f"The run {place} is finished; nothing was submitted.")
         return 0
-    client = _client(address)
-    if here and (job := read_job(config.run_directory)) is not None and job.kind == "ray" and is_running(job):
-        say(f"The run {place} is on its way already: job {job.id} at {job.where}.")
-        return _follow(client, job, say, show) if wait else 0
-    if not here:
-        job = Job("ray", _send(client, command, {}), address, "", _now())
+
+    client = open_job_client(address)
+    job = read_job(config.run_directory) if here else None
+    if job is not None and job.kind == "ray" and _is_running(job):  # a second submission joins the first
+        say(f"The run {place} is submitted already: job {job.id} at {job.where}.")
+    elif here:
+        job = _submit_to_shared(client, config, command, address, say)
+        say(f"`distbranch status|logs|cancel {place}` ask about it.")
+    else:  # the job's name cannot be kept in a place that this machine does not see
+        job = _submit_command(client, command, {}, address)
         say(f"Submitted job {job.id} to {address}; its run directory is {place} on all nodes")
         say(
             f"This machine does not see that place: `ray job status|logs|stop --address {address} {job.id}` ask about it."
         )
-        return _follow(client, job, say, show) if wait else 0
-    job = _submit_to_shared(client, config, command, address, say)
-    say(f"`distbranch status|logs|cancel {place}` ask about it.")
-    return _follow(client, job, say, show) if wait else 0
+    return _show_log_until_end(client, job, say, show) if wait else 0
 
 
 def _submit_to_shared(client: Any, config: Config, command: str, address: str, say: Callable[[str], None]) -> Job:
@@ -96,20 +105,22 @@ def _submit_to_shared(client: Any, config: Config, command: str, address: str, s
     """
     place = config.run_url or config.run_directory
     is_new = not config.run_directory.exists()
-    _begin(config)
+    with hold_lock(create_begin_lock(config.run_directory)):
+        RunDirectory(config.run_directory).begin(config)
     marker = config.run_directory / f".seen-{secrets.token_hex(8)}"
     environment = {}
+    # At a URL both machines mean the same place; a path may be another folder there.
     if config.run_url is None:
         marker.touch()
         environment = {MARKER: str(marker)}
     try:
-        job = Job("ray", _send(client, command, environment), address, "", _now())
+        job = _submit_command(client, command, environment, address)
         write_job(config.run_directory, job)
-        Mirror.of(config).send_files("config.yaml", RunDirectory(config.run_directory).job.name)
+        RemoteRun.from_config(config).upload_files("config.yaml", RunDirectory(config.run_directory).job.name)
         say(f"Submitted job {job.id} to {address}; its run directory is {place} on all nodes")
         if environment:
-            _await_answer(client, job, marker, say)
-    except UserError:  # nothing was submitted, or the job has ended; one that goes on needs the marker
+            _wait_for_answer(client, job, marker, say)
+    except UserError:  # nothing was submitted, or the job has ended; one that still waits needs the marker
         marker.unlink(missing_ok=True)
         if is_new:
             shutil.rmtree(config.run_directory, ignore_errors=True)
@@ -117,7 +128,7 @@ def _submit_to_shared(client: Any, config: Config, command: str, address: str, s
     return job
 
 
-def _await_answer(client: Any, job: Job, marker: Path, say: Callable[[str], None]) -> None:
+def _wait_for_answer(client: Any, job: Job, marker: Path, say: Callable[[str], None]) -> None:
     """Wait until the job takes the marker away; a job that has not begun for long is left to check it by itself.
 
     Raises:
@@ -125,28 +136,28 @@ def _await_answer(client: Any, job: Job, marker: Path, say: Callable[[str], None
     """
     end = time.monotonic() + SECONDS_TO_BEGIN
     while time.monotonic() < end:
-        ended = _status(client, job) in ENDED
+        ended = _read_status(client, job) in ENDED
         if marker.name not in os.listdir(marker.parent):  # a listing is fresh where a look at one file is remembered
             return
         if ended:
-            lines = [line for line in str(client.get_job_logs(job.id)).splitlines() if line.strip()]
-            reason = lines[-1].removeprefix("Error: ") if lines else "it said nothing."
+            reason = find_last_line(client.get_job_logs(job.id), "it said nothing.").removeprefix("Error: ")
             raise UserError(f"The job {job.id} ended before it trained: {reason}")
         time.sleep(SECONDS_BETWEEN_LOOKS)
     say(f"The job has not begun within {SECONDS_TO_BEGIN} s; when it does, it checks that it sees {marker.parent}.")
 
 
-def _status(client: Any, job: Job) -> str:
+def _read_status(client: Any, job: Job) -> str:
     """What the cluster says; empty while it does not answer."""
     with suppress(RuntimeError, OSError):
         return str(client.get_job_status(job.id))
     return ""
 
 
-def _refuse_relative(config: Config) -> None:
+def _refuse_relative_paths(config: Config) -> None:
     """Relative paths would lie in the uploaded copy of this folder."""
-    places = [*places_of(config), ("data.cache_directory", config.data.cache_directory or "/")]
-    relative = [(key, path) for key, path in places if not is_remote(path) and not Path(path).is_absolute()]
+    places = [*list_run_paths(config), ("data.cache_directory", config.data.cache_directory or "/")]
+    local = [(key, path) for key, path in places if not is_remote(path)]
+    relative = [(key, path) for key, path in local if not Path(path).is_absolute()]
     if relative:
         names = ", ".join(f"{key}={path}" for key, path in relative)
         raise UsageError(
@@ -155,50 +166,12 @@ def _refuse_relative(config: Config) -> None:
         )
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")
+def _is_running(job: Job) -> bool:
+    """Whether a job waits or runs."""
+    return read_ray_job_state(job.where, job.id) in ("pending", "running")
 
 
-def job_state(job: Job) -> str:
-    """What the cluster says of a job: `pending`, `running`, `succeeded`, `failed`, `stopped`, or why it says nothing."""
-    try:
-        return str(_client(job.where).get_job_status(job.id)).lower()
-    except UserError as error:
-        return f"unknown ({error})"
-    except RuntimeError:
-        return "the cluster knows no such job"
-
-
-def is_running(job: Job) -> bool:
-    """Whether a job is on its way or running."""
-    return job_state(job) in ("pending", "running")
-
-
-def job_log(job: Job) -> str:
-    """All that a job has said so far.
-
-    Raises:
-        UserError: the cluster does not answer, or knows no such job.
-    """
-    try:
-        return str(_client(job.where).get_job_logs(job.id))
-    except RuntimeError as error:
-        raise UserError(f"The log of job {job.id} cannot be had from {job.where} ({_brief(error)}).") from None
-
-
-def cancel_job(job: Job) -> None:
-    """Ask a job to end; it saves everything first.
-
-    Raises:
-        UserError: the cluster does not answer, or knows no such job.
-    """
-    try:
-        _client(job.where).stop_job(job.id)
-    except RuntimeError as error:
-        raise UserError(f"Job {job.id} of {job.where} cannot be stopped ({_brief(error)}).") from None
-
-
-def _command(config_path: Path, overrides: Sequence[str]) -> str:
+def _make_command(config_path: Path, overrides: Sequence[str]) -> str:
     """What the job runs in the uploaded copy."""
     here = Path.cwd()
     for file, _ in read_with_bases(config_path):
@@ -217,56 +190,27 @@ def _is_seen(config: Config) -> bool:
         folder = config.run_directory.parent
         return folder.is_dir() or (folder.parent.is_dir() and folder.parent != Path(folder.anchor))
     try:
-        bring_down(config)
+        download_run(config)
     except UserError:  # the nodes may have what this machine lacks; the job checks it
         return False
     return True
 
 
-def _begin(config: Config) -> None:
-    """Begin the run directory, to keep the job's name in it."""
-    with hold_lock(lock_beside(config.run_directory)):
-        RunDirectory(config.run_directory).begin(config)
-
-
-def _client(address: str) -> Any:
-    """A client of the cluster's jobs, when somebody answers there who knows us."""
-    from distbranch.launch.on_ray.token import use_token_if_there
-
-    use_token_if_there()
-    from ray.exceptions import RayError
-    from ray.job_submission import JobSubmissionClient
-
-    try:
-        with without_variable():
-            return JobSubmissionClient(address)
-    except (RuntimeError, ConnectionError, ValueError, OSError, RayError) as error:
-        if any(word in str(error).lower() for word in ("token", "unauthorized", "401", "403")):
-            raise UserError(
-                f"The Ray cluster at {address} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
-                "RAY_AUTH_TOKEN_PATH to the file that holds it, which whoever started the cluster can give you."
-            ) from None
-        raise UserError(
-            f"No Ray dashboard answers at {address} ({_brief(error)}). Check the address, and that the head was started so "
-            "that others reach its dashboard (`ray start --head --dashboard-host 0.0.0.0`)."
-        ) from None
-
-
-def _send(client: Any, command: str, further: Mapping[str, str]) -> str:
-    """Submit the command; `further` environment variables are the job's. The name of the job."""
+def _submit_command(client: Any, command: str, further: Mapping[str, str], address: str) -> Job:
+    """Submit the command; `further` environment variables are the job's."""
     environment = {**further, "RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), "COLUMNS": "120"}
+    runtime = {"working_dir": str(Path.cwd()), "env_vars": environment}
     try:
-        return str(
-            client.submit_job(entrypoint=command, runtime_env={"working_dir": str(Path.cwd()), "env_vars": environment})
-        )
+        job_id = str(client.submit_job(entrypoint=command, runtime_env=runtime))
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"The job could not be submitted ({_brief(error)}). What is uploaded is {Path.cwd()} without what .gitignore and "
+            f"The job could not be submitted ({shorten(error)}). What is uploaded is {Path.cwd()} without what .gitignore and "
             ".rayignore name, 512 MiB at most."
         ) from None
+    return Job("ray", job_id, address, log="", submitted=time.strftime("%Y-%m-%d %H:%M:%S"))
 
 
-def _follow(client: Any, job: Job, say: Callable[[str], None], show: Callable[[str], None]) -> int:
+def _show_log_until_end(client: Any, job: Job, say: Callable[[str], None], show: Callable[[str], None]) -> int:
     """Show the log until the job has ended; its exit code."""
     shown = 0
 
@@ -279,23 +223,25 @@ def _follow(client: Any, job: Job, say: Callable[[str], None], show: Callable[[s
             skip = max(0, skip - len(piece))
 
     try:
-        while str(client.get_job_status(job.id)) not in ENDED:
+        has_ended = False
+        while not has_ended:
+            # Asked before the log is read, so that the last lines of a job that ends meanwhile are shown too.
+            has_ended = str(client.get_job_status(job.id)) in ENDED
             try:
                 asyncio.run(tail())
             except (RuntimeError, OSError) as error:
-                say(f"The connection to {job.where} was lost ({_brief(error)}); trying again.")
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+                say(f"The connection to {job.where} was lost ({shorten(error)}); trying again.")
+            if not has_ended:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
-        say(f"The job {job.id} goes on without this terminal.")
+        say(f"The job {job.id} continues without this terminal.")
         return EXIT_INTERRUPTED
     found = client.get_job_info(job.id)
     if str(found.status) == "STOPPED":
         say("The job was stopped; the same command continues the run.")
         return EXIT_PREEMPTED
     if str(found.status) == "FAILED" and found.driver_exit_code is None:
-        say(f"The job {job.id} failed before it began: {_brief(found.message)}")
-    return int(found.driver_exit_code if found.driver_exit_code is not None else str(found.status) != "SUCCEEDED")
-
-
-def _brief(reason: object) -> str:
-    return " ".join(str(reason).split())[:300].rstrip(".")
+        say(f"The job {job.id} failed before it began: {shorten(found.message)}")
+    if found.driver_exit_code is not None:
+        return int(found.driver_exit_code)
+    return int(str(found.status) != "SUCCEEDED")

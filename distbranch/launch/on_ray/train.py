@@ -1,4 +1,4 @@
-"""Training under Ray Train: Ray places the ranks and replaces lost ones; the run directory alone says where they go on."""
+"""Training under Ray Train: Ray places the ranks and replaces lost ones; the run directory alone says where they resume."""
 
 import shutil
 import threading
@@ -6,25 +6,33 @@ import time
 from typing import Any
 
 from distbranch.config import Config
-from distbranch.engine.metrics import Report
-from distbranch.engine.mirror import Mirror
 from distbranch.engine.process_group import uses_nccl
+from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
+from distbranch.launch.on_ray.address import find_last_line
 from distbranch.launch.on_ray.cluster import (
     check_resources,
     check_storage,
-    cluster,
-    resources,
+    get_worker_resources,
+    open_cluster,
     uses_gpu,
 )
-from distbranch.launch.on_ray.temporary_files import explain_full_folder
-from distbranch.launch.on_ray.work import ask_to_stop, ending, forget, has_begun, new_events, work
+from distbranch.launch.on_ray.worker import (
+    ask_to_stop,
+    has_begun,
+    open_board,
+    read_events,
+    read_outcome,
+    train_worker,
+)
+from distbranch.launch.ray_folder import explain_full_folder
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
-# For room on the nodes, and how many such waits in all before Ray gives up. An elastic run waits in vain whenever a node
+# For room on the nodes, and how many such waits in all before Ray gives up. An elastic run waits without effect whenever a node
 # dies that Ray still counts on, and then asks for fewer workers.
 SECONDS_FOR_ROOM, MOST_WAITS = {"fixed": 30, "elastic": 10}, {"fixed": 5, "elastic": 30}
 NOTHING_BEGUN = "Stopped before any worker had begun. The same command continues."
@@ -40,9 +48,9 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
         Interrupted: after Ctrl-C.
     """
     files = RunDirectory(config.run_directory)
-    settings = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(SECONDS_FOR_ROOM[_kind(config)])}
-    with files.locked(), cluster(config.launch, settings) as address:
-        with StopRequest().ending_here(NOTHING_BEGUN) as request:
+    settings = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(SECONDS_FOR_ROOM[_get_kind(config)])}
+    with files.locked(), open_cluster(config.launch, settings) as address:
+        with StopRequest().receive_and_raise(NOTHING_BEGUN) as request:
             check_resources(config.launch, report, request)
             if address is not None:
                 check_storage(config, request)
@@ -50,70 +58,75 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
         attempt = files.path / "ray" / time.strftime("%Y%m%d-%H%M%S")
         attempt.mkdir(parents=True, exist_ok=True)
         try:
-            return _fit(config, str(attempt), report)
+            with open_board(str(attempt)):
+                return _run_trainer(config, str(attempt), report)
         finally:
             if read_result(files.path) is not None:
                 shutil.rmtree(files.path / "ray", ignore_errors=True)
 
 
-def _fit(config: Config, attempt: str, report: Report) -> RunResult:
+def _run_trainer(config: Config, attempt: str, report: Report) -> RunResult:
     """Run the trainer in a thread, for this one receives the signals and passes on events and the word to stop."""
-    files, failure, asked = RunDirectory(config.run_directory), [], False
+    files = RunDirectory(config.run_directory)
+    failure: list[Exception] = []
+    asked = False
 
     def fit() -> None:
         try:
-            _trainer(config, attempt).fit()
+            _make_trainer(config, attempt).fit()
         except Exception as error:  # of any kind: it is explained in this thread
             failure.append(error)
 
     thread = threading.Thread(target=fit, daemon=True)
     request = StopRequest()
-    with request.listening():
+    with request.receive_signals():
         thread.start()
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
+
+            # Pass on the word to stop, once.
             if not asked and (request() or files.stop_word.exists()):
                 asked = True
                 report({"kind": "stopping"})
                 ask_to_stop(attempt)
             if asked and not has_begun(attempt):  # Ray waits for room, perhaps for hours
-                forget(attempt)
-                raise request.ending(NOTHING_BEGUN)
-            for event in new_events(attempt):
+                raise request.make_error(NOTHING_BEGUN)
+
+            # Show what rank 0 reported.
+            for event in read_events(attempt):
                 report(event)
-    for event in new_events(attempt):
+    # What came between the last look and the end of the thread.
+    for event in read_events(attempt):
         report(event)
-    return _outcome(config, attempt, failure, request)
+    return _read_result(config, attempt, failure, request)
 
 
-def _outcome(config: Config, attempt: str, failure: list[Exception], request: StopRequest) -> RunResult:
-    ended = ending(attempt)
-    forget(attempt)
+def _read_result(config: Config, attempt: str, failure: list[Exception], request: StopRequest) -> RunResult:
+    ended = read_outcome(attempt)
     if ended.get("kind") == "stopped":
-        raise request.ending(ended["message"])
+        raise request.make_error(ended["message"])
     if ended.get("kind") == "failed":
         raise UserError(ended["message"])
-    Mirror.of(config).bring()  # rank 0 may have been on another machine
+    RemoteRun.from_config(config).download()  # rank 0 may have been on another machine
     result = read_result(config.run_directory)
     if failure or result is None:
-        raise UserError(_explain(config, failure))
+        raise UserError(_explain_failure(config, failure))
     return result
 
 
-def _explain(config: Config, failure: list[Exception]) -> str:
+def _explain_failure(config: Config, failure: list[Exception]) -> str:
     reason = "the workers ended without a result"
     if failure:
-        lines = [line.strip() for line in str(failure[0]).splitlines() if line.strip()]
-        reason = lines[-1] if lines else type(failure[0]).__name__
+        reason = find_last_line(failure[0], type(failure[0]).__name__)
     if full := explain_full_folder():
         return f"{full} What was saved is in {config.run_url or config.run_directory}."
     return (
         f"Ray could not finish the run, also after {config.launch.max_failures} restarts: {reason}. "
-        f"What was saved is in {config.run_url or config.run_directory}; run the same command again to go on."
+        f"What was saved is in {config.run_url or config.run_directory}; run the same command again to resume."
     )
 
 
-def _trainer(config: Config, attempt: str) -> Any:
+def _make_trainer(config: Config, attempt: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -121,30 +134,30 @@ def _trainer(config: Config, attempt: str) -> Any:
 
     gpu = uses_gpu(config.launch)
     # Decided here for all ranks: a worker alone cannot know whether the others found a GPU.
-    launch = config.launch.model_copy(update={"device": "cuda" if gpu else "cpu"})
+    device = "cuda" if gpu else "cpu"
+    launch = config.launch.model_copy(update={"device": device})
     config = config.model_copy(update={"launch": launch})
     nccl = gpu and uses_nccl(launch)
-    seconds = max(1, round(60 * launch.timeout_min)) + (NCCL_SECONDS_MORE if nccl else 0)
+    seconds = max(1, round(60 * launch.timeout_min))
+    if nccl:
+        seconds += NCCL_SECONDS_MORE
+    # Ray counts restarts after lost workers and waits for room apart; `controller_failure_limit` is of the latter.
+    failures = FailureConfig(max_failures=launch.max_failures, controller_failure_limit=MOST_WAITS[_get_kind(config)])
+    backend = "nccl" if nccl else "gloo"
     return TorchTrainer(
-        work,
+        train_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "attempt": attempt},
         scaling_config=ScalingConfig(
             num_workers=launch.workers,
             use_gpu=gpu,
-            resources_per_worker=resources(launch, gpu=gpu),
+            resources_per_worker=get_worker_resources(launch, gpu=gpu),
             placement_strategy=launch.placement.upper(),
             elastic_resize_monitor_interval_s=60 * launch.resize_every_min,
         ),
-        torch_config=ClusterTorchConfig(backend="nccl" if nccl else "gloo", timeout_s=seconds),
-        run_config=RunConfig(
-            name="state",
-            storage_path=attempt,
-            failure_config=FailureConfig(
-                max_failures=launch.max_failures, controller_failure_limit=MOST_WAITS[_kind(config)]
-            ),
-        ),
+        torch_config=ClusterTorchConfig(backend=backend, timeout_s=seconds),
+        run_config=RunConfig(name="state", storage_path=attempt, failure_config=failures),
     )
 
 
-def _kind(config: Config) -> str:
+def _get_kind(config: Config) -> str:
     return "elastic" if config.launch.most_workers > config.launch.least_workers else "fixed"

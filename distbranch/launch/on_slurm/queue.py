@@ -6,7 +6,7 @@ import subprocess
 
 from distbranch.errors import UsageError, UserError
 
-TIMEOUT_S = 60
+TIMEOUT_S = 60  # a busy controller answers within seconds, and Slurm's own MessageTimeout is 10
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 RUNNING = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "COMPLETING", "PREEMPTED")
 # What Slurm's commands say, and what it means to somebody who has never used Slurm.
@@ -38,12 +38,12 @@ def check_partition(partition: str | None) -> None:
         UserError: no Slurm here, or one that does not answer.
         UsageError: another partition than those there are.
     """
-    names = sorted({line.strip() for line in ask("sinfo", "-h", "-o", "%R").splitlines() if line.strip()})
+    names = sorted({line.strip() for line in call_slurm("sinfo", "-h", "-o", "%R").splitlines() if line.strip()})
     if partition is not None and not set(partition.split(",")) <= set(names):
         raise UsageError(f"--partition should be one of {', '.join(names)}, found '{partition}'.")
 
 
-def ask(*command: str) -> str:
+def call_slurm(*command: str) -> str:
     """The answer of one of Slurm's commands.
 
     Raises:
@@ -56,39 +56,44 @@ def ask(*command: str) -> str:
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(explain("timed out")) from None
+        raise UserError(explain_refusal("timed out")) from None
     if ended.returncode:
-        raise UserError(explain(ended.stderr))
+        raise UserError(explain_refusal(ended.stderr))
     return ended.stdout
 
 
-def explain(refusal: str) -> str:
+def explain_refusal(refusal: str) -> str:
     """One sentence about all that a command of Slurm said on its error stream, a site's own words among it."""
     lines = [PREFIX.sub("", line).strip(" .;") for line in refusal.splitlines()]
     words = [line for line in dict.fromkeys(lines) if re.search(r"\w", line) and not line.startswith('Try "')]
     said = "; ".join(words) or "nothing"
     reason = OWN_REASON.search(refusal)
     meant = reason[1] if reason else refusal
+    # The first that fits counts, so the order of the table matters.
     for pattern, meaning in MEANINGS:
         if re.search(pattern, meant, re.IGNORECASE):
             return f"Slurm refuses ({said}): {meaning}."
     return f"Slurm refuses: {said}."
 
 
-def details(job_id: str) -> dict[str, str]:
+def read_job_details(job_id: str) -> dict[str, str]:
     """What `scontrol show job` says; empty when Slurm has forgotten the job (some minutes after its end)."""
     try:
-        words = ask("scontrol", "show", "job", "-o", job_id).splitlines()
+        words = call_slurm("scontrol", "show", "job", "-o", job_id).splitlines()
     except UserError as error:
         if "nvalid job id" in str(error):
             return {}
         raise
-    return dict(word.partition("=")[::2] for word in (words[0].split() if words else []) if "=" in word)
+    if not words:
+        return {}
+    # KEY=VALUE, separated by blanks; what a job's name or comment holds of them gives words without one.
+    pairs = [word.partition("=") for word in words[0].split()]
+    return {key: value for key, separator, value in pairs if separator}
 
 
-def slurm_state(job_id: str) -> str:
+def read_slurm_state(job_id: str) -> str:
     """'waiting (reason)', 'running on nodes ...' or 'ended (as what)'."""
-    found = details(job_id)
+    found = read_job_details(job_id)
     state = found.get("JobState", "")
     if state in WAITING:
         return f"waiting ({found.get('Reason', 'no reason given')})"
@@ -96,20 +101,22 @@ def slurm_state(job_id: str) -> str:
         return (
             f"running on {found.get('NodeList', '?')} for {found.get('RunTime', '?')} of {found.get('TimeLimit', '?')}"
         )
-    return f"ended ({state} with exit code {found.get('ExitCode', '?')})" if state else "ended"
+    if not state:
+        return "ended"
+    return f"ended ({state} with exit code {found.get('ExitCode', '?')})"
 
 
-def was_preempted(job_id: str) -> bool:
+def is_preempted(job_id: str) -> bool:
     """Whether Slurm has warned a job that still runs: it will take its nodes, and nobody cancelled it."""
-    found = details(job_id)
+    found = read_job_details(job_id)
     return found.get("JobState") == "RUNNING" and found.get("PreemptTime", "None") not in ("None", "Unknown", "")
 
 
-def requeue(job_id: str) -> None:
+def requeue_job(job_id: str) -> None:
     """Put a running job back into the queue."""
-    ask("scontrol", "requeue", job_id)
+    call_slurm("scontrol", "requeue", job_id)
 
 
-def cancel_slurm(job_id: str) -> None:
+def cancel_slurm_job(job_id: str) -> None:
     """scancel: SIGTERM to all its processes, and an end after the site's KillWait."""
-    ask("scancel", job_id)
+    call_slurm("scancel", job_id)

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,17 +26,24 @@ from distbranch.engine.process_group import num_cores
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.launch.on_slurm.gpus import gpus_of_this_node
-from distbranch.launch.on_slurm.network import address_of_this_node, free_port, interface_towards, is_free
-from distbranch.launch.on_slurm.place import SECONDS_BETWEEN_LOOKS, Place
-from distbranch.launch.on_slurm.queue import requeue, was_preempted
+from distbranch.launch.on_ray.address import find_last_line
+from distbranch.launch.on_slurm.node import (
+    SECONDS_BETWEEN_LOOKS,
+    Place,
+    find_free_port,
+    find_interface_towards,
+    find_own_address,
+    is_free_port,
+)
+from distbranch.launch.on_slurm.queue import is_preempted, requeue_job
+from distbranch.launch.on_slurm.resources import count_gpus_of_this_node
 from distbranch.launch.stopping import EXIT_PREEMPTED
 from distbranch.streams import tolerate_any_text
 
 SIGNALS = {signal.SIGTERM, signal.SIGUSR2}
 SECONDS_OF_KILL_WAIT = 25  # Slurm's KillWait is 30 by default
-MINUTES_TO_JOIN = 5
-SECONDS_TO_START = 120
+MINUTES_TO_JOIN = 5  # nodes of one job begin within seconds, but an image or a module may load slowly on some
+SECONDS_TO_START = 120  # of the head, which imports Ray from a file system that all nodes read at once
 RESTARTS_OF_RAY = 3
 
 
@@ -67,17 +74,18 @@ class Task:
         import submitit
 
         tolerate_any_text()
-        signal.signal(signal.SIGTERM, self._end)
-        place = Place.here(self.run_directory)
+        signal.signal(signal.SIGTERM, self._receive_sigterm)
+        place = Place.from_environment(self.run_directory)
         try:
-            with place.folders():
+            with place.create_folders():
                 self._check_gpus()
+                # One node needs no cluster that others join: its ranks start one of their own.
                 if place.num_nodes == 1:
-                    code = self._train(place, {}, ())
+                    code = self._run_training(place, {}, ())
                 elif place.is_first:
-                    code = self._lead(place)
+                    code = self._start_head_and_train(place)
                 else:
-                    code = self._join(place)
+                    code = self._join_cluster(place)
         except UserError as error:
             sys.stdout.write(f"Error: {error}\n")  # the log of the job is its terminal
             code = 1
@@ -91,63 +99,63 @@ class Task:
         """Save everything; what is to be called when the job runs again, or None if the run is finished."""
         import submitit
 
+        # Called by submitit within its signal handler, so the word to stop is a file and the end is looked up.
         end = time.monotonic() + self.seconds_to_save
         while self._driver is not None and not _has_ended(self._driver) and time.monotonic() < end:
-            self._ask_to_stop()
+            self._request_stop()
             time.sleep(SECONDS_BETWEEN_LOOKS)
         if read_result(Path(self.run_directory)) is not None:
             return None
-        Place.here(self.run_directory).say_it_is_over()
-        return submitit.helpers.DelayedSubmission(Task(**self._arguments()))
+        Place.from_environment(self.run_directory).announce_end()
+        return submitit.helpers.DelayedSubmission(replace(self, _driver=None, _asked_at=None))
 
-    def _arguments(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-    def _end(self, _: int, __: FrameType | None) -> None:
+    def _receive_sigterm(self, _: int, __: FrameType | None) -> None:
         """SIGTERM: scancel, or the grace before a preemption."""
         self._asked_at = self._asked_at or time.monotonic()
 
-    def _ask_to_stop(self) -> None:
+    def _request_stop(self) -> None:
         with suppress(OSError):
             RunDirectory(Path(self.run_directory)).stop_word.touch()
 
     def _check_gpus(self) -> None:
         """A site's default, or --exclusive, may bring GPUs that nobody asked for: they should not stay idle."""
-        found = gpus_of_this_node()
+        found = count_gpus_of_this_node()
         if found is not None and found != self.gpus_per_node:
             raise UserError(
                 f"Slurm gave the job {found} GPU(s) on {socket.gethostname()}, of which its ranks would use {self.gpus_per_node}: "
                 f"submit it with --gpus-per-node {found}, or without what brings them (--exclusive, a partition of GPUs)."
             )
 
-    def _lead(self, place: Place) -> int:
+    def _start_head_and_train(self, place: Place) -> int:
         token = secrets.token_hex(32)
-        address = address_of_this_node()
-        environment = _environment(place, token, address)
+        address = find_own_address()
+        environment = _make_environment(place, token, address)
         for attempt in range(RESTARTS_OF_RAY):
-            port = free_port(place.number, attempt) if self.port is None else self.port
-            if not is_free(port):
+            # Another port each time, for somebody may take one between the look and the start.
+            port = find_free_port(place.number, attempt) if self.port is None else self.port
+            if not is_free_port(port):
                 raise UserError(
                     f"The port {port} of {socket.gethostname()} is in use. Give another --port, or leave it out."
                 )
             command = [
-                *self._ray(place, address),
+                *self._make_ray_command(place, address),
                 "--head",
                 f"--port={port}",
-                f"--ray-client-server-port={free_port(place.number, attempt + RESTARTS_OF_RAY)}",
+                f"--ray-client-server-port={find_free_port(place.number, attempt + RESTARTS_OF_RAY)}",
                 "--include-dashboard=false",  # a part of it runs all the same, and wants its port
-                f"--dashboard-port={free_port(place.number, 2 * RESTARTS_OF_RAY)}",
+                f"--dashboard-port={find_free_port(place.number, 2 * RESTARTS_OF_RAY)}",
             ]
-            with _child(command, environment, place.log("ray-head")) as head:
-                if self._answers(head, address, port):
-                    place.tell({"address": f"{address}:{port}", "token": token})
+            # Train while the head lives; the other tasks may join from now on.
+            with _start_child(command, environment, place.log("ray-head")) as head:
+                if self._wait_for_head(head, address, port):
+                    place.announce_cluster({"address": f"{address}:{port}", "token": token})
                     overrides = (f"launch.address={address}:{port}", f"launch.wait_for_nodes_min={MINUTES_TO_JOIN}")
-                    return self._train(place, environment, overrides)
+                    return self._run_training(place, environment, overrides)
             if self._asked_at is not None:
                 return EXIT_PREEMPTED
-        raise UserError(f"Ray could not be started on {socket.gethostname()}: {_last_line(place.log('ray-head'))}")
+        raise UserError(f"Ray could not be started on {socket.gethostname()}: {_read_last_line(place.log('ray-head'))}")
 
-    def _answers(self, head: "subprocess.Popen[bytes]", address: str, port: int) -> bool:
+    def _wait_for_head(self, head: "subprocess.Popen[bytes]", address: str, port: int) -> bool:
         """Whether the head begins to answer before it ends."""
         end = time.monotonic() + SECONDS_TO_START
         while head.poll() is None and self._asked_at is None and time.monotonic() < end:
@@ -157,16 +165,17 @@ class Task:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         return False
 
-    def _join(self, place: Place) -> int:
+    def _join_cluster(self, place: Place) -> int:
         """Be a node of the cluster, a new one if it dies, until task 0 says that it is over."""
-        told = place.wait_for_word(60 * MINUTES_TO_JOIN)
+        cluster = place.wait_for_cluster(60 * MINUTES_TO_JOIN)
         for _ in range(RESTARTS_OF_RAY):
-            if told is None or place.is_over():
+            # Task 0 may have ended before this one began.
+            if cluster is None or place.is_over():
                 return 0
-            own = interface_towards(told["address"])
-            environment = _environment(place, told["token"], own.address)
-            command = [*self._ray(place, own.address), f"--address={told['address']}"]
-            with _child(command, environment, place.log(f"ray-{place.task}")) as node:
+            own = find_interface_towards(cluster["address"])
+            environment = _make_environment(place, cluster["token"], own.address)
+            command = [*self._make_ray_command(place, own.address), f"--address={cluster['address']}"]
+            with _start_child(command, environment, place.log(f"ray-{place.task}")) as node:
                 while not place.is_over() and node.poll() is None:
                     if self._is_late(SECONDS_OF_KILL_WAIT):
                         return EXIT_PREEMPTED
@@ -174,16 +183,16 @@ class Task:
         if place.is_over():
             return 0
         raise UserError(
-            f"Ray ended {RESTARTS_OF_RAY} times on {socket.gethostname()}: {_last_line(place.log(f'ray-{place.task}'))}"
+            f"Ray ended {RESTARTS_OF_RAY} times on {socket.gethostname()}: {_read_last_line(place.log(f'ray-{place.task}'))}"
         )
 
-    def _train(self, place: Place, environment: Mapping[str, str], overrides: Sequence[str]) -> int:
+    def _run_training(self, place: Place, environment: Mapping[str, str], overrides: Sequence[str]) -> int:
         command = [sys.executable, "-m", "distbranch", "train", self.config, *overrides]
-        with _child(command, {**_temporary_folders(place), **environment}, None) as driver:
+        with _start_child(command, {**_set_temporary_folders(place), **environment}, None) as driver:
             self._driver = driver.pid
             while driver.poll() is None:
                 if self._asked_at is not None:
-                    self._ask_to_stop()
+                    self._request_stop()
                     if self._is_late(SECONDS_OF_KILL_WAIT):
                         break
                 time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -194,7 +203,7 @@ class Task:
     def _is_late(self, seconds: float) -> bool:
         return self._asked_at is not None and time.monotonic() - self._asked_at > seconds
 
-    def _ray(self, place: Place, address: str) -> list[str]:
+    def _make_ray_command(self, place: Place, address: str) -> list[str]:
         """`ray start`, with everything its own, so that other jobs on the node are not disturbed."""
         cpus = self.cpus_per_node or int(os.environ.get("SLURM_CPUS_ON_NODE", num_cores()))
         return [
@@ -216,40 +225,35 @@ class Task:
                 signal.signal(one, signal.SIG_IGN)
         if not place.is_first:
             return code
-        if self._asked_at is not None and place.job_id and was_preempted(place.job_id):
-            requeue(place.job_id)
+        # SIGTERM comes from scancel too, and such a job should not run again.
+        if self._asked_at is not None and place.job_id and is_preempted(place.job_id):
+            requeue_job(place.job_id)
         if code not in (0, EXIT_PREEMPTED):
             sys.exit(code)  # no exception: its traceback says nothing more
         return code
 
 
 @contextmanager
-def _child(
+def _start_child(
     command: Sequence[str], environment: Mapping[str, str], log: Path | None
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """A child process that no signal of Slurm reaches; at the end it and all that it started are ended, nothing else is."""
-    file = log.open("ab") if log else None
-    child = subprocess.Popen(
-        command,
-        env={**os.environ, **environment},
-        stdout=file,
-        stderr=subprocess.STDOUT if file else None,
-        preexec_fn=_block_signals,
-    )
-    try:
-        yield child
-    finally:
-        _end_tree(child.pid)
-        child.wait()
-        if file:
-            file.close()
+    with log.open("ab") if log else nullcontext() as file:
+        errors = subprocess.STDOUT if file else None
+        surroundings = {**os.environ, **environment}
+        child = subprocess.Popen(command, env=surroundings, stdout=file, stderr=errors, preexec_fn=_block_signals)
+        try:
+            yield child
+        finally:
+            _kill_tree(child.pid)
+            child.wait()
 
 
 def _block_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def _end_tree(pid: int) -> None:
+def _kill_tree(pid: int) -> None:
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         tree = [process, *process.children(recursive=True)]
@@ -267,19 +271,20 @@ def _has_ended(pid: int) -> bool:
         return True
 
 
-def _temporary_folders(place: Place) -> dict[str, str]:
+def _set_temporary_folders(place: Place) -> dict[str, str]:
     """All temporary files go where the task removes them; the site's TMPDIR may be too long for any socket."""
     return {"RAY_TMPDIR": str(place.scratch), "TMPDIR": str(place.scratch)}
 
 
-def _environment(place: Place, token: str, own_address: str) -> dict[str, str]:
+def _make_environment(place: Place, token: str, own_address: str) -> dict[str, str]:
     """What Ray's processes on this node need to know: the token, their folder, and the network between the nodes."""
-    given = _temporary_folders(place)
+    given = _set_temporary_folders(place)
     given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
-    interface = interface_towards(own_address).name
-    return given | ({} if "GLOO_SOCKET_IFNAME" in os.environ or not interface else {"GLOO_SOCKET_IFNAME": interface})
+    interface = find_interface_towards(own_address).name
+    if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
+        given["GLOO_SOCKET_IFNAME"] = interface
+    return given
 
 
-def _last_line(file: Path) -> str:
-    lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+def _read_last_line(file: Path) -> str:
+    return find_last_line(file.read_text(errors="replace"), "it said nothing")

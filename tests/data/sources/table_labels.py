@@ -14,9 +14,10 @@ def read_labels(path: Path, **given: Any) -> Labels:
     options = parse_options({"source": "csv", "images": path.parent, "table": path, **given})
     assert isinstance(options, CsvOptions)
     table = open_table(path, delimiter=options.delimiter, encoding=options.encoding, image_column=options.image_column)
-    _, found, _ = learn_table(options, table)
+    _, columns, _ = learn_table(options, table)
     rows = [cells for _, cells in table.rows()][1:]
     read = [
-        {key: label for meaning in found for key, label in meaning.read(cells[meaning.at]).items()} for cells in rows
+        {key: label for column in columns for key, label in column.read_labels(cells[column.at]).items()}
+        for cells in rows
     ]
-    return {task.name: [labels.get(task.name) for labels in read] for meaning in found for task in meaning.tasks}
+    return {task.name: [labels.get(task.name) for labels in read] for column in columns for task in column.tasks}

@@ -12,11 +12,10 @@ import pytest
 from packed_samples import picture
 from PIL import Image
 
-from distbranch.data.decode import decode as decoded
-from distbranch.data.images import BrokenImageError, as_jpeg, decode, image_size
+from distbranch.data.images import BrokenImageError, convert_to_jpeg, decode_image, decode_to_size, read_image_size
 from distbranch.data.shards import Sample
 from distbranch.data.sources import pack_source, parse_options
-from distbranch.data.sources.rendered_faces import render
+from distbranch.data.sources.rendered_faces import render_face
 from distbranch.data.sources.source import Source, sample_key
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -141,18 +140,20 @@ def test_images_are_found_in_archives_with_or_without_a_top_folder(
 
 def test_images_are_resized_where_asked(opened: Open) -> None:
     source = opened(table("a", "1", "0"), image_size="20x30")
-    assert [image_size(sample.image) for sample in source.samples] == [(20, 30), (20, 30)]
+    assert [read_image_size(sample.image) for sample in source.samples] == [(20, 30), (20, 30)]
 
 
 def test_a_resized_image_is_as_it_is_kept_and_has_the_pixels_of_a_prediction_for_the_original() -> None:
-    face = render({"Smiling": 1, "Wearing_Hat": 1}, size=200, seed=1)
+    face = render_face({"Smiling": 1, "Wearing_Hat": 1}, size=200, seed=1)
     for form in ("JPEG", "PNG"):
         buffer = io.BytesIO()
         face.save(buffer, form)
-        packed = as_jpeg(buffer.getvalue(), (64, 48))
-        assert as_jpeg(packed, (64, 48)) == packed
-        predicted = decoded(as_jpeg(buffer.getvalue()), (64, 48)).astype(int)  # as `predict` reads a file
-        assert abs(decoded(packed, (64, 48)) - predicted).mean() < 2
+        packed = convert_to_jpeg(buffer.getvalue(), (64, 48))
+        assert convert_to_jpeg(packed, (64, 48)) == packed
+        predicted = decode_to_size(convert_to_jpeg(buffer.getvalue()), (64, 48)).astype(
+            int
+        )  # as `predict` reads a file
+        assert abs(decode_to_size(packed, (64, 48)) - predicted).mean() < 2
 
 
 FORMS = {
@@ -168,7 +169,7 @@ FORMS = {
 def test_other_formats_become_jpeg_of_three_colours(form: str, mode: str) -> None:
     buffer = io.BytesIO()
     Image.new(mode, (12, 10)).save(buffer, form)
-    image = Image.open(io.BytesIO(as_jpeg(buffer.getvalue())))
+    image = Image.open(io.BytesIO(convert_to_jpeg(buffer.getvalue())))
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (12, 10))
 
 
@@ -178,8 +179,8 @@ def test_grey_of_16_bits_is_scaled_and_not_clipped(form: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray(ramp).save(buffer, form)
     assert Image.open(io.BytesIO(buffer.getvalue())).mode == "I;16"
-    assert (np.asarray(decode(buffer.getvalue())) == (ramp // 257)[..., None]).all()
-    assert abs(np.asarray(decode(as_jpeg(buffer.getvalue())), int)[..., 1] - ramp // 257).max() < 4
+    assert (np.asarray(decode_image(buffer.getvalue())) == (ramp // 257)[..., None]).all()
+    assert abs(np.asarray(decode_image(convert_to_jpeg(buffer.getvalue())), int)[..., 1] - ramp // 257).max() < 4
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -187,16 +188,16 @@ def test_pixels_without_a_known_range_are_refused(mode: str) -> None:
     buffer = io.BytesIO()
     Image.new(mode, (8, 8), 1000).save(buffer, "TIFF")
     with pytest.raises(BrokenImageError, match=r"^it has pixels of another type .* 8 bits per channel$"):
-        as_jpeg(buffer.getvalue())
+        convert_to_jpeg(buffer.getvalue())
 
 
 def test_transparent_parts_become_white() -> None:
     buffer = io.BytesIO()
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(buffer, "PNG")
-    assert decode(as_jpeg(buffer.getvalue())).getpixel((4, 4)) == (255, 255, 255)
+    assert decode_image(convert_to_jpeg(buffer.getvalue())).getpixel((4, 4)) == (255, 255, 255)
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(buffer, "PNG", transparency=9000)
-    assert decode(buffer.getvalue()).getpixel((4, 4)) == (255, 255, 255)
+    assert decode_image(buffer.getvalue()).getpixel((4, 4)) == (255, 255, 255)
 
 
 def test_bad_images_stop_the_packing_or_are_left_out_and_counted(tmp_path: Path, opened: Open) -> None:

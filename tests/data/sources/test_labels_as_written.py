@@ -12,9 +12,9 @@ from table_labels import Labels, read_labels
 
 from distbranch.config import load_config
 from distbranch.data.sources import parse_options
-from distbranch.data.sources.csv import CsvOptions, labelled_rows, learn_table
+from distbranch.data.sources.csv import CsvOptions, label_rows, learn_table
+from distbranch.data.sources.label_text import fold_text, parse_number, tidy_text
 from distbranch.data.sources.tables import open_table
-from distbranch.data.sources.words import fold_text, parse_number, tidy_text
 from distbranch.errors import UsageError, UserError
 
 Learn = Callable[..., Labels]
@@ -282,7 +282,7 @@ def test_images_without_a_group_are_split_each_by_itself(tmp_path: Path) -> None
     assert isinstance(options, CsvOptions)
     table = open_table(options.table, delimiter=None, encoding=None, image_column="image")
     layout, found, _ = learn_table(options, table)
-    assert {row.split for row in labelled_rows(options, table, layout, found)} == {"train", "val", "test"}
+    assert {row.split for row in label_rows(options, table, layout, found)} == {"train", "val", "test"}
 
 
 # ---- headers

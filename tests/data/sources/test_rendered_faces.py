@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distbranch.data.pack import pack
-from distbranch.data.sources.rendered_faces import ATTRIBUTES, TASK_GROUPS, render, samples, tasks
-from distbranch.data.sources.rendered_faces.attributes import sample_attributes
-from distbranch.data.sources.rendered_faces.nuisance import AREAS
+from distbranch.data.sources.rendered_faces import NUISANCE_AREAS, list_attribute_tasks, render_face, render_samples
+from distbranch.data.sources.rendered_faces.person import ATTRIBUTES, TASK_GROUPS, sample_attributes
 from distbranch.errors import UserError
 
 CELEBA = [
@@ -59,12 +58,12 @@ CELEBA = [
     "Young",
 ]
 SIZE = 96
-IN_A_LOCAL_REGION = [(region, name) for region in AREAS for name in TASK_GROUPS[region]]
+IN_A_LOCAL_REGION = [(region, name) for region in NUISANCE_AREAS for name in TASK_GROUPS[region]]
 NOT_DRAWN = {"No_Beard"}  # it is the absence of the other three
 
 
 def pixels(attributes: dict[str, int], seed: int, region: str | None = None) -> NDArray[np.float64]:
-    return np.asarray(render(attributes, size=SIZE, seed=seed, nuisance_region=region), dtype=np.float64)
+    return np.asarray(render_face(attributes, size=SIZE, seed=seed, nuisance_region=region), dtype=np.float64)
 
 
 def flipped(attributes: dict[str, int], name: str) -> dict[str, int]:
@@ -75,7 +74,7 @@ def area_of(region: str, margin: float = 0.02) -> NDArray[np.bool_]:
     """[SIZE, SIZE]: where the nuisance of a local region may be seen."""
     y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE
     inside = np.zeros((SIZE, SIZE), dtype=bool)
-    for left, top, right, bottom in AREAS[region]:
+    for left, top, right, bottom in NUISANCE_AREAS[region]:
         inside |= (x > left - margin) & (x < right + margin) & (y > top - margin) & (y < bottom + margin)
     return inside
 
@@ -86,7 +85,7 @@ def sharp_face(seed: int) -> dict[str, int]:
 
 def test_the_attributes_are_those_of_celeba_in_its_order() -> None:
     assert list(ATTRIBUTES) == CELEBA
-    assert [task.name for task in tasks()] == CELEBA
+    assert [task.name for task in list_attribute_tasks()] == CELEBA
 
 
 def test_every_attribute_is_in_exactly_one_region_and_no_region_has_a_single_one() -> None:
@@ -95,15 +94,15 @@ def test_every_attribute_is_in_exactly_one_region_and_no_region_has_a_single_one
 
 
 def test_a_sample_depends_on_seed_split_and_index_only() -> None:
-    long = list(samples({"train": 5, "val": 3}, image_size=48, seed=3))
-    short = list(samples({"val": 3}, image_size=48, seed=3))
+    long = list(render_samples({"train": 5, "val": 3}, image_size=48, seed=3))
+    short = list(render_samples({"val": 3}, image_size=48, seed=3))
     assert long[5:] == short
-    assert next(samples({"val": 1}, image_size=48, seed=4)).image != short[0].image
+    assert next(render_samples({"val": 1}, image_size=48, seed=4)).image != short[0].image
     assert len({sample.image for sample in long}) == len({sample.key for sample in long}) == 8
 
 
 def test_images_are_square_jpegs_of_the_size_asked_for() -> None:
-    image = Image.open(io.BytesIO(next(samples({"train": 1}, image_size=40, seed=0)).image))
+    image = Image.open(io.BytesIO(next(render_samples({"train": 1}, image_size=40, seed=0)).image))
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (40, 40))
 
 
@@ -134,7 +133,7 @@ def test_an_attribute_of_a_local_region_changes_only_the_area_of_its_region(regi
         assert not (changed & ~area_of(region)).any()
 
 
-@pytest.mark.parametrize("region", AREAS)
+@pytest.mark.parametrize("region", NUISANCE_AREAS)
 def test_the_nuisance_of_a_local_region_leaves_the_rest_of_the_picture_alone(region: str) -> None:
     for seed in range(12):  # every kind of nuisance
         face = sharp_face(seed)
@@ -155,23 +154,24 @@ def test_nuisance_hides_the_attributes_of_its_region(region: str) -> None:
 
 
 def test_without_nuisance_every_region_is_seen_and_with_it_the_named_share_is_covered() -> None:
-    plain = [sample.image for sample in samples({"train": 200}, image_size=32, seed=5, nuisance=0.0)]
-    often = [sample.image for sample in samples({"train": 200}, image_size=32, seed=5, nuisance=0.8)]
+    plain = [sample.image for sample in render_samples({"train": 200}, image_size=32, seed=5, nuisance=0.0)]
+    often = [sample.image for sample in render_samples({"train": 200}, image_size=32, seed=5, nuisance=0.8)]
     assert 0.65 < np.mean([a != b for a, b in zip(plain, often, strict=True)]) < 0.92
 
 
 def test_rendered_faces_are_packed(tmp_path: Path) -> None:
-    info = pack(samples({"train": 6, "val": 2}, image_size=32, seed=0), tmp_path / "faces", tasks(), groups=TASK_GROUPS)
+    faces = render_samples({"train": 6, "val": 2}, image_size=32, seed=0)
+    info = pack(faces, tmp_path / "faces", list_attribute_tasks(), groups=TASK_GROUPS)
     assert {name: split.num_samples for name, split in info.splits.items()} == {"train": 6, "val": 2}
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: render({"Smilling": 1}, size=64, seed=0), "Smilling"),
-        (lambda: render({}, size=8, seed=0), "at least 32"),
-        (lambda: render({}, size=64, seed=0, nuisance_region="chin"), "'chin'"),
-        (lambda: list(islice(samples({"train": 1}, image_size=64, seed=0, nuisance=2.0), 1)), "between 0 and 1"),
+        (lambda: render_face({"Smilling": 1}, size=64, seed=0), "Smilling"),
+        (lambda: render_face({}, size=8, seed=0), "at least 32"),
+        (lambda: render_face({}, size=64, seed=0, nuisance_region="chin"), "'chin'"),
+        (lambda: list(islice(render_samples({"train": 1}, image_size=64, seed=0, nuisance=2.0), 1)), "between 0 and 1"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_one_sentence(wrong, message: str) -> None:  # noqa: ANN001

@@ -16,7 +16,7 @@ import pytest
 from packed_samples import picture
 
 from distbranch.data.sources import pack_source, parse_options
-from distbranch.data.sources.tables import cell_text, open_table
+from distbranch.data.sources.tables import format_cell, open_table
 from distbranch.errors import UserError
 
 ROWS = [
@@ -227,7 +227,7 @@ def test_what_is_no_table_is_one_sentence(tmp_path: Path, name: str, content: by
     ],
 )
 def test_a_value_is_written_as_in_a_csv(value: object, text: str) -> None:
-    assert cell_text(value) == text
+    assert format_cell(value) == text
 
 
 @pytest.mark.parametrize("form", ["xlsx", "parquet", "csv.gz", "txt"])

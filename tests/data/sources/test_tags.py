@@ -7,8 +7,7 @@ import pandas
 import pytest
 from table_labels import Labels
 
-from distbranch.data.sources.tags import find_separator, split_tags
-from distbranch.data.sources.words import tidy_text
+from distbranch.data.sources.label_text import find_separator, split_tags, tidy_text
 from distbranch.errors import UserError
 
 Learn = Callable[..., Labels]

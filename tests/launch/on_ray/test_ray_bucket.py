@@ -39,7 +39,7 @@ def drive(config: Mapping[str, Any], environment: dict[str, str]) -> dict[str, A
     from distbranch.launch.on_ray import train as ray_train
 
     os.environ.update(environment)
-    ray_train.work = work
+    ray_train.train_worker = work
     return train_tiny(config)
 
 

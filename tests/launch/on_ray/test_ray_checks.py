@@ -12,12 +12,12 @@ from distbranch.config import LaunchConfig, load_config
 from distbranch.config.sweep import load_sweep
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address, dashboard_address
-from distbranch.launch.on_ray.cluster import room
-from distbranch.launch.on_ray.job import submit
+from distbranch.launch.on_ray.cluster import max_workers
+from distbranch.launch.on_ray.job import submit_ray_job
 from distbranch.launch.on_slurm.resources import Resources
-from distbranch.launch.on_slurm.submission import script
-from distbranch.launch.prepare import prepare
-from distbranch.launch.sweep.run import run_sweep
+from distbranch.launch.on_slurm.submission import render_batch_script
+from distbranch.launch.prepare import prepare_run
+from distbranch.sweep.run import run_sweep
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_what_is_no_dashboard_is_refused_with_one_sentence_that_says_who_gave_it
 
 def test_workers_are_counted_node_by_node() -> None:
     nodes: list[dict[str, Any]] = [{"Resources": {"CPU": 3.0, "GPU": 0.9}}, {"Resources": {"CPU": 3.0}}]
-    assert room(nodes, {"CPU": 2.0}) == 2  # six CPUs, and not three times two
-    assert room(nodes, {"CPU": 4.0}) == 0
-    assert room(nodes, {"CPU": 1.0, "GPU": 0.3}) == 3  # 0.9 / 0.3 is a little less than 3
-    assert room([], {"CPU": 1.0}) == 0
+    assert max_workers(nodes, {"CPU": 2.0}) == 2  # six CPUs, and not three times two
+    assert max_workers(nodes, {"CPU": 4.0}) == 0
+    assert max_workers(nodes, {"CPU": 1.0, "GPU": 0.3}) == 3  # 0.9 / 0.3 is a little less than 3
+    assert max_workers([], {"CPU": 1.0}) == 0
 
 
 @pytest.mark.parametrize("value", [0, [3, 2], [0, 2], "two", [1, 2, 3], 2.5, True])
@@ -133,7 +133,7 @@ def test_a_sweep_and_a_job_of_slurm_need_a_folder_and_no_url(tiny_data: Path, tm
         load_sweep(tmp_path / "sweep.yaml")
     config = load_config(config_of(tiny_data, "s3://bucket/runs"))
     with pytest.raises(UsageError, match=r"on storage that all nodes share, found s3://bucket/runs/tiny"):
-        script(config, Resources(executor="local"))
+        render_batch_script(config, Resources(executor="local"))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_paths_inside_the_uploaded_copy_of_a_job_are_refused(
     monkeypatch.chdir(copy)
     config = load_config(config_of(tiny_data, tmp_path / "runs"), {key: value})
     with pytest.raises(UserError, match=rf"{key} should be an absolute path on storage that all nodes see"):
-        prepare(config, fresh=False, report=lambda _: None)
+        prepare_run(config, fresh=False, report=lambda _: None)
     assert list(copy.iterdir()) == []
 
 
@@ -181,10 +181,10 @@ def test_submit_ray_refuses_relative_paths_all_at_once(
     given: dict[str, Any] = {"address": "http://127.0.0.1:9", "wait": True, "say": print}
     found = r"found run\.directory=my/runs, data\.path=\.\./data, data\.cache_directory=cache"
     with pytest.raises(UsageError, match=rf"^run\.directory should be an absolute path .* {found}"):
-        submit(Path("tiny.yaml"), [], **given)
+        submit_ray_job(Path("tiny.yaml"), [], **given)
     absolute = [f"data.path={tiny_data}", f"data.cache_directory={tmp_path}/cache", "run.directory=s3://bucket/runs"]
     with pytest.raises(UserError, match="No Ray dashboard answers"):
-        submit(Path("tiny.yaml"), [*absolute, f"run.directory={tmp_path}/runs"], **given)
+        submit_ray_job(Path("tiny.yaml"), [*absolute, f"run.directory={tmp_path}/runs"], **given)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
@@ -194,11 +194,11 @@ def test_a_submitted_run_begins_only_where_its_marker_is_seen(
     config = load_config(config_of(tiny_data, tmp_path / "runs"))
     marker = tmp_path / "runs" / "tiny" / ".seen-0123"
     monkeypatch.setenv("DISTBRANCH_MARKER", str(marker))
-    monkeypatch.setattr(importlib.import_module(prepare.__module__), "SECONDS_TO_APPEAR", 0)
+    monkeypatch.setattr(importlib.import_module(prepare_run.__module__), "SECONDS_TO_APPEAR", 0)
     with pytest.raises(UserError, match=r"The run directory .*/runs/tiny is another folder on .* where this job runs"):
-        prepare(config, fresh=False, report=lambda _: None)
+        prepare_run(config, fresh=False, report=lambda _: None)
     assert not (tmp_path / "runs").exists()
     marker.parent.mkdir(parents=True)
     marker.touch()
-    prepare(config, fresh=False, report=lambda _: None)
+    prepare_run(config, fresh=False, report=lambda _: None)
     assert not marker.exists()

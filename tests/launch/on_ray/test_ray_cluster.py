@@ -124,7 +124,7 @@ def assert_every_sample_once(folder: Path, data: Path, *, batch_size: int) -> No
     plan = Plan([shard.num_samples for shard in shards], 3, 8)
     num_samples = sum(shard.num_samples for shard in shards)
     for epoch in range(len(stream) // num_samples):
-        seen = plan.samples(epoch * num_samples, (epoch + 1) * num_samples)
+        seen = plan.list_places(epoch * num_samples, (epoch + 1) * num_samples)
         assert len(set(seen)) == num_samples
         assert {number for *_, number in seen} == {epoch}
 

@@ -103,8 +103,8 @@ def test_a_run_whose_host_dies_goes_on_on_another_one_with_the_same_bits(
 
 
 def test_the_interface_is_the_one_that_carries_the_nodes_address() -> None:
-    from distbranch.launch.on_ray.backend import interface_of
+    from distbranch.launch.on_ray.backend import find_interface
 
-    assert interface_of("127.0.0.1") == "lo"
-    assert interface_of("203.0.113.7") is None
+    assert find_interface("127.0.0.1") == "lo"
+    assert find_interface("203.0.113.7") is None
     assert INTERFACE not in os.listdir("/sys/class/net")

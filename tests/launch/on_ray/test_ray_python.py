@@ -171,14 +171,14 @@ def test_errors_and_signals_reach_the_program_as_from_a_driver_in_its_own_proces
 def start_often(tmpdirs: Sequence[str]) -> list[str]:
     """A job: clusters started in this very process one after the other, as several sweeps of one process do; where their files lie."""
     from distbranch.config import LaunchConfig
-    from distbranch.launch.on_ray.cluster import cluster
+    from distbranch.launch.on_ray.cluster import open_cluster
 
     places = []
     for tmpdir in tmpdirs:
         os.environ["TMPDIR"] = tmpdir
         tempfile.tempdir = None
         before = dict(os.environ)
-        with cluster(LaunchConfig(workers=2)):
+        with open_cluster(LaunchConfig(workers=2)):
             import ray
 
             assert ray.get(ray.put(41)) == 41

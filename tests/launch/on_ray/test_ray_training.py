@@ -21,14 +21,14 @@ def disturbed_work(loop: dict[str, Any]) -> None:
     """What a Ray worker runs here: rank 0 waits for the stop word in one step, rank 1 is killed in a later one, once."""
     import time
 
-    from distbranch.engine.feed import Feed
+    from distbranch.engine.batches import BatchFeed
     from distbranch.engine.training_step import TrainingStep
-    from distbranch.launch.on_ray import work as ray_work
+    from distbranch.launch.on_ray import worker as ray_worker
     from distbranch.report import tensorboard
 
     tensorboard.log_decision = lambda *_: None
-    real, real_flags = TrainingStep._forward_and_backward, Feed._start_flags
-    feeds: list[Feed] = []
+    real, real_flags = TrainingStep._forward_and_backward, BatchFeed._start_flags
+    feeds: list[BatchFeed] = []
     marks = Path(loop["attempt"]).parents[2]
 
     def step(self: TrainingStep, *batch: Any) -> None:
@@ -45,12 +45,12 @@ def disturbed_work(loop: dict[str, Any]) -> None:
             (marks / "stopped").touch()
         real(self, *batch)
 
-    def flags(self: Feed) -> Any:
+    def flags(self: BatchFeed) -> Any:
         feeds.append(self)
         return real_flags(self)
 
-    TrainingStep._forward_and_backward, Feed._start_flags = step, flags  # type: ignore[method-assign]
-    ray_work.work(loop)
+    TrainingStep._forward_and_backward, BatchFeed._start_flags = step, flags  # type: ignore[method-assign]
+    ray_worker.train_worker(loop)
 
 
 def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
 
     from distbranch.launch.on_ray import train as ray_train
 
-    ray_train.work = disturbed_work
+    ray_train.train_worker = disturbed_work
     here = Path(__file__)
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (here.parents[3], here.parents[2], here.parent)))  # of workers
 

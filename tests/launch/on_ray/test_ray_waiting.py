@@ -32,9 +32,9 @@ def wait_for_nodes(config: dict[str, Any], number: int) -> dict[str, Any]:
     """A job: a driver that waits for a GPU that no node has."""
     from distbranch.config import load_config
     from distbranch.launch.on_ray import train as ray_train
-    from distbranch.launch.prepare import prepare
+    from distbranch.launch.prepare import prepare_run
 
-    resolved = prepare(load_config(config), fresh=False, report=print)
+    resolved = prepare_run(load_config(config), fresh=False, report=print)
     launch = resolved.launch.model_copy(update={"device": "cuda"})
     told: list[dict[str, Any]] = []
     signal_when(lambda: told, number)
@@ -49,21 +49,21 @@ def wait_for_room(config: dict[str, Any], number: int) -> dict[str, Any]:
     """A job: a driver whose workers need what is not there by the time that they are to begin."""
     from distbranch.config import load_config
     from distbranch.launch.on_ray import train as ray_train
-    from distbranch.launch.prepare import prepare
+    from distbranch.launch.prepare import prepare_run
 
-    needed = ray_train.resources
-    ray_train.resources = lambda launch, *, gpu: {**needed(launch, gpu=gpu), "nowhere": 1.0}
+    needed = ray_train.get_worker_resources
+    ray_train.get_worker_resources = lambda launch, *, gpu: {**needed(launch, gpu=gpu), "nowhere": 1.0}
     started = threading.Event()
-    real = ray_train._trainer
+    real = ray_train._make_trainer
 
     def trainer(*given: Any) -> Any:
         started.set()
         return real(*given)
 
-    ray_train._trainer = trainer
+    ray_train._make_trainer = trainer
     signal_when(started.is_set, number)
     try:
-        ray_train.train_on_ray(prepare(load_config(config), fresh=False, report=print), print)
+        ray_train.train_on_ray(prepare_run(load_config(config), fresh=False, report=print), print)
     except StoppedEarly as stopped:
         return {"code": stopped.exit_code, "message": str(stopped)}
     return {}

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 import pytest
 from small_disk import fill, small_disk
 
-from distbranch.launch.on_ray import temporary_files
-from distbranch.launch.on_ray.temporary_files import explain_full_folder
+from distbranch.launch import ray_folder
+from distbranch.launch.ray_folder import explain_full_folder
 
 MIB = 2**20
 
@@ -39,9 +39,9 @@ def test_a_full_disk_is_told_with_its_folder_and_what_to_do(tmp_path: Path) -> N
 
 def test_a_disk_that_was_full_when_processes_died_is_told_from_their_logs(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 32 * 1024) as disk:
-        last_words = f"{'x' * 10 * temporary_files.TAIL}\nOSError: [Errno 28] {os.strerror(errno.ENOSPC)}: '/x'\n"
+        last_words = f"{'x' * 10 * ray_folder.TAIL}\nOSError: [Errno 28] {os.strerror(errno.ENOSPC)}: '/x'\n"
         assert "without room" in explain_full_folder(session(disk / "ray", raylet="all well", worker=last_words))
-        long_ago = f"{os.strerror(errno.ENOSPC)}\n{'x' * 10 * temporary_files.TAIL}"
+        long_ago = f"{os.strerror(errno.ENOSPC)}\n{'x' * 10 * ray_folder.TAIL}"
         assert explain_full_folder(session(disk / "later", worker=long_ago)) == ""
 
 

@@ -11,11 +11,14 @@ from tiny_runs import config_of
 
 from distbranch.config import load_config
 from distbranch.errors import UsageError
-from distbranch.launch.on_slurm.environment import environment_for
-from distbranch.launch.on_slurm.gpus import gpus_of_this_node
-from distbranch.launch.on_slurm.queue import explain
-from distbranch.launch.on_slurm.resources import Resources, further_options
-from distbranch.launch.on_slurm.submission import script
+from distbranch.launch.on_slurm.queue import explain_refusal
+from distbranch.launch.on_slurm.resources import (
+    Resources,
+    count_gpus_of_this_node,
+    parse_further_options,
+    restrict_environment,
+)
+from distbranch.launch.on_slurm.submission import render_batch_script
 
 WAYS = {
     "gres=gpu": 1,
@@ -42,7 +45,7 @@ WAYS = {
 
 
 def asking(*pairs: str, own: int = 0, nodes: int = 1) -> Resources:
-    return Resources(gpus_per_node=own, nodes=nodes, further=further_options(pairs, gpus_per_node=own))
+    return Resources(gpus_per_node=own, nodes=nodes, further=parse_further_options(pairs, gpus_per_node=own))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -79,7 +82,7 @@ def test_a_variable_of_sbatch_asks_for_gpus_where_the_command_does_not(no_slurm:
 
 def test_options_with_a_word_of_their_own_are_named_all_at_once() -> None:
     with pytest.raises(UsageError) as told:
-        further_options(["nodes=2", "cpus_per_task=4", "--time=5", "nodelist=n1"], gpus_per_node=0)
+        parse_further_options(["nodes=2", "cpus_per_task=4", "--time=5", "nodelist=n1"], gpus_per_node=0)
     assert str(told.value) == (
         "Give --nodes in place of --sbatch nodes=2, and --cpus-per-node in place of --sbatch cpus-per-task=4, "
         "and --time in place of --sbatch time=5."
@@ -88,7 +91,7 @@ def test_options_with_a_word_of_their_own_are_named_all_at_once() -> None:
 
 def text_of(folder: Path, resources: Resources, **dotted: object) -> str:
     values = {"launch.device": "auto", "launch.workers": max(1, resources.num_gpus), **dotted}
-    return script(load_config(config_of("s3://nowhere/data", folder, **values)), resources)
+    return render_batch_script(load_config(config_of("s3://nowhere/data", folder, **values)), resources)
 
 
 def test_a_script_asks_for_gpus_once_and_for_the_cores_of_its_ranks(tmp_path: Path) -> None:
@@ -126,14 +129,14 @@ def test_a_job_inherits_nothing_of_the_job_that_submits_it(no_slurm: pytest.Monk
     for name, value in {**outer, "SLURM_CONF": "/etc/slurm.conf", "OTHER": "1"}.items():
         no_slurm.setenv(name, value)
     before = dict(os.environ)
-    with environment_for([]):
+    with restrict_environment([]):
         assert {name: value for name, value in os.environ.items() if name.startswith(("SLURM", "SRUN"))} == {
             "SLURM_CONF": "/etc/slurm.conf"
         }
         assert os.environ["OTHER"] == "1"
     assert dict(os.environ) == before
     no_slurm.delenv("SLURM_JOB_ID")
-    with environment_for([]):  # no job: somebody wants it so
+    with restrict_environment([]):  # no job: somebody wants it so
         assert os.environ["SLURM_CPU_BIND"] == outer["SLURM_CPU_BIND"]
 
 
@@ -147,16 +150,16 @@ def test_variables_of_sbatch_count_where_the_script_says_nothing(no_slurm: pytes
     }
     for name, value in given.items():
         no_slurm.setenv(name, value)
-    with environment_for(["time", "mem", "partition"]):
+    with restrict_environment(["time", "mem", "partition"]):
         assert [name for name in given if name in os.environ] == ["SBATCH_ACCOUNT"]
 
 
 def test_the_gpus_of_a_job_are_those_that_slurm_names(no_slurm: pytest.MonkeyPatch) -> None:
-    assert gpus_of_this_node() is None
+    assert count_gpus_of_this_node() is None
     no_slurm.setenv("SLURM_JOB_GPUS", "0,1,5")
-    assert gpus_of_this_node() == 3
+    assert count_gpus_of_this_node() == 3
     no_slurm.setenv("SLURM_GPUS_ON_NODE", "2")
-    assert gpus_of_this_node() == 2
+    assert count_gpus_of_this_node() == 2
 
 
 def test_a_warning_of_slurm_after_the_end_of_a_run_does_not_fail_its_job(tmp_path: Path) -> None:
@@ -164,7 +167,7 @@ def test_a_warning_of_slurm_after_the_end_of_a_run_does_not_fail_its_job(tmp_pat
     program = f"""import os, signal
 from distbranch.launch.on_slurm.task import Place, Task
 signal.signal(signal.SIGUSR2, lambda *_: None)
-Task("config.yaml", {str(tmp_path)!r})._finish(Place.here({str(tmp_path)!r}), 0)
+Task("config.yaml", {str(tmp_path)!r})._finish(Place.from_environment({str(tmp_path)!r}), 0)
 class Last:
     def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR2):
         kill(pid, number)
@@ -193,4 +196,4 @@ TOLD = {
 
 @pytest.mark.parametrize("refusal", TOLD)
 def test_all_that_a_refusal_says_is_in_one_sentence(refusal: str) -> None:
-    assert explain(refusal) == TOLD[refusal]
+    assert explain_refusal(refusal) == TOLD[refusal]

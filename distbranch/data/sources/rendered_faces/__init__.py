@@ -7,30 +7,83 @@ a correct affinity must find. Every sample is a pure function of (seed, split, i
 import io
 import random
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from PIL import Image
+from pydantic import Field, model_validator
 
-from distbranch.data.pack import Sample
-from distbranch.data.sources.rendered_faces import nuisance as nuisances
-from distbranch.data.sources.rendered_faces.attributes import ATTRIBUTES, TASK_GROUPS, sample_attributes
-from distbranch.data.sources.rendered_faces.canvas import Canvas
-from distbranch.data.sources.rendered_faces.face import draw
-from distbranch.data.sources.rendered_faces.person import Person
+from distbranch.data.shards import Sample
+from distbranch.data.sources.rendered_faces.canvas import (
+    Box,
+    Canvas,
+    Colour,
+    lighten,
+    mix,
+    parse_colours,
+    spread_evenly,
+)
+from distbranch.data.sources.rendered_faces.parts import draw_face
+from distbranch.data.sources.rendered_faces.person import ATTRIBUTES, TASK_GROUPS, Person, sample_attributes
+from distbranch.data.sources.source import Source, SourceOptions
 from distbranch.errors import UserError
 from distbranch.tasks import Task
-
-__all__ = ["ATTRIBUTES", "TASK_GROUPS", "render", "samples", "tasks"]
 
 JPEG_QUALITY = 92
 SUPERSAMPLING = 2
 
+NUISANCE_AREAS: dict[str, tuple[Box, ...]] = {
+    "eyes": ((0.25, 0.34, 0.75, 0.512),),
+    "brows": ((0.25, 0.25, 0.75, 0.34),),
+    "nose": ((0.24, 0.475, 0.76, 0.637),),
+    "mouth and beard": ((0.27, 0.637, 0.73, 0.865),),
+    "head-wear": ((0.18, -0.03, 0.82, 0.27),),
+    "ornaments": ((0.11, 0.55, 0.26, 0.73), (0.74, 0.55, 0.89, 0.73), (0.28, 0.845, 0.72, 1.03)),
+}
+"""What a nuisance covers to hide a region; hair and the whole image are hidden while they are drawn (see `Person`)."""
 
-def tasks() -> tuple[Task, ...]:
+PETALS = parse_colours("ff8caa ffbe5a aa96f0 78c8a0 fafafa")
+FABRICS = parse_colours("d65050 4682b4 f0b446 5aa078 aa6eb4")
+
+
+class RenderedFacesOptions(SourceOptions):
+    """Faces drawn by the program itself, so nothing has to be downloaded."""
+
+    source: Literal["rendered-faces"] = "rendered-faces"
+    samples: int = Field(6000, ge=1, description="Number of faces to train on.")
+    val: int = Field(500, ge=0, description="Number of faces of the val split.")
+    test: int = Field(500, ge=0, description="Number of faces of the test split.")
+    image_size: tuple[int, int] | None = Field((64, 64), description="HxW in pixels; the faces are square.")
+    seed: int = Field(0, description="Another seed draws other faces.")
+    nuisance: float = Field(0.8, ge=0, le=1, description="Share of the faces on which one region is hard to see.")
+
+    @model_validator(mode="after")
+    def _check_square(self) -> "RenderedFacesOptions":
+        if self.image_size is None or self.image_size[0] != self.image_size[1]:
+            raise ValueError("image_size should be a square for rendered faces, for instance 64x64")
+        return self
+
+    def open(self) -> Source:
+        """Nothing is drawn until the samples are read."""
+        assert self.image_size is not None
+        num_samples = {"train": self.samples, "val": self.val, "test": self.test}
+        samples = render_samples(num_samples, image_size=self.image_size[0], seed=self.seed, nuisance=self.nuisance)
+        return Source(
+            tasks=list_attribute_tasks(),
+            samples=samples,
+            description=self.describe(),
+            num_samples=sum(num_samples.values()),
+            groups=TASK_GROUPS,
+        )
+
+
+def list_attribute_tasks() -> tuple[Task, ...]:
     """One binary task per attribute, in the order of CelebA."""
     return tuple(Task(name) for name in ATTRIBUTES)
 
 
-def samples(num_samples: Mapping[str, int], *, image_size: int, seed: int, nuisance: float = 0.8) -> Iterator[Sample]:
+def render_samples(
+    num_samples: Mapping[str, int], *, image_size: int, seed: int, nuisance: float = 0.8
+) -> Iterator[Sample]:
     """Faces with their labels, split by split.
 
     Args:
@@ -43,21 +96,25 @@ def samples(num_samples: Mapping[str, int], *, image_size: int, seed: int, nuisa
         raise UserError(f"`nuisance` should be a share between 0 and 1, but it is {nuisance}. Give for example 0.8.")
     for split, number in num_samples.items():
         for index in range(number):
-            yield _sample(split, index, image_size, seed, nuisance)
+            yield _render_sample(split, index, image_size, seed, nuisance)
 
 
-def _sample(split: str, index: int, image_size: int, seed: int, nuisance_share: float) -> Sample:
+def _render_sample(split: str, index: int, image_size: int, seed: int, nuisance: float) -> Sample:
     rng = random.Random(f"{seed}/{split}/{index}")
     labels = sample_attributes(rng)
-    region = rng.choice(tuple(TASK_GROUPS)) if rng.random() < nuisance_share else None
-    image = render(labels, size=image_size, seed=rng.getrandbits(62), nuisance_region=region)
+    region = None
+    if rng.random() < nuisance:
+        region = rng.choice(tuple(TASK_GROUPS))
+    image = render_face(labels, size=image_size, seed=rng.getrandbits(62), nuisance_region=region)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return Sample(key=f"{split}-{index:08d}", split=split, image=buffer.getvalue(), labels=labels)
 
 
-def render(attributes: Mapping[str, int], *, size: int, seed: int, nuisance_region: str | None = None) -> Image.Image:
-    """Draw one face as an RGB image of size x size pixels.
+def render_face(
+    attributes: Mapping[str, int], *, size: int, seed: int, nuisance_region: str | None = None
+) -> Image.Image:
+    """Draws one face as an RGB image of size x size pixels.
 
     Args:
         attributes: 0 or 1 for each of ATTRIBUTES; absent ones are 0.
@@ -65,20 +122,22 @@ def render(attributes: Mapping[str, int], *, size: int, seed: int, nuisance_regi
         seed: decides what the attributes leave open (colours, shapes of hats, which nuisance).
         nuisance_region: the key of TASK_GROUPS whose attributes are hidden, or None.
     """
-    _check(attributes, size, nuisance_region)
+    _check_face(attributes, size, nuisance_region)
     labels = dict.fromkeys(ATTRIBUTES, 0) | dict(attributes)
     person = Person(labels, random.Random(f"face/{seed}"), nuisance_region)
-    canvas = Canvas(size * SUPERSAMPLING, (255, 255, 255))
-    draw(canvas, person)
-    if nuisance_region in nuisances.AREAS:
-        nuisances.cover(canvas, nuisance_region, random.Random(f"nuisance/{seed}"))
+    canvas = Canvas(size * SUPERSAMPLING)
+    draw_face(canvas, person)
+    if nuisance_region in NUISANCE_AREAS:
+        # A generator of its own: with or without nuisance the face below is the same.
+        _cover_region(canvas, nuisance_region, random.Random(f"nuisance/{seed}"))
     if nuisance_region == "whole image":
-        nuisances.haze(canvas)
+        # Bad light: a thin veil, through which the local attributes are still seen.
+        canvas.fill_all((214, 206, 214, 70))
     canvas.blur(0.005 * person.amount("Blurry"))
     return canvas.image.reduce(SUPERSAMPLING)
 
 
-def _check(attributes: Mapping[str, int], size: int, nuisance_region: str | None) -> None:
+def _check_face(attributes: Mapping[str, int], size: int, nuisance_region: str | None) -> None:
     if unknown := sorted(set(attributes) - set(ATTRIBUTES)):
         raise UserError(
             f"A face has the attributes {', '.join(ATTRIBUTES)}, but {', '.join(unknown)} was given. Leave it out."
@@ -89,3 +148,62 @@ def _check(attributes: Mapping[str, int], size: int, nuisance_region: str | None
         raise UserError(
             f"A region should be one of {', '.join(TASK_GROUPS)}, but {nuisance_region!r} was given. Choose one of them."
         )
+
+
+def _cover_region(canvas: Canvas, region: str, rng: random.Random) -> None:
+    """Hides one local region: an occluder, shade, fog (low contrast) or blur over the area in which its attributes are seen."""
+    cover = rng.choice(
+        (
+            _cover_with_flowers,
+            _cover_with_cloud,
+            _cover_with_ribbon,
+            _cover_with_shade,
+            _cover_with_fog,
+            _cover_with_blur,
+        )
+    )
+    petal = rng.choice(PETALS)
+    fabric = rng.choice(FABRICS)
+    for box in NUISANCE_AREAS[region]:
+        cover(canvas, box, petal, fabric)
+
+
+def _cover_with_flowers(canvas: Canvas, box: Box, petal: Colour, fabric: Colour) -> None:
+    left, top, right, bottom = box
+    canvas.draw_box(box, mix((70, 140, 80), fabric, 0.2))
+    size = min(bottom - top, right - left, 0.12) / 2
+    for x in spread_evenly(left + size, right - size, 1.9 * size):
+        for y in spread_evenly(top + size, bottom - size, 1.9 * size):
+            canvas.draw_star((x, y), 1.25 * size, petal, num_points=6, waist=0.75)
+            canvas.draw_disc((x, y), 0.4 * size, mix(petal, (255, 230, 80), 0.8))
+
+
+def _cover_with_cloud(canvas: Canvas, box: Box, petal: Colour, _: Colour) -> None:
+    left, top, right, bottom = box
+    white = mix((250, 250, 255), petal, 0.08)
+    canvas.draw_box(box, white)
+    size = min(bottom - top, right - left, 0.16) / 2
+    for x in spread_evenly(left + 0.6 * size, right - 0.6 * size, 1.3 * size):
+        canvas.draw_disc((x, top + 0.8 * size), 1.05 * size, white)
+        canvas.draw_disc((x, bottom - 0.8 * size), 1.05 * size, mix(white, (150, 170, 210), 0.25))
+
+
+def _cover_with_ribbon(canvas: Canvas, box: Box, _: Colour, fabric: Colour) -> None:
+    left, top, right, bottom = box
+    canvas.draw_box(box, fabric, mix(fabric, (40, 30, 40), 0.4))
+    for y in spread_evenly(top + 0.03, bottom - 0.03, 0.05):
+        for x in spread_evenly(left + 0.04, right - 0.04, 0.06):
+            canvas.draw_disc((x, y), 0.012, lighten(fabric, 0.75))
+
+
+def _cover_with_shade(canvas: Canvas, box: Box, _: Colour, fabric: Colour) -> None:
+    canvas.draw_box(box, (*mix((40, 34, 52), fabric, 0.15), 244))
+
+
+def _cover_with_fog(canvas: Canvas, box: Box, petal: Colour, _: Colour) -> None:
+    canvas.draw_box(box, (*mix((226, 220, 216), petal, 0.1), 240))
+
+
+def _cover_with_blur(canvas: Canvas, box: Box, _: Colour, fabric: Colour) -> None:
+    canvas.blur(0.08, box)
+    canvas.draw_box(box, (*mix((200, 170, 150), fabric, 0.1), 190))

@@ -1,0 +1,132 @@
+"""How people write labels: words for missing, yes and no, numbers with a point or a comma, several tags in a cell.
+
+Texts are compared as people see them: line breaks, runs of blanks and the form of an accent make no difference.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+
+# What pandas, R, Excel (also for a formula that failed), SQL and people write where there is no value.
+MISSING = frozenset((
+    "na", "n/a", "#na", "#n/a", "nan", "-nan", "null", "nil", "none", "<na>", "<null>", "?", "??", "-", "--", ".",
+    "\u2013", "\u2014", "unlabelled", "unlabeled", "#value!", "#ref!", "#div/0!", "#name?", "#null!", "#num!",
+))  # fmt: skip
+
+TRUTH = {"true": 1, "false": 0}  # stand among numbers as well: tables are joined from what programs write
+# (yes, no) of one language each: a column is read by one of them, so that 'f' and 'm' or 'n' and 's' stay classes.
+VOCABULARIES: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
+    (frozenset(yes.split()), frozenset(no.split()))
+    for yes, no in (
+        ("true t", "false f"),
+        ("yes y", "no n"),
+        ("ja j wahr", "nein falsch"),
+        ("ja", "nee nej nei"),
+        ("oui vrai", "non faux"),
+        ("si s\u00ed s\u00ec verdadero vero", "no falso"),
+        ("sim verdadeiro", "n\u00e3o nao falso"),
+        ("tak", "nie"),
+        ("\u0434\u0430", "\u043d\u0435\u0442"),
+        ("\u662f", "\u5426"),
+        ("\u306f\u3044", "\u3044\u3044\u3048"),
+        ("x \u2713 \u2714 \u2611 \u2705", "\u2717 \u2718 \u2610 \u274c"),
+    )
+)
+
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
+
+SEPARATORS = ("|", ";", ",", " ", "/", "+", "&")  # the surer ones first
+
+
+# A column has few different texts: the cache saves nearly all the work of a table of a million rows.
+@lru_cache(maxsize=10_000)
+def tidy_text(text: str) -> str:
+    """The text in one Unicode form, with one blank where it has line breaks or several, and none around it."""
+    return " ".join(unicodedata.normalize("NFC", text).replace("\ufeff", "").split())
+
+
+def fold_text(text: str) -> str:
+    """Equal for texts that differ in case, blanks or width only, or, as numbers, in how they are written."""
+    number = parse_number(text)
+    if number is not None:
+        return repr(number)
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def is_missing(text: str) -> bool:
+    """Whether a tidy text says that there is no value."""
+    return not text or text.casefold() in MISSING
+
+
+def parse_number(text: str) -> float | None:
+    """The number that a text is, with a decimal point or comma; None for anything else."""
+    if _THOUSANDS.fullmatch(text):
+        return float(text.replace(",", ""))
+    if _NUMBER.fullmatch(text):
+        return float(text.replace(",", "."))
+    return None
+
+
+def parse_mark(text: str) -> int | None:
+    """1, 0 or -1 for a number of this value, TRUE or FALSE; None for anything else."""
+    number = parse_number(text)
+    if number is None:
+        return TRUTH.get(text.casefold())
+    return int(number) if number in (1, 0, -1) else None
+
+
+def find_vocabulary(texts: Iterable[str]) -> tuple[frozenset[str], frozenset[str]] | None:
+    """The words for yes and no that all the texts are among; None where there are none such."""
+    words = {text.casefold() for text in texts}
+    return next(((yes, no) for yes, no in VOCABULARIES if words <= yes | no), None)
+
+
+@lru_cache(maxsize=10_000)
+def split_tags(cell: str, separator: str) -> frozenset[str]:
+    """The tags of a cell; brackets and quotes of a list that Python or JSON wrote are no part of them."""
+    return frozenset(_list_tags(cell, separator))
+
+
+def _list_tags(cell: str, separator: str) -> list[str]:
+    """The tags in their order."""
+    quotes = None
+    if len(cell) > 1 and cell[0] + cell[-1] in ("[]", "{}", "()"):
+        cell = cell[1:-1]
+        quotes = " '\""
+    tags = [part.strip(quotes) for part in cell.split(separator)]
+    return [tag for tag in tags if tag]
+
+
+def find_separator(values: Collection[str]) -> str | None:
+    """What separates tags in these different values of a column; None where each value is one name."""
+    words = [value for value in values if parse_number(value) is None]  # 1,5 is no list
+    return next((separator for separator in SEPARATORS if _holds_lists(words, separator)), None)
+
+
+def _holds_lists(values: Collection[str], separator: str) -> bool:
+    """Tags come again in other company, both last and before others; of names the last word is another kind of word.
+
+    So of lists either half of the words come again and a fifth stand in both places, or half of them hold a common word that
+    does; names of goods, dogs and towns have hardly a word that does.
+    """
+    cells = [_list_tags(value, separator) for value in values]
+    lists = [tags for tags in cells if len(tags) > 1]
+    if not lists:
+        return False
+    counts = Counter(tag for tags in cells for tag in set(tags))
+    num_again = sum(count > 1 for count in counts.values())
+    if separator in "|;" and num_again:  # which names hardly hold
+        return True
+    if separator == "," and num_again and len(counts) <= len(cells):
+        return True
+    last = {tags[-1] for tags in lists}
+    before_last = {tag for tags in lists for tag in tags[:-1]}
+    both = last & before_last
+    if 2 * num_again >= len(counts) and 5 * len(both) >= len(counts):
+        return True
+    common = {tag for tag in both if counts[tag] > 2}
+    num_with_common = sum(not common.isdisjoint(tags) for tags in lists)
+    return 2 * num_with_common >= len(lists)

@@ -1,0 +1,290 @@
+"""The runner of all experiments: a sweep over variants, trained or resumed, then an analysis and its files.
+
+The directory of an experiment holds one comparison: another one does not overwrite what it found. The same command, or one that
+compares more, continues there, for all that was found is found again.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from distbranch.config import Config, load_config
+from distbranch.config.reading import parse_override
+from distbranch.config.sweep import SweepConfig, sweep_of
+from distbranch.engine.results import read_result
+from distbranch.engine.run_directory import write_atomically, write_json
+from distbranch.engine.run_log import Report
+from distbranch.errors import UsageError, UserError
+from distbranch.experiments.runs import Run, Runs, check_defined, restrict_to_common_tasks
+from distbranch.launch.prepare import is_to_be_packed, read_packed_data
+from distbranch.report.experiment_figures import save_figure
+from distbranch.sweep.plan import planned_trials, trials_by_variant
+from distbranch.sweep.run import run_sweep
+from distbranch.sweep.trial_status import FINISHED, SweepDirectory
+
+ABOUT = "experiment.json"  # what is compared, and how
+Rows = Sequence[Mapping[str, Any]]
+
+# Keys of a run that a sweep calls otherwise: where an experiment goes, and what each of its runs has.
+KEYS_OF_THE_EXPERIMENT = {
+    "run.directory": "directory",
+    "launch.workers": "workers_per_trial",
+    "launch.gpus_per_worker": "gpus_per_trial",
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an analysis found.
+
+    Attributes:
+        found: for a program.
+        shown: for the terminal: Markdown, or rows of a table.
+        markdown: of table.md.
+        tables: rows of CSV files by file name; values in 0..1.
+        figures: of report/experiment_figures.py, by file name.
+    """
+
+    found: Any
+    shown: str | Rows
+    markdown: str
+    tables: Mapping[str, Rows] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """The names of all files in the experiment's directory."""
+        return ["results.csv", *self.tables, "table.md", *self.figures]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Which runs are compared, and how.
+
+    Attributes:
+        name: of the experiment's directory.
+        about: what tables and figures depend on beside the runs: `experiment` and options such as `split`.
+        variants: {variant: {dotted key: value}} with `base`, as in a sweep file.
+        analyse: what is read off the finished runs.
+        splits: on which the runs are compared, which the data must have.
+        metric: a mean over tasks that some run must have; None: the analysis checks by itself.
+        overrides: `key=value` that go before those of the user.
+        derived: keys whose values in the variants were made from the overrides; no other key may be said by both.
+        among_runs: the runs are those that `distbranch train` would make in `run.directory`, under the names
+            `<variant>-seed<seed>`, so that experiments share them; else they are in the experiment's own directory.
+        link: completes the sweep, once the folder of its runs is known.
+    """
+
+    name: str
+    about: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, Any]]
+    analyse: Callable[[Runs, SweepConfig], Findings]
+    splits: Collection[str] = ()
+    metric: str | None = None
+    overrides: Sequence[str] = ()
+    derived: Collection[str] = ()
+    among_runs: bool = False
+    link: Callable[[SweepConfig], SweepConfig] = lambda sweep: sweep
+
+
+def run_experiment(
+    experiment: Experiment,
+    overrides: Sequence[str],
+    *,
+    seeds: Sequence[int] | None,
+    jobs: int | None,
+    report: Report,
+    name: str | None = None,
+) -> tuple[Findings, Path]:
+    """Train what is not finished yet, analyse all, and write the files.
+
+    Args:
+        experiment: made by a `design_*` function.
+        overrides: `key=value`, for all runs; `run.directory` is where the experiment's directory goes.
+        seeds: every variant is trained with each; None: with the one of its configuration.
+        jobs: runs at the same time; None: as many as fit.
+        report: called when a run begins and ends.
+        name: of the experiment's directory; None: the experiment's own.
+
+    Returns:
+        What was found, and the directory of its files.
+
+    Raises:
+        UsageError: an override that some variants would not follow.
+        UserError: data without a split, a directory of another comparison, or runs that failed; the others were finished first.
+        StoppedEarly: a signal asked to stop.
+    """
+    sweep = build_sweep(
+        name or experiment.name,
+        experiment.variants,
+        [*experiment.overrides, *overrides],
+        seeds=seeds,
+        jobs=jobs,
+        among_runs=experiment.among_runs,
+        derived=experiment.derived,
+    )
+    sweep = experiment.link(sweep)
+    check_same_comparison(sweep, experiment.about)
+    runs = train_variants(sweep, report, splits=experiment.splits)
+
+    # Recorded before the analysis: the runs are there now, whatever an analysis makes of them.
+    write_json(sweep.path / ABOUT, dict(experiment.about))
+    if experiment.metric is not None:
+        check_defined(runs, experiment.metric, experiment.splits)
+    findings = experiment.analyse(runs, sweep)
+
+    for file, rows in findings.tables.items():
+        write_atomically(sweep.path / file, pandas.DataFrame(list(rows)).to_csv(index=False))
+    write_atomically(sweep.path / "table.md", findings.markdown)
+    for file, figure in findings.figures.items():
+        save_figure(figure, sweep.path / file)
+    return findings, sweep.path
+
+
+def build_sweep(
+    name: str,
+    variants: Mapping[str, Mapping[str, Any]],
+    overrides: Sequence[str],
+    *,
+    seeds: Sequence[int] | None,
+    jobs: int | None,
+    among_runs: bool = False,
+    derived: Collection[str] = (),
+) -> SweepConfig:
+    """The sweep of an experiment; arguments as those of `Experiment` and `run_experiment`.
+
+    Raises:
+        UsageError: an unknown key, a value that no sweep takes, or an override that some variants would not follow.
+    """
+    values: dict[str, Any] = {"name": name, "variants": {key: dict(part) for key, part in variants.items()}}
+    if seeds is not None:
+        values["seeds"] = list(seeds)
+    if jobs:
+        values["concurrency"] = jobs
+    others = []
+    for text in overrides:
+        key, value = parse_override(text)
+        if key in KEYS_OF_THE_EXPERIMENT:
+            values[KEYS_OF_THE_EXPERIMENT[key]] = value
+        else:
+            others.append(text)
+    if among_runs:
+        values["trial_directory"] = values.get("directory", SweepConfig.model_fields["directory"].default)
+    return sweep_of(values, others, folder=Path.cwd(), what=f"The experiment {name}", derived=derived)
+
+
+def load_run_config(file: Path, overrides: Sequence[str]) -> Config:
+    """The configuration of a run of the experiment, with those overrides that are keys of a run."""
+    sections_of_sweeps = set(SweepConfig.model_fields)
+    own = []
+    for text in overrides:
+        section = parse_override(text)[0].partition(".")[0]
+        if section not in sections_of_sweeps:
+            own.append(text)
+    return load_config(file, own)
+
+
+def check_grows(file: Path, config: Config) -> None:
+    """An experiment about decisions is of runs that take one.
+
+    Raises:
+        UsageError: the method takes none, or the run ends before.
+    """
+    method = config.method
+    if method.name != "branching":
+        raise UsageError(f"{file} should be of a network that grows, method.name=branching, found {method.name}.")
+    if not config.decides:
+        raise UsageError(
+            f"{file} trains for {config.train.iterations} steps, and its first decision would come after "
+            f"{method.steps_to_first}: lower method.first_decision or method.round_iterations."
+        )
+
+
+def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()) -> dict[str, list[Run]]:
+    """Train what is not finished yet; then the finished runs of every variant, by seed.
+
+    Raises:
+        UserError: data without one of the splits, runs that failed (the others were finished first), or that early stopping ended.
+        StoppedEarly: a signal asked to stop.
+    """
+    if splits:
+        _check_splits(sweep, splits)
+    result = run_sweep(sweep, report)
+    unfinished = [row for row in result.rows if row["status"] != FINISHED]
+    if unfinished:
+        reasons = [f"{row['trial']} ({row['status']}) {row['reason']}" for row in unfinished]
+        raise UserError(
+            f"{len(unfinished)} of {len(result.rows)} runs did not finish: {'; '.join(reasons)}. "
+            "The same command trains them and nothing else."
+        )
+    latencies = {row["trial"]: row["latency_ms"] for row in result.rows}
+    found: dict[str, list[Run]] = {}
+    for variant, trials in trials_by_variant(sweep).items():
+        for trial in trials:
+            own = read_result(trial.run_directory)
+            assert own is not None
+            summary = {**own.summary, "latency_ms": latencies.get(str(trial.run.name))}
+            found.setdefault(variant, []).append(Run(trial, summary))
+    return restrict_to_common_tasks(found)
+
+
+def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
+    """Of data that are still to be packed nothing is known yet."""
+    trial_of_data = {trial.data.path: trial for trial in planned_trials(sweep) if not is_to_be_packed(trial)}
+    for trial in trial_of_data.values():
+        info = read_packed_data(trial)
+        for split in splits:
+            if split not in info.splits:
+                raise UserError(
+                    f"The data set {info.path} should have the split '{split}', on which the runs are compared, but it has "
+                    f"{', '.join(sorted(info.splits))}. Give data that have it, or another --split if the experiment takes one."
+                )
+
+
+# ---- one comparison per directory
+
+
+def check_same_comparison(sweep: SweepConfig, about: Mapping[str, Any]) -> None:
+    """The experiment's directory is empty, or holds what this experiment would find again.
+
+    Raises:
+        UserError: the tables there are of another experiment, or of runs that this one lacks.
+    """
+    results = SweepDirectory(sweep.path, sweep.trial_path).results
+    before = _read_about(sweep.path)
+    different = [f"{key}={value}" for key, value in before.items() if about.get(key) != value]
+    planned = {str(trial.run.name) for trial in planned_trials(sweep)}
+    lost = sorted(_read_finished_trials(results) - planned)
+    if different:
+        found = f"with {', '.join(different)}"
+    elif lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        found = f"of {', '.join(lost[:3])}{more}, which this one leaves out"
+    else:
+        return
+    raise UserError(
+        f"{sweep.path} holds the results of another comparison, {found}; they would be overwritten. Give another --name, or compare "
+        "the same and more."
+    )
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):  # the latter is told when the sweep is begun
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / ABOUT} cannot be read ({error}). Give another --name, or remove it.") from None
+    return about
+
+
+def _read_finished_trials(results: Path) -> set[str]:
+    if not results.exists():
+        return set()
+    with results.open(newline="", encoding="utf-8") as file:
+        return {row["trial"] for row in csv.DictReader(file) if row.get("status") == FINISHED}

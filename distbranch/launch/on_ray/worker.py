@@ -1,0 +1,200 @@
+"""What every Ray worker runs, and the words between workers and driver.
+
+Events, the word to stop and how the run ended all go through Ray, since it may be the storage that failed, and a run directory at
+a URL is another folder on every node.
+"""
+
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from distbranch.config import Config, load_config
+from distbranch.engine.lost_ranks import LostRankError
+from distbranch.engine.results import StoppedEarly
+from distbranch.engine.run_directory import RunDirectory, write_atomically
+from distbranch.engine.run_log import Event, Report
+from distbranch.engine.session import train_rank
+from distbranch.errors import SharedError, UserError
+from distbranch.launch.stopping import check_twice_a_second
+from distbranch.streams import tolerate_any_text
+
+logger = logging.getLogger("distbranch")
+NAMESPACE = "distbranch"
+LOST_BOARD = (
+    "The process through which driver and workers speak was lost, perhaps for lack of memory. The same command resumes."
+)
+
+
+def train_worker(loop: dict[str, Any]) -> None:
+    """What every Ray worker runs; `loop` holds the config and the name of this attempt."""
+    tolerate_any_text()
+    config = load_config(loop["config"])
+    attempt = str(loop["attempt"])
+    if read_outcome(attempt):  # Ray restarts the workers after any error; this one is not for restarts to mend
+        return
+    _ask_board(attempt, "put", "begun", {"begun": True})
+
+    # Rank 0 alone looks for the word to stop and for its successor, and tells the others with the next batch.
+    rank = int(os.environ.get("RANK", "0"))
+    should_stop = _make_stop_check(config, attempt) if rank == 0 else _never_stop
+
+    def report(event: Event) -> None:
+        _ask_board(attempt, "add_event", json.dumps(event))
+
+    from distbranch.report.tensorboard import log_decision
+
+    if rank == 0:
+        # Warnings travel as events: what a worker writes to its own terminal ends in a file of Ray's.
+        logger.handlers = [_EventHandler(report)]
+        logger.propagate = False
+    try:
+        train_rank(config, report=report, draw=log_decision, should_stop=should_stop)
+    except StoppedEarly as stopped:
+        _record_outcome(attempt, "stopped", str(stopped))
+    except LostRankError:
+        raise  # Ray starts all ranks anew
+    except UserError as error:
+        _record_outcome(attempt, "failed", str(error))
+        if not isinstance(error, SharedError):
+            raise  # the other ranks know nothing of it and wait: Ray ends them
+
+
+@contextmanager
+def open_board(attempt: str) -> Iterator[None]:
+    """Hold the board of an attempt, on which driver and workers write for each other, while this block lasts.
+
+    A named actor, so that it outlives any worker. It takes no CPU, so that it stands before any node is free, and it lives on
+    the driver's own node, so that no other one takes it along when it dies.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": attempt, "namespace": NAMESPACE, "num_cpus": 0, "scheduling_strategy": here}
+    # Not restarted: with its memory it would lose what was said, and whoever asks learns from the error that it is gone.
+    board = ray.remote(_make_board_class()).options(**options).remote()
+    try:
+        yield
+    finally:
+        ray.kill(board)
+        _find_board.cache_clear()
+
+
+def ask_to_stop(attempt: str) -> None:
+    """Ask the workers of an attempt to save everything and stop."""
+    _ask_board(attempt, "put", "stop", {"asked": True})
+
+
+def has_begun(attempt: str) -> bool:
+    """Whether any worker of an attempt has ever begun."""
+    return bool(_ask_board(attempt, "get", "begun"))
+
+
+def read_events(attempt: str) -> list[Event]:
+    """What rank 0 reported since the last look."""
+    return [json.loads(event) for event in _ask_board(attempt, "take_events")]
+
+
+def read_outcome(attempt: str) -> dict[str, str]:
+    """How the workers of an attempt ended, in their own words: `kind` and `message`; empty if they did not say."""
+    outcome: dict[str, str] = _ask_board(attempt, "get", "outcome")
+    return outcome
+
+
+def _record_outcome(attempt: str, kind: str, message: str) -> None:
+    _ask_board(attempt, "put", "outcome", {"kind": kind, "message": message})
+
+
+def _make_board_class() -> type:
+    """Made in a function, so that Ray sends its source: the actor's process then starts without importing torch."""
+
+    class Board:
+        def __init__(self) -> None:
+            self.words: dict[str, dict[str, Any]] = {}
+            self.events: list[str] = []
+
+        def put(self, what: str, value: dict[str, Any]) -> None:
+            self.words.setdefault(what, value)  # of several ranks the first one's word counts
+
+        def get(self, what: str) -> dict[str, Any]:
+            return self.words.get(what, {})
+
+        def add_event(self, event: str) -> None:
+            self.events.append(event)
+
+        def take_events(self) -> list[str]:
+            taken = self.events
+            self.events = []
+            return taken
+
+    return Board
+
+
+@cache
+def _find_board(attempt: str) -> Any:
+    import ray
+
+    return ray.get_actor(attempt, namespace=NAMESPACE)
+
+
+def _ask_board(attempt: str, method: str, *values: Any) -> Any:
+    """The answer of the board; awaited, so that a word stands there before its worker can be killed.
+
+    Raises:
+        LostRankError: the board is gone, mostly because the driver has ended: then Ray is about to end this worker too.
+    """
+    import ray
+
+    try:
+        return ray.get(getattr(_find_board(attempt), method).remote(*values))
+    except (ray.exceptions.RayActorError, ValueError):  # a ValueError: no actor has that name
+        raise LostRankError(LOST_BOARD) from None
+
+
+def _make_stop_check(config: Config, attempt: str) -> Callable[[], bool]:
+    """Whether rank 0 should stop.
+
+    Raises (the check):
+        LostRankError: another rank 0 has begun since, that of a driver started again while its old workers were still dying.
+    """
+    own = secrets.token_hex(8)
+    leader = RunDirectory(config.run_directory).path / "ray" / "leader"
+    leader.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(leader, own)
+
+    def is_replaced() -> bool:
+        try:
+            return leader.read_text() != own
+        except OSError:  # storage that fails for a while replaces nobody
+            return False
+
+    look_for_successor = check_twice_a_second(is_replaced)
+    look_for_stop = check_twice_a_second(lambda: bool(_ask_board(attempt, "get", "stop")))
+
+    def should_stop() -> bool:
+        if look_for_successor():
+            raise LostRankError("Other workers have taken over this run.")
+        return look_for_stop()
+
+    return should_stop
+
+
+def _never_stop() -> bool:
+    return False
+
+
+class _EventHandler(logging.Handler):
+    """Log records as events, so that warnings of rank 0 reach the terminal of the driver."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.WARNING)
+        self.report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Report one record."""
+        self.report({"kind": "warning", "message": record.getMessage()})
