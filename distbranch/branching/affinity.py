@@ -125,7 +125,7 @@ class AffinityStats:
                 "%d pairs of tasks were never labelled together; their affinity is taken as 0.5.", num_unseen
             )
         seen = np.maximum(pairs, np.finfo(np.float64).tiny)
-        correlation = agree / seen if kind == "agreement" else _correlation(agree / seen, signs / seen)
+        correlation = agree / seen if kind == "agreement" else _compute_correlation(agree / seen, signs / seen)
         affinity = np.where(pairs > 0, (1 + correlation) / 2, 0.5)
         np.fill_diagonal(affinity, 1.0)
         return affinity
@@ -148,7 +148,7 @@ class AffinityStats:
         self._any_gap = bool((self.gap[1] > 0).any())
 
 
-def _correlation(products: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_correlation(products: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
     """Correlations [T, T] from E[s_i s_j] and E[s_i], both over the samples with i and j labelled; 0 where a sign never varied."""
     variances = 1 - means**2
     varied = (variances > SMALLEST_VARIANCE) & (variances.T > SMALLEST_VARIANCE)

@@ -14,9 +14,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from distbranch.branching.grouping import ROUNDING, Groups, groupings, separation_cost
-from distbranch.branching.moves import improve
-from distbranch.branching.partitions import MOST_BRANCHES, best_partitions
+from distbranch.branching.grouping import ROUNDING, Groups, cluster_branches, separation_cost
+from distbranch.branching.search import MOST_BRANCHES, find_best_partitions, move_branches
 
 UNIT_COST = 1 / 64  # L0 of Eq. 9
 ALL_PARTITIONS, WITH_MOVES = "all partitions", "spectral + moves"
@@ -65,7 +64,7 @@ def choose_groups(
 
 
 class Candidates:
-    """The groupings among which decisions choose that differ in nothing but prices and caps; found when one first needs them.
+    """The cluster_branches among which decisions choose that differ in nothing but prices and caps; found when one first needs them.
 
     Args:
         branch_affinity: A_b [c, c].
@@ -78,7 +77,7 @@ class Candidates:
         if len(shape) != 2 or shape[0] != shape[1] or not len(self.affinity):
             raise ValueError(f"The affinity of branches must be a square matrix [c, c], found shape {list(shape)}.")
         self._found: list[tuple[int, Groups, float]] = []
-        self._others = self._search(seed)
+        self._others = self._search_groupings(seed)
 
     def choose(
         self, *, alpha: float, pools_above: int, unit_cost: float = UNIT_COST, max_groups: int | None = None
@@ -86,19 +85,28 @@ class Candidates:
         """The choice of `choose_groups`, with the same arguments."""
         price = unit_cost * 2**pools_above
         limit = len(self.affinity) if max_groups is None else max(1, min(max_groups, len(self.affinity)))
-        costs, separation, groups = dict[int, float](), dict[int, float](), dict[int, Groups]()
+        costs: dict[int, float] = {}
+        separation: dict[int, float] = {}
+        groups: dict[int, Groups] = {}
         for num_groups, grouping, cost in self:
-            least = (num_groups - 1) * price + alpha * self._least_separation
-            cannot_win = costs and least > min(costs.values()) + ROUNDING
-            if num_groups > limit or (cannot_win and not self._tries_all):
+            if num_groups > limit:
                 break
+            # From here on complexity alone costs more than the best so far, whatever the grouping.
+            least = (num_groups - 1) * price + alpha * self._least_separation
+            if not self._tries_all and costs and least > min(costs.values()) + ROUNDING:
+                break
+
+            # Eq. 9
             costs[num_groups] = (num_groups - 1) * price + alpha * cost
-            separation[num_groups], groups[num_groups] = cost, grouping
+            separation[num_groups] = cost
+            groups[num_groups] = grouping
+
+        # On ties the fewest groups: a branch that gains nothing is not worth its weights.
         best = min(costs.values())
         chosen = groups[min(d for d, cost in costs.items() if cost <= best + ROUNDING)]
         if self._tries_all:
             return Decision(chosen, costs, separation)
-        moved, num_moves = improve(self.affinity, chosen)
+        moved, num_moves = move_branches(self.affinity, chosen)
         separation[len(moved)] = separation_cost(self.affinity, moved)
         costs[len(moved)] = (len(moved) - 1) * price + alpha * separation[len(moved)]
         return Decision(moved, costs, separation, WITH_MOVES, num_moves)
@@ -124,10 +132,10 @@ class Candidates:
         """No grouping costs less: the spread of a group is at least that of its members alone."""
         return float(1 - np.diag(self.affinity).max())
 
-    def _search(self, seed: int) -> Iterator[tuple[int, Groups, float]]:
+    def _search_groupings(self, seed: int) -> Iterator[tuple[int, Groups, float]]:
         count = len(self.affinity)
-        found = groupings(self.affinity, count, seed=seed)
+        found = cluster_branches(self.affinity, count, seed=seed)
         if self._tries_all:
-            found = iter(best_partitions(self.affinity, count).items())
+            found = iter(find_best_partitions(self.affinity, count).items())
         for num_groups, groups in found:
             yield num_groups, groups, separation_cost(self.affinity, groups)

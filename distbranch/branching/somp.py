@@ -42,7 +42,7 @@ def select_rows(weight: ArrayLike, num_rows: int) -> list[int]:
     Raises:
         ValueError: not a matrix of finite numbers, or not 1 <= num_rows <= d.
     """
-    selection = pursue(weight, num_rows)
+    selection = orthogonal_matching_pursuit(weight, num_rows)
     if selection.num_filled:
         warnings.warn(
             f"The matrix has only {selection.rank} independent rows of the {num_rows} wanted; "
@@ -53,27 +53,27 @@ def select_rows(weight: ArrayLike, num_rows: int) -> list[int]:
     return list(selection.rows)
 
 
-def pursue(weight: ArrayLike, num_rows: int) -> Selection:
+def orthogonal_matching_pursuit(weight: ArrayLike, num_rows: int) -> Selection:
     """`select_rows` that tells in its result, not by a warning, how many rows were filled in."""
-    matrix = _checked(weight, num_rows)
+    matrix = _check_matrix(weight, num_rows)
     squares = np.einsum("ij,ij->i", matrix, matrix)  # [d], squared norms
-    chosen = _pursue(matrix @ matrix.T, squares, num_rows) if squares.any() else []
+    chosen = _run_pursuit(matrix @ matrix.T, squares, num_rows) if squares.any() else []
     unused = np.setdiff1d(np.arange(len(matrix)), chosen)
     fill = unused[np.argsort(-squares[unused], kind="stable")][: num_rows - len(chosen)]
     return Selection((*chosen, *map(int, fill)), len(fill))
 
 
-def largest_rows(weight: ArrayLike, num_rows: int) -> list[int]:
+def select_largest_rows(weight: ArrayLike, num_rows: int) -> list[int]:
     """The rows of `weight` [d, n] of largest norm, largest first: what SOMP is compared with.
 
     Raises:
         ValueError: as for `select_rows`.
     """
-    matrix = _checked(weight, num_rows)
+    matrix = _check_matrix(weight, num_rows)
     return [int(row) for row in np.argsort(-np.einsum("ij,ij->i", matrix, matrix), kind="stable")[:num_rows]]
 
 
-def _checked(weight: ArrayLike, num_rows: int) -> Vector:
+def _check_matrix(weight: ArrayLike, num_rows: int) -> Vector:
     """In float64, scaled to a largest value of 1, which changes no choice and keeps fourth powers in range."""
     matrix = np.asarray(weight, dtype=np.float64)
     if matrix.ndim != 2:
@@ -86,7 +86,7 @@ def _checked(weight: ArrayLike, num_rows: int) -> Vector:
     return matrix / largest if largest else matrix
 
 
-def _pursue(gram: Vector, squares: Vector, num_rows: int) -> list[int]:
+def _run_pursuit(gram: Vector, squares: Vector, num_rows: int) -> list[int]:
     """Up to `num_rows` rows, fewer where no row is left outside the span of the chosen ones. gram: W W^T [d, d]."""
     parts = np.zeros((len(gram), num_rows))  # q_j, one column per choice
     left = squares.copy()  # the diagonal of H
@@ -98,10 +98,10 @@ def _pursue(gram: Vector, squares: Vector, num_rows: int) -> list[int]:
         candidates[chosen] = False
         if not candidates.any():
             break
-        scores = _scores(norms, squares, candidates)
+        scores = _compute_scores(norms, squares, candidates)
         if scores.max() < STALE * fresh:
-            norms = _column_norms(gram, parts[:, : len(chosen)])
-            scores = _scores(norms, squares, candidates)
+            norms = _compute_column_norms(gram, parts[:, : len(chosen)])
+            scores = _compute_scores(norms, squares, candidates)
             fresh = scores.max()
         row = int(np.argmax(scores >= (1 - TIED) * scores.max()))
         known = parts[:, : len(chosen)]
@@ -117,14 +117,14 @@ def _pursue(gram: Vector, squares: Vector, num_rows: int) -> list[int]:
     return chosen
 
 
-def _scores(norms: Vector, squares: Vector, candidates: NDArray[np.bool_]) -> Vector:
+def _compute_scores(norms: Vector, squares: Vector, candidates: NDArray[np.bool_]) -> Vector:
     """||R w_j||^2 / ||w_j||^2 of every candidate, -1 of the others."""
     scores = np.full(len(norms), -1.0)
     scores[candidates] = np.maximum(norms[candidates], 0.0) / squares[candidates]
     return scores
 
 
-def _column_norms(gram: Vector, parts: Vector) -> Vector:
+def _compute_column_norms(gram: Vector, parts: Vector) -> Vector:
     """Squared norms of the columns of H = gram - parts parts^T."""
     norms = np.empty(len(gram))
     for start in range(0, len(gram), BLOCK):

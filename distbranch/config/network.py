@@ -3,10 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from distbranch.config.paths import expand_places
-from distbranch.config.section import Section
+
+
+class Section(BaseModel):
+    """The base of every part of a configuration; refuses keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -22,7 +27,7 @@ class ModelConfig(Section):
         None,
         gt=0,
         le=1,
-        description="Every layer so wide a part of its full width (in eights, at least 8); `width` is empty then.",
+        description="This fraction of the full width of every layer (in eights, at least 8); `width` is empty then.",
     )
 
     @model_validator(mode="before")

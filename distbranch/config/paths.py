@@ -46,7 +46,7 @@ def is_remote(place: str) -> bool:
     return "://" in place
 
 
-def below(url: str, name: str) -> str:
+def join_url(url: str, name: str) -> str:
     """The URL of `name` in the folder at `url`, whose options (`?region=...`) stay at the end."""
     place, mark, options = url.partition("?")
     return f"{place.rstrip('/')}/{name}{mark}{options}"

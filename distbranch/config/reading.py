@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from distbranch.config.effects import keys_without_effect
+from distbranch.config.network import Section
 from distbranch.config.paths import expand_places
-from distbranch.config.section import Section
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
 from distbranch.errors import UsageError, reason_of
 from distbranch.permissions import denied

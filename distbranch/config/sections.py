@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distbranch.config.network import AdaShareConfig, MethodConfig, ModelConfig
-from distbranch.config.paths import below, copy_of, expand_places, is_remote
-from distbranch.config.section import Section
+from distbranch.config.network import AdaShareConfig, MethodConfig, ModelConfig, Section
+from distbranch.config.paths import copy_of, expand_places, is_remote, join_url
 
 # A run that is continued may change these; every other difference would make it another run.
 KEYS_FREE_TO_CHANGE = (
@@ -367,4 +366,4 @@ class Config(Section):
     def run_url(self) -> str | None:
         """Where the run directory is at a URL; None for one on a disk."""
         directory = self.run.directory
-        return below(directory, self.run.name or "run") if is_remote(directory) else None
+        return join_url(directory, self.run.name or "run") if is_remote(directory) else None

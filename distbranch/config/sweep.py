@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from distbranch.config.network import Section
 from distbranch.config.paths import expand_places, is_remote
 from distbranch.config.reading import (
     as_yaml,
@@ -22,7 +23,6 @@ from distbranch.config.reading import (
     set_dotted,
     unknown_key,
 )
-from distbranch.config.section import Section
 from distbranch.errors import UsageError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a folder

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from distbranch.adashare.policy import drawn_policy
-from distbranch.branching.given import independent, tree_of_groups
-from distbranch.branching.tree import Tree
-from distbranch.branching.widening import widen
+from distbranch.adashare.policy import sample_policy
+from distbranch.branching.tree import Tree, build_independent_tree, build_tree_of_groups, widen
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import load_model
@@ -44,7 +42,7 @@ def first_architecture(config: Config, info: DatasetInfo) -> AnyArchitecture:
         return searched if config.searches else searched.with_policy(_given_policy(config, searched))
     thin = Architecture.thin(model.backbone, model.width, size, info.tasks, width_fraction=model.width_fraction)
     if method.name == "independent":
-        return thin.with_tree(independent(thin.tree.layers, len(info.tasks)))
+        return thin.with_tree(build_independent_tree(thin.tree.layers, len(info.tasks)))
     if method.groups is not None:
         return thin.with_tree(_given_tree(config, thin))
     return thin.factorised() if method.name == "low-rank" else thin
@@ -78,7 +76,7 @@ def _given_tree(config: Config, thin: Architecture) -> Tree:
     assert groups is not None
     names = [task.name for task in thin.tasks]
     try:
-        tree = tree_of_groups(thin.tree.layers, names, groups)
+        tree = build_tree_of_groups(thin.tree.layers, names, groups)
     except ValueError as error:
         raise UserError(f"{source} is no tree for this network and these tasks: {error}.") from None
     if config.method.permutation is None:
@@ -129,7 +127,7 @@ def _given_policy(config: Config, searched: ResidualArchitecture) -> Policy:
         record = _read_json(file)
         names, blocks, executes = record["tasks"], record["blocks"], record["policy"]
         if number is not None:
-            executes = drawn_policy(np.array(record["execute_probability"]), number=number).tolist()
+            executes = sample_policy(np.array(record["execute_probability"]), number=number).tolist()
     except PermissionError as error:
         raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distbranch.adashare.curriculum import Curriculum, Phase
 from distbranch.adashare.policy import (
-    default_loss_weights,
-    execute_probabilities,
-    gumbel_noise,
+    Curriculum,
+    Phase,
+    compute_execute_probabilities,
+    get_default_loss_weights,
+    sample_gumbel_noise,
+    sample_soft_decisions,
     sharing_loss,
-    soft_decisions,
     sparsity_loss,
 )
 from distbranch.config import Config
@@ -54,7 +55,7 @@ class PolicySearch:
         self.curriculum = Curriculum(adashare.warmup_iterations, first, second, blocks, adashare.cycles_per_block)
         before = adashare.warmup_iterations * batch_size
         self.turns = Turns(adashare.weights_part, before, first * batch_size, second * batch_size)
-        sparsity, sharing = default_loss_weights(len(info.tasks))
+        sparsity, sharing = get_default_loss_weights(len(info.tasks))
         self.sparsity = sparsity if adashare.sparsity is None else adashare.sparsity
         self.sharing = sharing if adashare.sharing is None else adashare.sharing
 
@@ -71,8 +72,10 @@ class PolicySearch:
         """What every task executes and skips of the released blocks at a step: [T, n, 2]; the same on every rank."""
         num_tasks, num_blocks, _ = logits.shape
         num_released = self.curriculum.num_released(step)
-        noise = send_to(logits.device, gumbel_noise(num_tasks, num_blocks, seed=self.config.seed, step=step))
-        return soft_decisions(logits, noise, temperature=self.curriculum.temperature(step), num_released=num_released)
+        noise = send_to(logits.device, sample_gumbel_noise(num_tasks, num_blocks, seed=self.config.seed, step=step))
+        return sample_soft_decisions(
+            logits, noise, temperature=self.curriculum.temperature(step), num_released=num_released
+        )
 
     def sample_decisions(self, network: Network, step: int) -> Tensor:
         """The decisions of a step with which the weights are trained: no gradient reaches the policy."""
@@ -153,7 +156,7 @@ def make_policy_record(network: Network, search: PolicySearch | None, num_steps:
         "policy": [[int(executes) for executes in row] for row in network.policy],
     }
     if search is not None:
-        probabilities = execute_probabilities(network.policy_logits)
+        probabilities = compute_execute_probabilities(network.policy_logits)
         held = architecture.num_blocks - search.curriculum.num_released(max(0, num_steps - 1))
         probabilities[:, :held] = 1.0
         record["execute_probability"] = probabilities.tolist()

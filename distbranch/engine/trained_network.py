@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distbranch.branching.tree import Split
-from distbranch.branching.widening import widen
+from distbranch.branching.tree import Split, widen
 from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, fingerprint

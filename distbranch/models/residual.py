@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from distbranch.branching.given import tree_of_groups
-from distbranch.branching.tree import Tree
+from distbranch.branching.tree import Tree, build_tree_of_groups
 from distbranch.errors import UserError
 from distbranch.models.backbones import SMALLEST_IMAGE, Architecture, in_eights
 from distbranch.tasks import Task
@@ -135,7 +134,7 @@ class ResidualArchitecture:
             for name, row in zip(names, self.executed, strict=True):
                 ways.setdefault(row[:number], []).append(name)
             groups[shape.name] = list(ways.values())
-        return tree_of_groups(tuple(groups), names, groups)
+        return build_tree_of_groups(tuple(groups), names, groups)
 
     def with_policy(self, policy: Policy) -> ResidualArchitecture:
         """The same network with these decisions."""

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from distbranch.branching.somp import Selection, largest_rows, pursue
+from distbranch.branching.somp import Selection, orthogonal_matching_pursuit, select_largest_rows
 from distbranch.errors import UserError
 from distbranch.models.backbones import Architecture
 from distbranch.models.pretrained import WideLayer, WideNetwork, check_backbone, check_finite, map_size, with_map_size
@@ -83,9 +83,9 @@ def _choose(layer: WideLayer, width: int, choice: Choice, draw: np.random.Genera
         return Selection(tuple(range(width)), 0)
     matrix = layer.folded().flatten(1).numpy()
     if choice == "somp":
-        return pursue(matrix, width)
+        return orthogonal_matching_pursuit(matrix, width)
     if choice == "largest-norm":
-        return Selection(tuple(largest_rows(matrix, width)), 0)
+        return Selection(tuple(select_largest_rows(matrix, width)), 0)
     return Selection(tuple(map(int, draw.permutation(len(matrix))[:width])), 0)
 
 

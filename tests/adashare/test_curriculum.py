@@ -2,7 +2,7 @@
 
 import pytest
 
-from distbranch.adashare.curriculum import Curriculum
+from distbranch.adashare.policy import Curriculum
 
 CURRICULUM = Curriculum(warmup=10, weight_steps=4, policy_steps=1, num_blocks=8, speed=3)
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from distbranch.adashare.policy import (
-    default_loss_weights,
-    drawn_policy,
-    execute_probabilities,
-    gumbel_noise,
+    compute_execute_probabilities,
+    get_default_loss_weights,
+    sample_gumbel_noise,
+    sample_policy,
+    sample_soft_decisions,
     sharing_loss,
-    soft_decisions,
     sparsity_loss,
 )
 
@@ -23,32 +23,36 @@ def some_logits(num_tasks: int = 3, num_blocks: int = 8, seed: int = 0) -> torch
 
 
 def test_noise_is_that_of_a_standard_gumbel_and_belongs_to_seed_and_step() -> None:
-    noise = gumbel_noise(100, 1000, seed=3, step=7)
+    noise = sample_gumbel_noise(100, 1000, seed=3, step=7)
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
     assert noise.var().item() == pytest.approx(math.pi**2 / 6, abs=0.03)
-    assert torch.equal(noise, gumbel_noise(100, 1000, seed=3, step=7))
+    assert torch.equal(noise, sample_gumbel_noise(100, 1000, seed=3, step=7))
     for seed, step in [(3, 8), (4, 7), (7, 3)]:
-        assert not torch.equal(noise[:2, :2], gumbel_noise(2, 2, seed=seed, step=step))
+        assert not torch.equal(noise[:2, :2], sample_gumbel_noise(2, 2, seed=seed, step=step))
 
 
 def test_cold_decisions_execute_as_often_as_their_probability_says() -> None:
     logits = torch.tensor([math.log(0.7), math.log(0.3)]).repeat(50, 400, 1)
-    drawn = soft_decisions(logits, gumbel_noise(50, 400, seed=0, step=0), temperature=1e-4, num_released=400)
+    drawn = sample_soft_decisions(
+        logits, sample_gumbel_noise(50, 400, seed=0, step=0), temperature=1e-4, num_released=400
+    )
     assert torch.allclose(drawn.sum(dim=2), torch.ones(50, 400))
     assert drawn[:, :, 0].mean().item() == pytest.approx(0.7, abs=0.01)
-    warm = soft_decisions(logits, gumbel_noise(50, 400, seed=0, step=0), temperature=1e4, num_released=400)
+    warm = sample_soft_decisions(
+        logits, sample_gumbel_noise(50, 400, seed=0, step=0), temperature=1e4, num_released=400
+    )
     assert (warm - 0.5).abs().max() < 0.01
 
 
 def test_decisions_are_of_the_last_blocks_and_pass_no_gradient_to_others() -> None:
-    logits, noise = some_logits().requires_grad_(), gumbel_noise(3, 8, seed=0, step=0)
-    drawn = soft_decisions(logits, noise, temperature=5, num_released=3)
+    logits, noise = some_logits().requires_grad_(), sample_gumbel_noise(3, 8, seed=0, step=0)
+    drawn = sample_soft_decisions(logits, noise, temperature=5, num_released=3)
     assert torch.equal(drawn, ((logits + noise) / 5).softmax(dim=2)[:, 5:])
     drawn[:, :, 0].sum().backward()
     assert logits.grad is not None
     assert not logits.grad[:, :5].any()
     assert logits.grad[:, 5:].all()
-    assert soft_decisions(logits, noise, temperature=5, num_released=0).shape == (3, 0, 2)
+    assert sample_soft_decisions(logits, noise, temperature=5, num_released=0).shape == (3, 0, 2)
 
 
 @pytest.mark.parametrize("num_released", [1, 3, 8])
@@ -81,14 +85,18 @@ def test_a_single_task_shares_with_nobody_at_no_cost() -> None:
 
 def test_sampled_policies_follow_the_probabilities_and_are_numbered() -> None:
     logits = some_logits(num_tasks=2, num_blocks=4)
-    probabilities = execute_probabilities(logits).numpy()
+    probabilities = compute_execute_probabilities(logits).numpy()
     assert probabilities[1, 2] == pytest.approx(1 / (1 + math.exp(float(logits[1, 2, 1] - logits[1, 2, 0]))))
-    many = np.stack([drawn_policy(probabilities, number=number) for number in range(4000)])
+    many = np.stack([sample_policy(probabilities, number=number) for number in range(4000)])
     assert np.abs(many.mean(axis=0) - probabilities).max() < 0.03
-    assert np.array_equal(many[17], drawn_policy(probabilities, number=17))
+    assert np.array_equal(many[17], sample_policy(probabilities, number=17))
     sure = np.array([[0.0, 1.0]])
-    assert drawn_policy(sure, number=0).tolist() == [[False, True]]
+    assert sample_policy(sure, number=0).tolist() == [[False, True]]
 
 
 def test_loss_weights_are_those_of_the_published_experiments() -> None:
-    assert [default_loss_weights(num_tasks) for num_tasks in (2, 3, 5)] == [(0.05, 0.05), (0.001, 0.05), (0.001, 0.005)]
+    assert [get_default_loss_weights(num_tasks) for num_tasks in (2, 3, 5)] == [
+        (0.05, 0.05),
+        (0.001, 0.05),
+        (0.001, 0.005),
+    ]

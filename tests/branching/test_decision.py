@@ -8,7 +8,7 @@ from sklearn.manifold import spectral_embedding as sklearn_embedding
 from sklearn.metrics import adjusted_rand_score
 
 from distbranch.branching.decision import choose_groups
-from distbranch.branching.grouping import branch_affinity, groupings, separation_cost, spectral_embedding
+from distbranch.branching.grouping import branch_affinity, cluster_branches, separation_cost, spectral_embedding
 
 
 def random_affinity(count: int, seed: int = 0) -> np.ndarray:
@@ -80,7 +80,7 @@ def test_separation_cost_equals_equations_10_and_11(count: int, groups: list[lis
 def test_the_total_cost_equals_equation_9_and_the_least_wins() -> None:
     a = random_affinity(12)
     decision = choose_groups(a, alpha=1.5, pools_above=2)
-    grouped = dict(groupings(a, 12, seed=0))
+    grouped = dict(cluster_branches(a, 12, seed=0))
     grouped[decision.num_groups] = decision.groups  # the chosen one is better still than what clustering found
     for d, cost in decision.costs.items():
         assert cost == pytest.approx((d - 1) / 64 * 4 + 1.5 * separation_cost(a, grouped[d]))
@@ -128,7 +128,7 @@ def test_the_same_arguments_give_the_same_decision_and_a_permutation_the_permute
 def test_a_labelling_with_an_empty_group_does_not_count() -> None:
     a = np.ones((8, 8))
     a[:4, 4:] = a[4:, :4] = 0.0  # two groups of equal branches: no third one can be told apart by the first components
-    for d, groups in groupings(a, 8, seed=0):
+    for d, groups in cluster_branches(a, 8, seed=0):
         assert len(groups) == d
         assert all(groups)
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from distbranch.branching.decision import ALL_PARTITIONS, WITH_MOVES, Candidates, choose_groups
-from distbranch.branching.grouping import Groups, groupings, separation_cost
-from distbranch.branching.moves import Moves, improve
-from distbranch.branching.partitions import MOST_BRANCHES, best_partitions
+from distbranch.branching.grouping import Groups, cluster_branches, separation_cost
+from distbranch.branching.search import MOST_BRANCHES, Moves, find_best_partitions, move_branches
 
 BELL = (1, 2, 5, 15, 52, 203, 877, 4140)
 
@@ -62,10 +61,10 @@ def test_of_few_branches_the_decision_is_the_best_of_all_partitions(count: int, 
 def test_eight_branches_have_all_their_partitions_and_nine_are_clustered() -> None:
     a = affinity_of(8, 0)
     assert sum(1 for _ in partitions(list(range(8)))) == BELL[7]
-    for d, groups in best_partitions(a, 8).items():
+    for d, groups in find_best_partitions(a, 8).items():
         assert len(groups) == d
         assert separation_cost(a, groups) <= min(
-            separation_cost(a, found) for number, found in groupings(a, 8, seed=0) if number == d
+            separation_cost(a, found) for number, found in cluster_branches(a, 8, seed=0) if number == d
         )
     assert choose_groups(a, alpha=1.0, pools_above=0).search == ALL_PARTITIONS
     assert choose_groups(affinity_of(MOST_BRANCHES + 1, 0), alpha=1.0, pools_above=0).search == WITH_MOVES
@@ -76,11 +75,11 @@ def test_eight_branches_have_all_their_partitions_and_nine_are_clustered() -> No
 def test_what_is_not_tried_could_not_have_won(alpha: float, pools: int, seed: int) -> None:
     count = 9 + 4 * seed
     a = affinity_of(count, seed, ties=seed % 2 == 0)
-    unpruned = dict(groupings(a, count, seed=0))
+    unpruned = dict(cluster_branches(a, count, seed=0))
     total = {d: (d - 1) / 64 * 2**pools + alpha * separation_cost(a, groups) for d, groups in unpruned.items()}
     chosen = min(d for d, cost in total.items() if cost <= min(total.values()) + 1e-12)
     found = choose_groups(a, alpha=alpha, pools_above=pools)
-    groups, num_moves = improve(a, unpruned[chosen])
+    groups, num_moves = move_branches(a, unpruned[chosen])
     assert (found.groups, found.num_moves) == (groups, num_moves), "the same as if all numbers of groups had been tried"
     for d in total.keys() - found.costs.keys():
         assert total[d] > min(found.costs.values())
@@ -140,7 +139,7 @@ def test_moves_put_back_what_was_put_into_the_wrong_groups(seed: int) -> None:
     wrong = truth.copy()
     wrong[draw.choice(24, 2, replace=False)] = draw.integers(0, 4, 2)
     given = canonical([list(np.flatnonzero(wrong == group)) for group in range(4)])
-    found, num_moves = improve(a, given)
+    found, num_moves = move_branches(a, given)
     assert found == planted
     assert num_moves == (wrong != truth).sum()
 
@@ -148,10 +147,10 @@ def test_moves_put_back_what_was_put_into_the_wrong_groups(seed: int) -> None:
 @pytest.mark.parametrize("count", [9, 30])
 def test_after_the_last_move_none_helps_and_the_number_of_groups_is_the_same(count: int) -> None:
     a = affinity_of(count, 1)
-    for d, groups in groupings(a, count, seed=0):
-        found, num_moves = improve(a, groups)
+    for d, groups in cluster_branches(a, count, seed=0):
+        found, num_moves = move_branches(a, groups)
         assert len(found) == d
-        assert improve(a, found) == (found, 0)
+        assert move_branches(a, found) == (found, 0)
         assert (separation_cost(a, found) < separation_cost(a, groups)) == (num_moves > 0)
 
 
@@ -163,6 +162,6 @@ def test_moves_never_trade_the_closeness_of_branches_for_small_groups(seed: int)
     a = 0.5 + 0.08 * (truth[:, None] == truth) + draw.normal(0, 0.01, (40, 40))
     a = (a + a.T) / 2
     np.fill_diagonal(a, 1.0)
-    found, num_moves = improve(a, tuple(tuple(range(first, first + 5)) for first in range(0, 40, 5)))
+    found, num_moves = move_branches(a, tuple(tuple(range(first, first + 5)) for first in range(0, 40, 5)))
     assert sorted(map(len, found)) == [5] * 8
     assert num_moves == 0

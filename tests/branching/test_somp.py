@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bench_somp import select_rows_naively
 
-from distbranch.branching.somp import largest_rows, pursue, select_rows
+from distbranch.branching.somp import orthogonal_matching_pursuit, select_largest_rows, select_rows
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -55,14 +55,14 @@ def test_when_the_rank_is_exhausted_the_largest_unused_rows_fill_up_and_a_warnin
     norms = np.linalg.norm(weight, axis=1)
     norms[rows[:3]] = -1
     assert rows[3:] == list(np.argsort(-norms)[:5])
-    selection = pursue(weight, 8)
+    selection = orthogonal_matching_pursuit(weight, 8)
     assert (selection.rank, selection.num_filled) == (3, 5)
 
 
 def test_rounding_to_float32_adds_no_rank() -> None:
     draw = np.random.default_rng(5)
     weight = (draw.standard_normal((64, 9)) @ draw.standard_normal((9, 200))).astype(np.float32)
-    assert pursue(weight, 32).rank == 9
+    assert orthogonal_matching_pursuit(weight, 32).rank == 9
 
 
 def test_as_many_rows_as_columns_exhaust_nothing() -> None:
@@ -74,21 +74,21 @@ def test_as_many_rows_as_columns_exhaust_nothing() -> None:
 
 def test_rows_of_zeros_come_last() -> None:
     weight = np.zeros((6, 4))
-    assert pursue(weight, 2).rows == (0, 1)
+    assert orthogonal_matching_pursuit(weight, 2).rows == (0, 1)
     weight[4, 1], weight[5, 2] = 1e-9, 2e-9
-    selection = pursue(weight, 4)
+    selection = orthogonal_matching_pursuit(weight, 4)
     assert selection.rows == (5, 4, 0, 1)
     assert selection.rank == 2
 
 
 def test_small_independent_rows_beside_large_ones_still_count() -> None:
     weight = np.diag([1e6, 1.0, 1e-3])
-    assert pursue(weight, 3).rows == (0, 1, 2)
-    assert pursue(weight, 3).num_filled == 0
+    assert orthogonal_matching_pursuit(weight, 3).rows == (0, 1, 2)
+    assert orthogonal_matching_pursuit(weight, 3).num_filled == 0
 
 
 def test_largest_rows_are_sorted_by_norm_and_first_on_ties() -> None:
-    assert largest_rows([[1, 0], [0, 3], [3, 0], [2, 0]], 3) == [1, 2, 3]
+    assert select_largest_rows([[1, 0], [0, 3], [3, 0], [2, 0]], 3) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("num_rows", [0, 4])

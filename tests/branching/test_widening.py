@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from distbranch.branching.tree import Split, Tree
-from distbranch.branching.widening import widen
+from distbranch.branching.tree import Split, Tree, widen
 from distbranch.models.backbones import Architecture
 from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import Task

@@ -159,7 +159,7 @@ CONFIGS = (
         ("x.yaml", "the key 'train' stands twice", "line 3"),
     ),
     Case("config is a list", put("x.yaml", "- seed\n- 3\n"), "train x.yaml", 2, ("`key: value`", "list")),
-    Case("config is a sweep", SWEEP, "train s.yaml", 2, ("s.yaml", "base, seeds", "distbranch sweep s.yaml")),
+    Case("config is a sweep", SWEEP, "train s.yaml", 2, ("s.yaml", "it has seeds", "distbranch sweep s.yaml")),
     Case("sweep is a config", nothing, "sweep tiny.yaml", 2, ("distbranch train tiny.yaml", "`base`")),
     Case("sweep: data absent", SWEEP, "sweep s.yaml data.path=absent", 1, ("absent does not exist", "data pack")),
     Case("sweep: one seed", SWEEP, "sweep s.yaml seeds=0", 2, ("seeds: should be a list", "[0, 1, 2], found 0")),

@@ -17,7 +17,7 @@ from test_kill_and_continue import train_and_die
 from tiny_runs import TASKS, assert_same_content, config_of, lines_of, train_tiny
 
 import distbranch
-from distbranch.adashare.policy import drawn_policy
+from distbranch.adashare.policy import sample_policy
 from distbranch.config import load_config
 from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import Preprocessing
@@ -193,7 +193,7 @@ def test_a_policy_is_trained_with_from_fresh_weights(
     found = policy_of(search)
     expected = found["policy"]
     if number is not None:
-        expected = drawn_policy(np.array(found["execute_probability"]), number=number).astype(int).tolist()
+        expected = sample_policy(np.array(found["execute_probability"]), number=number).astype(int).tolist()
     assert policy_of(run)["policy"] == expected
     config["train"]["iterations"], config["run"]["name"] = 8, "tiny"
     assert train_tiny(config)["end"] == "done"  # finished: says so

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from distbranch.branching.tree import Split
-from distbranch.branching.widening import widen
+from distbranch.branching.tree import Split, widen
 from distbranch.errors import UserError
 from distbranch.models.backbones import BACKBONES, Architecture
 from distbranch.models.cost import num_weights

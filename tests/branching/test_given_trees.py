@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from distbranch.branching.given import NamedGroups, independent, tree_of_groups
-from distbranch.branching.tree import Split, Tree
+from distbranch.branching.tree import NamedGroups, Split, Tree, build_independent_tree, build_tree_of_groups
 
 LAYERS = ("one", "two", "three", "four")
 TASKS = ("a", "b", "c", "d")
@@ -20,7 +19,7 @@ def named(tree: Tree) -> dict[str, list[list[str]]]:
 
 def test_layers_that_are_not_named_have_the_groups_of_the_named_one_above() -> None:
     top, middle, whole = [["b"], ["a", "d"], ["c"]], [["a", "b", "d"], ["c"]], [["a", "b", "c", "d"]]
-    assert named(tree_of_groups(LAYERS, TASKS, {"four": top, "two": middle})) == {
+    assert named(build_tree_of_groups(LAYERS, TASKS, {"four": top, "two": middle})) == {
         "four": top,
         "three": top,
         "two": middle,
@@ -30,28 +29,28 @@ def test_layers_that_are_not_named_have_the_groups_of_the_named_one_above() -> N
 
 def test_layers_above_all_that_are_named_have_the_groups_of_the_highest_and_those_below_share() -> None:
     groups, whole = [["a", "c"], ["b", "d"]], [["a", "b", "c", "d"]]
-    found = named(tree_of_groups(LAYERS, TASKS, {"three": [["c", "a"], ["b", "d"]]}))
+    found = named(build_tree_of_groups(LAYERS, TASKS, {"three": [["c", "a"], ["b", "d"]]}))
     assert found == {"four": groups, "three": groups, "two": whole, "one": whole}
 
 
 def test_a_learned_tree_comes_back_from_its_groups() -> None:
     learned = Tree(LAYERS, 4).split(Split(4, ((3,), (0, 2), (1,)))).split(Split(3, ((1, 2), (0,))))
-    assert tree_of_groups(LAYERS, TASKS, named(learned)) == learned
+    assert build_tree_of_groups(LAYERS, TASKS, named(learned)) == learned
 
 
 def test_one_group_everywhere_is_the_thin_network() -> None:
-    assert tree_of_groups(LAYERS, TASKS, {"two": [["a", "b", "c", "d"]]}) == Tree(LAYERS, 4)
+    assert build_tree_of_groups(LAYERS, TASKS, {"two": [["a", "b", "c", "d"]]}) == Tree(LAYERS, 4)
 
 
 def test_independent_tasks_share_no_branch() -> None:
-    tree = independent(LAYERS, 3)
+    tree = build_independent_tree(LAYERS, 3)
     assert [tree.branches(layer) for layer in range(1, 5)] == [((0,), (1,), (2,))] * 4
     assert tree.parents(5) == tree.parents(3) == [0, 1, 2]
-    assert independent(LAYERS, 1) == Tree(LAYERS, 1)
+    assert build_independent_tree(LAYERS, 1) == Tree(LAYERS, 1)
 
 
 def test_the_text_of_a_tree_shows_every_branch_of_the_first_layer() -> None:
-    assert independent(LAYERS, 2).text(("cat", "dog")) == "one..four: cat\none..four: dog"
+    assert build_independent_tree(LAYERS, 2).text(("cat", "dog")) == "one..four: cat\none..four: dog"
 
 
 @pytest.mark.parametrize(
@@ -75,4 +74,4 @@ def test_the_text_of_a_tree_shows_every_branch_of_the_first_layer() -> None:
 )
 def test_what_is_no_tree_is_refused(groups: dict[str, NamedGroups], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
-        tree_of_groups(LAYERS, TASKS, groups)
+        build_tree_of_groups(LAYERS, TASKS, groups)
