@@ -16,14 +16,11 @@ from typer.core import TyperGroup
 from distbranch.cli.bench import bench_app
 from distbranch.cli.data import data_app
 from distbranch.cli.experiment import experiment_app
-from distbranch.cli.export import export
-from distbranch.cli.jobs import cancel, logs, status
 from distbranch.cli.predict import predict
-from distbranch.cli.runs import doctor, evaluate, report, train
-from distbranch.cli.streams import lasting_streams
+from distbranch.cli.runs import cancel, doctor, evaluate, export, logs, report, status, train
 from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
-from distbranch.cli.terminal import console, errors
+from distbranch.cli.terminal import console, errors, lasting_streams
 from distbranch.errors import Interrupted, SharedError, StoppedEarly, UsageError, UserError
 from distbranch.permissions import denied
 from distbranch.streams import tolerate_any_text

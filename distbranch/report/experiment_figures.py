@@ -12,12 +12,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from distbranch.errors import UserError
+from distbranch.report.figure_style import (
+    AS_IT_IS,
+    BLUE,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    PAPER,
+    group_colour,
+    one_warning_of_missing_letters,
+    place_labels,
+    settle_layout,
+)
 from distbranch.report.figures import MEANS, plain, smooth
-from distbranch.report.fonts import one_warning_of_missing_letters, settle_layout
-from distbranch.report.labels import place_labels
 from distbranch.report.layers import readable
 from distbranch.report.page import PNG_DPI
-from distbranch.report.palette import AS_IT_IS, BLUE, GRID, INK, MUTED, ORANGE, PAPER, group_colour
 from distbranch.report.sweep_figures import dress
 
 Spread = tuple[float | None, float | None]  # mean and standard deviation over seeds

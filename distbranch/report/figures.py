@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from distbranch.report.layers import Branches, group_numbers, readable
-from distbranch.report.palette import (
+from distbranch.report.figure_style import (
     AS_IT_IS,
     BLUE,
     BROWN,
@@ -28,8 +27,9 @@ from distbranch.report.palette import (
     PURPLE,
     TEAL,
     group_colour,
+    text_width,
 )
-from distbranch.report.tree_figure import text_width
+from distbranch.report.layers import Branches, group_numbers, readable
 
 Json = Mapping[str, Any]
 MEANS = {

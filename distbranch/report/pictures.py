@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from distbranch.report import figures
-from distbranch.report.groups_figure import draw_groups
 from distbranch.report.layers import Branches, top_groups
-from distbranch.report.policy_figure import draw_policy, draw_search
 from distbranch.report.run_files import RunFiles, task_order
+from distbranch.report.sharing_figures import draw_groups, draw_policy, draw_search
 from distbranch.report.tree_figure import draw_growth, draw_tree
 
 GROUPS_NOTE = (

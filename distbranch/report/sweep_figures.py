@@ -9,10 +9,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from distbranch.config.sweep import VARIANT
+from distbranch.report.figure_style import (
+    BLUE,
+    GRID,
+    INK,
+    MUTED,
+    PAPER,
+    font_families,
+    group_colour,
+    place_labels,
+    settle_layout,
+)
 from distbranch.report.figures import MEANS
-from distbranch.report.fonts import font_families, settle_layout
-from distbranch.report.labels import place_labels
-from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, group_colour
 from distbranch.report.sweep_files import COSTS, Point, SweepFiles, pareto_front
 
 MOST_COLOURS = 10

@@ -10,14 +10,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path as Curve
-from matplotlib.textpath import TextToPath
 
-from distbranch.report.fonts import font_families, missing_letters_not_told
+from distbranch.report.figure_style import AS_IT_IS, GRID, INK, MUTED, PAPER, group_colour, text_on, text_width
 from distbranch.report.layers import Branches, LayerBranches, Run, branch_of, grow, readable, runs, top_groups
-from distbranch.report.palette import AS_IT_IS, GRID, INK, MUTED, PAPER, group_colour, text_on
 
 FONT, SMALL = 9.5, 8.0
 LINE = 0.185  # height of a line of text
@@ -27,14 +24,6 @@ HEADER = 0.78
 TEXT_WIDTH = 4.3  # of a line of task names, at most
 
 Span = tuple[float, float]
-_measure = TextToPath()
-
-
-def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """Width in inches of a line of text."""
-    font = FontProperties(family=font_families(), size=size, weight="bold" if bold else "normal")
-    with missing_letters_not_told():
-        return float(_measure.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
 
 
 def wrap(tasks: Sequence[str], width: float, size: float = FONT) -> list[str]:

@@ -3,6 +3,7 @@ import random
 
 import pytest
 
+from distbranch.report.figure_style import text_width
 from distbranch.report.layers import LayerBranches, branch_of, runs, top_groups
 from distbranch.report.tree_figure import (
     FONT,
@@ -13,7 +14,6 @@ from distbranch.report.tree_figure import (
     draw_growth,
     draw_tree,
     members,
-    text_width,
     wrap,
 )
 
