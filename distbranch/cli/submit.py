@@ -127,18 +127,18 @@ def submit_slurm(
     )
     resolved = load_config(config, overrides or [])
     if dry_run:
-        return _say(submission.script(resolved, resources))
-    job = submission.submit(resolved, resources, say=_say)
+        return _print_line(submission.script(resolved, resources))
+    job = submission.submit(resolved, resources, say=_print_line)
     if job is None:
         return None
-    _say(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
+    _print_line(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
     directory = Path(job.log).parent.parent
     if wait:
-        code = submission.wait(directory, job, say=_say, show=_show)
+        code = submission.wait(directory, job, say=_print_line, show=_print_piece)
         if code:
             raise typer.Exit(code)
     else:
-        _say(
+        _print_line(
             f"`distbranch status {directory}` says how it goes, `distbranch logs` and `distbranch cancel` take the same folder."
         )
     return None
@@ -199,18 +199,18 @@ def submit_slurm_array(
         further=further_options(sbatch or [], gpus_per_node=gpus_per_trial),
     )
     if dry_run:
-        return _say(submission.script(trials[0], resources, num_runs=len(trials), at_once=most))
-    jobs = submission.submit_array(trials, loaded.path, resources, at_once=most, say=_say)
+        return _print_line(submission.script(trials[0], resources, num_runs=len(trials), at_once=most))
+    jobs = submission.submit_array(trials, loaded.path, resources, at_once=most, say=_print_line)
     if jobs:
-        _say(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
+        _print_line(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
     table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])
-    return _say(f"When all have ended, `{table}` makes the table of them; it trains again what failed.")
+    return _print_line(f"When all have ended, `{table}` makes the table of them; it trains again what failed.")
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     console.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
 
 
-def _show(piece: str) -> None:
+def _print_piece(piece: str) -> None:
     console.file.write(piece)
     console.file.flush()

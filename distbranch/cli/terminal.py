@@ -66,11 +66,11 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
     """A table of rows with the same columns."""
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*map(_cell, row.values()))
+        table.add_row(*map(_format_cell, row.values()))
     show_wide(table)
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return "\u2013"  # undefined
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -127,7 +127,7 @@ class LastingStream:
         try:
             return self._stream.write(text)
         except OSError:
-            self._lead_nowhere()
+            self._close_stream()
             return len(text)
 
     def flush(self) -> None:
@@ -135,12 +135,12 @@ class LastingStream:
         try:
             self._stream.flush()
         except OSError:
-            self._lead_nowhere()
+            self._close_stream()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _lead_nowhere(self) -> None:
+    def _close_stream(self) -> None:
         """For everybody who holds the file descriptor: what is still in a buffer would fail again at the end."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())

@@ -47,7 +47,7 @@ def font_families() -> list[str]:
 @contextmanager
 def one_warning_of_missing_letters() -> Iterator[None]:
     """Draws boxes for letters without a font, and says so once per script instead of once per letter and figure."""
-    with warnings.catch_warnings(record=True) as caught, _quiet_search():
+    with warnings.catch_warnings(record=True) as caught, _mute_font_search():
         warnings.simplefilter("always")
         yield
     for one in caught:
@@ -56,19 +56,19 @@ def one_warning_of_missing_letters() -> Iterator[None]:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
             continue
         letter = chr(int(text.split()[1]))
-        _warn_of_script(SCRIPTS.get(_script(letter), _script(letter).title()))
+        _warn_of_script(SCRIPTS.get(_find_script(letter), _find_script(letter).title()))
 
 
 @contextmanager
 def missing_letters_not_told() -> Iterator[None]:
     """While texts are only measured: drawing them tells."""
-    with warnings.catch_warnings(), _quiet_search():
+    with warnings.catch_warnings(), _mute_font_search():
         warnings.filterwarnings("ignore", MISSING_GLYPH)
         yield
 
 
 @contextmanager
-def _quiet_search() -> Iterator[None]:
+def _mute_font_search() -> Iterator[None]:
     """Matplotlib logs every other script's font that has no bold letters."""
     log = logging.getLogger("matplotlib.font_manager")
     level = log.level
@@ -85,7 +85,7 @@ def settle_layout(figure: Figure) -> None:
         figure.draw_without_rendering()
 
 
-def _script(letter: str) -> str:
+def _find_script(letter: str) -> str:
     return unicodedata.name(letter, "UNKNOWN").partition(" ")[0]
 
 
