@@ -16,14 +16,11 @@ from typer.core import TyperGroup
 from distbranch.cli.bench import bench_app
 from distbranch.cli.data import data_app
 from distbranch.cli.experiment import compare, experiment_app
-from distbranch.cli.export import export
-from distbranch.cli.jobs import cancel, logs, status
 from distbranch.cli.predict import predict
-from distbranch.cli.runs import doctor, evaluate, report, train
-from distbranch.cli.streams import lasting_streams
+from distbranch.cli.runs import cancel, doctor, evaluate, export, logs, report, status, train
 from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
-from distbranch.cli.terminal import console, errors
+from distbranch.cli.terminal import console, errors, lasting_streams
 from distbranch.errors import Interrupted, SharedError, StoppedEarly, UsageError, UserError
 from distbranch.permissions import denied
 from distbranch.streams import tolerate_any_text
@@ -39,10 +36,10 @@ class Commands(TyperGroup):
         except StoppedEarly as stopped:
             if _is_first_rank() or stopped.by_one_rank:
                 errors.print(str(stopped), style="yellow", markup=False, highlight=False, soft_wrap=True)
-            _end_in_spite_of("distbranch-waiting", stopped.exit_code)
+            _exit_despite_threads("distbranch-waiting", stopped.exit_code)
             raise typer.Exit(stopped.exit_code) from None
         except KeyboardInterrupt:
-            _end_in_spite_of("distbranch-", Interrupted.exit_code)
+            _exit_despite_threads("distbranch-", Interrupted.exit_code)
             raise
 
 
@@ -66,10 +63,10 @@ def main() -> None:
     """Run the command line; errors for people end in one sentence and exit code 1 or 2."""
     tolerate_any_text()
     with lasting_streams():
-        _run()
+        _run_app()
 
 
-def _run() -> None:
+def _run_app() -> None:
     try:
         _refuse_dashes(sys.argv[1:])
         app()
@@ -82,7 +79,7 @@ def _run() -> None:
         sys.exit(1)
 
 
-def _end_in_spite_of(threads: str, code: int) -> None:
+def _exit_despite_threads(threads: str, code: int) -> None:
     """End at once if threads of these names still wait, for a network say; the end of the interpreter would wait for them."""
     if any(thread.name.startswith(threads) for thread in threading.enumerate()):
         for stream in filter(None, (sys.stdout, sys.stderr)):
@@ -108,7 +105,7 @@ def _refuse_dashes(arguments: Sequence[str]) -> None:
 
 
 @app.callback()
-def _begin(
+def _setup_logging(
     _: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
     ] = False,
@@ -116,10 +113,10 @@ def _begin(
     logger = logging.getLogger("distbranch")
     logger.handlers = [RichHandler(console=errors, show_path=False, show_time=False, markup=False)]
     logger.propagate = False
-    threading.excepthook = _say_in_one_line
+    threading.excepthook = _log_thread_error
 
 
-def _say_in_one_line(ended: threading.ExceptHookArgs) -> None:
+def _log_thread_error(ended: threading.ExceptHookArgs) -> None:
     """TensorBoard's thread on a full disk, say: what follows from it is told where the command ends."""
     name = ended.thread.name if ended.thread else "unknown"
     logging.getLogger("distbranch").warning("The thread %s ended: %s", name, ended.exc_value)

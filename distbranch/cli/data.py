@@ -40,9 +40,9 @@ def data_pack(
         return _show_options(SOURCES[source])
     if source in SOURCES and (out is None or str(out).startswith("--")):
         raise UsageError(f"Give 'OUT', the new folder of the packed data set, after {source} and before its options.")
-    opened = parse_options({"source": source, **_options(context.args)}).open()
+    opened = parse_options({"source": source, **_parse_options(context.args)}).open()
     assert out is not None
-    was_there = _holds_data(out)
+    was_there = _has_data(out)
     with ProgressDisplay(console) as display:
         info = pack_source(
             opened,
@@ -74,7 +74,7 @@ def data_label(
 
     total = read_dataset(data).num_samples
     names = [name.strip() for name in splits.split(",") if name.strip()]
-    was_there = _holds_data(out)
+    was_there = _has_data(out)
     with ProgressDisplay(console) as display:
         info = label_with_teacher(
             data,
@@ -135,7 +135,7 @@ def data_show(
     console.print(str(draw_contact_sheet(path, out, split=split, num_images=num_images, seed=seed)), soft_wrap=True)
 
 
-def _holds_data(out: Path) -> bool:
+def _has_data(out: Path) -> bool:
     """Whether a data set is there: packing leaves it as it is if it is the one that is asked for, and refuses any other."""
     from distbranch.data.shards import DATASET_FILE
 
@@ -149,7 +149,7 @@ def _show_options(options: Any) -> None:
             default = (
                 "required"
                 if field.is_required()
-                else _default_text(field.default, "x" if name == "image_size" else ",")
+                else _format_default(field.default, "x" if name == "image_size" else ",")
             )
             choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
             meaning = f"{field.description} One of: {', '.join(choices)}." if choices else field.description
@@ -157,13 +157,13 @@ def _show_options(options: Any) -> None:
     console.print(table)
 
 
-def _default_text(value: object, joint: str) -> str:
+def _format_default(value: object, joint: str) -> str:
     if isinstance(value, tuple):
         return joint.join(map(str, value))
     return "" if value is None or value == {} else str(value)
 
 
-def _options(arguments: list[str]) -> dict[str, str]:
+def _parse_options(arguments: list[str]) -> dict[str, str]:
     """`--key value` and `--key=value` as a mapping."""
     options: dict[str, str] = {}
     waiting = list(arguments)

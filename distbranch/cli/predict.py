@@ -79,20 +79,22 @@ def predict(
     if output is Format.table:
         table = Table("image", "found")
         for prediction in predictions:
-            found = _found(prediction.scores, threshold)
-            table.add_row(*(escape(_writable(text, console.encoding)) for text in (str(prediction.image), found)))
+            found = _describe_found(prediction.scores, threshold)
+            table.add_row(
+                *(escape(_replace_unwritable(text, console.encoding)) for text in (str(prediction.image), found))
+            )
         return console.print(table)
     done = list[Prediction](predictions)  # all of them before a file of earlier scores is replaced
     text = io.StringIO(newline="")
     _write_predictions(text, done, as_json=output is Format.json)
-    _to_file(out, text.getvalue())
+    _write_file(out, text.getvalue())
     if out is not None:
         told = f"{out}: scores of {len(done)} image(s) as {output.upper()}"
         console.print(told, markup=False, highlight=False, soft_wrap=True)
     return None
 
 
-def _found(scores: dict[str, Any], threshold: float) -> str:
+def _describe_found(scores: dict[str, Any], threshold: float) -> str:
     found = []
     for name, score in scores.items():
         if isinstance(score, dict):
@@ -108,13 +110,13 @@ def _write_predictions(file: Any, predictions: list[Any], *, as_json: bool) -> N
         json.dump([{"image": str(item.image), "scores": item.scores} for item in predictions], file, indent=1)
         file.write("\n")
         return
-    rows = [_row(str(item.image), item.scores) for item in predictions]
+    rows = [_make_row(str(item.image), item.scores) for item in predictions]
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
 
 
-def _row(image: str, scores: dict[str, Any]) -> dict[str, str]:
+def _make_row(image: str, scores: dict[str, Any]) -> dict[str, str]:
     """A column per task or `task:class`; a name that is taken (a task may be called `image`) gets a number."""
     from distbranch.tasks import unused_name
 
@@ -128,23 +130,23 @@ def _row(image: str, scores: dict[str, Any]) -> dict[str, str]:
     return row
 
 
-def _to_file(out: Path | None, text: str) -> None:
+def _write_file(out: Path | None, text: str) -> None:
     """Writes the whole text or nothing: what stood in the file before stays until it is replaced."""
     if out is None:
-        sys.stdout.write(_writable(text, sys.stdout.encoding or "utf-8"))
+        sys.stdout.write(_replace_unwritable(text, sys.stdout.encoding or "utf-8"))
         return
     from distbranch.engine.run_directory import write_atomically
 
     can_be_replaced = (out.is_file() or not out.exists()) and os.access(out.parent, os.W_OK)  # no pipe, no /dev/stdout
     try:
         if can_be_replaced:
-            write_atomically(out.resolve(), _writable(text, "utf-8"))
+            write_atomically(out.resolve(), _replace_unwritable(text, "utf-8"))
         else:
-            out.write_text(_writable(text, "utf-8"), encoding="utf-8")
+            out.write_text(_replace_unwritable(text, "utf-8"), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}). Give another file.") from None
 
 
-def _writable(text: str, encoding: str) -> str:
+def _replace_unwritable(text: str, encoding: str) -> str:
     """The text with escapes for what cannot be written: file names that are not UTF-8, letters that the terminal lacks."""
     return text.encode(encoding, "backslashreplace").decode(encoding)

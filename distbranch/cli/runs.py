@@ -1,4 +1,4 @@
-"""The commands about one run: train, evaluate, report; and doctor, about this machine."""
+"""The commands about one run: train, evaluate, report, export; status, logs and cancel of its job; and doctor, about this machine."""
 
 import os
 from pathlib import Path
@@ -165,3 +165,82 @@ def _show_keys(prefix: str) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     show_wide(table)
+
+
+def export(
+    run: RunArgument,
+    file_format: Annotated[str, typer.Option("--format", help="onnx, or torch: a program of torch.export.")] = "onnx",
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="Only these tasks, separated by commas, and the branches they need.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; model/model.onnx in the run if empty.")] = None,
+    input_type: Annotated[
+        str, typer.Option("--input", help="uint8: 0..255, normalised inside; float: normalised by you.")
+    ] = "uint8",
+) -> None:
+    """Write the network of a finished run as one file, batch norm folded, compared with the run before it is kept.
+
+    Its input is [batch, 3, height, width], RGB, its outputs are the logits of every task, named like the task.
+
+    Examples:
+    `distbranch export runs/mine --format onnx --out mine.onnx`
+
+    `distbranch export runs/mine --tasks Shoes,Bags`
+
+    `distbranch predict mine.onnx photos/`
+    """
+    from distbranch.export import export as write
+
+    done = write(run_folder(run), file_format=file_format, tasks=tasks, out=out, input_type=input_type)
+    megabytes = done.num_bytes / 1e6
+    console.print(
+        f"{done.file}: {done.num_tasks} tasks, {done.weights:,} weights, {megabytes:.2f} MB; "
+        f"differs from the network by at most {done.difference:.1g} on {done.images}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def status(run: RunArgument) -> None:
+    """Say what a run has come to, and what its job does.
+
+    Examples:
+    `distbranch status runs/quickstart`
+    """
+    from distbranch.launch.jobs import describe_status
+
+    show_pairs(describe_status(run_folder(run)))
+
+
+def logs(
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+) -> None:
+    """Print what the job of a run has said.
+
+    Examples:
+    `distbranch logs runs/quickstart --follow`
+    """
+    from distbranch.launch.jobs import read_log
+
+    for piece in read_log(run_folder(run), follow=follow):
+        console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+
+
+def cancel(
+    run: RunArgument,
+    patience: Annotated[float, typer.Option(help="Seconds for the run to save itself.", min=1)] = 120,
+) -> None:
+    """Save everything and stop a run; the same command that started it continues it.
+
+    Examples:
+    `distbranch cancel runs/quickstart --patience 300`
+    """
+    from distbranch.launch.jobs import cancel_run
+
+    cancel_run(
+        run_folder(run),
+        patience_s=patience,
+        say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+    )

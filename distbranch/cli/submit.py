@@ -8,12 +8,41 @@ from typing import Annotated
 
 import typer
 
-from distbranch.cli.submit_ray import submit_ray
 from distbranch.cli.terminal import Overrides, console
 from distbranch.errors import UsageError
 
 submit_app = typer.Typer(no_args_is_help=True, help="Train a run as a job of a cluster.")
-submit_app.command("ray")(submit_ray)
+
+
+@submit_app.command("ray")
+def submit_ray(
+    config: Annotated[Path, typer.Argument(help="A YAML file inside this folder, which is uploaded.")],
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="The cluster's dashboard; if empty that of RAY_ADDRESS, else http://127.0.0.1:8265."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log; end with the job's exit code.")] = True,
+) -> None:
+    """Train a run as a job of a Ray cluster: this folder is uploaded, without what .gitignore names.
+
+    Run directory and data lie outside it: absolute paths on storage that all nodes see, or URLs.
+
+    Examples:
+    `distbranch submit ray configs/celeba-branch-32-2.yaml launch.workers=16 run.directory=/shared/runs --address http://HEAD:8265`
+    """
+    from distbranch.launch.on_ray.job import submit_ray_job
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(piece: str) -> None:
+        console.file.write(piece)
+        console.file.flush()
+
+    code = submit_ray_job(config, overrides or [], address=address, wait=wait, say=say, show=show)
+    if code:
+        raise typer.Exit(code)
 
 
 class Executor(StrEnum):
@@ -98,18 +127,18 @@ def submit_slurm(
     )
     resolved = load_config(config, overrides or [])
     if dry_run:
-        return _say(submission.render_batch_script(resolved, resources))
-    job = submission.submit_run(resolved, resources, say=_say)
+        return _print_line(submission.render_batch_script(resolved, resources))
+    job = submission.submit_run(resolved, resources, say=_print_line)
     if job is None:
         return None
-    _say(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
+    _print_line(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
     directory = Path(job.log).parent.parent
     if wait:
-        code = submission.wait_for_job(directory, job, say=_say, show=_show)
+        code = submission.wait_for_job(directory, job, say=_print_line, show=_print_piece)
         if code:
             raise typer.Exit(code)
     else:
-        _say(
+        _print_line(
             f"`distbranch status {directory}` says how it goes, `distbranch logs` and `distbranch cancel` take the same folder."
         )
     return None
@@ -170,18 +199,18 @@ def submit_slurm_array(
         further=parse_further_options(sbatch or [], gpus_per_node=gpus_per_trial),
     )
     if dry_run:
-        return _say(submission.render_batch_script(trials[0], resources, num_runs=len(trials), at_once=most))
-    jobs = submission.submit_array(trials, loaded.path, resources, at_once=most, say=_say)
+        return _print_line(submission.render_batch_script(trials[0], resources, num_runs=len(trials), at_once=most))
+    jobs = submission.submit_array(trials, loaded.path, resources, at_once=most, say=_print_line)
     if jobs:
-        _say(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
+        _print_line(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
     table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])
-    return _say(f"When all have ended, `{table}` makes the table of them; it trains again what failed.")
+    return _print_line(f"When all have ended, `{table}` makes the table of them; it trains again what failed.")
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     console.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
 
 
-def _show(piece: str) -> None:
+def _print_piece(piece: str) -> None:
     console.file.write(piece)
     console.file.flush()

@@ -1,7 +1,11 @@
-"""What all commands share: the terminal, common arguments, and small tables."""
+"""What all commands share: the terminal, also one that is closed, common arguments and their completion, and small tables."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -62,11 +66,11 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
     """A table of rows with the same columns."""
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*map(_cell, row.values()))
+        table.add_row(*map(_format_cell, row.values()))
     show_wide(table)
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return "\u2013"  # undefined
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -110,3 +114,48 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (height.isdigit() and width.isdigit()):
         raise UsageError(f"An image size is HEIGHTxWIDTH, such as 224x224, found {text!r}.")
     return int(height), int(width)
+
+
+class LastingStream:
+    """A text stream that goes nowhere once writing to it has failed. All but writing is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if anybody reads."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._close_stream()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, if anybody reads."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._close_stream()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _close_stream(self) -> None:
+        """For everybody who holds the file descriptor: what is still in a buffer would fail again at the end."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Let the standard streams outlive their reader for a while; at its end they are flushed."""
+    before = sys.stdout, sys.stderr
+    ours = [None if stream is None else LastingStream(stream) for stream in before]  # None: closed before (`>&-`)
+    sys.stdout, sys.stderr = ours
+    try:
+        yield
+    finally:
+        for stream in filter(None, ours):
+            stream.flush()
+        sys.stdout, sys.stderr = before

@@ -22,14 +22,17 @@ from distbranch.data.shards import DatasetInfo
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
+# The only list of the metrics, in the order of every table and legend.
 METRICS = {
-    "accuracy": "accuracy %",
-    "balanced_accuracy": "balanced accuracy %",
-    "average_precision": "average precision %",
-    "top10_recall": "top-10 recall %",
-    "top3": "top-3 %",
-    "top5": "top-5 %",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "average_precision": "Average precision",
+    "top10_recall": "Top-10 recall",
+    "top3": "Top-3 accuracy",
+    "top5": "Top-5 accuracy",
 }
+# Narrower where six of them stand side by side in 80 columns.
+METRIC_HEADS = {key: re.sub(r"(top-\d) accuracy", r"\1", label.lower()) + " %" for key, label in METRICS.items()}
 SIZES = {
     "num_groups_top": "groups",
     "parameters": "parameters",
@@ -37,7 +40,7 @@ SIZES = {
     "multiply_adds": "multiply adds",
     "latency_ms": "latency ms",
 }
-HEADS = {"network": "network", "seeds": "seeds", **METRICS, **SIZES}
+HEADS = {"network": "network", "seeds": "seeds", **METRIC_HEADS, **SIZES}
 UNDEFINED = "\u2013"
 NOT_EVERYWHERE = ("top10_recall", "top3", "top5", "latency_ms")
 UNITS = ((1e9, " G"), (1e6, " M"))
@@ -70,15 +73,15 @@ def result_table(results: Mapping[str, Sequence[Result]], *, split: str = "test"
     several = any(row["seeds"] > 1 for row in rows)
     title = f"Means over tasks, {split} split, in %" + (" (± standard deviation over seeds)" if several else "")
     # 84 characters: on a narrow terminal only the names of the networks are folded
-    known = _keys(rows)
+    known = _list_columns(rows)
     left_out = {"num_groups_top" if several else "seeds"} | ({"parameters"} if "latency_ms" in known else set())
     left_out |= {"num_groups_top", "parameters"} if "top3" in known else set()
     keys = [key for key in known[1:] if key not in left_out]
-    table = _table("network", [HEADS[key] for key in keys], title)
+    table = _make_table("network", [HEADS[key] for key in keys], title)
     best = {key: max((row[key] for row in rows if row[key] is not None), default=None) for key in METRICS}
     for row in rows:
         bold = {key for key in METRICS if len(rows) > 1 and row[key] is not None and row[key] == best[key]}
-        cells = (f"[bold]{_short(row, key)}[/bold]" if key in bold else _short(row, key) for key in keys)
+        cells = (f"[bold]{_format_short(row, key)}[/bold]" if key in bold else _format_short(row, key) for key in keys)
         table.add_row(Name(str(row["network"])), *cells)
     return table
 
@@ -86,8 +89,8 @@ def result_table(results: Mapping[str, Sequence[Result]], *, split: str = "test"
 def result_markdown(results: Mapping[str, Sequence[Result]], *, split: str = "test") -> str:
     """The same table in Markdown."""
     rows = result_rows(results, split=split)
-    keys = _keys(rows)
-    return markdown_table([HEADS[key] for key in keys], [[_cell(row, key) for key in keys] for row in rows])
+    keys = _list_columns(rows)
+    return markdown_table([HEADS[key] for key in keys], [[_format_cell(row, key) for key in keys] for row in rows])
 
 
 def result_rows(results: Mapping[str, Sequence[Result]], *, split: str = "test") -> list[dict[str, Any]]:
@@ -96,7 +99,7 @@ def result_rows(results: Mapping[str, Sequence[Result]], *, split: str = "test")
     for network, runs in results.items():
         row: dict[str, Any] = {"network": network, "seeds": len(runs)}
         for key in METRICS:
-            row[key], row[f"{key}_sd"] = spread([_mean_metric(run, split, key) for run in runs])
+            row[key], row[f"{key}_sd"] = spread([_read_mean(run, split, key) for run in runs])
         for key in SIZES:
             row[key], row[f"{key}_sd"] = spread([run.get(key) for run in runs])
         rows.append(row)
@@ -105,8 +108,8 @@ def result_rows(results: Mapping[str, Sequence[Result]], *, split: str = "test")
 
 def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
     """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means; in %."""
-    metrics = _shown_metrics(scores["mean"])
-    table = _table("task", [*metrics.values(), "labelled"], title)
+    metrics = _select_metrics(scores["mean"])
+    table = _make_table("task", [*metrics.values(), "labelled"], title)
     groups = [
         scores["tasks"],
         {f"{name} (arg-max)": row for name, row in scores.get("exclusive", {}).items()},
@@ -122,9 +125,9 @@ def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
 
 def dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
     """The means of every data set of a joint run, each over its own tasks, and over the tasks of all."""
-    metrics = _shown_metrics(scores["mean"])
+    metrics = _select_metrics(scores["mean"])
     title = f"Means over the tasks of each data set, {split} split, in %"
-    table = _table("data set", ["samples", "tasks", *metrics.values()], title)
+    table = _make_table("data set", ["samples", "tasks", *metrics.values()], title)
     for name, part in [*scores["datasets"].items(), ("all", scores)]:
         num_tasks = sum(bool(row["num_labelled"]) for row in part["tasks"].values())
         cells = [format_percent(part["mean"].get(key)) for key in metrics]
@@ -157,7 +160,7 @@ def front_table(directory: Path) -> Table:
     sweep = read_sweep(directory)
     points = sweep.points
     fronts = {cost: pareto_front(points, cost, f"val_{sweep.metric}") for cost in COSTS}
-    metric = METRICS[sweep.metric].removesuffix(" %")
+    metric = METRICS[sweep.metric].lower()
     title = f"Pareto fronts (*), chosen on val: mean {metric} in %"
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
     table.pad_edge, table.padding = False, (0, 0)
@@ -224,7 +227,7 @@ def format_cost(key: str, mean: float | None, deviation: float | None = None) ->
     return amount(mean, deviation, decimals=2) if key == "latency_ms" else size(mean, deviation)
 
 
-def _table(first: str, headings: Sequence[str], title: str) -> Table:
+def _make_table(first: str, headings: Sequence[str], title: str) -> Table:
     """An empty table whose first column is folded where there is little room, and no other."""
     table = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold")
     table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
@@ -235,33 +238,33 @@ def _table(first: str, headings: Sequence[str], title: str) -> Table:
     return table
 
 
-def _shown_metrics(means: Mapping[str, float | None]) -> dict[str, str]:
+def _select_metrics(means: Mapping[str, float | None]) -> dict[str, str]:
     """The metrics of a table and their headings; one that is undefined for all tasks is shown as such."""
     return {
         key: heading
-        for key, heading in METRICS.items()
+        for key, heading in METRIC_HEADS.items()
         if key in means and (means[key] is not None or key not in NOT_EVERYWHERE)
     }
 
 
-def _mean_metric(result: Result, split: str, key: str) -> float | None:
+def _read_mean(result: Result, split: str, key: str) -> float | None:
     value = result.get("metrics", {}).get(split, {}).get("mean", {}).get(key)
     return None if value is None else float(value)
 
 
-def _keys(rows: Sequence[Row]) -> list[str]:
+def _list_columns(rows: Sequence[Row]) -> list[str]:
     return [key for key in HEADS if key not in NOT_EVERYWHERE or any(row[key] is not None for row in rows)]
 
 
-def _cell(row: Row, key: str) -> str:
+def _format_cell(row: Row, key: str) -> str:
     if key in METRICS:
         return format_percent(row[key], row[f"{key}_sd"])
     return format_cost(key, row[key], row[f"{key}_sd"]) if key in SIZES else str(row[key])
 
 
-def _short(row: Row, key: str) -> str:
+def _format_short(row: Row, key: str) -> str:
     """A cell without spaces; sizes without their deviation."""
-    text = _cell({**row, f"{key}_sd": None}, key) if key in SIZES else _cell(row, key)
+    text = _format_cell({**row, f"{key}_sd": None}, key) if key in SIZES else _format_cell(row, key)
     return text.replace(" ", "")
 
 

@@ -12,12 +12,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from distbranch.errors import UserError
+from distbranch.report.figure_style import (
+    AS_IT_IS,
+    BLUE,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    PAPER,
+    group_colour,
+    one_warning_of_missing_letters,
+    place_labels,
+    settle_layout,
+)
 from distbranch.report.figures import MEANS, plain, smooth
-from distbranch.report.fonts import one_warning_of_missing_letters, settle_layout
-from distbranch.report.labels import place_labels
 from distbranch.report.layers import readable
 from distbranch.report.page import PNG_DPI
-from distbranch.report.palette import AS_IT_IS, BLUE, GRID, INK, MUTED, ORANGE, PAPER, group_colour
 from distbranch.report.sweep_figures import dress
 
 Spread = tuple[float | None, float | None]  # mean and standard deviation over seeds
@@ -44,17 +54,24 @@ def save_figure(figure: Figure, file: Path) -> None:
 
 def draw_company(line: Sequence[Spot], grown: Sequence[Spot], *, metric: str, split: str) -> Figure:
     """Grown networks and the line of thin ones against multiply-adds and against weights; a dotted drop to the line."""
-    figure, panels = _panels(len(COSTS), width=5.6, height=5.2, share_y=True)
+    figure, panels = _make_panels(len(COSTS), width=5.6, height=5.2, share_y=True)
     panels[0].set_ylabel(f"{MEANS[metric][0]} on {split}, %", color=INK)
-    short = _without_common_beginning([spot.name for spot in (*line, *grown)])
+    short = _drop_shared_words([spot.name for spot in (*line, *grown)])
     for axes, cost in zip(panels, COSTS, strict=True):
-        known = sorted((spot for spot in line if _at(spot, cost)), key=lambda spot: spot.costs[cost][0] or 0.0)
-        axes.plot(*np.array([_at(spot, cost) for spot in known]).reshape(-1, 2).T, color=MUTED, linewidth=1.2, zorder=1)
+        known = sorted(
+            (spot for spot in line if _locate_point(spot, cost)), key=lambda spot: spot.costs[cost][0] or 0.0
+        )
+        axes.plot(
+            *np.array([_locate_point(spot, cost) for spot in known]).reshape(-1, 2).T,
+            color=MUTED,
+            linewidth=1.2,
+            zorder=1,
+        )
         for spot in known:
-            _point(axes, spot, cost, MUTED, size=5)
+            _draw_point(axes, spot, cost, MUTED, size=5)
         for number, spot in enumerate(grown):
-            _drop(axes, spot, known, cost, group_colour(number))
-            _point(axes, spot, cost, group_colour(number), size=7.5)
+            _draw_drop(axes, spot, known, cost, group_colour(number))
+            _draw_point(axes, spot, cost, group_colour(number), size=7.5)
         dress(axes, COSTS[cost])
     handles = [
         Line2D([], [], color=MUTED, marker="o", markersize=5, label="thin networks of the same recipe"),
@@ -64,25 +81,25 @@ def draw_company(line: Sequence[Spot], grown: Sequence[Spot], *, metric: str, sp
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
     settle_layout(figure)
     for axes, cost in zip(panels, COSTS, strict=True):
-        names = [(short[spot.name], *at) for spot in (*grown, *line) if (at := _at(spot, cost))]
-        place_labels(axes, names, [*_obstacles((*grown, *line), cost), *_along(line, cost)])
+        names = [(short[spot.name], *at) for spot in (*grown, *line) if (at := _locate_point(spot, cost))]
+        place_labels(axes, names, [*_list_obstacles((*grown, *line), cost), *_sample_line(line, cost)])
     return figure
 
 
-def _obstacles(spots: Sequence[Spot], cost: str) -> list[tuple[float, float]]:
+def _list_obstacles(spots: Sequence[Spot], cost: str) -> list[tuple[float, float]]:
     """What a name should not cover: points and the ends of their bars."""
     found = []
     for spot in spots:
-        if at := _at(spot, cost):
+        if at := _locate_point(spot, cost):
             across, up = spot.costs[cost][1] or 0.0, 100 * (spot.value[1] or 0.0)
             shifts = ((0.0, 0.0), (across, 0.0), (-across, 0.0), (0.0, up), (0.0, -up))
             found += [(at[0] + dx, at[1] + dy) for dx, dy in dict.fromkeys(shifts) if at[0] + dx > 0]
     return found
 
 
-def _along(spots: Sequence[Spot], cost: str, count: int = 12) -> list[tuple[float, float]]:
+def _sample_line(spots: Sequence[Spot], cost: str, count: int = 12) -> list[tuple[float, float]]:
     """Points on the line through spots, for names to keep off it."""
-    places = sorted(at for spot in spots if (at := _at(spot, cost)))
+    places = sorted(at for spot in spots if (at := _locate_point(spot, cost)))
     found: list[tuple[float, float]] = []
     for (left, low), (right, high) in pairwise(places):
         shares = np.linspace(0, 1, count + 2)[1:-1]
@@ -90,13 +107,13 @@ def _along(spots: Sequence[Spot], cost: str, count: int = 12) -> list[tuple[floa
     return found
 
 
-def _at(spot: Spot, cost: str) -> tuple[float, float] | None:
+def _locate_point(spot: Spot, cost: str) -> tuple[float, float] | None:
     price, value = spot.costs[cost][0], spot.value[0]
     return None if price is None or value is None else (price, 100 * value)
 
 
-def _point(axes: Axes, spot: Spot, cost: str, colour: str, *, size: float) -> None:
-    at = _at(spot, cost)
+def _draw_point(axes: Axes, spot: Spot, cost: str, colour: str, *, size: float) -> None:
+    at = _locate_point(spot, cost)
     if at is None:
         return
     deviation = spot.value[1]
@@ -114,9 +131,9 @@ def _point(axes: Axes, spot: Spot, cost: str, colour: str, *, size: float) -> No
     )
 
 
-def _drop(axes: Axes, spot: Spot, line: Sequence[Spot], cost: str, colour: str) -> None:
+def _draw_drop(axes: Axes, spot: Spot, line: Sequence[Spot], cost: str, colour: str) -> None:
     """From a network to the thin line at the same cost, where the line reaches so far."""
-    at, places = _at(spot, cost), [place for other in line if (place := _at(other, cost))]
+    at, places = _locate_point(spot, cost), [place for other in line if (place := _locate_point(other, cost))]
     if at is None or not places or not places[0][0] <= at[0] <= places[-1][0]:
         return
     costs, values = np.array(places).T
@@ -124,7 +141,7 @@ def _drop(axes: Axes, spot: Spot, line: Sequence[Spot], cost: str, colour: str) 
     axes.plot([at[0], at[0]], [below, at[1]], color=colour, linestyle=":", linewidth=1.4, zorder=2)
 
 
-def _without_common_beginning(names: Sequence[str]) -> dict[str, str]:
+def _drop_shared_words(names: Sequence[str]) -> dict[str, str]:
     """Names without the word that all of them begin with, such as the data set's."""
     first = {name.partition("-")[0] for name in names}
     shared = len(first) == 1 and all("-" in name for name in names)
@@ -172,16 +189,16 @@ class Course:
 
 def draw_courses(courses: Sequence[Course], *, metric: str, goal: float | None, goal_name: str) -> Figure:
     """Training loss and val curves under identical conditions (figure 5 of the paper): seeds thin, their mean thick."""
-    figure, (left, right) = _panels(2, width=5.9, height=4.4)
+    figure, (left, right) = _make_panels(2, width=5.9, height=4.4)
     for number, course in enumerate(courses):
         colour = group_colour(number)
         smoothed = [
             (steps, smooth(np.asarray(losses)).tolist() if len(losses) > 30 else losses)
             for steps, losses in course.losses
         ]
-        _seeds_and_mean(left, smoothed, colour, course.name)
+        _draw_seeds_and_mean(left, smoothed, colour, course.name)
         percent = [(steps, [100 * value for value in values]) for steps, values in course.values]
-        _seeds_and_mean(right, percent, colour, course.name, marker="o")
+        _draw_seeds_and_mean(right, percent, colour, course.name, marker="o")
     left.set_ylabel("training loss", fontsize=9, color=INK)
     left.set_yscale("log")
     left.yaxis.set_major_formatter("{x:g}")
@@ -197,7 +214,7 @@ def draw_courses(courses: Sequence[Course], *, metric: str, goal: float | None, 
     return figure
 
 
-def _seeds_and_mean(
+def _draw_seeds_and_mean(
     axes: Axes, lines: Sequence[tuple[Sequence[float], Sequence[float]]], colour: str, name: str, marker: str = ""
 ) -> None:
     for steps, values in lines if len(lines) > 1 else ():
@@ -229,23 +246,23 @@ def draw_kinds(
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=[1, 1])
     for (kind, spots), colour in zip(lines.items(), (BLUE, ORANGE), strict=True):
-        known = sorted(at for spot in spots if (at := _at(spot, "weights")))
+        known = sorted(at for spot in spots if (at := _locate_point(spot, "weights")))
         left.plot(*np.array(known).reshape(-1, 2).T, color=colour, linewidth=1.2, label=kind)
         for spot in spots:
-            _point(left, spot, "weights", colour, size=6)
+            _draw_point(left, spot, "weights", colour, size=6)
     left.set_ylabel(f"{MEANS[metric][0]} on {split}, %", color=INK)
     dress(left, COSTS["weights"])
     left.legend(fontsize=8.5, frameon=False, labelcolor=INK, loc="lower right")
-    _difference_bars(right, differences, between)
+    _draw_difference_bars(right, differences, between)
     settle_layout(figure)
-    named = [(spot.name, *at) for part in lines.values() for spot in part if (at := _at(spot, "weights"))]
+    named = [(spot.name, *at) for part in lines.values() for spot in part if (at := _locate_point(spot, "weights"))]
     spots = [spot for part in lines.values() for spot in part]
-    lines_too = [place for part in lines.values() for place in _along(part, "weights")]
-    place_labels(left, named, [*_obstacles(spots, "weights"), *lines_too])
+    lines_too = [place for part in lines.values() for place in _sample_line(part, "weights")]
+    place_labels(left, named, [*_list_obstacles(spots, "weights"), *lines_too])
     return figure
 
 
-def _difference_bars(axes: Axes, differences: Mapping[str, Sequence[float]], between: str) -> None:
+def _draw_difference_bars(axes: Axes, differences: Mapping[str, Sequence[float]], between: str) -> None:
     if not differences:
         axes.text(0.5, 0.5, "No common numbers of weights.", ha="center", color=MUTED, transform=axes.transAxes)
         axes.set_axis_off()
@@ -272,7 +289,7 @@ def _difference_bars(axes: Axes, differences: Mapping[str, Sequence[float]], bet
     axes.tick_params(axis="y", labelsize=7.5, colors=INK, length=0)
 
 
-def _panels(count: int, *, width: float, height: float, share_y: bool = False) -> tuple[Figure, Sequence[Axes]]:
+def _make_panels(count: int, *, width: float, height: float, share_y: bool = False) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(width * count, height), facecolor=PAPER, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, count, sharey=share_y, squeeze=False)[0]
@@ -282,7 +299,7 @@ def draw_drawn_policies(
     spots: Mapping[str, tuple[float, float | None]], chosen: Sequence[str], *, metric: str, split: str
 ) -> Figure:
     """Networks of drawn policies by multiply-adds and value in 0..1; orange: best on val, grey: no policy was drawn."""
-    figure, (axes,) = _panels(1, width=6.4, height=4.4)
+    figure, (axes,) = _make_panels(1, width=6.4, height=4.4)
     known = {name: (cost, 100 * value) for name, (cost, value) in spots.items() if value is not None}
     for name, at in known.items():
         colour = ORANGE if name in chosen else MUTED if name.startswith("shared") else BLUE

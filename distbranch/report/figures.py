@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from distbranch.report.layers import Branches, group_numbers, readable
-from distbranch.report.palette import (
+from distbranch.report.console import METRICS
+from distbranch.report.figure_style import (
     AS_IT_IS,
     BLUE,
     BROWN,
@@ -28,18 +28,13 @@ from distbranch.report.palette import (
     PURPLE,
     TEAL,
     group_colour,
+    text_width,
 )
-from distbranch.report.tree_figure import text_width
+from distbranch.report.layers import Branches, group_numbers, readable
 
 Json = Mapping[str, Any]
-MEANS = {
-    "accuracy": ("Accuracy", MUTED),
-    "balanced_accuracy": ("Balanced accuracy", BLUE),
-    "average_precision": ("Average precision", PURPLE),
-    "top10_recall": ("Top-10 recall", TEAL),
-    "top3": ("Top-3 accuracy", OLIVE),
-    "top5": ("Top-5 accuracy", BROWN),
-}
+_COLOURS = (MUTED, BLUE, PURPLE, TEAL, OLIVE, BROWN)
+MEANS = {key: (label, colour) for (key, label), colour in zip(METRICS.items(), _COLOURS, strict=True)}
 TASK_METRICS = tuple(MEANS)[:3]  # those that a single task has
 KINDS = {"agreement": "Agreement (Eq. 6)", "phi": "Phi (chance-corrected)"}
 # Below 0.5 two tasks are difficult at different times, above together; white is independence.
@@ -64,16 +59,18 @@ def draw_affinity(
     for index, (kind, affinity) in enumerate(affinities.items()):
         left = (side + names + 0.9) * index + names + 0.1
         axes = figure.add_axes((left / width, 0.12 / height, side / width, side / height))
-        _affinity_panel(axes, affinity[np.ix_(order, order)], groups, font=font if with_names else None, cell=cell)
+        _draw_affinity_panel(axes, affinity[np.ix_(order, order)], groups, font=font if with_names else None, cell=cell)
         bar = figure.add_axes(((left + side + 0.16) / width, 0.12 / height, 0.12 / width, side / height))
-        _colour_bar(figure, axes, bar)
+        _draw_colour_bar(figure, axes, bar)
         figure.text(
             left / width, 1 - 0.42 / height, KINDS.get(kind, kind), fontsize=10.5, weight="bold", color=INK, va="top"
         )
     return figure
 
 
-def _affinity_panel(axes: Axes, affinity: np.ndarray, groups: Branches, *, font: float | None, cell: float) -> None:
+def _draw_affinity_panel(
+    axes: Axes, affinity: np.ndarray, groups: Branches, *, font: float | None, cell: float
+) -> None:
     """One matrix with its groups framed; `font` in points (None = no names), `cell` in inches."""
     size, thick = len(affinity), max(0.012 * len(affinity), 0.3)
     shown = np.where(np.eye(size, dtype=bool), np.nan, affinity)
@@ -103,7 +100,7 @@ def _affinity_panel(axes: Axes, affinity: np.ndarray, groups: Branches, *, font:
         spine.set_visible(False)
 
 
-def _colour_bar(figure: Figure, axes: Axes, place: Axes) -> None:
+def _draw_colour_bar(figure: Figure, axes: Axes, place: Axes) -> None:
     bar = figure.colorbar(axes.images[0], cax=place)
     bar.ax.tick_params(labelsize=7.5, colors=MUTED, length=2)
     low, high = axes.images[0].get_clim()
@@ -122,14 +119,14 @@ def draw_costs(decisions: Sequence[Json], *, num_columns: int = 4) -> Figure:
     for axes in list(grid.flat)[len(decisions) :]:
         axes.set_visible(False)
     for axes, decision in zip(grid.flat, decisions, strict=False):
-        _cost_panel(axes, decision)
+        _draw_cost_panel(axes, decision)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     legend = figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, fontsize=8.5)
-    _ink(legend.get_texts())
+    _choose_ink(legend.get_texts())
     return figure
 
 
-def _cost_panel(axes: Axes, decision: Json) -> None:
+def _draw_cost_panel(axes: Axes, decision: Json) -> None:
     numbers = sorted(int(d) for d in decision["costs"])
     total = [decision["costs"][str(d)] for d in numbers]
     separation = [decision["alpha"] * decision["separation"][str(d)] for d in numbers]
@@ -158,12 +155,12 @@ def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], decisions
     ratios = [heights[panel] for panel in panels]
     figure = Figure(figsize=(12, sum(ratios) + 0.6), facecolor=PAPER, layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-    _loss_panel(grid[0], training, evaluations)
-    grid[1].plot(*_series(training, "learning_rate"), color=BLUE, linewidth=1.4)
+    _draw_loss_panel(grid[0], training, evaluations)
+    grid[1].plot(*_collect_series(training, "learning_rate"), color=BLUE, linewidth=1.4)
     grid[1].set_ylim(bottom=0)
     grid[1].set_ylabel("learning rate", fontsize=8.5, color=MUTED)
     if several:
-        _score_panel(grid[2], scored)
+        _draw_score_panel(grid[2], scored)
     for axes in grid:
         _mark_decisions(axes, decisions, with_names=axes is grid[0])
         plain(axes)
@@ -171,22 +168,22 @@ def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], decisions
     return figure
 
 
-def _loss_panel(axes: Axes, training: Sequence[Json], evaluations: Sequence[Json]) -> None:
-    x, y = _series(training, "loss")
+def _draw_loss_panel(axes: Axes, training: Sequence[Json], evaluations: Sequence[Json]) -> None:
+    x, y = _collect_series(training, "loss")
     axes.plot(x, y, color=BLUE, linewidth=0.8, alpha=0.35 if len(x) > 30 else 1.0, label="training")
     if len(x) > 30:
         axes.plot(x, smooth(y), color=BLUE, linewidth=1.7, label="training, smoothed")
     for index, split in enumerate(sorted({line["split"] for line in evaluations})):
-        points = _series([line for line in evaluations if line["split"] == split], "loss")
+        points = _collect_series([line for line in evaluations if line["split"] == split], "loss")
         axes.plot(*points, "o-", color=(PURPLE, TEAL, INK)[index % 3], markersize=4, linewidth=1.2, label=split)
     positive = y[np.isfinite(y) & (y > 0)]
     if len(positive) and positive.max() / positive.min() > 30:
         axes.set_yscale("log")
     axes.set_ylabel("loss", fontsize=8.5, color=MUTED)
-    _legend(axes)
+    _draw_legend(axes)
 
 
-def _score_panel(axes: Axes, evaluations: Sequence[Json]) -> None:
+def _draw_score_panel(axes: Axes, evaluations: Sequence[Json]) -> None:
     splits = sorted({line["split"] for line in evaluations})
     for style, split in zip(("o-", "s--", "^:"), splits, strict=False):
         lines = [line for line in evaluations if line["split"] == split]
@@ -200,17 +197,17 @@ def _score_panel(axes: Axes, evaluations: Sequence[Json]) -> None:
     axes.set_ylabel(
         f"mean over tasks, % ({splits[0]})" if len(splits) == 1 else "mean over tasks, %", fontsize=8.5, color=MUTED
     )
-    _legend(axes)
+    _draw_legend(axes)
 
 
 def draw_throughput(training: Sequence[Json], decisions: Sequence[Json], resumed: Sequence[Json] = ()) -> Figure:
     """Samples per second and the share of time spent waiting for data, over the iterations."""
     figure = Figure(figsize=(12, 3.4), facecolor=PAPER, layout="constrained")
     rate, wait = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
-    rate.plot(*_series(training, "samples_per_second"), color=BLUE, linewidth=1.3)
+    rate.plot(*_collect_series(training, "samples_per_second"), color=BLUE, linewidth=1.3)
     rate.set_ylim(bottom=0)
     rate.set_ylabel("samples per second", fontsize=8.5, color=MUTED)
-    x, share = _series(training, "data_wait")
+    x, share = _collect_series(training, "data_wait")
     wait.fill_between(x, 100 * share, color=ORANGE, alpha=0.55, linewidth=0)
     wait.plot(x, 100 * share, color=ORANGE, linewidth=1.0)
     wait.set_ylim(0, max(5.0, float(np.nanmax(100 * share, initial=0)) * 1.1))
@@ -223,7 +220,7 @@ def draw_throughput(training: Sequence[Json], decisions: Sequence[Json], resumed
         plain(axes)
     handles, labels = rate.get_legend_handles_labels()
     if handles:
-        _ink(rate.legend(handles[:1], labels[:1], fontsize=8, frameon=False, loc="lower right").get_texts())
+        _choose_ink(rate.legend(handles[:1], labels[:1], fontsize=8, frameon=False, loc="lower right").get_texts())
     return figure
 
 
@@ -235,12 +232,14 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
     figure = Figure(figsize=(11, height), facecolor=PAPER)
     for index, key in enumerate(TASK_METRICS):
         axes = figure.add_axes((0.17 + 0.245 * index, 0.12 / height, 0.19, (height - 0.72) / height))
-        _bar_column(axes, [scores["tasks"][name].get(key) for name in names], [numbers.get(name) for name in names])
+        _draw_bar_column(
+            axes, [scores["tasks"][name].get(key) for name in names], [numbers.get(name) for name in names]
+        )
         axes.set_title(MEANS[key][0], fontsize=9.5, color=INK, loc="left", weight="bold", pad=3)
         if index == 0:
             axes.set_yticks(range(len(names)), list(map(readable, names)), fontsize=8.5, color=INK, **AS_IT_IS)
             axes.tick_params(axis="y", pad=16)
-            _group_column(axes, [numbers.get(name) for name in names])
+            _draw_group_column(axes, [numbers.get(name) for name in names])
     axes.text(
         1.42,
         1.0,
@@ -262,7 +261,7 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
     return figure
 
 
-def _group_column(axes: Axes, groups: Sequence[int | None]) -> None:
+def _draw_group_column(axes: Axes, groups: Sequence[int | None]) -> None:
     """The number of each task's group, between its name and its first bar."""
     for row, group in enumerate(groups):
         if group is not None:
@@ -286,7 +285,7 @@ def sorted_tasks(scores: Json) -> list[str]:
     return sorted(scores["tasks"], key=value, reverse=True)
 
 
-def _bar_column(axes: Axes, values: Sequence[float | None], groups: Sequence[int | None]) -> None:
+def _draw_bar_column(axes: Axes, values: Sequence[float | None], groups: Sequence[int | None]) -> None:
     rows = range(len(values))
     colours = [BLUE if group is None else group_colour(group) for group in groups]
     axes.barh(rows, [100.0] * len(values), color=GRID, alpha=0.45, height=0.62)
@@ -313,7 +312,7 @@ def _mark_decisions(axes: Axes, decisions: Sequence[Json], *, with_names: bool) 
             axes.text(decision["iteration"], 1.0, text, transform=axes.get_xaxis_transform(), **style)
 
 
-def _series(lines: Sequence[Json], key: str) -> tuple[np.ndarray, np.ndarray]:
+def _collect_series(lines: Sequence[Json], key: str) -> tuple[np.ndarray, np.ndarray]:
     points = [(line["iteration"], line[key]) for line in lines if line.get(key) is not None]
     values = np.array(points, dtype=float).reshape(-1, 2)
     return values[:, 0], values[:, 1]
@@ -326,14 +325,14 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.convolve(padded, np.ones(width) / width, mode="valid")
 
 
-def _legend(axes: Axes) -> None:
+def _draw_legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         legend = axes.legend(handles, labels, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.005, 0.5))
-        _ink(legend.get_texts())
+        _choose_ink(legend.get_texts())
 
 
-def _ink(texts: Sequence[Any]) -> None:
+def _choose_ink(texts: Sequence[Any]) -> None:
     for text in texts:
         text.set_color(INK)
 

@@ -22,9 +22,17 @@ from distbranch.config import ModelConfig
 from distbranch.errors import UserError
 from distbranch.report import figures
 from distbranch.report.console import UNDEFINED, format_percent, size
-from distbranch.report.fonts import one_warning_of_missing_letters
+from distbranch.report.figure_style import (
+    BLUE,
+    GRID,
+    INK,
+    MUTED,
+    PAPER,
+    group_colour,
+    one_warning_of_missing_letters,
+    text_on,
+)
 from distbranch.report.layers import group_numbers, readable, top_groups
-from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, group_colour, text_on
 from distbranch.report.pictures import Picture, pictures, shown_split
 from distbranch.report.run_files import RunFiles, read_run
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from distbranch.report import figures
-from distbranch.report.groups_figure import draw_groups
 from distbranch.report.layers import Branches, top_groups
-from distbranch.report.policy_figure import draw_policy, draw_search
 from distbranch.report.run_files import RunFiles, task_order
+from distbranch.report.sharing_figures import draw_groups, draw_policy, draw_search
 from distbranch.report.tree_figure import draw_growth, draw_tree
 
 GROUPS_NOTE = (
@@ -38,7 +37,7 @@ def pictures(run: RunFiles) -> list[Picture]:
             Picture(
                 "tree",
                 "The network that grew" if decisions else "The network",
-                _tree_note(run),
+                _describe_tree(run),
                 lambda: draw_tree(run.layers),
             )
         )
@@ -60,7 +59,7 @@ def pictures(run: RunFiles) -> list[Picture]:
     if len(groups) > 1:
         found.append(Picture("groups", "Who is together at which layer", GROUPS_NOTE, lambda: draw_groups(run.layers)))
     if run.layers and decisions:
-        found.append(_affinity_picture(run, groups))
+        found.append(_make_affinity_picture(run, groups))
         note = "Total cost of splitting the layer into d branches; the smallest total wins, the smallest d on ties. "
         note += "Not shown are those d that cost more by their number alone than the chosen one in all."
         found.append(Picture("costs", "Why that many branches", note, lambda: figures.draw_costs(decisions)))
@@ -70,7 +69,7 @@ def pictures(run: RunFiles) -> list[Picture]:
         )
         found.append(Picture("curves", "Training", note, lambda: figures.draw_curves(training, evaluations, decisions)))
     if shown_split(run):
-        found.append(_task_picture(run, groups))
+        found.append(_make_task_picture(run, groups))
     if training:
         note, resumed = "More branches cost time; waiting for data should stay near zero.", run.logged("resumed")
         found.append(
@@ -79,7 +78,7 @@ def pictures(run: RunFiles) -> list[Picture]:
     return found
 
 
-def _tree_note(run: RunFiles) -> str:
+def _describe_tree(run: RunFiles) -> str:
     top = len(run.layers[-1].branches)
     note = f"{len(run.layers[-1].tasks)} tasks in {top} group{'s' if top != 1 else ''} at the top layer. "
     return (
@@ -88,7 +87,7 @@ def _tree_note(run: RunFiles) -> str:
     )
 
 
-def _affinity_picture(run: RunFiles, groups: Branches) -> Picture:
+def _make_affinity_picture(run: RunFiles, groups: Branches) -> Picture:
     top = len(run.layers)
     decision = next((d for d in run.decisions if d["layer"] == top and d["num_groups"] > 1), run.decisions[0])
     tasks = task_order(run.decisions)
@@ -101,7 +100,7 @@ def _affinity_picture(run: RunFiles, groups: Branches) -> Picture:
     return Picture("affinity", "Which tasks are difficult together", note, draw)
 
 
-def _task_picture(run: RunFiles, groups: Branches) -> Picture:
+def _make_task_picture(run: RunFiles, groups: Branches) -> Picture:
     split, scores = shown_split(run), run.scores()
     note = f"Split: {split}. In per cent; best average precision first. Colours and numbers are those of the groups."
     draw = lambda: figures.draw_task_table(scores[split], groups, title=f"{run.name}: {split}")  # noqa: E731

@@ -74,21 +74,23 @@ class ProgressDisplay:
             show(event)
 
     def _packing(self, event: Event) -> None:
-        self._advance("packing", event["done"], event["total"])
+        self._update_bar("packing", event["done"], event["total"])
 
     def _labelling(self, event: Event) -> None:
-        self._advance("labelling", event["done"], event["total"])
+        self._update_bar("labelling", event["done"], event["total"])
 
     def _checking(self, event: Event) -> None:
-        self._advance("checking", event["done"], event["total"])
+        self._update_bar("checking", event["done"], event["total"])
 
     def _packed(self, event: Event) -> None:
-        self._finish("packing")
-        self._finish("labelling")
+        self._remove_bar("packing")
+        self._remove_bar("labelling")
         if event.get("before"):
-            self._say(f"{event['path']} holds this data set already, so nothing was packed; remove it to pack again")
+            self._print_line(
+                f"{event['path']} holds this data set already, so nothing was packed; remove it to pack again"
+            )
         else:
-            self._say(f"packed {event['num_samples']:,} samples into {event['path']}")
+            self._print_line(f"packed {event['num_samples']:,} samples into {event['path']}")
 
     def _progress(self, event: Event) -> None:
         layer = (
@@ -99,56 +101,56 @@ class ProgressDisplay:
         loss = "" if event["loss"] is None else f"loss {event['loss']:.3f}  "
         pace = f"{event['samples_per_second']:.0f} images/s"
         detail = f"data wait {event['data_wait']:.1%}  {loss}{layer}  width {width_text(event['branches'])}"
-        self._advance("training", event["iteration"], event["iterations"], pace=pace, detail=detail)
+        self._update_bar("training", event["iteration"], event["iterations"], pace=pace, detail=detail)
 
     def _decision(self, event: Event) -> None:
         where = f"step {event['iteration']:,}  {event['layer_name']}"
         if event["num_groups"] == 1:
-            self._say(f"{where}: no split (one branch is cheapest)")
+            self._print_line(f"{where}: no split (one branch is cheapest)")
             return
-        self._say(f"{where}: {event['num_groups']} branches  [{event['seconds_in_all']:.2f} s]")
+        self._print_line(f"{where}: {event['num_groups']} branches  [{event['seconds_in_all']:.2f} s]")
         groups = sorted(map(sorted, event["tasks"]))
         if groups == self._shown_groups:  # most layers are split as the one above them was
-            self._say("    same groups", dim=True)
+            self._print_line("    same groups", dim=True)
             return
         self._shown_groups = groups
         for tasks in event["tasks"]:
-            self._say(f"    {', '.join(tasks)}", dim=True)
+            self._print_line(f"    {', '.join(tasks)}", dim=True)
 
     def _policy(self, event: Event) -> None:
         num_blocks, released = len(event["blocks"]), event["num_released"]
         decided = [row[num_blocks - released :] for row in event["policy"]]
         skips = sum(not executes for row in decided for executes in row)
-        self._say(
+        self._print_line(
             f"step {event['iteration']:,}  cycle {event['cycle'] + 1}: {released} of {num_blocks} blocks released, "
             f"{skips} of {len(decided) * released} decisions skip"
         )
 
     def _evaluation(self, event: Event) -> None:
-        self._say(f"step {event['iteration']:,}  {event['split']}: {_means_text(event['mean'])}")
+        self._print_line(f"step {event['iteration']:,}  {event['split']}: {_format_means(event['mean'])}")
         for name, part in event.get("datasets", {}).items():
-            self._say(f"    {name}: {_means_text(part['mean'])}", dim=True)
+            self._print_line(f"    {name}: {_format_means(part['mean'])}", dim=True)
 
     def _resumed(self, event: Event) -> None:
         seconds = event.get("seconds_to_first_step")
         stood = "" if seconds is None else f", {seconds:.1f} s after the last sign of life"
-        self._say(f"went on after step {event['iteration']:,} on {event['world_size']} rank(s){stood}")
+        self._print_line(f"went on after step {event['iteration']:,} on {event['world_size']} rank(s){stood}")
 
     def _bad_samples(self, event: Event) -> None:
         counts = ", ".join(f"{count} {kind}" for kind, count in event["counts"].items() if count)
-        self._say(f"step {event['iteration']:,}: samples left out so far: {counts}")
+        self._print_line(f"step {event['iteration']:,}: samples left out so far: {counts}")
 
     def _warning(self, event: Event) -> None:
         text = f"warning: {event['message']}"
         self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=not self._live)
 
     def _stopping(self, _: Event) -> None:
-        self._say("stopping: a checkpoint is being written")
+        self._print_line("stopping: a checkpoint is being written")
 
     def _finished(self, event: Event) -> None:
-        self._say(f"the run {event['directory']} is finished; nothing was changed")
+        self._print_line(f"the run {event['directory']} is finished; nothing was changed")
 
-    def _say(self, text: str, *, dim: bool = False) -> None:
+    def _print_line(self, text: str, *, dim: bool = False) -> None:
         if self._live:
             indent = " " * max(4, len(text) - len(text.lstrip()))
             text = textwrap.fill(
@@ -157,15 +159,15 @@ class ProgressDisplay:
         text = text.replace(NO_BREAK, " ")
         self.console.print(text, style="dim" if dim else "", markup=False, highlight=False, soft_wrap=not self._live)
 
-    def _advance(self, what: str, done: int, total: int | None, *, pace: str = "", detail: str = "") -> None:
+    def _update_bar(self, what: str, done: int, total: int | None, *, pace: str = "", detail: str = "") -> None:
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total, pace=pace, detail=detail)
         self._bar.update(self._tasks[what], completed=done, pace=pace, detail=detail)
         if not self._live and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self._say("  ".join(part for part in (self._standing(what), pace, detail) if part))
+            self._print_line("  ".join(part for part in (self._describe_progress(what), pace, detail) if part))
 
-    def _standing(self, what: str) -> str:
+    def _describe_progress(self, what: str) -> str:
         """`training 12,345 of 100,000, 0:02:34 left`, as far as it is known."""
         task = next(task for task in self._bar.tasks if task.id == self._tasks[what])
         text = f"{what} {task.completed:,.0f}"
@@ -175,7 +177,7 @@ class ProgressDisplay:
             text += f", {timedelta(seconds=round(task.time_remaining))} left"
         return text
 
-    def _finish(self, what: str) -> None:
+    def _remove_bar(self, what: str) -> None:
         if what in self._tasks:
             self._bar.remove_task(self._tasks.pop(what))
 
@@ -195,27 +197,27 @@ class SweepDisplay:
             self.num_open = event["open"]
             self._began = time.monotonic()
             done = event["trials"] - event["open"]
-            self._say(f"{event['trials']} trials, {done} of them done before, in {event['directory']}")
+            self._print_line(f"{event['trials']} trials, {done} of them done before, in {event['directory']}")
         elif kind == "begun":
             others = len(event["family"]) - 1
             self.num_begun += len(event["family"])
-            self._say(f"begun: {event['trial']}" + (f" and {others} that begin alike" if others else ""), "dim")
+            self._print_line(f"begun: {event['trial']}" + (f" and {others} that begin alike" if others else ""), "dim")
         elif kind == "ended":
             self.num_ended += 1
             reason = f": {event['reason']}" if event["reason"] else ""
             count = f"{self.num_ended}/{max(self.num_open, self.num_ended)}"
-            ended = f"{count} {event['status']}: {event['trial']}{reason}{self._time_left()}"
-            self._say(ended, STYLES.get(event["status"], ""))
+            ended = f"{count} {event['status']}: {event['trial']}{reason}{self._describe_time_left()}"
+            self._print_line(ended, STYLES.get(event["status"], ""))
         elif kind == "stopping":
-            self._say("stopping: running trials save a checkpoint ...", "yellow")
+            self._print_line("stopping: running trials save a checkpoint ...", "yellow")
         elif kind == "saving":
-            self._say(event["text"])
+            self._print_line(event["text"])
         elif kind == "warning":
-            self._say(f"warning: {event['message']}", "yellow")
+            self._print_line(f"warning: {event['message']}", "yellow")
         elif kind != "packing":
-            self._say(" ".join(map(str, event.values())), "dim")
+            self._print_line(" ".join(map(str, event.values())), "dim")
 
-    def _time_left(self) -> str:
+    def _describe_time_left(self) -> str:
         """Roughly: as if all trials were alike, and those that run were half done."""
         if self.num_ended >= self.num_open:
             return ""
@@ -223,12 +225,12 @@ class SweepDisplay:
         seconds = (time.monotonic() - self._began) / done * (self.num_open - done)
         return f" (about {timedelta(seconds=round(seconds))} left)"
 
-    def _say(self, text: str, style: str = "") -> None:
+    def _print_line(self, text: str, style: str = "") -> None:
         soft_wrap = not self.console.is_terminal  # which would end a line within a word
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=soft_wrap)
 
 
-def _means_text(means: Mapping[str, float | None]) -> str:
+def _format_means(means: Mapping[str, float | None]) -> str:
     shown = {name: value for name, value in means.items() if value is not None or name not in NOT_EVERYWHERE}
     texts = {name: UNDEFINED if value is None else f"{value:.1%}" for name, value in shown.items()}
     return "  ".join(f"{name}{NO_BREAK}{text}" for name, text in texts.items())

@@ -85,12 +85,12 @@ def read_run(run_directory: Path | str) -> RunFiles:
         directory=directory,
         config=config,
         environment=_read_json(directory / "environment.json") or {},
-        layers=_layers(directory / "tree.json", tree, config) if tree else (),
-        decisions=_latest(_read_lines(directory / "decisions.jsonl"), ("round",), "round"),
-        metrics=_latest(_read_lines(directory / "metrics.jsonl"), ("iteration", "kind", "split"), "iteration"),
+        layers=_read_layers(directory / "tree.json", tree, config) if tree else (),
+        decisions=_select_latest(_read_lines(directory / "decisions.jsonl"), ("round",), "round"),
+        metrics=_select_latest(_read_lines(directory / "metrics.jsonl"), ("iteration", "kind", "split"), "iteration"),
         result=_read_json(directory / "result.json"),
         policy=_read_json(directory / "policy.json"),
-        policies=_latest(_read_lines(directory / "policies.jsonl"), ("iteration",), "iteration"),
+        policies=_select_latest(_read_lines(directory / "policies.jsonl"), ("iteration",), "iteration"),
     )
 
 
@@ -148,13 +148,13 @@ def _read_lines(path: Path) -> Iterator[Json]:
         yield value
 
 
-def _latest(lines: Iterator[Json], keys: tuple[str, ...], order: str) -> tuple[Json, ...]:
+def _select_latest(lines: Iterator[Json], keys: tuple[str, ...], order: str) -> tuple[Json, ...]:
     """One line per key, the last one, in order: a continued run logs again what it had done after its checkpoint."""
     latest = {tuple(line.get(key) for key in keys): line for line in lines if order in line}
     return tuple(sorted(latest.values(), key=lambda line: float(line[order])))
 
 
-def _layers(path: Path, tree: Json, config: Json) -> tuple[LayerBranches, ...]:
+def _read_layers(path: Path, tree: Json, config: Json) -> tuple[LayerBranches, ...]:
     try:
         return layers_from_tree(tree, layer_widths(config))
     except (KeyError, TypeError) as error:

@@ -9,10 +9,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from distbranch.config.sweep import VARIANT
+from distbranch.report.figure_style import (
+    BLUE,
+    GRID,
+    INK,
+    MUTED,
+    PAPER,
+    font_families,
+    group_colour,
+    place_labels,
+    settle_layout,
+)
 from distbranch.report.figures import MEANS
-from distbranch.report.fonts import font_families, settle_layout
-from distbranch.report.labels import place_labels
-from distbranch.report.palette import BLUE, GRID, INK, MUTED, PAPER, group_colour
 from distbranch.report.sweep_files import COSTS, Point, SweepFiles, pareto_front
 
 MOST_COLOURS = 10
@@ -26,15 +34,15 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
     figure.set_layout_engine("constrained", w_pad=0.1)  # marks at the ends of two axes keep apart
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, max(len(costs), 1), sharey=True, squeeze=False)[0]
-    colours = _colours(sweep, points)
+    colours = _choose_colours(sweep, points)
     for axes, cost in zip(panels, costs, strict=False):
-        _panel(axes, sweep, points, cost, colours)
+        _draw_panel(axes, sweep, points, cost, colours)
     if not costs:
         panels[0].text(0.5, 0.5, "No trial has finished yet.", ha="center", color=MUTED, transform=panels[0].transAxes)
         panels[0].set_axis_off()
         return figure
     panels[0].set_ylabel(f"{MEANS[sweep.metric][0]} on {sweep.shown_split}, %", color=INK)
-    handles = _legend(sweep, colours)
+    handles = _list_legend(sweep, colours)
     figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -45,7 +53,7 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
     )
     settle_layout(figure)
     for axes, cost in zip(panels, costs, strict=True):
-        _label(axes, sweep, points, cost)
+        _label_front(axes, sweep, points, cost)
     return figure
 
 
@@ -61,7 +69,7 @@ def named_keys(sweep: SweepFiles) -> list[str]:
     return others if len(others) <= 2 and longest <= 12 else []
 
 
-def _panel(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str, colours: Sequence[str]) -> None:
+def _draw_panel(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str, colours: Sequence[str]) -> None:
     value = f"{sweep.shown_split}_{sweep.metric}"
     front = pareto_front(points, cost, f"val_{sweep.metric}")
     for number, point in enumerate(points):
@@ -98,7 +106,7 @@ def dress(axes: Axes, label: str) -> None:
     if high / low < 30:  # less than a decade and a half has too few marks of its own
         few, some, many = (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
         axes.xaxis.set_major_locator(LogLocator(subs=few if high / low > 5 else some if high / low > 2.5 else many))
-    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.xaxis.set_major_formatter(FuncFormatter(_format_tick))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(label, color=INK)
@@ -110,18 +118,18 @@ def dress(axes: Axes, label: str) -> None:
         side.set_color(GRID)
 
 
-def _label(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str) -> None:
+def _label_front(axes: Axes, sweep: SweepFiles, points: Sequence[Point], cost: str) -> None:
     """Name the best points; where there is no room, the table tells."""
     value = f"{sweep.shown_split}_{sweep.metric}"
-    places = {number: _place_of(point, cost, value) for number, point in enumerate(points)}
+    places = {number: _locate_point(point, cost, value) for number, point in enumerate(points)}
     spots = {number: place for number, place in places.items() if place is not None}
     front = [number for number in pareto_front(points, cost, f"val_{sweep.metric}") if number in spots]
     names = [(point_label(sweep, points[number], number), *spots[number]) for number in front]
-    ends = [end for number in spots for end in _ends(points[number], cost, value)]
+    ends = [end for number in spots for end in _list_bar_ends(points[number], cost, value)]
     place_labels(axes, names, [*spots.values(), *ends])
 
 
-def _ends(point: Point, cost: str, value: str) -> list[tuple[float, float]]:
+def _list_bar_ends(point: Point, cost: str, value: str) -> list[tuple[float, float]]:
     """The ends of the bars of a point."""
     price, worth = point.spread(cost), point.spread(value)
     if price is None or worth is None:
@@ -131,7 +139,7 @@ def _ends(point: Point, cost: str, value: str) -> list[tuple[float, float]]:
     return [(price.mean + dx, 100 * worth.mean + dy) for dx, dy in shifts if (dx or dy) and price.mean + dx > 0]
 
 
-def _place_of(point: Point, cost: str, value: str) -> tuple[float, float] | None:
+def _locate_point(point: Point, cost: str, value: str) -> tuple[float, float] | None:
     price, worth = point.spread(cost), point.spread(value)
     return None if price is None or worth is None else (price.mean, 100 * worth.mean)
 
@@ -140,7 +148,7 @@ def _is_coloured(sweep: SweepFiles, points: Sequence[Point]) -> bool:
     return bool(sweep.keys) and 1 < len({point.setting[sweep.keys[0]] for point in points}) <= MOST_COLOURS
 
 
-def _colours(sweep: SweepFiles, points: Sequence[Point]) -> list[str]:
+def _choose_colours(sweep: SweepFiles, points: Sequence[Point]) -> list[str]:
     """One per point: that of its value of the first key, if these are few."""
     if not _is_coloured(sweep, points):
         return [BLUE] * len(points)
@@ -148,13 +156,13 @@ def _colours(sweep: SweepFiles, points: Sequence[Point]) -> list[str]:
     return [group_colour(values.index(point.setting[sweep.keys[0]])) for point in points]
 
 
-def _legend(sweep: SweepFiles, colours: Sequence[str]) -> list[Line2D]:
+def _list_legend(sweep: SweepFiles, colours: Sequence[str]) -> list[Line2D]:
     points = sweep.points
     handles = []
     if _is_coloured(sweep, points):
         named = {point.setting[sweep.keys[0]]: colour for point, colour in zip(points, colours, strict=True)}
         key = "" if sweep.keys[0] == VARIANT else sweep.keys[0].rpartition(".")[2].replace("_", " ")
-        handles = [_dot(colour, f"{key} {readable_value(value)}".strip()) for value, colour in named.items()]
+        handles = [_make_dot(colour, f"{key} {readable_value(value)}".strip()) for value, colour in named.items()]
     front = Line2D([], [], color=MUTED, marker="o", markeredgecolor=INK, markerfacecolor=MUTED)
     named_by = ", ".join(key.rpartition(".")[2].replace("_", " ") for key in named_keys(sweep)) or "number in the table"
     front.set_label(f"Pareto front, chosen on val (beside it: {named_by})")
@@ -168,7 +176,7 @@ def _legend(sweep: SweepFiles, colours: Sequence[str]) -> list[Line2D]:
     return handles
 
 
-def _dot(colour: str, label: str) -> Line2D:
+def _make_dot(colour: str, label: str) -> Line2D:
     return Line2D([], [], linestyle="", marker="o", color=colour, label=label)
 
 
@@ -180,7 +188,7 @@ def readable_value(value: str) -> str:
         return value or "none"
 
 
-def _tick(value: float, _: object) -> str:
+def _format_tick(value: float, _: object) -> str:
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:g} {unit}"

@@ -11,8 +11,8 @@ from distbranch.engine.forks import read_family
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.report.console import UNDEFINED, format_cost, format_percent
+from distbranch.report.figure_style import one_warning_of_missing_letters
 from distbranch.report.figures import MEANS
-from distbranch.report.fonts import one_warning_of_missing_letters
 from distbranch.report.page import PNG_DPI, SORTED_LAST, Cell, draw_svg, duration, render_template
 from distbranch.report.sweep_figures import draw_pareto, readable_value
 from distbranch.report.sweep_files import COSTS, FINISHED, Point, SweepFiles, pareto_front, read_sweep

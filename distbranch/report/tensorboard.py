@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from distbranch.report.figure_style import one_warning_of_missing_letters
 from distbranch.report.figures import draw_affinity, draw_costs
-from distbranch.report.fonts import one_warning_of_missing_letters
 from distbranch.report.layers import grow, readable, top_groups
 from distbranch.report.run_files import read_run, task_order
 from distbranch.report.sweep_files import COSTS, SweepFiles

@@ -10,14 +10,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path as Curve
-from matplotlib.textpath import TextToPath
 
-from distbranch.report.fonts import font_families, missing_letters_not_told
+from distbranch.report.figure_style import AS_IT_IS, GRID, INK, MUTED, PAPER, group_colour, text_on, text_width
 from distbranch.report.layers import Branches, LayerBranches, Run, branch_of, grow, readable, runs, top_groups
-from distbranch.report.palette import AS_IT_IS, GRID, INK, MUTED, PAPER, group_colour, text_on
 
 FONT, SMALL = 9.5, 8.0
 LINE = 0.185  # height of a line of text
@@ -27,14 +24,6 @@ HEADER = 0.78
 TEXT_WIDTH = 4.3  # of a line of task names, at most
 
 Span = tuple[float, float]
-_measure = TextToPath()
-
-
-def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """Width in inches of a line of text."""
-    font = FontProperties(family=font_families(), size=size, weight="bold" if bold else "normal")
-    with missing_letters_not_told():
-        return float(_measure.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
 
 
 def wrap(tasks: Sequence[str], width: float, size: float = FONT) -> list[str]:
@@ -89,16 +78,16 @@ def draw_tree(layers: Sequence[LayerBranches], *, title: str = "", heading: str 
     """The grown tree from the image on the left to the task names on the right."""
     groups, columns_of = top_groups(layers), runs(layers)
     lines = [wrap(group, TEXT_WIDTH) for group in groups]
-    thick = _thickness(groups)
+    thick = _choose_thickness(groups)
     top = HEADER + (0.42 if title else 0.0)
-    leaves = _stack(
+    leaves = _place_groups(
         [max(LINE * len(text), 0.05 + size) for text, size in zip(lines, thick, strict=True)], top + 0.12, 0.13
     )
-    columns = _columns(columns_of, groups, leaves, thick, left=1.0)
+    columns = _place_columns(columns_of, groups, leaves, thick, left=1.0)
     text_left = columns[-1].right + EDGE + 0.42
     longest = max(text_width(line, FONT) for text in lines for line in text)
     size = (text_left + max(longest, 1.2) + 0.15, leaves[-1][1] + 0.2)
-    figure, axes = _canvas(size)
+    figure, axes = _make_canvas(size)
     if title:
         axes.text(0.15, 0.24, title, fontsize=13, weight="bold", color=INK, va="center", **AS_IT_IS)
         axes.text(size[0] - 0.15, 0.24, heading, fontsize=SMALL + 1, color=MUTED, va="center", ha="right")
@@ -123,21 +112,21 @@ def draw_growth(
     """
     steps, groups = grow(layers, decisions), top_groups(layers)
     marked = [None, *(decision["layer"] - 1 for decision in decisions)]
-    titles = ["Before: everything shared", *map(_step_title, decisions)]
+    titles = ["Before: everything shared", *map(_describe_step, decisions)]
     num_columns = min(num_columns, len(steps))
     width, height = 12.0 / max(num_columns, 3), 1.95
-    figure, axes = _canvas((width * num_columns, height * -(-len(steps) // num_columns) + 0.1))
+    figure, axes = _make_canvas((width * num_columns, height * -(-len(steps) // num_columns) + 0.1))
     for index, step in enumerate(steps):
         left, top = width * (index % num_columns), height * (index // num_columns) + 0.05
         axes.text(left + 0.15, top + 0.13, titles[index], fontsize=SMALL, color=INK, va="center")
-        columns, leaves = _small_columns(
+        columns, leaves = _place_small_columns(
             step, groups, runs(layers)[0], left + 0.15, width - 0.35, (top + 0.38, top + 1.75)
         )
         _draw_small_tree(axes, columns, leaves, left + 0.15, left + width - 0.2, marked[index])
     return figure
 
 
-def _step_title(decision: Mapping[str, Any]) -> str:
+def _describe_step(decision: Mapping[str, Any]) -> str:
     what = (
         f"{decision['layer_name']} → {decision['num_groups']}"
         if decision["num_groups"] > 1
@@ -146,12 +135,12 @@ def _step_title(decision: Mapping[str, Any]) -> str:
     return f"Round {decision['round']}, iteration {decision['iteration']:,}: {what}"
 
 
-def _thickness(groups: Branches, total: float = 1.5) -> list[float]:
+def _choose_thickness(groups: Branches, total: float = 1.5) -> list[float]:
     unit = min(0.045, total / sum(map(len, groups)), 0.34 / max(map(len, groups)))
     return [unit * len(group) for group in groups]
 
 
-def _stack(heights: Sequence[float], top: float, gap: float) -> list[Span]:
+def _place_groups(heights: Sequence[float], top: float, gap: float) -> list[Span]:
     spans = []
     for height in heights:
         spans.append((top, top + height))
@@ -159,13 +148,15 @@ def _stack(heights: Sequence[float], top: float, gap: float) -> list[Span]:
     return spans
 
 
-def _columns(
+def _place_columns(
     columns_of: Sequence[Run], groups: Branches, leaves: Sequence[Span], thick: Sequence[float], *, left: float
 ) -> list[Column]:
     columns: list[Column] = []
     for run in columns_of:
         boxes = len(run.layers) * (SLAB + SLAB_GAP) - SLAB_GAP
-        header = max(text_width(run.title, FONT, bold=True), *(text_width(line, SMALL) for line in _subtitles(run)))
+        header = max(
+            text_width(run.title, FONT, bold=True), *(text_width(line, SMALL) for line in _list_subtitles(run))
+        )
         margin = max(0.0, (header + 0.2 - EDGE - boxes) / 2)
         right = left + margin + boxes
         inside = tuple(map(tuple, members(run.branches, groups)))
@@ -179,7 +170,7 @@ def _columns(
     return columns
 
 
-def _canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:
+def _make_canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, size[0])
@@ -188,7 +179,7 @@ def _canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _subtitles(run: Run) -> tuple[str, str]:
+def _list_subtitles(run: Run) -> tuple[str, str]:
     many = f"{len(run.layers)} layers" if len(run.layers) > 1 else ""
     wide = f"{run.width} wide" if run.width else ""
     num_branches = len(run.branches)
@@ -197,7 +188,7 @@ def _subtitles(run: Run) -> tuple[str, str]:
 
 def _draw_header(axes: Axes, column: Column, top: float) -> None:
     middle = (column.left + column.right) / 2
-    first, second = _subtitles(column.run)
+    first, second = _list_subtitles(column.run)
     axes.text(middle, top - 0.5, column.run.title, fontsize=FONT, weight="bold", color=INK, ha="center", va="center")
     for line, y in zip(filter(None, (first, second)), (top - 0.31, top - 0.14), strict=False):
         axes.text(middle, y, line, fontsize=SMALL, color=MUTED, ha="center", va="center")
@@ -213,10 +204,10 @@ def _draw_strands(
         thick = columns[-1].strands[number][1] - columns[-1].strands[number][0]
         middle = (leaf[0] + leaf[1]) / 2
         stops.append((text_left - 0.28, (middle - thick / 2, middle + thick / 2)))
-        axes.add_patch(PathPatch(_band(stops), facecolor=group_colour(number), edgecolor="none", linewidth=0))
+        axes.add_patch(PathPatch(_draw_band(stops), facecolor=group_colour(number), edgecolor="none", linewidth=0))
 
 
-def _band(stops: Sequence[tuple[float, Span]]) -> Curve:
+def _draw_band(stops: Sequence[tuple[float, Span]]) -> Curve:
     """A filled band through the spans at the given x, level at each of them."""
     points: list[tuple[float, float]] = []
     codes: list[int] = []
@@ -237,7 +228,7 @@ def _draw_image(axes: Axes, column: Column) -> None:
     top, bottom = column.strands[0][0], column.strands[-1][1]
     middle = (top + bottom) / 2
     half = max(0.3, (bottom - top) / 2 + 0.06)
-    _box(axes, 0.15, middle - half, 0.57, 2 * half, colour=PAPER, edge=MUTED)
+    _draw_box(axes, 0.15, middle - half, 0.57, 2 * half, colour=PAPER, edge=MUTED)
     axes.text(0.435, middle, "image", fontsize=SMALL, color=INK, ha="center", va="center")
 
 
@@ -246,7 +237,7 @@ def _draw_boxes(axes: Axes, column: Column) -> None:
     for numbers in column.members:
         top, bottom = column.strands[numbers[0]][0] - 0.05, column.strands[numbers[-1]][1] + 0.05
         for index in range(len(column.run.layers)):
-            _box(axes, column.left + index * (SLAB + SLAB_GAP), top, SLAB, bottom - top, colour=PAPER, edge=INK)
+            _draw_box(axes, column.left + index * (SLAB + SLAB_GAP), top, SLAB, bottom - top, colour=PAPER, edge=INK)
 
 
 def _draw_tasks(axes: Axes, number: int, lines: Sequence[str], leaf: Span, left: float) -> None:
@@ -260,21 +251,21 @@ def _draw_tasks(axes: Axes, number: int, lines: Sequence[str], leaf: Span, left:
         axes.text(left, first + LINE * index, line, fontsize=FONT, color=INK, va="center", **AS_IT_IS)
 
 
-def _box(axes: Axes, left: float, top: float, width: float, height: float, *, colour: str, edge: str) -> None:
+def _draw_box(axes: Axes, left: float, top: float, width: float, height: float, *, colour: str, edge: str) -> None:
     shape = f"round,pad=0,rounding_size={min(width, height) * 0.3}"
     axes.add_patch(
         FancyBboxPatch((left, top), width, height, boxstyle=shape, facecolor=colour, edgecolor=edge, linewidth=0.9)
     )
 
 
-def _small_columns(
+def _place_small_columns(
     layers: Sequence[LayerBranches], groups: Branches, trunk: Run, left: float, width: float, height: Span
 ) -> tuple[list[Column], list[Span]]:
     """The columns (one per layer) and leaves of a small tree; layers that are never split stand closer together."""
     num_tasks, room = sum(map(len, groups)), height[1] - height[0]
     gap = 0.25 * room / len(groups)
     unit = (room - gap * (len(groups) - 1)) / num_tasks
-    leaves = _stack([unit * len(group) for group in groups], height[0], gap)
+    leaves = _place_groups([unit * len(group) for group in groups], height[0], gap)
     thick = [min(0.3 * unit, 0.01) * len(group) for group in groups]
     inner = 0.45 if len(trunk.layers) < len(layers) else 1.0
     places, names = [inner], {layer.name for layer in trunk.layers}
@@ -302,4 +293,4 @@ def _draw_small_tree(
     for column in columns:
         for numbers in column.members:
             top, bottom = column.strands[numbers[0]][0] - 0.02, column.strands[numbers[-1]][1] + 0.02
-            _box(axes, column.left, top, column.right - column.left, bottom - top, colour=PAPER, edge=INK)
+            _draw_box(axes, column.left, top, column.right - column.left, bottom - top, colour=PAPER, edge=INK)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distbranch.report.figure_style import DARK, ORANGE, blend, group_colour, text_on
 from distbranch.report.figures import (
     draw_affinity,
     draw_costs,
@@ -11,7 +12,6 @@ from distbranch.report.figures import (
     draw_throughput,
     sorted_tasks,
 )
-from distbranch.report.palette import DARK, ORANGE, blend, group_colour, text_on
 from distbranch.report.pictures import pictures
 from distbranch.report.run_files import read_run
 from distbranch.report.tensorboard import pixels

@@ -15,15 +15,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from distbranch.report import fonts
+from distbranch.report import figure_style
+from distbranch.report.figure_style import AS_IT_IS, font_families, one_warning_of_missing_letters, text_width
 from distbranch.report.figures import draw_affinity, draw_task_table
-from distbranch.report.fonts import font_families, one_warning_of_missing_letters
-from distbranch.report.groups_figure import draw_groups
 from distbranch.report.layers import LayerBranches, readable
 from distbranch.report.page import draw_svg
-from distbranch.report.palette import AS_IT_IS
-from distbranch.report.policy_figure import draw_policy
-from distbranch.report.tree_figure import draw_tree, text_width
+from distbranch.report.sharing_figures import draw_groups, draw_policy
+from distbranch.report.tree_figure import draw_tree
 
 PRIVATE = "\uf8fe\uf8fd"  # letters of no alphabet: they stand for those of a script without a font
 FAMILY = "Unifont"  # one of those that are looked for
@@ -87,7 +85,7 @@ def test_a_font_that_is_installed_draws_what_the_usual_one_lacks(font: Path, rec
 def test_letters_without_a_font_are_one_warning_over_all_figures(
     caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
-    fonts._warn_of_script.cache_clear()
+    figure_style._warn_of_script.cache_clear()
     for figure in figures():
         with one_warning_of_missing_letters():
             rendered(figure)

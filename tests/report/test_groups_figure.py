@@ -3,8 +3,8 @@ from itertools import pairwise
 from matplotlib.patches import FancyBboxPatch
 from test_tree_figure import random_tree
 
-from distbranch.report.groups_figure import draw_groups
 from distbranch.report.layers import runs
+from distbranch.report.sharing_figures import draw_groups
 
 
 def test_every_branch_of_every_layer_is_one_box_around_its_tasks() -> None:

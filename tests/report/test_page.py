@@ -8,8 +8,8 @@ import pytest
 
 from distbranch.errors import UserError
 from distbranch.report.console import size
+from distbranch.report.figure_style import GRID, INK, MUTED, PAPER
 from distbranch.report.page import draw_svg, duration, render_run, report
-from distbranch.report.palette import GRID, INK, MUTED, PAPER
 from distbranch.report.pictures import pictures
 from distbranch.report.run_files import RunFiles, read_run
 from distbranch.report.tree_figure import draw_tree

@@ -3,17 +3,17 @@ import random
 
 import pytest
 
+from distbranch.report.figure_style import text_width
 from distbranch.report.layers import LayerBranches, branch_of, runs, top_groups
 from distbranch.report.tree_figure import (
     FONT,
     TEXT_WIDTH,
-    _columns,
-    _stack,
-    _thickness,
+    _choose_thickness,
+    _place_columns,
+    _place_groups,
     draw_growth,
     draw_tree,
     members,
-    text_width,
     wrap,
 )
 
@@ -43,10 +43,10 @@ def test_no_two_boxes_or_blocks_of_names_overlap(num_tasks: int, num_groups: int
     for seed in range(3):
         layers = random_tree(num_tasks, num_groups, 15, seed)
         groups = top_groups(layers)
-        thick = _thickness(groups)
+        thick = _choose_thickness(groups)
         heights = [max(0.185 * len(wrap(g, TEXT_WIDTH)), 0.05 + t) for g, t in zip(groups, thick, strict=True)]
-        leaves = _stack(heights, 1.0, 0.13)
-        columns = _columns(runs(layers), groups, leaves, thick, left=1.0)
+        leaves = _place_groups(heights, 1.0, 0.13)
+        columns = _place_columns(runs(layers), groups, leaves, thick, left=1.0)
         for column in columns:
             boxes = sorted((column.strands[n[0]][0] - 0.05, column.strands[n[-1]][1] + 0.05) for n in column.members)
             assert all(above[1] < below[0] for above, below in itertools.pairwise(boxes))
