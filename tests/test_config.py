@@ -9,7 +9,7 @@ import pytest
 from distbranch.config import Config, describe_keys, differences, load_config, to_yaml
 from distbranch.config.sweep import load_sweep
 from distbranch.errors import UsageError
-from distbranch.sweep.plan import base_config
+from distbranch.sweep.plan import load_base_config
 
 
 def config_file(folder: Path, text: str) -> Path:
@@ -228,7 +228,7 @@ def test_a_base_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path, t
 def test_a_sweep_takes_a_config_with_bases_and_a_run_with_a_base_is_no_sweep(tmp_path: Path) -> None:
     last = write_chain(tmp_path)
     (tmp_path / "sweep.yaml").write_text("base: last.yaml\nseeds: [0, 1]\noverrides: {data.path: data}\n")
-    assert base_config(load_sweep(tmp_path / "sweep.yaml")).model.width == 16
+    assert load_base_config(load_sweep(tmp_path / "sweep.yaml")).model.width == 16
     with pytest.raises(UsageError, match=r"last.yaml is the config of a run: use `distbranch train"):
         load_sweep(last)
 

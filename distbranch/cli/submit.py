@@ -172,7 +172,7 @@ def submit_slurm_array(
     from distbranch.config.sweep import load_sweep
     from distbranch.launch.on_slurm import submission
     from distbranch.launch.on_slurm.resources import Resources, parse_further_options, parse_minutes
-    from distbranch.sweep.plan import planned_trials
+    from distbranch.sweep.plan import list_trials
 
     given = {"gpus_per_trial": gpus, "cpus_per_trial": cpus}
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
@@ -182,7 +182,7 @@ def submit_slurm_array(
             "The trials of an array do not know of each other, so none is stopped early: give early_stopping=null to train all of "
             "them to their end, or use `distbranch sweep`."
         )
-    trials = planned_trials(loaded)
+    trials = list_trials(loaded)
     most = at_once or loaded.concurrency or 64
     gpus_per_trial = math.ceil(loaded.gpus_per_trial)
     resources = Resources(

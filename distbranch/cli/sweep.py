@@ -29,9 +29,9 @@ def sweep(
     given = [*(overrides or []), *([f"concurrency={jobs}"] if jobs else [])]
     loaded = load_sweep(config, given)
     if dry_run:
-        from distbranch.sweep.dry_run import plan
+        from distbranch.sweep.run import describe_plan
 
-        return show_pairs(plan(loaded))
+        return show_pairs(describe_plan(loaded))
     from distbranch.report.console import front_table
     from distbranch.report.progress import SweepDisplay
     from distbranch.sweep.run import run_sweep

@@ -23,7 +23,7 @@ from distbranch.errors import UsageError, UserError
 from distbranch.experiments.runs import Run, Runs, check_defined, restrict_to_common_tasks
 from distbranch.launch.prepare import is_to_be_packed, read_packed_data
 from distbranch.report.experiment_figures import save_figure
-from distbranch.sweep.plan import planned_trials, trials_by_variant
+from distbranch.sweep.plan import group_trials_by_variant, list_trials
 from distbranch.sweep.run import run_sweep
 from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
@@ -224,7 +224,7 @@ def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str
         )
     latencies = {row["trial"]: row["latency_ms"] for row in result.rows}
     found: dict[str, list[Run]] = {}
-    for variant, trials in trials_by_variant(sweep).items():
+    for variant, trials in group_trials_by_variant(sweep).items():
         for trial in trials:
             own = read_result(trial.run_directory)
             assert own is not None
@@ -235,7 +235,7 @@ def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str
 
 def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
     """Of data that are still to be packed nothing is known yet."""
-    trial_of_data = {trial.data.path: trial for trial in planned_trials(sweep) if not is_to_be_packed(trial)}
+    trial_of_data = {trial.data.path: trial for trial in list_trials(sweep) if not is_to_be_packed(trial)}
     for trial in trial_of_data.values():
         info = read_packed_data(trial)
         for split in splits:
@@ -258,7 +258,7 @@ def check_same_comparison(sweep: SweepConfig, about: Mapping[str, Any]) -> None:
     results = SweepDirectory(sweep.path, sweep.trial_path).results
     before = _read_about(sweep.path)
     different = [f"{key}={value}" for key, value in before.items() if about.get(key) != value]
-    planned = {str(trial.run.name) for trial in planned_trials(sweep)}
+    planned = {str(trial.run.name) for trial in list_trials(sweep)}
     lost = sorted(_read_finished_trials(results) - planned)
     if different:
         found = f"with {', '.join(different)}"

@@ -27,7 +27,7 @@ DRAWS_PER_TRIAL = 100  # before a space is said to hold no more settings
 DIGITS = 4  # of drawn numbers: a trial's name says exactly what it was trained with
 
 
-def planned_trials(sweep: SweepConfig) -> list[Config]:
+def list_trials(sweep: SweepConfig) -> list[Config]:
     """Every trial of a grid or a random search, with absolute paths; the same sweep gives the same list.
 
     Raises:
@@ -38,10 +38,10 @@ def planned_trials(sweep: SweepConfig) -> list[Config]:
             "search: optuna chooses each trial from the results of others, so its trials cannot be listed before. "
             "Use search: grid or random here."
         )
-    return trials_of(sweep, grid_points(sweep) if sweep.search == "grid" else random_points(sweep))
+    return make_trials(sweep, list_grid_points(sweep) if sweep.search == "grid" else draw_random_points(sweep))
 
 
-def trials_of(sweep: SweepConfig, points: Iterable[Mapping[str, Any]], *, first: int = 0) -> list[Config]:
+def make_trials(sweep: SweepConfig, points: Iterable[Mapping[str, Any]], *, first: int = 0) -> list[Config]:
     """One trial per point ({dotted key: value}) and seed; `first` is the number of the first point.
 
     Raises:
@@ -50,10 +50,10 @@ def trials_of(sweep: SweepConfig, points: Iterable[Mapping[str, Any]], *, first:
     return [config for _, config in _named_points(sweep, points, first)]
 
 
-def trials_by_variant(sweep: SweepConfig) -> dict[str, list[Config]]:
+def group_trials_by_variant(sweep: SweepConfig) -> dict[str, list[Config]]:
     """The trials of every variant of a sweep that has some: {variant: [trial, ...]}."""
     found: dict[str, list[Config]] = {}
-    for point, config in _named_points(sweep, grid_points(sweep) if sweep.variants else [], 0):
+    for point, config in _named_points(sweep, list_grid_points(sweep) if sweep.variants else [], 0):
         found.setdefault(point[VARIANT], []).append(config)
     return found
 
@@ -62,7 +62,7 @@ def _named_points(
     sweep: SweepConfig, points: Iterable[Mapping[str, Any]], first: int
 ) -> Iterator[tuple[Mapping[str, Any], Config]]:
     """Every point with each of its seeds, as a trial."""
-    bases = {variant: base_config(sweep, variant) for variant in sweep.variants or (None,)}
+    bases = {variant: load_base_config(sweep, variant) for variant in sweep.variants or (None,)}
     varies_seed = "seed" in sweep.grid
     for number, point in enumerate(points, start=first):
         base = bases[point.get(VARIANT)]
@@ -80,7 +80,7 @@ def _names(values: Mapping[str, Any], number: int | None) -> list[str]:
     It depends on nothing but the values, so it stays where a grid is given in another order or more values are: where the short
     text of a value could be that of another one, a digest of all values follows.
     """
-    short, digest = trial_name(values, number), _digest(values)
+    short, digest = make_trial_name(values, number), _digest(values)
     old = [short, f"trial-{digest}-seed{values['seed']}"]
     if len(short) > LONGEST_NAME:
         return old[1:]
@@ -104,7 +104,7 @@ def _as_named_before(trial: Config, earlier: Sequence[str], varied: Sequence[str
 
 def _is_run_of(found: Config, trial: Config, varied: Sequence[str]) -> bool:
     """Whether a run is that of a trial, in those keys too that a continued run may change."""
-    same = all(value_of(found, key) == value_of(trial, key) for key in varied)
+    same = all(get_config_value(found, key) == get_config_value(trial, key) for key in varied)
     return same and not differences(found, trial)
 
 
@@ -128,7 +128,7 @@ def _is_told_by_its_text(value: Any) -> bool:
     return value is None or isinstance(value, int)
 
 
-def grid_points(sweep: SweepConfig) -> list[dict[str, Any]]:
+def list_grid_points(sweep: SweepConfig) -> list[dict[str, Any]]:
     """All combinations of the grid, of one variant after another; the last key varies fastest."""
     variants: list[dict[str, Any]] = [{VARIANT: name} for name in sweep.variants] or [{}]
     return [
@@ -138,7 +138,7 @@ def grid_points(sweep: SweepConfig) -> list[dict[str, Any]]:
     ]
 
 
-def random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
+def draw_random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
     """`num_trials` different draws; the first ones stay the same where more are asked for later.
 
     Raises:
@@ -157,7 +157,7 @@ def random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
     )
 
 
-def rounded(span: Range, value: float) -> Any:
+def round_to_range(span: Range, value: float) -> Any:
     """A drawn number as it is used: whole, or with few digits, and within the range."""
     assert span.low is not None
     assert span.high is not None
@@ -166,7 +166,7 @@ def rounded(span: Range, value: float) -> Any:
     return min(max(float(f"{value:.{DIGITS}g}"), span.low), span.high)
 
 
-def base_config(sweep: SweepConfig, variant: str | None = None) -> Config:
+def load_base_config(sweep: SweepConfig, variant: str | None = None) -> Config:
     """What all trials (of a variant) have in common, with absolute paths and the resources of a trial.
 
     Without a variant, and where the sweep has no base, that of the first variant.
@@ -215,7 +215,7 @@ def begins_from(config: Config) -> list[Path]:
     return [path.parent if path.name == "tree.json" else path for path in paths]
 
 
-def in_turns(trials: Sequence[Config]) -> list[list[Config]]:
+def order_in_turns(trials: Sequence[Config]) -> list[list[Config]]:
     """The trials in the order in which they can be trained: one that begins from the run of another comes in a later turn.
 
     Raises:
@@ -234,7 +234,7 @@ def in_turns(trials: Sequence[Config]) -> list[list[Config]]:
     return turns
 
 
-def trial_name(values: Mapping[str, Any], number: int | None = None) -> str:
+def make_trial_name(values: Mapping[str, Any], number: int | None = None) -> str:
     """`width16-alpha2-seed0`: the last part of every key with its value, after the variant; drawn trials begin with their number."""
     parts = [] if number is None else [f"{number:04d}"]
     parts += [
@@ -244,7 +244,7 @@ def trial_name(values: Mapping[str, Any], number: int | None = None) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.")
 
 
-def value_of(config: Config, key: str) -> Any:
+def get_config_value(config: Config, key: str) -> Any:
     """The value of a dotted key."""
     value: Any = config
     for part in key.split("."):
@@ -252,7 +252,7 @@ def value_of(config: Config, key: str) -> Any:
     return value
 
 
-def size_class(config: Config, info: DatasetInfo) -> int:
+def measure_size_class(config: Config, info: DatasetInfo) -> int:
     """Trials that cost about the same before they grow: the octave of their first network's multiply-adds."""
     return round(math.log2(multiply_adds(first_architecture(config, info))))
 
@@ -281,11 +281,11 @@ def _drawn(span: Range, rng: np.random.Generator) -> Any:
     assert span.low is not None
     assert span.high is not None
     if span.log:
-        return rounded(span, math.exp(rng.uniform(math.log(span.low), math.log(span.high))))
+        return round_to_range(span, math.exp(rng.uniform(math.log(span.low), math.log(span.high))))
     return (
         int(rng.integers(math.ceil(span.low), math.floor(span.high) + 1))
         if span.whole
-        else rounded(span, rng.uniform(span.low, span.high))
+        else round_to_range(span, rng.uniform(span.low, span.high))
     )
 
 

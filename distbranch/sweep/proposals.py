@@ -14,7 +14,7 @@ from distbranch.config.sweep import Range, SweepConfig
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import append_line, read_lines
 from distbranch.errors import UsageError, UserError
-from distbranch.sweep.plan import rounded, trials_of
+from distbranch.sweep.plan import make_trials, round_to_range
 from distbranch.sweep.trial_status import FAILED, FINISHED, STOPPED_EARLY, SweepDirectory
 
 TRIES = 100  # proposals in a row that were all made before
@@ -73,7 +73,7 @@ class Proposals:
 
     def _add(self, asked: Any, values: Mapping[str, Any]) -> list[Config]:
         number = len(self.trials)
-        trials = trials_of(self.sweep, [values], first=number)
+        trials = make_trials(self.sweep, [values], first=number)
         self.asked.append(asked)
         self.trials.append(trials)
         self._open.add(number)
@@ -84,7 +84,7 @@ class Proposals:
         """What has ended since: the mean over seeds, or that a setting was stopped early or failed."""
         for number in sorted(self._open):
             names = [str(config.run.name) for config in self.trials[number]]
-            statuses = {standing.status for standing in self.directory.standings(names).values()}
+            statuses = {found.status for found in self.directory.read_statuses(names).values()}
             if not statuses <= {FINISHED, FAILED, STOPPED_EARLY}:
                 continue
             self._open.remove(number)
@@ -125,7 +125,9 @@ def _distribution(span: Range, kinds: Any) -> Any:
             list(range(len(span.choices)))
         )  # a choice may be a list, which Optuna refuses
     if span.whole:
-        return kinds.IntDistribution(rounded(span, span.low or 0), rounded(span, span.high or 0), log=span.log)
+        return kinds.IntDistribution(
+            round_to_range(span, span.low or 0), round_to_range(span, span.high or 0), log=span.log
+        )
     return kinds.FloatDistribution(span.low, span.high, log=span.log)
 
 
@@ -134,4 +136,4 @@ def _text(values: Mapping[str, Any]) -> str:
 
 
 def _value(span: Range, drawn: Any) -> Any:
-    return span.choices[drawn] if span.choices is not None else rounded(span, drawn)
+    return span.choices[drawn] if span.choices is not None else round_to_range(span, drawn)

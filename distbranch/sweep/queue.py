@@ -5,10 +5,12 @@ family at the beginning. When a family forks, more families of its root become r
 """
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from ray.tune import Callback
 from ray.tune.search import Searcher
 
@@ -105,8 +107,8 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
     def _look_at(self, root: Family) -> None:
         """Let those families of a root wait that are ready and not known yet; those that run lose who has left them."""
         known = {family[0].run.name for family, _ in (*self.waiting, *self.running.values())} | self._ended
-        standings = self.directory.standings([str(config.run.name) for config in root])
-        known |= {name for name, standing in standings.items() if standing.status == STOPPED_EARLY}
+        statuses = self.directory.read_statuses([str(config.run.name) for config in root])
+        known |= {name for name, standing in statuses.items() if standing.status == STOPPED_EARLY}
         try:
             found = self.ready(root)
         except UserError as error:
@@ -145,7 +147,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         """Trials that neither finished nor were stopped early have failed, or wait for the same command."""
         names = [str(config.run.name) for config in family if config.run.name not in self._ended]
         self._ended.update(names)
-        for name, standing in self.directory.standings(names).items():
+        for name, standing in self.directory.read_statuses(names).items():
             status, reason = standing.status if standing.is_settled else UNFINISHED, standing.reason
             if failure and not standing.is_settled:
                 status, reason = FAILED, failure
@@ -180,3 +182,40 @@ class Losses(Callback):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+
+class SizeClassHalving:
+    """Remembers what every trial had reached at each rung.
+
+    Args:
+        grace: optimiser steps to the first rung; the next ones are `reduction` times as far each.
+        reduction: one of so many trials of a class passes a rung.
+    """
+
+    def __init__(self, grace: int, reduction: float) -> None:
+        self.grace, self.reduction = grace, reduction
+        self._seen: defaultdict[tuple[Hashable, int], dict[str, tuple[int, float]]] = defaultdict(dict)
+
+    def passes(self, trial: str, size_class: Hashable, iteration: int, value: float) -> bool:
+        """Whether a trial that has reached `value` (larger is better) after `iteration` steps should go on.
+
+        A trial is judged once per rung, at its first evaluation there, and never by what others reached with more steps. The
+        first ones of a class always pass: with fewer than `reduction` of them nothing is known yet.
+        """
+        rung = self.rung(iteration)
+        if rung is None:
+            return True
+        seen = self._seen[size_class, rung]
+        if trial in seen:
+            return True
+        seen[trial] = iteration, value
+        values = [reached for steps, reached in seen.values() if steps <= iteration]
+        if len(values) < self.reduction:
+            return True
+        return value >= float(np.quantile(values, 1 - 1 / self.reduction))
+
+    def rung(self, iteration: int) -> int | None:
+        """The number of the last rung at or before `iteration`, None before the first."""
+        if iteration < self.grace:
+            return None
+        return math.floor(math.log(iteration / self.grace, self.reduction) + 1e-9)

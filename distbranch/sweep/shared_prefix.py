@@ -19,7 +19,7 @@ from distbranch.engine.run_directory import RunDirectory, created_atomically, wr
 from distbranch.engine.run_log import DrawDecision, write_tensorboard
 
 
-def families(trials: Sequence[Config]) -> list[list[Config]]:
+def group_by_prefix(trials: Sequence[Config]) -> list[list[Config]]:
     """Trials that begin as the same run, together, in the order of their first members.
 
     They may differ in `run.name` and in what acts only at decisions: `method.alpha`, `unit_cost`, `max_branches`, `affinity`
@@ -40,11 +40,11 @@ def _beginning(trial: Config) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def ready(trials: Sequence[Config]) -> list[list[Config]]:
+def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
     """The families that can be trained now or are being trained, each with its leader first; the largest families first.
 
     A trial is led by another one until it decides otherwise: then it gets a directory of its own and is in a family of its
-    own here; one that never does gets its directory from `share_result`. Trials without directory or leader are begun: one
+    own here; one that never does gets its directory from `copy_result_to_followers`. Trials without directory or leader are begun: one
     of each family becomes its leader. One process of a sweep calls this, as often as it has room for a run.
 
     Args:
@@ -54,12 +54,12 @@ def ready(trials: Sequence[Config]) -> list[list[Config]]:
         UserError: the directory of a trial that was never begun holds other files.
     """
     by_name = {str(trial.run.name): trial for trial in trials}
-    bonds = _bonds(by_name)
+    bonds = _read_groups(by_name)
     leader_of: dict[str, str] = {}
     # A leader that was killed while some were leaving still lists those whom another one leads from that step on.
     for name, (relatives, _) in sorted(bonds.items(), key=lambda item: _begins_at(item[1][1])):
         leader_of |= {relative: name for relative in relatives if relative not in bonds}
-    for leader, *others in families([by_name[name] for name in by_name if name not in {*bonds, *leader_of}]):
+    for leader, *others in group_by_prefix([by_name[name] for name in by_name if name not in {*bonds, *leader_of}]):
         _begin(leader, others)
         leader_of |= {str(other.run.name): str(leader.run.name) for other in others}
         bonds[str(leader.run.name)] = {}, None
@@ -72,7 +72,7 @@ def ready(trials: Sequence[Config]) -> list[list[Config]]:
     return sorted(found.values(), key=len, reverse=True)
 
 
-def _bonds(by_name: Mapping[str, Config]) -> dict[str, tuple[dict[str, MethodConfig], Origin | None]]:
+def _read_groups(by_name: Mapping[str, Config]) -> dict[str, tuple[dict[str, MethodConfig], Origin | None]]:
     """What `read_family` says of every trial that has a directory.
 
     A leader may be parting from some just now. It gives them a directory before it leaves them out of its own family, so
@@ -97,7 +97,7 @@ def _begins_at(origin: Origin | None) -> int:
     return origin.iteration if origin else 0
 
 
-def share_result(leader: Config, draw: DrawDecision | None = None) -> list[str]:
+def copy_result_to_followers(leader: Config, draw: DrawDecision | None = None) -> list[str]:
     """Give the relatives that never decided otherwise than this finished run its result in directories of their own.
 
     Large files are linked, not copied, where the file system can. Returns the names of those that had none yet.
@@ -150,7 +150,7 @@ class Saving:
         )
 
 
-def saving(trials: Sequence[Config]) -> Saving:
+def measure_saving(trials: Sequence[Config]) -> Saving:
     """Steps and seconds of the finished ones among `trials`, with every common beginning counted once.
 
     Seconds are those of training as in result.json, summed over trials, however many ran at a time. Steps that were

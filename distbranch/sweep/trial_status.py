@@ -16,7 +16,7 @@ FINISHED, FAILED, STOPPED_EARLY, UNFINISHED = "finished", "failed", "stopped ear
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrialStatus:
     """How a trial stands; `reason` says why it failed or was stopped, `iteration` where."""
 
     status: str
@@ -63,19 +63,19 @@ class SweepDirectory:
         """Record that a trial failed or was stopped early."""
         append_line(self.ended, {"trial": trial, "status": status, "reason": reason, "iteration": iteration})
 
-    def try_again(self, trials: list[str]) -> None:
+    def retry_failed(self, trials: list[str]) -> None:
         """Record that failed trials are to be trained now."""
         for trial in trials:
             self.end(trial, UNFINISHED, "")
 
-    def standings(self, trials: list[str]) -> dict[str, Standing]:
+    def read_statuses(self, trials: list[str]) -> dict[str, TrialStatus]:
         """How every trial stands."""
         ended: dict[str, dict[str, Any]] = {line["trial"]: line for line in read_lines(self.ended)}
-        return {trial: self._standing(trial, ended.get(trial)) for trial in trials}
+        return {trial: self._read_status(trial, ended.get(trial)) for trial in trials}
 
-    def _standing(self, trial: str, ended: dict[str, Any] | None) -> Standing:
+    def _read_status(self, trial: str, ended: dict[str, Any] | None) -> TrialStatus:
         if self.run(trial).result.exists():
-            return Standing(FINISHED)
+            return TrialStatus(FINISHED)
         if ended is None:
-            return Standing(UNFINISHED)
-        return Standing(ended["status"], ended["reason"], ended["iteration"])
+            return TrialStatus(UNFINISHED)
+        return TrialStatus(ended["status"], ended["reason"], ended["iteration"])

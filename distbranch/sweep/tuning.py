@@ -1,35 +1,44 @@
-"""Ray Tune over the families of a sweep: one Tuner with our queue, while this thread listens for signals.
+"""Ray Tune over the families of a sweep: one Tuner with our queue, while this thread listens for signals; and what its trials do.
+
+A trial trains one run in the run's own directory. One worker trains in the trial's process; several are an inner Ray trainer,
+which nobody but its own stop word may end.
 
 Loads ray, so it is imported when the cluster is joined and not before: ray reads its token when it is loaded.
 """
 
+import json
+import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from distbranch.config import Config
+from distbranch.config import Config, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.data.mixture import read_data
 from distbranch.engine.forks import member, read_family
-from distbranch.engine.results import StoppedEarly
+from distbranch.engine.results import StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory, RunInUseError, read_lines
-from distbranch.engine.run_log import Report
+from distbranch.engine.run_log import Event, Report
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
 from distbranch.launch.stopping import StopRequest
-from distbranch.sweep.early_stopping import SizeClassHalving
-from distbranch.sweep.plan import base_config, size_class
-from distbranch.sweep.queue import Family, FamilyQueue, Judge, Losses
-from distbranch.sweep.shared_prefix import ready
-from distbranch.sweep.trial import tune_function
+from distbranch.locks import hold_lock
+from distbranch.streams import tolerate_any_text
+from distbranch.sweep.plan import load_base_config, measure_size_class
+from distbranch.sweep.queue import Family, FamilyQueue, Judge, Losses, SizeClassHalving
+from distbranch.sweep.shared_prefix import copy_result_to_followers, trainable_groups
 from distbranch.sweep.trial_status import SweepDirectory
 
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_BEGIN = 60.0  # and to end, for a trial whose run nobody trains at the moment
+SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = 60
+logger = logging.getLogger("distbranch")
 
 
 def train_roots(
@@ -48,17 +57,18 @@ def train_roots(
         UserError: Tune itself failed.
         StoppedEarly: a signal asked to stop; every running trial has saved a checkpoint.
     """
-    metric = sweep.early_stopping.metric if sweep.early_stopping and sweep.early_stopping.metric else sweep.metric
+    stopping = sweep.early_stopping
+    metric = stopping.metric if stopping and stopping.metric else sweep.metric
     queue = FamilyQueue(
         roots,
-        ready=ready,
+        ready=trainable_groups,
         directory=directory,
-        concurrency=_concurrency(sweep),
+        concurrency=_count_trials_that_fit(sweep),
         report=report,
-        judge=_judge(sweep, metric, begun),
+        judge=_make_judge(sweep, metric, begun),
         propose=propose,
     )
-    fit(tune_function(metric), queue, resources=_resources(sweep), max_failures=sweep.max_failures)
+    fit(make_tune_function(metric), queue, resources=_get_resources(sweep), max_failures=sweep.max_failures)
 
 
 def fit(
@@ -70,15 +80,16 @@ def fit(
         UserError: Tune itself failed.
         StoppedEarly: after a signal to this process.
     """
-    storage, failure = queue.directory.tune, list[Exception]()
+    storage = queue.directory.tune
+    failure: list[Exception] = []
     tuner = tune.Tuner(
         tune.with_resources(function, resources),
         tune_config=tune.TuneConfig(
             search_alg=queue,
             num_samples=-1,
             reuse_actors=True,  # a process that has loaded torch trains many small trials
-            trial_name_creator=_name_of,
-            trial_dirname_creator=_name_of,
+            trial_name_creator=_get_trial_id,
+            trial_dirname_creator=_get_trial_id,
         ),
         run_config=tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
@@ -89,14 +100,14 @@ def fit(
         ),
     )
 
-    def run() -> None:
+    def run_tuner() -> None:
         try:
             tuner.fit()
         except Exception as error:  # of any kind: it is explained in this thread
             failure.append(error)
 
     try:
-        stopped = _listen(threading.Thread(target=run, daemon=True), queue)
+        stopped = _wait_for_tuner(threading.Thread(target=run_tuner, daemon=True), queue)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     if failure:
@@ -108,9 +119,10 @@ def fit(
         raise stopped
 
 
-def _listen(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
+def _wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
     """Wait for the Tuner; a signal closes the queue and gives every running trial its stop word."""
-    request, trained_at = StopRequest(), time.monotonic()
+    request = StopRequest()
+    trained_at = time.monotonic()
     with request.receive_signals():
         thread.start()
         while thread.is_alive():
@@ -125,7 +137,7 @@ def _listen(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None
             for files in leaders:  # again and again: a run that begins removes an old stop word
                 if files.path.exists():
                     files.stop_word.touch()
-            if any(map(_is_trained, leaders)):
+            if any(map(_is_being_trained, leaders)):
                 trained_at = time.monotonic()
             if time.monotonic() - trained_at > SECONDS_TO_BEGIN:  # Ray waits for room, perhaps for hours
                 break
@@ -134,7 +146,7 @@ def _listen(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None
     return request.make_error("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
 
 
-def _is_trained(files: RunDirectory) -> bool:
+def _is_being_trained(files: RunDirectory) -> bool:
     """Whether a process trains the run at this moment."""
     if not files.path.exists():
         return False
@@ -145,27 +157,29 @@ def _is_trained(files: RunDirectory) -> bool:
         return True
 
 
-def _name_of(trial: Any) -> str:
+def _get_trial_id(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _resources(sweep: SweepConfig) -> dict[str, float]:
+def _get_resources(sweep: SweepConfig) -> dict[str, float]:
     """What Tune sets aside for a trial: next to nothing (Ray refuses nothing) where an inner trainer asks for its workers itself."""
     if sweep.workers_per_trial > 1:
         return {"memory": 1}  # byte
     resources = {"CPU": sweep.cpus_per_trial or 1.0}
-    return {**resources, "GPU": sweep.gpus_per_trial} if sweep.gpus_per_trial else resources
+    if sweep.gpus_per_trial:
+        resources["GPU"] = sweep.gpus_per_trial
+    return resources
 
 
-def _concurrency(sweep: SweepConfig) -> int:
+def _count_trials_that_fit(sweep: SweepConfig) -> int:
     """As many trials as were asked for and as fit: an inner trainer that has to wait for long gives up."""
-    launch = base_config(sweep).launch
+    launch = load_base_config(sweep).launch
     workers = max_workers(list_alive_nodes(), get_worker_resources(launch, gpu=bool(sweep.gpus_per_trial)))
     fit_in = max(1, workers // sweep.workers_per_trial)
     return min(sweep.concurrency or fit_in, fit_in)
 
 
-def _judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Judge:
+def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Judge:
     stopping = sweep.early_stopping
     if stopping is None:
         return lambda *_: True
@@ -176,14 +190,92 @@ def _judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Judge:
         method = (config.method.name, str(config.method.groups), config.adashare)
         key = (config.data.path, config.data.image_size, config.model, method)
         if key not in classes:
-            classes[key] = size_class(config, read_data(config.data))
+            classes[key] = measure_size_class(config, read_data(config.data))
         return halving.passes(str(config.run.name), classes[key], iteration, value)
 
+    # What earlier drivers have seen, in the order of their trials.
     for config in begun:
         files = RunDirectory(config.run_directory)
-        together = [config, *(member(config, name, method) for name, method in read_family(files)[0].items())]
+        followers, _ = read_family(files)
+        together = [config, *(member(config, name, method) for name, method in followers.items())]
         for line in read_lines(files.metrics):
-            if line.get("kind") == "evaluation" and line["split"] == "val" and line["mean"].get(metric) is not None:
-                for each in together:
-                    judge(each, line["iteration"], line["mean"][metric])
+            if line.get("kind") != "evaluation" or line["split"] != "val" or line["mean"].get(metric) is None:
+                continue
+            for each in together:
+                judge(each, line["iteration"], line["mean"][metric])
     return judge
+
+
+def make_tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
+    """The function of one sweep; `metric` is the mean over tasks on val that is reported for early stopping."""
+
+    def train_leader(work: dict[str, Any]) -> None:
+        from distbranch.report.tensorboard import log_decision
+
+        def report(event: Event) -> None:
+            if event["kind"] == "decision":
+                tune.report({"kind": "decision"})
+            elif event["kind"] == "evaluation" and event["split"] == "val":
+                value = event.get("mean", {}).get(metric)
+                if value is not None:
+                    tune.report({"kind": "evaluation", "iteration": event["iteration"], "value": value})
+
+        tolerate_any_text()
+        reason = None
+        try:
+            config = load_config(json.loads(work["leader"]))
+            train_trial(config, report)
+            copy_result_to_followers(config, log_decision)
+        except UserError as error:  # trying again would not help; any other error is Tune's, which does try again
+            reason = str(error)
+        except StoppedEarly:
+            pass
+        tune.report({"kind": "ended", "reason": reason})
+
+    return train_leader
+
+
+def train_trial(config: Config, report: Report) -> None:
+    """Train one run to its end, or resume it; a finished one is left alone.
+
+    Raises:
+        UserError: what stopped it.
+        StoppedEarly: by its stop word; a checkpoint holds everything.
+    """
+    files = RunDirectory(config.run_directory)
+    files.begin(config)
+    if read_result(files.path) is not None:
+        return
+    _wait_for_lock(files.lock)
+    with _write_log_to(files.path / "log.txt"):
+        if config.launch.most_workers > 1:
+            from distbranch.launch.on_ray.train import train_on_ray
+
+            train_on_ray(config, report)
+        else:
+            from distbranch.launch.local import train_here
+
+            train_here(config, report)
+
+
+def _wait_for_lock(path: Path) -> None:
+    """A process whose driver was killed may hold the run for some seconds more."""
+    with hold_lock(path, patience_s=SECONDS_UNTIL_A_LOST_OWNER_LETS_GO):
+        pass
+
+
+@contextmanager
+def _write_log_to(path: Path) -> Iterator[None]:
+    """Warnings of this run go to a file of it; the process may train another one afterwards."""
+    before = logger.handlers
+    propagate = logger.propagate
+    handler = logging.FileHandler(path, delay=True, encoding="utf-8", errors="replace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.handlers = before
+        logger.propagate = propagate
+        handler.close()

@@ -21,8 +21,8 @@ from distbranch.config import load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.run_directory import append_line, write_json
 from distbranch.errors import UserError
-from distbranch.sweep.plan import planned_trials
-from distbranch.sweep.shared_prefix import families
+from distbranch.sweep.plan import list_trials
+from distbranch.sweep.shared_prefix import group_by_prefix
 from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
 WIDTHS = (8, 16, 32, 64)
@@ -99,21 +99,23 @@ class _Driver:
 
 def drive(sweep: SweepConfig) -> None:
     """The driver: plan, look at the disk, go on; as `run_sweep` does, but for the data set and the results."""
-    from bench_sweep import cost_nothing  # Ray's workers find the trial under this module name, not as __main__
-
-    from distbranch.sweep.run import cluster_of
+    from distbranch.sweep.run import open_sweep_cluster
 
     directory = SweepDirectory(sweep.path)
-    trials = planned_trials(sweep)
-    standings = directory.standings([str(trial.run.name) for trial in trials])
-    roots = [root for root in families(trials) if standings[str(root[0].run.name)].status != FINISHED]
-    with cluster_of(sweep, lambda _: None):
+    trials = list_trials(sweep)
+    statuses = directory.read_statuses([str(trial.run.name) for trial in trials])
+    roots = [root for root in group_by_prefix(trials) if statuses[str(root[0].run.name)].status != FINISHED]
+    with open_sweep_cluster(sweep, lambda _: None):
         from distbranch.sweep.queue import FamilyQueue
-        from distbranch.sweep.shared_prefix import ready
+        from distbranch.sweep.shared_prefix import trainable_groups
         from distbranch.sweep.tuning import fit
 
         queue = FamilyQueue(
-            roots, ready=ready, directory=directory, concurrency=sweep.concurrency or 1, report=lambda _: None
+            roots,
+            ready=trainable_groups,
+            directory=directory,
+            concurrency=sweep.concurrency or 1,
+            report=lambda _: None,
         )
         fit(cost_nothing, queue, resources={"CPU": 1}, max_failures=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -10,7 +10,7 @@ from tiny_world import assert_one_sentence, contents, run_command
 from distbranch.config import load_config, to_yaml
 from distbranch.config.sweep import sweep_of, sweep_to_yaml
 from distbranch.errors import UserError
-from distbranch.sweep.plan import base_config
+from distbranch.sweep.plan import load_base_config
 from distbranch.sweep.run import check_begun
 from distbranch.sweep.trial_status import SweepDirectory
 
@@ -94,7 +94,7 @@ def test_a_sweep_goes_on_with_its_data_in_another_folder(world: Path) -> None:
     directory = SweepDirectory(sweep.path, sweep.trial_path)
     shutil.copytree(RUN, directory.trials / "seed0")
     directory.config.write_text(sweep_to_yaml(sweep))
-    directory.base.write_text(to_yaml(base_config(sweep)))
+    directory.base.write_text(to_yaml(load_base_config(sweep)))
     Path("data").rename("moved")
     moved = sweep_of({**values, "overrides": {"data.path": "moved"}}, folder=world, what="The sweep")
     check_begun(moved, directory, [])

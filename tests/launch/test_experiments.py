@@ -44,8 +44,8 @@ from distbranch.experiments.runs import (
 )
 from distbranch.sweep import run as sweep_run
 from distbranch.sweep import tuning
-from distbranch.sweep.plan import in_turns, planned_trials, trials_by_variant
-from distbranch.sweep.trial import train_trial
+from distbranch.sweep.plan import group_trials_by_variant, list_trials, order_in_turns
+from distbranch.sweep.tuning import train_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -70,17 +70,17 @@ def test_an_experiment_takes_overrides_as_a_run_and_as_a_sweep_do(tmp_path: Path
     given = ["run.directory=/runs", "launch.workers=2", "concurrency=3", "train.iterations=7", "data.path=/data"]
     sweep = build_sweep("mine", {"a": {"base": str(CONFIGS / "fps-thin-16.yaml")}}, given, seeds=[4], jobs=None)
     assert (sweep.path, sweep.workers_per_trial, sweep.concurrency) == (Path("/runs/mine"), 2, 3)
-    (trial,) = planned_trials(sweep)
+    (trial,) = list_trials(sweep)
     assert (trial.run_directory, trial.train.iterations) == (Path("/runs/mine/a-seed4"), 7)
     among = build_sweep("mine", sweep.variants, given, seeds=[4], jobs=None, among_runs=True)
-    assert planned_trials(among)[0].run_directory == Path("/runs/a-seed4")
+    assert list_trials(among)[0].run_directory == Path("/runs/a-seed4")
 
 
 def test_the_thin_line_of_a_grown_network_is_the_ordinary_thin_run() -> None:
     data = "data.path=/data/fps"
     line = equal_cost.thin_line([CONFIGS / "fps-branch-16-2.yaml"], [24, 16], [data])
     assert list(line) == ["fps-thin-16", "fps-thin-24"]
-    trial = planned_trials(build_sweep("c", line, [data], seeds=[0], jobs=1, among_runs=True))[0]
+    trial = list_trials(build_sweep("c", line, [data], seeds=[0], jobs=1, among_runs=True))[0]
     thin = load_config(CONFIGS / "fps-thin-16.yaml", [data, "seed=0"])
     assert [line for line in differences(thin, trial) if not line.startswith("run.name")] == []
 
@@ -103,7 +103,7 @@ def test_each_seed_begins_from_the_run_of_its_own_seed(two_configs: list[Path]) 
     variants = table.variants_of_files(two_configs)
     sweep = build_sweep("t", variants, ["run.directory=other"], seeds=[0, 5], jobs=None, among_runs=True)
     sweep = table.link_seeds(sweep, [])
-    thin, turns = trials_by_variant(sweep)["thin"], in_turns(planned_trials(sweep))
+    thin, turns = group_trials_by_variant(sweep)["thin"], order_in_turns(list_trials(sweep))
     runs = Path("other").absolute()
     assert [trial.method.pretrained for trial in thin] == [str(runs / f"wide-seed{seed}") for seed in (0, 5)]
     assert turns[1] == thin
@@ -341,7 +341,7 @@ def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
     config = CONFIGS / "fps-thin-16.yaml"
     variants = initialisation.beginning_variants(config, Path("/wide"), ["train.iterations=300"], two_thirds=True)
     data = ["data.path=/data/fps", "train.iterations=300"]
-    trials = planned_trials(build_sweep("i", variants, data, seeds=[0], jobs=None, derived=initialisation.DERIVED))
+    trials = list_trials(build_sweep("i", variants, data, seeds=[0], jobs=None, derived=initialisation.DERIVED))
     assert [trial.method.init for trial in trials] == ["somp", "largest-norm", "random-rows", "random", "somp"]
     assert {trial.train.evaluate_every for trial in trials} == {15}
     for trial in trials[:4]:
@@ -385,18 +385,18 @@ def test_what_an_experiment_makes_of_an_override_follows_it(tmp_path: Path, monk
     monkeypatch.setattr(runner, "train_variants", stop)
     said = ["train.iterations=1200", "optim.warmup=72", "train.evaluate_every=100", "data.path=nowhere"]
     beginnings = initialisation.design_initialisation(CONFIGS / "fps-thin-16.yaml", tmp_path, said, two_thirds=True)
-    trials = planned_trials(sweep_of_experiment(beginnings, [0]))
+    trials = list_trials(sweep_of_experiment(beginnings, [0]))
     assert [trial.train.iterations for trial in trials] == [1200] * 4 + [800]
     assert {trial.train.evaluate_every for trial in trials} == {100}
     said.append("method.alpha=8")
     company = equal_cost.design_equal_cost(
         [CONFIGS / "fps-branch-16-2.yaml"], [8, 16], said, metric="accuracy", split="val"
     )
-    trials = planned_trials(sweep_of_experiment(company, [0]))
+    trials = list_trials(sweep_of_experiment(company, [0]))
     assert [trial.method.alpha for trial in trials if trial.method.name == "branching"] == [8]
     said = ["data.path=else", "data.pack.samples=9"]
     sweep_of_experiment(planted_truth.design_planted_truth(CONFIGS / "quickstart.yaml", [4], said), None)
-    (trial,) = planned_trials(swept[-1])
+    (trial,) = list_trials(swept[-1])
     assert (Path(str(trial.data.path)).name, trial.data.pack) == (
         "else-seed4",
         {**(trial.data.pack or {}), "samples": 9},
@@ -575,7 +575,7 @@ def train_in_this_process(monkeypatch: pytest.MonkeyPatch, broken: str = "") -> 
                 train_trial(config, lambda _: None)
 
     monkeypatch.setattr(tuning, "train_roots", train_roots)
-    monkeypatch.setattr(sweep_run, "cluster_of", lambda *_: nullcontext())
+    monkeypatch.setattr(sweep_run, "open_sweep_cluster", lambda *_: nullcontext())
     return trained
 
 

@@ -19,7 +19,7 @@ from distbranch.config.sweep import load_sweep
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.errors import UserError
 from distbranch.launch import train
-from distbranch.sweep.plan import planned_trials
+from distbranch.sweep.plan import list_trials
 from distbranch.sweep.run import run_sweep
 
 
@@ -98,12 +98,12 @@ def test_a_sweep_that_came_to_nothing_does_not_hold_its_name(
     def nobody(*_: object) -> None:
         raise UserError("nobody answers")
 
-    monkeypatch.setattr("distbranch.sweep.run.cluster_of", nobody)
+    monkeypatch.setattr("distbranch.sweep.run.open_sweep_cluster", nobody)
     for alpha in (1.0, 2.0):
         sweep = load_sweep(write_sweep(tmp_path, tiny_data, seeds=[0], overrides={"method.alpha": alpha}))
         with pytest.raises(UserError, match="nobody answers"):
             run_sweep(sweep, lambda _: None)
-    [trial] = planned_trials(sweep)
+    [trial] = list_trials(sweep)
     RunDirectory(trial.run_directory).begin(trial)
     other = load_sweep(write_sweep(tmp_path, tiny_data, seeds=[0], overrides={"method.alpha": 3.0}))
     with pytest.raises(UserError, match=r"begun with another configuration .*method.alpha: 2.0 -> 3.0"):

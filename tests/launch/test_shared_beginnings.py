@@ -19,7 +19,7 @@ from distbranch.engine.run_directory import RunDirectory, created_atomically, wr
 from distbranch.engine.run_log import SummaryWriter
 from distbranch.errors import UserError
 from distbranch.sweep import shared_prefix
-from distbranch.sweep.shared_prefix import families, ready, saving, share_result
+from distbranch.sweep.shared_prefix import copy_result_to_followers, group_by_prefix, measure_saving, trainable_groups
 
 ITERATIONS = 27
 # On one rank: `zero` and `wide` leave the others at the first decision (step 5), `lower` and `low` at later ones, `again` leaves
@@ -97,11 +97,11 @@ def train_together(trials: Sequence[Config], steps: Path, kill: tuple[str, int] 
             return real(*arguments, **named)
 
         setattr(owners[event], event, dying)
-    while found := ready(trials):
+    while found := trainable_groups(trials):
         leader = found[0][0]
         if not RunDirectory(leader.run_directory).result.exists():
             train_leader(leader, steps)
-        share_result(leader, draw_alpha)
+        copy_result_to_followers(leader, draw_alpha)
 
 
 def draw_alpha(writer: SummaryWriter, record: Any, run_directory: Path) -> None:
@@ -170,11 +170,11 @@ def test_a_family_that_forks_again_and_again_ends_with_the_bits_of_single_trials
     trials, steps = trials_in(tmp_path, tiny_data), tmp_path / "steps"
     ranks.call(train_together, trials=trials, steps=steps)
     assert_as_alone(trials, alone)
-    assert ready(trials) == []
+    assert trainable_groups(trials) == []
 
     assert max(map(depth, trials)) >= 2, "no fork after a fork, so this proves less than it says"
     assert beginning(trials[-1]) == ITERATIONS, "no trial took over a whole result, so this proves less than it says"
-    found = saving(trials)
+    found = measure_saving(trials)
     assert (found.num_trials, found.steps_alone) == (8, 8 * ITERATIONS)
     assert found.steps == sum(ITERATIONS - beginning(trial) for trial in trials) == len(steps.read_bytes())
     assert found.seconds < found.seconds_alone
@@ -200,12 +200,12 @@ def test_two_ranks_share_beginnings_with_the_same_bits(tiny_data: Path, ranks: R
     for trial in alone:
         ranks.call_all(train_alone, 2, trials=[trial])
     trials, steps = trials_in(tmp_path / "shared", tiny_data, names, **workers), tmp_path / "steps"
-    while found := ready(trials):
+    while found := trainable_groups(trials):
         ranks.call_all(train_leader, 2, trial=found[0][0], steps=steps)
-        share_result(found[0][0])
+        copy_result_to_followers(found[0][0])
     assert_as_alone(trials, alone)
     assert max(map(depth, trials)) == 2, "no fork after a fork, so this proves less than it says"
-    assert len(steps.read_bytes()) == saving(trials).steps < saving(trials).steps_alone
+    assert len(steps.read_bytes()) == measure_saving(trials).steps < measure_saving(trials).steps_alone
 
 
 # In the common beginning; at the begin of a family; in forks (before, inside the new directory); in results being shared.
@@ -237,8 +237,8 @@ def test_trials_killed_at_any_moment_end_with_the_same_bits_and_none_is_lost_or_
     ranks.call(train_together, trials=trials, steps=steps)
     assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
     assert_as_alone(trials, alone)
-    assert ready(trials) == []
-    repeated = len(steps.read_bytes()) - saving(trials).steps
+    assert trainable_groups(trials) == []
+    repeated = len(steps.read_bytes()) - measure_saving(trials).steps
     assert 0 < repeated <= len(KILLS) * 7  # since the last checkpoint each time
 
 
@@ -252,7 +252,7 @@ def test_families_are_trials_that_differ_only_in_what_acts_at_decisions(tmp_path
     other_decay = other_decay.model_copy(update={"method": other_decay.method.model_copy(update={"decay": 0.9})})
     fixed = [_with_method(trial, name="fixed") for trial in trials[:2]]
     mixed = [trials[0], other_seed[0], fixed[0], *trials[1:], other_decay, other_seed[1], fixed[1]]
-    assert families(mixed) == [trials, other_seed, [fixed[0]], [other_decay], [fixed[1]]]
+    assert group_by_prefix(mixed) == [trials, other_seed, [fixed[0]], [other_decay], [fixed[1]]]
 
 
 def _with_method(trial: Config, **changes: Any) -> Config:
@@ -262,13 +262,13 @@ def _with_method(trial: Config, **changes: Any) -> Config:
 def test_what_is_ready_is_read_from_the_directories(tmp_path: Path) -> None:
     trials = trials_in(tmp_path, tmp_path / "data", ["zero", "lower", "two"])
     others = trials_in(tmp_path / "", tmp_path / "data", ["four", "phi"], seed=1)
-    assert ready([*trials, *others]) == [trials, others]
-    assert ready([*trials, *others]) == [trials, others]  # nothing is begun twice
+    assert trainable_groups([*trials, *others]) == [trials, others]
+    assert trainable_groups([*trials, *others]) == [trials, others]  # nothing is begun twice
     assert sorted(path.name for path in tmp_path.iterdir()) == ["four", "zero"]
     _part_from(trials[0], trials[1:])
-    assert ready(trials) == [trials[1:], trials[:1]]
+    assert trainable_groups(trials) == [trials[1:], trials[:1]]
     RunDirectory(trials[0].run_directory).result.touch()
-    assert ready(trials) == [trials[1:]]
+    assert trainable_groups(trials) == [trials[1:]]
 
 
 def _part_from(leader: Config, leaving: Sequence[Config]) -> None:
@@ -290,7 +290,7 @@ def test_a_leader_that_forks_in_the_same_moment_loses_no_relative(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zero, lower, two = trials_in(tmp_path, tmp_path / "data", ["zero", "lower", "two"])
-    ready([zero, lower, two])
+    trainable_groups([zero, lower, two])
     read, parted = shared_prefix.read_family, []
 
     def read_while_it_forks(files: RunDirectory) -> Any:
@@ -300,17 +300,17 @@ def test_a_leader_that_forks_in_the_same_moment_loses_no_relative(
         return read(files)
 
     monkeypatch.setattr(shared_prefix, "read_family", read_while_it_forks)
-    assert ready([lower, two, zero]) == [[lower, two], [zero]]
+    assert trainable_groups([lower, two, zero]) == [[lower, two], [zero]]
     assert not (tmp_path / "two").exists()
 
 
 def test_a_leader_killed_while_some_leave_leads_them_no_more(tmp_path: Path) -> None:
     trials = trials_in(tmp_path, tmp_path / "data", ["zero", "lower", "two"])
-    ready(trials)
+    trainable_groups(trials)
     before, _ = read_family(RunDirectory(trials[0].run_directory))
     _part_from(trials[0], trials[1:])
     write_family(RunDirectory(trials[0].run_directory), before, None)  # as if it had been killed before it did this
-    assert ready(trials) == [trials[1:], trials[:1]]
+    assert trainable_groups(trials) == [trials[1:], trials[:1]]
 
 
 def test_a_folder_with_other_files_is_refused_before_a_family_begins(tmp_path: Path) -> None:
@@ -318,5 +318,5 @@ def test_a_folder_with_other_files_is_refused_before_a_family_begins(tmp_path: P
     (tmp_path / "lower").mkdir()
     (tmp_path / "lower" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="lower holds other files and no run"):
-        ready(trials)
+        trainable_groups(trials)
     assert not (tmp_path / "zero").exists()

@@ -9,7 +9,7 @@ from sweep_files import write_sweep
 
 from distbranch.config.sweep import load_sweep, sweep_to_yaml
 from distbranch.errors import UsageError
-from distbranch.sweep.plan import planned_trials
+from distbranch.sweep.plan import list_trials
 
 GRID = {"grid": {"model.width": [2, 3]}}
 SPACE = {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
@@ -73,14 +73,14 @@ def test_a_wrong_sweep_is_told_in_one_sentence(keys: dict[Any, Any], said: str, 
 def test_a_value_that_no_run_takes_is_told_with_its_trial(tmp_path: Path) -> None:
     sweep = load_sweep(write_sweep(tmp_path, grid={"model.width": [2, 0]}))
     with pytest.raises(UsageError, match=r"The trial width0-seed3 is not possible.*model.width"):
-        planned_trials(sweep)
+        list_trials(sweep)
 
 
 def test_an_absent_base_is_told_with_the_files_that_are_there(tmp_path: Path) -> None:
     sweep = load_sweep(write_sweep(tmp_path, **GRID))
     (tmp_path / "base.yaml").rename(tmp_path / "other.yaml")
     with pytest.raises(UsageError, match=r"base.yaml does not exist. There are: .*other.yaml"):
-        planned_trials(sweep)
+        list_trials(sweep)
 
 
 def test_an_override_goes_to_the_sweep_or_to_all_runs_by_its_key(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_an_override_goes_to_the_sweep_or_to_all_runs_by_its_key(tmp_path: Path)
     assert sweep.early_stopping is not None
     assert sweep.early_stopping.grace == 2
     assert sweep.varied == ("model.width", "method.alpha", "seed")
-    trials = planned_trials(sweep)
+    trials = list_trials(sweep)
     assert len(trials) == 4
     assert {(trial.train.iterations, trial.seed) for trial in trials} == {(7, 5)}
     with pytest.raises(UsageError, match=r"'iterations' is unknown. Did you mean train\.iterations"):

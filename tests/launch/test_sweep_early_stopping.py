@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from distbranch.sweep.early_stopping import SizeClassHalving
+from distbranch.sweep.queue import SizeClassHalving
 
 
 def test_a_small_network_is_never_judged_by_large_ones() -> None:

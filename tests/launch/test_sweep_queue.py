@@ -11,9 +11,9 @@ from sweep_files import write_sweep
 from distbranch.config import Config, to_yaml
 from distbranch.config.sweep import load_sweep
 from distbranch.errors import UserError
-from distbranch.sweep.plan import planned_trials
+from distbranch.sweep.plan import list_trials
 from distbranch.sweep.queue import FamilyQueue
-from distbranch.sweep.shared_prefix import families, ready
+from distbranch.sweep.shared_prefix import group_by_prefix, trainable_groups
 from distbranch.sweep.trial_status import FAILED, FINISHED, STOPPED_EARLY, UNFINISHED, SweepDirectory
 
 MakeQueue = Callable[..., FamilyQueue]
@@ -23,7 +23,7 @@ MakeQueue = Callable[..., FamilyQueue]
 def trials(tmp_path: Path) -> list[Config]:
     """Four settings with two seeds."""
     grid = {"model.width": [2, 3], "optim.lr": [0.01, 0.02]}
-    return planned_trials(load_sweep(write_sweep(tmp_path, grid=grid, seeds=[0, 1])))
+    return list_trials(load_sweep(write_sweep(tmp_path, grid=grid, seeds=[0, 1])))
 
 
 @pytest.fixture
@@ -34,8 +34,14 @@ def make_queue(trials: list[Config]) -> MakeQueue:
         directory = SweepDirectory(trials[0].run_directory.parent)
         directory.path.mkdir(parents=True, exist_ok=True)
         events: list[dict[str, Any]] = []
-        values = {"ready": ready, "directory": directory, "concurrency": 2, "report": events.append, **options}
-        queue = FamilyQueue(values.pop("roots", families(trials)), **values)
+        values = {
+            "ready": trainable_groups,
+            "directory": directory,
+            "concurrency": 2,
+            "report": events.append,
+            **options,
+        }
+        queue = FamilyQueue(values.pop("roots", group_by_prefix(trials)), **values)
         queue.events = events
         return queue
 
@@ -69,14 +75,14 @@ def test_every_trial_is_handed_out_once_and_never_more_than_the_concurrency(
 def test_a_trial_that_fails_is_recorded_with_its_reason_and_not_tried_twice(
     make_queue: MakeQueue, trials: list[Config]
 ) -> None:
-    queue = make_queue(roots=families(trials[:2]), concurrency=1)
+    queue = make_queue(roots=group_by_prefix(trials[:2]), concurrency=1)
     queue.suggest("a")
     queue.on_trial_complete("a", {"kind": "ended", "reason": "The loss is not finite."})
     assert leader(queue.suggest("b")).run.name == trials[1].run.name
     queue.on_trial_complete("b", error=True)
     queue.on_lost("b", "out of memory")
     assert queue.suggest("c") == FamilyQueue.FINISHED
-    standings = queue.directory.standings([str(trial.run.name) for trial in trials[:2]])
+    standings = queue.directory.read_statuses([str(trial.run.name) for trial in trials[:2]])
     assert [(standing.status, standing.reason) for standing in standings.values()] == [
         (FAILED, "The loss is not finite."),
         (FAILED, "out of memory"),
@@ -86,21 +92,21 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_not_tried_twice(
 def test_a_trial_that_does_not_pass_gets_its_stop_word_and_is_settled(
     make_queue: MakeQueue, trials: list[Config]
 ) -> None:
-    queue = make_queue(roots=families(trials[:1]), judge=lambda *_: False)
+    queue = make_queue(roots=group_by_prefix(trials[:1]), judge=lambda *_: False)
     config = leader(queue.suggest("a"))
     queue.on_trial_result("a", {"kind": "evaluation", "iteration": 16, "value": 0.25})
     assert (config.run_directory / "stop").exists()
     queue.on_trial_complete("a", {"kind": "ended", "reason": None})
-    (standing,) = queue.directory.standings([str(config.run.name)]).values()
+    (standing,) = queue.directory.read_statuses([str(config.run.name)]).values()
     assert (standing.status, standing.iteration, standing.is_settled) == (STOPPED_EARLY, 16, True)
     assert "0.2500 on val after 16 steps" in standing.reason
-    again = make_queue(roots=families(trials[:1]))
+    again = make_queue(roots=group_by_prefix(trials[:1]))
     assert again.suggest("a") == FamilyQueue.FINISHED
 
 
 def test_families_that_become_ready_while_their_leader_trains_join_the_queue(tmp_path: Path) -> None:
     grid = {"method.alpha": [1.0, 2.0, 4.0]}
-    trials = planned_trials(load_sweep(write_sweep(tmp_path, grid=grid)))
+    trials = list_trials(load_sweep(write_sweep(tmp_path, grid=grid)))
     directory = SweepDirectory(trials[0].run_directory.parent)
     directory.path.mkdir(parents=True)
     left = list[Config]()
@@ -131,7 +137,7 @@ def test_families_that_become_ready_while_their_leader_trains_join_the_queue(tmp
 
 def test_a_shared_beginning_counts_for_each_trial_and_who_is_alone_is_judged(tmp_path: Path) -> None:
     grid = {"method.alpha": [1.0, 2.0]}
-    first, other = planned_trials(load_sweep(write_sweep(tmp_path, grid=grid, run={"train.iterations": 4000})))
+    first, other = list_trials(load_sweep(write_sweep(tmp_path, grid=grid, run={"train.iterations": 4000})))
     directory = SweepDirectory(first.run_directory.parent)
     directory.path.mkdir(parents=True)
     together = [[first, other]]
@@ -160,7 +166,7 @@ def test_a_shared_beginning_counts_for_each_trial_and_who_is_alone_is_judged(tmp
     queue.on_trial_result("a", {"kind": "evaluation", "iteration": 3000, "value": 0.4})
     names = [first.run.name, other.run.name]
     assert judged == [(names[0], 1000), (names[1], 1000), (names[1], 2500), (names[0], 3000)]
-    standings = directory.standings([str(name) for name in names])
+    standings = directory.read_statuses([str(name) for name in names])
     assert [standing.status for standing in standings.values()] == [STOPPED_EARLY, UNFINISHED]
     assert (first.run_directory / "stop").exists()
 
@@ -168,7 +174,7 @@ def test_a_shared_beginning_counts_for_each_trial_and_who_is_alone_is_judged(tmp
 def test_a_folder_with_other_files_fails_its_trial_and_no_other(make_queue: MakeQueue, trials: list[Config]) -> None:
     trials[0].run_directory.mkdir(parents=True)
     (trials[0].run_directory / "notes.txt").write_text("mine")
-    queue = make_queue(roots=families(trials[:2]))
+    queue = make_queue(roots=group_by_prefix(trials[:2]))
     assert leader(queue.suggest("a")).run.name == trials[1].run.name
     (failed,) = [event for event in queue.events if event["kind"] == "ended"]
     assert (failed["trial"], failed["status"]) == (trials[0].run.name, FAILED)
@@ -190,23 +196,23 @@ def test_what_stands_on_the_disk_decides_whatever_ended_before(trials: list[Conf
     name = str(trials[0].run.name)
     trials[0].run_directory.mkdir(parents=True)
     (trials[0].run_directory / "config.yaml").write_text(to_yaml(trials[0]))
-    assert directory.standings([name])[name].status == UNFINISHED
+    assert directory.read_statuses([name])[name].status == UNFINISHED
     directory.end(name, FAILED, "no room")
-    assert directory.standings([name])[name].reason == "no room"
-    directory.try_again([name])
-    assert directory.standings([name])[name].status == UNFINISHED
+    assert directory.read_statuses([name])[name].reason == "no room"
+    directory.retry_failed([name])
+    assert directory.read_statuses([name])[name].status == UNFINISHED
     directory.end(name, FAILED, "no room")
     finish(trials[0])
-    assert directory.standings([name])[name].status == FINISHED
+    assert directory.read_statuses([name])[name].status == FINISHED
 
 
 def test_a_damaged_family_is_told_as_the_reason(make_queue: MakeQueue, trials: list[Config]) -> None:
     def damaged(_: Any) -> list[list[Config]]:
         raise UserError("family.json is damaged.")
 
-    queue = make_queue(roots=families(trials[:1]), ready=damaged)
+    queue = make_queue(roots=group_by_prefix(trials[:1]), ready=damaged)
     assert queue.suggest("a") == FamilyQueue.FINISHED
     assert (
-        queue.directory.standings([str(trials[0].run.name)])[str(trials[0].run.name)].reason
+        queue.directory.read_statuses([str(trials[0].run.name)])[str(trials[0].run.name)].reason
         == "family.json is damaged."
     )

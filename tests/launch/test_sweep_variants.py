@@ -12,9 +12,9 @@ from distbranch.config import to_yaml
 from distbranch.config.sweep import SweepConfig, load_sweep, sweep_to_yaml
 from distbranch.errors import UsageError, UserError
 from distbranch.report.sweep_files import read_sweep
-from distbranch.sweep.plan import in_turns, planned_trials, trials_by_variant
-from distbranch.sweep.run import room_asked_for, run_sweep
-from distbranch.sweep.shared_prefix import families
+from distbranch.sweep.plan import group_trials_by_variant, list_trials, order_in_turns
+from distbranch.sweep.run import count_workers_asked_for, run_sweep
+from distbranch.sweep.shared_prefix import group_by_prefix
 
 VARIANTS = {"thin": {"method.name": "fixed"}, "phi": {"method.affinity": "phi"}, "wide": {"model.width": 4}}
 
@@ -24,12 +24,12 @@ def sweep_in(folder: Path, data: Path | str = "data", **keys: Any) -> SweepConfi
 
 
 def test_variants_are_trained_with_every_seed_under_their_own_names(tmp_path: Path) -> None:
-    trials = planned_trials(sweep_in(tmp_path))
+    trials = list_trials(sweep_in(tmp_path))
     assert [trial.run.name for trial in trials] == [f"{name}-seed{seed}" for name in VARIANTS for seed in (0, 1)]
     assert [(t.method.name, t.method.affinity, t.model.width) for t in trials[::2]] == [
         ("fixed", "agreement", 2), ("branching", "phi", 2), ("branching", "agreement", 4),
     ]  # fmt: skip
-    crossed = planned_trials(sweep_in(tmp_path, grid={"method.alpha": [1, 4]}))
+    crossed = list_trials(sweep_in(tmp_path, grid={"method.alpha": [1, 4]}))
     assert [trial.run.name for trial in crossed[:3]] == ["thin-alpha1-seed0", "thin-alpha1-seed1", "thin-alpha4-seed0"]
     assert len(crossed) == 12
 
@@ -38,18 +38,18 @@ def test_a_variant_may_have_a_base_of_its_own(tmp_path: Path) -> None:
     file = write_sweep(tmp_path, variants={"own": {"base": "other.yaml", "optim.lr": 0.5}}, base=None)
     other = config_of("data", "runs", **{"model.width": 7, "seed": 11})
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
-    (trial,) = planned_trials(load_sweep(file))
+    (trial,) = list_trials(load_sweep(file))
     assert (trial.run.name, trial.model.width, trial.optim.lr) == ("own-seed11", 7, 0.5)
     again = tmp_path / "elsewhere" / "again.yaml"
     again.parent.mkdir()
     again.write_text(sweep_to_yaml(load_sweep(file)))
-    assert planned_trials(load_sweep(again)) == [trial]
+    assert list_trials(load_sweep(again)) == [trial]
 
 
 def test_a_command_is_not_heeded_by_some_variants_only(tmp_path: Path) -> None:
     variants = {"low": {"method.alpha": 0.5}, "high": {"method.alpha": 8}, "cap": {"method.max_branches": 2}}
     file = write_sweep(tmp_path, variants=variants, overrides={"method.alpha": 3})
-    assert [trial.method.alpha for trial in planned_trials(load_sweep(file))] == [
+    assert [trial.method.alpha for trial in list_trials(load_sweep(file))] == [
         0.5,
         8,
         3,
@@ -59,13 +59,13 @@ def test_a_command_is_not_heeded_by_some_variants_only(tmp_path: Path) -> None:
             UsageError, match=r"method\.alpha=8 is given for all runs, .* by the variants low; say it once"
         ):
             load_sweep(file, [given])
-    trials = planned_trials(load_sweep(file, ["method.max_branches=2", "train.iterations=7"]))
+    trials = list_trials(load_sweep(file, ["method.max_branches=2", "train.iterations=7"]))
     assert {(trial.method.max_branches, trial.train.iterations) for trial in trials} == {(2, 7)}
 
 
 def test_variants_that_differ_in_how_they_decide_share_their_beginning(tmp_path: Path) -> None:
     variants = {"low": {"method.alpha": 0.5}, "high": {"method.alpha": 8.0, "method.affinity": "phi"}, **VARIANTS}
-    found = families(planned_trials(sweep_in(tmp_path, variants=variants, seeds=[0])))
+    found = group_by_prefix(list_trials(sweep_in(tmp_path, variants=variants, seeds=[0])))
     assert [[trial.run.name for trial in family] for family in found] == [
         ["low-seed0", "high-seed0", "phi-seed0"], ["thin-seed0"], ["wide-seed0"],
     ]  # fmt: skip
@@ -78,18 +78,18 @@ def test_a_trial_that_begins_from_another_comes_after_it(tmp_path: Path) -> None
         "wide": {"model.width": None, "method.name": "fixed"},
         "smaller": {"method.init": "somp", "method.pretrained": str(runs / "small-seed1")},
     }
-    turns = in_turns(planned_trials(sweep_in(tmp_path, variants=variants)))
+    turns = order_in_turns(list_trials(sweep_in(tmp_path, variants=variants)))
     assert [[trial.run.name for trial in turn] for turn in turns] == [
         ["wide-seed0", "wide-seed1"], ["small-seed0", "small-seed1"], ["smaller-seed0", "smaller-seed1"],
     ]  # fmt: skip
     variants["wide"] |= {"method.init": "somp", "method.pretrained": str(runs / "smaller-seed0")}
     with pytest.raises(UsageError, match="begin from one that begins from it, as small-seed0"):
-        in_turns(planned_trials(sweep_in(tmp_path, variants=variants)))
+        order_in_turns(list_trials(sweep_in(tmp_path, variants=variants)))
 
 
 def test_room_is_awaited_for_as_many_trials_as_were_asked_for_and_needed_for_one(tmp_path: Path) -> None:
-    assert room_asked_for(sweep_in(tmp_path, workers_per_trial=2, concurrency=8)) == (2, 16)
-    assert room_asked_for(sweep_in(tmp_path)) == (1, 1)
+    assert count_workers_asked_for(sweep_in(tmp_path, workers_per_trial=2, concurrency=8)) == (2, 16)
+    assert count_workers_asked_for(sweep_in(tmp_path)) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_finished_run_of_the_name_and_configuration_of_a_trial_is_that_trial(t
         match=r"thin-seed0 was begun with another configuration \(optim\.lr: 0\.01 -> 0\.5\)\. Give another trial_dir",
     ):
         run_sweep(other, lambda _: None)
-    assert trials_by_variant(sweep)["thin"] == planned_trials(sweep)
+    assert group_trials_by_variant(sweep)["thin"] == list_trials(sweep)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_sweep_takes_over_no_run_by_its_name_alone(tiny_data: Path, tmp_path: 
     """A finished trial of an ordinary grid, whose configuration somebody has changed since."""
     short = {"method.name": "fixed", "train.iterations": 2, "train.evaluate_every": 0}
     sweep = load_sweep(write_sweep(tmp_path, tiny_data, run=short, grid={"model.width": [2]}, seeds=[0]))
-    (trial,) = planned_trials(sweep)
+    (trial,) = list_trials(sweep)
     trial.run_directory.mkdir(parents=True)
     other = trial.model_copy(update={"optim": trial.optim.model_copy(update={"lr": 0.5})})
     (trial.run_directory / "config.yaml").write_text(to_yaml(other))

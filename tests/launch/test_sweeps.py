@@ -47,7 +47,7 @@ def finished(directory: Path) -> dict[str, int]:
     return {file.parent.name: file.stat().st_mtime_ns for file in directory.glob("*/result.json")}
 
 
-def rows_of(directory: Path) -> dict[str, dict[str, str]]:
+def make_rows(directory: Path) -> dict[str, dict[str, str]]:
     with (directory / "results.csv").open(newline="") as file:
         return {row["trial"]: row for row in csv.DictReader(file)}
 
@@ -75,7 +75,7 @@ def write_good_and_poor(folder: Path, data: Path) -> Path:
 
 
 def assert_poor_ones_were_stopped(directory: Path) -> None:
-    rows = rows_of(directory)
+    rows = make_rows(directory)
     assert [row["status"] for row in rows.values()] == ["finished", "stopped early"] * 2
     for name, row in rows.items():
         if row["status"] == "stopped early":
@@ -106,7 +106,7 @@ def test_trials_after_an_interruption_are_judged_by_those_before_it(tiny_data: P
     assert process.wait(TIMEOUT_S) == 130, (tmp_path / "output.txt").read_text()
     before = finished(directory)
     assert list(before) == ["width12-lr0.01-seed3"]
-    statuses = [row["status"] for row in rows_of(directory).values()]
+    statuses = [row["status"] for row in make_rows(directory).values()]
     assert statuses[0] == "finished"
     assert statuses[1] in ("unfinished", "stopped early")  # it may have come to the first rung before the signal
     assert statuses[2:] == ["unfinished"] * 2
@@ -145,7 +145,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_repeats_no_finished_trial(
     assert len(after) == 24
     assert {name: after[name] for name in before} == before
     assert {name: (directory / name / "metrics.jsonl").read_bytes() for name in before} == times
-    rows = rows_of(directory)
+    rows = make_rows(directory)
     assert [row["status"] for row in rows.values()] == ["finished"] * 24
     assert "Shared beginnings of 24 trials" in output
     sweep = read_sweep(directory)
@@ -179,7 +179,7 @@ def test_trials_of_two_workers_run_two_at_a_time_and_one_that_fails_is_told(tiny
     directory = tmp_path / "runs" / "tiny"
     code, output = run_sweep(file)
     assert code == 1, output
-    rows = rows_of(directory)
+    rows = make_rows(directory)
     failed = rows.pop("lr1e18-seed3")
     assert failed["status"] == "failed"
     assert "is not finite" in failed["reason"]
