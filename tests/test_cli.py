@@ -400,3 +400,11 @@ def test_the_shell_completes_commands_keys_and_run_directories(tmp_path: Path) -
     assert completions_of("distbranch train c.yaml method.al", tmp_path) == ["method.alpha="]
     assert completions_of("distbranch report ", tmp_path) == ["runs/"]
     assert completions_of("distbranch report runs/", tmp_path) == ["runs/branch", "runs/thin"]
+
+
+def test_a_benchmark_that_moved_is_told_with_its_new_command() -> None:
+    benchmarks = Path(__file__).parent / "benchmarks"
+    for name in ("data", "decide", "memory", "somp", "sweep", "train"):
+        ended = run_command(["bench", name])
+        assert_one_sentence(ended, 2, (f"python tests/benchmarks/bench_{name}.py",))
+        assert (benchmarks / f"bench_{name}.py").exists()

@@ -15,13 +15,23 @@ from distbranch.config.paths import make_ready
 from distbranch.errors import UsageError, UserError
 
 WITHOUT_RUN = ("backbone", "width", "image_size", "num_tasks", "tree_weights", "tree")  # options of `bench latency`
+MOVED = ("data", "decide", "memory", "somp", "sweep", "train")  # to tests/benchmarks: they print figures of our own pages
 
 
 class _LatencyOfRuns(TyperGroup):
     """`distbranch bench RUN...` is `distbranch bench latency RUN...`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that `args` begin with; a path begins those of `latency`."""
+        """The command that `args` begin with; a path begins those of `latency`.
+
+        Raises:
+            UsageError: a benchmark of this program itself, with its new command.
+        """
+        if args[0] in MOVED and not Path(args[0]).is_dir():
+            raise UsageError(
+                f"`distbranch bench {args[0]}` measured this program itself and is now `python tests/benchmarks/bench_{args[0]}.py`, "
+                "in a clone of the repository."
+            )
         is_path = args[0] not in self.commands and ("/" in args[0] or Path(args[0]).is_dir())
         return super().resolve_command(ctx, ["latency", *args] if is_path else args)
 
