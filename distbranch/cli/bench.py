@@ -15,7 +15,8 @@ from distbranch.config.paths import make_ready
 from distbranch.errors import UsageError, UserError
 
 WITHOUT_RUN = ("backbone", "width", "image_size", "num_tasks", "tree_weights", "tree")  # options of `bench latency`
-MOVED = ("data", "decide", "memory", "somp", "sweep", "train")  # to tests/benchmarks: they print figures of our own pages
+# To tests/benchmarks, for they print the figures of our own pages.
+MOVED = ("data", "decide", "memory", "somp", "sweep", "train")
 
 
 class _LatencyOfRuns(TyperGroup):
