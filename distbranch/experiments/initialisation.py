@@ -95,7 +95,12 @@ def beginning_variants(
     chosen = load_run_config(config, overrides)
     train = chosen.train
     optim = chosen.optim
-    every = train.evaluate_every or max(1, train.iterations // NUM_EVALUATIONS)
+    every = train.evaluate_every
+    if not every:
+        every = max(1, train.iterations // NUM_EVALUATIONS)
+    elif not any(text.startswith("train.evaluate_every=") for text in overrides):
+        # A shorter run keeps the number of points of the curve that its config has, for its pace is read off that curve.
+        every = max(1, every * train.iterations // load_run_config(config, []).train.iterations)
     base = {"base": str(config.absolute()), "train.evaluate_every": every}
     wide = {name: {**base, "method.init": name, "method.pretrained": str(pretrained.absolute())} for name in FROM_WIDE}
     found = {**wide, RANDOM: {**base, "method.init": RANDOM, "method.pretrained": None}}
