@@ -5,7 +5,6 @@ the others: rank r takes the positions that `plan.positions_of_rank` gives it, p
 """
 
 import itertools
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -21,7 +20,7 @@ from distbranch.data.images import Augmentation, Pixels, decode_to_size
 from distbranch.data.plan import AlternatingPlan, MixedPlan, Place, Plan, Turns, positions_of_rank
 from distbranch.data.prefetch import from_processes, from_thread
 from distbranch.data.reader import ShardReader
-from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
+from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo, locate_samples
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -199,23 +198,17 @@ class _EvalOrder:
     rank: int
     world_size: int
 
-    def __post_init__(self) -> None:
-        self._ends = list(itertools.accumulate(shard.num_samples for shard in self.shards))
-
     def list_batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
         # Dealt out one by one, so that no rank has two samples more than another.
-        mine = range(self.rank, self._ends[-1], self.world_size)
+        num_samples = sum(shard.num_samples for shard in self.shards)
+        mine = range(self.rank, num_samples, self.world_size)
         indices = mine[number * self.batch_size : (number + 1) * self.batch_size]
-        places = []
-        for index in indices:
-            shard = bisect_right(self._ends, index)
-            first = self._ends[shard] - self.shards[shard].num_samples
-            places.append((shard, index - first, 0))
+        places = [(shard, sample, 0) for shard, sample in locate_samples(self.shards, indices)]
         return places, indices
 
     def list_shards_ahead(self, index: int) -> list[int]:
-        shard = bisect_right(self._ends, index)
-        return list(range(shard, min(shard + 2, len(self.shards))))
+        ((shard, _),) = locate_samples(self.shards, [index])
+        return [number for number in (shard, shard + 1) if number < len(self.shards)]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -187,6 +189,17 @@ def _read_packed_bits(source: Mapping[str, Any]) -> int | None:
 def join(path: str, file: str) -> str:
     """The place of a file of the data set at `path` (folder or URL)."""
     return f"{path.rstrip('/')}/{file}" if is_remote(path) else str(Path(path) / file)
+
+
+def locate_samples(shards: Sequence[Shard], numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """(shard, sample in the shard) of samples that are given by their number in the split."""
+    ends = list(accumulate(shard.num_samples for shard in shards))
+    places = []
+    for number in numbers:
+        shard = bisect_right(ends, number)
+        first = ends[shard] - shards[shard].num_samples
+        places.append((shard, number - first))
+    return places
 
 
 def read_dataset(path_or_url: str | os.PathLike[str]) -> DatasetInfo:
