@@ -140,7 +140,11 @@ def _read_index(folder: Path, shard: Shard) -> Index:
 
 
 def _read_sample(
-    file: BinaryIO, shard: str, number: int, row: Index, tasks: Sequence[Task]
+    file: BinaryIO,
+    shard: str,
+    number: int,
+    row: Index,
+    tasks: Sequence[Task],
 ) -> tuple[str, dict[str, str]]:
     """Key and names of the labels of one sample, its image decoded. Raises BadSample."""
     contents = []

@@ -139,7 +139,10 @@ def draw_contact_sheet(
 
 
 def _choose_samples(
-    info: DatasetInfo, split: str, num_images: int, seed: int
+    info: DatasetInfo,
+    split: str,
+    num_images: int,
+    seed: int,
 ) -> Iterator[tuple[str, Image.Image, Mapping[str, float]]]:
     """Key, image and labels (NaN = unlabelled) of samples drawn from the whole split, in the order of the split."""
     shards = info.splits[split].shards
@@ -168,7 +171,11 @@ def _choose_colours(info: DatasetInfo) -> dict[str, Colours]:
 
 
 def _make_card(
-    key: str, image: Image.Image, labels: Mapping[str, float], tasks: Sequence[Task], colours: Mapping[str, Colours]
+    key: str,
+    image: Image.Image,
+    labels: Mapping[str, float],
+    tasks: Sequence[Task],
+    colours: Mapping[str, Colours],
 ) -> _Card:
     """Classes come first, then binary tasks in the order of `colours`, last how many tasks have no label."""
     order = {name: place for place, name in enumerate(colours)}
@@ -295,7 +302,12 @@ def _draw_sheet(title: str, what: str, legend: Sequence[_Chip], cards: Sequence[
 
 
 def _draw_card(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, card: _Card, picture_height: int
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    left: int,
+    top: int,
+    card: _Card,
+    picture_height: int,
 ) -> None:
     """Picture, key and chips, one below the other."""
     _paste_picture(sheet, left, top, card.picture, picture_height)

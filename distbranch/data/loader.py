@@ -156,7 +156,11 @@ def _get_split(info: DatasetInfo, split: str) -> SplitInfo:
 
 
 def _make_plan(
-    info: DatasetInfo, splits: Sequence[SplitInfo], seed: int, window: int, part: tuple[float, float]
+    info: DatasetInfo,
+    splits: Sequence[SplitInfo],
+    seed: int,
+    window: int,
+    part: tuple[float, float],
 ) -> Plan | MixedPlan:
     plans = []
     for split in splits:
@@ -275,7 +279,11 @@ class _BatchSource:
         )
 
     def _read_sample(
-        self, reader: ShardReader, shard: int, sample: int, epoch: int
+        self,
+        reader: ShardReader,
+        shard: int,
+        sample: int,
+        epoch: int,
     ) -> tuple[Pixels, NDArray[np.float32]]:
         content, labels = reader.read_sample(shard, sample, epoch)
         try:

@@ -37,7 +37,11 @@ class Plan:
     """
 
     def __init__(
-        self, shard_sizes: Sequence[int], seed: int, window: int = 8, part: tuple[float, float] = (0.0, 1.0)
+        self,
+        shard_sizes: Sequence[int],
+        seed: int,
+        window: int = 8,
+        part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self._arguments = (shard_sizes, seed, window, part)
         self._whole_sizes = np.asarray(shard_sizes, dtype=np.int64)
