@@ -62,8 +62,6 @@ class Plan:
 
     def list_places(self, start: int, stop: int) -> list[Place]:
         """The places at stream positions start..stop-1; position = epoch * num_samples + offset in that epoch."""
-        if self.num_samples == 0:
-            raise ValueError("The plan needs at least one sample, but all shards are empty.")
         places: list[Place] = []
         while start < stop:
             epoch, window, begin, end = self._find_window(start)
@@ -83,6 +81,8 @@ class Plan:
 
     def _find_window(self, position: int) -> tuple[int, int, int, int]:
         """Epoch and number of the window that holds a stream position, and the positions where it begins and ends."""
+        if self.num_samples == 0:
+            raise ValueError("The plan needs at least one sample, but all shards are empty.")
         epoch, offset = divmod(position, self.num_samples)
         starts = self._get_epoch(epoch)[1]
         window = bisect_right(starts, offset) - 1
@@ -135,7 +135,51 @@ def positions_of_rank(batch_size: int, num_passes: int, rank: int, world_size: i
     return shares
 
 
-class MixedPlan:
+class _JoinedPlan:
+    """Several plans read as one stream. Shards are numbered through from `first_shards[d]` on for plan d.
+
+    Who derives from it says whose turn it is at every position, and how many samples of each plan came before.
+    """
+
+    plans: Sequence["Plan | MixedPlan"]
+    first_shards: Sequence[int]
+
+    def _list_turns(self, start: int, stop: int) -> Ints:
+        """Whose turn it is at each of the positions."""
+        raise NotImplementedError
+
+    def _count_drawn(self, position: int) -> Ints:
+        """How many samples of each plan come before a position."""
+        raise NotImplementedError
+
+    def list_places(self, start: int, stop: int) -> list[Place]:
+        """The places at stream positions start..stop-1; the epoch is that of the sample's own plan."""
+        turns = self._list_turns(start, stop)
+
+        # Every plan gives as many samples as it has turns, in its own order.
+        firsts = self._count_drawn(start)
+        ends = firsts + np.bincount(turns, minlength=len(self.plans))
+        streams = []
+        for plan, first, end in zip(self.plans, firsts.tolist(), ends.tolist(), strict=True):
+            streams.append(iter(plan.list_places(first, end)))
+
+        # They are dealt out turn by turn.
+        places = []
+        for turn in turns.tolist():
+            shard, sample, epoch = next(streams[turn])
+            places.append((self.first_shards[turn] + shard, sample, epoch))
+        return places
+
+    def list_shards_ahead(self, position: int) -> list[int]:
+        """The shards that every plan reads soon after this stream position."""
+        ahead: list[int] = []
+        drawn = self._count_drawn(position).tolist()
+        for plan, count, first in zip(self.plans, drawn, self.first_shards, strict=True):
+            ahead += [first + shard for shard in plan.list_shards_ahead(count)]
+        return ahead
+
+
+class MixedPlan(_JoinedPlan):
     """Several plans read as one stream: every `sum(proportions)` positions hold `proportions[d]` samples of plan d.
 
     The order within such a block is seeded; every plan is read in its own order. Shards are numbered through: those of
@@ -149,7 +193,7 @@ class MixedPlan:
         self.seed = seed
         self._proportions = np.asarray(proportions, dtype=np.int64)
         num_shards = [len(plan.shard_sizes) for plan in plans]
-        self._first_shards = list(accumulate(num_shards, initial=0))
+        self.first_shards = [0, *accumulate(num_shards[:-1])]
         length = int(self._proportions.sum())
         self._blocks = max(1, _STRETCH // length)  # blocks in a stretch, where they are short
         self._pieces = -(-length // _STRETCH)  # stretches in a block, where it is long
@@ -158,35 +202,7 @@ class MixedPlan:
     def __reduce__(self) -> tuple[Any, ...]:
         return MixedPlan, self._arguments
 
-    def list_places(self, start: int, stop: int) -> list[Place]:
-        """The places at stream positions start..stop-1; the epoch is that of the sample's own plan."""
-        turns = self._list_turns(start, stop)
-
-        # Every plan gives as many samples as it has turns, in its own order.
-        drawn = self._count_drawn(start).tolist()
-        counts = np.bincount(turns, minlength=len(self.plans)).tolist()
-        streams = []
-        for plan, first, count in zip(self.plans, drawn, counts, strict=True):
-            streams.append(iter(plan.list_places(first, first + count)))
-
-        # They are dealt out turn by turn.
-        places = []
-        for turn in turns.tolist():
-            shard, sample, epoch = next(streams[turn])
-            places.append((self._first_shards[turn] + shard, sample, epoch))
-        return places
-
-    def list_shards_ahead(self, position: int) -> list[int]:
-        """The shards that every plan reads soon after this stream position."""
-        ahead: list[int] = []
-        drawn = self._count_drawn(position).tolist()
-        for number, plan in enumerate(self.plans):
-            first = self._first_shards[number]
-            ahead += [first + shard for shard in plan.list_shards_ahead(drawn[number])]
-        return ahead
-
     def _list_turns(self, start: int, stop: int) -> Ints:
-        """Whose turn it is at each of the positions."""
         parts = [np.zeros(0, dtype=np.int64)]
         while start < stop:
             number, begin = self._find_stretch(start)
@@ -196,7 +212,6 @@ class MixedPlan:
         return np.concatenate(parts)
 
     def _count_drawn(self, position: int) -> Ints:
-        """How many samples of each plan come before a position."""
         number, begin = self._find_stretch(position)
         turns = self._get_stretch(number)[: position - begin]
         drawn: Ints = self._count_before(number)
@@ -245,50 +260,35 @@ class Turns:
     second: int
 
 
-class AlternatingPlan:
+class AlternatingPlan(_JoinedPlan):
     """Two plans read in turns as one stream: `before` samples of the first, then again and again `first` and `second` of either."""
+
+    first_shards = (0, 0)  # both read the same shards
 
     def __init__(self, plans: tuple[Plan | MixedPlan, Plan | MixedPlan], turns: Turns) -> None:
         self.plans = plans
         self.turns = turns
 
-    def list_places(self, start: int, stop: int) -> list[Place]:
-        """The places at stream positions start..stop-1; the epoch is that of the sample's own plan."""
-        places: list[Place] = []
-        while start < stop:
-            number, left = self._find_turn(start)
-            count = min(left, stop - start)
-            first = self._count_drawn(start)[number]
-            places += self.plans[number].list_places(first, first + count)
-            start += count
-        return places
-
     def list_shards_ahead(self, position: int) -> list[int]:
-        """The shards that either plan reads soon after this stream position."""
-        ahead: dict[int, None] = {}  # both read the same shards
-        for plan, drawn in zip(self.plans, self._count_drawn(position), strict=True):
-            ahead |= dict.fromkeys(plan.list_shards_ahead(drawn))
-        return list(ahead)
+        """The shards that either plan reads soon after this stream position, each once."""
+        ahead = super().list_shards_ahead(position)
+        return list(dict.fromkeys(ahead))
 
-    def _find_turn(self, position: int) -> tuple[int, int]:
-        """Whose turn it is at a position, and for how many samples still."""
-        turns = self.turns
-        since = position - turns.before
-        if since < 0:
-            return 0, -since
-        place = since % (turns.first + turns.second)
-        if place < turns.first:
-            return 0, turns.first - place
-        return 1, turns.first + turns.second - place
+    def _list_turns(self, start: int, stop: int) -> Ints:
+        since = np.arange(start, stop) - self.turns.before
+        place = since % (self.turns.first + self.turns.second)
+        is_second = (since >= 0) & (place >= self.turns.first)
+        return is_second.astype(np.int64)
 
-    def _count_drawn(self, position: int) -> tuple[int, int]:
-        """How many samples of either plan come before a position."""
+    def _count_drawn(self, position: int) -> Ints:
         turns = self.turns
-        num_rounds, place = divmod(max(0, position - turns.before), turns.first + turns.second)
+        since = max(0, position - turns.before)
+        num_rounds, place = divmod(since, turns.first + turns.second)
+        # All of the first part before the turns, then its share of every whole round and of the one that is begun.
         first = min(position, turns.before)
         first += num_rounds * turns.first
         first += min(place, turns.first)
-        return first, position - first
+        return np.array([first, position - first])
 
 
 def _draw_permutation(length: int, *seed: int) -> Ints:
