@@ -96,8 +96,9 @@ def _check_shard(folder: Path, shard: Shard, counts: Counts, keys: set[int], rep
     if not path.is_file():
         report.add_problem(f"Shard {shard.file}: the file is missing.")
         return
-    if path.stat().st_size != shard.num_bytes:
-        report.add_problem(f"Shard {shard.file}: it should have {shard.num_bytes} bytes, found {path.stat().st_size}.")
+    num_bytes = path.stat().st_size
+    if num_bytes != shard.num_bytes:
+        report.add_problem(f"Shard {shard.file}: it should have {shard.num_bytes} bytes, found {num_bytes}.")
     # The sums of the samples are compared all the same: they say which of them are damaged.
     elif file_sha256(path) != shard.sha256:
         report.add_problem(f"Shard {shard.file}: its bytes were changed (the sha256 differs from dataset.json).")
@@ -148,7 +149,8 @@ def _read_sample(
 ) -> tuple[str, dict[str, str]]:
     """Key and names of the labels of one sample, its image decoded. Raises BadSample."""
     contents = []
-    for what, (offset, size, crc) in (("image", row[:3].tolist()), ("label file", row[3:].tolist())):
+    for what, place in (("image", row[:3]), ("label file", row[3:])):
+        offset, size, crc = place.tolist()
         file.seek(offset)
         content = file.read(size)
         if len(content) < size:
@@ -165,10 +167,14 @@ def _read_sample(
 
     parse_labels(text, tasks, shard, number)
     described = json.loads(text)
-    if not isinstance(described.get("key"), str):
+    key = described.get("key")
+    if not isinstance(key, str):
         raise BadSample("incomplete", shard, number, "its label file has no field 'key'.")
-    labels = described["labels"]
-    return described["key"], {task.name: label_name(task, labels[task.name]) for task in tasks if task.name in labels}
+    names = {}
+    for task in tasks:
+        if task.name in described["labels"]:
+            names[task.name] = label_name(task, described["labels"][task.name])
+    return key, names
 
 
 def _check_webdataset(path: Path, index: Index, report: CheckReport) -> None:
@@ -178,8 +184,9 @@ def _check_webdataset(path: Path, index: Index, report: CheckReport) -> None:
         for sample in webdataset.WebDataset([str(path)], shardshuffle=False, empty_check=False):
             where = f"Shard {path.name}, sample {number}"
             key = json.dumps(sample["__key__"], ensure_ascii=False)
+            image = sample.get("jpg", b"")
             text = sample.get("json", b"")
-            sums = [zlib.crc32(sample.get("jpg", b"")), zlib.crc32(text)]
+            sums = [zlib.crc32(image), zlib.crc32(text)]
             if number < len(index) and sums != index[number, [2, 5]].tolist():
                 report.add_problem(f"{where}: webdataset reads other bytes than the index says.")
             elif f'"key":{key}'.encode() not in text:
@@ -200,6 +207,7 @@ def _check_counts(name: str, split: SplitInfo, counts: Counts, report: CheckRepo
             f"Split {name}: dataset.json says {split.num_samples} samples, its shards have {num_samples}."
         )
     for task, found in counts.items():
+        # A label file is silent about the tasks that have no label, so they are what is left.
         found["unlabelled"] = num_samples - found.total()
         packed = Counter(split.labels.get(task, {}))
         for label in sorted(found.keys() | packed.keys()):

@@ -126,7 +126,8 @@ def draw_contact_sheet(
     for key, image, labels in _choose_samples(info, split, num_images, seed):
         cards.append(_make_card(key, image, labels, info.tasks, colours))
     title = info.path.rstrip("/").rpartition("/")[2]
-    what = f"{split} · {len(cards)} of {info.splits[split].num_samples:,} samples · {len(info.tasks)} tasks"
+    num_samples = info.splits[split].num_samples
+    what = f"{split} · {len(cards)} of {num_samples:,} samples · {len(info.tasks)} tasks"
     legend = list(map(_make_chip, info.groups, cycle(GROUP_COLOURS)))
     sheet = _draw_sheet(title, what, legend, cards, min(columns, len(cards)))
     try:
@@ -185,7 +186,8 @@ def _make_card(
         if math.isnan(value):
             continue
         if task.kind == "categorical":
-            chips.append(_make_chip(f"{task.name}: {task.classes[int(value)]}", CLASS))
+            label = task.classes[int(value)]
+            chips.append(_make_chip(f"{task.name}: {label}", CLASS))
         elif value == 1:
             chips.append(_make_chip(task.name, colours[task.name]))
         elif value >= LEAST_SHOWN:

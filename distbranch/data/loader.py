@@ -42,7 +42,8 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which a GPU copies without waiting (the DataLoader calls it)."""
-        images, labels = self.images.pin_memory(), self.labels.pin_memory()
+        images = self.images.pin_memory()
+        labels = self.labels.pin_memory()
         return replace(self, images=images, labels=labels)
 
     def share_memory(self) -> "Batch":
@@ -95,9 +96,13 @@ def train_loader(
         first = _make_plan(info, chosen, seed, window, (0.0, turns.part))
         second = _make_plan(info, chosen, seed, window, (turns.part, 1.0))
         plan = AlternatingPlan((first, second), turns)
+    shares = positions_of_rank(batch_size, accumulate, rank, world_size)
+    parts = []
+    for member, one in zip(info.members, chosen, strict=True):
+        parts.append((member.path, one.shards))
     source = _BatchSource(
-        order=_TrainOrder(plan, start, batch_size, positions_of_rank(batch_size, accumulate, rank, world_size)),
-        parts=[(member.path, one.shards) for member, one in zip(info.members, chosen, strict=True)],
+        order=_TrainOrder(plan, start, batch_size, shares),
+        parts=parts,
         tasks=info.tasks,
         cache=cache,
         image_size=image_size,
@@ -149,10 +154,12 @@ def eval_loader(
 
 def _get_split(info: DatasetInfo, split: str) -> SplitInfo:
     if split not in info.splits:
-        raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
-    if info.splits[split].num_samples == 0:
+        names = ", ".join(sorted(info.splits))
+        raise UserError(f"{info.path} has no split '{split}'; it has {names}.")
+    found = info.splits[split]
+    if found.num_samples == 0:
         raise UserError(f"Split '{split}' of {info.path} has no samples. Pack it again with some.")
-    return info.splits[split]
+    return found
 
 
 def _make_plan(
@@ -168,7 +175,9 @@ def _make_plan(
         plans.append(Plan(shard_sizes, seed, window, part))
     if not info.parts:
         return plans[0]
-    return MixedPlan(plans, info.proportions or [split.num_samples for split in splits], seed)
+    # In proportion to their sizes all data sets come to the end of an epoch together.
+    proportions = info.proportions or [split.num_samples for split in splits]
+    return MixedPlan(plans, proportions, seed)
 
 
 @dataclass
@@ -185,8 +194,10 @@ class _TrainOrder:
         places: list[Place] = []
         indices: list[int] = []
         for share in self.shares:
-            places += self.plan.list_places(first + share.start, first + share.stop)
-            indices += range(first + share.start, first + share.stop)
+            start = first + share.start
+            stop = first + share.stop
+            places += self.plan.list_places(start, stop)
+            indices += range(start, stop)
         return places, indices
 
     def list_shards_ahead(self, index: int) -> list[int]:
@@ -206,7 +217,8 @@ class _EvalOrder:
         # Dealt out one by one, so that no rank has two samples more than another.
         num_samples = sum(shard.num_samples for shard in self.shards)
         mine = range(self.rank, num_samples, self.world_size)
-        indices = mine[number * self.batch_size : (number + 1) * self.batch_size]
+        first = number * self.batch_size
+        indices = mine[first : first + self.batch_size]
         places = [(shard, sample, 0) for shard, sample in locate_samples(self.shards, indices)]
         return places, indices
 
@@ -253,8 +265,9 @@ class _BatchSource:
         num_bad: Counter[str] = Counter()
         error = last_bad = None
         for place, index in zip(places, indices, strict=True):
+            row = len(kept)
             try:
-                images[len(kept)], labels[len(kept)] = self._read_sample(reader, *place)
+                images[row], labels[row] = self._read_sample(reader, *place)
                 kept.append(index)
             except BadSample as bad:
                 num_bad[bad.kind] += 1

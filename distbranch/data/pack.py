@@ -87,6 +87,7 @@ def pack(
             copies = find_copies(partial, splits)
             _write_copies(partial, copies)
             _write_table(partial / LEFT_OUT_FILE, LEFT_OUT_COLUMNS, [astuple(one) for one in left_out])
+            num_skipped = Counter(skipped or {}) + Counter(one.kind for one in left_out)
             info = DatasetInfo(
                 path=str(out),
                 tasks=tasks,
@@ -94,7 +95,7 @@ def pack(
                 splits=splits,
                 image_size=size,
                 source=source,
-                skipped=dict(Counter(skipped or {}) + Counter(one.kind for one in left_out)),
+                skipped=dict(num_skipped),
                 copies=count_copies(copies),
             )
             _write_json(partial / DATASET_FILE, info.to_json())
@@ -138,7 +139,11 @@ def _select_equal_sums(indexes: Sequence[Index]) -> list[Index]:
     sums = [index[:, 1] << 32 | index[:, 2] for index in indexes]
     values, counts = np.unique(np.concatenate(sums), return_counts=True)
     repeated = values[counts > 1]
-    return [index[np.isin(own, repeated)] for index, own in zip(indexes, sums, strict=True)]
+    selected = []
+    for index, own in zip(indexes, sums, strict=True):
+        is_repeated = np.isin(own, repeated)
+        selected.append(index[is_repeated])
+    return selected
 
 
 def count_copies(found: Sequence[Sequence[Copy]]) -> dict[str, int]:
@@ -277,7 +282,8 @@ def _read_first_size(sample: Sample) -> tuple[int, int]:
 
 def _check_split(sample: Sample) -> None:
     if sample.split not in SPLITS:
-        raise UserError(f"Sample {sample.key}: the split should be one of {', '.join(SPLITS)}, found '{sample.split}'.")
+        names = ", ".join(SPLITS)
+        raise UserError(f"Sample {sample.key}: the split should be one of {names}, found '{sample.split}'.")
 
 
 def _check_key(key: str, keys: set[int]) -> None:

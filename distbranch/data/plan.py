@@ -45,10 +45,12 @@ class Plan:
     ) -> None:
         self._arguments = (shard_sizes, seed, window, part)
         self._whole_sizes = np.asarray(shard_sizes, dtype=np.int64)
-        ends = np.concatenate([[0], np.cumsum(self._whole_sizes)])
         # Rounded in the running sum, not shard by shard, so that the parts of small shards add up to their share.
-        cuts = np.floor(np.outer(part, ends)).astype(np.int64)
-        self._first, self._last = cuts[:, 1:] - cuts[:, :-1]  # from where to where every shard's own order is read
+        ends = np.concatenate([[0], np.cumsum(self._whole_sizes)])
+        cuts = np.floor(np.outer(part, ends)).astype(np.int64)  # [2, num_shards + 1]
+        below = cuts[:, 1:] - cuts[:, :-1]  # how many samples of each shard lie below either bound of the part
+        self._first = below[0]
+        self._last = below[1]
         self.shard_sizes: Ints = self._last - self._first
         self.seed = seed
         self.window = window
@@ -84,14 +86,15 @@ class Plan:
         if self.num_samples == 0:
             raise ValueError("The plan needs at least one sample, but all shards are empty.")
         epoch, offset = divmod(position, self.num_samples)
-        starts = self._get_epoch(epoch)[1]
+        _, starts = self._get_epoch(epoch)
         window = bisect_right(starts, offset) - 1
         epoch_start = position - offset
         return epoch, window, epoch_start + starts[window], epoch_start + starts[window + 1]
 
     def _shards_of_window(self, epoch: int, window: int) -> Ints:
+        shards, _ = self._get_epoch(epoch)
         first = window * self.window
-        return self._get_epoch(epoch)[0][first : first + self.window]
+        return shards[first : first + self.window]
 
     def _order_shards(self, epoch: int) -> tuple[Ints, list[int]]:
         """One epoch's order of shards, which is cut into windows, and the samples before each window: [num_windows + 1]."""
@@ -238,7 +241,8 @@ class MixedPlan(_JoinedPlan):
     def _order_turns(self, stretch: int) -> Ints:
         """Whose turn it is at each position of a stretch; every block in it has an order of its own."""
         in_stretch = self._count_before(stretch + 1) - self._count_before(stretch)
-        turns = np.repeat(np.arange(len(self.plans)), in_stretch // self._blocks)
+        in_block = in_stretch // self._blocks
+        turns = np.repeat(np.arange(len(self.plans)), in_block)
         # The 1 at the end: no plan draws from such a seed sequence.
         raw = _draw_raw(self._blocks * len(turns), self.seed, stretch, 0, 1)
         order = np.argsort(raw.reshape(self._blocks, -1), axis=1, kind="stable")
@@ -293,9 +297,11 @@ class AlternatingPlan(_JoinedPlan):
 
 def _draw_permutation(length: int, *seed: int) -> Ints:
     """A seeded permutation of 0..length-1, by sorting raw Philox numbers, which no release of numpy changes."""
-    return np.argsort(_draw_raw(length, *seed), kind="stable")
+    raw = _draw_raw(length, *seed)
+    return np.argsort(raw, kind="stable")
 
 
 def _draw_raw(length: int, *seed: int) -> NDArray[np.uint64]:
-    raw: NDArray[np.uint64] = np.random.Philox(np.random.SeedSequence(seed)).random_raw(length)
+    generator = np.random.Philox(np.random.SeedSequence(seed))
+    raw: NDArray[np.uint64] = generator.random_raw(length)
     return raw

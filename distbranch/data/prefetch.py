@@ -180,8 +180,10 @@ def _explain_death(processes: Sequence[BaseProcess], error: Exception) -> str:
         return _explain_full_memory()
     if code is None:
         how = " ".join(str(error).split()) or type(error).__name__
+    elif code < 0:  # as multiprocessing has it, the signal
+        how = f"signal {signal.Signals(-code).name}"
     else:
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = f"exit code {code}"
     cure = "Run the same command again; with data.workers=0 there are no such processes."
     if code == -signal.SIGKILL:
         cure = "If nobody else did, the system killed it for want of memory: lower data.workers or data.prefetch."

@@ -31,7 +31,8 @@ def index_shard(path: Path) -> Index:
                 # As webdataset has it, the key is the name up to the first dot.
                 folder, slash, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
-                places.setdefault(folder + slash + stem, {})[extension] = (member.offset_data, member.size)
+                files = places.setdefault(folder + slash + stem, {})
+                files[extension] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         raise BadSample("truncated", path.name, None, f"it is not a whole tar file ({error}).") from None
     # Mapped, for a shard may be larger than the memory.
@@ -82,7 +83,8 @@ class ShardWriter:
         if self._tar is None:
             self._open_shard()
         # Without blanks: `check` looks for the key in these bytes.
-        content = json.dumps({"key": sample.key, "labels": sample.labels}, ensure_ascii=False, separators=(",", ":"))
+        described = {"key": sample.key, "labels": sample.labels}
+        content = json.dumps(described, ensure_ascii=False, separators=(",", ":"))
         self._tar.write({"__key__": sample.key, "jpg": sample.image, "json": content.encode()})
         self._num_samples += 1
         self._in_shard += 1
@@ -103,7 +105,8 @@ class ShardWriter:
             counts[label] = counts.get(label, 0) + 1
 
     def _open_shard(self) -> None:
-        self._path = self.folder / f"{self.split}-{len(self._shards):06d}.tar"
+        number = len(self._shards)
+        self._path = self.folder / f"{self.split}-{number:06d}.tar"
         self._file = self._path.open("wb")
         # PAX, for keys of any length and letters; no time and no name, for the same bytes whoever packs, and when.
         self._tar = TarWriter(

@@ -165,7 +165,8 @@ class DatasetInfo:
         splits = {}
         for name, split in data["splits"].items():
             shards = tuple(Shard(**shard) for shard in split["shards"])
-            splits[name] = SplitInfo(int(split["num_samples"]), dict(split["labels"]), shards)
+            num_samples = int(split["num_samples"])
+            splits[name] = SplitInfo(num_samples, dict(split["labels"]), shards)
         return cls(
             path=path,
             tasks=tuple(Task.from_json(task) for task in data["tasks"]),
@@ -188,7 +189,9 @@ def _read_packed_bits(source: Mapping[str, Any]) -> int | None:
 
 def join(path: str, file: str) -> str:
     """The place of a file of the data set at `path` (folder or URL)."""
-    return f"{path.rstrip('/')}/{file}" if is_remote(path) else str(Path(path) / file)
+    if is_remote(path):
+        return f"{path.rstrip('/')}/{file}"
+    return str(Path(path) / file)
 
 
 def locate_samples(shards: Sequence[Shard], numbers: Iterable[int]) -> list[tuple[int, int]]:
@@ -256,12 +259,14 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
         raise UserError(
             f'{place} is not the description of a packed data set ("format" should be "{FORMAT}"). {repack}'
         )
-    if data.get("version") != VERSION:
-        raise UserError(f"{place} has version {data.get('version')!r}, this program reads version {VERSION}. {repack}")
+    version = data.get("version")
+    if version != VERSION:
+        raise UserError(f"{place} has version {version!r}, this program reads version {VERSION}. {repack}")
     try:
         return DatasetInfo.from_json(path, data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{place} is damaged: {type(error).__name__} {error}. {repack}") from None
+        kind = type(error).__name__
+        raise UserError(f"{place} is damaged: {kind} {error}. {repack}") from None
 
 
 def parse_labels(content: bytes, tasks: Sequence[Task], shard: str, sample: int | str) -> NDArray[np.float32]:
@@ -277,12 +282,14 @@ def parse_labels(content: bytes, tasks: Sequence[Task], shard: str, sample: int 
                 continue
             num_known += 1
             # Nearly all labels are 0 or 1, which need no call; this runs for every task of every sample.
-            is_plain = not task.classes and value in (0, 1)
-            numbers.append(value if is_plain else label_number(task, value))
+            if task.classes or value not in (0, 1):
+                value = label_number(task, value)
+            numbers.append(value)
     except UserError as error:
         raise BadSample("bad-label", shard, sample, str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BadSample("bad-label", shard, sample, "its label file is not JSON with a field 'labels'.") from None
+    # Counted first: to compare the names of all tasks takes longer, and it is hardly ever needed.
     if len(labels) > num_known:
         unknown = set(labels) - {task.name for task in tasks}
         if unknown:
