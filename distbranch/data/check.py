@@ -90,7 +90,13 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
     return report
 
 
-def _check_shard(folder: Path, shard: Shard, counts: Counts, keys: set[int], report: CheckReport) -> None:
+def _check_shard(
+    folder: Path,
+    shard: Shard,
+    counts: Counts,
+    keys: set[int],
+    report: CheckReport,
+) -> None:
     """Compares the shard and its index with `dataset.json`, every sample with the index, webdataset with the index."""
     path = folder / shard.file
     if not path.is_file():
@@ -111,7 +117,13 @@ def _check_shard(folder: Path, shard: Shard, counts: Counts, keys: set[int], rep
         for number, row in enumerate(index):
             # The sample by itself: one that is damaged hides nothing of the others.
             try:
-                key, labels = _read_sample(file, shard.file, number, row, report.info.tasks)
+                key, labels = _read_sample(
+                    file,
+                    shard.file,
+                    number,
+                    row,
+                    report.info.tasks,
+                )
             except BadSample as error:
                 report.add_problem(str(error))
                 continue
@@ -129,7 +141,12 @@ def _read_index(folder: Path, shard: Shard) -> Index:
     """The index. Raises BadSample when it is not the one that was written."""
     path = folder / shard.index
     if not path.is_file():
-        raise BadSample("missing-shard", shard.file, None, f"its index {shard.index} is missing.")
+        raise BadSample(
+            "missing-shard",
+            shard.file,
+            None,
+            f"its index {shard.index} is missing.",
+        )
     if file_sha256(path) != shard.index_sha256:
         what = f"its index {shard.index} was changed (the sha256 differs from dataset.json)."
         raise BadSample("corrupt", shard.file, None, what)
@@ -154,16 +171,31 @@ def _read_sample(
         file.seek(offset)
         content = file.read(size)
         if len(content) < size:
-            raise BadSample("truncated", shard, number, f"the shard ends inside its {what}.")
+            raise BadSample(
+                "truncated",
+                shard,
+                number,
+                f"the shard ends inside its {what}.",
+            )
         if zlib.crc32(content) != crc:
-            raise BadSample("corrupt", shard, number, f"the bytes of its {what} were changed (crc32 differs).")
+            raise BadSample(
+                "corrupt",
+                shard,
+                number,
+                f"the bytes of its {what} were changed (crc32 differs).",
+            )
         contents.append(content)
 
     image, text = contents
     try:
         decode_image(image)
     except BrokenImageError as error:
-        raise BadSample("broken-image", shard, number, f"its image cannot be decoded: {error}.") from None
+        raise BadSample(
+            "broken-image",
+            shard,
+            number,
+            f"its image cannot be decoded: {error}.",
+        ) from None
 
     parse_labels(text, tasks, shard, number)
     described = json.loads(text)
@@ -200,7 +232,12 @@ def _check_webdataset(path: Path, index: Index, report: CheckReport) -> None:
         report.add_problem(f"Shard {path.name}: webdataset reads {number} samples, the index has {len(index)}.")
 
 
-def _check_counts(name: str, split: SplitInfo, counts: Counts, report: CheckReport) -> None:
+def _check_counts(
+    name: str,
+    split: SplitInfo,
+    counts: Counts,
+    report: CheckReport,
+) -> None:
     num_samples = sum(shard.num_samples for shard in split.shards)
     if split.num_samples != num_samples:
         report.add_problem(

@@ -157,7 +157,12 @@ def _choose_samples(
             try:
                 image = decode_image(content)
             except BrokenImageError as error:
-                raise BadSample("broken-image", shards[shard].file, key, f"{error}.") from None
+                raise BadSample(
+                    "broken-image",
+                    shards[shard].file,
+                    key,
+                    f"{error}.",
+                ) from None
             yield key, image, dict(zip(names, labels.tolist(), strict=True))
 
 
@@ -251,7 +256,13 @@ def _count_fitting_letters(word: str, font: Font, width: float) -> int:
     return 1
 
 
-def _paste_picture(sheet: Image.Image, left: int, top: int, picture: Image.Image, box_height: int) -> None:
+def _paste_picture(
+    sheet: Image.Image,
+    left: int,
+    top: int,
+    picture: Image.Image,
+    box_height: int,
+) -> None:
     """The picture in the middle of a box of `INNER_WIDTH`, as large as it fits in."""
     sheet.paste(PAPER, (left, top, left + INNER_WIDTH, top + box_height))
     scale = min(INNER_WIDTH / picture.width, box_height / picture.height)
@@ -263,7 +274,13 @@ def _paste_picture(sheet: Image.Image, left: int, top: int, picture: Image.Image
     sheet.paste(fitted, (left, top))
 
 
-def _draw_sheet(title: str, what: str, legend: Sequence[_Chip], cards: Sequence[_Card], columns: int) -> Image.Image:
+def _draw_sheet(
+    title: str,
+    what: str,
+    legend: Sequence[_Chip],
+    cards: Sequence[_Card],
+    columns: int,
+) -> Image.Image:
     # Measure the cards: all pictures stand in boxes of one height, and a row is as high as its highest card.
     tallest = max(card.picture.height / card.picture.width for card in cards)
     picture_height = round(INNER_WIDTH * min(tallest, TALLEST_PICTURE))
@@ -320,7 +337,15 @@ def _draw_card(
         _draw_chip(draw, left + x, top + y, chip)
 
 
-def _draw_text(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, text: str, size: int, ink: str) -> None:
+def _draw_text(
+    draw: ImageDraw.ImageDraw,
+    x: int,
+    y: int,
+    width: int,
+    text: str,
+    size: int,
+    ink: str,
+) -> None:
     """One line, its middle left out where it is wider than `width` pixels."""
     line = convert_to_one_line(text)
     font = find_font(line, size)
@@ -328,7 +353,12 @@ def _draw_text(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, text: str,
     draw.text((x, y), line, ink, font, anchor="lt")
 
 
-def _draw_chip(draw: ImageDraw.ImageDraw, x: int, y: int, chip: _Chip) -> None:
+def _draw_chip(
+    draw: ImageDraw.ImageDraw,
+    x: int,
+    y: int,
+    chip: _Chip,
+) -> None:
     background, ink = chip.colours
     right = x + chip.width - 1
     bottom = y + chip.height - 1

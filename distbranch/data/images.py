@@ -66,11 +66,19 @@ class Augmentation:
     flip: bool = False
     shift: int = 0
 
-    def __call__(self, image: Pixels, seed: int, epoch: int, shard: int, sample: int) -> Pixels:
+    def __call__(
+        self,
+        image: Pixels,
+        seed: int,
+        epoch: int,
+        shard: int,
+        sample: int,
+    ) -> Pixels:
         """The image [H, W, 3] as this epoch shows it."""
         if not self.flip and not self.shift:
             return image
-        bits = blake2b(struct.pack("<4q", seed, epoch, shard, sample), digest_size=12).digest()
+        place = struct.pack("<4q", seed, epoch, shard, sample)
+        bits = blake2b(place, digest_size=12).digest()
         mirror, down, right = struct.unpack("<3I", bits)
         if self.flip and mirror % 2:
             image = image[:, ::-1]
@@ -329,7 +337,12 @@ def _is_sound_jpeg(data: bytes) -> bool:
 
 
 def _decode_by_simplejpeg(content: bytes, height: int, width: int) -> Pixels:
-    pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", min_height=height, min_width=width)
+    pixels: Pixels = simplejpeg.decode_jpeg(
+        content,
+        "RGB",
+        min_height=height,
+        min_width=width,
+    )
     return pixels
 
 

@@ -248,7 +248,8 @@ class _BatchSource:
 
     def make_batches(self, first: int = 0, step: int = 1) -> Iterator[Batch]:
         """Batches first, first + step, ...; the only state are the shards that stay open."""
-        with closing(ShardReader(self.parts, self.tasks, self.cache, max_open=self.max_open)) as reader:
+        reader = ShardReader(self.parts, self.tasks, self.cache, max_open=self.max_open)
+        with closing(reader):
             for number in itertools.count(first, step):
                 places, indices = self.order.list_batch(number)
                 if not places:
@@ -283,8 +284,9 @@ class _BatchSource:
             kept = []
         elif not kept and self.needs_some:
             error = f"No sample of a batch could be used. The last of them: {last_bad}"
+        pixels = torch.from_numpy(images[: len(kept)])
         return Batch(
-            images=torch.from_numpy(images[: len(kept)]).permute(0, 3, 1, 2),  # a view, so channels_last
+            images=pixels.permute(0, 3, 1, 2),  # a view, so channels_last
             labels=torch.from_numpy(labels[: len(kept)]),
             num_bad=dict(num_bad),
             error=error,
@@ -309,12 +311,19 @@ class _BatchSource:
         return self.augmentation(pixels, self.seed, epoch, shard, sample), labels
 
 
-def _load_ahead(source: _BatchSource, num_workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:
+def _load_ahead(
+    source: _BatchSource,
+    num_workers: int,
+    prefetch: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
     for path, _ in source.parts:
         open_files(path, source.cache)  # what is wrong with the path is said now, and not by a process later
     if num_workers:
-        return _stop_after_error(from_processes(source, num_workers, prefetch, pin_memory=pin_memory))
-    return _stop_after_error(from_thread(source, prefetch, pin_memory=pin_memory))
+        batches = from_processes(source, num_workers, prefetch, pin_memory=pin_memory)
+    else:
+        batches = from_thread(source, prefetch, pin_memory=pin_memory)
+    return _stop_after_error(batches)
 
 
 def _stop_after_error(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -79,7 +79,13 @@ def pack(
                 return finished
 
             # The samples, which also end what the source leaves out.
-            splits, size = _write_samples(samples, partial, tasks, shard_samples, progress)
+            splits, size = _write_samples(
+                samples,
+                partial,
+                tasks,
+                shard_samples,
+                progress,
+            )
             if not splits:
                 raise UserError(_describe_why_none(left_out))
 
@@ -233,7 +239,12 @@ def _write_samples(
 
             # Write.
             if sample.split not in writers:
-                writer = ShardWriter(folder, sample.split, tasks, shard_samples=shard_samples)
+                writer = ShardWriter(
+                    folder,
+                    sample.split,
+                    tasks,
+                    shard_samples=shard_samples,
+                )
                 writers[sample.split] = stack.enter_context(writer)
             writers[sample.split].write_sample(sample)
 

@@ -122,7 +122,12 @@ class Plan:
         return order[self._first[shard] : self._last[shard]]
 
 
-def positions_of_rank(batch_size: int, num_passes: int, rank: int, world_size: int) -> list[range]:
+def positions_of_rank(
+    batch_size: int,
+    num_passes: int,
+    rank: int,
+    world_size: int,
+) -> list[range]:
     """The positions in a global batch that a rank takes in each of its passes.
 
     A pass is a stretch of the batch, and its ranks stand in it one after the other, so that images which are neighbours in the
@@ -163,8 +168,9 @@ class _JoinedPlan:
         firsts = self._count_drawn(start)
         ends = firsts + np.bincount(turns, minlength=len(self.plans))
         streams = []
-        for plan, first, end in zip(self.plans, firsts.tolist(), ends.tolist(), strict=True):
-            streams.append(iter(plan.list_places(first, end)))
+        for number, plan in enumerate(self.plans):
+            drawn = plan.list_places(int(firsts[number]), int(ends[number]))
+            streams.append(iter(drawn))
 
         # They are dealt out turn by turn.
         places = []

@@ -73,7 +73,13 @@ def from_thread(source: Source[B], prefetch: int, *, pin_memory: bool = False) -
         pool.shutdown(cancel_futures=True)
 
 
-def from_processes(source: Source[B], num_workers: int, prefetch: int, *, pin_memory: bool = False) -> Iterator[B]:
+def from_processes(
+    source: Source[B],
+    num_workers: int,
+    prefetch: int,
+    *,
+    pin_memory: bool = False,
+) -> Iterator[B]:
     """All batches of the source in order, `prefetch` ahead in each of `num_workers` processes, which begin at once.
 
     The iterator raises a UserError if a process has died, or if there is no room in the memory that they share.

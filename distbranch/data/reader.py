@@ -116,13 +116,24 @@ class ShardReader:
             descriptor, index = self._open_shard(shard, epoch)
             offset, size, crc, label_offset, label_size, label_crc = index[sample].tolist()
             image = _read_verified(descriptor, offset, size, crc, "image")
-            content = _read_verified(descriptor, label_offset, label_size, label_crc, "label file")
+            content = _read_verified(
+                descriptor,
+                label_offset,
+                label_size,
+                label_crc,
+                "label file",
+            )
             # A search in the bytes, which costs nothing: only who needs the labels parses them.
             if b'"labels"' not in content:
                 raise _TroubleError("incomplete", "its label file has no field 'labels'.")
         except _TroubleError as error:
             key = self.read_key(shard, sample, epoch)
-            raise BadSample(error.kind, self._shards[shard].name, key, error.what) from None
+            raise BadSample(
+                error.kind,
+                self._shards[shard].name,
+                key,
+                error.what,
+            ) from None
         return image, content
 
     def read_key(self, shard: int, sample: int, epoch: int = 0) -> str | int:
@@ -139,7 +150,13 @@ class ShardReader:
             return sample
         if "?" in name or len(name) >= tarfile.LENGTH_NAME:
             with suppress(_TroubleError, ValueError, KeyError, TypeError):
-                content = _read_verified(descriptor, label_offset, label_size, label_crc, "label file")
+                content = _read_verified(
+                    descriptor,
+                    label_offset,
+                    label_size,
+                    label_crc,
+                    "label file",
+                )
                 return str(json.loads(content)["key"])
         # As webdataset has it, the key is the name up to the first dot.
         folder, slash, base = name.rpartition("/")
@@ -179,7 +196,13 @@ def _try_to_open(placed: _PlacedShard) -> _OpenShard:
         return error
 
 
-def _read_verified(descriptor: int, offset: int, size: int, crc: int, what: str) -> bytes:
+def _read_verified(
+    descriptor: int,
+    offset: int,
+    size: int,
+    crc: int,
+    what: str,
+) -> bytes:
     """The bytes of a member as they were packed."""
     try:
         content = os.pread(descriptor, size, offset)

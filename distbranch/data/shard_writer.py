@@ -34,7 +34,12 @@ def index_shard(path: Path) -> Index:
                 files = places.setdefault(folder + slash + stem, {})
                 files[extension] = (member.offset_data, member.size)
     except tarfile.TarError as error:
-        raise BadSample("truncated", path.name, None, f"it is not a whole tar file ({error}).") from None
+        raise BadSample(
+            "truncated",
+            path.name,
+            None,
+            f"it is not a whole tar file ({error}).",
+        ) from None
     # Mapped, for a shard may be larger than the memory.
     rows = []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -42,7 +47,12 @@ def index_shard(path: Path) -> Index:
             row = []
             for extension in ("jpg", "json"):
                 if extension not in files:
-                    raise BadSample("incomplete", path.name, key, f"there is no {key}.{extension}.")
+                    raise BadSample(
+                        "incomplete",
+                        path.name,
+                        key,
+                        f"there is no {key}.{extension}.",
+                    )
                 offset, size = files[extension]
                 row += [offset, size, zlib.crc32(content[offset : offset + size])]
             rows.append(row)
@@ -61,7 +71,14 @@ class ShardWriter:
     The same samples give the same bytes: no time, no user name. After the `with` block `.info` is complete.
     """
 
-    def __init__(self, folder: Path, split: str, tasks: Sequence[Task], *, shard_samples: int = 1000) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        tasks: Sequence[Task],
+        *,
+        shard_samples: int = 1000,
+    ) -> None:
         self.folder = folder
         self.split = split
         self.shard_samples = shard_samples

@@ -40,8 +40,19 @@ class BadSample(UserError):  # noqa: N818  # what it names is the sample
     `kind` is one of BAD_KINDS, `sample` its number inside the shard or its key (None: the whole shard).
     """
 
-    def __init__(self, kind: str, shard: str, sample: int | str | None, what: str) -> None:
-        super().__init__(kind, shard, sample, what)  # the arguments of the constructor, so that it survives pickling
+    def __init__(
+        self,
+        kind: str,
+        shard: str,
+        sample: int | str | None,
+        what: str,
+    ) -> None:
+        super().__init__(
+            kind,
+            shard,
+            sample,
+            what,
+        )  # the arguments of the constructor, so that it survives pickling
         self.kind = kind
         self.shard = shard
         self.sample = sample
@@ -269,7 +280,12 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
         raise UserError(f"{place} is damaged: {kind} {error}. {repack}") from None
 
 
-def parse_labels(content: bytes, tasks: Sequence[Task], shard: str, sample: int | str) -> NDArray[np.float32]:
+def parse_labels(
+    content: bytes,
+    tasks: Sequence[Task],
+    shard: str,
+    sample: int | str,
+) -> NDArray[np.float32]:
     """Labels [T] of one `<key>.json`: NaN = unlabelled, 0..1, or the number of the class. Raises BadSample."""
     numbers: list[float] = []
     num_known = 0
@@ -288,12 +304,22 @@ def parse_labels(content: bytes, tasks: Sequence[Task], shard: str, sample: int 
     except UserError as error:
         raise BadSample("bad-label", shard, sample, str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadSample("bad-label", shard, sample, "its label file is not JSON with a field 'labels'.") from None
+        raise BadSample(
+            "bad-label",
+            shard,
+            sample,
+            "its label file is not JSON with a field 'labels'.",
+        ) from None
     # Counted first: to compare the names of all tasks takes longer, and it is hardly ever needed.
     if len(labels) > num_known:
         unknown = set(labels) - {task.name for task in tasks}
         if unknown:
-            raise BadSample("bad-label", shard, sample, f"it has a label of '{min(unknown)}', which is no task.")
+            raise BadSample(
+                "bad-label",
+                shard,
+                sample,
+                f"it has a label of '{min(unknown)}', which is no task.",
+            )
     return np.array(numbers, dtype=np.float32)
 
 
