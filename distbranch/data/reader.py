@@ -35,13 +35,12 @@ class _PlacedShard:
     name: str
 
 
+@dataclass(eq=False)
 class _TroubleError(Exception):
     """What is wrong with a sample, before it is known how the sample is called."""
 
-    def __init__(self, kind: str, what: str) -> None:
-        super().__init__(kind, what)
-        self.kind = kind
-        self.what = what
+    kind: str
+    what: str
 
 
 # A file descriptor and the shard's index, or why they cannot be had.

@@ -34,29 +34,18 @@ LabelValue = int | float | str
 Labels = Mapping[str, LabelValue]
 
 
+@dataclass(eq=False, repr=False)
 class BadSample(UserError):  # noqa: N818  # what it names is the sample
     """A sample that cannot be used.
 
     `kind` is one of BAD_KINDS, `sample` its number inside the shard or its key (None: the whole shard).
+    All are given by position: those are an exception's `args`, by which it survives pickling.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        shard: str,
-        sample: int | str | None,
-        what: str,
-    ) -> None:
-        super().__init__(
-            kind,
-            shard,
-            sample,
-            what,
-        )  # the arguments of the constructor, so that it survives pickling
-        self.kind = kind
-        self.shard = shard
-        self.sample = sample
-        self.what = what
+    kind: str
+    shard: str
+    sample: int | str | None
+    what: str
 
     def __str__(self) -> str:
         if self.sample is None:
