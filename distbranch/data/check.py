@@ -211,6 +211,7 @@ def _read_sample(
 
 def _check_webdataset(path: Path, index: Index, report: CheckReport) -> None:
     """Reads the shard as any WebDataset program would and compares the sums of what comes out with the index."""
+    # The index leads past the headers of the tar, and only a reader like this one finds out that they are damaged.
     number = 0
     try:
         for sample in webdataset.WebDataset([str(path)], shardshuffle=False, empty_check=False):

@@ -87,6 +87,7 @@ def _merge_groups(infos: Sequence[DatasetInfo]) -> dict[str, tuple[str, ...]]:
     groups: dict[str, tuple[str, ...]] = {}
     for info in infos:
         for name, members in info.groups.items():
+            # Groups of one name are one group: the tasks of the first data set, then those only a later one has.
             known = groups.get(name, ())
             groups[name] = tuple(dict.fromkeys(known + members))
     return groups
