@@ -99,7 +99,9 @@ class RemoteFiles:
 
     def _open_copy(self, file: str, sha256: str) -> int | None:
         """A descriptor of the copy, fetched if absent; None where the cache cannot keep one."""
-        copy = Path(self.cache.folder) / f"{sha256[:16]}-{file.replace('/', '-')}"
+        # By its content, so that a data set that was packed anew finds no copy of the old one.
+        name = f"{sha256[:16]}-{file.replace('/', '-')}"
+        copy = Path(self.cache.folder) / name
         with _try_to_lock(copy) as is_locked:
             descriptor = _open_existing(copy)
             is_new = descriptor is None

@@ -90,14 +90,21 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
     return report
 
 
-def _check_shard(folder: Path, shard: Shard, counts: Counts, keys: set[int], report: CheckReport) -> None:
+def _check_shard(
+    folder: Path,
+    shard: Shard,
+    counts: Counts,
+    keys: set[int],
+    report: CheckReport,
+) -> None:
     """Compares the shard and its index with `dataset.json`, every sample with the index, webdataset with the index."""
     path = folder / shard.file
     if not path.is_file():
         report.add_problem(f"Shard {shard.file}: the file is missing.")
         return
-    if path.stat().st_size != shard.num_bytes:
-        report.add_problem(f"Shard {shard.file}: it should have {shard.num_bytes} bytes, found {path.stat().st_size}.")
+    num_bytes = path.stat().st_size
+    if num_bytes != shard.num_bytes:
+        report.add_problem(f"Shard {shard.file}: it should have {shard.num_bytes} bytes, found {num_bytes}.")
     # The sums of the samples are compared all the same: they say which of them are damaged.
     elif file_sha256(path) != shard.sha256:
         report.add_problem(f"Shard {shard.file}: its bytes were changed (the sha256 differs from dataset.json).")
@@ -110,7 +117,13 @@ def _check_shard(folder: Path, shard: Shard, counts: Counts, keys: set[int], rep
         for number, row in enumerate(index):
             # The sample by itself: one that is damaged hides nothing of the others.
             try:
-                key, labels = _read_sample(file, shard.file, number, row, report.info.tasks)
+                key, labels = _read_sample(
+                    file,
+                    shard.file,
+                    number,
+                    row,
+                    report.info.tasks,
+                )
             except BadSample as error:
                 report.add_problem(str(error))
                 continue
@@ -128,7 +141,12 @@ def _read_index(folder: Path, shard: Shard) -> Index:
     """The index. Raises BadSample when it is not the one that was written."""
     path = folder / shard.index
     if not path.is_file():
-        raise BadSample("missing-shard", shard.file, None, f"its index {shard.index} is missing.")
+        raise BadSample(
+            "missing-shard",
+            shard.file,
+            None,
+            f"its index {shard.index} is missing.",
+        )
     if file_sha256(path) != shard.index_sha256:
         what = f"its index {shard.index} was changed (the sha256 differs from dataset.json)."
         raise BadSample("corrupt", shard.file, None, what)
@@ -140,42 +158,68 @@ def _read_index(folder: Path, shard: Shard) -> Index:
 
 
 def _read_sample(
-    file: BinaryIO, shard: str, number: int, row: Index, tasks: Sequence[Task]
+    file: BinaryIO,
+    shard: str,
+    number: int,
+    row: Index,
+    tasks: Sequence[Task],
 ) -> tuple[str, dict[str, str]]:
     """Key and names of the labels of one sample, its image decoded. Raises BadSample."""
     contents = []
-    for what, (offset, size, crc) in (("image", row[:3].tolist()), ("label file", row[3:].tolist())):
+    for what, place in (("image", row[:3]), ("label file", row[3:])):
+        offset, size, crc = place.tolist()
         file.seek(offset)
         content = file.read(size)
         if len(content) < size:
-            raise BadSample("truncated", shard, number, f"the shard ends inside its {what}.")
+            raise BadSample(
+                "truncated",
+                shard,
+                number,
+                f"the shard ends inside its {what}.",
+            )
         if zlib.crc32(content) != crc:
-            raise BadSample("corrupt", shard, number, f"the bytes of its {what} were changed (crc32 differs).")
+            raise BadSample(
+                "corrupt",
+                shard,
+                number,
+                f"the bytes of its {what} were changed (crc32 differs).",
+            )
         contents.append(content)
 
     image, text = contents
     try:
         decode_image(image)
     except BrokenImageError as error:
-        raise BadSample("broken-image", shard, number, f"its image cannot be decoded: {error}.") from None
+        raise BadSample(
+            "broken-image",
+            shard,
+            number,
+            f"its image cannot be decoded: {error}.",
+        ) from None
 
     parse_labels(text, tasks, shard, number)
     described = json.loads(text)
-    if not isinstance(described.get("key"), str):
+    key = described.get("key")
+    if not isinstance(key, str):
         raise BadSample("incomplete", shard, number, "its label file has no field 'key'.")
-    labels = described["labels"]
-    return described["key"], {task.name: label_name(task, labels[task.name]) for task in tasks if task.name in labels}
+    names = {}
+    for task in tasks:
+        if task.name in described["labels"]:
+            names[task.name] = label_name(task, described["labels"][task.name])
+    return key, names
 
 
 def _check_webdataset(path: Path, index: Index, report: CheckReport) -> None:
     """Reads the shard as any WebDataset program would and compares the sums of what comes out with the index."""
+    # The index leads past the headers of the tar, and only a reader like this one finds out that they are damaged.
     number = 0
     try:
         for sample in webdataset.WebDataset([str(path)], shardshuffle=False, empty_check=False):
             where = f"Shard {path.name}, sample {number}"
             key = json.dumps(sample["__key__"], ensure_ascii=False)
+            image = sample.get("jpg", b"")
             text = sample.get("json", b"")
-            sums = [zlib.crc32(sample.get("jpg", b"")), zlib.crc32(text)]
+            sums = [zlib.crc32(image), zlib.crc32(text)]
             if number < len(index) and sums != index[number, [2, 5]].tolist():
                 report.add_problem(f"{where}: webdataset reads other bytes than the index says.")
             elif f'"key":{key}'.encode() not in text:
@@ -189,13 +233,19 @@ def _check_webdataset(path: Path, index: Index, report: CheckReport) -> None:
         report.add_problem(f"Shard {path.name}: webdataset reads {number} samples, the index has {len(index)}.")
 
 
-def _check_counts(name: str, split: SplitInfo, counts: Counts, report: CheckReport) -> None:
+def _check_counts(
+    name: str,
+    split: SplitInfo,
+    counts: Counts,
+    report: CheckReport,
+) -> None:
     num_samples = sum(shard.num_samples for shard in split.shards)
     if split.num_samples != num_samples:
         report.add_problem(
             f"Split {name}: dataset.json says {split.num_samples} samples, its shards have {num_samples}."
         )
     for task, found in counts.items():
+        # A label file is silent about the tasks that have no label, so they are what is left.
         found["unlabelled"] = num_samples - found.total()
         packed = Counter(split.labels.get(task, {}))
         for label in sorted(found.keys() | packed.keys()):

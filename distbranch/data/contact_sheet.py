@@ -7,13 +7,12 @@ import logging
 import math
 import os
 import random
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from itertools import accumulate
+from itertools import cycle
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -21,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from distbranch.config.paths import make_ready
 from distbranch.data.images import BrokenImageError, decode_image
 from distbranch.data.reader import ShardReader
-from distbranch.data.shards import BadSample, DatasetInfo, read_dataset
+from distbranch.data.shards import BadSample, DatasetInfo, locate_samples, read_dataset
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -127,8 +126,9 @@ def draw_contact_sheet(
     for key, image, labels in _choose_samples(info, split, num_images, seed):
         cards.append(_make_card(key, image, labels, info.tasks, colours))
     title = info.path.rstrip("/").rpartition("/")[2]
-    what = f"{split} · {len(cards)} of {info.splits[split].num_samples:,} samples · {len(info.tasks)} tasks"
-    legend = [_make_chip(name, _group_colours(number)) for number, name in enumerate(info.groups)]
+    num_samples = info.splits[split].num_samples
+    what = f"{split} · {len(cards)} of {num_samples:,} samples · {len(info.tasks)} tasks"
+    legend = list(map(_make_chip, info.groups, cycle(GROUP_COLOURS)))
     sheet = _draw_sheet(title, what, legend, cards, min(columns, len(cards)))
     try:
         sheet.save(out, "PNG")
@@ -140,52 +140,59 @@ def draw_contact_sheet(
 
 
 def _choose_samples(
-    info: DatasetInfo, split: str, num_images: int, seed: int
+    info: DatasetInfo,
+    split: str,
+    num_images: int,
+    seed: int,
 ) -> Iterator[tuple[str, Image.Image, Mapping[str, float]]]:
     """Key, image and labels (NaN = unlabelled) of samples drawn from the whole split, in the order of the split."""
     shards = info.splits[split].shards
     num_samples = info.splits[split].num_samples
     names = [task.name for task in info.tasks]
-    starts = list(accumulate((shard.num_samples for shard in shards), initial=0))
     drawn = random.Random(seed).sample(range(num_samples), min(num_images, num_samples))
     with closing(ShardReader([(info.path, shards)], info.tasks, max_open=1)) as reader:
-        for number in sorted(drawn):
-            shard = bisect_right(starts, number) - 1
-            sample = number - starts[shard]
+        for shard, sample in locate_samples(shards, sorted(drawn)):
             content, labels = reader.read_sample(shard, sample)
             key = str(reader.read_key(shard, sample))
             try:
                 image = decode_image(content)
             except BrokenImageError as error:
-                raise BadSample("broken-image", shards[shard].file, key, f"{error}.") from None
+                raise BadSample(
+                    "broken-image",
+                    shards[shard].file,
+                    key,
+                    f"{error}.",
+                ) from None
             yield key, image, dict(zip(names, labels.tolist(), strict=True))
 
 
 def _choose_colours(info: DatasetInfo) -> dict[str, Colours]:
     """The colours of every binary task, group by group and in the colours of the group; tasks of no group come last."""
     colours: dict[str, Colours] = {}
-    for number, members in enumerate(info.groups.values()):
-        colours |= dict.fromkeys(members, _group_colours(number))
+    for members, of_group in zip(info.groups.values(), cycle(GROUP_COLOURS), strict=False):
+        colours |= dict.fromkeys(members, of_group)
     for task in info.tasks:
         colours.setdefault(task.name, PLAIN)
     return colours
 
 
-def _group_colours(number: int) -> Colours:
-    return GROUP_COLOURS[number % len(GROUP_COLOURS)]
-
-
 def _make_card(
-    key: str, image: Image.Image, labels: Mapping[str, float], tasks: Sequence[Task], colours: Mapping[str, Colours]
+    key: str,
+    image: Image.Image,
+    labels: Mapping[str, float],
+    tasks: Sequence[Task],
+    colours: Mapping[str, Colours],
 ) -> _Card:
     """Classes come first, then binary tasks in the order of `colours`, last how many tasks have no label."""
     order = {name: place for place, name in enumerate(colours)}
     chips = []
     for task in sorted(tasks, key=lambda task: (task.kind == "binary", order[task.name])):
         value = labels[task.name]
+        if math.isnan(value):
+            continue
         if task.kind == "categorical":
-            if not math.isnan(value):
-                chips.append(_make_chip(f"{task.name}: {task.classes[int(value)]}", CLASS))
+            label = task.classes[int(value)]
+            chips.append(_make_chip(f"{task.name}: {label}", CLASS))
         elif value == 1:
             chips.append(_make_chip(task.name, colours[task.name]))
         elif value >= LEAST_SHOWN:
@@ -215,11 +222,11 @@ def _place_chips(chips: Sequence[_Chip], width: int) -> tuple[list[PlacedChip], 
 
 
 def _make_chip(text: str, colours: Colours) -> _Chip:
-    text = convert_to_one_line(text.replace("_", " "))
+    text = convert_to_one_line(text.replace("_", " "))  # blanks, where lines may be broken
     font = find_font(text, TEXT_SIZE)
     lines = _break_lines(text, font, INNER_WIDTH - 2 * CHIP_PADDING)
-    width = round(max(font.getlength(line) for line in lines)) + 2 * CHIP_PADDING
-    return _Chip(tuple(lines), colours, width, font)
+    widest = max(map(font.getlength, lines))
+    return _Chip(tuple(lines), colours, round(widest) + 2 * CHIP_PADDING, font)
 
 
 def _break_lines(text: str, font: Font, width: float) -> list[str]:
@@ -241,36 +248,46 @@ def _break_lines(text: str, font: Font, width: float) -> list[str]:
 
 
 def _count_fitting_letters(word: str, font: Font, width: float) -> int:
-    # From the end: pairs of letters may move together, so a longer text is not always wider.
+    # From the end: pairs of letters may move together, so a longer text is not always wider. One letter always stays, else
+    # nothing would get shorter.
     for fits in range(len(word) - 1, 1, -1):
         if font.getlength(word[:fits]) <= width:
             return fits
     return 1
 
 
-def _fit_picture(image: Image.Image, box_height: int) -> Image.Image:
-    """The image, as large as a box of `INNER_WIDTH` allows, in its middle."""
-    scale = min(INNER_WIDTH / image.width, box_height / image.height)
-    width = max(1, round(image.width * scale))
-    height = max(1, round(image.height * scale))
-    fitted = image.resize((width, height), Image.Resampling.LANCZOS)
-    box = Image.new("RGB", (INNER_WIDTH, box_height), PAPER)
-    left = (INNER_WIDTH - width) // 2
-    top = (box_height - height) // 2
-    box.paste(fitted, (left, top))
-    return box
+def _paste_picture(
+    sheet: Image.Image,
+    left: int,
+    top: int,
+    picture: Image.Image,
+    box_height: int,
+) -> None:
+    """The picture in the middle of a box of `INNER_WIDTH`, as large as it fits in."""
+    sheet.paste(PAPER, (left, top, left + INNER_WIDTH, top + box_height))
+    scale = min(INNER_WIDTH / picture.width, box_height / picture.height)
+    width = max(1, round(picture.width * scale))
+    height = max(1, round(picture.height * scale))
+    fitted = picture.resize((width, height), Image.Resampling.LANCZOS)
+    left += (INNER_WIDTH - width) // 2
+    top += (box_height - height) // 2
+    sheet.paste(fitted, (left, top))
 
 
-def _draw_sheet(title: str, what: str, legend: Sequence[_Chip], cards: Sequence[_Card], columns: int) -> Image.Image:
+def _draw_sheet(
+    title: str,
+    what: str,
+    legend: Sequence[_Chip],
+    cards: Sequence[_Card],
+    columns: int,
+) -> Image.Image:
     # Measure the cards: all pictures stand in boxes of one height, and a row is as high as its highest card.
     tallest = max(card.picture.height / card.picture.width for card in cards)
     picture_height = round(INNER_WIDTH * min(tallest, TALLEST_PICTURE))
-    rows = []
+    rows = [cards[at : at + columns] for at in range(0, len(cards), columns)]
     row_heights = []
-    for at in range(0, len(cards), columns):
-        row = cards[at : at + columns]
+    for row in rows:
         chips_height = max(card.chips_height for card in row)
-        rows.append(row)
         row_heights.append(PADDING + picture_height + KEY_HEIGHT + chips_height + PADDING)
 
     # Measure the sheet.
@@ -279,10 +296,11 @@ def _draw_sheet(title: str, what: str, legend: Sequence[_Chip], cards: Sequence[
     top = LEGEND_AT
     if legend:
         top += legend_height + LEGEND_GAP
+    width = MARGIN + inner_width + MARGIN
     height = top + sum(row_heights) + GAP * (len(rows) - 1) + MARGIN
 
     # Draw the head.
-    sheet = Image.new("RGB", (MARGIN + inner_width + MARGIN, height), PAPER)
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_text(draw, MARGIN, MARGIN, inner_width, title, TITLE_SIZE, INK)
     _draw_text(draw, MARGIN, SUBTITLE_AT, inner_width, what, SUBTITLE_SIZE, FAINT)
@@ -293,7 +311,9 @@ def _draw_sheet(title: str, what: str, legend: Sequence[_Chip], cards: Sequence[
     for row, row_height in zip(rows, row_heights, strict=True):
         left = MARGIN
         for card in row:
-            draw.rounded_rectangle((left, top, left + CARD_WIDTH - 1, top + row_height - 1), 10, CARD, EDGE)
+            right = left + CARD_WIDTH - 1  # the last column inside it
+            bottom = top + row_height - 1
+            draw.rounded_rectangle((left, top, right, bottom), 10, CARD, EDGE)
             _draw_card(sheet, draw, left + PADDING, top + PADDING, card, picture_height)
             left += CARD_WIDTH + GAP
         top += row_height + GAP
@@ -301,10 +321,15 @@ def _draw_sheet(title: str, what: str, legend: Sequence[_Chip], cards: Sequence[
 
 
 def _draw_card(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, card: _Card, picture_height: int
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    left: int,
+    top: int,
+    card: _Card,
+    picture_height: int,
 ) -> None:
     """Picture, key and chips, one below the other."""
-    sheet.paste(_fit_picture(card.picture, picture_height), (left, top))
+    _paste_picture(sheet, left, top, card.picture, picture_height)
     top += picture_height
     _draw_text(draw, left, top + 10, INNER_WIDTH, card.key, KEY_SIZE, FAINT)
     top += KEY_HEIGHT
@@ -312,16 +337,32 @@ def _draw_card(
         _draw_chip(draw, left + x, top + y, chip)
 
 
-def _draw_text(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, text: str, size: int, ink: str) -> None:
+def _draw_text(
+    draw: ImageDraw.ImageDraw,
+    x: int,
+    y: int,
+    width: int,
+    text: str,
+    size: int,
+    ink: str,
+) -> None:
     """One line, its middle left out where it is wider than `width` pixels."""
-    text = convert_to_one_line(text)
-    font = find_font(text, size)
-    draw.text((x, y), _shorten_text(text, font, width), ink, font, anchor="lt")
+    line = convert_to_one_line(text)
+    font = find_font(line, size)
+    line = _shorten_text(line, font, width)
+    draw.text((x, y), line, ink, font, anchor="lt")
 
 
-def _draw_chip(draw: ImageDraw.ImageDraw, x: int, y: int, chip: _Chip) -> None:
+def _draw_chip(
+    draw: ImageDraw.ImageDraw,
+    x: int,
+    y: int,
+    chip: _Chip,
+) -> None:
     background, ink = chip.colours
-    draw.rounded_rectangle((x, y, x + chip.width - 1, y + chip.height - 1), 7, background)
+    right = x + chip.width - 1
+    bottom = y + chip.height - 1
+    draw.rounded_rectangle((x, y, right, bottom), 7, background)
     middle = y + 3 + LINE_HEIGHT // 2
     for line in chip.lines:
         draw.text((x + CHIP_PADDING, middle), line, ink, chip.font, anchor="lm")
@@ -334,7 +375,9 @@ def _shorten_text(text: str, font: Font, width: float) -> str:
     kept = len(text)
     while kept and font.getlength(shortened) > width:
         kept -= 1
-        shortened = text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2 :]
+        head = text[: (kept + 1) // 2]
+        tail = text[len(text) - kept // 2 :]
+        shortened = f"{head}…{tail}"
     return shortened
 
 
@@ -357,16 +400,17 @@ def convert_to_one_line(text: str) -> str:
 @cache
 def _find_font_files() -> tuple[str, ...]:
     """Those that are there; DejaVu Sans lies in the folder of matplotlib (which need not be imported for it)."""
-    files = list(OTHERS)
+    files: tuple[str, ...] = OTHERS
     matplotlib = find_spec("matplotlib")
     if matplotlib is not None and matplotlib.origin is not None:
-        files.insert(0, str(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"))
+        dejavu = Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+        files = (str(dejavu), *OTHERS)
     return tuple(filter(_can_be_opened, files))
 
 
 def _can_be_opened(file: str) -> bool:
     try:
-        ImageFont.truetype(file, 12)
+        _open_font(file, 12)
     except OSError:
         return False
     return True
@@ -381,8 +425,9 @@ def _open_font(file: str, size: int) -> Font:
 
 @cache
 def _has_letter(file: str, letter: str) -> bool:
-    font = _open_font(file, 12)
-    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask(UNASSIGNED))
+    font = _open_font(file, 12)  # of any size, for only shapes are compared
+    shape = bytes(font.getmask(letter))
+    return letter.isspace() or shape != bytes(font.getmask(UNASSIGNED))
 
 
 @cache

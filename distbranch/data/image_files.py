@@ -73,16 +73,20 @@ def _open_archive(path: Path, start: bytes) -> ImageFiles:
                 f"{path} is compressed by {name}, so no single image can be read from it. "
                 "Unpack it and give the folder of images (or a .zip or an uncompressed .tar)."
             )
-    # `is_zipfile` looks at the end, where a tar may hold a zip: so the magic of a tar goes first. Very old tars have none.
     try:
-        if start[TAR_MAGIC] != b"ustar" and (start.startswith(ZIP_START) or zipfile.is_zipfile(path)):
+        # `is_zipfile` looks at the end, where a tar may hold a zip: so the magic of a tar goes first.
+        is_tar = start[TAR_MAGIC] == b"ustar"  # very old ones have no magic
+        if not is_tar and (start.startswith(ZIP_START) or zipfile.is_zipfile(path)):
             return _Zip(path)
         return _Tar(path)
     except UserError:  # which is a ValueError
         raise
     except BROKEN_ZIP + BROKEN_TAR as error:
-        kind = "a whole .zip" if start.startswith(ZIP_START) else "a folder of images, a .zip or an uncompressed .tar"
-        raise UserError(f"{path} should be {kind}, and it is not ({_reason(error)}). Copy or pack it anew.") from None
+        kind = "a folder of images, a .zip or an uncompressed .tar"
+        if start.startswith(ZIP_START):
+            kind = "a whole .zip"
+        reason = _describe_error(error)
+        raise UserError(f"{path} should be {kind}, and it is not ({reason}). Copy or pack it anew.") from None
 
 
 class _Folder:
@@ -105,7 +109,7 @@ class _Folder:
                 yield (inside / name).as_posix()
 
 
-class _Directory:
+class _Archive:
     """Where the files of an archive lie: 8 bytes for the hash of a name and 8 per column, so millions of files fit.
 
     When all files lie in one top folder, that folder may be left out of a name.
@@ -127,17 +131,10 @@ class _Directory:
         self._top = tops.pop() if len(tops) == 1 else ""
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
-        return self._find(name) is not None
+        return self._find_row(name) is not None
 
-    def row(self, name: str) -> tuple[str, list[int]]:
-        """The full name of a file that is there, and its columns."""
-        found = self._find(name)
-        if found is None:
-            raise FileNotFoundError(name)
-        return found
-
-    def _find(self, name: str) -> tuple[str, list[int]] | None:
+    def _find_row(self, name: str) -> tuple[str, list[int]] | None:
+        """The full name of a file and its columns."""
         for full in (name, self._top + name):
             wanted = hash(full)
             place = int(np.searchsorted(self._hashes, wanted, side="right")) - 1
@@ -146,7 +143,7 @@ class _Directory:
         return None
 
 
-class _Zip:
+class _Zip(_Archive):
     """A zip. The objects that `zipfile` makes for its files (600 bytes each) are made anew for the one that is read."""
 
     COLUMNS = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
@@ -154,15 +151,14 @@ class _Zip:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._zip = _open_zip(path)
-        self._directory = _Directory(self._list_rows(), len(self.COLUMNS))
+        super().__init__(self._list_rows(), len(self.COLUMNS))
         self._zip.filelist.clear()
         self._zip.NameToInfo.clear()
 
-    def has(self, name: str) -> bool:
-        return self._directory.has(name)
-
     def read(self, name: str) -> bytes:
-        full, values = self._directory.row(name)
+        found = self._find_row(name)
+        assert found is not None
+        full, values = found
         info = zipfile.ZipInfo(full)
         for column, value in zip(self.COLUMNS, values, strict=True):
             setattr(info, column, value)
@@ -179,7 +175,7 @@ class _Zip:
             # An error of the disk has a number; one of bz2, which finds damage, has none.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise BrokenImageError(f"it is damaged in the zip ({_reason(error)})") from None
+            raise BrokenImageError(f"it is damaged in the zip ({_describe_error(error)})") from None
 
     def names(self) -> Iterator[str]:
         with _open_zip(self._path) as archive:
@@ -205,24 +201,24 @@ def _list_zip(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
             yield info
 
 
-class _Tar:
+class _Tar(_Archive):
     """An uncompressed tar."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._directory = _Directory(_list_tar(path), 2)
+        super().__init__(_list_tar(path), 2)
         self._file = path.open("rb")
 
-    def has(self, name: str) -> bool:
-        return self._directory.has(name)
-
     def read(self, name: str) -> bytes:
-        offset, size = self._directory.row(name)[1]
+        found = self._find_row(name)
+        assert found is not None
+        offset, size = found[1]
         self._file.seek(offset)
         return self._file.read(size)
 
     def names(self) -> Iterator[str]:
-        return (name for name, _ in _list_tar(self._path))
+        for name, _ in _list_tar(self._path):
+            yield name
 
 
 def _list_tar(path: Path) -> Iterator[tuple[str, Sequence[int]]]:
@@ -272,10 +268,11 @@ class ImageNames:
         if len(candidates) > 1:
             raise MissingImageError("there is no such image, and several could be meant", candidates)
         file = candidates[0]
-        if self._taken.setdefault(file, name) != name:
-            raise MissingImageError(
-                f"there is no such image, and '{self._taken[file]}' already means the only one like it", [file]
-            )
+        # Two names of a table for one file would give it two rows of labels.
+        earlier = self._taken.setdefault(file, name)
+        if earlier != name:
+            what = f"there is no such image, and '{earlier}' already means the only one like it"
+            raise MissingImageError(what, [file])
         self.example = self.example or (name, file)
         return file
 
@@ -297,13 +294,14 @@ class ImageNames:
         for file in alike:
             found = _split_name(file)
             # Folders are compared from the file upwards, as far as the shorter of the two has any.
-            num_folders = min(len(found), len(parts)) - 1
-            found_folders = found[len(found) - 1 - num_folders : -1]
-            named_folders = parts[len(parts) - 1 - num_folders : -1]
-            if found_folders == named_folders:
-                has_other_extension = found[-1] != parts[-1]
-                has_other_depth = len(found) != len(parts)
-                nearest.setdefault((has_other_extension, has_other_depth), []).append(file)
+            pairs = list(zip(reversed(found), reversed(parts), strict=False))
+            if any(one != other for one, other in pairs[1:]):
+                continue
+
+            # True sorts after False, and the extension counts more than a folder.
+            has_other_extension = found[-1] != parts[-1]
+            has_other_depth = len(found) != len(parts)
+            nearest.setdefault((has_other_extension, has_other_depth), []).append(file)
         return nearest[min(nearest)] if nearest else ()
 
     def _find_similar(self, name: str) -> Sequence[str]:
@@ -313,7 +311,8 @@ class ImageNames:
         if not parts or len(stems) > MANY_NAMES:
             return ()
         # 0.8: about one letter in five may differ.
-        near = difflib.get_close_matches(_get_stem(parts[-1]), stems, n=3, cutoff=0.8)
+        wanted = _get_stem(parts[-1])
+        near = difflib.get_close_matches(wanted, stems, n=3, cutoff=0.8)
         return [stems[stem][0] for stem in near]
 
 
@@ -322,8 +321,10 @@ class MissingImageError(BrokenImageError):
 
     def __init__(self, what: str, nearest: Iterable[str]) -> None:
         self.nearest = list(nearest)
-        shown = ", ".join(f"'{name}'" for name in self.nearest[:3])
-        super().__init__(f"{what} (nearest: {shown})" if shown else what)
+        if self.nearest:
+            shown = ", ".join(f"'{name}'" for name in self.nearest[:3])
+            what = f"{what} (nearest: {shown})"
+        super().__init__(what)
 
 
 def _split_name(name: str) -> tuple[str, ...]:
@@ -338,7 +339,7 @@ def _get_stem(file: str) -> str:
     return stem if stem and dot + extension in SUFFIXES else file
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 

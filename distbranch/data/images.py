@@ -38,15 +38,16 @@ XMP = b"http://ns.adobe.com/xap/1.0/\0"
 BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 NUMBERS = {3: "H", 4: "I"}  # types of EXIF, for `struct`
 
-# What turns the rows and columns that are stored upright, by the value of the tag; 1 and anything else: as they are.
-TURNS: dict[int, Callable[[Pixels], Pixels]] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+# What brings an image upright, by the value of the tag: whether its rows and its columns are read backwards, and whether the
+# rows are columns afterwards. All other values: as it is.
+TURNS = {
+    2: (False, True, False),
+    3: (True, True, False),
+    4: (True, False, False),
+    5: (False, False, True),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (False, True, True),
 }
 
 
@@ -65,17 +66,27 @@ class Augmentation:
     flip: bool = False
     shift: int = 0
 
-    def __call__(self, image: Pixels, seed: int, epoch: int, shard: int, sample: int) -> Pixels:
+    def __call__(
+        self,
+        image: Pixels,
+        seed: int,
+        epoch: int,
+        shard: int,
+        sample: int,
+    ) -> Pixels:
         """The image [H, W, 3] as this epoch shows it."""
         if not self.flip and not self.shift:
             return image
-        bits = blake2b(struct.pack("<4q", seed, epoch, shard, sample), digest_size=12).digest()
+        place = struct.pack("<4q", seed, epoch, shard, sample)
+        bits = blake2b(place, digest_size=12).digest()
         mirror, down, right = struct.unpack("<3I", bits)
         if self.flip and mirror % 2:
             image = image[:, ::-1]
         if self.shift:
-            span = 2 * self.shift + 1
-            image = shift_image(image, down % span - self.shift, right % span - self.shift)
+            span = 2 * self.shift + 1  # from -shift to +shift
+            down = down % span - self.shift
+            right = right % span - self.shift
+            image = shift_image(image, down, right)
         return image
 
 
@@ -97,8 +108,9 @@ def decode_to_size(content: bytes, image_size: tuple[int, int], decoder: str = "
     pixels = turn_upright(stored, orientation)
     if pixels.shape[:2] == image_size:
         return pixels
+    height, width = image_size
     # reducing_gap: shrink by whole numbers first where that costs no quality, as the DCT does.
-    resized = Image.fromarray(pixels).resize(image_size[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0)
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return np.asarray(resized)
 
 
@@ -109,7 +121,11 @@ def decode_image(data: bytes, bits: int | None = None) -> Image.Image:
     """
     try:
         with _open_silently(data) as image:
-            is_deep_colour = image.mode not in DEEP_GREY and any(";16" in str(tile.args) for tile in image.tile)
+            # How the file stores its pixels, which `load` forgets.
+            layouts = str([tile.args for tile in image.tile])
+            is_deep_colour = image.mode not in DEEP_GREY and ";16" in layouts
+
+            # RGB first: the orientation of a TIFF is known when it is loaded.
             image.load()
             rgb = _convert_to_rgb(image, bits)
             orientation = read_orientation(data) if data.startswith(JPEG_START) else _orientation_of_others(image)
@@ -121,7 +137,8 @@ def decode_image(data: bytes, bits: int | None = None) -> Image.Image:
         raise BrokenImageError(f"it is a damaged image ({error})") from None
     if is_deep_colour:
         _check_deep_colour(rgb, bits)
-    return Image.fromarray(turn_upright(np.asarray(rgb), orientation))
+    pixels = np.asarray(rgb)
+    return Image.fromarray(turn_upright(pixels, orientation))
 
 
 def convert_to_jpeg(data: bytes, size: tuple[int, int] | None = None, bits: int | None = None) -> bytes:
@@ -135,7 +152,8 @@ def convert_to_jpeg(data: bytes, size: tuple[int, int] | None = None, bits: int 
         jpeg = _encode_jpeg(decode_image(data, bits))
     if size is None or read_image_size(jpeg) == size:
         return jpeg
-    return _encode_jpeg(Image.fromarray(decode_to_size(jpeg, size)))
+    pixels = decode_to_size(jpeg, size)
+    return _encode_jpeg(Image.fromarray(pixels))
 
 
 def read_image_size(data: bytes) -> tuple[int, int]:
@@ -151,15 +169,23 @@ def count_frames(data: bytes) -> int:
     """How many pictures a file holds (animations, pages); a phone's second view of the same picture (MPO) counts not."""
     try:
         with _open_silently(data) as image:
-            return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-    except BROKEN:
+            if image.format == "MPO":
+                return 1
+            return int(getattr(image, "n_frames", 1))
+    except BROKEN:  # whoever decodes it says so
         return 1
 
 
 def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     """The picture [H, W, 3] as it is meant to be seen; a view."""
-    turn = TURNS.get(orientation)
-    return pixels if turn is None else turn(pixels)
+    if orientation not in TURNS:
+        return pixels
+    flip_rows, flip_columns, swap = TURNS[orientation]
+    if flip_rows:
+        pixels = pixels[::-1]
+    if flip_columns:
+        pixels = pixels[:, ::-1]
+    return pixels.swapaxes(0, 1) if swap else pixels
 
 
 def swap_if_sideways(image_size: tuple[int, int], orientation: int) -> tuple[int, int]:
@@ -177,10 +203,13 @@ def read_orientation(content: bytes) -> int:
     exif = xmp = b""
     at = 2
     while at + 4 <= len(content) and content[at] == FILL and content[at + 1] != START_OF_SCAN:
+        # A marker may be preceded by any number of fill bytes.
         marker = content[at + 1]
         if marker == FILL:
             at += 1
             continue
+
+        # The length counts its own two bytes, but not the marker.
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
         if marker == APP1 and content.startswith(EXIF, at + 4):
             exif = exif or content[at + 4 : end]
@@ -209,7 +238,8 @@ def _read_exif_orientation(exif: bytes) -> int | None:
             at = start + 2 + 12 * entry
             tag, kind, count = struct.unpack_from(order + "HHI", tiff, at)
             if tag == ORIENTATION and count == 1 and kind in NUMBERS:
-                return int(struct.unpack_from(order + NUMBERS[kind], tiff, at + 8)[0])
+                (orientation,) = struct.unpack_from(order + NUMBERS[kind], tiff, at + 8)
+                return int(orientation)
     except struct.error:  # it ends before what it announces
         pass
     return None
@@ -250,6 +280,7 @@ def _convert_16_bits(image: Image.Image, bits: int | None) -> Image.Image:
     Detectors of 10, 12 or 14 bits are stored in 16, and nothing in the file says so: scaled as 16 bits a radiograph is
     black. So the bits have to be given, unless the brightest pixel shows that all 16 are used.
     """
+    # Check that the bits are known and enough.
     grey = np.asarray(image).astype(np.uint32)
     is_transparent = grey == image.info.get("transparency", -1)
     brightest = int(grey.max(initial=0, where=~is_transparent))
@@ -261,19 +292,22 @@ def _convert_16_bits(image: Image.Image, bits: int | None) -> Image.Image:
         )
     if bits is not None and used > bits:
         raise UnknownRangeError(f"its brightest pixel ({brightest}) needs {used} bits, and --bits says {bits}")
+
+    # Scale, rounded to the nearest.
     white = 2 ** (bits or 16) - 1
     # A TIFF may count from white to black, which Pillow heeds with 8 bits only.
     if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
         grey = white - np.minimum(grey, white)
-    scaled = ((grey * 255 + white // 2) // white).astype(np.uint8)
+    scaled = (grey * 255 + white // 2) // white
     scaled[is_transparent] = 255
-    return Image.fromarray(scaled)
+    return Image.fromarray(scaled.astype(np.uint8))
 
 
 def _check_deep_colour(rgb: Image.Image, bits: int | None) -> None:
     """Of 16 bits per colour Pillow keeps the upper 8, so nothing can be scaled any more."""
-    brightest = int(np.asarray(rgb).max())
-    if bits not in (None, 16) or (bits is None and brightest < 128):
+    # A picture without a pixel above 127 of 255 leaves the highest bit unused, so it may have fewer than 16.
+    may_use_fewer = int(np.asarray(rgb).max()) < 128
+    if bits not in (None, 16) or (bits is None and may_use_fewer):
         raise UnknownRangeError(
             "it has 16 bits per colour, and only images that use all of them can be read (--bits 16 says that they do); "
             "save it with 8 bits per colour"
@@ -303,7 +337,12 @@ def _is_sound_jpeg(data: bytes) -> bool:
 
 
 def _decode_by_simplejpeg(content: bytes, height: int, width: int) -> Pixels:
-    pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", min_height=height, min_width=width)
+    pixels: Pixels = simplejpeg.decode_jpeg(
+        content,
+        "RGB",
+        min_height=height,
+        min_width=width,
+    )
     return pixels
 
 

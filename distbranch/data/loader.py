@@ -5,7 +5,6 @@ the others: rank r takes the positions that `plan.positions_of_rank` gives it, p
 """
 
 import itertools
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -21,7 +20,7 @@ from distbranch.data.images import Augmentation, Pixels, decode_to_size
 from distbranch.data.plan import AlternatingPlan, MixedPlan, Place, Plan, Turns, positions_of_rank
 from distbranch.data.prefetch import from_processes, from_thread
 from distbranch.data.reader import ShardReader
-from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
+from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo, locate_samples
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -43,7 +42,8 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which a GPU copies without waiting (the DataLoader calls it)."""
-        images, labels = self.images.pin_memory(), self.labels.pin_memory()
+        images = self.images.pin_memory()
+        labels = self.labels.pin_memory()
         return replace(self, images=images, labels=labels)
 
     def share_memory(self) -> "Batch":
@@ -96,9 +96,13 @@ def train_loader(
         first = _make_plan(info, chosen, seed, window, (0.0, turns.part))
         second = _make_plan(info, chosen, seed, window, (turns.part, 1.0))
         plan = AlternatingPlan((first, second), turns)
+    shares = positions_of_rank(batch_size, accumulate, rank, world_size)
+    parts = []
+    for member, one in zip(info.members, chosen, strict=True):
+        parts.append((member.path, one.shards))
     source = _BatchSource(
-        order=_TrainOrder(plan, start, batch_size, positions_of_rank(batch_size, accumulate, rank, world_size)),
-        parts=[(member.path, one.shards) for member, one in zip(info.members, chosen, strict=True)],
+        order=_TrainOrder(plan, start, batch_size, shares),
+        parts=parts,
         tasks=info.tasks,
         cache=cache,
         image_size=image_size,
@@ -150,14 +154,20 @@ def eval_loader(
 
 def _get_split(info: DatasetInfo, split: str) -> SplitInfo:
     if split not in info.splits:
-        raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
-    if info.splits[split].num_samples == 0:
+        names = ", ".join(sorted(info.splits))
+        raise UserError(f"{info.path} has no split '{split}'; it has {names}.")
+    found = info.splits[split]
+    if found.num_samples == 0:
         raise UserError(f"Split '{split}' of {info.path} has no samples. Pack it again with some.")
-    return info.splits[split]
+    return found
 
 
 def _make_plan(
-    info: DatasetInfo, splits: Sequence[SplitInfo], seed: int, window: int, part: tuple[float, float]
+    info: DatasetInfo,
+    splits: Sequence[SplitInfo],
+    seed: int,
+    window: int,
+    part: tuple[float, float],
 ) -> Plan | MixedPlan:
     plans = []
     for split in splits:
@@ -165,7 +175,9 @@ def _make_plan(
         plans.append(Plan(shard_sizes, seed, window, part))
     if not info.parts:
         return plans[0]
-    return MixedPlan(plans, info.proportions or [split.num_samples for split in splits], seed)
+    # In proportion to their sizes all data sets come to the end of an epoch together.
+    proportions = info.proportions or [split.num_samples for split in splits]
+    return MixedPlan(plans, proportions, seed)
 
 
 @dataclass
@@ -182,8 +194,10 @@ class _TrainOrder:
         places: list[Place] = []
         indices: list[int] = []
         for share in self.shares:
-            places += self.plan.list_places(first + share.start, first + share.stop)
-            indices += range(first + share.start, first + share.stop)
+            start = first + share.start
+            stop = first + share.stop
+            places += self.plan.list_places(start, stop)
+            indices += range(start, stop)
         return places, indices
 
     def list_shards_ahead(self, index: int) -> list[int]:
@@ -199,23 +213,18 @@ class _EvalOrder:
     rank: int
     world_size: int
 
-    def __post_init__(self) -> None:
-        self._ends = list(itertools.accumulate(shard.num_samples for shard in self.shards))
-
     def list_batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
         # Dealt out one by one, so that no rank has two samples more than another.
-        mine = range(self.rank, self._ends[-1], self.world_size)
-        indices = mine[number * self.batch_size : (number + 1) * self.batch_size]
-        places = []
-        for index in indices:
-            shard = bisect_right(self._ends, index)
-            first = self._ends[shard] - self.shards[shard].num_samples
-            places.append((shard, index - first, 0))
+        num_samples = sum(shard.num_samples for shard in self.shards)
+        mine = range(self.rank, num_samples, self.world_size)
+        first = number * self.batch_size
+        indices = mine[first : first + self.batch_size]
+        places = [(shard, sample, 0) for shard, sample in locate_samples(self.shards, indices)]
         return places, indices
 
     def list_shards_ahead(self, index: int) -> list[int]:
-        shard = bisect_right(self._ends, index)
-        return list(range(shard, min(shard + 2, len(self.shards))))
+        ((shard, _),) = locate_samples(self.shards, [index])
+        return [number for number in (shard, shard + 1) if number < len(self.shards)]
 
 
 @dataclass(frozen=True)
@@ -239,7 +248,8 @@ class _BatchSource:
 
     def make_batches(self, first: int = 0, step: int = 1) -> Iterator[Batch]:
         """Batches first, first + step, ...; the only state are the shards that stay open."""
-        with closing(ShardReader(self.parts, self.tasks, self.cache, max_open=self.max_open)) as reader:
+        reader = ShardReader(self.parts, self.tasks, self.cache, max_open=self.max_open)
+        with closing(reader):
             for number in itertools.count(first, step):
                 places, indices = self.order.list_batch(number)
                 if not places:
@@ -256,8 +266,9 @@ class _BatchSource:
         num_bad: Counter[str] = Counter()
         error = last_bad = None
         for place, index in zip(places, indices, strict=True):
+            row = len(kept)
             try:
-                images[len(kept)], labels[len(kept)] = self._read_sample(reader, *place)
+                images[row], labels[row] = self._read_sample(reader, *place)
                 kept.append(index)
             except BadSample as bad:
                 num_bad[bad.kind] += 1
@@ -273,8 +284,9 @@ class _BatchSource:
             kept = []
         elif not kept and self.needs_some:
             error = f"No sample of a batch could be used. The last of them: {last_bad}"
+        pixels = torch.from_numpy(images[: len(kept)])
         return Batch(
-            images=torch.from_numpy(images[: len(kept)]).permute(0, 3, 1, 2),  # a view, so channels_last
+            images=pixels.permute(0, 3, 1, 2),  # a view, so channels_last
             labels=torch.from_numpy(labels[: len(kept)]),
             num_bad=dict(num_bad),
             error=error,
@@ -282,7 +294,11 @@ class _BatchSource:
         )
 
     def _read_sample(
-        self, reader: ShardReader, shard: int, sample: int, epoch: int
+        self,
+        reader: ShardReader,
+        shard: int,
+        sample: int,
+        epoch: int,
     ) -> tuple[Pixels, NDArray[np.float32]]:
         content, labels = reader.read_sample(shard, sample, epoch)
         try:
@@ -295,12 +311,19 @@ class _BatchSource:
         return self.augmentation(pixels, self.seed, epoch, shard, sample), labels
 
 
-def _load_ahead(source: _BatchSource, num_workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:
+def _load_ahead(
+    source: _BatchSource,
+    num_workers: int,
+    prefetch: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
     for path, _ in source.parts:
         open_files(path, source.cache)  # what is wrong with the path is said now, and not by a process later
     if num_workers:
-        return _stop_after_error(from_processes(source, num_workers, prefetch, pin_memory=pin_memory))
-    return _stop_after_error(from_thread(source, prefetch, pin_memory=pin_memory))
+        batches = from_processes(source, num_workers, prefetch, pin_memory=pin_memory)
+    else:
+        batches = from_thread(source, prefetch, pin_memory=pin_memory)
+    return _stop_after_error(batches)
 
 
 def _stop_after_error(batches: Iterator[Batch]) -> Iterator[Batch]:

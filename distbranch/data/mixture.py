@@ -5,10 +5,10 @@ A mixture of one is that data set. The samples are mixed by `plan.MixedPlan`.
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import count
+from itertools import chain, count
 
 from distbranch.config import DataConfig
-from distbranch.data.shards import DatasetInfo, Shard, SplitInfo, read_dataset
+from distbranch.data.shards import DatasetInfo, SplitInfo, read_dataset
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -65,8 +65,10 @@ def _merge_tasks(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
             known, where = union.setdefault(task.name, (task, info.path))
             # One head is trained on both, so they must agree in kind, classes and exclusive set.
             if known != task:
+                one = _describe_task(known)
+                other = _describe_task(task)
                 raise UserError(
-                    f"The task '{task.name}' is {_describe_task(known)} in {where} and {_describe_task(task)} in {info.path}. "
+                    f"The task '{task.name}' is {one} in {where} and {other} in {info.path}. "
                     "Data sets that are trained together need the same task under one name; pack one of them with other names."
                 )
     return tuple(task for task, _ in union.values())
@@ -85,6 +87,7 @@ def _merge_groups(infos: Sequence[DatasetInfo]) -> dict[str, tuple[str, ...]]:
     groups: dict[str, tuple[str, ...]] = {}
     for info in infos:
         for name, members in info.groups.items():
+            # Groups of one name are one group: the tasks of the first data set, then those only a later one has.
             known = groups.get(name, ())
             groups[name] = tuple(dict.fromkeys(known + members))
     return groups
@@ -97,11 +100,9 @@ def _merge_split(infos: Sequence[DatasetInfo], split: str, tasks: Sequence[Task]
     for task in tasks:
         counts: Counter[str] = Counter()
         for one in having:
-            counts.update(one.labels.get(task.name, {"unlabelled": one.num_samples}))
+            all_unlabelled = {"unlabelled": one.num_samples}
+            counts.update(one.labels.get(task.name, all_unlabelled))
         labels[task.name] = dict(counts)
-    num_samples = 0
-    shards: list[Shard] = []
-    for one in having:
-        num_samples += one.num_samples
-        shards += one.shards
-    return SplitInfo(num_samples, labels, tuple(shards))
+    num_samples = sum(one.num_samples for one in having)
+    shards = tuple(chain.from_iterable(one.shards for one in having))
+    return SplitInfo(num_samples, labels, shards)

@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from hashlib import sha256
 from math import comb
 from pathlib import Path
@@ -31,6 +31,7 @@ __all__ = ["SPLITS", "Sample", "pack"]
 
 SPLITS = ("train", "val", "test")
 LEFT_OUT_FILE = "left-out.csv"
+LEFT_OUT_COLUMNS = [field.name for field in fields(LeftOut)]
 COPIES_FILE = "copies.csv"
 PROGRESS_EVERY = 100  # samples: often enough for a bar to move, seldom enough to cost nothing
 
@@ -78,14 +79,21 @@ def pack(
                 return finished
 
             # The samples, which also end what the source leaves out.
-            splits, size = _write_samples(samples, partial, tasks, shard_samples, progress)
+            splits, size = _write_samples(
+                samples,
+                partial,
+                tasks,
+                shard_samples,
+                progress,
+            )
             if not splits:
                 raise UserError(_describe_why_none(left_out))
 
-            # What is told of them.
+            # What is told of them. The list of those left out is complete only now.
             copies = find_copies(partial, splits)
             _write_copies(partial, copies)
-            _write_left_out(partial, left_out)
+            _write_table(partial / LEFT_OUT_FILE, LEFT_OUT_COLUMNS, [astuple(one) for one in left_out])
+            num_skipped = Counter(skipped or {}) + Counter(one.kind for one in left_out)
             info = DatasetInfo(
                 path=str(out),
                 tasks=tasks,
@@ -93,7 +101,7 @@ def pack(
                 splits=splits,
                 image_size=size,
                 source=source,
-                skipped=dict(Counter(skipped or {}) + Counter(one.kind for one in left_out)),
+                skipped=dict(num_skipped),
                 copies=count_copies(copies),
             )
             _write_json(partial / DATASET_FILE, info.to_json())
@@ -110,18 +118,22 @@ def find_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> list[list[Copy
 
     The indexes hold size and crc32 of every image, so a sort finds them; only images that agree in both are read and compared.
     """
-    shards = [(name, shard) for name, split in splits.items() for shard in split.shards]
-    indexes = [np.load(folder / shard.index, allow_pickle=False) for _, shard in shards]
-    candidates = _select_equal_sums(indexes)
-    alike: dict[bytes, list[Copy]] = {}
-    for number, (split, shard) in enumerate(shards):
-        with (folder / shard.file).open("rb") as content:
-            for offset, size, _, label_offset, label_size, _ in candidates[number].tolist():
+    shards = []
+    indexes = []
+    for name, split in splits.items():
+        for shard in split.shards:
+            shards.append((name, shard.file))
+            indexes.append(np.load(folder / shard.index, allow_pickle=False))
+
+    alike: dict[bytes, list[Copy]] = {}  # by the sha256 of the image
+    for (name, file), rows in zip(shards, _select_equal_sums(indexes), strict=True):
+        with (folder / file).open("rb") as content:
+            for offset, size, _, label_offset, label_size, _ in rows.tolist():
                 content.seek(offset)
                 image = sha256(content.read(size)).digest()
                 content.seek(label_offset)
                 key = json.loads(content.read(label_size))["key"]
-                alike.setdefault(image, []).append(Copy(split, key))
+                alike.setdefault(image, []).append(Copy(name, key))
     return [copies for copies in alike.values() if len(copies) > 1]
 
 
@@ -135,7 +147,8 @@ def _select_equal_sums(indexes: Sequence[Index]) -> list[Index]:
     repeated = values[counts > 1]
     selected = []
     for index, own in zip(indexes, sums, strict=True):
-        selected.append(index[np.isin(own, repeated)])
+        is_repeated = np.isin(own, repeated)
+        selected.append(index[is_repeated])
     return selected
 
 
@@ -148,8 +161,8 @@ def count_copies(found: Sequence[Sequence[Copy]]) -> dict[str, int]:
         num_copies += len(copies) - 1
         # All pairs, less those within a split.
         num_pairs += comb(len(copies), 2)
-        for count in Counter(copy.split for copy in copies).values():
-            num_pairs -= comb(count, 2)
+        sizes = Counter(copy.split for copy in copies)
+        num_pairs -= sum(comb(size, 2) for size in sizes.values())
     return {"copies": num_copies, "pairs_across_splits": num_pairs}
 
 
@@ -178,16 +191,22 @@ def _renamed_at_the_end(out: Path) -> Iterator[Path]:
 
 def _find_finished(out: Path, source: Mapping[str, Any], tasks: tuple[Task, ...]) -> DatasetInfo | None:
     """The data set that is already there, if it is the one asked for; None when there is none."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists():
         return None
     if not out.is_dir():
         raise UserError(f"{out} is a file. Give a new folder.")
+    if not any(out.iterdir()):
+        return None
     refusal = f"{out} is not empty, so nothing was packed into it"
     if not (out / DATASET_FILE).is_file():
         raise UserError(f"{refusal}: it holds no packed data set. Give a new folder.")
     info = read_dataset(out)
+
+    # It is the one asked for, as far as its description says.
     if _without_unused(info.source) != _without_unused(source) or info.tasks != tasks:
         raise UserError(f"{refusal}: it holds a data set packed from another source. Give a new folder or remove it.")
+
+    # It is whole, as far as sizes say: to compare the sums would take as long as to pack again.
     for split in info.splits.values():
         for shard in split.shards:
             file = out / shard.file
@@ -220,7 +239,12 @@ def _write_samples(
 
             # Write.
             if sample.split not in writers:
-                writer = ShardWriter(folder, sample.split, tasks, shard_samples=shard_samples)
+                writer = ShardWriter(
+                    folder,
+                    sample.split,
+                    tasks,
+                    shard_samples=shard_samples,
+                )
                 writers[sample.split] = stack.enter_context(writer)
             writers[sample.split].write_sample(sample)
 
@@ -245,25 +269,19 @@ def _describe_why_none(left_out: Sequence[LeftOut]) -> str:
 
 def _write_copies(folder: Path, found: Sequence[Sequence[Copy]]) -> None:
     """Lists them, if there are any: a number per image, then split and key of each of its samples."""
-    if not found:
-        return
-    with (folder / COPIES_FILE).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "split", "key"])
-        for number, copies in enumerate(found, start=1):
-            for copy in copies:
-                writer.writerow([number, copy.split, copy.key])
+    rows = []
+    for number, copies in enumerate(found, start=1):
+        rows += [(number, copy.split, copy.key) for copy in copies]
+    _write_table(folder / COPIES_FILE, ["image", "split", "key"], rows)
 
 
-def _write_left_out(folder: Path, left_out: Sequence[LeftOut]) -> None:
-    if not left_out:
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A CSV file, if it has a row."""
+    if not rows:
         return
     # Of file names that are not UTF-8 the odd bytes are written as such (`\\udce9`).
-    with (folder / LEFT_OUT_FILE).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "kind", "where", "why"])
-        for one in left_out:
-            writer.writerow([one.image, one.kind, one.where, one.why])
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
 
 
 def _read_first_size(sample: Sample) -> tuple[int, int]:
@@ -275,7 +293,8 @@ def _read_first_size(sample: Sample) -> tuple[int, int]:
 
 def _check_split(sample: Sample) -> None:
     if sample.split not in SPLITS:
-        raise UserError(f"Sample {sample.key}: the split should be one of {', '.join(SPLITS)}, found '{sample.split}'.")
+        names = ", ".join(SPLITS)
+        raise UserError(f"Sample {sample.key}: the split should be one of {names}, found '{sample.split}'.")
 
 
 def _check_key(key: str, keys: set[int]) -> None:

@@ -8,11 +8,11 @@ run resumes at any sample on any number of ranks, and batches may straddle epoch
 """
 
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,9 @@ Place = tuple[int, int, int]  # (shard, sample in the shard, epoch)
 
 Ints = NDArray[np.int64]
 
-_T = TypeVar("_T")
 _EPOCHS_KEPT = 2  # a batch may straddle the end of an epoch
 _WINDOWS_KEPT = 3  # that of the batch, the one it straddles into, and one for a reader a little behind
 _STRETCH = 1024  # positions of a mixed stream that are ordered together
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """One epoch's order of shards, cut into windows; `starts` [num_windows + 1]: samples before each window."""
-
-    shards: Ints
-    starts: list[int]
 
 
 class Plan:
@@ -46,72 +37,80 @@ class Plan:
     """
 
     def __init__(
-        self, shard_sizes: Sequence[int], seed: int, window: int = 8, part: tuple[float, float] = (0.0, 1.0)
+        self,
+        shard_sizes: Sequence[int],
+        seed: int,
+        window: int = 8,
+        part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
+        self._arguments = (shard_sizes, seed, window, part)
         self._whole_sizes = np.asarray(shard_sizes, dtype=np.int64)
+        # Rounded in the running sum, not shard by shard, so that the parts of small shards add up to their share.
         ends = np.concatenate([[0], np.cumsum(self._whole_sizes)])
-        self._first = _share_below(ends, part[0])  # of every shard's own order
-        self._last = _share_below(ends, part[1])
-        self.shard_sizes = self._last - self._first
+        cuts = np.floor(np.outer(part, ends)).astype(np.int64)  # [2, num_shards + 1]
+        below = cuts[:, 1:] - cuts[:, :-1]  # how many samples of each shard lie below either bound of the part
+        self._first = below[0]
+        self._last = below[1]
+        self.shard_sizes: Ints = self._last - self._first
         self.seed = seed
         self.window = window
         self.num_samples = int(self.shard_sizes.sum())
-        self._epochs: OrderedDict[Hashable, _Epoch] = OrderedDict()
-        self._windows: OrderedDict[Hashable, Ints] = OrderedDict()
+        self._get_epoch = lru_cache(_EPOCHS_KEPT)(self._order_shards)
+        self._get_window = lru_cache(_WINDOWS_KEPT)(self._order_samples)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A loader process makes the plan anew: what `lru_cache` keeps cannot be pickled.
+        return Plan, self._arguments
 
     def list_places(self, start: int, stop: int) -> list[Place]:
         """The places at stream positions start..stop-1; position = epoch * num_samples + offset in that epoch."""
-        if self.num_samples == 0:
-            raise ValueError("The plan needs at least one sample, but all shards are empty.")
         places: list[Place] = []
         while start < stop:
-            number, offset = divmod(start, self.num_samples)
-            starts = self._get_epoch(number).starts
-            window = bisect_right(starts, offset) - 1
-
+            epoch, window, begin, end = self._find_window(start)
             # As far as the window reaches; what is left comes from the next one.
-            end = min(starts[window + 1], offset + stop - start)
-            pairs = self._get_window(number, window)
-            for shard, sample in pairs[offset - starts[window] : end - starts[window]].tolist():
-                places.append((shard, sample, number))
-            start += end - offset
+            pairs = self._get_window(epoch, window)[start - begin : stop - begin]
+            places += [(shard, sample, epoch) for shard, sample in pairs.tolist()]
+            start = end
         return places
 
     def list_shards_ahead(self, position: int) -> list[int]:
         """The shards of the window that holds this stream position, and those of the window after it."""
         shards: list[int] = []
         for _ in range(2):
-            number, offset = divmod(position, self.num_samples)
-            epoch = self._get_epoch(number)
-            window = bisect_right(epoch.starts, offset) - 1
-            shards += self._shards_of_window(number, window).tolist()
-            position += epoch.starts[window + 1] - offset
+            epoch, window, _, position = self._find_window(position)
+            shards += self._shards_of_window(epoch, window).tolist()
         return shards
 
-    def _get_epoch(self, number: int) -> _Epoch:
-        def make_epoch() -> _Epoch:
-            shards = _draw_permutation(len(self.shard_sizes), self.seed, number, 0)
-            firsts = np.arange(0, len(shards), self.window)
-            window_sizes = np.add.reduceat(self.shard_sizes[shards], firsts)
-            return _Epoch(shards, [0, *np.cumsum(window_sizes).tolist()])
-
-        return _get_or_make(self._epochs, number, make_epoch, _EPOCHS_KEPT)
+    def _find_window(self, position: int) -> tuple[int, int, int, int]:
+        """Epoch and number of the window that holds a stream position, and the positions where it begins and ends."""
+        if self.num_samples == 0:
+            raise ValueError("The plan needs at least one sample, but all shards are empty.")
+        epoch, offset = divmod(position, self.num_samples)
+        _, starts = self._get_epoch(epoch)
+        window = bisect_right(starts, offset) - 1
+        epoch_start = position - offset
+        return epoch, window, epoch_start + starts[window], epoch_start + starts[window + 1]
 
     def _shards_of_window(self, epoch: int, window: int) -> Ints:
+        shards, _ = self._get_epoch(epoch)
         first = window * self.window
-        return self._get_epoch(epoch).shards[first : first + self.window]
+        return shards[first : first + self.window]
 
-    def _get_window(self, epoch: int, window: int) -> Ints:
+    def _order_shards(self, epoch: int) -> tuple[Ints, list[int]]:
+        """One epoch's order of shards, which is cut into windows, and the samples before each window: [num_windows + 1]."""
+        shards = _draw_permutation(len(self.shard_sizes), self.seed, epoch, 0)
+        firsts = np.arange(0, len(shards), self.window)
+        window_sizes = np.add.reduceat(self.shard_sizes[shards], firsts)
+        return shards, [0, *np.cumsum(window_sizes).tolist()]
+
+    def _order_samples(self, epoch: int, window: int) -> Ints:
         """All (shard, sample) of a window in their order: [n, 2]."""
-
-        def make_window() -> Ints:
-            shards = self._shards_of_window(epoch, window)
-            samples = np.concatenate([self._select_samples(shard) for shard in shards.tolist()])
-            pairs = np.stack([np.repeat(shards, self.shard_sizes[shards]), samples], axis=1)
-            # window + 1: a seed sequence cannot tell (seed, epoch) from (seed, epoch, 0), which orders the shards.
-            return pairs[_draw_permutation(len(pairs), self.seed, epoch, window + 1)]
-
-        return _get_or_make(self._windows, (epoch, window), make_window, _WINDOWS_KEPT)
+        shards = self._shards_of_window(epoch, window)
+        samples = np.concatenate([self._select_samples(shard) for shard in shards.tolist()])
+        owners = np.repeat(shards, self.shard_sizes[shards])
+        # window + 1: a seed sequence cannot tell (seed, epoch) from (seed, epoch, 0), which orders the shards.
+        order = _draw_permutation(len(samples), self.seed, epoch, window + 1)
+        return np.stack([owners, samples], axis=1)[order]
 
     def _select_samples(self, shard: int) -> Ints:
         """The samples of a shard that belong to this plan."""
@@ -123,7 +122,12 @@ class Plan:
         return order[self._first[shard] : self._last[shard]]
 
 
-def positions_of_rank(batch_size: int, num_passes: int, rank: int, world_size: int) -> list[range]:
+def positions_of_rank(
+    batch_size: int,
+    num_passes: int,
+    rank: int,
+    world_size: int,
+) -> list[range]:
     """The positions in a global batch that a rank takes in each of its passes.
 
     A pass is a stretch of the batch, and its ranks stand in it one after the other, so that images which are neighbours in the
@@ -139,7 +143,52 @@ def positions_of_rank(batch_size: int, num_passes: int, rank: int, world_size: i
     return shares
 
 
-class MixedPlan:
+class _JoinedPlan:
+    """Several plans read as one stream. Shards are numbered through from `first_shards[d]` on for plan d.
+
+    Who derives from it says whose turn it is at every position, and how many samples of each plan came before.
+    """
+
+    plans: Sequence["Plan | MixedPlan"]
+    first_shards: Sequence[int]
+
+    def _list_turns(self, start: int, stop: int) -> Ints:
+        """Whose turn it is at each of the positions."""
+        raise NotImplementedError
+
+    def _count_drawn(self, position: int) -> Ints:
+        """How many samples of each plan come before a position."""
+        raise NotImplementedError
+
+    def list_places(self, start: int, stop: int) -> list[Place]:
+        """The places at stream positions start..stop-1; the epoch is that of the sample's own plan."""
+        turns = self._list_turns(start, stop)
+
+        # Every plan gives as many samples as it has turns, in its own order.
+        firsts = self._count_drawn(start)
+        ends = firsts + np.bincount(turns, minlength=len(self.plans))
+        streams = []
+        for number, plan in enumerate(self.plans):
+            drawn = plan.list_places(int(firsts[number]), int(ends[number]))
+            streams.append(iter(drawn))
+
+        # They are dealt out turn by turn.
+        places = []
+        for turn in turns.tolist():
+            shard, sample, epoch = next(streams[turn])
+            places.append((self.first_shards[turn] + shard, sample, epoch))
+        return places
+
+    def list_shards_ahead(self, position: int) -> list[int]:
+        """The shards that every plan reads soon after this stream position."""
+        ahead: list[int] = []
+        drawn = self._count_drawn(position).tolist()
+        for plan, count, first in zip(self.plans, drawn, self.first_shards, strict=True):
+            ahead += [first + shard for shard in plan.list_shards_ahead(count)]
+        return ahead
+
+
+class MixedPlan(_JoinedPlan):
     """Several plans read as one stream: every `sum(proportions)` positions hold `proportions[d]` samples of plan d.
 
     The order within such a block is seeded; every plan is read in its own order. Shards are numbered through: those of
@@ -148,89 +197,62 @@ class MixedPlan:
     """
 
     def __init__(self, plans: Sequence[Plan], proportions: Sequence[int], seed: int) -> None:
+        self._arguments = (plans, proportions, seed)
         self.plans = plans
         self.seed = seed
         self._proportions = np.asarray(proportions, dtype=np.int64)
-        self._first_shards = list(accumulate((len(plan.shard_sizes) for plan in plans), initial=0))
+        num_shards = [len(plan.shard_sizes) for plan in plans]
+        self.first_shards = [0, *accumulate(num_shards[:-1])]
         length = int(self._proportions.sum())
         self._blocks = max(1, _STRETCH // length)  # blocks in a stretch, where they are short
         self._pieces = -(-length // _STRETCH)  # stretches in a block, where it is long
-        self._stretches: OrderedDict[Hashable, Ints] = OrderedDict()
+        self._get_stretch = lru_cache(_WINDOWS_KEPT)(self._order_turns)
 
-    def list_places(self, start: int, stop: int) -> list[Place]:
-        """The places at stream positions start..stop-1; the epoch is that of the sample's own plan."""
-        turns = self._list_turns(start, stop)
-
-        # Every plan gives as many samples as it has turns, in its own order.
-        drawn = self._count_drawn(start).tolist()
-        counts = np.bincount(turns, minlength=len(self.plans)).tolist()
-        streams = []
-        for plan, first, count in zip(self.plans, drawn, counts, strict=True):
-            streams.append(iter(plan.list_places(first, first + count)))
-
-        # They are dealt out turn by turn.
-        places = []
-        for turn in turns.tolist():
-            shard, sample, epoch = next(streams[turn])
-            places.append((self._first_shards[turn] + shard, sample, epoch))
-        return places
-
-    def list_shards_ahead(self, position: int) -> list[int]:
-        """The shards that every plan reads soon after this stream position."""
-        ahead: list[int] = []
-        drawn = self._count_drawn(position).tolist()
-        for number, plan in enumerate(self.plans):
-            first = self._first_shards[number]
-            ahead += [first + shard for shard in plan.list_shards_ahead(drawn[number])]
-        return ahead
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MixedPlan, self._arguments
 
     def _list_turns(self, start: int, stop: int) -> Ints:
-        """Whose turn it is at each of the positions."""
         parts = [np.zeros(0, dtype=np.int64)]
         while start < stop:
-            number = self._find_stretch(start)
-            begin = int(self._count_before(number).sum())
-            parts.append(self._get_stretch(number)[start - begin : stop - begin])
-            start += len(parts[-1])
+            number, begin = self._find_stretch(start)
+            turns = self._get_stretch(number)[start - begin : stop - begin]
+            parts.append(turns)
+            start += len(turns)
         return np.concatenate(parts)
 
     def _count_drawn(self, position: int) -> Ints:
-        """How many samples of each plan come before a position."""
-        number = self._find_stretch(position)
-        before = self._count_before(number)
-        begin = int(before.sum())
+        number, begin = self._find_stretch(position)
         turns = self._get_stretch(number)[: position - begin]
-        inside = np.bincount(turns, minlength=len(self.plans))
-        drawn: Ints = before + inside
+        drawn: Ints = self._count_before(number)
+        drawn += np.bincount(turns, minlength=len(self.plans))
         return drawn
 
     def _count_before(self, stretch: int) -> Ints:
         """How many samples of each plan come before a stretch."""
         block, piece = divmod(stretch, self._pieces)
-        whole_blocks = block * self._blocks * self._proportions
+        before: Ints = block * self._blocks * self._proportions
         # Rounded down from the beginning of the block, so that no error adds up over its stretches.
-        inside = self._proportions * piece // self._pieces
-        before: Ints = whole_blocks + inside
+        before += self._proportions * piece // self._pieces
         return before
 
-    def _find_stretch(self, position: int) -> int:
-        """The stretch that holds a position; where rounding shortened those before it, it is a later one than it seems."""
+    def _find_stretch(self, position: int) -> tuple[int, int]:
+        """The stretch that holds a position, and the position where it begins."""
         num_samples = self._blocks * int(self._proportions.sum())  # of `_pieces` stretches
         number = position * self._pieces // num_samples
+        # Rounding may have shortened those before it: then it is a later one than it seems.
         while int(self._count_before(number + 1).sum()) <= position:
             number += 1
-        return number
+        return number, int(self._count_before(number).sum())
 
-    def _get_stretch(self, number: int) -> Ints:
-        def make_stretch() -> Ints:
-            in_stretch = self._count_before(number + 1) - self._count_before(number)
-            turns = np.repeat(np.arange(len(self.plans)), in_stretch // self._blocks)
-            # The 1 at the end: no plan draws from such a seed sequence.
-            raw = _draw_raw(self._blocks * len(turns), self.seed, number, 0, 1)
-            order = np.argsort(raw.reshape(self._blocks, -1), axis=1, kind="stable")
-            return turns[order].ravel()
-
-        return _get_or_make(self._stretches, number, make_stretch, _WINDOWS_KEPT)
+    def _order_turns(self, stretch: int) -> Ints:
+        """Whose turn it is at each position of a stretch; every block in it has an order of its own."""
+        in_stretch = self._count_before(stretch + 1) - self._count_before(stretch)
+        in_block = in_stretch // self._blocks
+        turns = np.repeat(np.arange(len(self.plans)), in_block)
+        # The 1 at the end: no plan draws from such a seed sequence.
+        raw = _draw_raw(self._blocks * len(turns), self.seed, stretch, 0, 1)
+        order = np.argsort(raw.reshape(self._blocks, -1), axis=1, kind="stable")
+        return turns[order].ravel()
 
 
 @dataclass(frozen=True)
@@ -248,74 +270,44 @@ class Turns:
     second: int
 
 
-class AlternatingPlan:
+class AlternatingPlan(_JoinedPlan):
     """Two plans read in turns as one stream: `before` samples of the first, then again and again `first` and `second` of either."""
+
+    first_shards = (0, 0)  # both read the same shards
 
     def __init__(self, plans: tuple[Plan | MixedPlan, Plan | MixedPlan], turns: Turns) -> None:
         self.plans = plans
         self.turns = turns
 
-    def list_places(self, start: int, stop: int) -> list[Place]:
-        """The places at stream positions start..stop-1; the epoch is that of the sample's own plan."""
-        places: list[Place] = []
-        while start < stop:
-            number, left = self._find_turn(start)
-            count = min(left, stop - start)
-            first = self._count_drawn(start)[number]
-            places += self.plans[number].list_places(first, first + count)
-            start += count
-        return places
-
     def list_shards_ahead(self, position: int) -> list[int]:
-        """The shards that either plan reads soon after this stream position."""
-        first, second = self._count_drawn(position)
-        ahead = self.plans[0].list_shards_ahead(first) + self.plans[1].list_shards_ahead(second)
-        return list(dict.fromkeys(ahead))  # both read the same shards
+        """The shards that either plan reads soon after this stream position, each once."""
+        ahead = super().list_shards_ahead(position)
+        return list(dict.fromkeys(ahead))
 
-    def _find_turn(self, position: int) -> tuple[int, int]:
-        """Whose turn it is at a position, and for how many samples still."""
-        turns = self.turns
-        since = position - turns.before
-        if since < 0:
-            return 0, -since
-        place = since % (turns.first + turns.second)
-        if place < turns.first:
-            return 0, turns.first - place
-        return 1, turns.first + turns.second - place
+    def _list_turns(self, start: int, stop: int) -> Ints:
+        since = np.arange(start, stop) - self.turns.before
+        place = since % (self.turns.first + self.turns.second)
+        is_second = (since >= 0) & (place >= self.turns.first)
+        return is_second.astype(np.int64)
 
-    def _count_drawn(self, position: int) -> tuple[int, int]:
-        """How many samples of either plan come before a position."""
+    def _count_drawn(self, position: int) -> Ints:
         turns = self.turns
-        num_rounds, place = divmod(max(0, position - turns.before), turns.first + turns.second)
+        since = max(0, position - turns.before)
+        num_rounds, place = divmod(since, turns.first + turns.second)
+        # All of the first part before the turns, then its share of every whole round and of the one that is begun.
         first = min(position, turns.before)
         first += num_rounds * turns.first
         first += min(place, turns.first)
-        return first, position - first
-
-
-def _share_below(ends: Ints, bound: float) -> Ints:
-    """How many samples of every shard lie below a bound in 0..1; `ends` [num_shards + 1]: samples before each shard."""
-    # Rounded in the running sum, not shard by shard, so that the parts of small shards add up to their share.
-    cuts = np.floor(ends * bound).astype(np.int64)
-    share: Ints = cuts[1:] - cuts[:-1]
-    return share
+        return np.array([first, position - first])
 
 
 def _draw_permutation(length: int, *seed: int) -> Ints:
     """A seeded permutation of 0..length-1, by sorting raw Philox numbers, which no release of numpy changes."""
-    return np.argsort(_draw_raw(length, *seed), kind="stable")
+    raw = _draw_raw(length, *seed)
+    return np.argsort(raw, kind="stable")
 
 
 def _draw_raw(length: int, *seed: int) -> NDArray[np.uint64]:
-    raw: NDArray[np.uint64] = np.random.Philox(np.random.SeedSequence(seed)).random_raw(length)
+    generator = np.random.Philox(np.random.SeedSequence(seed))
+    raw: NDArray[np.uint64] = generator.random_raw(length)
     return raw
-
-
-def _get_or_make(kept: OrderedDict[Hashable, _T], key: Hashable, make: Callable[[], _T], limit: int) -> _T:
-    """kept[key], made if absent; the entry used longest ago goes when more than `limit` are kept."""
-    if key not in kept:
-        kept[key] = make()
-        if len(kept) > limit:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    return kept[key]

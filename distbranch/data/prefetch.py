@@ -73,7 +73,13 @@ def from_thread(source: Source[B], prefetch: int, *, pin_memory: bool = False) -
         pool.shutdown(cancel_futures=True)
 
 
-def from_processes(source: Source[B], num_workers: int, prefetch: int, *, pin_memory: bool = False) -> Iterator[B]:
+def from_processes(
+    source: Source[B],
+    num_workers: int,
+    prefetch: int,
+    *,
+    pin_memory: bool = False,
+) -> Iterator[B]:
     """All batches of the source in order, `prefetch` ahead in each of `num_workers` processes, which begin at once.
 
     The iterator raises a UserError if a process has died, or if there is no room in the memory that they share.
@@ -180,8 +186,10 @@ def _explain_death(processes: Sequence[BaseProcess], error: Exception) -> str:
         return _explain_full_memory()
     if code is None:
         how = " ".join(str(error).split()) or type(error).__name__
+    elif code < 0:  # as multiprocessing has it, the signal
+        how = f"signal {signal.Signals(-code).name}"
     else:
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = f"exit code {code}"
     cure = "Run the same command again; with data.workers=0 there are no such processes."
     if code == -signal.SIGKILL:
         cure = "If nobody else did, the system killed it for want of memory: lower data.workers or data.prefetch."

@@ -35,14 +35,16 @@ class _PlacedShard:
     name: str
 
 
-@dataclass(frozen=True)
-class _OpenShard:
-    """A file descriptor and the shard's index [n, 6], or why there is none: the kind of trouble, and what."""
+@dataclass(eq=False)
+class _TroubleError(Exception):
+    """What is wrong with a sample, before it is known how the sample is called."""
 
-    descriptor: int | None
-    index: Index
-    kind: str = ""
-    what: str = ""
+    kind: str
+    what: str
+
+
+# A file descriptor and the shard's index, or why they cannot be had.
+_OpenShard = tuple[int, Index] | _TroubleError
 
 
 class ShardReader:
@@ -101,25 +103,36 @@ class ShardReader:
         """The JPEG and the labels [T] (NaN = unlabelled) of a sample. Raises BadSample."""
         image, content = self.read_files(shard, sample, epoch)
         try:
-            return image, parse_labels(content, self._tasks, self._shards[shard].name, sample)
+            labels = parse_labels(content, self._tasks, self._shards[shard].name, sample)
         except BadSample as error:
-            raise BadSample(error.kind, error.shard, self.read_key(shard, sample, epoch), error.what) from None
+            key = self.read_key(shard, sample, epoch)
+            raise BadSample(error.kind, error.shard, key, error.what) from None
+        return image, labels
 
     def read_files(self, shard: int, sample: int, epoch: int = 0) -> tuple[bytes, bytes]:
         """The JPEG and the label file of a sample, as they were packed. Raises BadSample."""
-        opened = self._find_open(shard, epoch)
-        file = self._shards[shard].name
-        if opened.descriptor is None:
-            raise BadSample(opened.kind, file, sample, opened.what)
-        offset, size, crc, label_offset, label_size, label_crc = opened.index[sample].tolist()
         try:
-            image = _read_verified(opened.descriptor, offset, size, crc, "image")
-            content = _read_verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
+            descriptor, index = self._open_shard(shard, epoch)
+            offset, size, crc, label_offset, label_size, label_crc = index[sample].tolist()
+            image = _read_verified(descriptor, offset, size, crc, "image")
+            content = _read_verified(
+                descriptor,
+                label_offset,
+                label_size,
+                label_crc,
+                "label file",
+            )
             # A search in the bytes, which costs nothing: only who needs the labels parses them.
             if b'"labels"' not in content:
                 raise _TroubleError("incomplete", "its label file has no field 'labels'.")
         except _TroubleError as error:
-            raise BadSample(error.kind, file, self.read_key(shard, sample, epoch), error.what) from None
+            key = self.read_key(shard, sample, epoch)
+            raise BadSample(
+                error.kind,
+                self._shards[shard].name,
+                key,
+                error.what,
+            ) from None
         return image, content
 
     def read_key(self, shard: int, sample: int, epoch: int = 0) -> str | int:
@@ -127,19 +140,24 @@ class ShardReader:
 
         That header holds no letters but those of ASCII, and not many: of other keys the label file tells the whole.
         """
-        opened = self._find_open(shard, epoch)
-        if opened.descriptor is None:
-            return sample
-        offset, _, _, label_offset, label_size, label_crc = opened.index[sample].tolist()
         try:
-            header = os.pread(opened.descriptor, _HEADER_BYTES, offset - _HEADER_BYTES)
+            descriptor, index = self._open_shard(shard, epoch)
+            offset, _, _, label_offset, label_size, label_crc = index[sample].tolist()
+            header = os.pread(descriptor, _HEADER_BYTES, offset - _HEADER_BYTES)
             name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
-        except (tarfile.HeaderError, OSError):
+        except (_TroubleError, tarfile.HeaderError, OSError):
             return sample
         if "?" in name or len(name) >= tarfile.LENGTH_NAME:
             with suppress(_TroubleError, ValueError, KeyError, TypeError):
-                content = _read_verified(opened.descriptor, label_offset, label_size, label_crc, "label file")
+                content = _read_verified(
+                    descriptor,
+                    label_offset,
+                    label_size,
+                    label_crc,
+                    "label file",
+                )
                 return str(json.loads(content)["key"])
+        # As webdataset has it, the key is the name up to the first dot.
         folder, slash, base = name.rpartition("/")
         return folder + slash + base.partition(".")[0]
 
@@ -150,40 +168,40 @@ class ShardReader:
         while self._open:
             self._close_oldest()
 
-    def _find_open(self, shard: int, epoch: int) -> _OpenShard:
+    def _open_shard(self, shard: int, epoch: int) -> tuple[int, Index]:
+        """Descriptor and index of a shard. Its trouble is kept as they are, so that each sample need not try (and wait) anew."""
         key = (epoch, shard)
         if key not in self._open:
             if len(self._open) >= self._max_open:
                 self._close_oldest()
-            self._open[key] = self._open_shard(self._shards[shard])
+            self._open[key] = _try_to_open(self._shards[shard])
         self._open.move_to_end(key)
-        return self._open[key]
-
-    def _open_shard(self, placed: _PlacedShard) -> _OpenShard:
-        """Opens a shard. Its trouble is kept as long as it is open, so that each sample need not try (and wait) anew."""
-        try:
-            index = _read_index(placed)
-            descriptor = _open_file(placed.files, placed.shard.file, placed.shard.sha256)
-        except _TroubleError as error:
-            return _OpenShard(None, np.empty((0, 6), dtype=np.int64), error.kind, error.what)
-        return _OpenShard(descriptor, index)
+        opened = self._open[key]
+        if isinstance(opened, _TroubleError):
+            raise opened.with_traceback(None)  # else it would grow by every sample
+        return opened
 
     def _close_oldest(self) -> None:
         _, oldest = self._open.popitem(last=False)
-        if oldest.descriptor is not None:
-            os.close(oldest.descriptor)
+        if not isinstance(oldest, _TroubleError):
+            os.close(oldest[0])
 
 
-class _TroubleError(Exception):
-    """What is wrong with a sample, before it is known how the sample is called."""
+def _try_to_open(placed: _PlacedShard) -> _OpenShard:
+    try:
+        index = _read_index(placed)
+        return _open_file(placed.files, placed.shard.file, placed.shard.sha256), index
+    except _TroubleError as error:
+        return error
 
-    def __init__(self, kind: str, what: str) -> None:
-        super().__init__(kind, what)
-        self.kind = kind
-        self.what = what
 
-
-def _read_verified(descriptor: int, offset: int, size: int, crc: int, what: str) -> bytes:
+def _read_verified(
+    descriptor: int,
+    offset: int,
+    size: int,
+    crc: int,
+    what: str,
+) -> bytes:
     """The bytes of a member as they were packed."""
     try:
         content = os.pread(descriptor, size, offset)
@@ -199,7 +217,8 @@ def _read_verified(descriptor: int, offset: int, size: int, crc: int, what: str)
 
 def _read_index(placed: _PlacedShard) -> Index:
     shard = placed.shard
-    with os.fdopen(_open_file(placed.files, shard.index, shard.index_sha256), "rb") as file:
+    descriptor = _open_file(placed.files, shard.index, shard.index_sha256)
+    with os.fdopen(descriptor, "rb") as file:
         content = file.read()
     if sha256(content).hexdigest() != shard.index_sha256:
         raise _TroubleError("corrupt", f"its index {shard.index} is not the one that was packed.")

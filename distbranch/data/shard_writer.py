@@ -31,9 +31,15 @@ def index_shard(path: Path) -> Index:
                 # As webdataset has it, the key is the name up to the first dot.
                 folder, slash, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
-                places.setdefault(folder + slash + stem, {})[extension] = (member.offset_data, member.size)
+                files = places.setdefault(folder + slash + stem, {})
+                files[extension] = (member.offset_data, member.size)
     except tarfile.TarError as error:
-        raise BadSample("truncated", path.name, None, f"it is not a whole tar file ({error}).") from None
+        raise BadSample(
+            "truncated",
+            path.name,
+            None,
+            f"it is not a whole tar file ({error}).",
+        ) from None
     # Mapped, for a shard may be larger than the memory.
     rows = []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -41,7 +47,12 @@ def index_shard(path: Path) -> Index:
             row = []
             for extension in ("jpg", "json"):
                 if extension not in files:
-                    raise BadSample("incomplete", path.name, key, f"there is no {key}.{extension}.")
+                    raise BadSample(
+                        "incomplete",
+                        path.name,
+                        key,
+                        f"there is no {key}.{extension}.",
+                    )
                 offset, size = files[extension]
                 row += [offset, size, zlib.crc32(content[offset : offset + size])]
             rows.append(row)
@@ -60,7 +71,14 @@ class ShardWriter:
     The same samples give the same bytes: no time, no user name. After the `with` block `.info` is complete.
     """
 
-    def __init__(self, folder: Path, split: str, tasks: Sequence[Task], *, shard_samples: int = 1000) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        tasks: Sequence[Task],
+        *,
+        shard_samples: int = 1000,
+    ) -> None:
         self.folder = folder
         self.split = split
         self.shard_samples = shard_samples
@@ -82,7 +100,8 @@ class ShardWriter:
         if self._tar is None:
             self._open_shard()
         # Without blanks: `check` looks for the key in these bytes.
-        content = json.dumps({"key": sample.key, "labels": sample.labels}, ensure_ascii=False, separators=(",", ":"))
+        described = {"key": sample.key, "labels": sample.labels}
+        content = json.dumps(described, ensure_ascii=False, separators=(",", ":"))
         self._tar.write({"__key__": sample.key, "jpg": sample.image, "json": content.encode()})
         self._num_samples += 1
         self._in_shard += 1
@@ -103,7 +122,8 @@ class ShardWriter:
             counts[label] = counts.get(label, 0) + 1
 
     def _open_shard(self) -> None:
-        self._path = self.folder / f"{self.split}-{len(self._shards):06d}.tar"
+        number = len(self._shards)
+        self._path = self.folder / f"{self.split}-{number:06d}.tar"
         self._file = self._path.open("wb")
         # PAX, for keys of any length and letters; no time and no name, for the same bytes whoever packs, and when.
         self._tar = TarWriter(

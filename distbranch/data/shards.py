@@ -8,8 +8,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,18 +34,18 @@ LabelValue = int | float | str
 Labels = Mapping[str, LabelValue]
 
 
+@dataclass(eq=False, repr=False)
 class BadSample(UserError):  # noqa: N818  # what it names is the sample
     """A sample that cannot be used.
 
     `kind` is one of BAD_KINDS, `sample` its number inside the shard or its key (None: the whole shard).
+    All are given by position: those are an exception's `args`, by which it survives pickling.
     """
 
-    def __init__(self, kind: str, shard: str, sample: int | str | None, what: str) -> None:
-        super().__init__(kind, shard, sample, what)  # the arguments of the constructor, so that it survives pickling
-        self.kind = kind
-        self.shard = shard
-        self.sample = sample
-        self.what = what
+    kind: str
+    shard: str
+    sample: int | str | None
+    what: str
 
     def __str__(self) -> str:
         if self.sample is None:
@@ -163,7 +165,8 @@ class DatasetInfo:
         splits = {}
         for name, split in data["splits"].items():
             shards = tuple(Shard(**shard) for shard in split["shards"])
-            splits[name] = SplitInfo(int(split["num_samples"]), dict(split["labels"]), shards)
+            num_samples = int(split["num_samples"])
+            splits[name] = SplitInfo(num_samples, dict(split["labels"]), shards)
         return cls(
             path=path,
             tasks=tuple(Task.from_json(task) for task in data["tasks"]),
@@ -186,7 +189,20 @@ def _read_packed_bits(source: Mapping[str, Any]) -> int | None:
 
 def join(path: str, file: str) -> str:
     """The place of a file of the data set at `path` (folder or URL)."""
-    return f"{path.rstrip('/')}/{file}" if is_remote(path) else str(Path(path) / file)
+    if is_remote(path):
+        return f"{path.rstrip('/')}/{file}"
+    return str(Path(path) / file)
+
+
+def locate_samples(shards: Sequence[Shard], numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """(shard, sample in the shard) of samples that are given by their number in the split."""
+    ends = list(accumulate(shard.num_samples for shard in shards))
+    places = []
+    for number in numbers:
+        shard = bisect_right(ends, number)
+        first = ends[shard] - shards[shard].num_samples
+        places.append((shard, number - first))
+    return places
 
 
 def read_dataset(path_or_url: str | os.PathLike[str]) -> DatasetInfo:
@@ -243,15 +259,22 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
         raise UserError(
             f'{place} is not the description of a packed data set ("format" should be "{FORMAT}"). {repack}'
         )
-    if data.get("version") != VERSION:
-        raise UserError(f"{place} has version {data.get('version')!r}, this program reads version {VERSION}. {repack}")
+    version = data.get("version")
+    if version != VERSION:
+        raise UserError(f"{place} has version {version!r}, this program reads version {VERSION}. {repack}")
     try:
         return DatasetInfo.from_json(path, data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{place} is damaged: {type(error).__name__} {error}. {repack}") from None
+        kind = type(error).__name__
+        raise UserError(f"{place} is damaged: {kind} {error}. {repack}") from None
 
 
-def parse_labels(content: bytes, tasks: Sequence[Task], shard: str, sample: int | str) -> NDArray[np.float32]:
+def parse_labels(
+    content: bytes,
+    tasks: Sequence[Task],
+    shard: str,
+    sample: int | str,
+) -> NDArray[np.float32]:
     """Labels [T] of one `<key>.json`: NaN = unlabelled, 0..1, or the number of the class. Raises BadSample."""
     numbers: list[float] = []
     num_known = 0
@@ -264,16 +287,28 @@ def parse_labels(content: bytes, tasks: Sequence[Task], shard: str, sample: int 
                 continue
             num_known += 1
             # Nearly all labels are 0 or 1, which need no call; this runs for every task of every sample.
-            is_plain = not task.classes and value in (0, 1)
-            numbers.append(value if is_plain else label_number(task, value))
+            if task.classes or value not in (0, 1):
+                value = label_number(task, value)
+            numbers.append(value)
     except UserError as error:
         raise BadSample("bad-label", shard, sample, str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadSample("bad-label", shard, sample, "its label file is not JSON with a field 'labels'.") from None
+        raise BadSample(
+            "bad-label",
+            shard,
+            sample,
+            "its label file is not JSON with a field 'labels'.",
+        ) from None
+    # Counted first: to compare the names of all tasks takes longer, and it is hardly ever needed.
     if len(labels) > num_known:
         unknown = set(labels) - {task.name for task in tasks}
         if unknown:
-            raise BadSample("bad-label", shard, sample, f"it has a label of '{min(unknown)}', which is no task.")
+            raise BadSample(
+                "bad-label",
+                shard,
+                sample,
+                f"it has a label of '{min(unknown)}', which is no task.",
+            )
     return np.array(numbers, dtype=np.float32)
 
 
