@@ -9,12 +9,12 @@ import torch
 
 from distbranch.adashare.policy import (
     compute_execute_probabilities,
+    compute_sharing_loss,
+    compute_sparsity_loss,
     get_default_loss_weights,
     sample_gumbel_noise,
     sample_policy,
     sample_soft_decisions,
-    sharing_loss,
-    sparsity_loss,
 )
 
 
@@ -64,8 +64,8 @@ def test_sparsity_is_the_sum_over_tasks_of_the_mean_over_released_blocks(num_rel
             math.log(1 + math.exp(execute - skip)) for execute, skip in logits[task, 8 - num_released :].tolist()
         ]  # -log p(skip)
         expected += sum(costs) / num_released
-    assert sparsity_loss(logits, num_released=num_released).item() == pytest.approx(expected)
-    assert sparsity_loss(logits, num_released=0).item() == 0
+    assert compute_sparsity_loss(logits, num_released=num_released).item() == pytest.approx(expected)
+    assert compute_sparsity_loss(logits, num_released=0).item() == 0
 
 
 def test_sharing_compares_every_pair_of_tasks_with_the_weights_of_its_preset() -> None:
@@ -75,12 +75,12 @@ def test_sharing_compares_every_pair_of_tasks_with_the_weights_of_its_preset() -
         p, q = (1 / (1 + math.exp(skip - execute)) for execute, skip in logits[[one, other], block].tolist())
         paper += (5 - block) / 5 * abs(p - q)
         experiments += (block + 1) / 5 * abs(float(logits[one, block, 0] - logits[other, block, 0]))
-    assert sharing_loss(logits, preset="paper").item() == pytest.approx(paper)
-    assert sharing_loss(logits, preset="experiments").item() == pytest.approx(experiments)
+    assert compute_sharing_loss(logits, preset="paper").item() == pytest.approx(paper)
+    assert compute_sharing_loss(logits, preset="experiments").item() == pytest.approx(experiments)
 
 
 def test_a_single_task_shares_with_nobody_at_no_cost() -> None:
-    assert sharing_loss(some_logits(num_tasks=1), preset="paper").item() == 0
+    assert compute_sharing_loss(some_logits(num_tasks=1), preset="paper").item() == 0
 
 
 def test_sampled_policies_follow_the_probabilities_and_are_numbered() -> None:
