@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -27,7 +27,9 @@ from distbranch.errors import UsageError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a folder
 VARIANT = "variant"  # beside the dotted keys: which variant a trial is of
-Metric = Literal["average_precision", "balanced_accuracy", "accuracy", "top10_recall", "top3", "top5"]
+# The means over tasks that are compared, in the order of every table and legend.
+Metric = Literal["accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5"]
+METRICS: tuple[str, ...] = get_args(Metric)
 # The sweep says these of every trial itself.
 KEYS_OF_THE_SWEEP = {
     "run.name": "every trial gets its own name",
