@@ -54,6 +54,7 @@ class Range(Section):
         if self.choices is not None:
             if not self.choices or self.low is not None or self.high is not None:
                 raise ValueError("give either a list of choices that is not empty, or low and high")
+        # Equal bounds are refused too: what does not vary belongs into `overrides`.
         elif self.low is None or self.high is None or not self.low < self.high:
             raise ValueError(f"low should be below high, found low={self.low} and high={self.high}")
         elif self.log and self.low <= 0:
@@ -69,6 +70,7 @@ class EarlyStopping(Section):
     grace: int = Field(
         ge=1, description="The first rung, in optimiser steps; the next ones are `reduction` times as far."
     )
+    # Hyperband's authors recommend 3 or 4; 3 is kinder to trials that start slowly.
     reduction: float = Field(3.0, gt=1, description="One of so many trials of a size class passes a rung.")
     metric: Metric | None = Field(None, description="Mean over tasks on val; the sweep's `metric` if empty.")
 
@@ -207,7 +209,8 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     """
     file = Path(path)
     values = read_yaml(file)
-    own = SweepConfig.model_fields.keys() - {"base"}  # which the config of a run may have too
+    # Told apart by keys of their own, for a `base` may stand in both.
+    own = SweepConfig.model_fields.keys() - {"base"}
     keys, sections = known_keys()
     if not values.keys() & own and values.keys() & (keys | sections):
         raise UsageError(
@@ -237,20 +240,29 @@ def sweep_of(
     Raises:
         UsageError: an unknown key (with the nearest ones), a value out of range, an override that a variant would not follow.
     """
-    values, said = dict(values), dict(map(parse_override, overrides))
+    values = dict(values)
+    said = dict(map(parse_override, overrides))
     for key, value in said.items():
         _override(values, key, value)
     _check_keys(values)
+
+    # Absolute from here on: the sweep's own copy of its settings lies in another folder.
     if values.get("base"):
         values["base"] = str(resolve_base(values["base"], folder))
-    values["variants"] = {
-        str(name): {**part, "base": str(resolve_base(part["base"], folder))} if part.get("base") else dict(part)
-        for name, part in values.get("variants", {}).items()
-    }
+    variants = {}
+    for name, part in values.get("variants", {}).items():
+        variant = dict(part)
+        if variant.get("base"):
+            variant["base"] = str(resolve_base(variant["base"], folder))
+        variants[str(name)] = variant
+    values["variants"] = variants
+
     try:
         sweep = SweepConfig.model_validate(values)
     except ValidationError as error:
         raise UsageError(explain(error, what)) from None
+
+    # Checked after the models, which know no keys of runs.
     of_variants = [key for variant in sweep.variants.values() for key in variant]
     for key in (*sweep.overrides, *sweep.grid, *sweep.space, *of_variants):
         if key in KEYS_OF_THE_SWEEP:
@@ -266,7 +278,9 @@ def _refuse_unheard(key: str, sweep: SweepConfig) -> None:
     value = sweep.overrides[key]
     others = [name for name, variant in sweep.variants.items() if key in variant and variant[key] != value]
     if others:
-        names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        names = ", ".join(others[:3])
+        if len(others) > 3:
+            names += f" and {len(others) - 3} more"
         raise UsageError(
             f"{key}={value} is given for all runs, but {key} is also fixed by the variants {names}; say it once: "
             "leave it out, or change the variants."
@@ -281,20 +295,18 @@ def sweep_to_yaml(sweep: SweepConfig) -> str:
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
     first, _, rest = key.partition(".")
     if first in ("grid", "space", "overrides") and rest:
-        values[first] = {
-            **(values.get(first) or {}),
-            rest: value,
-        }  # `grid.model.width` is the key model.width of the grid
+        # `grid.model.width` is the key model.width of the grid: these have dotted keys, not nested ones.
+        values[first] = {**(values.get(first) or {}), rest: value}
     elif first == "variants" and "." in rest:
         name, _, rest = rest.partition(".")
         variants = values.get("variants") or {}
         values["variants"] = {**variants, name: {**(variants.get(name) or {}), rest: value}}
     elif first in SweepConfig.model_fields:
         set_dotted(values, key, value)
-    elif first not in {*known_keys()[0], *known_keys()[1]}:
-        values[key] = value  # told below, with the nearest keys of either kind
-    else:
+    elif first in known_keys()[0] | known_keys()[1]:
         values["overrides"] = {**(values.get("overrides") or {}), key: value}
+    else:
+        values[key] = value  # unknown: told below, with the nearest keys of either kind
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:
@@ -319,7 +331,9 @@ def _check_keys(values: Mapping[str, Any]) -> None:
     _check_inner("early_stopping", values.get("early_stopping"), {"grace", "reduction", "metric"})
     for key, part in values.get("space", {}).items():
         _check_inner(f"space.{key}", part, {"low", "high", "log", "int", "choices"})
-    base, bases = values.get("base"), [part.get("base") for part in variants.values()]
+
+    base = values.get("base")
+    bases = [part.get("base") for part in variants.values()]
     wrong = [one for one in (base, *bases) if one is not None and not isinstance(one, str)]
     if wrong:
         raise UsageError(f"`base` should be the config file of a run, relative to the sweep file, found {wrong[0]!r}.")
