@@ -52,7 +52,7 @@ def join_url(url: str, name: str) -> str:
     return f"{place.rstrip('/')}/{name}{mark}{options}"
 
 
-def user_cache() -> Path:
+def find_user_cache() -> Path:
     """The folder of this user for copies of what is elsewhere.
 
     Raises:
@@ -72,10 +72,10 @@ def user_cache() -> Path:
 
 def copy_of(url: str, purpose: str) -> Path:
     """The folder of this user for a copy of the folder at `url`; one for each purpose."""
-    return user_cache() / purpose / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return find_user_cache() / purpose / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
-def make_ready(out: Path) -> None:
+def check_can_be_written(out: Path) -> None:
     """Make the folder of a file that is written after much work, and find out beforehand whether it can be.
 
     Raises:

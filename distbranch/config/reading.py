@@ -77,7 +77,7 @@ def load_config(
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for key, value in pairs:
         set_dotted(values, key, value)
-    values = _without_removed_keys(values)
+    values = _remove_old_keys(values)
     # Before pydantic, which knows no nearest key.
     _check_keys(values)
     try:
@@ -182,9 +182,9 @@ def describe_keys() -> Iterator[tuple[str, str, str, str]]:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
             for key, inner in section.model_fields.items():
-                yield f"{name}.{key}", _as_text(inner.default), _range(inner), inner.description or ""
+                yield f"{name}.{key}", _format_default(inner.default), _describe_range(inner), inner.description or ""
         else:
-            yield name, _as_text(field.default), _range(field), field.description or ""
+            yield name, _format_default(field.default), _describe_range(field), field.description or ""
 
 
 @cache
@@ -194,7 +194,7 @@ def known_keys() -> tuple[frozenset[str], frozenset[str]]:
     return keys, frozenset(key.partition(".")[0] for key in keys if "." in key)
 
 
-def _as_text(default: Any) -> str:
+def _format_default(default: Any) -> str:
     if default is None:
         return ""
     if isinstance(default, tuple):  # as YAML has it
@@ -202,7 +202,7 @@ def _as_text(default: Any) -> str:
     return str(default)
 
 
-def _range(field: FieldInfo) -> str:
+def _describe_range(field: FieldInfo) -> str:
     if isinstance(field.json_schema_extra, dict):  # where the types cannot say it
         return str(field.json_schema_extra["range"])
     # From the text of the types, for pydantic nests them differently in every union.
@@ -262,7 +262,7 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _without_removed_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+def _remove_old_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values without keys of earlier versions that were off, as configs of finished runs have them.
 
     Raises:
@@ -286,16 +286,18 @@ def _check_keys(values: Mapping[str, Any]) -> None:
         if name in sections and isinstance(part, Mapping):
             for key in part:
                 if f"{name}.{key}" not in known:
-                    raise UsageError(unknown_key(f"{name}.{key}", known))
+                    raise UsageError(describe_unknown_key(f"{name}.{key}", known))
         elif name in sections and part is not None:
             raise UsageError(f"The section '{name}' should hold `key: value` lines, found {part!r}.")
         elif name not in sections | known:
-            raise UsageError(unknown_key(str(name), known | sections))
+            raise UsageError(describe_unknown_key(str(name), known | sections))
         elif part is None and name in sections:
             raise UsageError(f"The section '{name}' is empty; give it keys or leave it out.")
 
 
-def unknown_key(key: str, known: Set[str], see: str = "`distbranch train --help-config` lists all keys.") -> str:
+def describe_unknown_key(
+    key: str, known: Set[str], see: str = "`distbranch train --help-config` lists all keys."
+) -> str:
     """One sentence about a key that is not among the known ones, with the nearest of them."""
     # Spelled alike, and also the same key under another section: nobody remembers all sections.
     last = key.rpartition(".")[2]

@@ -15,13 +15,13 @@ from distbranch.config.network import Section
 from distbranch.config.paths import expand_places, is_remote
 from distbranch.config.reading import (
     as_yaml,
+    describe_unknown_key,
     explain,
     known_keys,
     parse_override,
     read_yaml,
     resolve_base,
     set_dotted,
-    unknown_key,
 )
 from distbranch.errors import UsageError
 
@@ -135,46 +135,46 @@ class SweepConfig(Section):
     @model_validator(mode="after")
     def _is_a_search(self) -> Self:
         if self.search == "grid":
-            _needs(
+            _ensure(
                 not self.space and self.num_trials is None,
                 "search: grid takes `grid`; `space` and `num_trials` are of random and optuna",
             )
-            _needs(
+            _ensure(
                 bool(self.grid or self.variants) or self.seeds is not None,
                 "`grid` should name at least one key, such as model.width: [16, 32]",
             )
             return self
-        _needs(not self.grid, f"search: {self.search} takes `space`; `grid` is of search: grid")
-        _needs(not self.variants, f"search: {self.search} takes `space`; `variants` are of search: grid")
-        _needs(
+        _ensure(not self.grid, f"search: {self.search} takes `space`; `grid` is of search: grid")
+        _ensure(not self.variants, f"search: {self.search} takes `space`; `variants` are of search: grid")
+        _ensure(
             bool(self.space),
             "`space` should name at least one key, such as optim.lr: {low: 1e-4, high: 1e-2, log: true}",
         )
-        _needs(self.num_trials is not None, f"search: {self.search} needs `num_trials`")
+        _ensure(self.num_trials is not None, f"search: {self.search} needs `num_trials`")
         return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         for key, values in self.grid.items():
-            _needs(bool(values), f"the list of {key} is empty; give it values or leave it out")
-            _needs(
+            _ensure(bool(values), f"the list of {key} is empty; give it values or leave it out")
+            _ensure(
                 all(values.count(value) == 1 for value in values), f"a value of {key} appears twice in {list(values)}"
             )
         for name, variant in self.variants.items():
-            _needs(
+            _ensure(
                 re.fullmatch(NAME, name) is not None,
                 f"the name of a variant should be made of letters, digits, '.', '_' and '-', found '{name}'",
             )
             both = [key for key in variant if key in self.grid or (key == "seed" and self.seeds)]
-            _needs(not both, f"{', '.join(both)} is varied and also fixed by the variant {name}; say it once")
-        _needs(
+            _ensure(not both, f"{', '.join(both)} is varied and also fixed by the variant {name}; say it once")
+        _ensure(
             self.seeds is None or len(set(self.seeds)) == len(self.seeds),
             f"a seed appears twice in {list(self.seeds or ())}",
         )
         twice = [key for key in (*self.grid, *self.space) if key in self.overrides or (key == "seed" and self.seeds)]
         twice += ["seed"] if self.seeds and "seed" in self.overrides else []
-        _needs(not twice, f"{', '.join(twice)} is varied and also fixed; say it once")
-        _needs(
+        _ensure(not twice, f"{', '.join(twice)} is varied and also fixed; say it once")
+        _ensure(
             self.gpus_per_trial <= self.workers_per_trial,
             f"gpus_per_trial should be at most one per worker, found {self.gpus_per_trial:g} for {self.workers_per_trial}",
         )
@@ -243,7 +243,7 @@ def sweep_of(
     values = dict(values)
     said = dict(map(parse_override, overrides))
     for key, value in said.items():
-        _override(values, key, value)
+        _apply_override(values, key, value)
     _check_keys(values)
 
     # Absolute from here on: the sweep's own copy of its settings lies in another folder.
@@ -292,7 +292,7 @@ def sweep_to_yaml(sweep: SweepConfig) -> str:
     return as_yaml(sweep.model_dump(mode="json", by_alias=True))
 
 
-def _override(values: dict[str, Any], key: str, value: Any) -> None:
+def _apply_override(values: dict[str, Any], key: str, value: Any) -> None:
     first, _, rest = key.partition(".")
     if first in ("grid", "space", "overrides") and rest:
         # `grid.model.width` is the key model.width of the grid: these have dotted keys, not nested ones.
@@ -318,16 +318,16 @@ def _check_keys(values: Mapping[str, Any]) -> None:
         if name in of_runs or name in sections:
             raise UsageError(f"'{name}' is a key of a run; in a sweep write it under `overrides`, `grid` or `space`.")
         raise UsageError(
-            unknown_key(name, own | of_runs, f"A sweep has the keys {', '.join(SweepConfig.model_fields)}.")
+            describe_unknown_key(name, own | of_runs, f"A sweep has the keys {', '.join(SweepConfig.model_fields)}.")
         )
-    variants = _mapping("variants", values.get("variants", {}), "`name: {dotted.key: value, ...}` lines")
+    variants = _check_mapping("variants", values.get("variants", {}), "`name: {dotted.key: value, ...}` lines")
     parts = {name: values.get(name, {}) for name in ("overrides", "grid", "space")}
     parts |= {f"variants.{name}": part for name, part in variants.items()}
     for name, part in parts.items():
-        for key in map(str, _mapping(name, part, "`dotted.key: value` lines")):
+        for key in map(str, _check_mapping(name, part, "`dotted.key: value` lines")):
             is_base = key == "base" and name.startswith("variants.")
             if key not in of_runs and not key.startswith("data.pack.") and not is_base:
-                raise UsageError(unknown_key(key, of_runs))
+                raise UsageError(describe_unknown_key(key, of_runs))
     _check_inner("early_stopping", values.get("early_stopping"), {"grace", "reduction", "metric"})
     for key, part in values.get("space", {}).items():
         _check_inner(f"space.{key}", part, {"low", "high", "log", "int", "choices"})
@@ -341,7 +341,7 @@ def _check_keys(values: Mapping[str, Any]) -> None:
         raise UsageError("A sweep needs `base`: the config file of a run, relative to the sweep file.")
 
 
-def _mapping(name: str, part: Any, lines: str) -> Mapping[str, Any]:
+def _check_mapping(name: str, part: Any, lines: str) -> Mapping[str, Any]:
     if not isinstance(part, Mapping):
         raise UsageError(f"The section '{name}' should hold {lines}, found {part!r}.")
     return part
@@ -352,9 +352,9 @@ def _check_inner(name: str, part: Any, known: set[str]) -> None:
         raise UsageError(f"'{name}' should hold {', '.join(sorted(known))}, found {part!r}.")
     for key in part or ():
         if key not in known:
-            raise UsageError(unknown_key(f"{name}.{key}", {f"{name}.{other}" for other in known}))
+            raise UsageError(describe_unknown_key(f"{name}.{key}", {f"{name}.{other}" for other in known}))
 
 
-def _needs(holds: bool, sentence: str) -> None:
+def _ensure(holds: bool, sentence: str) -> None:
     if not holds:
         raise ValueError(sentence)
