@@ -141,7 +141,8 @@ class AffinityStats:
             logger.warning(
                 "%d pairs of tasks were never labelled together; their affinity is taken as 0.5.", num_unseen
             )
-        agree, pairs, signs = self.pair_sums().cpu().numpy().reshape(3, self.num_tasks, self.num_tasks)
+        sums = self.pair_sums().view_as(self.gap)
+        agree, pairs, signs = sums.cpu().numpy()
         seen = np.maximum(pairs, np.finfo(np.float64).tiny)
         correlation = agree / seen  # E[s_i s_j] = P(alike) - P(unlike)
         if kind == "phi":

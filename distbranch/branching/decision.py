@@ -77,11 +77,12 @@ class Candidates:
     def __init__(self, branch_affinity: Matrix, *, seed: int = 0) -> None:
         self.affinity = np.asarray(branch_affinity, dtype=np.float64)
         shape = self.affinity.shape
-        if len(shape) != 2 or shape[0] != shape[1] or not len(self.affinity):
+        if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
             raise ValueError(f"The affinity of branches must be a square matrix [c, c], found shape {list(shape)}.")
         self._tries_all = len(self.affinity) <= MOST_BRANCHES
         # The spread of a group is at least that of its members alone, so no grouping costs less.
-        self._least_separation = float(1 - np.diag(self.affinity).max())
+        spreads_alone = 1 - np.diag(self.affinity)
+        self._least_separation = float(spreads_alone.min())
         self._found: list[tuple[Groups, float]] = []
         self._others = self._search_groupings(seed)
 
@@ -103,19 +104,22 @@ class Candidates:
             d = len(groups)
             if d > limit:
                 break
+
             # From here on complexity alone costs more than the best so far, whatever the grouping.
-            least = (d - 1) * price + alpha * self._least_separation
-            if not self._tries_all and costs and least > min(costs.values()) + ROUNDING:
+            complexity = (d - 1) * price
+            bound = complexity + alpha * self._least_separation
+            if not self._tries_all and costs and bound > min(costs.values()) + ROUNDING:
                 break
 
             # Eq. 9
-            costs[d] = (d - 1) * price + alpha * cost
+            costs[d] = complexity + alpha * cost
             separation[d] = cost
             found[d] = groups
 
         # On ties the fewest groups: a branch that gains nothing is not worth its weights.
         best = min(costs.values()) + ROUNDING
-        chosen = found[min(d for d in costs if costs[d] <= best)]
+        tied = [d for d, cost in costs.items() if cost <= best]
+        chosen = found[min(tied)]
         if self._tries_all:
             return Decision(chosen, costs, separation)
 

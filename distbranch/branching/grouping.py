@@ -38,7 +38,8 @@ def separation_cost(branch_affinity: Matrix, groups: Sequence[Sequence[int]]) ->
         label[list(group)] = number
     together = label[:, None] == label
     lowest = np.where(together, branch_affinity, np.inf).min(axis=1)  # the least affinity within the own group
-    spreads = 1 - np.bincount(label, lowest) / np.bincount(label)  # Eq. 10
+    closeness = np.bincount(label, lowest) / np.bincount(label)
+    spreads = 1 - closeness  # Eq. 10
     return float(spreads.mean())  # Eq. 11
 
 
@@ -121,8 +122,11 @@ def run_k_means(points: Matrix, num_groups: int, *, seeds: Iterable[int]) -> Ite
             has_members = members.any(axis=1)
             changed = changed[has_members]
             members = members[has_members]
-            centres = members @ points / members.sum(axis=1, keepdims=True)
-            to_centres[:, changed] = lengths[:, None] + (centres**2).sum(axis=1) - 2 * (points @ centres.T)
+            sizes = members.sum(axis=1, keepdims=True)
+            centres = members @ points / sizes
+            squares = (centres**2).sum(axis=1)
+            products = points @ centres.T
+            to_centres[:, changed] = lengths[:, None] + squares - 2 * products
 
             # Every point goes to its nearest centre.
             nearest = to_centres.argmin(axis=1)

@@ -136,7 +136,8 @@ class Moves:
 
     def closeness_after(self) -> Matrix:
         """`closeness` after the move of every branch to every other group [c, d]."""
-        left = self.closeness - self.sums[self.labels] + self.sums_without  # [c]: without the branch
+        own = self.sums[self.labels]
+        left = self.closeness - own + self.sums_without  # [c]: without the branch
         joined = self.sums_with - self.sums[:, None]  # [d, c]: what joining adds
         after: Matrix = left[:, None] + joined.T
         return after
@@ -148,8 +149,9 @@ class Moves:
         own_sizes = sizes[self.labels]  # [c]: of every branch's own group
 
         # All groups without the branch [c]; of its own group the rest is left.
+        own_spreads = spreads[self.labels]
         rest = 1 - self.sums_without / np.maximum(own_sizes - 1, 1)
-        others = spreads.sum() - spreads[self.labels] + rest
+        others = spreads.sum() - own_spreads + rest
 
         # What joining adds to a group's spread [d, c].
         spreads_with = 1 - self.sums_with / (sizes + 1)[:, None]
@@ -163,8 +165,8 @@ class Moves:
     def move(self, branch: int, group: int) -> None:
         """Move a branch to another group."""
         old = int(self.labels[branch])
-        stays = self.members[old] != branch
-        self.members[old] = self.members[old][stays]
+        left = self.members[old]
+        self.members[old] = left[left != branch]
         self.members[group] = np.append(self.members[group], branch)
         self._compute_group(group)
         self._compute_group(old)
@@ -191,12 +193,13 @@ class Moves:
         nearest = inside.argmin(axis=1)
         second = np.partition(inside, 1, axis=1)[:, 1]
         gained = second - least
-        gained[nearest == np.arange(len(members))] = 0.0  # their own, which is gone with them
+        is_own = nearest == np.arange(len(members))
+        gained[is_own] = 0.0  # which is gone with them
         regained = np.bincount(nearest, gained, minlength=len(members))
         self.sums_without[members] = least.sum() - least + regained
 
     def _count_members(self) -> Labels:
-        return np.array([len(members) for members in self.members], dtype=np.intp)
+        return np.bincount(self.labels)
 
     def _compute_spreads(self) -> Vector:
         """Eq. 10 of every group [d]."""

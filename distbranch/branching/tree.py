@@ -63,7 +63,7 @@ class Tree:
     def _branches(self) -> dict[int, Groups]:
         """Those of the heads (layer L + 1) and of every layer that was split."""
         above = _stand_alone(self.num_tasks)
-        layer = self.num_layers + 1
+        layer = self.num_layers + 1  # the heads
         found = {layer: above}
         for split in self.splits:
             layer -= 1
