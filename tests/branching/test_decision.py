@@ -130,15 +130,20 @@ def test_of_few_branches_the_decision_is_the_best_of_all_partitions(a: np.ndarra
         assert (found.search, found.num_moves) == (ALL_PARTITIONS, 0)
 
 
-@small_matrix
-def test_of_few_branches_a_permutation_gives_groupings_of_the_same_cost(a: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    ("a", "alphas"),
+    [
+        *[(uniform(count, count), ALPHAS) for count in (2, 5, 7)],
+        (planted([4, 4, 4], 0.9, 0.4)[0], (0.02, 0.3)),
+        (planted([8, 8, 8, 2], 0.9, 0.4)[0], (0.02, 0.3)),
+    ],
+)
+def test_permuting_the_branches_permutes_the_groups(a: np.ndarray, alphas: tuple[float, ...]) -> None:
     order = np.random.default_rng(3).permutation(len(a))
-    permuted = decisions(a[np.ix_(order, order)])
-    for (found, *_), (other, *_) in zip(decisions(a), permuted, strict=True):
-        assert other.costs == pytest.approx(found.costs, abs=1e-12)
-        assert other.num_groups == found.num_groups
-        back = canonical([[int(order[branch]) for branch in group] for group in other.groups])
-        assert separation_cost(a, back) == pytest.approx(separation_cost(a, found.groups), abs=1e-12)
+    for alpha in alphas:
+        found = choose_groups(a, alpha=alpha, pools_above=0)
+        permuted = choose_groups(a[np.ix_(order, order)], alpha=alpha, pools_above=0)
+        assert canonical([[int(order[branch]) for branch in group] for group in permuted.groups]) == found.groups
 
 
 def test_eight_branches_have_all_their_partitions_and_nine_are_clustered() -> None:
