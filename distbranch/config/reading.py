@@ -104,6 +104,7 @@ def read_run_values(file: Path) -> dict[str, Any]:
             if isinstance(part, dict) and isinstance(inherited, dict):
                 part = {**inherited, **part}
             values[key] = part
+    # What is no mapping stays as it is: the check of all keys tells it.
     run = values.get("run") or {}
     if isinstance(run, dict) and not run.get("name"):
         values["run"] = {**run, "name": file.stem}
@@ -232,7 +233,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The config file {path} cannot be read ({reason_of(error)}).") from None
     except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
+        where = " ".join(str(error).split())  # one line, for PyYAML draws an arrow under the place
         raise UsageError(f"The config file {path} is not valid YAML: {where}.") from None
     if values is None:
         return {}

@@ -216,6 +216,7 @@ class OptimConfig(Section):
     """The optimiser and its learning rate."""
 
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="SGD with momentum (the paper), Adam or AdamW.")
+    # Rate, momentum, decay and steps are the paper's.
     lr: float = Field(0.001, gt=0, description="Learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of SGD; of Adam and AdamW the first beta.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay, on all but norms and biases.")
@@ -297,6 +298,7 @@ class LaunchConfig(Section):
 class Config(Section):
     """The whole configuration of one run."""
 
+    # 63 bits: torch and JSON readers hold it as a signed integer.
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Seed of everything: weights, order of samples, clustering.")
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
@@ -314,6 +316,7 @@ class Config(Section):
                 f"train.batch_size should give every rank an image per pass; {self.train.batch_size} images "
                 f"over launch.workers={self.launch.most_workers} and train.accumulate={self.train.accumulate} do not"
             )
+        # The paper gives numbers of basis filters for VGG-16 alone.
         if self.method.name == "low-rank" and self.model.backbone != "vgg16":
             raise ValueError(
                 f"method.name=low-rank has the basis filters of the paper for model.backbone=vgg16, found {self.model.backbone}"
@@ -323,6 +326,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _has_a_backbone_for_the_method(self) -> Self:
         name, backbone = self.method.name, self.model.backbone
+        # Each method needs its own kind of layer: a skipped layer without a shortcut would pass nothing on.
         if name == "adashare" and not self.model.is_residual:
             raise ValueError(
                 f"method.name=adashare skips residual blocks: use model.backbone=resnet18 or resnet34, found {backbone}"

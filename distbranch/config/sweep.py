@@ -103,6 +103,7 @@ class SweepConfig(Section):
         {}, description="With random and optuna: dotted key: {low, high, log, int} or {choices}."
     )
     num_trials: int | None = Field(None, ge=1, description="With random and optuna: settings (times seeds) in all.")
+    # 32 bits, as NumPy's old generator, which samplers are seeded with, takes them.
     search_seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the random choices.")
     concurrency: int | None = Field(None, ge=1, description="Trials at the same time; as many as fit if empty.")
     workers_per_trial: int = Field(1, ge=1, description="Ranks of each trial; 1: in the trial's own process.")
@@ -111,6 +112,7 @@ class SweepConfig(Section):
         0, ge=0, description="GPUs of each trial, at most one per worker; 0.25: four trials share one."
     )
     early_stopping: EarlyStopping | None = Field(None, description="Ends poor trials early: grace, reduction, metric.")
+    # Two, for a trial that takes its node down with it would be started for ever.
     max_failures: int = Field(
         2, ge=0, description="Restarts of a trial whose process was lost; an error of its own ends it."
     )
@@ -165,6 +167,7 @@ class SweepConfig(Section):
                 re.fullmatch(NAME, name) is not None,
                 f"the name of a variant should be made of letters, digits, '.', '_' and '-', found '{name}'",
             )
+            # A variant that fixed a key of the grid would be trained once per value, all alike.
             both = [key for key in variant if key in self.grid or (key == "seed" and self.seeds)]
             _ensure(not both, f"{', '.join(both)} is varied and also fixed by the variant {name}; say it once")
         _ensure(
@@ -193,6 +196,7 @@ class SweepConfig(Section):
     @property
     def varied(self) -> tuple[str, ...]:
         """The dotted keys in which trials of one variant differ, the seed last."""
+        # The seed is always told: without `seeds` it is that of the base.
         keys = [key for key in (*self.grid, *self.space) if key != "seed"]
         return (*keys, "seed")
 
