@@ -6,6 +6,7 @@ Every metric is in 0..1, and None where the labels do not define it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ Metrics = dict[str, float | None]
 Floats = NDArray[np.float64]
 Counts = Mapping[str, int]
 CHOICES = ("top3", "top5")  # the metrics of an exclusive set that none of its tasks has
-TOP_K = 10
+TOP_K = 10  # of the paper's recall
 TOP_RECALL = f"top{TOP_K}_recall"
 
 
@@ -69,23 +70,32 @@ def is_defined(metric: str, tasks: Sequence[Task], counts: Mapping[str, Counts])
         tasks: of the data.
         counts: how often every label of each task occurs in the split: {"Shoes": {"1": 5000, "0": 15000, "unlabelled": 7}}.
     """
-    num_values = {task.name: _count_values(counts.get(task.name, {})) for task in tasks}
-    labelled = [task for task in tasks if num_values[task.name]]
+    num_values = {}
+    labelled = []
+    for task in tasks:
+        num_values[task.name] = _count_values(counts.get(task.name, {}))
+        if num_values[task.name]:
+            labelled.append(task)
+
     if metric in CHOICES:
         sets = [task.exclusive for task in labelled if task.exclusive]
-        return any(task.kind == "categorical" for task in labelled) or len(sets) > len(set(sets))
+        has_choice = len(sets) > len(set(sets))  # two tasks of one set
+        return has_choice or any(task.kind == "categorical" for task in labelled)
+
     if metric == TOP_RECALL:
-        competing = [task.name for task in labelled if task.kind == "binary"]
-        has_positive = any(counts[name].get("1") or counts[name].get("soft") for name in competing)
+        competing = [counts[task.name] for task in labelled if task.kind == "binary"]
+        has_positive = any(found.get("1") or found.get("soft") for found in competing)
         return len(competing) > TOP_K and has_positive
+
+    # The others tell two classes apart.
     least = 1 if metric == "accuracy" else 2
-    return any(num_values[task.name] >= least for task in labelled)
+    return max(num_values.values(), default=0) >= least
 
 
 def _count_values(counts: Counts) -> int:
     """How many different labels occur; soft ones lie on either side of 0.5."""
-    found = {name for name, count in counts.items() if count and name != "unlabelled"}
-    return len(found) + ("soft" in found)
+    found = [name for name, count in counts.items() if count and name != "unlabelled"]
+    return len(found) + found.count("soft")
 
 
 # ---- one task: its labelled samples, logits [N, K] and labels [N]
@@ -94,25 +104,33 @@ def _count_values(counts: Counts) -> int:
 def _score_binary(logits: Floats, labels: Floats) -> Metrics:
     from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
+    scores = logits[:, 0]
     truth = labels >= 0.5
-    predicted = logits[:, 0] >= 0
-    positive = int(truth.sum())
+    predicted = scores >= 0
+    num_positive = int(truth.sum())
     row: Metrics = dict.fromkeys(("accuracy", "balanced_accuracy", "average_precision"))
     if truth.size:
         row["accuracy"] = float(np.mean(truth == predicted))
-    if 0 < positive < truth.size:  # of one class alone there is nothing to tell apart, nor to rank
+    if 0 < num_positive < truth.size:  # of one class alone there is nothing to tell apart, nor to rank
         row["balanced_accuracy"] = float(balanced_accuracy_score(truth, predicted))
-        row["average_precision"] = float(average_precision_score(truth, logits[:, 0]))
-    return row | {"num_labelled": truth.size, "num_positive": positive}
+        row["average_precision"] = float(average_precision_score(truth, scores))
+    row["num_labelled"] = truth.size
+    row["num_positive"] = num_positive
+    return row
 
 
 def _score_categorical(logits: Floats, labels: Floats) -> Metrics:
     from sklearn.metrics import average_precision_score
 
     truth = labels.astype(np.int64)
-    powers: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))  # without the maximum, exp would overflow
+    highest = logits.max(axis=1, keepdims=True)
+    powers: Floats = np.exp(logits - highest)  # without the maximum, exp would overflow
     shares = powers / powers.sum(axis=1, keepdims=True)
-    precisions = [average_precision_score(truth == index, shares[:, index]) for index in np.unique(truth)]
+    # One class against the others; a class that never occurs has no precision.
+    precisions = []
+    for index in np.unique(truth):
+        precision = average_precision_score(truth == index, shares[:, index])
+        precisions.append(precision)
     row: Metrics = dict.fromkeys(("accuracy", "balanced_accuracy", "average_precision"))
     row |= _score_choice(logits, truth)
     if len(precisions) > 1:
@@ -131,8 +149,9 @@ def _score_choice(scores: Floats, truth: NDArray[np.int64]) -> Metrics:
         return row
     order = np.argsort(-scores, axis=1, kind="stable")
     rank = np.argmax(order == truth[:, None], axis=1)
-    recalls = [float(np.mean(rank[truth == index] == 0)) for index in np.unique(truth)]
-    row["accuracy"] = float(np.mean(rank == 0))
+    is_first = rank == 0
+    recalls = [is_first[truth == index].mean() for index in np.unique(truth)]
+    row["accuracy"] = float(is_first.mean())
     if len(recalls) > 1:
         row["balanced_accuracy"] = float(np.mean(recalls))
     row["top3"] = float(np.mean(rank < 3))
@@ -140,7 +159,10 @@ def _score_choice(scores: Floats, truth: NDArray[np.int64]) -> Metrics:
     return row
 
 
-SCORES: dict[str, Callable[[Floats, Floats], Metrics]] = {"binary": _score_binary, "categorical": _score_categorical}
+SCORES: dict[str, Callable[[Floats, Floats], Metrics]] = {
+    "binary": _score_binary,
+    "categorical": _score_categorical,
+}
 
 
 # ---- several tasks
@@ -148,9 +170,10 @@ SCORES: dict[str, Callable[[Floats, Floats], Metrics]] = {"binary": _score_binar
 
 def _find_competitors(task_set: TaskSet, labels: Floats, among: Sequence[int]) -> tuple[list[int], list[int]]:
     """Those of the binary tasks `among` that have a label, and their columns of the outputs."""
-    unlabelled = np.flatnonzero(np.isnan(labels).all(axis=0)).tolist()
-    numbers = [number for number in among if number not in unlabelled]
-    return numbers, [task_set.columns[task_set.names[number]].start for number in numbers]
+    num_labels = (~np.isnan(labels)).sum(axis=0)
+    numbers = [number for number in among if num_labels[number]]
+    names = [task_set.names[number] for number in numbers]
+    return numbers, [task_set.columns[name].start for name in names]
 
 
 def _compute_top_recalls(task_set: TaskSet, outputs: Floats, labels: Floats, top_k: int) -> Metrics:
@@ -159,11 +182,12 @@ def _compute_top_recalls(task_set: TaskSet, outputs: Floats, labels: Floats, top
     competing, columns = _find_competitors(task_set, labels, binary)
     if len(competing) <= top_k:
         return recalls
-    order = np.argsort(-outputs[:, columns], axis=1, kind="stable")[:, :top_k]
+    order = np.argsort(-outputs[:, columns], axis=1, kind="stable")
+    highest = order[:, :top_k]
     for column, number in enumerate(competing):
         positive = labels[:, number] >= 0.5  # NaN compares as False
         if positive.any():
-            among_highest = (order[positive] == column).any(axis=1)
+            among_highest = (highest[positive] == column).any(axis=1)
             recalls[task_set.names[number]] = float(among_highest.mean())
     return recalls
 
@@ -178,11 +202,14 @@ def _score_exclusive_sets(task_set: TaskSet, outputs: Floats, labels: Floats) ->
     for name, members in sets.items():
         competing, columns = _find_competitors(task_set, labels, members)
         truth = labels[:, competing]
-        known = (~np.isnan(truth)).all(axis=1) & (truth >= 0.5).any(axis=1)
+        is_labelled = ~np.isnan(truth).any(axis=1)
+        is_positive = (truth >= 0.5).any(axis=1)
+        known = is_labelled & is_positive
         choices = np.zeros(0, np.int64)  # argmax of no samples, or over no tasks, is an error
         if known.any():
             choices = truth[known].argmax(axis=1)
-        found[name] = _score_choice(outputs[known][:, columns], choices)
+        scores = outputs[known][:, columns]
+        found[name] = _score_choice(scores, choices)
     return found
 
 
@@ -190,22 +217,25 @@ def _score_exclusive_sets(task_set: TaskSet, outputs: Floats, labels: Floats) ->
 
 
 def _add_means(rows: dict[str, Metrics], sets: dict[str, Metrics]) -> dict[str, Any]:
+    # Of a set only what its tasks do not have: its accuracy is told by theirs.
     of_sets = [{name: row[name] for name in CHOICES} for row in sets.values()]
-    metrics: dict[str, Any] = {"tasks": rows, "mean": _average([*rows.values(), *of_sets])}
+    mean = _average([*rows.values(), *of_sets])
+    metrics: dict[str, Any] = {"tasks": rows, "mean": mean}
     if sets:
         metrics["exclusive"] = sets
     return metrics
 
 
-def _average(rows: Sequence[Mapping[str, float | None]]) -> Metrics:
+def _average(rows: Sequence[Metrics]) -> Metrics:
     """The mean of every metric over the rows for which it is defined."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if not name.startswith("num_"):
-                known = values.setdefault(name, [])
-                known += [] if value is None else [value]
-    return {name: float(np.mean(known)) if known else None for name, known in values.items()}
+    means: Metrics = {}
+    for name in chain.from_iterable(rows):
+        if name.startswith("num_") or name in means:
+            continue
+        values = [row.get(name) for row in rows]
+        known = [value for value in values if value is not None]
+        means[name] = float(np.mean(known)) if known else None
+    return means
 
 
 def _merge_rows(parts: Sequence[Mapping[str, Any]], key: str) -> dict[str, Metrics]:
@@ -222,12 +252,13 @@ def _merge_row(rows: Sequence[Metrics]) -> Metrics:
         return (labelled or rows)[0]
     merged: Metrics = {}
     for name in labelled[0]:
-        known = [(row[name], row["num_labelled"]) for row in labelled if row.get(name) is not None]
-        values, weights = np.array(known, dtype=np.float64).reshape(-1, 2).T
+        known = [row for row in labelled if row.get(name) is not None]
+        values = np.array([row[name] for row in known], dtype=np.float64)
+        weights = np.array([row["num_labelled"] for row in known], dtype=np.float64)
         if name.startswith("num_"):
             merged[name] = int(values.sum())
-            continue
-        merged[name] = None
-        if known:
+        elif known:
             merged[name] = float(np.average(values, weights=weights))
+        else:
+            merged[name] = None
     return merged

@@ -6,11 +6,11 @@ class index for a categorical one. A further kind of task is one more entry of `
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -35,7 +35,8 @@ class Task:
         if self.kind not in KINDS:
             raise UserError(f"The kind of task {self.name!r} must be one of {', '.join(KINDS)}, found {self.kind!r}.")
         found = list(self.classes)
-        if self.kind == "categorical" and (len(found) < 2 or len(set(found)) < len(found)):
+        are_different = len(set(found)) == len(found)
+        if self.kind == "categorical" and not (len(found) >= 2 and are_different):
             raise UserError(f"The categorical task {self.name!r} needs at least two different classes, found {found}.")
         if self.kind == "binary" and found:
             raise UserError(f"The binary task {self.name!r} has no classes, found {found}. Use kind: categorical.")
@@ -90,11 +91,17 @@ def _binary_margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _categorical_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return -logits.log_softmax(dim=2).gather(2, labels.long().unsqueeze(2)).squeeze(2)
+    return -_pick_true_class(logits.log_softmax(dim=2), labels)
 
 
 def _categorical_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    return 1 - logits.softmax(dim=2).gather(2, labels.long().unsqueeze(2)).squeeze(2)
+    return 1 - _pick_true_class(logits.softmax(dim=2), labels)
+
+
+def _pick_true_class(values: Tensor, labels: Tensor) -> Tensor:
+    """Of values [B, n, K] those of the true classes [B, n]."""
+    index = labels.long().unsqueeze(2)
+    return values.gather(2, index).squeeze(2)
 
 
 KINDS = {
@@ -121,8 +128,8 @@ class TaskSet:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tuple(tasks)
         self.names = tuple(task.name for task in self.tasks)
-        if len(set(self.names)) < len(self.names) or not self.names:
-            doubled = sorted({name for name in self.names if self.names.count(name) > 1})
+        doubled = sorted(name for name, count in Counter(self.names).items() if count > 1)
+        if doubled or not self.names:
             raise UserError(
                 f"A network needs at least one task and every task its own name, found {len(self.names)} tasks, "
                 f"more than once: {doubled}."
@@ -135,7 +142,9 @@ class TaskSet:
             self.num_outputs += task.num_outputs
             self.columns[task.name] = slice(start, self.num_outputs)
         self._batched = self._batch_by_kind()
-        self._inverse = torch.argsort(torch.cat([batched.tasks for batched in self._batched]))
+        # The kinds are computed one after the other; this brings them back into the order of the tasks.
+        order = torch.cat([batched.tasks for batched in self._batched])
+        self._inverse = torch.argsort(order)
         self._on_devices: dict[torch.device, tuple[list[_Batched], Tensor]] = {}
 
     def _batch_by_kind(self) -> list[_Batched]:
@@ -144,9 +153,10 @@ class TaskSet:
             members.setdefault((task.kind, task.num_outputs), []).append(number)
         batches = []
         for (kind, _), numbers in members.items():
-            outputs = np.arange(self.num_outputs)
-            columns = np.stack([outputs[self.columns[self.names[number]]] for number in numbers])
-            batches.append(_Batched(KINDS[kind], torch.tensor(numbers), torch.from_numpy(columns)))
+            outputs = torch.arange(self.num_outputs)
+            slices = [self.columns[self.names[number]] for number in numbers]
+            columns = torch.stack([outputs[columns] for columns in slices])
+            batches.append(_Batched(KINDS[kind], torch.tensor(numbers), columns))
         return batches
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -163,7 +173,9 @@ class TaskSet:
         logits = {}
         for task in self.tasks:
             columns = outputs[:, self.columns[task.name]]
-            logits[task.name] = columns.squeeze(1) if task.kind == "binary" else columns
+            if task.kind == "binary":
+                columns = columns.squeeze(1)
+            logits[task.name] = columns
         return logits
 
     def _compute_masked(self, name: Literal["loss", "margin"], outputs: Tensor, labels: Tensor) -> Tensor:
@@ -172,14 +184,17 @@ class TaskSet:
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         filled = labels.masked_fill(unlabelled, 0.0).to(outputs.dtype)
         if len(self._batched) == 1:  # all tasks are alike: no gathering
-            by_task = outputs.view(len(outputs), self.num_tasks, self.num_outputs // self.num_tasks)
-            values = getattr(self._batched[0].kind, name)(by_task, filled)
+            per_task = self.num_outputs // self.num_tasks
+            compute = getattr(self._batched[0].kind, name)
+            values = compute(outputs.view(len(outputs), self.num_tasks, per_task), filled)
         else:
             batches, inverse = self._copy_to(outputs.device)
             parts = []
             for batched in batches:
                 compute = getattr(batched.kind, name)
-                parts.append(compute(outputs[:, batched.columns], filled[:, batched.tasks]))
+                own_outputs = outputs[:, batched.columns]
+                own_labels = filled[:, batched.tasks]
+                parts.append(compute(own_outputs, own_labels))
             values = torch.cat(parts, dim=1)[:, inverse]
         masked: Tensor = values.masked_fill(unlabelled, 0.0)
         return masked
@@ -188,10 +203,11 @@ class TaskSet:
         """The numbers of tasks and columns on a device."""
         if device not in self._on_devices:  # copied once, for every copy makes the host wait for a GPU
             with torch.inference_mode(False):  # whoever comes first, others may need them in a backward pass
-                batches = [
-                    _Batched(batched.kind, batched.tasks.to(device), batched.columns.to(device))
-                    for batched in self._batched
-                ]
+                batches = []
+                for batched in self._batched:
+                    tasks = batched.tasks.to(device)
+                    columns = batched.columns.to(device)
+                    batches.append(_Batched(batched.kind, tasks, columns))
                 self._on_devices[device] = batches, self._inverse.to(device)
         return self._on_devices[device]
 

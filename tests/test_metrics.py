@@ -5,12 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from distbranch.config.sweep import METRICS
 from distbranch.data.shards import label_name
-from distbranch.metrics import is_defined, task_metrics
+from distbranch.metrics import CHOICES, TOP_RECALL, is_defined, task_metrics
+from distbranch.report import console
 from distbranch.tasks import Task
 
 NAN = float("nan")
-METRICS = ("accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5")
 
 
 def counted(tasks: list[Task], labels: np.ndarray) -> dict[str, dict[str, int]]:
@@ -22,6 +23,14 @@ def counted(tasks: list[Task], labels: np.ndarray) -> dict[str, dict[str, int]]:
         ]
         found[task.name] = dict(Counter(names))
     return found
+
+
+def test_the_metrics_that_are_computed_compared_and_shown_are_the_same_in_the_same_order() -> None:
+    tasks = [Task("hat"), Task("colour", "categorical", ("red", "green", "blue"))]
+    mean = task_metrics(tasks, np.zeros((2, 4)), np.zeros((2, 2)))["mean"]
+    assert set(mean) == set(METRICS)
+    assert METRICS[3:] == (TOP_RECALL, *CHOICES)
+    assert tuple(console.METRICS) == METRICS
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -20,14 +20,20 @@ EXECUTE, SKIP = 0, 1
 Preset = Literal["paper", "experiments"]
 Phase = Literal["warm-up", "weights", "policy"]
 
+# Of the published experiments: warm samples are nearly even, so that early cycles try both choices of every block.
 FIRST_TEMPERATURE = 5.0
-COOLING = 0.965  # per completed cycle
+COOLING = 0.965  # per completed cycle: 0.14 after a hundred, when a sample is all but a decision
+
+# (lambda_sparsity, lambda_sharing) of the published experiments, by the number of tasks.
+LOSS_WEIGHTS = {2: (0.05, 0.05), 3: (0.001, 0.05), 5: (0.001, 0.005)}
 
 
 def sample_gumbel_noise(num_tasks: int, num_blocks: int, *, seed: int, step: int) -> Tensor:
     """Standard Gumbel noise [T, L, 2] of one forward pass; the same on every rank."""
+    # The 2 keeps these draws apart from those of policies.
     uniform = _draw_uniform((num_tasks, num_blocks, 2), seed, step, 2)
-    return torch.from_numpy(-np.log(-np.log(uniform))).float()
+    noise = -np.log(-np.log(uniform))
+    return torch.from_numpy(noise).float()
 
 
 def sample_soft_decisions(logits: Tensor, noise: Tensor, *, temperature: float, num_released: int) -> Tensor:
@@ -39,57 +45,65 @@ def sample_soft_decisions(logits: Tensor, noise: Tensor, *, temperature: float, 
         temperature: above 0; near 0 the sample is nearly one or the other.
         num_released: 0..L.
     """
-    released = logits.shape[1] - num_released
-    return functional.softmax((logits[:, released:] + noise[:, released:]) / temperature, dim=2)
+    first = logits.shape[1] - num_released
+    perturbed = logits[:, first:] + noise[:, first:]
+    return functional.softmax(perturbed / temperature, dim=2)
 
 
 def compute_execute_probabilities(logits: Tensor) -> Tensor:
     """[T, L]: how probable it is that a task executes a block."""
-    return functional.softmax(logits.detach().double(), dim=2)[:, :, EXECUTE]
+    # In float64, for they are compared with draws of 53 bits.
+    shares = functional.softmax(logits.detach().double(), dim=2)
+    return shares[:, :, EXECUTE]
 
 
 def sample_policy(probabilities: NDArray[np.float64], *, number: int) -> NDArray[np.bool_]:
     """Policy `number` of a search [T, L], True = execute: one Bernoulli draw per task and block from its probability."""
-    executes: NDArray[np.bool_] = _draw_uniform(probabilities.shape, number, 3) < probabilities
+    draws = _draw_uniform(probabilities.shape, number, 3)
+    executes: NDArray[np.bool_] = draws < probabilities
     return executes
 
 
-def sparsity_loss(logits: Tensor, *, num_released: int) -> Tensor:
+def compute_sparsity_loss(logits: Tensor, *, num_released: int) -> Tensor:
     """Sum over tasks of the mean of -log p(skip) over the released blocks; 0 if none is released."""
     if num_released == 0:
-        return logits.sum() * 0.0
-    return -functional.log_softmax(logits, dim=2)[:, -num_released:, SKIP].mean(dim=1).sum()
+        return logits.sum() * 0.0  # not a constant, for a gradient of 0 is asked of it
+    log_shares = functional.log_softmax(logits, dim=2)
+    released = log_shares[:, -num_released:, SKIP]
+    return -released.mean(dim=1).sum()
 
 
-def sharing_loss(logits: Tensor, *, preset: Preset) -> Tensor:
+def compute_sharing_loss(logits: Tensor, *, preset: Preset) -> Tensor:
     """Sum over pairs of tasks and over blocks l = 0..L-1 of w_l times the distance of the two scores for executing.
 
     `paper`: scores are probabilities, w_l = (L - l) / L, so that tasks part high up; `experiments`, as the published programs
     have it: raw logits and w_l = (l + 1) / L.
     """
     num_tasks, num_blocks, _ = logits.shape
-    ascending = torch.arange(1, num_blocks + 1, device=logits.device, dtype=logits.dtype) / num_blocks
+    weights = torch.arange(1, num_blocks + 1, device=logits.device, dtype=logits.dtype) / num_blocks
+    scores = logits
+    # The text and the programs of the paper differ, so there are both.
     if preset == "paper":
-        scores = functional.softmax(logits, dim=2)[:, :, EXECUTE]
-        weights = ascending.flip(0)
-    else:
-        scores = logits[:, :, EXECUTE]
-        weights = ascending
+        weights = weights.flip(0)
+        scores = functional.softmax(logits, dim=2)
+    executes = scores[:, :, EXECUTE]
     one, other = torch.triu_indices(num_tasks, num_tasks, offset=1, device=logits.device)
-    return ((scores[one] - scores[other]).abs() * weights).sum()
+    distances = (executes[one] - executes[other]).abs()
+    return (distances * weights).sum()
 
 
 def get_default_loss_weights(num_tasks: int) -> tuple[float, float]:
     """(lambda_sparsity, lambda_sharing) of the published experiments for 2, 3 and 5 tasks; more tasks take those of 5."""
-    if num_tasks <= 2:
-        return 0.05, 0.05
-    return (0.001, 0.05) if num_tasks == 3 else (0.001, 0.005)
+    return LOSS_WEIGHTS.get(max(2, num_tasks), LOSS_WEIGHTS[5])
 
 
 def _draw_uniform(shape: tuple[int, ...], *seed: int) -> NDArray[np.float64]:
     """Uniform in the open interval (0, 1), from raw Philox numbers, which no release of numpy changes."""
-    raw = np.random.Philox(np.random.SeedSequence(seed)).random_raw(int(np.prod(shape)))
-    uniform: NDArray[np.float64] = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
+    generator = np.random.Philox(np.random.SeedSequence(seed))
+    raw = generator.random_raw(int(np.prod(shape)))
+    # The upper 53 bits are all that a float64 holds; + 0.5 keeps 0 out, whose logarithm is infinite.
+    upper = raw >> np.uint64(11)
+    uniform: NDArray[np.float64] = (upper.astype(np.float64) + 0.5) / 2**53
     return uniform.reshape(shape)
 
 
@@ -118,20 +132,26 @@ class Curriculum:
         """What step `step` (counted from 0) trains."""
         if step < self.warmup:
             return "warm-up"
-        return "weights" if (step - self.warmup) % self.cycle_steps < self.weight_steps else "policy"
+        into_cycle = (step - self.warmup) % self.cycle_steps
+        return "weights" if into_cycle < self.weight_steps else "policy"
 
     def cycle(self, step: int) -> int:
         """Cycles that were completed before step `step`."""
-        return max(0, step - self.warmup) // self.cycle_steps
+        since_warmup = max(0, step - self.warmup)
+        return since_warmup // self.cycle_steps
 
     def num_released(self, step: int) -> int:
         """How many of the last blocks the policy decides at step `step`; all others execute."""
-        return 0 if step < self.warmup else min(self.num_blocks, self.cycle(step) // self.speed + 1)
+        if step < self.warmup:
+            return 0
+        # Blocks near the heads first: the curriculum of the paper.
+        return min(self.num_blocks, self.cycle(step) // self.speed + 1)
 
     @property
     def first_step_with_all(self) -> int:
         """The first step at which the policy decides every block."""
-        return self.warmup + (self.num_blocks - 1) * self.speed * self.cycle_steps
+        num_cycles = (self.num_blocks - 1) * self.speed
+        return self.warmup + num_cycles * self.cycle_steps
 
     def temperature(self, step: int) -> float:
         """Of the Gumbel softmax at step `step`."""

@@ -44,14 +44,16 @@ def list_candidates_of_runs(runs: Sequence[Path], against: Sequence[str]) -> lis
         UserError: no run there, or the runs are of different image sizes or tasks.
     """
     networks = [load_model(run)[0] for run in runs]
-    if len({(network.architecture.image_size, network.architecture.tasks) for network in networks}) > 1:
+    architectures = [network.architecture for network in networks]
+    kinds = {(architecture.image_size, architecture.tasks) for architecture in architectures}
+    if len(kinds) > 1:
         raise UserError(
             "Latencies are compared between runs of the same image size and tasks, but these differ. Measure them one by one."
         )
     names = [run.name or str(run) for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
-    baselines = list_baselines(networks[0].architecture, against)
+    if len(set(names)) < len(names):  # `a/mine b/mine`: only the whole path tells them apart
+        names = list(map(str, runs))
+    baselines = list_baselines(architectures[0], against)
     # A run may be called like a baseline, `thin-2` say.
     taken = {baseline.name for baseline in baselines}
     names = [f"run {name}" if name in taken else name for name in names]
@@ -60,8 +62,11 @@ def list_candidates_of_runs(runs: Sequence[Path], against: Sequence[str]) -> lis
 
 def list_candidates_of_trees(trees: Sequence[Architecture], against: Sequence[str]) -> list[Candidate]:
     """Trees (of the same thin network) with random weights, and the same baselines."""
-    named = [Candidate(f"tree of {num_weights(tree):,} weights", _build_random(tree)) for tree in trees]
-    return [*named, *list_baselines(trees[0], against)]
+    candidates = []
+    for tree in trees:
+        name = f"tree of {num_weights(tree):,} weights"
+        candidates.append(Candidate(name, _build_random(tree)))
+    return candidates + list_baselines(trees[0], against)
 
 
 def list_baselines(architecture: AnyArchitecture, against: Sequence[str]) -> list[Candidate]:
@@ -70,6 +75,7 @@ def list_baselines(architecture: AnyArchitecture, against: Sequence[str]) -> lis
     alone = _share_everything(architecture, architecture.tasks[:1])
     num_tasks = len(thin.tasks)
     name = f"thin-{thin.width or thin.width_fraction or thin.backbone}"
+    # Random weights, for an answer takes as long with any.
     baselines = [
         Candidate(name, _build_random(thin), is_reference=True),
         Candidate(f"independent ({num_tasks} x {name})", _build_random(alone), num_tasks),
@@ -101,7 +107,8 @@ def numbered_tasks(count: int) -> tuple[Task, ...]:
 
 def branch_counts(tree: Tree) -> str:
     """The number of branches of every layer, from the input up: `1-1-2-4`."""
-    return "-".join(str(tree.num_branches(layer)) for layer in range(1, tree.num_layers + 1))
+    counts = [tree.num_branches(layer) for layer in range(1, tree.num_layers + 1)]
+    return "-".join(map(str, counts))
 
 
 def read_tree(file: Path) -> Tree:
@@ -112,6 +119,7 @@ def read_tree(file: Path) -> Tree:
     """
     try:
         content = json.loads(file.read_text())
+        # A run writes its tree beside the names of the tasks.
         return Tree.from_json(content.get("tree", content))
     except PermissionError as error:
         raise denied(error) from None
@@ -131,9 +139,12 @@ def describe_trees(
     """The tree of a file, or else one of at least so many weights for each of `weights`."""
     if file is not None:
         tree = read_tree(file)
-        return [Architecture(backbone, width, image_size, numbered_tasks(tree.num_tasks), tree)]
+        tasks = numbered_tasks(tree.num_tasks)
+        return [Architecture(backbone, width, image_size, tasks, tree)]
     thin = Architecture.thin(backbone, width, image_size, numbered_tasks(num_tasks))
-    return list(dict.fromkeys(grow_to_weights(thin, least) for least in weights))
+    # Two numbers of weights may ask for the same tree, which is measured once.
+    trees = dict.fromkeys(grow_to_weights(thin, least) for least in weights)
+    return list(trees)
 
 
 def grow_to_weights(thin: Architecture, least_weights: float) -> Architecture:
@@ -149,9 +160,10 @@ def grow_to_weights(thin: Architecture, least_weights: float) -> Architecture:
         while count > 1 and grown.tree.active_layer:
             tree = grown.tree
             above = np.arange(tree.num_branches(tree.active_layer + 1))
-            groups = tuple(tuple(part.tolist()) for part in np.array_split(above, count))
+            parts = np.array_split(above, count)
+            groups = tuple(tuple(part.tolist()) for part in parts)
             grown = grown.with_tree(tree.split(Split(tree.active_layer, groups)))
-            count = min((count + 1) // 2, len(groups) - 1)
+            count = (count + 1) // 2  # rounded up, or three branches would become one
         if num_weights(grown) >= least_weights:
             return grown
     raise UserError(
@@ -172,16 +184,20 @@ class NaiveNet(nn.Module):
     def __init__(self, network: TreeNet) -> None:
         super().__init__()
         architecture = network.architecture
-        self.tasks, tree = architecture.tasks, architecture.tree
+        tree = architecture.tree
+        self.tasks = architecture.tasks
         self.parents = [tree.parents(layer) for layer in range(1, tree.num_layers + 2)]
-        self.layers = nn.ModuleList(
-            nn.ModuleList(_make_naive_branch(shape, branch) for branch in cast(nn.ModuleList, branches))
-            for shape, branches in zip(architecture.shapes, network.layers.values(), strict=True)
-        )
+        self.layers = nn.ModuleList()
+        for shape, branches in zip(architecture.shapes, network.layers.values(), strict=True):
+            copies = [_make_naive_branch(shape, branch) for branch in cast(nn.ModuleList, branches)]
+            self.layers.append(nn.ModuleList(copies))
+        # Ours are one matrix; every task gets its rows.
+        heads = network.heads.state_dict()
+        width = architecture.shapes[-1].width
         self.heads = nn.ModuleList()
         for columns in network.tasks.columns.values():
-            head = nn.Linear(architecture.shapes[-1].width, columns.stop - columns.start)
-            head.load_state_dict({key: value[columns] for key, value in network.heads.state_dict().items()})
+            head = nn.Linear(width, columns.stop - columns.start)
+            head.load_state_dict({key: value[columns] for key, value in heads.items()})
             self.heads.append(head)
         self.register_buffer("mean", network.mean.clone())
         self.register_buffer("std", network.std.clone())
@@ -193,9 +209,10 @@ class NaiveNet(nn.Module):
         for parents, branches in zip(layers, self.layers, strict=True):
             branches = cast(nn.ModuleList, branches)
             features = [branch(features[parent]) for parent, branch in zip(parents, branches, strict=True)]
-        return {
-            task.name: head(features[parent]) for parent, task, head in zip(top, self.tasks, self.heads, strict=True)
-        }
+        answers = {}
+        for parent, task, head in zip(top, self.tasks, self.heads, strict=True):
+            answers[task.name] = head(features[parent])
+        return answers
 
 
 def _make_naive_branch(shape: LayerShape, branch: nn.Module) -> nn.Sequential:
@@ -216,5 +233,7 @@ def _make_naive_branch(shape: LayerShape, branch: nn.Module) -> nn.Sequential:
             nn.ReLU(inplace=True),
         ]
     naive = nn.Sequential(*parts)
-    naive.load_state_dict(dict(zip(naive.state_dict(), branch.state_dict().values(), strict=True)))
+    # The same tensors in the same order under other names.
+    values = branch.state_dict().values()
+    naive.load_state_dict(dict(zip(naive.state_dict(), values, strict=True)))
     return naive

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,9 +32,11 @@ from distbranch.models.cost import multiply_adds, num_weights
 from distbranch.models.fold import fold
 from distbranch.models.tree_net import TreeNet
 
-TURN_S = 0.05  # quick networks answer several times in their turn
-FEWEST_ROUNDS = 3
-ONNX, EAGER, NAIVE = "onnxruntime", "eager, unfolded", "eager, a module per branch"
+TURN_S = 0.05  # quick networks answer several times in their turn: their first call finds the caches of the network before it
+FEWEST_ROUNDS = 3  # the fewest of which a median leaves out an outlier
+ONNX = "onnxruntime"
+EAGER = "eager, unfolded"
+NAIVE = "eager, a module per branch"
 
 _ANSWER_ONCE = """
 import json, sys
@@ -89,6 +92,7 @@ def bench_latency(
         seconds: about so long per batch size, and at least three rounds.
         num_threads: of both runtimes.
     """
+    # Both are asked for first, or the second would be missed after minutes.
     require("onnx")
     require("onnxruntime")
     before = torch.get_num_threads()
@@ -114,12 +118,10 @@ def compare_latencies(rows: Sequence[Latency], candidates: Sequence[Candidate]) 
     for batch_size in dict.fromkeys(row.batch_size for row in rows):
         for name in names[:thin]:
             own = medians[name, ONNX, batch_size]
-            line = {
-                "network": name,
-                "batch": batch_size,
-                f"x {names[thin]}": own / medians[names[thin], ONNX, batch_size],
-            }
-            line |= {f"{other} costs x": medians[other, ONNX, batch_size] / own for other in names[thin + 1 :]}
+            line = {"network": name, "batch": batch_size}
+            line[f"x {names[thin]}"] = own / medians[names[thin], ONNX, batch_size]
+            for other in names[thin + 1 :]:
+                line[f"{other} costs x"] = medians[other, ONNX, batch_size] / own
             for runtime in (EAGER, NAIVE):
                 if (name, runtime, batch_size) in medians:
                     line[f"faster than {runtime} x"] = medians[name, runtime, batch_size] / own
@@ -130,10 +132,13 @@ def compare_latencies(rows: Sequence[Latency], candidates: Sequence[Candidate]) 
 def describe_machine(num_threads: int) -> dict[str, Any]:
     """Where it was measured."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"^model name\s*:(.*)", text, re.MULTILINE)
+    processor = platform.machine()
+    if model and model[1].strip():
+        processor = model[1].strip()
     versions = {name: version(name) for name in ("torch", "onnxruntime")}
-    return {"processor": model or platform.machine(), "threads": num_threads, **versions}
+    return {"processor": processor, "threads": num_threads, **versions}
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ class _Entry:
 
 def _find_reference(candidates: Sequence[Candidate]) -> int:
     """The place of the thin network; those before it are measured, those after it are its baselines."""
-    return next(number for number, one in enumerate(candidates) if one.is_reference)
+    return [one.is_reference for one in candidates].index(True)
 
 
 def _write_onnx(candidate: Candidate, file: Path) -> Path:
@@ -191,12 +196,15 @@ def _measure_rows(entries: Sequence[_Entry], batch_size: int, seconds: float, nu
     size = entries[0].candidate.network.architecture.image_size
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 3, *size), dtype=np.uint8)
     times = _time_interleaved([entry.answer for entry in entries], images, seconds)
-    thin = next(number for number, one in enumerate(entries) if one.candidate.is_reference and one.runtime == ONNX)
-    reference = float(np.median(times[thin]))
-    return [
-        _make_row(entry, batch_size, np.array(own) * entry.candidate.copies, reference, images.shape, num_threads)
-        for entry, own in zip(entries, times, strict=True)
-    ]
+    # Everything is relative to the thin network as it would serve.
+    is_thin = [entry.candidate.is_reference and entry.runtime == ONNX for entry in entries]
+    reference = float(np.median(times[is_thin.index(True)]))
+    rows = []
+    for entry, own in zip(entries, times, strict=True):
+        # Independent networks answer one after another, and are alike.
+        all_copies = np.array(own) * entry.candidate.copies
+        rows.append(_make_row(entry, batch_size, all_copies, reference, images.shape, num_threads))
+    return rows
 
 
 def _time_interleaved(answers: Sequence[Callable[[Any], Any]], images: Any, seconds: float) -> list[list[float]]:
@@ -211,9 +219,11 @@ def _time_interleaved(answers: Sequence[Callable[[Any], Any]], images: Any, seco
                 break
         calls.append(max(1, round(TURN_S / took)))
     times: list[list[float]] = [[] for _ in answers]
-    end, rounds = time.perf_counter() + seconds, 0
+    end = time.perf_counter() + seconds
+    rounds = 0
     while rounds < FEWEST_ROUNDS or time.perf_counter() < end:
         for turn in range(len(answers)):
+            # Another one first in every round: who comes after a large network finds cold caches.
             number = (turn + rounds) % len(answers)
             for _ in range(calls[number]):
                 began = time.perf_counter()
@@ -226,10 +236,12 @@ def _time_interleaved(answers: Sequence[Callable[[Any], Any]], images: Any, seco
 def _make_row(
     entry: _Entry, batch_size: int, times: Any, reference: float, shape: tuple[int, ...], num_threads: int
 ) -> Latency:
-    candidate, architecture = entry.candidate, entry.candidate.network.architecture
-    low, median, high = (float(value) for value in np.percentile(times, (10, 50, 90)))
+    candidate = entry.candidate
+    architecture = candidate.network.architecture
+    low, median, high = np.percentile(times, (10, 50, 90)).tolist()
     peak = None
     if entry.runtime == ONNX and Path("/proc/self/status").exists():
+        # A process of its own, for the memory of this one is that of all networks together.
         arguments = [str(entry.file), str(candidate.copies), json.dumps(shape), str(num_threads)]
         ended = subprocess.run(
             [sys.executable, "-c", _ANSWER_ONCE, *arguments], capture_output=True, text=True, check=True

@@ -9,13 +9,14 @@ import logging
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from distbranch.branching.grouping import Matrix
+
 logger = logging.getLogger("distbranch")
 
-# Shares of samples below this are rounding: sums of another order must not make a task that was always simple seem to vary.
+# Below this a variance is rounding: sums of another order must not make a task that was always simple seem to vary.
 SMALLEST_VARIANCE = 1e-12
 
 
@@ -29,15 +30,20 @@ class AffinityStats:
     """
 
     def __init__(self, num_tasks: int, decay: float = 0.99, device: torch.device | str = "cpu") -> None:
-        self.num_tasks, self.decay = num_tasks, decay
+        self.num_tasks = num_tasks
+        self.decay = decay
+        # float64, for a mean that differs in its last digits between two numbers of ranks would turn signs.
         self.margins = torch.zeros(2 * num_tasks, dtype=torch.float64, device=device)
         self.full = torch.zeros(num_tasks + 1, num_tasks + 1, dtype=torch.float64, device=device)
         self.gap = torch.zeros(3, num_tasks, num_tasks, dtype=torch.float64, device=device)
-        self._all_seeded = self._any_gap = False  # known to the host: a look at the device would make it wait
+        # Known to the host, for a look at the device would make it wait.
+        self._all_seeded = False
+        self._any_gap = False
         self._seeds_all = False  # whether the step of the last pairs labels every task
 
     def update(self, margins: Tensor, observed: Tensor | None = None) -> None:
         """One step of one process. margins: [B, T]; observed: bool [B, T], None if every sample has every label."""
+        # Pairs first: difficult and simple are told by the mean margins as they stood before this batch.
         self.add_pairs(margins, observed)
         self.add_margins(self.margin_sums(margins, observed))
 
@@ -46,27 +52,40 @@ class AffinityStats:
 
         A task without any margin so far takes no part: its first labelled batch only seeds its mean.
         """
-        sums, counts = self.margins[: self.num_tasks], self.margins[self.num_tasks :]
+        sums = self.margins[: self.num_tasks]
+        counts = self.margins[self.num_tasks :]
         # +-1 in float32: a product sums at most 2^24 of them, so it is exact.
         signs = torch.where(margins >= sums / counts, 1.0, -1.0)
+
+        # Decay.
         self._seeds_all = observed is None
         self.full.mul_(self.decay)
         if self._any_gap:
             self.gap.mul_(self.decay)
+
+        # Without a gap the column of ones gives the numbers of samples and the sums of signs.
         if observed is None and self._is_seeded():
             signs = functional.pad(signs, (0, 1), value=1.0)
             self.full.add_(signs.T @ signs)
             return
+
+        # With gaps every pair has its own samples, so numbers and sums are matrices too.
         labelled = (counts > 0).expand_as(margins)
-        labelled = (labelled if observed is None else labelled & observed).float()
-        signs.mul_(labelled)
-        self.gap.add_(torch.stack([signs.T @ signs, labelled.T @ labelled, signs.T @ labelled]))
+        if observed is not None:
+            labelled = labelled & observed
+        weights = labelled.float()
+        signs.mul_(weights)
+        agree = signs.T @ signs
+        pairs = weights.T @ weights
+        sums_of_signs = signs.T @ weights
+        self.gap.add_(torch.stack([agree, pairs, sums_of_signs]))
         self._any_gap = True
 
     def margin_sums(self, margins: Tensor, observed: Tensor | None = None) -> Tensor:
         """This rank's sums of margins and numbers of labels [2T], to be summed over all ranks."""
         sums = torch.full((2, self.num_tasks), len(margins), dtype=torch.float64, device=margins.device)
         if observed is not None:
+            # Filled and not multiplied by 0: what stands at an unlabelled place may be NaN.
             margins = margins.masked_fill(~observed, 0.0)
             torch.sum(observed, dim=0, dtype=torch.float64, out=sums[1])
         torch.sum(margins.detach(), dim=0, dtype=torch.float64, out=sums[0])
@@ -77,22 +96,19 @@ class AffinityStats:
         self.margins.mul_(self.decay).add_(sums)
         self._all_seeded |= self._seeds_all
 
-    def _is_seeded(self) -> bool:
-        """Whether every task has had a margin; the device is asked only where batches with and without gaps mix."""
-        if not self._all_seeded and self._any_gap:
-            self._all_seeded = bool((self.margins[self.num_tasks :] > 0).all())
-        return self._all_seeded
-
     def pair_sums(self) -> Tensor:
         """All pair sums in one flat tensor [3 T T], to be summed over all ranks before a decision."""
-        agree, signs, count = self.full[:-1, :-1], self.full[:-1, -1:], self.full[-1, -1]
-        return torch.stack([self.gap[0] + agree, self.gap[1] + count, self.gap[2] + signs]).view(-1)
+        agree = self.gap[0] + self.full[:-1, :-1]
+        pairs = self._count_pairs()
+        signs = self.gap[2] + self.full[:-1, -1:]
+        return torch.stack([agree, pairs, signs]).view(-1)
 
     def with_pair_sums(self, flat: Tensor) -> AffinityStats:
         """Statistics with these pair sums [3 T T] (those of all ranks) and the margins of this one, which stays as it is."""
         stats = AffinityStats(self.num_tasks, self.decay, self.full.device)
-        gap = flat.to(self.gap).view_as(self.gap)
-        stats.load_state_dict({"margins": self.margins, "full": torch.zeros_like(self.full), "gap": gap})
+        stats.margins.copy_(self.margins)
+        stats.gap.copy_(flat.view_as(self.gap))
+        stats._read_flags()
         return stats
 
     def __add__(self, other: AffinityStats) -> AffinityStats:
@@ -103,11 +119,13 @@ class AffinityStats:
                 f"and {other.num_tasks} tasks at {other.decay}."
             )
         stats = AffinityStats(self.num_tasks, self.decay, self.full.device)
-        theirs = other.state_dict()
-        stats.load_state_dict({name: value + theirs[name].to(value) for name, value in self.state_dict().items()})
+        stats.load_state_dict(self.state_dict())
+        for name, value in stats.state_dict().items():
+            value.add_(other.state_dict()[name].to(value))
+        stats._read_flags()
         return stats
 
-    def affinity(self, kind: str = "agreement") -> NDArray[np.float64]:
+    def affinity(self, kind: str = "agreement") -> Matrix:
         """A [T, T] in 0..1: 0.5 is independent; the diagonal is 1.
 
         Args:
@@ -118,23 +136,25 @@ class AffinityStats:
         """
         if kind not in ("agreement", "phi"):
             raise ValueError(f"The kind of affinity must be agreement or phi, found {kind!r}.")
-        agree, pairs, signs = self.pair_sums().cpu().numpy().reshape(3, self.num_tasks, self.num_tasks)
         num_unseen = len(self.pairs_never_seen())
         if num_unseen:
             logger.warning(
                 "%d pairs of tasks were never labelled together; their affinity is taken as 0.5.", num_unseen
             )
+        sums = self.pair_sums().view_as(self.gap)
+        agree, pairs, signs = sums.cpu().numpy()
         seen = np.maximum(pairs, np.finfo(np.float64).tiny)
-        correlation = agree / seen if kind == "agreement" else _compute_correlation(agree / seen, signs / seen)
+        correlation = agree / seen  # E[s_i s_j] = P(alike) - P(unlike)
+        if kind == "phi":
+            correlation = _compute_correlation(correlation, signs / seen)
         affinity = np.where(pairs > 0, (1 + correlation) / 2, 0.5)
         np.fill_diagonal(affinity, 1.0)
         return affinity
 
     def pairs_never_seen(self) -> list[tuple[int, int]]:
         """Pairs (i, j), i < j, of tasks for which no sample had both labels."""
-        pairs = (self.gap[1] + self.full[-1, -1]).cpu().numpy()
-        unseen = np.argwhere(np.triu(pairs == 0, k=1))
-        return [(int(i), int(j)) for i, j in unseen]
+        unseen = self._count_pairs() == 0
+        return [(i, j) for i, j in unseen.triu(1).nonzero().tolist()]
 
     def state_dict(self) -> dict[str, Tensor]:
         """All sums by name; with them training resumes bit for bit. The tensors are shared, not copied."""
@@ -144,14 +164,33 @@ class AffinityStats:
         """Copy in what `state_dict` gave."""
         for name, value in self.state_dict().items():
             value.copy_(state[name])
-        self._all_seeded = bool((self.margins[self.num_tasks :] > 0).all())
+        self._read_flags()
+
+    def _count_pairs(self) -> Tensor:
+        """The decayed number of samples in which both tasks were labelled [T, T]."""
+        return self.gap[1] + self.full[-1, -1]
+
+    def _is_seeded(self) -> bool:
+        """Whether every task has had a margin; the device is asked only where batches with and without gaps mix."""
+        if not self._all_seeded and self._any_gap:
+            self._all_seeded = self._has_margins_of_all()
+        return self._all_seeded
+
+    def _has_margins_of_all(self) -> bool:
+        counts = self.margins[self.num_tasks :]
+        return bool((counts > 0).all())
+
+    def _read_flags(self) -> None:
+        self._all_seeded = self._has_margins_of_all()
         self._any_gap = bool((self.gap[1] > 0).any())
 
 
-def _compute_correlation(products: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_correlation(products: Matrix, means: Matrix) -> Matrix:
     """Correlations [T, T] from E[s_i s_j] and E[s_i], both over the samples with i and j labelled; 0 where a sign never varied."""
-    variances = 1 - means**2
-    varied = (variances > SMALLEST_VARIANCE) & (variances.T > SMALLEST_VARIANCE)
-    scale = np.sqrt(np.where(varied, variances * variances.T, 1.0))
-    correlation: NDArray[np.float64] = np.where(varied, (products - means * means.T) / scale, 0.0).clip(-1.0, 1.0)
-    return correlation
+    variances = 1 - means**2  # s^2 = 1
+    varies = variances > SMALLEST_VARIANCE
+    both_vary = varies & varies.T
+    covariances = products - means * means.T
+    scale = np.sqrt(np.where(both_vary, variances * variances.T, 1.0))
+    correlation: Matrix = np.where(both_vary, covariances / scale, 0.0)
+    return correlation.clip(-1.0, 1.0)

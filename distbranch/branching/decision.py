@@ -1,7 +1,7 @@
 """How many branches a layer gets, and which go together: the least sum of complexity and separation (Eq. 9).
 
 Few branches: every partition is tried. Else one grouping per number of groups d is found by spectral clustering, for as many d
-as can win, and single branches of the cheapest one move from group to group while its cost falls (`moves`). A grouping into d groups costs
+as can win, and single branches of the cheapest one move from group to group while its cost falls. A grouping into d groups costs
 at least (d - 1) L0 2^p and the least spread of a branch alone, so from some d on none can win.
 """
 
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import count
 
 import numpy as np
-from numpy.typing import NDArray
 
-from distbranch.branching.grouping import ROUNDING, Groups, cluster_branches, separation_cost
+from distbranch.branching.grouping import ROUNDING, Groups, Matrix, cluster_branches, separation_cost
 from distbranch.branching.search import MOST_BRANCHES, find_best_partitions, move_branches
 
-UNIT_COST = 1 / 64  # L0 of Eq. 9
-ALL_PARTITIONS, WITH_MOVES = "all partitions", "spectral + moves"
+UNIT_COST = 1 / 64  # L0 of Eq. 9: with 2^p one more branch costs 1/64 in the fc layers and 1/2 in conv1 of VGG-16
+ALL_PARTITIONS = "all partitions"
+WITH_MOVES = "spectral + moves"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Decision:
 
 
 def choose_groups(
-    branch_affinity: NDArray[np.float64],
+    branch_affinity: Matrix,
     *,
     alpha: float,
     pools_above: int,
@@ -64,78 +64,86 @@ def choose_groups(
 
 
 class Candidates:
-    """The cluster_branches among which decisions choose that differ in nothing but prices and caps; found when one first needs them.
+    """The groupings among which decisions choose that differ in nothing but prices and caps; found when one first needs them.
 
     Args:
         branch_affinity: A_b [c, c].
         seed: of the clustering.
+
+    Raises:
+        ValueError: the affinity is not a square matrix.
     """
 
-    def __init__(self, branch_affinity: NDArray[np.float64], *, seed: int = 0) -> None:
+    def __init__(self, branch_affinity: Matrix, *, seed: int = 0) -> None:
         self.affinity = np.asarray(branch_affinity, dtype=np.float64)
         shape = self.affinity.shape
-        if len(shape) != 2 or shape[0] != shape[1] or not len(self.affinity):
+        if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
             raise ValueError(f"The affinity of branches must be a square matrix [c, c], found shape {list(shape)}.")
-        self._found: list[tuple[int, Groups, float]] = []
+        self._tries_all = len(self.affinity) <= MOST_BRANCHES
+        # The spread of a group is at least that of its members alone, so no grouping costs less.
+        spreads_alone = 1 - np.diag(self.affinity)
+        self._least_separation = float(spreads_alone.min())
+        self._found: list[tuple[Groups, float]] = []
         self._others = self._search_groupings(seed)
 
     def choose(
-        self, *, alpha: float, pools_above: int, unit_cost: float = UNIT_COST, max_groups: int | None = None
+        self,
+        *,
+        alpha: float,
+        pools_above: int,
+        unit_cost: float = UNIT_COST,
+        max_groups: int | None = None,
     ) -> Decision:
         """The choice of `choose_groups`, with the same arguments."""
         price = unit_cost * 2**pools_above
-        limit = len(self.affinity) if max_groups is None else max(1, min(max_groups, len(self.affinity)))
+        limit = len(self.affinity) if max_groups is None else max(1, max_groups)
         costs: dict[int, float] = {}
         separation: dict[int, float] = {}
-        groups: dict[int, Groups] = {}
-        for num_groups, grouping, cost in self:
-            if num_groups > limit:
+        found: dict[int, Groups] = {}
+        for groups, cost in self:
+            d = len(groups)
+            if d > limit:
                 break
+
             # From here on complexity alone costs more than the best so far, whatever the grouping.
-            least = (num_groups - 1) * price + alpha * self._least_separation
-            if not self._tries_all and costs and least > min(costs.values()) + ROUNDING:
+            complexity = (d - 1) * price
+            bound = complexity + alpha * self._least_separation
+            if not self._tries_all and costs and bound > min(costs.values()) + ROUNDING:
                 break
 
             # Eq. 9
-            costs[num_groups] = (num_groups - 1) * price + alpha * cost
-            separation[num_groups] = cost
-            groups[num_groups] = grouping
+            costs[d] = complexity + alpha * cost
+            separation[d] = cost
+            found[d] = groups
 
         # On ties the fewest groups: a branch that gains nothing is not worth its weights.
-        best = min(costs.values())
-        chosen = groups[min(d for d, cost in costs.items() if cost <= best + ROUNDING)]
+        best = min(costs.values()) + ROUNDING
+        tied = [d for d, cost in costs.items() if cost <= best]
+        chosen = found[min(tied)]
         if self._tries_all:
             return Decision(chosen, costs, separation)
+
+        # Only the chosen grouping is mended, for moves keep the number of groups and cost more than clustering.
         moved, num_moves = move_branches(self.affinity, chosen)
-        separation[len(moved)] = separation_cost(self.affinity, moved)
-        costs[len(moved)] = (len(moved) - 1) * price + alpha * separation[len(moved)]
+        d = len(moved)
+        separation[d] = separation_cost(self.affinity, moved)
+        costs[d] = (d - 1) * price + alpha * separation[d]
         return Decision(moved, costs, separation, WITH_MOVES, num_moves)
 
-    def __iter__(self) -> Iterator[tuple[int, Groups, float]]:
-        """d, the grouping into d groups and its separation cost, from d = 1 on."""
-        place = 0
-        while True:
+    def __iter__(self) -> Iterator[tuple[Groups, float]]:
+        """The grouping into d groups and its separation cost, from d = 1 on; those found once are kept."""
+        for place in count():
             if place == len(self._found):
                 found = next(self._others, None)
                 if found is None:
                     return
                 self._found.append(found)
             yield self._found[place]
-            place += 1
 
-    @property
-    def _tries_all(self) -> bool:
-        return len(self.affinity) <= MOST_BRANCHES
-
-    @cached_property
-    def _least_separation(self) -> float:
-        """No grouping costs less: the spread of a group is at least that of its members alone."""
-        return float(1 - np.diag(self.affinity).max())
-
-    def _search_groupings(self, seed: int) -> Iterator[tuple[int, Groups, float]]:
-        count = len(self.affinity)
-        found = cluster_branches(self.affinity, count, seed=seed)
+    def _search_groupings(self, seed: int) -> Iterator[tuple[Groups, float]]:
+        most = len(self.affinity)
+        found = cluster_branches(self.affinity, most, seed=seed)
         if self._tries_all:
-            found = iter(find_best_partitions(self.affinity, count).items())
-        for num_groups, groups in found:
-            yield num_groups, groups, separation_cost(self.affinity, groups)
+            found = iter(find_best_partitions(self.affinity, most).items())
+        for _, groups in found:
+            yield groups, separation_cost(self.affinity, groups)

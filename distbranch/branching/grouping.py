@@ -14,15 +14,20 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.intp]
-ROUNDING = 1e-12  # costs nearer than this are a tie
 Groups = tuple[tuple[int, ...], ...]
+
+ROUNDING = 1e-12  # costs nearer than this are a tie
+RESTARTS = 5  # the algorithm's number; k-means ends in local optima, and moves of single branches mend the rest
+MAX_ITERATIONS = 100  # of Lloyd, which ends by itself after far fewer
 
 
 def branch_affinity(affinity: Matrix, branches: Sequence[Sequence[int]]) -> Matrix:
     """A_b [c, c] (Eq. 7, 8) from the affinity of tasks [T, T] and the tasks of every branch."""
-    lowest = np.stack([affinity[:, list(tasks)].min(axis=1) for tasks in branches], axis=1)  # [T, c]
-    one_way = np.stack([lowest[list(tasks)].mean(axis=0) for tasks in branches])
-    both_ways: Matrix = (one_way + one_way.T) / 2
+    columns = [affinity[:, list(tasks)].min(axis=1) for tasks in branches]
+    lowest = np.stack(columns, axis=1)  # [T, c]: min over the tasks j of a branch of A(i, j)
+    rows = [lowest[list(tasks)].mean(axis=0) for tasks in branches]
+    one_way = np.stack(rows)  # Eq. 7
+    both_ways: Matrix = (one_way + one_way.T) / 2  # Eq. 8
     return both_ways
 
 
@@ -33,8 +38,9 @@ def separation_cost(branch_affinity: Matrix, groups: Sequence[Sequence[int]]) ->
         label[list(group)] = number
     together = label[:, None] == label
     lowest = np.where(together, branch_affinity, np.inf).min(axis=1)  # the least affinity within the own group
-    spreads = 1 - np.bincount(label, lowest) / np.bincount(label)
-    return float(spreads.mean())
+    closeness = np.bincount(label, lowest) / np.bincount(label)
+    spreads = 1 - closeness  # Eq. 10
+    return float(spreads.mean())  # Eq. 11
 
 
 def spectral_embedding(branch_affinity: Matrix) -> Matrix:
@@ -45,92 +51,113 @@ def spectral_embedding(branch_affinity: Matrix) -> Matrix:
     """
     weights = branch_affinity - np.diag(np.diag(branch_affinity))
     degrees = weights.sum(axis=0)
+    # A branch with no affinity to any other has degree 0, by which nothing can be divided.
     alone = degrees == 0
     scale = np.where(alone, 1.0, np.sqrt(degrees))
-    laplacian = np.diag(1.0 - alone) - weights / np.outer(scale, scale)
+    normalised = weights / np.outer(scale, scale)
+    laplacian = np.diag(1.0 - alone) - normalised
     _, vectors = np.linalg.eigh(laplacian)
     coordinates: Matrix = vectors / scale[:, None]
     return coordinates
 
 
-def cluster_branches(
-    branch_affinity: Matrix, max_groups: int, *, seed: int, restarts: int = 5
-) -> Iterator[tuple[int, Groups]]:
-    """For every d from 1 to `max_groups` the grouping into d groups with the lowest separation cost of `restarts` k-means runs.
+def cluster_branches(branch_affinity: Matrix, max_groups: int, *, seed: int) -> Iterator[tuple[int, Groups]]:
+    """For every d from 1 to `max_groups` the grouping into d groups with the lowest separation cost of a few k-means runs.
 
     Groups are sorted by their first member. A labelling that leaves a group empty does not count; a d without any is left out.
     """
     count = len(branch_affinity)
-    coordinates = spectral_embedding(branch_affinity) if count > 2 else np.eye(count)
+    coordinates = np.eye(count)
+    if count > 2:  # one or two branches need no clustering
+        coordinates = spectral_embedding(branch_affinity)
     for num_groups in range(1, min(max_groups, count) + 1):
         if num_groups == 1:
             yield 1, (tuple(range(count)),)
-        elif num_groups == count:
-            yield count, tuple((branch,) for branch in range(count))
-        else:
-            # The least cost of several runs, for k-means ends in local optima.
-            labellings = run_k_means(coordinates[:, :num_groups], num_groups, seeds=range(seed, seed + restarts))
-            candidates = [groups for groups in map(group_by_label, labellings) if len(groups) == num_groups]
-            if candidates:
-                yield num_groups, min(candidates, key=lambda groups: separation_cost(branch_affinity, groups))
+            continue
+        if num_groups == count:
+            yield count, group_by_label(range(count))
+            continue
+        points = coordinates[:, :num_groups]
+        seeds = range(seed, seed + RESTARTS)
+        best = None
+        least = np.inf
+        for labels in run_k_means(points, num_groups, seeds=seeds):
+            groups = group_by_label(labels)
+            cost = separation_cost(branch_affinity, groups)
+            if len(groups) == num_groups and cost < least:
+                best = groups
+                least = cost
+        if best is not None:
+            yield num_groups, best
 
 
-def group_by_label(labels: Sequence[int] | NDArray[np.integer]) -> Groups:
+def group_by_label(labels: Iterable[int] | Labels) -> Groups:
     """The members of every label that occurs, sorted by first member."""
     members: dict[int, list[int]] = {}
     for branch, label in enumerate(labels):
         members.setdefault(int(label), []).append(branch)
-    return tuple(tuple(group) for group in members.values())
+    return tuple(map(tuple, members.values()))
 
 
 # ---- k-means for a few hundred points
 
 
-def run_k_means(
-    points: Matrix, num_groups: int, *, seeds: Iterable[int], max_iterations: int = 100
-) -> Iterator[Labels]:
+def run_k_means(points: Matrix, num_groups: int, *, seeds: Iterable[int]) -> Iterator[Labels]:
     """One labelling [n] in 0..num_groups-1 per seed, of points [n, D]; a label may remain empty.
 
     Greedy k-means++ (Arthur and Vassilvitskii 2007, several candidates per step), then Lloyd's iterations until nothing changes.
     """
     lengths = (points**2).sum(axis=1)
-    distances = np.maximum(lengths[:, None] + lengths - 2 * (points @ points.T), 0.0)
+    products = points @ points.T
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x.y; rounding may make that of equal points negative.
+    distances = np.maximum(lengths[:, None] + lengths - 2 * products, 0.0)
     generators = [np.random.default_rng(seed) for seed in seeds]
     for first in select_first_centres(distances, num_groups, generators):
         to_centres = distances[:, first]
         labels = to_centres.argmin(axis=1)
         changed = np.unique(labels)
-        for _ in range(max_iterations):
+        for _ in range(MAX_ITERATIONS):
             # New centres of the groups that changed; an empty group keeps its centre.
             members = labels == changed[:, None]  # [groups changed, n]
             has_members = members.any(axis=1)
             changed = changed[has_members]
             members = members[has_members]
-            centres = members @ points / members.sum(axis=1, keepdims=True)
-            to_centres[:, changed] = lengths[:, None] + (centres**2).sum(axis=1) - 2 * (points @ centres.T)
+            sizes = members.sum(axis=1, keepdims=True)
+            centres = members @ points / sizes
+            squares = (centres**2).sum(axis=1)
+            products = points @ centres.T
+            to_centres[:, changed] = lengths[:, None] + squares - 2 * products
 
             # Every point goes to its nearest centre.
             nearest = to_centres.argmin(axis=1)
             moved = nearest != labels
             if not moved.any():
                 break
-            changed = np.unique(np.concatenate([labels[moved], nearest[moved]]))
+            both = np.concatenate([labels[moved], nearest[moved]])
+            changed = np.unique(both)
             labels = nearest
         yield labels
 
 
 def select_first_centres(distances: Matrix, num_groups: int, rngs: list[np.random.Generator]) -> Labels:
     """The first centres of every run [R, num_groups]; each is the best of a few drawn in proportion to the squared distance."""
-    count, runs = len(distances), np.arange(len(rngs))
-    chosen = np.array([[rng.integers(count) for rng in rngs]])
-    draws = np.stack([rng.random((num_groups - 1, 2 + int(math.log(num_groups)))) for rng in rngs], axis=1)
-    nearest = distances[chosen[0]]  # [R, n]
-    for draw in draws:
+    count = len(distances)
+    runs = np.arange(len(rngs))
+    num_candidates = 2 + int(math.log(num_groups))  # as many as k-means++ was measured with, and as scikit-learn draws
+    first = [rng.integers(count) for rng in rngs]
+    draws = [rng.random((num_groups - 1, num_candidates)) for rng in rngs]
+    chosen = [np.array(first)]
+    nearest = distances[first]  # [R, n]
+    for draw in np.stack(draws, axis=1):
+        # Candidates [R, C]: where the drawn part of the sum of all distances is reached.
         cumulative = nearest.cumsum(axis=1)
         targets = draw * cumulative[:, -1:]
-        candidates = (cumulative[:, None, :] <= targets[:, :, None]).sum(axis=2).clip(max=count - 1)
+        below = cumulative[:, None, :] <= targets[:, :, None]
+        candidates = below.sum(axis=2).clip(max=count - 1)
+
+        # The one that brings the points nearest to a centre.
         reached = np.minimum(nearest[:, None, :], distances[candidates])
         best = reached.sum(axis=2).argmin(axis=1)
-        chosen = np.concatenate([chosen, candidates[runs, best][None]])
+        chosen.append(candidates[runs, best])
         nearest = reached[runs, best]
-    return chosen.T
+    return np.stack(chosen, axis=1)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from distbranch.branching.grouping import Matrix
+
 SPENT = 1e-12  # of a row's squared norm: with so little left, the row lies in the span of the chosen ones
 TIED = 1e-9  # scores that differ by less, relatively, are equal
 STALE = 1e-4  # a score is computed anew once the largest has fallen so far: a difference keeps its digits no longer
@@ -56,11 +58,16 @@ def select_rows(weight: ArrayLike, num_rows: int) -> list[int]:
 def orthogonal_matching_pursuit(weight: ArrayLike, num_rows: int) -> Selection:
     """`select_rows` that tells in its result, not by a warning, how many rows were filled in."""
     matrix = _check_matrix(weight, num_rows)
-    squares = np.einsum("ij,ij->i", matrix, matrix)  # [d], squared norms
-    chosen = _run_pursuit(matrix @ matrix.T, squares, num_rows) if squares.any() else []
+    squares = _square_norms(matrix)
+    chosen: list[int] = []
+    if squares.any():
+        chosen = _run_pursuit(matrix @ matrix.T, squares, num_rows)
+
+    # Never random rows: those of largest norm carry most of what the wide layer answers.
     unused = np.setdiff1d(np.arange(len(matrix)), chosen)
-    fill = unused[np.argsort(-squares[unused], kind="stable")][: num_rows - len(chosen)]
-    return Selection((*chosen, *map(int, fill)), len(fill))
+    by_norm = np.argsort(-squares[unused], kind="stable")
+    fill = unused[by_norm][: num_rows - len(chosen)]
+    return Selection((*chosen, *fill.tolist()), len(fill))
 
 
 def select_largest_rows(weight: ArrayLike, num_rows: int) -> list[int]:
@@ -70,10 +77,12 @@ def select_largest_rows(weight: ArrayLike, num_rows: int) -> list[int]:
         ValueError: as for `select_rows`.
     """
     matrix = _check_matrix(weight, num_rows)
-    return [int(row) for row in np.argsort(-np.einsum("ij,ij->i", matrix, matrix), kind="stable")[:num_rows]]
+    by_norm = np.argsort(-_square_norms(matrix), kind="stable")
+    rows: list[int] = by_norm[:num_rows].tolist()
+    return rows
 
 
-def _check_matrix(weight: ArrayLike, num_rows: int) -> Vector:
+def _check_matrix(weight: ArrayLike, num_rows: int) -> Matrix:
     """In float64, scaled to a largest value of 1, which changes no choice and keeps fourth powers in range."""
     matrix = np.asarray(weight, dtype=np.float64)
     if matrix.ndim != 2:
@@ -83,10 +92,18 @@ def _check_matrix(weight: ArrayLike, num_rows: int) -> Vector:
     if not 1 <= num_rows <= len(matrix):
         raise ValueError(f"From {len(matrix)} rows, between 1 and {len(matrix)} can be chosen, found {num_rows}.")
     largest = np.abs(matrix).max(initial=0.0)
-    return matrix / largest if largest else matrix
+    if largest > 0:
+        matrix = matrix / largest
+    return matrix
 
 
-def _run_pursuit(gram: Vector, squares: Vector, num_rows: int) -> list[int]:
+def _square_norms(matrix: Matrix) -> Vector:
+    """The squared norm of every row [d]."""
+    squares: Vector = np.einsum("ij,ij->i", matrix, matrix)
+    return squares
+
+
+def _run_pursuit(gram: Matrix, squares: Vector, num_rows: int) -> list[int]:
     """Up to `num_rows` rows, fewer where no row is left outside the span of the chosen ones. gram: W W^T [d, d]."""
     parts = np.zeros((len(gram), num_rows))  # q_j, one column per choice
     left = squares.copy()  # the diagonal of H
@@ -98,18 +115,27 @@ def _run_pursuit(gram: Vector, squares: Vector, num_rows: int) -> list[int]:
         candidates[chosen] = False
         if not candidates.any():
             break
+
+        # Eq. 2: the row with the largest ||R w_j|| / ||w_j||.
+        known = parts[:, : len(chosen)]
         scores = _compute_scores(norms, squares, candidates)
         if scores.max() < STALE * fresh:
-            norms = _compute_column_norms(gram, parts[:, : len(chosen)])
+            norms = _compute_column_norms(gram, known)
             scores = _compute_scores(norms, squares, candidates)
             fresh = scores.max()
-        row = int(np.argmax(scores >= (1 - TIED) * scores.max()))
-        known = parts[:, : len(chosen)]
+        tied = scores >= (1 - TIED) * scores.max()
+        row = int(tied.argmax())
+
+        # Its column h of H, and H h.
         column = gram[row] - known @ known[row]
         column[chosen] = 0.0
-        product = gram @ column - known @ (known.T @ column)  # H h
+        product = gram @ column - known @ (known.T @ column)
+
+        # |H_k - h h_k / H_jj|^2 for every column k: no new product of matrices.
         pivot = column[row]
-        norms += column * (column * (column @ column) / pivot - 2 * product) / pivot
+        square = column @ column
+        norms += column * (column * square / pivot - 2 * product) / pivot
+
         part = column / np.sqrt(pivot)
         left -= part**2
         parts[:, len(chosen)] = part
@@ -120,15 +146,16 @@ def _run_pursuit(gram: Vector, squares: Vector, num_rows: int) -> list[int]:
 def _compute_scores(norms: Vector, squares: Vector, candidates: NDArray[np.bool_]) -> Vector:
     """||R w_j||^2 / ||w_j||^2 of every candidate, -1 of the others."""
     scores = np.full(len(norms), -1.0)
-    scores[candidates] = np.maximum(norms[candidates], 0.0) / squares[candidates]
+    positive = np.maximum(norms[candidates], 0.0)  # rounding of the updates may bring a norm below 0
+    scores[candidates] = positive / squares[candidates]
     return scores
 
 
-def _compute_column_norms(gram: Vector, parts: Vector) -> Vector:
+def _compute_column_norms(gram: Matrix, parts: Matrix) -> Vector:
     """Squared norms of the columns of H = gram - parts parts^T."""
     norms = np.empty(len(gram))
     for start in range(0, len(gram), BLOCK):
         block = slice(start, start + BLOCK)
         columns = gram[block] - parts[block] @ parts.T
-        norms[block] = np.einsum("ij,ij->i", columns, columns)
+        norms[block] = _square_norms(columns)
     return norms

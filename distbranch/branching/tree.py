@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +30,7 @@ class Split:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, for JSON."""
-        return {"layer": self.layer, "groups": [list(group) for group in self.groups]}
+        return {"layer": self.layer, "groups": list(map(list, self.groups))}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Split:
@@ -46,14 +47,7 @@ class Tree:
     splits: tuple[Split, ...] = ()
 
     def __post_init__(self) -> None:
-        above = self._list_heads()
-        for split, layer in zip(self.splits, range(self.num_layers, 0, -1), strict=False):
-            _check_split(split, layer, len(above))
-            above = _merge_branches(above, split.groups)
-        if len(self.splits) > self.num_layers:
-            raise ValueError(
-                f"A tree of {self.num_layers} layers has at most that many splits, but {len(self.splits)} were given."
-            )
+        _ = self._branches  # checks every split
 
     @property
     def num_layers(self) -> int:
@@ -66,21 +60,30 @@ class Tree:
         return self.num_layers - len(self.splits)
 
     @cached_property
-    def _branches(self) -> tuple[Groups, ...]:
-        """Index 0 is the heads (layer L + 1), index k is layer L + 1 - k."""
-        levels = [self._list_heads()]
+    def _branches(self) -> dict[int, Groups]:
+        """Those of the heads (layer L + 1) and of every layer that was split."""
+        above = _stand_alone(self.num_tasks)
+        layer = self.num_layers + 1  # the heads
+        found = {layer: above}
         for split in self.splits:
-            levels.append(_merge_branches(levels[-1], split.groups))
-        return tuple(levels)
-
-    def _list_heads(self) -> Groups:
-        return tuple((task,) for task in range(self.num_tasks))
+            layer -= 1
+            if layer == 0:
+                raise ValueError(
+                    f"A tree of {self.num_layers} layers has at most that many splits, but {len(self.splits)} were given."
+                )
+            _check_split(split, layer, len(above))
+            above = _merge_branches(above, split.groups)
+            found[layer] = above
+        return found
 
     def branches(self, layer: int) -> Groups:
         """The tasks served by every branch of a layer (1..L; layer L + 1 are the heads, one per task)."""
-        self._check_layer(layer, self.num_layers + 1)
-        depth = self.num_layers + 1 - layer
-        return self._branches[depth] if depth < len(self._branches) else (tuple(range(self.num_tasks)),)
+        highest = self.num_layers + 1
+        if not 1 <= layer <= highest:
+            raise ValueError(f"Layers are numbered from 1 to {highest}, but layer {layer} was asked for.")
+        # A layer that was not split is shared by all.
+        everything = tuple(range(self.num_tasks))
+        return self._branches.get(layer, (everything,))
 
     def num_branches(self, layer: int) -> int:
         """The number of copies of a layer; T for the heads, layer L + 1."""
@@ -90,7 +93,8 @@ class Tree:
         """Of every branch of a layer the branch of layer - 1 that feeds it; of layer L + 1, of every task; 0 for the input."""
         if layer == 1:
             return [0] * self.num_branches(layer)
-        feeding = {task: number for number, tasks in enumerate(self.branches(layer - 1)) for task in tasks}
+        feeding = _number_by_task(self.branches(layer - 1))
+        # All tasks of a branch come from the same branch below, so one of them tells.
         return [feeding[tasks[0]] for tasks in self.branches(layer)]
 
     def split(self, split: Split) -> Tree:
@@ -101,7 +105,7 @@ class Tree:
         """
         if self.active_layer == 0:
             raise ValueError("Every layer of this tree has been split already, so no further split is possible.")
-        return Tree(self.layers, self.num_tasks, (*self.splits, split))
+        return replace(self, splits=(*self.splits, split))
 
     def permuted(self, order: Sequence[int]) -> Tree:
         """The same shape with task `order[i]` in the place of task i: the control for whether the grouping matters."""
@@ -112,29 +116,40 @@ class Tree:
             )
         if not self.splits:
             return self
+        # Only the top split groups tasks; those below group branches, which keep their places.
         top, *rest = self.splits
-        groups = tuple(tuple(sorted(order[task] for task in group)) for group in top.groups)
-        return Tree(self.layers, self.num_tasks, (Split(top.layer, groups), *rest))
+        groups = _merge_branches([(task,) for task in order], top.groups)
+        return replace(self, splits=(Split(top.layer, groups), *rest))
 
     def restricted(self, tasks: Sequence[int]) -> Tree:
         """The tree of some of the tasks, which are numbered anew in the given order; branches that serve none fall away.
 
         What is left of a layer's branches keeps its order.
         """
-        above: Groups = tuple((number,) for number in range(len(tasks)))
-        splits: list[Split] = []
+        tree = Tree(self.layers, len(tasks))
         for layer in range(self.num_layers, 0, -1):
             left = []
             for branch in self.branches(layer):
-                numbers = {number for number, task in enumerate(tasks) if task in branch}
+                numbers = [number for number, task in enumerate(tasks) if task in branch]
                 if numbers:
                     left.append(numbers)
             if len(left) < 2:  # nothing is apart here, nor in any layer below
                 break
-            groups = tuple(tuple(k for k, members in enumerate(above) if members[0] in numbers) for numbers in left)
-            splits.append(Split(layer, groups))
-            above = _merge_branches(above, groups)
-        return Tree(self.layers, len(tasks), tuple(splits))
+            tree = tree.with_groups(left)
+        return tree
+
+    def with_groups(self, groups: Iterable[Iterable[int]]) -> Tree:
+        """The tree after the split of the active layer that gives it a branch per group of tasks.
+
+        Every group must be a union of branches of the layer above.
+        """
+        # A split groups the branches above, not the tasks.
+        number_above = _number_by_task(self.branches(self.active_layer + 1))
+        inside = []
+        for group in groups:
+            numbers = {number_above[task] for task in group}
+            inside.append(tuple(sorted(numbers)))
+        return self.split(Split(self.active_layer, tuple(inside)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
@@ -154,12 +169,11 @@ class Tree:
         """The tree as indented text from the input up; layers with the same branches share one line."""
         names = list(task_names)
         lines: list[str] = []
-        for root in range(self.num_branches(1)):
-            lines += self._list_lines(1, root, names, depth=0)
+        for tasks in self.branches(1):
+            lines += self._list_lines(1, tasks, names, indent="")
         return "\n".join(lines)
 
-    def _list_lines(self, layer: int, branch: int, names: list[str], depth: int) -> Iterable[str]:
-        tasks = self.branches(layer)[branch]
+    def _list_lines(self, layer: int, tasks: tuple[int, ...], names: list[str], indent: str) -> Iterable[str]:
         top = layer
         while top < self.num_layers and tasks in self.branches(top + 1):
             top += 1
@@ -167,26 +181,40 @@ class Tree:
         if top > layer:
             span += f"..{self.layers[top - 1]}"
         if top == self.num_layers:
-            yield "  " * depth + f"{span}: " + ", ".join(names[task] for task in tasks)
+            served = ", ".join(names[task] for task in tasks)
+            yield f"{indent}{span}: {served}"
             return
         count = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
-        yield "  " * depth + f"{span} ({count})"
-        for number, above in enumerate(self.branches(top + 1)):
+        yield f"{indent}{span} ({count})"
+        for above in self.branches(top + 1):
             if above[0] in tasks:
-                yield from self._list_lines(top + 1, number, names, depth + 1)
-
-    def _check_layer(self, layer: int, highest: int) -> None:
-        if not 1 <= layer <= highest:
-            raise ValueError(f"Layers are numbered from 1 to {highest}, but layer {layer} was asked for.")
+                yield from self._list_lines(top + 1, above, names, indent + "  ")
 
 
 def _to_groups(groups: Iterable[Iterable[int]]) -> Groups:
-    return tuple(tuple(int(member) for member in group) for group in groups)
+    return tuple(tuple(map(int, group)) for group in groups)
 
 
-def _merge_branches(above: Groups, groups: Groups) -> Groups:
+def _stand_alone(count: int) -> Groups:
+    """Every one a group of its own."""
+    return tuple((member,) for member in range(count))
+
+
+def _number_by_task(branches: Groups) -> dict[int, int]:
+    """Of every task the number of the branch that serves it."""
+    numbers: dict[int, int] = {}
+    for number, tasks in enumerate(branches):
+        numbers |= dict.fromkeys(tasks, number)
+    return numbers
+
+
+def _merge_branches(above: Sequence[tuple[int, ...]], groups: Groups) -> Groups:
     """The tasks of every group of branches."""
-    return tuple(tuple(sorted(task for branch in group for task in above[branch])) for group in groups)
+    merged = []
+    for group in groups:
+        tasks = chain.from_iterable(above[branch] for branch in group)
+        merged.append(tuple(sorted(tasks)))
+    return tuple(merged)
 
 
 def _check_split(split: Split, layer: int, num_above: int) -> None:
@@ -200,11 +228,11 @@ def _check_split(split: Split, layer: int, num_above: int) -> None:
             f"The layer above layer {layer} has {num_above} branches, so a split into {len(split.groups)} groups "
             f"is not possible. {allowed}"
         )
-    members = [branch for group in split.groups for branch in group]
+    members = chain.from_iterable(split.groups)
     if sorted(members) != list(range(num_above)) or not all(split.groups):
         raise ValueError(
             f"The groups of a split of layer {layer} must hold every branch from 0 to {num_above - 1} exactly once and "
-            f"none may be empty, found {[list(group) for group in split.groups]}."
+            f"none may be empty, found {list(map(list, split.groups))}."
         )
 
 
@@ -214,10 +242,9 @@ def _check_split(split: Split, layer: int, num_above: int) -> None:
 def build_independent_tree(layers: Sequence[str], num_tasks: int) -> Tree:
     """The tree in which no two tasks share anything: every layer has a branch per task."""
     tree = Tree(tuple(layers), num_tasks)
-    if num_tasks == 1:
-        return tree
-    alone = tuple((task,) for task in range(num_tasks))
-    return Tree(tree.layers, num_tasks, tuple(Split(layer, alone) for layer in range(tree.num_layers, 0, -1)))
+    while num_tasks > 1 and tree.active_layer:
+        tree = tree.split(Split(tree.active_layer, _stand_alone(num_tasks)))
+    return tree
 
 
 def build_tree_of_groups(layers: Sequence[str], tasks: Sequence[str], groups: Mapping[str, NamedGroups]) -> Tree:
@@ -239,6 +266,7 @@ def build_tree_of_groups(layers: Sequence[str], tasks: Sequence[str], groups: Ma
         raise ValueError(f"groups are given for some of the layers {', '.join(layers)}, but {found}")
     named = [number for number, name in enumerate(layers) if name in groups]
     tree = Tree(tuple(layers), len(tasks))
+    number_of = {task: number for number, task in enumerate(tasks)}
     above = [[task] for task in tasks]
     name_above = "the heads"
     current = groups[layers[named[-1]]]
@@ -247,29 +275,26 @@ def build_tree_of_groups(layers: Sequence[str], tasks: Sequence[str], groups: Ma
         current = groups.get(name, current)
         _check_tasks(name, tasks, current)
         _check_unions(name, current, name_above, above)
-
-        # A split groups the branches above, not the tasks: each stands for all its tasks by the first one.
+        # One group is no split, and neither is any below it.
         if len(current) > 1:
-            served = [members[0] for members in tree.branches(tree.active_layer + 1)]
-            inside = tuple(tuple(k for k, task in enumerate(served) if tasks[task] in group) for group in current)
-            tree = tree.split(Split(tree.active_layer, inside))
-
+            numbered = [[number_of[task] for task in group] for group in current]
+            tree = tree.with_groups(numbered)
         above = [list(group) for group in current]
         name_above = name
     return tree
 
 
 def _check_tasks(layer: str, tasks: Sequence[str], groups: NamedGroups) -> None:
-    members = [task for group in groups for task in group]
+    members = list(chain.from_iterable(groups))
     for task in members:
         if task not in tasks:
             near = difflib.get_close_matches(task, tasks, n=3) or list(tasks[:5])
             raise ValueError(
                 f"the groups of {layer} name the task {task!r}, which there is not (the nearest: {', '.join(near)})"
             )
-    doubled = next((task for task in tasks if members.count(task) > 1), None)
-    if doubled is not None:
-        raise ValueError(f"the groups of {layer} name the task {doubled!r} more than once")
+    for task in tasks:
+        if members.count(task) > 1:
+            raise ValueError(f"the groups of {layer} name the task {task!r} more than once")
     absent = [task for task in tasks if task not in members]
     if absent:
         raise ValueError(
@@ -305,7 +330,9 @@ def widen(state: Mapping[str, Tensor], old: Tree, new: Tree) -> dict[str, Tensor
         old: the tree of `state`.
         new: `old` with further splits.
     """
-    origins = {name: _find_origins(old, new, layer) for layer, name in enumerate(new.layers, start=1)}
+    origins = {}
+    for layer, name in enumerate(new.layers, start=1):
+        origins[name] = _find_origins(old, new, layer)
     copies: dict[str, Tensor] = {}
     for key, value in state.items():
         if not key.startswith("layers."):
@@ -320,14 +347,15 @@ def widen(state: Mapping[str, Tensor], old: Tree, new: Tree) -> dict[str, Tensor
 
 def _find_origins(old: Tree, new: Tree, layer: int) -> list[int]:
     """For every branch of a layer of the new tree, the branch of the old tree that served all its tasks."""
-    before = [set(tasks) for tasks in old.branches(layer)]
+    before = old.branches(layer)
+    serving = _number_by_task(before)
     origins = []
     for tasks in new.branches(layer):
-        serving = [number for number, served in enumerate(before) if served.issuperset(tasks)]
-        if not serving:
+        origin = serving[tasks[0]]
+        if not set(tasks) <= set(before[origin]):
             raise ValueError(
                 f"Widening only divides branches, but tasks {list(tasks)} share layer {new.layers[layer - 1]} in the new tree "
                 f"and did not in the old one. Give a tree that is the old one with further splits."
             )
-        origins.append(serving[0])
+        origins.append(origin)
     return origins

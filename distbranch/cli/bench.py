@@ -11,7 +11,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from distbranch.cli.terminal import decimals, numbers, parse_size, run_folder, show_rows, show_wide
-from distbranch.config.paths import make_ready
+from distbranch.config.paths import check_can_be_written
 from distbranch.errors import UsageError, UserError
 
 WITHOUT_RUN = ("backbone", "width", "image_size", "num_tasks", "tree_weights", "tree")  # options of `bench latency`
@@ -87,7 +87,7 @@ def bench_latency(
         trees = candidates.describe_trees(backbone, width, pixels, num_tasks, weights=weights, file=tree)
         networks = candidates.list_candidates_of_trees(trees, full)
     if out is not None:
-        make_ready(out)  # before minutes of measuring
+        check_can_be_written(out)  # before minutes of measuring
     rows = latency.bench_latency(networks, batch_sizes=sizes, eager=eager, seconds=seconds, num_threads=threads)
     compared = latency.compare_latencies(rows, networks)
     if out is not None:

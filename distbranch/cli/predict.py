@@ -64,7 +64,7 @@ def predict(
 
     `distbranch predict model.onnx photo.jpg`
     """
-    from distbranch.config.paths import make_ready
+    from distbranch.config.paths import check_can_be_written
     from distbranch.engine.predict import Prediction, find_images, predict
     from distbranch.export import load_predictor
 
@@ -73,7 +73,7 @@ def predict(
         preprocessing = replace(preprocessing, bits=bits)
     predictions = predict(network, preprocessing, find_images(images), on_bad_image=on_bad_image)
     if out is not None:
-        make_ready(out)
+        check_can_be_written(out)
         if output is Format.table:
             output = Format.json if out.suffix == ".json" else Format.csv
     if output is Format.table:

@@ -154,12 +154,12 @@ def _show_plan(plan: Any) -> None:
 
 def _show_keys(prefix: str) -> None:
     from distbranch.config import describe_keys
-    from distbranch.config.reading import known_keys, unknown_key
+    from distbranch.config.reading import describe_unknown_key, known_keys
 
     rows = [row for row in describe_keys() if row[0].startswith(prefix)]
     if not rows:
         keys, sections = known_keys()
-        raise UsageError(unknown_key(prefix, keys | sections))
+        raise UsageError(describe_unknown_key(prefix, keys | sections))
     table = Table("key", "default", "range", "meaning")
     table.columns[0].no_wrap = True  # a key is copied from here
     for row in rows:

@@ -1,11 +1,30 @@
-"""The settings of the network and of the method by which its tasks come to share layers."""
+"""The settings of the network and of the method by which its tasks come to share layers, and what each method reads of them."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from distbranch.config.paths import expand_places
+
+if TYPE_CHECKING:
+    from distbranch.config.sections import Config
+
+# The settings that act nowhere but at a decision. Both kinds of affinity come from the same sums.
+KEYS_OF_DECISIONS = ("affinity", "alpha", "unit_cost", "max_branches", "when_no_split")
+# Those that say when decisions are taken, and what the sums are that they are taken from.
+KEYS_OF_ROUNDS = ("decay", "round_iterations", "first_decision")
+# Those of a search for a policy; a run that trains with one found elsewhere reads none of them.
+KEYS_OF_SEARCHES = (
+    "warmup_iterations",
+    "weights_part",
+    "cycles_per_block",
+    "weights_lr",
+    "policy_lr",
+    "sparsity",
+    "sharing",
+    "sharing_preset",
+)
 
 
 class Section(BaseModel):
@@ -42,6 +61,7 @@ class ModelConfig(Section):
                 f"either `width` or `width_fraction` should be given, found width={width} and width_fraction={fraction}; "
                 "empty one of them (model.width=)"
             )
+        # Emptied before the fields are validated, for the default of `width` is a number.
         return {**values, "width": None}
 
     @property
@@ -87,8 +107,11 @@ class MethodConfig(Section):
         "agreement", description="Eq. 6 of the paper, or its chance-corrected form."
     )
     alpha: float = Field(1.0, ge=0, description="Branching factor: weight of the separation cost (Eq. 9).")
+    # 1/64 is of the published experiments: with it a branch in conv1 of VGG-16, below five pooling layers, costs 1/2.
     unit_cost: float = Field(1 / 64, gt=0, description="L0 of Eq. 9: cost of one more branch above all pooling layers.")
+    # Half of the weight lies on the last 69 steps, so that affinities follow the network as it learns.
     decay: float = Field(0.99, gt=0, lt=1, description="Decay of the affinity sums per optimiser step.")
+    # At least 2: the first batch after a start only seeds the mean margins.
     round_iterations: int = Field(1000, ge=2, description="Optimiser steps between two decisions.")
     first_decision: int | None = Field(
         None, ge=2, description="Optimiser steps before the first decision; `round_iterations` if empty."
@@ -117,6 +140,7 @@ class MethodConfig(Section):
     def _is_a_tree(cls, groups: Any) -> Any:
         if groups is None or isinstance(groups, str):
             return groups
+        # Checked before pydantic sees it, which would tell of a union's every member. Names may look like numbers in YAML.
         if not isinstance(groups, Mapping) or not all(_is_a_grouping(layer) for layer in groups.values()):
             raise ValueError(
                 f"should be a run directory, a tree.json, or a mapping {{layer: [[task, ...], ...]}}, found {groups!r}"
@@ -137,8 +161,10 @@ class MethodConfig(Section):
             raise ValueError(
                 f"name=low-rank begins from the factors of method.pretrained, so method.init should be random, found {self.init}"
             )
-        needs = f"init={self.init} takes its filters from" if self.init != "random" else "name=low-rank factorises"
         if self.begins_from_pretrained and self.pretrained is None:
+            needs = "name=low-rank factorises"
+            if self.init != "random":
+                needs = f"init={self.init} takes its filters from"
             raise ValueError(
                 f"{needs} a wide network: give method.pretrained, the path of VGG-16 weights (.pth or .safetensors) or the "
                 "directory of a finished wide run"
@@ -181,6 +207,7 @@ class AdaShareConfig(Section):
     weights_part: float = Field(
         0.8, gt=0, lt=1, description="Part of the training images that trains weights; the rest trains the policy."
     )
+    # The published experiments have 3, in some cases 1.
     cycles_per_block: int = Field(
         3,
         ge=1,
@@ -212,6 +239,26 @@ class AdaShareConfig(Section):
 
 def _is_a_grouping(layer: Any) -> bool:
     """Whether it is [[task, ...], ...]."""
-    return isinstance(layer, list) and all(
-        isinstance(group, list) and all(isinstance(task, str | int) for task in group) for group in layer
-    )
+    return isinstance(layer, list) and all(map(_is_a_group, layer))
+
+
+def _is_a_group(group: Any) -> bool:
+    return isinstance(group, list) and all(isinstance(task, str | int) for task in group)
+
+
+def keys_without_effect(config: "Config") -> frozenset[str]:
+    """The dotted keys that the run of a configuration never reads, whatever their values.
+
+    The one place that says what a method reads: a run whose configuration differs in nothing else is the same run.
+    """
+    found = set[str]()
+    if not config.decides:
+        found |= {f"method.{key}" for key in (*KEYS_OF_DECISIONS, *KEYS_OF_ROUNDS)}
+        found.add("optim.when_widened")
+    if config.method.pretrained is None:
+        found.add("method.pretrained_channels")
+    if config.optim.schedule != "step":
+        found |= {"optim.decay_every", "optim.decay_factor"}
+    if not config.searches:
+        found |= {f"adashare.{key}" for key in KEYS_OF_SEARCHES}
+    return frozenset(found)

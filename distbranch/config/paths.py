@@ -25,8 +25,8 @@ def expand_places(value: Any) -> Any:
 
 
 def _expand_place(place: str) -> str:
-    names = [found[1] or found[2] or "" for found in VARIABLE.finditer(place)]
-    unset = [f"${name}" for name in dict.fromkeys(names) if not os.environ.get(name)]
+    names = dict.fromkeys(found[1] or found[2] or "" for found in VARIABLE.finditer(place))
+    unset = [f"${name}" for name in names if not os.environ.get(name)]
     if unset:  # an empty one would make another place of it, such as /runs
         raise UsageError(
             f"'{place}' names {' and '.join(unset)}, which should be set where this command runs, found nothing; export it, or write "
@@ -35,6 +35,7 @@ def _expand_place(place: str) -> str:
     expanded = VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], place)
     if not expanded.startswith("~"):
         return expanded
+    # expanduser says nothing of a user who does not exist; a folder called `~name` would be made.
     home = os.path.expanduser(expanded)
     if home == expanded:
         raise UsageError(f"'{place}' names a home folder that does not exist on this machine; write the path out")
@@ -52,7 +53,7 @@ def join_url(url: str, name: str) -> str:
     return f"{place.rstrip('/')}/{name}{mark}{options}"
 
 
-def user_cache() -> Path:
+def find_user_cache() -> Path:
     """The folder of this user for copies of what is elsewhere.
 
     Raises:
@@ -72,10 +73,10 @@ def user_cache() -> Path:
 
 def copy_of(url: str, purpose: str) -> Path:
     """The folder of this user for a copy of the folder at `url`; one for each purpose."""
-    return user_cache() / purpose / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return find_user_cache() / purpose / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
-def make_ready(out: Path) -> None:
+def check_can_be_written(out: Path) -> None:
     """Make the folder of a file that is written after much work, and find out beforehand whether it can be.
 
     Raises:
@@ -85,6 +86,7 @@ def make_ready(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        # An existing file is opened and not touched, for the work may fail; a new one is not left behind.
         if out.exists():
             os.close(os.open(out, os.O_WRONLY))
         else:

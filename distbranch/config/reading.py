@@ -11,8 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from distbranch.config.effects import keys_without_effect
-from distbranch.config.network import Section
+from distbranch.config.network import Section, keys_without_effect
 from distbranch.config.paths import expand_places
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
 from distbranch.errors import UsageError, reason_of
@@ -24,6 +23,7 @@ KEYS_OF_SWEEPS = frozenset(("overrides", "variants", "grid", "search", "space", 
 EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$")  # YAML 1.1 takes 2e-3 and 1e4 for text: no point, or no sign
 
 MERGE = "tag:yaml.org,2002:merge"  # of `<<`
+SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -73,10 +73,12 @@ def load_config(
         values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in source.items()}
     else:
         values = read_run_values(Path(source))
+    # One after the other: a later override of the same key wins, as on any command line.
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for key, value in pairs:
         set_dotted(values, key, value)
-    values = _without_removed_keys(values)
+    values = _remove_old_keys(values)
+    # Before pydantic, which knows no nearest key.
     _check_keys(values)
     try:
         return Config.model_validate(values)
@@ -96,11 +98,13 @@ def read_run_values(file: Path) -> dict[str, Any]:
         run = values.get("run")
         if isinstance(run, dict):
             run.pop("name", None)
+        # Sections are merged key by key; within a key (`data.pack`, `method.groups`) the file's own value replaces the base's.
         for key, part in own.items():
             inherited = values.get(key)
             if isinstance(part, dict) and isinstance(inherited, dict):
                 part = {**inherited, **part}
             values[key] = part
+    # What is no mapping stays as it is: the check of all keys tells it.
     run = values.get("run") or {}
     if isinstance(run, dict) and not run.get("name"):
         values["run"] = {**run, "name": file.stem}
@@ -152,12 +156,15 @@ def differences(old: Config, new: Config) -> list[str]:
     Keys that a continued run may change are left out, and those that neither of the two reads.
     """
     unread = keys_without_effect(old) & keys_without_effect(new)
-    before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
-    return [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in unread and not key.startswith(KEYS_FREE_TO_CHANGE)
-    ]
+    before = dict(_flatten(old))
+    after = dict(_flatten(new))
+    found = []
+    for key in sorted(before):
+        if key in unread or key.startswith(KEYS_FREE_TO_CHANGE):
+            continue
+        if before[key] != after[key]:
+            found.append(f"{key}: {before[key]!r} -> {after[key]!r}")
+    return found
 
 
 def to_yaml(config: Config) -> str:
@@ -176,9 +183,9 @@ def describe_keys() -> Iterator[tuple[str, str, str, str]]:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
             for key, inner in section.model_fields.items():
-                yield f"{name}.{key}", _as_text(inner.default), _range(inner), inner.description or ""
+                yield f"{name}.{key}", _format_default(inner.default), _describe_range(inner), inner.description or ""
         else:
-            yield name, _as_text(field.default), _range(field), field.description or ""
+            yield name, _format_default(field.default), _describe_range(field), field.description or ""
 
 
 @cache
@@ -188,21 +195,25 @@ def known_keys() -> tuple[frozenset[str], frozenset[str]]:
     return keys, frozenset(key.partition(".")[0] for key in keys if "." in key)
 
 
-def _as_text(default: Any) -> str:
-    return "" if default is None else str(list(default) if isinstance(default, tuple) else default)
+def _format_default(default: Any) -> str:
+    if default is None:
+        return ""
+    if isinstance(default, tuple):  # as YAML has it
+        default = list(default)
+    return str(default)
 
 
-def _range(field: FieldInfo) -> str:
+def _describe_range(field: FieldInfo) -> str:
     if isinstance(field.json_schema_extra, dict):  # where the types cannot say it
         return str(field.json_schema_extra["range"])
-    limits = [str(limit) for limit in field.metadata]
-    bounds = re.findall(r"(ge|gt|le|lt)=(-?[\d.]+)", " ".join(limits).lower())
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    choices = re.findall(r"Literal\[([^\]]*)\]", str(field.annotation))
-    text = ", ".join(f"{signs[kind]} {value}" for kind, value in bounds)
-    return " | ".join(
-        [*(choice.replace("'", "").replace(", ", " | ") for choice in choices), *([text] if text else [])]
-    )
+    # From the text of the types, for pydantic nests them differently in every union.
+    literals = re.findall(r"Literal\[([^\]]*)\]", str(field.annotation))
+    found = [choices.replace("'", "").replace(", ", " | ") for choices in literals]
+    limits = " ".join(map(str, field.metadata)).lower()
+    bounds = [f"{SIGNS[kind]} {value}" for kind, value in re.findall(r"(ge|gt|le|lt)=(-?[\d.]+)", limits)]
+    if bounds:
+        found.append(", ".join(bounds))
+    return " | ".join(found)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -214,7 +225,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        near = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        near = sorted(map(str, path.parent.glob("*.yaml")))
         hint = f" There are: {', '.join(near)}." if near else ""
         raise UsageError(f"The config file {path} does not exist.{hint}") from None
     except PermissionError as error:
@@ -222,7 +233,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The config file {path} cannot be read ({reason_of(error)}).") from None
     except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
+        where = " ".join(str(error).split())  # one line, for PyYAML draws an arrow under the place
         raise UsageError(f"The config file {path} is not valid YAML: {where}.") from None
     if values is None:
         return {}
@@ -252,7 +263,7 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _without_removed_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+def _remove_old_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values without keys of earlier versions that were off, as configs of finished runs have them.
 
     Raises:
@@ -276,20 +287,25 @@ def _check_keys(values: Mapping[str, Any]) -> None:
         if name in sections and isinstance(part, Mapping):
             for key in part:
                 if f"{name}.{key}" not in known:
-                    raise UsageError(unknown_key(f"{name}.{key}", known))
+                    raise UsageError(describe_unknown_key(f"{name}.{key}", known))
         elif name in sections and part is not None:
             raise UsageError(f"The section '{name}' should hold `key: value` lines, found {part!r}.")
         elif name not in sections | known:
-            raise UsageError(unknown_key(str(name), known | sections))
+            raise UsageError(describe_unknown_key(str(name), known | sections))
         elif part is None and name in sections:
             raise UsageError(f"The section '{name}' is empty; give it keys or leave it out.")
 
 
-def unknown_key(key: str, known: Set[str], see: str = "`distbranch train --help-config` lists all keys.") -> str:
+def describe_unknown_key(
+    key: str, known: Set[str], see: str = "`distbranch train --help-config` lists all keys."
+) -> str:
     """One sentence about a key that is not among the known ones, with the nearest of them."""
+    # Spelled alike, and also the same key under another section: nobody remembers all sections.
     last = key.rpartition(".")[2]
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    near += [other for other in sorted(known) if other.rpartition(".")[2] == last and other not in near]
+    for other in sorted(known):
+        if other.rpartition(".")[2] == last and other not in near:
+            near.append(other)
     hint = f"Did you mean {' or '.join(near[:4])}?" if near else see
     return f"The key '{key}' is unknown. {hint}"
 
@@ -298,24 +314,30 @@ def explain(error: ValidationError, what: str = "The configuration") -> str:
     """What pydantic found, as one sentence."""
     sentences = []
     for problem in error.errors():
-        key = ".".join(
-            str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "literal", "int", "tuple"))
-        )
-        message = problem["msg"].removeprefix("Value error, ")
+        # The member of a union that did not fit is no part of the key.
+        parts = [str(part) for part in problem["loc"]]
+        key = ".".join(part for part in parts if not part.startswith(("constrained", "literal", "int", "tuple")))
+
+        sentence = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "tuple_type":
-            message = "should be a list such as [0, 1, 2]"
-        found = (
-            ""
-            if problem["type"] == "value_error" or isinstance(problem["input"], dict)
-            else f", found {problem['input']!r}"
-        )
-        sentences.append(f"{key}: {message}{found}" if key else message)
-    return f"{what} is not valid: {'; '.join(dict.fromkeys(sentences))}."
+            sentence = "should be a list such as [0, 1, 2]"
+        # Our own errors say what was found; a whole section would fill the screen.
+        if problem["type"] != "value_error" and not isinstance(problem["input"], dict):
+            sentence += f", found {problem['input']!r}"
+        if key:
+            sentence = f"{key}: {sentence}"
+        sentences.append(sentence)
+
+    # Both members of a union may complain in the same words.
+    told = "; ".join(dict.fromkeys(sentences))
+    return f"{what} is not valid: {told}."
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and prefix == "":
-            yield from _flatten(value, f"{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _flatten(config: Config) -> Iterator[tuple[str, Any]]:
+    """The dotted keys and their values; a mapping within a section (`data.pack`, `method.groups`) is one value."""
+    for name, part in config.model_dump(mode="json").items():
+        if not isinstance(part, dict):
+            yield name, part
+            continue
+        for key, value in part.items():
+            yield f"{name}.{key}", value

@@ -12,7 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from distbranch.config.network import AdaShareConfig, MethodConfig, ModelConfig, Section
 from distbranch.config.paths import copy_of, expand_places, is_remote, join_url
 
-# A run that is continued may change these; every other difference would make it another run.
+# A run that is resumed may change these: they say where it computes, what it writes and how much it bears, not what it learns.
+# Every other difference would make it another run.
 KEYS_FREE_TO_CHANGE = (
     "run.directory",
     "data.pack",
@@ -42,6 +43,7 @@ class RunConfig(Section):
     @classmethod
     def _can_be_written(cls, directory: str) -> str:
         directory = expand_places(directory)
+        # Data may be read from http, but nobody can write there.
         if is_remote(directory) and not re.match(r"(s3|gs)://[^/?]", directory):
             raise ValueError(
                 f"should be a folder that all nodes see or a URL such as s3://BUCKET/runs or gs://BUCKET/runs, found {directory}"
@@ -70,6 +72,7 @@ class DataConfig(Section):
     pack: dict[str, Any] | None = Field(
         None, description="How to pack `path` if it is absent: `source` and its options, as for `distbranch data pack`."
     )
+    # 32 is what the five pooling layers of VGG-16 leave one position of.
     image_size: tuple[int, int] | None = Field(
         None, description="[height, width] in pixels, at least 32x32; that of the data set if empty."
     )
@@ -94,24 +97,32 @@ class DataConfig(Section):
         None, description="Where shards of a URL are kept; a folder of the user if empty."
     )
     cache_gib: float = Field(20.0, gt=0, description="Bound of that cache in GiB.")
+    # Of ImageNet, as the public VGG-16 and ResNet weights were trained with.
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Per channel, of values in 0..1.")
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Per channel, of values in 0..1.")
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The data sets: none, one or several."""
-        return (self.path,) if isinstance(self.path, str) else self.path or ()
+        if isinstance(self.path, str):
+            return (self.path,)
+        return self.path or ()
 
     @field_validator("path", mode="before")
     @classmethod
     def _is_one_place_or_several(cls, path: Any) -> Any:
+        if path is None:
+            return None
         places = path if isinstance(path, (list, tuple)) else [path]
-        if path is not None and not (places and all(isinstance(place, str) and place for place in places)):
+        are_places = [isinstance(place, str) and place != "" for place in places]
+        if not places or not all(are_places):
             raise ValueError(f"should be a folder or a URL, or a list of them, found {path!r}")
+        # A list of one is no joint training, and the same run as without the brackets.
         return places[0] if len(places) == 1 else path
 
     @model_validator(mode="after")
     def _fits_the_data_sets(self) -> Self:
+        # One number for one data set says nothing, so at least two are asked for.
         if self.proportions and len(self.proportions) != max(2, len(self.paths)):
             raise ValueError(
                 "data.proportions needs a number for every data set of a list in data.path, "
@@ -154,8 +165,10 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """The length and the bookkeeping of training."""
 
+    # Length and batch are those of the paper.
     iterations: int = Field(60_000, ge=1, description="Optimiser steps in all.")
     batch_size: int = Field(32, ge=2, description="Images per optimiser step, over all ranks.")
+    # Not "per rank": statistics, and so results, would depend on the number of ranks.
     norm_batch: int = Field(
         32,
         ge=2,
@@ -173,6 +186,7 @@ class TrainConfig(Section):
     )
     compile: bool = Field(False, description="torch.compile after the last widening.")
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints (one more at every decision).")
+    # Two at least, for the newest may be damaged.
     keep_checkpoints: int = Field(3, ge=2, description="Newest checkpoints that are kept.")
     evaluate_every: int = Field(0, ge=0, description="Steps between evaluations on `val`; 0: only at the end.")
     eval_batch_size: int = Field(256, ge=1, description="Images per evaluation batch and rank.")
@@ -181,13 +195,17 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _has_whole_groups(self) -> Self:
+        # A batch smaller than norm_batch is one group.
         whole = min(self.norm_batch, self.batch_size) * self.accumulate
         if self.batch_size % whole == 0:
             return self
+
         whole = self.norm_batch * self.accumulate
         below = self.batch_size // whole * whole
         nearest = f"{below} or {below + whole}" if below else str(whole)
-        passes = f" in each of train.accumulate={self.accumulate} passes" if self.accumulate > 1 else ""
+        passes = ""
+        if self.accumulate > 1:
+            passes = f" in each of train.accumulate={self.accumulate} passes"
         raise ValueError(
             f"train.batch_size should have whole groups of train.norm_batch={self.norm_batch} images{passes}, found "
             f"{self.batch_size}; the nearest train.batch_size is {nearest}, or give another train.norm_batch"
@@ -198,6 +216,7 @@ class OptimConfig(Section):
     """The optimiser and its learning rate."""
 
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="SGD with momentum (the paper), Adam or AdamW.")
+    # Rate, momentum, decay and steps are the paper's.
     lr: float = Field(0.001, gt=0, description="Learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of SGD; of Adam and AdamW the first beta.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay, on all but norms and biases.")
@@ -256,8 +275,12 @@ class LaunchConfig(Section):
     @field_validator("workers", mode="before")
     @classmethod
     def _is_a_number_of_ranks(cls, workers: Any) -> Any:
-        numbers = workers if isinstance(workers, (list, tuple)) and len(workers) == 2 else (workers, workers)
-        if not all(type(number) is int for number in numbers) or not 1 <= numbers[0] <= numbers[1]:
+        numbers = [workers, workers]
+        if isinstance(workers, (list, tuple)) and len(workers) == 2:
+            numbers = list(workers)
+        # Not isinstance, by which `true` would be 1.
+        are_whole = [type(number) is int for number in numbers]
+        if not all(are_whole) or not 1 <= numbers[0] <= numbers[1]:
             raise ValueError(f"should be a whole number from 1, or [least, most] of them, found {workers!r}")
         return workers
 
@@ -275,6 +298,7 @@ class LaunchConfig(Section):
 class Config(Section):
     """The whole configuration of one run."""
 
+    # 63 bits: torch and JSON readers hold it as a signed integer.
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Seed of everything: weights, order of samples, clustering.")
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
@@ -292,6 +316,7 @@ class Config(Section):
                 f"train.batch_size should give every rank an image per pass; {self.train.batch_size} images "
                 f"over launch.workers={self.launch.most_workers} and train.accumulate={self.train.accumulate} do not"
             )
+        # The paper gives numbers of basis filters for VGG-16 alone.
         if self.method.name == "low-rank" and self.model.backbone != "vgg16":
             raise ValueError(
                 f"method.name=low-rank has the basis filters of the paper for model.backbone=vgg16, found {self.model.backbone}"
@@ -301,6 +326,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _has_a_backbone_for_the_method(self) -> Self:
         name, backbone = self.method.name, self.model.backbone
+        # Each method needs its own kind of layer: a skipped layer without a shortcut would pass nothing on.
         if name == "adashare" and not self.model.is_residual:
             raise ValueError(
                 f"method.name=adashare skips residual blocks: use model.backbone=resnet18 or resnet34, found {backbone}"
@@ -313,6 +339,7 @@ class Config(Section):
             raise ValueError(
                 f"method.groups and method.init are for model.backbone=vgg16 or vgg9, found {backbone}; leave them out"
             )
+        # A setting that would be ignored in silence is taken for a wrong method.name.
         if name != "adashare" and self.adashare != AdaShareConfig():
             raise ValueError(f"the section adashare is for method.name=adashare, found {name}; leave it out")
         return self
@@ -325,6 +352,7 @@ class Config(Section):
             "method.groups": self.method.groups,
             "adashare.policy": self.adashare.policy,
         }
+        # Groups written out in the configuration are no path.
         return {key: path for key, path in given.items() if isinstance(path, str)}
 
     @property
@@ -340,7 +368,9 @@ class Config(Section):
     @property
     def ignored(self) -> tuple[str, ...]:
         """A sentence for every setting that is given and has no effect."""
-        told, iterations, method = [], self.train.iterations, self.method
+        told = []
+        iterations = self.train.iterations
+        method = self.method
         if self.optim.warmup > iterations:
             told.append(
                 f"optim.warmup={self.optim.warmup} is longer than train.iterations={iterations}: optim.lr is never reached."
@@ -359,11 +389,14 @@ class Config(Section):
     @property
     def run_directory(self) -> Path:
         """The run's folder: `run.directory` / `run.name`, or this machine's copy of it where that is at a URL."""
-        directory, name = self.run.directory, self.run.name or "run"
-        return copy_of(directory, "training") / name if is_remote(directory) else Path(directory) / name
+        directory = Path(self.run.directory)
+        if is_remote(self.run.directory):
+            directory = copy_of(self.run.directory, "training")
+        return directory / (self.run.name or "run")
 
     @property
     def run_url(self) -> str | None:
         """Where the run directory is at a URL; None for one on a disk."""
-        directory = self.run.directory
-        return join_url(directory, self.run.name or "run") if is_remote(directory) else None
+        if not is_remote(self.run.directory):
+            return None
+        return join_url(self.run.directory, self.run.name or "run")

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -15,19 +15,21 @@ from distbranch.config.network import Section
 from distbranch.config.paths import expand_places, is_remote
 from distbranch.config.reading import (
     as_yaml,
+    describe_unknown_key,
     explain,
     known_keys,
     parse_override,
     read_yaml,
     resolve_base,
     set_dotted,
-    unknown_key,
 )
 from distbranch.errors import UsageError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a folder
 VARIANT = "variant"  # beside the dotted keys: which variant a trial is of
-Metric = Literal["average_precision", "balanced_accuracy", "accuracy", "top10_recall", "top3", "top5"]
+# The means over tasks that are compared, in the order of every table and legend.
+Metric = Literal["accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5"]
+METRICS: tuple[str, ...] = get_args(Metric)
 # The sweep says these of every trial itself.
 KEYS_OF_THE_SWEEP = {
     "run.name": "every trial gets its own name",
@@ -52,6 +54,7 @@ class Range(Section):
         if self.choices is not None:
             if not self.choices or self.low is not None or self.high is not None:
                 raise ValueError("give either a list of choices that is not empty, or low and high")
+        # Equal bounds are refused too: what does not vary belongs into `overrides`.
         elif self.low is None or self.high is None or not self.low < self.high:
             raise ValueError(f"low should be below high, found low={self.low} and high={self.high}")
         elif self.log and self.low <= 0:
@@ -67,6 +70,7 @@ class EarlyStopping(Section):
     grace: int = Field(
         ge=1, description="The first rung, in optimiser steps; the next ones are `reduction` times as far."
     )
+    # Hyperband's authors recommend 3 or 4; 3 is kinder to trials that start slowly.
     reduction: float = Field(3.0, gt=1, description="One of so many trials of a size class passes a rung.")
     metric: Metric | None = Field(None, description="Mean over tasks on val; the sweep's `metric` if empty.")
 
@@ -99,6 +103,7 @@ class SweepConfig(Section):
         {}, description="With random and optuna: dotted key: {low, high, log, int} or {choices}."
     )
     num_trials: int | None = Field(None, ge=1, description="With random and optuna: settings (times seeds) in all.")
+    # 32 bits, as NumPy's old generator, which samplers are seeded with, takes them.
     search_seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the random choices.")
     concurrency: int | None = Field(None, ge=1, description="Trials at the same time; as many as fit if empty.")
     workers_per_trial: int = Field(1, ge=1, description="Ranks of each trial; 1: in the trial's own process.")
@@ -107,6 +112,7 @@ class SweepConfig(Section):
         0, ge=0, description="GPUs of each trial, at most one per worker; 0.25: four trials share one."
     )
     early_stopping: EarlyStopping | None = Field(None, description="Ends poor trials early: grace, reduction, metric.")
+    # Two, for a trial that takes its node down with it would be started for ever.
     max_failures: int = Field(
         2, ge=0, description="Restarts of a trial whose process was lost; an error of its own ends it."
     )
@@ -131,46 +137,47 @@ class SweepConfig(Section):
     @model_validator(mode="after")
     def _is_a_search(self) -> Self:
         if self.search == "grid":
-            _needs(
+            _ensure(
                 not self.space and self.num_trials is None,
                 "search: grid takes `grid`; `space` and `num_trials` are of random and optuna",
             )
-            _needs(
+            _ensure(
                 bool(self.grid or self.variants) or self.seeds is not None,
                 "`grid` should name at least one key, such as model.width: [16, 32]",
             )
             return self
-        _needs(not self.grid, f"search: {self.search} takes `space`; `grid` is of search: grid")
-        _needs(not self.variants, f"search: {self.search} takes `space`; `variants` are of search: grid")
-        _needs(
+        _ensure(not self.grid, f"search: {self.search} takes `space`; `grid` is of search: grid")
+        _ensure(not self.variants, f"search: {self.search} takes `space`; `variants` are of search: grid")
+        _ensure(
             bool(self.space),
             "`space` should name at least one key, such as optim.lr: {low: 1e-4, high: 1e-2, log: true}",
         )
-        _needs(self.num_trials is not None, f"search: {self.search} needs `num_trials`")
+        _ensure(self.num_trials is not None, f"search: {self.search} needs `num_trials`")
         return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         for key, values in self.grid.items():
-            _needs(bool(values), f"the list of {key} is empty; give it values or leave it out")
-            _needs(
+            _ensure(bool(values), f"the list of {key} is empty; give it values or leave it out")
+            _ensure(
                 all(values.count(value) == 1 for value in values), f"a value of {key} appears twice in {list(values)}"
             )
         for name, variant in self.variants.items():
-            _needs(
+            _ensure(
                 re.fullmatch(NAME, name) is not None,
                 f"the name of a variant should be made of letters, digits, '.', '_' and '-', found '{name}'",
             )
+            # A variant that fixed a key of the grid would be trained once per value, all alike.
             both = [key for key in variant if key in self.grid or (key == "seed" and self.seeds)]
-            _needs(not both, f"{', '.join(both)} is varied and also fixed by the variant {name}; say it once")
-        _needs(
+            _ensure(not both, f"{', '.join(both)} is varied and also fixed by the variant {name}; say it once")
+        _ensure(
             self.seeds is None or len(set(self.seeds)) == len(self.seeds),
             f"a seed appears twice in {list(self.seeds or ())}",
         )
         twice = [key for key in (*self.grid, *self.space) if key in self.overrides or (key == "seed" and self.seeds)]
         twice += ["seed"] if self.seeds and "seed" in self.overrides else []
-        _needs(not twice, f"{', '.join(twice)} is varied and also fixed; say it once")
-        _needs(
+        _ensure(not twice, f"{', '.join(twice)} is varied and also fixed; say it once")
+        _ensure(
             self.gpus_per_trial <= self.workers_per_trial,
             f"gpus_per_trial should be at most one per worker, found {self.gpus_per_trial:g} for {self.workers_per_trial}",
         )
@@ -189,6 +196,7 @@ class SweepConfig(Section):
     @property
     def varied(self) -> tuple[str, ...]:
         """The dotted keys in which trials of one variant differ, the seed last."""
+        # The seed is always told: without `seeds` it is that of the base.
         keys = [key for key in (*self.grid, *self.space) if key != "seed"]
         return (*keys, "seed")
 
@@ -205,7 +213,8 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     """
     file = Path(path)
     values = read_yaml(file)
-    own = SweepConfig.model_fields.keys() - {"base"}  # which the config of a run may have too
+    # Told apart by keys of their own, for a `base` may stand in both.
+    own = SweepConfig.model_fields.keys() - {"base"}
     keys, sections = known_keys()
     if not values.keys() & own and values.keys() & (keys | sections):
         raise UsageError(
@@ -235,20 +244,29 @@ def sweep_of(
     Raises:
         UsageError: an unknown key (with the nearest ones), a value out of range, an override that a variant would not follow.
     """
-    values, said = dict(values), dict(map(parse_override, overrides))
+    values = dict(values)
+    said = dict(map(parse_override, overrides))
     for key, value in said.items():
-        _override(values, key, value)
+        _apply_override(values, key, value)
     _check_keys(values)
+
+    # Absolute from here on: the sweep's own copy of its settings lies in another folder.
     if values.get("base"):
         values["base"] = str(resolve_base(values["base"], folder))
-    values["variants"] = {
-        str(name): {**part, "base": str(resolve_base(part["base"], folder))} if part.get("base") else dict(part)
-        for name, part in values.get("variants", {}).items()
-    }
+    variants = {}
+    for name, part in values.get("variants", {}).items():
+        variant = dict(part)
+        if variant.get("base"):
+            variant["base"] = str(resolve_base(variant["base"], folder))
+        variants[str(name)] = variant
+    values["variants"] = variants
+
     try:
         sweep = SweepConfig.model_validate(values)
     except ValidationError as error:
         raise UsageError(explain(error, what)) from None
+
+    # Checked after the models, which know no keys of runs.
     of_variants = [key for variant in sweep.variants.values() for key in variant]
     for key in (*sweep.overrides, *sweep.grid, *sweep.space, *of_variants):
         if key in KEYS_OF_THE_SWEEP:
@@ -264,7 +282,9 @@ def _refuse_unheard(key: str, sweep: SweepConfig) -> None:
     value = sweep.overrides[key]
     others = [name for name, variant in sweep.variants.items() if key in variant and variant[key] != value]
     if others:
-        names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        names = ", ".join(others[:3])
+        if len(others) > 3:
+            names += f" and {len(others) - 3} more"
         raise UsageError(
             f"{key}={value} is given for all runs, but {key} is also fixed by the variants {names}; say it once: "
             "leave it out, or change the variants."
@@ -276,23 +296,21 @@ def sweep_to_yaml(sweep: SweepConfig) -> str:
     return as_yaml(sweep.model_dump(mode="json", by_alias=True))
 
 
-def _override(values: dict[str, Any], key: str, value: Any) -> None:
+def _apply_override(values: dict[str, Any], key: str, value: Any) -> None:
     first, _, rest = key.partition(".")
     if first in ("grid", "space", "overrides") and rest:
-        values[first] = {
-            **(values.get(first) or {}),
-            rest: value,
-        }  # `grid.model.width` is the key model.width of the grid
+        # `grid.model.width` is the key model.width of the grid: these have dotted keys, not nested ones.
+        values[first] = {**(values.get(first) or {}), rest: value}
     elif first == "variants" and "." in rest:
         name, _, rest = rest.partition(".")
         variants = values.get("variants") or {}
         values["variants"] = {**variants, name: {**(variants.get(name) or {}), rest: value}}
     elif first in SweepConfig.model_fields:
         set_dotted(values, key, value)
-    elif first not in {*known_keys()[0], *known_keys()[1]}:
-        values[key] = value  # told below, with the nearest keys of either kind
-    else:
+    elif first in known_keys()[0] | known_keys()[1]:
         values["overrides"] = {**(values.get("overrides") or {}), key: value}
+    else:
+        values[key] = value  # unknown: told below, with the nearest keys of either kind
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:
@@ -304,20 +322,22 @@ def _check_keys(values: Mapping[str, Any]) -> None:
         if name in of_runs or name in sections:
             raise UsageError(f"'{name}' is a key of a run; in a sweep write it under `overrides`, `grid` or `space`.")
         raise UsageError(
-            unknown_key(name, own | of_runs, f"A sweep has the keys {', '.join(SweepConfig.model_fields)}.")
+            describe_unknown_key(name, own | of_runs, f"A sweep has the keys {', '.join(SweepConfig.model_fields)}.")
         )
-    variants = _mapping("variants", values.get("variants", {}), "`name: {dotted.key: value, ...}` lines")
+    variants = _check_mapping("variants", values.get("variants", {}), "`name: {dotted.key: value, ...}` lines")
     parts = {name: values.get(name, {}) for name in ("overrides", "grid", "space")}
     parts |= {f"variants.{name}": part for name, part in variants.items()}
     for name, part in parts.items():
-        for key in map(str, _mapping(name, part, "`dotted.key: value` lines")):
+        for key in map(str, _check_mapping(name, part, "`dotted.key: value` lines")):
             is_base = key == "base" and name.startswith("variants.")
             if key not in of_runs and not key.startswith("data.pack.") and not is_base:
-                raise UsageError(unknown_key(key, of_runs))
+                raise UsageError(describe_unknown_key(key, of_runs))
     _check_inner("early_stopping", values.get("early_stopping"), {"grace", "reduction", "metric"})
     for key, part in values.get("space", {}).items():
         _check_inner(f"space.{key}", part, {"low", "high", "log", "int", "choices"})
-    base, bases = values.get("base"), [part.get("base") for part in variants.values()]
+
+    base = values.get("base")
+    bases = [part.get("base") for part in variants.values()]
     wrong = [one for one in (base, *bases) if one is not None and not isinstance(one, str)]
     if wrong:
         raise UsageError(f"`base` should be the config file of a run, relative to the sweep file, found {wrong[0]!r}.")
@@ -325,7 +345,7 @@ def _check_keys(values: Mapping[str, Any]) -> None:
         raise UsageError("A sweep needs `base`: the config file of a run, relative to the sweep file.")
 
 
-def _mapping(name: str, part: Any, lines: str) -> Mapping[str, Any]:
+def _check_mapping(name: str, part: Any, lines: str) -> Mapping[str, Any]:
     if not isinstance(part, Mapping):
         raise UsageError(f"The section '{name}' should hold {lines}, found {part!r}.")
     return part
@@ -336,9 +356,9 @@ def _check_inner(name: str, part: Any, known: set[str]) -> None:
         raise UsageError(f"'{name}' should hold {', '.join(sorted(known))}, found {part!r}.")
     for key in part or ():
         if key not in known:
-            raise UsageError(unknown_key(f"{name}.{key}", {f"{name}.{other}" for other in known}))
+            raise UsageError(describe_unknown_key(f"{name}.{key}", {f"{name}.{other}" for other in known}))
 
 
-def _needs(holds: bool, sentence: str) -> None:
+def _ensure(holds: bool, sentence: str) -> None:
     if not holds:
         raise ValueError(sentence)

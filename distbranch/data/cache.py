@@ -23,7 +23,7 @@ from typing import Protocol
 
 import fsspec
 
-from distbranch.config.paths import user_cache
+from distbranch.config.paths import find_user_cache
 from distbranch.data.shards import is_remote, join
 from distbranch.errors import UserError
 from distbranch.locks import FOR_EVER, WITHOUT_FLOCK, LockHeldError, hold_lock
@@ -230,7 +230,7 @@ def open_files(path: str, cache: Cache | None = None) -> Files:
 
 def default_cache_folder() -> str:
     """The folder of this user for copies of remote shards."""
-    return str(user_cache() / "shards")
+    return str(find_user_cache() / "shards")
 
 
 def make_room(cache: Cache) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from distbranch.config.paths import make_ready
+from distbranch.config.paths import check_can_be_written
 from distbranch.data.images import BrokenImageError, decode_image
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import BadSample, DatasetInfo, locate_samples, read_dataset
@@ -120,7 +120,7 @@ def draw_contact_sheet(
         raise UserError(f"The data set has no split '{split}'. It has: {', '.join(info.splits)}.")
     if num_images < 1 or columns < 1:
         raise UserError(f"At least 1 image and 1 column can be shown, found {num_images} and {columns}.")
-    make_ready(Path(out))
+    check_can_be_written(Path(out))
     colours = _choose_colours(info)
     cards = []
     for key, image, labels in _choose_samples(info, split, num_images, seed):

@@ -15,11 +15,11 @@ from distbranch.adashare.policy import (
     Curriculum,
     Phase,
     compute_execute_probabilities,
+    compute_sharing_loss,
+    compute_sparsity_loss,
     get_default_loss_weights,
     sample_gumbel_noise,
     sample_soft_decisions,
-    sharing_loss,
-    sparsity_loss,
 )
 from distbranch.config import Config
 from distbranch.data.plan import Turns
@@ -84,8 +84,8 @@ class PolicySearch:
 
     def compute_policy_loss(self, logits: Tensor, step: int) -> Tensor:
         """What the policy costs at a step, beside its tasks' losses."""
-        sparsity = sparsity_loss(logits, num_released=self.curriculum.num_released(step))
-        sharing = sharing_loss(logits, preset=self.config.adashare.sharing_preset)
+        sparsity = compute_sparsity_loss(logits, num_released=self.curriculum.num_released(step))
+        sharing = compute_sharing_loss(logits, preset=self.config.adashare.sharing_preset)
         return self.sparsity * sparsity + self.sharing * sharing
 
     def train_policy(

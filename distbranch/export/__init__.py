@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from distbranch.config import load_config
-from distbranch.config.paths import make_ready
+from distbranch.config.paths import check_can_be_written
 from distbranch.data.loader import eval_loader
 from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import Preprocessing, load_model
@@ -96,7 +96,7 @@ def export(
         tasks = _split_names(tasks, network.tasks.names)
         network = restrict(network, tasks)
     out = out or run / "model" / f"{default_stem(tasks)}{SUFFIXES[file_format]}"
-    make_ready(out)
+    check_can_be_written(out)
     folded = fold(network)
     images, described = _images(run, preprocessing)
     write, check = (_write_onnx, _run_onnx) if file_format == "onnx" else (_write_torch, _run_torch)

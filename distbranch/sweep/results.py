@@ -19,6 +19,7 @@ import pandas
 import torch
 
 from distbranch.config import Config
+from distbranch.config.sweep import METRICS
 from distbranch.engine.artifact import load_model
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import read_lines, write_json
@@ -30,7 +31,6 @@ from distbranch.sweep.plan import get_config_value
 from distbranch.sweep.trial_status import FINISHED, SweepDirectory, TrialStatus
 
 Row = dict[str, Any]
-METRICS = ("accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5")
 NUM_TURNS = 15
 CALLS_PER_TURN = 3
 SIZES = ("weights", "parameters", "multiply_adds", "num_groups_top", "iterations", "seconds")

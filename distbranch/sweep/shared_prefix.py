@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distbranch.config import Config, MethodConfig, to_yaml
-from distbranch.config.effects import KEYS_OF_DECISIONS
+from distbranch.config.network import KEYS_OF_DECISIONS
 from distbranch.engine.forks import Origin, copy_as, member, read_family, write_family
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically, write_json

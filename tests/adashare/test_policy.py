@@ -1,4 +1,4 @@
-"""The policy of AdaShare: what is drawn from it, and its two losses against loops that follow the equations."""
+"""The policy of AdaShare: what is drawn from it, its two losses against loops that follow the equations, and its curriculum."""
 
 import itertools
 import math
@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from distbranch.adashare.policy import (
+    Curriculum,
     compute_execute_probabilities,
+    compute_sharing_loss,
+    compute_sparsity_loss,
     get_default_loss_weights,
     sample_gumbel_noise,
     sample_policy,
     sample_soft_decisions,
-    sharing_loss,
-    sparsity_loss,
 )
 
 
@@ -64,8 +65,8 @@ def test_sparsity_is_the_sum_over_tasks_of_the_mean_over_released_blocks(num_rel
             math.log(1 + math.exp(execute - skip)) for execute, skip in logits[task, 8 - num_released :].tolist()
         ]  # -log p(skip)
         expected += sum(costs) / num_released
-    assert sparsity_loss(logits, num_released=num_released).item() == pytest.approx(expected)
-    assert sparsity_loss(logits, num_released=0).item() == 0
+    assert compute_sparsity_loss(logits, num_released=num_released).item() == pytest.approx(expected)
+    assert compute_sparsity_loss(logits, num_released=0).item() == 0
 
 
 def test_sharing_compares_every_pair_of_tasks_with_the_weights_of_its_preset() -> None:
@@ -75,12 +76,12 @@ def test_sharing_compares_every_pair_of_tasks_with_the_weights_of_its_preset() -
         p, q = (1 / (1 + math.exp(skip - execute)) for execute, skip in logits[[one, other], block].tolist())
         paper += (5 - block) / 5 * abs(p - q)
         experiments += (block + 1) / 5 * abs(float(logits[one, block, 0] - logits[other, block, 0]))
-    assert sharing_loss(logits, preset="paper").item() == pytest.approx(paper)
-    assert sharing_loss(logits, preset="experiments").item() == pytest.approx(experiments)
+    assert compute_sharing_loss(logits, preset="paper").item() == pytest.approx(paper)
+    assert compute_sharing_loss(logits, preset="experiments").item() == pytest.approx(experiments)
 
 
 def test_a_single_task_shares_with_nobody_at_no_cost() -> None:
-    assert sharing_loss(some_logits(num_tasks=1), preset="paper").item() == 0
+    assert compute_sharing_loss(some_logits(num_tasks=1), preset="paper").item() == 0
 
 
 def test_sampled_policies_follow_the_probabilities_and_are_numbered() -> None:
@@ -100,3 +101,28 @@ def test_loss_weights_are_those_of_the_published_experiments() -> None:
         (0.001, 0.05),
         (0.001, 0.005),
     ]
+
+
+# ---- the curriculum of a search, step by step
+
+CURRICULUM = Curriculum(warmup=10, weight_steps=4, policy_steps=1, num_blocks=8, speed=3)
+
+
+def test_weights_and_policy_take_turns_after_the_warm_up() -> None:
+    phases = [CURRICULUM.phase(step) for step in range(20)]
+    assert phases == ["warm-up"] * 10 + (["weights"] * 4 + ["policy"]) * 2
+
+
+def test_one_more_block_is_released_every_three_cycles_until_all_are() -> None:
+    released = [CURRICULUM.num_released(10 + 5 * cycle) for cycle in range(30)]
+    assert released == [min(8, cycle // 3 + 1) for cycle in range(30)]
+    assert CURRICULUM.num_released(9) == 0
+    assert [CURRICULUM.num_released(CURRICULUM.first_step_with_all + shift) for shift in (-1, 0)] == [7, 8]
+    at_once = Curriculum(0, 4, 1, 8, speed=1)
+    assert [at_once.num_released(5 * cycle) for cycle in range(10)] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
+
+
+def test_it_cools_by_3_5_percent_per_completed_cycle() -> None:
+    assert CURRICULUM.temperature(0) == CURRICULUM.temperature(14) == 5
+    assert CURRICULUM.temperature(15) == pytest.approx(5 * 0.965)
+    assert CURRICULUM.temperature(10 + 5 * 20) == pytest.approx(5 * 0.965**20)

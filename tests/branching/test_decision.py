@@ -1,155 +1,185 @@
-"""Grouping and the number of branches, against loops written from the equations and against planted groups."""
+"""What holds of every decision: properties over tables of affinities, and the best of all partitions where they can be tried."""
 
-import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from sklearn.manifold import spectral_embedding as sklearn_embedding
-from sklearn.metrics import adjusted_rand_score
+from matrices import ALL, LARGE, SMALL, planted, uniform
 
-from distbranch.branching.decision import choose_groups
-from distbranch.branching.grouping import branch_affinity, cluster_branches, separation_cost, spectral_embedding
+from distbranch.branching.decision import ALL_PARTITIONS, WITH_MOVES, Candidates, Decision, choose_groups
+from distbranch.branching.grouping import Groups, cluster_branches, separation_cost
+from distbranch.branching.search import MOST_BRANCHES, find_best_partitions, move_branches
 
-
-def random_affinity(count: int, seed: int = 0) -> np.ndarray:
-    """Symmetric, with many ties, diagonal 1."""
-    matrix = np.random.default_rng(seed).integers(0, 9, (count, count)) / 8
-    matrix = np.maximum(matrix, matrix.T)
-    np.fill_diagonal(matrix, 1.0)
-    return matrix
-
-
-def planted_affinity(sizes: list[int], within: float, between: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    truth = np.repeat(np.arange(len(sizes)), sizes)
-    rng = np.random.default_rng(seed)
-    rng.shuffle(truth)
-    noise = rng.normal(0, 0.01, (len(truth), len(truth)))
-    matrix = np.where(truth[:, None] == truth, within, between) + (noise + noise.T) / 2
-    np.fill_diagonal(matrix, 1.0)
-    return matrix.clip(0, 1), truth
+pytestmark = pytest.mark.filterwarnings("error")  # a matrix of any kind is decided upon without one
+BELL = (1, 2, 5, 15, 52, 203, 877, 4140)  # how many partitions there are of 1 to 8 branches
+ALPHAS = (0.0, 0.02, 0.3, 1.0, 2.0, 9.0, 40.0)
+every_matrix = pytest.mark.parametrize("a", ALL.values(), ids=ALL)
+small_matrix = pytest.mark.parametrize("a", SMALL.values(), ids=SMALL)
+large_matrix = pytest.mark.parametrize("a", LARGE.values(), ids=LARGE)
 
 
-def labels_of(groups: tuple[tuple[int, ...], ...], count: int) -> np.ndarray:
-    labels = np.empty(count, dtype=int)
-    for number, group in enumerate(groups):
-        labels[list(group)] = number
-    return labels
+def decisions(a: np.ndarray) -> Iterator[tuple[Decision, float, float, int]]:
+    """At many prices and caps: the decision, alpha, the price of one more branch, and the cap."""
+    candidates = Candidates(a)
+    for alpha in ALPHAS:
+        for pools in (0, 2):
+            for cap in (None, 1, 3):
+                found = candidates.choose(alpha=alpha, pools_above=pools, max_groups=cap)
+                yield found, alpha, 2**pools / 64, cap or len(a)
+
+
+def partitions(items: list[int]) -> Iterator[list[list[int]]]:
+    if not items:
+        yield []
+        return
+    first, *rest = items
+    for smaller in partitions(rest):
+        yield [[first], *smaller]
+        for number in range(len(smaller)):
+            yield [*smaller[:number], [first, *smaller[number]], *smaller[number + 1 :]]
+
+
+def canonical(groups: list[list[int]]) -> Groups:
+    return tuple(sorted(tuple(sorted(group)) for group in groups))
+
+
+@every_matrix
+def test_the_groups_are_a_partition_of_the_branches_within_the_cap(a: np.ndarray) -> None:
+    for found, _, _, cap in decisions(a):
+        assert sorted(branch for group in found.groups for branch in group) == list(range(len(a)))
+        assert all(found.groups)
+        assert list(found.groups) == sorted(found.groups), "sorted by first member"
+        assert found.num_groups == len(found.groups) <= cap
+        assert max(found.costs) <= cap
+
+
+@every_matrix
+def test_the_cost_equals_equation_9_and_the_least_wins_with_the_fewest_groups_on_ties(a: np.ndarray) -> None:
+    for found, alpha, price, _ in decisions(a):
+        assert found.separation[found.num_groups] == pytest.approx(separation_cost(a, found.groups), abs=1e-12)
+        for d, cost in found.costs.items():
+            assert cost == pytest.approx((d - 1) * price + alpha * found.separation[d], abs=1e-12)
+        least = min(found.costs.values())
+        assert found.costs[found.num_groups] <= least + 1e-12
+        if found.num_moves == 0:
+            assert found.num_groups == min(d for d, cost in found.costs.items() if cost <= least + 1e-12)
+
+
+@every_matrix
+def test_a_larger_alpha_never_gives_fewer_groups_and_a_higher_price_never_more(a: np.ndarray) -> None:
+    candidates = Candidates(a)
+    counts = np.array(
+        [
+            [candidates.choose(alpha=alpha, pools_above=pools).num_groups for alpha in ALPHAS]
+            for pools in range(6)
+        ]
+    )  # fmt: skip
+    assert (np.diff(counts, axis=1) >= 0).all()
+    assert (np.diff(counts, axis=0) <= 0).all()
+    assert (counts[:, 0] == 1).all(), "of no weight, separation buys no branch"
+
+
+@every_matrix
+def test_a_smaller_cap_never_costs_less(a: np.ndarray) -> None:
+    candidates = Candidates(a)
+    caps = range(1, len(a) + 1)
+    costs = []
+    for cap in caps:
+        groups = [(d, groups) for groups, _ in candidates if (d := len(groups)) <= cap]
+        found = candidates.choose(alpha=2.0, pools_above=0, max_groups=cap)
+        costs.append(found.costs[found.num_groups])
+        assert costs[-1] <= min((d - 1) / 64 + 2.0 * separation_cost(a, g) for d, g in groups) + 1e-12
+    if len(a) <= MOST_BRANCHES:
+        assert costs == sorted(costs, reverse=True)
+
+
+@every_matrix
+def test_the_same_arguments_give_the_same_decision_in_any_order_and_from_shared_candidates(a: np.ndarray) -> None:
+    shared = Candidates(a, seed=5)
+    settings = [
+        {"alpha": alpha, "pools_above": pools, "max_groups": cap}
+        for alpha in (0.1, 3.0, 0.5) for pools in (0, 2) for cap in (None, 4, 1)
+    ]  # fmt: skip
+    expected = [choose_groups(a, seed=5, **given) for given in settings]
+    assert [shared.choose(**given) for given in settings] == expected
+    assert [shared.choose(**given) for given in settings[::-1]] == expected[::-1]
+
+
+@every_matrix
+def test_where_a_branch_costs_nothing_ties_go_to_the_fewest_groups(a: np.ndarray) -> None:
+    assert choose_groups(a, alpha=0.0, pools_above=0, unit_cost=0.0).num_groups == 1
+    assert choose_groups(np.ones_like(a), alpha=2.0, pools_above=0, unit_cost=0.0).num_groups == 1
+
+
+@small_matrix
+def test_of_few_branches_the_decision_is_the_best_of_all_partitions(a: np.ndarray) -> None:
+    every = sorted(canonical(groups) for groups in partitions(list(range(len(a)))))
+    assert len(every) == BELL[len(a) - 1]
+    separation = {groups: separation_cost(a, groups) for groups in every}
+    for found, alpha, price, cap in decisions(a):
+        total = {g: (len(g) - 1) * price + alpha * separation[g] for g in every if len(g) <= cap}
+        least = min(total.values())
+        tied = [groups for groups, cost in total.items() if cost <= least + 1e-12]
+        fewest = min(map(len, tied))
+        of_so_many = {g: separation[g] for g in every if len(g) == fewest}
+        nearest = [g for g, cost in of_so_many.items() if cost <= min(of_so_many.values()) + 1e-12]
+        assert found.groups == min(nearest), "the fewest groups, then the first"
+        for d, cost in found.costs.items():
+            assert cost == pytest.approx(min(cost for groups, cost in total.items() if len(groups) == d), abs=1e-12)
+        assert len(found.costs) == min(cap, len(a))
+        assert (found.search, found.num_moves) == (ALL_PARTITIONS, 0)
 
 
 @pytest.mark.parametrize(
-    ("count", "branches"),
+    ("a", "alphas"),
     [
-        (1, [[0]]),
-        (2, [[0], [1]]),
-        (2, [[0, 1]]),
-        (9, [[0, 4], [1], [2, 3, 8, 5], [6, 7]]),
-        (200, [list(range(k, 200, 7)) for k in range(7)]),
+        *[(uniform(count, count), ALPHAS) for count in (2, 5, 7)],
+        (planted([4, 4, 4], 0.9, 0.4)[0], (0.02, 0.3)),
+        (planted([8, 8, 8, 2], 0.9, 0.4)[0], (0.02, 0.3)),
     ],
 )
-def test_branch_affinity_equals_equations_7_and_8(count: int, branches: list[list[int]]) -> None:
-    a = random_affinity(count)
-    found = branch_affinity(a, branches)
-    for k, one in enumerate(branches):
-        for m, other in enumerate(branches):
-            forth = np.mean([min(a[i, j] for j in other) for i in one])
-            back = np.mean([min(a[i, j] for i in one) for j in other])
-            assert found[k, m] == pytest.approx((forth + back) / 2, abs=1e-12)
+def test_permuting_the_branches_permutes_the_groups(a: np.ndarray, alphas: tuple[float, ...]) -> None:
+    order = np.random.default_rng(3).permutation(len(a))
+    for alpha in alphas:
+        found = choose_groups(a, alpha=alpha, pools_above=0)
+        permuted = choose_groups(a[np.ix_(order, order)], alpha=alpha, pools_above=0)
+        assert canonical([[int(order[branch]) for branch in group] for group in permuted.groups]) == found.groups
 
 
-def test_branch_affinity_of_single_tasks_is_the_affinity_of_tasks() -> None:
-    a = random_affinity(12)
-    np.testing.assert_array_equal(branch_affinity(a, [[task] for task in range(12)]), a)
+def test_eight_branches_have_all_their_partitions_and_nine_are_clustered() -> None:
+    a = uniform(8, 0)
+    assert sum(1 for _ in partitions(list(range(8)))) == BELL[7]
+    best = find_best_partitions(a, 8)
+    for d, groups in cluster_branches(a, 8, seed=0):
+        assert separation_cost(a, best[d]) <= separation_cost(a, groups)
+    assert choose_groups(a, alpha=1.0, pools_above=0).search == ALL_PARTITIONS
+    assert choose_groups(uniform(MOST_BRANCHES + 1, 0), alpha=1.0, pools_above=0).search == WITH_MOVES
 
 
-@pytest.mark.parametrize(
-    ("count", "groups"),
-    [
-        (1, [[0]]),
-        (2, [[0, 1]]),
-        (2, [[1], [0]]),
-        (9, [[0, 4], [1], [2, 3, 8, 5], [6, 7]]),
-        (200, [list(range(k, 200, 7)) for k in range(7)]),
-    ],
-)
-def test_separation_cost_equals_equations_10_and_11(count: int, groups: list[list[int]]) -> None:
-    a = random_affinity(count)
-    expected = np.mean([1 - np.mean([min(a[k, m] for m in group) for k in group]) for group in groups])
-    assert separation_cost(a, groups) == pytest.approx(expected, abs=1e-12)
+@large_matrix
+def test_what_is_not_tried_could_not_have_won(a: np.ndarray) -> None:
+    unpruned = dict(cluster_branches(a, len(a), seed=0))
+    separation = {d: separation_cost(a, groups) for d, groups in unpruned.items()}
+    for found, alpha, price, cap in decisions(a):
+        total = {d: (d - 1) * price + alpha * separation[d] for d in unpruned if d <= cap}
+        chosen = min(d for d, cost in total.items() if cost <= min(total.values()) + 1e-12)
+        groups, num_moves = move_branches(a, unpruned[chosen])
+        assert (found.groups, found.num_moves) == (groups, num_moves), "the same as if all numbers had been tried"
+        for d in total.keys() - found.costs.keys():
+            assert total[d] > min(found.costs.values())
+        assert all(d <= 1 + total[1] / price + 1e-9 for d in found.costs)
 
 
-def test_the_total_cost_equals_equation_9_and_the_least_wins() -> None:
-    a = random_affinity(12)
-    decision = choose_groups(a, alpha=1.5, pools_above=2)
-    grouped = dict(cluster_branches(a, 12, seed=0))
-    grouped[decision.num_groups] = decision.groups  # the chosen one is better still than what clustering found
-    for d, cost in decision.costs.items():
-        assert cost == pytest.approx((d - 1) / 64 * 4 + 1.5 * separation_cost(a, grouped[d]))
-        assert decision.separation[d] == pytest.approx(separation_cost(a, grouped[d]))
-    assert decision.costs[decision.num_groups] == min(decision.costs.values())
-    assert len(decision.groups) == decision.num_groups
-    assert sorted(task for group in decision.groups for task in group) == list(range(12))
-
-
-def test_ties_go_to_the_fewest_groups() -> None:
-    assert choose_groups(np.ones((6, 6)), alpha=2.0, pools_above=0, unit_cost=0.0).num_groups == 1
-    assert choose_groups(random_affinity(6), alpha=0.0, pools_above=0, unit_cost=0.0).num_groups == 1
-
-
-def test_one_and_two_branches_need_no_clustering() -> None:
-    assert choose_groups(np.ones((1, 1)), alpha=9.0, pools_above=0).groups == ((0,),)
-    apart = np.array([[1.0, 0.1], [0.1, 1.0]])
-    assert choose_groups(apart, alpha=1.0, pools_above=0).groups == ((0,), (1,))
-    assert choose_groups(apart, alpha=0.001, pools_above=0).groups == ((0, 1),)
-
-
-def test_no_more_groups_than_the_limit() -> None:
-    a, _ = planted_affinity([3] * 5, 0.9, 0.2)
-    assert max(choose_groups(a, alpha=9.0, pools_above=0, max_groups=3).costs) == 3
-    assert choose_groups(a, alpha=9.0, pools_above=0, max_groups=1).num_groups == 1
+def test_many_tasks_are_decided_upon_with_few_clusterings() -> None:
+    found = choose_groups(uniform(120, 1), alpha=0.2, pools_above=1)
+    assert max(found.costs) <= 1 + found.costs[1] * 32 < 8
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_planted_groups_are_found(seed: int) -> None:
-    a, truth = planted_affinity([4, 9, 5, 12, 10], 0.95, 0.5, seed)
-    decision = choose_groups(a, alpha=1.0, pools_above=0, seed=seed)
-    assert decision.num_groups == 5
-    assert adjusted_rand_score(truth, labels_of(decision.groups, len(truth))) == 1.0
-
-
-def test_the_same_arguments_give_the_same_decision_and_a_permutation_the_permuted_one() -> None:
-    a, truth = planted_affinity([6, 8, 7], 0.95, 0.4)
-    first, again = choose_groups(a, alpha=1.0, pools_above=0), choose_groups(a, alpha=1.0, pools_above=0)
-    assert first == again
-    order = np.random.default_rng(3).permutation(len(a))
-    permuted = choose_groups(a[np.ix_(order, order)], alpha=1.0, pools_above=0)
-    assert adjusted_rand_score(truth[order], labels_of(permuted.groups, len(a))) == 1.0
-
-
-def test_a_labelling_with_an_empty_group_does_not_count() -> None:
-    a = np.ones((8, 8))
-    a[:4, 4:] = a[4:, :4] = 0.0  # two groups of equal branches: no third one can be told apart by the first components
-    for d, groups in cluster_branches(a, 8, seed=0):
-        assert len(groups) == d
-        assert all(groups)
-
-
-@pytest.mark.parametrize("count", [3, 10, 40])
-def test_the_embedding_is_that_of_scikit_learn(count: int) -> None:
-    a = np.random.default_rng(count).random((count, count)) + 0.1
-    a = (a + a.T) / 2
-    theirs = sklearn_embedding(a, n_components=count, eigen_solver="lobpcg", random_state=0, drop_first=False)
-    ours = spectral_embedding(a)
-    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-9)
-
-
-def test_a_graph_in_pieces_and_a_branch_like_no_other_are_grouped_without_warnings() -> None:
-    a = np.eye(6)
-    a[:3, :3] = 0.9
-    np.fill_diagonal(a, 1.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        decision = choose_groups(a, alpha=1.0, pools_above=0)
-    assert (0, 1, 2) in decision.groups
+def test_planted_groups_are_found_in_any_order(seed: int) -> None:
+    a, truth = planted([4, 9, 5, 12, 10], 0.95, 0.5, seed)
+    expected = canonical([list(np.flatnonzero(truth == group)) for group in range(5)])
+    assert choose_groups(a, alpha=1.0, pools_above=0, seed=seed).groups == expected
 
 
 def test_a_matrix_that_is_not_square_is_refused() -> None:
