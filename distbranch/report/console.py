@@ -217,6 +217,11 @@ def size(mean: float | None, deviation: float | None = None) -> str:
     return amount(mean, deviation)
 
 
+def format_count(count: float | None) -> str:
+    """A whole number with its thousands marked; a dash where it is unknown."""
+    return amount(count, None)
+
+
 def format_percent(share: float | None, deviation: float | None = None) -> str:
     """A share (0..1) as per cent with one decimal."""
     return amount(share, deviation, scale=100, decimals=1)

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from distbranch.config import ModelConfig
 from distbranch.errors import UserError
 from distbranch.report import figures
-from distbranch.report.console import UNDEFINED, format_percent, size
+from distbranch.report.console import METRICS, UNDEFINED, format_percent, size
 from distbranch.report.figure_style import (
     BLUE,
     GRID,
@@ -29,7 +29,7 @@ from distbranch.report.figure_style import (
     MUTED,
     PAPER,
     group_colour,
-    one_warning_of_missing_letters,
+    rendering,
     text_on,
 )
 from distbranch.report.layers import group_numbers, readable, top_groups
@@ -67,7 +67,7 @@ def report(run_directory: Path | str, out: Path | str | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for picture, figure in drawn:
-            with one_warning_of_missing_letters():
+            with rendering():
                 figure.savefig(folder / f"{picture.name}.png", dpi=PNG_DPI)
         page.write_text(render_run(run, drawn), encoding="utf-8")
     except OSError as error:
@@ -94,7 +94,7 @@ def render_run(run: RunFiles, drawn: Sequence[tuple[Picture, Figure]]) -> str:
         task_heads=["Task", "Group", *_task_labels().values(), "Positives"],
         task_rows=_list_task_rows(run.scores()[split], colours) if split else [],
         means=means,
-        means_labels={key: label for key, (label, _) in figures.MEANS.items() if key in known},
+        means_labels={key: label for key, label in METRICS.items() if key in known},
         decisions=run.decisions,
         branches_of=lambda decision: _describe_branches(decision["tasks"], colours),
         settings={"Configuration": run.config, "Environment": run.environment},
@@ -125,7 +125,7 @@ def _load_templates() -> Environment:
 def draw_svg(figure: Figure, label: str) -> Markup:
     """The figure as an SVG element that takes its neutral colours from the page."""
     text = io.StringIO()
-    with one_warning_of_missing_letters():
+    with rendering():
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -153,7 +153,7 @@ def _list_tiles(run: RunFiles) -> list[tuple[str, str]]:
         mean = run.scores()[split]["mean"]
         keys = ("average_precision", "balanced_accuracy", "accuracy", "top10_recall")
         tiles += [
-            (f"{format_percent(mean[key])} %", f"{figures.MEANS[key][0].lower()}, {split}")
+            (f"{format_percent(mean[key])} %", f"{METRICS[key].lower()}, {split}")
             for key in keys
             if mean.get(key) is not None
         ]
@@ -188,13 +188,13 @@ def _list_notices(run: RunFiles) -> list[str]:
 
 
 def _task_labels() -> dict[str, str]:
-    return {key: figures.MEANS[key][0] for key in figures.TASK_METRICS}
+    return {key: METRICS[key] for key in figures.TASK_METRICS}
 
 
 def _list_task_rows(scores: Mapping[str, Any], numbers: Mapping[str, int]) -> list[list[Cell]]:
     """A row per task, best first, then one per exclusive set (the arg-max over its tasks)."""
     rows = []
-    for name in figures.sorted_tasks(scores):
+    for name in figures.sort_tasks(scores):
         values = scores["tasks"][name]
         group = numbers.get(name)
         colour = BLUE if group is None else group_colour(group)

@@ -10,9 +10,8 @@ from markupsafe import Markup
 from distbranch.engine.forks import read_family
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.report.console import UNDEFINED, format_cost, format_percent
-from distbranch.report.figure_style import one_warning_of_missing_letters
-from distbranch.report.figures import MEANS
+from distbranch.report.console import METRICS, UNDEFINED, format_cost, format_percent
+from distbranch.report.figure_style import rendering
 from distbranch.report.page import PNG_DPI, SORTED_LAST, Cell, draw_svg, duration, render_template
 from distbranch.report.sweep_figures import draw_pareto, readable_value
 from distbranch.report.sweep_files import COSTS, FINISHED, Point, SweepFiles, pareto_front, read_sweep
@@ -32,7 +31,7 @@ def report_sweep(run_directory: Path | str, out: Path | str | None = None) -> Pa
     figure = draw_pareto(sweep)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        with one_warning_of_missing_letters():
+        with rendering():
             figure.savefig(page.parent / "pareto.png", dpi=PNG_DPI)
         page.write_text(_render_sweep(sweep, draw_svg(figure, "Pareto fronts"), page.parent), encoding="utf-8")
     except OSError as error:
@@ -52,7 +51,7 @@ def _render_sweep(sweep: SweepFiles, figure: Markup, folder: Path) -> str:
         subtitle=_describe_sweep(sweep),
         tiles=_list_tiles(sweep),
         figure=figure,
-        metric=MEANS[sweep.metric][0],
+        metric=METRICS[sweep.metric],
         split=sweep.shown_split,
         point_heads=["No.", *keys, "Seeds", *VALUE_HEADS, *COST_HEADS.values()],
         point_rows=_list_points(sweep),

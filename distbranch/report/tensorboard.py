@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from distbranch.report.figure_style import one_warning_of_missing_letters
+from distbranch.report.figure_style import rendering
 from distbranch.report.figures import draw_affinity, draw_costs
 from distbranch.report.layers import grow, readable, top_groups
 from distbranch.report.run_files import read_run, task_order
@@ -47,7 +47,7 @@ def pixels(figure: Figure) -> np.ndarray:
     """The figure as uint8 RGB [H, W, 3]."""
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
-    with one_warning_of_missing_letters():
+    with rendering():
         canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
 

@@ -13,7 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path as Curve
 
-from distbranch.report.figure_style import AS_IT_IS, GRID, INK, MUTED, PAPER, group_colour, text_on, text_width
+from distbranch.report.figure_style import (
+    GRID,
+    INK,
+    MUTED,
+    PAPER,
+    group_colour,
+    in_style,
+    make_canvas,
+    text_on,
+    text_width,
+)
 from distbranch.report.layers import Branches, LayerBranches, Run, branch_of, grow, readable, runs, top_groups
 
 FONT, SMALL = 9.5, 8.0
@@ -74,6 +84,7 @@ def strand_spans(
     return tuple(spans[number] for number in range(len(groups)))
 
 
+@in_style
 def draw_tree(layers: Sequence[LayerBranches], *, title: str = "", heading: str = "") -> Figure:
     """The grown tree from the image on the left to the task names on the right."""
     groups, columns_of = top_groups(layers), runs(layers)
@@ -87,22 +98,23 @@ def draw_tree(layers: Sequence[LayerBranches], *, title: str = "", heading: str 
     text_left = columns[-1].right + EDGE + 0.42
     longest = max(text_width(line, FONT) for text in lines for line in text)
     size = (text_left + max(longest, 1.2) + 0.15, leaves[-1][1] + 0.2)
-    figure, axes = _make_canvas(size)
+    figure, axes = make_canvas(*size)
     if title:
-        axes.text(0.15, 0.24, title, fontsize=13, weight="bold", color=INK, va="center", **AS_IT_IS)
+        axes.text(0.15, 0.24, title, fontsize=13, weight="bold", va="center")
         axes.text(size[0] - 0.15, 0.24, heading, fontsize=SMALL + 1, color=MUTED, va="center", ha="right")
     _draw_strands(axes, columns, leaves, image_right=0.72, text_left=text_left)
     _draw_image(axes, columns[0])
     for column in columns:
         _draw_header(axes, column, top)
         _draw_boxes(axes, column)
-    axes.text(text_left, top - 0.5, "Tasks", fontsize=FONT, weight="bold", color=INK, va="center")
+    axes.text(text_left, top - 0.5, "Tasks", fontsize=FONT, weight="bold", va="center")
     axes.text(text_left, top - 0.31, f"{sum(map(len, groups))} heads", fontsize=SMALL, color=MUTED, va="center")
     for number, (text, leaf) in enumerate(zip(lines, leaves, strict=True)):
         _draw_tasks(axes, number, text, leaf, text_left)
     return figure
 
 
+@in_style
 def draw_growth(
     layers: Sequence[LayerBranches], decisions: Sequence[Mapping[str, Any]], *, num_columns: int = 4
 ) -> Figure:
@@ -115,10 +127,10 @@ def draw_growth(
     titles = ["Before: everything shared", *map(_describe_step, decisions)]
     num_columns = min(num_columns, len(steps))
     width, height = 12.0 / max(num_columns, 3), 1.95
-    figure, axes = _make_canvas((width * num_columns, height * -(-len(steps) // num_columns) + 0.1))
+    figure, axes = make_canvas(width * num_columns, height * -(-len(steps) // num_columns) + 0.1)
     for index, step in enumerate(steps):
         left, top = width * (index % num_columns), height * (index // num_columns) + 0.05
-        axes.text(left + 0.15, top + 0.13, titles[index], fontsize=SMALL, color=INK, va="center")
+        axes.text(left + 0.15, top + 0.13, titles[index], fontsize=SMALL, va="center")
         columns, leaves = _place_small_columns(
             step, groups, runs(layers)[0], left + 0.15, width - 0.35, (top + 0.38, top + 1.75)
         )
@@ -170,15 +182,6 @@ def _place_columns(
     return columns
 
 
-def _make_canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, facecolor=PAPER)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(0, size[0])
-    axes.set_ylim(size[1], 0)
-    axes.axis("off")
-    return figure, axes
-
-
 def _list_subtitles(run: Run) -> tuple[str, str]:
     many = f"{len(run.layers)} layers" if len(run.layers) > 1 else ""
     wide = f"{run.width} wide" if run.width else ""
@@ -189,7 +192,7 @@ def _list_subtitles(run: Run) -> tuple[str, str]:
 def _draw_header(axes: Axes, column: Column, top: float) -> None:
     middle = (column.left + column.right) / 2
     first, second = _list_subtitles(column.run)
-    axes.text(middle, top - 0.5, column.run.title, fontsize=FONT, weight="bold", color=INK, ha="center", va="center")
+    axes.text(middle, top - 0.5, column.run.title, fontsize=FONT, weight="bold", ha="center", va="center")
     for line, y in zip(filter(None, (first, second)), (top - 0.31, top - 0.14), strict=False):
         axes.text(middle, y, line, fontsize=SMALL, color=MUTED, ha="center", va="center")
 
@@ -228,8 +231,8 @@ def _draw_image(axes: Axes, column: Column) -> None:
     top, bottom = column.strands[0][0], column.strands[-1][1]
     middle = (top + bottom) / 2
     half = max(0.3, (bottom - top) / 2 + 0.06)
-    _draw_box(axes, 0.15, middle - half, 0.57, 2 * half, colour=PAPER, edge=MUTED)
-    axes.text(0.435, middle, "image", fontsize=SMALL, color=INK, ha="center", va="center")
+    _draw_box(axes, 0.15, middle - half, 0.57, 2 * half, edge=MUTED)
+    axes.text(0.435, middle, "image", fontsize=SMALL, ha="center", va="center")
 
 
 def _draw_boxes(axes: Axes, column: Column) -> None:
@@ -237,7 +240,7 @@ def _draw_boxes(axes: Axes, column: Column) -> None:
     for numbers in column.members:
         top, bottom = column.strands[numbers[0]][0] - 0.05, column.strands[numbers[-1]][1] + 0.05
         for index in range(len(column.run.layers)):
-            _draw_box(axes, column.left + index * (SLAB + SLAB_GAP), top, SLAB, bottom - top, colour=PAPER, edge=INK)
+            _draw_box(axes, column.left + index * (SLAB + SLAB_GAP), top, SLAB, bottom - top)
 
 
 def _draw_tasks(axes: Axes, number: int, lines: Sequence[str], leaf: Span, left: float) -> None:
@@ -248,13 +251,13 @@ def _draw_tasks(axes: Axes, number: int, lines: Sequence[str], leaf: Span, left:
     axes.text(left - 0.2, middle + 0.005, str(number + 1), ha="center", va="center", **style)
     first = middle - LINE * (len(lines) - 1) / 2
     for index, line in enumerate(lines):
-        axes.text(left, first + LINE * index, line, fontsize=FONT, color=INK, va="center", **AS_IT_IS)
+        axes.text(left, first + LINE * index, line, fontsize=FONT, va="center")
 
 
-def _draw_box(axes: Axes, left: float, top: float, width: float, height: float, *, colour: str, edge: str) -> None:
+def _draw_box(axes: Axes, left: float, top: float, width: float, height: float, *, edge: str = INK) -> None:
     shape = f"round,pad=0,rounding_size={min(width, height) * 0.3}"
     axes.add_patch(
-        FancyBboxPatch((left, top), width, height, boxstyle=shape, facecolor=colour, edgecolor=edge, linewidth=0.9)
+        FancyBboxPatch((left, top), width, height, boxstyle=shape, facecolor=PAPER, edgecolor=edge, linewidth=0.9)
     )
 
 
@@ -293,4 +296,4 @@ def _draw_small_tree(
     for column in columns:
         for numbers in column.members:
             top, bottom = column.strands[numbers[0]][0] - 0.02, column.strands[numbers[-1]][1] + 0.02
-            _draw_box(axes, column.left, top, column.right - column.left, bottom - top, colour=PAPER, edge=INK)
+            _draw_box(axes, column.left, top, column.right - column.left, bottom - top)

@@ -10,7 +10,7 @@ from distbranch.report.figures import (
     draw_curves,
     draw_task_table,
     draw_throughput,
-    sorted_tasks,
+    sort_tasks,
 )
 from distbranch.report.pictures import pictures
 from distbranch.report.run_files import read_run
@@ -67,7 +67,7 @@ def test_curves_without_evaluations_or_with_a_lost_loss_are_drawn() -> None:
 
 def test_tasks_are_sorted_by_average_precision_with_the_undefined_last() -> None:
     rows = {"a": {"average_precision": 0.2}, "b": {"average_precision": None}, "c": {"average_precision": 0.9}}
-    assert sorted_tasks({"tasks": rows}) == ["c", "a", "b"]
+    assert sort_tasks({"tasks": rows}) == ["c", "a", "b"]
     figure = draw_task_table({"tasks": rows}, (("a", "b"),))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["c", "a", "b"]
 
