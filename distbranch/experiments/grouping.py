@@ -18,9 +18,9 @@ from distbranch.engine.results import read_result
 from distbranch.errors import UserError
 from distbranch.experiments.runner import Experiment, Findings
 from distbranch.experiments.runs import Run, Runs, pair_by_seed
-from distbranch.report.console import METRICS as HEADINGS
 from distbranch.report.console import markdown_table
 from distbranch.report.experiment_figures import draw_reductions
+from distbranch.report.figures import MEANS
 
 METRICS = ("accuracy", "average_precision")
 # The trees are trained here, not where the run itself was trained.
@@ -97,7 +97,7 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
         for metric, verdict in verdicts.items():
             lost = f"lost on {verdict.num_lose} of {verdict.num_tasks} tasks, p = {verdict.p_value:.2g}"
             points = {task: [100 * value for value in values] for task, values in found[metric].items()}
-            panels[f"{HEADINGS[metric]}: {lost}"] = points
+            panels[f"{MEANS[metric][0]}: {lost}"] = points
         title = f"What permuting the tasks of {run_name} costs on {split}: mean over {permutations} permutations, dots: each"
         seeds = len(runs[LEARNED])
         heading = f"# The grouping of {run_name} against {permutations} permutations, {seeds} seed{'s' * (seeds > 1)}, {split}"
@@ -228,7 +228,7 @@ def grouping_markdown(heading: str, found: Mapping[str, Reductions], verdicts: S
         "independent samples and p is a guide; more --seeds lessen the noise of training. Below: points lost by permuting, mean "
         "over permutations (smallest to largest)."
     )
-    heads = ["task", *(f"{HEADINGS[metric].lower()} lost" for metric in found)]
+    heads = ["task", *(f"{MEANS[metric][0].lower()} lost" for metric in found)]
     first = next(iter(found.values()))
     rows = []
     for task in sorted(first, key=lambda task: -float(np.mean(first[task]))):

@@ -35,7 +35,8 @@ from distbranch.report.figure_style import (
 from distbranch.report.layers import Branches, group_numbers, readable
 
 Json = Mapping[str, Any]
-METRIC_COLOURS = dict(zip(METRICS, (MUTED, BLUE, PURPLE, TEAL, OLIVE, BROWN), strict=True))
+_COLOURS = (MUTED, BLUE, PURPLE, TEAL, OLIVE, BROWN)
+MEANS = {key: (label, colour) for (key, label), colour in zip(METRICS.items(), _COLOURS, strict=True)}
 TASK_METRICS = tuple(METRICS)[:3]  # those that a single task has
 KINDS = {"agreement": "Agreement (Eq. 6)", "phi": "Phi (chance-corrected)"}
 MOST_NAMES = 120  # beside a matrix; those of more tasks would be too small to read
@@ -192,12 +193,12 @@ def _draw_loss_panel(axes: Axes, training: Sequence[Json], evaluations: Sequence
 def _draw_score_panel(axes: Axes, evaluations: Sequence[Json]) -> None:
     splits = _group_by_split(evaluations)
     for style, (split, lines) in zip(("o-", "s--", "^:"), splits, strict=False):
-        for key, label in METRICS.items():
+        for key, (label, colour) in MEANS.items():
             means = [{"iteration": line["iteration"], key: line["mean"].get(key)} for line in lines]
             x, shares = _collect_series(means, key)
             name = label if len(splits) == 1 else f"{label}, {split}"
             if len(x):
-                axes.plot(x, 100 * shares, style, color=METRIC_COLOURS[key], markersize=4, linewidth=1.4, label=name)
+                axes.plot(x, 100 * shares, style, color=colour, markersize=4, linewidth=1.4, label=name)
     said = f" ({splits[0][0]})" if len(splits) == 1 else ""
     axes.set_ylabel(f"mean over tasks, %{said}")
     _draw_legend_beside(axes)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.spinner import Spinner
 from rich.text import Text
 
-from distbranch.report.console import NOT_EVERYWHERE, UNDEFINED
+from distbranch.report.console import UNDEFINED, select_known
 
 SECONDS_BETWEEN_LINES = 30.0
 NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
@@ -231,9 +231,11 @@ class SweepDisplay:
 
 
 def _format_means(means: Mapping[str, float | None]) -> str:
-    shown = {name: value for name, value in means.items() if value is not None or name not in NOT_EVERYWHERE}
-    texts = {name: UNDEFINED if value is None else f"{value:.1%}" for name, value in shown.items()}
-    return "  ".join(f"{name}{NO_BREAK}{text}" for name, text in texts.items())
+    texts = []
+    for name, mean in select_known(means).items():
+        text = UNDEFINED if mean is None else f"{mean:.1%}"
+        texts.append(f"{name}{NO_BREAK}{text}")
+    return "  ".join(texts)
 
 
 def width_text(branches: Mapping[str, int]) -> str:

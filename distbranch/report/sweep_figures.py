@@ -19,7 +19,7 @@ from distbranch.report.figure_style import (
     set_cost_axis,
     settle_layout,
 )
-from distbranch.report.sweep_files import COSTS, Point, SweepFiles, pareto_front
+from distbranch.report.sweep_files import COSTS, Point, SweepFiles
 
 MOST_COLOURS = 10  # as many hues are told apart; more values of a key have none
 
@@ -37,9 +37,10 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
     if not costs:
         draw_notice(panels[0], "No trial has finished yet.")
         return figure
-    fronts = [pareto_front(points, cost, f"val_{sweep.metric}") for cost in costs]
+    fronts = sweep.fronts()
     colours = _choose_colours(sweep)
-    for axes, cost, front in zip(panels, costs, fronts, strict=True):
+    for axes, cost in zip(panels, costs, strict=True):
+        front = fronts[cost]
         for number, (point, spot) in enumerate(zip(points, spots, strict=True)):
             _draw_point(axes, point, spot, cost, colours[number], best=number in front)
         places = [spots[number].locate(cost) for number in front]
@@ -50,8 +51,8 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
     draw_legend_below(figure, _list_legend(sweep))
     # Names only of the best points, and where there is room: the table tells the others.
     settle_layout(figure)
-    for axes, cost, front in zip(panels, costs, fronts, strict=True):
-        name_spots(axes, [spots[number] for number in front], cost, list_obstacles(spots, cost))
+    for axes, cost in zip(panels, costs, strict=True):
+        name_spots(axes, [spots[number] for number in fronts[cost]], cost, list_obstacles(spots, cost))
     return figure
 
 

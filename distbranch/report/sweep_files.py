@@ -94,6 +94,11 @@ class SweepFiles:
             for values, by_seed in gathered.items()
         ]
 
+    def fronts(self) -> dict[str, list[int]]:
+        """The numbers of the points on the front of every cost, chosen on val."""
+        points = self.points
+        return {cost: pareto_front(points, cost, f"val_{self.metric}") for cost in COSTS}
+
     @property
     def shown_split(self) -> str:
         """Test where it was evaluated, else val."""

@@ -2,19 +2,17 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from markupsafe import Markup
 
 from distbranch.engine.forks import read_family
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.errors import UserError
-from distbranch.report.console import METRICS, UNDEFINED, format_cost, format_percent
-from distbranch.report.figure_style import rendering
-from distbranch.report.page import PNG_DPI, SORTED_LAST, Cell, draw_svg, duration, render_template
+from distbranch.report.console import METRICS, format_cost, format_count, format_percent
+from distbranch.report.page import UNKNOWN, Cell, draw_svg, duration, render_template, write_page
 from distbranch.report.sweep_figures import draw_pareto, readable_value
-from distbranch.report.sweep_files import COSTS, FINISHED, Point, SweepFiles, pareto_front, read_sweep
+from distbranch.report.sweep_files import COSTS, FINISHED, Point, SweepFiles, read_sweep
 
 VALUE_HEADS = ("val, %", "test, %")
 COST_HEADS = {"parameters": "Parameters", "multiply_adds": "Multiply-adds", "latency_ms": "Latency, ms"}
@@ -29,15 +27,8 @@ def report_sweep(run_directory: Path | str, out: Path | str | None = None) -> Pa
     sweep = read_sweep(run_directory)
     page = Path(out) if out is not None else sweep.directory / "report.html"
     figure = draw_pareto(sweep)
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        with rendering():
-            figure.savefig(page.parent / "pareto.png", dpi=PNG_DPI)
-        page.write_text(_render_sweep(sweep, draw_svg(figure, "Pareto fronts"), page.parent), encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"The report cannot be written to {page} ({error.strerror}). Give another place with --out."
-        ) from None
+    files = {page.parent / "pareto.png": figure}
+    write_page(page, files, lambda: _render_sweep(sweep, draw_svg(figure, "Pareto fronts"), page.parent))
     return page
 
 
@@ -63,9 +54,10 @@ def _render_sweep(sweep: SweepFiles, figure: Markup, folder: Path) -> str:
 
 
 def _describe_sweep(sweep: SweepFiles) -> str:
-    seeds = {row["seed"] for row in sweep.rows}
+    num_seeds = len({row["seed"] for row in sweep.rows})
+    seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
     keys = ", ".join(sweep.keys) or "the seed alone"
-    return f"{len(sweep.rows)} trials over {keys}; {len(seeds)} seed{'s' if len(seeds) != 1 else ''}; search: {sweep.config.get('search')}"
+    return f"{len(sweep.rows)} trials over {keys}; {seeds}; search: {sweep.config.get('search')}"
 
 
 def _list_tiles(sweep: SweepFiles) -> list[tuple[str, str]]:
@@ -85,41 +77,45 @@ def _measure_own_seconds(row: Mapping[str, str]) -> float:
 
 def _list_points(sweep: SweepFiles) -> list[list[Cell]]:
     """Every setting with its means, those on a front marked."""
-    points = sweep.points
-    fronts = {cost: pareto_front(points, cost, f"val_{sweep.metric}") for cost in COSTS}
+    fronts = sweep.fronts()
     rows = []
-    for number, point in enumerate(points):
-        seeds = f"{len(point.finished)}" if point.is_complete else f"{len(point.finished)} of {len(point.rows)}"
-        cells = [Cell(str(number + 1), number + 1)]
-        cells += [Cell(readable_value(value), _parse_sortable(value)) for value in point.setting.values()]
-        cells.append(Cell(seeds, len(point.finished)))
-        cells += [_make_value(point, f"{split}_{sweep.metric}") for split in ("val", "test")]
-        cells += [_make_value(point, cost, mark=number in front) for cost, front in fronts.items()]
-        rows.append(cells)
+    for number, point in enumerate(sweep.points):
+        seeds = str(len(point.finished))
+        if not point.is_complete:
+            seeds += f" of {len(point.rows)}"
+        rows.append(
+            [
+                Cell(str(number + 1), number + 1),
+                *(Cell(readable_value(value), _parse_sortable(value)) for value in point.setting.values()),
+                Cell(seeds, len(point.finished)),
+                _make_value(point, f"val_{sweep.metric}"),
+                _make_value(point, f"test_{sweep.metric}"),
+                *(_make_value(point, cost, mark=number in front) for cost, front in fronts.items()),
+            ]
+        )
     return rows
 
 
 def _make_trial_row(row: Mapping[str, str], sweep: SweepFiles, folder: Path) -> list[Cell]:
     link = os.path.relpath(row["directory"], folder.absolute())
     cells = [Cell(row["trial"], link=link), Cell(row["status"])]
-    for column, scale, decimals in (
-        (f"val_{sweep.metric}", 100, 1),
-        (f"test_{sweep.metric}", 100, 1),
-        ("parameters", 1, 0),
-        ("seconds", 1, 0),
-    ):
+    renderers: dict[str, Callable[[float], str]] = {
+        f"val_{sweep.metric}": format_percent,
+        f"test_{sweep.metric}": format_percent,
+        "parameters": format_count,
+        "seconds": format_count,
+    }
+    for column, render in renderers.items():
         value = row.get(column)
-        cells.append(Cell(f"{scale * float(value):,.{decimals}f}", value) if value else Cell(UNDEFINED, SORTED_LAST))
+        cells.append(Cell(render(float(value)), value) if value else UNKNOWN)
     return cells
 
 
 def _make_value(point: Point, column: str, *, mark: bool = False) -> Cell:
     spread = point.spread(column)
     if spread is None:
-        return Cell(UNDEFINED, SORTED_LAST)
-    text = format_percent(spread.mean, spread.deviation)
-    if column in COSTS:
-        text = format_cost(column, spread.mean, spread.deviation)
+        return UNKNOWN
+    text = format_cost(column, *spread) if column in COSTS else format_percent(*spread)
     return Cell(f"\u25cf {text}" if mark else text, spread.mean)
 
 
