@@ -8,12 +8,12 @@ from distbranch.report.layers import LayerBranches, branch_of, runs, top_groups
 from distbranch.report.tree_figure import (
     FONT,
     TEXT_WIDTH,
-    _choose_thickness,
-    _place_columns,
-    _place_groups,
+    choose_thickness,
     draw_growth,
     draw_tree,
-    members,
+    list_members,
+    place_columns,
+    place_groups,
     wrap,
 )
 
@@ -43,10 +43,10 @@ def test_no_two_boxes_or_blocks_of_names_overlap(num_tasks: int, num_groups: int
     for seed in range(3):
         layers = random_tree(num_tasks, num_groups, 15, seed)
         groups = top_groups(layers)
-        thick = _choose_thickness(groups)
+        thick = choose_thickness(groups)
         heights = [max(0.185 * len(wrap(g, TEXT_WIDTH)), 0.05 + t) for g, t in zip(groups, thick, strict=True)]
-        leaves = _place_groups(heights, 1.0, 0.13)
-        columns = _place_columns(runs(layers), groups, leaves, thick, left=1.0)
+        leaves = place_groups(heights, 1.0, 0.13)
+        columns = place_columns(runs(layers), groups, leaves, thick, left=1.0)
         for column in columns:
             boxes = sorted((column.strands[n[0]][0] - 0.05, column.strands[n[-1]][1] + 0.05) for n in column.members)
             assert all(above[1] < below[0] for above, below in itertools.pairwise(boxes))
@@ -65,7 +65,7 @@ def test_branches_of_a_layer_share_out_all_groups() -> None:
     layers = random_tree(40, 12, 15, 1)
     groups = top_groups(layers)
     for layer in layers:
-        inside = members(layer.branches, groups)
+        inside = list_members(layer.branches, groups)
         assert sorted(itertools.chain(*inside)) == list(range(12))
         assert all(len({branch_of(layer.branches, groups[n][0]) for n in numbers}) == 1 for numbers in inside)
 
