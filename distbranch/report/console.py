@@ -167,8 +167,8 @@ def amount(mean: float | None, deviation: float | None, *, scale: float = 1, dec
 def front_table(directory: Path) -> Table:
     """The settings on the Pareto front of any cost, chosen on val, cheapest first."""
     # these load matplotlib, which a run and its progress do not need
-    from distbranch.report.sweep_figures import readable_value
     from distbranch.report.sweep_files import COSTS, read_sweep
+    from distbranch.report.sweep_page import readable_value
 
     sweep = read_sweep(directory)
     points = sweep.points

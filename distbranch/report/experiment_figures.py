@@ -21,8 +21,10 @@ from distbranch.report.figure_style import (
     PAPER,
     add_grid,
     draw_legend_below,
+    draw_notice,
     group_colour,
     in_style,
+    make_dot,
     make_figure,
     place_labels,
     rendering,
@@ -321,12 +323,6 @@ def _draw_difference_bars(axes: Axes, differences: Mapping[str, Sequence[float]]
     axes.tick_params(axis="y", length=0, labelcolor=INK)
 
 
-def draw_notice(axes: Axes, text: str) -> None:
-    """A sentence in place of a diagram for which there is nothing."""
-    axes.text(0.5, 0.5, text, fontsize=10, ha="center", color=MUTED, transform=axes.transAxes)
-    axes.set_axis_off()
-
-
 @in_style
 def draw_drawn_policies(
     spots: Mapping[str, tuple[float, float | None]], chosen: Sequence[str], *, metric: str, split: str
@@ -349,8 +345,3 @@ def draw_drawn_policies(
     settle_layout(figure)
     place_labels(axes, known, [(cost, value) for _, cost, value in known])
     return figure
-
-
-def make_dot(colour: str, label: str, **style: Any) -> Line2D:
-    """A point for a legend."""
-    return Line2D([], [], linestyle="", marker="o", color=colour, label=label, **style)

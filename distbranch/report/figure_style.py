@@ -17,6 +17,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
+from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
@@ -123,6 +124,17 @@ def hide_frame(axes: Axes) -> None:
 def draw_legend_below(figure: Figure, handles: Sequence[Any]) -> None:
     """One legend for all panels, in at most eight columns, as more are wider than one panel."""
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
+
+
+def draw_notice(axes: Axes, text: str) -> None:
+    """A sentence in place of a diagram for which there is nothing."""
+    axes.text(0.5, 0.5, text, fontsize=10, ha="center", color=MUTED, transform=axes.transAxes)
+    axes.set_axis_off()
+
+
+def make_dot(colour: str, label: str, **style: Any) -> Line2D:
+    """A point for a legend."""
+    return Line2D([], [], linestyle="", marker="o", color=colour, label=label, **style)
 
 
 def set_cost_axis(axes: Axes, label: str) -> None:
