@@ -31,8 +31,8 @@ from distbranch.report.figure_style import (
     set_cost_axis,
     settle_layout,
 )
-from distbranch.report.figures import MANY_POINTS, smooth
-from distbranch.report.layers import readable
+from distbranch.report.figures import MANY_POINTS, smooth_curve
+from distbranch.report.layers import format_name
 from distbranch.report.page import PNG_DPI
 
 Spread = tuple[float | None, float | None]  # mean and standard deviation over seeds
@@ -192,7 +192,7 @@ def draw_reductions(reductions: Mapping[str, Mapping[str, Sequence[float]]], *, 
         places, values = _list_repetitions(names, tasks)
         axes.plot(places, values, ".", color=INK, markersize=3.5, alpha=0.6, zorder=3)
         axes.axhline(0, color=INK, linewidth=0.8, zorder=3)
-        axes.set_xticks(range(len(names)), map(readable, names), rotation=90)
+        axes.set_xticks(range(len(names)), map(format_name, names), rotation=90)
         axes.set_xlim(-0.8, len(names) - 0.2)
         axes.set_ylabel("points lost")
         axes.set_title(heading)
@@ -239,7 +239,7 @@ def draw_courses(courses: Sequence[Course], *, metric: str, goal: float | None, 
         losses = []
         for steps, values in course.losses:
             few = len(values) <= MANY_POINTS
-            losses.append((steps, values if few else smooth(np.asarray(values)).tolist()))
+            losses.append((steps, values if few else smooth_curve(np.asarray(values)).tolist()))
         _draw_seeds_and_mean(left, losses, **style)
         percent = [(steps, [100 * value for value in values]) for steps, values in course.values]
         _draw_seeds_and_mean(right, percent, marker="o", **style)
@@ -316,7 +316,7 @@ def _draw_difference_bars(axes: Axes, differences: Mapping[str, Sequence[float]]
     places, values = _list_repetitions(names, differences)
     axes.plot(values, places, ".", color=INK, markersize=3.5, alpha=0.6, zorder=3)
     axes.axvline(0, color=INK, linewidth=0.8, zorder=3)
-    axes.set_yticks(range(len(names)), map(readable, names), fontsize=7.5)
+    axes.set_yticks(range(len(names)), map(format_name, names), fontsize=7.5)
     axes.set_ylim(len(names) - 0.3, -0.7)
     axes.set_xlabel(f"{between}, percentage points", fontsize=9, color=INK)
     axes.grid(axis="x")

@@ -249,16 +249,16 @@ def group_colour(number: int) -> str:
     if turn % 3 == 0:
         return hue
     # 0.42: so far from the hue and from the other shade that all thirty are told apart
-    return blend(hue, PAPER if turn % 3 == 1 else INK, 0.42)
+    return blend_colours(hue, PAPER if turn % 3 == 1 else INK, 0.42)
 
 
-def blend(colour: str, other: str, share: float) -> str:
+def blend_colours(colour: str, other: str, share: float) -> str:
     """`colour` with `share` (0..1) of `other` mixed in; all as #rrggbb."""
     pairs = zip(bytes.fromhex(colour[1:]), bytes.fromhex(other[1:]), strict=True)
     return "#" + bytes(round((1 - share) * mine + share * theirs) for mine, theirs in pairs).hex()
 
 
-def text_on(colour: str) -> str:
+def choose_text_colour(colour: str) -> str:
     """White or nearly black, whichever is easier to read on `colour`."""
     red, green, blue = bytes.fromhex(colour[1:])
     luma = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601

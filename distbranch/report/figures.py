@@ -32,7 +32,7 @@ from distbranch.report.figure_style import (
     make_figure,
     text_width,
 )
-from distbranch.report.layers import Branches, group_numbers, readable
+from distbranch.report.layers import Branches, format_name, group_numbers
 
 Json = Mapping[str, Any]
 _COLOURS = (MUTED, BLUE, PURPLE, TEAL, OLIVE, BROWN)
@@ -56,7 +56,7 @@ def draw_affinity(
     cell = side / len(order)
     strip = max(0.012 * side, 0.3 * cell)
     font = min(8.5, 72 * cell * 0.76)  # points, so that lines of names do not touch
-    names = [readable(tasks[index]) for index in order]
+    names = [format_name(tasks[index]) for index in order]
     if len(order) > MOST_NAMES:
         names = []
     margin = 3 * strip + max((text_width(name, font) for name in names), default=0.0)
@@ -178,7 +178,7 @@ def _draw_loss_panel(axes: Axes, training: Sequence[Json], evaluations: Sequence
     many = len(x) > MANY_POINTS
     axes.plot(x, y, color=BLUE, linewidth=0.8, alpha=0.35 if many else 1.0, label="training")
     if many:
-        axes.plot(x, smooth(y), color=BLUE, linewidth=1.7, label="training, smoothed")
+        axes.plot(x, smooth_curve(y), color=BLUE, linewidth=1.7, label="training, smoothed")
     for index, (split, lines) in enumerate(_group_by_split(evaluations)):
         colour = (PURPLE, TEAL, INK)[index % 3]
         axes.plot(*_collect_series(lines, "loss"), "o-", color=colour, markersize=4, linewidth=1.2, label=split)
@@ -240,7 +240,7 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
         _draw_bars(axes, [task.get(key) for task in tasks], colours)
         axes.set_title(METRICS[key])
     # names, then the number of the group in its colour
-    panels[0].set_yticks(range(len(names)), map(readable, names), fontsize=8.5)
+    panels[0].set_yticks(range(len(names)), map(format_name, names), fontsize=8.5)
     panels[0].tick_params(axis="y", pad=16)
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     beside = panels[0].get_yaxis_transform()
@@ -253,7 +253,7 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
     counts.set_title("Positives", loc="right")
     for row, task in enumerate(tasks):
         counts.text(1, row, format_count(task.get("num_positive")), color=MUTED, ha="right", va="center")
-    figure.suptitle(readable(title), fontsize=9.5, color=MUTED, x=0.01, ha="left")
+    figure.suptitle(format_name(title), fontsize=9.5, color=MUTED, x=0.01, ha="left")
     return figure
 
 
@@ -276,7 +276,7 @@ def sort_tasks(scores: Json) -> list[str]:
     return sorted(scores["tasks"], key=read_precision, reverse=True)
 
 
-def smooth(values: np.ndarray) -> np.ndarray:
+def smooth_curve(values: np.ndarray) -> np.ndarray:
     """A centred running mean over about a fortieth of the points."""
     width = max(3, len(values) // 40) | 1
     padded = np.pad(values, width // 2, mode="edge")

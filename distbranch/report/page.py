@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from distbranch.config import ModelConfig
 from distbranch.errors import UserError
 from distbranch.report.console import METRICS, UNDEFINED, format_count, format_percent, size
-from distbranch.report.figure_style import BLUE, GRID, INK, MUTED, PAPER, group_colour, rendering, text_on
+from distbranch.report.figure_style import BLUE, GRID, INK, MUTED, PAPER, choose_text_colour, group_colour, rendering
 from distbranch.report.figures import TASK_METRICS, sort_tasks
-from distbranch.report.layers import group_numbers, readable, top_groups
-from distbranch.report.pictures import Picture, pictures, shown_split
+from distbranch.report.layers import format_name, group_numbers, top_groups
+from distbranch.report.pictures import Picture, list_pictures, shown_split
 from distbranch.report.run_files import RunFiles, read_run
 
 PNG_DPI = 160
@@ -56,7 +56,7 @@ def report(run_directory: Path | str, out: Path | str | None = None) -> Path:
     run = read_run(run_directory)
     page = Path(out) if out is not None else run.directory / "report.html"
     # all, before a file of an earlier report is replaced
-    drawn = [(picture, picture.draw()) for picture in pictures(run)]
+    drawn = [(picture, picture.draw()) for picture in list_pictures(run)]
     files = {page.parent / "report" / f"{picture.name}.png": figure for picture, figure in drawn}
     write_page(page, files, lambda: render_run(run, drawn))
     return page
@@ -117,7 +117,7 @@ def _load_templates() -> Environment:
     )
     templates.filters["percent"] = format_percent
     templates.filters["group_colour"] = group_colour
-    templates.filters["text_on"] = text_on
+    templates.filters["text_on"] = choose_text_colour
     templates.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
     return templates
 
@@ -161,7 +161,7 @@ def _list_tiles(run: RunFiles) -> list[tuple[str, str]]:
         if result.get(key) is not None:
             tiles.append((size(result[key]), label))
     if result.get("seconds") is not None:
-        tiles.append((duration(result["seconds"]), f"for {result.get('iterations', 0):,} iterations"))
+        tiles.append((format_duration(result["seconds"]), f"for {result.get('iterations', 0):,} iterations"))
     if result.get("world_size"):
         tiles.append((str(result["world_size"]), "workers" if result["world_size"] != 1 else "worker"))
     return tiles
@@ -199,10 +199,10 @@ def _list_task_rows(scores: Mapping[str, Any], numbers: Mapping[str, int]) -> li
         values = scores["tasks"][name]
         bars = [_make_bar(values.get(key), colour) for key in TASK_METRICS]
         count = values.get("num_positive")
-        rows.append([Cell(readable(name)), group, *bars, Cell(format_count(count), count or 0)])
+        rows.append([Cell(format_name(name)), group, *bars, Cell(format_count(count), count or 0)])
     for name, values in scores.get("exclusive", {}).items():
         bars = [_make_bar(values.get(key), MUTED) for key in TASK_METRICS]
-        rows.append([Cell(f"{readable(name)} (arg-max)"), NO_GROUP, *bars, Cell(UNDEFINED, 0)])
+        rows.append([Cell(f"{format_name(name)} (arg-max)"), NO_GROUP, *bars, Cell(UNDEFINED, 0)])
     return rows
 
 
@@ -227,11 +227,11 @@ def _describe_branches(branches: Sequence[Sequence[str]], numbers: Mapping[str, 
     described = []
     for tasks in branches:
         groups = sorted({numbers[task] for task in tasks})
-        described.append((groups, ", ".join(map(readable, tasks))))
+        described.append((groups, ", ".join(map(format_name, tasks))))
     return sorted(described) if len(described) > 1 else []
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as 45 s, 10 min or 3 h 20 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"

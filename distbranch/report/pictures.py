@@ -41,7 +41,7 @@ class Picture:
     draw: Callable[[], Figure]
 
 
-def pictures(run: RunFiles) -> list[Picture]:
+def list_pictures(run: RunFiles) -> list[Picture]:
     """The figures that the run has something for, in the order of the page."""
     groups = top_groups(run.layers)
     decisions = run.decisions

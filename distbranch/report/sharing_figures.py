@@ -18,16 +18,24 @@ from distbranch.report.figure_style import (
     INK,
     MUTED,
     PAPER,
-    blend,
+    blend_colours,
+    choose_text_colour,
     group_colour,
     hide_frame,
     in_style,
     make_canvas,
     make_figure,
-    text_on,
     text_width,
 )
-from distbranch.report.layers import Branches, LayerBranches, Run, group_numbers, readable, runs, top_groups
+from distbranch.report.layers import (
+    Branches,
+    LayerBranches,
+    Run,
+    format_name,
+    group_numbers,
+    merge_equal_layers,
+    top_groups,
+)
 
 FONT, SMALL = 9.0, 8.0
 ROW, COLUMN, GAP = 0.19, 1.05, 0.16  # inches: a task, a branching, the space between two branchings
@@ -44,12 +52,12 @@ def draw_groups(layers: Sequence[LayerBranches]) -> Figure:
     """Task names on the left, then the groups of the top layer, of the layer below, ... until all tasks are together."""
     groups = top_groups(layers)
     order = [task for group in groups for task in group]
-    columns = runs(layers)[::-1]
-    names = max(text_width(readable(task), FONT) for task in order) + 0.3
+    columns = merge_equal_layers(layers)[::-1]
+    names = max(text_width(format_name(task), FONT) for task in order) + 0.3
     width = names + len(columns) * (COLUMN + GAP) + 0.1
     figure, axes = make_canvas(width, HEADER + ROW * len(order) + 0.12)
     for row, task in enumerate(order):
-        axes.text(names - 0.15, _find_top(row + 0.5), readable(task), fontsize=FONT, ha="right", va="center")
+        axes.text(names - 0.15, _find_top(row + 0.5), format_name(task), fontsize=FONT, ha="right", va="center")
     for number, column in enumerate(columns):
         left = names + number * (COLUMN + GAP)
         _draw_heading(axes, column, left + COLUMN / 2)
@@ -84,7 +92,7 @@ def _draw_branch(axes: Axes, branch: Sequence[str], order: Sequence[str], groups
         first, *more = run
         upper = max(top, _find_top(first))
         lower = min(bottom, _find_top(first + len(more) + 1))
-        colour = blend(group_colour(number), PAPER, LIGHTER)
+        colour = blend_colours(group_colour(number), PAPER, LIGHTER)
         axes.add_patch(Rectangle((left, upper), COLUMN, lower - upper, facecolor=colour, linewidth=0))
     style = "round,pad=0,rounding_size=0.03"
     frame = FancyBboxPatch((left, top), COLUMN, bottom - top, boxstyle=style, fill=False, edgecolor=INK, linewidth=0.9)
@@ -100,7 +108,7 @@ def draw_policy(policy: Mapping[str, Any]) -> Figure:
 
     policy: content of policy.json; where it has probabilities they are written into the cells.
     """
-    tasks = [readable(task) for task in policy["tasks"]]
+    tasks = [format_name(task) for task in policy["tasks"]]
     blocks = _list_blocks(policy)
     executes = np.array(policy["policy"], dtype=float)
     shown = np.array(policy.get("execute_probability", executes))
@@ -113,11 +121,19 @@ def draw_policy(policy: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((names / width, 0.1 / height, cells_width / width, cells_height / height))
     for (row, column), value in np.ndenumerate(shown):
-        colour = blend(PAPER, BLUE, round(value * STEPS_OF_COLOUR) / STEPS_OF_COLOUR)
+        colour = blend_colours(PAPER, BLUE, round(value * STEPS_OF_COLOUR) / STEPS_OF_COLOUR)
         edge = BLUE if executes[row, column] else GRID
         axes.add_patch(Rectangle((column - 0.44, row - 0.4), 0.88, 0.8, fc=colour, ec=edge, linewidth=1.2))
         if "execute_probability" in policy:
-            axes.text(column, row, f"{100 * value:.0f}", fontsize=7, color=text_on(colour), ha="center", va="center")
+            axes.text(
+                column,
+                row,
+                f"{100 * value:.0f}",
+                fontsize=7,
+                color=choose_text_colour(colour),
+                ha="center",
+                va="center",
+            )
     axes.set(xlim=(-0.5, len(blocks) - 0.5), ylim=(len(tasks) - 0.5, -0.5))
     axes.set_yticks(range(len(tasks)), tasks)
     axes.set_xticks(range(len(blocks)), blocks)

@@ -32,7 +32,7 @@ from distbranch.report.figure_style import (
     set_cost_axis,
     settle_layout,
 )
-from distbranch.report.page import UNKNOWN, Cell, draw_svg, duration, render_template, write_page
+from distbranch.report.page import UNKNOWN, Cell, draw_svg, format_duration, render_template, write_page
 from distbranch.report.sweep_files import COSTS, FINISHED, Point, SweepFiles, read_sweep
 
 MOST_COLOURS = 10  # as many hues are told apart; more values of a key have none
@@ -86,7 +86,7 @@ def _list_tiles(sweep: SweepFiles) -> list[tuple[str, str]]:
     counts = Counter(row["status"] for row in sweep.rows)
     seconds = sum(map(_measure_own_seconds, sweep.rows))
     tiles = [(f"{count}", status) for status, count in counts.items()]
-    return [*tiles, (duration(seconds), "of training in all trials")]
+    return [*tiles, (format_duration(seconds), "of training in all trials")]
 
 
 def _measure_own_seconds(row: Mapping[str, str]) -> float:

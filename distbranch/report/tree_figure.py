@@ -20,13 +20,22 @@ from distbranch.report.figure_style import (
     INK,
     MUTED,
     PAPER,
+    choose_text_colour,
     group_colour,
     in_style,
     make_canvas,
-    text_on,
     text_width,
 )
-from distbranch.report.layers import Branches, LayerBranches, Run, branch_of, grow, readable, runs, top_groups
+from distbranch.report.layers import (
+    Branches,
+    LayerBranches,
+    Run,
+    find_branch,
+    format_name,
+    grow_layers,
+    merge_equal_layers,
+    top_groups,
+)
 
 FONT, SMALL = 9.5, 8.0
 LINE = 0.185  # height of a line of text
@@ -38,10 +47,10 @@ TEXT_WIDTH = 4.3  # of a line of task names, at most
 Span = tuple[float, float]
 
 
-def wrap(tasks: Sequence[str], width: float, size: float = FONT) -> list[str]:
+def wrap_names(tasks: Sequence[str], width: float, size: float = FONT) -> list[str]:
     """Task names on as few lines of at most `width` inches as their order allows; a name is never broken."""
     lines: list[str] = []
-    for name in map(readable, tasks):
+    for name in map(format_name, tasks):
         longer = "  ·  ".join([*lines[-1:], name])
         if lines and text_width(longer, size) <= width:
             lines[-1] = longer
@@ -69,7 +78,7 @@ def list_members(branches: Branches, groups: Branches) -> list[list[int]]:
     """For every branch of a layer the numbers of the top groups that it feeds."""
     found: dict[int, list[int]] = {}
     for number, group in enumerate(groups):
-        found.setdefault(branch_of(branches, group[0]), []).append(number)
+        found.setdefault(find_branch(branches, group[0]), []).append(number)
     return list(found.values())
 
 
@@ -92,7 +101,7 @@ def place_strands(members: Sequence[Sequence[int]], leaves: Sequence[Span], thic
 def draw_tree(layers: Sequence[LayerBranches], *, title: str = "", heading: str = "") -> Figure:
     """The grown tree from the image on the left to the task names on the right."""
     groups = top_groups(layers)
-    texts = [wrap(group, TEXT_WIDTH) for group in groups]
+    texts = [wrap_names(group, TEXT_WIDTH) for group in groups]
     thick = choose_thickness(groups)
     top = HEADER
     if title:
@@ -100,7 +109,7 @@ def draw_tree(layers: Sequence[LayerBranches], *, title: str = "", heading: str 
     # every group is as high as its strand or its names need
     heights = [max(LINE * len(lines), 0.05 + size) for lines, size in zip(texts, thick, strict=True)]
     leaves = place_groups(heights, top + 0.12, 0.13)
-    columns = place_columns(runs(layers), groups, leaves, thick, left=1.0)
+    columns = place_columns(merge_equal_layers(layers), groups, leaves, thick, left=1.0)
     text_left = columns[-1].right + EDGE + 0.42
     longest = max(text_width(line, FONT) for lines in texts for line in lines)
     width = text_left + max(longest, 1.2) + 0.15
@@ -130,7 +139,7 @@ def draw_growth(
 
     `layers` is the network as the last decision left it; the layer that was decided upon is marked.
     """
-    steps = grow(layers, decisions)
+    steps = grow_layers(layers, decisions)
     groups = top_groups(layers)
     titles = ["Before: everything shared", *map(_describe_step, decisions)]
     num_columns = min(num_columns, len(steps))
@@ -144,7 +153,7 @@ def draw_growth(
         top = height * (index // num_columns) + 0.05
         right = left + width - 0.35
         leaves = _place_small_leaves(groups, (top + 0.38, top + 1.75))
-        columns = _place_small_columns(step, groups, leaves, runs(layers)[0], left, width - 0.35)
+        columns = _place_small_columns(step, groups, leaves, merge_equal_layers(layers)[0], left, width - 0.35)
 
         # its title, a shade on the layer that was decided upon, the tree
         axes.text(left, top + 0.13, titles[index], fontsize=SMALL, va="center")
@@ -282,7 +291,7 @@ def _draw_tasks(axes: Axes, number: int, lines: Sequence[str], leaf: Span, left:
     middle = sum(leaf) / 2
     colour = group_colour(number)
     axes.add_patch(Circle((left - 0.2, middle), 0.115, facecolor=colour, edgecolor=PAPER, linewidth=1))
-    style: dict[str, Any] = {"fontsize": SMALL, "weight": "bold", "color": text_on(colour)}
+    style: dict[str, Any] = {"fontsize": SMALL, "weight": "bold", "color": choose_text_colour(colour)}
     # digits have no descenders, so that their middle lies a little higher
     axes.text(left - 0.2, middle + 0.005, str(number + 1), ha="center", va="center", **style)
     first = middle - LINE * (len(lines) - 1) / 2

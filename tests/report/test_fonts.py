@@ -18,7 +18,7 @@ from matplotlib.font_manager import fontManager
 from distbranch.report import figure_style
 from distbranch.report.figure_style import STYLE, font_families, rendering, text_width
 from distbranch.report.figures import draw_affinity, draw_task_table
-from distbranch.report.layers import LayerBranches, readable
+from distbranch.report.layers import LayerBranches, format_name
 from distbranch.report.page import draw_svg
 from distbranch.report.sharing_figures import draw_groups, draw_policy
 from distbranch.report.tree_figure import draw_tree
@@ -102,7 +102,7 @@ def test_other_warnings_pass() -> None:
 
 
 def test_a_name_is_one_line() -> None:
-    assert [readable(name) for name in ("a_b", "line\nbreak", "tab\t\there ", "_x_", "two\r\n\r\nlines")] == [
+    assert [format_name(name) for name in ("a_b", "line\nbreak", "tab\t\there ", "_x_", "two\r\n\r\nlines")] == [
         "a b", "line break", "tab here", "x", "two lines"
     ]  # fmt: skip
 
