@@ -42,8 +42,10 @@ SIZES = {
 }
 HEADS = {"network": "network", "seeds": "seeds", **METRIC_HEADS, **SIZES}
 UNDEFINED = "\u2013"
+# what only some networks have: a column of dashes would say nothing
 NOT_EVERYWHERE = ("top10_recall", "top3", "top5", "latency_ms")
 NOTHING = (None, None)  # a mean and a deviation that nobody knows
+# from a million on nobody counts the digits
 UNITS = ((1e9, " G"), (1e6, " M"))
 MOST_SETTINGS = 30  # in the table at the end of a sweep: as many as a screen shows; the page has all
 
@@ -53,9 +55,11 @@ class Name:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        # each with the marks behind it, so that a line ends with them
         self.pieces = re.findall(r"[^-_./ ]*[-_./ ]+|[^-_./ ]+", text)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        # the narrowest column that breaks no piece
         longest = max(map(cell_len, self.pieces), default=0)
         return Measurement(longest, cell_len(self.text)).with_maximum(options.max_width)
 
@@ -123,6 +127,7 @@ def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
     """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means; in %."""
     metrics = _select_metrics(scores["mean"])
     table = _make_table("task", [*metrics.values(), "labelled"], title)
+    # an exclusive set is scored as one choice and not as its tasks
     exclusive = scores.get("exclusive", {})
     choices = {f"{name} (arg-max)": exclusive[name] for name in exclusive}
     for rows in (scores["tasks"], choices, {"mean": scores["mean"]}):
@@ -151,6 +156,7 @@ def spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     known = [float(value) for value in values if value is not None]
     if len(known) < 2:
         return (known[0] if known else None), None
+    # both are exact, so the order of the seeds does not matter
     return statistics.fmean(known), statistics.stdev(known)
 
 
@@ -301,5 +307,6 @@ def _format_short(row: Row, key: str) -> str:
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Any other table in Markdown; all columns but the first are numbers."""
+    # first the names, on the left; all else are numbers, on the right
     head, *body = [f"| {' | '.join(row)} |\n" for row in (heads, *rows)]
     return "".join([head, "|---|" + "---:|" * (len(heads) - 1) + "\n", *body])

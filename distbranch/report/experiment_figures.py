@@ -136,6 +136,7 @@ def draw_company(line: Sequence[Spot], grown: Sequence[Spot], *, metric: str, sp
     draw_legend_below(figure, handles)
     settle_layout(figure)
     for axes, cost in zip(panels, COSTS, strict=True):
+        # the grown networks choose their places first: the figure is about them
         spots = [*grown, *line]
         name_spots(axes, spots, cost, list_obstacles(spots, cost) + _sample_line(line, cost))
     return figure
@@ -167,6 +168,7 @@ def _draw_drop(axes: Axes, place: Place | None, line: Sequence[Place], colour: s
 
 def _drop_shared_word(spots: Sequence[Spot]) -> list[Spot]:
     """The spots without the word with which the names of all begin, such as the data set's."""
+    # it would be on every name and take the room of what differs
     begins = {spot.name.partition("-")[:2] for spot in spots}
     if len(begins) != 1 or begins.pop()[1] == "":
         return list(spots)
@@ -243,12 +245,14 @@ def draw_courses(courses: Sequence[Course], *, metric: str, goal: float | None, 
         _draw_seeds_and_mean(left, losses, **style)
         percent = [(steps, [100 * value for value in values]) for steps, values in course.values]
         _draw_seeds_and_mean(right, percent, marker="o", **style)
+    # losses fall by orders, and who is ahead at the end should be seen
     left.set_yscale("log")
     left.set_ylabel("training loss")
     right.set_ylabel(f"{METRICS[metric].lower()} on val, %")
     if goal is not None:
         right.axhline(100 * goal, color=INK, linewidth=0.9, linestyle="--", zorder=1, label=goal_name)
     for axes in (left, right):
+        # 0.6 and not 6 x 10^-1
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xlabel("iteration")
@@ -289,6 +293,7 @@ def draw_kinds(
         split: of both.
         between: what the differences are, such as `phi less agreement`.
     """
+    # 0.17 inches are a line of a task
     figure = make_figure(11.5, max(4.6, 0.17 * len(differences) + 1.2))
     left, right = figure.subplots(1, 2)
     for (kind, spots), colour in zip(lines.items(), (BLUE, ORANGE), strict=True):
@@ -303,6 +308,7 @@ def draw_kinds(
     obstacles: list[Place] = []
     for spots in lines.values():
         obstacles += list_obstacles(spots, "weights") + _sample_line(spots, "weights")
+    # last, as all that names should keep off is known only now
     name_spots(left, [spot for spots in lines.values() for spot in spots], "weights", obstacles)
     return figure
 

@@ -52,6 +52,7 @@ def draw_affinity(
     """The affinity of every two tasks, [T, T] in the order of `tasks` per kind, ordered by group, groups framed."""
     order = [tasks.index(task) for group in groups for task in group]
     # inches: the matrix, a row of it, the strip that shows a group, the names
+    # 0.135 a row: names of forty tasks are read; nine fill a screen
     side = min(max(0.135 * len(order), 2.6), 9.0)
     cell = side / len(order)
     strip = max(0.012 * side, 0.3 * cell)
@@ -92,6 +93,7 @@ def _draw_matrix(axes: Axes, affinity: np.ndarray) -> None:
         # 99 of 100 pairs: one odd pair would make all others pale
         spread = float(np.nanpercentile(np.abs(shown - 0.5), 99))
     spread = max(0.05, math.ceil(spread * 20) / 20)
+    # as far to one side as to the other: white stays independence
     axes.imshow(shown, cmap=_AFFINITY_MAP, vmin=0.5 - spread, vmax=0.5 + spread, interpolation="nearest")
     axes.set_facecolor(GRID)
     hide_frame(axes)
@@ -141,6 +143,7 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
     total = np.array([decision["costs"][str(number)] for number in numbers])
     separation = decision["alpha"] * np.array([decision["separation"][str(number)] for number in numbers])
     chosen = decision["num_groups"]
+    # more than 25 would touch
     marker = "o" if len(numbers) <= 25 else ""
     axes.plot(numbers, total, color=BLUE, marker=marker, markersize=3, linewidth=1.6, label="total cost")
     axes.plot(numbers, separation, "--", color=MUTED, linewidth=1.2, label="separation part (alpha L_s)")
@@ -149,6 +152,7 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
     title = f"Round {decision['round']}: {decision['layer_name']}, d = {chosen}"
     axes.set_title(title, fontsize=9, weight="normal")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    # from zero, as the two parts add up to the total
     axes.set_ylim(bottom=min(0.0, *total))
     axes.set_xlabel("number of branches d", fontsize=8)
     add_grid(axes)
@@ -182,6 +186,7 @@ def _draw_loss_panel(axes: Axes, training: Sequence[Json], evaluations: Sequence
     for index, (split, lines) in enumerate(_group_by_split(evaluations)):
         colour = (PURPLE, TEAL, INK)[index % 3]
         axes.plot(*_collect_series(lines, "loss"), "o-", color=colour, markersize=4, linewidth=1.2, label=split)
+    # a loss may be nan, and a logarithm needs more than zero
     positive = y[np.isfinite(y) & (y > 0)]
     if len(positive) and positive.max() / positive.min() > 30:  # beyond that a linear axis hides the end
         axes.set_yscale("log")
@@ -210,6 +215,7 @@ def draw_throughput(training: Sequence[Json], decisions: Sequence[Json], resumed
     figure = make_figure(12, 3.4)
     rate, wait = panels = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
     rate.plot(*_collect_series(training, "samples_per_second"), color=BLUE, linewidth=1.3)
+    # from zero, so that half the pace looks like half
     rate.set_ylim(bottom=0)
     rate.set_ylabel("samples per second")
     x, share = _collect_series(training, "data_wait")
@@ -259,6 +265,7 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
 
 def _draw_bars(axes: Axes, shares: Sequence[float | None], colours: Sequence[str]) -> None:
     rows = range(len(shares))
+    # the whole, against which a bar is read; at its end all values stand in one column
     rails = axes.barh(rows, 100, color=GRID, alpha=0.45, height=0.62)
     axes.barh(rows, [100 * (share or 0.0) for share in shares], color=colours, height=0.62)
     axes.bar_label(rails, [format_percent(share) for share in shares], padding=4)
@@ -278,6 +285,7 @@ def sort_tasks(scores: Json) -> list[str]:
 
 def smooth_curve(values: np.ndarray) -> np.ndarray:
     """A centred running mean over about a fortieth of the points."""
+    # odd, so that it is centred; the ends are repeated, as zeros would bend them
     width = max(3, len(values) // 40) | 1
     padded = np.pad(values, width // 2, mode="edge")
     return np.convolve(padded, np.ones(width) / width, mode="valid")
@@ -311,4 +319,5 @@ def _collect_series(lines: Sequence[Json], key: str) -> tuple[np.ndarray, np.nda
 
 def _draw_legend_beside(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
+        # beside the curves: inside it would cover one of them
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.005, 0.5))

@@ -110,7 +110,9 @@ def render_template(template: str, **values: Any) -> str:
 def _load_templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("distbranch.report"),
+        # names of runs and tasks are the users' own and may hold < and &
         autoescape=True,
+        # a misspelt name is an error and not a gap on a page
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -130,6 +132,7 @@ def draw_svg(figure: Figure, label: str) -> Markup:
     # the element alone: a page has its own head, and no address of a schema is looked up
     _, start, rest = file.getvalue().partition("<svg ")
     rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
+    # these colours stand nowhere else, so that text suffices
     for colour, variable in VARIABLES.items():
         rest = rest.replace(colour, variable)
     width = figure.get_figwidth() * 96  # of a CSS inch
@@ -168,6 +171,7 @@ def _list_tiles(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def _list_notices(run: RunFiles) -> list[str]:
+    # a page tells what it lacks and why, so that no one looks for it
     texts = []
     if run.result is None:
         last = max((line["iteration"] for line in run.metrics), default=0)
@@ -228,6 +232,7 @@ def _describe_branches(branches: Sequence[Sequence[str]], numbers: Mapping[str, 
     for tasks in branches:
         groups = sorted({numbers[task] for task in tasks})
         described.append((groups, ", ".join(map(format_name, tasks))))
+    # the order of their colours in every figure
     return sorted(described) if len(described) > 1 else []
 
 

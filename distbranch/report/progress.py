@@ -47,6 +47,7 @@ class ProgressDisplay:
         self._live = console.is_terminal
         self._bar = TwoLines(
             TextColumn("[bold]{task.description}"),
+            # so short that the time left is whole in 60 characters
             BarColumn(bar_width=25),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -70,6 +71,7 @@ class ProgressDisplay:
 
     def __call__(self, event: Event) -> None:
         """Show one event; kinds without a picture of their own are passed over."""
+        # not every event is for people
         show = getattr(self, f"_show_{event['kind']}", None)
         if show is not None:
             show(event)
@@ -106,6 +108,7 @@ class ProgressDisplay:
             self._print_line(f"{where}: no split (one branch is cheapest)")
             return
         self._print_line(f"{where}: {event['num_groups']} branches  [{event['seconds_in_all']:.2f} s]")
+        # the order of groups and of tasks in them says nothing
         groups = sorted(map(sorted, event["tasks"]))
         if groups == self._shown_groups:  # most layers are split as the one above them was
             self._print_line("    same groups", dim=True)
@@ -169,13 +172,15 @@ class ProgressDisplay:
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total, pace=pace, detail=detail)
         self._bar.update(self._tasks[what], completed=done, pace=pace, detail=detail)
+        # a file is read later: a line per step would fill it
         if not self._live and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self._print_line("  ".join(filter(None, (self._describe_progress(what), pace, detail))))
 
     def _describe_progress(self, what: str) -> str:
         """`training 12,345 of 100,000, 0:02:34 left`, as far as it is known."""
-        task = next(task for task in self._bar.tasks if task.id == self._tasks[what])
+        number = self._bar.task_ids.index(self._tasks[what])
+        task = self._bar.tasks[number]
         text = f"{what} {task.completed:,.0f}"
         if task.total is not None:
             text += f" of {task.total:,.0f}"

@@ -62,6 +62,7 @@ class RunFiles:
         """The affinity matrices [T, T] of a decision by kind; UserError if the file is absent or damaged."""
         path = self.directory / decision["affinity_file"]
         try:
+            # no pickles: they could run code of whoever sent the directory
             with np.load(path, allow_pickle=False) as arrays:
                 return {kind: arrays[kind] for kind in ("agreement", "phi") if kind in arrays}
         except FileNotFoundError:
@@ -175,6 +176,7 @@ def layer_widths(config: Json) -> dict[str, int]:
     from distbranch.models.backbones import BACKBONES, thin_widths  # loads torch, which only a report of a tree needs
 
     model = config.get("model", {})
+    # a backbone of a later version has no widths here, but a report
     layers = BACKBONES.get(model.get("backbone"), ())
     widths = thin_widths(layers, model.get("width"), model.get("width_fraction"))
     return {layer.name: width for layer, width in zip(layers, widths, strict=True)}

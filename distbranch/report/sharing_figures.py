@@ -85,6 +85,7 @@ def _draw_heading(axes: Axes, column: Run, middle: float) -> None:
 def _draw_branch(axes: Axes, branch: Sequence[str], order: Sequence[str], groups: Branches, left: float) -> None:
     """A box around the rows of its tasks, which follow each other, coloured by group."""
     numbers = group_numbers(groups)
+    # they follow each other, as the order is that of the tree
     rows = sorted(map(order.index, branch))
     top = _find_top(rows[0]) + INSET
     bottom = _find_top(rows[-1] + 1) - INSET
@@ -157,6 +158,7 @@ def draw_search(lines: Sequence[Mapping[str, Any]]) -> Figure:
     extent = (0.5, len(lines) + 0.5, -0.5, len(blocks) - 0.5)
     picture = axes.imshow(means.T[::-1], colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
     released = [len(blocks) - line["num_released"] - 0.5 for line in lines]
+    # a step and no slope: blocks are released between two cycles
     axes.stairs(released, np.arange(len(lines) + 1) + 0.5, color=INK, linewidth=1.2, baseline=None)
     axes.set_yticks(range(len(blocks)), blocks)
     axes.set_xlabel("cycle; above the line: blocks that the policy decides")

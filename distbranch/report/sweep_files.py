@@ -89,6 +89,7 @@ class SweepFiles:
         gathered: dict[tuple[str, ...], dict[str, Row]] = {}
         for row in self.rows:
             by_seed = gathered.setdefault(tuple(row[key] for key in keys), {})
+            # the first one counts
             by_seed.setdefault(row["seed"], row)
         points = []
         for values, by_seed in gathered.items():
@@ -127,6 +128,7 @@ def read_sweep(directory: Path | str) -> SweepFiles:
         raise denied(error) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"The files of the sweep {path} cannot be read ({' '.join(str(error).split())}).") from None
+    # what the page cannot do without; all other columns depend on the sweep
     needed = {"trial", "status", "reason", "seed"}
     if not rows or not needed <= rows[0].keys():
         raise UserError(

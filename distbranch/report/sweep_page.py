@@ -119,6 +119,7 @@ def _list_points(sweep: SweepFiles) -> list[list[Cell]]:
 
 
 def _make_trial_row(row: Mapping[str, str], sweep: SweepFiles, folder: Path) -> list[Cell]:
+    # relative, so that it holds where the folder is moved or served
     link = os.path.relpath(row["directory"], folder.absolute())
     cells = [Cell(row["trial"], link=link), Cell(row["status"])]
     renderers: dict[str, Callable[[float], str]] = {
@@ -153,6 +154,7 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
     """One panel per cost that is known, all with the same vertical axis; None of the points without a finished seed."""
     points = sweep.points
     spots = [_make_spot(sweep, point, number) for number, point in enumerate(points)]
+    # latency is known only where it was measured
     costs = [cost for cost in COSTS if any(spot.costs[cost][0] is not None for spot in spots)]
     num_panels = max(len(costs), 1)
     figure = make_figure(3.85 * num_panels + 0.6, 4.5)
@@ -202,6 +204,7 @@ def list_naming_keys(sweep: SweepFiles) -> list[str]:
     others = sweep.keys[1:] if _is_coloured(sweep) else sweep.keys
     if len(others) > 2:
         return []
+    # longer names would cover other points
     names = ["".join(readable_value(point.setting[key]) for key in others) for point in sweep.points]
     return others if max(map(len, names), default=0) <= 12 else []
 

@@ -111,6 +111,7 @@ def draw_tree(layers: Sequence[LayerBranches], *, title: str = "", heading: str 
     leaves = place_groups(heights, top + 0.12, 0.13)
     columns = place_columns(merge_equal_layers(layers), groups, leaves, thick, left=1.0)
     text_left = columns[-1].right + EDGE + 0.42
+    # "Tasks" and the number of heads stand above short names too
     longest = max(text_width(line, FONT) for lines in texts for line in lines)
     width = text_left + max(longest, 1.2) + 0.15
 
