@@ -5,6 +5,7 @@ It needs task names only: a branch feeds the branches of the next layer whose ta
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 Branches = tuple[tuple[str, ...], ...]
@@ -38,48 +39,47 @@ class Run:
     @property
     def title(self) -> str:
         """The name of the only layer, or of the first and the last one."""
-        first, last = self.layers[0].name, self.layers[-1].name
-        return first if len(self.layers) == 1 else f"{first} … {last}"
+        first = self.layers[0].name
+        if len(self.layers) == 1:
+            return first
+        return f"{first} … {self.layers[-1].name}"
 
     @property
     def width(self) -> str:
         """The channels of one branch: one number, or the smallest and the largest one; empty if unknown."""
-        widths = [layer.width for layer in self.layers if layer.width is not None]
-        if not widths:
-            return ""
-        return str(widths[0]) if min(widths) == max(widths) else f"{min(widths)}\u2013{max(widths)}"
+        widths = sorted({layer.width for layer in self.layers if layer.width is not None})
+        # of several the smallest and the largest; a slice, because of one these are the same
+        return "\u2013".join(map(str, widths[:1] + widths[1:][-1:]))
 
 
 def layers_from_tree(tree: Mapping[str, Any], widths: Mapping[str, int] | None = None) -> tuple[LayerBranches, ...]:
     """The layers, input first, from the content of `tree.json`; `widths` gives the channels by layer name."""
-    return tuple(
-        LayerBranches(
-            layer["name"], tuple(tuple(branch) for branch in layer["branches"]), (widths or {}).get(layer["name"])
-        )
-        for layer in tree["layers"]
-    )
+    layers = []
+    for layer in tree["layers"]:
+        branches = tuple(map(tuple, layer["branches"]))
+        layers.append(LayerBranches(layer["name"], branches, (widths or {}).get(layer["name"])))
+    return tuple(layers)
 
 
-def grow(layers: Sequence[LayerBranches], decisions: Iterable[Mapping[str, Any]]) -> list[tuple[LayerBranches, ...]]:
+def grow_layers(
+    layers: Sequence[LayerBranches], decisions: Iterable[Mapping[str, Any]]
+) -> list[tuple[LayerBranches, ...]]:
     """The network before the first decision and after each one: [1 + number of decisions] lists of layers."""
-    together = (layers[-1].tasks,)
-    steps = [tuple(replace(layer, branches=together) for layer in layers)]
+    # every run begins with one branch of all tasks
+    shown = [replace(layer, branches=(layers[-1].tasks,)) for layer in layers]
+    steps = [tuple(shown)]
     for decision in decisions:
-        branches = tuple(tuple(branch) for branch in decision["tasks"])
         index = decision["layer"] - 1
-        steps.append((*steps[-1][:index], replace(layers[index], branches=branches), *steps[-1][index + 1 :]))
+        shown[index] = replace(layers[index], branches=tuple(map(tuple, decision["tasks"])))
+        steps.append(tuple(shown))
     return steps
 
 
-def runs(layers: Sequence[LayerBranches]) -> tuple[Run, ...]:
+def merge_equal_layers(layers: Sequence[LayerBranches]) -> tuple[Run, ...]:
     """The layers with equal consecutive branchings put together."""
-    found: list[list[LayerBranches]] = []
-    for layer in layers:
-        if found and set(map(frozenset, found[-1][0].branches)) == set(map(frozenset, layer.branches)):
-            found[-1].append(layer)
-        else:
-            found.append([layer])
-    return tuple(Run(tuple(run)) for run in found)
+    # as sets: a decision may list the same groups in another order
+    same = groupby(layers, key=lambda layer: set(map(frozenset, layer.branches)))
+    return tuple(Run(tuple(run)) for _, run in same)
 
 
 def top_groups(layers: Sequence[LayerBranches]) -> Branches:
@@ -89,12 +89,15 @@ def top_groups(layers: Sequence[LayerBranches]) -> Branches:
     """
 
     def path(branch: tuple[str, ...]) -> tuple[int, ...]:
-        return tuple(branch_of(layer.branches, branch[0]) for layer in layers)
+        return tuple(find_branch(layer.branches, branch[0]) for layer in layers)
 
-    return tuple(sorted(layers[-1].branches, key=path)) if layers else ()
+    if not layers:
+        return ()
+    # branches that part late have paths that begin alike, so sorting puts them side by side
+    return tuple(sorted(layers[-1].branches, key=path))
 
 
-def branch_of(branches: Sequence[Sequence[str]], task: str) -> int:
+def find_branch(branches: Sequence[Sequence[str]], task: str) -> int:
     """The index of the branch that holds a task."""
     return next(index for index, branch in enumerate(branches) if task in branch)
 
@@ -104,6 +107,6 @@ def group_numbers(groups: Branches) -> dict[str, int]:
     return {task: number for number, group in enumerate(groups) for task in group}
 
 
-def readable(task: str) -> str:
+def format_name(task: str) -> str:
     """A task name as people write it, in one line: without underscores, and with blanks for line breaks and tabs."""
     return " ".join(task.replace("_", " ").split())

@@ -7,7 +7,7 @@ are CSS variables, so that they suit a light and a dark screen.
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,26 +20,16 @@ from matplotlib.figure import Figure
 
 from distbranch.config import ModelConfig
 from distbranch.errors import UserError
-from distbranch.report import figures
-from distbranch.report.console import UNDEFINED, format_percent, size
-from distbranch.report.figure_style import (
-    BLUE,
-    GRID,
-    INK,
-    MUTED,
-    PAPER,
-    group_colour,
-    one_warning_of_missing_letters,
-    text_on,
-)
-from distbranch.report.layers import group_numbers, readable, top_groups
-from distbranch.report.pictures import Picture, pictures, shown_split
+from distbranch.report.console import METRICS, UNDEFINED, format_count, format_percent, size
+from distbranch.report.figure_style import BLUE, GRID, INK, MUTED, PAPER, choose_text_colour, group_colour, rendering
+from distbranch.report.figures import TASK_METRICS, sort_tasks
+from distbranch.report.layers import format_name, group_numbers, top_groups
+from distbranch.report.pictures import Picture, list_pictures, shown_split
 from distbranch.report.run_files import RunFiles, read_run
 
 PNG_DPI = 160
-SORTED_LAST = -1.0  # the value by which an unknown number is sorted; every known one is larger
-_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
-_SIZES = {"weights": "weights", "multiply_adds": "multiply-adds per image"}
+TILES = ("average_precision", "balanced_accuracy", "accuracy", "top10_recall")  # most telling first
+VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +43,10 @@ class Cell:
     link: str = ""
 
 
+UNKNOWN = Cell(UNDEFINED, -1.0)  # sorted before every number, as all of ours are positive
+NO_GROUP = Cell("", "None")  # sorted behind the numbers of groups
+
+
 def report(run_directory: Path | str, out: Path | str | None = None) -> Path:
     """Write the page (by default RUN/report.html) and its figures (report/*.png beside it); returns the page's path.
 
@@ -61,28 +55,34 @@ def report(run_directory: Path | str, out: Path | str | None = None) -> Path:
     """
     run = read_run(run_directory)
     page = Path(out) if out is not None else run.directory / "report.html"
-    folder = page.parent / "report"
     # all, before a file of an earlier report is replaced
-    drawn = [(picture, picture.draw()) for picture in pictures(run)]
+    drawn = [(picture, picture.draw()) for picture in list_pictures(run)]
+    files = {page.parent / "report" / f"{picture.name}.png": figure for picture, figure in drawn}
+    write_page(page, files, lambda: render_run(run, drawn))
+    return page
+
+
+def write_page(page: Path, figures: Mapping[Path, Figure], render: Callable[[], str]) -> None:
+    """Write a page and its figures as PNG; UserError where they cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for picture, figure in drawn:
-            with one_warning_of_missing_letters():
-                figure.savefig(folder / f"{picture.name}.png", dpi=PNG_DPI)
-        page.write_text(render_run(run, drawn), encoding="utf-8")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        for file, figure in figures.items():
+            file.parent.mkdir(exist_ok=True)
+            with rendering():
+                figure.savefig(file, dpi=PNG_DPI)
+        page.write_text(render(), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"The report cannot be written to {page} ({error.strerror}). Give another place with --out."
         ) from None
-    return page
 
 
 def render_run(run: RunFiles, drawn: Sequence[tuple[Picture, Figure]]) -> str:
     """The page of a run with these figures."""
-    colours = group_numbers(top_groups(run.layers))
+    numbers = group_numbers(top_groups(run.layers))
     split = shown_split(run)
     means = _collect_means(run)
-    known = {key for mean in means.values() for key, value in mean.items() if value is not None}
+    known = {key for mean in means.values() for key in mean if mean[key] is not None}
     return render_template(
         "run.html",
         name=run.name,
@@ -91,12 +91,12 @@ def render_run(run: RunFiles, drawn: Sequence[tuple[Picture, Figure]]) -> str:
         tiles=_list_tiles(run),
         notices=_list_notices(run),
         pictures=[(picture, draw_svg(figure, picture.heading)) for picture, figure in drawn],
-        task_heads=["Task", "Group", *_task_labels().values(), "Positives"],
-        task_rows=_list_task_rows(run.scores()[split], colours) if split else [],
+        task_heads=["Task", "Group", *(METRICS[key] for key in TASK_METRICS), "Positives"],
+        task_rows=_list_task_rows(run.scores()[split], numbers) if split else [],
         means=means,
-        means_labels={key: label for key, (label, _) in figures.MEANS.items() if key in known},
+        means_labels={key: label for key, label in METRICS.items() if key in known},
         decisions=run.decisions,
-        branches_of=lambda decision: _describe_branches(decision["tasks"], colours),
+        branches_of=lambda decision: _describe_branches(decision["tasks"], numbers),
         settings={"Configuration": run.config, "Environment": run.environment},
     )
 
@@ -110,64 +110,68 @@ def render_template(template: str, **values: Any) -> str:
 def _load_templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("distbranch.report"),
+        # names of runs and tasks are the users' own and may hold < and &
         autoescape=True,
+        # a misspelt name is an error and not a gap on a page
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     templates.filters["percent"] = format_percent
     templates.filters["group_colour"] = group_colour
-    templates.filters["text_on"] = text_on
+    templates.filters["text_on"] = choose_text_colour
     templates.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
     return templates
 
 
 def draw_svg(figure: Figure, label: str) -> Markup:
     """The figure as an SVG element that takes its neutral colours from the page."""
-    text = io.StringIO()
-    with one_warning_of_missing_letters():
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    width = float(figure.get_figwidth()) * 96
-    opening = f'<svg role="img" aria-label="{html.escape(label)}" style="max-width: {width:.0f}px" '
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return Markup(svg.replace("<svg ", opening, 1))
+    file = io.StringIO()
+    with rendering():
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # the element alone: a page has its own head, and no address of a schema is looked up
+    _, start, rest = file.getvalue().partition("<svg ")
+    rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
+    # these colours stand nowhere else, so that text suffices
+    for colour, variable in VARIABLES.items():
+        rest = rest.replace(colour, variable)
+    width = figure.get_figwidth() * 96  # of a CSS inch
+    return Markup(f'{start}role="img" aria-label="{html.escape(label)}" style="max-width: {width:.0f}px" {rest}')
 
 
 def _describe_run(run: RunFiles) -> str:
-    model, method = run.config.get("model", {}), run.config.get("method", {})
-    parts = [f"Method {run.method}"]
+    model = run.config.get("model", {})
+    method = run.config.get("method", {})
+    text = f"Method {run.method}"
     if run.method == "branching":
-        parts[0] += f" ({method.get('affinity', '?')} affinity, alpha {method.get('alpha', '?')})"
-    width = ModelConfig.model_construct(**{key: model.get(key) for key in ("width", "width_fraction")}).width_text
-    return ", ".join([*parts, f"backbone {model.get('backbone', '?')}, {width}", f"seed {run.config.get('seed', '?')}"])
+        text += f" ({method.get('affinity', '?')} affinity, alpha {method.get('alpha', '?')})"
+    # what is not known is not checked: the run may be of an older version
+    widths = ModelConfig.model_construct(width=model.get("width"), width_fraction=model.get("width_fraction"))
+    backbone = model.get("backbone", "?")
+    return f"{text}, backbone {backbone}, {widths.width_text}, seed {run.config.get('seed', '?')}"
 
 
 def _list_tiles(run: RunFiles) -> list[tuple[str, str]]:
-    split, result = shown_split(run), run.result or {}
-    tiles = []
-    if split:
-        mean = run.scores()[split]["mean"]
-        keys = ("average_precision", "balanced_accuracy", "accuracy", "top10_recall")
-        tiles += [
-            (f"{format_percent(mean[key])} %", f"{figures.MEANS[key][0].lower()}, {split}")
-            for key in keys
-            if mean.get(key) is not None
-        ]
+    """(number, what it is) of what a reader wants to know first."""
+    result = run.result or {}
+    split = shown_split(run)
+    mean = run.scores()[split]["mean"] if split else {}
+    metrics = [key for key in TILES if mean.get(key) is not None]
+    tiles = [(f"{format_percent(mean[key])} %", f"{METRICS[key].lower()}, {split}") for key in metrics]
     if run.layers:
         tiles.append((str(len(run.layers[-1].branches)), "groups at the top layer"))
-    tiles += [(size(result[key]), label) for key, label in _SIZES.items() if result.get(key) is not None]
+    for key, label in {"weights": "weights", "multiply_adds": "multiply-adds per image"}.items():
+        if result.get(key) is not None:
+            tiles.append((size(result[key]), label))
     if result.get("seconds") is not None:
-        tiles.append((duration(result["seconds"]), f"for {result.get('iterations', 0):,} iterations"))
+        tiles.append((format_duration(result["seconds"]), f"for {result.get('iterations', 0):,} iterations"))
     if result.get("world_size"):
         tiles.append((str(result["world_size"]), "workers" if result["world_size"] != 1 else "worker"))
     return tiles
 
 
 def _list_notices(run: RunFiles) -> list[str]:
+    # a page tells what it lacks and why, so that no one looks for it
     texts = []
     if run.result is None:
         last = max((line["iteration"] for line in run.metrics), default=0)
@@ -187,59 +191,54 @@ def _list_notices(run: RunFiles) -> list[str]:
     return texts
 
 
-def _task_labels() -> dict[str, str]:
-    return {key: figures.MEANS[key][0] for key in figures.TASK_METRICS}
-
-
 def _list_task_rows(scores: Mapping[str, Any], numbers: Mapping[str, int]) -> list[list[Cell]]:
     """A row per task, best first, then one per exclusive set (the arg-max over its tasks)."""
     rows = []
-    for name in figures.sorted_tasks(scores):
+    for name in sort_tasks(scores):
+        group = NO_GROUP
+        colour = BLUE
+        if name in numbers:
+            group = Cell("", numbers[name], groups=(numbers[name],))
+            colour = group_colour(numbers[name])
         values = scores["tasks"][name]
-        group = numbers.get(name)
-        colour = BLUE if group is None else group_colour(group)
-        chip = Cell("", "None") if group is None else Cell("", group, groups=(group,))
-        bars = [_make_bar(values.get(key), colour) for key in figures.TASK_METRICS]
+        bars = [_make_bar(values.get(key), colour) for key in TASK_METRICS]
         count = values.get("num_positive")
-        positives = Cell(UNDEFINED if count is None else f"{count:,}", count or 0)
-        rows.append([Cell(readable(name)), chip, *bars, positives])
+        rows.append([Cell(format_name(name)), group, *bars, Cell(format_count(count), count or 0)])
     for name, values in scores.get("exclusive", {}).items():
-        bars = [_make_bar(values.get(key), MUTED) for key in figures.TASK_METRICS]
-        rows.append([Cell(f"{readable(name)} (arg-max)"), Cell("", "None"), *bars, Cell(UNDEFINED, 0)])
+        bars = [_make_bar(values.get(key), MUTED) for key in TASK_METRICS]
+        rows.append([Cell(f"{format_name(name)} (arg-max)"), NO_GROUP, *bars, Cell(UNDEFINED, 0)])
     return rows
 
 
 def _make_bar(share: float | None, colour: str) -> Cell:
     if share is None:
-        return Cell(UNDEFINED, SORTED_LAST)
+        return UNKNOWN
     return Cell(format_percent(share), f"{100 * share:.4f}", colour=colour)
 
 
 def _collect_means(run: RunFiles) -> dict[str, Mapping[str, float | None]]:
     """The means of every split, and of every data set of a joint run over its own tasks."""
-    means: dict[str, Mapping[str, float | None]] = {}
+    means = {}
     for split, scores in run.scores().items():
-        parts = {split: scores}
+        means[split] = scores.get("mean")
         for name, part in scores.get("datasets", {}).items():
-            parts[f"{split}, {name}"] = part
-        means |= {name: part["mean"] for name, part in parts.items() if part.get("mean")}
-    return means
+            means[f"{split}, {name}"] = part.get("mean")
+    return {name: mean for name, mean in means.items() if mean}
 
 
-def _describe_branches(branches: Sequence[Sequence[str]], colours: Mapping[str, int]) -> list[tuple[list[int], str]]:
+def _describe_branches(branches: Sequence[Sequence[str]], numbers: Mapping[str, int]) -> list[tuple[list[int], str]]:
     """The groups and the tasks of every branch, in the order of the groups; empty if all tasks stay together."""
-    if len(branches) == 1:
-        return []
     described = []
     for tasks in branches:
-        groups = sorted({colours[task] for task in tasks})
-        described.append((groups, ", ".join(map(readable, tasks))))
-    return sorted(described, key=lambda branch: branch[0][0])
+        groups = sorted({numbers[task] for task in tasks})
+        described.append((groups, ", ".join(map(format_name, tasks))))
+    # the order of their colours in every figure
+    return sorted(described) if len(described) > 1 else []
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as 45 s, 10 min or 3 h 20 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -4,6 +4,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from itertools import groupby
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.spinner import Spinner
 from rich.text import Text
 
-from distbranch.report.console import NOT_EVERYWHERE, UNDEFINED
+from distbranch.report.console import UNDEFINED, select_known
 
 SECONDS_BETWEEN_LINES = 30.0
 NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
@@ -46,6 +47,7 @@ class ProgressDisplay:
         self._live = console.is_terminal
         self._bar = TwoLines(
             TextColumn("[bold]{task.description}"),
+            # so short that the time left is whole in 60 characters
             BarColumn(bar_width=25),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -69,46 +71,44 @@ class ProgressDisplay:
 
     def __call__(self, event: Event) -> None:
         """Show one event; kinds without a picture of their own are passed over."""
-        show = getattr(self, f"_{event['kind']}", None)
+        # not every event is for people
+        show = getattr(self, f"_show_{event['kind']}", None)
         if show is not None:
             show(event)
 
-    def _packing(self, event: Event) -> None:
-        self._update_bar("packing", event["done"], event["total"])
+    def _show_packing(self, event: Event) -> None:
+        self._update_bar(event["kind"], event["done"], event["total"])
 
-    def _labelling(self, event: Event) -> None:
-        self._update_bar("labelling", event["done"], event["total"])
+    _show_labelling = _show_checking = _show_packing
 
-    def _checking(self, event: Event) -> None:
-        self._update_bar("checking", event["done"], event["total"])
-
-    def _packed(self, event: Event) -> None:
-        self._remove_bar("packing")
-        self._remove_bar("labelling")
+    def _show_packed(self, event: Event) -> None:
+        for what in ("packing", "labelling"):
+            if what in self._tasks:
+                self._bar.remove_task(self._tasks.pop(what))
+        text = f"packed {event['num_samples']:,} samples into {event['path']}"
         if event.get("before"):
-            self._print_line(
-                f"{event['path']} holds this data set already, so nothing was packed; remove it to pack again"
-            )
+            text = f"{event['path']} holds this data set already, so nothing was packed; remove it to pack again"
+        self._print_line(text)
+
+    def _show_progress(self, event: Event) -> None:
+        parts = [f"data wait {event['data_wait']:.1%}"]
+        if event["loss"] is not None:
+            parts.append(f"loss {event['loss']:.3f}")
+        if event["active_layer"]:
+            parts.append(f"round {event['round']}, active layer {event['active_layer']}")
         else:
-            self._print_line(f"packed {event['num_samples']:,} samples into {event['path']}")
-
-    def _progress(self, event: Event) -> None:
-        layer = (
-            f"round {event['round']}, active layer {event['active_layer']}"
-            if event["active_layer"]
-            else "tree is final"
-        )
-        loss = "" if event["loss"] is None else f"loss {event['loss']:.3f}  "
+            parts.append("tree is final")
+        parts.append(f"width {shorten_widths(event['branches'])}")
         pace = f"{event['samples_per_second']:.0f} images/s"
-        detail = f"data wait {event['data_wait']:.1%}  {loss}{layer}  width {width_text(event['branches'])}"
-        self._update_bar("training", event["iteration"], event["iterations"], pace=pace, detail=detail)
+        self._update_bar("training", event["iteration"], event["iterations"], pace=pace, detail="  ".join(parts))
 
-    def _decision(self, event: Event) -> None:
+    def _show_decision(self, event: Event) -> None:
         where = f"step {event['iteration']:,}  {event['layer_name']}"
         if event["num_groups"] == 1:
             self._print_line(f"{where}: no split (one branch is cheapest)")
             return
         self._print_line(f"{where}: {event['num_groups']} branches  [{event['seconds_in_all']:.2f} s]")
+        # the order of groups and of tasks in them says nothing
         groups = sorted(map(sorted, event["tasks"]))
         if groups == self._shown_groups:  # most layers are split as the one above them was
             self._print_line("    same groups", dim=True)
@@ -117,69 +117,76 @@ class ProgressDisplay:
         for tasks in event["tasks"]:
             self._print_line(f"    {', '.join(tasks)}", dim=True)
 
-    def _policy(self, event: Event) -> None:
-        num_blocks, released = len(event["blocks"]), event["num_released"]
-        decided = [row[num_blocks - released :] for row in event["policy"]]
-        skips = sum(not executes for row in decided for executes in row)
+    def _show_policy(self, event: Event) -> None:
+        num_blocks = len(event["blocks"])
+        released = event["num_released"]
+        # the search releases blocks from the last one on
+        decided = [executes for row in event["policy"] for executes in row[num_blocks - released :]]
         self._print_line(
             f"step {event['iteration']:,}  cycle {event['cycle'] + 1}: {released} of {num_blocks} blocks released, "
-            f"{skips} of {len(decided) * released} decisions skip"
+            f"{decided.count(0)} of {len(decided)} decisions skip"
         )
 
-    def _evaluation(self, event: Event) -> None:
+    def _show_evaluation(self, event: Event) -> None:
         self._print_line(f"step {event['iteration']:,}  {event['split']}: {_format_means(event['mean'])}")
         for name, part in event.get("datasets", {}).items():
             self._print_line(f"    {name}: {_format_means(part['mean'])}", dim=True)
 
-    def _resumed(self, event: Event) -> None:
-        seconds = event.get("seconds_to_first_step")
-        stood = "" if seconds is None else f", {seconds:.1f} s after the last sign of life"
-        self._print_line(f"went on after step {event['iteration']:,} on {event['world_size']} rank(s){stood}")
+    def _show_resumed(self, event: Event) -> None:
+        text = f"went on after step {event['iteration']:,} on {event['world_size']} rank(s)"
+        if event.get("seconds_to_first_step") is not None:
+            text += f", {event['seconds_to_first_step']:.1f} s after the last sign of life"
+        self._print_line(text)
 
-    def _bad_samples(self, event: Event) -> None:
+    def _show_bad_samples(self, event: Event) -> None:
         counts = ", ".join(f"{count} {kind}" for kind, count in event["counts"].items() if count)
         self._print_line(f"step {event['iteration']:,}: samples left out so far: {counts}")
 
-    def _warning(self, event: Event) -> None:
-        text = f"warning: {event['message']}"
-        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=not self._live)
+    def _show_warning(self, event: Event) -> None:
+        self._print(f"warning: {event['message']}", "yellow")
 
-    def _stopping(self, _: Event) -> None:
+    def _show_stopping(self, _: Event) -> None:
         self._print_line("stopping: a checkpoint is being written")
 
-    def _finished(self, event: Event) -> None:
+    def _show_finished(self, event: Event) -> None:
         self._print_line(f"the run {event['directory']} is finished; nothing was changed")
 
     def _print_line(self, text: str, *, dim: bool = False) -> None:
         if self._live:
+            # what follows in the next line stands below its own beginning
             indent = " " * max(4, len(text) - len(text.lstrip()))
             text = textwrap.fill(
-                text, self.console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+                text,
+                self.console.width,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
             )
-        text = text.replace(NO_BREAK, " ")
-        self.console.print(text, style="dim" if dim else "", markup=False, highlight=False, soft_wrap=not self._live)
+        self._print(text.replace(NO_BREAK, " "), "dim" if dim else "")
+
+    def _print(self, text: str, style: str) -> None:
+        # a line of a file is not folded: it is searched
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=not self._live)
 
     def _update_bar(self, what: str, done: int, total: int | None, *, pace: str = "", detail: str = "") -> None:
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total, pace=pace, detail=detail)
         self._bar.update(self._tasks[what], completed=done, pace=pace, detail=detail)
+        # a file is read later: a line per step would fill it
         if not self._live and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self._print_line("  ".join(part for part in (self._describe_progress(what), pace, detail) if part))
+            self._print_line("  ".join(filter(None, (self._describe_progress(what), pace, detail))))
 
     def _describe_progress(self, what: str) -> str:
         """`training 12,345 of 100,000, 0:02:34 left`, as far as it is known."""
-        task = next(task for task in self._bar.tasks if task.id == self._tasks[what])
+        number = self._bar.task_ids.index(self._tasks[what])
+        task = self._bar.tasks[number]
         text = f"{what} {task.completed:,.0f}"
         if task.total is not None:
             text += f" of {task.total:,.0f}"
         if task.time_remaining is not None:
             text += f", {timedelta(seconds=round(task.time_remaining))} left"
         return text
-
-    def _remove_bar(self, what: str) -> None:
-        if what in self._tasks:
-            self._bar.remove_task(self._tasks.pop(what))
 
 
 class SweepDisplay:
@@ -199,15 +206,18 @@ class SweepDisplay:
             done = event["trials"] - event["open"]
             self._print_line(f"{event['trials']} trials, {done} of them done before, in {event['directory']}")
         elif kind == "begun":
-            others = len(event["family"]) - 1
+            text = f"begun: {event['trial']}"
+            if len(event["family"]) > 1:
+                text += f" and {len(event['family']) - 1} that begin alike"
             self.num_begun += len(event["family"])
-            self._print_line(f"begun: {event['trial']}" + (f" and {others} that begin alike" if others else ""), "dim")
+            self._print_line(text, "dim")
         elif kind == "ended":
             self.num_ended += 1
-            reason = f": {event['reason']}" if event["reason"] else ""
-            count = f"{self.num_ended}/{max(self.num_open, self.num_ended)}"
-            ended = f"{count} {event['status']}: {event['trial']}{reason}{self._describe_time_left()}"
-            self._print_line(ended, STYLES.get(event["status"], ""))
+            total = max(self.num_open, self.num_ended)
+            text = f"{self.num_ended}/{total} {event['status']}: {event['trial']}"
+            if event["reason"]:
+                text += f": {event['reason']}"
+            self._print_line(text + self._describe_time_left(), STYLES.get(event["status"], ""))
         elif kind == "stopping":
             self._print_line("stopping: running trials save a checkpoint ...", "yellow")
         elif kind == "saving":
@@ -231,14 +241,17 @@ class SweepDisplay:
 
 
 def _format_means(means: Mapping[str, float | None]) -> str:
-    shown = {name: value for name, value in means.items() if value is not None or name not in NOT_EVERYWHERE}
-    texts = {name: UNDEFINED if value is None else f"{value:.1%}" for name, value in shown.items()}
-    return "  ".join(f"{name}{NO_BREAK}{text}" for name, text in texts.items())
+    texts = []
+    for name, mean in select_known(means).items():
+        text = UNDEFINED if mean is None else f"{mean:.1%}"
+        texts.append(f"{name}{NO_BREAK}{text}")
+    return "  ".join(texts)
 
 
-def width_text(branches: Mapping[str, int]) -> str:
+def shorten_widths(branches: Mapping[str, int]) -> str:
     """Branches per layer, runs of the same number shortened: `1x13-5-9`."""
-    parts: list[tuple[int, int]] = []
-    for number in branches.values():
-        parts = [*parts[:-1], (number, parts[-1][1] + 1)] if parts and parts[-1][0] == number else [*parts, (number, 1)]
-    return "-".join(str(number) if count == 1 else f"{number}x{count}" for number, count in parts)
+    parts = []
+    for number, run in groupby(branches.values()):
+        count = len(list(run))
+        parts.append(str(number) if count == 1 else f"{number}x{count}")
+    return "-".join(parts)

@@ -39,12 +39,14 @@ class RunFiles:
     @property
     def name(self) -> str:
         """The name of the run."""
-        return str((self.result or {}).get("name") or self.config.get("run", {}).get("name") or self.directory.name)
+        configured = self.config.get("run", {}).get("name")
+        return str((self.result or {}).get("name") or configured or self.directory.name)
 
     @property
     def method(self) -> str:
         """The sharing method."""
-        return str((self.result or {}).get("method") or self.config.get("method", {}).get("name") or "unknown method")
+        configured = self.config.get("method", {}).get("name")
+        return str((self.result or {}).get("method") or configured or "unknown method")
 
     def logged(self, kind: str) -> list[Json]:
         """The lines of metrics.jsonl of one kind, by iteration."""
@@ -60,6 +62,7 @@ class RunFiles:
         """The affinity matrices [T, T] of a decision by kind; UserError if the file is absent or damaged."""
         path = self.directory / decision["affinity_file"]
         try:
+            # no pickles: they could run code of whoever sent the directory
             with np.load(path, allow_pickle=False) as arrays:
                 return {kind: arrays[kind] for kind in ("agreement", "phi") if kind in arrays}
         except FileNotFoundError:
@@ -97,12 +100,11 @@ def read_run(run_directory: Path | str) -> RunFiles:
 def task_order(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
     """The tasks in the order of the rows of the affinities: the first decision groups the heads by that number."""
     first = decisions[0]
-    numbers = {
-        number: task
-        for group, names in zip(first["groups"], first["tasks"], strict=True)
-        for number, task in zip(sorted(group), names, strict=True)
-    }
-    return [numbers[number] for number in sorted(numbers)]
+    # the tasks of a group stand in the order of their numbers
+    numbered: list[tuple[int, str]] = []
+    for group, names in zip(first["groups"], first["tasks"], strict=True):
+        numbered += zip(sorted(group), names, strict=True)
+    return [task for _, task in sorted(numbered)]
 
 
 def _read_config(path: Path) -> Json:
@@ -134,7 +136,10 @@ def _read_json(path: Path) -> Json | None:
 
 def _read_lines(path: Path) -> Iterator[Json]:
     """The objects of a JSON-lines file; a last line that is cut short, as a killed run leaves it, is left out."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    if not path.exists():
+        return
+    # a letter that was cut in two is part of the line that is left out
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
@@ -150,7 +155,10 @@ def _read_lines(path: Path) -> Iterator[Json]:
 
 def _select_latest(lines: Iterator[Json], keys: tuple[str, ...], order: str) -> tuple[Json, ...]:
     """One line per key, the last one, in order: a continued run logs again what it had done after its checkpoint."""
-    latest = {tuple(line.get(key) for key in keys): line for line in lines if order in line}
+    latest = {}
+    for line in lines:
+        if order in line:
+            latest[tuple(map(line.get, keys))] = line
     return tuple(sorted(latest.values(), key=lambda line: float(line[order])))
 
 
@@ -168,6 +176,7 @@ def layer_widths(config: Json) -> dict[str, int]:
     from distbranch.models.backbones import BACKBONES, thin_widths  # loads torch, which only a report of a tree needs
 
     model = config.get("model", {})
+    # a backbone of a later version has no widths here, but a report
     layers = BACKBONES.get(model.get("backbone"), ())
     widths = thin_widths(layers, model.get("width"), model.get("width_fraction"))
     return {layer.name: width for layer, width in zip(layers, widths, strict=True)}

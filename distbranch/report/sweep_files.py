@@ -5,16 +5,16 @@ stopped early or that failed are not the good ones.
 """
 
 import csv
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from distbranch.errors import UserError
 from distbranch.permissions import denied
+from distbranch.report.console import spread
 
 COSTS = {
     "parameters": "Parameters",
@@ -25,8 +25,7 @@ FINISHED = "finished"
 Row = Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """Mean and sample standard deviation over seeds; no deviation of one seed."""
 
     mean: float
@@ -57,9 +56,8 @@ class Point:
     def spread(self, column: str) -> Spread | None:
         """A column over the finished seeds that have it; None where it is unknown."""
         values = [float(row[column]) for row in self.finished if row.get(column)]
-        if not values:
-            return None
-        return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+        mean, deviation = spread(values)
+        return None if mean is None else Spread(mean, deviation)
 
 
 @dataclass(frozen=True)
@@ -87,13 +85,22 @@ class SweepFiles:
     @property
     def points(self) -> list[Point]:
         """One per setting, in the order of the rows; a setting that was trained twice with one seed has that seed once."""
+        keys = self.keys
         gathered: dict[tuple[str, ...], dict[str, Row]] = {}
         for row in self.rows:
-            gathered.setdefault(tuple(row[key] for key in self.keys), {}).setdefault(row["seed"], row)
-        return [
-            Point(dict(zip(self.keys, values, strict=True)), tuple(by_seed.values()))
-            for values, by_seed in gathered.items()
-        ]
+            by_seed = gathered.setdefault(tuple(row[key] for key in keys), {})
+            # the first one counts
+            by_seed.setdefault(row["seed"], row)
+        points = []
+        for values, by_seed in gathered.items():
+            setting = dict(zip(keys, values, strict=True))
+            points.append(Point(setting, tuple(by_seed.values())))
+        return points
+
+    def fronts(self) -> dict[str, list[int]]:
+        """The numbers of the points on the front of every cost, chosen on val."""
+        points = self.points
+        return {cost: pareto_front(points, cost, f"val_{self.metric}") for cost in COSTS}
 
     @property
     def shown_split(self) -> str:
@@ -121,6 +128,7 @@ def read_sweep(directory: Path | str) -> SweepFiles:
         raise denied(error) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"The files of the sweep {path} cannot be read ({' '.join(str(error).split())}).") from None
+    # what the page cannot do without; all other columns depend on the sweep
     needed = {"trial", "status", "reason", "seed"}
     if not rows or not needed <= rows[0].keys():
         raise UserError(
@@ -143,6 +151,7 @@ def pareto_front(points: Sequence[Point], cost: str, value: str) -> list[int]:
         if point.is_complete and point.is_known(value) and price is not None and worth is not None:
             known.append((price.mean, -worth.mean, number))
     front, best = [], float("inf")
+    # from the cheapest on: who is no better than a cheaper one is dominated
     for _, loss, number in sorted(known):
         if loss < best:
             front.append(number)

@@ -12,14 +12,14 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from distbranch.report.figure_style import one_warning_of_missing_letters
+from distbranch.report.figure_style import rendering
 from distbranch.report.figures import draw_affinity, draw_costs
-from distbranch.report.layers import grow, readable, top_groups
+from distbranch.report.layers import format_name, grow_layers, top_groups
 from distbranch.report.run_files import read_run, task_order
 from distbranch.report.sweep_files import COSTS, SweepFiles
 from distbranch.report.tree_figure import draw_tree
 
-DPI = 90
+DPI = 90  # about as large as TensorBoard shows an image
 
 
 def log_decision(writer: Any, decision: Mapping[str, Any], run_directory: Path | str) -> None:
@@ -29,8 +29,9 @@ def log_decision(writer: Any, decision: Mapping[str, Any], run_directory: Path |
     """
     run = read_run(run_directory)
     earlier = [line for line in run.decisions if line["round"] < decision["round"]]
-    layers = grow(run.layers, [*earlier, decision])[-1]
-    groups, step = top_groups(layers), decision["iteration"]
+    layers = grow_layers(run.layers, [*earlier, decision])[-1]
+    groups = top_groups(layers)
+    step = decision["iteration"]
     tasks = task_order([*earlier, decision])
     pictures = {
         "decision/tree": draw_tree(layers, title=f"Round {decision['round']}: {decision['layer_name']}"),
@@ -38,16 +39,19 @@ def log_decision(writer: Any, decision: Mapping[str, Any], run_directory: Path |
         "decision/costs": draw_costs([decision]),
     }
     for name, figure in pictures.items():
-        writer.add_image(name, pixels(figure), global_step=step, dataformats="HWC")
-    lines = [f"{number}. {', '.join(map(readable, group))}" for number, group in enumerate(decision["tasks"], start=1)]
-    writer.add_text("decision/groups", f"**{decision['layer_name']}**\n\n" + "\n".join(lines), global_step=step)
+        writer.add_image(name, render_pixels(figure), global_step=step, dataformats="HWC")
+    # TensorBoard shows texts as Markdown: a heading and a numbered list
+    lines = [f"**{decision['layer_name']}**\n"]
+    for number, group in enumerate(decision["tasks"], start=1):
+        lines.append(f"{number}. {', '.join(map(format_name, group))}")
+    writer.add_text("decision/groups", "\n".join(lines), global_step=step)
 
 
-def pixels(figure: Figure) -> np.ndarray:
+def render_pixels(figure: Figure) -> np.ndarray:
     """The figure as uint8 RGB [H, W, 3]."""
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
-    with one_warning_of_missing_letters():
+    with rendering():
         canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
 

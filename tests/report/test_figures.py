@@ -3,18 +3,18 @@ from pathlib import Path
 
 import numpy as np
 
-from distbranch.report.figure_style import DARK, ORANGE, blend, group_colour, text_on
+from distbranch.report.figure_style import DARK, ORANGE, blend_colours, choose_text_colour, group_colour
 from distbranch.report.figures import (
     draw_affinity,
     draw_costs,
     draw_curves,
     draw_task_table,
     draw_throughput,
-    sorted_tasks,
+    sort_tasks,
 )
-from distbranch.report.pictures import pictures
+from distbranch.report.pictures import list_pictures
 from distbranch.report.run_files import read_run
-from distbranch.report.tensorboard import pixels
+from distbranch.report.tensorboard import render_pixels
 
 
 def test_the_matrix_is_ordered_by_group_and_its_diagonal_left_out() -> None:
@@ -43,7 +43,7 @@ def test_two_hundred_tasks_are_drawn_without_names() -> None:
 def test_names_that_look_like_mathematics_are_drawn_as_they_are(make_run: Callable[..., Path], tmp_path: Path) -> None:
     names = ["price_$5_(10% off)", "price_$x_{", "$\\frac$", "a", "b", "c"]
     run = read_run(make_run(tmp_path / "run", tasks=names, counts=(3, 2)))
-    drawn = {picture.name: pixels(picture.draw()) for picture in pictures(run)}
+    drawn = {picture.name: render_pixels(picture.draw()) for picture in list_pictures(run)}
     assert {"tree", "groups", "affinity", "tasks"} <= drawn.keys()
 
 
@@ -67,7 +67,7 @@ def test_curves_without_evaluations_or_with_a_lost_loss_are_drawn() -> None:
 
 def test_tasks_are_sorted_by_average_precision_with_the_undefined_last() -> None:
     rows = {"a": {"average_precision": 0.2}, "b": {"average_precision": None}, "c": {"average_precision": 0.9}}
-    assert sorted_tasks({"tasks": rows}) == ["c", "a", "b"]
+    assert sort_tasks({"tasks": rows}) == ["c", "a", "b"]
     figure = draw_task_table({"tasks": rows}, (("a", "b"),))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["c", "a", "b"]
 
@@ -75,5 +75,5 @@ def test_tasks_are_sorted_by_average_precision_with_the_undefined_last() -> None
 def test_thirty_groups_have_thirty_colours_with_readable_numbers() -> None:
     colours = [group_colour(number) for number in range(30)]
     assert len(set(colours)) == 30
-    assert {text_on(colour) for colour in colours} == {"#ffffff", DARK}
-    assert blend("#000000", "#ffffff", 0.5) == "#808080"
+    assert {choose_text_colour(colour) for colour in colours} == {"#ffffff", DARK}
+    assert blend_colours("#000000", "#ffffff", 0.5) == "#808080"

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
 from distbranch.report import figure_style
-from distbranch.report.figure_style import AS_IT_IS, font_families, one_warning_of_missing_letters, text_width
+from distbranch.report.figure_style import STYLE, font_families, rendering, text_width
 from distbranch.report.figures import draw_affinity, draw_task_table
-from distbranch.report.layers import LayerBranches, readable
+from distbranch.report.layers import LayerBranches, format_name
 from distbranch.report.page import draw_svg
 from distbranch.report.sharing_figures import draw_groups, draw_policy
 from distbranch.report.tree_figure import draw_tree
@@ -61,7 +61,7 @@ def font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(fontManager, "ttflist", list(fontManager.ttflist))
     fontManager.addfont(file)
     font_families.cache_clear()
-    monkeypatch.setitem(AS_IT_IS, "fontfamily", font_families())
+    monkeypatch.setitem(STYLE, "font.family", font_families())
     yield file
     font_families.cache_clear()
 
@@ -77,7 +77,7 @@ def test_a_font_that_is_installed_draws_what_the_usual_one_lacks(font: Path, rec
     assert FAMILY in font_families()
     assert text_width(PRIVATE, 72) == pytest.approx(2, abs=0.01)
     for figure in figures():
-        with one_warning_of_missing_letters():
+        with rendering():
             assert "Squares-" in rendered(figure)  # the letters of an SVG are paths, named by their font
     assert not [one for one in recwarn.list if "Glyph" in str(one.message)]
 
@@ -87,7 +87,7 @@ def test_letters_without_a_font_are_one_warning_over_all_figures(
 ) -> None:
     figure_style._warn_of_script.cache_clear()
     for figure in figures():
-        with one_warning_of_missing_letters():
+        with rendering():
             rendered(figure)
     assert [record.message for record in caplog.records] == [
         record.message for record in caplog.records if "figures show boxes in their place" in record.message
@@ -97,12 +97,12 @@ def test_letters_without_a_font_are_one_warning_over_all_figures(
 
 
 def test_other_warnings_pass() -> None:
-    with pytest.warns(UserWarning, match="something else"), one_warning_of_missing_letters():
+    with pytest.warns(UserWarning, match="something else"), rendering():
         warnings.warn("something else", stacklevel=1)
 
 
 def test_a_name_is_one_line() -> None:
-    assert [readable(name) for name in ("a_b", "line\nbreak", "tab\t\there ", "_x_", "two\r\n\r\nlines")] == [
+    assert [format_name(name) for name in ("a_b", "line\nbreak", "tab\t\there ", "_x_", "two\r\n\r\nlines")] == [
         "a b", "line break", "tab here", "x", "two lines"
     ]  # fmt: skip
 

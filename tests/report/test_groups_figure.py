@@ -3,7 +3,7 @@ from itertools import pairwise
 from matplotlib.patches import FancyBboxPatch
 from test_tree_figure import random_tree
 
-from distbranch.report.layers import runs
+from distbranch.report.layers import merge_equal_layers
 from distbranch.report.sharing_figures import draw_groups
 
 
@@ -12,7 +12,7 @@ def test_every_branch_of_every_layer_is_one_box_around_its_tasks() -> None:
         layers = random_tree(40, 9, 15, seed)
         (axes,) = draw_groups(layers).axes
         boxes = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
-        columns = list(reversed(runs(layers)))
+        columns = list(reversed(merge_equal_layers(layers)))
         assert len(boxes) == sum(len(column.branches) for column in columns)
         for column in columns:  # heights in order of rows tell how many tasks each box is around
             own, boxes = boxes[: len(column.branches)], boxes[len(column.branches) :]
@@ -26,4 +26,4 @@ def test_every_task_and_every_layer_is_named() -> None:
     layers = random_tree(12, 4, 6, 0)
     shown = [text.get_text() for text in draw_groups(layers).axes[0].texts]
     assert {f"Task number {i}" for i in range(12)} <= set(shown)
-    assert {run.title for run in runs(layers)} <= set(shown)
+    assert {run.title for run in merge_equal_layers(layers)} <= set(shown)

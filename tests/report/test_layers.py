@@ -1,7 +1,15 @@
 import itertools
 import random
 
-from distbranch.report.layers import LayerBranches, Run, branch_of, group_numbers, grow, runs, top_groups
+from distbranch.report.layers import (
+    LayerBranches,
+    Run,
+    find_branch,
+    group_numbers,
+    grow_layers,
+    merge_equal_layers,
+    top_groups,
+)
 
 TREE = (
     LayerBranches("conv1", (("a", "b", "c", "d", "e"),), 16),
@@ -12,14 +20,14 @@ TREE = (
 
 
 def test_equal_consecutive_layers_become_one_run_and_no_layer_is_lost() -> None:
-    found = runs(TREE)
+    found = merge_equal_layers(TREE)
     assert [run.title for run in found] == ["conv1 … conv2", "conv3", "fc4"]
     assert [layer for run in found for layer in run.layers] == list(TREE)
 
 
 def test_layers_with_the_same_branches_in_another_order_are_one_run() -> None:
     other = LayerBranches("x", (("e", "c", "a"), ("b", "d")))
-    assert len(runs([TREE[2], other])) == 1
+    assert len(merge_equal_layers([TREE[2], other])) == 1
 
 
 def test_the_width_of_a_run_is_a_number_a_range_or_nothing() -> None:
@@ -42,7 +50,7 @@ def test_in_the_order_of_the_top_groups_every_branch_is_contiguous_so_no_edges_c
         groups = top_groups(layers)
         assert sorted(groups) == sorted(layers[-1].branches)
         for layer in layers:
-            feeds = [branch_of(layer.branches, group[0]) for group in groups]
+            feeds = [find_branch(layer.branches, group[0]) for group in groups]
             assert sum(a != b for a, b in itertools.pairwise(feeds)) == len(layer.branches) - 1
 
 
@@ -51,7 +59,7 @@ def test_growing_by_the_decisions_ends_in_the_tree_and_begins_with_everything_sh
         {"layer": 4, "tasks": [["a"], ["b"], ["d"], ["c", "e"]]},
         {"layer": 3, "tasks": [["d", "b"], ["a", "c", "e"]]},
     ]
-    steps = grow(TREE, decisions)
+    steps = grow_layers(TREE, decisions)
     assert len(steps) == 3
     assert all(len(layer.branches) == 1 for layer in steps[0])
     assert [len(layer.branches) for layer in steps[1]] == [1, 1, 1, 4]

@@ -9,8 +9,8 @@ import pytest
 from distbranch.errors import UserError
 from distbranch.report.console import size
 from distbranch.report.figure_style import GRID, INK, MUTED, PAPER
-from distbranch.report.page import draw_svg, duration, render_run, report
-from distbranch.report.pictures import pictures
+from distbranch.report.page import draw_svg, format_duration, render_run, report
+from distbranch.report.pictures import list_pictures
 from distbranch.report.run_files import RunFiles, read_run
 from distbranch.report.tree_figure import draw_tree
 
@@ -103,7 +103,7 @@ def test_the_neutral_colours_of_a_figure_come_from_the_page(grown_run: Path) -> 
 
 def test_numbers_are_shown_as_people_read_them() -> None:
     assert [size(value) for value in (132_536, 31_400_000, 15.5e9)] == ["132,536", "31.40 M", "15.50 G"]
-    assert [duration(value) for value in (45, 601, 12_000)] == ["45 s", "10 min", "3 h 20 min"]
+    assert [format_duration(value) for value in (45, 601, 12_000)] == ["45 s", "10 min", "3 h 20 min"]
 
 
 def test_the_means_of_a_joint_run_have_a_row_for_every_data_set_with_top_3_and_top_5() -> None:
@@ -123,7 +123,7 @@ def test_an_exclusive_set_has_a_row_among_the_tasks_with_its_own_accuracy() -> N
     row = {"accuracy": 0.9, "num_labelled": 3, "num_positive": 1}
     scores = {"mean": {"accuracy": 0.9}, "tasks": {"hat": row}, "exclusive": {"kind": {"accuracy": 0.61, "top3": 1.0}}}
     run = RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"test": scores}})
-    picture = next(picture for picture in pictures(run) if picture.name == "tasks")
+    picture = next(picture for picture in list_pictures(run) if picture.name == "tasks")
     page = render_run(run, [(picture, picture.draw())])
     table = page[page.index('<section id="tasks">') : page.index('<section id="means">')]
     assert re.sub(r"<[^>]+>", " ", table.split("<tr>")[-1]).split()[:3] == ["kind", "(arg-max)", "61.0"]

@@ -42,8 +42,8 @@ def test_a_decision_becomes_pictures_and_text_at_its_iteration(grown_run: Path) 
 def test_drawing_touches_no_window_system(make_run: Callable[..., Path], tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tasks=list("abcdef"), counts=(3, 2))
     code = (
-        "import sys; from distbranch.report.pictures import pictures; from distbranch.report.run_files import read_run; "
-        f"[picture.draw() for picture in pictures(read_run({str(run)!r}))]; "
+        "import sys; from distbranch.report.pictures import list_pictures; from distbranch.report.run_files import read_run; "
+        f"[picture.draw() for picture in list_pictures(read_run({str(run)!r}))]; "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

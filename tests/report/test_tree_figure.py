@@ -4,17 +4,17 @@ import random
 import pytest
 
 from distbranch.report.figure_style import text_width
-from distbranch.report.layers import LayerBranches, branch_of, runs, top_groups
+from distbranch.report.layers import LayerBranches, find_branch, merge_equal_layers, top_groups
 from distbranch.report.tree_figure import (
     FONT,
     TEXT_WIDTH,
-    _choose_thickness,
-    _place_columns,
-    _place_groups,
+    choose_thickness,
     draw_growth,
     draw_tree,
-    members,
-    wrap,
+    list_members,
+    place_columns,
+    place_groups,
+    wrap_names,
 )
 
 
@@ -33,7 +33,7 @@ def random_tree(num_tasks: int, num_groups: int, num_layers: int, seed: int) -> 
 
 def test_wrapped_lines_fit_and_keep_every_name_in_order() -> None:
     names = [f"Quite_a_long_name_{i}" for i in range(23)]
-    lines = wrap(names, 4.0)
+    lines = wrap_names(names, 4.0)
     assert all(text_width(line, FONT) <= 4.0 for line in lines)
     assert "  ·  ".join(lines).split("  ·  ") == [name.replace("_", " ") for name in names]
 
@@ -43,10 +43,10 @@ def test_no_two_boxes_or_blocks_of_names_overlap(num_tasks: int, num_groups: int
     for seed in range(3):
         layers = random_tree(num_tasks, num_groups, 15, seed)
         groups = top_groups(layers)
-        thick = _choose_thickness(groups)
-        heights = [max(0.185 * len(wrap(g, TEXT_WIDTH)), 0.05 + t) for g, t in zip(groups, thick, strict=True)]
-        leaves = _place_groups(heights, 1.0, 0.13)
-        columns = _place_columns(runs(layers), groups, leaves, thick, left=1.0)
+        thick = choose_thickness(groups)
+        heights = [max(0.185 * len(wrap_names(g, TEXT_WIDTH)), 0.05 + t) for g, t in zip(groups, thick, strict=True)]
+        leaves = place_groups(heights, 1.0, 0.13)
+        columns = place_columns(merge_equal_layers(layers), groups, leaves, thick, left=1.0)
         for column in columns:
             boxes = sorted((column.strands[n[0]][0] - 0.05, column.strands[n[-1]][1] + 0.05) for n in column.members)
             assert all(above[1] < below[0] for above, below in itertools.pairwise(boxes))
@@ -58,16 +58,16 @@ def test_a_figure_of_the_tree_names_every_task_and_every_run_of_layers() -> None
     figure = draw_tree(layers, title="A run", heading="and its heading")
     shown = " ".join(text.get_text() for text in figure.axes[0].texts)
     assert all(f"Task number {i}" in shown for i in range(40))
-    assert all(run.title in shown for run in runs(layers))
+    assert all(run.title in shown for run in merge_equal_layers(layers))
 
 
 def test_branches_of_a_layer_share_out_all_groups() -> None:
     layers = random_tree(40, 12, 15, 1)
     groups = top_groups(layers)
     for layer in layers:
-        inside = members(layer.branches, groups)
+        inside = list_members(layer.branches, groups)
         assert sorted(itertools.chain(*inside)) == list(range(12))
-        assert all(len({branch_of(layer.branches, groups[n][0]) for n in numbers}) == 1 for numbers in inside)
+        assert all(len({find_branch(layer.branches, groups[n][0]) for n in numbers}) == 1 for numbers in inside)
 
 
 def test_the_growth_has_a_picture_before_the_first_decision_and_one_after_each() -> None:
