@@ -243,19 +243,25 @@ def compare(
     Examples:
     `distbranch compare runs/fps-thin-16-seed* runs/fps-branch-16-2-seed*`
     """
-    from distbranch.experiments.runs import check_defined, compare_methods, difference_rows, read_runs
-    from distbranch.report.console import markdown_table
+    from distbranch.experiments.runs import (
+        check_defined,
+        compare_methods,
+        difference_rows,
+        read_runs,
+        rows_markdown,
+        tabulate_runs,
+    )
 
     _check_split(split)
     _check_metric(metric)
     methods = read_runs([run_folder(run) for run in runs])
     check_defined(methods, metric, (split,))
-    table = compare_methods(methods, metric, split)
+    table = compare_methods(tabulate_runs(methods), metric, split)
     rows = difference_rows(table, metric, split)
     if csv:
         _print_plain(table.to_csv(index=False).rstrip("\n"))
     elif markdown:
-        _print_plain(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
+        _print_plain(rows_markdown(rows))
     else:
         show_rows(rows)
 

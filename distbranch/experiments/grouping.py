@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 from scipy.stats import wilcoxon
 
 from distbranch.branching.tree import Tree
@@ -17,10 +18,10 @@ from distbranch.engine.initialisation import order_by_number
 from distbranch.engine.results import read_result
 from distbranch.errors import UserError
 from distbranch.experiments.runner import Experiment, Findings
-from distbranch.experiments.runs import Run, Runs, pair_by_seed
-from distbranch.report.console import markdown_table
+from distbranch.experiments.runs import Runs, pivot_tasks, rows_markdown, tabulate_runs
+from distbranch.report.console import METRICS as METRIC_NAMES
+from distbranch.report.console import UNDEFINED
 from distbranch.report.experiment_figures import draw_reductions
-from distbranch.report.figures import MEANS
 
 METRICS = ("accuracy", "average_precision")
 # The trees are trained here, not where the run itself was trained.
@@ -28,7 +29,6 @@ HERE = ("launch.address=null", "launch.device=auto", "launch.wait_for_nodes_min=
 LEARNED = "learned"
 SIGNIFICANT = 0.05
 TRIES = 20  # permutations drawn for each that is wanted: a small tree has few that differ
-Reductions = Mapping[str, Sequence[float]]  # {task: one per permutation}, in 0..1; positive: the learned tree is better
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Verdict:
 
 
 def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
-    """The tree of a run and its permutations, trained from scratch; found: [Verdict, ...].
+    """The tree of a run and its permutations, trained from scratch.
 
     Args:
         run: a finished run whose tree has grown.
@@ -82,30 +82,27 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
 
     def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
         del sweep
-        permuted = [members for variant, members in runs.items() if variant != LEARNED]
-        found: dict[str, Reductions] = {}
-        for metric in METRICS:
-            reductions = measure_reductions(runs[LEARNED], permuted, metric, split)
-            if reductions:  # a metric may be undefined for all tasks
-                found[metric] = reductions
+        values = tabulate_runs(runs)
+        found = {metric: measure_reductions(values, metric, split) for metric in METRICS}
+        found = {metric: lost for metric, lost in found.items() if not lost.empty}  # undefined for all tasks
         if not found:
             raise UserError(
                 f"No task has a metric on {split} in all runs, so nothing can be compared there. Give another --split."
             )
-        verdicts = {metric: measure_significance(reductions, metric) for metric, reductions in found.items()}
+        verdicts = [measure_significance(lost, metric) for metric, lost in found.items()]
         panels = {}
-        for metric, verdict in verdicts.items():
-            lost = f"lost on {verdict.num_lose} of {verdict.num_tasks} tasks, p = {verdict.p_value:.2g}"
-            points = {task: [100 * value for value in values] for task, values in found[metric].items()}
-            panels[f"{MEANS[metric][0]}: {lost}"] = points
+        for verdict in verdicts:
+            heading = f"lost on {verdict.num_lose} of {verdict.num_tasks} tasks, p = {verdict.p_value:.2g}"
+            points = (100 * found[verdict.metric]).T.to_dict("list")
+            panels[f"{METRIC_NAMES[verdict.metric]}: {heading}"] = points
         title = f"What permuting the tasks of {run_name} costs on {split}: mean over {permutations} permutations, dots: each"
         seeds = len(runs[LEARNED])
         heading = f"# The grouping of {run_name} against {permutations} permutations, {seeds} seed{'s' * (seeds > 1)}, {split}"
+        text = "\n".join(map(str, verdicts))
         return Findings(
-            list(verdicts.values()),
-            "\n".join(map(str, verdicts.values())),
-            grouping_markdown(heading, found, list(verdicts.values())),
-            tables={"tasks.csv": _make_rows(found)},
+            text,
+            grouping_markdown(heading, found, verdicts),
+            tables={"tasks.csv": tabulate_reductions(found)},
             figures={"grouping.png": draw_reductions(panels, title=title)},
         )
 
@@ -174,27 +171,21 @@ def _read_groups(tree: Tree) -> tuple[frozenset[tuple[int, ...]], ...]:
     return tuple(layers)
 
 
-def measure_reductions(
-    learned: Sequence[Run], permuted: Sequence[Sequence[Run]], metric: str, split: str
-) -> dict[str, list[float]]:
-    """How much lower the metric of every task is with each permuted tree, mean over seeds; tasks without it are left out."""
-    found: dict[str, list[float]] = {}
-    for runs in permuted:
-        pairs = []
-        for one, other in pair_by_seed(learned, runs):
-            pairs.append((one.get_task_values(metric, split), other.get_task_values(metric, split)))
-        for task in pairs[0][0]:
-            if all(task in one and task in other for one, other in pairs):
-                lost = float(np.mean([one[task] - other[task] for one, other in pairs]))
-                found.setdefault(task, []).append(lost)
-    return {task: values for task, values in found.items() if len(values) == len(permuted)}
+def measure_reductions(values: pandas.DataFrame, metric: str, split: str) -> pandas.DataFrame:
+    """How much lower the metric of every task is with each permuted tree, mean over seeds: [T, K] in 0..1.
+
+    Tasks without the metric in some run are left out. Positive: the learned tree is better.
+    """
+    table = pivot_tasks(values, metric, split).dropna()
+    trees = table.columns.unique("variant").drop(LEARNED)
+    lost = {tree: (table[LEARNED] - table[tree]).mean(axis="columns") for tree in trees}
+    return pandas.DataFrame(lost)
 
 
-def measure_significance(found: Reductions, metric: str) -> Verdict:
+def measure_significance(lost: pandas.DataFrame, metric: str) -> Verdict:
     """Count tasks and trees, and test the mean reductions of the tasks against zero."""
-    table = np.array(list(found.values()))  # [T, K]
-    tasks = table.mean(axis=1)
-    trees = table.mean(axis=0)
+    tasks = lost.mean(axis="columns").to_numpy()
+    trees = lost.mean(axis="index")
     differs = bool(np.any(tasks))  # the test is undefined where nothing differs
     return Verdict(
         metric=metric,
@@ -209,18 +200,17 @@ def measure_significance(found: Reductions, metric: str) -> Verdict:
     )
 
 
-def _make_rows(found: Mapping[str, Reductions]) -> list[dict[str, Any]]:
+def tabulate_reductions(found: Mapping[str, pandas.DataFrame]) -> pandas.DataFrame:
     """A row per task: for each metric the mean reduction and that of every permutation, in 0..1."""
-    rows: dict[str, dict[str, Any]] = {}
-    for metric, tasks in found.items():
-        for task, values in tasks.items():
-            row = rows.setdefault(task, {"task": task})
-            row[f"{metric}_lost"] = float(np.mean(values))
-            row |= {f"{metric}_lost_{number}": value for number, value in enumerate(values, start=1)}
-    return list(rows.values())
+    parts = []
+    for metric, lost in found.items():
+        part = lost.set_axis([f"{metric}_lost_{number}" for number in range(1, lost.shape[1] + 1)], axis="columns")
+        part.insert(0, f"{metric}_lost", lost.mean(axis="columns"))
+        parts.append(part)
+    return pandas.concat(parts, axis="columns").rename_axis("task").reset_index()
 
 
-def grouping_markdown(heading: str, found: Mapping[str, Reductions], verdicts: Sequence[Verdict]) -> str:
+def grouping_markdown(heading: str, found: Mapping[str, pandas.DataFrame], verdicts: Sequence[Verdict]) -> str:
     """The verdicts, then a row per task, that which loses most first."""
     lines = [heading, "", *(f"- {verdict}" for verdict in verdicts)]
     note = (
@@ -228,18 +218,18 @@ def grouping_markdown(heading: str, found: Mapping[str, Reductions], verdicts: S
         "independent samples and p is a guide; more --seeds lessen the noise of training. Below: points lost by permuting, mean "
         "over permutations (smallest to largest)."
     )
-    heads = ["task", *(f"{MEANS[metric][0].lower()} lost" for metric in found)]
     first = next(iter(found.values()))
     rows = []
-    for task in sorted(first, key=lambda task: -float(np.mean(first[task]))):
-        cells = [_format_loss(tasks.get(task)) for tasks in found.values()]
-        rows.append([task, *cells])
-    return "\n".join([*lines, "", note, "", markdown_table(heads, rows)])
+    for task in first.mean(axis="columns").sort_values(ascending=False, kind="stable").index:
+        row = {"task": task}
+        for metric, lost in found.items():
+            row[f"{METRIC_NAMES[metric].lower()} lost"] = _format_loss(lost, task)
+        rows.append(row)
+    return "\n".join([*lines, "", note, "", rows_markdown(rows)])
 
 
-def _format_loss(values: Sequence[float] | None) -> str:
-    if values is None:
-        return "\u2013"
-    least = 100 * min(values)
-    most = 100 * max(values)
-    return f"{100 * float(np.mean(values)):+.2f} ({least:+.2f} to {most:+.2f})"
+def _format_loss(lost: pandas.DataFrame, task: str) -> str:
+    if task not in lost.index:
+        return UNDEFINED
+    points = 100 * lost.loc[task]
+    return f"{points.mean():+.2f} ({points.min():+.2f} to {points.max():+.2f})"

@@ -1,19 +1,26 @@
 """Does a pretrained beginning help? The same run begun by SOMP, by largest norm, by lot and at random (figure 5 of the paper)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 
-from distbranch.config import load_config
+from distbranch.config import Config, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.experiments.runner import Experiment, Findings, load_run_config
-from distbranch.experiments.runs import Run, Runs, find_first_reach, pair_by_seed
-from distbranch.report.console import amount, markdown_table, spread
+from distbranch.experiments.runs import (
+    Run,
+    Runs,
+    find_first_reach,
+    format_number,
+    format_spread,
+    read_curves,
+    rows_markdown,
+)
 from distbranch.report.experiment_figures import Course, draw_courses
 
 METRIC = "average_precision"
@@ -23,23 +30,8 @@ DERIVED = ("train.evaluate_every", "train.iterations", "optim.decay_every")
 NUM_EVALUATIONS = 20  # where the configuration names no number
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How a beginning fares against the random one: its last value on val, and when it first reached the random one's last.
-
-    `iterations` are means over the seeds that reached it, read between two evaluations on a straight line.
-    """
-
-    beginning: str
-    last: tuple[float | None, float | None]  # mean and deviation over seeds, in 0..1
-    num_seeds: int
-    num_reached: int
-    iterations: float | None
-    share: float | None  # of all iterations
-
-
 def design_initialisation(config: Path, pretrained: Path, overrides: Sequence[str], *, two_thirds: bool) -> Experiment:
-    """The run with every beginning; found: [Pace, ...].
+    """The run with every beginning.
 
     Args:
         config: of the run.
@@ -53,15 +45,16 @@ def design_initialisation(config: Path, pretrained: Path, overrides: Sequence[st
 
     def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
         del sweep
-        found = [measure_pace(beginning, members, runs[RANDOM]) for beginning, members in runs.items()]
-        courses = [_make_course(beginning, members) for beginning, members in runs.items()]
-        goal = next(one.last[0] for one in found if one.beginning == RANDOM)
+        config = runs[RANDOM][0].config
+        curves = read_curves(runs, METRIC)
+        found = measure_pace(curves, config.train.iterations)
+        courses = [_make_course(beginning, members, curves) for beginning, members in runs.items()]
+        goal = found.set_index("beginning").loc[RANDOM, "last"]
         goal_name = "last value of the random beginning"
         return Findings(
-            found,
             pace_rows(found),
-            pace_markdown(found, runs),
-            tables={"curves.csv": _make_rows(runs)},
+            pace_markdown(found, config),
+            tables={"curves.csv": curves.rename(columns={"variant": "beginning", "value": f"val_{METRIC}"})},
             figures={"initialisation.png": draw_courses(courses, metric=METRIC, goal=goal, goal_name=goal_name)},
         )
 
@@ -111,67 +104,63 @@ def beginning_variants(
     return found
 
 
-def measure_pace(beginning: str, runs: Sequence[Run], random: Sequence[Run]) -> Pace:
-    """When a beginning first reached what the random beginning of the same seed had at its end."""
-    reached = []
-    for run, other in pair_by_seed(runs, random):
-        goals = other.read_curve(METRIC)
-        iteration = find_first_reach(run.read_curve(METRIC), goals[-1][1]) if goals else None
-        if iteration is not None:
-            reached.append(iteration)
-    last = []
-    for run in runs:
-        curve = run.read_curve(METRIC)
-        last.append(curve[-1][1] if curve else None)
-    mean = float(np.mean(reached)) if reached else None
-    share = None if mean is None else mean / random[0].config.train.iterations
-    return Pace(beginning, spread(last), len(runs), len(reached), mean, share)
+def measure_pace(curves: pandas.DataFrame, iterations: int) -> pandas.DataFrame:
+    """When every beginning first reached what the random beginning of the same seed had at its end.
+
+    Args:
+        curves: see `read_curves`.
+        iterations: of a whole run.
+
+    Returns:
+        A row per beginning: beginning, last (the last value on val, mean over seeds in 0..1) and its `_sd`, num_seeds, num_reached,
+        iterations (mean over the seeds that reached it, on a straight line between two evaluations) and their share of all.
+    """
+    of_run = curves.groupby(["variant", "seed"], sort=False)
+    last = of_run["value"].last()
+    goals = last[RANDOM]
+    first = pandas.Series({key: find_first_reach(curve, goals.get(key[1], np.nan)) for key, curve in of_run})
+    table = pandas.DataFrame({"last": last, "reached": first}).groupby(level=0, sort=False)
+    found = table["last"].agg(last="mean", last_sd="std", num_seeds="size")
+    found["num_reached"] = table["reached"].count()
+    found["iterations"] = table["reached"].mean()
+    found["share"] = found["iterations"] / iterations
+    return found.rename_axis("beginning").reset_index()
 
 
-def pace_markdown(found: Sequence[Pace], runs: Runs) -> str:
+def pace_markdown(found: pandas.DataFrame, config: Config) -> str:
     """A row per beginning, and whether SOMP kept what the paper saw."""
-    config = runs[RANDOM][0].config
-    rows = pace_rows(found)
     schedule = f"{config.optim.schedule} schedule of {config.train.iterations:,} iterations"
     note = (
         f"Identical conditions but for the first weights ({schedule}, evaluated every {config.train.evaluate_every}). It: the last "
         "average precision on val of the random beginning of the same seed. Values in the middle of a schedule whose learning "
         f"rate still falls are lower than a schedule that ends there would give: `{SHORT}` (--two-thirds) has one of its own."
     )
-    table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
-    return f"# Beginnings of {config.run_directory.parent.name}\n\n{note}\n\n{table}"
+    return f"# Beginnings of {config.run_directory.parent.name}\n\n{note}\n\n{rows_markdown(pace_rows(found))}"
 
 
-def pace_rows(found: Sequence[Pace]) -> list[dict[str, str]]:
+def pace_rows(found: pandas.DataFrame) -> list[dict[str, str]]:
     """A row per beginning, as text."""
-    return [
-        {
-            "beginning": one.beginning,
-            "last average precision on val %": amount(*one.last, scale=100, decimals=1),
-            "seeds that reached it": f"{one.num_reached} of {one.num_seeds}",
-            "iterations until then": amount(one.iterations, None),
-            "share of all": "\u2013" if one.share is None else f"{one.share:.2f}",
-        }
-        for one in found
-    ]
+    rows = []
+    for _, row in found.iterrows():
+        rows.append(
+            {
+                "beginning": row["beginning"],
+                "last average precision on val %": format_spread(row, "last"),
+                "seeds that reached it": f"{row['num_reached']} of {row['num_seeds']}",
+                "iterations until then": format_number(row["iterations"]),
+                "share of all": format_number(row["share"], decimals=2),
+            }
+        )
+    return rows
 
 
-def _make_course(beginning: str, runs: Sequence[Run]) -> Course:
+def _make_course(beginning: str, runs: Sequence[Run], curves: pandas.DataFrame) -> Course:
     losses = []
     values = []
     for run in runs:
         loss_at = {line["iteration"]: line["loss"] for line in run.read_log("train") if line.get("loss") is not None}
         steps = sorted(loss_at)
         losses.append((steps, [loss_at[step] for step in steps]))
-        curve = run.read_curve(METRIC)
-        values.append(([step for step, _ in curve], [value for _, value in curve]))
+        curve = curves[(curves["variant"] == beginning) & (curves["seed"] == run.seed)]
+        values.append((list(curve["iteration"]), list(curve["value"])))
     return Course(beginning, losses, values)
-
-
-def _make_rows(runs: Runs) -> list[Mapping[str, Any]]:
-    return [
-        {"beginning": beginning, "seed": run.seed, "iteration": iteration, f"val_{METRIC}": value}
-        for beginning, members in runs.items()
-        for run in members
-        for iteration, value in run.read_curve(METRIC)
-    ]

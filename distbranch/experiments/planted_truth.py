@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas
 from sklearn.metrics import adjusted_rand_score
 
 from distbranch.branching.decision import choose_groups
@@ -20,7 +21,7 @@ DERIVED = ("data.path", "data.pack")
 
 
 def design_planted_truth(config: Path, seeds: Sequence[int], overrides: Sequence[str]) -> Experiment:
-    """Runs of one configuration, each with data drawn and weights begun from its own seed; found: {seed: adjusted Rand index}.
+    """Runs of one configuration, each with data drawn and weights begun from its own seed.
 
     Raises:
         UsageError: the runs would take no decision.
@@ -28,14 +29,14 @@ def design_planted_truth(config: Path, seeds: Sequence[int], overrides: Sequence
     """
 
     def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
-        every = [run for members in runs.values() for run in members]
-        indices = {run.seed: measure_agreement(run.config.run_directory) for run in every}
-        cells = [[str(seed), amount(index, None, decimals=3)] for seed, index in indices.items()]
+        rows = []
+        for (run,) in runs.values():
+            rows.append({"seed": run.seed, "adjusted_rand": measure_agreement(run.config.run_directory)})
+        cells = [[str(row["seed"]), amount(row["adjusted_rand"], None, decimals=3)] for row in rows]
         return Findings(
-            indices,
-            [{"seed": seed, "adjusted Rand index": index} for seed, index in indices.items()],
+            [{"seed": row["seed"], "adjusted Rand index": row["adjusted_rand"]} for row in rows],
             f"# {sweep.name}\n\n{markdown_table(['seed', 'adjusted Rand index'], cells)}",
-            tables={"planted.csv": [{"seed": seed, "adjusted_rand": index} for seed, index in indices.items()]},
+            tables={"planted.csv": pandas.DataFrame(rows)},
         )
 
     chosen = load_run_config(config, overrides)

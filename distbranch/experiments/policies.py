@@ -4,60 +4,25 @@ The policy that is reported as the best one is the best on val, whatever it is o
 """
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas
 
 from distbranch.config import AdaShareConfig
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
 from distbranch.experiments.runner import Experiment, Findings, build_sweep, load_run_config
-from distbranch.experiments.runs import Run, Runs, pair_by_seed
-from distbranch.report.console import amount, markdown_table
+from distbranch.experiments.runs import Run, Runs, format_number, format_spread, rows_markdown
 from distbranch.report.experiment_figures import draw_drawn_policies
 from distbranch.sweep.plan import SEED
 
 SEARCH = "search"
 SHARED = "shared"
-PROBABLE = "most-probable"
-DRAWN = "policy-"
 METRIC = "average_precision"
 DERIVED = ("train.iterations", *(f"adashare.{key}" for key in AdaShareConfig.model_fields))
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The networks of one search, by the seed of all of them; values in 0..1.
-
-    `shared` executes every block for every task; `best` is the drawn policy with the highest value on val.
-    """
-
-    seed: int
-    shared: Run
-    policies: Mapping[str, Run]
-
-    @property
-    def networks(self) -> dict[str, Run]:
-        """Hard sharing, then the policies."""
-        return {SHARED: self.shared, **self.policies}
-
-    def get_value(self, name: str, split: str) -> float:
-        """The metric of a policy."""
-        found = self.policies[name].get_mean(METRIC, split)
-        return float("nan") if found is None else found
-
-    @property
-    def best(self) -> str:
-        """The name of the policy that is best on val."""
-        return max(self.policies, key=lambda name: self.get_value(name, "val"))
-
-    def measure_spread(self, split: str) -> tuple[float, float, float]:
-        """Median, smallest and largest value of the policies."""
-        values = [self.get_value(name, split) for name in self.policies]
-        return statistics.median(values), min(values), max(values)
 
 
 def design_policies(
@@ -69,7 +34,7 @@ def design_policies(
     split: str,
     name: str | None = None,
 ) -> Experiment:
-    """A search, and the policies drawn from it; found: [Drawn, ...], one per seed.
+    """A search, and the policies drawn from it.
 
     Args:
         config: of a search.
@@ -85,17 +50,21 @@ def design_policies(
 
     def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
         del sweep
-        found = [_collect_drawn(runs, shared) for _, shared in pair_by_seed(runs[SEARCH], runs[SHARED])]
+        found = tabulate_networks(runs)
         spots = {}
         chosen = []
-        for one in found:
-            suffix = f", seed {one.seed}" if len(found) > 1 else ""
-            chosen.append(one.best + suffix)
-            for key, run in one.networks.items():
-                spots[key + suffix] = run.summary["multiply_adds"], run.get_mean(METRIC, split)
+        for _, row in found.iterrows():
+            name = row["network"]
+            if found["seed"].nunique() > 1:
+                name += f", seed {row['seed']}"
+            if row["best_on_val"]:
+                chosen.append(name)
+            value = row[f"{split}_{METRIC}"]
+            spots[name] = row["multiply_adds"], None if pandas.isna(value) else value
         text = policies_markdown(found, split)
         figure = draw_drawn_policies(spots, chosen, metric=METRIC, split=split)
-        return Findings(found, text, text, {"policies.csv": _make_rows(found)}, {"policies.png": figure})
+        table = found.drop(columns=["val_accuracy", "test_accuracy"])
+        return Findings(text, text, {"policies.csv": table}, {"policies.png": figure})
 
     _check_searches(config, overrides)
     name = name or f"policies-{config.stem}"
@@ -110,15 +79,6 @@ def design_policies(
         metric=METRIC,
         derived=DERIVED,
     )
-
-
-def _collect_drawn(runs: Runs, shared: Run) -> Drawn:
-    """The policies with the seed of a run of hard sharing."""
-    own = {}
-    for variant, members in runs.items():
-        if variant == PROBABLE or variant.startswith(DRAWN):
-            own[variant] = next(run for run in members if run.seed == shared.seed)
-    return Drawn(shared.seed, shared, own)
 
 
 def _check_searches(config: Path, overrides: Sequence[str]) -> None:
@@ -143,62 +103,67 @@ def policy_variants(
     return {
         SEARCH: dict(base),
         SHARED: {**fresh, "method.name": "fixed", **plain},
-        PROBABLE: given,
-        **{f"{DRAWN}{number}": {**given, "adashare.policy_number": number} for number in range(num_policies)},
+        "most-probable": given,
+        **{f"policy-{number}": {**given, "adashare.policy_number": number} for number in range(num_policies)},
     }
 
 
-def policies_markdown(found: Sequence[Drawn], split: str) -> str:
+def tabulate_networks(runs: Runs) -> pandas.DataFrame:
+    """A row per trained network, hard sharing first, seed by seed; values in 0..1.
+
+    `best_on_val`: of the policies of one seed, that with the highest value on val.
+    """
+    rows = []
+    for variant, members in runs.items():
+        for run in members:
+            row: dict[str, Any] = {"network": variant, "seed": run.seed, "best_on_val": False}
+            for metric in (METRIC, "accuracy"):
+                for split in ("val", "test"):
+                    row[f"{split}_{metric}"] = run.get_mean(metric, split)
+            row["skipped_decisions"] = _count_skips(run)
+            row["parameters"] = run.summary["parameters"]
+            row["multiply_adds"] = run.summary["multiply_adds"]
+            rows.append(row)
+    found = pandas.DataFrame(rows)
+    found = found[found["network"] != SEARCH].sort_values("seed", kind="stable", ignore_index=True)
+    policies = found[found["network"] != SHARED]
+    found.loc[policies.groupby("seed")[f"val_{METRIC}"].idxmax(), "best_on_val"] = True
+    return found
+
+
+def policies_markdown(found: pandas.DataFrame, split: str) -> str:
     """A line per search with what may be said of it, and a row per network."""
+    value = f"{split}_{METRIC}"
     lines = [f"# Policies of AdaShare, {split}", ""]
-    for one in found:
-        median, least, most = (100 * value for value in one.measure_spread(split))
-        best = _format_percent(one.get_value(one.best, split))
-        shared = _format_percent(one.shared.get_mean(METRIC, split))
+    for seed, networks in found.groupby("seed"):
+        is_shared = networks["network"] == SHARED
+        values = 100 * networks.loc[~is_shared, value]
+        best = networks[networks["best_on_val"]].iloc[0]
+        shared = networks[is_shared].iloc[0]
         lines.append(
-            f"- Seed {one.seed}: {len(one.policies)} policies, average precision {median:.1f} % in the median ({least:.1f} to "
-            f"{most:.1f}); the best on val is {one.best} with {best} %; hard sharing {shared} %."
+            f"- Seed {seed}: {len(values)} policies, average precision {values.median():.1f} % in the median ({values.min():.1f} to "
+            f"{values.max():.1f}); the best on val is {best['network']} with {format_spread(best, value)} %; hard sharing "
+            f"{format_spread(shared, value)} %."
         )
-    heads = ["network", "seed", "accuracy %", "average precision %", "on val %", "skips", "parameters", "multiply-adds"]
-    rows = [
-        [
-            f"**{name}**" if name == one.best else name,
-            str(one.seed),
-            _format_percent(run.get_mean("accuracy", split)),
-            _format_percent(run.get_mean(METRIC, split)),
-            _format_percent(run.get_mean(METRIC, "val")),
-            f"{_count_skips(run):,}",
-            f"{run.summary['parameters']:,}",
-            f"{run.summary['multiply_adds'] / 1e6:.2f} M",
-        ]
-        for one in found
-        for name, run in one.networks.items()
-    ]
-    return "\n".join([*lines, "", markdown_table(heads, rows)])
-
-
-def _make_rows(found: Sequence[Drawn]) -> list[dict[str, Any]]:
-    """A row per network; values in 0..1."""
-    return [
-        {
-            "network": name,
-            "seed": one.seed,
-            "best_on_val": name == one.best,
-            **{f"{split}_{METRIC}": run.get_mean(METRIC, split) for split in ("val", "test")},
-            "skipped_decisions": _count_skips(run),
-            "parameters": run.summary["parameters"],
-            "multiply_adds": run.summary["multiply_adds"],
-        }
-        for one in found
-        for name, run in one.networks.items()
-    ]
+    rows = []
+    for _, row in found.iterrows():
+        name = row["network"]
+        rows.append(
+            {
+                "network": f"**{name}**" if row["best_on_val"] else name,
+                "seed": str(row["seed"]),
+                "accuracy %": format_spread(row, f"{split}_accuracy"),
+                "average precision %": format_spread(row, value),
+                "on val %": format_spread(row, f"val_{METRIC}"),
+                "skips": format_number(row["skipped_decisions"]),
+                "parameters": format_number(row["parameters"]),
+                "multiply-adds": f"{row['multiply_adds'] / 1e6:.2f} M",
+            }
+        )
+    return "\n".join([*lines, "", rows_markdown(rows)])
 
 
 def _count_skips(run: Run) -> int:
     """How often a task skips a block, over all tasks and blocks."""
     policy = json.loads(RunDirectory(run.config.run_directory).policy.read_text())["policy"]
     return sum(not executes for row in policy for executes in row)
-
-
-def _format_percent(value: float | None) -> str:
-    return amount(value, None, scale=100, decimals=1)

@@ -28,7 +28,6 @@ from distbranch.sweep.run import run_sweep
 from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
 ABOUT = "experiment.json"  # what is compared, and how
-Rows = Sequence[Mapping[str, Any]]
 
 # Keys of a run that a sweep calls otherwise: where an experiment goes, and what each of its runs has.
 KEYS_OF_THE_EXPERIMENT = {
@@ -43,18 +42,18 @@ class Findings:
     """What an analysis found.
 
     Attributes:
-        found: for a program.
         shown: for the terminal: Markdown, or rows of a table.
         markdown: of table.md.
-        tables: rows of CSV files by file name; values in 0..1.
+        tables: CSV files by their names; values in 0..1.
         figures: of report/experiment_figures.py, by file name.
+        found: more, for the command.
     """
 
-    found: Any
-    shown: str | Rows
+    shown: str | Sequence[Mapping[str, Any]]
     markdown: str
-    tables: Mapping[str, Rows] = field(default_factory=dict)
+    tables: Mapping[str, pandas.DataFrame] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
+    found: Any = None
 
     @property
     def files(self) -> list[str]:
@@ -138,8 +137,8 @@ def run_experiment(
         check_defined(runs, experiment.metric, experiment.splits)
     findings = experiment.analyse(runs, sweep)
 
-    for file, rows in findings.tables.items():
-        write_atomically(sweep.path / file, pandas.DataFrame(list(rows)).to_csv(index=False))
+    for file, table in findings.tables.items():
+        write_atomically(sweep.path / file, table.to_csv(index=False))
     write_atomically(sweep.path / "table.md", findings.markdown)
     for file, figure in findings.figures.items():
         save_figure(figure, sweep.path / file)

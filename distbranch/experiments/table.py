@@ -31,7 +31,7 @@ def design_table(configs: Sequence[Path], overrides: Sequence[str], *, split: st
 
     def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
         results = collect_results(runs)
-        return Findings(results, result_markdown(results, split=split), table_markdown(runs, sweep))
+        return Findings(result_markdown(results, split=split), table_markdown(runs, sweep), found=results)
 
     return Experiment(
         name="table",

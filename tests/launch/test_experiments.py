@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import yaml
 from scipy.stats import wilcoxon
@@ -33,14 +34,18 @@ from distbranch.experiments import (
 )
 from distbranch.experiments.runner import build_sweep, check_same_comparison, run_experiment
 from distbranch.experiments.runs import (
+    MEAN,
     Run,
     check_defined,
     compare_methods,
     difference_rows,
     find_first_reach,
     interpolate_at_cost,
+    read_curves,
     read_runs,
     restrict_to_common_tasks,
+    select_means,
+    tabulate_runs,
 )
 from distbranch.sweep import run as sweep_run
 from distbranch.sweep import tuning
@@ -60,7 +65,8 @@ def made_up(
     scores = {"mean": {"average_precision": value, "accuracy": value}}
     rows = {task: {"average_precision": worth, "accuracy": worth} for task, worth in (tasks or {}).items()}
     metrics = {"val": scores, "test": {**scores, "tasks": rows}}
-    return Run(config, {"metrics": metrics, "weights": weights, "multiply_adds": 100 * weights, "num_groups_top": 1})
+    sizes = {"weights": weights, "parameters": weights, "multiply_adds": 100 * weights}
+    return Run(config, {"metrics": metrics, **sizes, "num_groups_top": 1})
 
 
 # ---- what an experiment is made of
@@ -155,12 +161,12 @@ def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(cap
 
 
 def test_the_thin_line_is_linear_in_the_logarithm_of_the_cost_and_ends_where_it_ends() -> None:
-    points = [(100.0, 0.5), (10_000.0, 0.7), (1_000.0, 0.65)]
-    assert interpolate_at_cost(1_000, points) == 0.65
-    assert interpolate_at_cost(10**2.5, points) == pytest.approx((0.5 + 0.65) / 2)
-    assert interpolate_at_cost(99.9, points) is None
-    assert interpolate_at_cost(10_001, points) is None
-    assert interpolate_at_cost(5, []) is None
+    line = pandas.Series({100.0: 0.5, 10_000.0: 0.7, 1_000.0: 0.65})
+    assert interpolate_at_cost(1_000, line) == 0.65
+    assert interpolate_at_cost(10**2.5, line) == pytest.approx((0.5 + 0.65) / 2)
+    assert np.isnan(interpolate_at_cost(99.9, line))
+    assert np.isnan(interpolate_at_cost(10_001, line))
+    assert np.isnan(interpolate_at_cost(5, pandas.Series(dtype=float)))
 
 
 def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
@@ -169,17 +175,19 @@ def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
         for step, width in ((2, 8), (3, 16))
     }
     grown = {"tree": [made_up(seed, value=0.8 + 0.03 * seed, weights=10**2.5) for seed in (0, 1)]}
-    by_madds, by_weights = equal_cost.find_neighbours(grown, line, "average_precision", "val")
-    assert by_weights.thin_value == pytest.approx(0.75 + 0.01)
-    assert by_weights.difference == pytest.approx((0.05 + 0.06) / 2)
-    assert by_weights.difference_sd == pytest.approx(0.01 / np.sqrt(2))
-    assert (by_madds.own_cost, by_madds.difference) == pytest.approx((10**4.5, by_weights.difference))
-    assert by_weights.nearest in ("thin-8", "thin-16")
-    text = equal_cost.neighbours_markdown([by_madds, by_weights], "average_precision", "val")
-    assert "| +5.5 ± 0.7 |" in text
-    beyond = equal_cost.find_neighbours({"tree": [made_up(weights=9_999)]}, line, "average_precision", "val")
-    assert [one.difference for one in beyond] == [None, None]
-    assert beyond[0].nearest == "thin-16"
+    means = select_means(tabulate_runs(line | grown), "average_precision", "val")
+    found = equal_cost.compare_at_equal_cost(means, line)
+    by_madds, by_weights = found.to_dict("records")
+    assert by_weights["thin_value"] == pytest.approx(0.75 + 0.01)
+    assert by_weights["difference"] == pytest.approx((0.05 + 0.06) / 2)
+    assert by_weights["difference_sd"] == pytest.approx(0.01 / np.sqrt(2))
+    assert (by_madds["own_cost"], by_madds["difference"]) == pytest.approx((10**4.5, by_weights["difference"]))
+    assert by_weights["nearest"] in ("thin-8", "thin-16")
+    assert "| +5.5 ± 0.7 |" in equal_cost.neighbours_markdown(found, "average_precision", "val")
+    far = select_means(tabulate_runs(line | {"tree": [made_up(weights=9_999)]}), "average_precision", "val")
+    beyond = equal_cost.compare_at_equal_cost(far, line)
+    assert beyond["difference"].isna().all()
+    assert beyond["nearest"][0] == "thin-16"
 
 
 # ---- grouping
@@ -198,26 +206,25 @@ def test_reductions_are_counted_over_tasks_and_tested_as_pairs() -> None:
         ]
         for sign in (1, -1)
     ]
-    found = grouping.measure_reductions(learned, permuted, "accuracy", "test")
-    assert {task: float(np.mean(values)) for task, values in found.items()} == pytest.approx(lost, abs=1e-12)
-    assert found["task-5"][0] == pytest.approx(lost["task-5"] - noise[5])
-    verdict = grouping.measure_significance(
-        {task: [round(float(np.mean(values)), 9)] for task, values in found.items()}, "accuracy"
-    )
+    runs = {"learned": learned, "permuted-1": permuted[0], "permuted-2": permuted[1]}
+    found = grouping.measure_reductions(tabulate_runs(runs), "accuracy", "test")
+    assert found.mean(axis="columns").to_dict() == pytest.approx(lost, abs=1e-12)
+    assert found.loc["task-5", "permuted-1"] == pytest.approx(lost["task-5"] - noise[5])
+    verdict = grouping.measure_significance(found.mean(axis="columns").round(9).to_frame(), "accuracy")
     assert (verdict.num_tasks, verdict.num_lose, verdict.num_gain) == (12, 9, 2)
     assert verdict.p_value == pytest.approx(wilcoxon([lost[task] for task in TASKS]).pvalue)
     assert verdict.mean == pytest.approx(0.035)
     assert "on 9 of 12 tasks and raises it on 2 (1 unchanged); the mean loss is 3.50 points" in str(verdict)
     assert "by ranks of tasks the learned tree is better than permuted ones" in str(verdict)
     assert "other way round" not in str(verdict)
-    trees = grouping.measure_significance({"a": [0.1, -0.1, 0.3], "b": [0.1, 0.0, -0.1]}, "accuracy")
+    trees = grouping.measure_significance(pandas.DataFrame([[0.1, -0.1, 0.3], [0.1, 0.0, -0.1]]), "accuracy")
     assert (trees.num_trees, trees.num_trees_lose) == (3, 2)
 
 
 def test_where_few_tasks_lose_much_the_ranks_are_told_and_not_the_mean() -> None:
     many = {f"gains-{number}": [-0.001 - number * 1e-6] for number in range(36)}
     few = {f"loses-{number}": [0.1 + number * 1e-6] for number in range(4)}
-    verdict = grouping.measure_significance(many | few, "accuracy")
+    verdict = grouping.measure_significance(pandas.DataFrame(many | few).T, "accuracy")
     assert verdict.mean > 0
     assert verdict.p_value < 0.001
     assert "the learned tree is worse than permuted ones, though by the mean it is the other way round" in str(verdict)
@@ -225,9 +232,8 @@ def test_where_few_tasks_lose_much_the_ranks_are_told_and_not_the_mean() -> None
 
 def test_equal_trees_show_no_difference() -> None:
     runs = [made_up(tasks=dict.fromkeys(TASKS, 0.8))]
-    verdict = grouping.measure_significance(
-        grouping.measure_reductions(runs, [runs, runs], "accuracy", "test"), "accuracy"
-    )
+    values = tabulate_runs({"learned": runs, "permuted-1": runs, "permuted-2": runs})
+    verdict = grouping.measure_significance(grouping.measure_reductions(values, "accuracy", "test"), "accuracy")
     assert (verdict.num_lose, verdict.num_gain, verdict.p_value) == (0, 0, 1.0)
     assert "no difference" in str(verdict)
 
@@ -299,14 +305,15 @@ def test_permuted_trees_are_trained_here_and_not_where_the_run_was(
         ([(10, 0.2), (20, 0.4), (30, 0.6)], 25.0),
         ([(10, 0.5), (20, 0.4)], 10.0),
         ([(10, 0.2), (20, 0.6), (30, 0.3)], 17.5),
-        ([(10, 0.2), (20, 0.4)], None),
-        ([], None),
+        ([(10, 0.2), (20, 0.4)], np.nan),
+        ([], np.nan),
     ],
 )
 def test_a_curve_reaches_a_goal_on_the_line_between_two_evaluations(
-    curve: Sequence[tuple[int, float]], expected: float | None
+    curve: Sequence[tuple[int, float]], expected: float
 ) -> None:
-    assert find_first_reach(curve, 0.5) == expected
+    table = pandas.DataFrame(curve, columns=["iteration", "value"])
+    assert find_first_reach(table, 0.5) == pytest.approx(expected, abs=0, nan_ok=True)
 
 
 def logged(folder: Path, seed: int, values: Sequence[float]) -> Run:
@@ -327,19 +334,22 @@ def test_the_pace_of_a_beginning_is_measured_against_the_random_one_of_the_same_
     random = [logged(tmp_path / "random", seed, [0.1, 0.2, 0.3, 0.5 + 0.1 * seed]) for seed in (0, 1, 2)]
     somp = [logged(tmp_path / "somp", 0, [0.4, 0.6, 0.6, 0.7]), logged(tmp_path / "somp", 1, [0.4, 0.5, 0.7, 0.8])]
     somp.append(logged(tmp_path / "somp", 2, [0.1, 0.2, 0.3, 0.4]))  # never reaches 0.7
-    found = initialisation.measure_pace("somp", somp, random)
-    assert (found.num_seeds, found.num_reached) == (3, 2)
-    assert found.iterations == pytest.approx((15 + 25) / 2)
-    assert found.share == pytest.approx(0.5)
-    assert found.last[0] == pytest.approx((0.7 + 0.8 + 0.4) / 3)
-    assert initialisation.measure_pace("random", random, random).share == 1.0
-    text = initialisation.pace_markdown([found], {"random": random})
+    curves = read_curves({"somp": somp, "random": random}, "average_precision")
+    found = initialisation.measure_pace(curves, 40)
+    of_somp, of_random = found.to_dict("records")
+    assert (of_somp["num_seeds"], of_somp["num_reached"]) == (3, 2)
+    assert of_somp["iterations"] == pytest.approx((15 + 25) / 2)
+    assert of_somp["share"] == pytest.approx(0.5)
+    assert of_somp["last"] == pytest.approx((0.7 + 0.8 + 0.4) / 3)
+    assert of_random["share"] == 1.0
+    text = initialisation.pace_markdown(found, random[0].config)
     assert "| somp | 63.3 ± 20.8 | 2 of 3 | 20 | 0.50 |" in text
 
 
 def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
     config = CONFIGS / "fps-thin-16.yaml"
-    variants = initialisation.beginning_variants(config, Path("/wide"), ["train.iterations=300"], two_thirds=True)
+    given = ["train.iterations=300", "train.evaluate_every=0"]
+    variants = initialisation.beginning_variants(config, Path("/wide"), given, two_thirds=True)
     data = ["data.path=/data/fps", "train.iterations=300"]
     trials = list_trials(build_sweep("i", variants, data, seeds=[0], jobs=None, derived=initialisation.DERIVED))
     assert [trial.method.init for trial in trials] == ["somp", "largest-norm", "random-rows", "random", "somp"]
@@ -419,34 +429,37 @@ def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
         for kind, sizes in (("agreement", (1_000, 4_000, 9_000)), ("phi", (2_000, 7_000, 30_000)))
         for alpha, size in zip((1, 2, 4), sizes, strict=True)
     }
-    lines = affinity.collect_lines(runs)
-    winners = affinity.rank_winners(lines, "test")
-    assert {winner.task: winner.mean for winner in winners} == pytest.approx(higher)
-    assert [winner.task for winner in winners] == TASKS[::-1]
-    assert [winner.kind for winner in winners][:8] == ["phi"] * 8
-    assert [winner.kind for winner in winners][-3:] == ["agreement"] * 3
-    means = affinity.measure_mean_differences(lines, "test")
-    assert means == pytest.approx([np.mean(list(higher.values()))] * 2)
-    assert "Phi is higher on 8 of 12 tasks (8 in every seed), agreement on" in affinity.winners_markdown(
-        means, winners, "test"
-    )
+    differences = affinity.measure_differences(tabulate_runs(runs), "test")
+    winners = affinity.rank_winners(differences)
+    assert dict(zip(winners["task"], winners["phi_less_agreement"], strict=True)) == pytest.approx(higher)
+    assert list(winners["task"]) == TASKS[::-1]
+    assert list(winners["higher"])[:8] == ["phi"] * 8
+    assert list(winners["higher"])[-3:] == ["agreement"] * 3
+    assert list(differences.loc[MEAN]) == pytest.approx([np.mean(list(higher.values()))] * 2)
+    text = affinity.winners_markdown(differences, winners, "test")
+    assert "Phi is higher on 8 of 12 tasks (8 in every seed), agreement on" in text
     apart = {"agreement-alpha1": runs["agreement-alpha1"], "phi-alpha1": runs["phi-alpha4"]}
-    assert affinity.rank_winners(affinity.collect_lines(apart), "test") == []
-    assert "no number of weights in common" in affinity.winners_markdown([], [], "test")
+    differences = affinity.measure_differences(tabulate_runs(apart), "test")
+    winners = affinity.rank_winners(differences)
+    assert winners.empty
+    assert "no number of weights in common" in affinity.winners_markdown(differences, winners, "test")
 
 
 # ---- policies
 
 
-def test_the_best_policy_is_that_which_is_best_on_val_whatever_it_is_on_test() -> None:
+def test_the_best_policy_is_that_which_is_best_on_val_whatever_it_is_on_test(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = {name: made_up(value=value) for name, value in (("policy-0", 0.7), ("policy-1", 0.6), ("policy-2", 0.9))}
     runs["policy-1"].summary["metrics"]["val"]["mean"]["average_precision"] = 0.95
     for name in runs:
         runs[name].summary["metrics"]["test"] = {"mean": {"average_precision": runs[name].get_mean("accuracy", "test")}}
-    found = policies.Drawn(0, made_up(value=0.5), runs)
-    assert found.best == "policy-1"
-    assert found.get_value(found.best, "test") == 0.6
-    assert found.measure_spread("test") == (0.7, 0.6, 0.9)
+    monkeypatch.setattr(policies, "_count_skips", lambda _: 0)
+    known = {"search": made_up(value=0.99), "shared": made_up(value=0.98), **runs}
+    found = policies.tabulate_networks({name: [run] for name, run in known.items()})
+    (best,) = found[found["best_on_val"]].to_dict("records")
+    assert (best["network"], best["test_average_precision"]) == ("policy-1", 0.6)
+    text = policies.policies_markdown(found, "test")
+    assert "3 policies, average precision 70.0 % in the median (60.0 to 90.0); the best on val is policy-1" in text
 
 
 def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
@@ -463,12 +476,14 @@ def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
     experiment = policies.design_policies(Path("ada.yaml"), 2, own, iterations=4, split="test")
     for _ in range(2):  # nothing is repeated
         findings, place = run_experiment(experiment, own, seeds=[0], jobs=None, report=lambda _: None)
-        found = findings.found
         assert trained[:2] == ["search-seed0", "shared-seed0"]
         assert trained[2:] == ["most-probable-seed0", "policy-0-seed0", "policy-1-seed0"]
-    assert list(found[0].policies) == ["most-probable", "policy-0", "policy-1"]
-    assert {run.config.train.iterations for run in found[0].policies.values()} == {4}
-    assert found[0].best in (place / "table.md").read_text()
+    table = findings.tables["policies.csv"]
+    assert list(table["network"]) == ["shared", "most-probable", "policy-0", "policy-1"]
+    with_policy = [*place.glob("most-probable-*/config.yaml"), *place.glob("policy-*/config.yaml")]
+    assert [load_config(file).train.iterations for file in with_policy] == [4, 4, 4]
+    (best,) = table.loc[table["best_on_val"], "network"]
+    assert f"the best on val is {best} with" in (place / "table.md").read_text()
     assert (place / "policies.png").stat().st_size > 5000
     info = json.loads((tiny_data / "dataset.json").read_text())
     (tmp_path / "data").mkdir()
@@ -512,7 +527,7 @@ def two_methods(tmp_path: Path) -> list[Path]:
 def test_methods_are_compared_by_differences_of_equal_seeds_and_tasks(two_methods: list[Path]) -> None:
     runs = read_runs(two_methods)
     assert {method: [run.seed for run in members] for method, members in runs.items()} == {"a": [0, 1, 2], "b": [1, 0]}
-    first, second = compare_methods(runs, "average_precision", "test").to_dict("records")
+    first, second = compare_methods(tabulate_runs(runs), "average_precision", "test").to_dict("records")
     assert (first["seeds"], first["average_precision"]) == (3, pytest.approx(0.7))
     assert first["average_precision_sd"] == pytest.approx(0.1)
     assert np.isnan(first["difference"])
@@ -523,7 +538,7 @@ def test_methods_are_compared_by_differences_of_equal_seeds_and_tasks(two_method
 
 def test_methods_without_a_common_seed_have_no_difference(two_methods: list[Path]) -> None:
     runs = read_runs([two_methods[2], two_methods[3]])
-    table = compare_methods(runs, "average_precision", "test")
+    table = compare_methods(tabulate_runs(runs), "average_precision", "test")
     assert difference_rows(table, "average_precision", "test")[1]["less a, points"] == "\u2013"
 
 
