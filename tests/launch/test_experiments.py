@@ -348,8 +348,7 @@ def test_the_pace_of_a_beginning_is_measured_against_the_random_one_of_the_same_
 
 def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
     config = CONFIGS / "fps-thin-16.yaml"
-    given = ["train.iterations=300", "train.evaluate_every=0"]
-    variants = initialisation.beginning_variants(config, Path("/wide"), given, two_thirds=True)
+    variants = initialisation.beginning_variants(config, Path("/wide"), ["train.iterations=300"], two_thirds=True)
     data = ["data.path=/data/fps", "train.iterations=300"]
     trials = list_trials(build_sweep("i", variants, data, seeds=[0], jobs=None, derived=initialisation.DERIVED))
     assert [trial.method.init for trial in trials] == ["somp", "largest-norm", "random-rows", "random", "somp"]
