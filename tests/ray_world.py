@@ -66,7 +66,7 @@ class RayWorld:
     def node_of(self, process: int) -> str:
         """The name of the node whose child a process is."""
         name = self._ask("node of", process)
-        assert name, f"the process {process} is the child of no node that is left"
+        assert name.startswith("node-"), f"the process {process} is the child of no node that is left: {name}"
         return name
 
     def stop(self) -> None:
@@ -114,9 +114,11 @@ def _serve(scratch: str) -> None:
             cluster.remove_node(nodes.pop(value), allow_graceful=False)
             _say("removed")
         elif what == "node of":
-            parents = {parent.pid for parent in psutil.Process(value).parents()}
-            raylets = {name: node.all_processes["raylet"][0].process.pid for name, node in nodes.items()}
-            _say(next((name for name, pid in raylets.items() if pid in parents), ""))
+            parents = {parent.pid: parent.name() for parent in psutil.Process(value).parents()}
+            raylets = {name: node.all_processes["raylet"][0].process for name, node in nodes.items()}
+            found = [name for name, raylet in raylets.items() if raylet.pid in parents]
+            ends = {name: (raylet.pid, raylet.poll()) for name, raylet in raylets.items()}
+            _say(found[0] if found else f"its parents are {parents}, the raylets {ends}")
     cluster.shutdown()
 
 

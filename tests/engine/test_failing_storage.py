@@ -27,7 +27,7 @@ def train_until_the_storage_fails(config: Mapping[str, Any], step: int, folder: 
         if self.progress.iteration + 1 != step or self.ranks.rank != 0:
             return
         if how == "read-only":
-            checkpoints = str(self.state.directory.checkpoints)
+            checkpoints = str(self.config.run_directory / "checkpoints")
             subprocess.run(["mount", "--bind", checkpoints, checkpoints], check=True)
             subprocess.run(["mount", "-o", "remount,bind,ro", checkpoints], check=True)
             return

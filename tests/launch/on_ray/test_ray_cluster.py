@@ -196,7 +196,7 @@ def test_a_run_that_meets_every_trouble_goes_on_with_the_same_command_to_the_sam
 
     # A raylet is killed with all its workers; another node has room.
     fault = Fault("wait", rank=1, step=39)
-    training = begin(fault)
+    training = begin(fault, **{"launch.timeout_min": 3})
     world.add_node()  # now, for from the fault on rank 0 waits, and not longer than launch.timeout_min
     worker = await_fault(small_storage, fault, training)
     world.remove_node(world.node_of(worker))

@@ -80,6 +80,7 @@ def test_a_run_whose_host_dies_goes_on_on_another_one_with_the_same_bits(
     tmp_path: Path,
 ) -> None:
     changes = {"launch.workers": 2, "launch.address": cluster.address, "launch.placement": "spread"}
+    changes["launch.timeout_min"] = 3  # longer than Ray takes on busy cores to see that the host is gone
     fault = Fault("wait", rank=1, step=33)
     plan_faults(tmp_path, [fault])
     training = start(ranks, config_of(tiny_data, tmp_path, **changes), cluster.environment, host=cluster.head)
