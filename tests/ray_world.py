@@ -3,6 +3,7 @@
 Run as a program it is that process: it starts nodes as `ray.cluster_utils.Cluster` does and ends with its input.
 """
 
+import itertools
 import json
 import os
 import secrets
@@ -103,11 +104,12 @@ def _serve(scratch: str) -> None:
         },
     )
     nodes: dict[str, Any] = {}
+    numbers = itertools.count()
     _say(cluster.address)
     for line in sys.stdin:
         what, value = json.loads(line)
         if what == "add":
-            name = f"node-{len(nodes)}"
+            name = f"node-{next(numbers)}"  # never that of a node before, also when some have been removed
             nodes[name] = cluster.add_node(**value)
             _say(name)
         elif what == "remove":
