@@ -113,15 +113,9 @@ class ShardReader:
         """The JPEG and the label file of a sample, as they were packed. Raises BadSample."""
         try:
             descriptor, index = self._open_shard(shard, epoch)
-            offset, size, crc, label_offset, label_size, label_crc = index[sample].tolist()
-            image = _read_verified(descriptor, offset, size, crc, "image")
-            content = _read_verified(
-                descriptor,
-                label_offset,
-                label_size,
-                label_crc,
-                "label file",
-            )
+            entry = index[sample].tolist()
+            image = _read_verified(descriptor, entry[:3], "image")
+            content = _read_verified(descriptor, entry[3:], "label file")
             # A search in the bytes, which costs nothing: only who needs the labels parses them.
             if b'"labels"' not in content:
                 raise _TroubleError("incomplete", "its label file has no field 'labels'.")
@@ -142,20 +136,14 @@ class ShardReader:
         """
         try:
             descriptor, index = self._open_shard(shard, epoch)
-            offset, _, _, label_offset, label_size, label_crc = index[sample].tolist()
-            header = os.pread(descriptor, _HEADER_BYTES, offset - _HEADER_BYTES)
+            entry = index[sample].tolist()
+            header = os.pread(descriptor, _HEADER_BYTES, entry[0] - _HEADER_BYTES)
             name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except (_TroubleError, tarfile.HeaderError, OSError):
             return sample
         if "?" in name or len(name) >= tarfile.LENGTH_NAME:
             with suppress(_TroubleError, ValueError, KeyError, TypeError):
-                content = _read_verified(
-                    descriptor,
-                    label_offset,
-                    label_size,
-                    label_crc,
-                    "label file",
-                )
+                content = _read_verified(descriptor, entry[3:], "label file")
                 return str(json.loads(content)["key"])
         # As webdataset has it, the key is the name up to the first dot.
         folder, slash, base = name.rpartition("/")
@@ -195,14 +183,9 @@ def _try_to_open(placed: _PlacedShard) -> _OpenShard:
         return error
 
 
-def _read_verified(
-    descriptor: int,
-    offset: int,
-    size: int,
-    crc: int,
-    what: str,
-) -> bytes:
-    """The bytes of a member as they were packed."""
+def _read_verified(descriptor: int, member: Sequence[int], what: str) -> bytes:
+    """The bytes of a member (offset, size, crc32) as they were packed."""
+    offset, size, crc = member
     try:
         content = os.pread(descriptor, size, offset)
     except OSError as error:
