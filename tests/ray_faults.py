@@ -24,7 +24,7 @@ SECONDS_TO_WAIT = 240
 
 @dataclass(frozen=True)
 class Fault:
-    """In this step of this rank: `kill`, `raise`, `nan`, `sleep`, or `wait` until the test says so; once."""
+    """In this step of this rank: `kill`, `raise`, `nan`, or `wait` for longer than a test does; once."""
 
     do: str
     rank: int
@@ -53,11 +53,6 @@ def await_fault(folder: Path, fault: Fault, training: "Future[Any]") -> int:
 
     _wait_for(happened, f"{fault} did not happen")
     return int(file.read_text())
-
-
-def let_go(folder: Path, fault: Fault) -> None:
-    """Let the worker that waits go on."""
-    (folder / f"{fault.mark}-over").touch()
 
 
 def _wait_for(ready: Callable[[], Any], otherwise: str) -> None:
@@ -144,7 +139,5 @@ def _happen(fault: Fault, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault.do == "raise":
         raise IndexError("the rank met what nobody foresaw")
-    elif fault.do == "sleep":
-        time.sleep(SECONDS_TO_WAIT)
     elif fault.do == "wait":
-        _wait_for((folder / f"{fault.mark}-over").exists, f"nobody ended {fault}")
+        time.sleep(SECONDS_TO_WAIT)

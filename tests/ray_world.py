@@ -94,6 +94,8 @@ def _serve(scratch: str) -> None:
     import psutil
     from ray.cluster_utils import Cluster
 
+    # a cluster with another temp_dir writes its address there too, but makes no such folder on a machine that never ran Ray
+    Path("/tmp/ray").mkdir(exist_ok=True)
     cluster = Cluster(
         initialize_head=True,
         head_node_args={

@@ -1,9 +1,6 @@
 """What experiments read off their runs, on runs made up with known numbers; and one of them as a person starts it."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -648,12 +645,3 @@ def test_what_begins_from_a_run_that_failed_fails_with_the_reason(
     ):
         run_table(two_configs)
     assert trained == ["wide-seed0"]
-
-
-@pytest.mark.cluster
-def test_a_table_runs_through_ray(two_configs: list[Path]) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "distbranch", "experiment", "table", *map(str, two_configs), "--seeds", "0"]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert ended.stdout.index("finished: wide-seed0") < ended.stdout.index("begun: thin-seed0")

@@ -126,37 +126,37 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_repeats_no_finished_trial(
         tiny_data,
         run=SHORT,
         grid={"model.width": [2, 3], "method.alpha": [0.0, 50.0]},
-        seeds=list(range(6)),
+        seeds=[0, 1, 2],
         concurrency=2,
     )
     directory = tmp_path / "runs" / "tiny"
     process = start(file)
-    wait_until(lambda: len(finished(directory)) >= 12, process)
+    wait_until(lambda: len(finished(directory)) >= 6, process)
     process.kill()
     process.wait()
     before = finished(directory)
-    assert 12 <= len(before) < 24
+    assert 6 <= len(before) < 12
     times = {name: (directory / name / "metrics.jsonl").read_bytes() for name in before}
 
     code, output = run_sweep(file)
     assert code == 0, output
-    assert f"24 trials, {len(before)} of them done before" in output
+    assert f"12 trials, {len(before)} of them done before" in output
     after = finished(directory)
-    assert len(after) == 24
+    assert len(after) == 12
     assert {name: after[name] for name in before} == before
     assert {name: (directory / name / "metrics.jsonl").read_bytes() for name in before} == times
     rows = make_rows(directory)
-    assert [row["status"] for row in rows.values()] == ["finished"] * 24
-    assert "Shared beginnings of 24 trials" in output
+    assert [row["status"] for row in rows.values()] == ["finished"] * 12
+    assert "Shared beginnings of 12 trials" in output
     sweep = read_sweep(directory)
-    assert [len(point.finished) for point in sweep.points] == [6] * 4
+    assert [len(point.finished) for point in sweep.points] == [3] * 4
     assert (directory / "pareto.png").exists()
     assert (directory / "results.parquet").stat().st_size > 1000
     assert list((directory / "tensorboard").rglob("events.*"))
 
     for name in (
         "width2-alpha0-seed0",
-        "width3-alpha50-seed5",
+        "width3-alpha50-seed2",
     ):  # a trial is what the same run is by itself, bit for bit
         config = load_config(directory / name / "config.yaml", {"run.directory": str(tmp_path / "alone")})
         ended = ranks.call(train_tiny, config=config.model_dump())
@@ -169,8 +169,8 @@ def test_trials_of_two_workers_run_two_at_a_time_and_one_that_fails_is_told(tiny
     file = write_sweep(
         tmp_path,
         tiny_data,
-        run={**SHORT, "train.checkpoint_every": 50},
-        grid={"optim.lr": [0.01, 1e18, 0.02, 0.03]},
+        run={**SHORT, "train.iterations": 8, "train.checkpoint_every": 50},
+        grid={"optim.lr": [0.01, 1e18, 0.02]},
         workers_per_trial=2,
         concurrency=2,
         early_stopping={"grace": 4, "reduction": 2},
@@ -191,5 +191,5 @@ def test_trials_of_two_workers_run_two_at_a_time_and_one_that_fails_is_told(tiny
             assert json.loads((directory / name / "result.json").read_text())["world_size"] == 2
     running = [0]
     for line in output.splitlines():
-        running.append(running[-1] + line.startswith("begun: ") - bool(re.match(r"[1-4]/4 ", line)))
+        running.append(running[-1] + line.startswith("begun: ") - bool(re.match(r"[1-3]/3 ", line)))
     assert max(running) == 2, output

@@ -1,7 +1,6 @@
 """Runs on a Ray cluster of several nodes: what is checked before they start, and what befalls them while they train."""
 
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -10,14 +9,12 @@ from typing import Any
 
 import pytest
 from rank_server import Ended, RankServer
-from ray_faults import Fault, await_fault, let_go, plan_faults, start
+from ray_faults import Fault, await_fault, plan_faults, start
 from ray_world import RayWorld
-from small_disk import fill
 from tiny_runs import ITERATIONS, assert_same_content, config_of, lines_of
 
 from distbranch.data.plan import Plan
 from distbranch.data.shards import read_dataset
-from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.run_directory import read_lines
 
 pytestmark = pytest.mark.cluster
@@ -129,98 +126,52 @@ def assert_every_sample_once(folder: Path, data: Path, *, batch_size: int) -> No
         assert {number for *_, number in seen} == {epoch}
 
 
-def test_a_run_that_meets_every_trouble_goes_on_with_the_same_command_to_the_same_bits(
+def test_a_run_whose_rank_raises_whose_driver_and_whose_node_die_resumes_to_the_same_bits(
     configured: Callable[..., dict[str, Any]],
     world: RayWorld,
     ranks: RankServer,
     undisturbed: Callable[[int], Path],
-    tiny_data: Path,
-    small_storage: Path,
     tmp_path: Path,
 ) -> None:
-    data, host = tmp_path / "data", os.uname().nodename
-    shutil.copytree(tiny_data, data)
-    paths = {"run.directory": str(small_storage), "data.path": str(data)}
-    run, groups = small_storage / "tiny", set[str]()
+    run, host = tmp_path / "tiny", os.uname().nodename
 
     def begin(fault: Fault, **dotted: Any) -> "Future[list[Ended]]":
-        config = configured(**paths, **dotted)
-        plan_faults(small_storage, [fault])
+        config = configured(**dotted)
+        plan_faults(tmp_path, [fault])
         return start(ranks, config, world.environment)
 
-    def all_stop_and_say(words: str, training: "Future[list[Ended]]", *, newest: int) -> None:
-        ended = training.result()[0]
-        assert ended.value is not None, ended.output
-        assert ended.value["end"] == "failed", words
-        assert words in ended.value["message"], ended.value["message"]
-        now = {line["group"] for line in steps_of(small_storage)}
-        assert len(now - groups) == 1  # one group of workers: nobody tries again what cannot be mended so
-        groups.update(now)
-        found = load_newest(run / "checkpoints")
-        assert found is not None
-        assert found.state["progress"]["iteration"] == newest
-
-    # A rank raises; a rank sleeps.
-    words = f"Rank 1 on {host} raised IndexError: the rank met what nobody foresaw"
-    all_stop_and_say(words, begin(Fault("raise", rank=1, step=9)), newest=7)
-    words = f"Rank 1 on {host} did not answer for 0.15 minutes (launch.timeout_min)"
-    all_stop_and_say(words, begin(Fault("sleep", rank=1, step=13), **{"launch.timeout_min": 0.15}), newest=10)
-
-    # The storage is full when the checkpoint of step 20 is due.
-    fault = Fault("wait", rank=0, step=19)
-    training = begin(fault)
-    await_fault(small_storage, fault, training)
-    let_go(small_storage, fault)  # a mark that a full storage would not take
-    fill(small_storage / "filler")
-    all_stop_and_say("No space left", training, newest=15)
-    (small_storage / "filler").unlink()
-
-    # All shards are changed.
-    fault = Fault("wait", rank=0, step=21)
-    training = begin(fault)
-    await_fault(small_storage, fault, training)
-    flip_bits([data / shard.file for shard in read_dataset(data).splits["train"].shards])
-    let_go(small_storage, fault)
-    ended = training.result()[0]
+    # A rank raises; all other faults of a rank are caused in tests/engine, where ranks need no cluster.
+    ended = begin(Fault("raise", rank=1, step=9)).result()[0]
     assert ended.value is not None, ended.output
-    assert "is not the one that was packed" in ended.value["message"], ended.value["message"]
-    assert f"on {host})" in ended.value["message"]
-    shutil.copytree(tiny_data, data, dirs_exist_ok=True)
+    assert ended.value["end"] == "failed"
+    words = f"Rank 1 on {host} raised IndexError: the rank met what nobody foresaw"
+    assert words in ended.value["message"], ended.value["message"]
+    # one group of workers: nobody tries again what cannot be mended so
+    assert len({line["group"] for line in steps_of(tmp_path)}) == 1
 
     # The driver is killed.
-    fault = Fault("wait", rank=1, step=31)
+    fault = Fault("wait", rank=1, step=24)
     training = begin(fault)
-    await_fault(small_storage, fault, training)
-    os.kill(int((small_storage / "driver").read_text()), signal.SIGKILL)
+    await_fault(tmp_path, fault, training)
+    os.kill(int((tmp_path / "driver").read_text()), signal.SIGKILL)
     assert training.result()[0].exit_code == -signal.SIGKILL
 
     # A raylet is killed with all its workers; another node has room.
     fault = Fault("wait", rank=1, step=39)
     training = begin(fault, **{"launch.timeout_min": 3})
     world.add_node()  # now, for from the fault on rank 0 waits, and not longer than launch.timeout_min
-    worker = await_fault(small_storage, fault, training)
+    worker = await_fault(tmp_path, fault, training)
     world.remove_node(world.node_of(worker))
     ended = training.result()[0]
     assert ended.value is not None, ended.output
     assert ended.value["end"] == "done", ended.value
     assert_same_content(run, undisturbed(2))
     resumed = lines_of(run / "metrics.jsonl", "resumed")
-    assert [line["iteration"] for line in resumed][:3] == [7, 10, 15]
-    assert [line["iteration"] for line in resumed][-2:] == [30, 35]
+    assert [line["iteration"] for line in resumed] == [7, 21, 35]
     assert {line["world_size"] for line in resumed} == {2}
-    print(f"seconds from the kill of a raylet to the first new step: {resumed[-1]['seconds_to_first_step']}")
-    again = [line for line in steps_of(small_storage) if line["time"] > worker_died(small_storage, fault)]
+    again = [line for line in steps_of(tmp_path) if line["time"] > worker_died(tmp_path, fault)]
     assert min(line["step"] for line in again) == 36  # at most the steps since the last checkpoint
 
 
 def worker_died(folder: Path, fault: Fault) -> float:
     return (folder / fault.mark).stat().st_mtime + 1
-
-
-def flip_bits(shards: list[Path]) -> None:
-    """One bit of every 64th byte: every image of a shard is another one than was packed."""
-    for file in shards:
-        content = bytearray(file.read_bytes())
-        content[::64] = bytes(byte ^ 1 for byte in content[::64])
-        with file.open("r+b") as open_file:
-            open_file.write(content)

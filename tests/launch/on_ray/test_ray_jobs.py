@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from rank_server import Ended, RankServer, free_port
@@ -58,7 +59,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         yield Head(f"http://127.0.0.1:{dashboard}", environment, Path(scratch), hidden)
-        process.terminate()
+        # all at once: asked to end, `ray start --block` waits 30 s for its own processes
+        for one in (*psutil.Process(process.pid).children(recursive=True), process):
+            one.kill()
         process.wait(timeout=60)
 
 

@@ -21,7 +21,7 @@ from distbranch.engine.checkpoint import load_newest
 
 pytestmark = pytest.mark.cluster
 HERE = Path(__file__).resolve()
-SECONDS_PER_STEP = "0.5"
+SECONDS_PER_STEP = "0.25"
 TWO_NODES = ("--partition", "main", "--nodes", "2", "--cpus-per-node", "2", "--time", "20")
 
 
