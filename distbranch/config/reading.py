@@ -50,10 +50,6 @@ class _Dumper(yaml.SafeDumper):
 for _language in (_Loader, _Dumper):
     _language.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("+-0123456789"))
 
-REMOVED_KEYS = {
-    "train.sync_batch_norm": "train.norm_batch says how many images are normalised together, on however many ranks they are.",
-}
-
 
 def load_config(
     source: "Config | Mapping[str, Any] | Path | str", overrides: Mapping[str, Any] | Sequence[str] = ()
@@ -70,16 +66,13 @@ def load_config(
     if isinstance(source, Config):
         values: dict[str, Any] = source.model_dump()
     elif isinstance(source, Mapping):
-        values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in source.items()}
+        values = dict(source)
     else:
         values = read_run_values(Path(source))
     # One after the other: a later override of the same key wins, as on any command line.
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for key, value in pairs:
         set_dotted(values, key, value)
-    values = _remove_old_keys(values)
-    # Before pydantic, which knows no nearest key.
-    _check_keys(values)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -183,9 +176,17 @@ def describe_keys() -> Iterator[tuple[str, str, str, str]]:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
             for key, inner in section.model_fields.items():
-                yield f"{name}.{key}", _format_default(inner.default), _describe_range(inner), inner.description or ""
+                yield _describe_key(f"{name}.{key}", inner)
         else:
-            yield name, _format_default(field.default), _describe_range(field), field.description or ""
+            yield _describe_key(name, field)
+
+
+def _describe_key(key: str, field: FieldInfo) -> tuple[str, str, str, str]:
+    default = field.default
+    if isinstance(default, tuple):  # as YAML has it
+        default = list(default)
+    meaning = " ".join((field.description or "").split())
+    return key, "" if default is None else str(default), _describe_range(field), meaning
 
 
 @cache
@@ -195,24 +196,15 @@ def known_keys() -> tuple[frozenset[str], frozenset[str]]:
     return keys, frozenset(key.partition(".")[0] for key in keys if "." in key)
 
 
-def _format_default(default: Any) -> str:
-    if default is None:
-        return ""
-    if isinstance(default, tuple):  # as YAML has it
-        default = list(default)
-    return str(default)
-
-
 def _describe_range(field: FieldInfo) -> str:
     if isinstance(field.json_schema_extra, dict):  # where the types cannot say it
         return str(field.json_schema_extra["range"])
     # From the text of the types, for pydantic nests them differently in every union.
-    literals = re.findall(r"Literal\[([^\]]*)\]", str(field.annotation))
-    found = [choices.replace("'", "").replace(", ", " | ") for choices in literals]
-    limits = " ".join(map(str, field.metadata)).lower()
-    bounds = [f"{SIGNS[kind]} {value}" for kind, value in re.findall(r"(ge|gt|le|lt)=(-?[\d.]+)", limits)]
+    text = f"{field.annotation} {field.metadata}"
+    found = [choices.replace("'", "").replace(", ", " | ") for choices in re.findall(r"Literal\[([^\]]*)\]", text)]
+    bounds = [f"{SIGNS[kind]} {value}" for kind, value in re.findall(r"(ge|gt|le|lt)=(-?[\d.]+)", text)]
     if bounds:
-        found.append(", ".join(bounds))
+        found.append(", ".join(dict.fromkeys(bounds)))
     return " | ".join(found)
 
 
@@ -263,69 +255,47 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _remove_old_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without keys of earlier versions that were off, as configs of finished runs have them.
-
-    Raises:
-        UsageError: one was on; with its successor.
-    """
-    kept = dict(values)
-    for key, successor in REMOVED_KEYS.items():
-        section, _, last = key.partition(".")
-        part = kept.get(section)
-        if not isinstance(part, Mapping) or last not in part:
-            continue
-        if part[last]:
-            raise UsageError(f"The key '{key}' is no more: {successor} Leave {key} out.")
-        kept[section] = {name: value for name, value in part.items() if name != last}
-    return kept
-
-
-def _check_keys(values: Mapping[str, Any]) -> None:
-    known, sections = known_keys()
-    for name, part in values.items():
-        if name in sections and isinstance(part, Mapping):
-            for key in part:
-                if f"{name}.{key}" not in known:
-                    raise UsageError(describe_unknown_key(f"{name}.{key}", known))
-        elif name in sections and part is not None:
-            raise UsageError(f"The section '{name}' should hold `key: value` lines, found {part!r}.")
-        elif name not in sections | known:
-            raise UsageError(describe_unknown_key(str(name), known | sections))
-        elif part is None and name in sections:
-            raise UsageError(f"The section '{name}' is empty; give it keys or leave it out.")
-
-
 def describe_unknown_key(
     key: str, known: Set[str], see: str = "`distbranch train --help-config` lists all keys."
 ) -> str:
     """One sentence about a key that is not among the known ones, with the nearest of them."""
-    # Spelled alike, and also the same key under another section: nobody remembers all sections.
-    last = key.rpartition(".")[2]
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    for other in sorted(known):
-        if other.rpartition(".")[2] == last and other not in near:
-            near.append(other)
-    hint = f"Did you mean {' or '.join(near[:4])}?" if near else see
+    near = _find_near_keys(key, known)
+    hint = f"Did you mean {' or '.join(near)}?" if near else see
     return f"The key '{key}' is unknown. {hint}"
 
 
+def _find_near_keys(key: str, known: Set[str]) -> list[str]:
+    # Spelled alike, and also the same key under another section: nobody remembers all sections.
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    last = "." + key.rpartition(".")[2]
+    near += [other for other in sorted(known) if f".{other}".endswith(last) and other not in near]
+    return near[:4]
+
+
 def explain(error: ValidationError, what: str = "The configuration") -> str:
-    """What pydantic found, as one sentence."""
+    """All that pydantic found, as one sentence."""
+    keys, sections = known_keys()
     sentences = []
     for problem in error.errors():
         # The member of a union that did not fit is no part of the key.
         parts = [str(part) for part in problem["loc"]]
         key = ".".join(part for part in parts if not part.startswith(("constrained", "literal", "int", "tuple")))
-
-        sentence = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "tuple_type":
-            sentence = "should be a list such as [0, 1, 2]"
-        # Our own errors say what was found; a whole section would fill the screen.
-        if problem["type"] != "value_error" and not isinstance(problem["input"], dict):
-            sentence += f", found {problem['input']!r}"
-        if key:
-            sentence = f"{key}: {sentence}"
+        kind = problem["type"]
+        found = f"found {problem['input']!r}"
+        if kind == "extra_forbidden":
+            near = _find_near_keys(key, keys if "." in key else keys | sections)
+            sentence = f"the key '{key}' is unknown"
+            if near:
+                sentence += f", did you mean {' or '.join(near)}"
+        elif kind == "model_type":
+            sentence = f"the section '{key}' should hold `key: value` lines, {found}"
+        elif kind == "tuple_type":
+            sentence = f"{key}: should be a list such as [0, 1, 2], {found}"
+        elif kind == "value_error":
+            # Our own errors say what was found, and those of a whole section name the key.
+            sentence = f"{key}: {problem['msg']}".replace("Value error, ", "").removeprefix(": ")
+        else:
+            sentence = f"{key}: {problem['msg']}, {found}"
         sentences.append(sentence)
 
     # Both members of a union may complain in the same words.

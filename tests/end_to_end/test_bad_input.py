@@ -164,7 +164,7 @@ CONFIGS = (
     Case("sweep: data absent", SWEEP, "sweep s.yaml data.path=absent", 1, ("absent does not exist", "data pack")),
     Case("sweep: one seed", SWEEP, "sweep s.yaml seeds=0", 2, ("seeds: should be a list", "[0, 1, 2], found 0")),
     Case("key as an option", nothing, f"{NEW} --method.alpha=2", 2, ("without dashes", "--method.alpha=2")),
-    Case("empty section", put("x.yaml", "data:\n"), "train x.yaml", 2, ("section 'data' is empty",)),
+    Case("empty section", put("x.yaml", "data:\n"), "train x.yaml", 2, ("section 'data'", "found None")),
     Case("section is a number", put("x.yaml", "train: 3\n"), "train x.yaml", 2, ("section 'train'", "found 3")),
     Case("unknown key", nothing, f"{NEW} train.iteratons=3", 2, ("train.iteratons", "unknown", "train.iterations")),
     Case("key in the wrong section", nothing, f"{NEW} model.alpha=2", 2, ("model.alpha", "method.alpha")),
