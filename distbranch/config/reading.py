@@ -23,6 +23,12 @@ KEYS_OF_SWEEPS = frozenset(("overrides", "variants", "grid", "search", "space", 
 EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$")  # YAML 1.1 takes 2e-3 and 1e4 for text: no point, or no sign
 
 MERGE = "tag:yaml.org,2002:merge"  # of `<<`
+# How pydantic names the member of a union that did not fit, which is no part of the key.
+MEMBERS_OF_UNIONS = ("constrained", "literal", "int", "tuple", "str")
+PLAIN_WORDS = {
+    "model_type": "should hold `key: value` lines",
+    "tuple_type": "should be a list such as [0, 1, 2]",
+}
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -32,14 +38,12 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Here, and not where values are made of the nodes: there `<<` has brought in keys that may be said again."""
         node = super().compose_mapping_node(anchor)
-        seen = set[tuple[str, str]]()
+        first: dict[tuple[str, str], yaml.Node] = {}
         for key, _ in node.value:
-            name = (key.tag, str(key.value))
-            if name in seen and key.tag != MERGE:
+            if first.setdefault((key.tag, str(key.value)), key) is not key and key.tag != MERGE:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' stands twice", key.start_mark
                 )
-            seen.add(name)
         return node
 
 
@@ -85,12 +89,9 @@ def read_run_values(file: Path) -> dict[str, Any]:
     Raises:
         UsageError: a file that is absent or no config of a run, or files that name each other as `base`.
     """
+    chain = read_with_bases(file)
     values: dict[str, Any] = {}
-    for _, own in reversed(read_with_bases(file)):
-        # A base's name is not inherited, for two files are two runs.
-        run = values.get("run")
-        if isinstance(run, dict):
-            run.pop("name", None)
+    for _, own in reversed(chain):
         # Sections are merged key by key; within a key (`data.pack`, `method.groups`) the file's own value replaces the base's.
         for key, part in own.items():
             inherited = values.get(key)
@@ -99,8 +100,10 @@ def read_run_values(file: Path) -> dict[str, Any]:
             values[key] = part
     # What is no mapping stays as it is: the check of all keys tells it.
     run = values.get("run") or {}
-    if isinstance(run, dict) and not run.get("name"):
-        values["run"] = {**run, "name": file.stem}
+    if isinstance(run, dict):
+        # A base's name is not inherited, for two files are two runs.
+        own_run = chain[0][1].get("run") or {}
+        values["run"] = {**run, "name": own_run.get("name") or file.stem}
     return values
 
 
@@ -149,15 +152,12 @@ def differences(old: Config, new: Config) -> list[str]:
     Keys that a continued run may change are left out, and those that neither of the two reads.
     """
     unread = keys_without_effect(old) & keys_without_effect(new)
-    before = dict(_flatten(old))
-    after = dict(_flatten(new))
+    before = _flatten(old)
     found = []
-    for key in sorted(before):
-        if key in unread or key.startswith(KEYS_FREE_TO_CHANGE):
-            continue
-        if before[key] != after[key]:
-            found.append(f"{key}: {before[key]!r} -> {after[key]!r}")
-    return found
+    for key, value in _flatten(new).items():
+        if value != before[key] and key not in unread and not key.startswith(KEYS_FREE_TO_CHANGE):
+            found.append(f"{key}: {before[key]!r} -> {value!r}")
+    return sorted(found)
 
 
 def to_yaml(config: Config) -> str:
@@ -222,11 +222,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"The config file {path} does not exist.{hint}") from None
     except PermissionError as error:
         raise denied(error) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The config file {path} cannot be read ({reason_of(error)}).") from None
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())  # one line, for PyYAML draws an arrow under the place
-        raise UsageError(f"The config file {path} is not valid YAML: {where}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"The config file {path} cannot be read as YAML ({reason_of(error)}).") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -277,37 +274,29 @@ def explain(error: ValidationError, what: str = "The configuration") -> str:
     keys, sections = known_keys()
     sentences = []
     for problem in error.errors():
-        # The member of a union that did not fit is no part of the key.
-        parts = [str(part) for part in problem["loc"]]
-        key = ".".join(part for part in parts if not part.startswith(("constrained", "literal", "int", "tuple")))
+        parts = map(str, problem["loc"])
+        key = ".".join(part for part in parts if not part.startswith(MEMBERS_OF_UNIONS))
         kind = problem["type"]
-        found = f"found {problem['input']!r}"
+        said = PLAIN_WORDS.get(kind, problem["msg"])
         if kind == "extra_forbidden":
             near = _find_near_keys(key, keys if "." in key else keys | sections)
-            sentence = f"the key '{key}' is unknown"
-            if near:
-                sentence += f", did you mean {' or '.join(near)}"
-        elif kind == "model_type":
-            sentence = f"the section '{key}' should hold `key: value` lines, {found}"
-        elif kind == "tuple_type":
-            sentence = f"{key}: should be a list such as [0, 1, 2], {found}"
-        elif kind == "value_error":
-            # Our own errors say what was found, and those of a whole section name the key.
-            sentence = f"{key}: {problem['msg']}".replace("Value error, ", "").removeprefix(": ")
-        else:
-            sentence = f"{key}: {problem['msg']}, {found}"
-        sentences.append(sentence)
+            said = f"this key is unknown, did you mean {' or '.join(near)}"
+            if not near:
+                said = "this key is unknown, `distbranch train --help-config` lists all"
+        elif kind != "value_error":  # our own errors say what was found
+            said += f", found {problem['input']!r}"
+        sentences.append(f"{key}: {said}".removeprefix(": ").replace("Value error, ", ""))
 
     # Both members of a union may complain in the same words.
     told = "; ".join(dict.fromkeys(sentences))
     return f"{what} is not valid: {told}."
 
 
-def _flatten(config: Config) -> Iterator[tuple[str, Any]]:
+def _flatten(config: Config) -> dict[str, Any]:
     """The dotted keys and their values; a mapping within a section (`data.pack`, `method.groups`) is one value."""
-    for name, part in config.model_dump(mode="json").items():
-        if not isinstance(part, dict):
-            yield name, part
-            continue
-        for key, value in part.items():
-            yield f"{name}.{key}", value
+    values = config.model_dump(mode="json")
+    flat = {}
+    for key in known_keys()[0]:
+        section, _, name = key.partition(".")
+        flat[key] = values[section][name] if name else values[section]
+    return flat
