@@ -52,7 +52,7 @@ def list_candidates_of_runs(runs: Sequence[Path], against: Sequence[str]) -> lis
         )
     baselines = list_baselines(architectures[0], against)
     # `a/mine b/mine`, or a run that is called like a baseline: only the whole path tells them apart.
-    names = [one.name for one in (*runs, *baselines)]
+    names = [run.name for run in runs] + [baseline.name for baseline in baselines]
     candidates = []
     for run, network in zip(runs, networks, strict=True):
         name = run.name if names.count(run.name) == 1 else f"run {run}"

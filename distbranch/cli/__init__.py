@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.logging import RichHandler
+from typer import Option
 from typer.core import TyperGroup
 
 from distbranch.cli.bench import bench_app
@@ -107,7 +108,7 @@ def _refuse_dashes(arguments: Sequence[str]) -> None:
 @app.callback()
 def _setup_logging(
     _: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     logger = logging.getLogger("distbranch")

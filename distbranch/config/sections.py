@@ -65,7 +65,6 @@ class RunConfig(Section):
     """Folder (shared by all nodes) or URL (s3, gs) in which the run directory is made; of a URL every process keeps a copy."""
 
 
-NotEmpty = Annotated[str, Field(min_length=1)]
 # 32 is what the five pooling layers of VGG-16 leave one position of.
 ImageSide = Annotated[int, Field(ge=32)]
 
@@ -73,7 +72,7 @@ ImageSide = Annotated[int, Field(ge=32)]
 class DataConfig(Section):
     """The packed data set (or several, trained together) and how it is read."""
 
-    path: NotEmpty | tuple[NotEmpty, ...] | None = None
+    path: str | tuple[str, ...] | None = None
     """Packed data set: a folder or a URL (http, s3, gs); a list of them for joint training."""
     proportions: tuple[Count, ...] = Field((), json_schema_extra={"range": "[>= 1, ...]"})
     """With a list in `path`: how many samples come from each in turn; by their sizes if empty."""
@@ -117,10 +116,13 @@ class DataConfig(Section):
     @field_validator("path", mode="before")
     @classmethod
     def _is_one_place_or_several(cls, path: Any) -> Any:
+        if path is None:
+            return None
+        places = path if isinstance(path, list | tuple) else [path]
+        if not places or not all(isinstance(place, str) and place for place in places):
+            raise ValueError(f"should be a folder or a URL, or a list of them, found {path!r}")
         # A list of one is no joint training, and the same run as without the brackets.
-        if isinstance(path, list | tuple) and len(path) == 1:
-            path = path[0]
-        return expand_places(path)
+        return expand_places(places[0] if len(places) == 1 else path)
 
     @model_validator(mode="after")
     def _fits_the_data_sets(self) -> Self:
@@ -130,8 +132,6 @@ class DataConfig(Section):
                 "data.proportions needs a number for every data set of a list in data.path, "
                 f"found {len(self.proportions)} for {len(self.paths)}"
             )
-        if self.path == ():
-            raise ValueError("data.path should be a folder or a URL, or a list of them, found []")
         if self.pack is not None and len(self.paths) > 1:
             raise ValueError(
                 f"data.pack makes one data set, and data.path names {len(self.paths)}; pack them beforehand with "

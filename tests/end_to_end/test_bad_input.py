@@ -445,7 +445,7 @@ TABLES = (
     Case("unknown source's options", nothing, "data pack cvs new --options", 2, ("cvs", "csv, celeba")),
     Case("unknown option of a source", nothing, f"{PACK} --spilt x", 2, ("no option --spilt", "--split-column")),
     Case("required option missing", nothing, "data pack csv new --images images", 2, ("--table", "required")),
-    Case("option without a value", nothing, f"{PACK} --seed", 2, ("--seed", "needs a value")),
+    Case("option without a value", nothing, f"{PACK} --seed", 2, ("--seed", "--name value")),
     Case("option twice", nothing, f"{PACK} --ignore a --ignore=b", 2, ("--ignore", "twice", "--ignore a,b")),
     Case("stray word", nothing, f"{PACK} seed=1", 2, ("--name value", "seed=1")),
     Case("option of the wrong type", nothing, f"{PACK} --seed one", 2, ("--seed", "integer", "one")),
