@@ -108,10 +108,7 @@ class AffinityStats:
     def __add__(self, other: AffinityStats) -> AffinityStats:
         """The statistics of both samples."""
         if (self.num_tasks, self.decay) != (other.num_tasks, other.decay):
-            raise ValueError(
-                f"Only statistics of the same tasks and decay can be added, found {self.num_tasks} tasks at {self.decay} "
-                f"and {other.num_tasks} tasks at {other.decay}."
-            )
+            raise ValueError("Only statistics of the same tasks and decay can be added.")
         stats = AffinityStats(self.num_tasks, self.decay, self.full.device)
         for name, value in stats.state_dict().items():
             value += self.state_dict()[name]

@@ -66,9 +66,7 @@ class Tree:
 
     def branches(self, layer: int) -> Groups:
         """The tasks served by every branch of a layer (1..L; layer L + 1 are the heads, one per task)."""
-        highest = self.num_layers + 1
-        if not 1 <= layer <= highest:
-            raise ValueError(f"Layers are numbered from 1 to {highest}, but layer {layer} was asked for.")
+        assert 1 <= layer <= self.num_layers + 1
         # A layer that was not split is shared by all.
         everything = tuple(range(self.num_tasks))
         return self._branches.get(layer, (everything,))
@@ -95,11 +93,7 @@ class Tree:
 
     def permuted(self, order: Sequence[int]) -> Tree:
         """The same shape with task `order[i]` in the place of task i: the control for whether the grouping matters."""
-        if sorted(order) != list(range(self.num_tasks)):
-            raise ValueError(
-                f"An order of {self.num_tasks} tasks holds every number from 0 to {self.num_tasks - 1} once, "
-                f"found {list(order)}."
-            )
+        assert sorted(order) == list(range(self.num_tasks))
         if not self.splits:
             return self
         # Only the top split groups tasks; those below group branches, which keep their places.

@@ -26,6 +26,7 @@ MERGE = "tag:yaml.org,2002:merge"  # of `<<`
 # How pydantic names the member of a union that did not fit, which is no part of the key.
 MEMBERS_OF_UNIONS = ("constrained", "literal", "int", "tuple", "str")
 PLAIN_WORDS = {
+    "missing": "is missing",
     "model_type": "should hold `key: value` lines",
     "tuple_type": "should be a list such as [0, 1, 2]",
 }

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from matrices import ALL, LARGE, SMALL, planted, uniform
 
-from distbranch.branching.decision import ALL_PARTITIONS, WITH_MOVES, Decision, choose_groups
+from distbranch.branching.decision import (
+    ALL_PARTITIONS,
+    MOST_BRANCHES,
+    WITH_MOVES,
+    Decision,
+    choose_groups,
+    find_best_partitions,
+    move_branches,
+)
 from distbranch.branching.grouping import Groups, cluster_branches, separation_cost
-from distbranch.branching.search import MOST_BRANCHES, find_best_partitions, move_branches
 
 pytestmark = pytest.mark.filterwarnings("error")  # a matrix of any kind is decided upon without one
 BELL = (1, 2, 5, 15, 52, 203, 877, 4140)  # how many partitions there are of 1 to 8 branches

@@ -84,10 +84,6 @@ def test_more_splits_than_layers_are_refused() -> None:
     tree = Tree(("fc",), 3).split(Split(1, ((0, 1), (2,))))
     with pytest.raises(ValueError, match="each once"):
         tree.split(Split(0, ((0,), (1,))))
-    with pytest.raises(ValueError, match="order of 3 tasks"):
-        tree.permuted([0, 1, 1])
-    with pytest.raises(ValueError, match="numbered from 1 to 2"):
-        tree.branches(3)
 
 
 def test_the_tree_of_some_tasks_keeps_who_shares_what() -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matrices import LARGE, planted
 
+from distbranch.branching.decision import move_branches, tabulate_moves
 from distbranch.branching.grouping import Groups, cluster_branches, separation_cost
-from distbranch.branching.search import move_branches, tabulate_moves
 
 large_matrix = pytest.mark.parametrize("a", LARGE.values(), ids=LARGE)
 
