@@ -45,6 +45,7 @@ def data_pack(
         return
     if source in SOURCES and (out is None or str(out).startswith("--")):
         raise UsageError(f"Give 'OUT', the new folder of the packed data set, after {source} and before its options.")
+    # `OUT` is not required, for `--options` has none; so it is asked for here.
     opened = parse_options({"source": source, **_parse_options(context.args)}).open()
     assert out is not None
     was_there = _has_data(out)
@@ -72,6 +73,7 @@ def data_label(
     from distbranch.engine.labelling import label_with_teacher
     from distbranch.report.progress import ProgressDisplay
 
+    # Before the teacher is loaded, which takes longer.
     total = read_dataset(data).num_samples
     names = [name.strip() for name in splits.split(",") if name.strip()]
     was_there = _has_data(out)
@@ -161,6 +163,7 @@ def print_options(options: Any) -> None:
 
 def _parse_options(arguments: list[str]) -> dict[str, str]:
     """`--key value` and `--key=value` as a mapping."""
+    # By hand, for every source has options of its own, and typer knows the source only after it has parsed them.
     words: list[str] = []
     for argument in arguments:
         words += argument.split("=", 1) if argument.startswith("--") else [argument]

@@ -5,9 +5,8 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -17,28 +16,13 @@ if TYPE_CHECKING:  # loads torch
     from distbranch.engine.predict import Prediction
 
 
-class Format(StrEnum):
-    """How predictions are written."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-
-
-class OnBadImage(StrEnum):
-    """What to do about a file that is no whole image."""
-
-    fail = "fail"
-    skip = "skip"
-
-
 def predict(
     run: Annotated[
         str,
         Argument(help="A run directory (a folder or a URL), or an .onnx file that `distbranch export` wrote."),
     ],
     images: Annotated[list[Path], Argument(help="Image files, or folders of them.")],
-    output: Annotated[Format, Option("--format", help="How to write the scores.")] = Format.table,
+    output: Annotated[Literal["table", "csv", "json"], Option("--format", help="How to write the scores.")] = "table",
     out: Annotated[
         Path | None, Option(help="A file instead of the terminal; JSON if it ends in .json, else CSV.")
     ] = None,
@@ -46,9 +30,9 @@ def predict(
         float, Option(help="With table: show the tasks that are at least this probable.", min=0, max=1)
     ] = 0.5,
     on_bad_image: Annotated[
-        OnBadImage,
+        Literal["fail", "skip"],
         Option(help="What to do about broken images: name all and write nothing, or leave them out and name them."),
-    ] = OnBadImage.fail,
+    ] = "fail",
     bits: Annotated[
         int | None,
         Option(help="How many bits images of 16 bits use; as the training images if not given.", min=9, max=16),
@@ -71,15 +55,15 @@ def predict(
     predictions = predict(network, preprocessing, find_images(images), on_bad_image=on_bad_image)
     if out is not None:
         check_can_be_written(out)
-        if output is Format.table:
-            output = Format.json if out.suffix == ".json" else Format.csv
+        if output == "table":
+            output = "json" if out.suffix == ".json" else "csv"
     # All of them before a file of earlier scores is replaced.
     done = list(predictions)
-    if output is Format.table:
+    if output == "table":
         rows = [{"image": one.image, "found": _describe_found(one.scores, threshold)} for one in done]
         shown = [{name: replace_unwritable(str(cell), console.encoding) for name, cell in row.items()} for row in rows]
         return console.print(build_table(shown))
-    write_output(out, format_predictions(done, as_json=output is Format.json))
+    write_output(out, format_predictions(done, as_json=output == "json"))
     if out is not None:
         print_plain(f"{out}: scores of {len(done)} image(s) as {output.upper()}")
     return None

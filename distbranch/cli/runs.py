@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.markup import escape
 from rich.table import Table
@@ -68,6 +68,7 @@ def train(
 
     with ProgressDisplay(console) as display:
         result = launch_train(resolved, fresh=fresh, report=display)
+    # Under torchrun every rank comes here, and one table is enough.
     if os.environ.get("RANK", "0") == "0":
         _show_result(result)
     return None
@@ -108,6 +109,7 @@ def report(
     """
     from distbranch.report.sweep_files import is_sweep
 
+    # A sweep's folder holds runs; its page compares them.
     folder = run_folder(run)
     if is_sweep(folder):
         from distbranch.report.sweep_page import report_sweep as write_report
@@ -183,13 +185,15 @@ def _show_keys(prefix: str) -> None:
 
 def export(
     run: RunArgument,
-    file_format: Annotated[str, Option("--format", help="onnx, or torch: a program of torch.export.")] = "onnx",
+    file_format: Annotated[
+        Literal["onnx", "torch"], Option("--format", help="torch: a program of torch.export.")
+    ] = "onnx",
     tasks: Annotated[
         list[str] | None, Option(help="Only these tasks, separated by commas, and the branches they need.")
     ] = None,
     out: Annotated[Path | None, Option(help="The file; model/model.onnx in the run if empty.")] = None,
     input_type: Annotated[
-        str, Option("--input", help="uint8: 0..255, normalised inside; float: normalised by you.")
+        Literal["uint8", "float"], Option("--input", help="uint8: 0..255, normalised inside; float: normalised by you.")
     ] = "uint8",
 ) -> None:
     """Write the network of a finished run as one file, batch norm folded, compared with the run before it is kept.

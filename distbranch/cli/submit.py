@@ -2,9 +2,8 @@
 
 import math
 import shlex
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
@@ -37,13 +36,6 @@ def submit_ray(
     code = submit_ray_job(config, overrides or [], address=address, wait=wait, say=print_plain, show=print_piece)
     if code:
         raise typer.Exit(code)
-
-
-class Executor(StrEnum):
-    """Who runs the job."""
-
-    slurm = "slurm"
-    local = "local"
 
 
 Partition = Annotated[str | None, Option(help="Partition; the site's default if empty.")]
@@ -87,7 +79,9 @@ def submit_slurm(
     signal_delay: SignalDelay = 90,
     sbatch: Further = None,
     port: Annotated[int | None, Option(help="Port of the Ray head; a free one if empty.", min=1, max=65535)] = None,
-    executor: Annotated[Executor, Option(help="`local`: this machine, to try without Slurm.")] = Executor.slurm,
+    executor: Annotated[
+        Literal["slurm", "local"], Option(help="`local`: this machine, to try without Slurm.")
+    ] = "slurm",
     dry_run: DryRun = False,
     wait: Annotated[bool, Option("--wait/--no-wait", help="Show the log until the job has ended.")] = False,
 ) -> None:
@@ -115,7 +109,7 @@ def submit_slurm(
         signal_delay_s=signal_delay,
         further=parse_further_options(sbatch or [], gpus_per_node=gpus_per_node),
         port=port,
-        executor=executor.value,
+        executor=executor,
     )
     resolved = load_config(config, overrides or [])
     if dry_run:
@@ -124,7 +118,7 @@ def submit_slurm(
     if job is None:
         return None
     print_plain(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
-    directory = Path(job.log).parent.parent
+    directory = Path(job.log).parent.parent  # logs lie in `jobs` of the run directory
     if wait:
         code = submission.wait_for_job(directory, job, say=print_plain, show=print_piece)
         if code:
@@ -166,6 +160,7 @@ def submit_slurm_array(
     from distbranch.launch.on_slurm.resources import Resources, parse_further_options, parse_minutes
     from distbranch.sweep.plan import list_trials
 
+    # Options are written as overrides, so that they are checked and recorded as keys of the sweep.
     given = {"gpus_per_trial": gpus, "cpus_per_trial": cpus}
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     loaded = load_sweep(sweep, [*(overrides or []), *options])
@@ -175,7 +170,8 @@ def submit_slurm_array(
             "them to their end, or use `distbranch sweep`."
         )
     trials = list_trials(loaded)
-    most = at_once or loaded.concurrency or 64
+    most = at_once or loaded.concurrency or 64  # a site's limit on the jobs of a user is often in the hundreds
+    # Slurm gives whole GPUs only.
     gpus_per_trial = math.ceil(loaded.gpus_per_trial)
     resources = Resources(
         partition=partition,

@@ -25,6 +25,7 @@ errors = Console(stderr=True)
 
 def complete_key(incomplete: str) -> list[tuple[str, str]]:
     """For the shell: the dotted keys that begin so, as `key=`, each with its meaning."""
+    # Imported in functions, as in all commands: a completion or a help text that takes seconds is not waited for.
     from distbranch.config import describe_keys
 
     return [(f"{key}=", meaning) for key, _, _, meaning in describe_keys() if key.startswith(incomplete)]
