@@ -21,7 +21,7 @@ from tiny_world import TASKS, Ended, assert_one_sentence, contents, nothing_over
 
 import distbranch
 from distbranch import cli
-from distbranch.cli.predict import _write_predictions
+from distbranch.cli.predict import format_predictions
 from distbranch.config import Config, describe_keys
 from distbranch.config.reading import parse_override
 from distbranch.config.sweep import SweepConfig
@@ -293,15 +293,12 @@ def test_no_column_of_predictions_takes_the_place_of_another(names: tuple[str, .
     scores: dict[str, float | dict[str, float]] = {name: 0.5 + 0.01 * at for at, name in enumerate(names)}
     if "shade" in scores:
         scores["shade"] = {"dark": 0.25, "light": 0.75}
-    file = io.StringIO()
-    _write_predictions(file, [Prediction(Path("photo.jpg"), scores)], as_json=False)
-    head, row = csv.reader(io.StringIO(file.getvalue()))
+    predictions = [Prediction(Path("photo.jpg"), scores)]
+    head, row = csv.reader(io.StringIO(format_predictions(predictions, as_json=False)))
     assert head == heads
     flat = [s for score in scores.values() for s in (score.values() if isinstance(score, dict) else [score])]
     assert row == ["photo.jpg", *(f"{score:.6f}" for score in flat)]
-    file = io.StringIO()
-    _write_predictions(file, [Prediction(Path("photo.jpg"), scores)], as_json=True)
-    assert json.loads(file.getvalue()) == [{"image": "photo.jpg", "scores": scores}]
+    assert json.loads(format_predictions(predictions, as_json=True)) == [{"image": "photo.jpg", "scores": scores}]
 
 
 def test_predictions_as_table_show_what_is_above_the_threshold(world: Path) -> None:
@@ -400,11 +397,3 @@ def test_the_shell_completes_commands_keys_and_run_directories(tmp_path: Path) -
     assert completions_of("distbranch train c.yaml method.al", tmp_path) == ["method.alpha="]
     assert completions_of("distbranch report ", tmp_path) == ["runs/"]
     assert completions_of("distbranch report runs/", tmp_path) == ["runs/branch", "runs/thin"]
-
-
-def test_a_benchmark_that_moved_is_told_with_its_new_command() -> None:
-    benchmarks = Path(__file__).parent / "benchmarks"
-    for name in ("data", "decide", "memory", "somp", "sweep", "train"):
-        ended = run_command(["bench", name])
-        assert_one_sentence(ended, 2, (f"python tests/benchmarks/bench_{name}.py",))
-        assert (benchmarks / f"bench_{name}.py").exists()

@@ -108,6 +108,13 @@ def test_unknown_keys_are_refused_with_the_nearest_ones(given: Mapping[str, Any]
     assert all(word in str(refused.value) for word in words), str(refused.value)
 
 
+def test_all_unknown_keys_and_values_out_of_range_are_told_at_once() -> None:
+    with pytest.raises(UsageError) as refused:
+        load_config({"optm": {}, "model": {"with": 3}, "train": None}, ["optim.lr=-1"])
+    for words in ("optm: this key is unknown", "did you mean model.width", "train: should hold", "optim.lr: "):
+        assert words in str(refused.value)
+
+
 RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
 
 
@@ -214,7 +221,7 @@ def test_a_config_with_bases_resolves_as_the_flat_one(tmp_path: Path) -> None:
         ("base: second.yaml", r"name each other as `base` \(.*second.yaml -> .*second.yaml\)"),
         ("base: sweep.yaml", r"sweep.yaml is the file of a sweep, for it has seeds"),
         ("base: $NO_SUCH_FOLDER/a.yaml", r"base: .*\$NO_SUCH_FOLDER"),
-        ("base: thin/first.yaml\nmodel: {with: 3}", r"The key 'model.with' is unknown. Did you mean model.width"),
+        ("base: thin/first.yaml\nmodel: {with: 3}", r"model.with: this key is unknown, did you mean model.width"),
     ],
 )
 def test_a_base_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:

@@ -27,14 +27,14 @@ from distbranch.tasks import Task
 class Candidate:
     """A network to measure.
 
-    `copies`: networks that run one after another; one is measured, the time counts so often. `is_reference`: the thin network,
-    which the others are relative to.
+    `copies`: networks that run one after another; one is measured, the time counts so often. `is_baseline`: it stands beside those
+    that are asked about; the first baseline is the thin network, which all are relative to.
     """
 
     name: str
     network: Network
     copies: int = 1
-    is_reference: bool = False
+    is_baseline: bool = False
 
 
 def list_candidates_of_runs(runs: Sequence[Path], against: Sequence[str]) -> list[Candidate]:
@@ -50,14 +50,14 @@ def list_candidates_of_runs(runs: Sequence[Path], against: Sequence[str]) -> lis
         raise UserError(
             "Latencies are compared between runs of the same image size and tasks, but these differ. Measure them one by one."
         )
-    names = [run.name or str(run) for run in runs]
-    if len(set(names)) < len(names):  # `a/mine b/mine`: only the whole path tells them apart
-        names = list(map(str, runs))
     baselines = list_baselines(architectures[0], against)
-    # A run may be called like a baseline, `thin-2` say.
-    taken = {baseline.name for baseline in baselines}
-    names = [f"run {name}" if name in taken else name for name in names]
-    return [*map(Candidate, names, networks), *baselines]
+    # `a/mine b/mine`, or a run that is called like a baseline: only the whole path tells them apart.
+    names = [run.name for run in runs] + [baseline.name for baseline in baselines]
+    candidates = []
+    for run, network in zip(runs, networks, strict=True):
+        name = run.name if names.count(run.name) == 1 else f"run {run}"
+        candidates.append(Candidate(name, network))
+    return candidates + baselines
 
 
 def list_candidates_of_trees(trees: Sequence[Architecture], against: Sequence[str]) -> list[Candidate]:
@@ -77,12 +77,12 @@ def list_baselines(architecture: AnyArchitecture, against: Sequence[str]) -> lis
     name = f"thin-{thin.width or thin.width_fraction or thin.backbone}"
     # Random weights, for an answer takes as long with any.
     baselines = [
-        Candidate(name, _build_random(thin), is_reference=True),
-        Candidate(f"independent ({num_tasks} x {name})", _build_random(alone), num_tasks),
+        Candidate(name, _build_random(thin), is_baseline=True),
+        Candidate(f"independent ({num_tasks} x {name})", _build_random(alone), num_tasks, is_baseline=True),
     ]
     for backbone in against:
         full = Architecture.thin(backbone, None, thin.image_size, thin.tasks)
-        baselines.append(Candidate(backbone, _build_random(full)))
+        baselines.append(Candidate(backbone, _build_random(full), is_baseline=True))
     return baselines
 
 

@@ -3,20 +3,33 @@
 Few branches: every partition is tried. Else one grouping per number of groups d is found by spectral clustering, for as many d
 as can win, and single branches of the cheapest one move from group to group while its cost falls. A grouping into d groups costs
 at least (d - 1) L0 2^p and the least spread of a branch alone, so from some d on none can win.
+
+Moves keep the number of groups: the least cost of all groupings is often that of a few single branches beside one group of all the
+others, which is no grouping by affinity, and moves that open groups lead there. So do single moves where affinities are weak, for
+Eq. 11 is a mean over groups of whatever size: of the eight regions of the quickstart's faces seven became single tasks beside one
+group of 33. So a move must not lower the closeness of the branches to their groups either, every branch counted alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 
-from distbranch.branching.grouping import ROUNDING, Groups, Matrix, cluster_branches, separation_cost
-from distbranch.branching.search import MOST_BRANCHES, find_best_partitions, move_branches
+from distbranch.branching.grouping import (
+    ROUNDING,
+    Groups,
+    Labels,
+    Matrix,
+    cluster_branches,
+    group_by_label,
+    label_branches,
+    separation_cost,
+)
 
 UNIT_COST = 1 / 64  # L0 of Eq. 9: with 2^p one more branch costs 1/64 in the fc layers and 1/2 in conv1 of VGG-16
+MOST_BRANCHES = 8  # Bell(8) = 4,140 partitions take a tenth of a second; Bell(12) = 4,213,597
 ALL_PARTITIONS = "all partitions"
 WITH_MOVES = "spectral + moves"
 
@@ -58,92 +71,157 @@ def choose_groups(
         unit_cost: of one more branch above all pooling layers.
         max_groups: no more than this many groups; None for no limit.
         seed: of the clustering. The same arguments give the same decision.
-    """
-    candidates = Candidates(branch_affinity, seed=seed)
-    return candidates.choose(alpha=alpha, pools_above=pools_above, unit_cost=unit_cost, max_groups=max_groups)
-
-
-class Candidates:
-    """The groupings among which decisions choose that differ in nothing but prices and caps; found when one first needs them.
-
-    Args:
-        branch_affinity: A_b [c, c].
-        seed: of the clustering.
 
     Raises:
         ValueError: the affinity is not a square matrix.
     """
+    affinity = np.asarray(branch_affinity, dtype=np.float64)
+    count = len(affinity)
+    if affinity.shape != (count, count) or count == 0:
+        raise ValueError(
+            f"The affinity of branches must be a square matrix [c, c], found shape {list(affinity.shape)}."
+        )
+    limit = count if max_groups is None else max(1, min(max_groups, count))
+    tries_all = count <= MOST_BRANCHES
+    groupings: Iterable[tuple[int, Groups]] = cluster_branches(affinity, limit, seed=seed)
+    if tries_all:
+        groupings = find_best_partitions(affinity, limit).items()
 
-    def __init__(self, branch_affinity: Matrix, *, seed: int = 0) -> None:
-        self.affinity = np.asarray(branch_affinity, dtype=np.float64)
-        shape = self.affinity.shape
-        if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-            raise ValueError(f"The affinity of branches must be a square matrix [c, c], found shape {list(shape)}.")
-        self._tries_all = len(self.affinity) <= MOST_BRANCHES
-        # The spread of a group is at least that of its members alone, so no grouping costs less.
-        spreads_alone = 1 - np.diag(self.affinity)
-        self._least_separation = float(spreads_alone.min())
-        self._found: list[tuple[Groups, float]] = []
-        self._others = self._search_groupings(seed)
+    price = unit_cost * 2**pools_above
+    # The spread of a group is at least that of its members alone, so no grouping costs less.
+    least_separation = float((1 - np.diag(affinity)).min())
+    costs: dict[int, float] = {}
+    separation: dict[int, float] = {}
+    found: dict[int, Groups] = {}
+    for d, groups in groupings:
+        complexity = (d - 1) * price
+        # From here on complexity alone costs more than the best so far, whatever the grouping.
+        bound = complexity + alpha * least_separation
+        if not tries_all and costs and bound > min(costs.values()) + ROUNDING:
+            break
+        found[d] = groups
+        separation[d] = separation_cost(affinity, groups)
+        costs[d] = complexity + alpha * separation[d]  # Eq. 9
 
-    def choose(
-        self,
-        *,
-        alpha: float,
-        pools_above: int,
-        unit_cost: float = UNIT_COST,
-        max_groups: int | None = None,
-    ) -> Decision:
-        """The choice of `choose_groups`, with the same arguments."""
-        price = unit_cost * 2**pools_above
-        limit = len(self.affinity) if max_groups is None else max(1, max_groups)
-        costs: dict[int, float] = {}
-        separation: dict[int, float] = {}
-        found: dict[int, Groups] = {}
-        for groups, cost in self:
-            d = len(groups)
-            if d > limit:
-                break
+    # On ties the fewest groups: a branch that gains nothing is not worth its weights.
+    best = min(costs.values()) + ROUNDING
+    chosen = min(d for d, cost in costs.items() if cost <= best)
+    if tries_all:
+        return Decision(found[chosen], costs, separation)
 
-            # From here on complexity alone costs more than the best so far, whatever the grouping.
-            complexity = (d - 1) * price
-            bound = complexity + alpha * self._least_separation
-            if not self._tries_all and costs and bound > min(costs.values()) + ROUNDING:
-                break
+    # Only the chosen grouping is mended, for moves keep the number of groups and cost more than clustering.
+    groups, num_moves = move_branches(affinity, found[chosen])
+    separation[chosen] = separation_cost(affinity, groups)
+    costs[chosen] = (chosen - 1) * price + alpha * separation[chosen]
+    return Decision(groups, costs, separation, WITH_MOVES, num_moves)
 
-            # Eq. 9
-            costs[d] = complexity + alpha * cost
-            separation[d] = cost
+
+# ---- all partitions of a few branches
+
+
+def find_best_partitions(branch_affinity: Matrix, max_groups: int) -> dict[int, Groups]:
+    """For every d from 1 to `max_groups` the grouping into d groups with the least separation cost (Eq. 11).
+
+    Of several the first one in lexicographic order, with groups sorted by their first member.
+    """
+    found: dict[int, Groups] = {}
+    least = dict.fromkeys(range(1, max_groups + 1), np.inf)
+    for groups in list_partitions(len(branch_affinity)):
+        d = len(groups)
+        if d > max_groups:
+            continue
+        cost = separation_cost(branch_affinity, groups)
+        if cost < least[d] - ROUNDING:
+            least[d] = cost
             found[d] = groups
+    return dict(sorted(found.items()))
 
-        # On ties the fewest groups: a branch that gains nothing is not worth its weights.
-        best = min(costs.values()) + ROUNDING
-        tied = [d for d, cost in costs.items() if cost <= best]
-        chosen = found[min(tied)]
-        if self._tries_all:
-            return Decision(chosen, costs, separation)
 
-        # Only the chosen grouping is mended, for moves keep the number of groups and cost more than clustering.
-        moved, num_moves = move_branches(self.affinity, chosen)
-        d = len(moved)
-        separation[d] = separation_cost(self.affinity, moved)
-        costs[d] = (d - 1) * price + alpha * separation[d]
-        return Decision(moved, costs, separation, WITH_MOVES, num_moves)
+def list_partitions(count: int) -> list[Groups]:
+    """Every partition of 0..count-1, in lexicographic order."""
+    found: list[Groups] = [()]
+    for branch in range(count):
+        grown: list[Groups] = []
+        for groups in found:
+            # The branch alone, or in one of the groups so far: no partition comes up twice.
+            grown.append((*groups, (branch,)))
+            for number, group in enumerate(groups):
+                before = groups[:number]
+                after = groups[number + 1 :]
+                grown.append((*before, (*group, branch), *after))
+        found = grown
+    return sorted(found)
 
-    def __iter__(self) -> Iterator[tuple[Groups, float]]:
-        """The grouping into d groups and its separation cost, from d = 1 on; those found once are kept."""
-        for place in count():
-            if place == len(self._found):
-                found = next(self._others, None)
-                if found is None:
-                    return
-                self._found.append(found)
-            yield self._found[place]
 
-    def _search_groupings(self, seed: int) -> Iterator[tuple[Groups, float]]:
-        most = len(self.affinity)
-        found = cluster_branches(self.affinity, most, seed=seed)
-        if self._tries_all:
-            found = iter(find_best_partitions(self.affinity, most).items())
-        for _, groups in found:
-            yield groups, separation_cost(self.affinity, groups)
+# ---- moves of single branches of many
+
+
+def move_branches(branch_affinity: Matrix, groups: Groups) -> tuple[Groups, int]:
+    """The grouping from which no single move lowers the separation cost without lowering closeness, and the number of moves.
+
+    Every move is the best of all, on ties the first one by branch and group; as each lowers the cost, there is an end.
+    """
+    labels = label_branches(groups)
+    num_moves = 0
+    while True:
+        costs, gains = tabulate_moves(branch_affinity, labels)
+        # A move that takes branches from what is close to them is none, see above.
+        costs[gains < -ROUNDING] = np.inf
+
+        # Below by more than rounding, or two equal groupings would take turns for ever.
+        least = costs.min()
+        if not least < separation_cost(branch_affinity, group_by_label(labels)) - ROUNDING:
+            return group_by_label(labels), num_moves
+
+        first = (costs <= least + ROUNDING).argmax()
+        branch, group = divmod(int(first), len(groups))
+        labels[branch] = group
+        num_moves += 1
+
+
+def tabulate_moves(branch_affinity: Matrix, labels: Labels) -> tuple[Matrix, Matrix]:
+    """What the move of every branch to every group [c, d] would lead to.
+
+    The first table is Eq. 11 after the move, infinite where the branch is in the group or leaves its own one empty. The second
+    is the gain of closeness: of the sum over branches of their least affinity within their group.
+    """
+    count = len(labels)
+    sizes = np.bincount(labels)
+    own_sizes = sizes[labels]
+
+    # The least affinities of a group's members within it, summed (Eq. 10): as it is, with every branch added, and of the group
+    # of every branch without that branch.
+    sums = np.zeros(len(sizes))
+    sums_with = np.zeros((len(sizes), count))
+    sums_without = np.zeros(count)
+    for group in range(len(sizes)):
+        members = np.flatnonzero(labels == group)
+        inside = branch_affinity[np.ix_(members, members)]
+        least = inside.min(axis=1)
+        sums[group] = least.sum()
+
+        # With a branch: the members' least affinities, to it or as before, and its own one to them.
+        theirs = np.minimum(branch_affinity[members], least[:, None])
+        own = np.minimum(branch_affinity[:, members].min(axis=1), np.diag(branch_affinity))
+        sums_with[group] = theirs.sum(axis=0) + own
+
+        for branch in members:
+            rest = members[members != branch]
+            if len(rest) > 0:
+                sums_without[branch] = branch_affinity[np.ix_(rest, rest)].min(axis=1).sum()
+
+    # Eq. 10 of every group [d], of that of every branch without it [c], and of every group with every branch added [d, c].
+    spreads = 1 - sums / sizes
+    spreads_without = 1 - sums_without / np.maximum(own_sizes - 1, 1)
+    spreads_with = 1 - sums_with / (sizes + 1)[:, None]
+
+    # Eq. 11: two groups change.
+    others = spreads.sum() - spreads[labels] + spreads_without
+    joined = spreads_with - spreads[:, None]
+    costs: Matrix = (others + joined).T / len(sizes)
+    costs[np.arange(count), labels] = np.inf
+    costs[own_sizes == 1] = np.inf
+
+    left = sums_without - sums[labels]
+    gains: Matrix = left[:, None] + (sums_with - sums[:, None]).T
+    return costs, gains

@@ -1,7 +1,7 @@
 """Grouping branches by affinity: Eq. 7-8 (affinity between branches), Eq. 10-11 (what a grouping costs) and spectral clustering.
 
-The k-means of the clustering is our own, for one decision needs hundreds of runs: all runs share one table of distances, and only
-the groups that changed are computed again.
+The k-means of the clustering is our own, for one decision needs hundreds of runs, which share one table of distances; scikit-learn's
+spends more time on checking its input than on so few points.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
 Labels = NDArray[np.intp]
 Groups = tuple[tuple[int, ...], ...]
 
@@ -33,12 +34,10 @@ def branch_affinity(affinity: Matrix, branches: Sequence[Sequence[int]]) -> Matr
 
 def separation_cost(branch_affinity: Matrix, groups: Sequence[Sequence[int]]) -> float:
     """L_s (Eq. 10, 11): how far apart the branches of the same group are, mean over groups; 0 if every branch stands alone."""
-    label = np.empty(len(branch_affinity), dtype=np.intp)
-    for number, group in enumerate(groups):
-        label[list(group)] = number
-    together = label[:, None] == label
+    labels = label_branches(groups)
+    together = labels[:, None] == labels
     lowest = np.where(together, branch_affinity, np.inf).min(axis=1)  # the least affinity within the own group
-    closeness = np.bincount(label, lowest) / np.bincount(label)
+    closeness = np.bincount(labels, lowest) / np.bincount(labels)
     spreads = 1 - closeness  # Eq. 10
     return float(spreads.mean())  # Eq. 11
 
@@ -67,21 +66,13 @@ def cluster_branches(branch_affinity: Matrix, max_groups: int, *, seed: int) -> 
     Groups are sorted by their first member. A labelling that leaves a group empty does not count; a d without any is left out.
     """
     count = len(branch_affinity)
-    coordinates = np.eye(count)
-    if count > 2:  # one or two branches need no clustering
-        coordinates = spectral_embedding(branch_affinity)
-    for num_groups in range(1, min(max_groups, count) + 1):
-        if num_groups == 1:
-            yield 1, (tuple(range(count)),)
-            continue
-        if num_groups == count:
-            yield count, group_by_label(range(count))
-            continue
+    yield 1, (tuple(range(count)),)
+    coordinates = spectral_embedding(branch_affinity)
+    for num_groups in range(2, min(max_groups, count - 1) + 1):
         points = coordinates[:, :num_groups]
-        seeds = range(seed, seed + RESTARTS)
         best = None
         least = np.inf
-        for labels in run_k_means(points, num_groups, seeds=seeds):
+        for labels in run_k_means(points, num_groups, seeds=range(seed, seed + RESTARTS)):
             groups = group_by_label(labels)
             cost = separation_cost(branch_affinity, groups)
             if len(groups) == num_groups and cost < least:
@@ -89,6 +80,17 @@ def cluster_branches(branch_affinity: Matrix, max_groups: int, *, seed: int) -> 
                 least = cost
         if best is not None:
             yield num_groups, best
+    # As many groups as branches need no clustering.
+    if 1 < count <= max_groups:
+        yield count, group_by_label(range(count))
+
+
+def label_branches(groups: Sequence[Sequence[int]]) -> Labels:
+    """The number of the group of every branch [c]."""
+    labels = np.empty(sum(map(len, groups)), dtype=np.intp)
+    for number, group in enumerate(groups):
+        labels[list(group)] = number
+    return labels
 
 
 def group_by_label(labels: Iterable[int] | Labels) -> Groups:
@@ -113,28 +115,20 @@ def run_k_means(points: Matrix, num_groups: int, *, seeds: Iterable[int]) -> Ite
     distances = np.maximum(lengths[:, None] + lengths - 2 * products, 0.0)
     generators = [np.random.default_rng(seed) for seed in seeds]
     for first in select_first_centres(distances, num_groups, generators):
-        to_centres = distances[:, first]
-        labels = to_centres.argmin(axis=1)
-        changed = np.unique(labels)
+        centres = points[first]
+        labels = distances[:, first].argmin(axis=1)
         for _ in range(MAX_ITERATIONS):
-            # New centres of the groups that changed; an empty group keeps its centre.
-            members = labels == changed[:, None]  # [groups changed, n]
-            has_members = members.any(axis=1)
-            changed = changed[has_members]
-            members = members[has_members]
+            # New centres; an empty group keeps its own.
+            members = labels == np.arange(num_groups)[:, None]
             sizes = members.sum(axis=1, keepdims=True)
-            centres = members @ points / sizes
-            squares = (centres**2).sum(axis=1)
-            products = points @ centres.T
-            to_centres[:, changed] = lengths[:, None] + squares - 2 * products
+            means = members @ points / np.maximum(sizes, 1)
+            centres = np.where(sizes > 0, means, centres)
 
             # Every point goes to its nearest centre.
-            nearest = to_centres.argmin(axis=1)
-            moved = nearest != labels
-            if not moved.any():
+            squares = (centres**2).sum(axis=1)
+            nearest = (squares - 2 * points @ centres.T).argmin(axis=1)
+            if (nearest == labels).all():
                 break
-            both = np.concatenate([labels[moved], nearest[moved]])
-            changed = np.unique(both)
             labels = nearest
         yield labels
 

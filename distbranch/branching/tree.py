@@ -5,7 +5,7 @@ A tree is nothing but the list of its splits; everything else is computed by fol
 
 from __future__ import annotations
 
-import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-Groups = tuple[tuple[int, ...], ...]
+from distbranch.branching.grouping import Groups, label_branches
+
 NamedGroups = Sequence[Sequence[str]]
 
 
@@ -27,15 +28,6 @@ class Split:
 
     layer: int
     groups: Groups
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, for JSON."""
-        return {"layer": self.layer, "groups": list(map(list, self.groups))}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Split:
-        """The inverse of `to_json`."""
-        return cls(int(data["layer"]), _to_groups(data["groups"]))
 
 
 @dataclass(frozen=True)
@@ -62,15 +54,11 @@ class Tree:
     @cached_property
     def _branches(self) -> dict[int, Groups]:
         """Those of the heads (layer L + 1) and of every layer that was split."""
-        above = _stand_alone(self.num_tasks)
+        above: Groups = tuple((task,) for task in range(self.num_tasks))
         layer = self.num_layers + 1  # the heads
         found = {layer: above}
         for split in self.splits:
             layer -= 1
-            if layer == 0:
-                raise ValueError(
-                    f"A tree of {self.num_layers} layers has at most that many splits, but {len(self.splits)} were given."
-                )
             _check_split(split, layer, len(above))
             above = _merge_branches(above, split.groups)
             found[layer] = above
@@ -78,9 +66,7 @@ class Tree:
 
     def branches(self, layer: int) -> Groups:
         """The tasks served by every branch of a layer (1..L; layer L + 1 are the heads, one per task)."""
-        highest = self.num_layers + 1
-        if not 1 <= layer <= highest:
-            raise ValueError(f"Layers are numbered from 1 to {highest}, but layer {layer} was asked for.")
+        assert 1 <= layer <= self.num_layers + 1
         # A layer that was not split is shared by all.
         everything = tuple(range(self.num_tasks))
         return self._branches.get(layer, (everything,))
@@ -93,7 +79,7 @@ class Tree:
         """Of every branch of a layer the branch of layer - 1 that feeds it; of layer L + 1, of every task; 0 for the input."""
         if layer == 1:
             return [0] * self.num_branches(layer)
-        feeding = _number_by_task(self.branches(layer - 1))
+        feeding: list[int] = label_branches(self.branches(layer - 1)).tolist()
         # All tasks of a branch come from the same branch below, so one of them tells.
         return [feeding[tasks[0]] for tasks in self.branches(layer)]
 
@@ -103,17 +89,11 @@ class Tree:
         Raises:
             ValueError: if the groups are no partition of the branches above, or the layer is not the active one.
         """
-        if self.active_layer == 0:
-            raise ValueError("Every layer of this tree has been split already, so no further split is possible.")
         return replace(self, splits=(*self.splits, split))
 
     def permuted(self, order: Sequence[int]) -> Tree:
         """The same shape with task `order[i]` in the place of task i: the control for whether the grouping matters."""
-        if sorted(order) != list(range(self.num_tasks)):
-            raise ValueError(
-                f"An order of {self.num_tasks} tasks holds every number from 0 to {self.num_tasks - 1} once, "
-                f"found {list(order)}."
-            )
+        assert sorted(order) == list(range(self.num_tasks))
         if not self.splits:
             return self
         # Only the top split groups tasks; those below group branches, which keep their places.
@@ -126,89 +106,55 @@ class Tree:
 
         What is left of a layer's branches keeps its order.
         """
-        tree = Tree(self.layers, len(tasks))
+        layers = []
         for layer in range(self.num_layers, 0, -1):
-            left = []
-            for branch in self.branches(layer):
-                numbers = [number for number, task in enumerate(tasks) if task in branch]
-                if numbers:
-                    left.append(numbers)
-            if len(left) < 2:  # nothing is apart here, nor in any layer below
-                break
-            tree = tree.with_groups(left)
-        return tree
-
-    def with_groups(self, groups: Iterable[Iterable[int]]) -> Tree:
-        """The tree after the split of the active layer that gives it a branch per group of tasks.
-
-        Every group must be a union of branches of the layer above.
-        """
-        # A split groups the branches above, not the tasks.
-        number_above = _number_by_task(self.branches(self.active_layer + 1))
-        inside = []
-        for group in groups:
-            numbers = {number_above[task] for task in group}
-            inside.append(tuple(sorted(numbers)))
-        return self.split(Split(self.active_layer, tuple(inside)))
+            branches: dict[int, list[int]] = {}
+            serving = label_branches(self.branches(layer)).tolist()
+            for number, task in enumerate(tasks):
+                branches.setdefault(serving[task], []).append(number)
+            layers.append([branches[branch] for branch in sorted(branches)])
+        return grow_tree(self.layers, len(tasks), layers)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
-        return {
-            "layers": list(self.layers),
-            "num_tasks": self.num_tasks,
-            "splits": [split.to_json() for split in self.splits],
-        }
+        splits = [{"layer": split.layer, "groups": list(map(list, split.groups))} for split in self.splits]
+        return {"layers": list(self.layers), "num_tasks": self.num_tasks, "splits": splits}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tree:
         """The inverse of `to_json`; checks every split again."""
-        splits = tuple(Split.from_json(split) for split in data["splits"])
-        return cls(tuple(data["layers"]), int(data["num_tasks"]), splits)
+        splits = []
+        for split in data["splits"]:
+            groups = tuple(map(tuple, split["groups"]))
+            splits.append(Split(split["layer"], groups))
+        return cls(tuple(data["layers"]), data["num_tasks"], tuple(splits))
 
     def text(self, task_names: Sequence[str]) -> str:
         """The tree as indented text from the input up; layers with the same branches share one line."""
-        names = list(task_names)
         lines: list[str] = []
         for tasks in self.branches(1):
-            lines += self._list_lines(1, tasks, names, indent="")
+            self._add_lines(lines, 1, tasks, task_names)
         return "\n".join(lines)
 
-    def _list_lines(self, layer: int, tasks: tuple[int, ...], names: list[str], indent: str) -> Iterable[str]:
+    def _add_lines(
+        self, lines: list[str], layer: int, tasks: tuple[int, ...], names: Sequence[str], indent: str = ""
+    ) -> None:
         top = layer
         while top < self.num_layers and tasks in self.branches(top + 1):
             top += 1
-        span = self.layers[layer - 1]
-        if top > layer:
-            span += f"..{self.layers[top - 1]}"
+        span = "..".join(dict.fromkeys((self.layers[layer - 1], self.layers[top - 1])))
         if top == self.num_layers:
             served = ", ".join(names[task] for task in tasks)
-            yield f"{indent}{span}: {served}"
+            lines.append(f"{indent}{span}: {served}")
             return
-        count = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
-        yield f"{indent}{span} ({count})"
+        noun = "task" if len(tasks) == 1 else "tasks"
+        lines.append(f"{indent}{span} ({len(tasks)} {noun})")
         for above in self.branches(top + 1):
             if above[0] in tasks:
-                yield from self._list_lines(top + 1, above, names, indent + "  ")
+                self._add_lines(lines, top + 1, above, names, indent + "  ")
 
 
-def _to_groups(groups: Iterable[Iterable[int]]) -> Groups:
-    return tuple(tuple(map(int, group)) for group in groups)
-
-
-def _stand_alone(count: int) -> Groups:
-    """Every one a group of its own."""
-    return tuple((member,) for member in range(count))
-
-
-def _number_by_task(branches: Groups) -> dict[int, int]:
-    """Of every task the number of the branch that serves it."""
-    numbers: dict[int, int] = {}
-    for number, tasks in enumerate(branches):
-        numbers |= dict.fromkeys(tasks, number)
-    return numbers
-
-
-def _merge_branches(above: Sequence[tuple[int, ...]], groups: Groups) -> Groups:
+def _merge_branches(above: Sequence[Sequence[int]], groups: Groups) -> Groups:
     """The tasks of every group of branches."""
     merged = []
     for group in groups:
@@ -218,33 +164,45 @@ def _merge_branches(above: Sequence[tuple[int, ...]], groups: Groups) -> Groups:
 
 
 def _check_split(split: Split, layer: int, num_above: int) -> None:
-    if split.layer != layer:
+    if layer == 0 or split.layer != layer:
         raise ValueError(
-            f"Layers are split from the top down, so layer {layer} is next, but the split is of layer {split.layer}."
+            f"Layers are split from the top down, each once, so layer {layer} is next (0: none), found a split of layer {split.layer}."
         )
-    if not 2 <= len(split.groups) <= num_above:
-        allowed = f"Give between 2 and {num_above} groups." if num_above > 1 else "There is nothing left to separate."
+    branches = sorted(chain.from_iterable(split.groups))
+    if branches != list(range(num_above)) or len(split.groups) < 2 or not all(split.groups):
         raise ValueError(
-            f"The layer above layer {layer} has {num_above} branches, so a split into {len(split.groups)} groups "
-            f"is not possible. {allowed}"
-        )
-    members = chain.from_iterable(split.groups)
-    if sorted(members) != list(range(num_above)) or not all(split.groups):
-        raise ValueError(
-            f"The groups of a split of layer {layer} must hold every branch from 0 to {num_above - 1} exactly once and "
-            f"none may be empty, found {list(map(list, split.groups))}."
+            f"A split of layer {layer} should divide the branches above, 0 to {num_above - 1}, into at least two groups that are not "
+            f"empty, every branch in exactly one, found {list(map(list, split.groups))}."
         )
 
 
 # ---- trees that are given and not learned
 
 
+def grow_tree(layers: Sequence[str], num_tasks: int, branches: Iterable[Sequence[Sequence[int]]]) -> Tree:
+    """The tree with these branches, each as its tasks, from the top layer down; below the first single one all tasks share.
+
+    Raises:
+        ValueError: a branch is no union of those of the layer above.
+    """
+    tree = Tree(tuple(layers), num_tasks)
+    for layer in branches:
+        if len(layer) < 2:
+            break
+        # A split groups the branches above, not the tasks.
+        number_above: list[int] = label_branches(tree.branches(tree.active_layer + 1)).tolist()
+        groups = []
+        for tasks in layer:
+            numbers = {number_above[task] for task in tasks}
+            groups.append(tuple(sorted(numbers)))
+        tree = tree.split(Split(tree.active_layer, tuple(groups)))
+    return tree
+
+
 def build_independent_tree(layers: Sequence[str], num_tasks: int) -> Tree:
     """The tree in which no two tasks share anything: every layer has a branch per task."""
-    tree = Tree(tuple(layers), num_tasks)
-    while num_tasks > 1 and tree.active_layer:
-        tree = tree.split(Split(tree.active_layer, _stand_alone(num_tasks)))
-    return tree
+    alone = [[task] for task in range(num_tasks)]
+    return grow_tree(layers, num_tasks, [alone] * len(layers))
 
 
 def build_tree_of_groups(layers: Sequence[str], tasks: Sequence[str], groups: Mapping[str, NamedGroups]) -> Tree:
@@ -260,59 +218,38 @@ def build_tree_of_groups(layers: Sequence[str], tasks: Sequence[str], groups: Ma
         ValueError: no layer or an unknown one; a task that is absent, unknown or doubled; a branch that is no union of those
             above it.
     """
-    unknown = [name for name in groups if name not in layers]
-    if unknown or not groups:
-        found = f"found {unknown[0]}" if unknown else "found none"
-        raise ValueError(f"groups are given for some of the layers {', '.join(layers)}, but {found}")
     named = [number for number, name in enumerate(layers) if name in groups]
-    tree = Tree(tuple(layers), len(tasks))
-    number_of = {task: number for number, task in enumerate(tasks)}
-    above = [[task] for task in tasks]
-    name_above = "the heads"
-    current = groups[layers[named[-1]]]
-    for name in reversed(layers[named[0] :]):
-        # A layer that is not named has the groups of the one above it.
-        current = groups.get(name, current)
-        _check_tasks(name, tasks, current)
-        _check_unions(name, current, name_above, above)
-        # One group is no split, and neither is any below it.
-        if len(current) > 1:
-            numbered = [[number_of[task] for task in group] for group in current]
-            tree = tree.with_groups(numbered)
-        above = [list(group) for group in current]
-        name_above = name
-    return tree
-
-
-def _check_tasks(layer: str, tasks: Sequence[str], groups: NamedGroups) -> None:
-    members = list(chain.from_iterable(groups))
-    for task in members:
-        if task not in tasks:
-            near = difflib.get_close_matches(task, tasks, n=3) or list(tasks[:5])
-            raise ValueError(
-                f"the groups of {layer} name the task {task!r}, which there is not (the nearest: {', '.join(near)})"
-            )
-    for task in tasks:
-        if members.count(task) > 1:
-            raise ValueError(f"the groups of {layer} name the task {task!r} more than once")
-    absent = [task for task in tasks if task not in members]
-    if absent:
+    if not named or len(named) < len(groups):
         raise ValueError(
-            f"the groups of {layer} should hold all {len(tasks)} tasks, but {', '.join(absent[:5])} are not there"
+            f"groups are given for some of the layers {', '.join(layers)}, found {', '.join(groups) or 'none'}"
         )
-    if not all(groups):
-        raise ValueError(f"the groups of {layer} should each hold a task, but one is empty")
+    numbers = {task: number for number, task in enumerate(tasks)}
+    above: NamedGroups = [[task] for task in tasks]
+    current = groups[layers[named[-1]]]
+    branches = []
+    for layer in reversed(layers[named[0] :]):
+        # A layer that is not named has the groups of the one above it.
+        current = groups.get(layer, current)
+        _check_groups(layer, current, tasks, above)
+        branches.append([[numbers[task] for task in group] for group in current])
+        above = current
+    return grow_tree(layers, len(tasks), branches)
 
 
-def _check_unions(layer: str, groups: NamedGroups, layer_above: str, above: NamedGroups) -> None:
-    """A branch cannot be fed by two branches of the layer below it."""
+def _check_groups(layer: str, groups: NamedGroups, tasks: Sequence[str], above: NamedGroups) -> None:
+    counts = Counter(chain.from_iterable(groups))
+    wrong = [f"{task!r} {counts[task]} times" for task in {*tasks, *counts} if counts[task] != (task in tasks)]
+    if wrong or not all(groups):
+        raise ValueError(
+            f"the groups of {layer} should hold each of the {len(tasks)} tasks once, no other, and none should be empty, found "
+            f"{', '.join(sorted(wrong)[:6]) or 'an empty one'}"
+        )
+    # A branch cannot be fed by two branches of the layer below it.
     for branch in above:
-        own = next(group for group in groups if branch[0] in group)
-        parted = [task for task in branch if task not in own]
-        if parted:
+        if not any(set(branch) <= set(group) for group in groups):
             raise ValueError(
-                f"the groups of {layer} should be unions of those of {layer_above}, but {branch[0]!r} and {parted[0]!r}, which "
-                f"share a branch of {layer_above}, are parted in {layer}"
+                f"the groups of {layer} should be unions of those of the layer above, but {', '.join(branch)}, which share a branch "
+                f"there, are not together in {layer}"
             )
 
 
@@ -347,15 +284,14 @@ def widen(state: Mapping[str, Tensor], old: Tree, new: Tree) -> dict[str, Tensor
 
 def _find_origins(old: Tree, new: Tree, layer: int) -> list[int]:
     """For every branch of a layer of the new tree, the branch of the old tree that served all its tasks."""
-    before = old.branches(layer)
-    serving = _number_by_task(before)
+    serving = label_branches(old.branches(layer)).tolist()
     origins = []
     for tasks in new.branches(layer):
-        origin = serving[tasks[0]]
-        if not set(tasks) <= set(before[origin]):
+        served_by = {serving[task] for task in tasks}
+        if len(served_by) > 1:
             raise ValueError(
                 f"Widening only divides branches, but tasks {list(tasks)} share layer {new.layers[layer - 1]} in the new tree "
                 f"and did not in the old one. Give a tree that is the old one with further splits."
             )
-        origins.append(origin)
+        origins.append(served_by.pop())
     return origins

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.logging import RichHandler
+from typer import Option
 from typer.core import TyperGroup
 
 from distbranch.cli.bench import bench_app
@@ -34,8 +35,9 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except StoppedEarly as stopped:
+            # Every rank that torchrun started prints into the same terminal.
             if _is_first_rank() or stopped.by_one_rank:
-                errors.print(str(stopped), style="yellow", markup=False, highlight=False, soft_wrap=True)
+                _print_error(str(stopped), "yellow")
             _exit_despite_threads("distbranch-waiting", stopped.exit_code)
             raise typer.Exit(stopped.exit_code) from None
         except KeyboardInterrupt:
@@ -72,11 +74,16 @@ def _run_app() -> None:
         app()
     except UserError as error:
         if _is_first_rank() or not isinstance(error, SharedError):
-            errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            _print_error(f"Error: {error}", "red")
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except PermissionError as error:
-        errors.print(f"Error: {denied(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        # Wherever it comes from: any file that a command reads or writes may be somebody else's.
+        _print_error(f"Error: {denied(error)}", "red")
         sys.exit(1)
+
+
+def _print_error(text: str, style: str) -> None:
+    errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _exit_despite_threads(threads: str, code: int) -> None:
@@ -107,7 +114,7 @@ def _refuse_dashes(arguments: Sequence[str]) -> None:
 @app.callback()
 def _setup_logging(
     _: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     logger = logging.getLogger("distbranch")

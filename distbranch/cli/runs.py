@@ -2,32 +2,45 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
 from rich.markup import escape
 from rich.table import Table
+from typer import Argument, Option
 
-from distbranch.cli.terminal import Overrides, RunArgument, console, run_folder, show_pairs, show_wide
+from distbranch.cli.terminal import (
+    Overrides,
+    RunArgument,
+    build_table,
+    console,
+    print_plain,
+    run_folder,
+    show_pairs,
+    show_wide,
+)
 from distbranch.errors import UsageError
+
+if TYPE_CHECKING:  # loads torch
+    from distbranch.engine.results import RunResult
+    from distbranch.launch.dry_run import Plan
 
 
 def train(
-    config: Annotated[Path | None, typer.Argument(help="A YAML file, see configs/.")] = None,
+    config: Annotated[Path | None, Argument(help="A YAML file, see configs/.")] = None,
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new directory if the run exists.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print sizes, start nothing.")] = False,
-    bandwidth: Annotated[float, typer.Option(help="With --dry-run: Gbit/s between ranks.", min=1e-3)] = 10.0,
-    latency: Annotated[float, typer.Option(help="With --dry-run: microseconds per message.", min=0)] = 50.0,
+    fresh: Annotated[bool, Option("--fresh", help="Start over in a new directory if the run exists.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Check everything, print sizes, start nothing.")] = False,
+    bandwidth: Annotated[float, Option(help="With --dry-run: Gbit/s between ranks.", min=1e-3)] = 10.0,
+    latency: Annotated[float, Option(help="With --dry-run: microseconds per message.", min=0)] = 50.0,
     help_config: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--help-config",
             help="List every key with its default, range and meaning; `--help-config optim`: those that begin with optim.",
         ),
     ] = False,
 ) -> None:
-    """Train a run, or go on with it.
+    """Train a run, or resume it.
 
     Examples:
     `distbranch train configs/quickstart.yaml`
@@ -55,6 +68,7 @@ def train(
 
     with ProgressDisplay(console) as display:
         result = launch_train(resolved, fresh=fresh, report=display)
+    # Under torchrun every rank comes here, and one table is enough.
     if os.environ.get("RANK", "0") == "0":
         _show_result(result)
     return None
@@ -62,8 +76,8 @@ def train(
 
 def evaluate(
     run: RunArgument,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    data: Annotated[str | None, typer.Option(help="Another packed data set with tasks of the run.")] = None,
+    split: Annotated[str, Option(help="train, val or test.")] = "test",
+    data: Annotated[str | None, Option(help="Another packed data set with tasks of the run.")] = None,
 ) -> None:
     """Evaluate a run on one split: a table per task, and the means; each data set of a joint run on its own tasks.
 
@@ -84,7 +98,7 @@ def evaluate(
 
 def report(
     run: RunArgument,
-    out: Annotated[Path | None, typer.Option(help="Where the page goes; into the run directory if empty.")] = None,
+    out: Annotated[Path | None, Option(help="Where the page goes; into the run directory if empty.")] = None,
 ) -> None:
     """Write one self-contained HTML page about a run or a sweep, and its figures as PNG.
 
@@ -95,15 +109,16 @@ def report(
     """
     from distbranch.report.sweep_files import is_sweep
 
+    # A sweep's folder holds runs; its page compares them.
     folder = run_folder(run)
     if is_sweep(folder):
         from distbranch.report.sweep_page import report_sweep as write_report
     else:
         from distbranch.report.page import report as write_report
-    console.print(str(write_report(folder, out)), soft_wrap=True)
+    print_plain(write_report(folder, out))
 
 
-def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to check.")] = Path("runs")) -> None:
+def doctor(storage: Annotated[Path, Option(help="The folder of runs to check.")] = Path("runs")) -> None:
     """Say what this machine has, what is wrong with it and what to do.
 
     Examples:
@@ -122,60 +137,63 @@ def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to che
     raise_if_wrong(findings)
 
 
-def _show_result(result: Any) -> None:
+def _show_result(result: "RunResult") -> None:
     from distbranch.config import load_config
     from distbranch.engine.session import find_thin_baselines
     from distbranch.report.console import dataset_table, result_table
 
-    console.print()
-    console.print(result.tree.text(result.summary["tasks"]), markup=False, highlight=False, soft_wrap=True)
-    console.print()
+    print_plain(f"\n{result.tree.text(result.summary['tasks'])}\n")
     split = "test" if "test" in result.metrics else "val"
     if split in result.metrics:
-        company = {other["name"]: [other] for other in find_thin_baselines(result)}
-        console.print(result_table({**company, result.summary["name"]: [result.summary]}, split=split))
+        shown = [*find_thin_baselines(result), result.summary]
+        console.print(result_table({one["name"]: [one] for one in shown}, split=split))
         if "datasets" in result.metrics[split]:
             console.print(dataset_table(result.metrics[split], split=split))
     place = load_config(result.directory / "config.yaml").run_url or result.directory
-    console.print(f"run directory: {place}", highlight=False, soft_wrap=True)
+    print_plain(f"run directory: {place}")
 
 
-def _show_plan(plan: Any) -> None:
+def _show_plan(plan: "Plan") -> None:
     show_pairs(plan.lines)
-    if plan.scales:
-        table = Table("ranks", "step ms", "images/s", "efficiency %", "sum of a decision ms", title="predicted scaling")
-        for column in table.columns:
-            column.justify = "right"
-        for scale in plan.scales:
-            times = (f"{1000 * scale.step_s:.1f}", f"{scale.images_per_s:,.0f}", f"{100 * scale.efficiency:.1f}")
-            table.add_row(str(scale.num_ranks), *times, f"{1000 * scale.decision_s:.2f}")
-        console.print(table)
+    rows = [
+        {
+            "ranks": scale.num_ranks,
+            "step ms": f"{1000 * scale.step_s:.1f}",
+            "images/s": f"{scale.images_per_s:,.0f}",
+            "efficiency %": f"{100 * scale.efficiency:.1f}",
+            "sum of a decision ms": f"{1000 * scale.decision_s:.2f}",
+        }
+        for scale in plan.scales
+    ]
+    if rows:
+        console.print(build_table(rows, num_texts=0, title="predicted scaling"))
 
 
 def _show_keys(prefix: str) -> None:
     from distbranch.config import describe_keys
     from distbranch.config.reading import describe_unknown_key, known_keys
 
-    rows = [row for row in describe_keys() if row[0].startswith(prefix)]
+    columns = ("key", "default", "range", "meaning")
+    rows = [dict(zip(columns, row, strict=True)) for row in describe_keys() if row[0].startswith(prefix)]
     if not rows:
         keys, sections = known_keys()
         raise UsageError(describe_unknown_key(prefix, keys | sections))
-    table = Table("key", "default", "range", "meaning")
+    table = build_table(rows)
     table.columns[0].no_wrap = True  # a key is copied from here
-    for row in rows:
-        table.add_row(*map(escape, row))
     show_wide(table)
 
 
 def export(
     run: RunArgument,
-    file_format: Annotated[str, typer.Option("--format", help="onnx, or torch: a program of torch.export.")] = "onnx",
+    file_format: Annotated[
+        Literal["onnx", "torch"], Option("--format", help="torch: a program of torch.export.")
+    ] = "onnx",
     tasks: Annotated[
-        list[str] | None, typer.Option(help="Only these tasks, separated by commas, and the branches they need.")
+        list[str] | None, Option(help="Only these tasks, separated by commas, and the branches they need.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file; model/model.onnx in the run if empty.")] = None,
+    out: Annotated[Path | None, Option(help="The file; model/model.onnx in the run if empty.")] = None,
     input_type: Annotated[
-        str, typer.Option("--input", help="uint8: 0..255, normalised inside; float: normalised by you.")
+        Literal["uint8", "float"], Option("--input", help="uint8: 0..255, normalised inside; float: normalised by you.")
     ] = "uint8",
 ) -> None:
     """Write the network of a finished run as one file, batch norm folded, compared with the run before it is kept.
@@ -192,18 +210,14 @@ def export(
     from distbranch.export import export as write
 
     done = write(run_folder(run), file_format=file_format, tasks=tasks, out=out, input_type=input_type)
-    megabytes = done.num_bytes / 1e6
-    console.print(
-        f"{done.file}: {done.num_tasks} tasks, {done.weights:,} weights, {megabytes:.2f} MB; "
-        f"differs from the network by at most {done.difference:.1g} on {done.images}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+    print_plain(
+        f"{done.file}: {done.num_tasks} tasks, {done.weights:,} weights, {done.num_bytes / 1e6:.2f} MB; "
+        f"differs from the network by at most {done.difference:.1g} on {done.images}"
     )
 
 
 def status(run: RunArgument) -> None:
-    """Say what a run has come to, and what its job does.
+    """Show the state of a run and of its job.
 
     Examples:
     `distbranch status runs/quickstart`
@@ -215,9 +229,9 @@ def status(run: RunArgument) -> None:
 
 def logs(
     run: RunArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, Option("--follow", "-f", help="Follow the log until the job has ended.")] = False,
 ) -> None:
-    """Print what the job of a run has said.
+    """Print the log of the job of a run.
 
     Examples:
     `distbranch logs runs/quickstart --follow`
@@ -230,17 +244,13 @@ def logs(
 
 def cancel(
     run: RunArgument,
-    patience: Annotated[float, typer.Option(help="Seconds for the run to save itself.", min=1)] = 120,
+    patience: Annotated[float, Option(help="Seconds for the run to save itself.", min=1)] = 120,
 ) -> None:
-    """Save everything and stop a run; the same command that started it continues it.
+    """Save everything and stop a run; the command that started it resumes it.
 
     Examples:
     `distbranch cancel runs/quickstart --patience 300`
     """
     from distbranch.launch.jobs import cancel_run
 
-    cancel_run(
-        run_folder(run),
-        patience_s=patience,
-        say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
-    )
+    cancel_run(run_folder(run), patience_s=patience, say=print_plain)

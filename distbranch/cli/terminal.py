@@ -1,27 +1,31 @@
-"""What all commands share: the terminal, also one that is closed, common arguments and their completion, and small tables."""
+"""What all commands share: the terminal, also one that is closed, common arguments and their completion, and tables."""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+from typer import Argument
 
 from distbranch.config.paths import is_remote
-from distbranch.errors import UsageError
+from distbranch.errors import UsageError, UserError
 
 console = Console()
 errors = Console(stderr=True)
 
 
+# ---- arguments
+
+
 def complete_key(incomplete: str) -> list[tuple[str, str]]:
     """For the shell: the dotted keys that begin so, as `key=`, each with its meaning."""
+    # Imported in functions, as in all commands: a completion or a help text that takes seconds is not waited for.
     from distbranch.config import describe_keys
 
     return [(f"{key}=", meaning) for key, _, _, meaning in describe_keys() if key.startswith(incomplete)]
@@ -48,9 +52,9 @@ def _is_run(folder: Path) -> bool:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Dotted keys, `method.alpha=2 optim.lr=0.01`.", autocompletion=complete_key),
+    Argument(help="Dotted keys, `method.alpha=2 optim.lr=0.01`.", autocompletion=complete_key),
 ]
-RunArgument = Annotated[str, typer.Argument(help="A run directory: a folder or a URL.", autocompletion=complete_run)]
+RunArgument = Annotated[str, Argument(help="A run directory: a folder or a URL.", autocompletion=complete_run)]
 
 
 def run_folder(run: str) -> Path:
@@ -60,37 +64,6 @@ def run_folder(run: str) -> Path:
     from distbranch.engine.remote_run import download_run
 
     return download_run(run)
-
-
-def show_rows(rows: list[dict[str, Any]]) -> None:
-    """A table of rows with the same columns."""
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(_format_cell, row.values()))
-    show_wide(table)
-
-
-def _format_cell(value: Any) -> str:
-    if value is None:
-        return "\u2013"  # undefined
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def show_wide(table: Table) -> None:
-    """A table with many columns: folded on a terminal, and in a file as wide as it wants to be."""
-    if console.is_terminal:
-        console.print(table)
-        return
-    wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
-    Console(file=console.file, width=max(console.width, wanted)).print(table)
-
-
-def show_pairs(pairs: Any) -> None:
-    """A table of what was asked about and the answer."""
-    table = Table(show_header=False)
-    for pair in pairs:
-        table.add_row(*map(escape, pair))
-    console.print(table)
 
 
 def numbers(text: str, option: str = "--seeds") -> list[int]:
@@ -116,6 +89,88 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+# ---- what is shown
+
+
+def print_plain(text: Any) -> None:
+    """The text as it is: not as markup, not folded, without colours."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_piece(piece: str) -> None:
+    """A piece of a log, which may end within a line."""
+    console.file.write(piece)
+    console.file.flush()
+
+
+def build_table(rows: Sequence[Mapping[str, Any]], *, num_texts: int | None = None, title: str | None = None) -> Table:
+    """A table of rows with the same keys, which head the columns; those after the first `num_texts` are numbers."""
+    table = Table(title=title)
+    for number, name in enumerate(rows[0]):
+        is_number = num_texts is not None and number >= num_texts
+        table.add_column(name, justify="right" if is_number else "left")
+    for row in rows:
+        table.add_row(*map(_format_cell, row.values()))
+    return table
+
+
+def _format_cell(value: Any) -> str:
+    if value is None:
+        return "\u2013"  # undefined
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of rows with the same keys."""
+    show_wide(build_table(rows))
+
+
+def show_wide(table: Table) -> None:
+    """A table with many columns: folded on a terminal, and in a file as wide as it wants to be."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
+    Console(file=console.file, width=max(console.width, wanted)).print(table)
+
+
+def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """A table of what was asked about and the answer."""
+    table = Table(show_header=False)
+    for pair in pairs:
+        table.add_row(*map(escape, pair))
+    console.print(table)
+
+
+def write_output(out: Path | None, text: str) -> None:
+    """Write the whole text or nothing, to the terminal where no file is named: what stood in a file before stays till then.
+
+    What cannot be written (file names that are not UTF-8, letters that the terminal lacks) becomes escapes.
+    """
+    if out is None:
+        sys.stdout.write(replace_unwritable(text, sys.stdout.encoding or "utf-8"))
+        return
+    from distbranch.engine.run_directory import write_atomically
+
+    text = replace_unwritable(text, "utf-8")
+    try:
+        # A pipe and /dev/stdout are written to, and not replaced.
+        if (out.is_file() or not out.exists()) and os.access(out.parent, os.W_OK):
+            write_atomically(out.resolve(), text)
+        else:
+            out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}). Give another file.") from None
+
+
+def replace_unwritable(text: str, encoding: str) -> str:
+    """The text with escapes for what an encoding cannot hold."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+# ---- a terminal that is closed while a command runs
+
+
 class LastingStream:
     """A text stream that goes nowhere once writing to it has failed. All but writing is the stream's own."""
 
@@ -125,10 +180,10 @@ class LastingStream:
     def write(self, text: str) -> int:
         """Write, if anybody reads."""
         try:
-            return self._stream.write(text)
+            self._stream.write(text)
         except OSError:
             self._close_stream()
-            return len(text)
+        return len(text)
 
     def flush(self) -> None:
         """Flush, if anybody reads."""

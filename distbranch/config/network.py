@@ -1,9 +1,9 @@
 """The settings of the network and of the method by which its tasks come to share layers, and what each method reads of them."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from distbranch.config.paths import expand_places
 
@@ -26,28 +26,30 @@ KEYS_OF_SEARCHES = (
     "sharing_preset",
 )
 
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+PositiveOrZero = Annotated[float, Field(ge=0)]
+Place = Annotated[str, AfterValidator(expand_places)]  # a path or a URL
+
 
 class Section(BaseModel):
-    """The base of every part of a configuration; refuses keys that it does not know."""
+    """The base of every part of a configuration; refuses keys that it does not know. The text below a key is its help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelConfig(Section):
     """The network before any widening."""
 
-    backbone: Literal["vgg16", "vgg9", "resnet18", "resnet34"] = Field(
-        "vgg16", description="VGG-16, or a shorter one for small images; a residual network for `adashare` or `fixed`."
-    )
-    width: int | None = Field(
-        32, ge=1, description="Thinness omega: width of every convolution; full (or `width_fraction` of it) if empty."
-    )
-    width_fraction: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="This fraction of the full width of every layer (in eights, at least 8); `width` is empty then.",
-    )
+    backbone: Literal["vgg16", "vgg9", "resnet18", "resnet34"] = "vgg16"
+    """VGG-16, or a shorter one for small images; a residual network for `adashare` or `fixed`."""
+    width: Count | None = 32
+    """Thinness omega: width of every convolution; full (or `width_fraction` of it) if empty."""
+    width_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """This fraction of the full width of every layer (in eights, at least 8); `width` is empty then."""
 
     @model_validator(mode="before")
     @classmethod
@@ -80,94 +82,69 @@ class ModelConfig(Section):
 class MethodConfig(Section):
     """How tasks come to share layers (design: branching, sections 3 to 6)."""
 
-    name: Literal["branching", "adashare", "fixed", "independent", "low-rank"] = Field(
-        "branching",
-        description="`branching` grows a tree; `adashare` learns which task skips which block; `fixed` keeps the thin network, or the "
-        "tree of `groups`; `independent`: a network per task; `low-rank`: the SVD of `pretrained`, trained on.",
-    )
+    name: Literal["branching", "adashare", "fixed", "independent", "low-rank"] = "branching"
+    """`branching` grows a tree; `adashare` learns which task skips which block; `fixed` keeps the thin network, or the tree of
+    `groups`; `independent`: a network per task; `low-rank`: the SVD of `pretrained`, trained further."""
     groups: str | dict[str, list[list[str]]] | None = Field(
-        None,
-        json_schema_extra={"range": "PATH | {LAYER: [[TASK, ...], ...]}"},
-        description="With `fixed`: the tree, that of a run directory, a tree.json, or groups of tasks by layer (a layer not named has "
-        "those of the nearest named one above, else of the highest; below the lowest all tasks share).",
+        None, json_schema_extra={"range": "PATH | {LAYER: [[TASK, ...], ...]}"}
     )
-    permutation: int | None = Field(
-        None, ge=0, description="Seed by which the tasks of the tree of `groups` are permuted: a control."
-    )
-    init: Literal["random", "somp", "largest-norm", "random-rows"] = Field(
-        "random", description="First weights: drawn at random, or filters of `pretrained` chosen by SOMP, norm or lot."
-    )
-    pretrained: str | None = Field(
-        None, description="VGG-16 weights (.pth, .safetensors) or the directory of a finished wide run."
-    )
-    pretrained_channels: Literal["rgb", "bgr"] = Field(
-        "rgb", description="Order of colours for which a weights file was trained."
-    )
-    affinity: Literal["agreement", "phi"] = Field(
-        "agreement", description="Eq. 6 of the paper, or its chance-corrected form."
-    )
-    alpha: float = Field(1.0, ge=0, description="Branching factor: weight of the separation cost (Eq. 9).")
+    """With `fixed`: the tree, that of a run directory, a tree.json, or groups of tasks by layer (a layer not named has those of
+    the nearest named one above, else of the highest; below the lowest all tasks share)."""
+    permutation: CountOrZero | None = None
+    """Seed of a random order of the tasks in the tree of `groups`: a control."""
+    init: Literal["random", "somp", "largest-norm", "random-rows"] = "random"
+    """First weights: random numbers, or filters of `pretrained`, chosen by SOMP, by norm or at random."""
+    pretrained: Place | None = None
+    """VGG-16 weights (.pth, .safetensors) or the directory of a finished wide run."""
+    pretrained_channels: Literal["rgb", "bgr"] = "rgb"
+    """Order of colours for which a weights file was trained."""
+    affinity: Literal["agreement", "phi"] = "agreement"
+    """Eq. 6 of the paper, or its chance-corrected form."""
+    alpha: PositiveOrZero = 1.0
+    """Branching factor: weight of the separation cost (Eq. 9)."""
     # 1/64 is of the published experiments: with it a branch in conv1 of VGG-16, below five pooling layers, costs 1/2.
-    unit_cost: float = Field(1 / 64, gt=0, description="L0 of Eq. 9: cost of one more branch above all pooling layers.")
+    unit_cost: Positive = 1 / 64
+    """L0 of Eq. 9: cost of one more branch above all pooling layers."""
     # Half of the weight lies on the last 69 steps, so that affinities follow the network as it learns.
-    decay: float = Field(0.99, gt=0, lt=1, description="Decay of the affinity sums per optimiser step.")
+    decay: float = Field(0.99, gt=0, lt=1)
+    """Decay of the affinity sums per optimiser step."""
     # At least 2: the first batch after a start only seeds the mean margins.
-    round_iterations: int = Field(1000, ge=2, description="Optimiser steps between two decisions.")
-    first_decision: int | None = Field(
-        None, ge=2, description="Optimiser steps before the first decision; `round_iterations` if empty."
-    )
-    max_branches: int | Literal["auto"] | None = Field(
-        "auto", description="Cap per layer: `auto` (VGG width / thin width), a number, or empty for none."
-    )
-    when_no_split: Literal["freeze", "retry"] = Field(
-        "freeze", description="After a decision for one branch: stop, or test again."
-    )
-
-    @field_validator("pretrained", "groups")
-    @classmethod
-    def _is_expanded(cls, place: Any) -> Any:
-        return expand_places(place)
-
-    @field_validator("max_branches")
-    @classmethod
-    def _is_positive(cls, cap: int | str | None) -> int | str | None:
-        if isinstance(cap, int) and cap < 1:
-            raise ValueError(f"should be at least 1, found {cap}")
-        return cap
+    round_iterations: int = Field(1000, ge=2)
+    """Optimiser steps between two decisions."""
+    first_decision: int | None = Field(None, ge=2)
+    """Optimiser steps before the first decision; `round_iterations` if empty."""
+    max_branches: Count | Literal["auto"] | None = "auto"
+    """Cap per layer: `auto` (VGG width / thin width), a number, or empty for none."""
+    when_no_split: Literal["freeze", "retry"] = "freeze"
+    """After a decision against a split: decide no more, or test again after the next round."""
 
     @field_validator("groups", mode="before")
     @classmethod
     def _is_a_tree(cls, groups: Any) -> Any:
         if groups is None or isinstance(groups, str):
-            return groups
-        # Checked before pydantic sees it, which would tell of a union's every member. Names may look like numbers in YAML.
-        if not isinstance(groups, Mapping) or not all(_is_a_grouping(layer) for layer in groups.values()):
+            return expand_places(groups)
+        # Checked before pydantic sees it, which would tell of a union's every member.
+        if not isinstance(groups, Mapping) or not all(map(_is_a_grouping, groups.values())):
             raise ValueError(
                 f"should be a run directory, a tree.json, or a mapping {{layer: [[task, ...], ...]}}, found {groups!r}"
             )
-        return {str(name): [[str(task) for task in group] for group in layer] for name, layer in groups.items()}
+        # Names may look like numbers in YAML.
+        return {str(name): [list(map(str, group)) for group in layer] for name, layer in groups.items()}
 
     @model_validator(mode="after")
-    def _has_a_tree_to_keep(self) -> Self:
+    def _begins_from_what_is_given(self) -> Self:
         if self.groups is not None and self.name != "fixed":
             raise ValueError(f"groups give a tree that is kept: use method.name=fixed with them, found {self.name}")
         if self.permutation is not None and self.groups is None:
             raise ValueError("permutation permutes the tasks of a given tree: give method.groups with it")
-        return self
-
-    @model_validator(mode="after")
-    def _begins_from_something(self) -> Self:
         if self.init != "random" and self.name == "low-rank":
             raise ValueError(
                 f"name=low-rank begins from the factors of method.pretrained, so method.init should be random, found {self.init}"
             )
         if self.begins_from_pretrained and self.pretrained is None:
-            needs = "name=low-rank factorises"
-            if self.init != "random":
-                needs = f"init={self.init} takes its filters from"
             raise ValueError(
-                f"{needs} a wide network: give method.pretrained, the path of VGG-16 weights (.pth or .safetensors) or the "
-                "directory of a finished wide run"
+                f"name={self.name} with init={self.init} begins from a wide network: give method.pretrained, the path of VGG-16 "
+                "weights (.pth or .safetensors) or the directory of a finished wide run"
             )
         if self.pretrained is not None and not self.begins_from_pretrained:
             raise ValueError(
@@ -192,51 +169,6 @@ class MethodConfig(Section):
         return self.name == "fixed" and self.groups is None
 
 
-class AdaShareConfig(Section):
-    """With `method.name: adashare`: the search for a policy, or the policy to train with (design: section 9)."""
-
-    policy: str | None = Field(
-        None,
-        json_schema_extra={"range": "PATH"},
-        description="The finished search whose policy is trained with, from fresh weights; empty: search for one.",
-    )
-    policy_number: int | None = Field(
-        None, ge=0, description="Which of the policies drawn from that search; its most probable decisions if empty."
-    )
-    warmup_iterations: int = Field(1000, ge=0, description="Optimiser steps in which all tasks share every block.")
-    weights_part: float = Field(
-        0.8, gt=0, lt=1, description="Part of the training images that trains weights; the rest trains the policy."
-    )
-    # The published experiments have 3, in some cases 1.
-    cycles_per_block: int = Field(
-        3,
-        ge=1,
-        description="Cycles (an epoch of either part) until the policy may decide one block more, from the top.",
-    )
-    weights_lr: float = Field(0.001, gt=0, description="Learning rate of the weights after the warm-up (SGD).")
-    policy_lr: float = Field(0.01, gt=0, description="Learning rate of the policy (Adam).")
-    sparsity: float | None = Field(
-        None, ge=0, description="Weight of the price of executing; the published one for so many tasks if empty."
-    )
-    sharing: float | None = Field(
-        None, ge=0, description="Weight of the price of deciding unlike each other; the published one if empty."
-    )
-    sharing_preset: Literal["paper", "experiments"] = Field(
-        "paper", description="That price as the paper says (heavy on low blocks), or as its experiments had it."
-    )
-
-    @field_validator("policy")
-    @classmethod
-    def _is_expanded(cls, policy: Any) -> Any:
-        return expand_places(policy)
-
-    @model_validator(mode="after")
-    def _draws_from_something(self) -> Self:
-        if self.policy_number is not None and self.policy is None:
-            raise ValueError("policy_number is one of the policies drawn from a search: give adashare.policy with it")
-        return self
-
-
 def _is_a_grouping(layer: Any) -> bool:
     """Whether it is [[task, ...], ...]."""
     return isinstance(layer, list) and all(map(_is_a_group, layer))
@@ -244,6 +176,38 @@ def _is_a_grouping(layer: Any) -> bool:
 
 def _is_a_group(group: Any) -> bool:
     return isinstance(group, list) and all(isinstance(task, str | int) for task in group)
+
+
+class AdaShareConfig(Section):
+    """With `method.name: adashare`: the search for a policy, or the policy to train with (design: section 9)."""
+
+    policy: Place | None = Field(None, json_schema_extra={"range": "PATH"})
+    """The finished search whose policy is trained with, from fresh weights; empty: search for one."""
+    policy_number: CountOrZero | None = None
+    """Which of the policies drawn from that search; its most probable decisions if empty."""
+    warmup_iterations: CountOrZero = 1000
+    """Optimiser steps in which all tasks share every block."""
+    weights_part: float = Field(0.8, gt=0, lt=1)
+    """Fraction of the training images that trains weights; the rest trains the policy."""
+    # The published experiments have 3, in some cases 1.
+    cycles_per_block: Count = 3
+    """Cycles (an epoch of either part) until the policy may decide one block more, from the top."""
+    weights_lr: Positive = 0.001
+    """Learning rate of the weights after the warm-up (SGD)."""
+    policy_lr: Positive = 0.01
+    """Learning rate of the policy (Adam)."""
+    sparsity: PositiveOrZero | None = None
+    """Weight of the price of executing blocks; if empty the published one for this number of tasks."""
+    sharing: PositiveOrZero | None = None
+    """Weight of the price of decisions that differ between tasks; the published one if empty."""
+    sharing_preset: Literal["paper", "experiments"] = "paper"
+    """That price as in the text of the paper (heavy on low blocks), or as in its experiments."""
+
+    @model_validator(mode="after")
+    def _draws_from_something(self) -> Self:
+        if self.policy_number is not None and self.policy is None:
+            raise ValueError("policy_number is one of the policies drawn from a search: give adashare.policy with it")
+        return self
 
 
 def keys_without_effect(config: "Config") -> frozenset[str]:

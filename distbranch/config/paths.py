@@ -10,7 +10,7 @@ from typing import Any
 
 from distbranch.errors import UsageError, UserError
 
-VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")  # $NAME or ${NAME}
+VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # as os.path.expandvars reads them
 
 
 def expand_places(value: Any) -> Any:
@@ -21,25 +21,20 @@ def expand_places(value: Any) -> Any:
     """
     if isinstance(value, (list, tuple)):
         return type(value)(map(expand_places, value))
-    return _expand_place(value) if isinstance(value, str) else value
-
-
-def _expand_place(place: str) -> str:
-    names = dict.fromkeys(found[1] or found[2] or "" for found in VARIABLE.finditer(place))
-    unset = [f"${name}" for name in names if not os.environ.get(name)]
-    if unset:  # an empty one would make another place of it, such as /runs
+    if not isinstance(value, str):
+        return value
+    # An empty variable would make another place of it, such as /runs.
+    unset = [found[0] for found in VARIABLE.finditer(value) if not os.environ.get(found[1] or found[2])]
+    if unset:
         raise UsageError(
-            f"'{place}' names {' and '.join(unset)}, which should be set where this command runs, found nothing; export it, or write "
+            f"'{value}' names {' and '.join(unset)}, which should be set where this command runs, found nothing; export it, or write "
             "the path out"
         )
-    expanded = VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], place)
-    if not expanded.startswith("~"):
-        return expanded
+    expanded = os.path.expanduser(os.path.expandvars(value))
     # expanduser says nothing of a user who does not exist; a folder called `~name` would be made.
-    home = os.path.expanduser(expanded)
-    if home == expanded:
-        raise UsageError(f"'{place}' names a home folder that does not exist on this machine; write the path out")
-    return home
+    if expanded.startswith("~"):
+        raise UsageError(f"'{value}' names a home folder that does not exist on this machine; write the path out")
+    return expanded
 
 
 def is_remote(place: str) -> bool:

@@ -23,6 +23,13 @@ KEYS_OF_SWEEPS = frozenset(("overrides", "variants", "grid", "search", "space", 
 EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$")  # YAML 1.1 takes 2e-3 and 1e4 for text: no point, or no sign
 
 MERGE = "tag:yaml.org,2002:merge"  # of `<<`
+# How pydantic names the member of a union that did not fit, which is no part of the key.
+MEMBERS_OF_UNIONS = ("constrained", "literal", "int", "tuple", "str")
+PLAIN_WORDS = {
+    "missing": "is missing",
+    "model_type": "should hold `key: value` lines",
+    "tuple_type": "should be a list such as [0, 1, 2]",
+}
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -32,14 +39,12 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Here, and not where values are made of the nodes: there `<<` has brought in keys that may be said again."""
         node = super().compose_mapping_node(anchor)
-        seen = set[tuple[str, str]]()
+        first: dict[tuple[str, str], yaml.Node] = {}
         for key, _ in node.value:
-            name = (key.tag, str(key.value))
-            if name in seen and key.tag != MERGE:
+            if first.setdefault((key.tag, str(key.value)), key) is not key and key.tag != MERGE:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' stands twice", key.start_mark
                 )
-            seen.add(name)
         return node
 
 
@@ -49,10 +54,6 @@ class _Dumper(yaml.SafeDumper):
 
 for _language in (_Loader, _Dumper):
     _language.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("+-0123456789"))
-
-REMOVED_KEYS = {
-    "train.sync_batch_norm": "train.norm_batch says how many images are normalised together, on however many ranks they are.",
-}
 
 
 def load_config(
@@ -70,16 +71,13 @@ def load_config(
     if isinstance(source, Config):
         values: dict[str, Any] = source.model_dump()
     elif isinstance(source, Mapping):
-        values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in source.items()}
+        values = dict(source)
     else:
         values = read_run_values(Path(source))
     # One after the other: a later override of the same key wins, as on any command line.
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for key, value in pairs:
         set_dotted(values, key, value)
-    values = _remove_old_keys(values)
-    # Before pydantic, which knows no nearest key.
-    _check_keys(values)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -92,12 +90,9 @@ def read_run_values(file: Path) -> dict[str, Any]:
     Raises:
         UsageError: a file that is absent or no config of a run, or files that name each other as `base`.
     """
+    chain = read_with_bases(file)
     values: dict[str, Any] = {}
-    for _, own in reversed(read_with_bases(file)):
-        # A base's name is not inherited, for two files are two runs.
-        run = values.get("run")
-        if isinstance(run, dict):
-            run.pop("name", None)
+    for _, own in reversed(chain):
         # Sections are merged key by key; within a key (`data.pack`, `method.groups`) the file's own value replaces the base's.
         for key, part in own.items():
             inherited = values.get(key)
@@ -106,8 +101,10 @@ def read_run_values(file: Path) -> dict[str, Any]:
             values[key] = part
     # What is no mapping stays as it is: the check of all keys tells it.
     run = values.get("run") or {}
-    if isinstance(run, dict) and not run.get("name"):
-        values["run"] = {**run, "name": file.stem}
+    if isinstance(run, dict):
+        # A base's name is not inherited, for two files are two runs.
+        own_run = chain[0][1].get("run") or {}
+        values["run"] = {**run, "name": own_run.get("name") or file.stem}
     return values
 
 
@@ -156,15 +153,12 @@ def differences(old: Config, new: Config) -> list[str]:
     Keys that a continued run may change are left out, and those that neither of the two reads.
     """
     unread = keys_without_effect(old) & keys_without_effect(new)
-    before = dict(_flatten(old))
-    after = dict(_flatten(new))
+    before = _flatten(old)
     found = []
-    for key in sorted(before):
-        if key in unread or key.startswith(KEYS_FREE_TO_CHANGE):
-            continue
-        if before[key] != after[key]:
-            found.append(f"{key}: {before[key]!r} -> {after[key]!r}")
-    return found
+    for key, value in _flatten(new).items():
+        if value != before[key] and key not in unread and not key.startswith(KEYS_FREE_TO_CHANGE):
+            found.append(f"{key}: {before[key]!r} -> {value!r}")
+    return sorted(found)
 
 
 def to_yaml(config: Config) -> str:
@@ -183,9 +177,17 @@ def describe_keys() -> Iterator[tuple[str, str, str, str]]:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
             for key, inner in section.model_fields.items():
-                yield f"{name}.{key}", _format_default(inner.default), _describe_range(inner), inner.description or ""
+                yield _describe_key(f"{name}.{key}", inner)
         else:
-            yield name, _format_default(field.default), _describe_range(field), field.description or ""
+            yield _describe_key(name, field)
+
+
+def _describe_key(key: str, field: FieldInfo) -> tuple[str, str, str, str]:
+    default = field.default
+    if isinstance(default, tuple):  # as YAML has it
+        default = list(default)
+    meaning = " ".join((field.description or "").split())
+    return key, "" if default is None else str(default), _describe_range(field), meaning
 
 
 @cache
@@ -195,24 +197,15 @@ def known_keys() -> tuple[frozenset[str], frozenset[str]]:
     return keys, frozenset(key.partition(".")[0] for key in keys if "." in key)
 
 
-def _format_default(default: Any) -> str:
-    if default is None:
-        return ""
-    if isinstance(default, tuple):  # as YAML has it
-        default = list(default)
-    return str(default)
-
-
 def _describe_range(field: FieldInfo) -> str:
     if isinstance(field.json_schema_extra, dict):  # where the types cannot say it
         return str(field.json_schema_extra["range"])
     # From the text of the types, for pydantic nests them differently in every union.
-    literals = re.findall(r"Literal\[([^\]]*)\]", str(field.annotation))
-    found = [choices.replace("'", "").replace(", ", " | ") for choices in literals]
-    limits = " ".join(map(str, field.metadata)).lower()
-    bounds = [f"{SIGNS[kind]} {value}" for kind, value in re.findall(r"(ge|gt|le|lt)=(-?[\d.]+)", limits)]
+    text = f"{field.annotation} {field.metadata}"
+    found = [choices.replace("'", "").replace(", ", " | ") for choices in re.findall(r"Literal\[([^\]]*)\]", text)]
+    bounds = [f"{SIGNS[kind]} {value}" for kind, value in re.findall(r"(ge|gt|le|lt)=(-?[\d.]+)", text)]
     if bounds:
-        found.append(", ".join(bounds))
+        found.append(", ".join(dict.fromkeys(bounds)))
     return " | ".join(found)
 
 
@@ -230,11 +223,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"The config file {path} does not exist.{hint}") from None
     except PermissionError as error:
         raise denied(error) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The config file {path} cannot be read ({reason_of(error)}).") from None
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())  # one line, for PyYAML draws an arrow under the place
-        raise UsageError(f"The config file {path} is not valid YAML: {where}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"The config file {path} cannot be read as YAML ({reason_of(error)}).") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -263,81 +253,51 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _remove_old_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without keys of earlier versions that were off, as configs of finished runs have them.
-
-    Raises:
-        UsageError: one was on; with its successor.
-    """
-    kept = dict(values)
-    for key, successor in REMOVED_KEYS.items():
-        section, _, last = key.partition(".")
-        part = kept.get(section)
-        if not isinstance(part, Mapping) or last not in part:
-            continue
-        if part[last]:
-            raise UsageError(f"The key '{key}' is no more: {successor} Leave {key} out.")
-        kept[section] = {name: value for name, value in part.items() if name != last}
-    return kept
-
-
-def _check_keys(values: Mapping[str, Any]) -> None:
-    known, sections = known_keys()
-    for name, part in values.items():
-        if name in sections and isinstance(part, Mapping):
-            for key in part:
-                if f"{name}.{key}" not in known:
-                    raise UsageError(describe_unknown_key(f"{name}.{key}", known))
-        elif name in sections and part is not None:
-            raise UsageError(f"The section '{name}' should hold `key: value` lines, found {part!r}.")
-        elif name not in sections | known:
-            raise UsageError(describe_unknown_key(str(name), known | sections))
-        elif part is None and name in sections:
-            raise UsageError(f"The section '{name}' is empty; give it keys or leave it out.")
-
-
 def describe_unknown_key(
     key: str, known: Set[str], see: str = "`distbranch train --help-config` lists all keys."
 ) -> str:
     """One sentence about a key that is not among the known ones, with the nearest of them."""
-    # Spelled alike, and also the same key under another section: nobody remembers all sections.
-    last = key.rpartition(".")[2]
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    for other in sorted(known):
-        if other.rpartition(".")[2] == last and other not in near:
-            near.append(other)
-    hint = f"Did you mean {' or '.join(near[:4])}?" if near else see
+    near = _find_near_keys(key, known)
+    hint = f"Did you mean {' or '.join(near)}?" if near else see
     return f"The key '{key}' is unknown. {hint}"
 
 
+def _find_near_keys(key: str, known: Set[str]) -> list[str]:
+    # Spelled alike, and also the same key under another section: nobody remembers all sections.
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    last = "." + key.rpartition(".")[2]
+    near += [other for other in sorted(known) if f".{other}".endswith(last) and other not in near]
+    return near[:4]
+
+
 def explain(error: ValidationError, what: str = "The configuration") -> str:
-    """What pydantic found, as one sentence."""
+    """All that pydantic found, as one sentence."""
+    keys, sections = known_keys()
     sentences = []
     for problem in error.errors():
-        # The member of a union that did not fit is no part of the key.
-        parts = [str(part) for part in problem["loc"]]
-        key = ".".join(part for part in parts if not part.startswith(("constrained", "literal", "int", "tuple")))
-
-        sentence = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "tuple_type":
-            sentence = "should be a list such as [0, 1, 2]"
-        # Our own errors say what was found; a whole section would fill the screen.
-        if problem["type"] != "value_error" and not isinstance(problem["input"], dict):
-            sentence += f", found {problem['input']!r}"
-        if key:
-            sentence = f"{key}: {sentence}"
-        sentences.append(sentence)
+        parts = map(str, problem["loc"])
+        key = ".".join(part for part in parts if not part.startswith(MEMBERS_OF_UNIONS))
+        kind = problem["type"]
+        said = PLAIN_WORDS.get(kind, problem["msg"])
+        if kind == "extra_forbidden":
+            near = _find_near_keys(key, keys if "." in key else keys | sections)
+            said = f"this key is unknown, did you mean {' or '.join(near)}"
+            if not near:
+                said = "this key is unknown, `distbranch train --help-config` lists all"
+        elif kind != "value_error":  # our own errors say what was found
+            said += f", found {problem['input']!r}"
+        sentences.append(f"{key}: {said}".removeprefix(": ").replace("Value error, ", ""))
 
     # Both members of a union may complain in the same words.
     told = "; ".join(dict.fromkeys(sentences))
     return f"{what} is not valid: {told}."
 
 
-def _flatten(config: Config) -> Iterator[tuple[str, Any]]:
+def _flatten(config: Config) -> dict[str, Any]:
     """The dotted keys and their values; a mapping within a section (`data.pack`, `method.groups`) is one value."""
-    for name, part in config.model_dump(mode="json").items():
-        if not isinstance(part, dict):
-            yield name, part
-            continue
-        for key, value in part.items():
-            yield f"{name}.{key}", value
+    values = config.model_dump(mode="json")
+    flat = {}
+    for key in known_keys()[0]:
+        section, _, name = key.partition(".")
+        flat[key] = values[section][name] if name else values[section]
+    return flat

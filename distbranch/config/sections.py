@@ -4,12 +4,23 @@ User input is checked here, once; past this border nobody re-checks.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from distbranch.config.network import AdaShareConfig, MethodConfig, ModelConfig, Section
+from distbranch.config.network import (
+    AdaShareConfig,
+    Count,
+    CountOrZero,
+    MethodConfig,
+    ModelConfig,
+    Place,
+    Positive,
+    PositiveOrZero,
+    Section,
+)
 from distbranch.config.paths import copy_of, expand_places, is_remote, join_url
 
 # A run that is resumed may change these: they say where it computes, what it writes and how much it bears, not what it learns.
@@ -30,76 +41,70 @@ KEYS_FREE_TO_CHANGE = (
 )
 
 
+def _check_writable_place(directory: str) -> str:
+    # Data may be read from http, but nobody can write there.
+    if is_remote(directory) and not re.match(r"(s3|gs)://[^/?]", directory):
+        raise ValueError(
+            f"should be a folder that all nodes see or a URL such as s3://BUCKET/runs or gs://BUCKET/runs, found {directory}"
+        )
+    return directory
+
+
+def _check_folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"should be made of letters, digits, '.', '_' and '-', found '{name}'")
+    return name
+
+
 class RunConfig(Section):
     """Where the run lives."""
 
-    name: str | None = Field(None, description="Name of the run directory; the config file's name if empty.")
-    directory: str = Field(
-        "runs",
-        description="Folder (shared by all nodes) or URL (s3, gs) in which the run directory is made; of a URL every process has a copy.",
-    )
+    name: Annotated[str, AfterValidator(_check_folder_name)] | None = None
+    """Name of the run directory; the config file's name if empty."""
+    directory: Annotated[Place, AfterValidator(_check_writable_place)] = "runs"
+    """Folder (shared by all nodes) or URL (s3, gs) in which the run directory is made; of a URL every process keeps a copy."""
 
-    @field_validator("directory")
-    @classmethod
-    def _can_be_written(cls, directory: str) -> str:
-        directory = expand_places(directory)
-        # Data may be read from http, but nobody can write there.
-        if is_remote(directory) and not re.match(r"(s3|gs)://[^/?]", directory):
-            raise ValueError(
-                f"should be a folder that all nodes see or a URL such as s3://BUCKET/runs or gs://BUCKET/runs, found {directory}"
-            )
-        return directory
 
-    @field_validator("name")
-    @classmethod
-    def _is_one_folder(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError(f"should be made of letters, digits, '.', '_' and '-', found '{name}'")
-        return name
+# 32 is what the five pooling layers of VGG-16 leave one position of.
+ImageSide = Annotated[int, Field(ge=32)]
 
 
 class DataConfig(Section):
     """The packed data set (or several, trained together) and how it is read."""
 
-    path: str | tuple[str, ...] | None = Field(
-        None, description="Packed data set: a folder or a URL (http, s3, gs); a list of them for joint training."
-    )
-    proportions: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (),
-        json_schema_extra={"range": "[>= 1, ...]"},
-        description="With a list in `path`: how many samples come from each in turn; by their sizes if empty.",
-    )
-    pack: dict[str, Any] | None = Field(
-        None, description="How to pack `path` if it is absent: `source` and its options, as for `distbranch data pack`."
-    )
-    # 32 is what the five pooling layers of VGG-16 leave one position of.
-    image_size: tuple[int, int] | None = Field(
-        None, description="[height, width] in pixels, at least 32x32; that of the data set if empty."
-    )
-    flip: bool = Field(False, description="Mirror training images left to right at random.")
-    shift: int = Field(0, ge=0, le=64, description="Shift training images at random by up to so many pixels.")
-    decoder: Literal["simplejpeg", "pil"] = Field(
-        "simplejpeg", description="JPEG decoder (their pixels differ slightly)."
-    )
-    workers: int | None = Field(
-        None,
-        ge=0,
-        le=64,
-        description="Prefetching processes per rank; 0: one thread. Empty: 0 on CPUs; on GPUs the cores of a rank but one, at most 8.",
-    )
-    prefetch: int = Field(4, ge=1, le=64, description="Batches prepared ahead (per prefetching process).")
-    shuffle_window: int = Field(8, ge=1, description="Shards whose samples are mixed with each other.")
-    on_bad_sample: Literal["fail", "skip"] = Field("fail", description="What to do with a sample that cannot be read.")
-    max_bad_samples: int = Field(
-        100, ge=0, description="With `skip`: beyond so many training fails, and so does an evaluation."
-    )
-    cache_directory: str | None = Field(
-        None, description="Where shards of a URL are kept; a folder of the user if empty."
-    )
-    cache_gib: float = Field(20.0, gt=0, description="Bound of that cache in GiB.")
+    path: str | tuple[str, ...] | None = None
+    """Packed data set: a folder or a URL (http, s3, gs); a list of them for joint training."""
+    proportions: tuple[Count, ...] = Field((), json_schema_extra={"range": "[>= 1, ...]"})
+    """With a list in `path`: how many samples come from each in turn; by their sizes if empty."""
+    pack: dict[str, Any] | None = None
+    """How to pack `path` if it is absent: `source` and its options, as for `distbranch data pack`."""
+    image_size: tuple[ImageSide, ImageSide] | None = None
+    """[height, width] in pixels, at least 32x32; that of the data set if empty."""
+    flip: bool = False
+    """Mirror training images left to right at random."""
+    shift: int = Field(0, ge=0, le=64)
+    """Shift training images at random by up to this many pixels."""
+    decoder: Literal["simplejpeg", "pil"] = "simplejpeg"
+    """JPEG decoder (their pixels differ slightly)."""
+    workers: int | None = Field(None, ge=0, le=64)
+    """Prefetching processes per rank; 0: one thread. Empty: 0 on CPUs; on GPUs the cores of a rank but one, at most 8."""
+    prefetch: int = Field(4, ge=1, le=64)
+    """Batches prepared ahead (per prefetching process)."""
+    shuffle_window: Count = 8
+    """How many shards have their samples mixed with each other."""
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+    """What to do with a sample that cannot be read."""
+    max_bad_samples: CountOrZero = 100
+    """With `skip`: with more of them training fails, and so does an evaluation."""
+    cache_directory: Place | None = None
+    """Where shards of a URL are kept; a folder of the user if empty."""
+    cache_gib: Positive = 20.0
+    """Largest size of that cache in GiB."""
     # Of ImageNet, as the public VGG-16 and ResNet weights were trained with.
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Per channel, of values in 0..1.")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Per channel, of values in 0..1.")
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Per channel, of values in 0..1."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Per channel, of values in 0..1."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -113,12 +118,11 @@ class DataConfig(Section):
     def _is_one_place_or_several(cls, path: Any) -> Any:
         if path is None:
             return None
-        places = path if isinstance(path, (list, tuple)) else [path]
-        are_places = [isinstance(place, str) and place != "" for place in places]
-        if not places or not all(are_places):
+        places = path if isinstance(path, list | tuple) else [path]
+        if not places or not all(isinstance(place, str) and place for place in places):
             raise ValueError(f"should be a folder or a URL, or a list of them, found {path!r}")
         # A list of one is no joint training, and the same run as without the brackets.
-        return places[0] if len(places) == 1 else path
+        return expand_places(places[0] if len(places) == 1 else path)
 
     @model_validator(mode="after")
     def _fits_the_data_sets(self) -> Self:
@@ -135,98 +139,92 @@ class DataConfig(Section):
             )
         return self
 
-    @field_validator("path", "cache_directory")
-    @classmethod
-    def _is_expanded(cls, places: Any) -> Any:
-        return expand_places(places)
-
-    @field_validator("std")
-    @classmethod
-    def _divides(cls, std: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(std) <= 0:
-            raise ValueError(f"should be above 0, found {list(std)}")
-        return std
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _has_two_sides(cls, size: Any) -> Any:
-        if size is not None and not (isinstance(size, (list, tuple)) and len(size) == 2):
-            raise ValueError(f"should be [height, width], found {size!r}")
-        return size
-
-    @field_validator("image_size")
-    @classmethod
-    def _is_large_enough(cls, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        if size is not None and min(size) < 32:
-            raise ValueError(f"should be at least 32x32, found {size[0]}x{size[1]}")
-        return size
-
 
 class TrainConfig(Section):
     """The length and the bookkeeping of training."""
 
     # Length and batch are those of the paper.
-    iterations: int = Field(60_000, ge=1, description="Optimiser steps in all.")
-    batch_size: int = Field(32, ge=2, description="Images per optimiser step, over all ranks.")
+    iterations: Count = 60_000
+    """Optimiser steps in all."""
+    batch_size: int = Field(32, ge=2)
+    """Images per optimiser step, over all ranks."""
     # Not "per rank": statistics, and so results, would depend on the number of ranks.
-    norm_batch: int = Field(
-        32,
-        ge=2,
-        description="Images that batch norm normalises together, on however many ranks they are; a smaller batch is one group.",
-    )
-    accumulate: int = Field(
-        1,
-        ge=1,
-        description="Passes into which one step is divided, to save memory; each has whole groups of `norm_batch`.",
-    )
-    clip_norm: float = Field(20.0, gt=0, description="Largest norm of the gradient.")
-    precision: Literal["fp32", "bf16", "auto"] = Field(
-        "fp32",
-        description="`bf16`: autocast of the forward pass; `auto`: bf16 if all ranks have it in hardware, decided as the run begins.",
-    )
-    compile: bool = Field(False, description="torch.compile after the last widening.")
-    checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints (one more at every decision).")
+    norm_batch: int = Field(32, ge=2)
+    """Images that batch norm normalises together, on however many ranks they are; a smaller batch is one group."""
+    accumulate: Count = 1
+    """Passes into which one step is divided, to save memory; each has whole groups of `norm_batch`."""
+    clip_norm: Positive = 20.0
+    """Largest norm of the gradient."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """`bf16`: autocast of the forward pass; `auto`: bf16 if all ranks have it in hardware, decided as the run begins."""
+    compile: bool = False
+    """torch.compile after the last widening."""
+    checkpoint_every: Count = 500
+    """Steps between checkpoints (one more at every decision)."""
     # Two at least, for the newest may be damaged.
-    keep_checkpoints: int = Field(3, ge=2, description="Newest checkpoints that are kept.")
-    evaluate_every: int = Field(0, ge=0, description="Steps between evaluations on `val`; 0: only at the end.")
-    eval_batch_size: int = Field(256, ge=1, description="Images per evaluation batch and rank.")
-    log_every: int = Field(50, ge=1, description="Steps between lines of metrics.jsonl.")
-    profile: bool = Field(False, description="Write a torch.profiler trace of 5 steps.")
+    keep_checkpoints: int = Field(3, ge=2)
+    """Newest checkpoints that are kept."""
+    evaluate_every: CountOrZero = 0
+    """Steps between evaluations on `val`; 0: only at the end."""
+    eval_batch_size: Count = 256
+    """Images per evaluation batch and rank."""
+    log_every: Count = 50
+    """Steps between lines of metrics.jsonl."""
+    profile: bool = False
+    """Write a torch.profiler trace of 5 steps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leaves_out_old_keys(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "sync_batch_norm" not in values:
+            return values
+        kept = dict(values)
+        if kept.pop("sync_batch_norm"):
+            raise ValueError(
+                "sync_batch_norm was replaced by norm_batch, which says how many images are normalised together, on however many "
+                "ranks they are; leave sync_batch_norm out"
+            )
+        # Configs of finished runs have it, where it was off.
+        return kept
 
     @model_validator(mode="after")
     def _has_whole_groups(self) -> Self:
         # A batch smaller than norm_batch is one group.
         whole = min(self.norm_batch, self.batch_size) * self.accumulate
-        if self.batch_size % whole == 0:
-            return self
-
-        whole = self.norm_batch * self.accumulate
-        below = self.batch_size // whole * whole
-        nearest = f"{below} or {below + whole}" if below else str(whole)
-        passes = ""
-        if self.accumulate > 1:
-            passes = f" in each of train.accumulate={self.accumulate} passes"
-        raise ValueError(
-            f"train.batch_size should have whole groups of train.norm_batch={self.norm_batch} images{passes}, found "
-            f"{self.batch_size}; the nearest train.batch_size is {nearest}, or give another train.norm_batch"
-        )
+        if self.batch_size % whole:
+            whole = self.norm_batch * self.accumulate
+            below = self.batch_size // whole * whole
+            nearest = f"{below} or {below + whole}" if below else str(whole)
+            raise ValueError(
+                f"train.batch_size should have whole groups of train.norm_batch={self.norm_batch} images in each of "
+                f"train.accumulate={self.accumulate} passes, found {self.batch_size}; the nearest train.batch_size is {nearest}, or "
+                "give another train.norm_batch"
+            )
+        return self
 
 
 class OptimConfig(Section):
     """The optimiser and its learning rate."""
 
-    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="SGD with momentum (the paper), Adam or AdamW.")
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """SGD with momentum (the paper), Adam or AdamW."""
     # Rate, momentum, decay and steps are the paper's.
-    lr: float = Field(0.001, gt=0, description="Learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Of SGD; of Adam and AdamW the first beta.")
-    weight_decay: float = Field(5e-4, ge=0, description="Weight decay, on all but norms and biases.")
-    schedule: Literal["step", "cosine", "constant"] = Field("step", description="Course of the learning rate.")
-    decay_every: int = Field(
-        20_000, ge=1, description="With `step`: steps after which the rate is multiplied by `decay_factor`."
-    )
-    decay_factor: float = Field(0.1, gt=0, le=1, description="See `decay_every`.")
-    warmup: int = Field(0, ge=0, description="Steps over which the rate rises from zero at the beginning.")
-    when_widened: Literal["restart", "continue"] = Field("restart", description="The schedule after each widening.")
+    lr: Positive = 0.001
+    """Learning rate."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of SGD; of Adam and AdamW the first beta."""
+    weight_decay: PositiveOrZero = 5e-4
+    """Weight decay, on all but norms and biases."""
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """How the learning rate changes with the steps."""
+    decay_every: Count = 20_000
+    """With `step`: steps after which the rate is multiplied by `decay_factor`."""
+    decay_factor: float = Field(0.1, gt=0, le=1)
+    """See `decay_every`."""
+    warmup: CountOrZero = 0
+    """Steps over which the rate rises from zero at the beginning."""
+    when_widened: Literal["restart", "continue"] = "restart"
+    """The schedule after each widening."""
 
 
 class LaunchConfig(Section):
@@ -235,48 +233,36 @@ class LaunchConfig(Section):
     Rounding is enough for another tree after thousands of steps; a run resumed with another one says so.
     """
 
-    workers: int | tuple[int, int] = Field(
-        1,
-        json_schema_extra={"range": ">= 1 | [>= 1, >= 1]"},
-        description="Ranks. 1: this process, or as many as torchrun started; more: Ray Train, or torchrun with as many; "
-        "[least, most]: as many as Ray has room for.",
-    )
-    address: str | None = Field(
-        None,
-        description="An existing Ray cluster: HOST:6379, `auto`, or `local` to start one here; empty: that of RAY_ADDRESS, else `local`.",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto",
-        description="`auto`: GPUs if there are any. On GPUs fp32 is multiplied in TF32, by cuDNN's fastest kernels.",
-    )
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray sets aside for each worker.")
-    gpus_per_worker: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="GPUs for each worker on GPUs; a part of one shares it (ranks then talk by gloo, which is slow).",
-    )
-    placement: Literal["pack", "spread"] = Field(
-        "pack", description="Workers on few nodes (less traffic between them) or on as many as there are."
-    )
-    wait_for_nodes_min: float = Field(
-        0.0, ge=0, description="How long to wait for nodes to join (an autoscaler is asked for them)."
-    )
-    resize_every_min: float = Field(1.0, gt=0, description="With [least, most]: how often to look for more nodes.")
-    threads: int | None = Field(
-        None,
-        ge=1,
-        description="Threads per rank; cores / ranks of the machine if empty. Another number rounds otherwise: give one for results that "
-        "other machines repeat.",
-    )
-    timeout_min: float = Field(10.0, gt=0, description="How long a rank waits for the others.")
-    max_failures: int = Field(3, ge=-1, description="Restarts after a lost worker; -1: without limit.")
+    workers: int | tuple[int, int] = Field(1, json_schema_extra={"range": ">= 1 | [>= 1, >= 1]"})
+    """Ranks. 1: this process, or as many as torchrun started; more: Ray Train, or torchrun with as many; [least, most]: as many
+    as Ray has room for."""
+    address: str | None = None
+    """An existing Ray cluster: HOST:6379, `auto`, or `local` to start one here; empty: that of RAY_ADDRESS, else `local`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: GPUs if there are any. On GPUs fp32 is multiplied in TF32, by cuDNN's fastest kernels."""
+    cpus_per_worker: Positive = 1.0
+    """CPUs that Ray sets aside for each worker."""
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)
+    """GPUs for each worker on GPUs; a part of one shares it (ranks then talk by gloo, which is slow)."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Workers on few nodes (less traffic between them) or on as many as there are."""
+    wait_for_nodes_min: PositiveOrZero = 0.0
+    """Minutes to wait for nodes to join (an autoscaler is asked for them)."""
+    resize_every_min: Positive = 1.0
+    """With [least, most]: minutes between two looks for more nodes."""
+    threads: Count | None = None
+    """Threads per rank; cores / ranks of the machine if empty. Another number rounds differently: give one if other machines
+    should repeat the results."""
+    timeout_min: Positive = 10.0
+    """Minutes that a rank waits for the others."""
+    max_failures: int = Field(3, ge=-1)
+    """Restarts after a lost worker; -1: without limit."""
 
     @field_validator("workers", mode="before")
     @classmethod
     def _is_a_number_of_ranks(cls, workers: Any) -> Any:
         numbers = [workers, workers]
-        if isinstance(workers, (list, tuple)) and len(workers) == 2:
+        if isinstance(workers, list | tuple) and len(workers) == 2:
             numbers = list(workers)
         # Not isinstance, by which `true` would be 1.
         are_whole = [type(number) is int for number in numbers]
@@ -286,7 +272,7 @@ class LaunchConfig(Section):
 
     @property
     def least_workers(self) -> int:
-        """Ranks with which the run still goes on."""
+        """Ranks with which the run still continues."""
         return self.workers[0] if isinstance(self.workers, tuple) else self.workers
 
     @property
@@ -299,7 +285,8 @@ class Config(Section):
     """The whole configuration of one run."""
 
     # 63 bits: torch and JSON readers hold it as a signed integer.
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="Seed of everything: weights, order of samples, clustering.")
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+    """Seed of everything: weights, order of samples, clustering."""
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -311,21 +298,18 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        name = self.method.name
+        backbone = self.model.backbone
         if self.train.batch_size < self.launch.most_workers * self.train.accumulate:
             raise ValueError(
                 f"train.batch_size should give every rank an image per pass; {self.train.batch_size} images "
                 f"over launch.workers={self.launch.most_workers} and train.accumulate={self.train.accumulate} do not"
             )
         # The paper gives numbers of basis filters for VGG-16 alone.
-        if self.method.name == "low-rank" and self.model.backbone != "vgg16":
+        if name == "low-rank" and backbone != "vgg16":
             raise ValueError(
-                f"method.name=low-rank has the basis filters of the paper for model.backbone=vgg16, found {self.model.backbone}"
+                f"method.name=low-rank has the basis filters of the paper for model.backbone=vgg16, found {backbone}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _has_a_backbone_for_the_method(self) -> Self:
-        name, backbone = self.method.name, self.model.backbone
         # Each method needs its own kind of layer: a skipped layer without a shortcut would pass nothing on.
         if name == "adashare" and not self.model.is_residual:
             raise ValueError(

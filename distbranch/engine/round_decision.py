@@ -4,16 +4,15 @@ The record holds everything the decision was based on. It is made on rank 0 and 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.branching.decision import Candidates
+from distbranch.branching.decision import choose_groups
 from distbranch.branching.grouping import branch_affinity
 from distbranch.branching.tree import Split, Tree
 from distbranch.config import MethodConfig
@@ -49,25 +48,18 @@ def decide(
     num_unseen = len(stats.pairs_never_seen())
     above = architecture.tree.branches(architecture.tree.active_layer + 1)
 
-    @cache
-    def affinity_above(kind: str) -> NDArray[np.float64]:
-        return branch_affinity(affinities[kind], above)
-
-    @cache  # methods that differ in nothing but prices and caps choose among the same
-    def candidates(kind: str) -> Candidates:
-        return Candidates(affinity_above(kind), seed=seed)
-
     decisions = []
     for method in methods:
-        record = _make_record(candidates, architecture, method)
+        above_affinity = branch_affinity(affinities[method.affinity], above)
+        record = _make_record(above_affinity, architecture, method, seed)
         record["pairs_never_seen"] = num_unseen
-        matrices = {**affinities, "branch_affinity": affinity_above(method.affinity)}
+        matrices = {**affinities, "branch_affinity": above_affinity}
         decisions.append(RoundDecision(record, matrices))
     return decisions
 
 
 def _make_record(
-    candidates: Callable[[str], Candidates], architecture: Architecture, method: MethodConfig
+    above_affinity: NDArray[np.float64], architecture: Architecture, method: MethodConfig, seed: int
 ) -> dict[str, Any]:
     began = time.perf_counter()
     tree, layer = architecture.tree, architecture.tree.active_layer
@@ -76,8 +68,13 @@ def _make_record(
     cap = method.max_branches
     if cap == "auto":  # what the layer's width leaves room for
         cap = max(1, branch_caps(architecture.layers, architecture.widths)[layer - 1])
-    decision = candidates(method.affinity).choose(
-        alpha=method.alpha, pools_above=pools, unit_cost=method.unit_cost, max_groups=cap
+    decision = choose_groups(
+        above_affinity,
+        alpha=method.alpha,
+        pools_above=pools,
+        unit_cost=method.unit_cost,
+        max_groups=cap,
+        seed=seed,
     )
     names = [task.name for task in architecture.tasks]
     tasks = []

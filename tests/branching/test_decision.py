@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from matrices import ALL, LARGE, SMALL, planted, uniform
 
-from distbranch.branching.decision import ALL_PARTITIONS, WITH_MOVES, Candidates, Decision, choose_groups
+from distbranch.branching.decision import (
+    ALL_PARTITIONS,
+    MOST_BRANCHES,
+    WITH_MOVES,
+    Decision,
+    choose_groups,
+    find_best_partitions,
+    move_branches,
+)
 from distbranch.branching.grouping import Groups, cluster_branches, separation_cost
-from distbranch.branching.search import MOST_BRANCHES, find_best_partitions, move_branches
 
 pytestmark = pytest.mark.filterwarnings("error")  # a matrix of any kind is decided upon without one
 BELL = (1, 2, 5, 15, 52, 203, 877, 4140)  # how many partitions there are of 1 to 8 branches
@@ -20,11 +27,10 @@ large_matrix = pytest.mark.parametrize("a", LARGE.values(), ids=LARGE)
 
 def decisions(a: np.ndarray) -> Iterator[tuple[Decision, float, float, int]]:
     """At many prices and caps: the decision, alpha, the price of one more branch, and the cap."""
-    candidates = Candidates(a)
     for alpha in ALPHAS:
         for pools in (0, 2):
             for cap in (None, 1, 3):
-                found = candidates.choose(alpha=alpha, pools_above=pools, max_groups=cap)
+                found = choose_groups(a, alpha=alpha, pools_above=pools, max_groups=cap)
                 yield found, alpha, 2**pools / 64, cap or len(a)
 
 
@@ -67,10 +73,9 @@ def test_the_cost_equals_equation_9_and_the_least_wins_with_the_fewest_groups_on
 
 @every_matrix
 def test_a_larger_alpha_never_gives_fewer_groups_and_a_higher_price_never_more(a: np.ndarray) -> None:
-    candidates = Candidates(a)
     counts = np.array(
         [
-            [candidates.choose(alpha=alpha, pools_above=pools).num_groups for alpha in ALPHAS]
+            [choose_groups(a, alpha=alpha, pools_above=pools).num_groups for alpha in ALPHAS]
             for pools in range(6)
         ]
     )  # fmt: skip
@@ -81,28 +86,21 @@ def test_a_larger_alpha_never_gives_fewer_groups_and_a_higher_price_never_more(a
 
 @every_matrix
 def test_a_smaller_cap_never_costs_less(a: np.ndarray) -> None:
-    candidates = Candidates(a)
-    caps = range(1, len(a) + 1)
+    clustered = dict(cluster_branches(a, len(a), seed=0))
     costs = []
-    for cap in caps:
-        groups = [(d, groups) for groups, _ in candidates if (d := len(groups)) <= cap]
-        found = candidates.choose(alpha=2.0, pools_above=0, max_groups=cap)
+    for cap in range(1, len(a) + 1):
+        found = choose_groups(a, alpha=2.0, pools_above=0, max_groups=cap)
         costs.append(found.costs[found.num_groups])
+        groups = [(d, groups) for d, groups in clustered.items() if d <= cap]
         assert costs[-1] <= min((d - 1) / 64 + 2.0 * separation_cost(a, g) for d, g in groups) + 1e-12
     if len(a) <= MOST_BRANCHES:
         assert costs == sorted(costs, reverse=True)
 
 
 @every_matrix
-def test_the_same_arguments_give_the_same_decision_in_any_order_and_from_shared_candidates(a: np.ndarray) -> None:
-    shared = Candidates(a, seed=5)
-    settings = [
-        {"alpha": alpha, "pools_above": pools, "max_groups": cap}
-        for alpha in (0.1, 3.0, 0.5) for pools in (0, 2) for cap in (None, 4, 1)
-    ]  # fmt: skip
-    expected = [choose_groups(a, seed=5, **given) for given in settings]
-    assert [shared.choose(**given) for given in settings] == expected
-    assert [shared.choose(**given) for given in settings[::-1]] == expected[::-1]
+def test_the_same_arguments_give_the_same_decision(a: np.ndarray) -> None:
+    for given in ({"alpha": 3.0, "pools_above": 2}, {"alpha": 0.5, "pools_above": 0, "max_groups": 4}):
+        assert choose_groups(a, seed=5, **given) == choose_groups(a.copy(), seed=5, **given)
 
 
 @every_matrix

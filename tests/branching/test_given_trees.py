@@ -56,19 +56,22 @@ def test_the_text_of_a_tree_shows_every_branch_of_the_first_layer() -> None:
 @pytest.mark.parametrize(
     ("groups", "words"),
     [
-        ({}, "some of the layers one, two, three, four, but found none"),
-        ({"five": [["a", "b", "c", "d"]]}, "but found five"),
-        ({"four": [["a", "b"], ["c", "x"]]}, "groups of four name the task 'x', which there is not"),
-        ({"four": [["a", "b"], ["c", "d", "a"]]}, "name the task 'a' more than once"),
-        ({"four": [["a", "b"], ["c"]]}, "should hold all 4 tasks, but d are not there"),
-        ({"four": [["a", "b", "c", "d"], []]}, "one is empty"),
+        ({}, "some of the layers one, two, three, four, found none"),
+        ({"five": [["a", "b", "c", "d"]]}, "found five"),
+        (
+            {"four": [["a", "b"], ["c", "x"]]},
+            "of four should hold each of the 4 tasks once, no other, and none should be empty, found 'd' 0 times, 'x' 1",
+        ),
+        ({"four": [["a", "b"], ["c", "d", "a"]]}, "found 'a' 2 times"),
+        ({"four": [["a", "b"], ["c"]]}, "found 'd' 0 times"),
+        ({"four": [["a", "b", "c", "d"], []]}, "found an empty one"),
         (
             {"four": [["a", "b"], ["c", "d"]], "two": [["a"], ["b", "c", "d"]]},
-            "groups of two should be unions of those of three, but 'a' and 'b'",
+            "groups of two should be unions of those of the layer above, but a, b",
         ),
         (
             {"four": [["a", "b", "c", "d"]], "two": [["a"], ["b", "c", "d"]]},
-            "'a' and 'b', which share a branch of three",
+            "but a, b, c, d, which share a branch there, are not together in two",
         ),
     ],
 )

@@ -67,30 +67,23 @@ def test_the_text_of_a_tree_names_every_task_once_and_joins_equal_layers() -> No
     ("split", "message"),
     [
         (Split(3, ((0, 1, 2), (3, 4))), "layer 4 is next"),
-        (
-            Split(4, ((0, 1, 2, 3, 4),)),
-            "5 branches, so a split into 1 groups is not possible. Give between 2 and 5 groups",
-        ),
-        (Split(4, ((0,), (1,), (2,), (3,), (4,), ())), "into 6 groups is not possible"),
-        (Split(4, ((0, 1), (2, 3))), "every branch from 0 to 4 exactly once"),
-        (Split(4, ((0, 1, 2), (2, 3, 4))), "every branch from 0 to 4 exactly once"),
-        (Split(4, ((0, 1, 2, 3, 4), ())), "none may be empty"),
-        (Split(4, ((0, 1, 2), (3, 5))), "every branch from 0 to 4 exactly once"),
+        (Split(4, ((0, 1, 2, 3, 4),)), "at least two groups that are not empty"),
+        (Split(4, ((0,), (1,), (2,), (3,), (4,), ())), "not empty"),
+        (Split(4, ((0, 1), (2, 3))), "0 to 4, .* every branch in exactly one"),
+        (Split(4, ((0, 1, 2), (2, 3, 4))), "every branch in exactly one, found [[0, 1, 2], [2, 3, 4]]"),
+        (Split(4, ((0, 1, 2, 3, 4), ())), "not empty"),
+        (Split(4, ((0, 1, 2), (3, 5))), "every branch in exactly one"),
     ],
 )
 def test_a_split_that_is_not_possible_is_refused_with_the_reason(split: Split, message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
         EMPTY.split(split)
 
 
 def test_more_splits_than_layers_are_refused() -> None:
     tree = Tree(("fc",), 3).split(Split(1, ((0, 1), (2,))))
-    with pytest.raises(ValueError, match="already"):
+    with pytest.raises(ValueError, match="each once"):
         tree.split(Split(0, ((0,), (1,))))
-    with pytest.raises(ValueError, match="order of 3 tasks"):
-        tree.permuted([0, 1, 1])
-    with pytest.raises(ValueError, match="numbered from 1 to 2"):
-        tree.branches(3)
 
 
 def test_the_tree_of_some_tasks_keeps_who_shares_what() -> None:

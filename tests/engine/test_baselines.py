@@ -327,7 +327,7 @@ def test_files_without_a_tree_for_the_network_are_refused(grown_run: Path, tiny_
     (tmp_path / "others.json").write_text(json.dumps(others).replace("cell-0", "cell-9"))
     cases = {
         str(tmp_path / "text.json"): "holds no tree",
-        str(tmp_path / "others.json"): "the task 'cell-9', which there is not",
+        str(tmp_path / "others.json"): "'cell-9' 1 times",
         str(tmp_path / "absent"): "does not exist",
         str(tmp_path): "should be a finished run",
     }

@@ -143,6 +143,6 @@ def test_a_batch_smaller_than_a_group_is_one_group() -> None:
 
 
 def test_the_old_switch_is_told_its_successor_where_it_was_on_and_forgotten_where_it_was_off() -> None:
-    with pytest.raises(UserError, match=r"train\.norm_batch says how many images are normalised together"):
+    with pytest.raises(UserError, match=r"norm_batch, which says how many images are normalised together"):
         load_config({"data": {"path": "x"}, "train": {"sync_batch_norm": True}})
     load_config({"data": {"path": "x"}, "train": {"sync_batch_norm": False}})
