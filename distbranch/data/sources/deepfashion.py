@@ -10,16 +10,21 @@ from pydantic import Field
 
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import Labels, LabelValue, LeftOut
+from distbranch.data.shards import Labels, LeftOut
 from distbranch.data.sources.columns import name_classes
 from distbranch.data.sources.published import (
+    LabelLine,
+    Line,
+    add_splits,
     find_file,
     map_marks,
     open_published_images,
-    read_counted_lines,
+    read_choices,
+    read_list,
     read_marks,
+    split_pair,
 )
-from distbranch.data.sources.source import Answer, ImageFileOptions, Row, Source, as_typed, read_rows
+from distbranch.data.sources.source import Answer, ImageFileOptions, Source, as_typed, read_rows
 from distbranch.errors import UserError
 from distbranch.tasks import Task, unused_name
 
@@ -36,8 +41,6 @@ LISTS = {
     "attributes": [*ATTRIBUTE_LISTS, "list_eval_partition"],
     "both": [*CATEGORY_LISTS, *ATTRIBUTE_LISTS, "list_eval_partition"],
 }
-
-LabelLine = tuple[str, str, dict[str, LabelValue]]  # where it stands, the image, its labels
 
 
 class DeepFashionOptions(ImageFileOptions):
@@ -63,80 +66,67 @@ class DeepFashionOptions(ImageFileOptions):
     def open(self) -> Source:
         """Reads all lists but that of the attributes' marks. Raises UserError where a count line and its rows differ."""
         files = {name: find_file(self.root, ANNOTATIONS, (f"{name}.txt",)) for name in LISTS[self.labels]}
-        splits = _read_splits(files["list_eval_partition"])
+        splits = read_choices(_read_rows(files["list_eval_partition"]), dict(zip(SPLITS, SPLITS, strict=True)))
         classes: list[str] = []
         attributes: dict[str, str] = {}
-        if "list_category_cloth" in files:
-            classes = [name for _, name, _ in _read_pairs(files["list_category_cloth"])]
-        if "list_attr_cloth" in files:
+        if self.labels != "attributes":
+            classes = [split_pair(line)[0] for line in _read_rows(files["list_category_cloth"])]
+        if self.labels != "category":
             attributes = _read_attributes(files["list_attr_cloth"])
-        tasks, category_labels = self._create_category_tasks(classes, attributes)
+        category_labels = self._label_categories(classes, attributes)
 
-        # The labels of each image: of its category where there are any, and of its attributes.
-        categories: dict[str, Labels] | None = None
-        if classes:
-            categories = _read_categories(files["list_category_img"], category_labels)
+        # The labels of each image: of its attributes where they are asked for, and of its category.
         if attributes:
+            marks = files["list_attr_img"]
             # Read once for its count alone, so that a wrong one is told before anything is packed.
-            deque(read_counted_lines(files["list_attr_img"]), maxlen=0)
-            lines = _read_attribute_lines(files["list_attr_img"], tuple(attributes), self.minus_one)
+            deque(read_list(marks), maxlen=0)
+            label_of = map_marks(("1", "0", "-1"), self.minus_one or _infer_minus_one(marks), marks)
+            lines = read_marks(_read_rows(marks), tuple(attributes), label_of)
         else:
-            lines = _read_category_lines(files["list_category_img"])
+            lines = ((line[0], split_pair(line)[0], {}) for line in _read_rows(files["list_category_img"]))
+        if classes:
+            # In the file a category is a number, counted from 1.
+            numbers = {str(number): labels for number, labels in enumerate(category_labels, start=1)}
+            categories = read_choices(_read_rows(files["list_category_img"]), numbers)
+            lines = _add_categories(lines, categories)
+        images = open_published_images(self.images, self.root, IMAGES)
         left_out: list[LeftOut] = []
         return Source(
-            tasks=(*tasks, *map(Task, attributes)),
-            samples=read_rows(
-                _join_labels(lines, splits, categories),
-                open_published_images(self.images, self.root, IMAGES),
-                self,
-                left_out,
-            ),
+            tasks=(*self._create_category_tasks(classes, category_labels), *map(Task, attributes)),
+            samples=read_rows(add_splits(lines, splits), images, self, left_out),
             description=self.describe(**{name: file_sha256(path) for name, path in files.items()}),
             num_samples=len(splits),
             groups=_group_by_type(attributes),
             left_out=left_out,
         )
 
-    def _create_category_tasks(
-        self, classes: Sequence[str], attributes: Collection[str]
-    ) -> tuple[list[Task], list[Labels]]:
-        """The tasks of the categories, and the labels of a sample of each category."""
-        if not classes:
-            return [], []
+    def _label_categories(self, classes: Sequence[str], attributes: Collection[str]) -> list[Labels]:
+        """The labels of a sample of each category."""
         if not self.one_task_per_class:
-            return [Task(CATEGORY, "categorical", tuple(classes))], [{CATEGORY: name} for name in classes]
+            return [{CATEGORY: name} for name in classes]
         names = name_classes(CATEGORY, classes, prefix=self.class_prefix, taken=attributes).values()
-        # Exclusive: the one category is 1, all others are 0. The prefix tells the set from those of other data sets.
+        # Exclusive: the one category is 1, all others are 0.
         none = dict.fromkeys(names, 0)
-        return [Task(name, exclusive=self.class_prefix + CATEGORY) for name in names], [
-            none | {name: 1} for name in names
-        ]
+        return [none | {name: 1} for name in names]
+
+    def _create_category_tasks(self, classes: Sequence[str], labels: Sequence[Labels]) -> list[Task]:
+        if not classes:
+            return []
+        if not self.one_task_per_class:
+            return [Task(CATEGORY, "categorical", tuple(classes))]
+        # The prefix tells the set from those of other data sets.
+        return [Task(name, exclusive=self.class_prefix + CATEGORY) for name in labels[0]]
 
 
-def _read_pairs(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Place, name and value below the header; names may hold blanks, so the value is split off from the right."""
-    lines = read_counted_lines(path)
-    next(lines, None)  # the header
-    for where, line in lines:
-        parts = line.rsplit(maxsplit=1)
-        if len(parts) != 2:
-            raise UserError(f"{where}: a name and a value should stand here, found '{line[:60]}'.")
-        yield where, parts[0], parts[1]
-
-
-def _read_splits(path: Path) -> dict[str, str]:
-    splits = {}
-    for where, image, split in _read_pairs(path):
-        if split not in SPLITS:
-            raise UserError(f"{where}: the split should be one of {', '.join(SPLITS)}, found '{split}'.")
-        splits[image] = SPLITS[SPLITS.index(split)]  # the one text, not a copy for every image
-    return splits
+def _read_rows(path: Path) -> Iterator[Line]:
+    """The rows below the header."""
+    return islice(read_list(path), 1, None)
 
 
 def _read_attributes(path: Path) -> dict[str, str]:
     """Name and type of the attributes in the order of the label columns; a name that comes again gets a number."""
     attributes: dict[str, str] = {}
-    for _, name, kind in _read_pairs(path):
+    for name, kind in map(split_pair, _read_rows(path)):
         # A task has one name; the order, by which labels are found, stays that of the list.
         attributes[unused_name(name, {CATEGORY, *attributes})] = kind
     return attributes
@@ -151,33 +141,9 @@ def _group_by_type(attributes: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return groups
 
 
-def _read_categories(path: Path, classes: Sequence[Labels]) -> dict[str, Labels]:
-    """The labels that say the category of every image; in the file it is a number, counted from 1."""
-    categories = {}
-    for where, image, label in _read_pairs(path):
-        if not label.isdecimal() or not 1 <= int(label) <= len(classes):
-            raise UserError(f"{where}: the category should be a number from 1 to {len(classes)}, found '{label}'.")
-        categories[image] = classes[int(label) - 1]
-    return categories
-
-
-def _read_category_lines(path: Path) -> Iterator[LabelLine]:
-    for where, image, _ in _read_pairs(path):
-        yield where, image, {}
-
-
-def _read_attribute_lines(path: Path, names: Sequence[str], minus_one: Answer | None) -> Iterator[LabelLine]:
-    label_of = map_marks(("1", "0", "-1"), minus_one or _infer_minus_one(path), path)
-    lines = read_counted_lines(path)
-    next(lines)  # the header
-    for where, line in lines:
-        cells = line.split()
-        yield where, cells[0], read_marks(where, cells, names, label_of)
-
-
 def _infer_minus_one(path: Path) -> Answer:
     """-1 is no and 0 unknown, as published; a copy that has no -1 in its first lines may have put 0 in its place."""
-    lines = islice(read_counted_lines(path), 1, NUM_FIRST_LINES)
+    lines = islice(_read_rows(path), NUM_FIRST_LINES)
     first = {mark for _, line in lines for mark in line.split()[1:]}
     if "-1" not in first and "0" in first:
         raise UserError(
@@ -187,13 +153,8 @@ def _infer_minus_one(path: Path) -> Answer:
     return "no"
 
 
-def _join_labels(
-    lines: Iterable[LabelLine], splits: Mapping[str, str], categories: Mapping[str, Labels] | None
-) -> Iterator[Row]:
+def _add_categories(lines: Iterable[LabelLine], categories: Mapping[str, Labels]) -> Iterator[LabelLine]:
     for where, image, labels in lines:
-        if image not in splits:
-            raise UserError(f"{where}: image '{image}' has no split in list_eval_partition.txt.")
-        if categories is not None and image not in categories:
+        if image not in categories:
             raise UserError(f"{where}: image '{image}' has no category in list_category_img.txt.")
-        category = (categories or {}).get(image, {})
-        yield Row(where, image, splits[image], {**category, **labels})
+        yield where, image, {**categories[image], **labels}

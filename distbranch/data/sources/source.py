@@ -158,7 +158,8 @@ def _refuse_image(row: Row, error: BrokenImageError, rows: Iterable[Row], names:
         # One run shall tell all that is missing, and not one image each.
         others = [other.image for other in rows if not _exists(other.image, names)]
         if others:
-            also = f" {len(others):,} more are missing further down, the first of them '{others[0]}'."
+            shown = ", ".join(map(repr, others[:3]))
+            also = f" {len(others):,} more are missing further down: {shown}."
     return UserError(
         f"{row.where}: image '{row.image}' cannot be used: {error}.{also} "
         "Repair it, or leave such images out with --on-bad-image skip (on_bad_image: skip)."

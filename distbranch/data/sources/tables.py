@@ -71,7 +71,9 @@ class Problems:
                 listed += f"; and {len(facts) - NUM_TOLD} more"
             told.append(f"({number}) {listed}. {advice}")
         if len(told) == 1:
-            raise UserError(f"{self._table}: {told[0].removeprefix('(1) ')}")
+            # As other messages name a line: `table.csv, line 3: ...`.
+            joint = ", " if told[0].startswith(("(1) line", "(1) column")) else ": "
+            raise UserError(self._table.as_posix() + joint + told[0].removeprefix("(1) "))
         if told:
             num_problems = sum(map(len, self._facts.values()))
             raise UserError(f"{self._table} has {num_problems} problems: {' '.join(told)}")
