@@ -12,6 +12,7 @@ from distbranch.data.sources.label_text import (
     parse_number,
     split_tags,
 )
+from distbranch.data.sources.layout import ALL
 from distbranch.data.sources.source import as_typed
 from distbranch.data.sources.tables import Problems
 
@@ -57,7 +58,7 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
         if column.minus_one is not None or not in_numbers:
             continue
         marks = set(values.values())
-        if {-1, 0} <= marks and column.minus_one_of_all is None:
+        if {-1, 0} <= marks and ALL not in column.options.minus_one:
             problems.add(
                 f"column '{column.name}' holds 1, 0 and -1",
                 f"Say what -1 means: {as_typed('minus_one')} unknown (then 0 is no) or no (then 0 is unknown), COLUMN=no for "
@@ -86,7 +87,7 @@ def _check_any_label(column: Column) -> Problem | None:
 
 
 def _check_separator(column: Column) -> Problem | None:
-    if column.kind != "tags" or column.separator is not None:
+    if column.kind != "tags" or column.options.separator is not None:
         return None
     return (
         f"column '{column.name}' is to hold tags, but nothing says what stands between them",
@@ -97,7 +98,7 @@ def _check_separator(column: Column) -> Problem | None:
 def _check_tag_lists(column: Column) -> Problem | None:
     """A class for every combination of tags is hardly what is meant."""
     # Who said tags or categorical has answered.
-    if column.kind not in ("", "per_class") or _is_settled(column):
+    if column.kind not in ("", "one_task_per_class") or _is_settled(column):
         return None
     separator = find_separator(column.lines)
     if separator is None:
@@ -221,7 +222,7 @@ def _warn_guesses(column: Column) -> None:
     # A number is missing only where somebody said so.
     words = {word: count for word, count in column.missing_words.items() if parse_number(word) is None}
     # In a column of yes and no, None or NA can hardly be a class.
-    if column.marks is None and not words.keys() <= column.missing:
+    if column.marks is None and not words.keys() <= set(column.options.missing):
         logger.warning(
             "The column '%s': %s are taken as missing. If they are classes, put the column into %s.",
             column.name,

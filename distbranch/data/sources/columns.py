@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from distbranch.data.shards import Labels
 from distbranch.data.sources.label_text import (
@@ -16,37 +16,48 @@ from distbranch.data.sources.label_text import (
     parse_number,
     split_tags,
 )
+from distbranch.data.sources.layout import ALL, KINDS
 from distbranch.data.sources.source import Answer, as_typed
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
+if TYPE_CHECKING:
+    from distbranch.data.sources.csv import CsvOptions
+
 logger = logging.getLogger("distbranch")
 
 GIVE_PREFIX = f"Give {as_typed('class_prefix')}, which is put before the names of classes."
 
-Kind = Literal["", "categorical", "per_class", "tags"]  # "": to be found out
-
 
 @dataclass(frozen=True)
 class Column:
-    """A column to learn: the tidy value of each row with its line, and what was said about it.
-
-    `kind`: what it was said to be; `as_written`: no value is a word for "missing", and `Red` is another class than `red`.
-    `minus_one` and `blank` say what -1 and an empty cell mean; None if nobody said. `minus_one_of_all` was said of no
-    column by name, so it tells nothing of those that hold no -1.
-    """
+    """A column to learn: the tidy value of each row with its line, and the options that say something about it."""
 
     name: str
     values: Sequence[str]
     numbers: Sequence[int]  # of the lines
-    kind: Kind
-    as_written: bool
-    separator: str | None
-    minus_one: Answer | None
-    minus_one_of_all: Answer | None
-    blank: Answer | None
-    missing: frozenset[str]  # words beside those that always are
+    options: "CsvOptions"
+
+    @cached_property
+    def kind(self) -> str:
+        """The option that says what its values are; empty where that is to be found out."""
+        return next((kind for kind in KINDS if self.name in getattr(self.options, kind)), "")
+
+    @cached_property
+    def as_written(self) -> bool:
+        """Whether no value is a word for "missing", and `Red` is another class than `red`."""
+        return self.name in self.options.as_written
+
+    @cached_property
+    def minus_one(self) -> Answer | None:
+        """What -1 means; None if nobody said. What was said of no column by name tells nothing of those that hold no -1."""
+        return self.options.minus_one.get(self.name)
+
+    @cached_property
+    def blank(self) -> Answer | None:
+        """What an empty cell means; None if nobody said."""
+        return self.options.blank.get(self.name, self.options.blank.get(ALL))
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -107,16 +118,17 @@ class Column:
 
     def is_missing(self, value: str) -> bool:
         """Whether a value stands for no label."""
-        if (self.minus_one or self.minus_one_of_all) == "unknown" and parse_mark(value) == -1:
+        said = self.minus_one or self.options.minus_one.get(ALL)
+        if said == "unknown" and parse_mark(value) == -1:
             return True
-        return not value or value in self.missing or (not self.as_written and is_missing(value))
+        return not value or value in self.options.missing or (not self.as_written and is_missing(value))
 
     def read_classes(self, value: str) -> Collection[str]:
         """The classes that a value names: itself, or its tags; none where it is missing."""
         if self.is_missing(value):
             return ()
-        if self.kind == "tags" and self.separator is not None:
-            return split_tags(value, self.separator)
+        if self.kind == "tags" and self.options.separator is not None:
+            return split_tags(value, self.options.separator)
         return (value,)
 
 
@@ -136,7 +148,7 @@ def infer_tasks(
     found = []
     taken = set(taken)
     for column in columns:
-        if column.kind not in ("per_class", "tags"):
+        if column.kind not in ("one_task_per_class", "tags"):
             found.append(_infer_one_task(column))
             continue
         try:
@@ -194,7 +206,7 @@ def _infer_one_task(column: Column) -> ColumnTasks:
 def _infer_task_per_class(column: Column, names: dict[str, str], class_prefix: str) -> ColumnTasks:
     """A binary task for every class or tag."""
     # Of classes a sample has one, of tags any number.
-    exclusive = class_prefix + column.name if column.kind == "per_class" else ""
+    exclusive = class_prefix + column.name if column.kind == "one_task_per_class" else ""
     none = dict.fromkeys(names.values(), 0)
 
     def read_labels(value: str) -> Labels:

@@ -6,7 +6,6 @@ The table is read, each column judged by all its values, and only then are rows 
 import csv
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,9 +16,9 @@ from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import LabelValue, LeftOut
 from distbranch.data.sources.column_checks import select_learnable_columns
-from distbranch.data.sources.columns import Column, ColumnTasks, Kind, infer_tasks
+from distbranch.data.sources.columns import Column, ColumnTasks, infer_tasks
 from distbranch.data.sources.label_text import is_missing, parse_mark, tidy_text
-from distbranch.data.sources.layout import ALL, Layout, find_columns
+from distbranch.data.sources.layout import ALL, find_split_column, find_task_columns
 from distbranch.data.sources.source import (
     Answer,
     ImageFileOptions,
@@ -31,6 +30,7 @@ from distbranch.data.sources.source import (
     sample_key,
 )
 from distbranch.data.sources.tables import Problems, Table, read_table
+from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
 
@@ -162,44 +162,38 @@ class CsvOptions(ImageFileOptions):
     def open(self) -> Source:
         """Learns the tasks from the table. Raises UserError that names everything that is not in order, with its line."""
         images = open_images(self.images)
-        learnt = learn_table(self)
+        tasks, rows, num_rows = learn_table(self)
         checksums = {"table_sha256": file_sha256(self.table)}
         if self.images.is_file():
             # The size, for a checksum would read a large archive once more.
             checksums["images_bytes"] = str(self.images.stat().st_size)
         left_out: list[LeftOut] = []
         return Source(
-            tasks=tuple(task for column in learnt.columns for task in column.tasks),
-            samples=read_rows(label_rows(self, learnt), images, self, left_out),
-            description=self.describe(**checksums),
-            num_samples=len(learnt.table.rows),
-            left_out=left_out,
+            tasks, read_rows(rows, images, self, left_out), self.describe(**checksums), num_rows, left_out=left_out
         )
 
 
-@dataclass(frozen=True)
-class LearntTable:
-    """A table in order, where its columns stand, and the tasks of those to learn."""
+def learn_table(options: CsvOptions) -> tuple[tuple[Task, ...], Iterator[Row], int]:
+    """The tasks that a table gives, its labelled rows, and their number.
 
-    table: Table
-    layout: Layout
-    columns: list[ColumnTasks]
-
-
-def learn_table(options: CsvOptions) -> LearntTable:
-    """Reads a table and finds out what its columns mean. Raises UserError with all its problems in one message."""
+    Raises UserError with all problems of the table in one message.
+    """
+    problems = Problems(options.table)
     table = read_table(
-        options.table, delimiter=options.delimiter, encoding=options.encoding, image_column=options.image_column
+        options.table,
+        problems,
+        delimiter=options.delimiter,
+        encoding=options.encoding,
+        image_column=options.image_column,
     )
-    problems = Problems(table.path)
-    layout = find_columns(options, table, problems)
-    table = _select_whole_rows(table, problems)
-    _check_rows(options, table, layout, problems)
-    columns = _create_columns(options, table, layout)
+    names = find_task_columns(options, table, problems)
+    columns = [Column(name, list(map(tidy_text, table.columns[name])), table.lines, options) for name in names]
+    _check_images(options, table, problems)
     found: list[ColumnTasks] = []
     # Without rows every column would be refused as empty, which says nothing new.
-    if table.rows:
-        learnable = select_learnable_columns(columns, problems, may_be_names=layout.image is None)
+    if table.lines:
+        may_be_names = options.image_column not in table.columns
+        learnable = select_learnable_columns(columns, problems, may_be_names=may_be_names)
         # Also of columns that were refused, so that the names told now are those of the next try.
         taken = [column.name for column in columns if column.kind in ("", "categorical")]
         found = infer_tasks(learnable, problems, class_prefix=options.class_prefix, taken=taken)
@@ -207,37 +201,21 @@ def learn_table(options: CsvOptions) -> LearntTable:
     has_minus_one = any(parse_mark(value) == -1 for column in columns for value in column.counts)
     if ALL in options.minus_one and not has_minus_one:
         logger.warning("No column holds -1, so %s is without effect.", as_typed("minus_one"))
-    return LearntTable(table, layout, found)
+    tasks = tuple(task for column in found for task in column.tasks)
+    return tasks, _label_rows(options, table, found), len(table.lines)
 
 
-def _select_whole_rows(table: Table, problems: Problems) -> Table:
-    """The table without the rows whose cells stand below the names of other columns; `problems` name them."""
-    rows = []
-    for line, cells in table.rows:
-        if len(cells) == len(table.names):
-            rows.append((line, cells))
-            continue
-        problems.add(
-            f"line {line}: {len(table.names)} columns were expected as in line 1, found {len(cells)}",
-            "Mend the lines, or say with --delimiter what separates cells.",
-        )
-    if not table.rows:
-        problems.add("it has a header but not a single row", "Add a line per image.")
-    return replace(table, rows=rows)
-
-
-def _check_rows(options: CsvOptions, table: Table, layout: Layout, problems: Problems) -> None:
+def _check_images(options: CsvOptions, table: Table, problems: Problems) -> None:
     """Every row should have an image, whose key no other has, and a split if there is a column for it."""
-    seen: dict[str, str] = {}  # the image of a key
-    for line, cells in table.rows:
-        if layout.split is not None and cells[layout.split] not in SPLITS:
+    split = find_split_column(options, table)
+    for line, value in zip(table.lines, table.columns.get(split or "", ()), strict=False):
+        if split and value not in SPLITS:
             problems.add(
-                f"line {line}: the split should be one of {', '.join(SPLITS)}, found '{cells[layout.split][:40]}'",
+                f"line {line}: the split should be one of {', '.join(SPLITS)}, found '{value[:40]}'",
                 "Correct it there.",
             )
-        if layout.image is None:
-            continue
-        image = cells[layout.image]
+    seen: dict[str, str] = {}  # the image of a key
+    for line, image in zip(table.lines, table.columns.get(options.image_column, ()), strict=False):
         key = sample_key(image)
         if not image:
             problems.add(
@@ -256,44 +234,18 @@ def _check_rows(options: CsvOptions, table: Table, layout: Layout, problems: Pro
         seen[key] = image
 
 
-def _create_columns(options: CsvOptions, table: Table, layout: Layout) -> list[Column]:
-    """The columns to learn, with all that was said of them."""
-    # A column in two of the lists is among the problems already.
-    kinds: dict[str, Kind] = dict.fromkeys(options.categorical, "categorical")
-    kinds |= dict.fromkeys(options.one_task_per_class, "per_class")
-    kinds |= dict.fromkeys(options.tags, "tags")
-    numbers = [line for line, _ in table.rows]
-    return [
-        Column(
-            name,
-            [tidy_text(cells[at]) for _, cells in table.rows],
-            numbers,
-            kind=kinds.get(name, ""),
-            as_written=name in options.as_written,
-            separator=options.separator,
-            minus_one=options.minus_one.get(name),
-            minus_one_of_all=options.minus_one.get(ALL),
-            blank=options.blank.get(name, options.blank.get(ALL)),
-            missing=frozenset(options.missing),
-        )
-        for name, at in layout.tasks.items()
-    ]
-
-
-def label_rows(options: CsvOptions, learnt: LearntTable) -> Iterator[Row]:
+def _label_rows(options: CsvOptions, table: Table, columns: Sequence[ColumnTasks]) -> Iterator[Row]:
     """One row per image, with its labels."""
-    layout = learnt.layout
-    assert layout.image is not None
+    split_column = find_split_column(options, table)
     fractions = dict(zip(SPLITS, options.fractions, strict=True))
-    for number, (line, cells) in enumerate(learnt.table.rows):
+    for number, image in enumerate(table.columns[options.image_column]):
         labels: dict[str, LabelValue] = {}
-        for column in learnt.columns:
+        for column in columns:
             labels |= column.read_labels(column.column.values[number])
-        image = cells[layout.image]
-        if layout.split is not None:
-            split = cells[layout.split]
+        if split_column is not None:
+            split = table.columns[split_column][number]
         else:
             # By the group where there is one: a person in train and test would be known by sight.
-            group = "" if layout.group is None else cells[layout.group]
+            group = table.columns[options.group_column][number] if options.group_column else ""
             split = draw_split(image if is_missing(tidy_text(group)) else group, fractions, options.seed)
-        yield Row(f"{options.table}, line {line}", image, split, labels)
+        yield Row(f"{options.table}, line {table.lines[number]}", image, split, labels)

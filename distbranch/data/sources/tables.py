@@ -15,7 +15,7 @@ import warnings
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from pathlib import Path
@@ -38,17 +38,20 @@ EXCEL = (".xlsx", ".xlsm")
 PARQUET = (".parquet", ".pq")
 NUM_TOLD = 3  # problems of one kind; the rest is counted
 
+Rows = Iterator[tuple[int, Iterable[object]]]  # the line of each, and its values
+
 
 @dataclass(frozen=True)
 class Table:
-    """The names of the columns and, by the number of its line, each row that has any content.
+    """The names of the columns as they stand in the header, the cells below each name, and the number of each row's line.
 
-    Cells have no blanks around them, and rows end with their last cell that has content or that stands below a name.
+    Cells have no blanks around them; rows without any content are left out.
     """
 
     path: Path
     names: list[str]
-    rows: list[tuple[int, list[str]]]
+    columns: dict[str, Sequence[str]]
+    lines: list[int]
 
 
 class Problems:
@@ -71,28 +74,30 @@ class Problems:
                 listed += f"; and {len(facts) - NUM_TOLD} more"
             told.append(f"({number}) {listed}. {advice}")
         if len(told) == 1:
-            # As other messages name a line: `table.csv, line 3: ...`.
-            joint = ", " if told[0].startswith(("(1) line", "(1) column")) else ": "
-            raise UserError(self._table.as_posix() + joint + told[0].removeprefix("(1) "))
+            raise UserError(f"{self._table}: {told[0].removeprefix('(1) ')}")
         if told:
             num_problems = sum(map(len, self._facts.values()))
             raise UserError(f"{self._table} has {num_problems} problems: {' '.join(told)}")
 
 
-def read_table(path: Path, *, delimiter: str | None, encoding: str | None, image_column: str) -> Table:
+def read_table(
+    path: Path, problems: Problems, *, delimiter: str | None, encoding: str | None, image_column: str
+) -> Table:
     """Reads a table, and finds out how it is written; what is given is not sought. Raises UserError for what is no table.
 
-    `image_column`: a name that the header should hold, by which a delimiter is known.
+    `image_column`: a name that the header should hold, by which a delimiter is known. Rows whose cells stand below the names of
+    other columns are left out, and `problems` name them.
     """
     if not path.exists():
         raise UserError(f"The table {path} does not exist.")
     try:
         if path.suffix.lower() in EXCEL:
-            rows = _tidy_rows(_read_sheet_rows(path))
+            reader = _read_sheet_rows(path)
         elif path.suffix.lower() in PARQUET:
-            rows = _tidy_rows(_read_parquet_rows(path))
+            reader = _read_parquet_rows(path)
         else:
-            rows = _tidy_rows(_read_text_rows(path, delimiter, encoding, image_column))
+            reader = _read_text_rows(path, delimiter, encoding, image_column)
+        rows = list(reader)
     except UserError:  # which is a ValueError
         raise
     except PermissionError as error:
@@ -101,23 +106,34 @@ def read_table(path: Path, *, delimiter: str | None, encoding: str | None, image
         raise UserError(f"The table {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except (zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
         raise UserError(f"{path} is no table that can be read ({error}). Save it anew, or as CSV.") from None
-    if not rows:
-        raise UserError(f"{path} is empty; its first line should name the columns.")
-    _, header = rows[0]
-    return Table(path, [tidy_text(name) for name in header], rows[1:])
 
-
-def _tidy_rows(rows: Iterable[tuple[int, Iterable[object]]]) -> list[tuple[int, list[str]]]:
-    """Rows as `Table` promises them, the header first."""
-    tidy: list[tuple[int, list[str]]] = []
-    for number, values in rows:
+    names: list[str] = []
+    lines: list[int] = []
+    whole: list[list[str]] = []
+    for line, values in rows:
         cells = [format_cell(value).strip() for value in values]
+        if not any(cells):
+            continue
+        if not names:
+            names = [tidy_text(name) for name in cells]
+            continue
         # Spreadsheets write a delimiter for every column that was ever touched.
-        while tidy and len(cells) > len(tidy[0][1]) and not cells[-1]:
+        while len(cells) > len(names) and not cells[-1]:
             cells.pop()
-        if any(cells):
-            tidy.append((number, cells))
-    return tidy
+        if len(cells) == len(names):
+            lines.append(line)
+            whole.append(cells)
+        else:
+            problems.add(
+                f"line {line}: {len(names)} columns were expected as in line 1, found {len(cells)}",
+                "Mend the lines, or say with --delimiter what separates cells.",
+            )
+    if not names:
+        raise UserError(f"{path} is empty; its first line should name the columns.")
+    if len(rows) < 2:
+        problems.add("it has a header but not a single row", "Add a line per image.")
+    columns = zip(*whole, strict=True) if whole else [()] * len(names)
+    return Table(path, names, dict(zip(names, columns, strict=True)), lines)
 
 
 def format_cell(value: object) -> str:
@@ -135,9 +151,7 @@ def format_cell(value: object) -> str:
     return str(value)
 
 
-def _read_text_rows(
-    path: Path, delimiter: str | None, encoding: str | None, image_column: str
-) -> Iterator[tuple[int, list[str]]]:
+def _read_text_rows(path: Path, delimiter: str | None, encoding: str | None, image_column: str) -> Rows:
     with OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
         data = file.read()
     encoding = encoding or _find_encoding(path, data)
@@ -208,7 +222,7 @@ def _explain_undecodable(path: Path, data: bytes, encoding: str, error: UnicodeE
     )
 
 
-def _read_sheet_rows(path: Path) -> Iterator[tuple[int, list[object]]]:
+def _read_sheet_rows(path: Path) -> Rows:
     import pandas  # here, for it takes its time, and other tables do without
 
     try:
@@ -239,7 +253,7 @@ def _read_sheet_rows(path: Path) -> Iterator[tuple[int, list[object]]]:
     yield from enumerate(sheet.dropna(axis="columns", how="all").to_numpy().tolist(), start=1)
 
 
-def _read_parquet_rows(path: Path) -> Iterator[tuple[int, Iterable[object]]]:
+def _read_parquet_rows(path: Path) -> Rows:
     # Here, for it takes its time, and other tables do without.
     from pyarrow import parquet
 

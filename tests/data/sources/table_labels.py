@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.data.sources import parse_options
-from distbranch.data.sources.csv import CsvOptions, label_rows, learn_table
+from distbranch.data.sources.csv import CsvOptions, learn_table
 
 Labels = dict[str, list[object]]
 
@@ -12,6 +12,6 @@ Labels = dict[str, list[object]]
 def read_labels(path: Path, **given: Any) -> Labels:
     options = parse_options({"source": "csv", "images": path.parent, "table": path, **given})
     assert isinstance(options, CsvOptions)
-    learnt = learn_table(options)
-    rows = [row.labels for row in label_rows(options, learnt)]
-    return {task.name: [labels.get(task.name) for labels in rows] for column in learnt.columns for task in column.tasks}
+    tasks, rows, _ = learn_table(options)
+    labels = [row.labels for row in rows]
+    return {task.name: [one.get(task.name) for one in labels] for task in tasks}

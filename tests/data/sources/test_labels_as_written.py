@@ -12,7 +12,7 @@ from table_labels import Labels, read_labels
 
 from distbranch.config import load_config
 from distbranch.data.sources import parse_options
-from distbranch.data.sources.csv import CsvOptions, label_rows, learn_table
+from distbranch.data.sources.csv import CsvOptions, learn_table
 from distbranch.data.sources.label_text import fold_text, parse_number, tidy_text
 from distbranch.errors import UsageError, UserError
 
@@ -279,7 +279,8 @@ def test_images_without_a_group_are_split_each_by_itself(tmp_path: Path) -> None
         }
     )
     assert isinstance(options, CsvOptions)
-    assert {row.split for row in label_rows(options, learn_table(options))} == {"train", "val", "test"}
+    _, rows, _ = learn_table(options)
+    assert {row.split for row in rows} == {"train", "val", "test"}
 
 
 # ---- headers

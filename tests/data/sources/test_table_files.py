@@ -16,7 +16,7 @@ import pytest
 from packed_samples import picture
 
 from distbranch.data.sources import pack_source, parse_options
-from distbranch.data.sources.tables import format_cell, read_table
+from distbranch.data.sources.tables import Problems, format_cell, read_table
 from distbranch.errors import UserError
 
 ROWS = [
@@ -37,8 +37,8 @@ def as_csv(rows: list[list[str]], delimiter: str, line_end: str = "\n") -> str:
 
 
 def read(path: Path, *, delimiter: str | None = None, encoding: str | None = None) -> list[list[str]]:
-    table = read_table(path, delimiter=delimiter, encoding=encoding, image_column="image")
-    return [table.names, *(cells for _, cells in table.rows)]
+    table = read_table(path, Problems(path), delimiter=delimiter, encoding=encoding, image_column="image")
+    return [table.names, *map(list, zip(*table.columns.values(), strict=True))]
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
@@ -147,8 +147,7 @@ def test_a_sheet_of_excel_reads_as_its_cells_show(tmp_path: Path) -> None:
         ["7", "False", "0", "1.5", "2024-02-01", "", ""],
         ["2.jpg", "True", "", "", "", "", ""],
     ]
-    rows = read_table(path, delimiter=None, encoding=None, image_column="image").rows
-    assert [line for line, _ in rows] == [2, 4, 5]
+    assert read_table(path, Problems(path), delimiter=None, encoding=None, image_column="image").lines == [2, 4, 5]
 
 
 def test_a_workbook_of_several_sheets_is_refused_and_an_empty_one_beside_is_not(tmp_path: Path) -> None:
