@@ -24,7 +24,7 @@ HOMES = {
     "ray": ("launch", "sweep"),
     "submitit": ("launch",),
     "optuna": ("sweep",),
-    "pandas": ("sweep", "experiments"),
+    "pandas": ("data", "sweep", "experiments"),
     "torch.distributed": ("engine",),
     "filelock": ("locks",),
     "safetensors": ("tensor_files",),

@@ -152,6 +152,6 @@ def test_files_of_several_pictures_are_told(tmp_path: Path, caplog: pytest.LogCa
     pages = saved(Image.new("L", (40, 32)), "TIFF", save_all=True, append_images=[Image.new("L", (40, 32))])
     pack_source(opened(tmp_path, {"a.tif": pages, "b.tif": pages, "c.jpg": picture(1)}), tmp_path / "set")
     assert (
-        "2 image(s) hold several pictures (pages or frames), and the first of each was taken: 'a.tif' holds 2"
+        "2 image(s) hold several pictures (pages or frames), and the first of each was taken, as of 'a.tif'"
         in caplog.text
     )

@@ -1,36 +1,32 @@
 """CelebA: 40 binary attributes of faces, in the official layout, in torchvision's flat one, or as comma-separated files."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import LabelValue, LeftOut
-from distbranch.data.sources.source import (
-    Answer,
-    ImageFileOptions,
-    Row,
-    Source,
-    count_rows,
-    find_first_file,
-    map_marks_to_labels,
-    read_counted_lines,
+from distbranch.data.shards import LeftOut
+from distbranch.data.sources.published import (
+    add_splits,
+    find_file,
+    map_marks,
+    open_published_images,
+    read_choices,
     read_lines,
+    read_list,
     read_marks,
-    read_rows,
 )
+from distbranch.data.sources.source import Answer, ImageFileOptions, Source, read_rows
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 FOLDERS = ("Anno", "Eval", "", "celeba/Anno", "celeba/Eval", "celeba")
-IMAGE_FOLDERS = {
-    True: ("img_align_celeba/img_align_celeba", "img_align_celeba", "img_align_celeba.zip", "img_align_celeba.tar"),
-    False: ("img_celeba", "img_celeba.zip", "img_celeba.tar"),
-}
+IMAGE_FOLDERS = ("Img", ".", "celeba/Img", "celeba")
+ALIGNED = ("img_align_celeba/img_align_celeba", "img_align_celeba", "img_align_celeba.zip", "img_align_celeba.tar")
+ORIGINAL = ("img_celeba", "img_celeba.zip", "img_celeba.tar")
 
 
 class CelebaOptions(ImageFileOptions):
@@ -51,114 +47,37 @@ class CelebaOptions(ImageFileOptions):
 
     def open(self) -> Source:
         """Checks names, counts and splits of both lists. Raises UserError that names the line."""
-        attributes = find_first_file(self.root, FOLDERS, ("list_attr_celeba.txt", "list_attr_celeba.csv"))
-        partition = find_first_file(self.root, FOLDERS, ("list_eval_partition.txt", "list_eval_partition.csv"))
-        images = open_images(self.images or find_images(self.root, IMAGE_FOLDERS[self.aligned]))
-        # Comma-separated copies have a header but no count.
-        if attributes.suffix == ".txt":
-            count_rows(attributes, num_header_lines=1)
-        names = _read_names(attributes)
-        splits = _read_splits(partition)
-        # What 0 and -1 mean can be told only when all marks are known.
-        num_rows, marks = _collect_marks(attributes)
-        label_of = map_marks_to_labels(marks, self.minus_one, attributes)
-        if num_rows != len(splits):
+        attributes = find_file(self.root, FOLDERS, ("list_attr_celeba.txt", "list_attr_celeba.csv"))
+        partition = find_file(self.root, FOLDERS, ("list_eval_partition.txt", "list_eval_partition.csv"))
+        names = ALIGNED if self.aligned else ORIGINAL
+        places = [f"{folder}/{name}" for folder in IMAGE_FOLDERS for name in names]
+        images = open_published_images(self.images, self.root, dict(zip(places, places, strict=True)))
+        # Of comma-separated files the header has a name above the images too, and that of the splits is there at all.
+        is_csv = attributes.suffix == ".csv"
+        header, *lines = list(read_list(attributes)) or [("", "")]
+        tasks = header[1].split()[is_csv:]
+        if not tasks or len(set(tasks)) < len(tasks):
+            raise UserError(f"{attributes}: the names of the attributes should stand in its header, each once.")
+        split_lines = islice(read_lines(partition), partition.suffix == ".csv", None)
+        splits = read_choices(split_lines, dict(zip("012", SPLITS, strict=True)))
+        if len(lines) != len(splits):
             raise UserError(
-                f"{attributes} has {num_rows} images, {partition} has {len(splits)}. Both should list the same images; "
+                f"{attributes} has {len(lines)} images, {partition} has {len(splits)}. Both should list the same images; "
                 "get both files again from their source."
             )
+
+        # What 0 and -1 mean can be told only when all marks are known.
+        marks: set[str] = set()
+        for _, text in lines:
+            marks.update(text.split()[1:])
+        label_of = map_marks(marks, self.minus_one, attributes)
         left_out: list[LeftOut] = []
-        rows = _read_label_rows(attributes, partition, names, splits, label_of)
         return Source(
-            tasks=tuple(Task(name) for name in names),
-            samples=read_rows(rows, images, self, left_out),
+            tasks=tuple(map(Task, tasks)),
+            samples=read_rows(add_splits(read_marks(lines, tasks, label_of), splits), images, self, left_out),
             description=self.describe(
                 attributes_sha256=file_sha256(attributes), partition_sha256=file_sha256(partition)
             ),
-            num_samples=num_rows,
+            num_samples=len(lines),
             left_out=left_out,
         )
-
-
-def find_images(root: Path, places: Sequence[str]) -> Path:
-    """The first of the places that exists, under `Img/`, the root itself or `celeba/`."""
-    for folder in ("Img", "", "celeba/Img", "celeba"):
-        for place in places:
-            if (root / folder / place).exists():
-                return root / folder / place
-    raise UserError(
-        f"No images were found under {root}: none of {', '.join(places)}. Say with --images where they are."
-    )
-
-
-def _split_cells(path: Path, line: str) -> list[str]:
-    if path.suffix == ".csv":
-        return [cell.strip() for cell in line.split(",")]
-    return line.split()
-
-
-def _read_names(path: Path) -> list[str]:
-    """Names of the attributes: the header without its first column (comma-separated), or the second line."""
-    if path.suffix == ".csv":
-        lines = read_lines(path)
-        num_other = 1
-    else:
-        lines = read_counted_lines(path)
-        num_other = 0
-    _, header = next(lines, (1, ""))
-    # The published list has no name above the images.
-    names = _split_cells(path, header)[num_other:]
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{path}: the names of the attributes should stand in its header, each once.")
-    return names
-
-
-def _read_label_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of every line with an image."""
-    lines = read_lines(path) if path.suffix == ".csv" else read_counted_lines(path)
-    next(lines, None)  # the header
-    for number, line in lines:
-        yield number, _split_cells(path, line)
-
-
-def _read_splits(path: Path) -> dict[str, str]:
-    """The split of every image; the file has 0, 1 or 2 behind its name, and a header only if it is comma-separated."""
-    splits: dict[str, str] = {}
-    lines = read_lines(path)
-    if path.suffix == ".csv":
-        next(lines, None)
-    for number, line in lines:
-        cells = _split_cells(path, line)
-        if len(cells) != 2 or cells[1] not in ("0", "1", "2"):
-            raise UserError(f"{path}, line {number}: an image and 0, 1 or 2 should stand here, found '{line[:60]}'.")
-        image, split = cells
-        if image in splits:
-            raise UserError(f"{path}, line {number}: image '{image}' stands there a second time.")
-        # 0 is train, 1 val and 2 test, as published.
-        splits[image] = SPLITS[int(split)]
-    return splits
-
-
-def _collect_marks(path: Path) -> tuple[int, set[str]]:
-    """The number of images, and the different marks of all their labels."""
-    num_rows = 0
-    marks: set[str] = set()
-    for _, (_, *values) in _read_label_lines(path):
-        num_rows += 1
-        marks.update(values)
-    return num_rows, marks
-
-
-def _read_label_rows(
-    attributes: Path,
-    partition: Path,
-    names: Sequence[str],
-    splits: Mapping[str, str],
-    label_of: Mapping[str, LabelValue | None],
-) -> Iterator[Row]:
-    for number, (image, *marks) in _read_label_lines(attributes):
-        where = f"{attributes}, line {number}"
-        labels = read_marks(image, marks, names, label_of, where)
-        if image not in splits:
-            raise UserError(f"{where}: image '{image}' has no split in {partition}.")
-        yield Row(where, image, splits[image], labels)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from distbranch.data.sources.columns import MAX_CLASSES, Column
+from distbranch.data.sources.columns import Column
 from distbranch.data.sources.label_text import (
     VOCABULARIES,
     find_separator,
@@ -12,10 +12,14 @@ from distbranch.data.sources.label_text import (
     parse_number,
     split_tags,
 )
+from distbranch.data.sources.layout import ALL
 from distbranch.data.sources.source import as_typed
 from distbranch.data.sources.tables import Problems
 
 logger = logging.getLogger("distbranch")
+
+MAX_CLASSES = 1000
+CUT_AT = 60  # characters of a value that is shown
 
 Problem = tuple[str, str]  # what is so, and what to do about it
 Check = Callable[[Column], Problem | None]
@@ -54,7 +58,7 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
         if column.minus_one is not None or not in_numbers:
             continue
         marks = set(values.values())
-        if {-1, 0} <= marks and column.minus_one_of_all is None:
+        if {-1, 0} <= marks and ALL not in column.options.minus_one:
             problems.add(
                 f"column '{column.name}' holds 1, 0 and -1",
                 f"Say what -1 means: {as_typed('minus_one')} unknown (then 0 is no) or no (then 0 is unknown), COLUMN=no for "
@@ -65,9 +69,8 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
         elif 0 in marks:
             unsigned.append(column.name)
     if signed and unsigned:
-        more = f" (and {len(unsigned) - 1} more)" if len(unsigned) > 1 else ""
         problems.add(
-            f"the column '{signed[0]}' says no with -1, the column '{unsigned[0]}'{more} has 0 but no -1, so its 0 could "
+            f"the column '{signed[0]}' says no with -1, the column '{unsigned[0]}' has 0 but no -1, so its 0 could "
             "mean no or unknown",
             "Write no as -1 or as 0 in all columns and leave unknown cells empty, or say which columns have which: "
             f"{as_typed('minus_one')} {signed[0]}=no.",
@@ -77,14 +80,14 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
 def _check_any_label(column: Column) -> Problem | None:
     if column.lines:
         return None
-    told = "all its cells are empty"
-    if column.missing_words:
-        told += f" or say that they are ({_list_words(column.missing_words)})"
-    return f"column '{column.name}': {told}, so there is nothing to learn", "Put it into --ignore."
+    return (
+        f"column '{column.name}': all its cells are empty or words for missing, so there is nothing to learn",
+        "Put it into --ignore.",
+    )
 
 
 def _check_separator(column: Column) -> Problem | None:
-    if column.kind != "tags" or column.separator is not None:
+    if column.kind != "tags" or column.options.separator is not None:
         return None
     return (
         f"column '{column.name}' is to hold tags, but nothing says what stands between them",
@@ -95,7 +98,7 @@ def _check_separator(column: Column) -> Problem | None:
 def _check_tag_lists(column: Column) -> Problem | None:
     """A class for every combination of tags is hardly what is meant."""
     # Who said tags or categorical has answered.
-    if column.kind not in ("", "per_class") or _is_settled(column):
+    if column.kind not in ("", "one_task_per_class") or _is_settled(column):
         return None
     separator = find_separator(column.lines)
     if separator is None:
@@ -104,55 +107,42 @@ def _check_tag_lists(column: Column) -> Problem | None:
     # The longest list shows best what is meant.
     example = max(column.lines, key=lambda value: len(split_tags(value, separator)))
     return (
-        f"column '{column.name}' seems to hold several tags in a cell, such as '{_cut_text(example)}' in line "
+        f"column '{column.name}' seems to hold several tags in a cell, such as '{example[:CUT_AT]}' in line "
         f"{column.lines[example]}",
         f"Make each tag a task by --tags {column.name} --separator '{separator}', or put the column into {as_one_class}.",
     )
 
 
 def _check_num_classes(column: Column) -> Problem | None:
-    if column.too_many_at is None:
+    if len(column.lines) <= MAX_CLASSES:
         return None
-    what = "tags" if column.kind == "tags" else "values, so it is no task"
+    line = list(column.lines.values())[MAX_CLASSES]
     return (
-        f"line {column.too_many_at}: the column '{column.name}' has more than {MAX_CLASSES} different {what}",
+        f"line {line}: the column '{column.name}' has more than {MAX_CLASSES} different values",
         "Put it into --ignore.",
     )
 
 
-def _check_numbers(column: Column) -> Problem | None:
-    """Points at the first value that is no mark, or, in a column of names, at the first that is a number."""
+def _check_odd_value(column: Column) -> Problem | None:
+    """Points at a value that is no mark among marks, or neither yes nor no among such words, or a number among names."""
     if not column.is_open or column.marks is not None:
         return None
-    no_marks = [value for value in column.lines if parse_mark(value) is None]
-    if len(no_marks) == len(column.lines):
-        no_marks = [value for value in column.lines if parse_number(value) is not None]
-    if not no_marks:
+    values = list(column.lines)
+    odd = [value for value in values if parse_mark(value) is None]
+    if len(odd) == len(values):
+        odd = [value for value in values if parse_number(value) is not None]
+    if not odd:
+        words = {value.casefold() for value in values}
+        for yes, no in VOCABULARIES:
+            if words & yes and words & no:
+                odd = [value for value in values if value.casefold() not in yes | no]
+    if not odd:
         return None
-    odd = no_marks[0]
+    line = column.lines[odd[0]]
     return (
-        f"line {column.lines[odd]}: the column '{column.name}' holds '{_cut_text(odd)}', which is neither 1, 0, -1 nor empty",
+        f"line {line}: the column '{column.name}' holds '{odd[0][:CUT_AT]}', which is neither 1, 0, -1, yes, no nor empty",
         "Correct it, or put the column into --categorical or --ignore, or the value into --missing.",
     )
-
-
-def _check_yes_no_words(column: Column) -> Problem | None:
-    """A word beside yes and no is hardly a third class."""
-    if not column.is_open or column.marks is not None:
-        return None
-    words = {value.casefold(): value for value in column.lines}
-    for yes, no in VOCABULARIES:
-        if yes & words.keys() and no & words.keys():
-            # The least of them: a set has no order, and a message should be the same in every run.
-            said_yes = words[min(yes & words.keys())]
-            said_no = words[min(no & words.keys())]
-            odd = next(value for word, value in words.items() if word not in yes | no)
-            return (
-                f"line {column.lines[odd]}: the column '{column.name}' holds '{_cut_text(odd)}' beside '{said_yes}' and "
-                f"'{said_no}'",
-                "Put it into --missing if it means unknown, or the column into --categorical.",
-            )
-    return None
 
 
 def _check_empty_cells(column: Column) -> Problem | None:
@@ -170,44 +160,37 @@ def _check_spelling(column: Column) -> Problem | None:
     if _is_settled(column):
         return None
     first: dict[str, str] = {}
-    pairs = []
-    for label in column.lines:
+    for label, line in column.lines.items():
         # The first spelling stands for all that read alike.
         same = first.setdefault(fold_text(label), label)
         if same != label:
-            twins = (f"'{_cut_text(one)}' (line {column.lines[one]})" for one in (same, label))
-            pairs.append(" and ".join(twins))
-    if not pairs:
-        return None
-    more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
-    return (
-        f"column '{column.name}' has classes that differ only in how they are written: {', '.join(pairs[:3])}{more}",
-        f"Write each class in one way, or put the column into {as_typed('as_written')}.",
-    )
+            return (
+                f"column '{column.name}' has classes that differ only in how they are written: '{same}' (line "
+                f"{column.lines[same]}) and '{label}' (line {line})",
+                f"Write each class in one way, or put the column into {as_typed('as_written')}.",
+            )
+    return None
 
 
 def _check_second_value(column: Column) -> Problem | None:
     if len(column.lines) > 1 or column.kind == "tags":
         return None
     value = next(iter(column.lines))
-    marks = column.marks or {}
-    # A column of 1 alone, or of 0 alone, is a binary task whose other label is in none of these images.
-    if parse_mark(value) in marks.values():
+    # A column of 1 alone, or of 0 alone, is a binary task whose other label is in none of these images. So is a cross
+    # beside empty cells, if somebody said what they mean.
+    if column.marks and (parse_mark(value) is not None or (column.marks[value] == 1 and column.counts[""])):
         return None
-    # A cross beside empty cells says yes or no, if somebody said so.
-    if marks.get(value) == 1 and column.value_counts[""]:
-        return None
-    return f"column '{column.name}': '{_cut_text(value)}' is its only value", "Put it into --ignore."
+    return f"column '{column.name}': '{value[:CUT_AT]}' is its only value", "Put it into --ignore."
 
 
 def _check_repetition(column: Column) -> Problem | None:
     """A value that no second image has cannot be learnt."""
     if not column.is_open or column.marks is not None:
         return None
-    if len(column.lines) < column.num_labelled:
+    if any(column.counts[value] > 1 for value in column.lines):
         return None
     return (
-        f"column '{column.name}': each of its {column.num_labelled} values is in one line only. Is it an id?",
+        f"column '{column.name}': each of its {len(column.lines)} values is in one line only, as if it were an id",
         "Put it into --ignore, or into --categorical or --tags if its values are classes or lists of tags all the same.",
     )
 
@@ -219,8 +202,7 @@ CHECKS: tuple[Check, ...] = (
     _check_separator,
     _check_tag_lists,
     _check_num_classes,
-    _check_numbers,
-    _check_yes_no_words,
+    _check_odd_value,
     _check_empty_cells,
     _check_spelling,
     _check_second_value,
@@ -240,7 +222,7 @@ def _warn_guesses(column: Column) -> None:
     # A number is missing only where somebody said so.
     words = {word: count for word, count in column.missing_words.items() if parse_number(word) is None}
     # In a column of yes and no, None or NA can hardly be a class.
-    if column.marks is None and not words.keys() <= column.missing:
+    if column.marks is None and not words.keys() <= set(column.options.missing):
         logger.warning(
             "The column '%s': %s are taken as missing. If they are classes, put the column into %s.",
             column.name,
@@ -267,7 +249,3 @@ def _warn_guesses(column: Column) -> None:
 def _list_words(words: Mapping[str, int]) -> str:
     first = list(words.items())[:5]
     return ", ".join(f"'{word}' ({count:,} cells)" for word, count in first)
-
-
-def _cut_text(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."

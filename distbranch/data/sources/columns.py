@@ -1,144 +1,95 @@
-"""What a column of a table means: a binary or a categorical task, or a binary task for each of its classes or tags.
-
-A `Column` gathers the different values on the first pass over the table; `infer_tasks` makes tasks of them, and of every cell labels.
-"""
+"""What a column of a table means: a binary or a categorical task, or a binary task for each of its classes or tags."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from distbranch.data.shards import Labels
 from distbranch.data.sources.label_text import (
     find_vocabulary,
     is_missing,
+    label_marks,
     parse_mark,
     parse_number,
     split_tags,
-    tidy_text,
 )
+from distbranch.data.sources.layout import ALL, KINDS
 from distbranch.data.sources.source import Answer, as_typed
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
+if TYPE_CHECKING:
+    from distbranch.data.sources.csv import CsvOptions
+
 logger = logging.getLogger("distbranch")
 
-MAX_CLASSES = 1000
-MAX_CELLS = 10 * MAX_CLASSES  # that are counted; only lists of tags have more that matter
 GIVE_PREFIX = f"Give {as_typed('class_prefix')}, which is put before the names of classes."
 
-Kind = Literal["", "categorical", "per_class", "tags"]  # "": to be found out
 
-
-@dataclass
+@dataclass(frozen=True)
 class Column:
-    """A task column on the first pass: `lines` has the first line of every value (or tag) that is a label.
-
-    `kind`: what it was said to be; `as_written`: no value is a word for "missing", and `Red` is another class than `red`.
-    `minus_one` and `blank` say what -1 and an empty cell mean; None if nobody said. `minus_one_of_all` was said of no
-    column by name, so it tells nothing of those that hold no -1.
-    """
+    """A column to learn: the tidy value of each row with its line, and the options that say something about it."""
 
     name: str
-    at: int
-    kind: Kind = ""
-    as_written: bool = False
-    separator: str | None = None
-    minus_one: Answer | None = None
-    minus_one_of_all: Answer | None = None
-    blank: Answer | None = None
-    missing: frozenset[str] = frozenset()  # words beside those that always are
-    lines: dict[str, int] = field(default_factory=dict)
-    cells: dict[str, int] = field(default_factory=dict)  # how often each occurs
-    too_many_at: int | None = None  # line
+    values: Sequence[str]
+    numbers: Sequence[int]  # of the lines
+    options: "CsvOptions"
 
-    def add_cell(self, cell: str, line: int) -> None:
-        """Notes a cell of the table and its line."""
-        # Most cells were seen before; only new ones are looked at.
-        if cell in self.cells:
-            self.cells[cell] += 1
-            return
-        if self.too_many_at is not None:
-            return
-        # Above it a cell is no longer counted, but its tags still are.
-        if len(self.cells) < MAX_CELLS:
-            self.cells[cell] = 1
-        value = tidy_text(cell)
-        if self.is_missing(value):
-            return
-        for label in self.labels_in(value):
-            if label in self.lines:
-                continue
-            if len(self.lines) == MAX_CLASSES:
-                self.too_many_at = line
-            else:
-                self.lines[label] = line
+    @cached_property
+    def kind(self) -> str:
+        """The option that says what its values are; empty where that is to be found out."""
+        return next((kind for kind in KINDS if self.name in getattr(self.options, kind)), "")
 
-    def is_missing(self, value: str) -> bool:
-        """Whether a tidy value stands for no label."""
-        if not value:
-            return True
-        if (self.minus_one or self.minus_one_of_all) == "unknown" and parse_mark(value) == -1:
-            return True
-        return value in self.missing or (not self.as_written and is_missing(value))
+    @cached_property
+    def as_written(self) -> bool:
+        """Whether no value is a word for "missing", and `Red` is another class than `red`."""
+        return self.name in self.options.as_written
 
-    def labels_in(self, value: str) -> Collection[str]:
-        """The tags of a value; the value itself where a cell has one."""
-        if self.kind == "tags" and self.separator is not None:
-            return split_tags(value, self.separator)
-        return (value,)
+    @cached_property
+    def minus_one(self) -> Answer | None:
+        """What -1 means; None if nobody said. What was said of no column by name tells nothing of those that hold no -1."""
+        return self.options.minus_one.get(self.name)
 
-    @property
-    def value_counts(self) -> Counter[str]:
-        """How many cells hold each tidy value; "" is that of empty cells."""
-        counts: Counter[str] = Counter()
-        for cell, count in self.cells.items():
-            counts[tidy_text(cell)] += count
-        return counts
+    @cached_property
+    def blank(self) -> Answer | None:
+        """What an empty cell means; None if nobody said."""
+        return self.options.blank.get(self.name, self.options.blank.get(ALL))
 
-    @property
-    def num_labelled(self) -> int:
-        """The number of cells with a label."""
-        counts = self.value_counts
-        return counts.total() - counts[""] - sum(self.missing_words.values())
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """How many cells hold each value; "" is that of empty cells."""
+        return Counter(self.values)
 
-    @property
-    def holds_minus_one(self) -> bool:
-        """Whether -1 stands in a cell, whatever it means."""
-        return any(parse_mark(value) == -1 for value in self.value_counts)
+    @cached_property
+    def lines(self) -> dict[str, int]:
+        """The first line of every label: of a value, or of a tag."""
+        first: dict[str, int] = {}
+        for value, number in zip(self.values, self.numbers, strict=True):
+            first.setdefault(value, number)
+        found: dict[str, int] = {}
+        for value, number in first.items():
+            for label in self.read_classes(value):
+                found.setdefault(label, number)
+        return found
 
-    @property
+    @cached_property
     def missing_words(self) -> dict[str, int]:
         """The words that say that there is no label, and how often."""
-        counts = self.value_counts
-        words = filter(self.is_missing, counts)
-        return {word: counts[word] for word in words if word}
+        return {word: count for word, count in self.counts.items() if word and self.is_missing(word)}
 
-    @property
-    def is_open(self) -> bool:
-        """Whether nobody said that its values are classes or tags."""
-        return not self.kind and not self.as_written
-
-    @property
-    def is_yes_or_nothing(self) -> bool:
-        """Whether it has marks for yes and empty cells of which nobody said what they mean, and nothing else."""
-        says_yes = self.marks is not None and set(self.marks.values()) == {1}
-        return says_yes and self.value_counts[""] > 0 and self.blank is None
-
-    @property
+    @cached_property
     def marks(self) -> dict[str, int] | None:
         """1, 0 or -1 for every value of a binary column; None if its values are classes."""
         if not self.is_open:
             return None
-        marks: dict[str, int] = {}
-        for value in self.lines:
-            mark = parse_mark(value)
-            if mark is not None:
-                marks[value] = mark
-        if len(marks) == len(self.lines):
-            return marks
+        marks = {value: parse_mark(value) for value in self.lines}
+        known = {value: mark for value, mark in marks.items() if mark is not None}
+        if len(known) == len(marks):
+            return known
         # Not all are numbers: words for yes and no of one language?
         vocabulary = find_vocabulary(self.lines)
         if vocabulary is None:
@@ -154,13 +105,39 @@ class Column:
         # 2 before 10; the value itself tells 1 from 1.0.
         return sorted(self.lines, key=lambda value: (numbers[value], value))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody said that its values are classes or tags."""
+        return not self.kind and not self.as_written
+
+    @property
+    def is_yes_or_nothing(self) -> bool:
+        """Whether it has marks for yes and empty cells of which nobody said what they mean, and nothing else."""
+        says_yes = self.marks is not None and set(self.marks.values()) == {1}
+        return says_yes and self.counts[""] > 0 and self.blank is None
+
+    def is_missing(self, value: str) -> bool:
+        """Whether a value stands for no label."""
+        said = self.minus_one or self.options.minus_one.get(ALL)
+        if said == "unknown" and parse_mark(value) == -1:
+            return True
+        return not value or value in self.options.missing or (not self.as_written and is_missing(value))
+
+    def read_classes(self, value: str) -> Collection[str]:
+        """The classes that a value names: itself, or its tags; none where it is missing."""
+        if self.is_missing(value):
+            return ()
+        if self.kind == "tags" and self.options.separator is not None:
+            return split_tags(value, self.options.separator)
+        return (value,)
+
 
 @dataclass(frozen=True)
 class ColumnTasks:
-    """The tasks of a column, and the labels that a cell gives (KeyError: the first pass has not seen the cell)."""
+    """The tasks of a column, and the labels that a value of it gives."""
 
+    column: Column
     tasks: tuple[Task, ...]
-    at: int
     read_labels: Callable[[str], Labels]
 
 
@@ -171,13 +148,13 @@ def infer_tasks(
     found = []
     taken = set(taken)
     for column in columns:
-        if column.kind not in ("per_class", "tags"):
+        if column.kind not in ("one_task_per_class", "tags"):
             found.append(_infer_one_task(column))
             continue
         try:
             names = name_classes(column.name, column.classes, prefix=class_prefix, taken=taken)
         except UserError as error:
-            problems.add(str(error), GIVE_PREFIX)
+            problems.add(str(error).removesuffix(f". {GIVE_PREFIX}"), GIVE_PREFIX)
             continue
         # A later column with a class of the same name puts its own name before it.
         taken |= set(names.values())
@@ -185,20 +162,11 @@ def infer_tasks(
     return found
 
 
-def create_class_tasks(set_name: str, classes: Sequence[str], *, prefix: str, taken: Collection[str]) -> list[Task]:
-    """One exclusive binary task per class, named by the prefix and the class; by set and class where that is taken.
-
-    The prefix is in the name of the set as well, so that like columns of two data sets are two sets.
-    """
-    try:
-        names = name_classes(set_name, classes, prefix=prefix, taken=taken)
-    except UserError as error:
-        raise UserError(f"{error}. {GIVE_PREFIX}") from None
-    return [Task(name, exclusive=prefix + set_name) for name in names.values()]
-
-
 def name_classes(set_name: str, classes: Sequence[str], *, prefix: str, taken: Collection[str]) -> dict[str, str]:
-    """The name of the task of each class. Raises UserError for one whose names are all taken."""
+    """The task of each class, named by the prefix and the class, or where that is taken by set and class.
+
+    Raises UserError for a class whose names are all taken.
+    """
     names: dict[str, str] = {}
     for one in classes:
         name = prefix + one
@@ -209,7 +177,7 @@ def name_classes(set_name: str, classes: Sequence[str], *, prefix: str, taken: C
         if name in taken or name in names.values():
             raise UserError(
                 f"The class '{one}' of '{set_name}' cannot be a task: the names '{prefix + one}' and '{name}' are taken by "
-                "other tasks"
+                f"other tasks. {GIVE_PREFIX}"
             )
         names[one] = name
     return names
@@ -218,48 +186,35 @@ def name_classes(set_name: str, classes: Sequence[str], *, prefix: str, taken: C
 def _infer_one_task(column: Column) -> ColumnTasks:
     """A binary or a categorical task."""
     marks = column.marks
-    labels: dict[str, Labels] = {"": {}}
+    labels: dict[str, Labels] = {}
     if marks is None:
         task = Task(column.name, "categorical", tuple(column.classes))
         for value in column.lines:
             labels[value] = {column.name: value}
     else:
         task = Task(column.name)
-        yes: Labels = {column.name: 1}
-        no: Labels = {column.name: 0}
-        # Where -1 says no, 0 is what nobody looked at.
-        signed = -1 in marks.values() or column.minus_one == "no"
-        label_of = {1: yes, -1: no, 0: {} if signed else no}
+        label_of = label_marks(marks.values(), column.minus_one)
         for value, mark in marks.items():
-            labels[value] = label_of[mark]
+            label = label_of[mark]
+            if label is not None:
+                labels[value] = {column.name: label}
         if column.blank == "no":
-            labels[""] = no
-
-    def read_labels(cell: str) -> Labels:
-        value = tidy_text(cell)
-        # A KeyError tells of a table that was changed behind our back.
-        if value not in labels and column.is_missing(value):
-            return {}
-        return labels[value]
-
-    return ColumnTasks((task,), column.at, read_labels)
+            labels[""] = {column.name: 0}
+    return ColumnTasks(column, (task,), lambda value: labels.get(value, {}))
 
 
-def _infer_task_per_class(column: Column, names: Mapping[str, str], class_prefix: str) -> ColumnTasks:
+def _infer_task_per_class(column: Column, names: dict[str, str], class_prefix: str) -> ColumnTasks:
     """A binary task for every class or tag."""
     # Of classes a sample has one, of tags any number.
-    exclusive = class_prefix + column.name if column.kind == "per_class" else ""
+    exclusive = class_prefix + column.name if column.kind == "one_task_per_class" else ""
     none = dict.fromkeys(names.values(), 0)
-    # An empty list of tags is known to be empty; an empty cell is so if it was said to be.
-    blank = none if column.blank == "no" and column.kind == "tags" else {}
 
-    def read_labels(cell: str) -> Labels:
-        value = tidy_text(cell)
-        if not value:
-            return blank
-        if column.is_missing(value):
+    def read_labels(value: str) -> Labels:
+        # An empty list of tags is known to be empty; an empty cell is so if it was said to be.
+        is_empty_list = not value and column.blank == "no" and column.kind == "tags"
+        if column.is_missing(value) and not is_empty_list:
             return {}
-        return none | {names[label]: 1 for label in column.labels_in(value)}
+        return none | {names[label]: 1 for label in column.read_classes(value)}
 
     tasks = tuple(Task(name, exclusive=exclusive) for name in names.values())
-    return ColumnTasks(tasks, column.at, read_labels)
+    return ColumnTasks(column, tasks, read_labels)

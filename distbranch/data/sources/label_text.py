@@ -79,6 +79,16 @@ def parse_mark(text: str) -> int | None:
     return int(number) if number in (1, 0, -1) else None
 
 
+def label_marks(marks: Collection[int], minus_one: str | None) -> dict[int, int | None]:
+    """The label of 1, 0 and -1 (None: unlabelled) where these occur: -1 means no wherever it stands, unless somebody said else.
+
+    `minus_one`: what it means, `no` or `unknown`, if somebody said.
+    """
+    # Where -1 says no, 0 is what nobody looked at.
+    signed = minus_one == "no" or (minus_one is None and -1 in marks)
+    return {1: 1, 0: None, -1: 0} if signed else {1: 1, 0: 0, -1: None}
+
+
 def find_vocabulary(texts: Iterable[str]) -> tuple[frozenset[str], frozenset[str]] | None:
     """The words for yes and no that all the texts are among; None where there are none such."""
     # A column of one language: `f` beside `m` is no false.

@@ -13,8 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from distbranch.config.paths import expand_places
 from distbranch.data.image_files import ImageFiles, ImageNames, MissingImageError
 from distbranch.data.images import BrokenImageError, UnknownRangeError, convert_to_jpeg, count_frames, read_image_size
-from distbranch.data.shards import Labels, LabelValue, LeftOut, Sample
-from distbranch.data.sources.label_text import parse_mark
+from distbranch.data.shards import Labels, LeftOut, Sample
 from distbranch.errors import UserError
 from distbranch.permissions import denied
 from distbranch.tasks import Task
@@ -121,12 +120,13 @@ def read_rows(
     Warns in the end of images that have other names than in the table, differ in size, or hold several pictures.
     """
     names = ImageNames(images)
-    survey = _ImageSurvey()
+    sizes: dict[tuple[int, int], str] = {}  # the first image of the first two sizes
+    with_frames: list[str] = []
     # One iterator: where the run ends early, it says which of the rows behind lack an image as well.
     waiting = iter(rows)
     for row in waiting:
         try:
-            data = _read_image(row, names, images)
+            data = images.read(names.find(row.image))
             image = convert_to_jpeg(data, options.image_size, options.bits)
         except UnknownRangeError as error:
             # A sound image, so never left out: --bits says how bright it is.
@@ -137,39 +137,29 @@ def read_rows(
             kind = "missing-image" if isinstance(error, MissingImageError) else "broken-image"
             left_out.append(LeftOut(row.image, kind, row.where, str(error)))
             continue
+        except PermissionError as error:
+            raise denied(error) from None
+        except OSError as error:
+            raise UserError(f"{row.where}: image '{row.image}' cannot be read: {error.strerror or error}.") from None
 
-        if options.image_size is None:
-            survey.compare_size(row.image, image)
+        if options.image_size is None and len(sizes) < 2:
+            sizes.setdefault(read_image_size(image), row.image)
         # A JPEG that is packed as it is needs no second look.
-        if image is not data:
-            survey.count_frames(row.image, data)
+        if image is not data and count_frames(data) > 1:
+            with_frames.append(row.image)
         yield Sample(sample_key(row.image), row.split, image, row.labels)
-    _warn_renamed(names)
-    survey.warn_sizes()
-    survey.warn_frames()
-
-
-def _read_image(row: Row, names: ImageNames, images: ImageFiles) -> bytes:
-    try:
-        return images.read(names.find(row.image))
-    except PermissionError as error:
-        raise denied(error) from None
-    except OSError as error:
-        raise UserError(f"{row.where}: image '{row.image}' cannot be read: {error.strerror or error}.") from None
+    _warn_of_images(names, sizes, with_frames)
 
 
 def _refuse_image(row: Row, error: BrokenImageError, rows: Iterable[Row], names: ImageNames) -> UserError:
     """Why the image of a row cannot be used; where it is missing, also which of the other rows' images are."""
-    others = []
+    also = ""
     if isinstance(error, MissingImageError):
         # One run shall tell all that is missing, and not one image each.
         others = [other.image for other in rows if not _exists(other.image, names)]
-    also = ""
-    if others:
-        shown = ", ".join(f"'{name}'" for name in others[:3])
-        if len(others) > 3:
-            shown += ", ..."
-        also = f" {len(others):,} more are missing further down: {shown}."
+        if others:
+            shown = ", ".join(map(repr, others[:3]))
+            also = f" {len(others):,} more are missing further down: {shown}."
     return UserError(
         f"{row.where}: image '{row.image}' cannot be used: {error}.{also} "
         "Repair it, or leave such images out with --on-bad-image skip (on_bad_image: skip)."
@@ -184,63 +174,30 @@ def _exists(image: str, names: ImageNames) -> bool:
     return True
 
 
-def _warn_renamed(names: ImageNames) -> None:
-    if names.example is None:
-        return
-    typed, file = names.example
-    logger.warning(
-        "%d image(s) have another name than in the table, and just one file that can be meant was taken for each: "
-        "for '%s' the file '%s'%s.",
-        names.num_renamed,
-        typed,
-        file,
-        "" if names.num_renamed == 1 else ", for instance",
-    )
-
-
-@dataclass
-class _ImageSurvey:
-    """The size of the first image and the first image of another; how many files held several pictures, and the first."""
-
-    first_size: tuple[int, int] | None = None
-    other: tuple[str, tuple[int, int]] | None = None
-    num_with_frames: int = 0
-    with_frames: tuple[str, int] | None = None
-
-    def compare_size(self, name: str, image: bytes) -> None:
-        if self.other is not None:
-            return
-        size = read_image_size(image)
-        self.first_size = self.first_size or size
-        if size != self.first_size:
-            self.other = (name, size)
-
-    def count_frames(self, name: str, data: bytes) -> None:
-        num = count_frames(data)
-        if num > 1:
-            self.num_with_frames += 1
-            self.with_frames = self.with_frames or (name, num)
-
-    def warn_sizes(self) -> None:
-        if self.first_size is None or self.other is None:
-            return
-        name, size = self.other
+def _warn_of_images(names: ImageNames, sizes: Mapping[tuple[int, int], str], with_frames: Sequence[str]) -> None:
+    if names.example is not None:
+        logger.warning(
+            "%d image(s) have another name than in the table, and just one file that can be meant was taken for each: "
+            "for '%s' the file '%s', for instance.",
+            names.num_renamed,
+            *names.example,
+        )
+    if len(sizes) > 1:
+        (first, _), (other, name) = sizes.items()
         logger.warning(
             "The images have different sizes (%dx%d the first, %dx%d '%s'), and a network sees all of them in one size, "
             "stretched to it. %s packs them all in the size you give.",
-            *self.first_size,
-            *size,
+            *first,
+            *other,
             name,
             as_typed("image_size"),
         )
-
-    def warn_frames(self) -> None:
-        if self.with_frames is not None:
-            logger.warning(
-                "%d image(s) hold several pictures (pages or frames), and the first of each was taken: '%s' holds %d.",
-                self.num_with_frames,
-                *self.with_frames,
-            )
+    if with_frames:
+        logger.warning(
+            "%d image(s) hold several pictures (pages or frames), and the first of each was taken, as of '%s'.",
+            len(with_frames),
+            with_frames[0],
+        )
 
 
 def sample_key(image: str) -> str:
@@ -260,92 +217,3 @@ def draw_split(name: str, fractions: Mapping[str, float], seed: int) -> str:
             return split
     # Rounding can leave a crumb behind the last share.
     return list(fractions)[-1]
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of every line that is not empty; any line ends, with or without a byte-order mark."""
-    try:
-        # Reads UTF-8 with and without a byte-order mark.
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line.strip()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except PermissionError as error:
-        raise denied(error) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8.") from None
-
-
-def read_counted_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file whose first line says how many rows follow it; `count_rows` has checked them."""
-    lines = read_lines(path)
-    next(lines, None)
-    return lines
-
-
-def count_rows(path: Path, *, num_header_lines: int) -> int:
-    """Rows of a file that opens with their number and header lines. Raises UserError where number and rows differ."""
-    lines = read_lines(path)
-    number, first = next(lines, (1, ""))
-    if not first.isdecimal():
-        raise UserError(f"{path}, line {number}: the number of rows should stand here, found '{first[:40]}'.")
-    num_rows = sum(1 for _ in lines) - num_header_lines
-    if num_rows != int(first):
-        raise UserError(
-            f"{path} says in line 1 that it has {first} rows, but it has {num_rows}: lines are missing or too many, "
-            "and every label counted by its line would be wrong. Get the file again from its source."
-        )
-    return num_rows
-
-
-def map_marks_to_labels(marks: Iterable[str], minus_one: Answer | None, path: Path) -> dict[str, LabelValue | None]:
-    """The label of every mark of a list (None: unlabelled): -1 or else 0 means no. Raises UserError where both could.
-
-    Args:
-        marks: all that occur; those that are neither 1, 0 nor -1 are left out.
-        minus_one: what -1 means, if somebody said.
-        path: the list, for messages.
-    """
-    values = {mark: parse_mark(mark) for mark in marks}
-    found = set(values.values())
-    if minus_one is None and {0, -1} <= found:
-        raise UserError(
-            f"{path} holds 1, 0 and -1. Say what -1 means: {as_typed('minus_one')} unknown (0 is no) or no (0 is unknown)."
-        )
-    # Without an answer -1 says no wherever it stands: 0 beside it was refused above.
-    signed = minus_one == "no" or (minus_one is None and -1 in found)
-    label_of = {1: 1, 0: None, -1: 0} if signed else {1: 1, 0: 0, -1: None}
-    return {mark: label_of[value] for mark, value in values.items() if value is not None}
-
-
-def read_marks(
-    image: str,
-    marks: Sequence[str],
-    names: Sequence[str],
-    label_of: Mapping[str, LabelValue | None],
-    where: str,
-) -> dict[str, LabelValue]:
-    """The labels of an image, from the marks of its line. Raises UserError for too many or few, and for one that is none."""
-    if len(marks) != len(names):
-        raise UserError(f"{where}: {len(names)} labels should follow the image '{image}', found {len(marks)}.")
-    labels: dict[str, LabelValue] = {}
-    for name, mark in zip(names, marks, strict=True):
-        if mark not in label_of:
-            raise UserError(f"{where}: the label of '{name}' should be 1, -1 or 0, found '{mark[:40]}'.")
-        label = label_of[mark]
-        if label is not None:
-            labels[name] = label
-    return labels
-
-
-def find_first_file(root: Path, folders: Iterable[str], names: Sequence[str]) -> Path:
-    """The first file of one of these names in one of these folders under root. Raises UserError when there is none."""
-    for folder in folders:
-        for name in names:
-            if (root / folder / name).is_file():
-                return root / folder / name
-    raise UserError(f"{' or '.join(names)} was not found under {root}. Give the folder that holds the data set.")

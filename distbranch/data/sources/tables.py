@@ -14,27 +14,21 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, time
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from distbranch.data.sources.label_text import tidy_text
 from distbranch.data.sources.source import as_typed
 from distbranch.errors import UserError
 from distbranch.permissions import denied
 
-Cells = list[str]
-Rows = Iterator[tuple[int, Cells]]
-
 DELIMITERS = (",", ";", "\t", "|")
-NUM_LINES = 100  # of a table, from which its delimiter is found
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BOMS = {  # the longer ones first
-    codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -42,261 +36,110 @@ BOMS = {  # the longer ones first
 }
 EXCEL = (".xlsx", ".xlsm")
 PARQUET = (".parquet", ".pq")
-UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 NUM_TOLD = 3  # problems of one kind; the rest is counted
+
+Rows = Iterator[tuple[int, Iterable[object]]]  # the line of each, and its values
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be read again and again: `rows()` gives the number of a line and its cells, the header first.
+    """The names of the columns as they stand in the header, the cells below each name, and the number of each row's line.
 
-    Cells have no blanks around them, rows without any content are left out, and rows end with their last cell that
-    has content or that stands below a name.
+    Cells have no blanks around them; rows without any content are left out.
     """
 
     path: Path
-    rows: Callable[[], Rows]
+    names: list[str]
+    columns: dict[str, Sequence[str]]
+    lines: list[int]
 
 
-@dataclass
 class Problems:
     """The problems of a table found so far, by what is to be done about them."""
 
-    table: Path
-    _facts: dict[str, list[str]] = field(default_factory=dict)
-    _counts: Counter[str] = field(default_factory=Counter)
+    def __init__(self, table: Path) -> None:
+        self._table = table
+        self._facts: defaultdict[str, list[str]] = defaultdict(list)
 
     def add(self, fact: str, advice: str) -> None:
         """Note a fact ("line 3: ...", "column 'a': ...") and, as one or two sentences, what to do about all of its kind."""
-        facts = self._facts.setdefault(advice, [])
-        self._counts[advice] += 1
-        if len(facts) < NUM_TOLD:  # a table of a million lines may have a million of one kind
-            facts.append(fact)
+        self._facts[advice].append(fact)
 
     def raise_all(self) -> None:
         """Raises UserError with every problem, if there is any."""
-        told = [self._describe(advice) for advice in self._facts]
+        told = []
+        for number, (advice, facts) in enumerate(self._facts.items(), start=1):
+            listed = "; ".join(facts[:NUM_TOLD])
+            if len(facts) > NUM_TOLD:
+                listed += f"; and {len(facts) - NUM_TOLD} more"
+            told.append(f"({number}) {listed}. {advice}")
         if len(told) == 1:
-            # As other messages name a line: `table.csv, line 3: ...`.
-            joint = ", " if told[0].startswith(("line ", "column ")) else ": "
-            raise UserError(f"{self.table}{joint}{told[0]}")
+            raise UserError(f"{self._table}: {told[0].removeprefix('(1) ')}")
         if told:
-            numbered = " ".join(f"({number}) {text}" for number, text in enumerate(told, start=1))
-            raise UserError(f"{self.table} has {self._counts.total()} problems: {numbered}")
-
-    def _describe(self, advice: str) -> str:
-        facts = self._facts[advice]
-        listed = "; ".join(facts)
-        if self._counts[advice] > len(facts):
-            listed += f"; and {self._counts[advice] - len(facts)} more"
-        end = "" if listed.endswith("?") else "."
-        return f"{listed}{end} {advice}"
+            num_problems = sum(map(len, self._facts.values()))
+            raise UserError(f"{self._table} has {num_problems} problems: {' '.join(told)}")
 
 
-def open_table(path: Path, *, delimiter: str | None, encoding: str | None, image_column: str) -> Table:
-    """Finds out how the table is written; what is given is not sought. Raises UserError for anything that is no table.
+def read_table(
+    path: Path, problems: Problems, *, delimiter: str | None, encoding: str | None, image_column: str
+) -> Table:
+    """Reads a table, and finds out how it is written; what is given is not sought. Raises UserError for what is no table.
 
-    `image_column`: a name that the header should hold, by which a delimiter is known.
+    `image_column`: a name that the header should hold, by which a delimiter is known. Rows whose cells stand below the names of
+    other columns are left out, and `problems` name them.
     """
     if not path.exists():
         raise UserError(f"The table {path} does not exist.")
     try:
         if path.suffix.lower() in EXCEL:
-            return Table(path, lambda: _filter_rows(_read_sheet_rows(path)))
-        if path.suffix.lower() in PARQUET:
-            return Table(path, lambda: _filter_rows(_read_parquet_rows(path)))
-        written = encoding or _find_encoding(path)
-        separated = delimiter or _find_delimiter(path, written, image_column)
-        return Table(path, lambda: _filter_rows(_read_text_rows(path, written, separated)))
-    except UnicodeError:
-        raise _explain_undecodable(path, written) from None
-    except UNREADABLE as error:
-        raise _explain_unreadable(path, error) from None
-
-
-def _filter_rows(rows: Rows) -> Rows:
-    """Rows as `Table` promises them."""
-    width = 0
-    for number, cells in rows:
-        stripped = [cell.strip() for cell in cells]
-        if not any(stripped):
-            continue
-        width = width or len(stripped)
-        # Spreadsheets write a delimiter for every column that was ever touched.
-        while len(stripped) > width and not stripped[-1]:
-            stripped.pop()
-        yield number, stripped
-
-
-def _explain_unreadable(path: Path, error: Exception) -> UserError:
-    if isinstance(error, PermissionError):
-        return denied(error)
-    return UserError(f"The table {path} cannot be read: {getattr(error, 'strerror', None) or error}.")
-
-
-def _open_bytes(path: Path) -> IO[bytes]:
-    file: IO[bytes] = OPENERS.get(path.suffix.lower(), open)(path, "rb")
-    return file
-
-
-def _find_encoding(path: Path) -> str:
-    """By the mark at its beginning, else UTF-8. Raises UserError for files that are no text."""
-    with _open_bytes(path) as file:
-        start = file.read(4096)  # enough to meet a mark, or a zero byte of UTF-16
-    for mark, encoding in BOMS.items():
-        if start.startswith(mark):
-            return encoding
-    if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):  # a zip, as .xlsx and .ods are; .xls
-        raise UserError(
-            f"{path} is no text but a workbook or an archive. Save it as CSV, or as .xlsx with this ending."
-        )
-    if b"\0" in start:
-        raise UserError(
-            f"{path} is not text in UTF-8: it holds zero bytes. Say {as_typed('encoding')} utf-16-le or utf-16-be if it is "
-            "text of this kind, or save it as CSV in UTF-8."
-        )
-    return "utf-8"
-
-
-def _find_delimiter(path: Path, encoding: str, image_column: str) -> str:
-    """The one that fits the first lines best: the header holds the name, and rows have as many cells as the header."""
-    with _open_bytes(path) as file:
-        # What cannot be read is told with its line when the rows are read.
-        text = io.TextIOWrapper(file, encoding, errors="replace", newline="")
-        lines = list(islice(text, NUM_LINES))
-    first = "".join(lines[:1]).lstrip("\ufeff")
-    told = re.fullmatch(r'"?sep=(.)"?\s*', first)
-    if told:  # as Excel writes it for itself
-        return told[1]
-    # Of equals the first, so a table of one column is taken as CSV.
-    return max(DELIMITERS, key=lambda delimiter: _score_delimiter(lines, delimiter, image_column))
-
-
-def _score_delimiter(lines: Sequence[str], delimiter: str, image_column: str) -> tuple[bool, float, int]:
-    """In the order in which they count: is the name in the header, what share of rows is as wide as it, how wide it is."""
-    try:
-        # Not strict: the last line may be cut within quotes.
-        rows = [row for row in _create_reader(lines, delimiter, strict=False) if any(row)]
-    except csv.Error:
-        return False, 0.0, 0
-    if not rows:
-        return False, 0.0, 0
-    width = len(rows[0])
-    if width < 2:
-        return False, 0.0, width
-    share = sum(len(row) == width for row in rows) / len(rows)
-    return image_column in map(tidy_text, rows[0]), share, width
-
-
-def _create_reader(lines: Any, delimiter: str, *, strict: bool) -> Any:
-    """`strict`: a quote that is never closed is an error, and does not swallow the rest of the table."""
-    return csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != " ", strict=strict)
-
-
-def _read_text_rows(path: Path, encoding: str, delimiter: str) -> Rows:
-    number = 0
-    try:
-        with _open_bytes(path) as file:
-            reader = _create_reader(io.TextIOWrapper(file, encoding, newline=""), delimiter, strict=True)
-            for row in reader:
-                is_first = number == 0
-                number = reader.line_num
-                if is_first and row:
-                    row[0] = row[0].lstrip("\ufeff")
-                # "sep=;" comes back as one cell, or as "sep=" and an empty one.
-                if is_first and re.fullmatch("sep=.?", ",".join(row).strip()):
-                    continue
-                yield number, row
-    except UnicodeError:
-        raise _explain_undecodable(path, encoding) from None
-    except csv.Error as error:
-        raise UserError(f"{path}, line {number + 1}: this is not CSV ({error}). Mend the quotes there.") from None
-    except UNREADABLE as error:
-        raise _explain_unreadable(path, error) from None
-
-
-def _explain_undecodable(path: Path, encoding: str) -> UserError:
-    """Names the first line that cannot be read, and how it reads in the encoding of Excel on Windows."""
-    if encoding not in ("utf-8", "utf-8-sig"):
-        return UserError(f"{path} is not text in {encoding}. Give another {as_typed('encoding')}.")
-    with _open_bytes(path) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                reads = ""
-                if encoding == "utf-8":
-                    start = max(0, error.start - 20)
-                    around = line[start : error.start + 20].decode("cp1252", errors="replace")
-                    reads = f", which as cp1252 (Excel on Windows) would be '{tidy_text(around)}'"
-                return UserError(
-                    f"{path}, line {number}: this is not text in UTF-8: byte 0x{line[error.start]:02x} stands there{reads}. "
-                    f"Save the table as CSV in UTF-8, or say what it is: {as_typed('encoding')} cp1252, for instance."
-                )
-    return UserError(f"{path} is not text in UTF-8. Save it as CSV in UTF-8, or give its {as_typed('encoding')}.")
-
-
-def _read_sheet_rows(path: Path) -> Rows:
-    try:
-        import openpyxl
-    except ImportError:
-        raise UserError(
-            f"To read {path} the package openpyxl is needed. Install it: pip install 'distbranch[excel]', or save the "
-            "table as CSV."
-        ) from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about formats of cells, which no label has
-            # Row by row, and of formulas what they gave.
-            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-            sheet, *others = book.worksheets
-            if any(other.max_row and other.max_row > 1 for other in others):
-                titles = ", ".join(one.title for one in book.worksheets)
-                raise UserError(
-                    f"{path} should have one sheet, but it has {len(book.worksheets)} ({titles}). "
-                    "Save the one with the labels as a file of its own."
-                )
-            sheet.reset_dimensions()  # which other programs write wrongly
-            width = 0
-            for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
-                cells = [format_cell(value) for value in row]
-                # The first row with content is the header, whose last name says how wide the table is.
-                if not width and any(cells):
-                    while not cells[-1]:
-                        cells.pop()
-                    width = len(cells)
-                # Empty cells at the end of a row are not stored.
-                yield number, cells + [""] * (width - len(cells))
-    except OSError as error:
-        raise _explain_unreadable(path, error) from None
+            reader = _read_sheet_rows(path)
+        elif path.suffix.lower() in PARQUET:
+            reader = _read_parquet_rows(path)
+        else:
+            reader = _read_text_rows(path, delimiter, encoding, image_column)
+        rows = list(reader)
+    except UserError:  # which is a ValueError
+        raise
+    except PermissionError as error:
+        raise denied(error) from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"The table {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except (zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is no workbook that can be read ({error}). Save it anew, or as CSV.") from None
+        raise UserError(f"{path} is no table that can be read ({error}). Save it anew, or as CSV.") from None
 
-
-def _read_parquet_rows(path: Path) -> Rows:
-    # Here, for it takes its time, and other tables do without.
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        file = ParquetFile(path)
-        names = file.schema_arrow.names
-        # An index without a name, which pandas writes, has no name in a CSV either.
-        yield 1, [re.sub(r"__index_level_\d+__", "", name) for name in names]
-        number = 1
-        for batch in file.iter_batches():  # a table of any length in the memory of one batch
-            columns = [column.to_pylist() for column in batch.columns]
-            for row in zip(*columns, strict=True):
-                number += 1
-                yield number, [format_cell(value) for value in row]
-    except (OSError, ArrowException) as error:
-        raise UserError(f"{path} is no Parquet file that can be read ({error}). Write it anew, or as CSV.") from None
+    names: list[str] = []
+    lines: list[int] = []
+    whole: list[list[str]] = []
+    for line, values in rows:
+        cells = [format_cell(value).strip() for value in values]
+        if not any(cells):
+            continue
+        if not names:
+            names = [tidy_text(name) for name in cells]
+            continue
+        # Spreadsheets write a delimiter for every column that was ever touched.
+        while len(cells) > len(names) and not cells[-1]:
+            cells.pop()
+        if len(cells) == len(names):
+            lines.append(line)
+            whole.append(cells)
+        else:
+            problems.add(
+                f"line {line}: {len(names)} columns were expected as in line 1, found {len(cells)}",
+                "Mend the lines, or say with --delimiter what separates cells.",
+            )
+    if not names:
+        raise UserError(f"{path} is empty; its first line should name the columns.")
+    if len(rows) < 2:
+        problems.add("it has a header but not a single row", "Add a line per image.")
+    columns = zip(*whole, strict=True) if whole else [()] * len(names)
+    return Table(path, names, dict(zip(names, columns, strict=True)), lines)
 
 
 def format_cell(value: object) -> str:
     """A value as it would stand in a CSV: whole numbers without `.0`, dates without a time that is midnight."""
+    if isinstance(value, str):
+        return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -306,3 +149,117 @@ def format_cell(value: object) -> str:
     if isinstance(value, date):
         return value.isoformat()
     return str(value)
+
+
+def _read_text_rows(path: Path, delimiter: str | None, encoding: str | None, image_column: str) -> Rows:
+    with OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
+        data = file.read()
+    encoding = encoding or _find_encoding(path, data)
+    try:
+        # Not `bytes.decode`, which takes UTF-16 without a mark for that of this machine.
+        text = io.TextIOWrapper(io.BytesIO(data), encoding, newline="").read()
+    except UnicodeError as error:
+        raise _explain_undecodable(path, data, encoding, error) from None
+    text = text.removeprefix("\ufeff")
+    # The first line that Excel writes for itself.
+    told = re.match(r'"?sep=(.)"?(?=\s)', text)
+    if told:
+        text = text[told.end() :]
+        delimiter = delimiter or told[1]
+
+    number = 0
+    try:
+        # Of equals the first, so a table of one column is taken as CSV.
+        delimiter = delimiter or max(DELIMITERS, key=lambda one: _rate_header(text, one, image_column))
+        # Strict: a quote that is never closed is an error, and does not swallow the rest of the table.
+        reader = _create_reader(text, delimiter, strict=True)
+        for row in reader:
+            number = reader.line_num
+            yield number, row
+    except csv.Error as error:
+        raise UserError(f"{path}, line {number + 1}: this is not CSV ({error}). Mend the quotes there.") from None
+
+
+def _create_reader(text: str, delimiter: str, *, strict: bool) -> Any:
+    lines = io.StringIO(text, newline="")
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != " ", strict=strict)
+
+
+def _rate_header(text: str, delimiter: str, image_column: str) -> tuple[bool, int]:
+    """How well the header fits a delimiter: whether it holds the name of the column of images, and how many names."""
+    rows = _create_reader(text, delimiter, strict=False)
+    names: list[str] = next(filter(any, rows), [])
+    return image_column in map(tidy_text, names), len(names)
+
+
+def _find_encoding(path: Path, data: bytes) -> str:
+    """By the mark at its beginning, else UTF-8. Raises UserError for files that are no text."""
+    for mark, encoding in BOMS.items():
+        if data.startswith(mark):
+            return encoding
+    if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):  # a zip, as .xlsx and .ods are; .xls
+        raise UserError(
+            f"{path} is no text but a workbook or an archive. Save it as CSV, or as .xlsx with this ending."
+        )
+    if b"\0" in data:
+        raise UserError(
+            f"{path} is not text in UTF-8: it holds zero bytes. Say {as_typed('encoding')} utf-16-le or utf-16-be if it is "
+            "text of this kind, or save it as CSV in UTF-8."
+        )
+    return "utf-8"
+
+
+def _explain_undecodable(path: Path, data: bytes, encoding: str, error: UnicodeError) -> UserError:
+    """Names the first line that cannot be read, and how it reads in the encoding of Excel on Windows."""
+    if encoding != "utf-8" or not isinstance(error, UnicodeDecodeError):
+        return UserError(f"{path} is not text in {encoding}. Give another {as_typed('encoding')}.")
+    line = data.count(b"\n", 0, error.start) + 1
+    around = data[max(0, error.start - 20) : error.start + 20].decode("cp1252", errors="replace")
+    return UserError(
+        f"{path}, line {line}: this is not text in UTF-8: byte 0x{data[error.start]:02x} stands there, which as cp1252 (Excel "
+        f"on Windows) would be '{tidy_text(around)}'. Save the table as CSV in UTF-8, or say what it is: {as_typed('encoding')} "
+        "cp1252, for instance."
+    )
+
+
+def _read_sheet_rows(path: Path) -> Rows:
+    import pandas  # here, for it takes its time, and other tables do without
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about formats of cells, which no label has
+            # Texts such as NA stay what they are; only empty cells are empty.
+            sheets = pandas.read_excel(
+                path,
+                sheet_name=None,
+                header=None,
+                dtype=object,
+                keep_default_na=False,
+                na_values=[""],
+                engine="openpyxl",
+            )
+    except ImportError:
+        raise UserError(
+            f"To read {path} the package openpyxl is needed. Install it: pip install 'distbranch[excel]', or save the "
+            "table as CSV."
+        ) from None
+    filled = [title for title, sheet in sheets.items() if len(sheet) > 1]
+    if len(filled) > 1:
+        raise UserError(
+            f"{path} should have one sheet, but it has {len(sheets)} ({', '.join(sheets)}). "
+            "Save the one with the labels as a file of its own."
+        )
+    sheet = max(sheets.values(), key=len)
+    yield from enumerate(sheet.dropna(axis="columns", how="all").to_numpy().tolist(), start=1)
+
+
+def _read_parquet_rows(path: Path) -> Rows:
+    # Here, for it takes its time, and other tables do without.
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(path).read()
+    # An index without a name, which pandas writes, is no label.
+    names = [name for name in table.column_names if not name.startswith("__index_level_")]
+    yield 1, names
+    columns = [column.to_pylist() for column in table.select(names).columns]
+    yield from enumerate(zip(*columns, strict=True), start=2)

@@ -5,7 +5,6 @@ from typing import Any
 
 from distbranch.data.sources import parse_options
 from distbranch.data.sources.csv import CsvOptions, learn_table
-from distbranch.data.sources.tables import open_table
 
 Labels = dict[str, list[object]]
 
@@ -13,11 +12,6 @@ Labels = dict[str, list[object]]
 def read_labels(path: Path, **given: Any) -> Labels:
     options = parse_options({"source": "csv", "images": path.parent, "table": path, **given})
     assert isinstance(options, CsvOptions)
-    table = open_table(path, delimiter=options.delimiter, encoding=options.encoding, image_column=options.image_column)
-    _, columns, _ = learn_table(options, table)
-    rows = [cells for _, cells in table.rows()][1:]
-    read = [
-        {key: label for column in columns for key, label in column.read_labels(cells[column.at]).items()}
-        for cells in rows
-    ]
-    return {task.name: [labels.get(task.name) for labels in read] for column in columns for task in column.tasks}
+    tasks, rows, _ = learn_table(options)
+    labels = [row.labels for row in rows]
+    return {task.name: [one.get(task.name) for one in labels] for task in tasks}

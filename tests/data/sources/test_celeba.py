@@ -112,7 +112,11 @@ BROKEN: dict[str, tuple[str, Change, str]] = {
     "a name twice": (ANNO, lambda text: text.replace("Bald", "Young"), "names of the attributes .* each once"),
     "another image": (ANNO, lambda text: text.replace("000003", "000009"), "line 5: image '000009.jpg' has no split"),
     "a split too few": (EVAL, lambda text: text.replace("000004.jpg 2\n", ""), "has 4 images, .* has 3"),
-    "no split": (EVAL, lambda text: text.replace(" 2\n", " 3\n"), "line 4: an image and 0, 1 or 2 should stand here"),
+    "no split": (
+        EVAL,
+        lambda text: text.replace(" 2\n", " 3\n"),
+        "line 4: one of 0, 1, 2 should stand behind the name, found '3'",
+    ),
     "image twice": (EVAL, lambda text: text.replace("000002", "000001"), "line 2: image '000001.jpg' .* a second time"),
 }
 

@@ -288,13 +288,17 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "same key": ("image,a\n1.jpg,1\n1.png,0", {}, "line 3: image '1.png' .* only in their extension.* Rename"),
     "split unknown": (table("split,a", "train,1", "dev,0"), {}, "line 3: .* one of train, val, test, found 'dev'"),
     "split empty": (table("split,a", "train,1", ",0"), {}, "line 3: .* one of train, val, test, found ''"),
-    "number": (table("a", "1", "2"), {}, "line 3: the column 'a' holds '2', which is neither 1, 0, -1 nor empty"),
+    "number": (
+        table("a", "1", "2"),
+        {},
+        "line 3: the column 'a' holds '2', which is neither 1, 0, -1, yes, no nor empty",
+    ),
     "share": (table("a", "0.5", "1"), {}, "line 2: the column 'a' holds '0.5'"),
     "word among marks": (table("a", "1", "0", "yes"), {}, "line 4: the column 'a' holds 'yes'"),
     "number among words": (table("a", "red", "7", "blue"), {}, "line 3: the column 'a' holds '7'"),
     "zero or unknown": (table("a,b", "1,1", "-1,0"), {}, "'a' says no with -1, the column 'b' has 0 but no -1"),
     "all empty": (table("a,b", "1,", "0,"), {}, "column 'b': all its cells are empty"),
-    "ids": (table("name", "x1", "x2", "x3"), {}, "'name': each of its 3 values .* an id\\? Put it into --ignore"),
+    "ids": (table("name", "x1", "x2", "x3"), {}, "'name': each of its 3 values .* an id. Put it into --ignore"),
     "one class": (table("a", "red", "red"), {}, "'red' is its only value"),
 }
 

@@ -12,9 +12,8 @@ from table_labels import Labels, read_labels
 
 from distbranch.config import load_config
 from distbranch.data.sources import parse_options
-from distbranch.data.sources.csv import CsvOptions, label_rows, learn_table
+from distbranch.data.sources.csv import CsvOptions, learn_table
 from distbranch.data.sources.label_text import fold_text, parse_number, tidy_text
-from distbranch.data.sources.tables import open_table
 from distbranch.errors import UsageError, UserError
 
 Learn = Callable[..., Labels]
@@ -70,7 +69,7 @@ def test_minus_one_is_a_class_where_values_are_and_that_is_told(learn: Learn, ca
     "cells", [["0", "1", "2"], ["0", "1", "9"], ["1", "2", "1"], ["0", "1", "-2"], ["1,5", "0,5", "1"]]
 )
 def test_other_codes_are_neither_marks_nor_classes_unless_declared(learn: Learn, cells: list[str]) -> None:
-    with pytest.raises(UserError, match=r"which is neither 1, 0, -1 nor empty. Correct it"):
+    with pytest.raises(UserError, match=r"which is neither 1, 0, -1, yes, no nor empty. Correct it"):
         learn({"a": cells})
     assert learn({"a": cells}, categorical="a") == {"a": cells}
 
@@ -280,9 +279,8 @@ def test_images_without_a_group_are_split_each_by_itself(tmp_path: Path) -> None
         }
     )
     assert isinstance(options, CsvOptions)
-    table = open_table(options.table, delimiter=None, encoding=None, image_column="image")
-    layout, found, _ = learn_table(options, table)
-    assert {row.split for row in label_rows(options, table, layout, found)} == {"train", "val", "test"}
+    _, rows, _ = learn_table(options)
+    assert {row.split for row in rows} == {"train", "val", "test"}
 
 
 # ---- headers

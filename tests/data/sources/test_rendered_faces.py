@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distbranch.data.pack import pack
-from distbranch.data.sources.rendered_faces import NUISANCE_AREAS, list_attribute_tasks, render_face, render_samples
-from distbranch.data.sources.rendered_faces.person import ATTRIBUTES, TASK_GROUPS, sample_attributes
+from distbranch.data.sources.rendered_faces import list_attribute_tasks, render_face, render_samples
+from distbranch.data.sources.rendered_faces.attributes import ATTRIBUTES, TASK_GROUPS, sample_attributes
+from distbranch.data.sources.rendered_faces.drawing import read_face
 from distbranch.errors import UserError
 
 CELEBA = [
@@ -58,6 +59,7 @@ CELEBA = [
     "Young",
 ]
 SIZE = 96
+NUISANCE_AREAS = read_face()["nuisance_areas"]
 IN_A_LOCAL_REGION = [(region, name) for region in NUISANCE_AREAS for name in TASK_GROUPS[region]]
 NOT_DRAWN = {"No_Beard"}  # it is the absence of the other three
 

@@ -13,36 +13,15 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from distbranch.data.shards import Sample
-from distbranch.data.sources.rendered_faces.canvas import (
-    Box,
-    Canvas,
-    Colour,
-    lighten,
-    mix,
-    parse_colours,
-    spread_evenly,
-)
-from distbranch.data.sources.rendered_faces.parts import draw_face
-from distbranch.data.sources.rendered_faces.person import ATTRIBUTES, TASK_GROUPS, Person, sample_attributes
+from distbranch.data.sources.rendered_faces.attributes import ATTRIBUTES, TASK_GROUPS, sample_attributes
+from distbranch.data.sources.rendered_faces.canvas import WHITE, Box, Canvas, Colour, mix, spread_evenly
+from distbranch.data.sources.rendered_faces.drawing import Face, read_face
 from distbranch.data.sources.source import Source, SourceOptions
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 JPEG_QUALITY = 92
 SUPERSAMPLING = 2  # drawn larger and reduced, for Pillow's shapes have ragged edges
-
-NUISANCE_AREAS: dict[str, tuple[Box, ...]] = {
-    "eyes": ((0.25, 0.34, 0.75, 0.512),),
-    "brows": ((0.25, 0.25, 0.75, 0.34),),
-    "nose": ((0.24, 0.475, 0.76, 0.637),),
-    "mouth and beard": ((0.27, 0.637, 0.73, 0.865),),
-    "head-wear": ((0.18, -0.03, 0.82, 0.27),),
-    "ornaments": ((0.11, 0.55, 0.26, 0.73), (0.74, 0.55, 0.89, 0.73), (0.28, 0.845, 0.72, 1.03)),
-}
-"""What a nuisance covers to hide a region; hair and the whole image are hidden while they are drawn (see `Person`)."""
-
-PETALS = parse_colours("ff8caa ffbe5a aa96f0 78c8a0 fafafa")
-FABRICS = parse_colours("d65050 4682b4 f0b446 5aa078 aa6eb4")
 
 
 class RenderedFacesOptions(SourceOptions):
@@ -124,17 +103,15 @@ def render_face(
         nuisance_region: the key of TASK_GROUPS whose attributes are hidden, or None.
     """
     _check_face(attributes, size, nuisance_region)
-    labels = dict.fromkeys(ATTRIBUTES, 0) | dict(attributes)
-    person = Person(labels, random.Random(f"face/{seed}"), nuisance_region)
     canvas = Canvas(size * SUPERSAMPLING)
-    draw_face(canvas, person)
-    if nuisance_region in NUISANCE_AREAS:
-        # A generator of its own: with or without nuisance the face below is the same.
-        _cover_region(canvas, nuisance_region, random.Random(f"nuisance/{seed}"))
+    face = Face(canvas, dict.fromkeys(ATTRIBUTES, 0) | dict(attributes), random.Random(f"face/{seed}"), nuisance_region)
+    face.draw()
+    # A generator of its own: with or without nuisance the face below is the same.
+    _cover_region(canvas, nuisance_region, random.Random(f"nuisance/{seed}"))
     if nuisance_region == "whole image":
         # Bad light: a thin veil, through which the local attributes are still seen.
         canvas.fill_all((214, 206, 214, 70))
-    canvas.blur(0.005 * person.amount("Blurry"))
+    canvas.blur(0.005 * face.amounts["Blurry"])
     return canvas.image.reduce(SUPERSAMPLING)
 
 
@@ -151,21 +128,21 @@ def _check_face(attributes: Mapping[str, int], size: int, nuisance_region: str |
         )
 
 
-def _cover_region(canvas: Canvas, region: str, rng: random.Random) -> None:
+def _cover_region(canvas: Canvas, region: str | None, rng: random.Random) -> None:
     """Hides one local region: an occluder, shade, fog (low contrast) or blur over the area in which its attributes are seen."""
-    cover = rng.choice(
-        (
-            _cover_with_flowers,
-            _cover_with_cloud,
-            _cover_with_ribbon,
-            _cover_with_shade,
-            _cover_with_fog,
-            _cover_with_blur,
-        )
+    covers = (
+        _cover_with_flowers,
+        _cover_with_cloud,
+        _cover_with_ribbon,
+        _cover_with_shade,
+        _cover_with_fog,
+        _cover_with_blur,
     )
-    petal = rng.choice(PETALS)
-    fabric = rng.choice(FABRICS)
-    for box in NUISANCE_AREAS[region]:
+    cover = rng.choice(covers)
+    petal = rng.choice(read_face()["palettes"]["petal"])
+    fabric = rng.choice(read_face()["palettes"]["fabric"])
+    # Hair and the whole image have no area: they were hidden while they were drawn.
+    for box in read_face()["nuisance_areas"].get(region, ()):
         cover(canvas, box, petal, fabric)
 
 
@@ -175,8 +152,8 @@ def _cover_with_flowers(canvas: Canvas, box: Box, petal: Colour, fabric: Colour)
     size = min(bottom - top, right - left, 0.12) / 2
     for x in spread_evenly(left + size, right - size, 1.9 * size):
         for y in spread_evenly(top + size, bottom - size, 1.9 * size):
-            canvas.draw_star((x, y), 1.25 * size, petal, num_points=6, waist=0.75)
-            canvas.draw_disc((x, y), 0.4 * size, mix(petal, (255, 230, 80), 0.8))
+            canvas.draw_star((x, y, 1.25 * size), petal, num_points=6, waist=0.75)
+            canvas.draw_ellipse((x, y, 0.4 * size), mix(petal, (255, 230, 80), 0.8))
 
 
 def _cover_with_cloud(canvas: Canvas, box: Box, petal: Colour, _: Colour) -> None:
@@ -185,8 +162,8 @@ def _cover_with_cloud(canvas: Canvas, box: Box, petal: Colour, _: Colour) -> Non
     canvas.draw_box(box, white)
     size = min(bottom - top, right - left, 0.16) / 2
     for x in spread_evenly(left + 0.6 * size, right - 0.6 * size, 1.3 * size):
-        canvas.draw_disc((x, top + 0.8 * size), 1.05 * size, white)
-        canvas.draw_disc((x, bottom - 0.8 * size), 1.05 * size, mix(white, (150, 170, 210), 0.25))
+        canvas.draw_ellipse((x, top + 0.8 * size, 1.05 * size), white)
+        canvas.draw_ellipse((x, bottom - 0.8 * size, 1.05 * size), mix(white, (150, 170, 210), 0.25))
 
 
 def _cover_with_ribbon(canvas: Canvas, box: Box, _: Colour, fabric: Colour) -> None:
@@ -194,7 +171,7 @@ def _cover_with_ribbon(canvas: Canvas, box: Box, _: Colour, fabric: Colour) -> N
     canvas.draw_box(box, fabric, mix(fabric, (40, 30, 40), 0.4))
     for y in spread_evenly(top + 0.03, bottom - 0.03, 0.05):
         for x in spread_evenly(left + 0.04, right - 0.04, 0.06):
-            canvas.draw_disc((x, y), 0.012, lighten(fabric, 0.75))
+            canvas.draw_ellipse((x, y, 0.012), mix(fabric, WHITE, 0.75))
 
 
 def _cover_with_shade(canvas: Canvas, box: Box, _: Colour, fabric: Colour) -> None:

@@ -1,22 +1,17 @@
 """A picture that is drawn in unit coordinates: x to the right, y downward, both from 0 to 1, whatever its size in pixels."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFilter
 
 Colour = tuple[int, ...]  # red, green, blue and optionally opacity, 0..255
-Point = tuple[float, float]
-Box = tuple[float, float, float, float]  # left, top, right, bottom
+Point = Sequence[float]  # x, y; of an ellipse its radii as well
+Box = Sequence[float]  # left, top, right, bottom
 
-INK = (52, 38, 42)
 WHITE = (255, 255, 255)
 EDGE_WIDTH = 0.012  # still one pixel wide where a picture of 32 pixels is drawn at twice its size
-
-
-def parse_colours(codes: str) -> tuple[Colour, ...]:
-    """Colours from their hexadecimal codes, as in `ff0000 00ff00`."""
-    return tuple(tuple(bytes.fromhex(code)) for code in codes.split())
+NUM_CURVE_POINTS = 12
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
@@ -25,21 +20,11 @@ def mix(first: Colour, second: Colour, share: float) -> Colour:
     return tuple(round(a + (b - a) * share) for a, b in zip(first[:3], second[:3], strict=True))
 
 
-def darken(colour: Colour, share: float) -> Colour:
-    """The colour on the way to ink."""
-    return mix(colour, INK, share)
-
-
-def lighten(colour: Colour, share: float) -> Colour:
-    """The colour on the way to white."""
-    return mix(colour, WHITE, share)
-
-
-def bend_curve(start: Point, bend: Point, end: Point, num_points: int = 12) -> list[Point]:
+def bend_curve(start: Point, bend: Point, end: Point) -> list[Point]:
     """A quadratic Bezier curve as points."""
-    points = []
-    for i in range(num_points):
-        t = i / (num_points - 1)
+    points: list[Point] = []
+    for i in range(NUM_CURVE_POINTS):
+        t = i / (NUM_CURVE_POINTS - 1)
         # B(t) = (1 - t)^2 start + 2 t (1 - t) bend + t^2 end
         first = (1 - t) ** 2
         second = 2 * t * (1 - t)
@@ -49,14 +34,9 @@ def bend_curve(start: Point, bend: Point, end: Point, num_points: int = 12) -> l
     return points
 
 
-def mirror(points: Iterable[Point]) -> list[Point]:
+def mirror(points: Sequence[Point]) -> list[Point]:
     """The same points on the other half of the face, whose axis is x = 0.5."""
-    return [(1 - x, y) for x, y in points]
-
-
-def symmetric(half: Sequence[Point]) -> list[Point]:
-    """A line from the left half of the face on through its mirror image, back to the height at which it began."""
-    return [*half, *mirror(reversed(half))]
+    return [(1 - x, *others) for x, *others in points]
 
 
 def spread_evenly(start: float, stop: float, step: float) -> list[float]:
@@ -77,16 +57,12 @@ class Canvas:
         self._draw = ImageDraw.Draw(self.image, "RGBA")
         self._edge_width = self._count_pixels(EDGE_WIDTH)
 
-    def draw_ellipse(self, centre: Point, radii: Point, fill: Colour | None, edge: Colour | None = None) -> None:
-        """An ellipse with an optional thin edge."""
-        x, y = centre
-        rx, ry = radii
+    def draw_ellipse(self, figure: Point, fill: Colour, edge: Colour | None = None) -> None:
+        """An ellipse (x, y and two radii) or a disc (x, y and one radius)."""
+        x, y, rx = figure[:3]
+        ry = figure[-1]
         corners = self._scale([(x - rx, y - ry), (x + rx, y + ry)])
         self._draw.ellipse(corners, fill, edge, self._edge_width)
-
-    def draw_disc(self, centre: Point, radius: float, fill: Colour, edge: Colour | None = None) -> None:
-        """An ellipse that is round."""
-        self.draw_ellipse(centre, (radius, radius), fill, edge)
 
     def draw_polygon(self, points: Sequence[Point], fill: Colour, edge: Colour | None = None) -> None:
         """A filled polygon with an optional thin edge."""
@@ -109,15 +85,14 @@ class Canvas:
         """Covers the whole picture."""
         self.draw_box((-1, -1, 2, 2), colour)  # so large that its rounded corners lie outside
 
-    def draw_star(self, centre: Point, radius: float, fill: Colour, num_points: int, waist: float) -> None:
-        """A star whose inner corners lie at the share `waist` of its radius; with four points it is a sparkle."""
+    def draw_star(self, figure: Point, fill: Colour, num_points: int, waist: float) -> None:
+        """A star (x, y, radius) whose inner corners lie at the share `waist` of its radius; with four points a sparkle."""
+        x, y, radius = figure
         points = []
         for i in range(2 * num_points):
             r = radius * (waist if i % 2 else 1)
             angle = math.pi * i / num_points - math.pi / 2  # the first corner points upward
-            x = centre[0] + r * math.cos(angle)
-            y = centre[1] + r * math.sin(angle)
-            points.append((x, y))
+            points.append((x + r * math.cos(angle), y + r * math.sin(angle)))
         self.draw_polygon(points, fill)
 
     def blur(self, radius: float, box: Box = (0, 0, 1, 1)) -> None:
@@ -128,7 +103,7 @@ class Canvas:
             blurred = part.filter(ImageFilter.GaussianBlur(radius * self.num_pixels))
             self.image.paste(blurred, (left, top))
 
-    def _scale(self, points: Iterable[Point]) -> list[Point]:
+    def _scale(self, points: Sequence[Point]) -> list[tuple[float, float]]:
         return [(x * self.num_pixels, y * self.num_pixels) for x, y in points]
 
     def _count_pixels(self, width: float) -> int:
