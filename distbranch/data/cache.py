@@ -14,17 +14,18 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 import fsspec
 
 from distbranch.config.paths import find_user_cache
-from distbranch.data.shards import is_remote, join
+from distbranch.data.shards import Shard, is_remote, join
 from distbranch.errors import UserError
 from distbranch.locks import FOR_EVER, WITHOUT_FLOCK, LockHeldError, hold_lock
 
@@ -35,7 +36,6 @@ BACKOFF_S = 0.5  # before the second attempt, then twice as long before each fur
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AHEAD_THREADS = 4  # of every reader: one stream of a distant store fills no network
 _COPY = re.compile(r"[0-9a-f]{16}-.+\.(tar|npy)")  # what we put into the cache folder; anything else there is not ours
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 
 
 class DamagedDownloadError(OSError):
@@ -86,84 +86,60 @@ class RemoteFiles:
             OSError: the file cannot be had from the URL.
             UserError: neither the cache nor the folder for temporary files has room for it.
         """
-        descriptor = self._open_copy(file, sha256)
+        descriptor = self.open_copy(file, sha256)
+        if descriptor is not None:
+            return descriptor
+        # Through a file that is gone as soon as it is closed.
+        _warn_of_cache(self.cache.folder)
+        place = Path(tempfile.gettempdir()) / f"distbranch-{uuid4()}"
+        descriptor = self._fetch(file, sha256, place)
+        place.unlink(missing_ok=True)
         if descriptor is None:
-            return self._read_through(file, sha256)
+            raise UserError(
+                f"There is no room for {join(self.url, file)}, neither in the cache {self.cache.folder} nor in the folder for temporary "
+                "files (TMPDIR). Make room, lower data.cache_gib, or give another data.cache_directory."
+            )
         return descriptor
 
-    def fetch(self, file: str, sha256: str) -> None:
-        """Let the cache have a copy, if it can keep one."""
-        descriptor = self._open_copy(file, sha256)
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def _open_copy(self, file: str, sha256: str) -> int | None:
-        """A descriptor of the copy, fetched if absent; None where the cache cannot keep one."""
+    def open_copy(self, file: str, sha256: str) -> int | None:
+        """The same, but None where the cache cannot keep a copy."""
         # By its content, so that a data set that was packed anew finds no copy of the old one.
-        name = f"{sha256[:16]}-{file.replace('/', '-')}"
-        copy = Path(self.cache.folder) / name
+        copy = Path(self.cache.folder) / f"{sha256[:16]}-{file.replace('/', '-')}"
         with _try_to_lock(copy) as is_locked:
             descriptor = _open_existing(copy)
-            is_new = descriptor is None
-            if descriptor is None and is_locked:
-                descriptor = self._fetch_copy(file, sha256, copy)
-        if descriptor is not None and is_new:
-            make_room(self.cache)
+            if descriptor is not None or not is_locked:
+                return descriptor
+            descriptor = self._fetch_copy(file, sha256, copy)
+        make_room(self.cache)
         return descriptor
 
     def _fetch_copy(self, file: str, sha256: str, copy: Path) -> int | None:
         """Fetch into the cache, whose other copies make way on a full disk; None if that does not suffice."""
         aside = Path(f"{copy}.part")
-        for is_last in (False, True):
-            try:
-                aside.touch()
-            except OSError:
-                return None
-            try:
-                descriptor = self._fetch(file, sha256, aside)
-            except OSError as error:
-                aside.unlink(missing_ok=True)
-                if error.errno not in NO_ROOM:
-                    raise
-            else:
+        for _ in range(2):
+            descriptor = self._fetch(file, sha256, aside)
+            if descriptor is not None:
                 _mark_in_use(descriptor)
                 aside.replace(copy)
                 return descriptor
-            if not is_last:
-                make_room(replace(self.cache, max_bytes=0))
+            make_room(replace(self.cache, max_bytes=0))
         return None
 
-    def _read_through(self, file: str, sha256: str) -> int:
-        """A descriptor of a file that is gone as soon as it is closed."""
-        _warn_of_cache(self.cache.folder)
-        full = UserError(
-            f"There is no room for {join(self.url, file)}, neither in the cache {self.cache.folder} nor in the folder for temporary files "
-            "(TMPDIR). Make room, lower data.cache_gib, or give another data.cache_directory."
-        )
-        try:
-            folder = tempfile.TemporaryDirectory(prefix="distbranch-")
-        except OSError:
-            raise full from None
-        with folder as name:
-            try:
-                return self._fetch(file, sha256, Path(name) / "file")
-            except OSError as error:
-                if error.errno not in NO_ROOM:
-                    raise
-                raise full from None
-
-    def _fetch(self, file: str, sha256: str, place: Path) -> int:
-        """Fetch into `place`; a descriptor of it, which whatever becomes of the name leaves whole."""
+    def _fetch(self, file: str, sha256: str, place: Path) -> int | None:
+        """Fetch into `place`; a descriptor of it, which whatever becomes of the name leaves whole. None: it cannot be written."""
         for attempt in range(1, ATTEMPTS + 1):
+            try:
+                place.touch()
+            except OSError:
+                return None
             try:
                 self._download(file, sha256, place)
                 return os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                raise
             except Exception as error:  # every fsspec driver raises errors of its own
                 place.unlink(missing_ok=True)
-                is_full = isinstance(error, OSError) and error.errno in NO_ROOM
-                if attempt == ATTEMPTS or is_full:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                    return None
+                if attempt == ATTEMPTS or isinstance(error, FileNotFoundError):
                     if isinstance(error, OSError):
                         raise
                     raise OSError(f"{type(error).__name__}: {error}") from error
@@ -171,29 +147,31 @@ class RemoteFiles:
                 time.sleep(BACKOFF_S * 2 ** (attempt - 1))
         raise AssertionError
 
-    def _download(self, file: str, sha256: str, aside: Path) -> None:
-        system, place = fsspec.core.url_to_fs(join(self.url, file))
-        system.get_file(place, str(aside))
-        with aside.open("rb") as written:
+    def _download(self, file: str, sha256: str, place: Path) -> None:
+        system, source = fsspec.core.url_to_fs(join(self.url, file))
+        system.get_file(source, str(place))
+        with place.open("rb") as written:
             found = hashlib.file_digest(written, "sha256").hexdigest()
         if found != sha256:
             raise DamagedDownloadError(f"it arrived with sha256 {found}, it was packed with {sha256}")
 
 
 class FetchAhead:
-    """Fetches files by threads before they are read, so that a reader waits for a slow network only once."""
+    """Fetches shards by threads before they are read, so that a reader waits for a slow network only once."""
 
     def __init__(self, files: RemoteFiles) -> None:
         self._files = files
         self._pool = ThreadPoolExecutor(_AHEAD_THREADS, "distbranch-fetch")
-        self._wanted: set[str] = set()
+        self._wanted: set[tuple[str, str]] = set()
 
-    def request(self, files: Mapping[str, str]) -> None:
-        """These files (name to sha256) will be read soon."""
-        for file, sha256 in files.items():
-            if file not in self._wanted:
-                self._pool.submit(self._fetch, file, sha256)
-        self._wanted = set(files)
+    def request(self, shards: Sequence[Shard]) -> None:
+        """These shards will be read soon."""
+        wanted = set()
+        for shard in shards:
+            wanted |= {(shard.index, shard.index_sha256), (shard.file, shard.sha256)}
+        for file, sha256 in sorted(wanted - self._wanted):
+            self._pool.submit(self._fetch, file, sha256)
+        self._wanted = wanted
 
     def close(self) -> None:
         """Waits for what is being fetched and forgets the rest."""
@@ -201,23 +179,22 @@ class FetchAhead:
 
     def _fetch(self, file: str, sha256: str) -> None:
         with suppress(OSError):  # who reads the file meets the error again, and tells
-            self._files.fetch(file, sha256)
+            descriptor = self._files.open_copy(file, sha256)
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def open_files(path: str, cache: Cache | None = None) -> Files:
     """The files of the data set at a folder or URL. UserError for a URL that this installation cannot read."""
     if not is_remote(path):
         return LocalFiles(path)
-    protocol = path.split("://", 1)[0]
     try:
-        fsspec.get_filesystem_class(protocol)
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        cure = f"pip install 'distbranch[{extra}]'" if extra else f"install its fsspec driver ({error})"
-        raise UserError(f"Reading {path} needs a driver that is not installed: {cure}.") from None
-    except ValueError:
-        known = "http, https, s3, gs"
-        raise UserError(f"{path} begins with {protocol}://, which is unknown; known are {known}.") from None
+        fsspec.get_filesystem_class(path.split("://", 1)[0])
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read by this installation: {error}. http and https can; for s3 run `pip install 'distbranch[s3]'`, for gs "
+            "`pip install 'distbranch[gs]'`."
+        ) from None
     cache = cache or Cache(default_cache_folder())
     try:
         Path(cache.folder).mkdir(parents=True, exist_ok=True)
@@ -239,24 +216,17 @@ def make_room(cache: Cache) -> None:
     with _try_to_lock(folder / "room") as is_locked:
         if not is_locked:
             return
-        copies = sorted(_list_copies(folder))
-        excess = sum(size for _, size, _ in copies) - cache.max_bytes
-        for _, size, path in copies:
+        copies = [path for path in folder.iterdir() if _COPY.fullmatch(path.name)]
+        found = {path: path.stat() for path in copies}
+        excess = sum(status.st_size for status in found.values()) - cache.max_bytes
+        for path in sorted(copies, key=lambda path: found[path].st_mtime):
             if excess <= 0:
                 return
-            if _remove_unless_in_use(path):
-                excess -= size
-
-
-def _list_copies(folder: Path) -> list[tuple[float, int, Path]]:
-    """(time of last use, bytes, path) of every finished copy."""
-    found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _COPY.fullmatch(entry.name):
-                status = entry.stat()
-                found.append((status.st_mtime, status.st_size, Path(entry.path)))
-    return found
+            # Held by somebody who is about to open it, or open.
+            with _try_to_lock(path, patience_s=0) as is_free:
+                if is_free and not _is_in_use(path):
+                    path.unlink(missing_ok=True)
+                    excess -= found[path].st_size
 
 
 @contextmanager
@@ -288,6 +258,19 @@ def _mark_in_use(descriptor: int) -> None:
         os.utime(descriptor)  # the time of last use
 
 
+def _is_in_use(path: Path) -> bool:
+    """Whether somebody holds a shared lock on a copy. Where there is no flock nobody knows, but open files outlive their names."""
+    try:
+        # Over NFS an exclusive lock needs a file open for writing.
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:  # in use, or another user's
+        return error.errno not in WITHOUT_FLOCK
+    return False
+
+
 @functools.cache
 def _warn_of_cache(folder: str) -> None:
     logger.warning(
@@ -295,26 +278,3 @@ def _warn_of_cache(folder: str) -> None:
         "Give another data.cache_directory.",
         folder,
     )
-
-
-def _remove_unless_in_use(path: Path) -> bool:
-    with _try_to_lock(path, patience_s=0) as is_locked:
-        if not is_locked or _is_in_use(path):  # or somebody is about to open it
-            return False
-        path.unlink(missing_ok=True)
-    return True
-
-
-def _is_in_use(path: Path) -> bool:
-    """Whether somebody holds a shared lock on a copy. Where there is no flock nobody knows, but open files outlive their names."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # over NFS an exclusive lock needs a file open for writing
-    except OSError:  # another user's, or gone
-        return path.exists()
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in WITHOUT_FLOCK
-    finally:
-        os.close(descriptor)
-    return False

@@ -1,19 +1,21 @@
 """Checks a packed data set to the last byte, and that plain webdataset reads from it what the indexes promise."""
 
 import json
+import math
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 import webdataset
 
-from distbranch.data.images import BrokenImageError, decode_image
+from distbranch.data.cache import LocalFiles
+from distbranch.data.images import decode_to_size
 from distbranch.data.pack import Copy, find_copies
+from distbranch.data.reader import OpenShard
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import (
     BadSample,
@@ -23,11 +25,9 @@ from distbranch.data.shards import (
     SplitInfo,
     is_remote,
     label_name,
-    parse_labels,
     read_dataset,
 )
 from distbranch.errors import UserError
-from distbranch.tasks import Task
 
 MAX_PROBLEMS = 1000  # nobody reads more, and a data set of millions of samples may have as many
 Counts = dict[str, Counter[str]]
@@ -98,115 +98,53 @@ def _check_shard(
     report: CheckReport,
 ) -> None:
     """Compares the shard and its index with `dataset.json`, every sample with the index, webdataset with the index."""
+    where = f"Shard {shard.file}"
     path = folder / shard.file
-    if not path.is_file():
-        report.add_problem(f"Shard {shard.file}: the file is missing.")
-        return
-    num_bytes = path.stat().st_size
-    if num_bytes != shard.num_bytes:
-        report.add_problem(f"Shard {shard.file}: it should have {shard.num_bytes} bytes, found {num_bytes}.")
-    # The sums of the samples are compared all the same: they say which of them are damaged.
-    elif file_sha256(path) != shard.sha256:
-        report.add_problem(f"Shard {shard.file}: its bytes were changed (the sha256 differs from dataset.json).")
     try:
-        index = _read_index(folder, shard)
+        opened = OpenShard(LocalFiles(str(folder)), shard, shard.file)
     except BadSample as error:
         report.add_problem(str(error))
         return
-    with path.open("rb") as file:
-        for number, row in enumerate(index):
+    with closing(opened):
+        # The sums of the samples are compared all the same: they say which of them are damaged.
+        num_bytes = path.stat().st_size
+        if num_bytes != shard.num_bytes:
+            report.add_problem(f"{where}: it should have {shard.num_bytes} bytes, found {num_bytes}.")
+        elif file_sha256(path) != shard.sha256:
+            report.add_problem(f"{where}: its bytes were changed (the sha256 differs from dataset.json).")
+        if opened.index.shape != (shard.num_samples, 6):
+            found = opened.index.shape
+            report.add_problem(f"{where}: its index should have {shard.num_samples} rows of 6, found {found}.")
+            return
+
+        for number in range(shard.num_samples):
             # The sample by itself: one that is damaged hides nothing of the others.
             try:
-                key, labels = _read_sample(
-                    file,
-                    shard.file,
-                    number,
-                    row,
-                    report.info.tasks,
-                )
+                _check_sample(opened, number, counts, report.info)
             except BadSample as error:
                 report.add_problem(str(error))
                 continue
 
             # The sample among the others.
+            key = opened.read_key(number)
             if hash(key) in keys:
-                report.add_problem(f"Shard {shard.file}, sample {number}: its key '{key}' occurs a second time.")
+                report.add_problem(f"{where}, sample {number}: its key '{key}' occurs a second time.")
             keys.add(hash(key))
-            for task, label in labels.items():
-                counts[task][label] += 1
-    _check_webdataset(path, index, report)
+        _check_webdataset(path, opened.index, report)
 
 
-def _read_index(folder: Path, shard: Shard) -> Index:
-    """The index. Raises BadSample when it is not the one that was written."""
-    path = folder / shard.index
-    if not path.is_file():
-        raise BadSample(
-            "missing-shard",
-            shard.file,
-            None,
-            f"its index {shard.index} is missing.",
-        )
-    if file_sha256(path) != shard.index_sha256:
-        what = f"its index {shard.index} was changed (the sha256 differs from dataset.json)."
-        raise BadSample("corrupt", shard.file, None, what)
-    index: Index = np.load(path, allow_pickle=False)
-    if index.shape != (shard.num_samples, 6):
-        what = f"its index should have {shard.num_samples} rows of 6, found {index.shape}."
-        raise BadSample("incomplete", shard.file, None, what)
-    return index
-
-
-def _read_sample(
-    file: BinaryIO,
-    shard: str,
-    number: int,
-    row: Index,
-    tasks: Sequence[Task],
-) -> tuple[str, dict[str, str]]:
-    """Key and names of the labels of one sample, its image decoded. Raises BadSample."""
-    contents = []
-    for what, place in (("image", row[:3]), ("label file", row[3:])):
-        offset, size, crc = place.tolist()
-        file.seek(offset)
-        content = file.read(size)
-        if len(content) < size:
-            raise BadSample(
-                "truncated",
-                shard,
-                number,
-                f"the shard ends inside its {what}.",
-            )
-        if zlib.crc32(content) != crc:
-            raise BadSample(
-                "corrupt",
-                shard,
-                number,
-                f"the bytes of its {what} were changed (crc32 differs).",
-            )
-        contents.append(content)
-
-    image, text = contents
+def _check_sample(opened: OpenShard, number: int, counts: Counts, info: DatasetInfo) -> None:
+    """Reads the sample as a loader does and counts its labels. Raises BadSample."""
+    image, labels = opened.read_sample(number, info.tasks)
     try:
-        decode_image(image)
-    except BrokenImageError as error:
-        raise BadSample(
-            "broken-image",
-            shard,
-            number,
-            f"its image cannot be decoded: {error}.",
-        ) from None
-
-    parse_labels(text, tasks, shard, number)
-    described = json.loads(text)
-    key = described.get("key")
-    if not isinstance(key, str):
-        raise BadSample("incomplete", shard, number, "its label file has no field 'key'.")
-    names = {}
-    for task in tasks:
-        if task.name in described["labels"]:
-            names[task.name] = label_name(task, described["labels"][task.name])
-    return key, names
+        decode_to_size(image, info.image_size)
+    except ValueError as error:
+        raise opened.bad_sample(number, "broken-image", f"its image cannot be decoded ({error}).") from None
+    for task, value in zip(info.tasks, labels.tolist(), strict=True):
+        label = "unlabelled"
+        if not math.isnan(value):
+            label = task.classes[int(value)] if task.classes else label_name(task, value)
+        counts[task.name][label] += 1
 
 
 def _check_webdataset(path: Path, index: Index, report: CheckReport) -> None:
@@ -217,9 +155,8 @@ def _check_webdataset(path: Path, index: Index, report: CheckReport) -> None:
         for sample in webdataset.WebDataset([str(path)], shardshuffle=False, empty_check=False):
             where = f"Shard {path.name}, sample {number}"
             key = json.dumps(sample["__key__"], ensure_ascii=False)
-            image = sample.get("jpg", b"")
             text = sample.get("json", b"")
-            sums = [zlib.crc32(image), zlib.crc32(text)]
+            sums = [zlib.crc32(sample.get("jpg", b"")), zlib.crc32(text)]
             if number < len(index) and sums != index[number, [2, 5]].tolist():
                 report.add_problem(f"{where}: webdataset reads other bytes than the index says.")
             elif f'"key":{key}'.encode() not in text:
@@ -245,8 +182,6 @@ def _check_counts(
             f"Split {name}: dataset.json says {split.num_samples} samples, its shards have {num_samples}."
         )
     for task, found in counts.items():
-        # A label file is silent about the tasks that have no label, so they are what is left.
-        found["unlabelled"] = num_samples - found.total()
         packed = Counter(split.labels.get(task, {}))
         for label in sorted(found.keys() | packed.keys()):
             if found[label] != packed[label]:

@@ -11,7 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -32,11 +32,12 @@ BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, 
           AttributeError, OverflowError, MemoryError, Image.DecompressionBombError)  # fmt: skip
 
 ORIENTATION = 0x0112  # the EXIF tag
-APP1, START_OF_SCAN, FILL = 0xE1, 0xDA, 0xFF  # markers of a JPEG
 EXIF = b"Exif\0\0"
-XMP = b"http://ns.adobe.com/xap/1.0/\0"
-BYTE_ORDERS = {b"II": "<", b"MM": ">"}
-NUMBERS = {3: "H", 4: "I"}  # types of EXIF, for `struct`
+# An entry of EXIF: tag, type (3: two bytes, 4: four), count, value; the first byte counts most (MM) or least (II).
+EXIF_ORIENTATION = re.compile(
+    rb"\x01\x12\0\x03\0\0\0\x01\0([\1-\x08])|\x01\x12\0\x04\0\0\0\x01\0\0\0([\1-\x08])|\x12\x01[\3\4]\0\x01\0\0\0([\1-\x08])\0"
+)
+XMP_ORIENTATION = b"tiff:Orientation"
 
 # What brings an image upright, by the value of the tag: whether its rows and its columns are read backwards, and whether the
 # rows are columns afterwards. All other values: as it is.
@@ -65,19 +66,13 @@ class Augmentation:
 
     flip: bool = False
     shift: int = 0
+    seed: int = 0
 
-    def __call__(
-        self,
-        image: Pixels,
-        seed: int,
-        epoch: int,
-        shard: int,
-        sample: int,
-    ) -> Pixels:
+    def __call__(self, image: Pixels, epoch: int, shard: int, sample: int) -> Pixels:
         """The image [H, W, 3] as this epoch shows it."""
         if not self.flip and not self.shift:
             return image
-        place = struct.pack("<4q", seed, epoch, shard, sample)
+        place = struct.pack("<4q", self.seed, epoch, shard, sample)
         bits = blake2b(place, digest_size=12).digest()
         mirror, down, right = struct.unpack("<3I", bits)
         if self.flip and mirror % 2:
@@ -128,7 +123,12 @@ def decode_image(data: bytes, bits: int | None = None) -> Image.Image:
             # RGB first: the orientation of a TIFF is known when it is loaded.
             image.load()
             rgb = _convert_to_rgb(image, bits)
-            orientation = read_orientation(data) if data.startswith(JPEG_START) else _orientation_of_others(image)
+            orientation = 1
+            if data.startswith(JPEG_START):
+                orientation = read_orientation(data)
+            else:  # of a TIFF Pillow has none left, for it has turned that by itself
+                with suppress(*BROKEN):
+                    orientation = int(image.getexif().get(ORIENTATION, 1))
     except BrokenImageError:
         raise
     except UnidentifiedImageError:
@@ -197,60 +197,22 @@ def swap_if_sideways(image_size: tuple[int, int], orientation: int) -> tuple[int
 def read_orientation(content: bytes) -> int:
     """The EXIF orientation of a JPEG, 1 (it is upright) to 8, as Pillow's `exif_transpose` understands it.
 
-    Only the few bytes that lead from segment to segment are read: to open every image for it with Pillow would cost as much
-    as to decode a small one.
+    Its bytes are searched for, since to open every image with Pillow for it would cost as much as to decode a small one.
     """
-    exif = xmp = b""
-    at = 2
-    while at + 4 <= len(content) and content[at] == FILL and content[at + 1] != START_OF_SCAN:
-        # A marker may be preceded by any number of fill bytes.
-        marker = content[at + 1]
-        if marker == FILL:
-            at += 1
-            continue
-
-        # The length counts its own two bytes, but not the marker.
-        end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
-        if marker == APP1 and content.startswith(EXIF, at + 4):
-            exif = exif or content[at + 4 : end]
-        elif marker == APP1 and content.startswith(XMP, at + 4):
-            xmp = content[at + 4 : end]
-        at = end
-
-    # The XMP counts only where there is no EXIF, as in Pillow.
-    orientation = _read_exif_orientation(exif)
-    if orientation is None:
-        found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
-        orientation = int(found[1]) if found else 1
-    return orientation if orientation in TURNS else 1
-
-
-def _read_exif_orientation(exif: bytes) -> int | None:
-    """The orientation among the first entries of an EXIF segment; Pillow warns of every one that is damaged."""
-    tiff = exif[len(EXIF) :]
-    order = BYTE_ORDERS.get(tiff[:2])
-    if order is None:
-        return None
-    try:
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (num_entries,) = struct.unpack_from(order + "H", tiff, start)
-        for entry in range(num_entries):
-            at = start + 2 + 12 * entry
-            tag, kind, count = struct.unpack_from(order + "HHI", tiff, at)
-            if tag == ORIENTATION and count == 1 and kind in NUMBERS:
-                (orientation,) = struct.unpack_from(order + NUMBERS[kind], tiff, at + 8)
-                return int(orientation)
-    except struct.error:  # it ends before what it announces
-        pass
-    return None
-
-
-def _orientation_of_others(image: Image.Image) -> int:
-    """The EXIF orientation of a PNG, WebP, ...; Pillow turns a TIFF by itself."""
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except BROKEN:
-        return 1
+    at = content.find(EXIF)
+    if at >= 0:
+        end = (
+            at - 2 + int.from_bytes(content[max(at - 2, 0) : at])
+        )  # the length of the segment counts its own two bytes
+        found = EXIF_ORIENTATION.search(content, at, end)
+        if found is not None:
+            return found[found.lastindex or 0][0]
+    # The XMP counts only where EXIF has none, as in Pillow. A search for the plain word is ten times faster than that of a pattern.
+    if XMP_ORIENTATION in content:
+        found = re.search(XMP_ORIENTATION + rb'(?:="|>)([1-8])', content)
+        if found is not None:
+            return int(found[1])
+    return 1
 
 
 @contextmanager

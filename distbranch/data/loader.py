@@ -17,10 +17,19 @@ from torch import Tensor
 
 from distbranch.data.cache import Cache, open_files
 from distbranch.data.images import Augmentation, Pixels, decode_to_size
-from distbranch.data.plan import AlternatingPlan, MixedPlan, Place, Plan, Turns, positions_of_rank
+from distbranch.data.plan import (
+    AlternatingPlan,
+    AnyPlan,
+    MixedPlan,
+    Place,
+    Plan,
+    SequentialPlan,
+    Turns,
+    positions_of_rank,
+)
 from distbranch.data.prefetch import from_processes, from_thread
 from distbranch.data.reader import ShardReader
-from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo, locate_samples
+from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -89,26 +98,24 @@ def train_loader(
             f"A batch of {batch_size} samples cannot be divided among {world_size} ranks in {accumulate} part(s) each. "
             f"Choose a batch size of at least {world_size * accumulate}, or fewer ranks."
         )
-    plan: Plan | MixedPlan | AlternatingPlan
+    plan: AnyPlan
     if turns is None:
-        plan = _make_plan(info, chosen, seed, window, (0.0, 1.0))
+        plan = _make_plan(info, chosen, seed, window)
     else:
         first = _make_plan(info, chosen, seed, window, (0.0, turns.part))
         second = _make_plan(info, chosen, seed, window, (turns.part, 1.0))
         plan = AlternatingPlan((first, second), turns)
-    shares = positions_of_rank(batch_size, accumulate, rank, world_size)
-    parts = []
-    for member, one in zip(info.members, chosen, strict=True):
-        parts.append((member.path, one.shards))
     source = _BatchSource(
-        order=_TrainOrder(plan, start, batch_size, shares),
-        parts=parts,
+        plan=plan,
+        start=start,
+        batch_size=batch_size,
+        shares=positions_of_rank(batch_size, accumulate, rank, world_size),
+        parts=[(member.path, one.shards) for member, one in zip(info.members, chosen, strict=True)],
         tasks=info.tasks,
         cache=cache,
         image_size=image_size,
         decoder=decoder,
-        augmentation=Augmentation(flip, shift),
-        seed=seed,
+        augmentation=Augmentation(flip, shift, seed),
         on_bad_sample=on_bad_sample,
         max_open=window + 2,  # those of a window, and the first ones of the next
         needs_some=True,
@@ -135,16 +142,20 @@ def eval_loader(
 
     The last batch may be short; a rank without samples has no batch. `Batch.indices` tells rank 0 the order.
     """
-    shards = _get_split(info, split).shards
+    chosen = _get_split(info, split)
+    # Dealt out one by one, so that no rank has two samples more than another.
+    firsts = range(rank, batch_size * world_size, world_size)
     source = _BatchSource(
-        order=_EvalOrder(shards, batch_size, rank, world_size),
-        parts=[(info.path, shards)],
+        plan=SequentialPlan([shard.num_samples for shard in chosen.shards]),
+        start=0,
+        batch_size=batch_size * world_size,
+        shares=[range(position, position + 1) for position in firsts],
+        parts=[(info.path, chosen.shards)],
         tasks=info.tasks,
         cache=cache,
         image_size=image_size,
         decoder=decoder,
         augmentation=Augmentation(),
-        seed=0,  # of an augmentation that changes nothing
         on_bad_sample=on_bad_sample,
         max_open=2,  # they are read one after the other
         needs_some=False,
@@ -153,10 +164,9 @@ def eval_loader(
 
 
 def _get_split(info: DatasetInfo, split: str) -> SplitInfo:
-    if split not in info.splits:
-        names = ", ".join(sorted(info.splits))
-        raise UserError(f"{info.path} has no split '{split}'; it has {names}.")
-    found = info.splits[split]
+    found = info.splits.get(split)
+    if found is None:
+        raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
     if found.num_samples == 0:
         raise UserError(f"Split '{split}' of {info.path} has no samples. Pack it again with some.")
     return found
@@ -167,7 +177,7 @@ def _make_plan(
     splits: Sequence[SplitInfo],
     seed: int,
     window: int,
-    part: tuple[float, float],
+    part: tuple[float, float] = (0.0, 1.0),
 ) -> Plan | MixedPlan:
     plans = []
     for split in splits:
@@ -180,82 +190,48 @@ def _make_plan(
     return MixedPlan(plans, proportions, seed)
 
 
-@dataclass
-class _TrainOrder:
-    """Which samples form a rank's batches, with their indices (none = the end), and in which shards those to come are."""
-
-    plan: Plan | MixedPlan | AlternatingPlan
-    start: int
-    batch_size: int
-    shares: Sequence[range]  # of the positions in every batch, pass by pass
-
-    def list_batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
-        first = self.start + number * self.batch_size
-        places: list[Place] = []
-        indices: list[int] = []
-        for share in self.shares:
-            start = first + share.start
-            stop = first + share.stop
-            places += self.plan.list_places(start, stop)
-            indices += range(start, stop)
-        return places, indices
-
-    def list_shards_ahead(self, index: int) -> list[int]:
-        return self.plan.list_shards_ahead(index)
-
-
-@dataclass
-class _EvalOrder:
-    """The same of an evaluation, which reads the split from its first sample to its last."""
-
-    shards: Sequence[Shard]
-    batch_size: int
-    rank: int
-    world_size: int
-
-    def list_batch(self, number: int) -> tuple[list[Place], Sequence[int]]:
-        # Dealt out one by one, so that no rank has two samples more than another.
-        num_samples = sum(shard.num_samples for shard in self.shards)
-        mine = range(self.rank, num_samples, self.world_size)
-        first = number * self.batch_size
-        indices = mine[first : first + self.batch_size]
-        places = [(shard, sample, 0) for shard, sample in locate_samples(self.shards, indices)]
-        return places, indices
-
-    def list_shards_ahead(self, index: int) -> list[int]:
-        ((shard, _),) = locate_samples(self.shards, [index])
-        return [number for number in (shard, shard + 1) if number < len(self.shards)]
-
-
 @dataclass(frozen=True)
 class _BatchSource:
     """How samples become the batches of this rank: all that a process must know to make them.
 
+    `start`: the position of the plan at which the first batch begins; `shares`: the positions of this rank in every batch.
     `parts`: path and shards of every data set; `needs_some`: a batch in which nothing is left ends the run.
     """
 
-    order: _TrainOrder | _EvalOrder
+    plan: AnyPlan | SequentialPlan
+    start: int
+    batch_size: int  # of all ranks
+    shares: Sequence[range]
     parts: Sequence[tuple[str, Sequence[Shard]]]
     tasks: Sequence[Task]
     cache: Cache | None
     image_size: tuple[int, int]
     decoder: str
     augmentation: Augmentation
-    seed: int
     on_bad_sample: str
     max_open: int
     needs_some: bool  # in training: where all samples are bad an endless loader would search for ever
 
     def make_batches(self, first: int = 0, step: int = 1) -> Iterator[Batch]:
         """Batches first, first + step, ...; the only state are the shards that stay open."""
-        reader = ShardReader(self.parts, self.tasks, self.cache, max_open=self.max_open)
-        with closing(reader):
+        with closing(ShardReader(self.parts, self.cache, max_open=self.max_open)) as reader:
             for number in itertools.count(first, step):
-                places, indices = self.order.list_batch(number)
+                places, indices = self._list_batch(number)
                 if not places:
                     return
-                reader.request_shards(self.order.list_shards_ahead(indices[0]))
+                reader.request_shards(self.plan.list_shards_ahead(indices[0]))
                 yield self._make_batch(reader, places, indices)
+
+    def _list_batch(self, number: int) -> tuple[list[Place], list[int]]:
+        """Which samples form this batch, and their positions in the plan; none where it has ended."""
+        first = self.start + number * self.batch_size
+        places: list[Place] = []
+        indices: list[int] = []
+        for share in self.shares:
+            found = self.plan.list_places(first + share.start, first + share.stop)
+            places += found
+            indices += range(first + share.start, first + share.start + len(found))
+        return places, indices
 
     def _make_batch(self, reader: ShardReader, places: Sequence[Place], indices: Sequence[int]) -> Batch:
         """The batch of these samples; bad ones are left out and counted, or end the batch with an error."""
@@ -284,9 +260,8 @@ class _BatchSource:
             kept = []
         elif not kept and self.needs_some:
             error = f"No sample of a batch could be used. The last of them: {last_bad}"
-        pixels = torch.from_numpy(images[: len(kept)])
         return Batch(
-            images=pixels.permute(0, 3, 1, 2),  # a view, so channels_last
+            images=torch.from_numpy(images[: len(kept)]).permute(0, 3, 1, 2),  # a view, so channels_last
             labels=torch.from_numpy(labels[: len(kept)]),
             num_bad=dict(num_bad),
             error=error,
@@ -300,15 +275,13 @@ class _BatchSource:
         sample: int,
         epoch: int,
     ) -> tuple[Pixels, NDArray[np.float32]]:
-        content, labels = reader.read_sample(shard, sample, epoch)
+        opened = reader.open_shard(shard, epoch)
+        content, labels = opened.read_sample(sample, self.tasks)
         try:
             pixels = decode_to_size(content, self.image_size, self.decoder)
         except ValueError as error:
-            key = reader.read_key(shard, sample, epoch)
-            raise BadSample(
-                "broken-image", reader.file_name(shard), key, f"its image cannot be decoded ({error})."
-            ) from None
-        return self.augmentation(pixels, self.seed, epoch, shard, sample), labels
+            raise opened.bad_sample(sample, "broken-image", f"its image cannot be decoded ({error}).") from None
+        return self.augmentation(pixels, epoch, shard, sample), labels
 
 
 def _load_ahead(

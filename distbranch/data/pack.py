@@ -11,8 +11,8 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass, fields
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import astuple, dataclass
 from hashlib import sha256
 from math import comb
 from pathlib import Path
@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from distbranch.data.cache import LocalFiles
 from distbranch.data.images import BrokenImageError, read_image_size
+from distbranch.data.reader import OpenShard
 from distbranch.data.shard_writer import ShardWriter
-from distbranch.data.shards import DATASET_FILE, DatasetInfo, Index, LeftOut, Sample, SplitInfo, read_dataset
+from distbranch.data.shards import DATASET_FILE, DatasetInfo, LeftOut, Sample, SplitInfo, read_dataset
 from distbranch.errors import UserError
 from distbranch.locks import hold_lock
 from distbranch.tasks import Task
@@ -31,7 +33,6 @@ __all__ = ["SPLITS", "Sample", "pack"]
 
 SPLITS = ("train", "val", "test")
 LEFT_OUT_FILE = "left-out.csv"
-LEFT_OUT_COLUMNS = [field.name for field in fields(LeftOut)]
 COPIES_FILE = "copies.csv"
 PROGRESS_EVERY = 100  # samples: often enough for a bar to move, seldom enough to cost nothing
 
@@ -84,15 +85,17 @@ def pack(
                 partial,
                 tasks,
                 shard_samples,
-                progress,
+                progress or (lambda _: None),
             )
             if not splits:
                 raise UserError(_describe_why_none(left_out))
 
             # What is told of them. The list of those left out is complete only now.
             copies = find_copies(partial, splits)
-            _write_copies(partial, copies)
-            _write_table(partial / LEFT_OUT_FILE, LEFT_OUT_COLUMNS, [astuple(one) for one in left_out])
+            _write_table(partial / LEFT_OUT_FILE, ["image", "kind", "where", "why"], [astuple(one) for one in left_out])
+            # A number per image, then split and key of each of its samples.
+            rows = [(number, *astuple(copy)) for number, alike in enumerate(copies, start=1) for copy in alike]
+            _write_table(partial / COPIES_FILE, ["image", "split", "key"], rows)
             num_skipped = Counter(skipped or {}) + Counter(one.kind for one in left_out)
             info = DatasetInfo(
                 path=str(out),
@@ -118,38 +121,23 @@ def find_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> list[list[Copy
 
     The indexes hold size and crc32 of every image, so a sort finds them; only images that agree in both are read and compared.
     """
-    shards = []
-    indexes = []
-    for name, split in splits.items():
-        for shard in split.shards:
-            shards.append((name, shard.file))
-            indexes.append(np.load(folder / shard.index, allow_pickle=False))
-
-    alike: dict[bytes, list[Copy]] = {}  # by the sha256 of the image
-    for (name, file), rows in zip(shards, _select_equal_sums(indexes), strict=True):
-        with (folder / file).open("rb") as content:
-            for offset, size, _, label_offset, label_size, _ in rows.tolist():
-                content.seek(offset)
-                image = sha256(content.read(size)).digest()
-                content.seek(label_offset)
-                key = json.loads(content.read(label_size))["key"]
-                alike.setdefault(image, []).append(Copy(name, key))
-    return [copies for copies in alike.values() if len(copies) > 1]
-
-
-def _select_equal_sums(indexes: Sequence[Index]) -> list[Index]:
-    """Of every index the rows whose image has the size and the crc32 of another one, in any index."""
-    if not indexes:
-        return []
+    placed = [(name, shard) for name, split in splits.items() for shard in split.shards]
     # Size and crc32 (32 bits) in one number, which numpy sorts fast.
-    sums = [index[:, 1] << 32 | index[:, 2] for index in indexes]
+    sums = []
+    for _, shard in placed:
+        index = np.load(folder / shard.index, allow_pickle=False)
+        sums.append(index[:, 1] << 32 | index[:, 2])
     values, counts = np.unique(np.concatenate(sums), return_counts=True)
     repeated = values[counts > 1]
-    selected = []
-    for index, own in zip(indexes, sums, strict=True):
-        is_repeated = np.isin(own, repeated)
-        selected.append(index[is_repeated])
-    return selected
+
+    alike: dict[bytes, list[Copy]] = {}  # by the sha256 of the image
+    for (name, shard), own in zip(placed, sums, strict=True):
+        with closing(OpenShard(LocalFiles(str(folder)), shard, shard.file)) as opened:
+            for sample in np.flatnonzero(np.isin(own, repeated)).tolist():
+                image, content = opened.read_files(sample)
+                copies = alike.setdefault(sha256(image).digest(), [])
+                copies.append(Copy(name, json.loads(content)["key"]))
+    return [copies for copies in alike.values() if len(copies) > 1]
 
 
 def count_copies(found: Sequence[Sequence[Copy]]) -> dict[str, int]:
@@ -222,39 +210,32 @@ def _write_samples(
     folder: Path,
     tasks: Sequence[Task],
     shard_samples: int,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None],
 ) -> tuple[dict[str, SplitInfo], tuple[int, int]]:
     """Routes every sample to the writer of its split; returns the splits and the (height, width) of the first image."""
-    writers: dict[str, ShardWriter] = {}
     keys: set[int] = set()
     size = (0, 0)
     done = 0
     with ExitStack() as stack:
+        writers = {}
+        for name in SPLITS:
+            writer = ShardWriter(folder, name, tasks, shard_samples=shard_samples)
+            writers[name] = stack.enter_context(writer)
         for sample in samples:
-            # Check what the writer does not.
             if done == 0:
-                size = _read_first_size(sample)
-            _check_split(sample)
-            _check_key(sample.key, keys)
-
-            # Write.
-            if sample.split not in writers:
-                writer = ShardWriter(
-                    folder,
-                    sample.split,
-                    tasks,
-                    shard_samples=shard_samples,
+                size = _read_size(sample)
+            if sample.split not in SPLITS:
+                raise UserError(
+                    f"Sample {sample.key}: the split should be one of {', '.join(SPLITS)}, found '{sample.split}'."
                 )
-                writers[sample.split] = stack.enter_context(writer)
+            _check_key(sample.key, keys)
             writers[sample.split].write_sample(sample)
-
-            # Tell.
             done += 1
-            if progress is not None and done % PROGRESS_EVERY == 0:
+            if done % PROGRESS_EVERY == 0:
                 progress(done)
-    if progress is not None:
-        progress(done)
-    return {name: writers[name].info for name in SPLITS if name in writers}, size
+    progress(done)
+    splits = {name: writer.info for name, writer in writers.items()}
+    return {name: split for name, split in splits.items() if split.num_samples}, size
 
 
 def _describe_why_none(left_out: Sequence[LeftOut]) -> str:
@@ -267,14 +248,6 @@ def _describe_why_none(left_out: Sequence[LeftOut]) -> str:
     )
 
 
-def _write_copies(folder: Path, found: Sequence[Sequence[Copy]]) -> None:
-    """Lists them, if there are any: a number per image, then split and key of each of its samples."""
-    rows = []
-    for number, copies in enumerate(found, start=1):
-        rows += [(number, copy.split, copy.key) for copy in copies]
-    _write_table(folder / COPIES_FILE, ["image", "split", "key"], rows)
-
-
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A CSV file, if it has a row."""
     if not rows:
@@ -284,17 +257,11 @@ def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any
         csv.writer(file).writerows([columns, *rows])
 
 
-def _read_first_size(sample: Sample) -> tuple[int, int]:
+def _read_size(sample: Sample) -> tuple[int, int]:
     try:
         return read_image_size(sample.image)
     except BrokenImageError as error:
         raise UserError(f"Sample {sample.key}: {error}.") from None
-
-
-def _check_split(sample: Sample) -> None:
-    if sample.split not in SPLITS:
-        names = ", ".join(SPLITS)
-        raise UserError(f"Sample {sample.key}: the split should be one of {names}, found '{sample.split}'.")
 
 
 def _check_key(key: str, keys: set[int]) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,9 @@ Place = tuple[int, int, int]  # (shard, sample in the shard, epoch)
 
 Ints = NDArray[np.int64]
 
-_EPOCHS_KEPT = 2  # a batch may straddle the end of an epoch
-_WINDOWS_KEPT = 3  # that of the batch, the one it straddles into, and one for a reader a little behind
+# Of all plans together; whatever fell out is computed anew, in a millisecond.
+_EPOCHS_KEPT = 8
+_WINDOWS_KEPT = 6
 _STRETCH = 1024  # positions of a mixed stream that are ordered together
 
 
@@ -43,24 +43,16 @@ class Plan:
         window: int = 8,
         part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        self._arguments = (shard_sizes, seed, window, part)
-        self._whole_sizes = np.asarray(shard_sizes, dtype=np.int64)
-        # Rounded in the running sum, not shard by shard, so that the parts of small shards add up to their share.
-        ends = np.concatenate([[0], np.cumsum(self._whole_sizes)])
-        cuts = np.floor(np.outer(part, ends)).astype(np.int64)  # [2, num_shards + 1]
-        below = cuts[:, 1:] - cuts[:, :-1]  # how many samples of each shard lie below either bound of the part
-        self._first = below[0]
-        self._last = below[1]
-        self.shard_sizes: Ints = self._last - self._first
         self.seed = seed
         self.window = window
+        self._whole_sizes: Ints = np.asarray(shard_sizes, dtype=np.int64)
+        # Rounded in the running sum, not shard by shard, so that the parts of small shards add up to their share.
+        ends = np.concatenate([[0], np.cumsum(self._whole_sizes)])
+        cuts = np.floor(np.outer(part, ends)).astype(np.int64)
+        # How many samples of each shard lie below either bound of the part.
+        self._first, self._last = np.diff(cuts)
+        self.shard_sizes: Ints = self._last - self._first
         self.num_samples = int(self.shard_sizes.sum())
-        self._get_epoch = lru_cache(_EPOCHS_KEPT)(self._order_shards)
-        self._get_window = lru_cache(_WINDOWS_KEPT)(self._order_samples)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A loader process makes the plan anew: what `lru_cache` keeps cannot be pickled.
-        return Plan, self._arguments
 
     def list_places(self, start: int, stop: int) -> list[Place]:
         """The places at stream positions start..stop-1; position = epoch * num_samples + offset in that epoch."""
@@ -68,7 +60,7 @@ class Plan:
         while start < stop:
             epoch, window, begin, end = self._find_window(start)
             # As far as the window reaches; what is left comes from the next one.
-            pairs = self._get_window(epoch, window)[start - begin : stop - begin]
+            pairs = _order_samples(self, epoch, window)[start - begin : stop - begin]
             places += [(shard, sample, epoch) for shard, sample in pairs.tolist()]
             start = end
         return places
@@ -78,41 +70,16 @@ class Plan:
         shards: list[int] = []
         for _ in range(2):
             epoch, window, _, position = self._find_window(position)
-            shards += self._shards_of_window(epoch, window).tolist()
+            shards += self.shards_of_window(epoch, window).tolist()
         return shards
 
-    def _find_window(self, position: int) -> tuple[int, int, int, int]:
-        """Epoch and number of the window that holds a stream position, and the positions where it begins and ends."""
-        if self.num_samples == 0:
-            raise ValueError("The plan needs at least one sample, but all shards are empty.")
-        epoch, offset = divmod(position, self.num_samples)
-        _, starts = self._get_epoch(epoch)
-        window = bisect_right(starts, offset) - 1
-        epoch_start = position - offset
-        return epoch, window, epoch_start + starts[window], epoch_start + starts[window + 1]
-
-    def _shards_of_window(self, epoch: int, window: int) -> Ints:
-        shards, _ = self._get_epoch(epoch)
+    def shards_of_window(self, epoch: int, window: int) -> Ints:
+        """The shards of one window, in the order of the epoch."""
+        shards, _ = _order_shards(self, epoch)
         first = window * self.window
         return shards[first : first + self.window]
 
-    def _order_shards(self, epoch: int) -> tuple[Ints, list[int]]:
-        """One epoch's order of shards, which is cut into windows, and the samples before each window: [num_windows + 1]."""
-        shards = _draw_permutation(len(self.shard_sizes), self.seed, epoch, 0)
-        firsts = np.arange(0, len(shards), self.window)
-        window_sizes = np.add.reduceat(self.shard_sizes[shards], firsts)
-        return shards, [0, *np.cumsum(window_sizes).tolist()]
-
-    def _order_samples(self, epoch: int, window: int) -> Ints:
-        """All (shard, sample) of a window in their order: [n, 2]."""
-        shards = self._shards_of_window(epoch, window)
-        samples = np.concatenate([self._select_samples(shard) for shard in shards.tolist()])
-        owners = np.repeat(shards, self.shard_sizes[shards])
-        # window + 1: a seed sequence cannot tell (seed, epoch) from (seed, epoch, 0), which orders the shards.
-        order = _draw_permutation(len(samples), self.seed, epoch, window + 1)
-        return np.stack([owners, samples], axis=1)[order]
-
-    def _select_samples(self, shard: int) -> Ints:
+    def select_samples(self, shard: int) -> Ints:
         """The samples of a shard that belong to this plan."""
         size = int(self._whole_sizes[shard])
         if self.shard_sizes[shard] == size:
@@ -120,6 +87,36 @@ class Plan:
         # The 2 at the end: no other order is drawn from such a seed sequence.
         order = _draw_permutation(size, self.seed, shard, 0, 2)
         return order[self._first[shard] : self._last[shard]]
+
+    def _find_window(self, position: int) -> tuple[int, int, int, int]:
+        """Epoch and number of the window that holds a stream position, and the positions where it begins and ends."""
+        if self.num_samples == 0:
+            raise ValueError("The plan needs at least one sample, but all shards are empty.")
+        epoch, offset = divmod(position, self.num_samples)
+        _, starts = _order_shards(self, epoch)
+        window = bisect_right(starts, offset) - 1
+        epoch_start = position - offset
+        return epoch, window, epoch_start + starts[window], epoch_start + starts[window + 1]
+
+
+@lru_cache(_EPOCHS_KEPT)
+def _order_shards(plan: Plan, epoch: int) -> tuple[Ints, list[int]]:
+    """One epoch's order of shards, which is cut into windows, and the samples before each window: [num_windows + 1]."""
+    shards = _draw_permutation(len(plan.shard_sizes), plan.seed, epoch, 0)
+    firsts = np.arange(0, len(shards), plan.window)
+    window_sizes = np.add.reduceat(plan.shard_sizes[shards], firsts)
+    return shards, [0, *np.cumsum(window_sizes).tolist()]
+
+
+@lru_cache(_WINDOWS_KEPT)
+def _order_samples(plan: Plan, epoch: int, window: int) -> Ints:
+    """All (shard, sample) of a window in their order: [n, 2]."""
+    shards = plan.shards_of_window(epoch, window)
+    samples = np.concatenate([plan.select_samples(shard) for shard in shards.tolist()])
+    owners = np.repeat(shards, plan.shard_sizes[shards])
+    # window + 1: a seed sequence cannot tell (seed, epoch) from (seed, epoch, 0), which orders the shards.
+    order = _draw_permutation(len(samples), plan.seed, epoch, window + 1)
+    return np.stack([owners, samples], axis=1)[order]
 
 
 def positions_of_rank(
@@ -141,6 +138,26 @@ def positions_of_rank(
         end = first + (rank + 1) * length // world_size
         shares.append(range(begin, end))
     return shares
+
+
+class SequentialPlan:
+    """Every sample once, from the first to the last: the order of an evaluation."""
+
+    def __init__(self, shard_sizes: Sequence[int]) -> None:
+        self._ends = [0, *accumulate(shard_sizes)]
+
+    def list_places(self, start: int, stop: int) -> list[Place]:
+        """The places at positions start..stop-1, as far as there are samples."""
+        places = []
+        for position in range(start, min(stop, self._ends[-1])):
+            shard = bisect_right(self._ends, position) - 1
+            places.append((shard, position - self._ends[shard], 0))
+        return places
+
+    def list_shards_ahead(self, position: int) -> list[int]:
+        """The shard that holds this position and the next one."""
+        shard = bisect_right(self._ends, position) - 1
+        return list(range(shard, min(shard + 2, len(self._ends) - 1)))
 
 
 class _JoinedPlan:
@@ -197,62 +214,52 @@ class MixedPlan(_JoinedPlan):
     """
 
     def __init__(self, plans: Sequence[Plan], proportions: Sequence[int], seed: int) -> None:
-        self._arguments = (plans, proportions, seed)
         self.plans = plans
         self.seed = seed
-        self._proportions = np.asarray(proportions, dtype=np.int64)
         num_shards = [len(plan.shard_sizes) for plan in plans]
         self.first_shards = [0, *accumulate(num_shards[:-1])]
-        length = int(self._proportions.sum())
-        self._blocks = max(1, _STRETCH // length)  # blocks in a stretch, where they are short
-        self._pieces = -(-length // _STRETCH)  # stretches in a block, where it is long
-        self._get_stretch = lru_cache(_WINDOWS_KEPT)(self._order_turns)
+        self._proportions: Ints = np.asarray(proportions, dtype=np.int64)
+        self._length = int(self._proportions.sum())
+        self.blocks = max(1, _STRETCH // self._length)  # in a stretch, where they are short
+        self._pieces = -(-self._length // _STRETCH)  # stretches in a block, where it is long
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return MixedPlan, self._arguments
+    def count_before(self, stretch: int) -> Ints:
+        """How many samples of each plan come before a stretch."""
+        block, piece = divmod(stretch, self._pieces)
+        # Rounded down from the beginning of the block, so that no error adds up over its stretches.
+        return block * self.blocks * self._proportions + self._proportions * piece // self._pieces
 
     def _list_turns(self, start: int, stop: int) -> Ints:
         parts = [np.zeros(0, dtype=np.int64)]
         while start < stop:
-            number, begin = self._find_stretch(start)
-            turns = self._get_stretch(number)[start - begin : stop - begin]
-            parts.append(turns)
-            start += len(turns)
+            stretch, begin = self._find_stretch(start)
+            parts.append(_order_turns(self, stretch)[start - begin : stop - begin])
+            start += len(parts[-1])
         return np.concatenate(parts)
 
     def _count_drawn(self, position: int) -> Ints:
-        number, begin = self._find_stretch(position)
-        turns = self._get_stretch(number)[: position - begin]
-        drawn: Ints = self._count_before(number)
-        drawn += np.bincount(turns, minlength=len(self.plans))
-        return drawn
-
-    def _count_before(self, stretch: int) -> Ints:
-        """How many samples of each plan come before a stretch."""
-        block, piece = divmod(stretch, self._pieces)
-        before: Ints = block * self._blocks * self._proportions
-        # Rounded down from the beginning of the block, so that no error adds up over its stretches.
-        before += self._proportions * piece // self._pieces
-        return before
+        stretch, begin = self._find_stretch(position)
+        turns = _order_turns(self, stretch)[: position - begin]
+        return self.count_before(stretch) + np.bincount(turns, minlength=len(self.plans))
 
     def _find_stretch(self, position: int) -> tuple[int, int]:
         """The stretch that holds a position, and the position where it begins."""
-        num_samples = self._blocks * int(self._proportions.sum())  # of `_pieces` stretches
-        number = position * self._pieces // num_samples
+        stretch = position * self._pieces // (self.blocks * self._length)
         # Rounding may have shortened those before it: then it is a later one than it seems.
-        while int(self._count_before(number + 1).sum()) <= position:
-            number += 1
-        return number, int(self._count_before(number).sum())
+        while int(self.count_before(stretch + 1).sum()) <= position:
+            stretch += 1
+        return stretch, int(self.count_before(stretch).sum())
 
-    def _order_turns(self, stretch: int) -> Ints:
-        """Whose turn it is at each position of a stretch; every block in it has an order of its own."""
-        in_stretch = self._count_before(stretch + 1) - self._count_before(stretch)
-        in_block = in_stretch // self._blocks
-        turns = np.repeat(np.arange(len(self.plans)), in_block)
-        # The 1 at the end: no plan draws from such a seed sequence.
-        raw = _draw_raw(self._blocks * len(turns), self.seed, stretch, 0, 1)
-        order = np.argsort(raw.reshape(self._blocks, -1), axis=1, kind="stable")
-        return turns[order].ravel()
+
+@lru_cache(_WINDOWS_KEPT)
+def _order_turns(plan: MixedPlan, stretch: int) -> Ints:
+    """Whose turn it is at each position of a stretch; every block in it has an order of its own."""
+    in_stretch = plan.count_before(stretch + 1) - plan.count_before(stretch)
+    turns = np.repeat(np.arange(len(plan.plans)), in_stretch // plan.blocks)
+    # The 1 at the end: no plan draws from such a seed sequence.
+    raw = _draw_raw(plan.blocks * len(turns), plan.seed, stretch, 0, 1)
+    order = np.argsort(raw.reshape(plan.blocks, -1), axis=1, kind="stable")
+    return turns[order].ravel()
 
 
 @dataclass(frozen=True)
@@ -299,6 +306,9 @@ class AlternatingPlan(_JoinedPlan):
         first += num_rounds * turns.first
         first += min(place, turns.first)
         return np.array([first, position - first])
+
+
+AnyPlan = Plan | MixedPlan | AlternatingPlan
 
 
 def _draw_permutation(length: int, *seed: int) -> Ints:

@@ -2,61 +2,34 @@
 
 import hashlib
 import json
-import mmap
 import os
 import tarfile
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from webdataset.writer import TarWriter
 
-from distbranch.data.shards import BadSample, Index, Sample, Shard, SplitInfo, label_name, label_number
+from distbranch.data.shards import Index, Sample, Shard, SplitInfo, label_name, label_number
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 
 def index_shard(path: Path) -> Index:
-    """Index [n, 6] of a shard: image offset, size, crc32; label offset, size, crc32.
-
-    Raises BadSample when it is no whole tar or when a sample lacks its image or its labels.
-    """
-    places: dict[str, dict[str, tuple[int, int]]] = {}  # by key and extension: offset and size in bytes
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                # As webdataset has it, the key is the name up to the first dot.
-                folder, slash, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                files = places.setdefault(folder + slash + stem, {})
-                files[extension] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise BadSample(
-            "truncated",
-            path.name,
-            None,
-            f"it is not a whole tar file ({error}).",
-        ) from None
-    # Mapped, for a shard may be larger than the memory.
-    rows = []
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for key, files in places.items():
-            row = []
-            for extension in ("jpg", "json"):
-                if extension not in files:
-                    raise BadSample(
-                        "incomplete",
-                        path.name,
-                        key,
-                        f"there is no {key}.{extension}.",
-                    )
-                offset, size = files[extension]
-                row += [offset, size, zlib.crc32(content[offset : offset + size])]
-            rows.append(row)
-    return np.array(rows, dtype=np.int64).reshape(-1, 6)
+    """Index [n, 6] of a shard: image offset, size, crc32; label offset, size, crc32."""
+    files: dict[str, list[list[int]]] = {}  # of every key its image, then its labels
+    with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+        for member in tar:
+            # As webdataset has it, the key is the name up to the first dot.
+            folder, slash, name = member.name.rpartition("/")
+            key = folder + slash + name.partition(".")[0]
+            file.seek(member.offset_data)
+            content = file.read(member.size)
+            files.setdefault(key, []).append([member.offset_data, member.size, zlib.crc32(content)])
+    return np.array(list(files.values()), dtype=np.int64).reshape(-1, 6)
 
 
 def file_sha256(path: Path) -> str:
@@ -82,16 +55,17 @@ class ShardWriter:
         self.folder = folder
         self.split = split
         self.shard_samples = shard_samples
-        _check_classes(tasks)
         self._tasks = {task.name: task for task in tasks}
         self._counts: dict[str, dict[str, int]] = {}
         for task in tasks:
-            labels = task.classes if task.kind == "categorical" else ("1", "0")
-            self._counts[task.name] = dict.fromkeys(labels, 0)
+            # A class may not be called as what counts the samples without a label.
+            if "unlabelled" in task.classes:
+                raise UserError(
+                    f"The task '{task.name}' has a class called 'unlabelled', which counts samples without a label. Give it another name."
+                )
+            self._counts[task.name] = dict.fromkeys(task.classes or ("1", "0"), 0)
         self._shards: list[Shard] = []
-        self._num_samples = 0
         self._in_shard = 0
-        self._path = folder
         self._tar: Any = None
 
     def write_sample(self, sample: Sample) -> None:
@@ -103,16 +77,24 @@ class ShardWriter:
         described = {"key": sample.key, "labels": sample.labels}
         content = json.dumps(described, ensure_ascii=False, separators=(",", ":"))
         self._tar.write({"__key__": sample.key, "jpg": sample.image, "json": content.encode()})
-        self._num_samples += 1
         self._in_shard += 1
         if self._in_shard == self.shard_samples:
             self._close_shard()
 
+    @property
+    def info(self) -> SplitInfo:
+        """The split as written so far (whole shards)."""
+        num_samples = sum(shard.num_samples for shard in self._shards)
+        labels = {}
+        for name, counts in self._counts.items():
+            labels[name] = {**counts, "unlabelled": num_samples - sum(counts.values())}
+        return SplitInfo(num_samples, labels, tuple(self._shards))
+
     def _count_labels(self, sample: Sample) -> None:
         for name, value in sample.labels.items():
-            task = self._tasks.get(name)
-            if task is None:
+            if name not in self._tasks:
                 raise UserError(f"Sample {sample.key}: it has a label of '{name}', which is no task of the data set.")
+            task = self._tasks[name]
             try:
                 label_number(task, value)  # what the loader will make of it
             except UserError as error:
@@ -122,8 +104,7 @@ class ShardWriter:
             counts[label] = counts.get(label, 0) + 1
 
     def _open_shard(self) -> None:
-        number = len(self._shards)
-        self._path = self.folder / f"{self.split}-{number:06d}.tar"
+        self._path = self.folder / f"{self.split}-{len(self._shards):06d}.tar"
         self._file = self._path.open("wb")
         # PAX, for keys of any length and letters; no time and no name, for the same bytes whoever packs, and when.
         self._tar = TarWriter(
@@ -133,15 +114,12 @@ class ShardWriter:
     def _close_shard(self) -> None:
         """Completes the tar, then reads it back: the index is what is on the disk, not what was meant to be there."""
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())  # else the folder could be renamed on the disk before its files are there
-        self._file.close()
         self._tar = None
+        _close_on_disk(self._file)
         index_path = self._path.with_suffix(".index.npy")
-        with index_path.open("wb") as file:
-            np.save(file, index_shard(self._path))
-            file.flush()
-            os.fsync(file.fileno())
+        file = index_path.open("wb")
+        np.save(file, index_shard(self._path))
+        _close_on_disk(file)
         self._shards.append(
             Shard(
                 file=self._path.name,
@@ -154,33 +132,21 @@ class ShardWriter:
         )
         self._in_shard = 0
 
-    @property
-    def info(self) -> SplitInfo:
-        """The split as written so far (whole shards)."""
-        labels = {}
-        for name, counts in self._counts.items():
-            labels[name] = {**counts, "unlabelled": self._num_samples - sum(counts.values())}
-        return SplitInfo(num_samples=self._num_samples, labels=labels, shards=tuple(self._shards))
-
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self._tar is None:
-            return
-        if kind is None:
+        if self._tar is not None and kind is None:
             self._close_shard()
-            return
-        with suppress(OSError):  # a full disk, which is being told already
-            self._tar.close()
-        with suppress(OSError):
-            self._file.close()
+        elif self._tar is not None:
+            with suppress(OSError):  # a full disk, which is being told already
+                self._tar.close()
+            with suppress(OSError):
+                self._file.close()
 
 
-def _check_classes(tasks: Sequence[Task]) -> None:
-    """A class may not be called as what counts the samples without a label."""
-    named = [task.name for task in tasks if "unlabelled" in task.classes]
-    if named:
-        raise UserError(
-            f"The task '{named[0]}' has a class called 'unlabelled', which counts samples without a label. Give it another name."
-        )
+def _close_on_disk(file: BinaryIO) -> None:
+    """Else the folder could be renamed on the disk before its files are there."""
+    with file:
+        file.flush()
+        os.fsync(file.fileno())

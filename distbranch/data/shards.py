@@ -8,19 +8,18 @@ import hashlib
 import json
 import math
 import os
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import fsspec
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from distbranch.config.paths import is_remote as is_remote
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.permissions import denied
 from distbranch.tasks import Task
 
@@ -158,26 +157,6 @@ class DatasetInfo:
             "splits": {name: asdict(split) for name, split in self.splits.items()},
         }
 
-    @classmethod
-    def from_json(cls, path: str, data: Mapping[str, Any]) -> "DatasetInfo":
-        """The inverse of `to_json`; KeyError, TypeError or ValueError when a field is absent or of another type."""
-        height, width = data["image_size"]
-        splits = {}
-        for name, split in data["splits"].items():
-            shards = tuple(Shard(**shard) for shard in split["shards"])
-            num_samples = int(split["num_samples"])
-            splits[name] = SplitInfo(num_samples, dict(split["labels"]), shards)
-        return cls(
-            path=path,
-            tasks=tuple(Task.from_json(task) for task in data["tasks"]),
-            groups={name: tuple(tasks) for name, tasks in data.get("groups", {}).items()},
-            splits=splits,
-            image_size=(int(height), int(width)),
-            source=dict(data["source"]),
-            skipped=dict(data.get("skipped", {})),
-            copies=dict(data.get("copies", {})),
-        )
-
 
 def _read_packed_bits(source: Mapping[str, Any]) -> int | None:
     """The option of whoever packed the images."""
@@ -194,17 +173,6 @@ def join(path: str, file: str) -> str:
     return str(Path(path) / file)
 
 
-def locate_samples(shards: Sequence[Shard], numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """(shard, sample in the shard) of samples that are given by their number in the split."""
-    ends = list(accumulate(shard.num_samples for shard in shards))
-    places = []
-    for number in numbers:
-        shard = bisect_right(ends, number)
-        first = ends[shard] - shards[shard].num_samples
-        places.append((shard, number - first))
-    return places
-
-
 def read_dataset(path_or_url: str | os.PathLike[str]) -> DatasetInfo:
     """Reads `dataset.json` of a packed data set. Raises UserError when it is absent, unreadable, damaged or of another format."""
     path = os.fspath(path_or_url)
@@ -215,38 +183,32 @@ def read_dataset(path_or_url: str | os.PathLike[str]) -> DatasetInfo:
         with fsspec.open(place, "rb") as file:
             content = file.read()
     except Exception as error:  # every fsspec driver raises errors of its own
-        raise UserError(_explain_unread(path, place, error)) from error
+        raise _explain_unread(path, place, error) from error
     return _parse_dataset(path, place, content)
 
 
-def _explain_unread(path: str, place: str, error: Exception) -> str:
-    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
-    if isinstance(cause, OSError) or getattr(cause, "status", 404) != 404:
-        error = cast(Exception, cause)  # over http, fsspec takes an address that does not answer for one without files
-    pack = "Pack a data set with 'distbranch data pack'"
+def _explain_unread(path: str, place: str, error: Exception) -> UserError:
     if isinstance(error, PermissionError) and not is_remote(path):
-        return str(denied(error))
-    if isinstance(error, NotADirectoryError):
-        return f"{path} is not a packed data set, which is a folder. {pack}, or give the folder of one."
-    if isinstance(error, FileNotFoundError):
-        if is_remote(path) or os.path.isdir(path):
-            return f"{path} is not a packed data set: there is no {DATASET_FILE} in it. {pack}."
-        return f"{path} does not exist. {pack}, or give the folder of one."
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    advice = _advise_on_credentials(error) if is_remote(path) else ""
-    return f"{place} cannot be read: {reason}.{advice}"
-
-
-def _advise_on_credentials(error: Exception) -> str:
-    # Every store has errors of its own for it, so their words decide.
-    text = f"{type(error).__name__} {error}".lower()
-    words = ("credential", "denied", "forbidden", "unauthorized", "anonymous")
-    if not isinstance(error, PermissionError) and not any(word in text for word in words):
-        return ""
-    return (
-        " Give this machine credentials that may read there, as the tools of the store take them "
-        "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS)."
-    )
+        return denied(error)
+    # Over http fsspec takes an address that does not answer for one without files; the cause is what happened.
+    cause = error.__cause__
+    is_absent = isinstance(error, FileNotFoundError | NotADirectoryError)
+    if isinstance(cause, OSError) or getattr(cause, "status", 404) != 404:
+        is_absent = False
+    if is_absent:
+        what = f"there is no {DATASET_FILE} in it"
+        if not is_remote(path) and not os.path.exists(path):
+            what = "it does not exist"
+        return UserError(
+            f"{path} is not a packed data set: {what}. Pack one with 'distbranch data pack', or give the folder of one."
+        )
+    advice = ""
+    if is_remote(path):
+        advice = (
+            " If the store asks for credentials, give them as its tools take them (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS)."
+        )
+    return UserError(f"{place} cannot be read: {reason_of(error)}.{advice}")
 
 
 def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
@@ -255,79 +217,60 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
         data = json.loads(content)
     except ValueError as error:
         raise UserError(f"{place} is damaged, it is no longer JSON ({error}). {repack}") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    found = data if isinstance(data, dict) else {}
+    is_known = found.get("format") == FORMAT and found.get("version") == VERSION
+    if not is_known:
         raise UserError(
-            f'{place} is not the description of a packed data set ("format" should be "{FORMAT}"). {repack}'
+            f"{place} is not the description of a packed data set: it should have the format {FORMAT} in version {VERSION}, found "
+            f"{found.get('format')} in version {found.get('version')}. {repack}"
         )
-    version = data.get("version")
-    if version != VERSION:
-        raise UserError(f"{place} has version {version!r}, this program reads version {VERSION}. {repack}")
     try:
-        return DatasetInfo.from_json(path, data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        kind = type(error).__name__
-        raise UserError(f"{place} is damaged: {kind} {error}. {repack}") from None
+        return TypeAdapter(DatasetInfo).validate_python({"groups": {}, **data, "path": path})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(f"{place} is damaged: {field}: {first['msg']}. {repack}") from None
 
 
-def parse_labels(
-    content: bytes,
-    tasks: Sequence[Task],
-    shard: str,
-    sample: int | str,
-) -> NDArray[np.float32]:
-    """Labels [T] of one `<key>.json`: NaN = unlabelled, 0..1, or the number of the class. Raises BadSample."""
-    numbers: list[float] = []
-    num_known = 0
+def parse_labels(content: bytes, tasks: Sequence[Task]) -> NDArray[np.float32]:
+    """Labels [T] of one `<key>.json`: NaN = unlabelled, 0..1, or the number of the class. Raises UserError."""
     try:
         labels = json.loads(content)["labels"]
-        for task in tasks:
-            value = labels.get(task.name)
-            if value is None:
-                numbers.append(math.nan)
-                continue
-            num_known += 1
-            # Nearly all labels are 0 or 1, which need no call; this runs for every task of every sample.
-            if task.classes or value not in (0, 1):
-                value = label_number(task, value)
-            numbers.append(value)
-    except UserError as error:
-        raise BadSample("bad-label", shard, sample, str(error)) from None
+        values = [labels.get(task.name) for task in tasks]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadSample(
-            "bad-label",
-            shard,
-            sample,
-            "its label file is not JSON with a field 'labels'.",
-        ) from None
+        raise UserError("its label file is not JSON with a field 'labels'.") from None
+    numbers = []
+    for task, value in zip(tasks, values, strict=True):
+        if value is None:
+            value = math.nan
+        # Nearly all labels are 0 or 1, which need no call; this runs for every task of every sample.
+        elif task.classes or value not in (0, 1):
+            value = label_number(task, value)
+        numbers.append(value)
     # Counted first: to compare the names of all tasks takes longer, and it is hardly ever needed.
-    if len(labels) > num_known:
+    if len(labels) > len(tasks) - values.count(None):
         unknown = set(labels) - {task.name for task in tasks}
         if unknown:
-            raise BadSample(
-                "bad-label",
-                shard,
-                sample,
-                f"it has a label of '{min(unknown)}', which is no task.",
-            )
+            raise UserError(f"it has a label of '{min(unknown)}', which is no task.")
     return np.array(numbers, dtype=np.float32)
 
 
 def label_number(task: Task, value: object) -> float:
     """The label as the network sees it: 0..1, or the number of the class. Raises UserError for anything else."""
-    if task.kind == "categorical":
+    if task.classes:
         if value in task.classes:
             return task.classes.index(str(value))
-        raise UserError(
-            f"the label of '{task.name}' should be one of its {len(task.classes)} classes, found {value!r}."
-        )
-    if isinstance(value, int | float) and 0 <= value <= 1:
-        return float(value)
-    raise UserError(f"the label of '{task.name}' should be a number from 0 to 1, found {value!r}.")
+        should = f"one of its {len(task.classes)} classes"
+    else:
+        if isinstance(value, int | float) and 0 <= value <= 1:
+            return float(value)
+        should = "a number from 0 to 1"
+    raise UserError(f"the label of '{task.name}' should be {should}, found {value!r}.")
 
 
 def label_name(task: Task, value: LabelValue) -> str:
     """The name under which `SplitInfo.labels` counts a label: the class, "0", "1", or "soft" for a value between."""
-    if task.kind == "categorical":
+    if task.classes:
         return str(value)
     if value in (0, 1):
         return str(int(value))

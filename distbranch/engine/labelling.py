@@ -111,7 +111,7 @@ def _add_soft_labels(info: DatasetInfo, soft: Mapping[str, Iterator[SoftLabels]]
     """Every sample as it is, with the next soft labels of its split."""
     for name, split in info.splits.items():
         extra = soft.get(name, itertools.repeat({}))
-        with closing(ShardReader([(info.path, split.shards)], info.tasks, max_open=1)) as reader:
+        with closing(ShardReader([(info.path, split.shards)], max_open=1)) as reader:
             for (image, described), added in zip(_read_samples(reader, split), extra, strict=False):
                 yield Sample(described["key"], name, image, {**described["labels"], **added})
 
@@ -120,7 +120,7 @@ def _read_samples(reader: ShardReader, split: SplitInfo) -> Iterator[tuple[bytes
     """The JPEG and the content of the label file of every sample, in order."""
     for number, shard in enumerate(split.shards):
         for sample in range(shard.num_samples):
-            image, content = reader.read_files(number, sample)
+            image, content = reader.open_shard(number).read_files(sample)
             described = json.loads(content)
             if not isinstance(described.get("key"), str):
                 raise BadSample("incomplete", shard.file, sample, "its label file has no field 'key'.")

@@ -104,7 +104,7 @@ def test_a_sample_whose_header_is_damaged_too_is_named_by_its_number(info: Datas
 def test_a_missing_file_costs_its_shard(info: DatasetInfo, file: str) -> None:
     (Path(info.path) / file).unlink()
     assert skipping(info) == ([*range(5), *range(10, 23)], Counter({"missing-shard": 5}))
-    assert failing(info) == f"Shard {SHARD}, sample 0: the file {file} is absent."
+    assert failing(info) == f"Shard {SHARD}: the file {file} is absent."
 
 
 def test_an_empty_shard_and_a_folder_in_its_place_are_noticed(info: DatasetInfo) -> None:

@@ -290,7 +290,7 @@ def test_a_remote_shard_that_cannot_be_had_is_a_bad_sample(
     assert batch.num_bad == {kind: 5}
     assert server.requests["set/train-000002.tar"] <= 6  # once ahead and once when read, three attempts each
     (batch,) = eval_loader(remote, "train", batch_size=23, image_size=SIZE, cache=cache)
-    assert "Shard train-000002.tar, sample 0: " in str(batch.error)
+    assert "Shard train-000002.tar: " in str(batch.error)
 
 
 def test_other_file_systems_work_through_fsspec(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_missing_driver_is_named_with_the_command_that_installs_it(monkeypatch
 
 
 def test_an_unknown_protocol_and_a_cache_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nope://, which is unknown; known are http, https, s3, gs"):
+    with pytest.raises(UserError, match=r"Protocol not known: nope\. http and https can"):
         open_files("nope://bucket/set")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cache folder .* cannot be made"):

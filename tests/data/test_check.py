@@ -70,7 +70,7 @@ def test_a_changed_image_is_named(folder: Path) -> None:
     content[row[0] + 30] ^= 255
     (folder / SHARD).write_bytes(content)
     assert (
-        f"Shard {SHARD}, sample 2: the bytes of its image were changed (crc32 differs)."
+        f"Shard {SHARD}, sample photo-0007: its image is not the one that was packed (the crc32 differs)."
         in check_dataset(folder).problems
     )
 
@@ -80,7 +80,7 @@ def test_a_shard_cut_short_is_found(folder: Path) -> None:
     (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[: row[0] + 10])
     problems = check_dataset(folder).problems
     assert "bytes, found" in problems[0]
-    assert f"Shard {SHARD}, sample 3: the shard ends inside its image." in problems
+    assert f"Shard {SHARD}, sample photo-0008: the file ends inside or before its image." in problems
 
 
 def test_a_flipped_header_byte_is_found_though_webdataset_alone_loses_samples_in_silence(folder: Path) -> None:
@@ -96,14 +96,13 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     report = check_dataset(folder)
     assert report.num_problems == 1
-    assert f"Shard {SHARD}" in report.problems[0]
-    assert "missing" in report.problems[0]
+    assert report.problems == [f"Shard {SHARD}: the file {name} is absent."]
 
 
 def test_an_index_of_another_shard_is_found(folder: Path) -> None:
     shutil.copy(folder / "train-000000.index.npy", folder / "train-000001.index.npy")
     assert check_dataset(folder).problems == [
-        f"Shard {SHARD}: its index train-000001.index.npy was changed (the sha256 differs from dataset.json)."
+        f"Shard {SHARD}: its index train-000001.index.npy is not the one that was packed."
     ]
 
 
@@ -113,9 +112,8 @@ def test_an_image_that_does_not_decode_is_named(folder: Path) -> None:
     content[row[0] : row[0] + row[1]] = bytes(row[1])
     (folder / SHARD).write_bytes(content)
     seal(folder)
-    assert check_dataset(folder).problems == [
-        f"Shard {SHARD}, sample 1: its image cannot be decoded: it is not an image."
-    ]
+    (problem,) = check_dataset(folder).problems
+    assert problem.startswith(f"Shard {SHARD}, sample photo-0006: its image cannot be decoded (")
 
 
 def test_a_label_that_is_none_is_named(folder: Path) -> None:
@@ -123,16 +121,27 @@ def test_a_label_that_is_none_is_named(folder: Path) -> None:
     (folder / SHARD).write_bytes(content.replace(b'"even":1', b'"even":7', 1))
     seal(folder)
     (problem,) = check_dataset(folder).problems
-    assert problem == f"Shard {SHARD}, sample 1: the label of 'even' should be a number from 0 to 1, found 7."
+    assert problem == f"Shard {SHARD}, sample photo-0006: the label of 'even' should be a number from 0 to 1, found 7."
 
 
-def test_a_key_that_occurs_twice_is_named(folder: Path) -> None:
+def test_a_key_that_is_not_the_one_in_the_label_file_is_named(folder: Path) -> None:
     content = (folder / SHARD).read_bytes()
     (folder / SHARD).write_bytes(content.replace(b'"key":"photo-0006"', b'"key":"photo-0001"', 1))
     seal(folder)
     assert check_dataset(folder).problems == [
-        f"Shard {SHARD}, sample 1: its key 'photo-0001' occurs a second time.",
         f'Shard {SHARD}, sample 1: webdataset reads the key "photo-0006", its label file names another.',
+    ]
+
+
+def test_a_key_that_occurs_twice_is_named(folder: Path) -> None:
+    def change(data: dict) -> None:
+        shards = data["splits"]["train"]["shards"]
+        shards[1] = shards[0]
+
+    edit(folder, change)
+    problems = check_dataset(folder).problems
+    assert problems == [
+        f"Shard train-000000.tar, sample {n}: its key 'photo-{n:04d}' occurs a second time." for n in range(5)
     ]
 
 

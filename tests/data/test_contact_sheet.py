@@ -3,17 +3,21 @@
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packed_samples import picture, tiny_dataset
 from PIL import Image
 
-from distbranch.data import contact_sheet as module
 from distbranch.data.contact_sheet import (
+    CARD_WIDTH,
+    GAP,
+    PLAIN,
     UNASSIGNED,
-    _warn_of_boxes,
     convert_to_one_line,
     draw_contact_sheet,
+    draw_sheet,
     find_font,
+    list_chips,
 )
 from distbranch.data.pack import pack
 from distbranch.data.reader import ShardReader
@@ -43,30 +47,11 @@ def test_the_same_seed_gives_the_same_sheet(tmp_path: Path) -> None:
     assert one == two != other
 
 
-def test_no_chip_leaves_its_card_or_lies_on_another() -> None:
-    names = ["a", "Wearing_Necktie", "a very long name of a task that needs several lines to be read", "x" * 90, "é中"]
-    chips = [module._make_chip(name, module.PLAIN) for name in names * 4]
-    placed, height = module._place_chips(chips, module.INNER_WIDTH)
-    boxes = [(x, y, x + chip.width, y + chip.height) for x, y, chip in placed]
-    assert max(box[2] for box in boxes) <= module.INNER_WIDTH
-    assert max(box[3] for box in boxes) == height
-    for n, (left, top, right, bottom) in enumerate(boxes):
-        for other in boxes[n + 1 :]:
-            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
-    assert all(chip.font.getlength(line) <= module.INNER_WIDTH for chip in chips for line in chip.lines)
-    assert ["".join(chip.lines).replace(" ", "") for chip in chips[:4]] == [
-        name.replace("_", "").replace(" ", "") for name in names[:4]
-    ]
-
-
 def test_every_kind_of_label_is_shown() -> None:
     tasks = [Task("a"), Task("b"), Task("kind", "categorical", ("red", "blue")), Task("c"), Task("d")]
-    nan = float("nan")
-    labels = {"a": 1.0, "b": 0.0, "kind": 1.0, "c": 0.25, "d": nan}
-    card = module._make_card(
-        "key", Image.new("RGB", (4, 4)), labels, tasks, dict.fromkeys("abcd", module.PLAIN) | {"kind": module.PLAIN}
-    )
-    assert [chip.lines for _, _, chip in card.chips] == [("kind: blue",), ("a",), ("c 0.25",), ("1 unlabelled",)]
+    chips = list_chips(tasks, [1.0, 0.0, 1.0, 0.25, float("nan")], {"a": "#123456"})
+    assert [text for text, _ in chips] == ["a", "kind: blue", "c 0.25", "1 unlabelled"]
+    assert [colour for _, colour in chips][::2] == ["#123456", PLAIN]
 
 
 def test_pictures_of_any_shape_and_long_names_fit(tmp_path: Path) -> None:
@@ -97,46 +82,45 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path: Path) -> None:
 
 def test_soft_labels_are_shown_with_their_value_unless_they_are_small() -> None:
     tasks = [Task(name) for name in ("sure", "likely", "hardly", "no")]
-    labels = dict(zip([task.name for task in tasks], (1.0, 0.9996, 0.1, 0.0), strict=True))
-    card = module._make_card(
-        "key", Image.new("RGB", (9, 9)), labels, tasks, {task.name: module.PLAIN for task in tasks}
-    )
-    assert [chip.lines for _, _, chip in card.chips] == [("sure",), ("likely 1.00",)]
+    chips = list_chips(tasks, [1.0, 0.9996, 0.1, 0.0], {})
+    assert [text for text, _ in chips] == ["sure", "likely 1.00"]
 
 
 @pytest.mark.parametrize("key", ["new\nline", "tab\there", "caf\udce9", "bell\x07", "日本", "é ß ж", "\r", "n" * 90])
 def test_keys_and_names_of_any_letters_are_drawn(tmp_path: Path, key: str) -> None:
-    tasks = [Task(f"of {key}"), Task("kind", "categorical", (f"a {key}", "b"))]
-    labels = {tasks[0].name: 1, "kind": f"a {key}"}
-    card = module._make_card(
-        key, Image.new("RGB", (9, 9)), labels | {"kind": 0}, tasks, {tasks[0].name: module.PLAIN, "kind": module.PLAIN}
-    )
-    sheet = module._draw_sheet(key, key, [module._make_chip(key, module.PLAIN)], [card], 1)
-    assert sheet.width < 500
+    chip = (key, PLAIN)
+    assert draw_sheet([chip], [(Image.new("RGB", (9, 9)), [chip])], 1).width < 500
     if "\ud800" <= max(key) <= "\udfff" or key == "\r":
         return  # a label file is UTF-8, and a key is no blank
+    tasks = [Task(f"of {key}"), Task("kind", "categorical", (f"a {key}", "b"))]
+    labels = {tasks[0].name: 1, "kind": f"a {key}"}
     pack([Sample(key, "train", picture(1), labels)], tmp_path / "set", tasks)
     assert Image.open(draw_contact_sheet(tmp_path / "set", tmp_path / "sheet.png")).format == "PNG"
+
+
+def test_no_text_leaves_its_column() -> None:
+    cards = [(Image.new("RGB", (9, 9), "white"), [("x" * 200, "#ff0000")])] * 2
+    pixels = np.asarray(draw_sheet([], cards, 2))
+    gap = pixels[:, GAP + CARD_WIDTH + 1 : GAP + CARD_WIDTH + GAP - 1]
+    assert len(np.unique(gap.reshape(-1, 3), axis=0)) == 1
 
 
 def test_a_sample_is_named_by_its_key_in_any_letters(tmp_path: Path) -> None:
     keys = ["写真", "in/жук", "plain", "new\nline", "n" * 120 + "é"]
     info = pack([Sample(key, "train", picture(1), {}) for key in keys], tmp_path / "set", [Task("a")])
-    with closing(ShardReader([(info.path, info.splits["train"].shards)], info.tasks, max_open=1)) as reader:
-        assert [reader.read_key(0, number) for number in range(len(keys))] == keys
+    with closing(ShardReader([(info.path, info.splits["train"].shards)], max_open=1)) as reader:
+        assert [reader.open_shard(0).read_key(number) for number in range(len(keys))] == keys
 
 
 def test_letters_are_drawn_in_a_font_that_has_them() -> None:
     for text in ("plain", "é ß ø", "жизнь", "ελληνικά", "tab\there", "a\ufffdb"):
         drawn = convert_to_one_line(text)
-        font = find_font(drawn, 20)
+        font = find_font(drawn)
         lacking = bytes(font.getmask(UNASSIGNED))
         assert all(bytes(font.getmask(letter)) != lacking for letter in drawn if letter != " "), text
-    assert find_font("plain", 20).getname()[0] == "Aileron"
+    assert find_font("plain").getname()[0] == "Aileron"
 
 
-def test_letters_that_no_font_has_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    _warn_of_boxes.cache_clear()
-    for _ in range(3):
-        find_font("a" + UNASSIGNED, 20)
+def test_letters_that_no_font_has_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    find_font("a" + UNASSIGNED)
     assert caplog.text.count("in no installed font") == 1

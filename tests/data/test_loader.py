@@ -144,7 +144,7 @@ def test_a_shifted_image_repeats_its_edge() -> None:
     image = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
     assert (shift_image(image, 2, -1) == np.pad(image, ((2, 0), (0, 1), (0, 0)), mode="edge")[:5, 1:]).all()
     assert (shift_image(image, 0, 0) == image).all()
-    shown = {Augmentation(shift=1)(image, 0, 0, 0, n).tobytes() for n in range(200)}
+    shown = {Augmentation(shift=1)(image, 0, 0, n).tobytes() for n in range(200)}
     assert shown == {shift_image(image, down, right).tobytes() for down in (-1, 0, 1) for right in (-1, 0, 1)}
 
 

@@ -26,9 +26,9 @@ def other_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     def samples() -> Iterator[Sample]:
         for split in ("train", "test"):
-            reader = ShardReader([(info.path, info.splits[split].shards)], info.tasks, max_open=1)
+            reader = ShardReader([(info.path, info.splits[split].shards)], max_open=1)
             for number in range(20):
-                image, _ = reader.read_sample(0, number)
+                image, _ = reader.open_shard(0).read_files(number)
                 labels = {"dark": number % 2, "bright": 1 - number % 2, "cell-0": number % 3 // 2}
                 soft = {"cell-1": 0.25} if split == "train" else {}
                 yield Sample(f"{split}-{number}", split, image, labels | soft)
