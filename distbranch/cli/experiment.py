@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from distbranch.errors import UsageError
 
 if TYPE_CHECKING:  # loads torch
     from distbranch.experiments.runner import Experiment, Findings
+    from distbranch.experiments.runs import Runs
 
 experiment_app = typer.Typer(
     no_args_is_help=True,
@@ -53,13 +54,14 @@ def experiment_table(
     Examples:
     `distbranch experiment table configs/fps-thin-16.yaml configs/fps-branch-16-2.yaml --seeds 0,1,2`
     """
-    from distbranch.experiments.table import design_table, split_by_data_set
+    from distbranch.experiments.designs import design_table
+    from distbranch.experiments.runs import split_by_data_set
     from distbranch.report.console import result_markdown, result_table
 
     _check_split(split)
     files, own = _separate_overrides(configs)
-    findings, place = _run(design_table(files, own, split=split), own, seeds=seeds, jobs=jobs, name=name)
-    for title, part in {"": findings.found, **split_by_data_set(findings.found, split)}.items():
+    _, runs, place = _run(design_table(files, own, split=split), own, seeds=seeds, jobs=jobs, name=name)
+    for title, part in split_by_data_set(runs, split).items():
         if title:
             console.print(f"the tasks of {title}", style="bold", highlight=False)
         if markdown:
@@ -84,7 +86,7 @@ def experiment_company(
     Examples:
     `distbranch experiment company configs/fps-branch-16-2.yaml configs/fps-branch-32-2.yaml --widths 8,12,16,24,32,48`
     """
-    from distbranch.experiments.equal_cost import design_equal_cost
+    from distbranch.experiments.designs import design_equal_cost
 
     _check_split(split)
     _check_metric(metric)
@@ -111,7 +113,7 @@ def experiment_grouping(
     Examples:
     `distbranch experiment grouping runs/fps-branch-16-2-seed0 --permutations 4`
     """
-    from distbranch.experiments.grouping import design_grouping
+    from distbranch.experiments.groupings import design_grouping
 
     _check_split(split)
     experiment = design_grouping(run_folder(run), permutations, split=split)
@@ -136,7 +138,7 @@ def experiment_initialisation(
     Examples:
     `distbranch experiment initialisation configs/fps-thin-16.yaml --pretrained runs/fps-vgg-wide-seed0 --two-thirds`
     """
-    from distbranch.experiments.initialisation import design_initialisation
+    from distbranch.experiments.designs import design_initialisation
 
     own = overrides or []
     experiment = design_initialisation(config, pretrained, own, two_thirds=two_thirds)
@@ -158,7 +160,7 @@ def experiment_affinity(
     Examples:
     `distbranch experiment affinity configs/fps-branch-16-2.yaml --alphas 1,2,4 --seeds 0,1,2`
     """
-    from distbranch.experiments.affinity import design_affinity
+    from distbranch.experiments.designs import design_affinity
 
     _check_split(split)
     own = overrides or []
@@ -184,12 +186,12 @@ def experiment_policies(
     Examples:
     `distbranch experiment policies configs/fps5-adashare.yaml --policies 8`
     """
-    from distbranch.experiments.policies import design_policies
+    from distbranch.experiments.designs import design_policies
 
     _check_split(split)
     own = overrides or []
     experiment = design_policies(config, policies, own, iterations=iterations, split=split, name=name)
-    _run_and_show(experiment, own, seeds=seeds, jobs=jobs)
+    _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
 @experiment_app.command("planted")
@@ -205,7 +207,7 @@ def experiment_planted(
     Examples:
     `distbranch experiment planted configs/quickstart.yaml --seeds 0,1,2`
     """
-    from distbranch.experiments.planted_truth import design_planted_truth
+    from distbranch.experiments.groupings import design_planted_truth
 
     own = overrides or []
     # Every seed is a variant of its own, for its data are others.
@@ -220,7 +222,7 @@ def experiment_groups(run: RunArgument) -> None:
     Examples:
     `distbranch experiment groups runs/fps-branch-16-2-seed0`
     """
-    from distbranch.experiments.planted_truth import choose_first_groups
+    from distbranch.experiments.groupings import choose_first_groups
 
     for kind, groups in choose_first_groups(run_folder(run)).items():
         console.print(f"{kind}: {len(groups)} groups", style="bold", highlight=False)
@@ -243,27 +245,21 @@ def compare(
     Examples:
     `distbranch compare runs/fps-thin-16-seed* runs/fps-branch-16-2-seed*`
     """
-    from distbranch.experiments.runs import (
-        check_defined,
-        compare_methods,
-        difference_rows,
-        read_runs,
-        rows_markdown,
-        tabulate_runs,
-    )
+    from distbranch.experiments.analyses import compare_methods, format_markdown, format_table
+    from distbranch.experiments.runs import check_defined, read_runs, tabulate_runs
 
     _check_split(split)
     _check_metric(metric)
     methods = read_runs([run_folder(run) for run in runs])
     check_defined(methods, metric, (split,))
     table = compare_methods(tabulate_runs(methods), metric, split)
-    rows = difference_rows(table, metric, split)
     if csv:
         _print_plain(table.to_csv(index=False).rstrip("\n"))
     elif markdown:
-        _print_plain(rows_markdown(rows))
+        _print_plain(format_markdown(table))
     else:
-        show_rows(rows)
+        _print_plain(f"{split} split; differences against {table['method'][0]}")
+        show_rows(format_table(table))
 
 
 def _run(
@@ -273,7 +269,7 @@ def _run(
     seeds: str | None,
     jobs: int | None,
     name: str | None = None,
-) -> "tuple[Findings, Path]":
+) -> "tuple[Findings, Runs, Path]":
     from distbranch.experiments.runner import run_experiment
     from distbranch.report.progress import SweepDisplay
 
@@ -281,19 +277,14 @@ def _run(
     return run_experiment(experiment, overrides, seeds=chosen, jobs=jobs, name=name, report=SweepDisplay(console))
 
 
-def _run_and_show(
-    experiment: "Experiment",
-    overrides: Sequence[str],
-    *,
-    seeds: str | None,
-    jobs: int | None,
-    name: str | None = None,
-) -> None:
-    findings, place = _run(experiment, overrides, seeds=seeds, jobs=jobs, name=name)
-    if isinstance(findings.shown, str):
-        _print_plain(findings.shown)
-    elif findings.shown:
-        show_rows([dict(row) for row in findings.shown])
+def _run_and_show(experiment: "Experiment", overrides: Sequence[str], **options: Any) -> None:
+    from distbranch.experiments.analyses import format_table
+
+    findings, _, place = _run(experiment, overrides, **options)
+    for sentence in findings.sentences:
+        _print_plain(sentence)
+    if findings.table is not None and not findings.table.empty:
+        show_rows(format_table(findings.table))
     _print_plain(f"{', '.join(findings.files)}: {place}")
 
 

@@ -1,0 +1,464 @@
+"""Experiments whose variants are settings of configurations: tables, equal cost, beginnings, kinds of affinity, policies.
+
+A design computes the variants, and says which analysis answers the question (analyses.py). Those about a tree or a decision that
+is there already are in groupings.py.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from distbranch.config import AdaShareConfig, Config, MethodConfig, differences, load_config
+from distbranch.config.reading import parse_override
+from distbranch.config.sweep import SweepConfig
+from distbranch.engine.run_directory import RunDirectory
+from distbranch.errors import UsageError, UserError
+from distbranch.experiments.analyses import (
+    compare_at_equal_cost,
+    describe_differences,
+    make_spots,
+    measure_pace,
+    tabulate_differences,
+    tabulate_equal_cost,
+)
+from distbranch.experiments.runner import Experiment, Findings, build_sweep
+from distbranch.experiments.runs import (
+    SPLITS,
+    Run,
+    Runs,
+    pivot_tasks,
+    read_curves,
+    select_means,
+    select_tasks,
+    tabulate_runs,
+)
+from distbranch.report.experiment_figures import Course, draw_company, draw_courses, draw_drawn_policies, draw_kinds
+from distbranch.sweep.plan import SEED
+
+METRIC = "average_precision"  # where a command has no --metric
+
+# The beginning that a thin network shares with a grown one, and the keys in which the thin networks of a line differ from it.
+BEGINNING = ("init", "pretrained", "pretrained_channels")
+OWN_OF_THE_LINE = ("model.width", "model.width_fraction")
+
+RANDOM = "random"
+FROM_WIDE = ("somp", "largest-norm", "random-rows")
+DERIVED_FROM_PACE = ("train.evaluate_every", "train.iterations", "optim.decay_every")
+NUM_EVALUATIONS = 20  # where the configuration names no number
+
+KINDS = ("agreement", "phi")
+
+SEARCH = "search"
+SHARED = "shared"
+DERIVED_FROM_SEARCH = ("train.iterations", *(f"adashare.{key}" for key in AdaShareConfig.model_fields))
+
+
+def load_run_config(file: Path, overrides: Sequence[str]) -> Config:
+    """The configuration of a run of the experiment, with those overrides that are keys of a run."""
+    own = []
+    for text in overrides:
+        section = parse_override(text)[0].partition(".")[0]
+        if section not in SweepConfig.model_fields:
+            own.append(text)
+    return load_config(file, own)
+
+
+def check_grows(file: Path, config: Config) -> None:
+    """An experiment about decisions is of runs that take one.
+
+    Raises:
+        UsageError: the method takes none, or the run ends before.
+    """
+    method = config.method
+    if method.name != "branching":
+        raise UsageError(f"{file} should be of a network that grows, method.name=branching, found {method.name}.")
+    if not config.decides:
+        raise UsageError(
+            f"{file} trains for {config.train.iterations} steps, and its first decision would come after "
+            f"{method.steps_to_first}: lower method.first_decision or method.round_iterations."
+        )
+
+
+# ---- networks against each other (tables 1 and 2 of the paper)
+
+
+def design_table(configs: Sequence[Path], overrides: Sequence[str], *, split: str) -> Experiment:
+    """Every configuration with every seed.
+
+    A configuration that begins from the run of another one (`method.pretrained`, `method.groups`, `adashare.policy`) is trained
+    after it. If it names that run as the other configuration (`runs/fps-vgg-wide`), each of its seeds begins from the run of the
+    same seed.
+
+    Args:
+        configs: YAML files; each run is named `<config>-seed<seed>`, and one of that name and configuration is not repeated.
+        overrides: `key=value`, for all runs.
+        split: `val` or `test`, which the data must have; the table has both.
+    """
+    variants = make_file_variants(configs)
+    folder = build_sweep("table", variants, overrides, among_runs=True).trial_path
+    linked = set()
+    for variant in variants.values():
+        for key, path in load_run_config(Path(variant["base"]), overrides).begins_from.items():
+            if Path(path).name in variants:
+                variant[key] = str(folder / f"{Path(path).name}-seed{SEED}")
+                linked.add(key)
+    about = {"experiment": "table"}
+    return Experiment("table", about, variants, splits=(split,), derived=linked, among_runs=True)
+
+
+def make_file_variants(configs: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """A variant per config file, named as the file."""
+    names = [path.stem for path in configs]
+    if len(set(names)) < len(names):
+        raise UsageError(f"The config files should have different names, found {', '.join(names)}.")
+    return {path.stem: {"base": str(path.absolute())} for path in configs}
+
+
+# ---- grown networks beside thin ones
+
+
+def design_equal_cost(
+    configs: Sequence[Path], widths: Sequence[int], overrides: Sequence[str], *, metric: str, split: str
+) -> Experiment:
+    """Grown networks beside the thin networks of equal multiply-adds and of equal weights.
+
+    Args:
+        configs: of the grown networks, all of one recipe.
+        widths: of the thin line, whose networks are trained with the same recipe and the same seeds.
+        overrides: `key=value`, for all runs.
+        metric: a mean over tasks.
+        split: `val` or `test`, of what is shown and drawn; company.csv has both.
+
+    Raises:
+        UsageError: networks of different recipes, or none that grows.
+    """
+    line = make_thin_line(configs, widths, overrides)
+    grown = {key: value for key, value in make_file_variants(configs).items() if key not in line}
+    if not grown:
+        raise UsageError("Give at least one config of a grown network, such as configs/fps-branch-16-2.yaml.")
+    derived = {key for variant in line.values() for key in variant if key not in OWN_OF_THE_LINE}
+
+    def analyse(runs: Runs) -> Findings:
+        values = tabulate_runs(runs)
+        means = select_means(values, metric, split)
+        tables = {part: tabulate_equal_cost(select_means(values, metric, part), line, metric) for part in SPLITS}
+        note = (
+            f"Grown networks beside the line of thin ones on {split}: the line is linear in the logarithm of the cost between two "
+            "neighbouring widths, seed by seed; a difference is grown less thin. A dash: beyond the ends of the line."
+        )
+        csv = pandas.concat(tables, names=["split"]).reset_index("split")
+        figure = draw_company(make_spots(means, line), make_spots(means, grown), metric=metric, split=split)
+        return Findings([note], tables[split], {"company.csv": csv}, {"company.png": figure})
+
+    return Experiment(
+        name="company",
+        about={"experiment": "company", "metric": metric, "split": split},
+        variants={**line, **grown},
+        analyse=analyse,
+        splits=(split,),
+        metric=metric,
+        derived=derived,
+        among_runs=True,
+    )
+
+
+def make_thin_line(configs: Sequence[Path], widths: Sequence[int], overrides: Sequence[str]) -> dict[str, Any]:
+    """The variants of the thin line: the recipe of the grown networks, without growth, at every width.
+
+    They are named after the data set, such as `fps-thin-16`.
+
+    Raises:
+        UsageError: the recipes differ.
+    """
+    recipes = {path: _make_thin(load_run_config(path, overrides)) for path in configs}
+    first = next(iter(recipes))
+    recipe = recipes[first]
+    for path, other in recipes.items():
+        different = [text for text in differences(recipe, other) if not text.startswith("run.")]
+        if different:
+            raise UsageError(
+                f"The networks should be trained with the same recipe, but {first} and {path} differ in {'; '.join(different)}. "
+                "Compare those of one recipe at a time."
+            )
+    data_name = "-".join(Path(path).name for path in recipe.data.paths)
+    variant: dict[str, Any] = {"base": str(first.absolute())}
+    for section in ("model", "method"):
+        values = getattr(recipe, section).model_dump()
+        variant |= {f"{section}.{key}": value for key, value in values.items()}
+    return {f"{data_name}-thin-{width}": {**variant, "model.width": width} for width in sorted(set(widths))}
+
+
+def _make_thin(config: Config) -> Config:
+    """The recipe of a network, without growth and without a width."""
+    kept: dict[str, Any] = {}
+    if config.method.init != RANDOM:
+        kept = {key: getattr(config.method, key) for key in BEGINNING}
+    method = MethodConfig(name="fixed", **kept)
+    model = {**config.model.model_dump(), "width": None, "width_fraction": None}
+    return load_config(config.model_dump() | {"method": method.model_dump(), "model": model})
+
+
+# ---- does a pretrained beginning help?
+
+
+def design_initialisation(config: Path, pretrained: Path, overrides: Sequence[str], *, two_thirds: bool) -> Experiment:
+    """The same run begun by SOMP, by largest norm, by rows at random and at random (figure 5 of the paper).
+
+    Args:
+        config: of the run.
+        pretrained: VGG-16 weights or the directory of a finished wide run.
+        overrides: `key=value`, for all runs.
+        two_thirds: train the SOMP beginning with two thirds of the iterations too, on a schedule of that length.
+
+    Raises:
+        UserError: the pretrained network leaves nothing to choose.
+    """
+
+    def analyse(runs: Runs) -> Findings:
+        chosen = runs[RANDOM][0].config
+        curves = read_curves(runs, METRIC)
+        found = measure_pace(curves, RANDOM, chosen.train.iterations)
+        note = (
+            f"Identical conditions but for the first weights ({chosen.optim.schedule} schedule of {chosen.train.iterations:,} "
+            f"iterations, evaluated every {chosen.train.evaluate_every}). To be reached: the last average precision on val of the "
+            "random beginning of the same seed. Values in the middle of a schedule whose learning rate still falls are lower than "
+            "a schedule that ends there would give: `somp-two-thirds` (--two-thirds) has one of its own."
+        )
+        goal = found.set_index("variant").loc[RANDOM, "last"]
+        courses = [_make_course(variant, members, curves) for variant, members in runs.items()]
+        figure = draw_courses(courses, metric=METRIC, goal=goal, goal_name="last value of the random beginning")
+        csv = curves.rename(columns={"variant": "beginning", "value": f"val_{METRIC}"})
+        return Findings([note], found, {"curves.csv": csv}, {"initialisation.png": figure})
+
+    # Of a network of the same widths every choice would be the whole of it; all else is checked when it is read.
+    own = load_run_config(config, overrides).model
+    file = RunDirectory(pretrained).config
+    if file.exists() and load_config(file).model == own:
+        raise UserError(
+            f"The network in {pretrained} should be wider than those of {config}, for filters are chosen from it, but both are of "
+            f"{own.width_text}. Give a wider one, or a smaller model.width."
+        )
+    return Experiment(
+        name=f"initialisation-{config.stem}",
+        about={"experiment": "initialisation"},
+        variants=make_beginnings(config, pretrained, overrides, two_thirds=two_thirds),
+        analyse=analyse,
+        splits=("val",),
+        metric=METRIC,
+        derived=DERIVED_FROM_PACE,
+    )
+
+
+def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *, two_thirds: bool) -> dict[str, Any]:
+    """One variant per beginning, evaluated on val often enough to see when it reaches what."""
+    chosen = load_run_config(config, overrides)
+    train = chosen.train
+    every = train.evaluate_every
+    if not every:
+        every = max(1, train.iterations // NUM_EVALUATIONS)
+    elif not any(text.startswith("train.evaluate_every=") for text in overrides):
+        # A shorter run keeps the number of points of the curve that its config has, for its pace is read off that curve.
+        every = max(1, every * train.iterations // load_run_config(config, []).train.iterations)
+    base = {"base": str(config.absolute()), "train.evaluate_every": every}
+    found: dict[str, dict[str, Any]] = {}
+    for name in FROM_WIDE:
+        found[name] = {**base, "method.init": name, "method.pretrained": str(pretrained.absolute())}
+    found[RANDOM] = {**base, "method.init": RANDOM, "method.pretrained": None}
+    if two_thirds:
+        short = {**found["somp"], "train.iterations": round(train.iterations * 2 / 3)}
+        if chosen.optim.schedule == "step":
+            short["optim.decay_every"] = max(1, round(chosen.optim.decay_every * 2 / 3))
+        found["somp-two-thirds"] = short
+    return found
+
+
+def _make_course(variant: str, members: Sequence[Run], curves: pandas.DataFrame) -> Course:
+    losses = []
+    values = []
+    for run in members:
+        lines = [line for line in run.read_log("train") if line.get("loss") is not None]
+        losses.append(([line["iteration"] for line in lines], [line["loss"] for line in lines]))
+        curve = curves[(curves["variant"] == variant) & (curves["seed"] == run.seed)]
+        values.append((list(curve["iteration"]), list(curve["value"])))
+    return Course(variant, losses, values)
+
+
+# ---- agreement or phi?
+
+
+def design_affinity(config: Path, alphas: Sequence[float], overrides: Sequence[str], *, split: str) -> Experiment:
+    """Trees grown with either kind of affinity for every alpha, compared at equal weights, task by task.
+
+    A branching factor gives either kind another number of weights, so a line is drawn through the networks of each kind and the
+    two are compared at every network that lies within the other's line, seed by seed.
+
+    Args:
+        config: of a run of method.name=branching; all its trees begin as one run.
+        alphas: branching factors.
+        overrides: `key=value`, for all runs.
+        split: `val` or `test`.
+
+    Raises:
+        UsageError: fewer than two branching factors, or the runs would take no decision.
+    """
+    if len(set(alphas)) < 2:
+        raise UsageError(
+            "Give at least two different --alphas: a line through one network cannot be compared at other sizes."
+        )
+    check_grows(config, load_run_config(config, overrides))
+    variants = {}
+    for kind in KINDS:
+        for alpha in sorted(set(alphas)):
+            own = {"base": str(config.absolute()), "method.affinity": kind, "method.alpha": alpha}
+            variants[f"{kind}-alpha{alpha:g}"] = own
+
+    def analyse(runs: Runs) -> Findings:
+        values = tabulate_runs(runs)
+        found = measure_kinds(values, split)
+        sentence = describe_differences(found, METRIC, one="phi", other="agreement", repetition="seeds")
+        table = tabulate_differences(found)
+        points = {task: list(100 * row.dropna()) for task, row in found.iterrows()}
+        means = select_means(values, METRIC, split)
+        lines = {kind: make_spots(means, [name for name in variants if name.startswith(kind)]) for kind in KINDS}
+        for kind, spots in lines.items():
+            lines[kind] = [replace(spot, name=f"\u03b1 {spot.name.rpartition('alpha')[2]}") for spot in spots]
+        between = "phi less agreement at equal weights"
+        figure = draw_kinds(lines, points, metric=METRIC, split=split, between=between)
+        shown = table[table.columns[:5]]
+        return Findings(
+            [f"At equal weights on {split}. {sentence}"], shown, {"tasks.csv": table}, {"affinity.png": figure}
+        )
+
+    return Experiment(
+        name=f"affinity-{config.stem}",
+        about={"experiment": "affinity", "split": split},
+        variants=variants,
+        analyse=analyse,
+        splits=(split,),
+        metric=METRIC,
+    )
+
+
+def measure_kinds(values: pandas.DataFrame, split: str) -> pandas.DataFrame:
+    """Phi less agreement at equal weights: [T, seeds], in 0..1; without tasks for which the lines do not overlap."""
+    # A task that some network lacks has other lines than the rest.
+    complete = pivot_tasks(values, METRIC, split).dropna()
+    points = select_tasks(values, METRIC, split)
+    points = points[points["task"].isin(complete.index)]
+    agreement, phi = [points[points["variant"].str.startswith(kind)] for kind in KINDS]
+    above = compare_at_equal_cost(phi, agreement, "weights")
+    below = compare_at_equal_cost(agreement, phi, "weights")
+    below["difference"] *= -1
+    found = pandas.concat([above, below]).groupby(["task", "seed"], sort=False)["difference"].mean()
+    return found.unstack("seed").dropna(how="all")
+
+
+# ---- policies of AdaShare
+
+
+def design_policies(
+    config: Path,
+    num_policies: int,
+    overrides: Sequence[str],
+    *,
+    iterations: int | None,
+    split: str,
+    name: str | None = None,
+) -> Experiment:
+    """A search, and policies drawn from it, each trained from fresh weights beside hard sharing.
+
+    Args:
+        config: of a search.
+        num_policies: how many are drawn, beside the most probable one; the paper draws 8.
+        overrides: `key=value`, for all runs.
+        iterations: optimiser steps of the networks trained with a policy, and of hard sharing; those of the search if None.
+        split: `val` or `test`: of what is shown and drawn.
+        name: of the experiment's directory, in which the search is.
+
+    Raises:
+        UsageError: the configuration is not that of a search.
+    """
+    chosen = load_run_config(config, overrides)
+    if not chosen.searches:
+        raise UsageError(
+            f"{config} should be of a search, method.name=adashare without adashare.policy, "
+            f"found method.name={chosen.method.name} and adashare.policy={chosen.adashare.policy}."
+        )
+    name = name or f"policies-{config.stem}"
+    search: dict[str, Any] = {"base": str(config.absolute())}
+    fresh = dict(search)
+    if iterations:
+        fresh["train.iterations"] = iterations
+    plain = {f"adashare.{key}": value for key, value in AdaShareConfig().model_dump().items()}
+    folder = build_sweep(name, {SEARCH: search}, overrides).trial_path
+    given = {**fresh, "adashare.policy": str(folder / f"{SEARCH}-seed{SEED}")}
+    variants = {SEARCH: search, SHARED: {**fresh, "method.name": "fixed", **plain}, "most-probable": given}
+    for number in range(num_policies):
+        variants[f"policy-{number}"] = {**given, "adashare.policy_number": number}
+
+    def analyse(runs: Runs) -> Findings:
+        found = tabulate_networks(runs)
+        spots = {}
+        for _, row in found.iterrows():
+            value = row[f"{split}_{METRIC}"]
+            spots[f"{row['network']}, seed {row['seed']}"] = row["multiply_adds"], None if pandas.isna(value) else value
+        best = [name for name, is_best in zip(spots, found["best_on_val"], strict=True) if is_best]
+        figure = draw_drawn_policies(spots, best, metric=METRIC, split=split)
+        return Findings(describe_policies(found, split), found, {"policies.csv": found}, {"policies.png": figure})
+
+    return Experiment(
+        name=name,
+        about={"experiment": "policies", "split": split},
+        variants=variants,
+        analyse=analyse,
+        splits=("val", split),
+        metric=METRIC,
+        derived=DERIVED_FROM_SEARCH,
+    )
+
+
+def tabulate_networks(runs: Runs) -> pandas.DataFrame:
+    """A row per trained network, hard sharing first, seed by seed; values in 0..1.
+
+    `best_on_val`: of the policies of one seed, that with the highest value on val, whatever it is on test.
+    """
+    rows = []
+    for variant, members in runs.items():
+        for run in members:
+            row: dict[str, Any] = {"network": variant, "seed": run.seed, "best_on_val": ""}
+            for split in ("val", "test"):
+                row[f"{split}_{METRIC}"] = run.get_mean(METRIC, split)
+            row["skipped_decisions"] = count_skips(run)
+            row["parameters"] = run.summary["parameters"]
+            row["multiply_adds"] = run.summary["multiply_adds"]
+            rows.append(row)
+    found = pandas.DataFrame(rows)
+    found = found[found["network"] != SEARCH].sort_values("seed", kind="stable", ignore_index=True)
+    policies = found[found["network"] != SHARED]
+    found.loc[policies.groupby("seed")[f"val_{METRIC}"].idxmax(), "best_on_val"] = "best"
+    return found
+
+
+def count_skips(run: Run) -> int:
+    """How often a task skips a block, over all tasks and blocks."""
+    policy = json.loads(RunDirectory(run.config.run_directory).policy.read_text())["policy"]
+    return sum(not executes for row in policy for executes in row)
+
+
+def describe_policies(found: pandas.DataFrame, split: str) -> list[str]:
+    """A sentence per search with what may be said of it."""
+    sentences = []
+    for seed, networks in found.groupby("seed"):
+        values = 100 * networks.set_index("network")[f"{split}_{METRIC}"]
+        drawn = values.drop(SHARED)
+        best = networks[networks["best_on_val"] == "best"]["network"].iloc[0]
+        sentences.append(
+            f"Seed {seed}: {len(drawn)} policies, average precision on {split} {drawn.median():.1f} % in the median "
+            f"({drawn.min():.1f} to {drawn.max():.1f}); the best on val is {best} with {values[best]:.1f} %; hard sharing "
+            f"{values[SHARED]:.1f} %."
+        )
+    return sentences
