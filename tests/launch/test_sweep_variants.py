@@ -95,14 +95,14 @@ def test_room_is_awaited_for_as_many_trials_as_were_asked_for_and_needed_for_one
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"variants": {"a b": {}}}, "the name of a variant should be made of letters, digits"),
+        ({"variants": {"a b": {}}}, "a name should be made of letters, digits, '.', '_' and '-', found 'a b'"),
         ({"variants": {"a": {"model.widht": 2}}}, "'model.widht' is unknown. Did you mean model.width"),
-        ({"variants": {"a": 3}}, "The section 'variants.a' should hold `dotted.key: value` lines, found 3"),
-        ({"variants": ["a"]}, "The section 'variants' should hold `name: {dotted.key: value, ...}` lines"),
+        ({"variants": {"a": 3}}, "variants.a: Input should be a valid dictionary, found 3"),
+        ({"variants": ["a"]}, "variants: Input should be a valid dictionary, found ['a']"),
         ({"variants": {"a": {"run.name": "b"}}}, "every trial gets its own name"),
         ({"variants": {"a": {"seed": 3}}}, "seed is varied and also fixed by the variant a"),
         ({"variants": {"a": {"base": "a.yaml"}, "b": {}}, "base": None}, "A sweep needs `base`"),
-        ({"search": "random", "num_trials": 2, "space": {"optim.lr": {"low": 1, "high": 2}}}, "`variants` are of search"),
+        ({"search": "random", "num_trials": 2, "space": {"optim.lr": {"low": 1, "high": 2}}}, "`grid` and `variants` are of search"),
     ],
 )  # fmt: skip
 def test_a_wrong_variant_is_told_in_one_sentence(keys: dict[str, Any], said: str, tmp_path: Path) -> None:
