@@ -88,6 +88,13 @@ class Range(Section):
             raise ValueError(f"a whole number should lie between low={self.low} and high={self.high} with int: true")
         return self
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """`low` and `high` of a range without choices."""
+        assert self.low is not None
+        assert self.high is not None
+        return self.low, self.high
+
 
 class EarlyStopping(Section):
     """Asynchronous successive halving: at each rung a trial goes on only if it is among the best of its size class."""

@@ -5,11 +5,9 @@ in an ordinary directory, trained by whoever trains runs; when it forks (engine/
 done is read from the directories, so after any interruption the same call says what is left.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.config.network import KEYS_OF_DECISIONS
@@ -17,6 +15,8 @@ from distbranch.engine.forks import Origin, copy_as, member, read_family, write_
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically, write_json
 from distbranch.engine.run_log import DrawDecision, write_tensorboard
+
+NO_ORIGIN = Origin("", 0, 0.0)  # of a run that began by itself
 
 
 def group_by_prefix(trials: Sequence[Config]) -> list[list[Config]]:
@@ -27,17 +27,11 @@ def group_by_prefix(trials: Sequence[Config]) -> list[list[Config]]:
     """
     found: dict[str, list[Config]] = {}
     for trial in trials:
-        found.setdefault(_beginning(trial), []).append(trial)
+        beginning = trial.model_dump_json()
+        if trial.method.name == "branching":
+            beginning = trial.model_dump_json(exclude={"run": {"name"}, "method": set(KEYS_OF_DECISIONS)})
+        found.setdefault(beginning, []).append(trial)
     return list(found.values())
-
-
-def _beginning(trial: Config) -> str:
-    values = trial.model_dump(mode="json")
-    if trial.method.name == "branching":
-        del values["run"]["name"]
-        for key in KEYS_OF_DECISIONS:
-            del values["method"][key]
-    return json.dumps(values, sort_keys=True)
 
 
 def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
@@ -57,7 +51,7 @@ def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
     bonds = _read_groups(by_name)
     leader_of: dict[str, str] = {}
     # A leader that was killed while some were leaving still lists those whom another one leads from that step on.
-    for name, (relatives, _) in sorted(bonds.items(), key=lambda item: _begins_at(item[1][1])):
+    for name, (relatives, _) in sorted(bonds.items(), key=lambda item: (item[1][1] or NO_ORIGIN).iteration):
         leader_of |= {relative: name for relative in relatives if relative not in bonds}
     for leader, *others in group_by_prefix([by_name[name] for name in by_name if name not in {*bonds, *leader_of}]):
         _begin(leader, others)
@@ -91,10 +85,6 @@ def _begin(leader: Config, others: Sequence[Config]) -> None:
     with created_atomically(leader.run_directory) as files:
         write_atomically(files.config, to_yaml(leader))
         write_family(files, {str(other.run.name): other.method for other in others}, None)
-
-
-def _begins_at(origin: Origin | None) -> int:
-    return origin.iteration if origin else 0
 
 
 def copy_result_to_followers(leader: Config, draw: DrawDecision | None = None) -> list[str]:
@@ -131,41 +121,33 @@ def _link_or_copy(source: str, copy: str) -> None:
         shutil.copy2(source, copy)
 
 
-@dataclass(frozen=True)
-class Saving:
-    """What the finished trials of a sweep took, and what they would have taken each by itself."""
-
-    num_trials: int
-    steps: int
-    steps_alone: int
-    seconds: float
-    seconds_alone: float
-
-    def __str__(self) -> str:
-        """One sentence for people."""
-        share = 1 - self.steps / self.steps_alone if self.steps_alone else 0.0
-        return (
-            f"{self.num_trials} trials: {self.steps:,} steps trained instead of {self.steps_alone:,}: {share:.0%} saved "
-            f"({self.seconds:,.0f} s of training instead of {self.seconds_alone:,.0f} s)"
-        )
-
-
-def measure_saving(trials: Sequence[Config]) -> Saving:
-    """Steps and seconds of the finished ones among `trials`, with every common beginning counted once.
+def measure_saving(trials: Sequence[Config]) -> dict[str, float]:
+    """Steps and seconds of the finished ones among `trials`, with every common beginning counted once, and as if alone.
 
     Seconds are those of training as in result.json, summed over trials, however many ran at a time. Steps that were
     repeated after an interruption are not counted.
     """
-    num_trials = steps = steps_alone = 0
-    seconds = seconds_alone = 0.0
+    found: dict[str, float] = dict.fromkeys(("trials", "steps", "steps_alone", "seconds", "seconds_alone"), 0)
     for trial in trials:
         result = read_result(trial.run_directory)
         if result is None:
             continue
         _, origin = read_family(RunDirectory(trial.run_directory))
-        num_trials += 1
-        steps_alone += trial.train.iterations
-        steps += trial.train.iterations - _begins_at(origin)
-        seconds_alone += result.summary["seconds"]
-        seconds += result.summary["seconds"] - (origin.seconds if origin else 0.0)
-    return Saving(num_trials, steps, steps_alone, seconds, seconds_alone)
+        origin = origin or NO_ORIGIN
+        found["trials"] += 1
+        found["steps_alone"] += trial.train.iterations
+        found["steps"] += trial.train.iterations - origin.iteration
+        found["seconds_alone"] += result.summary["seconds"]
+        found["seconds"] += result.summary["seconds"] - origin.seconds
+    return found
+
+
+def describe_saving(trials: Sequence[Config]) -> str:
+    """One sentence for people; nothing where nothing was shared."""
+    found = measure_saving(trials)
+    if found["steps"] == found["steps_alone"]:
+        return ""
+    return (
+        "Shared beginnings of {trials} trials: {steps:,} steps trained instead of {steps_alone:,}: {share:.0%} saved "
+        "({seconds:,.0f} s of training instead of {seconds_alone:,.0f} s)"
+    ).format(**found, share=1 - found["steps"] / found["steps_alone"])

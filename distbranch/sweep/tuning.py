@@ -8,10 +8,11 @@ Loads ray, so it is imported when the cluster is joined and not before: ray read
 
 import json
 import logging
+import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from ray import tune
 from distbranch.config import Config, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.data.mixture import read_data
+from distbranch.data.shards import DatasetInfo
 from distbranch.engine.forks import member, read_family
+from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.results import StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory, RunInUseError, read_lines
 from distbranch.engine.run_log import Event, Report
@@ -29,10 +32,12 @@ from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
 from distbranch.launch.stopping import StopRequest
 from distbranch.locks import hold_lock
+from distbranch.models.cost import multiply_adds
 from distbranch.streams import tolerate_any_text
-from distbranch.sweep.plan import load_base_config, measure_size_class
-from distbranch.sweep.queue import Family, FamilyQueue, Judge, Losses, SizeClassHalving
-from distbranch.sweep.shared_prefix import copy_result_to_followers, trainable_groups
+from distbranch.sweep.plan import load_base_config
+from distbranch.sweep.proposals import OptunaSearch
+from distbranch.sweep.queue import Family, FamilyQueue, Judge, LossCallback, SizeClassHalving
+from distbranch.sweep.shared_prefix import copy_result_to_followers, group_by_prefix, trainable_groups
 from distbranch.sweep.trial_status import SweepDirectory
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -47,7 +52,7 @@ def train_roots(
     begun: Sequence[Config],
     directory: SweepDirectory,
     report: Report,
-    propose: Callable[[], Iterable[Family]],
+    proposals: OptunaSearch | None,
 ) -> None:
     """Train all trials of the roots, and of those that are proposed, on the cluster that this process has joined.
 
@@ -57,8 +62,15 @@ def train_roots(
         UserError: Tune itself failed.
         StoppedEarly: a signal asked to stop; every running trial has saved a checkpoint.
     """
-    stopping = sweep.early_stopping
-    metric = stopping.metric if stopping and stopping.metric else sweep.metric
+    metric = sweep.metric
+    if sweep.early_stopping is not None:
+        metric = sweep.early_stopping.metric or metric
+
+    def propose() -> list[list[Config]]:
+        if proposals is None:
+            return []
+        return group_by_prefix(proposals.propose_trials())
+
     queue = FamilyQueue(
         roots,
         ready=trainable_groups,
@@ -95,7 +107,7 @@ def fit(
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(storage),
             failure_config=tune.FailureConfig(max_failures=max_failures),
-            callbacks=[Losses(queue)],
+            callbacks=[LossCallback(queue)],
             verbose=0,
         ),
     )
@@ -184,11 +196,11 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Jud
     if stopping is None:
         return lambda *_: True
     halving = SizeClassHalving(stopping.grace, stopping.reduction)
-    classes: dict[tuple[Any, ...], int] = {}
+    classes: dict[str, int] = {}
 
     def judge(config: Config, iteration: int, value: float) -> bool:
-        method = (config.method.name, str(config.method.groups), config.adashare)
-        key = (config.data.path, config.data.image_size, config.model, method)
+        network = (config.data.path, config.data.image_size, config.model, config.method.name, config.method.groups)
+        key = repr((*network, config.adashare))
         if key not in classes:
             classes[key] = measure_size_class(config, read_data(config.data))
         return halving.passes(str(config.run.name), classes[key], iteration, value)
@@ -199,11 +211,16 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Jud
         followers, _ = read_family(files)
         together = [config, *(member(config, name, method) for name, method in followers.items())]
         for line in read_lines(files.metrics):
-            if line.get("kind") != "evaluation" or line["split"] != "val" or line["mean"].get(metric) is None:
-                continue
-            for each in together:
-                judge(each, line["iteration"], line["mean"][metric])
+            value = line.get("mean", {}).get(metric)
+            if line.get("kind") == "evaluation" and line["split"] == "val" and value is not None:
+                for each in together:
+                    judge(each, line["iteration"], value)
     return judge
+
+
+def measure_size_class(config: Config, info: DatasetInfo) -> int:
+    """Trials that cost about the same before they grow: the octave of their first network's multiply-adds."""
+    return round(math.log2(multiply_adds(first_architecture(config, info))))
 
 
 def make_tune_function(metric: str) -> Callable[[dict[str, Any]], None]:

@@ -593,7 +593,7 @@ def train_in_this_process(monkeypatch: pytest.MonkeyPatch, broken: str = "") -> 
         for config in (config for root in roots for config in root):
             trained.append(config.run.name)
             if config.run.name == broken:
-                directory.end(broken, "failed", "it broke")
+                directory.record_end(broken, "failed", "it broke")
             else:
                 train_trial(config, lambda _: None)
 
