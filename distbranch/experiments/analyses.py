@@ -36,20 +36,19 @@ def compare_methods(values: pandas.DataFrame, metric: str, split: str) -> pandas
         multiply_adds.
     """
     means = select_means(values, metric, split).groupby("variant", sort=False)
+    table = means["value"].agg(**{"seeds": "size", metric: "mean", f"{metric}_sd": "std"})
     pairs = pivot_tasks(values, metric, split)
-    with_tasks = set(pairs.columns.get_level_values("variant"))
-    rows: list[dict[str, Any]] = []
-    for method, own in means:
-        row = {"method": method, "seeds": len(own), metric: own["value"].mean(), f"{metric}_sd": own["value"].std()}
-        if rows and {method, rows[0]["method"]} <= with_tasks:
-            # Seeds that only one of the two has are no pairs, and neither are those without a task that both have.
-            differences = pairs[method] - pairs[rows[0]["method"]]
-            summary = summarise_differences(differences.dropna(axis="columns", how="all"))
-            row |= {"paired_seeds": summary.pop("repetitions"), **summary}
-        rows.append({**row, "multiply_adds": own["multiply_adds"].mean()})
-    of_difference = ["paired_seeds", "difference", "difference_sd", "tasks_higher", "tasks_lower", "p_value"]
-    columns = ["method", "seeds", metric, f"{metric}_sd", *of_difference, "multiply_adds"]
-    return pandas.DataFrame(rows).reindex(columns=columns)
+    reference = table.index[0]
+    found = {}
+    for method in pairs.columns.unique("variant"):
+        if method != reference and reference in pairs:
+            # Seeds that only one of the two has are no pairs.
+            differences = pairs[method] - pairs[reference]
+            found[method] = summarise_differences(differences.dropna(axis="columns", how="all"))
+    shown = ["repetitions", "difference", "difference_sd", "tasks_higher", "tasks_lower", "p_value"]
+    table = table.join(pandas.DataFrame(found, index=shown).T)
+    table["multiply_adds"] = means["multiply_adds"].mean()
+    return table.rename(columns={"repetitions": "paired_seeds"}).rename_axis("method").reset_index()
 
 
 def summarise_differences(differences: pandas.DataFrame) -> dict[str, Any]:
@@ -154,27 +153,22 @@ def tabulate_equal_cost(means: pandas.DataFrame, thin: Iterable[str], metric: st
     """Every other network beside the line of thin ones, at equal multiply-adds and at equal weights.
 
     Returns:
-        A row per network and cost: network, at_equal (the cost), own_cost, the metric; nearest (the real thin network whose cost is
-        nearest by ratio), nearest_cost and nearest_<metric>; line_<metric>, of the line at the same cost, and difference.
+        A row per network and cost: network, cost, own_cost, the metric, line_<metric> (of the line at the same cost) and
+        difference, each a mean over seeds with its `_sd`.
     """
     is_thin = means["variant"].isin(list(thin))
-    rows = []
+    tables = []
     for cost in COSTS:
         found = compare_at_equal_cost(means[~is_thin], means[is_thin], cost)
-        costs = means[is_thin].groupby("variant", sort=False)[cost].mean()
-        for network, own in found.groupby("variant", sort=False):
-            nearest = np.log(costs / own[cost].mean()).abs().idxmin()
-            beside = means.query("variant == @nearest")["value"]
-            row = {"network": network, "at_equal": cost.replace("_", "-"), "own_cost": own[cost].mean()}
-            row |= {metric: own["value"].mean(), f"{metric}_sd": own["value"].std()}
-            row |= {"nearest": nearest, "nearest_cost": costs[nearest]}
-            row |= {f"nearest_{metric}": beside.mean(), f"nearest_{metric}_sd": beside.std()}
-            # A mean over some seeds only would compare different sets of runs: NaN is not skipped.
-            row[f"line_{metric}"] = own["line_value"].mean(skipna=False)
-            row["difference"] = own["difference"].mean(skipna=False)
-            row["difference_sd"] = own["difference"].std(skipna=False)
-            rows.append(row)
-    return pandas.DataFrame(rows)
+        names = {cost: "own_cost", "value": metric, "line_value": f"line_{metric}", "difference": "difference"}
+        of_network = found.rename(columns=names).groupby("variant", sort=False)[list(names.values())]
+        # A mean over some seeds only would compare different sets of runs: NaN is not skipped.
+        mean = of_network.agg(lambda values: values.mean(skipna=False))
+        deviation = of_network.agg(lambda values: values.std(skipna=False))
+        table = mean.join(deviation.add_suffix("_sd"))
+        table.insert(0, "cost", cost)
+        tables.append(table)
+    return pandas.concat(tables).rename_axis("network").reset_index()
 
 
 # ---- the pace of curves

@@ -48,7 +48,7 @@ OWN_OF_THE_LINE = ("model.width", "model.width_fraction")
 RANDOM = "random"
 FROM_WIDE = ("somp", "largest-norm", "random-rows")
 DERIVED_FROM_PACE = ("train.evaluate_every", "train.iterations", "optim.decay_every")
-NUM_EVALUATIONS = 20  # where the configuration names no number
+NUM_EVALUATIONS = 20  # where the command names no number
 
 KINDS = ("agreement", "phi")
 
@@ -258,11 +258,9 @@ def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *,
     chosen = load_run_config(config, overrides)
     train = chosen.train
     every = train.evaluate_every
-    if not every:
+    if not any(text.startswith("train.evaluate_every=") for text in overrides):
+        # A shorter run has as many points of the curve as a longer one, for its pace is read off that curve.
         every = max(1, train.iterations // NUM_EVALUATIONS)
-    elif not any(text.startswith("train.evaluate_every=") for text in overrides):
-        # A shorter run keeps the number of points of the curve that its config has, for its pace is read off that curve.
-        every = max(1, every * train.iterations // load_run_config(config, []).train.iterations)
     base = {"base": str(config.absolute()), "train.evaluate_every": every}
     found: dict[str, dict[str, Any]] = {}
     for name in FROM_WIDE:
@@ -402,11 +400,10 @@ def design_policies(
 
     def analyse(runs: Runs) -> Findings:
         found = tabulate_networks(runs)
-        spots = {}
-        for _, row in found.iterrows():
-            value = row[f"{split}_{METRIC}"]
-            spots[f"{row['network']}, seed {row['seed']}"] = row["multiply_adds"], None if pandas.isna(value) else value
-        best = [name for name, is_best in zip(spots, found["best_on_val"], strict=True) if is_best]
+        names = found["network"] + ", seed " + found["seed"].astype(str)
+        places = zip(found["multiply_adds"], found[f"{split}_{METRIC}"], strict=True)
+        spots = dict(zip(names, places, strict=True))
+        best = list(names[found["best_on_val"] == "best"])
         figure = draw_drawn_policies(spots, best, metric=METRIC, split=split)
         return Findings(describe_policies(found, split), found, {"policies.csv": found}, {"policies.png": figure})
 
@@ -429,17 +426,14 @@ def tabulate_networks(runs: Runs) -> pandas.DataFrame:
     rows = []
     for variant, members in runs.items():
         for run in members:
-            row: dict[str, Any] = {"network": variant, "seed": run.seed, "best_on_val": ""}
-            for split in ("val", "test"):
-                row[f"{split}_{METRIC}"] = run.get_mean(METRIC, split)
-            row["skipped_decisions"] = count_skips(run)
-            row["parameters"] = run.summary["parameters"]
-            row["multiply_adds"] = run.summary["multiply_adds"]
+            row = {"network": variant, "seed": run.seed, "best_on_val": ""}
+            row |= {f"{split}_{METRIC}": run.get_mean(METRIC, split) for split in SPLITS}
+            row |= {"skipped_decisions": count_skips(run), "multiply_adds": run.summary["multiply_adds"]}
             rows.append(row)
     found = pandas.DataFrame(rows)
     found = found[found["network"] != SEARCH].sort_values("seed", kind="stable", ignore_index=True)
-    policies = found[found["network"] != SHARED]
-    found.loc[policies.groupby("seed")[f"val_{METRIC}"].idxmax(), "best_on_val"] = "best"
+    drawn = found[found["network"] != SHARED]
+    found.loc[drawn.groupby("seed")[f"val_{METRIC}"].idxmax(), "best_on_val"] = "best"
     return found
 
 

@@ -176,15 +176,15 @@ def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str
         StoppedEarly: a signal asked to stop.
     """
     _check_splits(sweep, splits)
-    result = run_sweep(sweep, report)
-    unfinished = [row for row in result.rows if row["status"] != FINISHED]
+    rows = run_sweep(sweep, report)
+    unfinished = [row for row in rows if row["status"] != FINISHED]
     if unfinished:
         reasons = [f"{row['trial']} ({row['status']}) {row['reason']}" for row in unfinished]
         raise UserError(
-            f"{len(unfinished)} of {len(result.rows)} runs did not finish: {'; '.join(reasons)}. "
+            f"{len(unfinished)} of {len(rows)} runs did not finish: {'; '.join(reasons)}. "
             "The same command trains them and nothing else."
         )
-    latencies = {row["trial"]: row["latency_ms"] for row in result.rows}
+    latencies = {row["trial"]: row["latency_ms"] for row in rows}
     found: dict[str, list[Run]] = {}
     for variant, trials in group_trials_by_variant(sweep).items():
         for trial in trials:

@@ -8,15 +8,14 @@ import hashlib
 import json
 import platform
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas
 import torch
+from torch.utils.benchmark import Timer
 
 from distbranch.config import Config
 from distbranch.config.sweep import METRICS, VARIANT, SweepConfig
@@ -125,12 +124,12 @@ def _hash_architecture(run: Path) -> str:
 
 @torch.inference_mode()
 def _measure_by_turns(runs: dict[str, Path]) -> dict[str, float]:
+    # A timer calls twice before it counts: that fetches the weights that the network before has pushed out of the cache.
+    timers = {key: Timer("answer()", globals={"answer": _make_call(run)}, num_threads=1) for key, run in runs.items()}
     seconds: dict[str, list[float]] = {key: [] for key in runs}
-    with _restrict_to_one_thread():
-        answers = {key: _make_call(run) for key, run in runs.items()}
-        for _ in range(NUM_TURNS):
-            for key, answer in answers.items():
-                seconds[key] += _measure_turn(answer)
+    for _ in range(NUM_TURNS):
+        for key, timer in timers.items():
+            seconds[key].append(timer.timeit(CALLS_PER_TURN).mean)
     return {key: 1000 * statistics.median(times) for key, times in seconds.items()}
 
 
@@ -145,26 +144,6 @@ def _make_call(run: Path) -> Callable[[], Any]:
     from distbranch.export.onnx_graph import onnx_bytes
     from distbranch.export.onnx_model import open_session
 
-    session, pixels = open_session(onnx_bytes(folded, {}, input_type="uint8"), num_threads=1), image.numpy()
-    name = session.get_inputs()[0].name
-    return lambda: session.run(None, {name: pixels})
-
-
-def _measure_turn(answer: Callable[[], Any]) -> list[float]:
-    answer()  # fetches the weights that the network before has pushed out of the cache
-    times = []
-    for _ in range(CALLS_PER_TURN):
-        began = time.perf_counter()
-        answer()
-        times.append(time.perf_counter() - began)
-    return times
-
-
-@contextmanager
-def _restrict_to_one_thread() -> Iterator[None]:
-    before: Any = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    session = open_session(onnx_bytes(folded, {}, input_type="uint8"), num_threads=1)
+    feed = {session.get_inputs()[0].name: image.numpy()}
+    return lambda: session.run(None, feed)

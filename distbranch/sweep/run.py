@@ -4,12 +4,11 @@ Each start makes a new Tuner over the trials that the disk does not know as sett
 driver before ended.
 """
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
 
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.config.reading import read_yaml
@@ -19,7 +18,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.run_directory import RunDirectory, without_moved_data, write_atomically
 from distbranch.engine.run_log import Report
-from distbranch.errors import UserError, reason_of
+from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, open_cluster
 from distbranch.launch.prepare import (
@@ -32,7 +31,6 @@ from distbranch.launch.prepare import (
     warn_ignored_settings,
 )
 from distbranch.launch.stopping import StopRequest
-from distbranch.locks import LockHeldError, hold_lock
 from distbranch.metrics import is_defined
 from distbranch.models.cost import multiply_adds, num_parameters
 from distbranch.sweep.plan import list_trials, load_base_config, order_in_turns
@@ -57,41 +55,23 @@ FIXED_ONCE_BEGUN = ("search", "space", "search_seed")
 NUM_NAMES_SHOWN = 50  # of a long list
 
 
-@dataclass(frozen=True)
-class SweepResult:
-    """What a sweep gives: one row per trial, and its directory."""
-
-    rows: list[Row]
-    directory: Path
-
-    @property
-    def failed(self) -> list[Row]:
-        """The trials that failed, each with its reason."""
-        return [row for row in self.rows if row["status"] == FAILED]
-
-
-def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
+def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
     """Train every trial that is not settled yet, and write the tables.
 
     Args:
         sweep: see `load_sweep`.
         report: told what happens: `begun`, `ended` (with a status), and what packing says.
 
+    Returns:
+        One row per trial; failed ones say why.
+
     Raises:
         UsageError: the sweep asks for something that does not exist, or differs from what was begun under its name.
-        UserError: data, storage or machines are not as they should be. Failed trials are in the result, not raised.
+        UserError: data, storage or machines are not as they should be.
         StoppedEarly: a signal asked to stop; every running trial has saved a checkpoint.
     """
     directory = SweepDirectory(sweep.path, sweep.trial_path)
-    trials: list[Config] = []
-    turns = [[load_base_config(sweep)]]
-    if sweep.search != "optuna":
-        trials = list_trials(sweep)
-        turns = order_in_turns(trials)
-    planned = [trial for turn in turns for trial in turn]
-    _refuse_what_vanishes(sweep, planned)
-    check_begun(sweep, directory, trials)
-    warn_ignored_settings(planned)
+    turns = _check_plan(sweep, directory)
     for info in _prepare_data(turns[0], report):
         _check_metric(sweep, info)
     with _open_directory(sweep, directory):
@@ -101,6 +81,8 @@ def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
             trials = proposals.trials
             turns = [list(trials)]
             check_begun(sweep, directory, trials)
+        else:
+            trials = list_trials(sweep)
         try:
             _train_open(sweep, trials, turns, directory, report, proposals)
         finally:
@@ -109,17 +91,27 @@ def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
         saving = describe_saving(trials)
         if saving:
             report({"kind": "saving", "text": saving})
-    return SweepResult(rows, directory.path)
+    return rows
 
 
-def _refuse_what_vanishes(sweep: SweepConfig, trials: Sequence[Config]) -> None:
-    """In a job of Ray: the folders of the sweep, which are the `run.directory` of its trials, and what these read."""
+def _check_plan(sweep: SweepConfig, directory: SweepDirectory) -> list[list[Config]]:
+    """The trials in their turns; of Optuna, which makes them as results come, their base."""
+    trials: list[Config] = []
+    turns = [[load_base_config(sweep)]]
+    if sweep.search != "optuna":
+        trials = list_trials(sweep)
+        turns = order_in_turns(trials)
+
+    # In a job of Ray: the folders of the sweep, which are the `run.directory` of its trials, and what these read.
     places = {("directory", str(sweep.path)): None}
     if sweep.trial_directory is not None:
         places["trial_directory", str(sweep.trial_path)] = None
-    for trial in trials:
+    for trial in itertools.chain(*turns):
         places |= dict.fromkeys(place for place in list_run_paths(trial) if place[0] != "run.directory")
     refuse_uploaded_paths(places)
+    check_begun(sweep, directory, trials)
+    warn_ignored_settings(trials or turns[0])
+    return turns
 
 
 def _train_open(
@@ -132,24 +124,27 @@ def _train_open(
 ) -> None:
     """Train what is not settled, and what is proposed; what failed before is tried again."""
     statuses = directory.read_statuses(trials)
-    settled = {name for name, trial_status in statuses.items() if trial_status.is_settled}
     num_trials = len(statuses)
     if proposals is not None:
         num_trials = count_searched_trials(sweep)
-    num_open = num_trials - len(settled)
+    num_open = num_trials - sum(trial_status.is_settled for trial_status in statuses.values())
     report({"kind": "sweep", "trials": num_trials, "open": num_open, "directory": str(directory.path)})
     if not num_open:
         return
     for name, trial_status in statuses.items():
         if trial_status.status == FAILED:
             directory.record_end(name, UNFINISHED)
+
+    def is_open(root: Sequence[Config]) -> bool:
+        return not all(statuses[str(config.run.name)].is_settled for config in root)
+
     with open_sweep_cluster(sweep, report):
         from distbranch.sweep.tuning import train_roots
 
         for number, turn in enumerate(turns):
             if number:  # the first ones were looked at before
                 turn = _select_startable(turn, directory, report)
-            roots = [root for root in group_by_prefix(turn) if not settled.issuperset(_list_names(root))]
+            roots = [root for root in group_by_prefix(turn) if is_open(root)]
             if roots or proposals is not None:
                 train_roots(sweep, roots, trials, directory, report, proposals)
 
@@ -169,10 +164,6 @@ def _select_startable(turn: Sequence[Config], directory: SweepDirectory, report:
     return able
 
 
-def _list_names(trials: Sequence[Config]) -> list[str]:
-    return [str(config.run.name) for config in trials]
-
-
 def count_searched_trials(sweep: SweepConfig) -> int:
     """All trials of a random or Optuna search."""
     return (sweep.num_trials or 0) * len(sweep.seeds or (0,))
@@ -180,20 +171,8 @@ def count_searched_trials(sweep: SweepConfig) -> int:
 
 @contextmanager
 def _open_directory(sweep: SweepConfig, directory: SweepDirectory) -> Iterator[None]:
-    """The sweep's directory, of this sweep and locked against a second driver."""
-    held = ExitStack()
-    try:
-        directory.path.mkdir(parents=True, exist_ok=True)
-        held.enter_context(hold_lock(directory.lock, patience_s=5))
-    except LockHeldError as error:
-        raise UserError(
-            f"The sweep {directory.path} is being run by another process. Wait for it, stop it, or give another name.{error.advice}"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"The sweep directory {directory.path} cannot be written ({reason_of(error)}). Give another directory."
-        ) from None
-    with held:
+    """The sweep's directory, of this sweep and locked against a second driver as that of a run is."""
+    with RunDirectory(directory.path).locked():
         check_begun(sweep, directory, [])  # again: another driver may have begun it since
         write_atomically(directory.config, sweep_to_yaml(sweep))
         write_atomically(directory.base, to_yaml(load_base_config(sweep)))
@@ -263,18 +242,24 @@ def _check_metric(sweep: SweepConfig, info: DatasetInfo) -> None:
 
 def _prepare_data(trials: Sequence[Config], report: Report) -> list[DatasetInfo]:
     """Pack and check what the trials will read, once, before anything starts."""
-    kinds = {}
-    for config in trials:
-        method = config.method
-        network = (config.model, method.name, method.init, method.groups, config.begins_from, config.adashare)
-        kinds[repr((config.data.path, config.data.pack, config.data.image_size, network))] = config
     infos: dict[str, DatasetInfo] = {}
-    for config in kinds.values():
+    for config in _pick_kinds(trials):
         packed = repr((config.data.path, config.data.pack))
         if packed not in infos:
             infos[packed] = ensure_packed(config, report)
         check_data(config, infos[packed])
     return list(infos.values())
+
+
+def _pick_kinds(trials: Sequence[Config]) -> list[Config]:
+    """One trial of every data set and network to begin with: hundreds may differ in nothing but their seeds and rates."""
+    kinds = {}
+    for config in trials:
+        data = (config.data.path, config.data.pack, config.data.image_size)
+        method = config.method
+        network = (config.model, method.name, method.init, method.groups, config.begins_from, config.adashare)
+        kinds[repr((data, network))] = config
+    return list(kinds.values())
 
 
 def count_workers_asked_for(sweep: SweepConfig) -> tuple[int, int]:
@@ -314,62 +299,43 @@ def describe_plan(sweep: SweepConfig) -> list[tuple[str, str]]:
     Raises:
         UserError: what is not as it should be.
     """
-    base = load_base_config(sweep)
-    trials = [base]
     directory = SweepDirectory(sweep.path, sweep.trial_path)
-    if sweep.search == "optuna":
-        check_begun(sweep, directory, [])
-        names = f"{count_searched_trials(sweep)}, chosen by Optuna as results come"
-    else:
-        trials = list_trials(sweep)
-        check_begun(sweep, directory, trials)
-        names = _describe_names(trials, directory)
-    warn_ignored_settings(trials)
+    turns = _check_plan(sweep, directory)
+    trials = f"{count_searched_trials(sweep)}, chosen by Optuna as results come"
+    if sweep.search != "optuna":
+        statuses = directory.read_statuses(list_trials(sweep))
+        counts = Counter(trial_status.status for trial_status in statuses.values())
+        names = list(statuses)
+        if len(names) > NUM_NAMES_SHOWN:
+            names[NUM_NAMES_SHOWN:] = ["..."]
+        trials = f"{len(statuses)} ({', '.join(f'{n} {status}' for status, n in counts.items())}): {', '.join(names)}"
+    base = load_base_config(sweep)
     workers = sweep.workers_per_trial
-    where = "in the trial's own process"
-    if workers > 1:
-        where = "by an inner Ray trainer"
-    resources = f"{sweep.cpus_per_trial or workers:g} CPU(s), {sweep.gpus_per_trial:g} GPU(s)"
-    concurrency = "as many as fit"
-    if sweep.concurrency:
-        concurrency = f"at most {sweep.concurrency}"
+    where = "by an inner Ray trainer" if workers > 1 else "in the trial's own process"
     return [
         ("sweep directory", str(sweep.path)),
         ("data", " ".join(base.data.paths)),
-        ("trials", names),
-        *_describe_networks(trials),
+        ("trials", trials),
+        *_describe_networks(turns),
         ("steps of a trial", f"{base.train.iterations:,} of {base.train.batch_size} images"),
-        ("a trial takes", f"{workers} worker(s) {where}, {resources}"),
-        ("at the same time", concurrency),
+        (
+            "a trial takes",
+            f"{workers} worker(s) {where}, {sweep.cpus_per_trial or workers:g} CPU(s), {sweep.gpus_per_trial:g} GPU(s)",
+        ),
+        ("at the same time", f"at most {sweep.concurrency or 'as many as fit'}"),
         ("on", cluster_address(base.launch) or "this machine"),
     ]
 
 
-def _describe_names(trials: Sequence[Config], directory: SweepDirectory) -> str:
-    names = _list_names(trials)
-    counts = Counter(trial_status.status for trial_status in directory.read_statuses(trials).values())
-    by_status = ", ".join(f"{count} {status}" for status, count in counts.items())
-    if len(names) > NUM_NAMES_SHOWN:
-        names[NUM_NAMES_SHOWN:] = ["..."]
-    return f"{len(trials)} ({by_status}): {', '.join(names)}"
-
-
-def _describe_networks(trials: list[Config]) -> list[tuple[str, str]]:
-    """One line per kind of network that trials begin with."""
+def _describe_networks(turns: Sequence[Sequence[Config]]) -> list[tuple[str, str]]:
+    """One line per kind of network that trials begin with; not of trials that wait for others, for these make their networks."""
     lines = {}
-    at_once = order_in_turns(trials)[0]
-    for config in trials:
+    for config in _pick_kinds(turns[0]):
         if is_to_be_packed(config):
             return [("networks", "known once the data set is packed, which would be done first")]
         info = read_packed_data(config)
-        if config in at_once:  # others begin from runs that are still to be trained
-            check_data(config, info)
-        elif config.method.groups is not None or config.adashare.policy is not None:
-            continue
+        check_data(config, info)
         first = first_architecture(config, info)
-        stage: str = config.method.name
-        if stage == "branching":
-            stage = "before any widening"
-        name = f"{config.model.backbone}, {config.model.width_text}, {stage}"
+        name = f"{config.model.backbone}, {config.model.width_text}, {config.method.name}"
         lines[name] = f"{num_parameters(first):,} parameters, {multiply_adds(first):,} multiply-adds per image"
     return list(lines.items())

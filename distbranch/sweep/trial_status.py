@@ -46,7 +46,6 @@ class SweepDirectory:
         self.latency = path / "latency.json"
         self.tensorboard = path / "tensorboard"
         self.tune = path / ".tune"
-        self.lock = path / ".lock"
 
     @property
     def has_begun(self) -> bool:

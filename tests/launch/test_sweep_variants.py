@@ -121,11 +121,9 @@ def test_a_finished_run_of_the_name_and_configuration_of_a_trial_is_that_trial(t
     assert train_tiny(config)["end"] == "done"
     written = (tmp_path / "runs" / "thin-seed0" / "result.json").stat().st_mtime_ns
 
-    result = run_sweep(sweep, lambda _: None)
-    assert [(row["trial"], row["variant"], row["status"]) for row in result.rows] == [
-        ("thin-seed0", "thin", "finished")
-    ]
-    assert result.rows[0]["latency_ms"] > 0
+    rows = run_sweep(sweep, lambda _: None)
+    assert [(row["trial"], row["variant"], row["status"]) for row in rows] == [("thin-seed0", "thin", "finished")]
+    assert rows[0]["latency_ms"] > 0
     assert (tmp_path / "runs" / "thin-seed0" / "result.json").stat().st_mtime_ns == written
     assert read_sweep(tmp_path / "runs" / "tiny").keys == ["variant"]
 
@@ -180,6 +178,6 @@ def test_a_setting_that_no_method_reads_makes_no_other_run(tiny_data: Path, tmp_
     config = config_of(tiny_data, tmp_path / "runs", **short, **{"run.name": "thin-seed0", "seed": 0})
     assert train_tiny(config)["end"] == "done"
     variants = {"thin": {"method.alpha": 9, "method.round_iterations": 100, "optim.decay_every": 3}}
-    result = run_sweep(sweep_in(tmp_path, tiny_data, **{**keys, "variants": variants}), lambda _: None)
-    assert [row["status"] for row in result.rows] == ["finished"]
+    rows = run_sweep(sweep_in(tmp_path, tiny_data, **{**keys, "variants": variants}), lambda _: None)
+    assert [row["status"] for row in rows] == ["finished"]
     assert train_tiny(config | {"method": {"name": "fixed", "alpha": 0.25}})["end"] == "done"
