@@ -15,11 +15,12 @@ from distbranch.cli.terminal import (
     run_folder,
     show_rows,
 )
+from distbranch.config.sweep import METRICS
 from distbranch.errors import UsageError
 
 if TYPE_CHECKING:  # loads torch
     from distbranch.experiments.runner import Experiment, Findings
-    from distbranch.experiments.runs import Runs
+    from distbranch.experiments.runs import Run
 
 experiment_app = typer.Typer(
     no_args_is_help=True,
@@ -29,10 +30,24 @@ experiment_app = typer.Typer(
 )
 SPLITS = ("val", "test")
 
+
+def _check_split(split: str) -> str:
+    if split not in SPLITS:
+        raise UsageError(f"--split should be {' or '.join(SPLITS)}, found '{split}'.")
+    return split
+
+
+def _check_metric(metric: str) -> str:
+    if metric not in METRICS:
+        raise UsageError(f"--metric should be one of {', '.join(METRICS)}, found '{metric}'.")
+    return metric
+
+
 Configs = Annotated[list[str], typer.Argument(help="Config files; then dotted overrides for all runs.")]
 Config = Annotated[Path, typer.Argument(help="A config file.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, separated by commas.")]
-Split = Annotated[str, typer.Option(help="val or test: of what is printed and drawn.")]
+Split = Annotated[str, typer.Option(callback=_check_split, help="val or test: of what is printed and drawn.")]
+Metric = Annotated[str, typer.Option(callback=_check_metric, help="The mean over tasks that is compared.")]
 Jobs = Annotated[int | None, typer.Option(help="Runs at the same time; as many as fit if not given.", min=1)]
 Name = Annotated[str | None, typer.Option(help="Name of the experiment's directory.")]
 
@@ -58,7 +73,6 @@ def experiment_table(
     from distbranch.experiments.runs import split_by_data_set
     from distbranch.report.console import result_markdown, result_table
 
-    _check_split(split)
     files, own = _separate_overrides(configs)
     _, runs, place = _run(design_table(files, own, split=split), own, seeds=seeds, jobs=jobs, name=name)
     for title, part in split_by_data_set(runs, split).items():
@@ -76,7 +90,7 @@ def experiment_company(
     configs: Configs,
     widths: Annotated[str, typer.Option(help="Widths of the thin networks, separated by commas.")] = "8,12,16,24,32,48",
     seeds: Seeds = "0,1,2",
-    metric: Annotated[str, typer.Option(help="The mean over tasks that is compared.")] = "average_precision",
+    metric: Metric = "average_precision",
     split: Split = "test",
     jobs: Jobs = None,
     name: Annotated[str, typer.Option(help="Name of the experiment's directory.")] = "company",
@@ -88,8 +102,6 @@ def experiment_company(
     """
     from distbranch.experiments.designs import design_equal_cost
 
-    _check_split(split)
-    _check_metric(metric)
     line = numbers(widths, "--widths")
     if len(set(line)) < 2 or 0 in line:
         raise UsageError(f"--widths should be at least two numbers from 1 on, such as 8,16,32, found '{widths}'.")
@@ -115,7 +127,6 @@ def experiment_grouping(
     """
     from distbranch.experiments.groupings import design_grouping
 
-    _check_split(split)
     experiment = design_grouping(run_folder(run), permutations, split=split)
     _run_and_show(experiment, overrides or [], seeds=seeds, jobs=jobs, name=name)
 
@@ -162,7 +173,6 @@ def experiment_affinity(
     """
     from distbranch.experiments.designs import design_affinity
 
-    _check_split(split)
     own = overrides or []
     experiment = design_affinity(config, decimals(alphas, "--alphas"), own, split=split)
     _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
@@ -188,7 +198,6 @@ def experiment_policies(
     """
     from distbranch.experiments.designs import design_policies
 
-    _check_split(split)
     own = overrides or []
     experiment = design_policies(config, policies, own, iterations=iterations, split=split, name=name)
     _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
@@ -232,7 +241,7 @@ def experiment_groups(run: RunArgument) -> None:
 
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Run directories, folders or URLs; those of the reference first.")],
-    metric: Annotated[str, typer.Option(help="The mean over tasks that is compared.")] = "average_precision",
+    metric: Metric = "average_precision",
     split: Split = "test",
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with values in 0..1.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
@@ -248,8 +257,6 @@ def compare(
     from distbranch.experiments.analyses import compare_methods, format_markdown, format_table
     from distbranch.experiments.runs import check_defined, read_runs, tabulate_runs
 
-    _check_split(split)
-    _check_metric(metric)
     methods = read_runs([run_folder(run) for run in runs])
     check_defined(methods, metric, (split,))
     table = compare_methods(tabulate_runs(methods), metric, split)
@@ -269,7 +276,7 @@ def _run(
     seeds: str | None,
     jobs: int | None,
     name: str | None = None,
-) -> "tuple[Findings, Runs, Path]":
+) -> "tuple[Findings, list[Run], Path]":
     from distbranch.experiments.runner import run_experiment
     from distbranch.report.progress import SweepDisplay
 
@@ -298,15 +305,3 @@ def _separate_overrides(items: Sequence[str]) -> tuple[list[Path], list[str]]:
     if not files:
         raise UsageError("Give at least one config file before the overrides, such as configs/quickstart.yaml.")
     return files, [item for item in items if "=" in item]
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise UsageError(f"--split should be {' or '.join(SPLITS)}, found '{split}'.")
-
-
-def _check_metric(metric: str) -> None:
-    from distbranch.report.console import METRICS
-
-    if metric not in METRICS:
-        raise UsageError(f"--metric should be one of {', '.join(METRICS)}, found '{metric}'.")

@@ -29,7 +29,6 @@ from distbranch.experiments.runner import Experiment, Findings, build_sweep
 from distbranch.experiments.runs import (
     SPLITS,
     Run,
-    Runs,
     pivot_tasks,
     read_curves,
     select_means,
@@ -142,7 +141,7 @@ def design_equal_cost(
         raise UsageError("Give at least one config of a grown network, such as configs/fps-branch-16-2.yaml.")
     derived = {key for variant in line.values() for key in variant if key not in OWN_OF_THE_LINE}
 
-    def analyse(runs: Runs) -> Findings:
+    def analyse(runs: Sequence[Run]) -> Findings:
         values = tabulate_runs(runs)
         means = select_means(values, metric, split)
         tables = {part: tabulate_equal_cost(select_means(values, metric, part), line, metric) for part in SPLITS}
@@ -218,8 +217,8 @@ def design_initialisation(config: Path, pretrained: Path, overrides: Sequence[st
         UserError: the pretrained network leaves nothing to choose.
     """
 
-    def analyse(runs: Runs) -> Findings:
-        chosen = runs[RANDOM][0].config
+    def analyse(runs: Sequence[Run]) -> Findings:
+        chosen = next(run.config for run in runs if run.variant == RANDOM)
         curves = read_curves(runs, METRIC)
         found = measure_pace(curves, RANDOM, chosen.train.iterations)
         note = (
@@ -229,7 +228,7 @@ def design_initialisation(config: Path, pretrained: Path, overrides: Sequence[st
             "a schedule that ends there would give: `somp-two-thirds` (--two-thirds) has one of its own."
         )
         goal = found.set_index("variant").loc[RANDOM, "last"]
-        courses = [_make_course(variant, members, curves) for variant, members in runs.items()]
+        courses = [_make_course(variant, runs, curves) for variant in found["variant"]]
         figure = draw_courses(courses, metric=METRIC, goal=goal, goal_name="last value of the random beginning")
         csv = curves.rename(columns={"variant": "beginning", "value": f"val_{METRIC}"})
         return Findings([note], found, {"curves.csv": csv}, {"initialisation.png": figure})
@@ -274,14 +273,14 @@ def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *,
     return found
 
 
-def _make_course(variant: str, members: Sequence[Run], curves: pandas.DataFrame) -> Course:
+def _make_course(variant: str, runs: Sequence[Run], curves: pandas.DataFrame) -> Course:
     losses = []
-    values = []
-    for run in members:
-        lines = [line for line in run.read_log("train") if line.get("loss") is not None]
-        losses.append(([line["iteration"] for line in lines], [line["loss"] for line in lines]))
-        curve = curves[(curves["variant"] == variant) & (curves["seed"] == run.seed)]
-        values.append((list(curve["iteration"]), list(curve["value"])))
+    for run in runs:
+        if run.variant == variant:
+            lines = pandas.DataFrame(run.read_log("train")).dropna(subset="loss")
+            losses.append((list(lines["iteration"]), list(lines["loss"])))
+    of_seeds = curves[curves["variant"] == variant].groupby("seed", sort=False)
+    values = [(list(curve["iteration"]), list(curve["value"])) for _, curve in of_seeds]
     return Course(variant, losses, values)
 
 
@@ -314,7 +313,7 @@ def design_affinity(config: Path, alphas: Sequence[float], overrides: Sequence[s
             own = {"base": str(config.absolute()), "method.affinity": kind, "method.alpha": alpha}
             variants[f"{kind}-alpha{alpha:g}"] = own
 
-    def analyse(runs: Runs) -> Findings:
+    def analyse(runs: Sequence[Run]) -> Findings:
         values = tabulate_runs(runs)
         found = measure_kinds(values, split)
         sentence = describe_differences(found, METRIC, one="phi", other="agreement", repetition="seeds")
@@ -398,7 +397,7 @@ def design_policies(
     for number in range(num_policies):
         variants[f"policy-{number}"] = {**given, "adashare.policy_number": number}
 
-    def analyse(runs: Runs) -> Findings:
+    def analyse(runs: Sequence[Run]) -> Findings:
         found = tabulate_networks(runs)
         names = found["network"] + ", seed " + found["seed"].astype(str)
         places = zip(found["multiply_adds"], found[f"{split}_{METRIC}"], strict=True)
@@ -418,18 +417,17 @@ def design_policies(
     )
 
 
-def tabulate_networks(runs: Runs) -> pandas.DataFrame:
+def tabulate_networks(runs: Sequence[Run]) -> pandas.DataFrame:
     """A row per trained network, hard sharing first, seed by seed; values in 0..1.
 
     `best_on_val`: of the policies of one seed, that with the highest value on val, whatever it is on test.
     """
     rows = []
-    for variant, members in runs.items():
-        for run in members:
-            row = {"network": variant, "seed": run.seed, "best_on_val": ""}
-            row |= {f"{split}_{METRIC}": run.get_mean(METRIC, split) for split in SPLITS}
-            row |= {"skipped_decisions": count_skips(run), "multiply_adds": run.summary["multiply_adds"]}
-            rows.append(row)
+    for run in runs:
+        row = {"network": run.variant, "seed": run.seed, "best_on_val": ""}
+        row |= {f"{split}_{METRIC}": run.get_mean(METRIC, split) for split in SPLITS}
+        row |= {"skipped_decisions": count_skips(run), "multiply_adds": run.summary["multiply_adds"]}
+        rows.append(row)
     found = pandas.DataFrame(rows)
     found = found[found["network"] != SEARCH].sort_values("seed", kind="stable", ignore_index=True)
     drawn = found[found["network"] != SHARED]

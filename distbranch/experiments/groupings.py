@@ -19,7 +19,7 @@ from distbranch.errors import UserError
 from distbranch.experiments.analyses import describe_differences, tabulate_differences
 from distbranch.experiments.designs import check_grows, load_run_config
 from distbranch.experiments.runner import Experiment, Findings
-from distbranch.experiments.runs import Runs, pivot_tasks, tabulate_runs
+from distbranch.experiments.runs import Run, pivot_tasks, tabulate_runs
 from distbranch.report.console import METRICS as METRIC_NAMES
 from distbranch.report.experiment_figures import draw_reductions
 
@@ -50,7 +50,7 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
     """
     run_name = run.absolute().name
 
-    def analyse(runs: Runs) -> Findings:
+    def analyse(runs: Sequence[Run]) -> Findings:
         values = tabulate_runs(runs)
         sentences = []
         tables = []
@@ -157,11 +157,9 @@ def design_planted_truth(config: Path, seeds: Sequence[int], overrides: Sequence
         UserError: the configuration does not say how its data are packed.
     """
 
-    def analyse(runs: Runs) -> Findings:
-        rows = []
-        for (run,) in runs.values():
-            rows.append({"seed": run.seed, "adjusted_rand_index": measure_agreement(run.config.run_directory)})
-        found = pandas.DataFrame(rows)
+    def analyse(runs: Sequence[Run]) -> Findings:
+        found = pandas.DataFrame({"seed": [run.seed for run in runs]})
+        found["adjusted_rand_index"] = [measure_agreement(run.config.run_directory) for run in runs]
         return Findings((), found, {"planted.csv": found})
 
     chosen = load_run_config(config, overrides)

@@ -19,7 +19,7 @@ from distbranch.engine.run_directory import write_atomically, write_json
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.experiments.analyses import format_markdown
-from distbranch.experiments.runs import SPLITS, Run, Runs, check_defined, restrict_to_common_tasks, split_by_data_set
+from distbranch.experiments.runs import SPLITS, Run, check_defined, restrict_to_common_tasks, split_by_data_set
 from distbranch.launch.prepare import is_to_be_packed, read_packed_data
 from distbranch.report.console import result_markdown
 from distbranch.report.experiment_figures import save_figure
@@ -79,7 +79,7 @@ class Experiment:
     name: str
     about: Mapping[str, Any]
     variants: Mapping[str, Mapping[str, Any]]
-    analyse: Callable[[Runs], Findings] = lambda _: Findings()
+    analyse: Callable[[Sequence[Run]], Findings] = lambda _: Findings()
     splits: Collection[str] = ()
     metric: str | None = None
     overrides: Sequence[str] = ()
@@ -95,7 +95,7 @@ def run_experiment(
     jobs: int | None,
     report: Report,
     name: str | None = None,
-) -> tuple[Findings, Runs, Path]:
+) -> tuple[Findings, list[Run], Path]:
     """Train what is not finished yet, analyse all, and write the files.
 
     Args:
@@ -168,7 +168,7 @@ def build_sweep(
     return sweep_of(values, others, folder=Path.cwd(), what=f"The experiment {name}", derived=derived)
 
 
-def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()) -> dict[str, list[Run]]:
+def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()) -> list[Run]:
     """Train what is not finished yet; then the finished runs of every variant, by seed.
 
     Raises:
@@ -185,13 +185,13 @@ def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str
             "The same command trains them and nothing else."
         )
     latencies = {row["trial"]: row["latency_ms"] for row in rows}
-    found: dict[str, list[Run]] = {}
+    found = []
     for variant, trials in group_trials_by_variant(sweep).items():
         for trial in trials:
             own = read_result(trial.run_directory)
             assert own is not None
-            summary = {**own.summary, "latency_ms": latencies.get(str(trial.run.name))}
-            found.setdefault(variant, []).append(Run(trial, summary))
+            summary = {**own.summary, "latency_ms": latencies[str(trial.run.name)]}
+            found.append(Run(variant, trial, summary))
     return restrict_to_common_tasks(found)
 
 
@@ -210,7 +210,7 @@ def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
                 )
 
 
-def make_markdown(sweep: SweepConfig, findings: Findings, runs: Runs) -> str:
+def make_markdown(sweep: SweepConfig, findings: Findings, runs: Sequence[Run]) -> str:
     """table.md: what was found; then the means of all networks on both splits, and of every data set of joint runs by itself."""
     parts = [f"# {sweep.name}"]
     if findings.sentences:

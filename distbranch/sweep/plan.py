@@ -239,10 +239,10 @@ def _load_with_overrides(sweep: SweepConfig, variant: str) -> Config:
         raise UsageError(f"The variant {variant} is not possible. {error}") from None
 
 
-def begins_from(config: Config) -> list[Path]:
+def begins_from(config: Config) -> set[Path]:
     """The folders of other runs that a run begins from: its pretrained network, or the tree or policy that it is given."""
-    paths = [Path(path).absolute() for path in config.begins_from.values()]
-    return [path.parent if path.name == "tree.json" else path for path in paths]
+    paths = {Path(path).absolute() for path in config.begins_from.values()}
+    return paths | {path.parent for path in paths if path.name == "tree.json"}
 
 
 def order_in_turns(trials: Sequence[Config]) -> list[list[Config]]:
@@ -254,9 +254,9 @@ def order_in_turns(trials: Sequence[Config]) -> list[list[Config]]:
     waiting = {trial.run_directory: trial for trial in trials}
     turns: list[list[Config]] = []
     while waiting:
-        turn = [trial for trial in waiting.values() if not any(path in waiting for path in begins_from(trial))]
+        turn = [trial for trial in waiting.values() if begins_from(trial).isdisjoint(waiting)]
         if not turn:
-            names = ", ".join(sorted(str(trial.run.name) for trial in waiting.values()))
+            names = ", ".join(sorted(folder.name for folder in waiting))
             raise UsageError(f"A run cannot begin from one that begins from it, as {names} do. Leave one of them out.")
         turns.append(turn)
         for trial in turn:

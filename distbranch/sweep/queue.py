@@ -5,8 +5,9 @@ family at the beginning. When a family forks, more families of its root become r
 """
 
 import math
-from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ Family = Sequence[Config]  # its leader first
 Judge = Callable[[Config, int, float], bool]
 
 
+@dataclass(eq=False)
 class FamilyQueue(Searcher):  # type: ignore[misc]
     """Hands out families, judges their trials, records what ends them.
 
@@ -31,31 +33,23 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         ready: the families of a root that can be trained now or are being trained, read from their run directories.
         directory: of the sweep.
         concurrency: families at the same time.
+        report: told when a trial begins and how it ends.
         judge: whether a trial continues after so many steps with such a value (early stopping).
         propose: asked for more roots when there is room for them; none when there will be no more.
-        report: told when a trial begins and how it ends.
     """
 
-    def __init__(
-        self,
-        roots: Iterable[Family],
-        *,
-        ready: Callable[[Family], Sequence[Family]],
-        directory: SweepDirectory,
-        concurrency: int,
-        report: Report,
-        judge: Judge = lambda *_: True,
-        propose: Callable[[], Iterable[Family]] = lambda: (),
-    ) -> None:
+    roots: list[Family]
+    ready: Callable[[Family], Sequence[Family]] = field(kw_only=True)
+    directory: SweepDirectory = field(kw_only=True)
+    concurrency: int = field(kw_only=True)
+    report: Report = field(kw_only=True)
+    judge: Judge = lambda *_: True
+    propose: Callable[[], Sequence[Family]] = lambda: ()
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.roots = deque(roots)
-        self.ready = ready
-        self.directory = directory
-        self.concurrency = concurrency
-        self.report = report
-        self.judge = judge
-        self.propose = propose
-        self.waiting = deque[tuple[Family, Family]]()  # (family, root)
+        self.roots = list(self.roots)
+        self.waiting: list[tuple[Family, Family]] = []  # (family, root)
         self.running: dict[str, tuple[Family, Family]] = {}
         self.closed = False
         self._ended = set[str]()  # in this session: a failed one is tried again by the next command, not by this one
@@ -71,11 +65,11 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
                 self.roots.extend(self.propose())
             if not self.roots:
                 break
-            root = self.roots.popleft()
+            root = self.roots.pop(0)
             self._queue_families(root, self._read_families(root))
         if self.closed or not self.waiting:
             return None if self.running else Searcher.FINISHED
-        family, root = self.waiting.popleft()
+        family, root = self.waiting.pop(0)
         self.running[trial_id] = family, root
         self.report({"kind": "begun", "trial": family[0].run.name, "family": [config.run.name for config in family]})
         # As text, for Tune copies and flattens what it gets.
@@ -136,7 +130,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
             self.running[trial_id] = found.get(str(family[0].run.name), family), its_root
         # Before what waits already: a root that was begun is brought to its end first.
         new = [(family, root) for name, family in found.items() if name not in known]
-        self.waiting.extendleft(reversed(new))
+        self.waiting[:0] = new
 
     def _judge(self, family: Family, iteration: int, value: float) -> None:
         """A trial that does not pass is asked to stop by the stop word of its run, never from outside.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,12 @@ def made_up(
     rows = {task: {"average_precision": worth, "accuracy": worth} for task, worth in (tasks or {}).items()}
     metrics = {"val": scores, "test": {**scores, "tasks": rows}}
     sizes = {"weights": weights, "parameters": weights, "multiply_adds": 100 * weights}
-    return Run(config, {"metrics": metrics, **sizes, "num_groups_top": 1})
+    return Run("", config, {"metrics": metrics, **sizes, "num_groups_top": 1})
+
+
+def listed(runs: Mapping[str, Sequence[Run]]) -> list[Run]:
+    """The runs, each as one of its variant."""
+    return [replace(run, variant=variant) for variant, members in runs.items() for run in members]
 
 
 # ---- what an experiment is made of
@@ -127,15 +133,15 @@ def test_a_joint_network_stands_beside_separate_ones_on_the_tasks_of_each_data_s
         del part["tasks"]["unlabelled"]
     given = {"joint": joint, "alone": scores("a", "b"), "other": scores("d")}
     config = load_config(config_of("data", "runs"))
-    runs = {name: [Run(config, {"metrics": {"test": part}, "weights": 5})] for name, part in given.items()}
-    found = split_by_data_set(runs, "test")
+    runs = {name: Run(name, config, {"metrics": {"test": part}, "weights": 5}) for name, part in given.items()}
+    found = split_by_data_set(list(runs.values()), "test")
     assert list(found.pop("")) == ["joint", "alone", "other"]
     means = {
         name: {n: r[0]["metrics"]["test"]["mean"]["accuracy"] for n, r in part.items()} for name, part in found.items()
     }
     assert means == {"one": {"joint": 0.2, "alone": 0.2}, "two": {"joint": 0.1}}
     assert found["one"]["joint"][0]["weights"] == 5
-    assert list(split_by_data_set({"alone": runs["alone"]}, "test")) == [""]
+    assert list(split_by_data_set([runs["alone"]], "test")) == [""]
 
 
 def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(caplog: pytest.LogCaptureFixture) -> None:
@@ -143,16 +149,16 @@ def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(cap
         rows = {task: {"average_precision": worth, "accuracy": 0.5} for task, worth in tasks.items()}
         means = {"average_precision": value, "accuracy": 0.5, "top3": None}
         metrics = {"test": {"mean": means, "tasks": rows}}
-        return Run(load_config(config_of("data", "runs")), {"metrics": metrics, "tasks": list(tasks)})
+        return Run("", load_config(config_of("data", "runs")), {"metrics": metrics, "tasks": list(tasks)})
 
     before = run(0.8, {"plain": 0.6, "always": 1.0})  # as an earlier release had it
     runs = {"before": [before], "now": [run(0.7, {"plain": 0.7, "always": None})], "other": [run(0.9, {"x": 0.9})]}
-    found = restrict_to_common_tasks(runs)
-    means = {name: members[0].get_mean("average_precision", "test") for name, members in found.items()}
+    found = restrict_to_common_tasks(listed(runs))
+    means = {run.variant: run.get_mean("average_precision", "test") for run in found}
     assert means == {"before": 0.6, "now": 0.7, "other": 0.9}
     assert before.get_mean("average_precision", "test") == 0.8, "what was read is left as it is"
     assert "over the 1 tasks that have it in all runs; always have it in some only" in caplog.text
-    none = restrict_to_common_tasks({"a": [run(0.5, {"t": 0.5})], "b": [run(0.4, {"t": None})]})
+    none = restrict_to_common_tasks([run(0.5, {"t": 0.5}), run(0.4, {"t": None})])
     with pytest.raises(UserError, match="no task has average_precision on test in all of them"):
         check_defined(none, "average_precision", ("test",))
     check_defined(none, "accuracy", ("test",))
@@ -176,19 +182,17 @@ def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
         for step, width in ((2, 8), (3, 16))
     }
     grown = {"tree": [made_up(seed, value=0.8 + 0.03 * seed, weights=10**2.5) for seed in (0, 1)]}
-    means = select_means(tabulate_runs(line | grown), "average_precision", "val")
+    means = select_means(tabulate_runs(listed(line | grown)), "average_precision", "val")
     found = tabulate_equal_cost(means, line, "average_precision")
     by_madds, by_weights = found.to_dict("records")
     assert by_weights["line_average_precision"] == pytest.approx(0.75 + 0.01)
     assert by_weights["difference"] == pytest.approx((0.05 + 0.06) / 2)
     assert by_weights["difference_sd"] == pytest.approx(0.01 / np.sqrt(2))
     assert (by_madds["own_cost"], by_madds["difference"]) == pytest.approx((10**4.5, by_weights["difference"]))
-    assert by_weights["nearest"] in ("thin-8", "thin-16")
     assert "| +5.50 ± 0.71 |" in format_markdown(found)
-    far = select_means(tabulate_runs(line | {"tree": [made_up(weights=9_999)]}), "average_precision", "val")
+    far = select_means(tabulate_runs(listed(line | {"tree": [made_up(weights=9_999)]})), "average_precision", "val")
     beyond = tabulate_equal_cost(far, line, "average_precision")
     assert beyond["difference"].isna().all()
-    assert beyond["nearest"][0] == "thin-16"
 
 
 # ---- grouping
@@ -208,7 +212,7 @@ def test_reductions_are_counted_over_tasks_and_tested_as_pairs() -> None:
         for sign in (1, -1)
     ]
     runs = {"learned": learned, "permuted-1": permuted[0], "permuted-2": permuted[1]}
-    found = groupings.measure_losses(tabulate_runs(runs), "accuracy", "test")
+    found = groupings.measure_losses(tabulate_runs(listed(runs)), "accuracy", "test")
     assert found.mean(axis="columns").to_dict() == pytest.approx(lost, abs=1e-12)
     assert found.loc["task-5", "permuted-1"] == pytest.approx(lost["task-5"] - noise[5])
     rounded = found.mean(axis="columns").round(9).to_frame()
@@ -241,7 +245,7 @@ def test_where_few_tasks_lose_much_the_ranks_are_told_and_not_the_mean() -> None
 
 def test_equal_trees_show_no_difference() -> None:
     runs = [made_up(tasks=dict.fromkeys(TASKS, 0.8))]
-    values = tabulate_runs({"learned": runs, "permuted-1": runs, "permuted-2": runs})
+    values = tabulate_runs(listed({"learned": runs, "permuted-1": runs, "permuted-2": runs}))
     lost = groupings.measure_losses(values, "accuracy", "test")
     summary = summarise_differences(lost)
     assert (summary["tasks_higher"], summary["tasks_lower"], summary["p_value"]) == (0, 0, 1.0)
@@ -344,7 +348,7 @@ def test_the_pace_of_a_beginning_is_measured_against_the_random_one_of_the_same_
     random = [logged(tmp_path / "random", seed, [0.1, 0.2, 0.3, 0.5 + 0.1 * seed]) for seed in (0, 1, 2)]
     somp = [logged(tmp_path / "somp", 0, [0.4, 0.6, 0.6, 0.7]), logged(tmp_path / "somp", 1, [0.4, 0.5, 0.7, 0.8])]
     somp.append(logged(tmp_path / "somp", 2, [0.1, 0.2, 0.3, 0.4]))  # never reaches 0.7
-    curves = read_curves({"somp": somp, "random": random}, "average_precision")
+    curves = read_curves(listed({"somp": somp, "random": random}), "average_precision")
     found = measure_pace(curves, "random", 40)
     of_somp, of_random = found.to_dict("records")
     assert (of_somp["seeds"], of_somp["reached"]) == (3, 2)
@@ -373,7 +377,7 @@ def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("affinity {branch} method.alpha=8", "by the variants agreement-alpha1, agreement-alpha2, agreement-alpha4 and 3 more"),
+        ("affinity {branch} method.alpha=8", "by the variants agreement-alpha1, agreement-alpha2, agreement-alpha4, phi-alpha1"),
         ("affinity {branch} seed=8", "seed is varied and also fixed; say it once"),
         ("initialisation {thin} --pretrained {wide} method.init=random", "by the variants somp, largest-norm, random-rows;"),
         ("company {branch} method.alpha=8 model.width=24", "by the variants nowhere-thin-8, nowhere-thin-12"),
@@ -437,7 +441,7 @@ def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
         for kind, sizes in (("agreement", (1_000, 4_000, 9_000)), ("phi", (2_000, 7_000, 30_000)))
         for alpha, size in zip((1, 2, 4), sizes, strict=True)
     }
-    differences = designs.measure_kinds(tabulate_runs(runs), "test")
+    differences = designs.measure_kinds(tabulate_runs(listed(runs)), "test")
     table = tabulate_differences(differences)
     assert dict(zip(table["task"], table["difference"], strict=True)) == pytest.approx(higher)
     assert list(table["task"]) == TASKS[::-1]
@@ -446,7 +450,7 @@ def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
     text = describe_differences(differences, "average_precision", **names)
     assert "Phi is higher on 8 of 12 tasks (8 in all seeds) and lower on" in text
     apart = {"agreement-alpha1": runs["agreement-alpha1"], "phi-alpha1": runs["phi-alpha4"]}
-    differences = designs.measure_kinds(tabulate_runs(apart), "test")
+    differences = designs.measure_kinds(tabulate_runs(listed(apart)), "test")
     assert differences.empty
     assert "nothing can be compared" in describe_differences(differences, "average_precision", **names)
 
@@ -461,7 +465,7 @@ def test_the_best_policy_is_that_which_is_best_on_val_whatever_it_is_on_test(mon
         runs[name].summary["metrics"]["test"] = {"mean": {"average_precision": runs[name].get_mean("accuracy", "test")}}
     monkeypatch.setattr(designs, "count_skips", lambda _: 0)
     known = {"search": made_up(value=0.99), "shared": made_up(value=0.98), **runs}
-    found = designs.tabulate_networks({name: [run] for name, run in known.items()})
+    found = designs.tabulate_networks([replace(run, variant=name) for name, run in known.items()])
     (best,) = found[found["best_on_val"] == "best"].to_dict("records")
     assert (best["network"], best["test_average_precision"]) == ("policy-1", 0.6)
     (text,) = designs.describe_policies(found, "test")
@@ -534,7 +538,7 @@ def two_methods(tmp_path: Path) -> list[Path]:
 
 def test_methods_are_compared_by_differences_of_equal_seeds_and_tasks(two_methods: list[Path]) -> None:
     runs = read_runs(two_methods)
-    assert {method: [run.seed for run in members] for method, members in runs.items()} == {"a": [0, 1, 2], "b": [1, 0]}
+    assert [(run.variant, run.seed) for run in runs] == [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 0)]
     first, second = compare_methods(tabulate_runs(runs), "average_precision", "test").to_dict("records")
     assert (first["seeds"], first["average_precision"]) == (3, pytest.approx(0.7))
     assert first["average_precision_sd"] == pytest.approx(0.1)
@@ -616,7 +620,7 @@ def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothin
     for configs in (two_configs, two_configs[::-1]):
         results, place = run_table(configs)
         assert trained == ["wide-seed0", "thin-seed0"]
-        assert list(results) == [config.stem for config in configs]
+        assert [run.variant for run in results] == [config.stem for config in configs]
     assert place == Path("runs/table").absolute()
     assert (place / "results.csv").read_text().count("finished") == 2
     text = (place / "table.md").read_text()
@@ -644,7 +648,7 @@ def test_another_comparison_does_not_overwrite_a_table(
     assert trained == ["wide-seed0", "thin-seed0"], "refused before anything is trained"
     results, again = run_table(two_configs, [0, 1])
     assert again == place
-    assert {name: len(runs) for name, runs in results.items()} == {"thin": 2, "wide": 2}
+    assert [run.variant for run in results] == ["thin", "thin", "wide", "wide"]
     assert trained[2:] == ["wide-seed1", "thin-seed1"], "what was compared before is not repeated"
 
 

@@ -83,7 +83,7 @@ def test_a_trial_that_begins_from_another_comes_after_it(tmp_path: Path) -> None
         ["wide-seed0", "wide-seed1"], ["small-seed0", "small-seed1"], ["smaller-seed0", "smaller-seed1"],
     ]  # fmt: skip
     variants["wide"] |= {"method.init": "somp", "method.pretrained": str(runs / "smaller-seed0")}
-    with pytest.raises(UsageError, match="begin from one that begins from it, as small-seed0"):
+    with pytest.raises(UsageError, match="begin from one that begins from it, as small-seed"):
         order_in_turns(list_trials(sweep_in(tmp_path, variants=variants)))
 
 
