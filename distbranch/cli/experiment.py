@@ -171,7 +171,7 @@ def experiment_affinity(
     Examples:
     `distbranch experiment affinity configs/fps-branch-16-2.yaml --alphas 1,2,4 --seeds 0,1,2`
     """
-    from distbranch.experiments.designs import design_affinity
+    from distbranch.experiments.groupings import design_affinity
 
     own = overrides or []
     experiment = design_affinity(config, decimals(alphas, "--alphas"), own, split=split)
@@ -196,7 +196,7 @@ def experiment_policies(
     Examples:
     `distbranch experiment policies configs/fps5-adashare.yaml --policies 8`
     """
-    from distbranch.experiments.designs import design_policies
+    from distbranch.experiments.policies import design_policies
 
     own = overrides or []
     experiment = design_policies(config, policies, own, iterations=iterations, split=split, name=name)

@@ -1,41 +1,33 @@
-"""Experiments whose variants are settings of configurations: tables, equal cost, beginnings, kinds of affinity, policies.
+"""Experiments that compare networks: tables, grown ones beside thin ones of equal cost, and beginnings.
 
-A design computes the variants, and says which analysis answers the question (analyses.py). Those about a tree or a decision that
-is there already are in groupings.py.
+A design computes the variants, and says which analysis answers the question (analyses.py).
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from distbranch.config import AdaShareConfig, Config, MethodConfig, differences, load_config
+from distbranch.config import Config, MethodConfig, differences, load_config
 from distbranch.config.reading import parse_override
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
 from distbranch.experiments.analyses import (
-    compare_at_equal_cost,
-    describe_differences,
     make_spots,
     measure_pace,
-    tabulate_differences,
     tabulate_equal_cost,
 )
 from distbranch.experiments.runner import Experiment, Findings, build_sweep
 from distbranch.experiments.runs import (
     SPLITS,
     Run,
-    pivot_tasks,
     read_curves,
     select_means,
-    select_tasks,
     tabulate_runs,
 )
-from distbranch.report.experiment_figures import Course, draw_company, draw_courses, draw_drawn_policies, draw_kinds
+from distbranch.report.experiment_figures import Course, draw_company, draw_courses
 from distbranch.sweep.plan import SEED
 
 METRIC = "average_precision"  # where a command has no --metric
@@ -48,12 +40,6 @@ RANDOM = "random"
 FROM_WIDE = ("somp", "largest-norm", "random-rows")
 DERIVED_FROM_PACE = ("train.evaluate_every", "train.iterations", "optim.decay_every")
 NUM_EVALUATIONS = 20  # where the command names no number
-
-KINDS = ("agreement", "phi")
-
-SEARCH = "search"
-SHARED = "shared"
-DERIVED_FROM_SEARCH = ("train.iterations", *(f"adashare.{key}" for key in AdaShareConfig.model_fields))
 
 
 def load_run_config(file: Path, overrides: Sequence[str]) -> Config:
@@ -282,175 +268,3 @@ def _make_course(variant: str, runs: Sequence[Run], curves: pandas.DataFrame) ->
     of_seeds = curves[curves["variant"] == variant].groupby("seed", sort=False)
     values = [(list(curve["iteration"]), list(curve["value"])) for _, curve in of_seeds]
     return Course(variant, losses, values)
-
-
-# ---- agreement or phi?
-
-
-def design_affinity(config: Path, alphas: Sequence[float], overrides: Sequence[str], *, split: str) -> Experiment:
-    """Trees grown with either kind of affinity for every alpha, compared at equal weights, task by task.
-
-    A branching factor gives either kind another number of weights, so a line is drawn through the networks of each kind and the
-    two are compared at every network that lies within the other's line, seed by seed.
-
-    Args:
-        config: of a run of method.name=branching; all its trees begin as one run.
-        alphas: branching factors.
-        overrides: `key=value`, for all runs.
-        split: `val` or `test`.
-
-    Raises:
-        UsageError: fewer than two branching factors, or the runs would take no decision.
-    """
-    if len(set(alphas)) < 2:
-        raise UsageError(
-            "Give at least two different --alphas: a line through one network cannot be compared at other sizes."
-        )
-    check_grows(config, load_run_config(config, overrides))
-    variants = {}
-    for kind in KINDS:
-        for alpha in sorted(set(alphas)):
-            own = {"base": str(config.absolute()), "method.affinity": kind, "method.alpha": alpha}
-            variants[f"{kind}-alpha{alpha:g}"] = own
-
-    def analyse(runs: Sequence[Run]) -> Findings:
-        values = tabulate_runs(runs)
-        found = measure_kinds(values, split)
-        sentence = describe_differences(found, METRIC, one="phi", other="agreement", repetition="seeds")
-        table = tabulate_differences(found)
-        points = {task: list(100 * row.dropna()) for task, row in found.iterrows()}
-        means = select_means(values, METRIC, split)
-        lines = {kind: make_spots(means, [name for name in variants if name.startswith(kind)]) for kind in KINDS}
-        for kind, spots in lines.items():
-            lines[kind] = [replace(spot, name=f"\u03b1 {spot.name.rpartition('alpha')[2]}") for spot in spots]
-        between = "phi less agreement at equal weights"
-        figure = draw_kinds(lines, points, metric=METRIC, split=split, between=between)
-        shown = table[table.columns[:5]]
-        return Findings(
-            [f"At equal weights on {split}. {sentence}"], shown, {"tasks.csv": table}, {"affinity.png": figure}
-        )
-
-    return Experiment(
-        name=f"affinity-{config.stem}",
-        about={"experiment": "affinity", "split": split},
-        variants=variants,
-        analyse=analyse,
-        splits=(split,),
-        metric=METRIC,
-    )
-
-
-def measure_kinds(values: pandas.DataFrame, split: str) -> pandas.DataFrame:
-    """Phi less agreement at equal weights: [T, seeds], in 0..1; without tasks for which the lines do not overlap."""
-    # A task that some network lacks has other lines than the rest.
-    complete = pivot_tasks(values, METRIC, split).dropna()
-    points = select_tasks(values, METRIC, split)
-    points = points[points["task"].isin(complete.index)]
-    agreement, phi = [points[points["variant"].str.startswith(kind)] for kind in KINDS]
-    above = compare_at_equal_cost(phi, agreement, "weights")
-    below = compare_at_equal_cost(agreement, phi, "weights")
-    below["difference"] *= -1
-    found = pandas.concat([above, below]).groupby(["task", "seed"], sort=False)["difference"].mean()
-    return found.unstack("seed").dropna(how="all")
-
-
-# ---- policies of AdaShare
-
-
-def design_policies(
-    config: Path,
-    num_policies: int,
-    overrides: Sequence[str],
-    *,
-    iterations: int | None,
-    split: str,
-    name: str | None = None,
-) -> Experiment:
-    """A search, and policies drawn from it, each trained from fresh weights beside hard sharing.
-
-    Args:
-        config: of a search.
-        num_policies: how many are drawn, beside the most probable one; the paper draws 8.
-        overrides: `key=value`, for all runs.
-        iterations: optimiser steps of the networks trained with a policy, and of hard sharing; those of the search if None.
-        split: `val` or `test`: of what is shown and drawn.
-        name: of the experiment's directory, in which the search is.
-
-    Raises:
-        UsageError: the configuration is not that of a search.
-    """
-    chosen = load_run_config(config, overrides)
-    if not chosen.searches:
-        raise UsageError(
-            f"{config} should be of a search, method.name=adashare without adashare.policy, "
-            f"found method.name={chosen.method.name} and adashare.policy={chosen.adashare.policy}."
-        )
-    name = name or f"policies-{config.stem}"
-    search: dict[str, Any] = {"base": str(config.absolute())}
-    fresh = dict(search)
-    if iterations:
-        fresh["train.iterations"] = iterations
-    plain = {f"adashare.{key}": value for key, value in AdaShareConfig().model_dump().items()}
-    folder = build_sweep(name, {SEARCH: search}, overrides).trial_path
-    given = {**fresh, "adashare.policy": str(folder / f"{SEARCH}-seed{SEED}")}
-    variants = {SEARCH: search, SHARED: {**fresh, "method.name": "fixed", **plain}, "most-probable": given}
-    for number in range(num_policies):
-        variants[f"policy-{number}"] = {**given, "adashare.policy_number": number}
-
-    def analyse(runs: Sequence[Run]) -> Findings:
-        found = tabulate_networks(runs)
-        names = found["network"] + ", seed " + found["seed"].astype(str)
-        places = zip(found["multiply_adds"], found[f"{split}_{METRIC}"], strict=True)
-        spots = dict(zip(names, places, strict=True))
-        best = list(names[found["best_on_val"] == "best"])
-        figure = draw_drawn_policies(spots, best, metric=METRIC, split=split)
-        return Findings(describe_policies(found, split), found, {"policies.csv": found}, {"policies.png": figure})
-
-    return Experiment(
-        name=name,
-        about={"experiment": "policies", "split": split},
-        variants=variants,
-        analyse=analyse,
-        splits=("val", split),
-        metric=METRIC,
-        derived=DERIVED_FROM_SEARCH,
-    )
-
-
-def tabulate_networks(runs: Sequence[Run]) -> pandas.DataFrame:
-    """A row per trained network, hard sharing first, seed by seed; values in 0..1.
-
-    `best_on_val`: of the policies of one seed, that with the highest value on val, whatever it is on test.
-    """
-    rows = []
-    for run in runs:
-        row = {"network": run.variant, "seed": run.seed, "best_on_val": ""}
-        row |= {f"{split}_{METRIC}": run.get_mean(METRIC, split) for split in SPLITS}
-        row |= {"skipped_decisions": count_skips(run), "multiply_adds": run.summary["multiply_adds"]}
-        rows.append(row)
-    found = pandas.DataFrame(rows)
-    found = found[found["network"] != SEARCH].sort_values("seed", kind="stable", ignore_index=True)
-    drawn = found[found["network"] != SHARED]
-    found.loc[drawn.groupby("seed")[f"val_{METRIC}"].idxmax(), "best_on_val"] = "best"
-    return found
-
-
-def count_skips(run: Run) -> int:
-    """How often a task skips a block, over all tasks and blocks."""
-    policy = json.loads(RunDirectory(run.config.run_directory).policy.read_text())["policy"]
-    return sum(not executes for row in policy for executes in row)
-
-
-def describe_policies(found: pandas.DataFrame, split: str) -> list[str]:
-    """A sentence per search with what may be said of it."""
-    sentences = []
-    for seed, networks in found.groupby("seed"):
-        values = 100 * networks.set_index("network")[f"{split}_{METRIC}"]
-        drawn = values.drop(SHARED)
-        best = networks[networks["best_on_val"] == "best"]["network"].iloc[0]
-        sentences.append(
-            f"Seed {seed}: {len(drawn)} policies, average precision on {split} {drawn.median():.1f} % in the median "
-            f"({drawn.min():.1f} to {drawn.max():.1f}); the best on val is {best} with {values[best]:.1f} %; hard sharing "
-            f"{values[SHARED]:.1f} %."
-        )
-    return sentences

@@ -1,6 +1,7 @@
-"""Experiments about which tasks go together: a learned tree against its permutations, and groups found against planted ones."""
+"""Experiments about which tasks go together: a learned tree against its permutations, either kind of affinity, planted groups."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,24 @@ from distbranch.data.mixture import read_data
 from distbranch.engine.initialisation import order_by_number
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines
-from distbranch.errors import UserError
-from distbranch.experiments.analyses import describe_differences, tabulate_differences
-from distbranch.experiments.designs import check_grows, load_run_config
+from distbranch.errors import UsageError, UserError
+from distbranch.experiments.analyses import (
+    compare_at_equal_cost,
+    describe_differences,
+    make_spots,
+    tabulate_differences,
+)
+from distbranch.experiments.designs import METRIC, check_grows, load_run_config
 from distbranch.experiments.runner import Experiment, Findings
-from distbranch.experiments.runs import Run, pivot_tasks, tabulate_runs
+from distbranch.experiments.runs import Run, pivot_tasks, select_means, select_tasks, tabulate_runs
 from distbranch.report.console import METRICS as METRIC_NAMES
-from distbranch.report.experiment_figures import draw_reductions
+from distbranch.report.experiment_figures import draw_kinds, draw_reductions
 
 METRICS = ("accuracy", "average_precision")
 # The trees are trained here, not where the run itself was trained.
 HERE = ("launch.address=null", "launch.device=auto", "launch.wait_for_nodes_min=0")
 LEARNED = "learned"
+KINDS = ("agreement", "phi")
 TRIES = 20  # permutations drawn for each that is wanted: a small tree has few that differ
 NOTE = (
     "Tasks are scored on the same images and share layers, and all are compared with the same learned runs, so they are no "
@@ -146,6 +153,76 @@ def measure_losses(values: pandas.DataFrame, metric: str, split: str) -> pandas.
     return pandas.DataFrame(lost)
 
 
+# ---- agreement or phi?
+
+
+def design_affinity(config: Path, alphas: Sequence[float], overrides: Sequence[str], *, split: str) -> Experiment:
+    """Trees grown with either kind of affinity for every alpha, compared at equal weights, task by task.
+
+    A branching factor gives either kind another number of weights, so a line is drawn through the networks of each kind and the
+    two are compared at every network that lies within the other's line, seed by seed.
+
+    Args:
+        config: of a run of method.name=branching; all its trees begin as one run.
+        alphas: branching factors.
+        overrides: `key=value`, for all runs.
+        split: `val` or `test`.
+
+    Raises:
+        UsageError: fewer than two branching factors, or the runs would take no decision.
+    """
+    if len(set(alphas)) < 2:
+        raise UsageError(
+            "Give at least two different --alphas: a line through one network cannot be compared at other sizes."
+        )
+    check_grows(config, load_run_config(config, overrides))
+    variants = {}
+    for kind in KINDS:
+        for alpha in sorted(set(alphas)):
+            own = {"base": str(config.absolute()), "method.affinity": kind, "method.alpha": alpha}
+            variants[f"{kind}-alpha{alpha:g}"] = own
+
+    def analyse(runs: Sequence[Run]) -> Findings:
+        values = tabulate_runs(runs)
+        found = measure_kinds(values, split)
+        sentence = describe_differences(found, METRIC, one="phi", other="agreement", repetition="seeds")
+        table = tabulate_differences(found)
+        points = {task: list(100 * row.dropna()) for task, row in found.iterrows()}
+        means = select_means(values, METRIC, split)
+        lines = {kind: make_spots(means, [name for name in variants if name.startswith(kind)]) for kind in KINDS}
+        for kind, spots in lines.items():
+            lines[kind] = [replace(spot, name=f"\u03b1 {spot.name.rpartition('alpha')[2]}") for spot in spots]
+        between = "phi less agreement at equal weights"
+        figure = draw_kinds(lines, points, metric=METRIC, split=split, between=between)
+        shown = table[table.columns[:5]]
+        return Findings(
+            [f"At equal weights on {split}. {sentence}"], shown, {"tasks.csv": table}, {"affinity.png": figure}
+        )
+
+    return Experiment(
+        name=f"affinity-{config.stem}",
+        about={"experiment": "affinity", "split": split},
+        variants=variants,
+        analyse=analyse,
+        splits=(split,),
+        metric=METRIC,
+    )
+
+
+def measure_kinds(values: pandas.DataFrame, split: str) -> pandas.DataFrame:
+    """Phi less agreement at equal weights: [T, seeds], in 0..1; without tasks for which the lines do not overlap."""
+    # A task that some network lacks has other lines than the rest.
+    complete = pivot_tasks(values, METRIC, split).dropna()
+    points = select_tasks(values, METRIC, split)
+    points = points[points["task"].isin(complete.index)]
+    agreement, phi = [points[points["variant"].str.startswith(kind)] for kind in KINDS]
+    above = compare_at_equal_cost(phi, agreement, "weights")
+    below = compare_at_equal_cost(agreement, phi, "weights")
+    below["difference"] *= -1
+    found = pandas.concat([above, below]).groupby(["task", "seed"], sort=False)["difference"].mean()
+    return found.unstack("seed").dropna(how="all")
+
+
 # ---- does a first decision find the planted groups?
 
 
@@ -218,7 +295,7 @@ def choose_first_groups(run_directory: Path) -> dict[str, list[list[str]]]:
     seed = load_config(files.config).seed
     groups = {}
     with np.load(files.path / first["affinity_file"]) as matrices:
-        for kind in ("agreement", "phi"):
+        for kind in KINDS:
             decision = choose_groups(matrices[kind], seed=seed, **options)
             groups[kind] = [[names[task] for task in group] for group in decision.groups]
     return groups | {first["affinity_kind"]: first["tasks"]}  # as it was decided, whatever release has decided it

@@ -97,15 +97,15 @@ def _make_trial(base: Config, values: dict[str, Any], sweep: SweepConfig, number
     for earlier in (name, short, by_digest):
         before = trial.model_copy(update={"run": trial.run.model_copy(update={"name": earlier})})
         file = RunDirectory(before.run_directory).config
-        if file.exists() and (earlier == name or _is_run_of(load_config(file), before, list(own))):
+        if not file.exists():
+            continue
+        if earlier == name:
+            return before
+        # The same in those keys too that a continued run may change.
+        found = load_config(file)
+        if load_config(found, own) == found and not differences(found, before):
             return before
     return trial
-
-
-def _is_run_of(found: Config, trial: Config, varied: Sequence[str]) -> bool:
-    """Whether a run is that of a trial, in those keys too that a continued run may change."""
-    same = all(get_config_value(found, key) == get_config_value(trial, key) for key in varied)
-    return same and not differences(found, trial)
 
 
 def make_trial_name(values: Mapping[str, Any], number: int | None = None) -> str:

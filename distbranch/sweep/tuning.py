@@ -65,22 +65,24 @@ def train_roots(
     metric = sweep.metric
     if sweep.early_stopping is not None:
         metric = sweep.early_stopping.metric or metric
-
-    def propose() -> list[list[Config]]:
-        if proposals is None:
-            return []
-        return group_by_prefix(proposals.propose_trials())
-
     queue = FamilyQueue(
-        roots,
+        list(roots),
         ready=trainable_groups,
         directory=directory,
         concurrency=_count_trials_that_fit(sweep),
         report=report,
         judge=_make_judge(sweep, metric, begun),
-        propose=propose,
     )
-    fit(make_tune_function(metric), queue, resources=_get_resources(sweep), max_failures=sweep.max_failures)
+    if proposals is not None:
+        queue.propose = lambda: group_by_prefix(proposals.propose_trials())
+
+    # Next to nothing (Ray refuses nothing), in bytes, where an inner trainer asks for its workers itself.
+    resources: dict[str, float] = {"memory": 1}
+    if sweep.workers_per_trial == 1:
+        resources = {"CPU": sweep.cpus_per_trial or 1.0}
+        if sweep.gpus_per_trial:
+            resources["GPU"] = sweep.gpus_per_trial
+    fit(make_tune_function(metric), queue, resources=resources, max_failures=sweep.max_failures)
 
 
 def fit(
@@ -119,19 +121,19 @@ def fit(
             failure.append(error)
 
     try:
-        stopped = _wait_for_tuner(threading.Thread(target=run_tuner, daemon=True), queue)
+        stopped = wait_for_tuner(threading.Thread(target=run_tuner, daemon=True), queue)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     if failure:
-        reason = " ".join(str(failure[0]).split())[:300] or type(failure[0]).__name__
+        reason = " ".join(str(failure[0]).split())[:300]
         raise UserError(
-            f"Ray Tune could not go on ({reason}). Run the same command again: nothing finished is repeated."
+            f"Ray Tune failed ({type(failure[0]).__name__} {reason}). Run the same command again: nothing finished is repeated."
         )
     if stopped is not None:
         raise stopped
 
 
-def _wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
+def wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
     """Wait for the Tuner; a signal closes the queue and gives every running trial its stop word."""
     request = StopRequest()
     trained_at = time.monotonic()
@@ -145,7 +147,7 @@ def _wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarl
                 queue.report({"kind": "stopping"})
                 queue.closed = True
                 trained_at = time.monotonic()
-            leaders = [queue.directory.run(str(family[0].run.name)) for family, _ in list(queue.running.values())]
+            leaders = [RunDirectory(family[0].run_directory) for family, _ in list(queue.running.values())]
             for files in leaders:  # again and again: a run that begins removes an old stop word
                 if files.path.exists():
                     files.stop_word.touch()
@@ -153,9 +155,11 @@ def _wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarl
                 trained_at = time.monotonic()
             if time.monotonic() - trained_at > SECONDS_TO_BEGIN:  # Ray waits for room, perhaps for hours
                 break
-    if not request():
-        return None
-    return request.make_error("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
+    if request():
+        return request.make_error(
+            "The sweep was stopped; running trials saved a checkpoint. The same command continues."
+        )
+    return None
 
 
 def _is_being_trained(files: RunDirectory) -> bool:
@@ -171,16 +175,6 @@ def _is_being_trained(files: RunDirectory) -> bool:
 
 def _get_trial_id(trial: Any) -> str:
     return str(trial.trial_id)
-
-
-def _get_resources(sweep: SweepConfig) -> dict[str, float]:
-    """What Tune sets aside for a trial: next to nothing (Ray refuses nothing) where an inner trainer asks for its workers itself."""
-    if sweep.workers_per_trial > 1:
-        return {"memory": 1}  # byte
-    resources = {"CPU": sweep.cpus_per_trial or 1.0}
-    if sweep.gpus_per_trial:
-        resources["GPU"] = sweep.gpus_per_trial
-    return resources
 
 
 def _count_trials_that_fit(sweep: SweepConfig) -> int:
@@ -199,8 +193,8 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Jud
     classes: dict[str, int] = {}
 
     def judge(config: Config, iteration: int, value: float) -> bool:
-        network = (config.data.path, config.data.image_size, config.model, config.method.name, config.method.groups)
-        key = repr((*network, config.adashare))
+        method = (config.method.name, config.method.groups, config.adashare)
+        key = repr((config.data.path, config.data.image_size, config.model, method))
         if key not in classes:
             classes[key] = measure_size_class(config, read_data(config.data))
         return halving.passes(str(config.run.name), classes[key], iteration, value)
@@ -208,13 +202,11 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Jud
     # What earlier drivers have seen, in the order of their trials.
     for config in begun:
         files = RunDirectory(config.run_directory)
-        followers, _ = read_family(files)
-        together = [config, *(member(config, name, method) for name, method in followers.items())]
+        followers = [member(config, name, method) for name, method in read_family(files)[0].items()]
         for line in read_lines(files.metrics):
-            value = line.get("mean", {}).get(metric)
-            if line.get("kind") == "evaluation" and line["split"] == "val" and value is not None:
-                for each in together:
-                    judge(each, line["iteration"], value)
+            if line["kind"] == "evaluation" and line["split"] == "val" and line["mean"].get(metric) is not None:
+                for each in (config, *followers):
+                    judge(each, line["iteration"], line["mean"][metric])
     return judge
 
 
@@ -226,16 +218,14 @@ def measure_size_class(config: Config, info: DatasetInfo) -> int:
 def make_tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
     """The function of one sweep; `metric` is the mean over tasks on val that is reported for early stopping."""
 
+    def report(event: Event) -> None:
+        if event["kind"] == "decision":
+            tune.report({"kind": "decision"})
+        elif event["kind"] == "evaluation" and event["split"] == "val" and event["mean"].get(metric) is not None:
+            tune.report({"kind": "evaluation", "iteration": event["iteration"], "value": event["mean"][metric]})
+
     def train_leader(work: dict[str, Any]) -> None:
         from distbranch.report.tensorboard import log_decision
-
-        def report(event: Event) -> None:
-            if event["kind"] == "decision":
-                tune.report({"kind": "decision"})
-            elif event["kind"] == "evaluation" and event["split"] == "val":
-                value = event.get("mean", {}).get(metric)
-                if value is not None:
-                    tune.report({"kind": "evaluation", "iteration": event["iteration"], "value": value})
 
         tolerate_any_text()
         reason = None
@@ -263,7 +253,9 @@ def train_trial(config: Config, report: Report) -> None:
     files.begin(config)
     if read_result(files.path) is not None:
         return
-    _wait_for_lock(files.lock)
+    # A process whose driver was killed may hold the run for some seconds more.
+    with hold_lock(files.lock, patience_s=SECONDS_UNTIL_A_LOST_OWNER_LETS_GO):
+        pass
     with _write_log_to(files.path / "log.txt"):
         if config.launch.most_workers > 1:
             from distbranch.launch.on_ray.train import train_on_ray
@@ -275,17 +267,10 @@ def train_trial(config: Config, report: Report) -> None:
             train_here(config, report)
 
 
-def _wait_for_lock(path: Path) -> None:
-    """A process whose driver was killed may hold the run for some seconds more."""
-    with hold_lock(path, patience_s=SECONDS_UNTIL_A_LOST_OWNER_LETS_GO):
-        pass
-
-
 @contextmanager
 def _write_log_to(path: Path) -> Iterator[None]:
     """Warnings of this run go to a file of it; the process may train another one afterwards."""
-    before = logger.handlers
-    propagate = logger.propagate
+    before = logger.handlers, logger.propagate
     handler = logging.FileHandler(path, delay=True, encoding="utf-8", errors="replace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers = [handler]
@@ -293,6 +278,5 @@ def _write_log_to(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        logger.handlers = before
-        logger.propagate = propagate
+        logger.handlers, logger.propagate = before
         handler.close()

@@ -23,7 +23,7 @@ from distbranch.config import differences, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import order_by_number
 from distbranch.errors import UsageError, UserError
-from distbranch.experiments import designs, groupings, runner
+from distbranch.experiments import designs, groupings, policies, runner
 from distbranch.experiments.analyses import (
     compare_methods,
     describe_differences,
@@ -441,7 +441,7 @@ def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
         for kind, sizes in (("agreement", (1_000, 4_000, 9_000)), ("phi", (2_000, 7_000, 30_000)))
         for alpha, size in zip((1, 2, 4), sizes, strict=True)
     }
-    differences = designs.measure_kinds(tabulate_runs(listed(runs)), "test")
+    differences = groupings.measure_kinds(tabulate_runs(listed(runs)), "test")
     table = tabulate_differences(differences)
     assert dict(zip(table["task"], table["difference"], strict=True)) == pytest.approx(higher)
     assert list(table["task"]) == TASKS[::-1]
@@ -450,7 +450,7 @@ def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
     text = describe_differences(differences, "average_precision", **names)
     assert "Phi is higher on 8 of 12 tasks (8 in all seeds) and lower on" in text
     apart = {"agreement-alpha1": runs["agreement-alpha1"], "phi-alpha1": runs["phi-alpha4"]}
-    differences = designs.measure_kinds(tabulate_runs(listed(apart)), "test")
+    differences = groupings.measure_kinds(tabulate_runs(listed(apart)), "test")
     assert differences.empty
     assert "nothing can be compared" in describe_differences(differences, "average_precision", **names)
 
@@ -463,12 +463,12 @@ def test_the_best_policy_is_that_which_is_best_on_val_whatever_it_is_on_test(mon
     runs["policy-1"].summary["metrics"]["val"]["mean"]["average_precision"] = 0.95
     for name in runs:
         runs[name].summary["metrics"]["test"] = {"mean": {"average_precision": runs[name].get_mean("accuracy", "test")}}
-    monkeypatch.setattr(designs, "count_skips", lambda _: 0)
+    monkeypatch.setattr(policies, "count_skips", lambda _: 0)
     known = {"search": made_up(value=0.99), "shared": made_up(value=0.98), **runs}
-    found = designs.tabulate_networks([replace(run, variant=name) for name, run in known.items()])
+    found = policies.tabulate_networks([replace(run, variant=name) for name, run in known.items()])
     (best,) = found[found["best_on_val"] == "best"].to_dict("records")
     assert (best["network"], best["test_average_precision"]) == ("policy-1", 0.6)
-    (text,) = designs.describe_policies(found, "test")
+    (text,) = policies.describe_policies(found, "test")
     assert (
         "3 policies, average precision on test 70.0 % in the median (60.0 to 90.0); the best on val is policy-1" in text
     )
@@ -485,7 +485,7 @@ def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
     monkeypatch.chdir(tmp_path)
     trained = train_in_this_process(monkeypatch)
     own = ["launch.workers=1"]
-    experiment = designs.design_policies(Path("ada.yaml"), 2, own, iterations=4, split="test")
+    experiment = policies.design_policies(Path("ada.yaml"), 2, own, iterations=4, split="test")
     for _ in range(2):  # nothing is repeated
         findings, _, place = run_experiment(experiment, own, seeds=[0], jobs=None, report=lambda _: None)
         assert trained[:2] == ["search-seed0", "shared-seed0"]
@@ -501,11 +501,11 @@ def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(info | {"splits": {"train": info["splits"]["train"]}}))
     elsewhere = ["launch.workers=1", "data.path=data"]
-    other = designs.design_policies(Path("ada.yaml"), 2, elsewhere, iterations=4, split="test", name="other")
+    other = policies.design_policies(Path("ada.yaml"), 2, elsewhere, iterations=4, split="test", name="other")
     with pytest.raises(UserError, match="should have the split 'val', on which the runs are compared"):
         run_experiment(other, elsewhere, seeds=[0], jobs=None, report=lambda _: None)
     with pytest.raises(UsageError, match="should be of a search"):
-        designs.design_policies(CONFIGS / "fps-thin-16.yaml", 2, [], iterations=None, split="test")
+        policies.design_policies(CONFIGS / "fps-thin-16.yaml", 2, [], iterations=None, split="test")
 
 
 # ---- finished runs beside each other
