@@ -305,6 +305,7 @@ def _apply_override(values: dict[str, Any], key: str, value: Any) -> None:
         path = ["overrides", key]
     else:
         path = [key]  # unknown: told below, with the nearest keys of either kind
+    # Copied on the way down: the mappings may belong to whoever called.
     for part in path[:-1]:
         values[part] = dict(values.get(part) or {})
         values = values[part]
@@ -320,6 +321,7 @@ def _explain(error: ValidationError, what: str) -> str:
         *place, key = map(str, problem["loc"])
         if not place and key in of_runs | sections:
             return f"'{key}' is a key of a run; in a sweep write it under `overrides`, `grid` or `space`."
+        # What may stand at each place; a range of `space` is the only one whose place has a name of its own.
         known = {(): {*SweepConfig.model_fields, *of_runs}, ("early_stopping",): set(EarlyStopping.model_fields)}
         there = known.get(tuple(place), {"low", "high", "log", "int", "choices"})  # of a range
         dotted = {".".join([*place, name]) for name in there}

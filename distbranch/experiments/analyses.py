@@ -16,7 +16,7 @@ from distbranch.report.console import METRICS as METRIC_NAMES
 from distbranch.report.console import UNDEFINED, amount, markdown_table, size, spread
 from distbranch.report.experiment_figures import Spot
 
-SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05  # as is usual; no sentence hangs on it alone, for it says p
 # How columns are shown: these in percentage points, these in percent (and every metric, also with a split before it), and all
 # others as numbers, with so many decimals if they are no counts.
 POINTS = ("difference", "lowest", "highest")
@@ -62,6 +62,7 @@ def summarise_differences(differences: pandas.DataFrame) -> dict[str, Any]:
     differences = differences.dropna(axis="index", how="all")
     if differences.empty:
         return {"repetitions": 0}
+    # Over tasks or over repetitions first: the same mean, and a spread of its own each.
     of_tasks = differences.mean(axis="columns")
     of_repetitions = differences.mean(axis="index")
     found: dict[str, Any] = {"difference": of_repetitions.mean(), "difference_sd": of_repetitions.std()}
@@ -73,7 +74,7 @@ def summarise_differences(differences: pandas.DataFrame) -> dict[str, Any]:
         # What is unknown is on nobody's side.
         found[f"tasks_always_{name}"] = int((signed.fillna(1) > 0).all(axis="columns").sum())
 
-    # The test is undefined where nothing differs.
+    # Of ranks, for differences of tasks are far from normal; undefined where nothing differs.
     differs = bool(np.any(of_tasks))
     found["p_value"] = float(wilcoxon(of_tasks).pvalue) if differs else 1.0
     found["ranks_higher"] = differs and bool(wilcoxon(of_tasks, alternative="greater").pvalue < 0.5)
@@ -86,6 +87,7 @@ def tabulate_differences(differences: pandas.DataFrame) -> pandas.DataFrame:
     table["difference_sd"] = differences.std(axis="columns")
     table["lowest"] = differences.min(axis="columns")
     table["highest"] = differences.max(axis="columns")
+    # With every repetition beside its mean, for whoever wants another statistic.
     table = table.join(differences).sort_values("difference", ascending=False, kind="stable")
     return table.rename_axis("task").reset_index()
 
@@ -128,6 +130,7 @@ def compare_at_equal_cost(points: pandas.DataFrame, line: pandas.DataFrame, cost
     Returns:
         The points with the columns line_value and difference, NaN beyond the ends of the line.
     """
+    # Seed by seed: what seeds have in common (their data order, their first weights) cancels in the difference.
     lines = {key: part.set_index(cost)["value"] for key, part in line.groupby(["seed", "task"])}
     nothing = pandas.Series(dtype=float)
     values = []
@@ -146,6 +149,7 @@ def interpolate_at_cost(cost: float, line: pandas.Series) -> float:
     points = line.groupby(level=0).mean().dropna()
     if points.empty or not points.index[0] <= cost <= points.index[-1]:
         return np.nan
+    # Costs span decades, and a metric rises about evenly with every doubling.
     return float(np.interp(np.log(cost), np.log(points.index), points))
 
 
@@ -205,6 +209,7 @@ def find_first_reach(curve: pandas.DataFrame, goal: float) -> float:
     reached = np.flatnonzero(values >= goal)
     if not reached.size:
         return np.nan
+    # Between the evaluation before and this one; at the first evaluation nothing lies before.
     first = reached[0]
     around = slice(max(first - 1, 0), first + 1)
     return float(np.interp(goal, values[around], iterations[around]))
@@ -242,6 +247,7 @@ def format_cell(column: str, row: Mapping[str, Any]) -> str:
     if isinstance(value, str):
         return value
     deviation = np.nan_to_num(row.get(f"{column}_sd", 0.0))
+    # Networks often differ by tenths of a point, so differences have a decimal more.
     if column in POINTS:
         text = amount(value, deviation, scale=100, decimals=2)
         return f"+{text}" if value >= 0 else text

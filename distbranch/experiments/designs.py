@@ -30,7 +30,8 @@ from distbranch.experiments.runs import (
 from distbranch.report.experiment_figures import Course, draw_company, draw_courses
 from distbranch.sweep.plan import SEED
 
-METRIC = "average_precision"  # where a command has no --metric
+# Where a command has no --metric. Accuracy says little of rare labels: one that is never predicted is right nearly always.
+METRIC = "average_precision"
 
 # The beginning that a thin network shares with a grown one, and the keys in which the thin networks of a line differ from it.
 BEGINNING = ("init", "pretrained", "pretrained_channels")
@@ -85,6 +86,7 @@ def design_table(configs: Sequence[Path], overrides: Sequence[str], *, split: st
     """
     variants = make_file_variants(configs)
     folder = build_sweep("table", variants, overrides, among_runs=True).trial_path
+    # A folder of every seed's own, which the sweep fills in; the other variant is trained first then (order_in_turns).
     linked = set()
     for variant in variants.values():
         for key, path in load_run_config(Path(variant["base"]), overrides).begins_from.items():
@@ -125,6 +127,7 @@ def design_equal_cost(
     grown = {key: value for key, value in make_file_variants(configs).items() if key not in line}
     if not grown:
         raise UsageError("Give at least one config of a grown network, such as configs/fps-branch-16-2.yaml.")
+    # What the line has from the recipe follows every override already.
     derived = {key for variant in line.values() for key in variant if key not in OWN_OF_THE_LINE}
 
     def analyse(runs: Sequence[Run]) -> Findings:
@@ -169,6 +172,7 @@ def make_thin_line(configs: Sequence[Path], widths: Sequence[int], overrides: Se
                 f"The networks should be trained with the same recipe, but {first} and {path} differ in {'; '.join(different)}. "
                 "Compare those of one recipe at a time."
             )
+    # As a config of such a network would be called, so that its runs are shared with `experiment table`.
     data_name = "-".join(Path(path).name for path in recipe.data.paths)
     variant: dict[str, Any] = {"base": str(first.absolute())}
     for section in ("model", "method"):
@@ -251,6 +255,7 @@ def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *,
     for name in FROM_WIDE:
         found[name] = {**base, "method.init": name, "method.pretrained": str(pretrained.absolute())}
     found[RANDOM] = {**base, "method.init": RANDOM, "method.pretrained": None}
+    # On a schedule of its own, since a learning rate that still falls keeps a curve low.
     if two_thirds:
         short = {**found["somp"], "train.iterations": round(train.iterations * 2 / 3)}
         if chosen.optim.schedule == "step":

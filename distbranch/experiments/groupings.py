@@ -121,6 +121,7 @@ def make_permutations(run: Path, permutations: int, split: str) -> dict[str, dic
         "method.pretrained": None,
         "method.permutation": None,
     }
+    # Equal trees under other numbers would be the same network, trained twice and counted twice.
     variants = {LEARNED: given}
     known = [_list_groups(tree)]
     for number in range(1, permutations * TRIES + 1):
@@ -149,6 +150,7 @@ def measure_losses(values: pandas.DataFrame, metric: str, split: str) -> pandas.
     """
     table = pivot_tasks(values, metric, split).dropna()
     trees = table.columns.unique("variant").drop(LEARNED)
+    # Over seeds first: they are repetitions of one tree, while permutations are other trees.
     lost = {tree: (table[LEARNED] - table[tree]).mean(axis="columns") for tree in trees}
     return pandas.DataFrame(lost)
 
@@ -187,6 +189,7 @@ def design_affinity(config: Path, alphas: Sequence[float], overrides: Sequence[s
         found = measure_kinds(values, split)
         sentence = describe_differences(found, METRIC, one="phi", other="agreement", repetition="seeds")
         table = tabulate_differences(found)
+        # A task may lack a seed whose lines do not overlap.
         points = {task: list(100 * row.dropna()) for task, row in found.iterrows()}
         means = select_means(values, METRIC, split)
         lines = {kind: make_spots(means, [name for name in variants if name.startswith(kind)]) for kind in KINDS}
@@ -216,6 +219,7 @@ def measure_kinds(values: pandas.DataFrame, split: str) -> pandas.DataFrame:
     points = select_tasks(values, METRIC, split)
     points = points[points["task"].isin(complete.index)]
     agreement, phi = [points[points["variant"].str.startswith(kind)] for kind in KINDS]
+    # At the networks of either kind, else the one with more of them inside the other's line would say alone what is measured.
     above = compare_at_equal_cost(phi, agreement, "weights")
     below = compare_at_equal_cost(agreement, phi, "weights")
     below["difference"] *= -1

@@ -57,6 +57,7 @@ def design_policies(
     fresh = dict(search)
     if iterations:
         fresh["train.iterations"] = iterations
+    # Hard sharing reads none of these, so all such runs are the same one.
     plain = {f"adashare.{key}": value for key, value in AdaShareConfig().model_dump().items()}
     folder = build_sweep(name, {SEARCH: search}, overrides).trial_path
     given = {**fresh, "adashare.policy": str(folder / f"{SEARCH}-seed{SEED}")}
@@ -97,6 +98,7 @@ def tabulate_networks(runs: Sequence[Run]) -> pandas.DataFrame:
         rows.append(row)
     found = pandas.DataFrame(rows)
     found = found[found["network"] != SEARCH].sort_values("seed", kind="stable", ignore_index=True)
+    # By val alone: the best on test would be chosen by what it is judged by.
     drawn = found[found["network"] != SHARED]
     found.loc[drawn.groupby("seed")[f"val_{METRIC}"].idxmax(), "best_on_val"] = "best"
     return found

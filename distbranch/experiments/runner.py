@@ -163,6 +163,7 @@ def build_sweep(
             values[KEYS_OF_THE_EXPERIMENT[key]] = value
         else:
             others.append(text)
+    # The sweep's table is in a folder of its own then, and its runs are beside it.
     if among_runs:
         values["trial_directory"] = values.get("directory", SweepConfig.model_fields["directory"].default)
     return sweep_of(values, others, folder=Path.cwd(), what=f"The experiment {name}", derived=derived)
@@ -184,6 +185,7 @@ def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str
             f"{len(unfinished)} of {len(rows)} runs did not finish: {'; '.join(reasons)}. "
             "The same command trains them and nothing else."
         )
+    # Measured by the sweep, all in one process; what a run's own result says was measured elsewhere.
     latencies = {row["trial"]: row["latency_ms"] for row in rows}
     found = []
     for variant, trials in group_trials_by_variant(sweep).items():
@@ -197,6 +199,7 @@ def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str
 
 def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
     """Of data that are still to be packed nothing is known yet."""
+    # One trial of each data set, as reading hundreds of times the same file takes minutes.
     trial_of_data = {trial.data.path: trial for trial in list_trials(sweep)}
     for trial in trial_of_data.values():
         if not splits or is_to_be_packed(trial):
@@ -249,6 +252,7 @@ def check_same_comparison(sweep: SweepConfig, about: Mapping[str, Any]) -> None:
             finished = set(pandas.read_csv(results, dtype=str).query("status == @FINISHED")["trial"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"The files in {sweep.path} cannot be read ({error}). Give another --name.") from None
+    # More runs than before are welcome; fewer would take what was found out of the table.
     different = [f"{key}={value}" for key, value in before.items() if about.get(key) != value]
     lost = sorted(finished - {str(trial.run.name) for trial in list_trials(sweep)})
     if not different and not lost:

@@ -19,7 +19,7 @@ from distbranch.errors import UsageError, UserError
 from distbranch.metrics import CHOICES
 
 logger = logging.getLogger("distbranch")
-SPLITS = ("test", "val")
+SPLITS = ("test", "val")  # what is reported comes before what was chosen on
 COSTS = ("multiply_adds", "weights")
 MEAN = ""  # in the column `task`: no task is called so
 
@@ -66,6 +66,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             raise UserError(f"{folder} should be a finished run, found none. Train it to its end first.")
         config = load_config(RunDirectory(folder).config)
         method = folder.absolute().name.removesuffix(f"-seed{config.seed}")
+        # A seed that was given twice would count twice in every mean.
         if (method, config.seed) in found:
             raise UsageError(f"Two runs are named {method} and have seed {config.seed}. Give each run once.")
         found[method, config.seed] = Run(method, config, result.summary)
@@ -148,6 +149,7 @@ def tabulate_runs(runs: Sequence[Run]) -> pandas.DataFrame:
         about = {"variant": run.variant, "seed": run.seed, "split": split}
         about |= {cost: run.summary.get(cost) for cost in COSTS}
         scores = run.get_scores(split)
+        # The mean is as recorded, and no mean of these rows: exclusive sets count in it as one choice each.
         for task, values in {MEAN: scores.get("mean", {}), **scores.get("tasks", {})}.items():
             rows += [{**about, "task": task, "metric": metric, "value": values.get(metric)} for metric in METRICS]
     return pandas.DataFrame(rows).astype({"value": float})

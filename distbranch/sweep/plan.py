@@ -18,8 +18,8 @@ from distbranch.errors import UsageError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import with_absolute_paths
 
-LONGEST_NAME = 80
-SEED = "{seed}"
+LONGEST_NAME = 80  # characters: tables and legends show names, and a folder's may have 255 bytes
+SEED = "{seed}"  # in the path of a run that a trial begins from
 DRAWS_PER_TRIAL = 100  # before a space is said to hold no more settings
 DIGITS = 4  # of drawn numbers: a trial's name says exactly what it was trained with
 
@@ -42,7 +42,7 @@ def group_trials_by_variant(sweep: SweepConfig) -> dict[str, list[Config]]:
         )
     if sweep.search == "random":
         return {"": make_trials(sweep, draw_random_points(sweep))}
-    # The last key varies fastest.
+    # The last key varies fastest, as digits do.
     points = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
     return {variant: make_trials(sweep, points, variant=variant) for variant in sweep.variants or ("",)}
 
@@ -74,6 +74,7 @@ def _make_trial(base: Config, values: dict[str, Any], sweep: SweepConfig, number
     A name depends on nothing but the values, so it stays where a grid is given in another order or more values are. Where the
     short text of a value could be that of another one, a digest of all values follows.
     """
+    # Of all values in an order of their own, so that the order of a grid's keys does not matter.
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     by_digest = f"trial-{digest}-seed{values['seed']}"
     short = make_trial_name(values)
@@ -86,6 +87,7 @@ def _make_trial(base: Config, values: dict[str, Any], sweep: SweepConfig, number
     if len(name) > LONGEST_NAME:
         name = by_digest
 
+    # The variant is no key of a run: it is in the base already.
     own = {key: value for key, value in values.items() if key != VARIANT}
     try:
         trial = load_config(base, {**own, "run.name": name})
@@ -141,6 +143,7 @@ def _says_its_values(values: Mapping[str, Any]) -> bool:
     """Whether no other values of the same keys have the same short name."""
     keys = [_shorten_key(key) for key in values]
     texts = [value for value in values.values() if isinstance(value, str)]
+    # Two keys of one last part, or a text that reads as a key and its value.
     if len(set(keys)) < len(keys) or any(f"-{key}" in text for key in keys for text in texts):
         return False
     return all(key == VARIANT or _is_told_by_its_text(value) for key, value in values.items())
@@ -163,6 +166,7 @@ def draw_random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
     Raises:
         UsageError: the space holds fewer.
     """
+    # One generator in one order: a longer search begins with the draws of a shorter one.
     rng = np.random.default_rng(sweep.search_seed)
     wanted = sweep.num_trials or 0
     found: dict[str, dict[str, Any]] = {}

@@ -73,13 +73,14 @@ class OptunaSearch:
             number,
             self.num_wanted,
         )
-        self.num_wanted = number
+        self.num_wanted = number  # not asked again at every look for room
         return []
 
     def make_study(self) -> Any:
         """A study of all proposals and of what the disk says of them."""
         # A seed of its own for every proposal: with one for all, each study would draw the same first setting again.
         seed = np.random.SeedSequence((self.sweep.search_seed, len(self.proposals))).generate_state(1)
+        # Trials that run count as bad ones (constant liar), else those proposed together would be alike.
         sampler = self.optuna.samplers.TPESampler(seed=int(seed[0]), constant_liar=True)
         study = self.optuna.create_study(direction="maximize", sampler=sampler)
         statuses = self.directory.read_statuses(self.trials)

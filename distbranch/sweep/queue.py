@@ -104,6 +104,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
     def settle(self, trial_id: str, failure: str | None) -> None:
         """Tell how the trials ended that were still together, then look for what else has become ready."""
         family, root = self.running.pop(trial_id)
+        # Who has left meanwhile is led by another one, and goes on.
         found = self._read_families(root)
         ended = [config for config in family if self.directory.run(str(config.run.name)).result.exists()]
         for config in found.get(str(family[0].run.name), []):
@@ -137,6 +138,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
 
         What a family reaches together counts for each of its trials, but stops none: they will differ.
         """
+        # All are asked, for a judge remembers what each trial has reached.
         passes = [self.judge(config, iteration, value) for config in family]
         leader = family[0]
         if passes[0] or len(family) > 1 or iteration >= leader.train.iterations:
@@ -169,6 +171,7 @@ class LossCallback(Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The last line of what Tune wrote about the error."""
         del iteration, trials
+        # A full disk is told in its own words: what Ray makes of it names no folder.
         lines = str(trial.get_error() or "").split("\n")
         told = [line.strip() for line in lines if line.strip()]
         reason = explain_full_folder() or (told or ["its process was lost"])[-1][:300]
@@ -212,4 +215,5 @@ class SizeClassHalving:
         """The number of the last rung at or before `iteration`, None before the first."""
         if iteration < self.grace:
             return None
+        # A millionth of a millionth more, for log(8) / log(2) may come out below 3.
         return math.floor(math.log(iteration / self.grace, self.reduction) + 1e-9)

@@ -30,6 +30,7 @@ from distbranch.sweep.plan import get_config_value, group_trials_by_variant
 from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
 Row = dict[str, Any]
+# A median of 15 does not see a machine that is busy for a third of the time; three calls even out what a clock cannot resolve.
 NUM_TURNS = 15
 CALLS_PER_TURN = 3
 SIZES = ("weights", "parameters", "multiply_adds", "num_groups_top", "iterations", "seconds")
@@ -40,6 +41,7 @@ def make_rows(sweep: SweepConfig, trials: Sequence[Config], directory: SweepDire
 
     A trial that has not finished shows its last evaluation on val, and at which iteration that was.
     """
+    # A column only where a sweep has variants.
     variants: dict[str, Row] = {}
     if sweep.variants:
         for variant, own in group_trials_by_variant(sweep).items():
@@ -82,6 +84,7 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
     if not rows:  # Optuna before its first proposal
         return
     table = pandas.DataFrame(rows).map(_format_cell)
+    # Whole or not at all: a report may read while a sweep ends.
     for path, write in ((directory.results, table.to_csv), (directory.table, table.to_parquet)):
         aside = path.with_name(f".{path.name}")
         write(aside, index=False)

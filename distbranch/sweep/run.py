@@ -51,8 +51,9 @@ SETTINGS = {
 OF_ITSELF = "Give another name (--name of an experiment), or undo the change."
 SHARED = "Give another trial_directory (run.directory of an experiment), or undo the change."
 logger = logging.getLogger("distbranch")
+# Other values of these would give other trials the names of those that were begun.
 FIXED_ONCE_BEGUN = ("search", "space", "search_seed")
-NUM_NAMES_SHOWN = 50  # of a long list
+NUM_NAMES_SHOWN = 50  # of a long list: more do not fit on a screen
 
 
 def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
@@ -74,7 +75,11 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
     turns = _check_plan(sweep, directory)
     for info in _prepare_data(turns[0], report):
         _check_metric(sweep, info)
-    with _open_directory(sweep, directory):
+    # Locked against a second driver as a run is.
+    with RunDirectory(directory.path).locked():
+        check_begun(sweep, directory, [])  # again: another driver may have begun it since
+        write_atomically(directory.config, sweep_to_yaml(sweep))
+        write_atomically(directory.base, to_yaml(load_base_config(sweep)))
         proposals = None
         if sweep.search == "optuna":
             proposals = OptunaSearch(sweep, directory)
@@ -83,6 +88,7 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
             check_begun(sweep, directory, trials)
         else:
             trials = list_trials(sweep)
+        # Also where the sweep is stopped or fails: a table of what there is says how far it came.
         try:
             _train_open(sweep, trials, turns, directory, report, proposals)
         finally:
@@ -131,6 +137,7 @@ def _train_open(
     report({"kind": "sweep", "trials": num_trials, "open": num_open, "directory": str(directory.path)})
     if not num_open:
         return
+    # Told first, for a driver that is killed now should not leave trials that count as failed.
     for name, trial_status in statuses.items():
         if trial_status.status == FAILED:
             directory.record_end(name, UNFINISHED)
@@ -139,11 +146,13 @@ def _train_open(
         return not all(statuses[str(config.run.name)].is_settled for config in root)
 
     with open_sweep_cluster(sweep, report):
+        # Here and not above: ray reads its token when it is loaded, and the cluster says which one.
         from distbranch.sweep.tuning import train_roots
 
         for number, turn in enumerate(turns):
             if number:  # the first ones were looked at before
                 turn = _select_startable(turn, directory, report)
+            # A root with one open trial comes whole, for the settled ones say where its families have forked.
             roots = [root for root in group_by_prefix(turn) if is_open(root)]
             if roots or proposals is not None:
                 train_roots(sweep, roots, trials, directory, report, proposals)
@@ -169,16 +178,6 @@ def count_searched_trials(sweep: SweepConfig) -> int:
     return (sweep.num_trials or 0) * len(sweep.seeds or (0,))
 
 
-@contextmanager
-def _open_directory(sweep: SweepConfig, directory: SweepDirectory) -> Iterator[None]:
-    """The sweep's directory, of this sweep and locked against a second driver as that of a run is."""
-    with RunDirectory(directory.path).locked():
-        check_begun(sweep, directory, [])  # again: another driver may have begun it since
-        write_atomically(directory.config, sweep_to_yaml(sweep))
-        write_atomically(directory.base, to_yaml(load_base_config(sweep)))
-        yield
-
-
 def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> None:
     """Nothing is there, or what this sweep has begun; one of which no trial was begun may become another one.
 
@@ -200,6 +199,7 @@ def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[C
 
 
 def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
+    # The data may lie in another folder by now, if every run was begun with the same ones.
     base = load_base_config(sweep)
     begun_with = {RunDirectory(file.parent).data for file in directory.trials.glob("*/config.yaml")}
     different = without_moved_data(differences(load_config(directory.base), base), base, *begun_with)

@@ -61,6 +61,7 @@ def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
         families[leader] = [], NO_ORIGIN
         leader_of |= {str(other.run.name): leader for other in together[1:]}
 
+    # Leaders that have finished are done, but may have followers whose directories are still to be made.
     found = {}
     for name in families:
         if not RunDirectory(by_name[name].run_directory).result.exists():
@@ -119,6 +120,7 @@ def copy_result_to_followers(leader: Config, draw: DrawDecision | None = None) -
             continue
         with created_atomically(config.run_directory) as own:
             copy_as(config, files, own)
+            # Hundreds of trials may end with one network: their checkpoints take its room once.
             shutil.copytree(files.checkpoints, own.checkpoints, copy_function=_link_or_copy)
             shutil.copytree(files.model, own.model, copy_function=_link_or_copy)
             write_family(own, {}, origin)

@@ -68,6 +68,7 @@ class SweepDirectory:
             name = str(config.run.name)
             line = ended.get(name, {})
             statuses[name] = TrialStatus(line.get("status", UNFINISHED), line.get("reason", ""), line.get("iteration"))
+            # Whatever is on record, a result is the last word.
             if self.run(name).result.exists():
                 statuses[name] = TrialStatus(FINISHED)
         return statuses

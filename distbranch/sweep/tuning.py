@@ -40,9 +40,9 @@ from distbranch.sweep.queue import Family, FamilyQueue, Judge, LossCallback, Siz
 from distbranch.sweep.shared_prefix import copy_result_to_followers, group_by_prefix, trainable_groups
 from distbranch.sweep.trial_status import SweepDirectory
 
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_LOOKS = 0.2  # for a signal: nobody notices so short a wait
 SECONDS_TO_BEGIN = 60.0  # and to end, for a trial whose run nobody trains at the moment
-SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = 60
+SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = 60  # Ray ends the workers of a driver that was killed within about 30
 logger = logging.getLogger("distbranch")
 
 
@@ -94,13 +94,14 @@ def fit(
         UserError: Tune itself failed.
         StoppedEarly: after a signal to this process.
     """
+    # Removed at the end: what Tune writes of its own is read by nobody.
     storage = queue.directory.tune
     failure: list[Exception] = []
     tuner = tune.Tuner(
         tune.with_resources(function, resources),
         tune_config=tune.TuneConfig(
             search_alg=queue,
-            num_samples=-1,
+            num_samples=-1,  # as many as the queue hands out
             reuse_actors=True,  # a process that has loaded torch trains many small trials
             trial_name_creator=_get_trial_id,
             trial_dirname_creator=_get_trial_id,
@@ -195,6 +196,7 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Jud
     def judge(config: Config, iteration: int, value: float) -> bool:
         method = (config.method.name, config.method.groups, config.adashare)
         key = repr((config.data.path, config.data.image_size, config.model, method))
+        # Measured once per kind of network, for a sweep has hundreds of trials of a few.
         if key not in classes:
             classes[key] = measure_size_class(config, read_data(config.data))
         return halving.passes(str(config.run.name), classes[key], iteration, value)
