@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,10 +15,12 @@ from distbranch.cli.terminal import (
     run_folder,
     show_rows,
 )
+from distbranch.config.sweep import METRICS
 from distbranch.errors import UsageError
 
 if TYPE_CHECKING:  # loads torch
     from distbranch.experiments.runner import Experiment, Findings
+    from distbranch.experiments.runs import Run
 
 experiment_app = typer.Typer(
     no_args_is_help=True,
@@ -28,10 +30,24 @@ experiment_app = typer.Typer(
 )
 SPLITS = ("val", "test")
 
+
+def _check_split(split: str) -> str:
+    if split not in SPLITS:
+        raise UsageError(f"--split should be {' or '.join(SPLITS)}, found '{split}'.")
+    return split
+
+
+def _check_metric(metric: str) -> str:
+    if metric not in METRICS:
+        raise UsageError(f"--metric should be one of {', '.join(METRICS)}, found '{metric}'.")
+    return metric
+
+
 Configs = Annotated[list[str], typer.Argument(help="Config files; then dotted overrides for all runs.")]
 Config = Annotated[Path, typer.Argument(help="A config file.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, separated by commas.")]
-Split = Annotated[str, typer.Option(help="val or test: of what is printed and drawn.")]
+Split = Annotated[str, typer.Option(callback=_check_split, help="val or test: of what is printed and drawn.")]
+Metric = Annotated[str, typer.Option(callback=_check_metric, help="The mean over tasks that is compared.")]
 Jobs = Annotated[int | None, typer.Option(help="Runs at the same time; as many as fit if not given.", min=1)]
 Name = Annotated[str | None, typer.Option(help="Name of the experiment's directory.")]
 
@@ -53,13 +69,13 @@ def experiment_table(
     Examples:
     `distbranch experiment table configs/fps-thin-16.yaml configs/fps-branch-16-2.yaml --seeds 0,1,2`
     """
-    from distbranch.experiments.table import design_table, split_by_data_set
+    from distbranch.experiments.designs import design_table
+    from distbranch.experiments.runs import split_by_data_set
     from distbranch.report.console import result_markdown, result_table
 
-    _check_split(split)
     files, own = _separate_overrides(configs)
-    findings, place = _run(design_table(files, own, split=split), own, seeds=seeds, jobs=jobs, name=name)
-    for title, part in {"": findings.found, **split_by_data_set(findings.found, split)}.items():
+    _, runs, place = _run(design_table(files, own, split=split), own, seeds=seeds, jobs=jobs, name=name)
+    for title, part in split_by_data_set(runs, split).items():
         if title:
             console.print(f"the tasks of {title}", style="bold", highlight=False)
         if markdown:
@@ -74,7 +90,7 @@ def experiment_company(
     configs: Configs,
     widths: Annotated[str, typer.Option(help="Widths of the thin networks, separated by commas.")] = "8,12,16,24,32,48",
     seeds: Seeds = "0,1,2",
-    metric: Annotated[str, typer.Option(help="The mean over tasks that is compared.")] = "average_precision",
+    metric: Metric = "average_precision",
     split: Split = "test",
     jobs: Jobs = None,
     name: Annotated[str, typer.Option(help="Name of the experiment's directory.")] = "company",
@@ -84,10 +100,8 @@ def experiment_company(
     Examples:
     `distbranch experiment company configs/fps-branch-16-2.yaml configs/fps-branch-32-2.yaml --widths 8,12,16,24,32,48`
     """
-    from distbranch.experiments.equal_cost import design_equal_cost
+    from distbranch.experiments.designs import design_equal_cost
 
-    _check_split(split)
-    _check_metric(metric)
     line = numbers(widths, "--widths")
     if len(set(line)) < 2 or 0 in line:
         raise UsageError(f"--widths should be at least two numbers from 1 on, such as 8,16,32, found '{widths}'.")
@@ -111,9 +125,8 @@ def experiment_grouping(
     Examples:
     `distbranch experiment grouping runs/fps-branch-16-2-seed0 --permutations 4`
     """
-    from distbranch.experiments.grouping import design_grouping
+    from distbranch.experiments.groupings import design_grouping
 
-    _check_split(split)
     experiment = design_grouping(run_folder(run), permutations, split=split)
     _run_and_show(experiment, overrides or [], seeds=seeds, jobs=jobs, name=name)
 
@@ -136,7 +149,7 @@ def experiment_initialisation(
     Examples:
     `distbranch experiment initialisation configs/fps-thin-16.yaml --pretrained runs/fps-vgg-wide-seed0 --two-thirds`
     """
-    from distbranch.experiments.initialisation import design_initialisation
+    from distbranch.experiments.designs import design_initialisation
 
     own = overrides or []
     experiment = design_initialisation(config, pretrained, own, two_thirds=two_thirds)
@@ -158,9 +171,8 @@ def experiment_affinity(
     Examples:
     `distbranch experiment affinity configs/fps-branch-16-2.yaml --alphas 1,2,4 --seeds 0,1,2`
     """
-    from distbranch.experiments.affinity import design_affinity
+    from distbranch.experiments.groupings import design_affinity
 
-    _check_split(split)
     own = overrides or []
     experiment = design_affinity(config, decimals(alphas, "--alphas"), own, split=split)
     _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
@@ -186,10 +198,9 @@ def experiment_policies(
     """
     from distbranch.experiments.policies import design_policies
 
-    _check_split(split)
     own = overrides or []
     experiment = design_policies(config, policies, own, iterations=iterations, split=split, name=name)
-    _run_and_show(experiment, own, seeds=seeds, jobs=jobs)
+    _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
 @experiment_app.command("planted")
@@ -205,7 +216,7 @@ def experiment_planted(
     Examples:
     `distbranch experiment planted configs/quickstart.yaml --seeds 0,1,2`
     """
-    from distbranch.experiments.planted_truth import design_planted_truth
+    from distbranch.experiments.groupings import design_planted_truth
 
     own = overrides or []
     # Every seed is a variant of its own, for its data are others.
@@ -220,7 +231,7 @@ def experiment_groups(run: RunArgument) -> None:
     Examples:
     `distbranch experiment groups runs/fps-branch-16-2-seed0`
     """
-    from distbranch.experiments.planted_truth import choose_first_groups
+    from distbranch.experiments.groupings import choose_first_groups
 
     for kind, groups in choose_first_groups(run_folder(run)).items():
         console.print(f"{kind}: {len(groups)} groups", style="bold", highlight=False)
@@ -230,7 +241,7 @@ def experiment_groups(run: RunArgument) -> None:
 
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Run directories, folders or URLs; those of the reference first.")],
-    metric: Annotated[str, typer.Option(help="The mean over tasks that is compared.")] = "average_precision",
+    metric: Metric = "average_precision",
     split: Split = "test",
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with values in 0..1.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
@@ -243,27 +254,19 @@ def compare(
     Examples:
     `distbranch compare runs/fps-thin-16-seed* runs/fps-branch-16-2-seed*`
     """
-    from distbranch.experiments.runs import (
-        check_defined,
-        compare_methods,
-        difference_rows,
-        read_runs,
-        rows_markdown,
-        tabulate_runs,
-    )
+    from distbranch.experiments.analyses import compare_methods, format_markdown, format_table
+    from distbranch.experiments.runs import check_defined, read_runs, tabulate_runs
 
-    _check_split(split)
-    _check_metric(metric)
     methods = read_runs([run_folder(run) for run in runs])
     check_defined(methods, metric, (split,))
     table = compare_methods(tabulate_runs(methods), metric, split)
-    rows = difference_rows(table, metric, split)
     if csv:
         _print_plain(table.to_csv(index=False).rstrip("\n"))
     elif markdown:
-        _print_plain(rows_markdown(rows))
+        _print_plain(format_markdown(table))
     else:
-        show_rows(rows)
+        _print_plain(f"{split} split; differences against {table['method'][0]}")
+        show_rows(format_table(table))
 
 
 def _run(
@@ -273,7 +276,7 @@ def _run(
     seeds: str | None,
     jobs: int | None,
     name: str | None = None,
-) -> "tuple[Findings, Path]":
+) -> "tuple[Findings, list[Run], Path]":
     from distbranch.experiments.runner import run_experiment
     from distbranch.report.progress import SweepDisplay
 
@@ -281,19 +284,14 @@ def _run(
     return run_experiment(experiment, overrides, seeds=chosen, jobs=jobs, name=name, report=SweepDisplay(console))
 
 
-def _run_and_show(
-    experiment: "Experiment",
-    overrides: Sequence[str],
-    *,
-    seeds: str | None,
-    jobs: int | None,
-    name: str | None = None,
-) -> None:
-    findings, place = _run(experiment, overrides, seeds=seeds, jobs=jobs, name=name)
-    if isinstance(findings.shown, str):
-        _print_plain(findings.shown)
-    elif findings.shown:
-        show_rows([dict(row) for row in findings.shown])
+def _run_and_show(experiment: "Experiment", overrides: Sequence[str], **options: Any) -> None:
+    from distbranch.experiments.analyses import format_table
+
+    findings, _, place = _run(experiment, overrides, **options)
+    for sentence in findings.sentences:
+        _print_plain(sentence)
+    if findings.table is not None and not findings.table.empty:
+        show_rows(format_table(findings.table))
     _print_plain(f"{', '.join(findings.files)}: {place}")
 
 
@@ -307,15 +305,3 @@ def _separate_overrides(items: Sequence[str]) -> tuple[list[Path], list[str]]:
     if not files:
         raise UsageError("Give at least one config file before the overrides, such as configs/quickstart.yaml.")
     return files, [item for item in items if "=" in item]
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise UsageError(f"--split should be {' or '.join(SPLITS)}, found '{split}'.")
-
-
-def _check_metric(metric: str) -> None:
-    from distbranch.report.console import METRICS
-
-    if metric not in METRICS:
-        raise UsageError(f"--metric should be one of {', '.join(METRICS)}, found '{metric}'.")

@@ -36,16 +36,17 @@ def sweep(
     from distbranch.report.progress import SweepDisplay
     from distbranch.sweep.run import run_sweep
 
-    result = run_sweep(loaded, SweepDisplay(console))
-    if any(row["status"] == "finished" for row in result.rows):
+    rows = run_sweep(loaded, SweepDisplay(console))
+    statuses = [row["status"] for row in rows]
+    if "finished" in statuses:
         console.print()
-        console.print(front_table(result.directory))
+        console.print(front_table(loaded.path))
     console.print(
-        f"results.csv, results.parquet, report.html, pareto.png: {result.directory}", highlight=False, soft_wrap=True
+        f"results.csv, results.parquet, report.html, pareto.png: {loaded.path}", highlight=False, soft_wrap=True
     )
-    if result.failed:
+    if "failed" in statuses:
         raise UserError(
-            f"{len(result.failed)} of {len(result.rows)} trials failed (reasons above and in {result.directory}/results.csv); "
+            f"{statuses.count('failed')} of {len(rows)} trials failed (reasons above and in {loaded.path}/results.csv); "
             "the others are finished. The same command tries them again."
         )
     return None

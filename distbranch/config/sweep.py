@@ -5,11 +5,11 @@ A sweep file has keys of its own (below); every dotted key of a run may stand in
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from distbranch.config.network import Section
 from distbranch.config.paths import expand_places, is_remote
@@ -21,11 +21,9 @@ from distbranch.config.reading import (
     parse_override,
     read_yaml,
     resolve_base,
-    set_dotted,
 )
 from distbranch.errors import UsageError
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a folder
 VARIANT = "variant"  # beside the dotted keys: which variant a trial is of
 # The means over tasks that are compared, in the order of every table and legend.
 Metric = Literal["accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5"]
@@ -38,6 +36,33 @@ KEYS_OF_THE_SWEEP = {
     "launch.cpus_per_worker": "give `cpus_per_trial`",
     "launch.gpus_per_worker": "give `gpus_per_trial`",
 }
+
+
+def _check_name(name: str) -> str:
+    _ensure(
+        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None,
+        f"a name should be made of letters, digits, '.', '_' and '-', found '{name}'",
+    )
+    return name
+
+
+def _check_folder(directory: str) -> str:
+    expanded: str = expand_places(directory)
+    _ensure(
+        not is_remote(expanded),
+        f"should be a folder that all nodes see (only a single run may live at a URL), found {expanded}",
+    )
+    return expanded
+
+
+def _ensure(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise ValueError(sentence)
+
+
+Name = Annotated[str, AfterValidator(_check_name)]  # of a folder
+Folder = Annotated[str, AfterValidator(_check_folder)]
+Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
 class Range(Section):
@@ -63,6 +88,13 @@ class Range(Section):
             raise ValueError(f"a whole number should lie between low={self.low} and high={self.high} with int: true")
         return self
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """`low` and `high` of a range without choices."""
+        assert self.low is not None
+        assert self.high is not None
+        return self.low, self.high
+
 
 class EarlyStopping(Section):
     """Asynchronous successive halving: at each rung a trial goes on only if it is among the best of its size class."""
@@ -83,21 +115,23 @@ class SweepConfig(Section):
         description="Config file of a run, relative to the sweep file; not needed where every variant has its own.",
     )
     overrides: dict[str, Any] = Field({}, description="Dotted keys of the run that differ from the base in all trials.")
-    variants: dict[str, dict[str, Any]] = Field(
+    variants: dict[Name, dict[str, Any]] = Field(
         {},
         description="With search: grid, unlike configurations: name: {dotted key: value, ...}, with a `base` of its own "
         "if that differs; each is combined with all of the grid and all seeds. `{seed}` in a path of `method` is the trial's.",
     )
-    name: str | None = Field(None, description="Name of the sweep's directory; the file's name if empty.")
-    directory: str = Field("runs", description="Folder (shared by all nodes) in which the sweep's directory is made.")
-    trial_directory: str | None = Field(
+    name: Name | None = Field(None, description="Name of the sweep's directory; the file's name if empty.")
+    directory: Folder = Field(
+        "runs", description="Folder (shared by all nodes) in which the sweep's directory is made."
+    )
+    trial_directory: Folder | None = Field(
         None,
         description="Folder of the trials' run directories; the sweep's own if empty. A run there that finished under the "
         "name of a trial is that trial, if its configuration is the same.",
     )
     metric: Metric = Field("average_precision", description="What is compared: a mean over tasks, chosen on val.")
     seeds: tuple[int, ...] | None = Field(None, min_length=1, description="Every setting is trained with each seed.")
-    grid: dict[str, tuple[Any, ...]] = Field({}, description="Dotted key of the run: list of values; all combinations.")
+    grid: dict[str, Values] = Field({}, description="Dotted key of the run: list of values; all combinations.")
     search: Literal["grid", "random", "optuna"] = Field("grid", description="How settings are chosen.")
     space: dict[str, Range] = Field(
         {}, description="With random and optuna: dotted key: {low, high, log, int} or {choices}."
@@ -117,23 +151,6 @@ class SweepConfig(Section):
         2, ge=0, description="Restarts of a trial whose process was lost; an error of its own ends it."
     )
 
-    @field_validator("directory", "trial_directory")
-    @classmethod
-    def _is_a_folder(cls, directory: str | None) -> str | None:
-        directory = expand_places(directory)
-        if directory is not None and is_remote(directory):
-            raise ValueError(
-                f"should be a folder that all nodes see (only a single run may live at a URL), found {directory}"
-            )
-        return directory
-
-    @field_validator("name")
-    @classmethod
-    def _is_one_folder(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(NAME, name):
-            raise ValueError(f"should be made of letters, digits, '.', '_' and '-', found '{name}'")
-        return name
-
     @model_validator(mode="after")
     def _is_a_search(self) -> Self:
         if self.search == "grid":
@@ -142,41 +159,44 @@ class SweepConfig(Section):
                 "search: grid takes `grid`; `space` and `num_trials` are of random and optuna",
             )
             _ensure(
-                bool(self.grid or self.variants) or self.seeds is not None,
+                bool(self.grid or self.variants or self.seeds),
                 "`grid` should name at least one key, such as model.width: [16, 32]",
             )
-            return self
-        _ensure(not self.grid, f"search: {self.search} takes `space`; `grid` is of search: grid")
-        _ensure(not self.variants, f"search: {self.search} takes `space`; `variants` are of search: grid")
-        _ensure(
-            bool(self.space),
-            "`space` should name at least one key, such as optim.lr: {low: 1e-4, high: 1e-2, log: true}",
-        )
-        _ensure(self.num_trials is not None, f"search: {self.search} needs `num_trials`")
+        else:
+            _ensure(
+                not self.grid and not self.variants,
+                f"search: {self.search} takes `space`; `grid` and `variants` are of search: grid",
+            )
+            _ensure(
+                bool(self.space),
+                "`space` should name at least one key, such as optim.lr: {low: 1e-4, high: 1e-2, log: true}",
+            )
+            _ensure(self.num_trials is not None, f"search: {self.search} needs `num_trials`")
         return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        for key, values in self.grid.items():
-            _ensure(bool(values), f"the list of {key} is empty; give it values or leave it out")
+        bases = [variant.get("base") for variant in self.variants.values()]
+        for base in bases:
+            _ensure(base is None or isinstance(base, str), f"`base` should be the config file of a run, found {base!r}")
+        _ensure(
+            bool(self.base or (bases and all(bases))),
+            "A sweep needs `base`: the config file of a run, relative to the sweep file",
+        )
+        for key, values in {**self.grid, "seeds": self.seeds or ()}.items():
             _ensure(
                 all(values.count(value) == 1 for value in values), f"a value of {key} appears twice in {list(values)}"
             )
-        for name, variant in self.variants.items():
-            _ensure(
-                re.fullmatch(NAME, name) is not None,
-                f"the name of a variant should be made of letters, digits, '.', '_' and '-', found '{name}'",
-            )
-            # A variant that fixed a key of the grid would be trained once per value, all alike.
-            both = [key for key in variant if key in self.grid or (key == "seed" and self.seeds)]
-            _ensure(not both, f"{', '.join(both)} is varied and also fixed by the variant {name}; say it once")
-        _ensure(
-            self.seeds is None or len(set(self.seeds)) == len(self.seeds),
-            f"a seed appears twice in {list(self.seeds or ())}",
-        )
-        twice = [key for key in (*self.grid, *self.space) if key in self.overrides or (key == "seed" and self.seeds)]
-        twice += ["seed"] if self.seeds and "seed" in self.overrides else []
-        _ensure(not twice, f"{', '.join(twice)} is varied and also fixed; say it once")
+
+        # What fixed a varied key would be trained once per value, all alike.
+        varied = [*self.grid, *self.space]
+        if self.seeds:
+            varied.append("seed")
+        for place, fixed in (("", self.overrides), *self.variants.items()):
+            twice = [key for key in fixed if key in varied]
+            by_variant = f" by the variant {place}" * bool(place)
+            _ensure(not twice, f"{', '.join(twice)} is varied and also fixed{by_variant}; say it once")
+        _ensure("seed" not in self.grid or not self.seeds, "seed is varied and also fixed by `seeds`; say it once")
         _ensure(
             self.gpus_per_trial <= self.workers_per_trial,
             f"gpus_per_trial should be at most one per worker, found {self.gpus_per_trial:g} for {self.workers_per_trial}",
@@ -244,49 +264,91 @@ def sweep_of(
     Raises:
         UsageError: an unknown key (with the nearest ones), a value out of range, an override that a variant would not follow.
     """
-    values = dict(values)
+    values = {str(key): value for key, value in values.items()}
     said = dict(map(parse_override, overrides))
     for key, value in said.items():
         _apply_override(values, key, value)
-    _check_keys(values)
-
-    # Absolute from here on: the sweep's own copy of its settings lies in another folder.
-    if values.get("base"):
-        values["base"] = str(resolve_base(values["base"], folder))
-    variants = {}
-    for name, part in values.get("variants", {}).items():
-        variant = dict(part)
-        if variant.get("base"):
-            variant["base"] = str(resolve_base(variant["base"], folder))
-        variants[str(name)] = variant
-    values["variants"] = variants
-
     try:
         sweep = SweepConfig.model_validate(values)
     except ValidationError as error:
-        raise UsageError(explain(error, what)) from None
-
-    # Checked after the models, which know no keys of runs.
-    of_variants = [key for variant in sweep.variants.values() for key in variant]
-    for key in (*sweep.overrides, *sweep.grid, *sweep.space, *of_variants):
-        if key in KEYS_OF_THE_SWEEP:
-            raise UsageError(f"A sweep does not take '{key}': {KEYS_OF_THE_SWEEP[key]}.")
+        raise UsageError(_explain(error, what)) from None
+    _check_run_keys(sweep)
     for key in sweep.overrides:
         if key not in derived and (key in said or f"overrides.{key}" in said):
             _refuse_unheard(key, sweep)
-    return sweep
+
+    # Absolute from here on: the sweep's own copy of its settings lies in another folder.
+    variants = {}
+    for name, variant in sweep.variants.items():
+        variants[name] = _with_absolute_base(variant, folder)
+    base = _with_absolute_base({"base": sweep.base}, folder)
+    return sweep.model_copy(update={**base, "variants": variants})
+
+
+def _with_absolute_base(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if values.get("base"):
+        return {**values, "base": str(resolve_base(values["base"], folder))}
+    return values
+
+
+def _apply_override(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key of the sweep, or of the run for all trials; in place, but never in a mapping of the caller's."""
+    first, _, rest = key.partition(".")
+    if first == "variants" and "." in rest:
+        path = [first, *rest.split(".", maxsplit=1)]
+    elif first in ("grid", "space", "overrides") and rest:
+        # `grid.model.width` is the key model.width of the grid: these have dotted keys, not nested ones.
+        path = [first, rest]
+    elif first in SweepConfig.model_fields:
+        path = key.split(".")
+    elif first in known_keys()[0] | known_keys()[1]:
+        path = ["overrides", key]
+    else:
+        path = [key]  # unknown: told below, with the nearest keys of either kind
+    # Copied on the way down: the mappings may belong to whoever called.
+    for part in path[:-1]:
+        values[part] = dict(values.get(part) or {})
+        values = values[part]
+    values[path[-1]] = value
+
+
+def _explain(error: ValidationError, what: str) -> str:
+    """What pydantic found, as one sentence; of an unknown key with the nearest of those that are known there."""
+    of_runs, sections = known_keys()
+    for problem in error.errors():
+        if problem["type"] != "extra_forbidden":
+            continue
+        *place, key = map(str, problem["loc"])
+        if not place and key in of_runs | sections:
+            return f"'{key}' is a key of a run; in a sweep write it under `overrides`, `grid` or `space`."
+        # What may stand at each place; a range of `space` is the only one whose place has a name of its own.
+        known = {(): {*SweepConfig.model_fields, *of_runs}, ("early_stopping",): set(EarlyStopping.model_fields)}
+        there = known.get(tuple(place), {"low", "high", "log", "int", "choices"})  # of a range
+        dotted = {".".join([*place, name]) for name in there}
+        return describe_unknown_key(
+            ".".join([*place, key]), dotted, f"A sweep has the keys {', '.join(SweepConfig.model_fields)}."
+        )
+    return explain(error, what)
+
+
+def _check_run_keys(sweep: SweepConfig) -> None:
+    """Checked after the models, which know no keys of runs."""
+    of_runs, _ = known_keys()
+    of_variants = [key for variant in sweep.variants.values() for key in variant if key != "base"]
+    for key in (*sweep.overrides, *sweep.grid, *sweep.space, *of_variants):
+        if key in KEYS_OF_THE_SWEEP:
+            raise UsageError(f"A sweep does not take '{key}': {KEYS_OF_THE_SWEEP[key]}.")
+        if key not in of_runs and not key.startswith("data.pack."):
+            raise UsageError(describe_unknown_key(key, of_runs))
 
 
 def _refuse_unheard(key: str, sweep: SweepConfig) -> None:
     """In a file a variant may differ from what is said of all; a command that says it of all means all."""
     value = sweep.overrides[key]
-    others = [name for name, variant in sweep.variants.items() if key in variant and variant[key] != value]
+    others = [name for name, variant in sweep.variants.items() if variant.get(key, value) != value]
     if others:
-        names = ", ".join(others[:3])
-        if len(others) > 3:
-            names += f" and {len(others) - 3} more"
         raise UsageError(
-            f"{key}={value} is given for all runs, but {key} is also fixed by the variants {names}; say it once: "
+            f"{key}={value} is given for all runs, but {key} is also fixed by the variants {', '.join(others)}; say it once: "
             "leave it out, or change the variants."
         )
 
@@ -294,71 +356,3 @@ def _refuse_unheard(key: str, sweep: SweepConfig) -> None:
 def sweep_to_yaml(sweep: SweepConfig) -> str:
     """The complete sweep configuration as YAML."""
     return as_yaml(sweep.model_dump(mode="json", by_alias=True))
-
-
-def _apply_override(values: dict[str, Any], key: str, value: Any) -> None:
-    first, _, rest = key.partition(".")
-    if first in ("grid", "space", "overrides") and rest:
-        # `grid.model.width` is the key model.width of the grid: these have dotted keys, not nested ones.
-        values[first] = {**(values.get(first) or {}), rest: value}
-    elif first == "variants" and "." in rest:
-        name, _, rest = rest.partition(".")
-        variants = values.get("variants") or {}
-        values["variants"] = {**variants, name: {**(variants.get(name) or {}), rest: value}}
-    elif first in SweepConfig.model_fields:
-        set_dotted(values, key, value)
-    elif first in known_keys()[0] | known_keys()[1]:
-        values["overrides"] = {**(values.get("overrides") or {}), key: value}
-    else:
-        values[key] = value  # unknown: told below, with the nearest keys of either kind
-
-
-def _check_keys(values: Mapping[str, Any]) -> None:
-    own = set(SweepConfig.model_fields)
-    of_runs, sections = known_keys()
-    for name in map(str, values):
-        if name in own:
-            continue
-        if name in of_runs or name in sections:
-            raise UsageError(f"'{name}' is a key of a run; in a sweep write it under `overrides`, `grid` or `space`.")
-        raise UsageError(
-            describe_unknown_key(name, own | of_runs, f"A sweep has the keys {', '.join(SweepConfig.model_fields)}.")
-        )
-    variants = _check_mapping("variants", values.get("variants", {}), "`name: {dotted.key: value, ...}` lines")
-    parts = {name: values.get(name, {}) for name in ("overrides", "grid", "space")}
-    parts |= {f"variants.{name}": part for name, part in variants.items()}
-    for name, part in parts.items():
-        for key in map(str, _check_mapping(name, part, "`dotted.key: value` lines")):
-            is_base = key == "base" and name.startswith("variants.")
-            if key not in of_runs and not key.startswith("data.pack.") and not is_base:
-                raise UsageError(describe_unknown_key(key, of_runs))
-    _check_inner("early_stopping", values.get("early_stopping"), {"grace", "reduction", "metric"})
-    for key, part in values.get("space", {}).items():
-        _check_inner(f"space.{key}", part, {"low", "high", "log", "int", "choices"})
-
-    base = values.get("base")
-    bases = [part.get("base") for part in variants.values()]
-    wrong = [one for one in (base, *bases) if one is not None and not isinstance(one, str)]
-    if wrong:
-        raise UsageError(f"`base` should be the config file of a run, relative to the sweep file, found {wrong[0]!r}.")
-    if not base and not (bases and all(bases)):
-        raise UsageError("A sweep needs `base`: the config file of a run, relative to the sweep file.")
-
-
-def _check_mapping(name: str, part: Any, lines: str) -> Mapping[str, Any]:
-    if not isinstance(part, Mapping):
-        raise UsageError(f"The section '{name}' should hold {lines}, found {part!r}.")
-    return part
-
-
-def _check_inner(name: str, part: Any, known: set[str]) -> None:
-    if part is not None and not isinstance(part, Mapping):
-        raise UsageError(f"'{name}' should hold {', '.join(sorted(known))}, found {part!r}.")
-    for key in part or ():
-        if key not in known:
-            raise UsageError(describe_unknown_key(f"{name}.{key}", {f"{name}.{other}" for other in known}))
-
-
-def _ensure(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise ValueError(sentence)

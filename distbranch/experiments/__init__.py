@@ -1,6 +1,6 @@
-"""Experiments: comparisons of runs. Each file says which runs an experiment is made of and what is read off them.
+"""Experiments: comparisons of runs, each a sweep over variants with an analysis at its end.
 
-A `design_*` function returns an `Experiment` (runner.py): variants of a configuration and an analysis. All are trained as a
-sweep by `run_experiment`, so the same command resumes and repeats nothing. What was found is in the directory of the experiment:
-results.csv (a row per run), table.md and figures.
+A `design_*` function (designs.py, groupings.py) computes the variants and names the analysis (analyses.py), which reads finished
+runs as one long table (runs.py). `run_experiment` (runner.py) trains what is missing, so the same command resumes and repeats
+nothing, and writes results.csv (a row per run), table.md and figures.
 """

@@ -4,24 +4,23 @@ The policy that is reported as the best one is the best on val, whatever it is o
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
 
 from distbranch.config import AdaShareConfig
-from distbranch.config.sweep import SweepConfig
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
-from distbranch.experiments.runner import Experiment, Findings, build_sweep, load_run_config
-from distbranch.experiments.runs import Run, Runs, format_number, format_spread, rows_markdown
+from distbranch.experiments.designs import METRIC, load_run_config
+from distbranch.experiments.runner import Experiment, Findings, build_sweep
+from distbranch.experiments.runs import SPLITS, Run
 from distbranch.report.experiment_figures import draw_drawn_policies
 from distbranch.sweep.plan import SEED
 
 SEARCH = "search"
 SHARED = "shared"
-METRIC = "average_precision"
 DERIVED = ("train.iterations", *(f"adashare.{key}" for key in AdaShareConfig.model_fields))
 
 
@@ -34,7 +33,7 @@ def design_policies(
     split: str,
     name: str | None = None,
 ) -> Experiment:
-    """A search, and the policies drawn from it.
+    """A search, and policies drawn from it, each trained from fresh weights beside hard sharing.
 
     Args:
         config: of a search.
@@ -47,33 +46,38 @@ def design_policies(
     Raises:
         UsageError: the configuration is not that of a search.
     """
-
-    def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
-        del sweep
-        found = tabulate_networks(runs)
-        spots = {}
-        chosen = []
-        for _, row in found.iterrows():
-            name = row["network"]
-            if found["seed"].nunique() > 1:
-                name += f", seed {row['seed']}"
-            if row["best_on_val"]:
-                chosen.append(name)
-            value = row[f"{split}_{METRIC}"]
-            spots[name] = row["multiply_adds"], None if pandas.isna(value) else value
-        text = policies_markdown(found, split)
-        figure = draw_drawn_policies(spots, chosen, metric=METRIC, split=split)
-        table = found.drop(columns=["val_accuracy", "test_accuracy"])
-        return Findings(text, text, {"policies.csv": table}, {"policies.png": figure})
-
-    _check_searches(config, overrides)
+    chosen = load_run_config(config, overrides)
+    if not chosen.searches:
+        raise UsageError(
+            f"{config} should be of a search, method.name=adashare without adashare.policy, "
+            f"found method.name={chosen.method.name} and adashare.policy={chosen.adashare.policy}."
+        )
     name = name or f"policies-{config.stem}"
-    base = {"base": str(config.absolute())}
-    runs = build_sweep(name, {SEARCH: base}, overrides, seeds=None, jobs=None).trial_path
+    search: dict[str, Any] = {"base": str(config.absolute())}
+    fresh = dict(search)
+    if iterations:
+        fresh["train.iterations"] = iterations
+    # Hard sharing reads none of these, so all such runs are the same one.
+    plain = {f"adashare.{key}": value for key, value in AdaShareConfig().model_dump().items()}
+    folder = build_sweep(name, {SEARCH: search}, overrides).trial_path
+    given = {**fresh, "adashare.policy": str(folder / f"{SEARCH}-seed{SEED}")}
+    variants = {SEARCH: search, SHARED: {**fresh, "method.name": "fixed", **plain}, "most-probable": given}
+    for number in range(num_policies):
+        variants[f"policy-{number}"] = {**given, "adashare.policy_number": number}
+
+    def analyse(runs: Sequence[Run]) -> Findings:
+        found = tabulate_networks(runs)
+        names = found["network"] + ", seed " + found["seed"].astype(str)
+        places = zip(found["multiply_adds"], found[f"{split}_{METRIC}"], strict=True)
+        spots = dict(zip(names, places, strict=True))
+        best = list(names[found["best_on_val"] == "best"])
+        figure = draw_drawn_policies(spots, best, metric=METRIC, split=split)
+        return Findings(describe_policies(found, split), found, {"policies.csv": found}, {"policies.png": figure})
+
     return Experiment(
         name=name,
         about={"experiment": "policies", "split": split},
-        variants=policy_variants(base, runs / f"{SEARCH}-seed{SEED}", num_policies, iterations),
+        variants=variants,
         analyse=analyse,
         splits=("val", split),
         metric=METRIC,
@@ -81,89 +85,41 @@ def design_policies(
     )
 
 
-def _check_searches(config: Path, overrides: Sequence[str]) -> None:
-    chosen = load_run_config(config, overrides)
-    if not chosen.searches:
-        with_policy = " with a policy" if chosen.adashare.policy else ""
-        raise UsageError(
-            f"{config} should be of a search, method.name=adashare without adashare.policy, "
-            f"found method.name={chosen.method.name}{with_policy}."
-        )
-
-
-def policy_variants(
-    base: Mapping[str, Any], search: Path, num_policies: int, iterations: int | None
-) -> dict[str, dict[str, Any]]:
-    """The search, hard sharing, and the policies that begin from the search, all of one configuration."""
-    fresh = dict(base)
-    if iterations:
-        fresh["train.iterations"] = iterations
-    plain = {f"adashare.{key}": value for key, value in AdaShareConfig().model_dump().items()}
-    given = {**fresh, "adashare.policy": str(search)}
-    return {
-        SEARCH: dict(base),
-        SHARED: {**fresh, "method.name": "fixed", **plain},
-        "most-probable": given,
-        **{f"policy-{number}": {**given, "adashare.policy_number": number} for number in range(num_policies)},
-    }
-
-
-def tabulate_networks(runs: Runs) -> pandas.DataFrame:
+def tabulate_networks(runs: Sequence[Run]) -> pandas.DataFrame:
     """A row per trained network, hard sharing first, seed by seed; values in 0..1.
 
-    `best_on_val`: of the policies of one seed, that with the highest value on val.
+    `best_on_val`: of the policies of one seed, that with the highest value on val, whatever it is on test.
     """
     rows = []
-    for variant, members in runs.items():
-        for run in members:
-            row: dict[str, Any] = {"network": variant, "seed": run.seed, "best_on_val": False}
-            for metric in (METRIC, "accuracy"):
-                for split in ("val", "test"):
-                    row[f"{split}_{metric}"] = run.get_mean(metric, split)
-            row["skipped_decisions"] = _count_skips(run)
-            row["parameters"] = run.summary["parameters"]
-            row["multiply_adds"] = run.summary["multiply_adds"]
-            rows.append(row)
+    for run in runs:
+        row = {"network": run.variant, "seed": run.seed, "best_on_val": ""}
+        row |= {f"{split}_{METRIC}": run.get_mean(METRIC, split) for split in SPLITS}
+        row |= {"skipped_decisions": count_skips(run), "multiply_adds": run.summary["multiply_adds"]}
+        rows.append(row)
     found = pandas.DataFrame(rows)
     found = found[found["network"] != SEARCH].sort_values("seed", kind="stable", ignore_index=True)
-    policies = found[found["network"] != SHARED]
-    found.loc[policies.groupby("seed")[f"val_{METRIC}"].idxmax(), "best_on_val"] = True
+    # By val alone: the best on test would be chosen by what it is judged by.
+    drawn = found[found["network"] != SHARED]
+    found.loc[drawn.groupby("seed")[f"val_{METRIC}"].idxmax(), "best_on_val"] = "best"
     return found
 
 
-def policies_markdown(found: pandas.DataFrame, split: str) -> str:
-    """A line per search with what may be said of it, and a row per network."""
-    value = f"{split}_{METRIC}"
-    lines = [f"# Policies of AdaShare, {split}", ""]
-    for seed, networks in found.groupby("seed"):
-        is_shared = networks["network"] == SHARED
-        values = 100 * networks.loc[~is_shared, value]
-        best = networks[networks["best_on_val"]].iloc[0]
-        shared = networks[is_shared].iloc[0]
-        lines.append(
-            f"- Seed {seed}: {len(values)} policies, average precision {values.median():.1f} % in the median ({values.min():.1f} to "
-            f"{values.max():.1f}); the best on val is {best['network']} with {format_spread(best, value)} %; hard sharing "
-            f"{format_spread(shared, value)} %."
-        )
-    rows = []
-    for _, row in found.iterrows():
-        name = row["network"]
-        rows.append(
-            {
-                "network": f"**{name}**" if row["best_on_val"] else name,
-                "seed": str(row["seed"]),
-                "accuracy %": format_spread(row, f"{split}_accuracy"),
-                "average precision %": format_spread(row, value),
-                "on val %": format_spread(row, f"val_{METRIC}"),
-                "skips": format_number(row["skipped_decisions"]),
-                "parameters": format_number(row["parameters"]),
-                "multiply-adds": f"{row['multiply_adds'] / 1e6:.2f} M",
-            }
-        )
-    return "\n".join([*lines, "", rows_markdown(rows)])
-
-
-def _count_skips(run: Run) -> int:
+def count_skips(run: Run) -> int:
     """How often a task skips a block, over all tasks and blocks."""
     policy = json.loads(RunDirectory(run.config.run_directory).policy.read_text())["policy"]
     return sum(not executes for row in policy for executes in row)
+
+
+def describe_policies(found: pandas.DataFrame, split: str) -> list[str]:
+    """A sentence per search with what may be said of it."""
+    sentences = []
+    for seed, networks in found.groupby("seed"):
+        values = 100 * networks.set_index("network")[f"{split}_{METRIC}"]
+        drawn = values.drop(SHARED)
+        best = networks[networks["best_on_val"] == "best"]["network"].iloc[0]
+        sentences.append(
+            f"Seed {seed}: {len(drawn)} policies, average precision on {split} {drawn.median():.1f} % in the median "
+            f"({drawn.min():.1f} to {drawn.max():.1f}); the best on val is {best} with {values[best]:.1f} %; hard sharing "
+            f"{values[SHARED]:.1f} %."
+        )
+    return sentences

@@ -4,7 +4,6 @@ The directory of an experiment holds one comparison: another one does not overwr
 compares more, continues there, for all that was found is found again.
 """
 
-import csv
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +12,16 @@ from typing import Any
 
 import pandas
 
-from distbranch.config import Config, load_config
 from distbranch.config.reading import parse_override
 from distbranch.config.sweep import SweepConfig, sweep_of
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import write_atomically, write_json
 from distbranch.engine.run_log import Report
-from distbranch.errors import UsageError, UserError
-from distbranch.experiments.runs import Run, Runs, check_defined, restrict_to_common_tasks
+from distbranch.errors import UserError
+from distbranch.experiments.analyses import format_markdown
+from distbranch.experiments.runs import SPLITS, Run, check_defined, restrict_to_common_tasks, split_by_data_set
 from distbranch.launch.prepare import is_to_be_packed, read_packed_data
+from distbranch.report.console import result_markdown
 from distbranch.report.experiment_figures import save_figure
 from distbranch.sweep.plan import group_trials_by_variant, list_trials
 from distbranch.sweep.run import run_sweep
@@ -42,23 +42,21 @@ class Findings:
     """What an analysis found.
 
     Attributes:
-        shown: for the terminal: Markdown, or rows of a table.
-        markdown: of table.md.
-        tables: CSV files by their names; values in 0..1.
+        sentences: what may be said.
+        table: shown below them, see `format_table`; None: the means of all networks, which table.md always has, are all.
+        csv: tables by the names of their files; values in 0..1.
         figures: of report/experiment_figures.py, by file name.
-        found: more, for the command.
     """
 
-    shown: str | Sequence[Mapping[str, Any]]
-    markdown: str
-    tables: Mapping[str, pandas.DataFrame] = field(default_factory=dict)
+    sentences: Sequence[str] = ()
+    table: pandas.DataFrame | None = None
+    csv: Mapping[str, pandas.DataFrame] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
-    found: Any = None
 
     @property
     def files(self) -> list[str]:
         """The names of all files in the experiment's directory."""
-        return ["results.csv", *self.tables, "table.md", *self.figures]
+        return ["results.csv", *self.csv, "table.md", *self.figures]
 
 
 @dataclass(frozen=True)
@@ -76,19 +74,17 @@ class Experiment:
         derived: keys whose values in the variants were made from the overrides; no other key may be said by both.
         among_runs: the runs are those that `distbranch train` would make in `run.directory`, under the names
             `<variant>-seed<seed>`, so that experiments share them; else they are in the experiment's own directory.
-        link: completes the sweep, once the folder of its runs is known.
     """
 
     name: str
     about: Mapping[str, Any]
     variants: Mapping[str, Mapping[str, Any]]
-    analyse: Callable[[Runs, SweepConfig], Findings]
+    analyse: Callable[[Sequence[Run]], Findings] = lambda _: Findings()
     splits: Collection[str] = ()
     metric: str | None = None
     overrides: Sequence[str] = ()
     derived: Collection[str] = ()
     among_runs: bool = False
-    link: Callable[[SweepConfig], SweepConfig] = lambda sweep: sweep
 
 
 def run_experiment(
@@ -99,7 +95,7 @@ def run_experiment(
     jobs: int | None,
     report: Report,
     name: str | None = None,
-) -> tuple[Findings, Path]:
+) -> tuple[Findings, list[Run], Path]:
     """Train what is not finished yet, analyse all, and write the files.
 
     Args:
@@ -111,7 +107,7 @@ def run_experiment(
         name: of the experiment's directory; None: the experiment's own.
 
     Returns:
-        What was found, and the directory of its files.
+        What was found, the runs it was found in, and the directory of its files.
 
     Raises:
         UsageError: an override that some variants would not follow.
@@ -127,7 +123,6 @@ def run_experiment(
         among_runs=experiment.among_runs,
         derived=experiment.derived,
     )
-    sweep = experiment.link(sweep)
     check_same_comparison(sweep, experiment.about)
     runs = train_variants(sweep, report, splits=experiment.splits)
 
@@ -135,14 +130,14 @@ def run_experiment(
     write_json(sweep.path / ABOUT, dict(experiment.about))
     if experiment.metric is not None:
         check_defined(runs, experiment.metric, experiment.splits)
-    findings = experiment.analyse(runs, sweep)
+    findings = experiment.analyse(runs)
 
-    for file, table in findings.tables.items():
+    for file, table in findings.csv.items():
         write_atomically(sweep.path / file, table.to_csv(index=False))
-    write_atomically(sweep.path / "table.md", findings.markdown)
+    write_atomically(sweep.path / "table.md", make_markdown(sweep, findings, runs))
     for file, figure in findings.figures.items():
         save_figure(figure, sweep.path / file)
-    return findings, sweep.path
+    return findings, runs, sweep.path
 
 
 def build_sweep(
@@ -150,8 +145,8 @@ def build_sweep(
     variants: Mapping[str, Mapping[str, Any]],
     overrides: Sequence[str],
     *,
-    seeds: Sequence[int] | None,
-    jobs: int | None,
+    seeds: Sequence[int] | None = None,
+    jobs: int | None = None,
     among_runs: bool = False,
     derived: Collection[str] = (),
 ) -> SweepConfig:
@@ -160,11 +155,7 @@ def build_sweep(
     Raises:
         UsageError: an unknown key, a value that no sweep takes, or an override that some variants would not follow.
     """
-    values: dict[str, Any] = {"name": name, "variants": {key: dict(part) for key, part in variants.items()}}
-    if seeds is not None:
-        values["seeds"] = list(seeds)
-    if jobs:
-        values["concurrency"] = jobs
+    values: dict[str, Any] = {"name": name, "variants": variants, "seeds": seeds, "concurrency": jobs}
     others = []
     for text in overrides:
         key, value = parse_override(text)
@@ -172,70 +163,47 @@ def build_sweep(
             values[KEYS_OF_THE_EXPERIMENT[key]] = value
         else:
             others.append(text)
+    # The sweep's table is in a folder of its own then, and its runs are beside it.
     if among_runs:
         values["trial_directory"] = values.get("directory", SweepConfig.model_fields["directory"].default)
     return sweep_of(values, others, folder=Path.cwd(), what=f"The experiment {name}", derived=derived)
 
 
-def load_run_config(file: Path, overrides: Sequence[str]) -> Config:
-    """The configuration of a run of the experiment, with those overrides that are keys of a run."""
-    sections_of_sweeps = set(SweepConfig.model_fields)
-    own = []
-    for text in overrides:
-        section = parse_override(text)[0].partition(".")[0]
-        if section not in sections_of_sweeps:
-            own.append(text)
-    return load_config(file, own)
-
-
-def check_grows(file: Path, config: Config) -> None:
-    """An experiment about decisions is of runs that take one.
-
-    Raises:
-        UsageError: the method takes none, or the run ends before.
-    """
-    method = config.method
-    if method.name != "branching":
-        raise UsageError(f"{file} should be of a network that grows, method.name=branching, found {method.name}.")
-    if not config.decides:
-        raise UsageError(
-            f"{file} trains for {config.train.iterations} steps, and its first decision would come after "
-            f"{method.steps_to_first}: lower method.first_decision or method.round_iterations."
-        )
-
-
-def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()) -> dict[str, list[Run]]:
+def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()) -> list[Run]:
     """Train what is not finished yet; then the finished runs of every variant, by seed.
 
     Raises:
         UserError: data without one of the splits, runs that failed (the others were finished first), or that early stopping ended.
         StoppedEarly: a signal asked to stop.
     """
-    if splits:
-        _check_splits(sweep, splits)
-    result = run_sweep(sweep, report)
-    unfinished = [row for row in result.rows if row["status"] != FINISHED]
+    _check_splits(sweep, splits)
+    rows = run_sweep(sweep, report)
+    unfinished = [row for row in rows if row["status"] != FINISHED]
     if unfinished:
         reasons = [f"{row['trial']} ({row['status']}) {row['reason']}" for row in unfinished]
         raise UserError(
-            f"{len(unfinished)} of {len(result.rows)} runs did not finish: {'; '.join(reasons)}. "
+            f"{len(unfinished)} of {len(rows)} runs did not finish: {'; '.join(reasons)}. "
             "The same command trains them and nothing else."
         )
-    latencies = {row["trial"]: row["latency_ms"] for row in result.rows}
-    found: dict[str, list[Run]] = {}
+    # Measured by the sweep, all in one process; what a run's own result says was measured elsewhere.
+    latencies = {row["trial"]: row["latency_ms"] for row in rows}
+    found = []
     for variant, trials in group_trials_by_variant(sweep).items():
         for trial in trials:
             own = read_result(trial.run_directory)
             assert own is not None
-            summary = {**own.summary, "latency_ms": latencies.get(str(trial.run.name))}
-            found.setdefault(variant, []).append(Run(trial, summary))
+            summary = {**own.summary, "latency_ms": latencies[str(trial.run.name)]}
+            found.append(Run(variant, trial, summary))
     return restrict_to_common_tasks(found)
 
 
 def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
     """Of data that are still to be packed nothing is known yet."""
-    trial_of_data = {trial.data.path: trial for trial in list_trials(sweep) if not is_to_be_packed(trial)}
+    # One trial of each data set, as reading hundreds of times the same file takes minutes.
+    trial_of_data = {trial.data.path: trial for trial in list_trials(sweep)}
     for trial in trial_of_data.values():
+        if not splits or is_to_be_packed(trial):
+            continue
         info = read_packed_data(trial)
         for split in splits:
             if split not in info.splits:
@@ -245,7 +213,27 @@ def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
                 )
 
 
-# ---- one comparison per directory
+def make_markdown(sweep: SweepConfig, findings: Findings, runs: Sequence[Run]) -> str:
+    """table.md: what was found; then the means of all networks on both splits, and of every data set of joint runs by itself."""
+    parts = [f"# {sweep.name}"]
+    if findings.sentences:
+        parts.append("\n".join(f"- {sentence}" for sentence in findings.sentences))
+    if findings.table is not None and not findings.table.empty:
+        parts.append(format_markdown(findings.table))
+
+    about = json.loads(SweepDirectory(sweep.path).latency.read_text())
+    parts.append(
+        "Means over tasks; mean ± standard deviation over seeds. Latency: "
+        f"{about['runtime']}, batch norm folded, batch 1, {about['threads']} thread, median of {about['turns']} turns in one process "
+        f"on {about['host']}."
+    )
+    for split in SPLITS:
+        for title, results in split_by_data_set(runs, split).items():
+            heading = f"## {split}"
+            if title:
+                heading = f"### {split}, the tasks of {title}"
+            parts += [heading, result_markdown(results, split=split)]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
 def check_same_comparison(sweep: SweepConfig, about: Mapping[str, Any]) -> None:
@@ -254,36 +242,25 @@ def check_same_comparison(sweep: SweepConfig, about: Mapping[str, Any]) -> None:
     Raises:
         UserError: the tables there are of another experiment, or of runs that this one lacks.
     """
-    results = SweepDirectory(sweep.path, sweep.trial_path).results
-    before = _read_about(sweep.path)
+    results = SweepDirectory(sweep.path).results
+    before = {}
+    finished: set[str] = set()
+    try:
+        if (sweep.path / ABOUT).exists():
+            before = json.loads((sweep.path / ABOUT).read_text(encoding="utf-8"))
+        if results.exists():
+            finished = set(pandas.read_csv(results, dtype=str).query("status == @FINISHED")["trial"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"The files in {sweep.path} cannot be read ({error}). Give another --name.") from None
+    # More runs than before are welcome; fewer would take what was found out of the table.
     different = [f"{key}={value}" for key, value in before.items() if about.get(key) != value]
-    planned = {str(trial.run.name) for trial in list_trials(sweep)}
-    lost = sorted(_read_finished_trials(results) - planned)
-    if different:
-        found = f"with {', '.join(different)}"
-    elif lost:
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        found = f"of {', '.join(lost[:3])}{more}, which this one leaves out"
-    else:
+    lost = sorted(finished - {str(trial.run.name) for trial in list_trials(sweep)})
+    if not different and not lost:
         return
+    found = f"with {', '.join(different)}"
+    if not different:
+        found = f"of {', '.join(lost[:3])}, which this one leaves out"
     raise UserError(
         f"{sweep.path} holds the results of another comparison, {found}; they would be overwritten. Give another --name, or compare "
         "the same and more."
     )
-
-
-def _read_about(folder: Path) -> dict[str, Any]:
-    try:
-        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):  # the latter is told when the sweep is begun
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / ABOUT} cannot be read ({error}). Give another --name, or remove it.") from None
-    return about
-
-
-def _read_finished_trials(results: Path) -> set[str]:
-    if not results.exists():
-        return set()
-    with results.open(newline="", encoding="utf-8") as file:
-        return {row["trial"] for row in csv.DictReader(file) if row.get("status") == FINISHED}

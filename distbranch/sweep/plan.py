@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,13 @@ import numpy as np
 
 from distbranch.config import Config, differences, load_config
 from distbranch.config.sweep import VARIANT, Range, SweepConfig
-from distbranch.data.shards import DatasetInfo
-from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import with_absolute_paths
-from distbranch.models.cost import multiply_adds
 
-LONGEST_NAME = 80
-SEED = "{seed}"
+LONGEST_NAME = 80  # characters: tables and legends show names, and a folder's may have 255 bytes
+SEED = "{seed}"  # in the path of a run that a trial begins from
 DRAWS_PER_TRIAL = 100  # before a space is said to hold no more settings
 DIGITS = 4  # of drawn numbers: a trial's name says exactly what it was trained with
 
@@ -33,86 +30,121 @@ def list_trials(sweep: SweepConfig) -> list[Config]:
     Raises:
         UsageError: Optuna, which chooses as results come; a base or a value that is no valid configuration.
     """
+    return [trial for trials in group_trials_by_variant(sweep).values() for trial in trials]
+
+
+def group_trials_by_variant(sweep: SweepConfig) -> dict[str, list[Config]]:
+    """The same by variant: {variant: [trial, ...]}; in a sweep without variants all trials are of one without a name."""
     if sweep.search == "optuna":
         raise UsageError(
             "search: optuna chooses each trial from the results of others, so its trials cannot be listed before. "
             "Use search: grid or random here."
         )
-    return make_trials(sweep, list_grid_points(sweep) if sweep.search == "grid" else draw_random_points(sweep))
+    if sweep.search == "random":
+        return {"": make_trials(sweep, draw_random_points(sweep))}
+    # The last key varies fastest, as digits do.
+    points = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
+    return {variant: make_trials(sweep, points, variant=variant) for variant in sweep.variants or ("",)}
 
 
-def make_trials(sweep: SweepConfig, points: Iterable[Mapping[str, Any]], *, first: int = 0) -> list[Config]:
+def make_trials(
+    sweep: SweepConfig, points: Iterable[Mapping[str, Any]], *, variant: str = "", first: int = 0
+) -> list[Config]:
     """One trial per point ({dotted key: value}) and seed; `first` is the number of the first point.
 
     Raises:
         UsageError: a value is not valid, with the name of its trial.
     """
-    return [config for _, config in _named_points(sweep, points, first)]
-
-
-def group_trials_by_variant(sweep: SweepConfig) -> dict[str, list[Config]]:
-    """The trials of every variant of a sweep that has some: {variant: [trial, ...]}."""
-    found: dict[str, list[Config]] = {}
-    for point, config in _named_points(sweep, list_grid_points(sweep) if sweep.variants else [], 0):
-        found.setdefault(point[VARIANT], []).append(config)
-    return found
-
-
-def _named_points(
-    sweep: SweepConfig, points: Iterable[Mapping[str, Any]], first: int
-) -> Iterator[tuple[Mapping[str, Any], Config]]:
-    """Every point with each of its seeds, as a trial."""
-    bases = {variant: load_base_config(sweep, variant) for variant in sweep.variants or (None,)}
-    varies_seed = "seed" in sweep.grid
+    base = load_base_config(sweep, variant)
+    trials = []
     for number, point in enumerate(points, start=first):
-        base = bases[point.get(VARIANT)]
-        seeds = (None,) if varies_seed else sweep.seeds or (base.seed,)
-        for seed in seeds:
-            values = dict(point) if seed is None else {**point, "seed": seed}
-            name, *earlier = _names(values, number=None if sweep.search == "grid" else number)
-            trial = _trial(base, values, name)
-            yield point, _as_named_before(trial, earlier, [key for key in values if key != VARIANT])
+        values = dict(point)
+        if variant:
+            values = {VARIANT: variant, **point}
+        if "seed" in values:
+            trials.append(_make_trial(base, values, sweep, number))
+            continue
+        trials += [_make_trial(base, {**values, "seed": seed}, sweep, number) for seed in sweep.seeds or (base.seed,)]
+    return trials
 
 
-def _names(values: Mapping[str, Any], number: int | None) -> list[str]:
-    """The name of a trial, then those that earlier releases may have given it.
+def _make_trial(base: Config, values: dict[str, Any], sweep: SweepConfig, number: int) -> Config:
+    """The trial of these values, under the name of its run that is there already, if an earlier release has begun one.
 
-    It depends on nothing but the values, so it stays where a grid is given in another order or more values are: where the short
-    text of a value could be that of another one, a digest of all values follows.
+    A name depends on nothing but the values, so it stays where a grid is given in another order or more values are. Where the
+    short text of a value could be that of another one, a digest of all values follows.
     """
-    short, digest = make_trial_name(values, number), _digest(values)
-    old = [short, f"trial-{digest}-seed{values['seed']}"]
-    if len(short) > LONGEST_NAME:
-        return old[1:]
-    if number is not None or _says_its_values(values):  # a number is that of one setting
-        return old[:1]
-    long = f"{short}-{digest}"
-    return [long if len(long) <= LONGEST_NAME else old[1], *old]
+    # Of all values in an order of their own, so that the order of a grid's keys does not matter.
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    by_digest = f"trial-{digest}-seed{values['seed']}"
+    short = make_trial_name(values)
+    name = short
+    if sweep.search != "grid":
+        # A number is that of one setting.
+        short = name = make_trial_name(values, number)
+    elif not _says_its_values(values):
+        name = f"{short}-{digest}"
+    if len(name) > LONGEST_NAME:
+        name = by_digest
 
-
-def _as_named_before(trial: Config, earlier: Sequence[str], varied: Sequence[str]) -> Config:
-    """The trial under the name of its run that is there already, if an earlier release has begun one."""
-    if RunDirectory(trial.run_directory).config.exists():
-        return trial
-    for name in earlier:
-        before = trial.model_copy(update={"run": trial.run.model_copy(update={"name": name})})
+    # The variant is no key of a run: it is in the base already.
+    own = {key: value for key, value in values.items() if key != VARIANT}
+    try:
+        trial = load_config(base, {**own, "run.name": name})
+        # `{seed}` in the path of a run that it begins from stands for its own seed.
+        paths = {key: path.replace(SEED, str(trial.seed)) for key, path in trial.begins_from.items()}
+        trial = load_config(trial, paths)
+    except UsageError as error:
+        raise UsageError(f"The trial {name} is not possible. {error}") from None
+    for earlier in (name, short, by_digest):
+        before = trial.model_copy(update={"run": trial.run.model_copy(update={"name": earlier})})
         file = RunDirectory(before.run_directory).config
-        if file.exists() and _is_run_of(load_config(file), before, varied):
+        if not file.exists():
+            continue
+        if earlier == name:
+            return before
+        # The same in those keys too that a continued run may change.
+        found = load_config(file)
+        if load_config(found, own) == found and not differences(found, before):
             return before
     return trial
 
 
-def _is_run_of(found: Config, trial: Config, varied: Sequence[str]) -> bool:
-    """Whether a run is that of a trial, in those keys too that a continued run may change."""
-    same = all(get_config_value(found, key) == get_config_value(trial, key) for key in varied)
-    return same and not differences(found, trial)
+def make_trial_name(values: Mapping[str, Any], number: int | None = None) -> str:
+    """`width16-alpha2-seed0`: the last part of every key with its value, after the variant; drawn trials begin with their number."""
+    parts = []
+    if number is not None:
+        parts.append(f"{number:04d}")
+    for key, value in values.items():
+        text = str(value)
+        if key != VARIANT:
+            text = _shorten_key(key) + _shorten_value(value)
+        parts.append(text)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.")
+
+
+def _shorten_key(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", "-")
+
+
+def _shorten_value(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return f"-{value}"
+    if isinstance(value, float):
+        return f"{value:g}".replace("e+", "e")
+    if isinstance(value, Sequence):
+        return "x".join(map(_shorten_value, value))
+    return str(value).lower()
 
 
 def _says_its_values(values: Mapping[str, Any]) -> bool:
     """Whether no other values of the same keys have the same short name."""
-    last_parts = [key.rpartition(".")[2].replace("_", "-") for key in values]
+    keys = [_shorten_key(key) for key in values]
     texts = [value for value in values.values() if isinstance(value, str)]
-    if len(set(last_parts)) < len(last_parts) or any(f"-{part}" in text for part in last_parts for text in texts):
+    # Two keys of one last part, or a text that reads as a key and its value.
+    if len(set(keys)) < len(keys) or any(f"-{key}" in text for key in keys for text in texts):
         return False
     return all(key == VARIANT or _is_told_by_its_text(value) for key, value in values.items())
 
@@ -122,20 +154,10 @@ def _is_told_by_its_text(value: Any) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"[A-Za-z_]([A-Za-z0-9._-]*[A-Za-z0-9_])?", value) is not None
     if isinstance(value, float):
-        return float(_short(value)) == value
+        return float(_shorten_value(value)) == value
     if isinstance(value, list | tuple):
         return len(value) > 1 and all(isinstance(part, int | float) and _is_told_by_its_text(part) for part in value)
     return value is None or isinstance(value, int)
-
-
-def list_grid_points(sweep: SweepConfig) -> list[dict[str, Any]]:
-    """All combinations of the grid, of one variant after another; the last key varies fastest."""
-    variants: list[dict[str, Any]] = [{VARIANT: name} for name in sweep.variants] or [{}]
-    return [
-        {**variant, **dict(zip(sweep.grid, values, strict=True))}
-        for variant in variants
-        for values in itertools.product(*sweep.grid.values())
-    ]
 
 
 def draw_random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
@@ -144,10 +166,12 @@ def draw_random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
     Raises:
         UsageError: the space holds fewer.
     """
-    rng, wanted = np.random.default_rng(sweep.search_seed), sweep.num_trials or 0
+    # One generator in one order: a longer search begins with the draws of a shorter one.
+    rng = np.random.default_rng(sweep.search_seed)
+    wanted = sweep.num_trials or 0
     found: dict[str, dict[str, Any]] = {}
     for _ in range(DRAWS_PER_TRIAL * wanted):
-        point = {key: _drawn(span, rng) for key, span in sweep.space.items()}
+        point = {key: _draw(span, rng) for key, span in sweep.space.items()}
         found.setdefault(repr(point), point)
         if len(found) == wanted:
             return list(found.values())
@@ -157,21 +181,31 @@ def draw_random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
     )
 
 
+def _draw(span: Range, rng: np.random.Generator) -> Any:
+    if span.choices is not None:
+        return span.choices[int(rng.integers(len(span.choices)))]
+    low, high = span.bounds
+    if span.log:
+        return round_to_range(span, math.exp(rng.uniform(math.log(low), math.log(high))))
+    if span.whole:
+        return int(rng.integers(math.ceil(low), math.floor(high) + 1))
+    return round_to_range(span, rng.uniform(low, high))
+
+
 def round_to_range(span: Range, value: float) -> Any:
     """A drawn number as it is used: whole, or with few digits, and within the range."""
-    assert span.low is not None
-    assert span.high is not None
+    low, high = span.bounds
     if span.whole:
-        return int(min(max(round(value), math.ceil(span.low)), math.floor(span.high)))
-    return min(max(float(f"{value:.{DIGITS}g}"), span.low), span.high)
+        return min(max(round(value), math.ceil(low)), math.floor(high))
+    return min(max(float(f"{value:.{DIGITS}g}"), low), high)
 
 
-def load_base_config(sweep: SweepConfig, variant: str | None = None) -> Config:
+def load_base_config(sweep: SweepConfig, variant: str = "") -> Config:
     """What all trials (of a variant) have in common, with absolute paths and the resources of a trial.
 
     Without a variant, and where the sweep has no base, that of the first variant.
     """
-    base = _file_with_overrides(sweep, variant)
+    base = _load_with_overrides(sweep, variant)
     launch = base.launch
     if launch.device == "cuda" and not sweep.gpus_per_trial:
         raise UsageError(
@@ -196,23 +230,23 @@ def load_base_config(sweep: SweepConfig, variant: str | None = None) -> Config:
     return with_absolute_paths(load_config(base, values))
 
 
-def _file_with_overrides(sweep: SweepConfig, variant: str | None) -> Config:
-    if variant is None and sweep.base is None:
+def _load_with_overrides(sweep: SweepConfig, variant: str) -> Config:
+    if not variant and sweep.base is None:
         variant = next(iter(sweep.variants))
-    if variant is None:
-        return load_config(str(sweep.base), sweep.overrides)
-    own = dict(sweep.variants[variant])
+    own = dict(sweep.variants.get(variant, {}))
     file = own.pop("base", None) or sweep.base
     try:
         return load_config(str(file), {**sweep.overrides, **own})
     except UsageError as error:
+        if not variant:
+            raise
         raise UsageError(f"The variant {variant} is not possible. {error}") from None
 
 
-def begins_from(config: Config) -> list[Path]:
+def begins_from(config: Config) -> set[Path]:
     """The folders of other runs that a run begins from: its pretrained network, or the tree or policy that it is given."""
-    paths = [Path(path).absolute() for path in config.begins_from.values()]
-    return [path.parent if path.name == "tree.json" else path for path in paths]
+    paths = {Path(path).absolute() for path in config.begins_from.values()}
+    return paths | {path.parent for path in paths if path.name == "tree.json"}
 
 
 def order_in_turns(trials: Sequence[Config]) -> list[list[Config]]:
@@ -224,24 +258,14 @@ def order_in_turns(trials: Sequence[Config]) -> list[list[Config]]:
     waiting = {trial.run_directory: trial for trial in trials}
     turns: list[list[Config]] = []
     while waiting:
-        turn = [trial for trial in waiting.values() if not any(path in waiting for path in begins_from(trial))]
+        turn = [trial for trial in waiting.values() if begins_from(trial).isdisjoint(waiting)]
         if not turn:
-            names = ", ".join(sorted(str(trial.run.name) for trial in waiting.values()))
+            names = ", ".join(sorted(folder.name for folder in waiting))
             raise UsageError(f"A run cannot begin from one that begins from it, as {names} do. Leave one of them out.")
         turns.append(turn)
         for trial in turn:
             del waiting[trial.run_directory]
     return turns
-
-
-def make_trial_name(values: Mapping[str, Any], number: int | None = None) -> str:
-    """`width16-alpha2-seed0`: the last part of every key with its value, after the variant; drawn trials begin with their number."""
-    parts = [] if number is None else [f"{number:04d}"]
-    parts += [
-        value if key == VARIANT else key.rpartition(".")[2].replace("_", "-") + _short(value)
-        for key, value in values.items()
-    ]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.")
 
 
 def get_config_value(config: Config, key: str) -> Any:
@@ -250,48 +274,3 @@ def get_config_value(config: Config, key: str) -> Any:
     for part in key.split("."):
         value = value[part] if isinstance(value, Mapping) else getattr(value, part)
     return value
-
-
-def measure_size_class(config: Config, info: DatasetInfo) -> int:
-    """Trials that cost about the same before they grow: the octave of their first network's multiply-adds."""
-    return round(math.log2(multiply_adds(first_architecture(config, info))))
-
-
-def _trial(base: Config, values: Mapping[str, Any], name: str) -> Config:
-    try:
-        trial = load_config(base, {**{key: value for key, value in values.items() if key != VARIANT}, "run.name": name})
-        return load_config(trial, _runs_of_its_seed(trial))
-    except UsageError as error:
-        raise UsageError(f"The trial {name} is not possible. {error}") from None
-
-
-def _runs_of_its_seed(trial: Config) -> dict[str, str]:
-    """`{seed}` in the path of a run that it begins from stands for its own seed."""
-    return {key: path.replace(SEED, str(trial.seed)) for key, path in trial.begins_from.items() if SEED in path}
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    """A name that stays the same where other trials are added."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _drawn(span: Range, rng: np.random.Generator) -> Any:
-    if span.choices is not None:
-        return span.choices[int(rng.integers(len(span.choices)))]
-    assert span.low is not None
-    assert span.high is not None
-    if span.log:
-        return round_to_range(span, math.exp(rng.uniform(math.log(span.low), math.log(span.high))))
-    return (
-        int(rng.integers(math.ceil(span.low), math.floor(span.high) + 1))
-        if span.whole
-        else round_to_range(span, rng.uniform(span.low, span.high))
-    )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}".replace("e+", "e")
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "x".join(map(_short, value))
-    return "none" if value is None else f"-{value}" if isinstance(value, str) else str(value).lower()

@@ -4,10 +4,10 @@ Its unit is a family: trials that one process trains, because they begin alike. 
 family at the beginning. When a family forks, more families of its root become ready. Tune knows each as one trial of its own.
 """
 
-import json
 import math
-from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ Family = Sequence[Config]  # its leader first
 Judge = Callable[[Config, int, float], bool]
 
 
+@dataclass(eq=False)
 class FamilyQueue(Searcher):  # type: ignore[misc]
     """Hands out families, judges their trials, records what ends them.
 
@@ -32,46 +33,47 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         ready: the families of a root that can be trained now or are being trained, read from their run directories.
         directory: of the sweep.
         concurrency: families at the same time.
-        judge: whether a trial goes on after so many steps with such a value (early stopping).
-        propose: asked for more roots when there is room for them; none when there will be no more.
         report: told when a trial begins and how it ends.
+        judge: whether a trial continues after so many steps with such a value (early stopping).
+        propose: asked for more roots when there is room for them; none when there will be no more.
     """
 
-    def __init__(
-        self,
-        roots: Iterable[Family],
-        *,
-        ready: Callable[[Family], Sequence[Family]],
-        directory: SweepDirectory,
-        concurrency: int,
-        report: Report,
-        judge: Judge = lambda *_: True,
-        propose: Callable[[], Iterable[Family]] = lambda: (),
-    ) -> None:
+    roots: list[Family]
+    ready: Callable[[Family], Sequence[Family]] = field(kw_only=True)
+    directory: SweepDirectory = field(kw_only=True)
+    concurrency: int = field(kw_only=True)
+    report: Report = field(kw_only=True)
+    judge: Judge = lambda *_: True
+    propose: Callable[[], Sequence[Family]] = lambda: ()
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.roots, self.ready = deque(roots), ready
-        self.directory, self.concurrency, self.report = directory, concurrency, report
-        self.judge, self.propose = judge, propose
-        self.waiting = deque[tuple[Family, Family]]()  # (family, root)
+        self.roots = list(self.roots)
+        self.waiting: list[tuple[Family, Family]] = []  # (family, root)
         self.running: dict[str, tuple[Family, Family]] = {}
         self.closed = False
         self._ended = set[str]()  # in this session: a failed one is tried again by the next command, not by this one
-        self._lost: dict[str, tuple[Family, Family]] = {}
+
+    # ---- what Tune calls
 
     def suggest(self, trial_id: str) -> Any:
         """The next family as Tune's configuration; None for `ask again`."""
         if len(self.running) >= self.concurrency:
             return None
-        if not self.closed:
-            self._fill()
+        while not self.waiting and not self.closed:
+            if not self.roots:
+                self.roots.extend(self.propose())
+            if not self.roots:
+                break
+            root = self.roots.pop(0)
+            self._queue_families(root, self._read_families(root))
         if self.closed or not self.waiting:
             return None if self.running else Searcher.FINISHED
-        family, root = self.waiting.popleft()
+        family, root = self.waiting.pop(0)
         self.running[trial_id] = family, root
         self.report({"kind": "begun", "trial": family[0].run.name, "family": [config.run.name for config in family]})
-        return {
-            "leader": json.dumps(family[0].model_dump(mode="json"))
-        }  # as text: Tune copies and flattens what it gets
+        # As text, for Tune copies and flattens what it gets.
+        return {"leader": family[0].model_dump_json()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An evaluation is judged; after a decision more families may be ready."""
@@ -79,95 +81,88 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
             return
         family, root = self.running[trial_id]
         if result.get("kind") == "decision" and len(root) > 1:
-            self._look_at(root)
+            self._queue_families(root, self._read_families(root))
         elif result.get("kind") == "evaluation":
             self._judge(family, result["iteration"], result["value"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A family has ended. Lost ones (`error`) are explained by `Losses`, which is asked next."""
+        """A family has ended. Lost ones (`error`) are explained by `LossCallback`, which is asked next."""
+        if not error:
+            self.settle(trial_id, (result or {}).get("reason"))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: what is left is read from the run directories by whoever continues."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    # ---- what follows from it
+
+    def settle(self, trial_id: str, failure: str | None) -> None:
+        """Tell how the trials ended that were still together, then look for what else has become ready."""
         family, root = self.running.pop(trial_id)
-        if error or result is None:
-            self._lost[trial_id] = family, root
-        else:
-            self._settle(family, root, result.get("reason"))
+        # Who has left meanwhile is led by another one, and goes on.
+        found = self._read_families(root)
+        ended = [config for config in family if self.directory.run(str(config.run.name)).result.exists()]
+        for config in found.get(str(family[0].run.name), []):
+            if config not in ended:
+                ended.append(config)
+        self._end(ended, failure)
+        self._queue_families(root, found)
 
-    def on_lost(self, trial_id: str, reason: str) -> None:
-        """The process of a family was lost for good."""
-        if trial_id in self._lost:
-            self._settle(*self._lost.pop(trial_id), reason)
-
-    def _fill(self) -> None:
-        while not self.waiting:
-            if not self.roots:
-                self.roots.extend(self.propose())
-            if not self.roots:
-                return
-            self._look_at(self.roots.popleft())
-
-    def _look_at(self, root: Family) -> None:
-        """Let those families of a root wait that are ready and not known yet; those that run lose who has left them."""
-        known = {family[0].run.name for family, _ in (*self.waiting, *self.running.values())} | self._ended
-        statuses = self.directory.read_statuses([str(config.run.name) for config in root])
-        known |= {name for name, standing in statuses.items() if standing.status == STOPPED_EARLY}
+    def _read_families(self, root: Family) -> dict[str, Family]:
+        """The families of a root that are ready, by their leader; none of a damaged one, which has failed."""
         try:
-            found = self.ready(root)
+            return {str(family[0].run.name): family for family in self.ready(root)}
         except UserError as error:
-            return self._end(root, str(error))
-        by_leader = {family[0].run.name: family for family in found}
+            self._end(root, str(error))
+            return {}
+
+    def _queue_families(self, root: Family, found: Mapping[str, Family]) -> None:
+        """Let those families wait that are not known yet; those that run lose who has left them."""
+        known = {str(family[0].run.name) for family, _ in (*self.waiting, *self.running.values())} | self._ended
+        for name, trial_status in self.directory.read_statuses(root).items():
+            if trial_status.status == STOPPED_EARLY:
+                known.add(name)
         for trial_id, (family, its_root) in self.running.items():
-            self.running[trial_id] = by_leader.get(family[0].run.name, family), its_root
-        self.waiting.extendleft((family, root) for family in reversed(found) if family[0].run.name not in known)
-        return None
+            self.running[trial_id] = found.get(str(family[0].run.name), family), its_root
+        # Before what waits already: a root that was begun is brought to its end first.
+        new = [(family, root) for name, family in found.items() if name not in known]
+        self.waiting[:0] = new
 
     def _judge(self, family: Family, iteration: int, value: float) -> None:
         """A trial that does not pass is asked to stop by the stop word of its run, never from outside.
 
         What a family reaches together counts for each of its trials, but stops none: they will differ.
         """
-        passes, *_ = [self.judge(config, iteration, value) for config in family]
-        leader, *others = family
-        if passes or others or iteration >= leader.train.iterations:
+        # All are asked, for a judge remembers what each trial has reached.
+        passes = [self.judge(config, iteration, value) for config in family]
+        leader = family[0]
+        if passes[0] or len(family) > 1 or iteration >= leader.train.iterations:
             return
         name = str(leader.run.name)
         reason = f"{value:.4f} on val after {iteration} steps is not among the best of its size"
-        self.directory.end(name, STOPPED_EARLY, reason, iteration)
+        self.directory.record_end(name, STOPPED_EARLY, reason, iteration)
         self.directory.run(name).stop_word.touch()
-
-    def _settle(self, family: Family, root: Family, failure: str | None) -> None:
-        """Tell how the trials ended that were still together, then look for what else has become ready."""
-        try:
-            still = next((list(other) for other in self.ready(root) if other[0].run.name == family[0].run.name), [])
-        except UserError as error:
-            still, failure = list(family), failure or str(error)
-        finished = [config for config in family if self.directory.run(str(config.run.name)).result.exists()]
-        self._end([*finished, *(config for config in still if config not in finished)], failure)
-        self._look_at(root)
 
     def _end(self, family: Family, failure: str | None) -> None:
         """Trials that neither finished nor were stopped early have failed, or wait for the same command."""
-        names = [str(config.run.name) for config in family if config.run.name not in self._ended]
-        self._ended.update(names)
-        for name, standing in self.directory.read_statuses(names).items():
-            status, reason = standing.status if standing.is_settled else UNFINISHED, standing.reason
-            if failure and not standing.is_settled:
-                status, reason = FAILED, failure
-                self.directory.end(name, FAILED, failure)
+        new = [config for config in family if config.run.name not in self._ended]
+        for name, trial_status in self.directory.read_statuses(new).items():
+            self._ended.add(name)
+            status, reason = trial_status.status, trial_status.reason
+            if not trial_status.is_settled:
+                status = UNFINISHED
+                if failure:
+                    status, reason = FAILED, failure
+                    self.directory.record_end(name, FAILED, failure)
             self.report({"kind": "ended", "trial": name, "status": status, "reason": reason})
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What Tune writes beside its own state, for people: a sweep goes on from its run directories and never reads it."""
-        return {"waiting": [family[0].run.name for family, _ in self.waiting]}
 
-    def save(self, checkpoint_path: str) -> None:
-        """Write the names of what waits."""
-        with open(checkpoint_path, "w") as file:
-            json.dump(self.__getstate__(), file)
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: the roots were read from the run directories when this queue was made."""
-
-
-class Losses(Callback):  # type: ignore[misc]
+class LossCallback(Callback):  # type: ignore[misc]
     """Tells the queue why a process was lost; Tune tells a searcher only that it was."""
 
     def __init__(self, queue: FamilyQueue) -> None:
@@ -176,9 +171,11 @@ class Losses(Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The last line of what Tune wrote about the error."""
         del iteration, trials
-        lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
-        reason = explain_full_folder() or (lines[-1] if lines else "its process was lost")[:300]
-        self.queue.on_lost(trial.trial_id, reason)
+        # A full disk is told in its own words: what Ray makes of it names no folder.
+        lines = str(trial.get_error() or "").split("\n")
+        told = [line.strip() for line in lines if line.strip()]
+        reason = explain_full_folder() or (told or ["its process was lost"])[-1][:300]
+        self.queue.settle(trial.trial_id, reason)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -218,4 +215,5 @@ class SizeClassHalving:
         """The number of the last rung at or before `iteration`, None before the first."""
         if iteration < self.grace:
             return None
+        # A millionth of a millionth more, for log(8) / log(2) may come out below 3.
         return math.floor(math.log(iteration / self.grace, self.reduction) + 1e-9)

@@ -8,58 +8,83 @@ import hashlib
 import json
 import platform
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas
 import torch
+from torch.utils.benchmark import Timer
 
 from distbranch.config import Config
-from distbranch.config.sweep import METRICS
+from distbranch.config.sweep import METRICS, VARIANT, SweepConfig
 from distbranch.engine.artifact import load_model
 from distbranch.engine.results import read_result
-from distbranch.engine.run_directory import read_lines, write_json
+from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
 from distbranch.models.fold import fold
 from distbranch.report.sweep_files import read_sweep
 from distbranch.report.sweep_page import report_sweep
 from distbranch.report.tensorboard import log_hparams
-from distbranch.sweep.plan import get_config_value
-from distbranch.sweep.trial_status import FINISHED, SweepDirectory, TrialStatus
+from distbranch.sweep.plan import get_config_value, group_trials_by_variant
+from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
 Row = dict[str, Any]
+# A median of 15 does not see a machine that is busy for a third of the time; three calls even out what a clock cannot resolve.
 NUM_TURNS = 15
 CALLS_PER_TURN = 3
 SIZES = ("weights", "parameters", "multiply_adds", "num_groups_top", "iterations", "seconds")
 
 
-def make_rows(
-    trials: Sequence[Config], varied: Sequence[str], directory: SweepDirectory, *, variants: Mapping[str, str]
-) -> list[Row]:
+def make_rows(sweep: SweepConfig, trials: Sequence[Config], directory: SweepDirectory) -> list[Row]:
     """One row per trial: name, status, reason, variant if any, varied keys, metrics in 0..1 per split, sizes, seconds, directory.
 
     A trial that has not finished shows its last evaluation on val, and at which iteration that was.
     """
-    statuses = directory.read_statuses([str(config.run.name) for config in trials])
-    named = {str(config.run.name): config for config in trials}
-    return [
-        _make_row(config, varied, directory, statuses[name], {"variant": variants[name]} if variants else {})
-        for name, config in named.items()
-    ]
+    # A column only where a sweep has variants.
+    variants: dict[str, Row] = {}
+    if sweep.variants:
+        for variant, own in group_trials_by_variant(sweep).items():
+            variants |= {str(config.run.name): {VARIANT: variant} for config in own}
+    statuses = directory.read_statuses(trials)
+    rows = []
+    for config in trials:
+        name = str(config.run.name)
+        status = statuses[name]
+        row: Row = {"trial": name, "status": status.status, "reason": status.reason, **variants.get(name, {})}
+        row |= {key: get_config_value(config, key) for key in sweep.varied}
+        summary = _read_summary(RunDirectory(config.run_directory), status.status)
+        for split in ("val", "test"):
+            means = summary.get("metrics", {}).get(split, {}).get("mean", {})
+            row |= {f"{split}_{metric}": means.get(metric) for metric in METRICS}
+        row |= {key: summary.get(key) for key in SIZES}
+        rows.append({**row, "latency_ms": None, "directory": str(config.run_directory)})
+    return rows
+
+
+def _read_summary(files: RunDirectory, status: str) -> dict[str, Any]:
+    if status == FINISHED:
+        result = read_result(files.path)
+        assert result is not None
+        return result.summary
+    summary = {}
+    for line in read_lines(files.metrics):
+        if line["kind"] == "evaluation" and line["split"] == "val":
+            summary = {"metrics": {"val": line}, "iterations": line["iteration"]}
+    return summary
 
 
 def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
     """Measure the latency of finished networks, then write results.csv, results.parquet, the report and TensorBoard's view."""
-    finished = [row for row in rows if row["status"] == FINISHED]
-    latencies = measure_latencies([Path(row["directory"]) for row in finished], directory.latency) if finished else {}
-    for row in finished:
-        row["latency_ms"] = latencies[Path(row["directory"])]
+    finished = {Path(row["directory"]): row for row in rows if row["status"] == FINISHED}
+    if finished:
+        latencies = measure_latencies(list(finished), directory.latency)
+        for path, row in finished.items():
+            row["latency_ms"] = latencies[path]
     if not rows:  # Optuna before its first proposal
         return
-    table = pandas.DataFrame([{key: _format_cell(value) for key, value in row.items()} for row in rows])
+    table = pandas.DataFrame(rows).map(_format_cell)
+    # Whole or not at all: a report may read while a sweep ends.
     for path, write in ((directory.results, table.to_csv), (directory.table, table.to_parquet)):
         aside = path.with_name(f".{path.name}")
         write(aside, index=False)
@@ -68,34 +93,8 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
     report_sweep(directory.path)
 
 
-def _make_row(
-    config: Config, varied: Sequence[str], directory: SweepDirectory, standing: TrialStatus, variant: Mapping[str, str]
-) -> Row:
-    name = str(config.run.name)
-    row: Row = {"trial": name, "status": standing.status, "reason": standing.reason, **variant}
-    row |= {key: get_config_value(config, key) for key in varied}
-    result = read_result(config.run_directory) if standing.status == FINISHED else None
-    summary = result.summary if result else _read_last_evaluation(directory, name)
-    for split in ("val", "test"):
-        means = summary.get("metrics", {}).get(split, {}).get("mean", {})
-        row |= {f"{split}_{metric}": means.get(metric) for metric in METRICS}
-    row |= {key: summary.get(key) for key in SIZES}
-    row["latency_ms"] = None
-    row["directory"] = str(config.run_directory)
-    return row
-
-
-def _read_last_evaluation(directory: SweepDirectory, name: str) -> dict[str, Any]:
-    lines = [
-        line
-        for line in read_lines(directory.run(name).metrics)
-        if line["kind"] == "evaluation" and line["split"] == "val"
-    ]
-    return {"metrics": {"val": lines[-1]}, "iterations": lines[-1]["iteration"]} if lines else {}
-
-
 def _format_cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, (list, tuple, dict)) else value
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
 def measure_latencies(runs: Sequence[Path], record: Path) -> dict[Path, float]:
@@ -128,12 +127,12 @@ def _hash_architecture(run: Path) -> str:
 
 @torch.inference_mode()
 def _measure_by_turns(runs: dict[str, Path]) -> dict[str, float]:
+    # A timer calls twice before it counts: that fetches the weights that the network before has pushed out of the cache.
+    timers = {key: Timer("answer()", globals={"answer": _make_call(run)}, num_threads=1) for key, run in runs.items()}
     seconds: dict[str, list[float]] = {key: [] for key in runs}
-    with _restrict_to_one_thread():
-        answers = {key: _make_call(run) for key, run in runs.items()}
-        for _ in range(NUM_TURNS):
-            for key, answer in answers.items():
-                seconds[key] += _measure_turn(answer)
+    for _ in range(NUM_TURNS):
+        for key, timer in timers.items():
+            seconds[key].append(timer.timeit(CALLS_PER_TURN).mean)
     return {key: 1000 * statistics.median(times) for key, times in seconds.items()}
 
 
@@ -148,26 +147,6 @@ def _make_call(run: Path) -> Callable[[], Any]:
     from distbranch.export.onnx_graph import onnx_bytes
     from distbranch.export.onnx_model import open_session
 
-    session, pixels = open_session(onnx_bytes(folded, {}, input_type="uint8"), num_threads=1), image.numpy()
-    name = session.get_inputs()[0].name
-    return lambda: session.run(None, {name: pixels})
-
-
-def _measure_turn(answer: Callable[[], Any]) -> list[float]:
-    answer()  # fetches the weights that the network before has pushed out of the cache
-    times = []
-    for _ in range(CALLS_PER_TURN):
-        began = time.perf_counter()
-        answer()
-        times.append(time.perf_counter() - began)
-    return times
-
-
-@contextmanager
-def _restrict_to_one_thread() -> Iterator[None]:
-    before: Any = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    session = open_session(onnx_bytes(folded, {}, input_type="uint8"), num_threads=1)
+    feed = {session.get_inputs()[0].name: image.numpy()}
+    return lambda: session.run(None, feed)

@@ -4,13 +4,11 @@ Each start makes a new Tuner over the trials that the disk does not know as sett
 driver before ended.
 """
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
 
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.config.reading import read_yaml
@@ -20,7 +18,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.run_directory import RunDirectory, without_moved_data, write_atomically
 from distbranch.engine.run_log import Report
-from distbranch.errors import UserError, reason_of
+from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, open_cluster
 from distbranch.launch.prepare import (
@@ -33,14 +31,13 @@ from distbranch.launch.prepare import (
     warn_ignored_settings,
 )
 from distbranch.launch.stopping import StopRequest
-from distbranch.locks import LockHeldError, hold_lock
 from distbranch.metrics import is_defined
 from distbranch.models.cost import multiply_adds, num_parameters
-from distbranch.sweep.plan import group_trials_by_variant, list_trials, load_base_config, order_in_turns
-from distbranch.sweep.proposals import Proposals
+from distbranch.sweep.plan import list_trials, load_base_config, order_in_turns
+from distbranch.sweep.proposals import OptunaSearch
 from distbranch.sweep.results import Row, make_rows, write_results
-from distbranch.sweep.shared_prefix import group_by_prefix, measure_saving
-from distbranch.sweep.trial_status import FAILED, SweepDirectory
+from distbranch.sweep.shared_prefix import describe_saving, group_by_prefix
+from distbranch.sweep.trial_status import FAILED, UNFINISHED, SweepDirectory
 
 # Our run directories are the truth, so Tune need not write down what it knows before its end.
 SETTINGS = {
@@ -54,101 +51,111 @@ SETTINGS = {
 OF_ITSELF = "Give another name (--name of an experiment), or undo the change."
 SHARED = "Give another trial_directory (run.directory of an experiment), or undo the change."
 logger = logging.getLogger("distbranch")
+# Other values of these would give other trials the names of those that were begun.
 FIXED_ONCE_BEGUN = ("search", "space", "search_seed")
-NUM_NAMES_SHOWN = 25  # at either end of a long list
+NUM_NAMES_SHOWN = 50  # of a long list: more do not fit on a screen
 
 
-@dataclass(frozen=True)
-class SweepResult:
-    """What a sweep gives: one row per trial, and its directory."""
-
-    rows: list[Row]
-    directory: Path
-
-    @property
-    def failed(self) -> list[Row]:
-        """The trials that failed, each with its reason."""
-        return [row for row in self.rows if row["status"] == FAILED]
-
-
-def run_sweep(sweep: SweepConfig, report: Report) -> SweepResult:
+def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
     """Train every trial that is not settled yet, and write the tables.
 
     Args:
         sweep: see `load_sweep`.
         report: told what happens: `begun`, `ended` (with a status), and what packing says.
 
+    Returns:
+        One row per trial; failed ones say why.
+
     Raises:
         UsageError: the sweep asks for something that does not exist, or differs from what was begun under its name.
-        UserError: data, storage or machines are not as they should be. Failed trials are in the result, not raised.
+        UserError: data, storage or machines are not as they should be.
         StoppedEarly: a signal asked to stop; every running trial has saved a checkpoint.
     """
     directory = SweepDirectory(sweep.path, sweep.trial_path)
-    known = [] if sweep.search == "optuna" else list_trials(sweep)
-    _refuse_what_vanishes(sweep, known or [load_base_config(sweep)])
-    check_begun(sweep, directory, known)
-    warn_ignored_settings(known or [load_base_config(sweep)])
-    for info in _prepare_data(order_in_turns(known)[0] if known else [load_base_config(sweep)], report):
+    turns = _check_plan(sweep, directory)
+    for info in _prepare_data(turns[0], report):
         _check_metric(sweep, info)
-    with _open_directory(sweep, directory):
-        proposals = Proposals(sweep, directory) if sweep.search == "optuna" else None
-        groups = [known] if proposals is None else proposals.trials
-        if proposals is not None:
-            check_begun(sweep, directory, [trial for group in groups for trial in group])
+    # Locked against a second driver as a run is.
+    with RunDirectory(directory.path).locked():
+        check_begun(sweep, directory, [])  # again: another driver may have begun it since
+        write_atomically(directory.config, sweep_to_yaml(sweep))
+        write_atomically(directory.base, to_yaml(load_base_config(sweep)))
+        proposals = None
+        if sweep.search == "optuna":
+            proposals = OptunaSearch(sweep, directory)
+            trials = proposals.trials
+            turns = [list(trials)]
+            check_begun(sweep, directory, trials)
+        else:
+            trials = list_trials(sweep)
+        # Also where the sweep is stopped or fails: a table of what there is says how far it came.
         try:
-            _train_open(sweep, groups, directory, report, proposals)
+            _train_open(sweep, trials, turns, directory, report, proposals)
         finally:
-            trials = [config for group in groups for config in group]
-            rows = make_rows(trials, sweep.varied, directory, variants=_get_variants(sweep))
+            rows = make_rows(sweep, trials, directory)
             write_results(rows, directory)
-        shared = measure_saving(trials)
-        if shared.steps < shared.steps_alone:
-            report({"kind": "saving", "text": f"Shared beginnings of {shared}"})
-    return SweepResult(rows, directory.path)
+        saving = describe_saving(trials)
+        if saving:
+            report({"kind": "saving", "text": saving})
+    return rows
 
 
-def _refuse_what_vanishes(sweep: SweepConfig, trials: Sequence[Config]) -> None:
-    """In a job of Ray: the folders of the sweep, which are the `run.directory` of its trials, and what these read."""
-    places = [("directory", str(sweep.path))]
+def _check_plan(sweep: SweepConfig, directory: SweepDirectory) -> list[list[Config]]:
+    """The trials in their turns; of Optuna, which makes them as results come, their base."""
+    trials: list[Config] = []
+    turns = [[load_base_config(sweep)]]
+    if sweep.search != "optuna":
+        trials = list_trials(sweep)
+        turns = order_in_turns(trials)
+
+    # In a job of Ray: the folders of the sweep, which are the `run.directory` of its trials, and what these read.
+    places = {("directory", str(sweep.path)): None}
     if sweep.trial_directory is not None:
-        places.append(("trial_directory", str(sweep.trial_path)))
-    of_trials = [place for trial in trials for place in list_run_paths(trial) if place[0] != "run.directory"]
-    refuse_uploaded_paths([*places, *dict.fromkeys(of_trials)])
+        places["trial_directory", str(sweep.trial_path)] = None
+    for trial in itertools.chain(*turns):
+        places |= dict.fromkeys(place for place in list_run_paths(trial) if place[0] != "run.directory")
+    refuse_uploaded_paths(places)
+    check_begun(sweep, directory, trials)
+    warn_ignored_settings(trials or turns[0])
+    return turns
 
 
 def _train_open(
     sweep: SweepConfig,
-    groups: Sequence[Sequence[Config]],
+    trials: Sequence[Config],
+    turns: Sequence[Sequence[Config]],
     directory: SweepDirectory,
     report: Report,
-    proposals: Proposals | None,
+    proposals: OptunaSearch | None,
 ) -> None:
     """Train what is not settled, and what is proposed; what failed before is tried again."""
-    trials = [config for group in groups for config in group]
-    statuses = directory.read_statuses([str(config.run.name) for config in trials])
-    total = len(statuses) if proposals is None else (sweep.num_trials or 0) * len(sweep.seeds or (0,))
-    num_open = total - sum(trial_status.is_settled for trial_status in statuses.values())
-    report({"kind": "sweep", "trials": total, "open": num_open, "directory": str(directory.path)})
+    statuses = directory.read_statuses(trials)
+    num_trials = len(statuses)
+    if proposals is not None:
+        num_trials = count_searched_trials(sweep)
+    num_open = num_trials - sum(trial_status.is_settled for trial_status in statuses.values())
+    report({"kind": "sweep", "trials": num_trials, "open": num_open, "directory": str(directory.path)})
     if not num_open:
         return
-    directory.retry_failed([name for name, trial_status in statuses.items() if trial_status.status == FAILED])
+    # Told first, for a driver that is killed now should not leave trials that count as failed.
+    for name, trial_status in statuses.items():
+        if trial_status.status == FAILED:
+            directory.record_end(name, UNFINISHED)
 
-    def unsettled(groups: Sequence[Sequence[Config]]) -> list[list[Config]]:
-        roots = [root for group in groups for root in group_by_prefix(group)]
-        return [root for root in roots if not all(statuses[str(config.run.name)].is_settled for config in root)]
+    def is_open(root: Sequence[Config]) -> bool:
+        return not all(statuses[str(config.run.name)].is_settled for config in root)
 
     with open_sweep_cluster(sweep, report):
+        # Here and not above: ray reads its token when it is loaded, and the cluster says which one.
         from distbranch.sweep.tuning import train_roots
 
-        if proposals is not None:
-            train_roots(sweep, unsettled(groups), trials, directory, report, lambda: group_by_prefix(proposals.next()))
-            return
-        for number, turn in enumerate(order_in_turns(trials)):
-            able = (
-                _select_startable(turn, directory, report) if number else turn
-            )  # the first ones were looked at before
-            if roots := unsettled([able]):
-                train_roots(sweep, roots, trials, directory, report, lambda: [])
+        for number, turn in enumerate(turns):
+            if number:  # the first ones were looked at before
+                turn = _select_startable(turn, directory, report)
+            # A root with one open trial comes whole, for the settled ones say where its families have forked.
+            roots = [root for root in group_by_prefix(turn) if is_open(root)]
+            if roots or proposals is not None:
+                train_roots(sweep, roots, trials, directory, report, proposals)
 
 
 def _select_startable(turn: Sequence[Config], directory: SweepDirectory, report: Report) -> list[Config]:
@@ -159,40 +166,16 @@ def _select_startable(turn: Sequence[Config], directory: SweepDirectory, report:
         try:
             _prepare_data([config], report)
         except UserError as error:
-            directory.end(name, FAILED, str(error))
+            directory.record_end(name, FAILED, str(error))
             report({"kind": "ended", "trial": name, "status": FAILED, "reason": str(error)})
         else:
             able.append(config)
     return able
 
 
-def _get_variants(sweep: SweepConfig) -> dict[str, str]:
-    """The variant of every trial, by name; empty in a sweep without."""
-    return {
-        str(trial.run.name): variant for variant, trials in group_trials_by_variant(sweep).items() for trial in trials
-    }
-
-
-@contextmanager
-def _open_directory(sweep: SweepConfig, directory: SweepDirectory) -> Iterator[None]:
-    """The sweep's directory, of this sweep and locked against a second driver."""
-    held = ExitStack()
-    try:
-        directory.path.mkdir(parents=True, exist_ok=True)
-        held.enter_context(hold_lock(directory.lock, patience_s=5))
-    except LockHeldError as error:
-        raise UserError(
-            f"The sweep {directory.path} is being run by another process. Wait for it, stop it, or give another name.{error.advice}"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"The sweep directory {directory.path} cannot be written ({reason_of(error)}). Give another directory."
-        ) from None
-    with held:
-        check_begun(sweep, directory, [])  # again: another driver may have begun it since
-        write_atomically(directory.config, sweep_to_yaml(sweep))
-        write_atomically(directory.base, to_yaml(load_base_config(sweep)))
-        yield
+def count_searched_trials(sweep: SweepConfig) -> int:
+    """All trials of a random or Optuna search."""
+    return (sweep.num_trials or 0) * len(sweep.seeds or (0,))
 
 
 def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> None:
@@ -216,8 +199,9 @@ def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[C
 
 
 def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
+    # The data may lie in another folder by now, if every run was begun with the same ones.
     base = load_base_config(sweep)
-    begun_with = {files.data for files in directory.runs()}
+    begun_with = {RunDirectory(file.parent).data for file in directory.trials.glob("*/config.yaml")}
     different = without_moved_data(differences(load_config(directory.base), base), base, *begun_with)
     begun, now = read_yaml(directory.config), sweep.model_dump(mode="json", by_alias=True)
     different += [
@@ -232,17 +216,23 @@ def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
 
 def _check_metric(sweep: SweepConfig, info: DatasetInfo) -> None:
     """A search or early stopping that is guided by what is undefined for all tasks would be guided by nothing."""
-    guides = {"metric": sweep.metric} if sweep.search == "optuna" else {}
+    val = info.splits.get("val")
+
+    def lacks(metric: str) -> bool:
+        return val is None or not is_defined(metric, info.tasks, val.labels)
+
+    guides = {}
+    if sweep.search == "optuna":
+        guides["metric"] = sweep.metric
     if sweep.early_stopping is not None:
         guides["early_stopping.metric"] = sweep.early_stopping.metric or sweep.metric
-    val = info.splits.get("val")
     for key, metric in guides.items():
-        if val is None or not is_defined(metric, info.tasks, val.labels):
-            lacks = "no split 'val'" if val is None else f"no task with a defined {metric} on val"
+        if lacks(metric):
             raise UserError(
-                f"{key}={metric} should guide the sweep, but {info.path} has {lacks}. Give another metric, or other data."
+                f"{key}={metric} should guide the sweep, but {info.path} has no task with a defined {metric} on val. "
+                "Give another metric, or other data."
             )
-    if val is not None and not is_defined(sweep.metric, info.tasks, val.labels):
+    if val is not None and lacks(sweep.metric):
         logger.warning(
             "No task of %s has a defined %s on val, so no trial counts as best. Give another `metric`.",
             info.path,
@@ -252,27 +242,24 @@ def _check_metric(sweep: SweepConfig, info: DatasetInfo) -> None:
 
 def _prepare_data(trials: Sequence[Config], report: Report) -> list[DatasetInfo]:
     """Pack and check what the trials will read, once, before anything starts."""
-    infos: dict[tuple[Any, ...], DatasetInfo] = {}
-    kinds = {
-        (
-            c.data.path,
-            str(c.data.pack),
-            c.data.image_size,
-            c.model,
-            c.method.name,
-            c.method.init,
-            c.method.pretrained,
-            str(c.method.groups),
-            c.adashare,
-        ): c
-        for c in trials
-    }
-    for config in kinds.values():
-        made = (config.data.paths, str(config.data.pack))
-        if made not in infos:
-            infos[made] = ensure_packed(config, report)
-        check_data(config, infos[made])
+    infos: dict[str, DatasetInfo] = {}
+    for config in _pick_kinds(trials):
+        packed = repr((config.data.path, config.data.pack))
+        if packed not in infos:
+            infos[packed] = ensure_packed(config, report)
+        check_data(config, infos[packed])
     return list(infos.values())
+
+
+def _pick_kinds(trials: Sequence[Config]) -> list[Config]:
+    """One trial of every data set and network to begin with: hundreds may differ in nothing but their seeds and rates."""
+    kinds = {}
+    for config in trials:
+        data = (config.data.path, config.data.pack, config.data.image_size)
+        method = config.method
+        network = (config.model, method.name, method.init, method.groups, config.begins_from, config.adashare)
+        kinds[repr((data, network))] = config
+    return list(kinds.values())
 
 
 def count_workers_asked_for(sweep: SweepConfig) -> tuple[int, int]:
@@ -312,54 +299,43 @@ def describe_plan(sweep: SweepConfig) -> list[tuple[str, str]]:
     Raises:
         UserError: what is not as it should be.
     """
+    directory = SweepDirectory(sweep.path, sweep.trial_path)
+    turns = _check_plan(sweep, directory)
+    trials = f"{count_searched_trials(sweep)}, chosen by Optuna as results come"
+    if sweep.search != "optuna":
+        statuses = directory.read_statuses(list_trials(sweep))
+        counts = Counter(trial_status.status for trial_status in statuses.values())
+        names = list(statuses)
+        if len(names) > NUM_NAMES_SHOWN:
+            names[NUM_NAMES_SHOWN:] = ["..."]
+        trials = f"{len(statuses)} ({', '.join(f'{n} {status}' for status, n in counts.items())}): {', '.join(names)}"
     base = load_base_config(sweep)
-    trials = [] if sweep.search == "optuna" else list_trials(sweep)
-    check_begun(sweep, SweepDirectory(sweep.path, sweep.trial_path), trials)
-    lines = [("sweep directory", str(sweep.path)), ("data", " ".join(base.data.paths))]
-    if sweep.search == "optuna":
-        warn_ignored_settings([base])
-        num_trials = (sweep.num_trials or 0) * len(sweep.seeds or (0,))
-        lines += [("trials", f"{num_trials}, chosen by Optuna as results come"), *_describe_networks([base])]
-    else:
-        warn_ignored_settings(trials)
-        lines += [("trials", _list_names(trials, sweep)), *_describe_networks(trials)]
     workers = sweep.workers_per_trial
-    where = "in the trial's own process" if workers == 1 else "by an inner Ray trainer"
-    cpus, gpus = sweep.cpus_per_trial or workers, sweep.gpus_per_trial
+    where = "by an inner Ray trainer" if workers > 1 else "in the trial's own process"
     return [
-        *lines,
+        ("sweep directory", str(sweep.path)),
+        ("data", " ".join(base.data.paths)),
+        ("trials", trials),
+        *_describe_networks(turns),
         ("steps of a trial", f"{base.train.iterations:,} of {base.train.batch_size} images"),
-        ("a trial takes", f"{workers} worker(s) {where}, {cpus:g} CPU(s), {gpus:g} GPU(s)"),
-        ("at the same time", f"at most {sweep.concurrency}" if sweep.concurrency else "as many as fit"),
+        (
+            "a trial takes",
+            f"{workers} worker(s) {where}, {sweep.cpus_per_trial or workers:g} CPU(s), {sweep.gpus_per_trial:g} GPU(s)",
+        ),
+        ("at the same time", f"at most {sweep.concurrency or 'as many as fit'}"),
         ("on", cluster_address(base.launch) or "this machine"),
     ]
 
 
-def _list_names(trials: list[Config], sweep: SweepConfig) -> str:
-    names = [str(config.run.name) for config in trials]
-    shown = names
-    if len(names) > 2 * NUM_NAMES_SHOWN:
-        shown = [*names[:NUM_NAMES_SHOWN], "...", *names[-NUM_NAMES_SHOWN:]]
-    statuses = SweepDirectory(sweep.path, sweep.trial_path).read_statuses(names).values()
-    counts = Counter(trial_status.status for trial_status in statuses)
-    by_status = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return f"{len(names)} ({by_status}): {', '.join(shown)}"
-
-
-def _describe_networks(trials: list[Config]) -> list[tuple[str, str]]:
-    """One line per kind of network that trials begin with."""
+def _describe_networks(turns: Sequence[Sequence[Config]]) -> list[tuple[str, str]]:
+    """One line per kind of network that trials begin with; not of trials that wait for others, for these make their networks."""
     lines = {}
-    at_once = order_in_turns(trials)[0]
-    for config in trials:
+    for config in _pick_kinds(turns[0]):
         if is_to_be_packed(config):
             return [("networks", "known once the data set is packed, which would be done first")]
         info = read_packed_data(config)
-        if config in at_once:  # others begin from runs that are still to be trained
-            check_data(config, info)
-        elif config.method.groups is not None or config.adashare.policy is not None:
-            continue
+        check_data(config, info)
         first = first_architecture(config, info)
-        stage = "before any widening" if config.method.name == "branching" else config.method.name
-        name = f"{config.model.backbone}, {config.model.width_text}, {stage}"
+        name = f"{config.model.backbone}, {config.model.width_text}, {config.method.name}"
         lines[name] = f"{num_parameters(first):,} parameters, {multiply_adds(first):,} multiply-adds per image"
     return list(lines.items())

@@ -5,18 +5,18 @@ in an ordinary directory, trained by whoever trains runs; when it forks (engine/
 done is read from the directories, so after any interruption the same call says what is left.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from distbranch.config import Config, MethodConfig, to_yaml
+from distbranch.config import Config, to_yaml
 from distbranch.config.network import KEYS_OF_DECISIONS
 from distbranch.engine.forks import Origin, copy_as, member, read_family, write_family
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically, write_json
 from distbranch.engine.run_log import DrawDecision, write_tensorboard
+
+NO_ORIGIN = Origin("", 0, 0.0)  # of a run that began by itself
 
 
 def group_by_prefix(trials: Sequence[Config]) -> list[list[Config]]:
@@ -27,17 +27,11 @@ def group_by_prefix(trials: Sequence[Config]) -> list[list[Config]]:
     """
     found: dict[str, list[Config]] = {}
     for trial in trials:
-        found.setdefault(_beginning(trial), []).append(trial)
+        beginning = trial.model_dump_json()
+        if trial.method.name == "branching":
+            beginning = trial.model_dump_json(exclude={"run": {"name"}, "method": set(KEYS_OF_DECISIONS)})
+        found.setdefault(beginning, []).append(trial)
     return list(found.values())
-
-
-def _beginning(trial: Config) -> str:
-    values = trial.model_dump(mode="json")
-    if trial.method.name == "branching":
-        del values["run"]["name"]
-        for key in KEYS_OF_DECISIONS:
-            del values["method"][key]
-    return json.dumps(values, sort_keys=True)
 
 
 def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
@@ -54,53 +48,62 @@ def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
         UserError: the directory of a trial that was never begun holds other files.
     """
     by_name = {str(trial.run.name): trial for trial in trials}
-    bonds = _read_groups(by_name)
+    families = _read_families(trials)
     leader_of: dict[str, str] = {}
     # A leader that was killed while some were leaving still lists those whom another one leads from that step on.
-    for name, (relatives, _) in sorted(bonds.items(), key=lambda item: _begins_at(item[1][1])):
-        leader_of |= {relative: name for relative in relatives if relative not in bonds}
-    for leader, *others in group_by_prefix([by_name[name] for name in by_name if name not in {*bonds, *leader_of}]):
-        _begin(leader, others)
-        leader_of |= {str(other.run.name): str(leader.run.name) for other in others}
-        bonds[str(leader.run.name)] = {}, None
-    found: dict[str, list[Config]] = {
-        name: [by_name[name]] for name in bonds if not RunDirectory(by_name[name].run_directory).result.exists()
-    }
-    for name, leader_name in leader_of.items():
+    for name, (relatives, _) in sorted(families.items(), key=lambda item: item[1][1].iteration):
+        leader_of |= {relative: name for relative in relatives if relative not in families}
+
+    # One of those whom nobody leads begins for all that begin as it does.
+    alone = [by_name[name] for name in by_name if name not in families and name not in leader_of]
+    for together in group_by_prefix(alone):
+        leader = _begin(together)
+        families[leader] = [], NO_ORIGIN
+        leader_of |= {str(other.run.name): leader for other in together[1:]}
+
+    # Leaders that have finished are done, but may have followers whose directories are still to be made.
+    found = {}
+    for name in families:
+        if not RunDirectory(by_name[name].run_directory).result.exists():
+            found[name] = [by_name[name]]
+    for name, leader in leader_of.items():
         if name in by_name:
-            found.setdefault(leader_name, [by_name[leader_name]]).append(by_name[name])
+            found.setdefault(leader, [by_name[leader]]).append(by_name[name])
     return sorted(found.values(), key=len, reverse=True)
 
 
-def _read_groups(by_name: Mapping[str, Config]) -> dict[str, tuple[dict[str, MethodConfig], Origin | None]]:
-    """What `read_family` says of every trial that has a directory.
+def _read_families(trials: Sequence[Config]) -> dict[str, tuple[list[str], Origin]]:
+    """What `read_family` says of every trial that has a directory: its relatives and the beginning of its own.
 
     A leader may be parting from some just now. It gives them a directory before it leaves them out of its own family, so
     who is missing from a family that was read has a directory when one looks again.
     """
-    files = {name: RunDirectory(trial.run_directory) for name, trial in by_name.items()}
-    bonds: dict[str, tuple[dict[str, MethodConfig], Origin | None]] = {}
-    while new := [name for name in files if name not in bonds and files[name].config.exists()]:
-        bonds |= {name: read_family(files[name]) for name in new}
-    return bonds
+    families: dict[str, tuple[list[str], Origin]] = {}
+    num_known = -1
+    while len(families) > num_known:
+        num_known = len(families)
+        for trial in trials:
+            files = RunDirectory(trial.run_directory)
+            if files.path.name not in families and files.config.exists():
+                relatives, origin = read_family(files)
+                families[files.path.name] = list(relatives), origin or NO_ORIGIN
+    return families
 
 
-def _begin(leader: Config, others: Sequence[Config]) -> None:
-    for trial in (leader, *others):
+def _begin(trials: Sequence[Config]) -> str:
+    for trial in trials:
         RunDirectory(trial.run_directory).check(trial)
+    leader = trials[0]
     with created_atomically(leader.run_directory) as files:
         write_atomically(files.config, to_yaml(leader))
-        write_family(files, {str(other.run.name): other.method for other in others}, None)
+        write_family(files, {str(other.run.name): other.method for other in trials[1:]}, None)
+    return str(leader.run.name)
 
 
-def _begins_at(origin: Origin | None) -> int:
-    return origin.iteration if origin else 0
-
-
-def copy_result_to_followers(leader: Config, draw: DrawDecision | None = None) -> list[str]:
+def copy_result_to_followers(leader: Config, draw: DrawDecision | None = None) -> None:
     """Give the relatives that never decided otherwise than this finished run its result in directories of their own.
 
-    Large files are linked, not copied, where the file system can. Returns the names of those that had none yet.
+    Large files are linked, not copied, where the file system can.
 
     Args:
         leader: of the finished run; one that is unfinished or alone is left as it is.
@@ -109,19 +112,20 @@ def copy_result_to_followers(leader: Config, draw: DrawDecision | None = None) -
     files = RunDirectory(leader.run_directory)
     result = read_result(files.path)
     if result is None:
-        return []
+        return
     origin = Origin(str(leader.run.name), leader.train.iterations, result.summary["seconds"])
-    configs = [member(leader, name, method) for name, method in read_family(files)[0].items()]
-    without = [config for config in configs if not RunDirectory(config.run_directory).config.exists()]
-    for config in without:
+    for name, method in read_family(files)[0].items():
+        config = member(leader, name, method)
+        if RunDirectory(config.run_directory).config.exists():
+            continue
         with created_atomically(config.run_directory) as own:
             copy_as(config, files, own)
-            for folder, copy in ((files.checkpoints, own.checkpoints), (files.model, own.model)):
-                shutil.copytree(folder, copy, copy_function=_link_or_copy)
+            # Hundreds of trials may end with one network: their checkpoints take its room once.
+            shutil.copytree(files.checkpoints, own.checkpoints, copy_function=_link_or_copy)
+            shutil.copytree(files.model, own.model, copy_function=_link_or_copy)
             write_family(own, {}, origin)
             write_tensorboard(own, draw)
-            write_json(own.result, result.summary | {"name": config.run.name})
-    return [str(config.run.name) for config in without]
+            write_json(own.result, result.summary | {"name": name})
 
 
 def _link_or_copy(source: str, copy: str) -> None:
@@ -131,41 +135,33 @@ def _link_or_copy(source: str, copy: str) -> None:
         shutil.copy2(source, copy)
 
 
-@dataclass(frozen=True)
-class Saving:
-    """What the finished trials of a sweep took, and what they would have taken each by itself."""
-
-    num_trials: int
-    steps: int
-    steps_alone: int
-    seconds: float
-    seconds_alone: float
-
-    def __str__(self) -> str:
-        """One sentence for people."""
-        share = 1 - self.steps / self.steps_alone if self.steps_alone else 0.0
-        return (
-            f"{self.num_trials} trials: {self.steps:,} steps trained instead of {self.steps_alone:,}: {share:.0%} saved "
-            f"({self.seconds:,.0f} s of training instead of {self.seconds_alone:,.0f} s)"
-        )
-
-
-def measure_saving(trials: Sequence[Config]) -> Saving:
-    """Steps and seconds of the finished ones among `trials`, with every common beginning counted once.
+def measure_saving(trials: Sequence[Config]) -> dict[str, float]:
+    """Steps and seconds of the finished ones among `trials`, with every common beginning counted once, and as if alone.
 
     Seconds are those of training as in result.json, summed over trials, however many ran at a time. Steps that were
     repeated after an interruption are not counted.
     """
-    num_trials = steps = steps_alone = 0
-    seconds = seconds_alone = 0.0
+    found: dict[str, float] = dict.fromkeys(("trials", "steps", "steps_alone", "seconds", "seconds_alone"), 0)
     for trial in trials:
         result = read_result(trial.run_directory)
         if result is None:
             continue
         _, origin = read_family(RunDirectory(trial.run_directory))
-        num_trials += 1
-        steps_alone += trial.train.iterations
-        steps += trial.train.iterations - _begins_at(origin)
-        seconds_alone += result.summary["seconds"]
-        seconds += result.summary["seconds"] - (origin.seconds if origin else 0.0)
-    return Saving(num_trials, steps, steps_alone, seconds, seconds_alone)
+        origin = origin or NO_ORIGIN
+        found["trials"] += 1
+        found["steps_alone"] += trial.train.iterations
+        found["steps"] += trial.train.iterations - origin.iteration
+        found["seconds_alone"] += result.summary["seconds"]
+        found["seconds"] += result.summary["seconds"] - origin.seconds
+    return found
+
+
+def describe_saving(trials: Sequence[Config]) -> str:
+    """One sentence for people; nothing where nothing was shared."""
+    found = measure_saving(trials)
+    if found["steps"] == found["steps_alone"]:
+        return ""
+    return (
+        "Shared beginnings of {trials} trials: {steps:,} steps trained instead of {steps_alone:,}: {share:.0%} saved "
+        "({seconds:,.0f} s of training instead of {seconds_alone:,.0f} s)"
+    ).format(**found, share=1 - found["steps"] / found["steps_alone"])

@@ -6,10 +6,12 @@ the newest checkpoint of its run directory. So nothing that Ray remembers is nee
 no finished trial is ever handed out again, and every other one is.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distbranch.config import Config
 from distbranch.engine.run_directory import RunDirectory, append_line, read_lines
 
 FINISHED, FAILED, STOPPED_EARLY, UNFINISHED = "finished", "failed", "stopped early", "unfinished"
@@ -44,7 +46,6 @@ class SweepDirectory:
         self.latency = path / "latency.json"
         self.tensorboard = path / "tensorboard"
         self.tune = path / ".tune"
-        self.lock = path / ".lock"
 
     @property
     def has_begun(self) -> bool:
@@ -55,27 +56,19 @@ class SweepDirectory:
         """The run directory of a trial."""
         return RunDirectory(self.trials / trial)
 
-    def runs(self) -> list[RunDirectory]:
-        """The run directories of all trials that were begun."""
-        return [RunDirectory(file.parent) for file in sorted(self.trials.glob("*/config.yaml"))]
-
-    def end(self, trial: str, status: str, reason: str, iteration: int | None = None) -> None:
-        """Record that a trial failed or was stopped early."""
+    def record_end(self, trial: str, status: str, reason: str = "", iteration: int | None = None) -> None:
+        """Record that a trial failed or was stopped early, or is to be trained again (`UNFINISHED`)."""
         append_line(self.ended, {"trial": trial, "status": status, "reason": reason, "iteration": iteration})
 
-    def retry_failed(self, trials: list[str]) -> None:
-        """Record that failed trials are to be trained now."""
-        for trial in trials:
-            self.end(trial, UNFINISHED, "")
-
-    def read_statuses(self, trials: list[str]) -> dict[str, TrialStatus]:
-        """How every trial stands."""
+    def read_statuses(self, trials: Iterable[Config]) -> dict[str, TrialStatus]:
+        """How every trial stands, by name."""
         ended: dict[str, dict[str, Any]] = {line["trial"]: line for line in read_lines(self.ended)}
-        return {trial: self._read_status(trial, ended.get(trial)) for trial in trials}
-
-    def _read_status(self, trial: str, ended: dict[str, Any] | None) -> TrialStatus:
-        if self.run(trial).result.exists():
-            return TrialStatus(FINISHED)
-        if ended is None:
-            return TrialStatus(UNFINISHED)
-        return TrialStatus(ended["status"], ended["reason"], ended["iteration"])
+        statuses = {}
+        for config in trials:
+            name = str(config.run.name)
+            line = ended.get(name, {})
+            statuses[name] = TrialStatus(line.get("status", UNFINISHED), line.get("reason", ""), line.get("iteration"))
+            # Whatever is on record, a result is the last word.
+            if self.run(name).result.exists():
+                statuses[name] = TrialStatus(FINISHED)
+        return statuses

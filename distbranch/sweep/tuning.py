@@ -8,10 +8,11 @@ Loads ray, so it is imported when the cluster is joined and not before: ray read
 
 import json
 import logging
+import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from ray import tune
 from distbranch.config import Config, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.data.mixture import read_data
+from distbranch.data.shards import DatasetInfo
 from distbranch.engine.forks import member, read_family
+from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.results import StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory, RunInUseError, read_lines
 from distbranch.engine.run_log import Event, Report
@@ -29,15 +32,17 @@ from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
 from distbranch.launch.stopping import StopRequest
 from distbranch.locks import hold_lock
+from distbranch.models.cost import multiply_adds
 from distbranch.streams import tolerate_any_text
-from distbranch.sweep.plan import load_base_config, measure_size_class
-from distbranch.sweep.queue import Family, FamilyQueue, Judge, Losses, SizeClassHalving
-from distbranch.sweep.shared_prefix import copy_result_to_followers, trainable_groups
+from distbranch.sweep.plan import load_base_config
+from distbranch.sweep.proposals import OptunaSearch
+from distbranch.sweep.queue import Family, FamilyQueue, Judge, LossCallback, SizeClassHalving
+from distbranch.sweep.shared_prefix import copy_result_to_followers, group_by_prefix, trainable_groups
 from distbranch.sweep.trial_status import SweepDirectory
 
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_LOOKS = 0.2  # for a signal: nobody notices so short a wait
 SECONDS_TO_BEGIN = 60.0  # and to end, for a trial whose run nobody trains at the moment
-SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = 60
+SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = 60  # Ray ends the workers of a driver that was killed within about 30
 logger = logging.getLogger("distbranch")
 
 
@@ -47,7 +52,7 @@ def train_roots(
     begun: Sequence[Config],
     directory: SweepDirectory,
     report: Report,
-    propose: Callable[[], Iterable[Family]],
+    proposals: OptunaSearch | None,
 ) -> None:
     """Train all trials of the roots, and of those that are proposed, on the cluster that this process has joined.
 
@@ -57,18 +62,27 @@ def train_roots(
         UserError: Tune itself failed.
         StoppedEarly: a signal asked to stop; every running trial has saved a checkpoint.
     """
-    stopping = sweep.early_stopping
-    metric = stopping.metric if stopping and stopping.metric else sweep.metric
+    metric = sweep.metric
+    if sweep.early_stopping is not None:
+        metric = sweep.early_stopping.metric or metric
     queue = FamilyQueue(
-        roots,
+        list(roots),
         ready=trainable_groups,
         directory=directory,
         concurrency=_count_trials_that_fit(sweep),
         report=report,
         judge=_make_judge(sweep, metric, begun),
-        propose=propose,
     )
-    fit(make_tune_function(metric), queue, resources=_get_resources(sweep), max_failures=sweep.max_failures)
+    if proposals is not None:
+        queue.propose = lambda: group_by_prefix(proposals.propose_trials())
+
+    # Next to nothing (Ray refuses nothing), in bytes, where an inner trainer asks for its workers itself.
+    resources: dict[str, float] = {"memory": 1}
+    if sweep.workers_per_trial == 1:
+        resources = {"CPU": sweep.cpus_per_trial or 1.0}
+        if sweep.gpus_per_trial:
+            resources["GPU"] = sweep.gpus_per_trial
+    fit(make_tune_function(metric), queue, resources=resources, max_failures=sweep.max_failures)
 
 
 def fit(
@@ -80,13 +94,14 @@ def fit(
         UserError: Tune itself failed.
         StoppedEarly: after a signal to this process.
     """
+    # Removed at the end: what Tune writes of its own is read by nobody.
     storage = queue.directory.tune
     failure: list[Exception] = []
     tuner = tune.Tuner(
         tune.with_resources(function, resources),
         tune_config=tune.TuneConfig(
             search_alg=queue,
-            num_samples=-1,
+            num_samples=-1,  # as many as the queue hands out
             reuse_actors=True,  # a process that has loaded torch trains many small trials
             trial_name_creator=_get_trial_id,
             trial_dirname_creator=_get_trial_id,
@@ -95,7 +110,7 @@ def fit(
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(storage),
             failure_config=tune.FailureConfig(max_failures=max_failures),
-            callbacks=[Losses(queue)],
+            callbacks=[LossCallback(queue)],
             verbose=0,
         ),
     )
@@ -107,19 +122,19 @@ def fit(
             failure.append(error)
 
     try:
-        stopped = _wait_for_tuner(threading.Thread(target=run_tuner, daemon=True), queue)
+        stopped = wait_for_tuner(threading.Thread(target=run_tuner, daemon=True), queue)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     if failure:
-        reason = " ".join(str(failure[0]).split())[:300] or type(failure[0]).__name__
+        reason = " ".join(str(failure[0]).split())[:300]
         raise UserError(
-            f"Ray Tune could not go on ({reason}). Run the same command again: nothing finished is repeated."
+            f"Ray Tune failed ({type(failure[0]).__name__} {reason}). Run the same command again: nothing finished is repeated."
         )
     if stopped is not None:
         raise stopped
 
 
-def _wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
+def wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
     """Wait for the Tuner; a signal closes the queue and gives every running trial its stop word."""
     request = StopRequest()
     trained_at = time.monotonic()
@@ -133,7 +148,7 @@ def _wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarl
                 queue.report({"kind": "stopping"})
                 queue.closed = True
                 trained_at = time.monotonic()
-            leaders = [queue.directory.run(str(family[0].run.name)) for family, _ in list(queue.running.values())]
+            leaders = [RunDirectory(family[0].run_directory) for family, _ in list(queue.running.values())]
             for files in leaders:  # again and again: a run that begins removes an old stop word
                 if files.path.exists():
                     files.stop_word.touch()
@@ -141,9 +156,11 @@ def _wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarl
                 trained_at = time.monotonic()
             if time.monotonic() - trained_at > SECONDS_TO_BEGIN:  # Ray waits for room, perhaps for hours
                 break
-    if not request():
-        return None
-    return request.make_error("The sweep was stopped; running trials saved a checkpoint. The same command continues.")
+    if request():
+        return request.make_error(
+            "The sweep was stopped; running trials saved a checkpoint. The same command continues."
+        )
+    return None
 
 
 def _is_being_trained(files: RunDirectory) -> bool:
@@ -161,16 +178,6 @@ def _get_trial_id(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _get_resources(sweep: SweepConfig) -> dict[str, float]:
-    """What Tune sets aside for a trial: next to nothing (Ray refuses nothing) where an inner trainer asks for its workers itself."""
-    if sweep.workers_per_trial > 1:
-        return {"memory": 1}  # byte
-    resources = {"CPU": sweep.cpus_per_trial or 1.0}
-    if sweep.gpus_per_trial:
-        resources["GPU"] = sweep.gpus_per_trial
-    return resources
-
-
 def _count_trials_that_fit(sweep: SweepConfig) -> int:
     """As many trials as were asked for and as fit: an inner trainer that has to wait for long gives up."""
     launch = load_base_config(sweep).launch
@@ -184,11 +191,12 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Jud
     if stopping is None:
         return lambda *_: True
     halving = SizeClassHalving(stopping.grace, stopping.reduction)
-    classes: dict[tuple[Any, ...], int] = {}
+    classes: dict[str, int] = {}
 
     def judge(config: Config, iteration: int, value: float) -> bool:
-        method = (config.method.name, str(config.method.groups), config.adashare)
-        key = (config.data.path, config.data.image_size, config.model, method)
+        method = (config.method.name, config.method.groups, config.adashare)
+        key = repr((config.data.path, config.data.image_size, config.model, method))
+        # Measured once per kind of network, for a sweep has hundreds of trials of a few.
         if key not in classes:
             classes[key] = measure_size_class(config, read_data(config.data))
         return halving.passes(str(config.run.name), classes[key], iteration, value)
@@ -196,29 +204,30 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Jud
     # What earlier drivers have seen, in the order of their trials.
     for config in begun:
         files = RunDirectory(config.run_directory)
-        followers, _ = read_family(files)
-        together = [config, *(member(config, name, method) for name, method in followers.items())]
+        followers = [member(config, name, method) for name, method in read_family(files)[0].items()]
         for line in read_lines(files.metrics):
-            if line.get("kind") != "evaluation" or line["split"] != "val" or line["mean"].get(metric) is None:
-                continue
-            for each in together:
-                judge(each, line["iteration"], line["mean"][metric])
+            if line["kind"] == "evaluation" and line["split"] == "val" and line["mean"].get(metric) is not None:
+                for each in (config, *followers):
+                    judge(each, line["iteration"], line["mean"][metric])
     return judge
+
+
+def measure_size_class(config: Config, info: DatasetInfo) -> int:
+    """Trials that cost about the same before they grow: the octave of their first network's multiply-adds."""
+    return round(math.log2(multiply_adds(first_architecture(config, info))))
 
 
 def make_tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
     """The function of one sweep; `metric` is the mean over tasks on val that is reported for early stopping."""
 
+    def report(event: Event) -> None:
+        if event["kind"] == "decision":
+            tune.report({"kind": "decision"})
+        elif event["kind"] == "evaluation" and event["split"] == "val" and event["mean"].get(metric) is not None:
+            tune.report({"kind": "evaluation", "iteration": event["iteration"], "value": event["mean"][metric]})
+
     def train_leader(work: dict[str, Any]) -> None:
         from distbranch.report.tensorboard import log_decision
-
-        def report(event: Event) -> None:
-            if event["kind"] == "decision":
-                tune.report({"kind": "decision"})
-            elif event["kind"] == "evaluation" and event["split"] == "val":
-                value = event.get("mean", {}).get(metric)
-                if value is not None:
-                    tune.report({"kind": "evaluation", "iteration": event["iteration"], "value": value})
 
         tolerate_any_text()
         reason = None
@@ -246,7 +255,9 @@ def train_trial(config: Config, report: Report) -> None:
     files.begin(config)
     if read_result(files.path) is not None:
         return
-    _wait_for_lock(files.lock)
+    # A process whose driver was killed may hold the run for some seconds more.
+    with hold_lock(files.lock, patience_s=SECONDS_UNTIL_A_LOST_OWNER_LETS_GO):
+        pass
     with _write_log_to(files.path / "log.txt"):
         if config.launch.most_workers > 1:
             from distbranch.launch.on_ray.train import train_on_ray
@@ -258,17 +269,10 @@ def train_trial(config: Config, report: Report) -> None:
             train_here(config, report)
 
 
-def _wait_for_lock(path: Path) -> None:
-    """A process whose driver was killed may hold the run for some seconds more."""
-    with hold_lock(path, patience_s=SECONDS_UNTIL_A_LOST_OWNER_LETS_GO):
-        pass
-
-
 @contextmanager
 def _write_log_to(path: Path) -> Iterator[None]:
     """Warnings of this run go to a file of it; the process may train another one afterwards."""
-    before = logger.handlers
-    propagate = logger.propagate
+    before = logger.handlers, logger.propagate
     handler = logging.FileHandler(path, delay=True, encoding="utf-8", errors="replace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers = [handler]
@@ -276,6 +280,5 @@ def _write_log_to(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        logger.handlers = before
-        logger.propagate = propagate
+        logger.handlers, logger.propagate = before
         handler.close()

@@ -103,7 +103,7 @@ def drive(sweep: SweepConfig) -> None:
 
     directory = SweepDirectory(sweep.path)
     trials = list_trials(sweep)
-    statuses = directory.read_statuses([str(trial.run.name) for trial in trials])
+    statuses = directory.read_statuses(trials)
     roots = [root for root in group_by_prefix(trials) if statuses[str(root[0].run.name)].status != FINISHED]
     with open_sweep_cluster(sweep, lambda _: None):
         from distbranch.sweep.queue import FamilyQueue

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,28 @@ from distbranch.config import differences, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import order_by_number
 from distbranch.errors import UsageError, UserError
-from distbranch.experiments import (
-    affinity,
-    equal_cost,
-    grouping,
-    initialisation,
-    planted_truth,
-    policies,
-    runner,
-    table,
+from distbranch.experiments import designs, groupings, policies, runner
+from distbranch.experiments.analyses import (
+    compare_methods,
+    describe_differences,
+    find_first_reach,
+    format_markdown,
+    format_table,
+    interpolate_at_cost,
+    measure_pace,
+    summarise_differences,
+    tabulate_differences,
+    tabulate_equal_cost,
 )
 from distbranch.experiments.runner import build_sweep, check_same_comparison, run_experiment
 from distbranch.experiments.runs import (
-    MEAN,
     Run,
     check_defined,
-    compare_methods,
-    difference_rows,
-    find_first_reach,
-    interpolate_at_cost,
     read_curves,
     read_runs,
     restrict_to_common_tasks,
     select_means,
+    split_by_data_set,
     tabulate_runs,
 )
 from distbranch.sweep import run as sweep_run
@@ -63,7 +63,12 @@ def made_up(
     rows = {task: {"average_precision": worth, "accuracy": worth} for task, worth in (tasks or {}).items()}
     metrics = {"val": scores, "test": {**scores, "tasks": rows}}
     sizes = {"weights": weights, "parameters": weights, "multiply_adds": 100 * weights}
-    return Run(config, {"metrics": metrics, **sizes, "num_groups_top": 1})
+    return Run("", config, {"metrics": metrics, **sizes, "num_groups_top": 1})
+
+
+def listed(runs: Mapping[str, Sequence[Run]]) -> list[Run]:
+    """The runs, each as one of its variant."""
+    return [replace(run, variant=variant) for variant, members in runs.items() for run in members]
 
 
 # ---- what an experiment is made of
@@ -81,7 +86,7 @@ def test_an_experiment_takes_overrides_as_a_run_and_as_a_sweep_do(tmp_path: Path
 
 def test_the_thin_line_of_a_grown_network_is_the_ordinary_thin_run() -> None:
     data = "data.path=/data/fps"
-    line = equal_cost.thin_line([CONFIGS / "fps-branch-16-2.yaml"], [24, 16], [data])
+    line = designs.make_thin_line([CONFIGS / "fps-branch-16-2.yaml"], [24, 16], [data])
     assert list(line) == ["fps-thin-16", "fps-thin-24"]
     trial = list_trials(build_sweep("c", line, [data], seeds=[0], jobs=1, among_runs=True))[0]
     thin = load_config(CONFIGS / "fps-thin-16.yaml", [data, "seed=0"])
@@ -99,13 +104,13 @@ def test_networks_of_different_recipes_are_not_compared(tmp_path: Path) -> None:
     for name, lr in (("one", 0.1), ("two", 0.2)):
         (tmp_path / f"{name}.yaml").write_text(f"data: {{path: data}}\noptim: {{lr: {lr}}}\n")
     with pytest.raises(UsageError, match=r"same recipe, but .*one.yaml and .*two.yaml differ in optim.lr: 0.1 -> 0.2"):
-        equal_cost.thin_line([tmp_path / "one.yaml", tmp_path / "two.yaml"], [8, 16], [])
+        designs.make_thin_line([tmp_path / "one.yaml", tmp_path / "two.yaml"], [8, 16], [])
 
 
 def test_each_seed_begins_from_the_run_of_its_own_seed(two_configs: list[Path]) -> None:
-    variants = table.variants_of_files(two_configs)
-    sweep = build_sweep("t", variants, ["run.directory=other"], seeds=[0, 5], jobs=None, among_runs=True)
-    sweep = table.link_seeds(sweep, [])
+    overrides = ["run.directory=other"]
+    variants = designs.design_table(two_configs, overrides, split="test").variants
+    sweep = build_sweep("t", variants, overrides, seeds=[0, 5], jobs=None, among_runs=True)
     thin, turns = group_trials_by_variant(sweep)["thin"], order_in_turns(list_trials(sweep))
     runs = Path("other").absolute()
     assert [trial.method.pretrained for trial in thin] == [str(runs / f"wide-seed{seed}") for seed in (0, 5)]
@@ -124,14 +129,16 @@ def test_a_joint_network_stands_beside_separate_ones_on_the_tasks_of_each_data_s
     for part in joint["datasets"].values():
         del part["tasks"]["unlabelled"]
     given = {"joint": joint, "alone": scores("a", "b"), "other": scores("d")}
-    results = {name: [{"metrics": {"test": part}, "weights": 5}] for name, part in given.items()}
-    found = table.split_by_data_set(results, "test")
+    config = load_config(config_of("data", "runs"))
+    runs = {name: Run(name, config, {"metrics": {"test": part}, "weights": 5}) for name, part in given.items()}
+    found = split_by_data_set(list(runs.values()), "test")
+    assert list(found.pop("")) == ["joint", "alone", "other"]
     means = {
         name: {n: r[0]["metrics"]["test"]["mean"]["accuracy"] for n, r in part.items()} for name, part in found.items()
     }
     assert means == {"one": {"joint": 0.2, "alone": 0.2}, "two": {"joint": 0.1}}
     assert found["one"]["joint"][0]["weights"] == 5
-    assert table.split_by_data_set({"alone": results["alone"]}, "test") == {}
+    assert list(split_by_data_set([runs["alone"]], "test")) == [""]
 
 
 def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(caplog: pytest.LogCaptureFixture) -> None:
@@ -139,16 +146,16 @@ def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(cap
         rows = {task: {"average_precision": worth, "accuracy": 0.5} for task, worth in tasks.items()}
         means = {"average_precision": value, "accuracy": 0.5, "top3": None}
         metrics = {"test": {"mean": means, "tasks": rows}}
-        return Run(load_config(config_of("data", "runs")), {"metrics": metrics, "tasks": list(tasks)})
+        return Run("", load_config(config_of("data", "runs")), {"metrics": metrics, "tasks": list(tasks)})
 
     before = run(0.8, {"plain": 0.6, "always": 1.0})  # as an earlier release had it
     runs = {"before": [before], "now": [run(0.7, {"plain": 0.7, "always": None})], "other": [run(0.9, {"x": 0.9})]}
-    found = restrict_to_common_tasks(runs)
-    means = {name: members[0].get_mean("average_precision", "test") for name, members in found.items()}
+    found = restrict_to_common_tasks(listed(runs))
+    means = {run.variant: run.get_mean("average_precision", "test") for run in found}
     assert means == {"before": 0.6, "now": 0.7, "other": 0.9}
     assert before.get_mean("average_precision", "test") == 0.8, "what was read is left as it is"
     assert "over the 1 tasks that have it in all runs; always have it in some only" in caplog.text
-    none = restrict_to_common_tasks({"a": [run(0.5, {"t": 0.5})], "b": [run(0.4, {"t": None})]})
+    none = restrict_to_common_tasks([run(0.5, {"t": 0.5}), run(0.4, {"t": None})])
     with pytest.raises(UserError, match="no task has average_precision on test in all of them"):
         check_defined(none, "average_precision", ("test",))
     check_defined(none, "accuracy", ("test",))
@@ -172,19 +179,17 @@ def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
         for step, width in ((2, 8), (3, 16))
     }
     grown = {"tree": [made_up(seed, value=0.8 + 0.03 * seed, weights=10**2.5) for seed in (0, 1)]}
-    means = select_means(tabulate_runs(line | grown), "average_precision", "val")
-    found = equal_cost.compare_at_equal_cost(means, line)
+    means = select_means(tabulate_runs(listed(line | grown)), "average_precision", "val")
+    found = tabulate_equal_cost(means, line, "average_precision")
     by_madds, by_weights = found.to_dict("records")
-    assert by_weights["thin_value"] == pytest.approx(0.75 + 0.01)
+    assert by_weights["line_average_precision"] == pytest.approx(0.75 + 0.01)
     assert by_weights["difference"] == pytest.approx((0.05 + 0.06) / 2)
     assert by_weights["difference_sd"] == pytest.approx(0.01 / np.sqrt(2))
     assert (by_madds["own_cost"], by_madds["difference"]) == pytest.approx((10**4.5, by_weights["difference"]))
-    assert by_weights["nearest"] in ("thin-8", "thin-16")
-    assert "| +5.5 ± 0.7 |" in equal_cost.neighbours_markdown(found, "average_precision", "val")
-    far = select_means(tabulate_runs(line | {"tree": [made_up(weights=9_999)]}), "average_precision", "val")
-    beyond = equal_cost.compare_at_equal_cost(far, line)
+    assert "| +5.50 ± 0.71 |" in format_markdown(found)
+    far = select_means(tabulate_runs(listed(line | {"tree": [made_up(weights=9_999)]})), "average_precision", "val")
+    beyond = tabulate_equal_cost(far, line, "average_precision")
     assert beyond["difference"].isna().all()
-    assert beyond["nearest"][0] == "thin-16"
 
 
 # ---- grouping
@@ -204,46 +209,55 @@ def test_reductions_are_counted_over_tasks_and_tested_as_pairs() -> None:
         for sign in (1, -1)
     ]
     runs = {"learned": learned, "permuted-1": permuted[0], "permuted-2": permuted[1]}
-    found = grouping.measure_reductions(tabulate_runs(runs), "accuracy", "test")
+    found = groupings.measure_losses(tabulate_runs(listed(runs)), "accuracy", "test")
     assert found.mean(axis="columns").to_dict() == pytest.approx(lost, abs=1e-12)
     assert found.loc["task-5", "permuted-1"] == pytest.approx(lost["task-5"] - noise[5])
-    verdict = grouping.measure_significance(found.mean(axis="columns").round(9).to_frame(), "accuracy")
-    assert (verdict.num_tasks, verdict.num_lose, verdict.num_gain) == (12, 9, 2)
-    assert verdict.p_value == pytest.approx(wilcoxon([lost[task] for task in TASKS]).pvalue)
-    assert verdict.mean == pytest.approx(0.035)
-    assert "on 9 of 12 tasks and raises it on 2 (1 unchanged); the mean loss is 3.50 points" in str(verdict)
-    assert "by ranks of tasks the learned tree is better than permuted ones" in str(verdict)
-    assert "other way round" not in str(verdict)
-    trees = grouping.measure_significance(pandas.DataFrame([[0.1, -0.1, 0.3], [0.1, 0.0, -0.1]]), "accuracy")
-    assert (trees.num_trees, trees.num_trees_lose) == (3, 2)
+    rounded = found.mean(axis="columns").round(9).to_frame()
+    summary = summarise_differences(rounded)
+    assert (summary["tasks"], summary["tasks_higher"], summary["tasks_lower"]) == (12, 9, 2)
+    assert summary["p_value"] == pytest.approx(wilcoxon([lost[task] for task in TASKS]).pvalue)
+    assert summary["difference"] == pytest.approx(0.035)
+    text = describe_learned(rounded)
+    assert "+3.50 points in the mean, above zero in 1 of 1 permutations" in text
+    assert "Learned is higher on 9 of 12 tasks (9 in all permutations) and lower on 2 (2)" in text
+    assert "by the ranks of the tasks learned is better" in text
+    assert "other way round" not in text
+    trees = summarise_differences(pandas.DataFrame([[0.1, -0.1, 0.3], [0.1, 0.0, -0.1]]))
+    assert (trees["repetitions"], trees["repetitions_higher"], trees["tasks_always_higher"]) == (3, 2, 0)
+
+
+def describe_learned(lost: pandas.DataFrame) -> str:
+    return describe_differences(lost, "accuracy", one="learned", other="permuted", repetition="permutations")
 
 
 def test_where_few_tasks_lose_much_the_ranks_are_told_and_not_the_mean() -> None:
     many = {f"gains-{number}": [-0.001 - number * 1e-6] for number in range(36)}
     few = {f"loses-{number}": [0.1 + number * 1e-6] for number in range(4)}
-    verdict = grouping.measure_significance(pandas.DataFrame(many | few).T, "accuracy")
-    assert verdict.mean > 0
-    assert verdict.p_value < 0.001
-    assert "the learned tree is worse than permuted ones, though by the mean it is the other way round" in str(verdict)
+    lost = pandas.DataFrame(many | few).T
+    summary = summarise_differences(lost)
+    assert summary["difference"] > 0
+    assert summary["p_value"] < 0.001
+    assert "the ranks of the tasks permuted is better, though by the mean it is the other way" in describe_learned(lost)
 
 
 def test_equal_trees_show_no_difference() -> None:
     runs = [made_up(tasks=dict.fromkeys(TASKS, 0.8))]
-    values = tabulate_runs({"learned": runs, "permuted-1": runs, "permuted-2": runs})
-    verdict = grouping.measure_significance(grouping.measure_reductions(values, "accuracy", "test"), "accuracy")
-    assert (verdict.num_lose, verdict.num_gain, verdict.p_value) == (0, 0, 1.0)
-    assert "no difference" in str(verdict)
+    values = tabulate_runs(listed({"learned": runs, "permuted-1": runs, "permuted-2": runs}))
+    lost = groupings.measure_losses(values, "accuracy", "test")
+    summary = summarise_differences(lost)
+    assert (summary["tasks_higher"], summary["tasks_lower"], summary["p_value"]) == (0, 0, 1.0)
+    assert "no difference" in describe_learned(lost)
 
 
 def test_only_the_grown_tree_of_a_finished_run_is_permuted(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     with pytest.raises(UserError, match="should be a finished run, found none"):
-        grouping.grouping_variants(run, 2, "val")
+        groupings.make_permutations(run, 2, "val")
     (run / "result.json").write_text(json.dumps({"metrics": {}}))
     (run / "tree.json").write_text(json.dumps({"tree": Tree(("conv", "fc"), 3).to_json()}))
     with pytest.raises(UserError, match="has no branches, so there is nothing to permute"):
-        grouping.grouping_variants(run, 2, "val")
+        groupings.make_permutations(run, 2, "val")
 
 
 def finished(run: Path, tree: Tree) -> Path:
@@ -257,7 +271,7 @@ def finished(run: Path, tree: Tree) -> Path:
 def test_permutations_are_those_that_put_other_tasks_together(tmp_path: Path) -> None:
     halves = Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3))))
     run = finished(tmp_path / "run", halves)
-    variants = grouping.grouping_variants(run, 2, "val")
+    variants = groupings.make_permutations(run, 2, "val")
     orders = [
         order_by_number(variant["method.permutation"], 4)
         for variant in variants.values()
@@ -269,7 +283,7 @@ def test_permutations_are_those_that_put_other_tasks_together(tmp_path: Path) ->
     assert {frozenset((0, 1)), frozenset((2, 3))} not in together
     assert variants["learned"]["method.permutation"] is None
     with pytest.raises(UserError, match="has 2 permutations that put other tasks together"):
-        grouping.grouping_variants(run, 3, "val")
+        groupings.make_permutations(run, 3, "val")
 
 
 def test_a_split_that_the_data_lack_is_refused_before_anything_is_trained(
@@ -278,7 +292,7 @@ def test_a_split_that_the_data_lack_is_refused_before_anything_is_trained(
     monkeypatch.chdir(tmp_path)
     run = finished(tmp_path / "run", Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3)))))
     with pytest.raises(UserError, match="have no split 'test'"):
-        grouping.design_grouping(run, 2, split="test")
+        groupings.design_grouping(run, 2, split="test")
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
@@ -288,7 +302,7 @@ def test_permuted_trees_are_trained_here_and_not_where_the_run_was(
     monkeypatch.chdir(tmp_path)
     run = finished(tmp_path / "run", Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3)))))
     (run / "config.yaml").write_text("data: {path: absent}\nlaunch: {address: '10.0.0.7:6379', device: cuda}\n")
-    experiment = grouping.design_grouping(run, 2, split="val")
+    experiment = groupings.design_grouping(run, 2, split="val")
     with pytest.raises(UserError, match="absent does not exist"):
         run_experiment(experiment, [], seeds=None, jobs=1, report=print)
 
@@ -331,37 +345,36 @@ def test_the_pace_of_a_beginning_is_measured_against_the_random_one_of_the_same_
     random = [logged(tmp_path / "random", seed, [0.1, 0.2, 0.3, 0.5 + 0.1 * seed]) for seed in (0, 1, 2)]
     somp = [logged(tmp_path / "somp", 0, [0.4, 0.6, 0.6, 0.7]), logged(tmp_path / "somp", 1, [0.4, 0.5, 0.7, 0.8])]
     somp.append(logged(tmp_path / "somp", 2, [0.1, 0.2, 0.3, 0.4]))  # never reaches 0.7
-    curves = read_curves({"somp": somp, "random": random}, "average_precision")
-    found = initialisation.measure_pace(curves, 40)
+    curves = read_curves(listed({"somp": somp, "random": random}), "average_precision")
+    found = measure_pace(curves, "random", 40)
     of_somp, of_random = found.to_dict("records")
-    assert (of_somp["num_seeds"], of_somp["num_reached"]) == (3, 2)
+    assert (of_somp["seeds"], of_somp["reached"]) == (3, 2)
     assert of_somp["iterations"] == pytest.approx((15 + 25) / 2)
     assert of_somp["share"] == pytest.approx(0.5)
     assert of_somp["last"] == pytest.approx((0.7 + 0.8 + 0.4) / 3)
     assert of_random["share"] == 1.0
-    text = initialisation.pace_markdown(found, random[0].config)
-    assert "| somp | 63.3 ± 20.8 | 2 of 3 | 20 | 0.50 |" in text
+    assert "| somp | 63.3 ± 20.8 | 3 | 2 | 20 | 0.50 |" in format_markdown(found)
 
 
 def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
     config = CONFIGS / "fps-thin-16.yaml"
-    variants = initialisation.beginning_variants(config, Path("/wide"), ["train.iterations=300"], two_thirds=True)
+    variants = designs.make_beginnings(config, Path("/wide"), ["train.iterations=300"], two_thirds=True)
     data = ["data.path=/data/fps", "train.iterations=300"]
-    trials = list_trials(build_sweep("i", variants, data, seeds=[0], jobs=None, derived=initialisation.DERIVED))
+    trials = list_trials(build_sweep("i", variants, data, seeds=[0], jobs=None, derived=designs.DERIVED_FROM_PACE))
     assert [trial.method.init for trial in trials] == ["somp", "largest-norm", "random-rows", "random", "somp"]
     assert {trial.train.evaluate_every for trial in trials} == {15}
     for trial in trials[:4]:
         keys = {line.partition(":")[0] for line in differences(trials[0], trial)}
         assert keys <= {"run.name", "method.init", "method.pretrained"}
     assert trials[4].train.iterations == 200
-    stepped = initialisation.beginning_variants(config, Path("/wide"), ["optim.schedule=step"], two_thirds=True)
+    stepped = designs.make_beginnings(config, Path("/wide"), ["optim.schedule=step"], two_thirds=True)
     assert stepped["somp-two-thirds"]["optim.decay_every"] == round(load_config(config).optim.decay_every * 2 / 3)
 
 
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("affinity {branch} method.alpha=8", "by the variants agreement-alpha1, agreement-alpha2, agreement-alpha4 and 3 more"),
+        ("affinity {branch} method.alpha=8", "by the variants agreement-alpha1, agreement-alpha2, agreement-alpha4, phi-alpha1"),
         ("affinity {branch} seed=8", "seed is varied and also fixed; say it once"),
         ("initialisation {thin} --pretrained {wide} method.init=random", "by the variants somp, largest-norm, random-rows;"),
         ("company {branch} method.alpha=8 model.width=24", "by the variants nowhere-thin-8, nowhere-thin-12"),
@@ -390,18 +403,18 @@ def test_what_an_experiment_makes_of_an_override_follows_it(tmp_path: Path, monk
 
     monkeypatch.setattr(runner, "train_variants", stop)
     said = ["train.iterations=1200", "optim.warmup=72", "train.evaluate_every=100", "data.path=nowhere"]
-    beginnings = initialisation.design_initialisation(CONFIGS / "fps-thin-16.yaml", tmp_path, said, two_thirds=True)
+    beginnings = designs.design_initialisation(CONFIGS / "fps-thin-16.yaml", tmp_path, said, two_thirds=True)
     trials = list_trials(sweep_of_experiment(beginnings, [0]))
     assert [trial.train.iterations for trial in trials] == [1200] * 4 + [800]
     assert {trial.train.evaluate_every for trial in trials} == {100}
     said.append("method.alpha=8")
-    company = equal_cost.design_equal_cost(
+    company = designs.design_equal_cost(
         [CONFIGS / "fps-branch-16-2.yaml"], [8, 16], said, metric="accuracy", split="val"
     )
     trials = list_trials(sweep_of_experiment(company, [0]))
     assert [trial.method.alpha for trial in trials if trial.method.name == "branching"] == [8]
     said = ["data.path=else", "data.pack.samples=9"]
-    sweep_of_experiment(planted_truth.design_planted_truth(CONFIGS / "quickstart.yaml", [4], said), None)
+    sweep_of_experiment(groupings.design_planted_truth(CONFIGS / "quickstart.yaml", [4], said), None)
     (trial,) = list_trials(swept[-1])
     assert (Path(str(trial.data.path)).name, trial.data.pack) == (
         "else-seed4",
@@ -425,20 +438,18 @@ def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
         for kind, sizes in (("agreement", (1_000, 4_000, 9_000)), ("phi", (2_000, 7_000, 30_000)))
         for alpha, size in zip((1, 2, 4), sizes, strict=True)
     }
-    differences = affinity.measure_differences(tabulate_runs(runs), "test")
-    winners = affinity.rank_winners(differences)
-    assert dict(zip(winners["task"], winners["phi_less_agreement"], strict=True)) == pytest.approx(higher)
-    assert list(winners["task"]) == TASKS[::-1]
-    assert list(winners["higher"])[:8] == ["phi"] * 8
-    assert list(winners["higher"])[-3:] == ["agreement"] * 3
-    assert list(differences.loc[MEAN]) == pytest.approx([np.mean(list(higher.values()))] * 2)
-    text = affinity.winners_markdown(differences, winners, "test")
-    assert "Phi is higher on 8 of 12 tasks (8 in every seed), agreement on" in text
+    differences = groupings.measure_kinds(tabulate_runs(listed(runs)), "test")
+    table = tabulate_differences(differences)
+    assert dict(zip(table["task"], table["difference"], strict=True)) == pytest.approx(higher)
+    assert list(table["task"]) == TASKS[::-1]
+    assert list(differences.mean()) == pytest.approx([np.mean(list(higher.values()))] * 2)
+    names = {"one": "phi", "other": "agreement", "repetition": "seeds"}
+    text = describe_differences(differences, "average_precision", **names)
+    assert "Phi is higher on 8 of 12 tasks (8 in all seeds) and lower on" in text
     apart = {"agreement-alpha1": runs["agreement-alpha1"], "phi-alpha1": runs["phi-alpha4"]}
-    differences = affinity.measure_differences(tabulate_runs(apart), "test")
-    winners = affinity.rank_winners(differences)
-    assert winners.empty
-    assert "no number of weights in common" in affinity.winners_markdown(differences, winners, "test")
+    differences = groupings.measure_kinds(tabulate_runs(listed(apart)), "test")
+    assert differences.empty
+    assert "nothing can be compared" in describe_differences(differences, "average_precision", **names)
 
 
 # ---- policies
@@ -449,13 +460,15 @@ def test_the_best_policy_is_that_which_is_best_on_val_whatever_it_is_on_test(mon
     runs["policy-1"].summary["metrics"]["val"]["mean"]["average_precision"] = 0.95
     for name in runs:
         runs[name].summary["metrics"]["test"] = {"mean": {"average_precision": runs[name].get_mean("accuracy", "test")}}
-    monkeypatch.setattr(policies, "_count_skips", lambda _: 0)
+    monkeypatch.setattr(policies, "count_skips", lambda _: 0)
     known = {"search": made_up(value=0.99), "shared": made_up(value=0.98), **runs}
-    found = policies.tabulate_networks({name: [run] for name, run in known.items()})
-    (best,) = found[found["best_on_val"]].to_dict("records")
+    found = policies.tabulate_networks([replace(run, variant=name) for name, run in known.items()])
+    (best,) = found[found["best_on_val"] == "best"].to_dict("records")
     assert (best["network"], best["test_average_precision"]) == ("policy-1", 0.6)
-    text = policies.policies_markdown(found, "test")
-    assert "3 policies, average precision 70.0 % in the median (60.0 to 90.0); the best on val is policy-1" in text
+    (text,) = policies.describe_policies(found, "test")
+    assert (
+        "3 policies, average precision on test 70.0 % in the median (60.0 to 90.0); the best on val is policy-1" in text
+    )
 
 
 def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
@@ -471,14 +484,14 @@ def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
     own = ["launch.workers=1"]
     experiment = policies.design_policies(Path("ada.yaml"), 2, own, iterations=4, split="test")
     for _ in range(2):  # nothing is repeated
-        findings, place = run_experiment(experiment, own, seeds=[0], jobs=None, report=lambda _: None)
+        findings, _, place = run_experiment(experiment, own, seeds=[0], jobs=None, report=lambda _: None)
         assert trained[:2] == ["search-seed0", "shared-seed0"]
         assert trained[2:] == ["most-probable-seed0", "policy-0-seed0", "policy-1-seed0"]
-    table = findings.tables["policies.csv"]
+    table = findings.csv["policies.csv"]
     assert list(table["network"]) == ["shared", "most-probable", "policy-0", "policy-1"]
     with_policy = [*place.glob("most-probable-*/config.yaml"), *place.glob("policy-*/config.yaml")]
     assert [load_config(file).train.iterations for file in with_policy] == [4, 4, 4]
-    (best,) = table.loc[table["best_on_val"], "network"]
+    (best,) = table.loc[table["best_on_val"] == "best", "network"]
     assert f"the best on val is {best} with" in (place / "table.md").read_text()
     assert (place / "policies.png").stat().st_size > 5000
     info = json.loads((tiny_data / "dataset.json").read_text())
@@ -522,7 +535,7 @@ def two_methods(tmp_path: Path) -> list[Path]:
 
 def test_methods_are_compared_by_differences_of_equal_seeds_and_tasks(two_methods: list[Path]) -> None:
     runs = read_runs(two_methods)
-    assert {method: [run.seed for run in members] for method, members in runs.items()} == {"a": [0, 1, 2], "b": [1, 0]}
+    assert [(run.variant, run.seed) for run in runs] == [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 0)]
     first, second = compare_methods(tabulate_runs(runs), "average_precision", "test").to_dict("records")
     assert (first["seeds"], first["average_precision"]) == (3, pytest.approx(0.7))
     assert first["average_precision_sd"] == pytest.approx(0.1)
@@ -535,7 +548,7 @@ def test_methods_are_compared_by_differences_of_equal_seeds_and_tasks(two_method
 def test_methods_without_a_common_seed_have_no_difference(two_methods: list[Path]) -> None:
     runs = read_runs([two_methods[2], two_methods[3]])
     table = compare_methods(tabulate_runs(runs), "average_precision", "test")
-    assert difference_rows(table, "average_precision", "test")[1]["less a, points"] == "\u2013"
+    assert format_table(table)[1]["difference, points"] == "\u2013"
 
 
 def test_finished_runs_are_compared_on_the_terminal_as_csv_and_as_markdown(two_methods: list[Path]) -> None:
@@ -545,7 +558,7 @@ def test_finished_runs_are_compared_on_the_terminal_as_csv_and_as_markdown(two_m
     assert as_csv[0].startswith("method,seeds,average_precision,average_precision_sd,paired_seeds,difference,")
     assert len(as_csv) == 3
     as_markdown = run_command(["compare", *runs, "--markdown"]).out
-    assert "| b | 2 | 65.5 ± 7.8 | +0.50 ± 0.71 | 2 | 2 | 1 |" in as_markdown
+    assert "| b | 2 | 65.5 ± 7.8 | 2 | +0.50 ± 0.71 | 2 | 1 |" in as_markdown
 
 
 def test_only_finished_runs_are_compared_and_each_once(two_methods: list[Path], tmp_path: Path) -> None:
@@ -581,7 +594,7 @@ def train_in_this_process(monkeypatch: pytest.MonkeyPatch, broken: str = "") -> 
         for config in (config for root in roots for config in root):
             trained.append(config.run.name)
             if config.run.name == broken:
-                directory.end(broken, "failed", "it broke")
+                directory.record_end(broken, "failed", "it broke")
             else:
                 train_trial(config, lambda _: None)
 
@@ -592,9 +605,9 @@ def train_in_this_process(monkeypatch: pytest.MonkeyPatch, broken: str = "") -> 
 
 def run_table(configs: Sequence[Path], seeds: Sequence[int] = (0,)) -> tuple[Any, Path]:
     own = ["launch.workers=1"]
-    experiment = table.design_table(configs, own, split="test")
-    findings, place = run_experiment(experiment, own, seeds=seeds, jobs=None, report=lambda _: None)
-    return findings.found, place
+    experiment = designs.design_table(configs, own, split="test")
+    _, runs, place = run_experiment(experiment, own, seeds=seeds, jobs=None, report=lambda _: None)
+    return runs, place
 
 
 def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothing(
@@ -604,7 +617,7 @@ def test_a_table_trains_what_begins_from_another_run_after_it_and_repeats_nothin
     for configs in (two_configs, two_configs[::-1]):
         results, place = run_table(configs)
         assert trained == ["wide-seed0", "thin-seed0"]
-        assert list(results) == [config.stem for config in configs]
+        assert [run.variant for run in results] == [config.stem for config in configs]
     assert place == Path("runs/table").absolute()
     assert (place / "results.csv").read_text().count("finished") == 2
     text = (place / "table.md").read_text()
@@ -625,14 +638,14 @@ def test_another_comparison_does_not_overwrite_a_table(
             run_table(configs, seeds)
     with pytest.raises(UserError, match=r"another comparison, with experiment=table; they would be overwritten"):
         check_same_comparison(
-            build_sweep("table", table.variants_of_files(two_configs), [], seeds=[0], jobs=None, among_runs=True),
+            build_sweep("table", designs.make_file_variants(two_configs), [], seeds=[0], jobs=None, among_runs=True),
             {"experiment": "company", "split": "test"},
         )
     assert {name: (place / name).read_text() for name in before} == before
     assert trained == ["wide-seed0", "thin-seed0"], "refused before anything is trained"
     results, again = run_table(two_configs, [0, 1])
     assert again == place
-    assert {name: len(runs) for name, runs in results.items()} == {"thin": 2, "wide": 2}
+    assert [run.variant for run in results] == ["thin", "thin", "wide", "wide"]
     assert trained[2:] == ["wide-seed1", "thin-seed1"], "what was compared before is not repeated"
 
 

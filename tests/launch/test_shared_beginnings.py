@@ -19,7 +19,13 @@ from distbranch.engine.run_directory import RunDirectory, created_atomically, wr
 from distbranch.engine.run_log import SummaryWriter
 from distbranch.errors import UserError
 from distbranch.sweep import shared_prefix
-from distbranch.sweep.shared_prefix import copy_result_to_followers, group_by_prefix, measure_saving, trainable_groups
+from distbranch.sweep.shared_prefix import (
+    copy_result_to_followers,
+    describe_saving,
+    group_by_prefix,
+    measure_saving,
+    trainable_groups,
+)
 
 ITERATIONS = 27
 # On one rank: `zero` and `wide` leave the others at the first decision (step 5), `lower` and `low` at later ones, `again` leaves
@@ -175,10 +181,12 @@ def test_a_family_that_forks_again_and_again_ends_with_the_bits_of_single_trials
     assert max(map(depth, trials)) >= 2, "no fork after a fork, so this proves less than it says"
     assert beginning(trials[-1]) == ITERATIONS, "no trial took over a whole result, so this proves less than it says"
     found = measure_saving(trials)
-    assert (found.num_trials, found.steps_alone) == (8, 8 * ITERATIONS)
-    assert found.steps == sum(ITERATIONS - beginning(trial) for trial in trials) == len(steps.read_bytes())
-    assert found.seconds < found.seconds_alone
-    assert str(found).startswith(f"8 trials: {found.steps} steps trained instead of {8 * ITERATIONS}: ")
+    assert (found["trials"], found["steps_alone"]) == (8, 8 * ITERATIONS)
+    assert found["steps"] == sum(ITERATIONS - beginning(trial) for trial in trials) == len(steps.read_bytes())
+    assert found["seconds"] < found["seconds_alone"]
+    assert describe_saving(trials).startswith(
+        f"Shared beginnings of 8 trials: {found['steps']} steps trained instead of {8 * ITERATIONS}: "
+    )
     for trial in trials:
         assert json.loads((trial.run_directory / "result.json").read_text())["name"] == trial.run.name
         assert (trial.run_directory / "environment.json").exists()
@@ -205,7 +213,8 @@ def test_two_ranks_share_beginnings_with_the_same_bits(tiny_data: Path, ranks: R
         copy_result_to_followers(found[0][0])
     assert_as_alone(trials, alone)
     assert max(map(depth, trials)) == 2, "no fork after a fork, so this proves less than it says"
-    assert len(steps.read_bytes()) == measure_saving(trials).steps < measure_saving(trials).steps_alone
+    saving = measure_saving(trials)
+    assert len(steps.read_bytes()) == saving["steps"] < saving["steps_alone"]
 
 
 # In the common beginning; at the begin of a family; in forks (before, inside the new directory); in results being shared.
@@ -238,7 +247,7 @@ def test_trials_killed_at_any_moment_end_with_the_same_bits_and_none_is_lost_or_
     assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
     assert_as_alone(trials, alone)
     assert trainable_groups(trials) == []
-    repeated = len(steps.read_bytes()) - measure_saving(trials).steps
+    repeated = len(steps.read_bytes()) - measure_saving(trials)["steps"]
     assert 0 < repeated <= len(KILLS) * 7  # since the last checkpoint each time
 
 

@@ -10,7 +10,8 @@ from distbranch.config import load_config, to_yaml
 from distbranch.config.sweep import SweepConfig, load_sweep
 from distbranch.data.shards import read_dataset
 from distbranch.errors import UsageError
-from distbranch.sweep.plan import get_config_value, list_trials, measure_size_class
+from distbranch.sweep.plan import get_config_value, list_trials
+from distbranch.sweep.tuning import measure_size_class
 
 SPACE = {
     "optim.lr": {"low": 1e-4, "high": 1e-2, "log": True},

@@ -10,7 +10,7 @@ from sweep_files import write_sweep
 from distbranch.config import Config
 from distbranch.config.sweep import Range, SweepConfig, load_sweep
 from distbranch.errors import UsageError
-from distbranch.sweep.proposals import Proposals
+from distbranch.sweep.proposals import OptunaSearch
 from distbranch.sweep.trial_status import FAILED, SweepDirectory
 
 SPACE = {
@@ -40,36 +40,36 @@ def finish(config: Config) -> None:
 
 
 def test_proposals_come_with_every_seed_in_range_and_are_told_the_mean(sweep: SweepConfig) -> None:
-    proposals = Proposals(sweep, SweepDirectory(sweep.path))
-    while trials := proposals.next():
+    proposals = OptunaSearch(sweep, SweepDirectory(sweep.path))
+    while trials := proposals.propose_trials():
         assert [trial.seed for trial in trials] == [0, 1]
         assert 1e-4 <= trials[0].optim.lr <= 1e-1
         assert 2 <= trials[0].model.width <= 8
         assert trials[0].data.image_size in ((32, 32), (48, 64))
         for trial in trials:
             finish(trial)
-    assert len(proposals.trials) == 20
+    assert len(proposals.trials) == 2 * 20
     told = [
-        (trial.value, group[0].optim.lr) for trial, group in zip(proposals.study.trials, proposals.trials, strict=True)
+        (trial.value, trials[0].optim.lr)
+        for trial, (_, trials) in zip(proposals.make_study().trials, proposals.proposals, strict=True)
     ]
     assert all(value == pytest.approx(1 - abs(rate - 0.01)) for value, rate in told)
 
 
 def test_a_new_process_knows_every_proposal_and_what_it_reached(sweep: SweepConfig) -> None:
     directory = SweepDirectory(sweep.path)
-    before = Proposals(sweep, directory)
-    groups = [before.next() for _ in range(4)]
+    before = OptunaSearch(sweep, directory)
+    groups = [before.propose_trials() for _ in range(4)]
     for trial in (*groups[0], groups[1][0]):
         finish(trial)
     for trial in groups[2]:
-        directory.end(str(trial.run.name), FAILED, "no room")
-    after = Proposals(sweep, directory)
-    assert after.trials == groups
-    new = after.next()  # the sampler draws as in the process before, and what it draws again is passed over
-    assert new[0].optim.lr not in [group[0].optim.lr for group in groups]
-    states = [after.study.trials[asked.number].state.name for asked in after.asked]
+        directory.record_end(str(trial.run.name), FAILED, "no room")
+    after = OptunaSearch(sweep, directory)
+    assert [trials for _, trials in after.proposals] == groups
+    assert before.propose_trials() == after.propose_trials(), "both ask a study of the same runs"
+    states = [trial.state.name for trial in after.make_study().trials]
     assert states == ["COMPLETE", "RUNNING", "FAIL", "RUNNING", "RUNNING"]
-    assert after.study.trials[0].params == before.study.trials[0].params
+    assert [trial.params for trial in after.make_study().trials] == [line["drawn"] for line, _ in before.proposals]
 
 
 def test_no_setting_is_proposed_twice_and_the_search_ends_where_nothing_is_new(
@@ -79,8 +79,8 @@ def test_no_setting_is_proposed_twice_and_the_search_ends_where_nothing_is_new(
     directory = SweepDirectory(few.path)
     widths = []
     for _ in range(2):  # another process knows what the one before proposed
-        proposals = Proposals(few, directory)
-        while trials := proposals.next():
+        proposals = OptunaSearch(few, directory)
+        while trials := proposals.propose_trials():
             widths.append(trials[0].model.width)
             for trial in trials:
                 finish(trial)
@@ -91,4 +91,4 @@ def test_no_setting_is_proposed_twice_and_the_search_ends_where_nothing_is_new(
 def test_without_optuna_one_sentence_says_what_to_install(sweep: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UsageError, match=r"pip install 'distbranch\[optuna\]'"):
-        Proposals(sweep, SweepDirectory(sweep.path))
+        OptunaSearch(sweep, SweepDirectory(sweep.path))

@@ -80,9 +80,9 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_not_tried_twice(
     queue.on_trial_complete("a", {"kind": "ended", "reason": "The loss is not finite."})
     assert leader(queue.suggest("b")).run.name == trials[1].run.name
     queue.on_trial_complete("b", error=True)
-    queue.on_lost("b", "out of memory")
+    queue.settle("b", "out of memory")
     assert queue.suggest("c") == FamilyQueue.FINISHED
-    standings = queue.directory.read_statuses([str(trial.run.name) for trial in trials[:2]])
+    standings = queue.directory.read_statuses(trials[:2])
     assert [(standing.status, standing.reason) for standing in standings.values()] == [
         (FAILED, "The loss is not finite."),
         (FAILED, "out of memory"),
@@ -97,7 +97,7 @@ def test_a_trial_that_does_not_pass_gets_its_stop_word_and_is_settled(
     queue.on_trial_result("a", {"kind": "evaluation", "iteration": 16, "value": 0.25})
     assert (config.run_directory / "stop").exists()
     queue.on_trial_complete("a", {"kind": "ended", "reason": None})
-    (standing,) = queue.directory.read_statuses([str(config.run.name)]).values()
+    (standing,) = queue.directory.read_statuses([config]).values()
     assert (standing.status, standing.iteration, standing.is_settled) == (STOPPED_EARLY, 16, True)
     assert "0.2500 on val after 16 steps" in standing.reason
     again = make_queue(roots=group_by_prefix(trials[:1]))
@@ -166,7 +166,7 @@ def test_a_shared_beginning_counts_for_each_trial_and_who_is_alone_is_judged(tmp
     queue.on_trial_result("a", {"kind": "evaluation", "iteration": 3000, "value": 0.4})
     names = [first.run.name, other.run.name]
     assert judged == [(names[0], 1000), (names[1], 1000), (names[1], 2500), (names[0], 3000)]
-    standings = directory.read_statuses([str(name) for name in names])
+    standings = directory.read_statuses([first, other])
     assert [standing.status for standing in standings.values()] == [STOPPED_EARLY, UNFINISHED]
     assert (first.run_directory / "stop").exists()
 
@@ -196,14 +196,14 @@ def test_what_stands_on_the_disk_decides_whatever_ended_before(trials: list[Conf
     name = str(trials[0].run.name)
     trials[0].run_directory.mkdir(parents=True)
     (trials[0].run_directory / "config.yaml").write_text(to_yaml(trials[0]))
-    assert directory.read_statuses([name])[name].status == UNFINISHED
-    directory.end(name, FAILED, "no room")
-    assert directory.read_statuses([name])[name].reason == "no room"
-    directory.retry_failed([name])
-    assert directory.read_statuses([name])[name].status == UNFINISHED
-    directory.end(name, FAILED, "no room")
+    assert directory.read_statuses(trials[:1])[name].status == UNFINISHED
+    directory.record_end(name, FAILED, "no room")
+    assert directory.read_statuses(trials[:1])[name].reason == "no room"
+    directory.record_end(name, UNFINISHED)
+    assert directory.read_statuses(trials[:1])[name].status == UNFINISHED
+    directory.record_end(name, FAILED, "no room")
     finish(trials[0])
-    assert directory.read_statuses([name])[name].status == FINISHED
+    assert directory.read_statuses(trials[:1])[name].status == FINISHED
 
 
 def test_a_damaged_family_is_told_as_the_reason(make_queue: MakeQueue, trials: list[Config]) -> None:
@@ -212,7 +212,4 @@ def test_a_damaged_family_is_told_as_the_reason(make_queue: MakeQueue, trials: l
 
     queue = make_queue(roots=group_by_prefix(trials[:1]), ready=damaged)
     assert queue.suggest("a") == FamilyQueue.FINISHED
-    assert (
-        queue.directory.read_statuses([str(trials[0].run.name)])[str(trials[0].run.name)].reason
-        == "family.json is damaged."
-    )
+    assert queue.directory.read_statuses(trials[:1])[str(trials[0].run.name)].reason == "family.json is damaged."

@@ -38,7 +38,7 @@ def stop_a_sweep(config: dict[str, Any], is_trained: bool) -> dict[str, Any]:
             ended.wait(seconds)
 
     began = time.monotonic()
-    stopped = tuning._wait_for_tuner(threading.Thread(target=tune, daemon=True), queue)
+    stopped = tuning.wait_for_tuner(threading.Thread(target=tune, daemon=True), queue)
     return {
         "kind": type(stopped).__name__,
         "waited": time.monotonic() - began >= seconds,

@@ -1,0 +1,268 @@
+"""What is read off finished runs: differences against a reference, values at equal cost, the pace of curves; and all of it as text.
+
+Every analysis takes the long table of `tabulate_runs` (or a part of it) and gives a table, with values in 0..1, NaN where nothing
+can be said, and spreads over repetitions in `<column>_sd`. `format_table` makes text of any of them.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas
+from scipy.stats import wilcoxon
+
+from distbranch.experiments.runs import COSTS, pivot_tasks, select_means
+from distbranch.report.console import METRICS as METRIC_NAMES
+from distbranch.report.console import UNDEFINED, amount, markdown_table, size, spread
+from distbranch.report.experiment_figures import Spot
+
+SIGNIFICANT = 0.05  # as is usual; no sentence hangs on it alone, for it says p
+# How columns are shown: these in percentage points, these in percent (and every metric, also with a split before it), and all
+# others as numbers, with so many decimals if they are no counts.
+POINTS = ("difference", "lowest", "highest")
+PERCENT = ("last", *METRIC_NAMES)
+SIZES = ("cost", "parameters", *COSTS)
+DECIMALS = {"share": 2, "p_value": 3, "adjusted_rand_index": 3}
+
+
+# ---- differences
+
+
+def compare_methods(values: pandas.DataFrame, metric: str, split: str) -> pandas.DataFrame:
+    """Means over seeds, and differences against the first method, paired by seed and task.
+
+    Returns:
+        A row per method: method, seeds, the metric, then what `summarise_differences` says (paired_seeds are its repetitions), and
+        multiply_adds.
+    """
+    means = select_means(values, metric, split).groupby("variant", sort=False)
+    table = means["value"].agg(**{"seeds": "size", metric: "mean", f"{metric}_sd": "std"})
+    pairs = pivot_tasks(values, metric, split)
+    reference = table.index[0]
+    found = {}
+    for method in pairs.columns.unique("variant"):
+        if method != reference and reference in pairs:
+            # Seeds that only one of the two has are no pairs.
+            differences = pairs[method] - pairs[reference]
+            found[method] = summarise_differences(differences.dropna(axis="columns", how="all"))
+    shown = ["repetitions", "difference", "difference_sd", "tasks_higher", "tasks_lower", "p_value"]
+    table = table.join(pandas.DataFrame(found, index=shown).T)
+    table["multiply_adds"] = means["multiply_adds"].mean()
+    return table.rename(columns={"repetitions": "paired_seeds"}).rename_axis("method").reset_index()
+
+
+def summarise_differences(differences: pandas.DataFrame) -> dict[str, Any]:
+    """What one table of differences says, [tasks, repetitions] (over seeds, or over permutations of a tree).
+
+    Returns:
+        difference (over all) and its `_sd` over repetitions; repetitions and how many of them are above zero; tasks, how many
+        are higher or lower by their mean, and how many always; the p-value of a two-sided Wilcoxon signed-rank test over
+        tasks, and whether its ranks point upwards, which may differ from the mean where few tasks differ much.
+    """
+    differences = differences.dropna(axis="index", how="all")
+    if differences.empty:
+        return {"repetitions": 0}
+    # Over tasks or over repetitions first: the same mean, and a spread of its own each.
+    of_tasks = differences.mean(axis="columns")
+    of_repetitions = differences.mean(axis="index")
+    found: dict[str, Any] = {"difference": of_repetitions.mean(), "difference_sd": of_repetitions.std()}
+    found["repetitions"] = len(of_repetitions)
+    found["repetitions_higher"] = int((of_repetitions > 0).sum())
+    found["tasks"] = len(of_tasks)
+    for name, signed in (("higher", differences), ("lower", -differences)):
+        found[f"tasks_{name}"] = int((signed.mean(axis="columns") > 0).sum())
+        # What is unknown is on nobody's side.
+        found[f"tasks_always_{name}"] = int((signed.fillna(1) > 0).all(axis="columns").sum())
+
+    # Of ranks, for differences of tasks are far from normal; undefined where nothing differs.
+    differs = bool(np.any(of_tasks))
+    found["p_value"] = float(wilcoxon(of_tasks).pvalue) if differs else 1.0
+    found["ranks_higher"] = differs and bool(wilcoxon(of_tasks, alternative="greater").pvalue < 0.5)
+    return found
+
+
+def tabulate_differences(differences: pandas.DataFrame) -> pandas.DataFrame:
+    """A row per task, the largest mean first: task, difference and its `_sd`, lowest, highest, then every repetition."""
+    table = pandas.DataFrame({"difference": differences.mean(axis="columns")})
+    table["difference_sd"] = differences.std(axis="columns")
+    table["lowest"] = differences.min(axis="columns")
+    table["highest"] = differences.max(axis="columns")
+    # With every repetition beside its mean, for whoever wants another statistic.
+    table = table.join(differences).sort_values("difference", ascending=False, kind="stable")
+    return table.rename_axis("task").reset_index()
+
+
+def describe_differences(differences: pandas.DataFrame, metric: str, *, one: str, other: str, repetition: str) -> str:
+    """One sentence about `one` less `other`: what was seen, and what may be said of it."""
+    found = summarise_differences(differences)
+    name = METRIC_NAMES[metric]
+    if not found["repetitions"]:
+        return f"{name}, {one} less {other}: nothing can be compared."
+    seen = (
+        f"{name}, {one} less {other}: {format_cell('difference', found)} points in the mean, above zero in "
+        f"{found['repetitions_higher']} of {found['repetitions']} {repetition}. {one.capitalize()} is higher on "
+        f"{found['tasks_higher']} of {found['tasks']} tasks ({found['tasks_always_higher']} in all {repetition}) and lower on "
+        f"{found['tasks_lower']} ({found['tasks_always_lower']}). Wilcoxon signed-rank test over tasks, two-sided: "
+        f"p = {found['p_value']:.2g}: "
+    )
+    if found["p_value"] >= SIGNIFICANT:
+        return f"{seen}no difference is shown."
+    better = one
+    if not found["ranks_higher"]:
+        better = other
+    seen += f"by the ranks of the tasks {better} is better"
+    if found["ranks_higher"] != (found["difference"] > 0):
+        seen += ", though by the mean it is the other way round: few tasks differ much"
+    return f"{seen}."
+
+
+# ---- at equal cost
+
+
+def compare_at_equal_cost(points: pandas.DataFrame, line: pandas.DataFrame, cost: str) -> pandas.DataFrame:
+    """Values beside the line of the same seed and task at the same cost.
+
+    Args:
+        points: rows of the long table, of one metric and split.
+        line: the same, of the networks through which the line is drawn.
+        cost: one of `COSTS`.
+
+    Returns:
+        The points with the columns line_value and difference, NaN beyond the ends of the line.
+    """
+    # Seed by seed: what seeds have in common (their data order, their first weights) cancels in the difference.
+    lines = {key: part.set_index(cost)["value"] for key, part in line.groupby(["seed", "task"])}
+    nothing = pandas.Series(dtype=float)
+    values = []
+    for price, seed, task in zip(points[cost], points["seed"], points["task"], strict=True):
+        values.append(interpolate_at_cost(price, lines.get((seed, task), nothing)))
+    return points.assign(line_value=values, difference=points["value"] - values)
+
+
+def interpolate_at_cost(cost: float, line: pandas.Series) -> float:
+    """The value at a cost, linear in its logarithm between the two neighbours; NaN beyond the ends of the line.
+
+    Args:
+        cost: positive.
+        line: values by their costs, in any order; those of one cost are averaged.
+    """
+    points = line.groupby(level=0).mean().dropna()
+    if points.empty or not points.index[0] <= cost <= points.index[-1]:
+        return np.nan
+    # Costs span decades, and a metric rises about evenly with every doubling.
+    return float(np.interp(np.log(cost), np.log(points.index), points))
+
+
+def tabulate_equal_cost(means: pandas.DataFrame, thin: Iterable[str], metric: str) -> pandas.DataFrame:
+    """Every other network beside the line of thin ones, at equal multiply-adds and at equal weights.
+
+    Returns:
+        A row per network and cost: network, cost, own_cost, the metric, line_<metric> (of the line at the same cost) and
+        difference, each a mean over seeds with its `_sd`.
+    """
+    is_thin = means["variant"].isin(list(thin))
+    tables = []
+    for cost in COSTS:
+        found = compare_at_equal_cost(means[~is_thin], means[is_thin], cost)
+        names = {cost: "own_cost", "value": metric, "line_value": f"line_{metric}", "difference": "difference"}
+        of_network = found.rename(columns=names).groupby("variant", sort=False)[list(names.values())]
+        # A mean over some seeds only would compare different sets of runs: NaN is not skipped.
+        mean = of_network.agg(lambda values: values.mean(skipna=False))
+        deviation = of_network.agg(lambda values: values.std(skipna=False))
+        table = mean.join(deviation.add_suffix("_sd"))
+        table.insert(0, "cost", cost)
+        tables.append(table)
+    return pandas.concat(tables).rename_axis("network").reset_index()
+
+
+# ---- the pace of curves
+
+
+def measure_pace(curves: pandas.DataFrame, reference: str, iterations: int) -> pandas.DataFrame:
+    """When every variant first reached what the reference of the same seed had at its end.
+
+    Args:
+        curves: see `read_curves`.
+        reference: a variant.
+        iterations: of a whole run.
+
+    Returns:
+        A row per variant: variant, last (the last value), seeds, reached (by how many), iterations (mean over the seeds that
+        reached it, on a straight line between two evaluations) and their share of all.
+    """
+    of_run = curves.groupby(["variant", "seed"], sort=False)
+    last = of_run["value"].last()
+    goals = last[reference]
+    first = pandas.Series({key: find_first_reach(curve, goals.get(key[1], np.nan)) for key, curve in of_run})
+    table = pandas.DataFrame({"last": last, "first": first}).groupby(level=0, sort=False)
+    found = table["last"].agg(last="mean", last_sd="std", seeds="size")
+    found["reached"] = table["first"].count()
+    found["iterations"] = table["first"].mean()
+    found["share"] = found["iterations"] / iterations
+    return found.rename_axis("variant").reset_index()
+
+
+def find_first_reach(curve: pandas.DataFrame, goal: float) -> float:
+    """The first iteration at which a curve is at the goal, on straight lines between its points; NaN if it never is."""
+    iterations = curve["iteration"].to_numpy(float)
+    values = curve["value"].to_numpy(float)
+    reached = np.flatnonzero(values >= goal)
+    if not reached.size:
+        return np.nan
+    # Between the evaluation before and this one; at the first evaluation nothing lies before.
+    first = reached[0]
+    around = slice(max(first - 1, 0), first + 1)
+    return float(np.interp(goal, values[around], iterations[around]))
+
+
+# ---- for people
+
+
+def format_table(table: pandas.DataFrame) -> list[dict[str, str]]:
+    """Any of the tables as rows of text: values with their spread, metrics in percent, differences in points."""
+    columns = [column for column in table.columns if not column.endswith("_sd")]
+    return [{_make_heading(column): format_cell(column, row) for column in columns} for row in table.to_dict("records")]
+
+
+def format_markdown(table: pandas.DataFrame) -> str:
+    """The same in Markdown."""
+    rows = format_table(table)
+    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _make_heading(column: str) -> str:
+    heading = column.replace("_", " ")
+    if column in POINTS:
+        return f"{heading}, points"
+    if column.endswith(PERCENT):
+        return f"{heading} %"
+    return heading
+
+
+def format_cell(column: str, row: Mapping[str, Any]) -> str:
+    """A value of a row with its `_sd`, such as `74.5 ± 0.7`; a dash for NaN."""
+    value = row[column]
+    if pandas.isna(value):
+        return UNDEFINED
+    if isinstance(value, str):
+        return value
+    deviation = np.nan_to_num(row.get(f"{column}_sd", 0.0))
+    # Networks often differ by tenths of a point, so differences have a decimal more.
+    if column in POINTS:
+        text = amount(value, deviation, scale=100, decimals=2)
+        return f"+{text}" if value >= 0 else text
+    if column.endswith(PERCENT):
+        return amount(value, deviation, scale=100, decimals=1)
+    if column.endswith(SIZES):
+        return size(value)
+    return amount(value, None, decimals=DECIMALS.get(column, 0))
+
+
+def make_spots(means: pandas.DataFrame, variants: Iterable[str]) -> list[Spot]:
+    """The networks in a diagram of value against cost."""
+    spots = []
+    for variant in variants:
+        own = means.query("variant == @variant")
+        costs = {cost: spread(list(own[cost])) for cost in COSTS}
+        spots.append(Spot(variant, costs, spread(list(own["value"].dropna()))))
+    return spots
