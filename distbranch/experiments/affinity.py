@@ -27,7 +27,7 @@ from distbranch.experiments.runs import (
     tabulate_runs,
 )
 from distbranch.experiments.table import table_markdown
-from distbranch.report.console import amount, spread
+from distbranch.report.console import compute_spread, format_amount
 from distbranch.report.experiment_figures import Spot, draw_kinds
 
 METRIC = "average_precision"
@@ -165,7 +165,7 @@ def winners_markdown(differences: pandas.DataFrame, winners: pandas.DataFrame, s
     always = winners["higher"].value_counts()
     sentence = (
         f"{METRIC.replace('_', ' ').capitalize()}, phi less agreement, mean over tasks: "
-        f"{amount(*spread(list(means)), scale=100, decimals=2)} points over {len(means)} seed(s). Phi is higher on {phi} of "
+        f"{format_amount(*compute_spread(list(means)), scale=100, decimals=2)} points over {len(means)} seed(s). Phi is higher on {phi} of "
         f"{len(winners)} tasks ({always.get('phi', 0)} in every seed), agreement on {agreement} ({always.get('agreement', 0)} in "
         "every seed). Compared at every network of one kind that lies within the line of the other; lines are linear in the "
         "logarithm of the weights."

@@ -27,7 +27,7 @@ from distbranch.experiments.runs import (
     tabulate_runs,
 )
 from distbranch.experiments.table import table_markdown, variants_of_files
-from distbranch.report.console import size
+from distbranch.report.console import format_size
 from distbranch.report.experiment_figures import draw_company
 
 BEGINNING = ("init", "pretrained", "pretrained_channels")  # that a thin network shares with a grown one
@@ -161,12 +161,12 @@ def neighbours_markdown(found: pandas.DataFrame, metric: str, split: str) -> str
     """A row per grown network and cost."""
     rows = []
     for _, row in found.iterrows():
-        nearest = f"{row['nearest']}: {size(row['nearest_cost'])}, {format_spread(row, 'nearest_value')}"
+        nearest = f"{row['nearest']}: {format_size(row['nearest_cost'])}, {format_spread(row, 'nearest_value')}"
         rows.append(
             {
                 "network": row["network"],
                 "at equal": row["cost"].replace("_", "-"),
-                "its cost": size(row["own_cost"]),
+                "its cost": format_size(row["own_cost"]),
                 f"its {metric.replace('_', ' ')} %": format_spread(row, "value"),
                 "nearest thin network": nearest,
                 "thin line there %": format_spread(row, "thin_value"),

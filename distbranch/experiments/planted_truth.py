@@ -15,7 +15,8 @@ from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.errors import UserError
 from distbranch.experiments.runner import Experiment, Findings, check_grows, load_run_config
 from distbranch.experiments.runs import Runs
-from distbranch.report.console import amount, markdown_table
+from distbranch.report.console import format_amount
+from distbranch.report.tables import render_markdown
 
 DERIVED = ("data.path", "data.pack")
 
@@ -32,11 +33,13 @@ def design_planted_truth(config: Path, seeds: Sequence[int], overrides: Sequence
         rows = []
         for (run,) in runs.values():
             rows.append({"seed": run.seed, "adjusted_rand": measure_agreement(run.config.run_directory)})
-        cells = [[str(row["seed"]), amount(row["adjusted_rand"], None, decimals=3)] for row in rows]
+        table = pandas.DataFrame(rows)
+        cells = pandas.DataFrame({"seed": table["seed"].astype(str)})
+        cells["adjusted Rand index"] = [format_amount(value, decimals=3) for value in table["adjusted_rand"]]
         return Findings(
             [{"seed": row["seed"], "adjusted Rand index": row["adjusted_rand"]} for row in rows],
-            f"# {sweep.name}\n\n{markdown_table(['seed', 'adjusted Rand index'], cells)}",
-            tables={"planted.csv": pandas.DataFrame(rows)},
+            f"# {sweep.name}\n\n{render_markdown(cells)}",
+            tables={"planted.csv": table},
         )
 
     chosen = load_run_config(config, overrides)

@@ -18,8 +18,9 @@ from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.errors import UsageError, UserError
 from distbranch.metrics import CHOICES
-from distbranch.report.console import METRICS, UNDEFINED, amount, markdown_table, size, spread
+from distbranch.report.console import METRICS, UNDEFINED, compute_spread, format_amount, format_size
 from distbranch.report.experiment_figures import Spot
+from distbranch.report.tables import render_markdown
 
 logger = logging.getLogger("distbranch")
 SPLITS = ("test", "val")
@@ -236,7 +237,7 @@ def difference_rows(table: pandas.DataFrame, metric: str, split: str) -> list[di
                 "seeds paired": format_number(row["paired_seeds"]),
                 "tasks higher": format_number(row["tasks_higher"]),
                 "tasks lower": format_number(row["tasks_lower"]),
-                "multiply-adds": size(row["multiply_adds"]),
+                "multiply-adds": format_size(row["multiply_adds"]),
             }
         )
     return rows
@@ -272,8 +273,8 @@ def make_spots(means: pandas.DataFrame, variants: Iterable[str]) -> list[Spot]:
     spots = []
     for variant in variants:
         own = means.query("variant == @variant")
-        costs = {cost: spread(list(own[cost])) for cost in COSTS}
-        spots.append(Spot(variant, costs, spread(list(own["value"].dropna()))))
+        costs = {cost: compute_spread(list(own[cost])) for cost in COSTS}
+        spots.append(Spot(variant, costs, compute_spread(list(own["value"].dropna()))))
     return spots
 
 
@@ -285,15 +286,15 @@ def format_spread(row: Mapping[str, Any], key: str, *, decimals: int = 1, signed
     mean = row[key]
     if pandas.isna(mean):
         return UNDEFINED
-    text = amount(mean, np.nan_to_num(row.get(f"{key}_sd", 0.0)), scale=100, decimals=decimals)
+    text = format_amount(mean, np.nan_to_num(row.get(f"{key}_sd", 0.0)), scale=100, decimals=decimals)
     return f"+{text}" if signed and mean >= 0 else text
 
 
 def format_number(value: float, *, scale: float = 1, decimals: int = 0) -> str:
     """A number; a dash for NaN."""
-    return UNDEFINED if pandas.isna(value) else amount(value, None, scale=scale, decimals=decimals)
+    return UNDEFINED if pandas.isna(value) else format_amount(value, None, scale=scale, decimals=decimals)
 
 
 def rows_markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows of text with the same columns as a table in Markdown."""
-    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+    return render_markdown(pandas.DataFrame(rows))

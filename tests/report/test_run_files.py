@@ -53,13 +53,13 @@ def test_a_last_line_cut_short_is_left_out_with_a_warning(run: Path, caplog: pyt
     [
         ("config.yaml", None, "not a run directory"),
         ("config.yaml", "a: [1", "should be YAML"),
-        ("config.yaml", "- 1", "configuration of a run"),
+        ("config.yaml", "- 1", "should hold keys and values"),
         ("tree.json", "{", "tree.json should be JSON"),
-        ("tree.json", "[1]", "JSON object"),
+        ("tree.json", "[1]", "keys and values"),
         ("tree.json", '{"layers": [{"name": "fc7"}]}', "'branches' is missing"),
         ("result.json", "nonsense", "result.json should be JSON"),
-        ("metrics.jsonl", "nonsense\n{}\n", "line 1 should be JSON"),
-        ("decisions.jsonl", "[]\n{}\n", "line 1 should be a JSON object"),
+        ("metrics.jsonl", "nonsense\n{}\n", "line 1 should be a JSON object"),
+        ("decisions.jsonl", "3\n{}\n", "line 1 should be a JSON object"),
     ],
 )
 def test_a_missing_or_damaged_file_is_said_in_one_sentence(
