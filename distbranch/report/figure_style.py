@@ -30,10 +30,7 @@ PAPER = "#fefefd"
 # Lines with a fixed meaning (Okabe and Ito, Paul Tol): total cost and training in blue, what was chosen in orange.
 BLUE = "#3b6fb6"
 ORANGE = "#e0702b"
-TEAL = "#2a9d8f"
 PURPLE = "#a6408c"
-OLIVE = "#7d8b2f"
-BROWN = "#8a5a3b"
 
 logger = logging.getLogger("distbranch")
 

@@ -4,7 +4,7 @@ Colours have one meaning throughout: that of a top group of the tree, else blue 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,11 @@ from matplotlib.ticker import MaxNLocator
 from distbranch.report.console import METRICS, format_percent
 from distbranch.report.figure_style import (
     BLUE,
-    BROWN,
     GRID,
     INK,
     MUTED,
-    OLIVE,
     ORANGE,
     PURPLE,
-    TEAL,
     add_grid,
     group_colour,
     hide_frame,
@@ -35,7 +32,6 @@ from distbranch.report.figure_style import (
 from distbranch.report.layers import Branches, format_name, group_numbers
 
 Json = Mapping[str, Any]
-METRIC_COLOURS = dict(zip(METRICS, (MUTED, BLUE, PURPLE, TEAL, OLIVE, BROWN), strict=True))
 TASK_METRICS = tuple(METRICS)[:3]  # those that a single task has
 KINDS = {"agreement": "Agreement (Eq. 6)", "phi": "Phi (chance-corrected)"}
 MOST_NAMES = 120  # beside a matrix; those of more tasks would be too small to read
@@ -141,69 +137,59 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
 @in_style
 def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], decisions: Sequence[Json]) -> Figure:
     """Loss, learning rate and, if there are several, evaluations over the iterations, with the moments of widening marked."""
-    scored = [line for line in evaluations if line.get("mean")]
-    heights = [2.4, 1.1]
-    # one alone is no curve: tables tell it
-    if len({line["iteration"] for line in scored}) > 1:
-        heights.append(2.4)
-    figure = make_figure(12, sum(heights) + 0.6)
-    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    _draw_loss_panel(panels[0], training, evaluations)
-    panels[1].plot(read_series(training, "learning_rate"), color=BLUE, linewidth=1.4)
-    panels[1].set_ylim(bottom=0)
-    panels[1].set_ylabel("learning rate")
-    for axes in panels[2:]:
-        _draw_score_panel(axes, scored)
-    _finish_curves(panels, decisions)
-    return figure
-
-
-def _draw_loss_panel(axes: Axes, training: Sequence[Json], evaluations: Sequence[Json]) -> None:
-    losses = read_series(training, "loss")
-    draw_smoothed(axes, losses, BLUE, "training")
-    for index, (split, lines) in enumerate(_group_by_split(evaluations)):
-        colour = (PURPLE, TEAL, INK)[index % 3]
-        axes.plot(read_series(lines, "loss"), "o-", color=colour, markersize=4, linewidth=1.2, label=split)
-    # beyond a factor of 30 a linear axis hides the end; a logarithm needs more than zero
-    positive = losses[losses > 0]
-    if positive.max() > 30 * positive.min():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylabel("loss")
-    _draw_legend_beside(axes)
-
-
-def _draw_score_panel(axes: Axes, evaluations: Sequence[Json]) -> None:
-    for style, (split, lines) in zip(("o-", "s--", "^:"), _group_by_split(evaluations), strict=False):
+    losses = {"training": read_series(training, "loss")}
+    scores = {}
+    for split in sorted({line["split"] for line in evaluations}):
+        lines = [line for line in evaluations if line["split"] == split]
+        losses[split] = read_series(lines, "loss")
         for key, label in METRICS.items():
-            means = read_series([{"iteration": line["iteration"], **line["mean"]} for line in lines], key)
-            if len(means):
-                colour = METRIC_COLOURS[key]
-                axes.plot(100 * means, style, color=colour, markersize=4, linewidth=1.4, label=f"{label}, {split}")
-    axes.set_ylabel("mean over tasks, %")
-    _draw_legend_beside(axes)
+            means = [{"iteration": line["iteration"], **(line.get("mean") or {})} for line in lines]
+            scores[f"{label}, {split}"] = 100 * read_series(means, key)
+    panels = {"loss": losses, "learning rate": {"": read_series(training, "learning_rate")}}
+    # one evaluation alone is no curve: tables tell it
+    scores = {label: curve for label, curve in scores.items() if len(curve) > 1}
+    if scores:
+        panels["mean over tasks, %"] = scores
+    return _draw_panels(panels, decisions)
 
 
 @in_style
 def draw_throughput(training: Sequence[Json], decisions: Sequence[Json], resumed: Sequence[Json] = ()) -> Figure:
     """Samples per second and the share of time spent waiting for data, over the iterations."""
-    figure = make_figure(12, 3.4)
-    rate, wait = panels = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
-    rate.plot(read_series(training, "samples_per_second"), color=BLUE, linewidth=1.3)
-    # from zero, so that half the pace looks like half
+    panels = {
+        "samples per second": {"": read_series(training, "samples_per_second")},
+        "data wait, %": {"": 100 * read_series(training, "data_wait")},
+    }
+    figure = _draw_panels(panels, decisions)
+    rate, wait = figure.axes
+    # from zero, so that half the pace looks like half; less than five per cent is noise, and should look like it
     rate.set_ylim(bottom=0)
-    rate.set_ylabel("samples per second")
-    share = 100 * read_series(training, "data_wait")
-    wait.fill_between(share.index, share, color=ORANGE, alpha=0.6)
-    # less than five per cent is noise, and should look like it
-    wait.set_ylim(0, np.nanmax([5.0, *(1.1 * share)]))
-    wait.set_ylabel("data wait, %")
-    for axes in panels:
-        for line in resumed:
-            axes.axvline(line["iteration"], color=PURPLE, linewidth=1.2, linestyle="-.")
+    wait.set_ylim(0, max(5.0, wait.get_ylim()[1]))
     for line in resumed:
+        rate.axvline(line["iteration"], color=PURPLE, linewidth=1.2, linestyle="-.")
         rate.text(line["iteration"], 0, " resumed", fontsize=8, color=PURPLE, va="bottom")
-    _finish_curves(panels, decisions)
+    return figure
+
+
+def _draw_panels(panels: Mapping[str, Mapping[str, pandas.Series]], decisions: Sequence[Json]) -> Figure:
+    """A panel per unit {what its axis shows: {name of a curve: values by iteration}}, decisions named above the first one."""
+    figure = make_figure(12, 2 * len(panels) + 0.6)
+    for axes, (unit, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels.items(), strict=True):
+        for number, (name, curve) in enumerate(curves.items()):
+            draw_smoothed(axes, curve, group_colour(number), name)
+        for decision in decisions:
+            axes.axvline(decision["iteration"], color=MUTED, linewidth=0.9, linestyle=":", zorder=0)
+        axes.set_ylabel(unit)
+        # beside the curves: inside it would cover one of them
+        if len(curves) > 1:
+            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.005, 0.5))
+        add_grid(axes)
+    first = figure.axes[0]
+    for decision in decisions:
+        text = f" {decision['layer_name']} → {decision['num_groups']}"
+        style: dict[str, Any] = {"fontsize": 7, "rotation": 90, "color": MUTED, "ha": "center", "va": "bottom"}
+        first.text(decision["iteration"], 1.0, text, transform=first.get_xaxis_transform(), **style)
+    figure.axes[-1].set_xlabel("iteration")
     return figure
 
 
@@ -214,42 +200,18 @@ def read_series(lines: Sequence[Json], key: str) -> pandas.Series:
 
 
 def draw_smoothed(axes: Axes, curve: pandas.Series, colour: str, label: str) -> None:
-    """A curve; where it has many points faint, with its running mean over about a fortieth of them."""
+    """A curve, with a dot per value; where it has many faint, with its running mean over about a fortieth of them."""
+    marker = "o"
     if len(curve) > MANY_POINTS:
+        marker = ""
         axes.plot(curve, color=colour, linewidth=0.8, alpha=0.35)
         curve = smooth_curve(curve)
-    axes.plot(curve, color=colour, linewidth=1.7, label=label)
+    axes.plot(curve, color=colour, linewidth=1.6, marker=marker, markersize=4, label=label)
 
 
 def smooth_curve(curve: pandas.Series) -> pandas.Series:
     """A centred running mean over about a fortieth of the points."""
     return curve.rolling(max(3, len(curve) // 40), center=True, min_periods=1).mean()
-
-
-def _group_by_split(lines: Sequence[Json]) -> Iterator[tuple[str, list[Json]]]:
-    for split in sorted({line["split"] for line in lines}):
-        yield split, [line for line in lines if line["split"] == split]
-
-
-def _finish_curves(panels: Sequence[Axes], decisions: Sequence[Json]) -> None:
-    """What panels over the iterations have in common: the decisions, named above the first panel, and a grid."""
-    above = panels[0].get_xaxis_transform()
-    for decision in decisions:
-        colour = ORANGE if decision["num_groups"] > 1 else MUTED
-        for axes in panels:
-            axes.axvline(decision["iteration"], color=colour, linewidth=0.9, linestyle=":", zorder=0)
-        style: dict[str, Any] = {"fontsize": 7, "rotation": 90, "color": MUTED, "ha": "center"}
-        text = f" {decision['layer_name']} → {decision['num_groups']}"
-        panels[0].text(decision["iteration"], 1.0, text, transform=above, va="bottom", **style)
-    for axes in panels:
-        add_grid(axes)
-    panels[-1].set_xlabel("iteration")
-
-
-def _draw_legend_beside(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        # beside the curves: inside it would cover one of them
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.005, 0.5))
 
 
 # ---- bars

@@ -24,7 +24,7 @@ from distbranch.report.console import METRICS, UNDEFINED, format_amount, format_
 from distbranch.report.figure_style import BLUE, GRID, INK, MUTED, PAPER, choose_text_colour, group_colour, rendering
 from distbranch.report.figures import TASK_METRICS, sort_tasks
 from distbranch.report.layers import format_name, group_numbers, top_groups
-from distbranch.report.pictures import Picture, list_pictures, shown_split
+from distbranch.report.pictures import TEXTS, list_pictures, shown_split
 from distbranch.report.run_files import RunFiles, read_run
 
 TILES = ("average_precision", "balanced_accuracy", "accuracy", "top10_recall")  # most telling first
@@ -42,8 +42,8 @@ def report(run_directory: Path | str, out: Path | str | None = None) -> Path:
     run = read_run(run_directory)
     page = Path(out) if out is not None else run.directory / "report.html"
     # all, before a file of an earlier report is replaced
-    drawn = [(picture, picture.draw()) for picture in list_pictures(run)]
-    files = {page.parent / "report" / f"{picture.name}.png": figure for picture, figure in drawn}
+    drawn = {name: draw() for name, draw in list_pictures(run).items()}
+    files = {page.parent / "report" / f"{name}.png": figure for name, figure in drawn.items()}
     write_page(page, files, lambda: render_run(run, drawn))
     return page
 
@@ -63,7 +63,7 @@ def write_page(page: Path, figures: Mapping[Path, Figure], render: Callable[[], 
         ) from None
 
 
-def render_run(run: RunFiles, drawn: Sequence[tuple[Picture, Figure]]) -> str:
+def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
     """The page of a run with these figures."""
     numbers = group_numbers(top_groups(run.layers))
     split = shown_split(run)
@@ -74,7 +74,8 @@ def render_run(run: RunFiles, drawn: Sequence[tuple[Picture, Figure]]) -> str:
         subtitle=_describe_run(run),
         tiles=_list_tiles(run),
         notices=_list_notices(run),
-        pictures=[(picture, draw_svg(figure, picture.heading)) for picture, figure in drawn],
+        pictures={name: draw_svg(figure, TEXTS[name][0]) for name, figure in drawn.items()},
+        texts=TEXTS,
         tasks=_tabulate_tasks(run.scores()[split], numbers) if split else None,
         means=_tabulate_means(run),
         decisions=_tabulate_decisions(run, numbers),

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.spinner import Spinner
 from rich.text import Text
 
-from distbranch.report.console import format_percent, select_known
+from distbranch.report.console import UNDEFINED, select_known
 
 SECONDS_BETWEEN_LINES = 30.0
 NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
@@ -243,7 +243,11 @@ def _describe_policy(event: Event) -> str:
 
 
 def _format_means(means: Mapping[str, float | None]) -> str:
-    return "  ".join(f"{name}{NO_BREAK}{format_percent(mean)}%" for name, mean in select_known(means).items())
+    texts = []
+    for name, mean in select_known(means).items():
+        share = UNDEFINED if mean is None else f"{mean:.1%}"
+        texts.append(f"{name}{NO_BREAK}{share}")
+    return "  ".join(texts)
 
 
 def _shorten_widths(branches: Mapping[str, int]) -> str:

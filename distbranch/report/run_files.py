@@ -84,11 +84,17 @@ def read_run(run_directory: Path | str) -> RunFiles:
             f"{directory} is not a run directory: it has no config.yaml. Give the folder that `train` wrote."
         )
     tree = _read_json(directory / "tree.json")
+    try:
+        layers = layers_from_tree(tree or {"layers": []})
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory / 'tree.json'} should list the layers with their branches, but {error} is missing or wrong."
+        ) from error
     return RunFiles(
         directory=directory,
         config=config,
         environment=_read_json(directory / "environment.json") or {},
-        layers=_read_layers(directory / "tree.json", tree, config) if tree else (),
+        layers=layers,
         decisions=_read_log(directory / "decisions.jsonl", "round"),
         metrics=_read_log(directory / "metrics.jsonl", "iteration", "kind", "split"),
         result=_read_json(directory / "result.json"),
@@ -147,19 +153,3 @@ def _read_lines(path: Path) -> Iterator[Json]:
             if number < len(lines):
                 raise UserError(f"{path} is damaged: line {number} should be a JSON object ({error}).") from error
             logger.warning("%s ends in an incomplete line, which is left out", path)
-
-
-def _read_layers(path: Path, tree: Json, config: Json) -> tuple[LayerBranches, ...]:
-    # loads torch, which only a report of a tree needs
-    from distbranch.models.backbones import BACKBONES, thin_widths
-
-    model = config.get("model", {})
-    # a backbone of a later version has no widths here, but a report
-    layers = BACKBONES.get(model.get("backbone"), ())
-    widths = thin_widths(layers, model.get("width"), model.get("width_fraction"))
-    try:
-        return layers_from_tree(tree, dict(zip([layer.name for layer in layers], widths, strict=True)))
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} should list the layers with their branches, but {error} is missing or wrong."
-        ) from error

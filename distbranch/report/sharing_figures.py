@@ -10,7 +10,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from distbranch.report.figure_style import (
-    BLUE,
     DARK,
     EXECUTES,
     GRID,
@@ -25,7 +24,15 @@ from distbranch.report.figure_style import (
     make_canvas,
     make_figure,
 )
-from distbranch.report.layers import Branches, LayerBranches, Run, format_name, merge_equal_layers, top_groups
+from distbranch.report.layers import (
+    Branches,
+    LayerBranches,
+    Run,
+    describe_run,
+    format_name,
+    merge_equal_layers,
+    top_groups,
+)
 
 FONT, SMALL = 9.0, 8.0
 ROW, COLUMN, GAP = 0.19, 1.05, 0.16  # inches: a task, a branching, the space between two branchings
@@ -45,18 +52,15 @@ def draw_groups(layers: Sequence[LayerBranches]) -> Figure:
     for number, column in enumerate(columns):
         left = number * (COLUMN + GAP)
         _draw_heading(axes, column, left + COLUMN / 2)
-        for branch in column.branches:
+        for branch in column[0].branches:
             _draw_branch(axes, branch, groups, left, ROW * min(map(order.index, branch)))
     return figure
 
 
 def _draw_heading(axes: Axes, column: Run, middle: float) -> None:
+    title, text = describe_run(column)
     # the names of the first and of the last layer stand below each other: a column is narrow
-    title = column.title.replace(" … ", "\n… ")
-    count = len(column.branches)
-    text = f"{count} groups" if count > 1 else "all together"
-    if len(column.layers) > 1:
-        text += f"\n{len(column.layers)} layers"
+    title = title.replace(" … ", "\n… ")
     axes.text(middle, -0.42, title, fontsize=FONT, weight="bold", ha="center", va="bottom")
     axes.text(middle, -0.37, text, fontsize=SMALL, color=MUTED, ha="center", va="top")
 
@@ -86,21 +90,17 @@ def draw_policy(policy: Mapping[str, Any]) -> Figure:
     """
     tasks = [format_name(task) for task in policy["tasks"]]
     blocks = _list_blocks(policy)
-    executes = np.array(policy["policy"], dtype=float)
-    shown = np.array(policy.get("execute_probability", executes))
+    shown = np.array(policy.get("execute_probability", policy["policy"]), dtype=float)
     # inches, so that a cell is as large as its number needs
     figure = make_figure(0.6 * len(blocks) + 2, 0.27 * len(tasks) + 0.7)
     axes = figure.subplots()
-    for (row, column), value in np.ndenumerate(shown):
-        colour = EXECUTES(value)[:3]
-        edge = BLUE if executes[row, column] else GRID
-        axes.add_patch(
-            Rectangle((column - 0.44, row - 0.4), 0.88, 0.8, facecolor=colour, edgecolor=edge, linewidth=1.2)
-        )
-        if "execute_probability" in policy:
-            style = {"fontsize": 7, "color": choose_text_colour(colour), "ha": "center", "va": "center"}
-            axes.text(column, row, f"{100 * value:.0f}", **style)
-    axes.set(xlim=(-0.5, len(blocks) - 0.5), ylim=(len(tasks) - 0.5, -0.5))
+    places = np.arange(len(blocks)), np.arange(len(tasks))
+    axes.pcolormesh(*places, shown, cmap=EXECUTES, vmin=0, vmax=1, edgecolors=GRID, linewidth=1.2)
+    axes.invert_yaxis()
+    if "execute_probability" in policy:
+        for (row, column), value in np.ndenumerate(shown):
+            colour = choose_text_colour(EXECUTES(value)[:3])
+            axes.text(column, row, f"{100 * value:.0f}", fontsize=7, color=colour, ha="center", va="center")
     axes.set_yticks(range(len(tasks)), tasks)
     axes.set_xticks(range(len(blocks)), blocks)
     axes.xaxis.tick_top()

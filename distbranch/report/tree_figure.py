@@ -26,7 +26,7 @@ from distbranch.report.figure_style import (
 from distbranch.report.layers import (
     Branches,
     LayerBranches,
-    Run,
+    describe_run,
     find_branch,
     format_name,
     grow_layers,
@@ -58,10 +58,14 @@ def draw_tree(layers: Sequence[LayerBranches], *, title: str = "") -> Figure:
 
     figure, axes = make_canvas(text_left + 5, leaves[-1] + LINE * lines[-1])
     draw_strands(axes, layers, groups, x, leaves, thick, ends=(IMAGE[1], text_left - 0.3), box=SLAB)
-    _draw_image(axes, leaves, thick)
+    # as high as all strands together
+    half = max(0.3, thick.sum() / 2 + 0.06)
+    middle = (leaves[0] + leaves[-1]) / 2
+    draw_box(axes, IMAGE[0], middle - half, IMAGE[1], middle + half, edgecolor=MUTED)
+    axes.text(sum(IMAGE) / 2, middle, "image", fontsize=SMALL, ha="center", va="center")
     for run in merge_equal_layers(layers):
-        middle = np.mean([x[layers.index(layer)] for layer in run.layers])
-        _draw_heading(axes, run.title, _describe_run(run), float(middle), "center")
+        middle = np.mean([x[layers.index(layer)] for layer in run])
+        _draw_heading(axes, *describe_run(run), float(middle), "center")
     _draw_heading(axes, "Tasks", f"{sum(map(len, groups))} heads", text_left, "left")
     for number, (text, leaf) in enumerate(zip(texts, leaves, strict=True)):
         _draw_group_number(axes, number, text_left - 0.2, leaf)
@@ -181,10 +185,10 @@ def place_layers(layers: Sequence[LayerBranches]) -> np.ndarray:
     places: list[float] = []
     left = IMAGE[1]
     for run in merge_equal_layers(layers):
-        boxes = SLAB_STEP * (len(run.layers) - 1)
-        width = max(boxes, LETTER * len(run.title) - 0.3)
+        boxes = SLAB_STEP * (len(run) - 1)
+        width = max(boxes, LETTER * len(describe_run(run)[0]) - 0.3)
         first = left + EDGE + (width - boxes) / 2 - 0.2
-        places += [first + SLAB_STEP * number for number in range(len(run.layers))]
+        places += [first + SLAB_STEP * number for number in range(len(run))]
         left += EDGE + width
     return np.array(places)
 
@@ -207,17 +211,6 @@ def _bend(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return across.ravel(), down.ravel()
 
 
-def _describe_run(run: Run) -> str:
-    size = []
-    if len(run.layers) > 1:
-        size.append(f"{len(run.layers)} layers")
-    if run.width:
-        size.append(f"{run.width} wide")
-    num_branches = len(run.branches)
-    branches = "1 branch" if num_branches == 1 else f"{num_branches} branches"
-    return f"{', '.join(size)}\n{branches}".strip()
-
-
 def _describe_step(decision: Mapping[str, Any]) -> str:
     what = "stays whole"
     if decision["num_groups"] > 1:
@@ -228,15 +221,6 @@ def _describe_step(decision: Mapping[str, Any]) -> str:
 def _draw_heading(axes: Axes, title: str, text: str, x: float, align: str) -> None:
     axes.text(x, 0.28, title, fontsize=FONT, weight="bold", ha=align, va="center")
     axes.text(x, 0.38, text, fontsize=SMALL, color=MUTED, ha=align, va="top", linespacing=1.4)
-
-
-def _draw_image(axes: Axes, leaves: np.ndarray, thick: np.ndarray) -> None:
-    """A box for the image, as high as all strands together and high enough for its name."""
-    middle = (leaves[0] + leaves[-1]) / 2
-    half = max(0.3, thick.sum() / 2 + 0.06)
-    left, right = IMAGE
-    draw_box(axes, left, middle - half, right, middle + half, edgecolor=MUTED)
-    axes.text((left + right) / 2, middle, "image", fontsize=SMALL, ha="center", va="center")
 
 
 def _draw_group_number(axes: Axes, number: int, x: float, y: float) -> None:

@@ -110,7 +110,7 @@ def test_the_means_of_a_joint_run_have_a_row_for_every_data_set_with_top_3_and_t
     means = {"accuracy": 0.5, "top10_recall": None, "top3": 0.75, "top5": 1.0}
     scores = {"mean": means, "tasks": {}, "datasets": {"faces": {"mean": {"accuracy": 0.25}}, "<b>": {"mean": means}}}
     run = RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"test": scores}})
-    page = render_run(run, ())
+    page = render_run(run, {})
     rows = [re.sub(r"<[^>]+>", " ", row.split("</tr>")[0]).split() for row in page.split("<tr>")]
     found = {tuple(row[:2]): row for row in rows}
     assert found["test,", "faces"][2:3] == ["25.0"]
@@ -123,8 +123,7 @@ def test_an_exclusive_set_has_a_row_among_the_tasks_with_its_own_accuracy() -> N
     row = {"accuracy": 0.9, "num_labelled": 3, "num_positive": 1}
     scores = {"mean": {"accuracy": 0.9}, "tasks": {"hat": row}, "exclusive": {"kind": {"accuracy": 0.61, "top3": 1.0}}}
     run = RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"test": scores}})
-    picture = next(picture for picture in list_pictures(run) if picture.name == "tasks")
-    page = render_run(run, [(picture, picture.draw())])
+    page = render_run(run, {"tasks": list_pictures(run)["tasks"]()})
     table = page[page.index('<section id="tasks">') : page.index('<section id="means">')]
     assert re.sub(r"<[^>]+>", " ", table.split("<tr>")[-1]).split()[:3] == ["kind", "(arg-max)", "61.0"]
 

@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 
-from distbranch.report.layers import LayerBranches, find_branch, merge_equal_layers, top_groups
+from distbranch.report.layers import LayerBranches, describe_run, find_branch, merge_equal_layers, top_groups
 from distbranch.report.tree_figure import (
     LETTERS,
     SEPARATOR,
@@ -24,7 +24,7 @@ def random_tree(num_tasks: int, num_groups: int, num_layers: int, seed: int) -> 
     branches = [tuple(f"Task_number_{i}" for i in range(num_tasks) if i % num_groups == g) for g in range(num_groups)]
     layers: list[LayerBranches] = []
     for layer in range(num_layers, 0, -1):
-        layers.insert(0, LayerBranches(f"conv{layer}_1", tuple(branches), 16))
+        layers.insert(0, LayerBranches(f"conv{layer}_1", tuple(branches)))
         if len(branches) > 1 and rng.random() < 0.6:
             first, second = rng.sample(range(len(branches)), 2)
             joined = (*branches[first], *branches[second])
@@ -63,7 +63,7 @@ def test_a_figure_of_the_tree_names_every_task_and_every_run_of_layers() -> None
     figure = draw_tree(layers, title="A run")
     shown = " ".join(text.get_text() for text in figure.axes[0].texts)
     assert all(f"Task number {i}" in shown for i in range(40))
-    assert all(run.title in shown for run in merge_equal_layers(layers))
+    assert all(describe_run(run)[0] in shown for run in merge_equal_layers(layers))
 
 
 def test_branches_of_a_layer_share_out_all_groups() -> None:
