@@ -7,7 +7,7 @@ network of a table has (top-10 recall of few tasks, top-3 without exclusive clas
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,54 +110,51 @@ def tabulate_results(results: Results, *, split: str = "test") -> "pandas.DataFr
 
     rows = []
     for network, runs in results.items():
-        row: dict[str, Any] = {"network": network, "seeds": len(runs)}
-        means = [run.get("metrics", {}).get(split, {}).get("mean", {}) for run in runs]
-        for key in METRICS:
-            row[key], row[f"{key}_sd"] = compute_spread([mean.get(key) for mean in means])
-        for key in SIZES:
-            row[key], row[f"{key}_sd"] = compute_spread([run.get(key) for run in runs])
-        rows.append(row)
-    # as numbers: a column without a value would be one of objects
-    table = pandas.DataFrame(rows).set_index("network").astype(float)
-    return table.astype({"seeds": int}).reset_index()
+        for run in runs:
+            means = run.get("metrics", {}).get(split, {}).get("mean", {})
+            rows.append({**run, **means, "network": network})
+    table = pandas.DataFrame(rows, columns=["network", *METRICS, *SIZES]).set_index("network").astype(float)
+    networks = table.groupby("network", sort=False)
+    means = average_seeds(networks)
+    means.insert(0, "seeds", networks.size())
+    return means.reset_index()
+
+
+def average_seeds(groups: Any) -> "pandas.DataFrame":
+    """Means over the rows of every group, and their sample standard deviations as `<name>_sd`; none of one row."""
+    means: pandas.DataFrame = groups.mean()
+    return means.join(groups.std().add_suffix("_sd"))
 
 
 def result_markdown(results: Results, *, split: str = "test") -> str:
     """The networks as a table in Markdown, with all that is known."""
-    import pandas
-
     values = tabulate_results(results, split=split)
-    cells = pandas.DataFrame({"network": values["network"], "seeds": values["seeds"].astype(str)})
-    for key in _list_known([*METRICS, *SIZES], values):
-        cells[HEADS[key]] = format_column(values, key)
-    return render_markdown(cells)
+    return render_markdown(_format_results(values, _list_known(values)))
 
 
 def result_table(results: Results, *, split: str = "test") -> Table:
-    """The networks as a rich table; the best mean of every metric is bold."""
-    import pandas
-
+    """The networks as a rich table, as far as it leaves room for their names."""
     values = tabulate_results(results, split=split)
-    title = f"Means over tasks, {split} split, in %"
-    keys = ["seeds", *_list_known([*METRICS, *SIZES], values)]
-    if (values["seeds"] > 1).any():
-        title += " (± standard deviation over seeds)"
+    keys = _list_known(values)
     for key in LEAST_TOLD:
         if len(keys) > MOST_COLUMNS:
             keys.remove(key)
+    # a size without its deviation, and nothing with blanks
+    cells = _format_results(values.drop(columns=[f"{key}_sd" for key in SIZES]), keys)
+    cells[cells.columns[1:]] = cells[cells.columns[1:]].map(lambda text: text.replace(" ", ""))
+    return render_rich(cells, f"Means over tasks, {split} split, in % (± standard deviation over seeds)")
 
-    cells = pandas.DataFrame({"network": values["network"]})
+
+def _list_known(values: "pandas.DataFrame") -> list[str]:
+    keys = ["seeds", *METRICS, *SIZES]
+    return [key for key in keys if key not in NOT_EVERYWHERE or values[key].notna().any()]
+
+
+def _format_results(values: "pandas.DataFrame", keys: Sequence[str]) -> "pandas.DataFrame":
+    cells = values[["network"]].copy()
     for key in keys:
-        # a size without its deviation, and nothing with blanks: names need the room
-        column = format_column(values, key)
-        if key not in METRICS:
-            column = [format_value(key, mean) for mean in values[key]]
-        cells[HEADS[key]] = [text.replace(" ", "") for text in column]
-        # one network alone is no best
-        if key in METRICS and len(values) > 1:
-            is_best = values[key] == values[key].max()
-            cells.loc[is_best, HEADS[key]] = "[bold]" + cells[HEADS[key]] + "[/bold]"
-    return render_rich(cells, title)
+        cells[HEADS[key]] = format_column(values, key)
+    return cells
 
 
 def format_column(values: "pandas.DataFrame", key: str) -> list[str]:
@@ -167,53 +164,38 @@ def format_column(values: "pandas.DataFrame", key: str) -> list[str]:
     return [format_value(key, *pair) for pair in zip(values[key], values[f"{key}_sd"], strict=True)]
 
 
-def _list_known(keys: Iterable[str], values: "pandas.DataFrame") -> list[str]:
-    return [key for key in keys if key not in NOT_EVERYWHERE or values[key].notna().any()]
-
-
 # ---- one evaluation
+
+
+def tabulate_scores(names: Sequence[str], rows: Sequence[Mapping[str, Any]], *, head: str) -> "pandas.DataFrame":
+    """The metrics of every row, named under `head`, in %; without those that none of the rows has, where few have them."""
+    import pandas
+
+    values = pandas.DataFrame(rows, columns=list(METRICS))
+    unknown = [key for key in NOT_EVERYWHERE if key in values and values[key].isna().all()]
+    cells = values.drop(columns=unknown).map(format_percent).rename(columns=HEADS)
+    cells.insert(0, head, names)
+    return cells
 
 
 def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
     """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means; in %."""
-    rows = list(scores["tasks"].items())
+    names = list(scores["tasks"])
     # an exclusive set is scored as one choice and not as its tasks
-    rows += [(f"{name} (arg-max)", row) for name, row in scores.get("exclusive", {}).items()]
-    rows.append(("mean", scores["mean"]))
-    about = [{"task": name} for name, _ in rows]
-    labelled = [{"labelled": format_amount(row.get("num_labelled"))} for _, row in rows]
-    return _make_score_table(about, [row for _, row in rows], labelled, scores["mean"], title)
+    exclusive = scores.get("exclusive", {})
+    names += [f"{name} (arg-max)" for name in exclusive] + ["mean"]
+    rows = [*scores["tasks"].values(), *exclusive.values(), scores["mean"]]
+    cells = tabulate_scores(names, rows, head="task")
+    cells["labelled"] = [format_amount(row.get("num_labelled")) for row in rows]
+    return render_rich(cells, title)
 
 
 def dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
     """The means of every data set of a joint run, each over its own tasks, and over the tasks of all."""
     parts = {**scores["datasets"], "all": scores}
-    about = []
-    for name, part in parts.items():
-        num_tasks = sum(bool(row["num_labelled"]) for row in part["tasks"].values())
-        about.append({"data set": name, "samples": format_amount(part["num_samples"]), "tasks": str(num_tasks)})
-    title = f"Means over the tasks of each data set, {split} split, in %"
-    means = [part["mean"] for part in parts.values()]
-    return _make_score_table(about, means, [{}] * len(parts), scores["mean"], title)
-
-
-def _make_score_table(
-    before: Sequence[Mapping[str, str]],
-    scores: Sequence[Mapping[str, Any]],
-    behind: Sequence[Mapping[str, str]],
-    means: Mapping[str, float | None],
-    title: str,
-) -> Table:
-    """The metrics of every row between what stands before them and behind them."""
-    import pandas
-
-    # one that is undefined for all tasks is shown as such
-    shown = select_known(means)
-    rows = []
-    for first, row, last in zip(before, scores, behind, strict=True):
-        cells = {HEADS[key]: format_percent(row.get(key)) for key in METRICS if key in shown}
-        rows.append({**first, **cells, **last})
-    return render_rich(pandas.DataFrame(rows), title)
+    cells = tabulate_scores(list(parts), [part["mean"] for part in parts.values()], head="data set")
+    cells.insert(1, "samples", [format_amount(part["num_samples"]) for part in parts.values()])
+    return render_rich(cells, f"Means over the tasks of each data set, {split} split, in %")
 
 
 def select_known(means: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -226,31 +208,16 @@ def select_known(means: Mapping[str, float | None]) -> dict[str, float | None]:
 
 def front_table(directory: Path) -> Table:
     """The settings on the Pareto front of any cost, chosen on val, cheapest first."""
-    import pandas
-
-    from distbranch.report.sweep_files import COSTS, format_setting, read_sweep
+    from distbranch.report.sweep_files import COSTS, FRONT, read_sweep, tabulate_points
 
     sweep = read_sweep(directory)
     points = sweep.points
-    fronts = sweep.find_fronts(points)
-    on_any = set().union(*fronts.values())
-    shown = points.loc[sorted(on_any)].sort_values("multiply_adds").head(MOST_SETTINGS)
-
-    cells = pandas.DataFrame(index=shown.index)
-    for key in sweep.keys:
-        cells[key] = shown[key].map(format_setting)
-    cells["seeds"] = shown["seeds"].astype(str)
-    for split in ("val", "test"):
-        cells[split] = format_column(shown, f"{split}_{sweep.metric}")
-    for cost in _list_known(COSTS, shown):
-        marks = ["*" * (number in fronts[cost]) for number in shown.index]
-        texts = [format_value(cost, mean) for mean in shown[cost]]
-        cells[SIZES[cost]] = [mark + text for mark, text in zip(marks, texts, strict=True)]
-    for column in cells.columns[len(sweep.keys) :]:
-        cells[column] = cells[column].str.replace(" ", "")
-    title = f"Pareto fronts (*), chosen on val: mean {METRICS[sweep.metric].lower()} in %"
-    # only now, as the last parts of two keys may be the same word
-    cells = cells.rename(columns=lambda key: key.rpartition(".")[2])
+    # no deviations of the costs: names need the room
+    cells = tabulate_points(sweep, points.drop(columns=[f"{cost}_sd" for cost in COSTS]))
+    is_best = cells.apply(lambda row: row.str.contains(FRONT).any(), axis="columns")
+    shown = points[is_best].sort_values("multiply_adds").head(MOST_SETTINGS).index
+    cells = cells.loc[shown].drop(columns="no.").map(lambda text: text.replace(" ", ""))
+    title = f"Pareto fronts ({FRONT}), chosen on val: mean {METRICS[sweep.metric].lower()} in %"
     return render_rich(cells, title, num_names=len(sweep.keys))
 
 

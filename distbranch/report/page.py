@@ -20,7 +20,15 @@ from matplotlib.figure import Figure
 
 from distbranch.config import ModelConfig
 from distbranch.errors import UserError
-from distbranch.report.console import METRICS, UNDEFINED, format_amount, format_percent, format_size
+from distbranch.report.console import (
+    HEADS,
+    METRICS,
+    UNDEFINED,
+    format_amount,
+    format_percent,
+    format_size,
+    tabulate_scores,
+)
 from distbranch.report.figure_style import BLUE, GRID, INK, MUTED, PAPER, choose_text_colour, group_colour, rendering
 from distbranch.report.figures import TASK_METRICS, sort_tasks
 from distbranch.report.layers import format_name, group_numbers, top_groups
@@ -139,11 +147,11 @@ def _tabulate_tasks(scores: Mapping[str, Any], numbers: Mapping[str, int]) -> pa
 
 
 def _make_task_row(name: str, group: str, values: Mapping[str, Any], colour: str) -> dict[str, str]:
-    row = {"Task": name, "Group": group}
+    row = {"task": name, "group": group}
     for key in TASK_METRICS:
         text = format_percent(values.get(key))
-        row[METRICS[key]] = text if text == UNDEFINED else BAR.format(text, colour, text)
-    row["Positives"] = format_amount(values.get("num_positive"))
+        row[HEADS[key]] = text if text == UNDEFINED else BAR.format(text, colour, text)
+    row["positives"] = format_amount(values.get("num_positive"))
     return row
 
 
@@ -161,10 +169,7 @@ def _tabulate_means(run: RunFiles) -> pandas.DataFrame:
         for name, part in scores.get("datasets", {}).items():
             parts[f"{split}, {name}"] = part.get("mean")
     known = {name: mean for name, mean in parts.items() if mean}
-    # only the metrics that some split has
-    means = pandas.DataFrame.from_dict(known, orient="index", columns=list(METRICS), dtype=float)
-    means = means.dropna(axis="columns", how="all").rename(columns=METRICS).map(format_percent)
-    return means.rename_axis("Split").reset_index()
+    return tabulate_scores(list(known), list(known.values()), head="split")
 
 
 def _tabulate_decisions(run: RunFiles, numbers: Mapping[str, int]) -> pandas.DataFrame:
@@ -180,12 +185,12 @@ def _tabulate_decisions(run: RunFiles, numbers: Mapping[str, int]) -> pandas.Dat
             shown = Markup("").join(_draw_branch(*branch) for branch in sorted(branches))
         rows.append(
             {
-                "Round": decision["round"],
-                "Iteration": f"{decision['iteration']:,}",
-                "Layer": decision["layer_name"],
-                "Branches": decision["num_groups"],
-                "Cost": f"{decision['costs'][str(decision['num_groups'])]:.4f}",
-                "Tasks of every branch": shown,
+                "round": decision["round"],
+                "iteration": f"{decision['iteration']:,}",
+                "layer": decision["layer_name"],
+                "branches": decision["num_groups"],
+                "cost": f"{decision['costs'][str(decision['num_groups'])]:.4f}",
+                "tasks of every branch": shown,
             }
         )
     return pandas.DataFrame(rows, dtype=object)

@@ -13,6 +13,7 @@ import yaml
 
 from distbranch.errors import UserError
 from distbranch.permissions import denied
+from distbranch.report.console import SIZES, average_seeds, format_column
 
 COSTS = {
     "parameters": "Parameters",
@@ -20,6 +21,7 @@ COSTS = {
     "latency_ms": "Latency of one image, ms",
 }
 FINISHED = "finished"
+FRONT = "●"  # the mark of a point on a front
 # what the page cannot do without; all other columns depend on the sweep
 NEEDED = ("reason", "seed", "status", "trial")
 
@@ -68,8 +70,7 @@ class SweepFiles:
 
         points = rows.groupby(keys, sort=False).agg(trials=("seed", "size"))
         points = points.join(finished.size().rename("seeds"))
-        points = points.join(finished[numbers].mean())
-        points = points.join(finished[numbers].std().add_suffix("_sd"))
+        points = points.join(average_seeds(finished[numbers]))
         known = finished[f"val_{self.metric}"].count().reindex(points.index)
         points["is_complete"] = known == points["trials"]
         return points.fillna({"seeds": 0}).astype({"seeds": int}).reset_index()
@@ -126,6 +127,33 @@ def find_pareto_front(points: pandas.DataFrame, cost: str, value: str) -> list[i
     # from the cheapest on: who is no better than a cheaper one is dominated
     best_before = known[value].cummax().shift(fill_value=float("-inf"))
     return list(known.index[known[value] > best_before])
+
+
+def tabulate_points(sweep: SweepFiles, points: pandas.DataFrame) -> pandas.DataFrame:
+    """The points as text, each cost on whose front they are with a mark."""
+    fronts = sweep.find_fronts(points)
+    cells = pandas.DataFrame({"no.": (points.index + 1).astype(str)})
+    for key in sweep.keys:
+        cells[key] = points[key].map(format_setting)
+    seeds = points["seeds"].astype(str)
+    is_whole = points["seeds"] == points["trials"]
+    cells["seeds"] = seeds.where(is_whole, seeds + " of " + points["trials"].astype(str))
+    for split in ("val", "test"):
+        cells[f"{split} %"] = format_column(points, f"{split}_{sweep.metric}")
+    for cost, front in fronts.items():
+        texts = format_column(points, cost)
+        for number in front:
+            texts[number] = f"{FRONT} {texts[number]}"
+        # latency is known only where it was measured
+        if points[cost].notna().any():
+            cells[SIZES[cost]] = texts
+    # only now, as the last parts of two keys may be the same word
+    return cells.rename(columns=dict(zip(sweep.keys, map(shorten_key, sweep.keys), strict=True)))
+
+
+def shorten_key(key: str) -> str:
+    """The last part of a dotted key, as a word."""
+    return key.rpartition(".")[2].replace("_", " ")
 
 
 def format_setting(value: str) -> str:

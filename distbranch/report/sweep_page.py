@@ -11,17 +11,23 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from distbranch.config.sweep import VARIANT
 from distbranch.engine.forks import read_family
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.report.console import METRICS, format_column, format_percent, format_size
+from distbranch.report.console import METRICS, format_percent, format_size
 from distbranch.report.experiment_figures import ABOVE, Spot, draw_spots, label_value
 from distbranch.report.figure_style import BLUE, INK, MUTED, PAPER, group_colour, in_style, make_figure, set_cost_axis
 from distbranch.report.page import draw_svg, format_duration, render_template, write_page
-from distbranch.report.sweep_files import COSTS, FINISHED, SweepFiles, format_setting, read_sweep
+from distbranch.report.sweep_files import (
+    COSTS,
+    FINISHED,
+    SweepFiles,
+    format_setting,
+    read_sweep,
+    shorten_key,
+    tabulate_points,
+)
 
 MOST_COLOURS = 10  # as many hues are told apart; more values of a key have none
-COST_HEADS = {"parameters": "Parameters", "multiply_adds": "Multiply-adds", "latency_ms": "Latency, ms"}
 LINK = Markup('<a href="{}">{}</a>')
 
 
@@ -50,8 +56,8 @@ def _render_sweep(sweep: SweepFiles, figure: Figure, folder: Path) -> str:
         metric=METRICS[sweep.metric],
         split=sweep.shown_split,
         num_keys=len(sweep.keys),
-        points=_tabulate_points(sweep),
-        ended=ended[["trial", "status", "reason"]].set_axis(["Trial", "How it stands", "Why"], axis="columns"),
+        points=tabulate_points(sweep, sweep.points),
+        ended=ended[["trial", "status", "reason"]],
         trials=_tabulate_trials(sweep, folder),
         settings={"Configuration of the sweep": sweep.config},
     )
@@ -81,37 +87,18 @@ def _measure_seconds(sweep: SweepFiles) -> float:
     return seconds
 
 
-def _tabulate_points(sweep: SweepFiles) -> pandas.DataFrame:
-    points = sweep.points
-    fronts = sweep.find_fronts(points)
-    cells = pandas.DataFrame({"No.": points.index + 1})
-    for key in sweep.keys:
-        cells[key] = points[key].map(format_setting)
-    seeds = points["seeds"].astype(str)
-    cells["Seeds"] = seeds.where(points["seeds"] == points["trials"], seeds + " of " + points["trials"].astype(str))
-    for split in ("val", "test"):
-        cells[f"{split}, %"] = format_column(points, f"{split}_{sweep.metric}")
-    for cost, head in COST_HEADS.items():
-        texts = format_column(points, cost)
-        for number in fronts[cost]:
-            texts[number] = f"● {texts[number]}"
-        cells[head] = texts
-    # only now, as the last parts of two keys may be the same word
-    return cells.rename(columns=lambda head: head.rpartition(".")[2] or head)
-
-
 def _tabulate_trials(sweep: SweepFiles, folder: Path) -> pandas.DataFrame:
     rows = sweep.rows
     # relative, so that it holds where the folder is moved or served
     links = [os.path.relpath(directory, folder.absolute()) for directory in rows["directory"]]
     return pandas.DataFrame(
         {
-            "Trial": [LINK.format(link, trial) for link, trial in zip(links, rows["trial"], strict=True)],
-            "How it stands": rows["status"],
-            "val, %": rows[f"val_{sweep.metric}"].map(format_percent),
-            "test, %": rows[f"test_{sweep.metric}"].map(format_percent),
-            "Parameters": rows["parameters"].map(format_size),
-            "Seconds": rows["seconds"].map(format_size),
+            "trial": [LINK.format(link, trial) for link, trial in zip(links, rows["trial"], strict=True)],
+            "status": rows["status"],
+            "val %": rows[f"val_{sweep.metric}"].map(format_percent),
+            "test %": rows[f"test_{sweep.metric}"].map(format_percent),
+            "parameters": rows["parameters"].map(format_size),
+            "seconds": rows["seconds"].map(format_size),
         },
         dtype=object,
     )
@@ -150,10 +137,8 @@ def _draw_points(axes: Axes, sweep: SweepFiles, points: pandas.DataFrame, cost: 
     missing = points[~points["is_complete"] & points[cost].notna()]
     if _is_coloured(sweep):
         key = sweep.keys[0]
-        # a variant is its own name
-        head = "" if key == VARIANT else key.rpartition(".")[2].replace("_", " ")
         for number, value in enumerate(points[key].unique()):
-            label = f"{head} {format_setting(value)}".strip()
+            label = f"{shorten_key(key)} {format_setting(value)}"
             spots = _make_spots(sweep, complete[complete[key] == value])
             draw_spots(axes, spots, cost, group_colour(number), label=label)
     else:

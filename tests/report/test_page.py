@@ -115,8 +115,8 @@ def test_the_means_of_a_joint_run_have_a_row_for_every_data_set_with_top_3_and_t
     found = {tuple(row[:2]): row for row in rows}
     assert found["test,", "faces"][2:3] == ["25.0"]
     assert found["test,", "&lt;b&gt;"][-2:] == ["75.0", "100.0"]
-    assert "Top-3 accuracy" in page
-    assert "Top-10" not in page, "no split has it"
+    assert "top-3 %" in page
+    assert "top-10" not in page, "no split has it"
 
 
 def test_an_exclusive_set_has_a_row_among_the_tasks_with_its_own_accuracy() -> None:
