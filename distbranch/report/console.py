@@ -195,6 +195,8 @@ def dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
     parts = {**scores["datasets"], "all": scores}
     cells = tabulate_scores(list(parts), [part["mean"] for part in parts.values()], head="data set")
     cells.insert(1, "samples", [format_amount(part["num_samples"]) for part in parts.values()])
+    num_tasks = [sum(bool(row["num_labelled"]) for row in part["tasks"].values()) for part in parts.values()]
+    cells.insert(2, "tasks", list(map(str, num_tasks)))
     return render_rich(cells, f"Means over the tasks of each data set, {split} split, in %")
 
 
@@ -226,22 +228,20 @@ def dataset_lines(info: DatasetInfo) -> list[str]:
     exclusive = Counter(task.exclusive for task in info.tasks if task.exclusive)
     sets = [f"{count} of the exclusive set {name}" for name, count in exclusive.items()]
     classes = [f"{task.name}: {len(task.classes)} classes" for task in info.tasks if task.classes]
-    kinds = []
-    for kind, count, details in (
-        ("binary", len(info.tasks) - len(classes), sets),
-        ("categorical", len(classes), classes),
-    ):
-        text = f"{count} {kind}"
-        if details:
-            text += f" ({', '.join(details)})"
-        if count:
-            kinds.append(text)
+    kinds = {"binary": (len(info.tasks) - len(classes), sets), "categorical": (len(classes), classes)}
+    texts = [_describe_kind(kind, *found) for kind, found in kinds.items()]
     height, width = info.image_size
     lines = [
         "samples: " + ", ".join(f"{split.num_samples:,} {name}" for name, split in info.splits.items()),
-        "tasks: " + ", ".join(kinds),
+        "tasks: " + ", ".join(filter(None, texts)),
         f"images: {height}x{width} pixels (height x width of the first)",
     ]
     if info.skipped:
         lines.append("left out: " + ", ".join(f"{count:,} {what}" for what, count in info.skipped.items()))
     return lines
+
+
+def _describe_kind(kind: str, count: int, details: Sequence[str]) -> str:
+    if not count:
+        return ""
+    return f"{count} {kind} ({', '.join(details)})" if details else f"{count} {kind}"

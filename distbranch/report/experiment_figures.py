@@ -27,10 +27,10 @@ from distbranch.report.figure_style import (
     rendering,
     set_cost_axis,
 )
-from distbranch.report.figures import MANY_POINTS, draw_bars, smooth_curve
+from distbranch.report.figures import draw_bars, smooth_curve
 
 Spread = tuple[float | None, float | None]  # mean and standard deviation over seeds
-Line = tuple[Sequence[float], Sequence[float]]  # x and y
+Line = tuple[Sequence[float], Any]  # x and the values there
 Place = tuple[int, int, str, str]
 COSTS = {"multiply_adds": "Multiply-adds per image", "weights": "Weights"}
 # Where names stand: points right and up, and how they are aligned. More is better, so what lies on a front or above a line has
@@ -257,12 +257,10 @@ def draw_courses(courses: Sequence[Course], *, metric: str, goal: float | None, 
     figure = make_figure(11.8, 4.4)
     left, right = figure.subplots(1, 2)
     for number, course in enumerate(courses):
-        colour = group_colour(number)
-        losses = [pandas.Series(values, index=steps) for steps, values in course.losses]
-        losses = [smooth_curve(curve) if len(curve) > MANY_POINTS else curve for curve in losses]
-        _draw_seeds_and_mean(left, losses, color=colour, label=course.name)
-        values = [100 * pandas.Series(values, index=steps) for steps, values in course.values]
-        _draw_seeds_and_mean(right, values, color=colour, label=course.name, marker="o")
+        style = {"color": group_colour(number), "label": course.name}
+        _draw_seeds_and_mean(left, course.losses, **style)
+        percent = [(steps, 100 * np.array(values)) for steps, values in course.values]
+        _draw_seeds_and_mean(right, percent, **style)
     # losses fall by orders, and who is ahead at the end should be seen
     left.set_yscale("log")
     left.set_ylabel("training loss")
@@ -279,11 +277,12 @@ def draw_courses(courses: Sequence[Course], *, metric: str, goal: float | None, 
     return figure
 
 
-def _draw_seeds_and_mean(axes: Axes, seeds: Sequence[pandas.Series], **style: Any) -> None:
+def _draw_seeds_and_mean(axes: Axes, lines: Sequence[Line], *, color: str, label: str) -> None:
+    seeds = [smooth_curve(pandas.Series(values, index=steps, dtype=float)) for steps, values in lines]
     if not seeds:
         return
     table = pandas.concat(seeds, axis="columns").sort_index()  # [iterations, S]
     if len(seeds) > 1:
-        axes.plot(table, color=style["color"], linewidth=0.7, alpha=0.35)
+        axes.plot(table, color=color, linewidth=0.7, alpha=0.35)
     # where all seeds have a value: a mean over some of them would jump
-    axes.plot(table.dropna().mean(axis="columns"), linewidth=1.8, markersize=3.5, **style)
+    axes.plot(table.dropna().mean(axis="columns"), color=color, linewidth=1.8, label=label)

@@ -200,17 +200,16 @@ def read_series(lines: Sequence[Json], key: str) -> pandas.Series:
 
 
 def draw_smoothed(axes: Axes, curve: pandas.Series, colour: str, label: str) -> None:
-    """A curve, with a dot per value; where it has many faint, with its running mean over about a fortieth of them."""
-    marker = "o"
-    if len(curve) > MANY_POINTS:
-        marker = ""
-        axes.plot(curve, color=colour, linewidth=0.8, alpha=0.35)
-        curve = smooth_curve(curve)
-    axes.plot(curve, color=colour, linewidth=1.6, marker=marker, markersize=4, label=label)
+    """A curve, with a dot per value; where it has many faint, beneath its running mean."""
+    axes.plot(curve, color=colour, linewidth=0.8, alpha=0.35)
+    marker = "" if len(curve) > MANY_POINTS else "o"
+    axes.plot(smooth_curve(curve), color=colour, linewidth=1.6, marker=marker, markersize=4, label=label)
 
 
 def smooth_curve(curve: pandas.Series) -> pandas.Series:
-    """A centred running mean over about a fortieth of the points."""
+    """A centred running mean over about a fortieth of the points; few points as they are."""
+    if len(curve) <= MANY_POINTS:
+        return curve
     return curve.rolling(max(3, len(curve) // 40), center=True, min_periods=1).mean()
 
 

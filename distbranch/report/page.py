@@ -207,24 +207,22 @@ def _draw_branch(groups: Sequence[int], tasks: str) -> Markup:
 def _describe_run(run: RunFiles) -> str:
     model = run.config.get("model", {})
     method = run.config.get("method", {})
-    text = f"Method {run.method}"
-    if run.method == "branching":
+    text = f"Method {method.get('name', '?')}"
+    if run.decisions:
         text += f" ({method.get('affinity', '?')} affinity, alpha {method.get('alpha', '?')})"
     # what is not known is not checked: the run may be of an older version
     widths = ModelConfig.model_construct(width=model.get("width"), width_fraction=model.get("width_fraction"))
-    backbone = model.get("backbone", "?")
-    return f"{text}, backbone {backbone}, {widths.width_text}, seed {run.config.get('seed', '?')}"
+    return f"{text}, backbone {model.get('backbone', '?')}, {widths.width_text}, seed {run.config.get('seed', '?')}"
 
 
 def _list_tiles(run: RunFiles) -> list[tuple[str, str]]:
     """(number, what it is) of what a reader wants to know first."""
+    tiles = []
     split = shown_split(run)
-    mean = run.scores()[split]["mean"] if split else {}
-    tiles = [
-        (f"{format_percent(mean[key])} %", f"{METRICS[key].lower()}, {split}")
-        for key in TILES
-        if mean.get(key) is not None
-    ]
+    for key in TILES:
+        share = run.scores()[split]["mean"].get(key) if split else None
+        if share is not None:
+            tiles.append((f"{format_percent(share)} %", f"{METRICS[key].lower()}, {split}"))
     if run.layers:
         tiles.append((str(len(run.layers[-1].branches)), "groups at the top layer"))
     if run.result:

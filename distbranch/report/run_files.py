@@ -41,11 +41,6 @@ class RunFiles:
         """The name of the run."""
         return str(self.config.get("run", {}).get("name") or self.directory.name)
 
-    @property
-    def method(self) -> str:
-        """The sharing method."""
-        return str(self.config.get("method", {}).get("name", "unknown method"))
-
     def logged(self, kind: str) -> list[Json]:
         """The lines of metrics.jsonl of one kind, by iteration."""
         return [line for line in self.metrics if line["kind"] == kind]

@@ -115,22 +115,20 @@ def draw_search(lines: Sequence[Mapping[str, Any]]) -> Figure:
     """How probable it is, in the mean over tasks, that a block is executed, cycle by cycle, and which blocks were released."""
     blocks = _list_blocks(lines[-1])
     means = np.array([np.mean(line["execute_probability"], axis=0) for line in lines])  # [cycles, L]
+    cycles = np.arange(len(lines)) + 1
     figure = make_figure(7.2, 0.3 * len(blocks) + 1.1)
     axes = figure.subplots()
-    # a cycle and a block are one unit, and cycles are counted from one
-    extent = (0.5, len(lines) + 0.5, -0.5, len(blocks) - 0.5)
-    picture = axes.imshow(means.T[::-1], EXECUTES, vmin=0, vmax=1, aspect="auto", extent=extent)
-    released = [len(blocks) - line["num_released"] - 0.5 for line in lines]
+    picture = axes.pcolormesh(cycles, np.arange(len(blocks)), means.T, cmap=EXECUTES, vmin=0, vmax=1)
+    axes.invert_yaxis()
+    first = [len(blocks) - line["num_released"] - 0.5 for line in lines]
     # a step and no slope: blocks are released between two cycles
-    axes.stairs(released, np.arange(len(lines) + 1) + 0.5, color=INK, linewidth=1.2, baseline=None)
+    axes.step(cycles, first, color=INK, where="mid")
     axes.set_yticks(range(len(blocks)), blocks)
-    axes.set_xlabel("cycle; above the line: blocks that the policy decides")
-    axes.set_ylabel("block")
+    axes.set_xlabel("cycle")
+    axes.set_ylabel("block; below the line: blocks that the policy decides")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     hide_frame(axes)
-    bar = figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.015)
-    bar.set_label("probability of executing,\nmean over tasks")
-    bar.outline.set_visible(False)
+    figure.colorbar(picture, ax=axes, label="probability of executing,\nmean over tasks")
     return figure
 
 

@@ -42,10 +42,8 @@ def log_decision(writer: Any, decision: Mapping[str, Any], run_directory: Path |
     for name, figure in pictures.items():
         writer.add_image(name, render_pixels(figure), global_step=step, dataformats="HWC")
     # TensorBoard shows texts as Markdown: a heading and a numbered list
-    lines = [f"**{decision['layer_name']}**\n"]
-    for number, group in enumerate(decision["tasks"], start=1):
-        lines.append(f"{number}. {', '.join(map(format_name, group))}")
-    writer.add_text("decision/groups", "\n".join(lines), global_step=step)
+    lines = [f"1. {', '.join(map(format_name, group))}" for group in decision["tasks"]]
+    writer.add_text("decision/groups", "\n".join([f"**{decision['layer_name']}**\n", *lines]), global_step=step)
 
 
 def render_pixels(figure: Figure) -> np.ndarray:

@@ -16,7 +16,6 @@ from matplotlib.patches import Rectangle
 
 from distbranch.report.figure_style import (
     GRID,
-    MUTED,
     choose_text_colour,
     draw_box,
     group_colour,
@@ -26,21 +25,18 @@ from distbranch.report.figure_style import (
 from distbranch.report.layers import (
     Branches,
     LayerBranches,
-    describe_run,
     find_branch,
     format_name,
     grow_layers,
-    merge_equal_layers,
     top_groups,
 )
 
 FONT, SMALL = 9.5, 8.0
 LINE = 0.185  # height of a line of text
-SLAB, SLAB_STEP = 0.13, 0.2  # the width of a box, and the distance of two boxes of layers with the same branches
-EDGE = 0.75  # space in which strands bend; the steeper, the more
-LETTER = 0.085  # the width of a bold letter of a heading, about
+STEP = 0.55  # distance of two layers, in which strands bend
+WIDEST = 9.0  # of all layers; those of a deep network stand closer together
+BOX = 0.13  # the width of the box of a branch
 LETTERS = 60  # of a line of task names, at most
-IMAGE = (0.15, 0.6)  # left and right of the box of the image
 SEPARATOR = "  ·  "
 
 
@@ -52,25 +48,22 @@ def draw_tree(layers: Sequence[LayerBranches], *, title: str = "") -> Figure:
     thick = choose_thickness(groups)
     # every group is as high as its strand or its names need
     lines = np.array(list(map(len, texts)))
-    leaves = place_leaves(np.maximum(LINE * lines, thick + 0.05), top=1.0, gap=0.13)
-    x = place_layers(layers)
-    text_left = x[-1] + EDGE + 0.5
+    leaves = place_leaves(np.maximum(LINE * lines, thick + 0.05), top=0.1, gap=0.13)
+    x = min(STEP, WIDEST / len(layers)) * np.arange(1, len(layers) + 1)
+    right = x[-1] + 1
 
-    figure, axes = make_canvas(text_left + 5, leaves[-1] + LINE * lines[-1])
-    draw_strands(axes, layers, groups, x, leaves, thick, ends=(IMAGE[1], text_left - 0.3), box=SLAB)
-    # as high as all strands together
-    half = max(0.3, thick.sum() / 2 + 0.06)
-    middle = (leaves[0] + leaves[-1]) / 2
-    draw_box(axes, IMAGE[0], middle - half, IMAGE[1], middle + half, edgecolor=MUTED)
-    axes.text(sum(IMAGE) / 2, middle, "image", fontsize=SMALL, ha="center", va="center")
-    for run in merge_equal_layers(layers):
-        middle = np.mean([x[layers.index(layer)] for layer in run])
-        _draw_heading(axes, *describe_run(run), float(middle), "center")
-    _draw_heading(axes, "Tasks", f"{sum(map(len, groups))} heads", text_left, "left")
+    bottom = leaves[-1] + LINE * lines[-1]
+    figure, axes = make_canvas(right, bottom)
+    draw_strands(axes, layers, groups, x, leaves, thick, ends=(0, right), box=BOX)
+    axes.text(-0.1, (leaves[0] + leaves[-1]) / 2, "image", fontsize=FONT, ha="right", va="center")
+    for layer, place in zip(layers, x, strict=True):
+        count = len(layer.branches)
+        name = f"{layer.name} ({count})" if count > 1 else layer.name
+        axes.text(place, -0.1, name, fontsize=FONT, rotation=60, rotation_mode="anchor")
     for number, (text, leaf) in enumerate(zip(texts, leaves, strict=True)):
-        _draw_group_number(axes, number, text_left - 0.2, leaf)
-        axes.text(text_left, leaf, "\n".join(text), fontsize=FONT, va="center", linespacing=1.4)
-    axes.set_title(title, fontsize=13)
+        _draw_group_number(axes, number, right, leaf)
+        axes.text(right + 0.2, leaf, "\n".join(text), fontsize=FONT, va="center", linespacing=1.4)
+    axes.text(0, bottom + 0.2, title, fontsize=13, weight="bold")
     return figure
 
 
@@ -84,18 +77,17 @@ def draw_growth(
     """
     steps = grow_layers(layers, decisions)
     groups = top_groups(layers)
-    width, height = 3.0, 1.95
-    num_rows = math.ceil(len(steps) / num_columns)
-    figure, axes = make_canvas(width * min(num_columns, len(steps)), height * num_rows)
-    sizes = np.array(list(map(len, groups)), dtype=float)
+    sizes = np.array(list(map(len, groups)))
     # 1.4 inches for all groups, a fifth of it between them; no strand fills its leaf
     room = 1.1 * sizes / sizes.sum()
-    gap = 0.3 / len(groups)
+    thick = np.minimum(0.3 * room, 0.01 * sizes)
+    width, height = 3.0, 1.95
+    figure, axes = make_canvas(width * min(num_columns, len(steps)), height * math.ceil(len(steps) / num_columns))
     for index, step in enumerate(steps):
         left = width * (index % num_columns)
         top = height * (index // num_columns)
         x = left + np.linspace(0.15, width - 0.6, len(layers))
-        leaves = place_leaves(room, top=top + 0.35, gap=gap)
+        leaves = place_leaves(room, top=top + 0.35, gap=0.3 / len(groups))
 
         # its title, a shade on the layer that was decided upon, the tree
         title = "Before: everything shared"
@@ -104,7 +96,6 @@ def draw_growth(
             decided = x[decisions[index - 1]["layer"] - 1]
             axes.add_patch(Rectangle((decided - 0.08, top + 0.28), 0.16, 1.54, facecolor=GRID))
         axes.text(left, top + 0.13, title, fontsize=SMALL, va="center")
-        thick = np.minimum(0.3 * room, 0.01 * sizes)
         draw_strands(axes, step, groups, x, leaves, thick, ends=(left, left + width - 0.3), box=0.06)
     return figure
 
@@ -138,12 +129,11 @@ def draw_strands(
     for number, way in enumerate(ways.T):
         colour = group_colour(number)
         axes.plot(*_bend(stops, way), color=colour, linewidth=72 * thick[number], solid_capstyle="butt")
-    margin = 0.4 * box
     for layer, middle, centres in zip(layers, x, heights, strict=True):
         for members in list_members(layer.branches, groups):
-            first, last = members[0], members[-1]
-            top = centres[first] - thick[first] / 2 - margin
-            bottom = centres[last] + thick[last] / 2 + margin
+            # 0.4 of a box beyond its strands
+            top = centres[members[0]] - thick[members[0]] / 2 - 0.4 * box
+            bottom = centres[members[-1]] + thick[members[-1]] / 2 + 0.4 * box
             draw_box(axes, middle - box / 2, top, middle + box / 2, bottom, zorder=3)
 
 
@@ -180,19 +170,6 @@ def place_leaves(heights: np.ndarray, *, top: float, gap: float) -> np.ndarray:
     return np.asarray(top + below - gap - heights / 2)
 
 
-def place_layers(layers: Sequence[LayerBranches]) -> np.ndarray:
-    """The middle of every layer's boxes from left to right [L]; runs are as wide as their boxes and their heading need."""
-    places: list[float] = []
-    left = IMAGE[1]
-    for run in merge_equal_layers(layers):
-        boxes = SLAB_STEP * (len(run) - 1)
-        width = max(boxes, LETTER * len(describe_run(run)[0]) - 0.3)
-        first = left + EDGE + (width - boxes) / 2 - 0.2
-        places += [first + SLAB_STEP * number for number in range(len(run))]
-        left += EDGE + width
-    return np.array(places)
-
-
 def wrap_names(tasks: Sequence[str]) -> list[str]:
     """Task names on as few lines as their order allows; a name is never broken."""
     # the blanks of a name do not end a line, those behind a separator do
@@ -216,11 +193,6 @@ def _describe_step(decision: Mapping[str, Any]) -> str:
     if decision["num_groups"] > 1:
         what = f"→ {decision['num_groups']}"
     return f"Round {decision['round']}, iteration {decision['iteration']:,}: {decision['layer_name']} {what}"
-
-
-def _draw_heading(axes: Axes, title: str, text: str, x: float, align: str) -> None:
-    axes.text(x, 0.28, title, fontsize=FONT, weight="bold", ha=align, va="center")
-    axes.text(x, 0.38, text, fontsize=SMALL, color=MUTED, ha=align, va="top", linespacing=1.4)
 
 
 def _draw_group_number(axes: Axes, number: int, x: float, y: float) -> None:

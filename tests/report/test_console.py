@@ -111,9 +111,9 @@ def test_an_evaluation_shows_its_exclusive_sets_and_every_data_set_by_itself() -
     lines = {
         line.split()[0]: line.split() for line in shown(dataset_table(JOINT, split="val")).splitlines() if line.strip()
     }
-    assert lines["clothes"] == ["clothes", "30", "80.0", "70.0", "50.0", "100.0", "84.0", "93.0"]
+    assert lines["clothes"] == ["clothes", "30", "1", "80.0", "70.0", "50.0", "100.0", "84.0", "93.0"]
     assert lines["faces"][-2:] == ["\u2013", "\u2013"]
-    assert lines["all"][:3] == ["all", "1,230", "80.0"]
+    assert lines["all"][:3] == ["all", "1,230", "2"]
 
 
 def test_a_long_name_is_folded_at_its_hyphens_and_underscores() -> None:

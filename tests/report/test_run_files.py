@@ -17,7 +17,7 @@ def run(grown_run: Path, tmp_path: Path) -> Path:
 
 def test_a_run_is_read_with_layers_decisions_and_scores(grown_run: Path) -> None:
     run = read_run(grown_run)
-    assert (run.name, run.method, len(run.layers), len(run.decisions)) == ("fps-branch-16-2", "branching", 15, 6)
+    assert (run.name, len(run.layers), len(run.decisions)) == ("fps-branch-16-2", 15, 6)
     assert set(run.scores()) == {"val", "test"}
     assert run.affinity(run.decisions[0]).keys() == {"agreement", "phi"}
 
