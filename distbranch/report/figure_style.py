@@ -30,7 +30,6 @@ PAPER = "#fefefd"
 # Lines with a fixed meaning (Okabe and Ito, Paul Tol): total cost and training in blue, what was chosen in orange.
 BLUE = "#3b6fb6"
 ORANGE = "#e0702b"
-PURPLE = "#a6408c"
 
 logger = logging.getLogger("distbranch")
 

@@ -22,7 +22,6 @@ from distbranch.report.figure_style import (
     INK,
     MUTED,
     ORANGE,
-    PURPLE,
     add_grid,
     group_colour,
     hide_frame,
@@ -32,6 +31,7 @@ from distbranch.report.figure_style import (
 from distbranch.report.layers import Branches, format_name, group_numbers
 
 Json = Mapping[str, Any]
+Marks = Sequence[tuple[int, str]]  # an iteration and what happened then
 TASK_METRICS = tuple(METRICS)[:3]  # those that a single task has
 KINDS = {"agreement": "Agreement (Eq. 6)", "phi": "Phi (chance-corrected)"}
 MOST_NAMES = 120  # beside a matrix; those of more tasks would be too small to read
@@ -48,66 +48,56 @@ def draw_affinity(
     affinities: Mapping[str, np.ndarray], tasks: Sequence[str], groups: Branches, *, title: str = ""
 ) -> Figure:
     """The affinity of every two tasks, [T, T] in the order of `tasks` per kind, ordered by group, groups framed."""
-    order = [tasks.index(task) for group in groups for task in group]
+    names = [task for group in groups for task in group]
+    order = list(map(tasks.index, names))
     # inches: 0.135 a row, so that the names of forty tasks are read; nine fill a screen
     side = float(np.clip(0.135 * len(order), 2.6, 9.0))
     # points, so that lines of names do not touch
-    font = min(8.5, 72 * 0.76 * side / len(order))
-    names = [format_name(tasks[index]) for index in order]
-    if len(order) > MOST_NAMES:
-        names = []
+    font = min(8.5, 55 * side / len(order))
     figure = make_figure(len(affinities) * (side + 1.9), side + 1.7)
     figure.suptitle(title, fontsize=9.5, color=MUTED)
     panels = figure.subplots(1, len(affinities), squeeze=False)[0]
     for axes, (kind, affinity) in zip(panels, affinities.items(), strict=True):
-        _draw_matrix(axes, affinity[np.ix_(order, order)])
-        _frame_groups(axes, groups)
-        axes.set_yticks(range(len(names)), names, fontsize=font)
-        axes.set_xticks(range(len(names)), names, fontsize=font, rotation=90)
+        _draw_matrix(axes, affinity[np.ix_(order, order)], groups)
+        ticks = range(len(names)) if len(names) <= MOST_NAMES else []
+        labels = [format_name(names[tick]) for tick in ticks]
+        axes.set_yticks(ticks, labels, fontsize=font)
+        axes.set_xticks(ticks, labels, fontsize=font, rotation=90)
         axes.xaxis.tick_top()
         axes.set_title(KINDS.get(kind, kind))
-        bar = figure.colorbar(axes.images[0], ax=axes, shrink=0.7, pad=0.02)
-        bar.outline.set_visible(False)
+        figure.colorbar(axes.images[0], ax=axes, shrink=0.7, pad=0.02)
     return figure
 
 
-def _draw_matrix(axes: Axes, affinity: np.ndarray) -> None:
+def _draw_matrix(axes: Axes, affinity: np.ndarray, groups: Branches) -> None:
     # a task with itself says nothing
-    off_diagonal = ~np.eye(len(affinity), dtype=bool)
-    shown = np.where(off_diagonal, affinity, np.nan)
+    np.fill_diagonal(affinity, np.nan)
     # 99 of 100 pairs: one odd pair would make all others pale; one task alone has no pair
-    distances = np.abs(shown - 0.5)[off_diagonal]
-    spread = np.percentile(distances, 99) if distances.size else 0.0
-    spread = max(0.05, math.ceil(spread * 20) / 20)
+    distances = np.abs(affinity - 0.5)[np.isfinite(affinity)]
+    spread = np.percentile([0.05, *distances], 99)
     # as far to one side as to the other: white stays independence
-    axes.imshow(shown, cmap=AFFINITY_MAP, vmin=0.5 - spread, vmax=0.5 + spread)
+    axes.imshow(affinity, cmap=AFFINITY_MAP, vmin=0.5 - spread, vmax=0.5 + spread)
     axes.set_facecolor(GRID)
     hide_frame(axes)
-
-
-def _frame_groups(axes: Axes, groups: Branches) -> None:
     start = -0.5
     for number, group in enumerate(groups):
         size = len(group)
         frame = Rectangle((start, start), size, size, fill=False, edgecolor=group_colour(number), linewidth=2.2)
-        frame.set_clip_on(False)
         axes.add_patch(frame)
         start += size
 
 
 @in_style
-def draw_costs(decisions: Sequence[Json], *, num_columns: int = 4) -> Figure:
+def draw_costs(decisions: Sequence[Json]) -> Figure:
     """The cost of every number of branches d, per decision; total, its separation part, and the d that was chosen."""
-    num_columns = min(num_columns, len(decisions))
+    num_columns = min(4, len(decisions))
     num_rows = math.ceil(len(decisions) / num_columns)
     # the legend needs 4.2 inches
     figure = make_figure(max(3.1 * num_columns, 4.2), 2.35 * num_rows + 0.35)
-    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
-    for axes, decision in zip(panels, decisions, strict=False):
+    for number, decision in enumerate(decisions, start=1):
+        axes = figure.add_subplot(num_rows, num_columns, number)
         _draw_cost_panel(axes, decision)
-    for axes in panels[len(decisions) :]:
-        axes.set_visible(False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
 
@@ -116,18 +106,15 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
     total = pandas.Series(decision["costs"]).rename(int).sort_index()
     separation = decision["alpha"] * pandas.Series(decision["separation"]).rename(int).loc[total.index]
     chosen = decision["num_groups"]
-    # more than 25 would touch
-    marker = "o" if len(total) <= 25 else ""
-    axes.plot(total, color=BLUE, marker=marker, markersize=3, linewidth=1.6, label="total cost")
+    axes.plot(total, color=BLUE, marker=".", linewidth=1.6, label="total cost")
     axes.plot(separation, "--", color=MUTED, linewidth=1.2, label="separation part (alpha L_s)")
     axes.plot(total - separation, ":", color=MUTED, linewidth=1.2, label="branch part")
     axes.plot(chosen, total[chosen], "o", color=ORANGE, markersize=8, label="chosen", zorder=3)
-    title = f"Round {decision['round']}: {decision['layer_name']}, d = {chosen}"
-    axes.set_title(title, fontsize=9, weight="normal")
+    axes.set_title(f"Round {decision['round']}: {decision['layer_name']}, d = {chosen}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     # from zero, as the two parts add up to the total
     axes.set_ylim(bottom=min(0.0, total.min()))
-    axes.set_xlabel("number of branches d", fontsize=8)
+    axes.set_xlabel("number of branches d")
     add_grid(axes)
 
 
@@ -135,61 +122,61 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
 
 
 @in_style
-def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], decisions: Sequence[Json]) -> Figure:
-    """Loss, learning rate and, if there are several, evaluations over the iterations, with the moments of widening marked."""
+def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], marks: Marks = ()) -> Figure:
+    """Loss, learning rate and, if there are several, evaluations over the iterations."""
     losses = {"training": read_series(training, "loss")}
+    panels = {"loss": losses, "learning rate": {"": read_series(training, "learning_rate")}}
     scores = {}
     for split in sorted({line["split"] for line in evaluations}):
         lines = [line for line in evaluations if line["split"] == split]
         losses[split] = read_series(lines, "loss")
         for key, label in METRICS.items():
             means = [{"iteration": line["iteration"], **(line.get("mean") or {})} for line in lines]
-            scores[f"{label}, {split}"] = 100 * read_series(means, key)
-    panels = {"loss": losses, "learning rate": {"": read_series(training, "learning_rate")}}
-    # one evaluation alone is no curve: tables tell it
-    scores = {label: curve for label, curve in scores.items() if len(curve) > 1}
+            curve = 100 * read_series(means, key)
+            # one evaluation alone is no curve: tables tell it
+            if len(curve) > 1:
+                scores[f"{label}, {split}"] = curve
     if scores:
         panels["mean over tasks, %"] = scores
-    return _draw_panels(panels, decisions)
+    return _draw_panels(panels, marks)
 
 
 @in_style
-def draw_throughput(training: Sequence[Json], decisions: Sequence[Json], resumed: Sequence[Json] = ()) -> Figure:
+def draw_throughput(training: Sequence[Json], marks: Marks = ()) -> Figure:
     """Samples per second and the share of time spent waiting for data, over the iterations."""
     panels = {
         "samples per second": {"": read_series(training, "samples_per_second")},
         "data wait, %": {"": 100 * read_series(training, "data_wait")},
     }
-    figure = _draw_panels(panels, decisions)
-    rate, wait = figure.axes
+    figure = _draw_panels(panels, marks)
     # from zero, so that half the pace looks like half; less than five per cent is noise, and should look like it
-    rate.set_ylim(bottom=0)
-    wait.set_ylim(0, max(5.0, wait.get_ylim()[1]))
-    for line in resumed:
-        rate.axvline(line["iteration"], color=PURPLE, linewidth=1.2, linestyle="-.")
-        rate.text(line["iteration"], 0, " resumed", fontsize=8, color=PURPLE, va="bottom")
+    for axes, least in zip(figure.axes, (1.0, 5.0), strict=True):
+        axes.set_ylim(0, max(least, axes.get_ylim()[1]))
     return figure
 
 
-def _draw_panels(panels: Mapping[str, Mapping[str, pandas.Series]], decisions: Sequence[Json]) -> Figure:
-    """A panel per unit {what its axis shows: {name of a curve: values by iteration}}, decisions named above the first one."""
+def list_marks(decisions: Sequence[Json], resumed: Sequence[Json]) -> Marks:
+    """When something happened, and what: the layer of a decision and its number of branches, or that the run was resumed."""
+    marks = [(line["iteration"], f"{line['layer_name']} → {line['num_groups']}") for line in decisions]
+    return marks + [(line["iteration"], "resumed") for line in resumed]
+
+
+def _draw_panels(panels: Mapping[str, Mapping[str, pandas.Series]], marks: Marks) -> Figure:
+    """A panel per unit {what its axis shows: {name of a curve: values by iteration}}, marks named above the first one."""
     figure = make_figure(12, 2 * len(panels) + 0.6)
     for axes, (unit, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels.items(), strict=True):
         for number, (name, curve) in enumerate(curves.items()):
             draw_smoothed(axes, curve, group_colour(number), name)
-        for decision in decisions:
-            axes.axvline(decision["iteration"], color=MUTED, linewidth=0.9, linestyle=":", zorder=0)
+        for iteration, _ in marks:
+            axes.axvline(iteration, color=MUTED, linewidth=0.9, linestyle=":", zorder=0)
         axes.set_ylabel(unit)
         # beside the curves: inside it would cover one of them
         if len(curves) > 1:
-            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.005, 0.5))
+            axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5))
         add_grid(axes)
-    first = figure.axes[0]
-    for decision in decisions:
-        text = f" {decision['layer_name']} → {decision['num_groups']}"
-        style: dict[str, Any] = {"fontsize": 7, "rotation": 90, "color": MUTED, "ha": "center", "va": "bottom"}
-        first.text(decision["iteration"], 1.0, text, transform=first.get_xaxis_transform(), **style)
-    figure.axes[-1].set_xlabel("iteration")
+    above = figure.axes[0].secondary_xaxis("top")
+    above.set_xticks([iteration for iteration, _ in marks], [text for _, text in marks], rotation=90, fontsize=7)
+    axes.set_xlabel("iteration")
     return figure
 
 
@@ -224,14 +211,12 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
     colours = [group_colour(numbers[name]) if name in numbers else BLUE for name in names]
     figure = make_figure(11, 0.2 * len(names) + 0.72)
     figure.suptitle(format_name(title), fontsize=9.5, color=MUTED)
-    panels = figure.subplots(1, len(TASK_METRICS), sharey=True)
-    for axes, key in zip(panels, TASK_METRICS, strict=True):
+    for axes, key in zip(figure.subplots(1, len(TASK_METRICS), sharey=True), TASK_METRICS, strict=True):
         shares = [scores["tasks"][name].get(key) for name in names]
         draw_bars(axes, names, [100 * (share or 0.0) for share in shares], colours)
-        axes.bar_label(axes.containers[0], [format_percent(share) for share in shares], padding=4)
+        axes.bar_label(axes.containers[0], list(map(format_percent, shares)), padding=4)
         # room for the numbers behind the longest bars
-        axes.set(xlim=(0, 115), xticks=[])
-        axes.set_title(METRICS[key])
+        axes.set(xlim=(0, 115), xticks=[], title=METRICS[key])
         hide_frame(axes)
     return figure
 

@@ -4,7 +4,14 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from distbranch.report.figures import draw_affinity, draw_costs, draw_curves, draw_task_table, draw_throughput
+from distbranch.report.figures import (
+    draw_affinity,
+    draw_costs,
+    draw_curves,
+    draw_task_table,
+    draw_throughput,
+    list_marks,
+)
 from distbranch.report.layers import top_groups
 from distbranch.report.run_files import Json, RunFiles, task_order
 from distbranch.report.sharing_figures import draw_groups, draw_policy, draw_search
@@ -53,6 +60,7 @@ def list_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
     groups = top_groups(run.layers)
     decisions = run.decisions
     training = run.logged("train")
+    marks = list_marks(decisions, run.logged("resumed"))
     found: dict[str, Callable[[], Figure]] = {}
     if run.layers:
         found["tree"] = lambda: draw_tree(run.layers)
@@ -73,11 +81,11 @@ def list_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
         found["affinity"] = lambda: draw_affinity(run.affinity(decision), tasks, groups, title=title)
         found["costs"] = lambda: draw_costs(decisions)
     if training:
-        found["curves"] = lambda: draw_curves(training, run.logged("evaluation"), decisions)
+        found["curves"] = lambda: draw_curves(training, run.logged("evaluation"), marks)
     if split := shown_split(run):
         found["tasks"] = lambda: draw_task_table(run.scores()[split], groups, title=f"{run.name}: {split}")
     if training:
-        found["throughput"] = lambda: draw_throughput(training, decisions, run.logged("resumed"))
+        found["throughput"] = lambda: draw_throughput(training, marks)
     return found
 
 

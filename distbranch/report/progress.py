@@ -30,9 +30,15 @@ SENTENCES = {
     "stopping": "stopping: a checkpoint is being written",
     "finished": "the run {directory} is finished; nothing was changed",
 }
+SENTENCES_OF_SWEEP = {
+    "saving": "{text}",
+    "stopping": "stopping: running trials save a checkpoint ...",
+    "warning": "warning: {message}",
+}
 PACKED_BEFORE = "{path} holds this data set already, so nothing was packed; remove it to pack again"
 STYLES = {
     "warning": "yellow",
+    "stopping": "yellow",
     "finished": "green",
     "failed": "red",
     "stopped early": "yellow",
@@ -109,7 +115,7 @@ class ProgressDisplay:
             self._print_line(f"step {event['iteration']:,}: samples left out so far: {counts}")
         elif kind in SENTENCES:
             sentence = PACKED_BEFORE if event.get("before") else SENTENCES[kind]
-            self._print_line(sentence.format_map(event), "yellow" if kind == "warning" else "")
+            self._print_line(sentence.format_map(event), STYLES.get(kind, ""))
         if kind == "packed":
             self._remove_bars()
 
@@ -188,23 +194,16 @@ class SweepDisplay:
         elif kind == "begun":
             others = len(event["family"]) - 1
             self.num_begun += 1 + others
-            text = f"begun: {event['trial']}"
-            if others:
-                text += f" and {others} that begin alike"
-            self._print_line(text, "dim")
+            alike = f" and {others} that begin alike" if others else ""
+            self._print_line(f"begun: {event['trial']}{alike}", "dim")
         elif kind == "ended":
             self.num_ended += 1
             total = max(self.num_open, self.num_ended)
-            text = f"{self.num_ended}/{total} {event['status']}: {event['trial']}"
-            if event["reason"]:
-                text += f": {event['reason']}"
-            self._print_line(text + self._describe_time_left(), STYLES.get(event["status"], ""))
-        elif kind == "stopping":
-            self._print_line("stopping: running trials save a checkpoint ...", "yellow")
-        elif kind == "warning":
-            self._print_line(f"warning: {event['message']}", "yellow")
-        elif kind == "saving":
-            self._print_line(event["text"])
+            reason = f": {event['reason']}" if event["reason"] else ""
+            text = f"{self.num_ended}/{total} {event['status']}: {event['trial']}{reason}{self._describe_time_left()}"
+            self._print_line(text, STYLES.get(event["status"], ""))
+        elif kind in SENTENCES_OF_SWEEP:
+            self._print_line(SENTENCES_OF_SWEEP[kind].format_map(event), STYLES.get(kind, ""))
         elif kind != "packing":
             self._print_line(" ".join(map(str, event.values())), "dim")
 

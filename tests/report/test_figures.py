@@ -61,8 +61,8 @@ def test_curves_without_evaluations_or_with_a_lost_loss_are_drawn() -> None:
     lines = [
         {"iteration": i, "loss": loss, "learning_rate": 0.1} for i, loss in enumerate([3.0, float("nan"), 2.0, None])
     ]
-    assert len(draw_curves(lines, [], []).axes) == 2
-    assert len(draw_throughput(lines, []).axes) == 2
+    assert len(draw_curves(lines, []).axes) == 2
+    assert len(draw_throughput(lines).axes) == 2
 
 
 def test_tasks_are_sorted_by_average_precision_with_the_undefined_last() -> None:
