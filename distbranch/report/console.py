@@ -5,7 +5,6 @@ network of a table has (top-10 recall of few tasks, top-3 without exclusive clas
 """
 
 import re
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,15 +86,12 @@ def format_value(key: str, mean: float | None, deviation: float | None = None) -
     return format_size(mean, deviation)
 
 
-def compute_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation of the known values; no deviation of one."""
-    known = [float(value) for value in values if value is not None]
-    if not known:
-        return None, None
-    if len(known) == 1:
-        return known[0], None
-    # both are exact, so the order of the seeds does not matter
-    return statistics.fmean(known), statistics.stdev(known)
+def compute_spread(values: Sequence[float | None]) -> tuple[float, float]:
+    """Mean and sample standard deviation of the known values; NaN where there are none, or one for the deviation."""
+    import pandas
+
+    known = pandas.Series(values, dtype=float)
+    return known.mean(), known.std()
 
 
 # ---- networks against each other

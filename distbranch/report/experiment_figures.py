@@ -218,7 +218,7 @@ def draw_reductions(reductions: Mapping[str, Mapping[str, Sequence[float]]], *, 
     most = max(map(len, reductions.values()))
     # 0.17 inches are a line of a task
     figure = make_figure(5.8 * len(reductions), 0.17 * most + 1.2)
-    figure.suptitle(title, fontsize=10, color=MUTED)
+    figure.suptitle(title)
     panels = figure.subplots(1, len(reductions), squeeze=False)[0]
     for axes, (heading, tasks) in zip(panels, reductions.items(), strict=True):
         draw_differences(axes, tasks)

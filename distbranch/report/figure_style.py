@@ -63,6 +63,7 @@ STYLE: dict[Any, Any] = {
     # People name tasks and runs: a `$` in a name is no mathematics, which could not be drawn.
     "text.parse_math": False,
     "figure.facecolor": PAPER,
+    "figure.titlesize": 10,
     "axes.facecolor": "none",
     "axes.edgecolor": MUTED,
     "axes.axisbelow": True,

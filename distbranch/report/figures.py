@@ -55,7 +55,6 @@ def draw_affinity(
     # points, so that lines of names do not touch
     font = min(8.5, 55 * side / len(order))
     figure = make_figure(len(affinities) * (side + 1.9), side + 1.7)
-    figure.suptitle(title, fontsize=9.5, color=MUTED)
     panels = figure.subplots(1, len(affinities), squeeze=False)[0]
     for axes, (kind, affinity) in zip(panels, affinities.items(), strict=True):
         _draw_matrix(axes, affinity[np.ix_(order, order)], groups)
@@ -64,7 +63,7 @@ def draw_affinity(
         axes.set_yticks(ticks, labels, fontsize=font)
         axes.set_xticks(ticks, labels, fontsize=font, rotation=90)
         axes.xaxis.tick_top()
-        axes.set_title(KINDS.get(kind, kind))
+        axes.set_title(f"{title}\n{KINDS[kind]}")
         figure.colorbar(axes.images[0], ax=axes, shrink=0.7, pad=0.02)
     return figure
 
@@ -210,7 +209,7 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
     numbers = group_numbers(groups)
     colours = [group_colour(numbers[name]) if name in numbers else BLUE for name in names]
     figure = make_figure(11, 0.2 * len(names) + 0.72)
-    figure.suptitle(format_name(title), fontsize=9.5, color=MUTED)
+    figure.suptitle(format_name(title))
     for axes, key in zip(figure.subplots(1, len(TASK_METRICS), sharey=True), TASK_METRICS, strict=True):
         shares = [scores["tasks"][name].get(key) for name in names]
         draw_bars(axes, names, [100 * (share or 0.0) for share in shares], colours)

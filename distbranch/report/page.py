@@ -35,7 +35,6 @@ from distbranch.report.layers import format_name, group_numbers, top_groups
 from distbranch.report.pictures import TEXTS, list_pictures, shown_split
 from distbranch.report.run_files import RunFiles, read_run
 
-TILES = ("average_precision", "balanced_accuracy", "accuracy", "top10_recall")  # most telling first
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
 CHIP = Markup('<span class="chip" style="background:{};color:{}">{}</span>')
 BAR = Markup('<span class="rail"><i style="width:{}%;background:{}"></i></span>{}')
@@ -75,16 +74,23 @@ def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
     """The page of a run with these figures."""
     numbers = group_numbers(top_groups(run.layers))
     split = shown_split(run)
+    scores = run.scores().get(split, {"tasks": {}, "mean": {}})
+    model = run.config.get("model", {})
+    # what is not known is not checked: the run may be of an older version
+    widths = ModelConfig.model_construct(width=model.get("width"), width_fraction=model.get("width_fraction"))
     return render_template(
         "run.html",
+        run=run,
         name=run.name,
         folder=run.directory.name,
-        subtitle=_describe_run(run),
-        tiles=_list_tiles(run),
-        notices=_list_notices(run),
+        split=split,
+        mean=scores["mean"],
+        metrics=METRICS,
+        width_text=widths.width_text,
+        last_iteration=max((line["iteration"] for line in run.metrics), default=0),
         pictures={name: draw_svg(figure, TEXTS[name][0]) for name, figure in drawn.items()},
         texts=TEXTS,
-        tasks=_tabulate_tasks(run.scores()[split], numbers) if split else None,
+        tasks=_tabulate_tasks(scores, numbers),
         means=_tabulate_means(run),
         decisions=_tabulate_decisions(run, numbers),
         settings={"Configuration": run.config, "Environment": run.environment},
@@ -107,6 +113,7 @@ def _load_templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters |= {"percent": format_percent, "size": format_size, "duration": format_duration}
     templates.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
     return templates
 
@@ -199,60 +206,6 @@ def _tabulate_decisions(run: RunFiles, numbers: Mapping[str, int]) -> pandas.Dat
 def _draw_branch(groups: Sequence[int], tasks: str) -> Markup:
     chips = Markup("").join(map(draw_chip, groups))
     return Markup("<div>{} {}</div>").format(chips, tasks)
-
-
-# ---- sentences and tiles
-
-
-def _describe_run(run: RunFiles) -> str:
-    model = run.config.get("model", {})
-    method = run.config.get("method", {})
-    text = f"Method {method.get('name', '?')}"
-    if run.decisions:
-        text += f" ({method.get('affinity', '?')} affinity, alpha {method.get('alpha', '?')})"
-    # what is not known is not checked: the run may be of an older version
-    widths = ModelConfig.model_construct(width=model.get("width"), width_fraction=model.get("width_fraction"))
-    return f"{text}, backbone {model.get('backbone', '?')}, {widths.width_text}, seed {run.config.get('seed', '?')}"
-
-
-def _list_tiles(run: RunFiles) -> list[tuple[str, str]]:
-    """(number, what it is) of what a reader wants to know first."""
-    tiles = []
-    split = shown_split(run)
-    for key in TILES:
-        share = run.scores()[split]["mean"].get(key) if split else None
-        if share is not None:
-            tiles.append((f"{format_percent(share)} %", f"{METRICS[key].lower()}, {split}"))
-    if run.layers:
-        tiles.append((str(len(run.layers[-1].branches)), "groups at the top layer"))
-    if run.result:
-        result = run.result
-        tiles += [
-            (format_size(result.get("weights")), "weights"),
-            (format_size(result.get("multiply_adds")), "multiply-adds per image"),
-            (format_duration(result.get("seconds", 0.0)), f"for {result.get('iterations', 0):,} iterations"),
-            (str(result.get("world_size", 1)), "workers"),
-        ]
-    return tiles
-
-
-def _list_notices(run: RunFiles) -> list[str]:
-    # a page tells what it lacks and why, so that no one looks for it
-    texts = []
-    if run.result is None:
-        last = max((line["iteration"] for line in run.metrics), default=0)
-        total = run.config.get("train", {}).get("iterations", "an unknown number")
-        texts.append(
-            f"This run has not ended: it logged {last} of {total} iterations so far. The same train command continues it."
-        )
-    if not run.layers:
-        texts.append("This run has no tree: tree.json is absent. A run that grows one writes it when training begins.")
-    elif not run.decisions and not run.policy:
-        texts.append("No decision was taken in this run: every layer has the branches it started with.")
-    for line in run.logged("bad_samples")[-1:]:
-        counts = ", ".join(f"{count} {kind}" for kind, count in line["counts"].items() if count)
-        texts.append(f"Samples left out because they were damaged: {counts}.")
-    return texts
 
 
 def format_duration(seconds: float) -> str:

@@ -16,7 +16,7 @@ from distbranch.engine.run_directory import RunDirectory
 from distbranch.report.console import METRICS, format_percent, format_size
 from distbranch.report.experiment_figures import ABOVE, Spot, draw_spots, label_value
 from distbranch.report.figure_style import BLUE, INK, MUTED, PAPER, group_colour, in_style, make_figure, set_cost_axis
-from distbranch.report.page import draw_svg, format_duration, render_template, write_page
+from distbranch.report.page import draw_svg, render_template, write_page
 from distbranch.report.sweep_files import (
     COSTS,
     FINISHED,
@@ -50,30 +50,15 @@ def _render_sweep(sweep: SweepFiles, figure: Figure, folder: Path) -> str:
         "sweep.html",
         name=str(sweep.config.get("name", sweep.directory.name)),
         folder=sweep.directory.name,
-        subtitle=_describe_sweep(sweep),
-        tiles=_list_tiles(sweep),
+        sweep=sweep,
+        seconds=_measure_seconds(sweep),
         figure=draw_svg(figure, "Pareto fronts"),
         metric=METRICS[sweep.metric],
-        split=sweep.shown_split,
-        num_keys=len(sweep.keys),
         points=tabulate_points(sweep, sweep.points),
         ended=ended[["trial", "status", "reason"]],
         trials=_tabulate_trials(sweep, folder),
         settings={"Configuration of the sweep": sweep.config},
     )
-
-
-def _describe_sweep(sweep: SweepFiles) -> str:
-    num_seeds = sweep.rows["seed"].nunique()
-    seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
-    keys = ", ".join(sweep.keys) or "the seed alone"
-    return f"{len(sweep.rows)} trials over {keys}; {seeds}; search: {sweep.config.get('search')}"
-
-
-def _list_tiles(sweep: SweepFiles) -> list[tuple[str, str]]:
-    counts = sweep.rows["status"].value_counts(sort=False)
-    tiles = [(str(count), status) for status, count in counts.items()]
-    return [*tiles, (format_duration(_measure_seconds(sweep)), "of training in all trials")]
 
 
 def _measure_seconds(sweep: SweepFiles) -> float:
