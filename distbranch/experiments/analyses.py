@@ -13,8 +13,9 @@ from scipy.stats import wilcoxon
 
 from distbranch.experiments.runs import COSTS, pivot_tasks, select_means
 from distbranch.report.console import METRICS as METRIC_NAMES
-from distbranch.report.console import UNDEFINED, amount, markdown_table, size, spread
+from distbranch.report.console import UNDEFINED, compute_spread, format_amount, format_size
 from distbranch.report.experiment_figures import Spot
+from distbranch.report.tables import render_markdown
 
 SIGNIFICANT = 0.05  # as is usual; no sentence hangs on it alone, for it says p
 # How columns are shown: these in percentage points, these in percent (and every metric, also with a split before it), and all
@@ -226,8 +227,7 @@ def format_table(table: pandas.DataFrame) -> list[dict[str, str]]:
 
 def format_markdown(table: pandas.DataFrame) -> str:
     """The same in Markdown."""
-    rows = format_table(table)
-    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+    return render_markdown(pandas.DataFrame(format_table(table)))
 
 
 def _make_heading(column: str) -> str:
@@ -249,13 +249,13 @@ def format_cell(column: str, row: Mapping[str, Any]) -> str:
     deviation = np.nan_to_num(row.get(f"{column}_sd", 0.0))
     # Networks often differ by tenths of a point, so differences have a decimal more.
     if column in POINTS:
-        text = amount(value, deviation, scale=100, decimals=2)
+        text = format_amount(value, deviation, scale=100, decimals=2)
         return f"+{text}" if value >= 0 else text
     if column.endswith(PERCENT):
-        return amount(value, deviation, scale=100, decimals=1)
+        return format_amount(value, deviation, scale=100, decimals=1)
     if column.endswith(SIZES):
-        return size(value)
-    return amount(value, None, decimals=DECIMALS.get(column, 0))
+        return format_size(value)
+    return format_amount(value, None, decimals=DECIMALS.get(column, 0))
 
 
 def make_spots(means: pandas.DataFrame, variants: Iterable[str]) -> list[Spot]:
@@ -263,6 +263,6 @@ def make_spots(means: pandas.DataFrame, variants: Iterable[str]) -> list[Spot]:
     spots = []
     for variant in variants:
         own = means.query("variant == @variant")
-        costs = {cost: spread(list(own[cost])) for cost in COSTS}
-        spots.append(Spot(variant, costs, spread(list(own["value"].dropna()))))
+        costs = {cost: compute_spread(list(own[cost])) for cost in COSTS}
+        spots.append(Spot(variant, costs, compute_spread(list(own["value"].dropna()))))
     return spots

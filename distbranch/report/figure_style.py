@@ -1,4 +1,4 @@
-"""What all figures share: one style, colours, letters of every script, costs on an axis, names beside the points of a diagram.
+"""What all figures share: one style, colours, letters of every script, axes, and boxes of inches for pictures of a tree.
 
 Colours: one per top group, chosen so that colour-blind readers tell neighbours apart. INK, MUTED, GRID and PAPER are exact marks:
 the page replaces them by CSS variables, so that the same SVG suits light and dark. DARK is not replaced: it stands on colours,
@@ -6,21 +6,20 @@ which are the same on either.
 """
 
 import logging
-import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, fontManager
-from matplotlib.lines import Line2D
-from matplotlib.textpath import TextToPath
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
+from matplotlib.font_manager import fontManager
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 INK = "#1b2430"
 DARK = "#1b2431"
@@ -31,10 +30,6 @@ PAPER = "#fefefd"
 # Lines with a fixed meaning (Okabe and Ito, Paul Tol): total cost and training in blue, what was chosen in orange.
 BLUE = "#3b6fb6"
 ORANGE = "#e0702b"
-TEAL = "#2a9d8f"
-PURPLE = "#a6408c"
-OLIVE = "#7d8b2f"
-BROWN = "#8a5a3b"
 
 logger = logging.getLogger("distbranch")
 
@@ -51,7 +46,6 @@ OTHERS = (
     "Noto Emoji", "Symbola", "Segoe UI Emoji", "Segoe UI Symbol",
 )  # fmt: skip
 MISSING_GLYPH = "Glyph "  # how matplotlib's warning of a missing letter begins
-SCRIPTS = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "HANGUL"), "Chinese, Japanese or Korean")
 
 
 @cache
@@ -69,6 +63,7 @@ STYLE: dict[Any, Any] = {
     # People name tasks and runs: a `$` in a name is no mathematics, which could not be drawn.
     "text.parse_math": False,
     "figure.facecolor": PAPER,
+    "figure.titlesize": 10,
     "axes.facecolor": "none",
     "axes.edgecolor": MUTED,
     "axes.axisbelow": True,
@@ -90,6 +85,9 @@ STYLE: dict[Any, Any] = {
     "ytick.major.size": 2,
     "legend.fontsize": 8.5,
     "legend.frameon": False,
+    # names may stand beyond the edge: the picture is cut around what was drawn
+    "savefig.bbox": "tight",
+    "savefig.dpi": 160,
 }
 in_style = rc_context(STYLE)  # decorates whatever draws a figure
 
@@ -108,9 +106,20 @@ def make_canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def add_grid(axes: Axes, axis: str = "y") -> None:
-    """Faint lines across an axis, and iterations with their thousands marked."""
-    axes.grid(axis=axis)  # type: ignore[arg-type]
+def draw_box(axes: Axes, left: float, top: float, right: float, bottom: float, **style: Any) -> None:
+    """A box with round corners on a canvas."""
+    look: dict[str, Any] = {
+        "boxstyle": "round,pad=0,rounding_size=0.03",
+        "facecolor": PAPER,
+        "edgecolor": INK,
+        "linewidth": 0.9,
+    }
+    axes.add_patch(FancyBboxPatch((left, top), right - left, bottom - top, **look | style))
+
+
+def add_grid(axes: Axes) -> None:
+    """Faint lines across, and iterations with their thousands marked."""
+    axes.grid(axis="y")
     if axes.get_xlim()[1] > 999:
         axes.xaxis.set_major_formatter("{x:,.0f}")
 
@@ -121,110 +130,46 @@ def hide_frame(axes: Axes) -> None:
     axes.spines[:].set_visible(False)
 
 
-def draw_legend_below(figure: Figure, handles: Sequence[Any]) -> None:
-    """One legend for all panels, in at most eight columns, as more are wider than one panel."""
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
-
-
-def draw_notice(axes: Axes, text: str) -> None:
-    """A sentence in place of a diagram for which there is nothing."""
-    axes.text(0.5, 0.5, text, fontsize=10, ha="center", color=MUTED, transform=axes.transAxes)
-    axes.set_axis_off()
-
-
-def make_dot(colour: str, label: str, **style: Any) -> Line2D:
-    """A point for a legend."""
-    return Line2D([], [], linestyle="", marker="o", color=colour, label=label, **style)
-
-
 def set_cost_axis(axes: Axes, label: str) -> None:
     """A logarithmic axis of costs with readable marks, faint lines, a faint frame."""
     axes.set_xscale("log")
-    axes.margins(x=0.12, y=0.12)
+    # room for the names beside the outermost points
+    axes.margins(x=0.15, y=0.12)
     low, high = axes.get_xlim()
-    marks: tuple[float, ...] = (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
-    if high / low > 5:
-        marks = (1, 2, 5)
-    elif high / low > 2.5:
-        marks = (1, 1.5, 2, 3, 4, 5, 6, 8)
-    if high / low < 30:  # less than a decade and a half has too few marks of its own
-        axes.xaxis.set_major_locator(LogLocator(subs=marks))
-    axes.xaxis.set_major_formatter(FuncFormatter(_format_cost_mark))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    # less than a decade would have one mark
+    if high < 10 * low:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(EngFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(label, color=INK, fontsize=10)
     axes.grid(linewidth=0.6)
-    axes.tick_params(labelsize=8.5, length=3.5)
     axes.spines[:].set(visible=True, color=GRID)
-
-
-def _format_cost_mark(value: float, _: object) -> str:
-    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= limit:
-            return f"{value / limit:g}{unit}"
-    return f"{value:g}"
 
 
 @contextmanager
 def rendering() -> Iterator[None]:
-    """Renders in the style, with boxes for letters without a font, which it says once per script and not per letter."""
+    """Renders in the style, with boxes for letters without a font, which it says once and not per letter."""
+    # it logs every other script's font that has no bold letters
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     # also here: matplotlib makes most marks of an axis only when it renders
-    with warnings.catch_warnings(record=True) as caught, rc_context(STYLE), _mute_font_search():
+    with warnings.catch_warnings(record=True) as caught, rc_context(STYLE):
         warnings.simplefilter("always")
         yield
     for one in caught:
-        text = str(one.message)
-        if text.startswith(MISSING_GLYPH):
-            script = _find_script(chr(int(text.split()[1])))
-            _warn_of_script(SCRIPTS.get(script, script.title()))
+        if str(one.message).startswith(MISSING_GLYPH):
+            _warn_of_missing_font()
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
-@contextmanager
-def missing_letters_not_told() -> Iterator[None]:
-    """While texts are only measured: drawing them tells."""
-    with warnings.catch_warnings(), _mute_font_search():
-        warnings.filterwarnings("ignore", MISSING_GLYPH)
-        yield
-
-
-@contextmanager
-def _mute_font_search() -> Iterator[None]:
-    """Matplotlib logs every other script's font that has no bold letters."""
-    log = logging.getLogger("matplotlib.font_manager")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-def settle_layout(figure: Figure) -> None:
-    """Makes places in pixels known."""
-    with missing_letters_not_told():
-        figure.draw_without_rendering()
-
-
-def _find_script(letter: str) -> str:
-    return unicodedata.name(letter, "UNKNOWN").partition(" ")[0]
-
-
 @cache
-def _warn_of_script(script: str) -> None:
+def _warn_of_missing_font() -> None:
     logger.warning(
-        "No font for %s letters is installed, so figures show boxes in their place. Install one (Noto Sans has all scripts: "
-        "fonts-noto-cjk, say, on Debian and Ubuntu) and draw them again with `distbranch report`.",
-        script,
+        "No font for some letters is installed, so figures show boxes in their place. Install one (Noto Sans has all scripts: "
+        "fonts-noto-cjk, say, on Debian and Ubuntu) and draw them again with `distbranch report`."
     )
-
-
-def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """Width in inches of a line of text."""
-    font = FontProperties(family=font_families(), size=size, weight="bold" if bold else "normal")
-    with missing_letters_not_told():
-        return float(TextToPath().get_text_width_height_descent(text, font, ismath=False)[0]) / 72
 
 
 # Paul Tol's qualitative schemes, ordered so that neighbours differ in lightness as well as in hue.
@@ -253,88 +198,16 @@ def group_colour(number: int) -> str:
 
 
 def blend_colours(colour: str, other: str, share: float) -> str:
-    """`colour` with `share` (0..1) of `other` mixed in; all as #rrggbb."""
-    pairs = zip(bytes.fromhex(colour[1:]), bytes.fromhex(other[1:]), strict=True)
-    return "#" + bytes(round((1 - share) * mine + share * theirs) for mine, theirs in pairs).hex()
+    """`colour` with `share` (0..1) of `other` mixed in; as #rrggbb."""
+    red, green, blue = (1 - share) * np.array(to_rgb(colour)) + share * np.array(to_rgb(other))
+    return to_hex((red, green, blue))
 
 
-def choose_text_colour(colour: str) -> str:
+def choose_text_colour(colour: Any) -> str:
     """White or nearly black, whichever is easier to read on `colour`."""
-    red, green, blue = bytes.fromhex(colour[1:])
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
-    return "#ffffff" if luma < 150 else DARK
+    luma = np.dot((0.299, 0.587, 0.114), to_rgb(colour))  # ITU-R BT.601
+    return "#ffffff" if luma < 0.59 else DARK
 
 
-LABEL_FONT = 8.5  # points
-Place = tuple[float, float, str, str]  # points right and up of the spot, and what of the name stands there
-Spot = tuple[float, float]
-Label = tuple[str, float, float]  # a name and its spot in the units of the axes
-NEAR: tuple[Place, ...] = (
-    (0, 7, "center", "bottom"), (0, -7, "center", "top"), (8, 0, "left", "center"), (-8, 0, "right", "center"),
-    (6, 9, "left", "bottom"), (-6, 9, "right", "bottom"), (6, -9, "left", "top"), (-6, -9, "right", "top"),
-)  # fmt: skip
-# the share of a name that lies before (left of, below) the point at which it is aligned
-SHARE_BEFORE = {"center": 0.5, "left": 0.0, "right": 1.0, "bottom": 0.0, "top": 1.0}
-FAR = tuple((2.8 * dx, 2.8 * dy, across, up) for dx, dy, across, up in NEAR)  # with a line to its spot
-
-
-def place_labels(axes: Axes, labels: Sequence[Label], spots: Sequence[Spot]) -> list[str]:
-    """Write the names whose place can be found, those first that come first; returns those that were written.
-
-    Args:
-        axes: of the points.
-        labels: (name, x, y).
-        spots: of all points, named or not; a name covers one only where there is no other room.
-    """
-    # a point is about ten pixels wide
-    around = [axes.transData.transform(spot) for spot in spots]
-    dots = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in around]
-    inside = axes.get_window_extent()
-    taken: list[Bbox] = []
-    written = []
-    for text, *spot in labels:
-        free = []
-        for place in (*NEAR, *FAR):
-            box = _measure_box(axes, spot, place, text)
-            if not box.count_overlaps(taken) and _contains(inside, box):
-                # a covered point is worse than a name far away
-                cost = 2 * box.count_overlaps(dots) + (place in FAR)
-                free.append((cost, place, box))
-        if free:
-            _, place, box = min(free, key=lambda found: found[0])
-            taken.append(box)
-            _write_label(axes, text, spot, place)
-            written.append(text)
-    return written
-
-
-def _write_label(axes: Axes, text: str, spot: Sequence[float], place: Place) -> None:
-    dx, dy, across, up = place
-    axes.annotate(
-        text,
-        xy=(spot[0], spot[1]),
-        xytext=(dx, dy),
-        textcoords="offset points",
-        ha=across,
-        va=up,
-        fontsize=LABEL_FONT,
-        zorder=4,
-        bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 0.4},
-        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6} if place in FAR else None,
-    )
-
-
-def _measure_box(axes: Axes, spot: Sequence[float], place: Place, text: str) -> Bbox:
-    """The pixels that a name takes."""
-    dx, dy, across, up = place
-    point = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
-    x, y = axes.transData.transform((spot[0], spot[1]))
-    width = text_width(text, LABEL_FONT) * 72 * point
-    height = 1.15 * LABEL_FONT * point
-    left = x + dx * point - SHARE_BEFORE[across] * width
-    bottom = y + dy * point - SHARE_BEFORE[up] * height
-    return Bbox.from_bounds(left, bottom, width, height)
-
-
-def _contains(outer: Bbox, inner: Bbox) -> bool:
-    return bool(outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0 and inner.y1 <= outer.y1)
+# of a probability: the page is zero
+EXECUTES = LinearSegmentedColormap.from_list("executes", [PAPER, BLUE])

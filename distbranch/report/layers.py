@@ -5,7 +5,7 @@ It needs task names only: a branch feeds the branches of the next layer whose ta
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 Branches = tuple[tuple[str, ...], ...]
@@ -13,52 +13,18 @@ Branches = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class LayerBranches:
-    """One layer: its name, the tasks of each of its branches, and the channels (units) of one branch if known."""
+    """One layer: its name and the tasks of each of its branches."""
 
     name: str
     branches: Branches
-    width: int | None = None
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """All tasks, branch after branch."""
-        return tuple(task for branch in self.branches for task in branch)
 
 
-@dataclass(frozen=True)
-class Run:
-    """Consecutive layers with the same branching, drawn as one column."""
-
-    layers: tuple[LayerBranches, ...]
-
-    @property
-    def branches(self) -> Branches:
-        """The branches that all layers of the run have."""
-        return self.layers[0].branches
-
-    @property
-    def title(self) -> str:
-        """The name of the only layer, or of the first and the last one."""
-        first = self.layers[0].name
-        if len(self.layers) == 1:
-            return first
-        return f"{first} … {self.layers[-1].name}"
-
-    @property
-    def width(self) -> str:
-        """The channels of one branch: one number, or the smallest and the largest one; empty if unknown."""
-        widths = sorted({layer.width for layer in self.layers if layer.width is not None})
-        # of several the smallest and the largest; a slice, because of one these are the same
-        return "\u2013".join(map(str, widths[:1] + widths[1:][-1:]))
+Run = tuple[LayerBranches, ...]  # consecutive layers with the same branching, drawn as one column
 
 
-def layers_from_tree(tree: Mapping[str, Any], widths: Mapping[str, int] | None = None) -> tuple[LayerBranches, ...]:
-    """The layers, input first, from the content of `tree.json`; `widths` gives the channels by layer name."""
-    layers = []
-    for layer in tree["layers"]:
-        branches = tuple(map(tuple, layer["branches"]))
-        layers.append(LayerBranches(layer["name"], branches, (widths or {}).get(layer["name"])))
-    return tuple(layers)
+def layers_from_tree(tree: Mapping[str, Any]) -> tuple[LayerBranches, ...]:
+    """The layers, input first, from the content of `tree.json`."""
+    return tuple(LayerBranches(layer["name"], tuple(map(tuple, layer["branches"]))) for layer in tree["layers"])
 
 
 def grow_layers(
@@ -66,7 +32,8 @@ def grow_layers(
 ) -> list[tuple[LayerBranches, ...]]:
     """The network before the first decision and after each one: [1 + number of decisions] lists of layers."""
     # every run begins with one branch of all tasks
-    shown = [replace(layer, branches=(layers[-1].tasks,)) for layer in layers]
+    trunk = (tuple(chain(*layers[-1].branches)),)
+    shown = [replace(layer, branches=trunk) for layer in layers]
     steps = [tuple(shown)]
     for decision in decisions:
         index = decision["layer"] - 1
@@ -75,11 +42,22 @@ def grow_layers(
     return steps
 
 
-def merge_equal_layers(layers: Sequence[LayerBranches]) -> tuple[Run, ...]:
+def merge_equal_layers(layers: Sequence[LayerBranches]) -> list[Run]:
     """The layers with equal consecutive branchings put together."""
     # as sets: a decision may list the same groups in another order
     same = groupby(layers, key=lambda layer: set(map(frozenset, layer.branches)))
-    return tuple(Run(tuple(run)) for _, run in same)
+    return [tuple(run) for _, run in same]
+
+
+def describe_run(run: Run) -> tuple[str, str]:
+    """The name of a run's only layer, or of its first and its last one; the number of branches and of layers."""
+    title = run[0].name
+    count = len(run[0].branches)
+    text = f"{count} branches" if count > 1 else "1 branch"
+    if len(run) > 1:
+        title += f" … {run[-1].name}"
+        text += f"\n{len(run)} layers"
+    return title, text
 
 
 def top_groups(layers: Sequence[LayerBranches]) -> Branches:

@@ -1,4 +1,7 @@
-"""What a person sees: of a run a live line on a terminal and elsewhere a line every 30 seconds; of a sweep a line per trial."""
+"""What a person sees: of a run a live line on a terminal and elsewhere a line every 30 seconds; of a sweep a line per trial.
+
+Most events are one sentence with the event's fields in it; those that need more have a function.
+"""
 
 import textwrap
 import time
@@ -17,8 +20,30 @@ from distbranch.report.console import UNDEFINED, select_known
 
 SECONDS_BETWEEN_LINES = 30.0
 NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
-STYLES = {"finished": "green", "failed": "red", "stopped early": "yellow", "unfinished": "yellow"}
 SECONDS_OF_PACE = 300.0  # over which the time that is left is estimated; steps may take a minute
+COUNTED = ("packing", "labelling", "checking")
+# By kind of event; kinds that stand nowhere here are not for people.
+SENTENCES = {
+    "packed": "packed {num_samples:,} samples into {path}",
+    "resumed": "went on after step {iteration:,} on {world_size} rank(s)",
+    "warning": "warning: {message}",
+    "stopping": "stopping: a checkpoint is being written",
+    "finished": "the run {directory} is finished; nothing was changed",
+}
+SENTENCES_OF_SWEEP = {
+    "saving": "{text}",
+    "stopping": "stopping: running trials save a checkpoint ...",
+    "warning": "warning: {message}",
+}
+PACKED_BEFORE = "{path} holds this data set already, so nothing was packed; remove it to pack again"
+STYLES = {
+    "warning": "yellow",
+    "stopping": "yellow",
+    "finished": "green",
+    "failed": "red",
+    "stopped early": "yellow",
+    "unfinished": "yellow",
+}
 
 Event = Mapping[str, Any]
 
@@ -70,37 +95,29 @@ class ProgressDisplay:
         self._bar.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show one event; kinds without a picture of their own are passed over."""
-        # not every event is for people
-        show = getattr(self, f"_show_{event['kind']}", None)
-        if show is not None:
-            show(event)
-
-    def _show_packing(self, event: Event) -> None:
-        self._update_bar(event["kind"], event["done"], event["total"])
-
-    _show_labelling = _show_checking = _show_packing
-
-    def _show_packed(self, event: Event) -> None:
-        for what in ("packing", "labelling"):
-            if what in self._tasks:
-                self._bar.remove_task(self._tasks.pop(what))
-        text = f"packed {event['num_samples']:,} samples into {event['path']}"
-        if event.get("before"):
-            text = f"{event['path']} holds this data set already, so nothing was packed; remove it to pack again"
-        self._print_line(text)
-
-    def _show_progress(self, event: Event) -> None:
-        parts = [f"data wait {event['data_wait']:.1%}"]
-        if event["loss"] is not None:
-            parts.append(f"loss {event['loss']:.3f}")
-        if event["active_layer"]:
-            parts.append(f"round {event['round']}, active layer {event['active_layer']}")
-        else:
-            parts.append("tree is final")
-        parts.append(f"width {shorten_widths(event['branches'])}")
-        pace = f"{event['samples_per_second']:.0f} images/s"
-        self._update_bar("training", event["iteration"], event["iterations"], pace=pace, detail="  ".join(parts))
+        """Show one event."""
+        kind = event["kind"]
+        if kind in COUNTED:
+            self._update_bar(kind, event["done"], event["total"])
+        elif kind == "progress":
+            pace = f"{event['samples_per_second']:.0f} images/s"
+            self._update_bar("training", event["iteration"], event["iterations"], pace, _describe_step(event))
+        elif kind == "decision":
+            self._show_decision(event)
+        elif kind == "policy":
+            self._print_line(_describe_policy(event))
+        elif kind == "evaluation":
+            self._print_line(f"step {event['iteration']:,}  {event['split']}: {_format_means(event['mean'])}")
+            for name, part in event.get("datasets", {}).items():
+                self._print_line(f"    {name}: {_format_means(part['mean'])}", "dim")
+        elif kind == "bad_samples":
+            counts = ", ".join(f"{count} {what}" for what, count in event["counts"].items() if count)
+            self._print_line(f"step {event['iteration']:,}: samples left out so far: {counts}")
+        elif kind in SENTENCES:
+            sentence = PACKED_BEFORE if event.get("before") else SENTENCES[kind]
+            self._print_line(sentence.format_map(event), STYLES.get(kind, ""))
+        if kind == "packed":
+            self._remove_bars()
 
     def _show_decision(self, event: Event) -> None:
         where = f"step {event['iteration']:,}  {event['layer_name']}"
@@ -110,65 +127,29 @@ class ProgressDisplay:
         self._print_line(f"{where}: {event['num_groups']} branches  [{event['seconds_in_all']:.2f} s]")
         # the order of groups and of tasks in them says nothing
         groups = sorted(map(sorted, event["tasks"]))
-        if groups == self._shown_groups:  # most layers are split as the one above them was
-            self._print_line("    same groups", dim=True)
-            return
+        # most layers are split as the one above them was
+        shown = ["same groups"]
+        if groups != self._shown_groups:
+            shown = [", ".join(tasks) for tasks in event["tasks"]]
         self._shown_groups = groups
-        for tasks in event["tasks"]:
-            self._print_line(f"    {', '.join(tasks)}", dim=True)
+        for text in shown:
+            self._print_line(f"    {text}", "dim")
 
-    def _show_policy(self, event: Event) -> None:
-        num_blocks = len(event["blocks"])
-        released = event["num_released"]
-        # the search releases blocks from the last one on
-        decided = [executes for row in event["policy"] for executes in row[num_blocks - released :]]
-        self._print_line(
-            f"step {event['iteration']:,}  cycle {event['cycle'] + 1}: {released} of {num_blocks} blocks released, "
-            f"{decided.count(0)} of {len(decided)} decisions skip"
-        )
-
-    def _show_evaluation(self, event: Event) -> None:
-        self._print_line(f"step {event['iteration']:,}  {event['split']}: {_format_means(event['mean'])}")
-        for name, part in event.get("datasets", {}).items():
-            self._print_line(f"    {name}: {_format_means(part['mean'])}", dim=True)
-
-    def _show_resumed(self, event: Event) -> None:
-        text = f"went on after step {event['iteration']:,} on {event['world_size']} rank(s)"
-        if event.get("seconds_to_first_step") is not None:
-            text += f", {event['seconds_to_first_step']:.1f} s after the last sign of life"
-        self._print_line(text)
-
-    def _show_bad_samples(self, event: Event) -> None:
-        counts = ", ".join(f"{count} {kind}" for kind, count in event["counts"].items() if count)
-        self._print_line(f"step {event['iteration']:,}: samples left out so far: {counts}")
-
-    def _show_warning(self, event: Event) -> None:
-        self._print(f"warning: {event['message']}", "yellow")
-
-    def _show_stopping(self, _: Event) -> None:
-        self._print_line("stopping: a checkpoint is being written")
-
-    def _show_finished(self, event: Event) -> None:
-        self._print_line(f"the run {event['directory']} is finished; nothing was changed")
-
-    def _print_line(self, text: str, *, dim: bool = False) -> None:
+    def _print_line(self, text: str, style: str = "") -> None:
         if self._live:
             # what follows in the next line stands below its own beginning
-            indent = " " * max(4, len(text) - len(text.lstrip()))
             text = textwrap.fill(
                 text,
                 self.console.width,
-                subsequent_indent=indent,
+                subsequent_indent="    ",
                 break_long_words=False,
                 break_on_hyphens=False,
             )
-        self._print(text.replace(NO_BREAK, " "), "dim" if dim else "")
-
-    def _print(self, text: str, style: str) -> None:
         # a line of a file is not folded: it is searched
+        text = text.replace(NO_BREAK, " ")
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=not self._live)
 
-    def _update_bar(self, what: str, done: int, total: int | None, *, pace: str = "", detail: str = "") -> None:
+    def _update_bar(self, what: str, done: int, total: int | None, pace: str = "", detail: str = "") -> None:
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total, pace=pace, detail=detail)
         self._bar.update(self._tasks[what], completed=done, pace=pace, detail=detail)
@@ -176,6 +157,11 @@ class ProgressDisplay:
         if not self._live and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self._print_line("  ".join(filter(None, (self._describe_progress(what), pace, detail))))
+
+    def _remove_bars(self) -> None:
+        while self._tasks:
+            _, task = self._tasks.popitem()
+            self._bar.remove_task(task)
 
     def _describe_progress(self, what: str) -> str:
         """`training 12,345 of 100,000, 0:02:34 left`, as far as it is known."""
@@ -197,7 +183,7 @@ class SweepDisplay:
         self.num_open = self.num_ended = self.num_begun = 0
         self._began = time.monotonic()
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """One line about an event."""
         kind = event["kind"]
         if kind == "sweep":
@@ -206,24 +192,18 @@ class SweepDisplay:
             done = event["trials"] - event["open"]
             self._print_line(f"{event['trials']} trials, {done} of them done before, in {event['directory']}")
         elif kind == "begun":
-            text = f"begun: {event['trial']}"
-            if len(event["family"]) > 1:
-                text += f" and {len(event['family']) - 1} that begin alike"
-            self.num_begun += len(event["family"])
-            self._print_line(text, "dim")
+            others = len(event["family"]) - 1
+            self.num_begun += 1 + others
+            alike = f" and {others} that begin alike" if others else ""
+            self._print_line(f"begun: {event['trial']}{alike}", "dim")
         elif kind == "ended":
             self.num_ended += 1
             total = max(self.num_open, self.num_ended)
-            text = f"{self.num_ended}/{total} {event['status']}: {event['trial']}"
-            if event["reason"]:
-                text += f": {event['reason']}"
-            self._print_line(text + self._describe_time_left(), STYLES.get(event["status"], ""))
-        elif kind == "stopping":
-            self._print_line("stopping: running trials save a checkpoint ...", "yellow")
-        elif kind == "saving":
-            self._print_line(event["text"])
-        elif kind == "warning":
-            self._print_line(f"warning: {event['message']}", "yellow")
+            reason = f": {event['reason']}" if event["reason"] else ""
+            text = f"{self.num_ended}/{total} {event['status']}: {event['trial']}{reason}{self._describe_time_left()}"
+            self._print_line(text, STYLES.get(event["status"], ""))
+        elif kind in SENTENCES_OF_SWEEP:
+            self._print_line(SENTENCES_OF_SWEEP[kind].format_map(event), STYLES.get(kind, ""))
         elif kind != "packing":
             self._print_line(" ".join(map(str, event.values())), "dim")
 
@@ -240,15 +220,36 @@ class SweepDisplay:
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=soft_wrap)
 
 
+def _describe_step(event: Event) -> str:
+    parts = [f"data wait {event['data_wait']:.1%}"]
+    if event["loss"] is not None:
+        parts.append(f"loss {event['loss']:.3f}")
+    state = "tree is final"
+    if event["active_layer"]:
+        state = f"round {event['round']}, active layer {event['active_layer']}"
+    return "  ".join([*parts, state, f"width {_shorten_widths(event['branches'])}"])
+
+
+def _describe_policy(event: Event) -> str:
+    num_blocks = len(event["blocks"])
+    released = event["num_released"]
+    # the search releases blocks from the last one on
+    decided = [executes for row in event["policy"] for executes in row[num_blocks - released :]]
+    return (
+        f"step {event['iteration']:,}  cycle {event['cycle'] + 1}: {released} of {num_blocks} blocks released, "
+        f"{decided.count(0)} of {len(decided)} decisions skip"
+    )
+
+
 def _format_means(means: Mapping[str, float | None]) -> str:
     texts = []
     for name, mean in select_known(means).items():
-        text = UNDEFINED if mean is None else f"{mean:.1%}"
-        texts.append(f"{name}{NO_BREAK}{text}")
+        share = UNDEFINED if mean is None else f"{mean:.1%}"
+        texts.append(f"{name}{NO_BREAK}{share}")
     return "  ".join(texts)
 
 
-def shorten_widths(branches: Mapping[str, int]) -> str:
+def _shorten_widths(branches: Mapping[str, int]) -> str:
     """Branches per layer, runs of the same number shortened: `1x13-5-9`."""
     parts = []
     for number, run in groupby(branches.values()):

@@ -5,7 +5,7 @@ Only `config.yaml` must exist: an unfinished run, or one that never decides anyt
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,7 @@ class RunFiles:
     @property
     def name(self) -> str:
         """The name of the run."""
-        configured = self.config.get("run", {}).get("name")
-        return str((self.result or {}).get("name") or configured or self.directory.name)
-
-    @property
-    def method(self) -> str:
-        """The sharing method."""
-        configured = self.config.get("method", {}).get("name")
-        return str((self.result or {}).get("method") or configured or "unknown method")
+        return str(self.config.get("run", {}).get("name") or self.directory.name)
 
     def logged(self, kind: str) -> list[Json]:
         """The lines of metrics.jsonl of one kind, by iteration."""
@@ -66,9 +59,7 @@ class RunFiles:
             with np.load(path, allow_pickle=False) as arrays:
                 return {kind: arrays[kind] for kind in ("agreement", "phi") if kind in arrays}
         except FileNotFoundError:
-            raise UserError(
-                f"{path} should hold the affinity of round {decision['round']}, but it does not exist."
-            ) from None
+            raise UserError(f"{path}, the affinity of round {decision['round']}, does not exist.") from None
         except PermissionError as error:
             raise denied(error) from None
         except (OSError, ValueError, KeyError, BadZipFile) as error:
@@ -82,18 +73,28 @@ def read_run(run_directory: Path | str) -> RunFiles:
         raise UserError(
             f"{directory} should be a run directory, but it does not exist. Give the folder that `train` wrote."
         )
-    config = _read_config(directory / "config.yaml")
+    config = _read_object(directory / "config.yaml", yaml.safe_load, "YAML")
+    if config is None:
+        raise UserError(
+            f"{directory} is not a run directory: it has no config.yaml. Give the folder that `train` wrote."
+        )
     tree = _read_json(directory / "tree.json")
+    try:
+        layers = layers_from_tree(tree or {"layers": []})
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory / 'tree.json'} should list the layers with their branches, but {error} is missing or wrong."
+        ) from error
     return RunFiles(
         directory=directory,
         config=config,
         environment=_read_json(directory / "environment.json") or {},
-        layers=_read_layers(directory / "tree.json", tree, config) if tree else (),
-        decisions=_select_latest(_read_lines(directory / "decisions.jsonl"), ("round",), "round"),
-        metrics=_select_latest(_read_lines(directory / "metrics.jsonl"), ("iteration", "kind", "split"), "iteration"),
+        layers=layers,
+        decisions=_read_log(directory / "decisions.jsonl", "round"),
+        metrics=_read_log(directory / "metrics.jsonl", "iteration", "kind", "split"),
         result=_read_json(directory / "result.json"),
         policy=_read_json(directory / "policy.json"),
-        policies=_select_latest(_read_lines(directory / "policies.jsonl"), ("iteration",), "iteration"),
+        policies=_read_log(directory / "policies.jsonl", "iteration"),
     )
 
 
@@ -101,37 +102,37 @@ def task_order(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
     """The tasks in the order of the rows of the affinities: the first decision groups the heads by that number."""
     first = decisions[0]
     # the tasks of a group stand in the order of their numbers
-    numbered: list[tuple[int, str]] = []
+    named: dict[int, str] = {}
     for group, names in zip(first["groups"], first["tasks"], strict=True):
-        numbered += zip(sorted(group), names, strict=True)
-    return [task for _, task in sorted(numbered)]
-
-
-def _read_config(path: Path) -> Json:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path.parent} is not a run directory: it has no config.yaml. Give the folder that `train` wrote."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} should be YAML, but it cannot be read ({str(error).splitlines()[0]}).") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} should hold the configuration of a run, but it holds {type(config).__name__}.")
-    return config
+        named |= zip(sorted(group), names, strict=True)
+    return [named[number] for number in sorted(named)]
 
 
 def _read_json(path: Path) -> Json | None:
-    """The object in a JSON file; None if there is no such file."""
+    return _read_object(path, json.loads, "JSON")
+
+
+def _read_object(path: Path, parse: Callable[[str], Any], language: str) -> Json | None:
+    """The object in a file; None if there is no such file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(f"{path} should be JSON, but it is damaged ({error}).") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} should be {language}, but it is damaged ({reason}).") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} should be a JSON object, but it holds {type(value).__name__}.")
+        raise UserError(f"{path} should hold keys and values, but it holds {type(value).__name__}.")
     return value
+
+
+def _read_log(path: Path, order: str, *also: str) -> tuple[Json, ...]:
+    """One line per `order` and the other keys, the last one: a resumed run logs again what it did after its checkpoint."""
+    latest = {}
+    for line in _read_lines(path):
+        if order in line:
+            latest[tuple(map(line.get, (order, *also)))] = line
+    return tuple(sorted(latest.values(), key=lambda line: float(line[order])))
 
 
 def _read_lines(path: Path) -> Iterator[Json]:
@@ -142,41 +143,8 @@ def _read_lines(path: Path) -> Iterator[Json]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                logger.warning("%s ends in an incomplete line, which is left out", path)
-                return
-            raise UserError(f"{path} is damaged: line {number} should be JSON, but it is not ({error}).") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{path} is damaged: line {number} should be a JSON object.")
-        yield value
-
-
-def _select_latest(lines: Iterator[Json], keys: tuple[str, ...], order: str) -> tuple[Json, ...]:
-    """One line per key, the last one, in order: a continued run logs again what it had done after its checkpoint."""
-    latest = {}
-    for line in lines:
-        if order in line:
-            latest[tuple(map(line.get, keys))] = line
-    return tuple(sorted(latest.values(), key=lambda line: float(line[order])))
-
-
-def _read_layers(path: Path, tree: Json, config: Json) -> tuple[LayerBranches, ...]:
-    try:
-        return layers_from_tree(tree, layer_widths(config))
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} should list the layers with their branches, but {error} is missing or wrong."
-        ) from error
-
-
-def layer_widths(config: Json) -> dict[str, int]:
-    """Channels of one branch by layer name, from the backbone and the width in the configuration; empty if unknown."""
-    from distbranch.models.backbones import BACKBONES, thin_widths  # loads torch, which only a report of a tree needs
-
-    model = config.get("model", {})
-    # a backbone of a later version has no widths here, but a report
-    layers = BACKBONES.get(model.get("backbone"), ())
-    widths = thin_widths(layers, model.get("width"), model.get("width_fraction"))
-    return {layer.name: width for layer, width in zip(layers, widths, strict=True)}
+            yield dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            if number < len(lines):
+                raise UserError(f"{path} is damaged: line {number} should be a JSON object ({error}).") from error
+            logger.warning("%s ends in an incomplete line, which is left out", path)

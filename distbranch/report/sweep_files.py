@@ -4,17 +4,16 @@ Points are chosen on val and reported on test. A point of which a seed is missin
 stopped early or that failed are not the good ones.
 """
 
-import csv
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import pandas
 import yaml
 
 from distbranch.errors import UserError
 from distbranch.permissions import denied
-from distbranch.report.console import spread
+from distbranch.report.console import SIZES, average_seeds, format_column
 
 COSTS = {
     "parameters": "Parameters",
@@ -22,51 +21,18 @@ COSTS = {
     "latency_ms": "Latency of one image, ms",
 }
 FINISHED = "finished"
-Row = Mapping[str, str]
-
-
-class Spread(NamedTuple):
-    """Mean and sample standard deviation over seeds; no deviation of one seed."""
-
-    mean: float
-    deviation: float | None
-
-
-@dataclass(frozen=True)
-class Point:
-    """One setting with all its seeds."""
-
-    setting: dict[str, str]  # dotted key: value
-    rows: tuple[Row, ...]
-
-    @property
-    def finished(self) -> list[Row]:
-        """The seeds that reached the end."""
-        return [row for row in self.rows if row["status"] == FINISHED]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all its seeds reached the end."""
-        return len(self.finished) == len(self.rows)
-
-    def is_known(self, column: str) -> bool:
-        """Whether every finished seed has a value there: one without (an undefined metric) cannot be averaged away."""
-        return all(row.get(column) for row in self.finished)
-
-    def spread(self, column: str) -> Spread | None:
-        """A column over the finished seeds that have it; None where it is unknown."""
-        values = [float(row[column]) for row in self.finished if row.get(column)]
-        mean, deviation = spread(values)
-        return None if mean is None else Spread(mean, deviation)
+FRONT = "●"  # the mark of a point on a front
+# what the page cannot do without; all other columns depend on the sweep
+NEEDED = ("reason", "seed", "status", "trial")
 
 
 @dataclass(frozen=True)
 class SweepFiles:
-    """One sweep: its configuration, its rows, its points."""
+    """One sweep: its configuration and its rows, numbers behind the column `seed` and text in all others."""
 
     directory: Path
     config: dict[str, Any]
-    rows: tuple[Row, ...]
+    rows: pandas.DataFrame
 
     @property
     def keys(self) -> list[str]:
@@ -74,7 +40,7 @@ class SweepFiles:
 
         A sweep that goes on with more keys says so in its configuration at once, and in its rows when it ends.
         """
-        columns = list(self.rows[0])
+        columns = list(self.rows.columns)
         return columns[columns.index("reason") + 1 : columns.index("seed")]
 
     @property
@@ -83,29 +49,35 @@ class SweepFiles:
         return str(self.config["metric"])
 
     @property
-    def points(self) -> list[Point]:
-        """One per setting, in the order of the rows; a setting that was trained twice with one seed has that seed once."""
-        keys = self.keys
-        gathered: dict[tuple[str, ...], dict[str, Row]] = {}
-        for row in self.rows:
-            by_seed = gathered.setdefault(tuple(row[key] for key in keys), {})
-            # the first one counts
-            by_seed.setdefault(row["seed"], row)
-        points = []
-        for values, by_seed in gathered.items():
-            setting = dict(zip(keys, values, strict=True))
-            points.append(Point(setting, tuple(by_seed.values())))
-        return points
-
-    def fronts(self) -> dict[str, list[int]]:
-        """The numbers of the points on the front of every cost, chosen on val."""
-        points = self.points
-        return {cost: pareto_front(points, cost, f"val_{self.metric}") for cost in COSTS}
-
-    @property
     def shown_split(self) -> str:
         """Test where it was evaluated, else val."""
-        return "test" if any(row.get(f"test_{self.metric}") for row in self.rows) else "val"
+        column = f"test_{self.metric}"
+        is_known = column in self.rows and self.rows[column].notna().any()
+        return "test" if is_known else "val"
+
+    @property
+    def points(self) -> pandas.DataFrame:
+        """A row per setting, in the order of the rows: its keys, `trials`, `seeds` that finished, means over these and `_sd`.
+
+        `is_complete`: all its seeds finished, and none lacks the metric (an undefined one cannot be averaged away).
+        """
+        # a setting that was trained twice with one seed has that seed once: the first one counts
+        rows = self.rows.drop_duplicates([*self.keys, "seed"])
+        # a sweep over the seed alone is one setting
+        keys: Any = self.keys or (lambda _: 0)
+        numbers = rows.select_dtypes("number").columns
+        finished = rows[rows["status"] == FINISHED].groupby(keys, sort=False)
+
+        points = rows.groupby(keys, sort=False).agg(trials=("seed", "size"))
+        points = points.join(finished.size().rename("seeds"))
+        points = points.join(average_seeds(finished[numbers]))
+        known = finished[f"val_{self.metric}"].count().reindex(points.index)
+        points["is_complete"] = known == points["trials"]
+        return points.fillna({"seeds": 0}).astype({"seeds": int}).reset_index()
+
+    def find_fronts(self, points: pandas.DataFrame) -> dict[str, list[int]]:
+        """The numbers of the points on the front of every cost, chosen on val."""
+        return {cost: find_pareto_front(points, cost, f"val_{self.metric}") for cost in COSTS}
 
 
 def is_sweep(directory: Path) -> bool:
@@ -118,42 +90,75 @@ def read_sweep(directory: Path | str) -> SweepFiles:
     path = Path(directory)
     try:
         config = yaml.safe_load((path / "sweep.yaml").read_text(encoding="utf-8"))
-        with (path / "results.csv").open(newline="", encoding="utf-8") as file:
-            rows = tuple(csv.DictReader(file))
+        # as text: a setting stays as it was written, and an empty cell is the key's `none`
+        rows = pandas.read_csv(path / "results.csv", dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
+        name = Path(error.filename).name
         raise UserError(
-            f"The sweep {path} has no {Path(error.filename).name} yet: `distbranch sweep` writes it when it ends or is stopped."
+            f"The sweep {path} has no {name} yet: `distbranch sweep` writes it when it ends or is stopped."
         ) from None
     except PermissionError as error:
         raise denied(error) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"The files of the sweep {path} cannot be read ({' '.join(str(error).split())}).") from None
-    # what the page cannot do without; all other columns depend on the sweep
-    needed = {"trial", "status", "reason", "seed"}
-    if not rows or not needed <= rows[0].keys():
-        raise UserError(
-            f"{path / 'results.csv'} should have rows with {', '.join(sorted(needed))}; run the sweep again."
-        )
+        reason = " ".join(str(error).split())
+        raise UserError(f"The files of the sweep {path} cannot be read ({reason}).") from None
+    if rows.empty or not set(NEEDED) <= set(rows.columns):
+        raise UserError(f"{path / 'results.csv'} should have rows with {', '.join(NEEDED)}; run the sweep again.")
+    # a metric or a cost that the sweep did not write has no value
+    for column in (*COSTS, f"val_{config['metric']}", f"test_{config['metric']}", "seconds"):
+        if column not in rows:
+            rows[column] = ""
+    behind_seed = rows.columns.get_loc("seed") + 1
+    numbers = rows.columns[behind_seed:].drop("directory", errors="ignore")
+    rows[numbers] = rows[numbers].apply(pandas.to_numeric, errors="coerce")
     return SweepFiles(path, config, rows)
 
 
-def pareto_front(points: Sequence[Point], cost: str, value: str) -> list[int]:
+def find_pareto_front(points: pandas.DataFrame, cost: str, value: str) -> list[int]:
     """The points than which none is both as cheap and as good and better in one of the two, cheapest first.
 
     Args:
-        points: those with a missing seed, cost or value are left out.
+        points: those that are not complete or have no cost or value are left out.
         cost: a column, smaller is better.
         value: a column, larger is better.
     """
-    known = []
-    for number, point in enumerate(points):
-        price, worth = point.spread(cost), point.spread(value)
-        if point.is_complete and point.is_known(value) and price is not None and worth is not None:
-            known.append((price.mean, -worth.mean, number))
-    front, best = [], float("inf")
+    known = points[points["is_complete"]].dropna(subset=[cost, value])
+    known = known.sort_values([cost, value], ascending=[True, False])
     # from the cheapest on: who is no better than a cheaper one is dominated
-    for _, loss, number in sorted(known):
-        if loss < best:
-            front.append(number)
-            best = loss
-    return front
+    best_before = known[value].cummax().shift(fill_value=float("-inf"))
+    return list(known.index[known[value] > best_before])
+
+
+def tabulate_points(sweep: SweepFiles, points: pandas.DataFrame) -> pandas.DataFrame:
+    """The points as text, each cost on whose front they are with a mark."""
+    fronts = sweep.find_fronts(points)
+    cells = pandas.DataFrame({"no.": (points.index + 1).astype(str)})
+    for key in sweep.keys:
+        cells[key] = points[key].map(format_setting)
+    seeds = points["seeds"].astype(str)
+    is_whole = points["seeds"] == points["trials"]
+    cells["seeds"] = seeds.where(is_whole, seeds + " of " + points["trials"].astype(str))
+    for split in ("val", "test"):
+        cells[f"{split} %"] = format_column(points, f"{split}_{sweep.metric}")
+    for cost, front in fronts.items():
+        texts = format_column(points, cost)
+        for number in front:
+            texts[number] = f"{FRONT} {texts[number]}"
+        # latency is known only where it was measured
+        if points[cost].notna().any():
+            cells[SIZES[cost]] = texts
+    # only now, as the last parts of two keys may be the same word
+    return cells.rename(columns=dict(zip(sweep.keys, map(shorten_key, sweep.keys), strict=True)))
+
+
+def shorten_key(key: str) -> str:
+    """The last part of a dotted key, as a word."""
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def format_setting(value: str) -> str:
+    """The value of a key: 1.0 as 1; an empty cell is the key's `none`."""
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return value or "none"

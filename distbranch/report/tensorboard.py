@@ -3,20 +3,21 @@
 The engine imports nothing from here: whoever launches a run passes `log_decision` to it as a callable.
 """
 
+import io
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from distbranch.report.figure_style import rendering
 from distbranch.report.figures import draw_affinity, draw_costs
 from distbranch.report.layers import format_name, grow_layers, top_groups
 from distbranch.report.run_files import read_run, task_order
-from distbranch.report.sweep_files import COSTS, SweepFiles
+from distbranch.report.sweep_files import COSTS, FINISHED, SweepFiles
 from distbranch.report.tree_figure import draw_tree
 
 DPI = 90  # about as large as TensorBoard shows an image
@@ -41,19 +42,16 @@ def log_decision(writer: Any, decision: Mapping[str, Any], run_directory: Path |
     for name, figure in pictures.items():
         writer.add_image(name, render_pixels(figure), global_step=step, dataformats="HWC")
     # TensorBoard shows texts as Markdown: a heading and a numbered list
-    lines = [f"**{decision['layer_name']}**\n"]
-    for number, group in enumerate(decision["tasks"], start=1):
-        lines.append(f"{number}. {', '.join(map(format_name, group))}")
-    writer.add_text("decision/groups", "\n".join(lines), global_step=step)
+    lines = [f"1. {', '.join(map(format_name, group))}" for group in decision["tasks"]]
+    writer.add_text("decision/groups", "\n".join([f"**{decision['layer_name']}**\n", *lines]), global_step=step)
 
 
 def render_pixels(figure: Figure) -> np.ndarray:
     """The figure as uint8 RGB [H, W, 3]."""
-    figure.set_dpi(DPI)
-    canvas = FigureCanvasAgg(figure)
+    file = io.BytesIO()
     with rendering():
-        canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
+        figure.savefig(file, dpi=DPI)
+    return np.asarray(Image.open(file).convert("RGB"))
 
 
 def log_hparams(sweep: SweepFiles, folder: Path) -> None:
@@ -62,12 +60,12 @@ def log_hparams(sweep: SweepFiles, folder: Path) -> None:
 
     shutil.rmtree(folder, ignore_errors=True)
     columns = [f"{split}_{sweep.metric}" for split in ("val", "test")] + list(COSTS)
+    finished = sweep.rows[sweep.rows["status"] == FINISHED]
     with SummaryWriter(str(folder)) as writer:
-        for point in sweep.points:
-            for row in point.finished:
-                settings = {key: _parse_setting(row[key]) for key in (*sweep.keys, "seed")}
-                reached = {f"sweep/{column}": float(row[column]) for column in columns if row.get(column)}
-                writer.add_hparams(settings, reached, run_name=row["trial"], global_step=0)
+        for _, row in finished.iterrows():
+            settings = {key: _parse_setting(row[key]) for key in (*sweep.keys, "seed")}
+            reached = row[columns].dropna().add_prefix("sweep/").to_dict()
+            writer.add_hparams(settings, reached, run_name=row["trial"], global_step=0)
 
 
 def _parse_setting(text: str) -> float | str:

@@ -43,7 +43,7 @@ def test_two_hundred_tasks_are_drawn_without_names() -> None:
 def test_names_that_look_like_mathematics_are_drawn_as_they_are(make_run: Callable[..., Path], tmp_path: Path) -> None:
     names = ["price_$5_(10% off)", "price_$x_{", "$\\frac$", "a", "b", "c"]
     run = read_run(make_run(tmp_path / "run", tasks=names, counts=(3, 2)))
-    drawn = {picture.name: render_pixels(picture.draw()) for picture in list_pictures(run)}
+    drawn = {name: render_pixels(draw()) for name, draw in list_pictures(run).items()}
     assert {"tree", "groups", "affinity", "tasks"} <= drawn.keys()
 
 
@@ -61,8 +61,8 @@ def test_curves_without_evaluations_or_with_a_lost_loss_are_drawn() -> None:
     lines = [
         {"iteration": i, "loss": loss, "learning_rate": 0.1} for i, loss in enumerate([3.0, float("nan"), 2.0, None])
     ]
-    assert len(draw_curves(lines, [], []).axes) == 2
-    assert len(draw_throughput(lines, []).axes) == 2
+    assert len(draw_curves(lines, []).axes) == 2
+    assert len(draw_throughput(lines).axes) == 2
 
 
 def test_tasks_are_sorted_by_average_precision_with_the_undefined_last() -> None:

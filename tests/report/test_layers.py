@@ -3,7 +3,7 @@ import random
 
 from distbranch.report.layers import (
     LayerBranches,
-    Run,
+    describe_run,
     find_branch,
     group_numbers,
     grow_layers,
@@ -12,28 +12,23 @@ from distbranch.report.layers import (
 )
 
 TREE = (
-    LayerBranches("conv1", (("a", "b", "c", "d", "e"),), 16),
-    LayerBranches("conv2", (("a", "b", "c", "d", "e"),), 16),
-    LayerBranches("conv3", (("d", "b"), ("a", "c", "e")), 16),
-    LayerBranches("fc4", (("a",), ("b",), ("d",), ("c", "e")), 32),
+    LayerBranches("conv1", (("a", "b", "c", "d", "e"),)),
+    LayerBranches("conv2", (("a", "b", "c", "d", "e"),)),
+    LayerBranches("conv3", (("d", "b"), ("a", "c", "e"))),
+    LayerBranches("fc4", (("a",), ("b",), ("d",), ("c", "e"))),
 )
 
 
 def test_equal_consecutive_layers_become_one_run_and_no_layer_is_lost() -> None:
     found = merge_equal_layers(TREE)
-    assert [run.title for run in found] == ["conv1 … conv2", "conv3", "fc4"]
-    assert [layer for run in found for layer in run.layers] == list(TREE)
+    assert [describe_run(run)[0] for run in found] == ["conv1 … conv2", "conv3", "fc4"]
+    assert [describe_run(run)[1] for run in found] == ["1 branch\n2 layers", "2 branches", "4 branches"]
+    assert [layer for run in found for layer in run] == list(TREE)
 
 
 def test_layers_with_the_same_branches_in_another_order_are_one_run() -> None:
     other = LayerBranches("x", (("e", "c", "a"), ("b", "d")))
     assert len(merge_equal_layers([TREE[2], other])) == 1
-
-
-def test_the_width_of_a_run_is_a_number_a_range_or_nothing() -> None:
-    assert Run(TREE[:2]).width == "16"
-    assert Run(TREE).width == "16\u201332"
-    assert Run((LayerBranches("x", (("a",),)),)).width == ""
 
 
 def test_in_the_order_of_the_top_groups_every_branch_is_contiguous_so_no_edges_cross() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import yaml
 from matplotlib.image import imread
@@ -12,7 +13,7 @@ from matplotlib.image import imread
 from distbranch.engine.forks import Origin, write_family
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.report.sweep_files import COSTS, Point, pareto_front, read_sweep
+from distbranch.report.sweep_files import COSTS, find_pareto_front, read_sweep
 from distbranch.report.sweep_page import report_sweep
 
 WIDTHS, ALPHAS, SEEDS = (8, 16, 32), (0.5, 1.0, 2.0), (0, 1, 2)
@@ -61,16 +62,10 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def point(cost: float, value: float, *, finished: bool = True) -> Point:
-    status = "finished" if finished else "failed"
-    return Point({}, ({"status": status, "cost": str(cost), "value": str(value)},))
-
-
 def test_the_front_is_who_is_dominated_by_nobody() -> None:
     rng = np.random.default_rng(3)
     for _ in range(50):
         pairs = rng.integers(0, 8, (12, 2))  # ties happen
-        points = [point(*pair) for pair in pairs]
 
         def dominated(a: int, pairs: Any = pairs) -> bool:
             return any(
@@ -79,28 +74,28 @@ def test_the_front_is_who_is_dominated_by_nobody() -> None:
             )
 
         expected = {tuple(pairs[n]) for n in range(len(pairs)) if not dominated(n)}
-        front = pareto_front(points, "cost", "value")
+        points = pandas.DataFrame(pairs, columns=["cost", "value"]).assign(is_complete=True)
+        front = find_pareto_front(points, "cost", "value")
         assert {tuple(pairs[n]) for n in front} == expected
         assert [pairs[n][0] for n in front] == sorted(pairs[n][0] for n in front)
 
 
 def test_a_setting_with_a_missing_seed_is_never_on_the_front() -> None:
-    assert pareto_front([point(1, 0.5), point(0.5, 0.9, finished=False)], "cost", "value") == [0]
-    rows = ({"status": "finished", "cost": "1", "value": "0.99"}, {"status": "stopped early", "cost": "", "value": ""})
-    assert pareto_front([point(2, 0.5), Point({}, rows)], "cost", "value") == [0]
+    points = pandas.DataFrame({"cost": [1, 0.5], "value": [0.5, 0.9], "is_complete": [True, False]})
+    assert find_pareto_front(points, "cost", "value") == [0]
 
 
 def test_points_are_means_over_finished_seeds(sweep: Path) -> None:
     files = read_sweep(sweep)
     assert len(files.rows) == 27
     assert len(files.points) == 9
-    assert [found.is_complete for found in files.points] == [False, *[True] * 5, False, True, True]
-    last = files.points[-1].spread("val_average_precision")
-    values = [float(row["val_average_precision"]) for row in files.rows[-3:]]
-    assert last is not None
-    assert last.mean == pytest.approx(np.mean(values))
-    assert last.deviation == pytest.approx(np.std(values, ddof=1))
-    assert files.points[0].spread("seconds") is not None
+    points = files.points
+    assert list(points["is_complete"]) == [False, *[True] * 5, False, True, True]
+    assert list(points["seeds"]) == [2, *[3] * 5, 2, 3, 3]
+    values = files.rows["val_average_precision"].iloc[-3:]
+    assert points["val_average_precision"].iloc[-1] == pytest.approx(np.mean(values))
+    assert points["val_average_precision_sd"].iloc[-1] == pytest.approx(np.std(values, ddof=1))
+    assert not points["seconds"].isna().any()
 
 
 def test_a_sweep_that_goes_on_with_another_key_shows_what_it_had_before(sweep: Path) -> None:
@@ -117,7 +112,7 @@ def test_the_same_run_twice_is_one_seed(sweep: Path) -> None:
     again = lines[4].replace("seed0,finished", "seed0-again,finished")
     (sweep / "results.csv").write_text("\n".join([*lines, again]) + "\n")
     assert again != lines[4]
-    assert [len(point.rows) for point in read_sweep(sweep).points] == [3] * 9
+    assert list(read_sweep(sweep).points["trials"]) == [3] * 9
 
 
 def test_the_page_is_one_file_with_every_trial_and_every_reason(sweep: Path) -> None:
@@ -126,8 +121,8 @@ def test_the_page_is_one_file_with_every_trial_and_every_reason(sweep: Path) -> 
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert "https://" not in text
     assert text.count("<svg") == 1
-    for row in read_sweep(sweep).rows:
-        assert row["trial"] in text
+    for trial in read_sweep(sweep).rows["trial"]:
+        assert trial in text
     assert "The loss of task &#39;Men&#39; is &lt;not&gt; finite." in text
     picture = imread(sweep / "pareto.png")
     assert picture.shape[1] > 1500
@@ -136,8 +131,8 @@ def test_the_page_is_one_file_with_every_trial_and_every_reason(sweep: Path) -> 
 
 def test_a_shared_beginning_counts_once_in_the_time_of_all_trials(sweep: Path) -> None:
     assert "<b>27 min</b><span>of training in all trials" in report_sweep(sweep).read_text()
-    for row in read_sweep(sweep).rows[-4:]:
-        files = RunDirectory(Path(row["directory"]))
+    for directory in read_sweep(sweep).rows["directory"].iloc[-4:]:
+        files = RunDirectory(Path(directory))
         files.path.mkdir()
         write_family(files, {}, Origin("leader", 10, 45.0))
     assert "<b>24 min</b><span>of training in all trials" in report_sweep(sweep).read_text()
@@ -159,10 +154,19 @@ def test_a_sweep_without_results_is_told_in_one_sentence(sweep: Path) -> None:
         report_sweep(sweep)
 
 
-def test_a_setting_whose_metric_is_undefined_for_a_seed_is_never_best() -> None:
-    def point(*values: str) -> Point:
-        rows = [{"status": "finished", "val_average_precision": value, "parameters": "10"} for value in values]
-        return Point({"model.width": "8"}, tuple(rows))
+def test_a_setting_whose_metric_is_undefined_for_a_seed_is_never_best(sweep: Path) -> None:
+    rows = pandas.read_csv(sweep / "results.csv")
+    rows.loc[rows["trial"] == "width32-alpha2-seed0", "val_average_precision"] = np.nan
+    rows.to_csv(sweep / "results.csv", index=False)
+    files = read_sweep(sweep)
+    fronts = files.find_fronts(files.points)
+    assert all(8 not in front for front in fronts.values())
+    assert 7 in fronts["parameters"]
 
-    points = [point("0.6", "0.7"), point("0.9", ""), point("", "")]
-    assert pareto_front(points, "parameters", "val_average_precision") == [0]
+
+def test_a_sweep_over_the_seed_alone_is_one_point(sweep: Path) -> None:
+    rows = pandas.read_csv(sweep / "results.csv").iloc[-3:].drop(columns=["model.width", "method.alpha"])
+    rows.to_csv(sweep / "results.csv", index=False)
+    points = read_sweep(sweep).points
+    assert (len(points), points["seeds"][0], points["is_complete"][0]) == (1, 3, True)
+    assert "over the seed alone" in report_sweep(sweep).read_text()

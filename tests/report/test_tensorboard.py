@@ -43,7 +43,7 @@ def test_drawing_touches_no_window_system(make_run: Callable[..., Path], tmp_pat
     run = make_run(tmp_path / "run", tasks=list("abcdef"), counts=(3, 2))
     code = (
         "import sys; from distbranch.report.pictures import list_pictures; from distbranch.report.run_files import read_run; "
-        f"[picture.draw() for picture in list_pictures(read_run({str(run)!r}))]; "
+        f"[draw() for draw in list_pictures(read_run({str(run)!r})).values()]; "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -1,19 +1,19 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 
-from distbranch.report.figure_style import text_width
-from distbranch.report.layers import LayerBranches, find_branch, merge_equal_layers, top_groups
+from distbranch.report.layers import LayerBranches, find_branch, top_groups
 from distbranch.report.tree_figure import (
-    FONT,
-    TEXT_WIDTH,
+    LETTERS,
+    SEPARATOR,
     choose_thickness,
     draw_growth,
     draw_tree,
     list_members,
-    place_columns,
-    place_groups,
+    place_leaves,
+    place_strands,
     wrap_names,
 )
 
@@ -23,7 +23,7 @@ def random_tree(num_tasks: int, num_groups: int, num_layers: int, seed: int) -> 
     branches = [tuple(f"Task_number_{i}" for i in range(num_tasks) if i % num_groups == g) for g in range(num_groups)]
     layers: list[LayerBranches] = []
     for layer in range(num_layers, 0, -1):
-        layers.insert(0, LayerBranches(f"conv{layer}_1", tuple(branches), 16))
+        layers.insert(0, LayerBranches(f"conv{layer}_1", tuple(branches)))
         if len(branches) > 1 and rng.random() < 0.6:
             first, second = rng.sample(range(len(branches)), 2)
             joined = (*branches[first], *branches[second])
@@ -33,9 +33,9 @@ def random_tree(num_tasks: int, num_groups: int, num_layers: int, seed: int) -> 
 
 def test_wrapped_lines_fit_and_keep_every_name_in_order() -> None:
     names = [f"Quite_a_long_name_{i}" for i in range(23)]
-    lines = wrap_names(names, 4.0)
-    assert all(text_width(line, FONT) <= 4.0 for line in lines)
-    assert "  ·  ".join(lines).split("  ·  ") == [name.replace("_", " ") for name in names]
+    lines = wrap_names(names)
+    assert all(len(line) <= LETTERS for line in lines)
+    assert SEPARATOR.join(lines).split(SEPARATOR) == [name.replace("_", " ") for name in names]
 
 
 @pytest.mark.parametrize(("num_tasks", "num_groups"), [(1, 1), (2, 2), (40, 2), (40, 9), (40, 20), (200, 30)])
@@ -44,21 +44,24 @@ def test_no_two_boxes_or_blocks_of_names_overlap(num_tasks: int, num_groups: int
         layers = random_tree(num_tasks, num_groups, 15, seed)
         groups = top_groups(layers)
         thick = choose_thickness(groups)
-        heights = [max(0.185 * len(wrap_names(g, TEXT_WIDTH)), 0.05 + t) for g, t in zip(groups, thick, strict=True)]
-        leaves = place_groups(heights, 1.0, 0.13)
-        columns = place_columns(merge_equal_layers(layers), groups, leaves, thick, left=1.0)
-        for column in columns:
-            boxes = sorted((column.strands[n[0]][0] - 0.05, column.strands[n[-1]][1] + 0.05) for n in column.members)
+        heights = np.maximum([0.185 * len(wrap_names(group)) for group in groups], thick + 0.05)
+        leaves = place_leaves(heights, top=1.0, gap=0.13)
+        assert (np.diff(leaves) > (heights[1:] + heights[:-1]) / 2).all()
+        for layer in layers:
+            strands = place_strands(layer.branches, groups, leaves, thick)
+            members = list_members(layer.branches, groups)
+            boxes = sorted(
+                (strands[n[0]] - thick[n[0]] / 2 - 0.05, strands[n[-1]] + thick[n[-1]] / 2 + 0.05) for n in members
+            )
             assert all(above[1] < below[0] for above, below in itertools.pairwise(boxes))
-        assert all(a.right < b.left for a, b in itertools.pairwise(columns))
 
 
-def test_a_figure_of_the_tree_names_every_task_and_every_run_of_layers() -> None:
+def test_a_figure_of_the_tree_names_every_task_and_every_layer() -> None:
     layers = random_tree(40, 9, 15, 0)
-    figure = draw_tree(layers, title="A run", heading="and its heading")
+    figure = draw_tree(layers, title="A run")
     shown = " ".join(text.get_text() for text in figure.axes[0].texts)
     assert all(f"Task number {i}" in shown for i in range(40))
-    assert all(run.title in shown for run in merge_equal_layers(layers))
+    assert all(layer.name in shown for layer in layers)
 
 
 def test_branches_of_a_layer_share_out_all_groups() -> None:
