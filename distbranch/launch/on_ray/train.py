@@ -109,20 +109,15 @@ def _read_result(config: Config, attempt: str, failure: list[Exception], request
         raise UserError(ended["message"])
     RemoteRun.from_config(config).download()  # rank 0 may have been on another machine
     result = read_result(config.run_directory)
-    if failure or result is None:
-        raise UserError(_explain_failure(config, failure))
-    return result
-
-
-def _explain_failure(config: Config, failure: list[Exception]) -> str:
+    if result is not None and not failure:
+        return result
     reason = "the workers ended without a result"
     if failure:
         reason = find_last_line(failure[0], type(failure[0]).__name__)
-    if full := explain_full_folder():
-        return f"{full} What was saved is in {config.run_url or config.run_directory}."
-    return (
-        f"Ray could not finish the run, also after {config.launch.max_failures} restarts: {reason}. "
-        f"What was saved is in {config.run_url or config.run_directory}; run the same command again to resume."
+    raise UserError(
+        explain_full_folder()
+        or f"Ray could not finish the run, also after {config.launch.max_failures} restarts: {reason}. What was saved is in "
+        f"{config.run_url or config.run_directory}; run the same command again to resume."
     )
 
 

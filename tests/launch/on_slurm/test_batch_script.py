@@ -14,11 +14,11 @@ from distbranch.errors import UsageError
 from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import (
     Resources,
-    count_gpus_of_this_node,
     parse_further_options,
     restrict_environment,
 )
 from distbranch.launch.on_slurm.submission import render_batch_script
+from distbranch.launch.on_slurm.task import count_gpus_of_this_node
 
 WAYS = {
     "gres=gpu": 1,
@@ -58,7 +58,7 @@ def test_gpus_of_several_ways_should_agree_and_leave_nothing_open() -> None:
     assert asking("gpus=4", own=4).num_gpus == 4
     with pytest.raises(UsageError, match="do not agree, --gpus-per-node 1, --sbatch gres=gpu:2: keep one"):
         _ = asking("gres=gpu:2", own=1).num_gpus
-    with pytest.raises(UsageError, match=r"gpus=4 lets Slurm divide the GPUs over --nodes 2"):
+    with pytest.raises(UsageError, match="gpus=4 leaves open how many GPUs each node has"):
         _ = asking("gpus=4", nodes=2).num_gpus
     with pytest.raises(UsageError, match="gpus-per-socket=1 leaves open"):
         _ = asking("gpus-per-socket=1").num_gpus
