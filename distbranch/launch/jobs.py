@@ -6,11 +6,11 @@ started by plain `train`.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
@@ -27,6 +27,7 @@ from distbranch.permissions import denied
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_OF_SILENCE = 600  # of whoever keeps the queue; a controller that is started anew is away for some minutes
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+Say = Callable[[str], None]
 KEEPERS = {"slurm": "Slurm", "ray": "Ray", "local": "this machine"}
 
 
@@ -117,38 +118,38 @@ def describe_status(run_directory: Path) -> list[tuple[str, str]]:
     """
     files, training = _open_run(run_directory)
     config, lines = load_config(files.config), read_lines(files.metrics)
-    iterations = config.train.iterations
     is_finished = read_result(files.path) is not None
-    steps = [line["iteration"] for line in lines if line.get("kind") == "train"]
-    resumed = [line["iteration"] for line in lines if line.get("kind") == "resumed"]
+    steps, resumed = _list_steps(lines, "train"), _list_steps(lines, "resumed")
     saved = sorted(file.name for file in files.checkpoints.glob("step-*"))
 
     # The run.
-    pairs = [("run", config.run_url or str(files.path))]
+    answers = {"run": config.run_url or str(files.path)}
     if is_finished:
-        pairs.append(("finished", f"after {iterations:,} steps"))
+        answers["finished"] = f"after {config.train.iterations:,} steps"
     else:
-        pairs.append(("step", f"{[0, *steps][-1]:,} of {iterations:,} (as last logged)"))
-    pairs.append(("decisions", str(len(read_lines(files.decisions)))))
-    pairs.append(("last checkpoint", ["none yet", *saved][-1]))
+        answers["step"] = f"{[0, *steps][-1]:,} of {config.train.iterations:,} (as last logged)"
+    answers["decisions"] = str(len(read_lines(files.decisions)))
+    answers["last checkpoint"] = ["none yet", *saved][-1]
     if resumed:
-        pairs.append(("resumed", f"{len(resumed)} time(s), last from step {resumed[-1]:,}"))
+        answers["resumed"] = f"{len(resumed)} time(s), last from step {resumed[-1]:,}"
 
     # Its job.
     job = read_job(files.path)
-    trainer = "nobody now"
+    answers["trained by"] = "nobody now"
     if job is not None:
         state = describe_job_state(job)
-        trainer = f"{KEEPERS[job.kind]} job {job.id} ({job.where}), submitted {job.submitted}: {state}"
-        missing = "" if is_finished else _explain_missing_log(job, state)
-        if missing or job.log:
-            pairs.append(("log", missing or job.log))
+        answers["trained by"] = f"{KEEPERS[job.kind]} job {job.id} ({job.where}), submitted {job.submitted}: {state}"
+        answers["log"] = _explain_missing_log(job, state) or job.log
     elif is_held(training.lock):
-        trainer = "a process of `distbranch train`"
+        answers["trained by"] = "a process of `distbranch train`"
     elif not is_finished and (owner := RemoteRun(config.run_url, files.path).describe_owner()):
-        trainer = f"{owner}, unless that has ended"
-    pairs.append(("trained by", trainer))
-    return pairs
+        answers["trained by"] = f"{owner}, unless that has ended"
+    return [(what, answer) for what, answer in answers.items() if answer]
+
+
+def _list_steps(lines: Sequence[Mapping[str, Any]], kind: str) -> list[int]:
+    """The steps of one kind of line of metrics.jsonl."""
+    return [line["iteration"] for line in lines if line.get("kind") == kind]
 
 
 def is_under_way(state: str) -> bool:
@@ -169,7 +170,7 @@ def read_log(run_directory: Path, *, follow: bool) -> Iterator[str]:
     yield from _follow_log(job, follow=follow)
 
 
-def show_log(job: Job, *, say: Callable[[str], None], show: Callable[[str], None]) -> None:
+def show_log(job: Job, *, say: Say, show: Say) -> None:
     """Say what a job waits for, and show what it says until it has ended."""
     say("Waiting for the job; Ctrl-C leaves it alone.")
     told = ""
@@ -228,7 +229,7 @@ def _explain_missing_log(job: Job, state: str) -> str:
     )
 
 
-def cancel_run(run_directory: Path, *, patience_s: float, say: Callable[[str], None]) -> None:
+def cancel_run(run_directory: Path, *, patience_s: float, say: Say) -> None:
     """End the training of a run with everything saved: by a stop word, and only if that takes too long by its job.
 
     Args:
@@ -240,23 +241,20 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Callable[[str], N
         UserError: no such run, nothing trains it, nobody knows whether its job does, or it is not ours to stop.
     """
     files, training = _open_run(run_directory)
-    place = load_config(files.config).run_url or files.path
     job = read_job(files.path)
-    state = "ended" if job is None else describe_job_state(job)
+    state = "none" if job is None else describe_job_state(job)
 
     # Nothing to stop.
     if read_result(files.path) is not None:
-        return say(f"The run {place} is finished already.")
+        return say(f"The run {files.path} is finished already.")
     if job is not None and state.startswith("waiting"):
         stop_job(job)
         return say(f"The job {job.id} had not begun; it is taken out of the queue.")
     is_here = is_held(training.lock)
     if not is_here and not state.startswith("running"):
-        if job is not None and state.startswith("unknown"):
-            raise UserError(f"Whether the job {job.id} trains the run {files.path} is {state}.")
         raise UserError(
-            f"Nothing trains the run {place} now, as far as this machine sees, so there is nothing to cancel. "
-            "A process of another machine ends at SIGTERM there."
+            f"Nothing is there to cancel, as far as this machine sees: no process of it trains the run {files.path}, whose job is {state}. "
+            "A process of another machine ends at SIGTERM there (`distbranch status` names it)."
         )
 
     # Ask it; the word to stop is a file, which reaches this machine's copy of a run at a URL and no other.
@@ -276,12 +274,11 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Callable[[str], N
             return say("The run has stopped; the same command continues it.")
 
     # Its job can be ended; a process that somebody started by hand is theirs.
+    late = f"The run has not stopped within {patience_s:g} s"
     if job is None:
-        raise UserError(
-            f"The run has not stopped within {patience_s:g} s; it will after its next step, or kill its process."
-        )
+        raise UserError(f"{late}; it will after its next step, or kill its process.")
     stop_job(job)
-    return say(f"It has not stopped within {patience_s:g} s: its job {job.id} is ended; the last checkpoint is kept.")
+    return say(f"{late}: its job {job.id} is ended; the last checkpoint is kept.")
 
 
 def _ask_to_stop(files: RunDirectory) -> None:
