@@ -153,7 +153,5 @@ def _describe_architecture(architecture: AnyArchitecture) -> str:
     if architecture.low_rank:
         return "every layer of low rank"
     tree = architecture.tree
-    numbers = [tree.num_branches(layer) for layer in range(1, tree.num_layers + 1)]
-    if max(numbers) == 1:
-        return "before any widening"
-    return f"branches {'-'.join(map(str, numbers))}"
+    numbers = [str(tree.num_branches(layer)) for layer in range(1, tree.num_layers + 1)]
+    return f"branches {'-'.join(numbers)}"

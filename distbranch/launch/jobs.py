@@ -5,6 +5,7 @@ started by plain `train`.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
 from distbranch.errors import UserError, reason_of
 from distbranch.launch.on_ray.address import ask_ray_job, open_job_client
 from distbranch.launch.on_slurm.queue import call_slurm, read_slurm_state
+from distbranch.launch.processes import look_until
 from distbranch.locks import is_held
 from distbranch.permissions import denied
 
@@ -98,15 +100,12 @@ def stop_job(job: Job) -> None:
 
 
 def _find_process(job: Job) -> psutil.Process | None:
-    """The process of a local job while it runs; a later process with the same number is another one."""
-    if job.kind != "local":
-        return None
-    with suppress(psutil.Error):
-        process = psutil.Process(int(job.id))
-        begun = time.mktime(time.strptime(job.submitted, TIME_FORMAT))
-        # Five seconds, for a clock that jumps a little.
-        if process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= begun + 5:
-            return process
+    """The process of a local job while it runs; a later process with the same number has another command line, a zombie none."""
+    if job.kind == "local":
+        with suppress(psutil.Error):
+            process = psutil.Process(int(job.id))
+            if os.path.join(os.path.dirname(job.log), "config.yaml") in process.cmdline():
+                return process
     return None
 
 
@@ -264,11 +263,9 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Say) -> None:
     say("Asked the run to save everything and stop.")
 
     # Wait until it has saved everything.
-    end = time.monotonic() + patience_s
-    while time.monotonic() < end:
+    for _ in look_until(patience_s, SECONDS_BETWEEN_LOOKS):
         if reaches:
             _ask_to_stop(training)  # again: a job that begins takes the word away
-        time.sleep(SECONDS_BETWEEN_LOOKS)
         if not is_held(training.lock) and (job is None or describe_job_state(job).startswith("ended")):
             training.stop_word.unlink(missing_ok=True)
             return say("The run has stopped; the same command continues it.")

@@ -3,8 +3,8 @@
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address
+from distbranch.launch.processes import look_until
 from distbranch.locks import hold_lock
 
 logger = logging.getLogger("distbranch")
@@ -123,19 +124,15 @@ def check_marker() -> None:
     if not marker:
         return None
     folder = Path(marker).parent
-    end = time.monotonic() + SECONDS_TO_APPEAR
-    while True:
-        try:
+    for _ in look_until(SECONDS_TO_APPEAR, SECONDS_BETWEEN_LOOKS):
+        with suppress(OSError):
             os.listdir(folder)  # afresh, where a file's absence is remembered for a while (NFS)
             return Path(marker).unlink()
-        except OSError as error:
-            if time.monotonic() > end:
-                raise UserError(
-                    f"The run directory {folder} is another folder on {socket.gethostname()}, where this job runs, than on the machine "
-                    f"that submitted it, or cannot be written there ({error.strerror}). Give a run.directory that both see under one "
-                    "path and may write, a URL, or a folder that only the cluster has."
-                ) from None
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+    raise UserError(
+        f"The run directory {folder} is another folder on {socket.gethostname()}, where this job runs, than on the machine that "
+        "submitted it, or cannot be written there. Give a run.directory that both see under one path and may write, a URL, or a "
+        "folder that only the cluster has."
+    )
 
 
 def ensure_packed(config: Config, report: Report) -> DatasetInfo:

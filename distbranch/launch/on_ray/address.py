@@ -7,12 +7,12 @@ HOST:PORT, where its nodes and drivers meet, and http://HOST:PORT, where jobs ar
 import os
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from distbranch.config import LaunchConfig
 from distbranch.errors import UsageError, UserError
+from distbranch.launch.processes import restored_environment
 
 VARIABLE = "RAY_ADDRESS"
 DASHBOARD = "http://127.0.0.1:8265"
@@ -64,16 +64,9 @@ def is_dashboard_address(address: str) -> bool:
     return _has_valid_port(HTTP.fullmatch(address))
 
 
-@contextmanager
-def hide_ray_variables() -> Iterator[None]:
+def hide_ray_variables() -> AbstractContextManager[None]:
     """What a command was told counts, and not what Ray itself would find in the environment."""
-    before = dict(os.environ)
-    for name in (VARIABLE, "RAY_API_SERVER_ADDRESS"):
-        os.environ.pop(name, None)
-    try:
-        yield
-    finally:
-        os.environ.update(before)
+    return restored_environment(without=(VARIABLE, "RAY_API_SERVER_ADDRESS"))
 
 
 def _find_given(option: str, value: str | None) -> tuple[str, str]:

@@ -9,9 +9,8 @@ import secrets
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from distbranch.launch.on_ray.address import (
     hide_ray_variables,
     is_node_address,
 )
+from distbranch.launch.processes import end_processes, look_until, restored_environment
 from distbranch.launch.ray_folder import choose_ray_folder, explain_full_folder
 
 SECONDS_TO_ANSWER = 10
@@ -66,7 +66,7 @@ def open_cluster(launch: LaunchConfig, settings: Mapping[str, str] | None = None
     """
     address = cluster_address(launch)
     with ExitStack() as stack:
-        stack.enter_context(_restore_environment())
+        stack.enter_context(restored_environment())
         # A setting that the user's environment gives counts more than ours.
         for key, value in {**SETTINGS, **(settings or {})}.items():
             os.environ.setdefault(key, value)
@@ -112,9 +112,7 @@ def _connect(options: dict[str, Any]) -> Iterator[None]:
     finally:
         processes = set(psutil.Process().children(recursive=True)) - others
         ray.shutdown()
-        for process in psutil.wait_procs(processes, timeout=SECONDS_TO_END)[1]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        end_processes(processes, SECONDS_TO_END)
 
 
 def _explain_cluster_error(address: str, error: Exception) -> str:
@@ -155,17 +153,6 @@ def _reset_token() -> None:
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextmanager
-def _restore_environment() -> Iterator[None]:
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for key in os.environ.keys() - before.keys():
-            del os.environ[key]
-        os.environ.update(before)
 
 
 # ---- resources
@@ -221,10 +208,10 @@ def check_resources(launch: LaunchConfig, report: Report, should_stop: Callable[
         report({"kind": "warning", "message": f"Waiting for nodes: {asked} do not fit yet."})
         # An autoscaler adds nodes only for what somebody asks for; nodes that people add by hand are found all the same.
         request_resources(bundles=[each] * most)
-        deadline = time.monotonic() + 60 * launch.wait_for_nodes_min
-        while max_workers(nodes, each) < most and time.monotonic() < deadline and not should_stop():
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+        for _ in look_until(60 * launch.wait_for_nodes_min, SECONDS_BETWEEN_LOOKS):
             nodes = list_alive_nodes()
+            if should_stop() or max_workers(nodes, each) >= most:
+                break
         request_resources(bundles=[])  # from now on the run itself holds them
     if should_stop():
         return
@@ -277,12 +264,13 @@ def check_storage(config: Config, should_stop: Callable[[], bool]) -> None:
                 looks[look_at.remote(config.run_url or str(marker), config.data.paths)] = node
 
         # Wait for their answers, in turns in which a signal is heard.
-        deadline = time.monotonic() + 60 * launch.timeout_min
         silent = list(looks)
-        while silent and time.monotonic() < deadline and not should_stop():
+        for _ in look_until(60 * launch.timeout_min, 0):
+            if should_stop():
+                return
+            if not silent:
+                break
             _, silent = ray.wait(silent, num_returns=len(silent), timeout=SECONDS_BETWEEN_LOOKS)
-        if should_stop():
-            return
 
         # The first problem ends the run; a node that is silent is one too.
         for look, node in looks.items():

@@ -17,13 +17,12 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-import psutil
-
 from distbranch.config import Config, load_config
 from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_log import Report
 from distbranch.errors import StoppedEarly, UserError
 from distbranch.launch.on_ray.address import cluster_address
+from distbranch.launch.processes import end_process_tree
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -118,13 +117,8 @@ def _wait_or_kill(child: "subprocess.Popen[bytes]") -> None:
     with suppress(subprocess.TimeoutExpired):
         child.wait(SECONDS_TO_END)
         return
-    # Listed before its end, for afterwards nobody knows whose they were.
-    tree = psutil.Process(child.pid).children(recursive=True)
-    child.kill()
+    end_process_tree(child.pid)
     child.wait()
-    for process in tree:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
 
 
 class LogForwarder(logging.Handler):

@@ -8,7 +8,7 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.jobs import TIME_FORMAT, Job, describe_job_state, is_under_way, read_job, show_log, write_job
+from distbranch.launch.jobs import (
+    TIME_FORMAT,
+    Job,
+    Say,
+    describe_job_state,
+    is_under_way,
+    read_job,
+    show_log,
+    write_job,
+)
 from distbranch.launch.on_ray.address import dashboard_address, find_last_line, open_job_client, shorten
 from distbranch.launch.prepare import (
     MARKER,
@@ -29,6 +38,7 @@ from distbranch.launch.prepare import (
     refuse_vanishing_paths,
     with_absolute_paths,
 )
+from distbranch.launch.processes import look_until
 from distbranch.launch.stopping import EXIT_PREEMPTED
 from distbranch.locks import hold_lock
 
@@ -43,8 +53,8 @@ def submit_ray_job(
     *,
     address: str | None,
     wait: bool,
-    say: Callable[[str], None],
-    show: Callable[[str], None] = lambda _: None,
+    say: Say,
+    show: Say = lambda _: None,
 ) -> int:
     """Train a run as a job of the cluster whose dashboard answers at `address`; the exit code of the job, 0 if not awaited.
 
@@ -111,9 +121,7 @@ def _is_seen(config: Config) -> bool:
     return True
 
 
-def _submit_command(
-    client: Any, config: Config, command: str, address: str, *, is_seen: bool, say: Callable[[str], None]
-) -> Job:
+def _submit_command(client: Any, config: Config, command: str, address: str, *, is_seen: bool, say: Say) -> Job:
     """Submit a run. Where this machine sees its directory too, the job's name is kept in it.
 
     Raises:
@@ -158,25 +166,23 @@ def _submit_command(
     return job
 
 
-def _wait_for_answer(client: Any, job: Job, marker: Path, say: Callable[[str], None]) -> None:
+def _wait_for_answer(client: Any, job: Job, marker: Path, say: Say) -> None:
     """Wait until the job takes the marker away; a job that has not begun for long is left to check it by itself.
 
     Raises:
         UserError: the job ended before; in its own words.
     """
-    end = time.monotonic() + SECONDS_TO_BEGIN
-    while time.monotonic() < end:
+    for _ in look_until(SECONDS_TO_BEGIN, SECONDS_BETWEEN_LOOKS):
         state = describe_job_state(job)
         if marker.name not in os.listdir(marker.parent):  # a listing is fresh where a look at one file is remembered
             return
         if state.startswith("ended"):
             reason = find_last_line(client.get_job_logs(job.id), "it said nothing.").removeprefix("Error: ")
             raise UserError(f"The job {job.id} ended before it trained: {reason}")
-        time.sleep(SECONDS_BETWEEN_LOOKS)
     say(f"The job has not begun within {SECONDS_TO_BEGIN} s; when it does, it checks that it sees {marker.parent}.")
 
 
-def _read_exit_code(client: Any, job: Job, say: Callable[[str], None]) -> int:
+def _read_exit_code(client: Any, job: Job, say: Say) -> int:
     """The exit code of a job that has ended."""
     found = client.get_job_info(job.id)
     if str(found.status) == "STOPPED":

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from distbranch.errors import UserError
+from distbranch.launch.processes import look_until
 from distbranch.launch.ray_folder import choose_ray_folder
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -92,17 +92,13 @@ class Place:
         Raises:
             UserError: it said nothing for so long.
         """
-        end = time.monotonic() + seconds
-        while not self.is_over():
+        for _ in look_until(seconds, SECONDS_BETWEEN_LOOKS):
+            if self.is_over():
+                return None
             with suppress(FileNotFoundError):
                 told: dict[str, str] = json.loads((self.shared / "cluster.json").read_text())
                 return told
-            if time.monotonic() > end:
-                raise UserError(
-                    f"The first node of the job said nothing for {seconds:.0f} s in {self.shared}; see its log there."
-                )
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        return None
+        raise UserError(f"The first node of the job said nothing for {seconds:.0f} s in {self.shared}; see its log.")
 
     def is_over(self) -> bool:
         """Whether task 0 has ended."""
@@ -116,18 +112,12 @@ class Place:
 
 
 def find_own_address() -> str:
-    """The address by which the other nodes of the job reach this one.
-
-    Slurm's own word is best, then what the host's name stands for, then any address that is not of this machine alone.
-    """
+    """The address by which the other nodes of the job reach this one: as Slurm says, else one that is not of this machine alone."""
+    given = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
     entries = [entry for entries in psutil.net_if_addrs().values() for entry in entries]
-    ipv4 = [entry.address for entry in entries if entry.family == socket.AF_INET]
-    outward = [address for address in ipv4 if not address.startswith("127.")]
-    named = [os.environ.get("SLURM_LAUNCH_NODE_IPADDR")]
-    with suppress(OSError):
-        named.append(socket.gethostbyname(socket.gethostname()))
-    candidates = [address for address in named if address in outward]
-    return (candidates + outward + ["127.0.0.1"])[0]
+    own = [entry.address for entry in entries if entry.family == socket.AF_INET]
+    outward = [address for address in own if not address.startswith("127.")]
+    return given if given in outward else [*outward, "127.0.0.1"][0]
 
 
 def find_address_towards(host: str) -> str:

@@ -7,8 +7,7 @@ win over what stands in the batch script.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -154,20 +153,12 @@ def parse_further_options(pairs: Sequence[str], *, gpus_per_node: int) -> dict[s
     return options
 
 
-@contextmanager
-def restrict_environment(options: Iterable[str]) -> Iterator[None]:
-    """The environment in which sbatch is called with these options: nothing of another job, and no variable against them."""
-    before = dict(os.environ)
+def list_variables_against(options: Iterable[str]) -> set[str]:
+    """The variables without which sbatch is called with these options: of another job, or against what stands in the script."""
     against = {name for option in (*options, *ALWAYS_OURS) for name in _list_variables(option)}
-    if "SLURM_JOB_ID" in before:
-        against |= {name for name in before if name.startswith(OF_A_JOB)} - {*OF_THE_SITE}
-    for name in against & before.keys():
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    if "SLURM_JOB_ID" in os.environ:
+        against |= {name for name in os.environ if name.startswith(OF_A_JOB)} - {*OF_THE_SITE}
+    return against
 
 
 def _list_variables(option: str) -> tuple[str, ...]:

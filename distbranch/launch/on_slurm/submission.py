@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,21 @@ from distbranch.data.shards import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_atomically
 from distbranch.errors import UsageError, UserError
-from distbranch.launch.jobs import TIME_FORMAT, Job, describe_job_state, is_under_way, read_job, show_log, write_job
+from distbranch.launch.jobs import (
+    TIME_FORMAT,
+    Job,
+    Say,
+    describe_job_state,
+    is_under_way,
+    read_job,
+    show_log,
+    write_job,
+)
 from distbranch.launch.on_slurm.queue import check_partition, explain_refusal
-from distbranch.launch.on_slurm.resources import Resources, count_gpus, restrict_environment
+from distbranch.launch.on_slurm.resources import Resources, count_gpus, list_variables_against
 from distbranch.launch.on_slurm.task import Task
 from distbranch.launch.prepare import check_data, is_to_be_packed, read_packed_data, with_absolute_paths
+from distbranch.launch.processes import restored_environment
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
 FOLDER = "slurm"  # in the run directory: the batch script, the logs, what tasks tell each other
@@ -36,31 +46,23 @@ MAX_TIMEOUTS = 1000  # a long run is requeued at every time limit
 ALL_CORES = "--cpu-bind=none"
 
 
-def submit_run(config: Config, resources: Resources, *, say: Callable[[str], None]) -> Job | None:
-    """Submit one run and record its job in the run directory; None if it is finished or submitted already.
-
-    Raises:
-        UsageError: options that cannot be.
-        UserError: data, run directory or Slurm are not as they should be.
-    """
-    jobs = submit_array([config], None, resources, at_once=1, say=say)
-    return jobs[0] if jobs else None
-
-
-def submit_array(
-    runs: Sequence[Config], folder: Path | None, resources: Resources, *, at_once: int, say: Callable[[str], None]
+def submit_runs(
+    runs: Sequence[Config], resources: Resources, *, folder: Path | None = None, at_once: int = 1, say: Say
 ) -> list[Job]:
-    """Submit independent runs as one array, those that are finished or on their way left out.
+    """Submit independent runs, one as a job and several as one array, and record their jobs in the run directories.
+
+    Those that are finished or on their way are left out.
 
     Args:
-        runs: of one run alone a plain job is made.
-        folder: whose subfolder holds the batch script and the logs; that of the run if None.
+        runs: see above.
         resources: of each run.
+        folder: whose subfolder holds the batch script and the logs; that of the run if None.
         at_once: runs at the same time.
         say: told which runs are left out.
 
     Raises:
-        UsageError, UserError: as for `submit_run`.
+        UsageError: options that cannot be.
+        UserError: data, run directory or Slurm are not as they should be.
     """
     if resources.executor == "slurm":
         check_partition(resources.partition)
@@ -107,7 +109,7 @@ def render_batch_script(config: Config, resources: Resources, *, num_runs: int =
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def wait_for_job(run_directory: Path, job: Job, *, say: Callable[[str], None], show: Callable[[str], None]) -> int:
+def wait_for_job(run_directory: Path, job: Job, *, say: Say, show: Say) -> int:
     """Show the job's log until it has ended; 0 if the run is finished, 75 if it was stopped with a checkpoint, else 1."""
     show_log(job, say=say, show=show)
     if read_result(run_directory) is not None:
@@ -176,7 +178,7 @@ def _fit_to_allocation(config: Config, resources: Resources) -> Config:
     return config
 
 
-def _is_settled(run_directory: Path, say: Callable[[str], None]) -> bool:
+def _is_settled(run_directory: Path, say: Say) -> bool:
     if read_result(run_directory) is not None:
         say(f"The run {run_directory} is finished already.")
         return True
@@ -221,8 +223,8 @@ def _submit_tasks(tasks: Sequence[Task], parameters: dict[str, Any], folder: Pat
     import submitit
 
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    options = [*parameters, *parameters["additional_parameters"]]
-    with redirect_stderr(io.StringIO()), warnings.catch_warnings(), restrict_environment(options):
+    against = list_variables_against([*parameters, *parameters["additional_parameters"]])
+    with redirect_stderr(io.StringIO()), warnings.catch_warnings(), restored_environment(against):
         warnings.simplefilter("ignore")
         try:
             executor = submitit.SlurmExecutor(folder / FOLDER, max_num_timeout=MAX_TIMEOUTS)

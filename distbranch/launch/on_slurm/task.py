@@ -20,8 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
-
 from distbranch.engine.process_group import num_cores
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
@@ -35,6 +33,7 @@ from distbranch.launch.on_slurm.node import (
     find_own_address,
 )
 from distbranch.launch.on_slurm.queue import call_slurm, is_preempted
+from distbranch.launch.processes import end_process_tree, look_until
 from distbranch.launch.stopping import EXIT_PREEMPTED
 from distbranch.streams import tolerate_any_text
 
@@ -94,10 +93,10 @@ class Task:
         import submitit
 
         # Called by submitit within its signal handler, so the word to stop is a file.
-        end = time.monotonic() + self.seconds_to_save
-        while self.driver is not None and self.driver.poll() is None and time.monotonic() < end:
+        for _ in look_until(self.seconds_to_save, SECONDS_BETWEEN_LOOKS):
+            if self.driver is None or self.driver.poll() is not None:
+                break
             self._request_stop()
-            time.sleep(SECONDS_BETWEEN_LOOKS)
         if read_result(Path(self.run_directory)) is not None:
             return None
         Place.from_environment(self.run_directory).announce_end()
@@ -150,15 +149,15 @@ class Task:
     def _lead(self, place: Place, cluster: Mapping[str, str], ray: Child) -> int | None:
         """Train as soon as this node's Ray, the head, answers; None if it ended before."""
         host, _, port = cluster["address"].partition(":")
-        end = time.monotonic() + SECONDS_TO_START
-        while ray.poll() is None and time.monotonic() < end:
+        for _ in look_until(SECONDS_TO_START, SECONDS_BETWEEN_LOOKS):
             if self.asked_at is not None:
                 return EXIT_PREEMPTED
+            if ray.poll() is not None:
+                break
             with suppress(OSError):
                 socket.create_connection((host, int(port)), timeout=1).close()
                 place.announce_cluster(cluster)  # the other tasks may join from now on
                 return self._run_training(place, cluster)
-            time.sleep(SECONDS_BETWEEN_LOOKS)
         return None
 
     def _follow(self, place: Place, ray: Child) -> int | None:
@@ -241,13 +240,7 @@ def _start_child(command: Sequence[str], environment: Mapping[str, str], log: An
     try:
         yield child
     finally:
-        with suppress(psutil.NoSuchProcess):
-            tree = psutil.Process(child.pid).children(recursive=True)
-            child.kill()
-            for process in tree:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(tree, timeout=5)
+        end_process_tree(child.pid)
         child.wait()
 
 
