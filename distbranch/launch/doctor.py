@@ -61,18 +61,15 @@ def _check_versions() -> Iterator[Finding]:
 
 
 def _check_devices() -> Iterator[Finding]:
-    threads = os.environ.get("OMP_NUM_THREADS")
-    yield Finding("cores", f"{num_cores()}, OMP_NUM_THREADS={threads}" if threads else f"{num_cores()}")
+    yield Finding("cores", f"{num_cores()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}")
     known = "in hardware" if has_bf16(torch.device("cpu")) else "not in hardware: keep train.precision=fp32"
     yield Finding("bf16 on this processor", known)
-    if not torch.cuda.is_available() and torch.version.cuda is None:
-        yield Finding("GPUs", "none (a CPU build of torch)")
-    elif not torch.cuda.is_available():
-        advice = "This torch was built for CUDA but finds no GPU: check the driver with nvidia-smi."
-        yield Finding("GPUs", "none", advice)
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
+    if not torch.cuda.is_available():
+        advice = "This torch was built for CUDA but finds no GPU: check the driver with nvidia-smi."
+        yield Finding("GPUs", f"none (torch {torch.__version__})", advice if torch.version.cuda else "")
 
 
 def _check_memory() -> Iterator[Finding]:
@@ -91,19 +88,16 @@ def _compare_room(what: str, found: int, least: int, advice: str) -> Finding:
 def _check_network() -> Iterator[Finding]:
     host = socket.gethostname()
     try:
-        address = socket.gethostbyname(host)
+        # 127.x is what /etc/hosts of Debian has, and no other machine reaches it.
+        note = "if it is 127.x, torchrun on several machines needs GLOO_SOCKET_IFNAME, their network interface"
+        yield Finding("host name", f"{host} is {socket.gethostbyname(host)} ({note})")
     except OSError:
         yield Finding("host name", f"{host} is not resolved", f"Add {host} to /etc/hosts.")
-    else:
-        found = f"{host} is {address}"
-        if address.startswith("127."):  # as /etc/hosts of Debian has it, and no other machine reaches it
-            found += ": enough for one machine; between several set GLOO_SOCKET_IFNAME to their network interface"
-        yield Finding("host name", found)
     for port, use in ((6379, "the head of a Ray cluster"), (8265, "Ray's dashboard and jobs")):
         with socket.socket() as probe:
             probe.settimeout(1)
-            answers = probe.connect_ex(("127.0.0.1", port)) == 0
-        yield Finding(f"port {port}", f"in use, perhaps by {use}" if answers else f"free, so not used by {use}")
+            state = "free" if probe.connect_ex(("127.0.0.1", port)) else "in use"
+        yield Finding(f"port {port}", f"{state} ({use})")
 
 
 def _check_ray() -> Iterator[Finding]:

@@ -121,22 +121,14 @@ def _wait_or_kill(child: "subprocess.Popen[bytes]") -> None:
     child.wait()
 
 
-class LogForwarder(logging.Handler):
-    """Warnings as another process's own, so that they reach where its program sends them."""
-
-    def __init__(self, forward: Callable[[int, str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self.forward = forward
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Forward one record: its level and its text."""
-        self.forward(record.levelno, record.getMessage())
-
-
 def forward_warnings(forward: Callable[[int, str], None]) -> None:
-    """Send the warnings of this process there, and nowhere else."""
-    logger.handlers = [LogForwarder(forward)]
-    logger.propagate = False
+    """Send the log records of this process there, and nowhere else: what it writes to its own terminal nobody sees."""
+
+    def pass_on(record: logging.LogRecord) -> bool:
+        forward(record.levelno, record.getMessage())
+        return False
+
+    logger.filters = [pass_on]
 
 
 # ---- the child's side

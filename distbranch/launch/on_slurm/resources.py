@@ -72,21 +72,17 @@ class Resources:
         Raises:
             UsageError: two ways that do not agree, or one that leaves open how many GPUs each node has.
         """
-        asked = count_gpus(self.further)
-        for option in asked:
-            if option == "gpus-per-socket" or (option == "gpus" and self.nodes > 1):
-                raise UsageError(
-                    f"--sbatch {option}={self.further[option]} leaves open how many GPUs each node has: use --gpus-per-node, or "
-                    "--sbatch gpus-per-node=TYPE:N."
-                )
-        ways = [f"--sbatch {option}={self.further[option]}" for option in asked]
-        counts = set(asked.values())
+        asked = {f"--sbatch {option}": count for option, count in count_gpus(self.further).items()}
+        leaves_open = "--sbatch gpus-per-socket" in asked or (self.nodes > 1 and "--sbatch gpus" in asked)
         if self.gpus_per_node:
-            ways.insert(0, f"--gpus-per-node {self.gpus_per_node}")
-            counts.add(self.gpus_per_node)
-        if len(counts) > 1:
-            raise UsageError(f"GPUs are asked for in ways that do not agree, {', '.join(ways)}: keep one of them.")
-        return max(counts, default=0)
+            asked["--gpus-per-node"] = self.gpus_per_node
+        if leaves_open or len(set(asked.values())) > 1:
+            ways = ", ".join(f"{way} ({count})" for way, count in asked.items())
+            raise UsageError(
+                f"GPUs should be asked for in one way that says how many each of --nodes {self.nodes} has, found {ways}: use "
+                "--gpus-per-node, or --sbatch gpus-per-node=TYPE:N."
+            )
+        return max(asked.values(), default=0)
 
 
 def count_gpus(options: Mapping[str, str]) -> dict[str, int]:
