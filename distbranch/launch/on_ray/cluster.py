@@ -5,6 +5,7 @@ Ray is imported late: its settings are read when it is.
 
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -315,6 +316,6 @@ def check_node(place: str, data: Sequence[str]) -> str:
 
 def _explain_import_error(error: Exception) -> str:
     # A missing module stands somewhere above the last line, in the error's cause.
-    last = find_last_line(error, type(error).__name__)
-    missing = next((line.strip() for line in str(error).splitlines() if "No module named" in line), last)
-    return f"cannot run distbranch ({missing[:200]}). Install the same versions on every node, or submit the source with the job."
+    missing = re.search("No module named .*", str(error))
+    reason = missing[0] if missing else find_last_line(error, type(error).__name__)
+    return f"cannot run distbranch ({reason[:200]}). Install the same versions on every node, or submit the source with the job."

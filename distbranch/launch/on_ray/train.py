@@ -1,5 +1,6 @@
 """Training under Ray Train: Ray places the ranks and replaces lost ones; the run directory alone says where they resume."""
 
+import json
 import shutil
 import threading
 import time
@@ -20,14 +21,7 @@ from distbranch.launch.on_ray.cluster import (
     open_cluster,
     uses_gpu,
 )
-from distbranch.launch.on_ray.worker import (
-    ask_to_stop,
-    has_begun,
-    open_board,
-    read_events,
-    read_outcome,
-    train_worker,
-)
+from distbranch.launch.on_ray.worker import ask_board, open_board, train_worker
 from distbranch.launch.ray_folder import explain_full_folder
 from distbranch.launch.stopping import StopRequest
 
@@ -88,21 +82,23 @@ def _run_trainer(config: Config, attempt: str, report: Report) -> RunResult:
             if not asked and (request() or files.stop_word.exists()):
                 asked = True
                 report({"kind": "stopping"})
-                ask_to_stop(attempt)
-            if asked and not has_begun(attempt):  # Ray waits for room, perhaps for hours
+                ask_board(attempt, "put", "stop", True)
+            if asked and not ask_board(attempt, "get", "begun"):  # Ray waits for room, perhaps for hours
                 raise request.make_error(NOTHING_BEGUN)
 
-            # Show what rank 0 reported.
-            for event in read_events(attempt):
-                report(event)
-    # What came between the last look and the end of the thread.
-    for event in read_events(attempt):
-        report(event)
+            _report_events(attempt, report)
+    _report_events(attempt, report)  # what came between the last look and the end of the thread
     return _read_result(config, attempt, failure, request)
 
 
+def _report_events(attempt: str, report: Report) -> None:
+    """Show what rank 0 reported since the last look."""
+    for event in ask_board(attempt, "take_events"):
+        report(json.loads(event))
+
+
 def _read_result(config: Config, attempt: str, failure: list[Exception], request: StopRequest) -> RunResult:
-    ended = read_outcome(attempt)
+    ended = ask_board(attempt, "get", "outcome") or {}
     if ended.get("kind") == "stopped":
         raise request.make_error(ended["message"])
     if ended.get("kind") == "failed":
