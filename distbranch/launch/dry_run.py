@@ -106,7 +106,7 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         ("torch", torch.__version__),
         (
             f"a step of one rank's {share} images, measured here",
-            f"{1000 * step.whole_s:.1f} ms ({1000 * step.backward_s:.1f} ms of it backward)",
+            f"{1000 * step.whole_s:.1f} ms ({1000 * step.forward_s:.1f} ms of it forward)",
         ),
         ("time", f"{describe_duration(estimate_seconds(config, info, step))} on this machine"),
         ("assumed between ranks", f"{link.gbit_s:g} Gbit/s, {link.latency_us:g} us"),

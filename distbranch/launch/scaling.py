@@ -6,6 +6,7 @@ Where they are fewer than `train.norm_batch`, every layer waits twice for the st
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
@@ -28,11 +29,15 @@ NUM_STEPS = 5
 
 @dataclass(frozen=True)
 class StepTime:
-    """Medians of measured steps on this machine, in seconds: of one rank that speaks with nobody, and two parts of it."""
+    """Seconds on this machine, of one rank that speaks with nobody: of the forward pass, and of the whole step."""
 
-    whole_s: float
     forward_s: float
-    backward_s: float
+    whole_s: float
+
+    @property
+    def backward_s(self) -> float:
+        """The backward pass, and the update, which is a few percent of it."""
+        return self.whole_s - self.forward_s
 
 
 @dataclass(frozen=True)
@@ -86,34 +91,38 @@ def norm_messages(config: Config, architecture: AnyArchitecture) -> NormMessages
 
 def measure_step(config: Config, architecture: AnyArchitecture, *, device: torch.device) -> StepTime:
     """Train a few steps of one rank's share on random images, with one rank's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.launch.threads or max(1, num_cores() // config.launch.most_workers))
     num_images = max(2, config.train.batch_size // config.launch.most_workers)  # batch norm alone needs two
     network = network_of(architecture).to(device).train()
     optimizer = build_optimizer(network, config.optim)
     images = torch.randint(0, 256, (num_images, 3, *architecture.image_size), dtype=torch.uint8, device=device)
     labels = torch.zeros(num_images, len(architecture.tasks), device=device)
 
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
+    def forward() -> torch.Tensor:
+        return network.tasks.losses(network(images, flat=True), labels).sum() / num_images
 
-    forward, backward, whole = [], [], []
-    for _ in range(NUM_STEPS + 1):
-        begin = now()
-        loss = network.tasks.losses(network(images, flat=True), labels).sum() / num_images
-        forward.append(now() - begin)
+    def step() -> None:
         optimizer.zero_grad()
-        before_backward = now()
-        torch.autograd.backward(loss)
-        backward.append(now() - before_backward)
+        torch.autograd.backward(forward())
         clip_grad_norm_(network.parameters(), config.train.clip_norm)
         optimizer.step()
-        whole.append(now() - begin)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.launch.threads or max(1, num_cores() // config.launch.most_workers))
+    measured = StepTime(_measure_call(forward, device), _measure_call(step, device))
     torch.set_num_threads(before)
-    # The first step is slower: memory is set aside, kernels are chosen.
-    return StepTime(median(whole[1:]), median(forward[1:]), median(backward[1:]))
+    return measured
+
+
+def _measure_call(act: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call; the first one does not count, for memory is set aside and kernels are chosen."""
+    times = []
+    for _ in range(NUM_STEPS + 1):
+        begin = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return median(times[1:])
 
 
 def predict(

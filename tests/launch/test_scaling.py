@@ -10,7 +10,7 @@ from distbranch.data.shards import read_dataset
 from distbranch.launch.dry_run import describe_duration, estimate_seconds
 from distbranch.launch.scaling import BUCKET_BYTES, Link, NormMessages, StepTime, pair_bytes, predict
 
-STEP = StepTime(whole_s=0.100, forward_s=0.040, backward_s=0.050)
+STEP = StepTime(forward_s=0.050, whole_s=0.100)
 WHOLE = NormMessages(num_layers=15, num_bytes=15_000, group_size=32)  # of 32 images a rank
 
 
@@ -58,6 +58,6 @@ def test_the_time_of_a_run_is_that_of_its_steps_and_evaluations(tiny_data: Path)
     info = read_dataset(tiny_data)
     seconds = estimate_seconds(config, info, STEP)
     images = 3 * info.splits["val"].num_samples + info.splits["test"].num_samples
-    assert seconds == pytest.approx(6000 * 0.100 + images * 0.040 / config.train.batch_size)
+    assert seconds == pytest.approx(6000 * 0.100 + images * 0.050 / config.train.batch_size)
     assert describe_duration(seconds) == "about 10 minute(s)"
     assert describe_duration(29) == "less than a minute"
