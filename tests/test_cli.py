@@ -172,6 +172,7 @@ def test_dry_run_prints_sizes_and_starts_nothing(world: Path) -> None:
         "32x32",
         "runs/new",
         "predicted scaling",
+        "less than a minute on this machine",
         "1024",
     ):
         assert words in ended.out

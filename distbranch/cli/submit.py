@@ -114,9 +114,10 @@ def submit_slurm(
     resolved = load_config(config, overrides or [])
     if dry_run:
         return print_plain(submission.render_batch_script(resolved, resources))
-    job = submission.submit_run(resolved, resources, say=print_plain)
-    if job is None:
+    jobs = submission.submit_runs([resolved], resources, say=print_plain)
+    if not jobs:
         return None
+    [job] = jobs
     print_plain(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
     directory = Path(job.log).parent.parent  # logs lie in `jobs` of the run directory
     if wait:
@@ -188,7 +189,7 @@ def submit_slurm_array(
     )
     if dry_run:
         return print_plain(submission.render_batch_script(trials[0], resources, num_runs=len(trials), at_once=most))
-    jobs = submission.submit_array(trials, loaded.path, resources, at_once=most, say=print_plain)
+    jobs = submission.submit_runs(trials, resources, folder=loaded.path, at_once=most, say=print_plain)
     if jobs:
         print_plain(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
     table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])

@@ -5,7 +5,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
@@ -36,89 +36,68 @@ class Finding:
 
 def check_machine(storage: Path) -> list[Finding]:
     """Look at versions, devices, memory, shared memory, ports and the storage of runs."""
-    return [
-        *_check_versions(),
-        *_check_devices(),
-        *_check_memory(),
-        *_check_network(),
-        *_check_ray(),
-        *_check_storage(storage),
-    ]
+    checks = (
+        _check_versions(),
+        _check_devices(),
+        _check_memory(),
+        _check_network(),
+        _check_ray(),
+        _check_storage(storage),
+    )
+    return [finding for findings in checks for finding in findings]
 
 
 def _check_versions() -> Iterator[Finding]:
-    for text in _list_requirements():
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        found = read_package_version(requirement.name)
-        if found is None:
-            yield Finding(requirement.name, "absent", f"pip install '{text.split(';')[0].strip()}'")
-        elif not requirement.specifier.contains(found.split("+")[0], prereleases=True):
-            yield Finding(requirement.name, found, f"needs {requirement.specifier}: pip install '{text}'")
-        else:
-            yield Finding(requirement.name, found)
-
-
-def _list_requirements() -> list[str]:
     try:
-        return requires("distbranch") or []
+        texts = requires("distbranch") or []
     except PackageNotFoundError:  # run from a source tree that is not installed
-        return []
+        texts = []
+    for text in texts:
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            found = read_package_version(requirement.name) or "absent"
+            fits = found != "absent" and requirement.specifier.contains(found.split("+")[0], prereleases=True)
+            yield Finding(requirement.name, found, "" if fits else f"pip install '{text.split(';')[0].strip()}'")
 
 
 def _check_devices() -> Iterator[Finding]:
-    cores = num_cores()
-    threads = os.environ.get("OMP_NUM_THREADS")
-    limit = f", OMP_NUM_THREADS={threads}" if threads else ""
-    yield Finding("cores", f"{cores}{limit}")
+    yield Finding("cores", f"{num_cores()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}")
     known = "in hardware" if has_bf16(torch.device("cpu")) else "not in hardware: keep train.precision=fp32"
     yield Finding("bf16 on this processor", known)
-    if not torch.cuda.is_available():
-        built = torch.version.cuda is not None
-        advice = "This torch was built for CUDA but finds no GPU: check the driver with nvidia-smi." if built else ""
-        found = "none" if built else "none (a CPU build of torch)"
-        yield Finding("GPUs", found, advice)
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
+    if not torch.cuda.is_available():
+        advice = "This torch was built for CUDA but finds no GPU: check the driver with nvidia-smi."
+        yield Finding("GPUs", f"none (torch {torch.__version__})", advice if torch.version.cuda else "")
 
 
 def _check_memory() -> Iterator[Finding]:
     available = psutil.virtual_memory().available
-    few = "Close other programs, or lower train.batch_size and data.prefetch." if available < GIB else ""
-    yield Finding("free memory", f"{available / GIB:.1f} GiB", few)
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        free = shutil.disk_usage(shared).free
-        small = free < SMALLEST_SHARED_MEMORY
-        advice = "Give the container more (docker run --shm-size=8g), or use data.workers=0." if small else ""
-        yield Finding("shared memory", f"{free / GIB:.1f} GiB free", advice)
+    advice = "Close other programs, or lower train.batch_size and data.prefetch."
+    yield _compare_room("free memory", available, GIB, advice)
+    if os.path.isdir("/dev/shm"):
+        advice = "Give the container more (docker run --shm-size=8g), or use data.workers=0."
+        yield _compare_room("shared memory", shutil.disk_usage("/dev/shm").free, SMALLEST_SHARED_MEMORY, advice)
+
+
+def _compare_room(what: str, found: int, least: int, advice: str) -> Finding:
+    return Finding(what, f"{found / GIB:.1f} GiB free", advice if found < least else "")
 
 
 def _check_network() -> Iterator[Finding]:
     host = socket.gethostname()
     try:
-        address = socket.gethostbyname(host)
+        # 127.x is what /etc/hosts of Debian has, and no other machine reaches it.
+        note = "if it is 127.x, torchrun on several machines needs GLOO_SOCKET_IFNAME, their network interface"
+        yield Finding("host name", f"{host} is {socket.gethostbyname(host)} ({note})")
     except OSError:
-        address = ""
-    loopback = address.startswith("127.")  # as /etc/hosts of Debian has it, and no other machine reaches it
-    advice = "" if address else f"Add {host} to /etc/hosts."
-    found = f"{host} is {address or 'not resolved'}"
-    if loopback:
-        found += ": enough for one machine; between several set GLOO_SOCKET_IFNAME to their network interface"
-    yield Finding("host name", found, advice)
+        yield Finding("host name", f"{host} is not resolved", f"Add {host} to /etc/hosts.")
     for port, use in ((6379, "the head of a Ray cluster"), (8265, "Ray's dashboard and jobs")):
-        yield Finding(f"port {port}", _describe_port(port, use))
-
-
-def _describe_port(port: int, use: str) -> str:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        answers = probe.connect_ex(("127.0.0.1", port)) == 0
-    if answers:
-        return f"something answers: {use}, perhaps (launch.address)"
-    return f"free ({use} is not running here)"
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            state = "free" if probe.connect_ex(("127.0.0.1", port)) else "in use"
+        yield Finding(f"port {port}", f"{state} ({use})")
 
 
 def _check_ray() -> Iterator[Finding]:
@@ -126,41 +105,36 @@ def _check_ray() -> Iterator[Finding]:
     variable = os.environ.get(VARIABLE, "").strip()
     try:
         address = cluster_address(LaunchConfig())
-    except UserError as error:
-        use = f"{VARIABLE}={variable}"
-        if is_dashboard_address(variable):
-            use += ": `submit ray` submits there"
-        yield Finding("Ray cluster", use, str(error))
-    else:
         yield Finding("Ray cluster", f"{VARIABLE}={address}: runs join it" if address else "runs start one here")
+    except UserError as error:
+        use = ": `submit ray` submits there" if is_dashboard_address(variable) else ""
+        yield Finding("Ray cluster", f"{VARIABLE}={variable}{use}", str(error))
     try:
         folder = choose_ray_folder()
     except UserError as error:
         yield Finding("files of Ray", "no folder will do", str(error))
         return
-    found = f"in {folder}"
-    variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-    given = Path(os.environ.get(variable) or folder)
-    if given.absolute() != folder:
-        found += f", for {variable}={given} {find_problem(given)}"
-    yield Finding("files of Ray", found)
+    given = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or str(folder)
+    passed_over = "" if Path(given).absolute() == folder else f", for {given} {find_problem(Path(given))}"
+    yield Finding("files of Ray", f"in {folder}{passed_over}")
 
 
 def _check_storage(folder: Path) -> Iterator[Finding]:
     existing = find_existing_folder(folder.absolute())
+    finding = _compare_room(
+        f"runs in {folder}",
+        shutil.disk_usage(existing).free,
+        SMALLEST_DISK,
+        "Make room: checkpoints and packed data need more.",
+    )
     # A checkpoint is written aside and renamed, which some network storage cannot do.
     try:
         with tempfile.TemporaryDirectory(dir=existing) as trial:
-            source, target = Path(trial) / "a", Path(trial) / "b"
-            source.write_bytes(b"x")
-            source.rename(target)
-        advice = ""
+            Path(trial, "a").touch()
+            Path(trial, "a").rename(Path(trial, "b"))
     except OSError as error:
-        advice = f"It cannot be written ({error.strerror}). Give another run.directory."
-    usage = shutil.disk_usage(existing)
-    if not advice and usage.free < SMALLEST_DISK:
-        advice = "Make room: checkpoints and packed data need more."
-    yield Finding(f"runs in {folder}", f"{usage.free / GIB:.0f} GiB free", advice)
+        finding = replace(finding, advice=f"It cannot be written ({error.strerror}). Give another run.directory.")
+    yield finding
 
 
 def raise_if_wrong(findings: list[Finding]) -> None:

@@ -20,7 +20,17 @@ from distbranch.launch.prepare import (
     warn_ignored_settings,
     with_absolute_paths,
 )
-from distbranch.launch.scaling import FLOAT32, FLOAT64, Link, Scale, measure_step, norm_messages, pair_bytes, predict
+from distbranch.launch.scaling import (
+    FLOAT32,
+    FLOAT64,
+    Link,
+    Scale,
+    StepTime,
+    measure_step,
+    norm_messages,
+    pair_bytes,
+    predict,
+)
 from distbranch.models.backbones import Architecture
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 from distbranch.models.residual import AnyArchitecture, ResidualArchitecture
@@ -64,28 +74,29 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     architecture, tree = first_architecture(config, info), read_own_tree(config)
     if tree is not None and isinstance(architecture, Architecture):
         architecture = architecture.with_tree(tree)
-    size = architecture.image_size
+    height, width = architecture.image_size
 
     # What a step costs here, and what it would send.
     parameters = num_parameters(architecture)
     num_tasks = len(info.tasks)
-    here = torch.device("cuda" if wants_gpu(launch) else "cpu")
-    step = measure_step(config, architecture, device=here)
+    here = "cuda" if wants_gpu(launch) else "cpu"
+    step = measure_step(config, architecture, device=torch.device(here))
     share = max(1, config.train.batch_size // launch.most_workers)
     norm = norm_messages(config, architecture)
     # Batch norm talks only where a group of its images lies on several ranks: one message forward, one backward.
     norm_bytes = 2 * norm.num_bytes if share < norm.group_size else 0
-    address = cluster_address(launch)
     # Of a cluster nobody knows before it is joined whether its nodes have GPUs.
-    device = "cuda" if address is None and wants_gpu(launch) else launch.device
+    place, device = "this machine", here
+    if address := cluster_address(launch):
+        place, device = address, launch.device
     lines = (
         *(("data", f"{member.path}: {_format_samples(member)}") for member in info.members),
         ("tasks", f"{num_tasks}"),
-        ("images", f"{size[0]}x{size[1]} (height x width)"),
+        ("images", f"{height}x{width} (height x width)"),
         ("network", f"{config.model.backbone}, {config.model.width_text}, {_describe_architecture(architecture)}"),
         ("parameters", f"{parameters:,} ({num_weights(architecture):,} weights with batch norm folded)"),
         ("multiply-adds per image", f"{multiply_adds(architecture):,}"),
-        ("ranks", f"{launch.workers} on {address or 'this machine'}, device {device}"),
+        ("ranks", f"{launch.workers} on {place}, device {device}"),
         ("gradients on the wire per step and rank", f"{parameters * FLOAT32:,} bytes"),
         ("margins and losses per step and rank", f"{3 * num_tasks * FLOAT64:,} bytes"),
         ("statistics of batch norm per step and rank", f"{norm_bytes:,} bytes ({norm.group_size} images a group)"),
@@ -95,12 +106,30 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         ("torch", torch.__version__),
         (
             f"a step of one rank's {share} images, measured here",
-            f"{1000 * step.whole_s:.1f} ms ({1000 * step.backward_s:.1f} ms of it backward)",
+            f"{1000 * step.whole_s:.1f} ms ({1000 * step.forward_s:.1f} ms of it forward)",
         ),
+        ("time", f"{describe_duration(estimate_seconds(config, info, step))} on this machine"),
         ("assumed between ranks", f"{link.gbit_s:g} Gbit/s, {link.latency_us:g} us"),
     )
     scales = predict(step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share, norm=norm)
     return Plan(lines, tuple(scales))
+
+
+def estimate_seconds(config: Config, info: DatasetInfo, step: StepTime) -> float:
+    """Seconds of all steps and evaluations; a tree that grows takes longer, and so does reading slow storage."""
+    train = config.train
+    num_images = {name: split.num_samples for name, split in info.splits.items()}
+    evaluated = num_images.get("val", 0) + num_images.get("test", 0)  # at the end
+    if train.evaluate_every:
+        evaluated += (train.iterations - 1) // train.evaluate_every * num_images.get("val", 0)
+    # An evaluation is the forward pass alone, and each rank has its share of the images.
+    return train.iterations * step.whole_s + evaluated * step.forward_s / train.batch_size
+
+
+def describe_duration(seconds: float) -> str:
+    """`about 12 minutes`."""
+    minutes = round(seconds / 60)
+    return f"about {minutes:,} minute(s)" if minutes else "less than a minute"
 
 
 def _check_run_directory(config: Config) -> None:
@@ -124,7 +153,5 @@ def _describe_architecture(architecture: AnyArchitecture) -> str:
     if architecture.low_rank:
         return "every layer of low rank"
     tree = architecture.tree
-    numbers = [tree.num_branches(layer) for layer in range(1, tree.num_layers + 1)]
-    if max(numbers) == 1:
-        return "before any widening"
-    return f"branches {'-'.join(map(str, numbers))}"
+    numbers = [str(tree.num_branches(layer)) for layer in range(1, tree.num_layers + 1)]
+    return f"branches {'-'.join(numbers)}"

@@ -3,12 +3,12 @@
 import logging
 import os
 import socket
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distbranch.config import Config
+from distbranch.config import Config, load_config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote
 from distbranch.data.sources import list_changed_options, pack_source, parse_options
@@ -20,6 +20,7 @@ from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address
+from distbranch.launch.processes import look_until
 from distbranch.locks import hold_lock
 
 logger = logging.getLogger("distbranch")
@@ -66,20 +67,15 @@ def warn_ignored_settings(configs: Iterable[Config]) -> None:
 
 def with_absolute_paths(config: Config) -> Config:
     """Every path absolute: workers of a cluster run in directories of their own."""
-    data, run = config.data, config.run
-    if data.path is None:
+    if config.data.path is None:
         raise UsageError("The configuration names no data set: give data.path, the folder of a packed one.")
-    paths = tuple(map(_make_absolute, data.paths))
-    cache = data.cache_directory and os.path.abspath(data.cache_directory)
-    sections: dict[str, Any] = {"method": config.method, "adashare": config.adashare}
-    for key, path in config.begins_from.items():
-        section, name = key.split(".")
-        sections[section] = sections[section].model_copy(update={name: os.path.abspath(path)})
-    sources = paths[0] if len(paths) == 1 else paths
-    sections["data"] = data.model_copy(update={"path": sources, "cache_directory": cache})
-    directory = _make_absolute(run.directory)
-    sections["run"] = run.model_copy(update={"directory": directory, "name": run.name or "run"})
-    return config.model_copy(update=sections)
+    paths = [_make_absolute(path) for path in config.data.paths]
+    values: dict[str, Any] = {key: os.path.abspath(path) for key, path in config.begins_from.items()}
+    values["run.directory"] = _make_absolute(config.run.directory)
+    values["run.name"] = config.run.name or "run"
+    values["data.path"] = paths if len(paths) > 1 else paths[0]
+    values["data.cache_directory"] = config.data.cache_directory and os.path.abspath(config.data.cache_directory)
+    return load_config(config, values)
 
 
 def _make_absolute(path: str) -> str:
@@ -89,11 +85,8 @@ def _make_absolute(path: str) -> str:
 
 def list_run_paths(config: Config) -> list[tuple[str, str]]:
     """What a run reads and writes outside the source: keys and paths or URLs."""
-    return [
-        ("run.directory", config.run.directory),
-        *(("data.path", path) for path in config.data.paths),
-        *config.begins_from.items(),
-    ]
+    data = [("data.path", path) for path in config.data.paths]
+    return [("run.directory", config.run.directory), *data, *config.begins_from.items()]
 
 
 def refuse_uploaded_paths(places: Iterable[tuple[str, str]]) -> None:
@@ -105,53 +98,41 @@ def refuse_uploaded_paths(places: Iterable[tuple[str, str]]) -> None:
     Raises:
         UserError: paths in that copy, all of them.
     """
-    copy = next((part for part in (Path.cwd(), *Path.cwd().parents) if part.name.startswith(RAY_COPY)), None)
-    if copy is None:
-        return
-    local = [(key, Path(path)) for key, path in places if not is_remote(path)]
-    inside = [(key, path) for key, path in local if path.is_relative_to(copy)]
-    if inside:
-        names = ", ".join(f"{key}={path.relative_to(copy)}" for key, path in inside)
-        raise UserError(
-            f"{inside[0][0]} should be an absolute path on storage that all nodes see; in this Ray job {names} "
-            f"would lie in the uploaded copy of your folder, which vanishes with the job. Give {inside[0][0]}=/shared/..."
+    for copy in (Path.cwd(), *Path.cwd().parents):
+        if copy.name.startswith(RAY_COPY):
+            inside = [(key, os.path.relpath(path, copy)) for key, path in places if Path(path).is_relative_to(copy)]
+            refuse_vanishing_paths(inside, UserError)
+
+
+def refuse_vanishing_paths(places: Sequence[tuple[str, str]], error: type[UserError]) -> None:
+    """Name all the paths that would lie in the uploaded copy of a folder, if there are any."""
+    if places:
+        key, names = places[0][0], ", ".join(f"{key}={path}" for key, path in places)
+        raise error(
+            f"{key} should be an absolute path on storage that all nodes see, found {names}, which would lie in the uploaded copy of "
+            f"your folder and vanish with the job. Give {key}=/shared/..."
         )
 
 
 def check_marker() -> None:
-    """In a job that another machine submitted: see the file that it left in the run directory, and take it away as the answer.
+    """In a job that another machine submitted: take away the file that it left in the run directory, as the answer.
 
     Raises:
         UserError: it is not there, so this node and that machine mean different folders by one path; or it cannot be removed.
     """
     marker = os.environ.get(MARKER)
     if not marker:
-        return
+        return None
     folder = Path(marker).parent
-    end = time.monotonic() + SECONDS_TO_APPEAR
-    while not _is_seen(Path(marker)):
-        if time.monotonic() > end:
-            raise UserError(
-                f"The run directory {folder} is another folder on {socket.gethostname()}, where this job runs, than on the machine that "
-                "submitted it. Give a run.directory that both see under one path, a URL, or a folder that only the cluster has."
-            )
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    try:
-        Path(marker).unlink()
-    except OSError as error:
-        raise UserError(
-            f"The run directory {folder} cannot be written on {socket.gethostname()}, where this job runs ({error.strerror}). "
-            "Let whoever runs the cluster's jobs write it, or give another run.directory."
-        ) from None
-
-
-def _is_seen(file: Path) -> bool:
-    """Looked up by listings, which are fresh where a folder's absence is remembered for a while (NFS)."""
-    try:
-        os.listdir(file.parent.parent)
-        return file.name in os.listdir(file.parent)
-    except OSError:
-        return False
+    for _ in look_until(SECONDS_TO_APPEAR, SECONDS_BETWEEN_LOOKS):
+        with suppress(OSError):
+            os.listdir(folder)  # afresh, where a file's absence is remembered for a while (NFS)
+            return Path(marker).unlink()
+    raise UserError(
+        f"The run directory {folder} is another folder on {socket.gethostname()}, where this job runs, than on the machine that "
+        "submitted it, or cannot be written there. Give a run.directory that both see under one path and may write, a URL, or a "
+        "folder that only the cluster has."
+    )
 
 
 def ensure_packed(config: Config, report: Report) -> DatasetInfo:
@@ -160,11 +141,9 @@ def ensure_packed(config: Config, report: Report) -> DatasetInfo:
         return read_packed_data(config)
     path = config.data.paths[0]
     source = parse_options(config.data.pack or {}).open()
-
-    def progress(done: int) -> None:
-        report({"kind": "packing", "done": done, "total": source.num_samples})
-
-    info = pack_source(source, path, progress=progress)
+    info = pack_source(
+        source, path, progress=lambda done: report({"kind": "packing", "done": done, "total": source.num_samples})
+    )
     report({"kind": "packed", "path": path, "num_samples": info.num_samples})
     return info
 
@@ -227,15 +206,11 @@ def _check_search(config: Config, info: DatasetInfo) -> None:
 def choose_fresh_name(config: Config) -> Config:
     """What --fresh asks for: the first of name, name-2, name-3, ... whose directory does not exist."""
     name, number = config.run.name, 1
-    while _exists(config):
+    while config.run_directory.exists() if config.run_url is None else RemoteRun.from_config(config).exists():
         number += 1
         run = config.run.model_copy(update={"name": f"{name}-{number}"})
         config = config.model_copy(update={"run": run})
     return config
-
-
-def _exists(config: Config) -> bool:
-    return config.run_directory.exists() if config.run_url is None else RemoteRun.from_config(config).exists()
 
 
 def download_run(config: Config) -> None:

@@ -5,10 +5,10 @@ pass, so only what exceeds that pass, but never less than the last bucket's sum,
 Where they are fewer than `train.norm_batch`, every layer waits twice for the statistics of the ranks that make up a group.
 """
 
-import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from statistics import median
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -29,16 +29,15 @@ NUM_STEPS = 5
 
 @dataclass(frozen=True)
 class StepTime:
-    """Medians of measured steps on this machine, in seconds."""
+    """Seconds on this machine, of one rank that speaks with nobody: of the forward pass, and of the whole step."""
 
     forward_s: float
-    backward_s: float
-    update_s: float
+    whole_s: float
 
     @property
-    def whole_s(self) -> float:
-        """The step of one rank that speaks with nobody."""
-        return self.forward_s + self.backward_s + self.update_s
+    def backward_s(self) -> float:
+        """The backward pass, and the update, which is a few percent of it."""
+        return self.whole_s - self.forward_s
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,6 @@ class NormMessages:
         return 2 * self.num_layers * link.all_reduce_s(self.num_bytes // self.num_layers, team)
 
 
-def norm_messages(config: Config, architecture: AnyArchitecture) -> NormMessages:
-    """Those of a network: one for all branches of a layer, one for every convolution of a residual network."""
-    norms = [module for module in network_of(architecture).modules() if isinstance(module, BatchNorm)]
-    num_layers = architecture.tree.num_layers if isinstance(architecture, Architecture) else len(norms)
-    num_bytes = sum(2 * norm.num_features + 1 for norm in norms) * FLOAT64
-    return NormMessages(num_layers, num_bytes, min(config.train.norm_batch, config.train.batch_size))
-
-
 @dataclass(frozen=True)
 class Scale:
     """What is predicted for one number of ranks; `efficiency` is against one rank that speaks with nobody."""
@@ -90,29 +81,48 @@ class Scale:
     decision_s: float
 
 
+def norm_messages(config: Config, architecture: AnyArchitecture) -> NormMessages:
+    """Those of a network: one for all branches of a layer, one for every convolution of a residual network."""
+    norms = [module for module in network_of(architecture).modules() if isinstance(module, BatchNorm)]
+    num_layers = architecture.tree.num_layers if isinstance(architecture, Architecture) else len(norms)
+    num_bytes = sum(2 * norm.num_features + 1 for norm in norms) * FLOAT64
+    return NormMessages(num_layers, num_bytes, min(config.train.norm_batch, config.train.batch_size))
+
+
 def measure_step(config: Config, architecture: AnyArchitecture, *, device: torch.device) -> StepTime:
     """Train a few steps of one rank's share on random images, with one rank's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.launch.threads or max(1, num_cores() // config.launch.most_workers))
     num_images = max(2, config.train.batch_size // config.launch.most_workers)  # batch norm alone needs two
     network = network_of(architecture).to(device).train()
     optimizer = build_optimizer(network, config.optim)
     images = torch.randint(0, 256, (num_images, 3, *architecture.image_size), dtype=torch.uint8, device=device)
     labels = torch.zeros(num_images, len(architecture.tasks), device=device)
-    times = []
-    for _ in range(NUM_STEPS + 1):
-        marks = [_now(device)]
-        loss = network.tasks.losses(network(images, flat=True), labels).sum() / num_images
-        marks.append(_now(device))
+
+    def forward() -> torch.Tensor:
+        return network.tasks.losses(network(images, flat=True), labels).sum() / num_images
+
+    def step() -> None:
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        marks.append(_now(device))
+        torch.autograd.backward(forward())
         clip_grad_norm_(network.parameters(), config.train.clip_norm)
         optimizer.step()
-        marks.append(_now(device))
-        times.append([end - begin for begin, end in pairwise(marks)])
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.launch.threads or max(1, num_cores() // config.launch.most_workers))
+    measured = StepTime(_measure_call(forward, device), _measure_call(step, device))
     torch.set_num_threads(before)
-    return StepTime(*(statistics.median(part) for part in zip(*times[1:], strict=True)))
+    return measured
+
+
+def _measure_call(act: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call; the first one does not count, for memory is set aside and kernels are chosen."""
+    times = []
+    for _ in range(NUM_STEPS + 1):
+        begin = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return median(times[1:])
 
 
 def predict(
@@ -122,23 +132,14 @@ def predict(
     gradient = num_parameters * FLOAT32
     last_bucket = min(gradient, BUCKET_BYTES)
     scales = []
-    for num_ranks in NUMS_OF_RANKS:
-        whole = link.all_reduce_s(gradient, num_ranks)
-        exposed = max(whole - step.backward_s, link.all_reduce_s(last_bucket, num_ranks))
-        seconds = step.whole_s + exposed + norm.wait_s(link, num_ranks, images_per_rank)
-        decision = link.all_reduce_s(pair_bytes(num_tasks), num_ranks)
-        scales.append(
-            Scale(num_ranks, seconds, num_ranks * images_per_rank / seconds, step.whole_s / seconds, decision)
-        )
+    for ranks in NUMS_OF_RANKS:
+        exposed = max(link.all_reduce_s(gradient, ranks) - step.backward_s, link.all_reduce_s(last_bucket, ranks))
+        seconds = step.whole_s + exposed + norm.wait_s(link, ranks, images_per_rank)
+        decision = link.all_reduce_s(pair_bytes(num_tasks), ranks)
+        scales.append(Scale(ranks, seconds, ranks * images_per_rank / seconds, step.whole_s / seconds, decision))
     return scales
 
 
 def pair_bytes(num_tasks: int) -> int:
     """Bytes of the pair statistics that are summed once per decision: agreements, pairs and signs."""
     return 3 * num_tasks**2 * FLOAT64
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -4,8 +4,8 @@ Python runs a signal's handler only when the main thread comes back to it, and a
 for minutes. So a thread watches too, and ends the process where that is all that is left to do.
 """
 
+import math
 import os
-import select
 import signal
 import socket
 import sys
@@ -126,13 +126,13 @@ def _ignore_in_forks() -> None:
 
 
 def _wait_for_signal(arrivals: socket.socket, wanted: Collection[int], patience_s: float | None = None) -> int:
-    """The next of the signals that are wanted, or NONE_IN_TIME, or WATCH_IS_OVER."""
-    end = None if patience_s is None else time.monotonic() + patience_s
+    """The next of the signals that are wanted, or WATCH_IS_OVER; NONE_IN_TIME when none at all came for so long."""
+    arrivals.settimeout(patience_s)
     while True:
-        left = None if end is None else max(0.0, end - time.monotonic())
-        if not select.select([arrivals], [], [], left)[0]:
+        try:
+            arrived = arrivals.recv(1)
+        except TimeoutError:
             return NONE_IN_TIME
-        arrived = arrivals.recv(1)
         if not arrived:
             return WATCH_IS_OVER
         if arrived[0] in wanted:
@@ -143,22 +143,20 @@ def _end_process(number: int, what: str) -> None:
     """Without the interpreter's own end, which would wait for the thread that does not hear."""
     told = f"{what}; the same command continues from the last checkpoint.\n".encode()
     with suppress(OSError):
-        if os.isatty(2):
-            os.write(2, SHOW_CURSOR)
-        os.write(2, told)
+        os.write(2, SHOW_CURSOR + told if os.isatty(2) else told)
     code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
     os._exit(code)
 
 
 def check_twice_a_second(look: Callable[[], bool]) -> Callable[[], bool]:
     """What `look` found, asked at most twice a second and no more once it was True."""
-    looked, found = -SECONDS_BETWEEN_LOOKS, False
+    looked, found = -math.inf, False
 
     def look_again() -> bool:
         nonlocal looked, found
-        now = time.monotonic()
-        if not found and now - looked >= SECONDS_BETWEEN_LOOKS:
-            looked, found = now, look()
+        if not found and time.monotonic() - looked >= SECONDS_BETWEEN_LOOKS:
+            looked = time.monotonic()
+            found = look()
         return found
 
     return look_again

@@ -3,7 +3,7 @@
 import os
 import shlex
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,8 +25,7 @@ from distbranch.errors import UsageError, UserError
 from distbranch.launch import jobs
 from distbranch.launch.jobs import Job, cancel_run, describe_status, read_job, read_log, write_job
 from distbranch.launch.on_ray import job as ray_job
-from distbranch.launch.on_slurm import submission
-from distbranch.launch.on_slurm.node import find_free_port, is_free_port
+from distbranch.launch.on_slurm.node import find_free_port
 from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import Resources, parse_minutes
 from distbranch.launch.on_slurm.submission import render_batch_script
@@ -62,19 +61,10 @@ def test_a_run_of_plain_train_is_cancelled_with_everything_saved(
     answers = dict(describe_status(run))
     assert answers["trained by"] == "nobody now"
     assert answers["last checkpoint"] == f"step-{saved_step(run):08d}"
-    with pytest.raises(UserError, match="Nothing trains the run"):
+    with pytest.raises(UserError, match="no process of it trains the run"):
         cancel_run(run, patience_s=60, say=said.append)
     with pytest.raises(UserError, match="wrote to its own terminal"):
         next(read_log(run, follow=False))
-
-
-def test_keys_of_the_terminal_and_its_end_do_not_reach_a_local_job() -> None:
-    ask = [sys.executable, "-c", "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))"]
-    with submission._detach_from_terminal():
-        told = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
-    assert "SIGINT" in told
-    assert "SIGHUP" in told
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_finished_run_is_not_cancelled(undisturbed: Callable[[int], Path]) -> None:
@@ -105,7 +95,7 @@ def test_the_number_of_a_local_job_is_not_taken_for_a_later_process(
     (tmp_path / "config.yaml").write_text((undisturbed(1) / "config.yaml").read_text())
     write_job(tmp_path, Job("local", str(os.getpid()), "here", "", "2001-01-01 00:00:00"))
     assert dict(describe_status(tmp_path))["trained by"].endswith(": ended")
-    with pytest.raises(UserError, match="Nothing trains the run"):
+    with pytest.raises(UserError, match="no process of it trains the run"):
         cancel_run(tmp_path, patience_s=1, say=lambda _: None)
 
 
@@ -134,6 +124,7 @@ def test_a_local_job_is_cancelled_and_continued_to_the_same_bits(
     job = read_job(run)
     assert job is not None
     assert dict(describe_status(run))["trained by"].endswith(f"running as process {job.id}")
+    assert os.getsid(int(job.id)) == int(job.id), "keys of the terminal and its end would reach it"
     cancel_run(run, patience_s=60, say=lambda _: None)
     assert f"Stopped after step {saved_step(run)} of 48" in "".join(read_log(run, follow=False))
 
@@ -168,7 +159,7 @@ def test_a_controller_that_is_away_for_a_while_does_not_end_the_log(
     assert "".join(read_log(tmp_path, follow=True)) == "begun\nended\n"
 
     (tmp_path / "answers").write_text("silence\n" * 100)
-    with pytest.raises(UserError, match=r"Whether the job 7 trains the run \S+ is unknown .*slurmctld does not answer"):
+    with pytest.raises(UserError, match=r"whose job is unknown .*slurmctld does not answer"):
         cancel_run(tmp_path, patience_s=1, say=lambda _: None)
     monkeypatch.setattr(jobs, "SECONDS_OF_SILENCE", 0.1)
     with pytest.raises(UserError, match="Whether the job 7 still runs is unknown"):
@@ -205,6 +196,7 @@ def test_a_job_of_ray_is_told_in_full_where_a_run_begins_from(
     (source / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, runs, **changes)))
     shutil.copytree(source, copy)
     monkeypatch.setattr(ray_job, "open_job_client", lambda _: dashboard)
+    monkeypatch.setattr(jobs, "open_job_client", lambda _: dashboard)
     monkeypatch.chdir(source)
     config, address = Path("tiny.yaml"), "http://head:8265"
     assert ray_job.submit_ray_job(config, ["seed=4"], address=address, wait=False, say=lambda _: None) == 0
@@ -223,6 +215,7 @@ def test_a_job_that_does_not_see_the_run_directory_leaves_nothing_of_it_here(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, tmp_path / "runs")))
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr(ray_job, "open_job_client", lambda _: Dashboard(sees=False))
+    monkeypatch.setattr(jobs, "open_job_client", lambda _: Dashboard(sees=False))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"raysubmit_1 ended before it trained: The run directory is another folder\.$"):
         ray_job.submit_ray_job(Path("tiny.yaml"), [], address="http://head:8265", wait=False, say=lambda _: None)
@@ -305,13 +298,12 @@ def test_what_slurm_says_is_explained(said: str, meant: str) -> None:
     assert "\n" not in explain_refusal(said)
 
 
-def test_ports_of_two_jobs_differ_and_a_busy_one_is_passed_over() -> None:
-    import socket
-
-    port = find_free_port(1234, 0)
-    assert find_free_port(1235, 0) != port
+def test_a_port_that_is_asked_for_and_busy_is_refused_and_another_one_is_free() -> None:
     with socket.socket() as busy:
-        busy.bind(("", port))
+        busy.bind(("", 0))
         busy.listen()
-        assert not is_free_port(port)
-        assert find_free_port(1234, 0) not in (port, find_free_port(1234, 1))
+        port = busy.getsockname()[1]
+        with pytest.raises(UserError, match=rf"The port {port} of \S+ is in use\. Give another --port"):
+            find_free_port(port)
+        assert find_free_port() != port
+    assert find_free_port(port) == port

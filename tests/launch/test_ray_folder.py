@@ -46,10 +46,12 @@ def test_a_path_of_107_bytes_is_the_longest_that_a_socket_takes() -> None:
 
 def test_where_no_folder_will_do_the_sentence_says_what_is_wrong_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
     long = Path("/" + "x" * 70)
-    monkeypatch.setattr(ray_folder, "_list_candidates", lambda: [("TMPDIR=", long), ("", Path("/nowhere"))])
+    monkeypatch.setattr(ray_folder, "ALWAYS_TRIED", ["/nowhere"])
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(long))
     with pytest.raises(UserError) as told:
         choose_ray_folder()
-    assert f"TMPDIR={long} is too long for the names of sockets (71 bytes, at most {longest_path()})" in str(told.value)
+    assert f"{long} is too long for the names of sockets (71 bytes, at most {longest_path()})" in str(told.value)
     assert "/nowhere takes no sockets (No such file or directory)" in str(told.value)
     assert "Set RAY_TMPDIR to a short folder" in str(told.value)
 

@@ -1,10 +1,16 @@
 """The predicted scaling follows from the ring all-reduce and a measured step."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from tiny_runs import config_of
+
+from distbranch.config import load_config
+from distbranch.data.shards import read_dataset
+from distbranch.launch.dry_run import describe_duration, estimate_seconds
 from distbranch.launch.scaling import BUCKET_BYTES, Link, NormMessages, StepTime, pair_bytes, predict
 
-STEP = StepTime(forward_s=0.040, backward_s=0.050, update_s=0.010)
+STEP = StepTime(forward_s=0.050, whole_s=0.100)
 WHOLE = NormMessages(num_layers=15, num_bytes=15_000, group_size=32)  # of 32 images a rank
 
 
@@ -44,3 +50,14 @@ def test_ranks_with_a_part_of_a_group_wait_twice_at_every_layer_for_those_of_the
     eight = 2 * 15 * link.all_reduce_s(1000, 8)
     assert WHOLE.wait_s(link, 8, images_per_rank=4) == pytest.approx(eight)
     assert WHOLE.wait_s(link, 1024, images_per_rank=4) == pytest.approx(eight)
+
+
+def test_the_time_of_a_run_is_that_of_its_steps_and_evaluations(tiny_data: Path) -> None:
+    dotted = {"train.iterations": 6000, "train.evaluate_every": 2000}
+    config = load_config(config_of(tiny_data, "runs"), dotted)
+    info = read_dataset(tiny_data)
+    seconds = estimate_seconds(config, info, STEP)
+    images = 3 * info.splits["val"].num_samples + info.splits["test"].num_samples
+    assert seconds == pytest.approx(6000 * 0.100 + images * 0.050 / config.train.batch_size)
+    assert describe_duration(seconds) == "about 10 minute(s)"
+    assert describe_duration(29) == "less than a minute"

@@ -7,12 +7,12 @@ HOST:PORT, where its nodes and drivers meet, and http://HOST:PORT, where jobs ar
 import os
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from distbranch.config import LaunchConfig
 from distbranch.errors import UsageError, UserError
+from distbranch.launch.processes import restored_environment
 
 VARIABLE = "RAY_ADDRESS"
 DASHBOARD = "http://127.0.0.1:8265"
@@ -20,7 +20,6 @@ HOST = r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]+)"
 HOST_AND_PORT = re.compile(rf"{HOST}:(?P<port>\d{{1,5}})")
 HTTP = re.compile(rf"https?://{HOST}(:(?P<port>\d{{1,5}}))?(/\S*)?")
 LAST_PORT = 65535
-TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def cluster_address(launch: LaunchConfig) -> str | None:
@@ -48,12 +47,11 @@ def dashboard_address(option: str | None) -> str:
         UsageError: it is no such address.
     """
     key, address = _find_given("--address", option)
-    if not address:
-        return DASHBOARD
-    if is_dashboard_address(address):
-        return address
-    own = "" if key == "--address" else " Give --address, which counts more."
-    raise UsageError(f"{key} should be that of the Ray dashboard, such as http://HEAD:8265, found '{address}'.{own}")
+    if not address or is_dashboard_address(address):
+        return address or DASHBOARD
+    raise UsageError(
+        f"{key} should be that of the Ray dashboard, found '{address}'. Give --address, such as http://HEAD:8265."
+    )
 
 
 def is_node_address(address: str) -> bool:
@@ -66,24 +64,15 @@ def is_dashboard_address(address: str) -> bool:
     return _has_valid_port(HTTP.fullmatch(address))
 
 
-@contextmanager
-def hide_ray_variables() -> Iterator[None]:
+def hide_ray_variables() -> AbstractContextManager[None]:
     """What a command was told counts, and not what Ray itself would find in the environment."""
-    hidden = {}
-    for name in (VARIABLE, "RAY_API_SERVER_ADDRESS"):
-        if name in os.environ:
-            hidden[name] = os.environ.pop(name)
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+    return restored_environment(without=(VARIABLE, "RAY_API_SERVER_ADDRESS"))
 
 
 def _find_given(option: str, value: str | None) -> tuple[str, str]:
     """Who names the address, and the address; empty if nobody does."""
-    own = (value or "").strip()
-    if own:
-        return option, own
+    if value and value.strip():
+        return option, value.strip()
     return VARIABLE, os.environ.get(VARIABLE, "").strip()
 
 
@@ -91,8 +80,11 @@ def _has_valid_port(match: re.Match[str] | None) -> bool:
     return match is not None and 0 < int(match["port"] or 80) <= LAST_PORT
 
 
-def apply_token() -> None:
+def apply_token(*, create: bool = False) -> None:
     """Show the token that the environment names to whatever cluster is asked; call it before Ray is imported.
+
+    Args:
+        create: make one if none is named, unless the environment says `RAY_AUTH_MODE=disabled`.
 
     Raises:
         UserError: the file of the token cannot be read.
@@ -100,64 +92,26 @@ def apply_token() -> None:
     file = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if file and not os.access(file, os.R_OK):
         raise UserError(f"RAY_AUTH_TOKEN_PATH names the file {file}, which cannot be read. Put the token there.")
-    if _is_token_given():
+    is_given = bool(file or os.environ.get("RAY_AUTH_TOKEN"))
+    if is_given or create:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def create_token() -> None:
-    """A token for a cluster that is started here, unless the environment names one or says `RAY_AUTH_MODE=disabled`."""
-    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and not _is_token_given():
+    if create and not is_given and os.environ["RAY_AUTH_MODE"] == "token":
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def reset_token() -> None:
-    """Ray remembers the token that it found first, and when it is loaded whether one is wanted."""
-    # Private calls, for no public one reads the environment again once Ray is loaded.
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _is_token_given() -> bool:
-    return any(os.environ.get(variable) for variable in TOKEN_VARIABLES)
 
 
 # ---- the jobs of a cluster, asked through its dashboard
 
 
-def read_ray_job_state(address: str, job_id: str) -> str:
-    """What the cluster says of a job: `pending`, `running`, `succeeded`, `failed`, `stopped`, or why it says nothing."""
-    try:
-        return str(open_job_client(address).get_job_status(job_id)).lower()
-    except UserError as error:
-        return f"unknown ({error})"
-    except RuntimeError:
-        return "the cluster knows no such job"
-
-
-def read_ray_log(address: str, job_id: str) -> str:
-    """All that a job has said so far.
+def ask_ray_job(question: str, address: str, job_id: str) -> str:
+    """What the cluster answers to `get_job_logs` or `stop_job` (which lets the job save everything first).
 
     Raises:
         UserError: the cluster does not answer, or knows no such job.
     """
     try:
-        return str(open_job_client(address).get_job_logs(job_id))
+        return str(getattr(open_job_client(address), question)(job_id))
     except RuntimeError as error:
-        raise UserError(f"The log of job {job_id} cannot be had from {address} ({shorten(error)}).") from None
-
-
-def cancel_ray_job(address: str, job_id: str) -> None:
-    """Ask a job to end; it saves everything first.
-
-    Raises:
-        UserError: the cluster does not answer, or knows no such job.
-    """
-    try:
-        open_job_client(address).stop_job(job_id)
-    except RuntimeError as error:
-        raise UserError(f"Job {job_id} of {address} cannot be stopped ({shorten(error)}).") from None
+        raise UserError(f"The Ray cluster {address} knows nothing of the job {job_id} ({shorten(error)}).") from None
 
 
 def open_job_client(address: str) -> Any:
@@ -174,19 +128,19 @@ def open_job_client(address: str) -> Any:
     try:
         with hide_ray_variables():
             return JobSubmissionClient(address)
-    except (RuntimeError, ConnectionError, ValueError, OSError, RayError) as error:
-        if any(word in str(error).lower() for word in ("token", "unauthorized", "401", "403")):
-            raise UserError(explain_token(f"at {address}")) from None
+    except (RuntimeError, ValueError, OSError, RayError) as error:
+        if re.search("token|unauthorized|401|403", str(error), re.IGNORECASE):
+            raise UserError(explain_token(address)) from None
         raise UserError(
             f"No Ray dashboard answers at {address} ({shorten(error)}). Check the address, and that the head was started so "
             "that others reach its dashboard (`ray start --head --dashboard-host 0.0.0.0`)."
         ) from None
 
 
-def explain_token(cluster: str) -> str:
-    """What to do where a cluster, named by the end of `The Ray cluster ...`, wants a token."""
+def explain_token(address: str) -> str:
+    """What to do where a cluster wants a token."""
     return (
-        f"The Ray cluster {cluster} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
+        f"The Ray cluster {address} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
         "RAY_AUTH_TOKEN_PATH to the file that holds it, which whoever started the cluster can give you."
     )
 
@@ -198,5 +152,4 @@ def shorten(reason: object) -> str:
 
 def find_last_line(text: object, otherwise: str) -> str:
     """The last line that says something: of a traceback its error."""
-    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
-    return lines[-1] if lines else otherwise
+    return (str(text).strip() or otherwise).splitlines()[-1].strip()

@@ -5,13 +5,13 @@ Ray is imported late: its settings are read when it is.
 
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,12 @@ from distbranch.launch.on_ray.address import (
     VARIABLE,
     apply_token,
     cluster_address,
-    create_token,
     explain_token,
     find_last_line,
     hide_ray_variables,
     is_node_address,
-    reset_token,
 )
+from distbranch.launch.processes import end_processes, look_until, restored_environment
 from distbranch.launch.ray_folder import choose_ray_folder, explain_full_folder
 
 SECONDS_TO_ANSWER = 10
@@ -50,9 +49,9 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_worker_niceness": "0",  # Ray's 15 makes training wait for everything else that runs on the machine
 }
-QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 SECONDS_TO_END = 10
 BYTES_OF_NAME = len("db12345678")  # of a folder that tempfile makes
+STORAGE_ADVICE = "Give a run.directory on storage that all nodes see under one path (NFS, a mounted bucket), or a URL."
 Node = Mapping[str, Any]  # of ray.nodes()
 
 
@@ -60,96 +59,71 @@ Node = Mapping[str, Any]  # of ray.nodes()
 def open_cluster(launch: LaunchConfig, settings: Mapping[str, str] | None = None) -> Iterator[str | None]:
     """Join the cluster of the run, or start one on this machine that ends with this block; gives its address, None if started.
 
-    Ray's `settings` and our own ones count within the block; the environment is afterwards what it was.
+    Ray's `settings` and our own ones count within the block; the environment is afterwards what it was. Of a cluster that was
+    started no process and no file is left.
 
     Raises:
         UserError: nobody answers there, or only to those who hold its token; or none can be started here.
     """
     address = cluster_address(launch)
-    with _restore_environment():
+    with ExitStack() as stack:
+        stack.enter_context(restored_environment())
         # A setting that the user's environment gives counts more than ours.
         for key, value in {**SETTINGS, **(settings or {})}.items():
             os.environ.setdefault(key, value)
-
         # A container's user may have neither HOME nor an entry in passwd, and Ray asks for a home when it is imported.
         if os.path.expanduser("~") == "~":
             os.environ["HOME"] = tempfile.gettempdir()
-        if _is_connected():  # a trial of a sweep, which lives in a worker of its cluster
+        # A trial of a sweep lives in a worker of its cluster. Asked without loading Ray, which reads its settings when it is.
+        if "ray" in sys.modules and sys.modules["ray"].is_initialized():
             yield address
             return
 
         # The token must be in the environment before Ray is told to look for it.
-        apply_token()
-        if address is None:
-            create_token()
-        reset_token()
+        apply_token(create=address is None)
+        _reset_token()
         logging.getLogger("ray").setLevel(logging.ERROR)
-
+        options: dict[str, Any] = {"address": address}
         if address is None:
-            with _start_cluster(launch):
-                yield None
-        else:
-            with _join_cluster(address):
-                yield address
+            own = tempfile.TemporaryDirectory(
+                prefix="db", dir=choose_ray_folder(BYTES_OF_NAME), ignore_cleanup_errors=True
+            )
+            folder = os.environ["RAY_TMPDIR"] = stack.enter_context(own)
+            cpus = max(num_cores(), round(launch.most_workers * launch.cpus_per_worker))
+            options = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": folder}
+        stack.enter_context(_connect(options))
+        yield address
 
 
 @contextmanager
-def _start_cluster(launch: LaunchConfig) -> Iterator[None]:
-    """A cluster of this machine; none of its processes and files is left."""
+def _connect(options: dict[str, Any]) -> Iterator[None]:
+    """Ray as `ray.init` gives it, with its failures explained; at the end everything that it started is ended."""
     import ray
 
-    folder = choose_ray_folder(BYTES_OF_NAME)
-    cpus = max(num_cores(), round(launch.most_workers * launch.cpus_per_worker))
     # Of this process's children only those that Ray starts from here on are its own to end.
     others = set(psutil.Process().children(recursive=True))
-    with tempfile.TemporaryDirectory(prefix="db", dir=folder, ignore_cleanup_errors=True) as own:
-        try:
-            with _explain_failures(None):
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=own, **QUIET)
-            yield
-        finally:
-            processes = set(psutil.Process().children(recursive=True)) - others
-            ray.shutdown()
-            _kill_processes(processes)
-
-
-@contextmanager
-def _join_cluster(address: str) -> Iterator[None]:
-    import ray
-
-    with _explain_failures(address):
-        ray.init(address=_check_address(address), **QUIET)
     try:
+        try:
+            if options["address"] != "local":
+                options["address"] = _check_address(options["address"])
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        except Exception as error:  # of any kind: Ray raises bare ones, where its disk is full say
+            raise UserError(_explain_cluster_error(options["address"], error)) from None
         yield
     finally:
+        processes = set(psutil.Process().children(recursive=True)) - others
         ray.shutdown()
+        end_processes(processes, SECONDS_TO_END)
 
 
-@contextmanager
-def _explain_failures(address: str | None) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # of any kind: Ray raises bare ones, where its disk is full say
-        raise UserError(_explain_cluster_error(address, error)) from None
-
-
-def _kill_processes(processes: Iterable[psutil.Process]) -> None:
-    """What Ray started ends with it, some of it a moment later."""
-    for process in psutil.wait_procs(processes, timeout=SECONDS_TO_END)[1]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _explain_cluster_error(address: str | None, error: Exception) -> str:
+def _explain_cluster_error(address: str, error: Exception) -> str:
     reason = reason_of(error)[:300]
-    if address is None and (full := explain_full_folder()):
-        return full
-    if address is None:
-        return f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
+    if address == "local":
+        return explain_full_folder() or (
+            f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
+        )
     if "token" in reason.lower():
-        return explain_token(f"of launch.address={address}")
+        return explain_token(address)
     return (
         f"The Ray cluster {address} cannot be used ({reason}). Check that it runs there and that this machine is one of its "
         "nodes (else use `distbranch submit ray --address http://HEAD:8265`), or leave launch.address empty."
@@ -159,37 +133,27 @@ def _explain_cluster_error(address: str | None, error: Exception) -> str:
 def _check_address(address: str) -> str:
     """The address as HOST:PORT, when somebody answers there who knows us; Ray itself would try for minutes."""
     # Private calls, for no public one does the same: `ray.init` finds `auto` by itself, but only while it connects, and then it
-    # asks a port where nobody answers, or a token that is wrong, twenty times before it fails.
+    # asks a port where nobody answers (45 s each time), or a token that is wrong, twenty times before it fails.
     from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of its C++ part
 
-    of_job = os.environ.get(VARIABLE, "")
-    if address == "auto" and is_node_address(of_job):
-        address = of_job
+    if address == "auto" and is_node_address(os.environ.get(VARIABLE, "")):
+        address = os.environ[VARIABLE]
     with hide_ray_variables():
         found = str(canonicalize_bootstrap_address_or_die(address))
     host, _, port = found.rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
+    socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
     GcsClient(address=found)  # raises at once where a token is wanted
     return found
 
 
-def _is_connected() -> bool:
-    """Whether this process has joined a cluster before; asked without loading ray, which reads its settings when it is."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+def _reset_token() -> None:
+    """Ray remembers the token that it found first, and when it is loaded whether one is wanted."""
+    # Private calls, for no public one reads the environment again once Ray is loaded.
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
-
-@contextmanager
-def _restore_environment() -> Iterator[None]:
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for key in os.environ.keys() - before.keys():
-            del os.environ[key]
-        os.environ.update(before)
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 # ---- resources
@@ -217,70 +181,6 @@ def list_alive_nodes() -> list[Node]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def check_resources(launch: LaunchConfig, report: Report, should_stop: Callable[[], bool] = lambda: False) -> None:
-    """Ray waits for ever for what a cluster will never have: say so at once, or after `launch.wait_for_nodes_min`.
-
-    Raises:
-        UserError: with what is there and what was asked.
-    """
-    import ray
-
-    each = get_worker_resources(launch, gpu=uses_gpu(launch))
-    found = max_workers(list_alive_nodes(), each)
-    if found < launch.most_workers and launch.wait_for_nodes_min:
-        report({"kind": "warning", "message": f"Waiting for nodes: {_describe_request(launch, each)} do not fit yet."})
-        found = _wait_for_nodes(launch, each, should_stop)
-    if should_stop():
-        return
-    if found < launch.least_workers:
-        raise UserError(_explain_too_little(launch, each, found))
-
-    # What others use now comes free some time, so this is no error.
-    free = ray.available_resources()
-    busy = [name for name, amount in each.items() if free.get(name, 0) < amount * launch.least_workers]
-    if busy:
-        report({"kind": "warning", "message": f"The cluster is busy ({' and '.join(busy)}): Ray waits for room."})
-
-
-def _wait_for_nodes(launch: LaunchConfig, each: Mapping[str, float], should_stop: Callable[[], bool]) -> int:
-    """How many workers fit when all do, or the patience of `launch.wait_for_nodes_min` is at its end."""
-    from ray.autoscaler.sdk import request_resources
-
-    # An autoscaler adds nodes only for what somebody asks for; nodes that people add by hand are found all the same.
-    request_resources(bundles=[each] * launch.most_workers)
-    deadline = time.monotonic() + 60 * launch.wait_for_nodes_min
-    found = max_workers(list_alive_nodes(), each)
-    while found < launch.most_workers and time.monotonic() < deadline and not should_stop():
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-        found = max_workers(list_alive_nodes(), each)
-    request_resources(bundles=[])  # from now on the run itself holds them
-    return found
-
-
-def _explain_too_little(launch: LaunchConfig, each: Mapping[str, float], fit: int) -> str:
-    nodes = list_alive_nodes()
-    total = {}
-    largest = {}
-    for name in each:
-        amounts = [node["Resources"].get(name, 0) for node in nodes]
-        total[name] = sum(amounts)
-        largest[name] = max(amounts, default=0)
-    return (
-        f"The run asks for {_describe_request(launch, each)}, but the Ray cluster has room for {fit} of them: "
-        f"it has {_format_amounts(total)} on {len(nodes)} node(s), at most {_format_amounts(largest)} on one. "
-        "Lower launch.workers, launch.cpus_per_worker or launch.gpus_per_worker, or add nodes (launch.wait_for_nodes_min waits for them)."
-    )
-
-
-def _describe_request(launch: LaunchConfig, each: Mapping[str, float]) -> str:
-    most = f" to {launch.most_workers}" if launch.most_workers > launch.least_workers else ""
-    return f"{launch.least_workers}{most} worker(s) with {_format_amounts(each)} each"
-
-
-def _format_amounts(amounts: Mapping[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
-
-
 def max_workers(nodes: Sequence[Node], each: Mapping[str, float]) -> int:
     """How many workers fit, node by node: a worker is never divided."""
     tiny = 1e-9  # 0.3 goes three times into 0.9, whatever floating point says
@@ -291,10 +191,58 @@ def max_workers(nodes: Sequence[Node], each: Mapping[str, float]) -> int:
     return total
 
 
+def check_resources(launch: LaunchConfig, report: Report, should_stop: Callable[[], bool]) -> None:
+    """Ray waits for ever for what a cluster will never have: say so at once, or after `launch.wait_for_nodes_min`.
+
+    Raises:
+        UserError: with what is there and what was asked.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    each = get_worker_resources(launch, gpu=uses_gpu(launch))
+    least, most = launch.least_workers, launch.most_workers
+    number = f"{least} to {most}" if most > least else f"{most}"
+    asked = f"{number} worker(s) with {_format_amounts(each)} each"
+    nodes = list_alive_nodes()
+    if max_workers(nodes, each) < most and launch.wait_for_nodes_min:
+        report({"kind": "warning", "message": f"Waiting for nodes: {asked} do not fit yet."})
+        # An autoscaler adds nodes only for what somebody asks for; nodes that people add by hand are found all the same.
+        request_resources(bundles=[each] * most)
+        for _ in look_until(60 * launch.wait_for_nodes_min, SECONDS_BETWEEN_LOOKS):
+            nodes = list_alive_nodes()
+            if should_stop() or max_workers(nodes, each) >= most:
+                break
+        request_resources(bundles=[])  # from now on the run itself holds them
+    if should_stop():
+        return
+    found = max_workers(nodes, each)
+    if found < least:
+        amounts = {name: [node["Resources"].get(name, 0) for node in nodes] for name in each}
+        total = {name: sum(of_nodes) for name, of_nodes in amounts.items()}
+        largest = {name: max(of_nodes, default=0) for name, of_nodes in amounts.items()}
+        raise UserError(
+            f"The run asks for {asked}, but the Ray cluster has room for {found} of them: "
+            f"it has {_format_amounts(total)} on {len(nodes)} node(s), at most {_format_amounts(largest)} on one. "
+            "Lower launch.workers, launch.cpus_per_worker or launch.gpus_per_worker, or add nodes (launch.wait_for_nodes_min waits for "
+            "them)."
+        )
+
+    # What others use now comes free some time, so this is no error.
+    free = ray.available_resources()
+    busy = [name for name, amount in each.items() if free.get(name, 0) < amount * least]
+    if busy:
+        report({"kind": "warning", "message": f"The cluster is busy ({' and '.join(busy)}): Ray waits for room."})
+
+
+def _format_amounts(amounts: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
+
+
 # ---- storage
 
 
-def check_storage(config: Config, should_stop: Callable[[], bool] = lambda: False) -> None:
+def check_storage(config: Config, should_stop: Callable[[], bool]) -> None:
     """Every node on which a worker may come has this package, and sees the run directory and the data.
 
     Raises:
@@ -305,92 +253,69 @@ def check_storage(config: Config, should_stop: Callable[[], bool] = lambda: Fals
 
     launch = config.launch
     each = get_worker_resources(launch, gpu=uses_gpu(launch))
-    nodes = [node for node in list_alive_nodes() if max_workers([node], each)]
-    word = secrets.token_hex(8)
-    marker = config.run_directory / f".seen-{word}"
-    marker.write_text(word)
+    marker = config.run_directory / f".seen-{secrets.token_hex(8)}"
+    marker.touch()
     try:
         # Ask all nodes at once. A look takes no CPU, so that it need not wait for whoever uses them.
         looks = {}
-        for node in nodes:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            look_at = ray.remote(check_node).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-            looks[look_at.remote(config.run_url or str(marker), word, config.data.paths)] = node
+        for node in list_alive_nodes():
+            if max_workers([node], each):
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                look_at = ray.remote(check_node).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+                looks[look_at.remote(config.run_url or str(marker), config.data.paths)] = node
 
         # Wait for their answers, in turns in which a signal is heard.
-        deadline = time.monotonic() + 60 * launch.timeout_min
-        done: list[Any] = []
         silent = list(looks)
-        while silent and time.monotonic() < deadline and not should_stop():
-            done, silent = ray.wait(list(looks), num_returns=len(looks), timeout=SECONDS_BETWEEN_LOOKS)
+        for _ in look_until(60 * launch.timeout_min, 0):
+            if should_stop():
+                return
+            if not silent:
+                break
+            _, silent = ray.wait(silent, num_returns=len(silent), timeout=SECONDS_BETWEEN_LOOKS)
 
         # The first problem ends the run; a node that is silent is one too.
-        for look in done:
-            try:
-                problem = ray.get(look)
-            except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
-                continue  # the node has left since it was listed, so no worker comes there
-            except ray.exceptions.RayError as error:
-                problem = _explain_import_error(error)
+        for look, node in looks.items():
+            problem = f"gave no answer within launch.timeout_min={launch.timeout_min:g}."
+            if look not in silent:
+                try:
+                    problem = ray.get(look)
+                except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+                    continue  # the node has left since it was listed, so no worker comes there
+                except ray.exceptions.RayError as error:
+                    problem = _explain_import_error(error)
             if problem:
-                raise UserError(f"The node {_format_node(looks[look])} {problem}")
-        if silent and not should_stop():
-            names = ", ".join(_format_node(looks[look]) for look in silent[:5])
-            raise UserError(
-                f"{len(silent)} node(s) gave no answer within launch.timeout_min={launch.timeout_min:g}: {names}."
-            )
+                raise UserError(f"The node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}) {problem}")
     finally:
         marker.unlink(missing_ok=True)
 
 
-def check_node(place: str, word: str, data: Sequence[str]) -> str:
+def check_node(place: str, data: Sequence[str]) -> str:
     """Run on every node: what is missing there, as the end of a sentence; empty if nothing is.
 
     Args:
-        place: a file of the run directory that holds `word`, or the URL of the run directory.
-        word: see `place`.
+        place: a file of the run directory with a name that no other has, or the URL of the run directory.
         data: folders and URLs of data sets.
     """
-    problem = _check_url(place) if is_remote(place) else _check_folder(Path(place), word)
-    if problem:
-        return problem
-    for path in data:
-        if not is_remote(path) and not (Path(path) / DATASET_FILE).exists():
-            return f"does not see the data set {path}. Give a data.path that all nodes see, or a URL."
-    return ""
-
-
-def _check_url(url: str) -> str:
+    folder = os.path.dirname(place)
     try:
-        RemoteRun(url, Path()).check_access()
+        if is_remote(place):
+            RemoteRun(place, Path()).check_access()
+        elif not os.path.exists(place):
+            return f"does not see the run directory {folder} of this machine. {STORAGE_ADVICE}"
+        else:
+            tempfile.TemporaryFile(dir=folder).close()
     except UserError as error:
         return f"says: {error}"
-    return ""
-
-
-def _check_folder(marker: Path, word: str) -> str:
-    try:
-        seen = marker.read_text() == word
-    except OSError:
-        seen = False
-    advice = "Give a run.directory on storage that all nodes see under one path (NFS, a mounted bucket), or a URL."
-    if not seen:
-        return f"does not see the run directory {marker.parent} of this machine. {advice}"
-    own = marker.with_name(f"{marker.name}-{secrets.token_hex(8)}")
-    try:
-        own.write_text(word)
-        own.unlink()
     except OSError as error:
-        return f"cannot write to the run directory {marker.parent} ({error.strerror}). {advice}"
+        return f"cannot write to the run directory {folder} ({error.strerror}). {STORAGE_ADVICE}"
+    for path in data:
+        if not is_remote(path) and not os.path.exists(os.path.join(path, DATASET_FILE)):
+            return f"does not see the data set {path}. Give a data.path that all nodes see, or a URL."
     return ""
 
 
 def _explain_import_error(error: Exception) -> str:
     # A missing module stands somewhere above the last line, in the error's cause.
-    last = find_last_line(error, type(error).__name__)
-    missing = next((line.strip() for line in str(error).splitlines() if "No module named" in line), last)
-    return f"cannot run distbranch ({missing[:200]}). Install the same versions on every node, or submit the source with the job."
-
-
-def _format_node(node: Node) -> str:
-    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+    missing = re.search("No module named .*", str(error))
+    reason = missing[0] if missing else find_last_line(error, type(error).__name__)
+    return f"cannot run distbranch ({reason[:200]}). Install the same versions on every node, or submit the source with the job."

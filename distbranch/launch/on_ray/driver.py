@@ -6,7 +6,6 @@ finds it closed knows that the other one is gone.
 
 import logging
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -18,20 +17,18 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-import psutil
-
 from distbranch.config import Config, load_config
 from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_log import Report
 from distbranch.errors import StoppedEarly, UserError
 from distbranch.launch.on_ray.address import cluster_address
+from distbranch.launch.processes import end_process_tree
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_END = 30  # of a driver whose caller has an error of its own, after it was asked to save everything
 SECONDS_TO_SAVE = 120  # of a driver whose caller is gone
 logger = logging.getLogger("distbranch")
-Say = Callable[[str, Any], None]
 
 
 def train_in_child(config: Config, report: Report) -> RunResult:
@@ -42,29 +39,6 @@ def train_in_child(config: Config, report: Report) -> RunResult:
         StoppedEarly: after a signal to this process or a stop word.
         Interrupted: after Ctrl-C.
     """
-    _warn_of_own_connection(config)
-    here, there = Pipe()
-    request = StopRequest()
-    with here, request.receive_signals():
-        with there:
-            child = _start_driver(there)
-        try:
-            here.send(config.model_dump(mode="json"))
-            error = _report_until_end(here, child, request, report)
-        except BaseException:
-            child.send_signal(signal.SIGINT)  # the first one saves everything, a second one interrupts
-            _wait_or_kill(child)
-            raise
-        here.close()
-        _wait_or_kill(child)
-    if error is not None:
-        raise error
-    result = read_result(config.run_directory)
-    assert result is not None, config.run_directory
-    return result
-
-
-def _warn_of_own_connection(config: Config) -> None:
     ray = sys.modules.get("ray")
     is_own = not config.launch.address and cluster_address(config.launch) is None
     if is_own and ray is not None and ray.is_initialized():
@@ -73,6 +47,25 @@ def _warn_of_own_connection(config: Config) -> None:
             "Give launch.address to train there.",
             ray.get_runtime_context().gcs_address,
         )
+    here, there = Pipe()
+    request = StopRequest()
+    with request.receive_signals():
+        with there:
+            child = _start_driver(there)
+        try:
+            here.send(config.model_dump(mode="json"))
+            error = _report_until_end(here, child, request, report)
+        except BaseException:
+            child.send_signal(signal.SIGINT)  # the first one saves everything, a second one interrupts
+            raise
+        finally:
+            here.close()
+            _wait_or_kill(child)
+    if error is not None:
+        raise error
+    result = read_result(config.run_directory)
+    assert result is not None, config.run_directory
+    return result
 
 
 def _start_driver(there: Connection) -> "subprocess.Popen[bytes]":
@@ -104,8 +97,13 @@ def _report_until_end(
             continue
         try:
             kind, value = here.recv()
-        except (EOFError, OSError):
-            return _explain_loss(child, request)
+        except (EOFError, OSError):  # it was stopped before it had begun, or killed
+            if request():
+                return request.make_error("The run was stopped before it began; the same call begins it.")
+            return UserError(
+                f"The process that leads the run was lost (exit code {child.wait()}), perhaps for lack of memory. "
+                "The same call resumes from the last checkpoint."
+            )
         if kind == "event":
             report(value)
         elif kind == "log":
@@ -115,29 +113,22 @@ def _report_until_end(
             return error
 
 
-def _explain_loss(child: "subprocess.Popen[bytes]", request: StopRequest) -> BaseException:
-    """The driver ended without a word: it was stopped before it had begun, or killed."""
-    code = child.wait()
-    if not request():
-        reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return UserError(
-            f"The process that leads the run was lost ({reason}), perhaps for lack of memory. "
-            "The same call resumes from the last checkpoint."
-        )
-    return request.make_error("The run was stopped before it began; the same call begins it.")
-
-
 def _wait_or_kill(child: "subprocess.Popen[bytes]") -> None:
     with suppress(subprocess.TimeoutExpired):
         child.wait(SECONDS_TO_END)
         return
-    # Listed before its end, for afterwards nobody knows whose they were.
-    tree = psutil.Process(child.pid).children(recursive=True)
-    child.kill()
+    end_process_tree(child.pid)
     child.wait()
-    for process in tree:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+
+
+def forward_warnings(forward: Callable[[int, str], None]) -> None:
+    """Send the log records of this process there, and nowhere else: what it writes to its own terminal nobody sees."""
+
+    def pass_on(record: logging.LogRecord) -> bool:
+        forward(record.levelno, record.getMessage())
+        return False
+
+    logger.filters = [pass_on]
 
 
 # ---- the child's side
@@ -147,28 +138,25 @@ def main() -> None:
     """Train as the caller asks through the pipe whose number is the only argument."""
     from distbranch.launch.on_ray.train import train_on_ray
 
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _exit_on_signal)  # until the training listens itself: with everything in order
+    for one in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(one, lambda *_: sys.exit(1))  # until the training listens itself: with everything in order
     there = Connection(int(sys.argv[1]))
     config = load_config(there.recv())
-    say = _make_sender(there)
-    logger.handlers, logger.propagate = [_LogSender(say)], False
-    threading.Thread(target=_watch_caller, args=(there,), daemon=True).start()
-    try:
-        train_on_ray(config, lambda event: say("event", event))
-        say("ended", None)
-    except (Exception, KeyboardInterrupt, StoppedEarly) as error:
-        say("ended", _make_portable(error))
-
-
-def _make_sender(there: Connection) -> Say:
     lock = threading.Lock()
 
     def say(kind: str, value: Any) -> None:
         with lock, suppress(OSError):  # of a caller who is gone; then `_watch_caller` ends the run
             there.send((kind, value))
 
-    return say
+    forward_warnings(lambda level, text: say("log", (level, "%s", text)))
+    threading.Thread(target=_watch_caller, args=(there,), daemon=True).start()
+    try:
+        train_on_ray(config, lambda event: say("event", event))
+        say("ended", None)
+    except (UserError, KeyboardInterrupt, StoppedEarly) as error:
+        say("ended", error)
+    except Exception:  # not for people, and perhaps of a class that cannot be sent: with the place in the source
+        say("ended", RuntimeError(traceback.format_exc()))
 
 
 def _watch_caller(there: Connection) -> None:
@@ -179,33 +167,6 @@ def _watch_caller(there: Connection) -> None:
     # A run that cannot save itself should not outlive its caller for ever.
     threading.Event().wait(SECONDS_TO_SAVE)
     os._exit(1)
-
-
-def _exit_on_signal(number: int, _: object) -> None:
-    sys.exit(128 + number)
-
-
-def _make_portable(error: BaseException) -> BaseException:
-    """The error as it is where it can be sent, with the place in the source where it is none for people."""
-    if not isinstance(error, (UserError, StoppedEarly, KeyboardInterrupt)):
-        error.add_note("".join(traceback.format_exception(error)))
-    try:
-        copy: BaseException = pickle.loads(pickle.dumps(error))
-    except Exception:  # of any kind: who wrote the error's class did not think of pickle
-        return RuntimeError("".join(traceback.format_exception(error)))
-    return copy
-
-
-class _LogSender(logging.Handler):
-    """Log records as the caller's own, so that warnings reach where its program sends them."""
-
-    def __init__(self, say: Say) -> None:
-        super().__init__(logging.WARNING)
-        self.say = say
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send one record."""
-        self.say("log", (record.levelno, "%s", record.getMessage()))
 
 
 if __name__ == "__main__":

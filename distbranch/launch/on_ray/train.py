@@ -1,5 +1,6 @@
 """Training under Ray Train: Ray places the ranks and replaces lost ones; the run directory alone says where they resume."""
 
+import json
 import shutil
 import threading
 import time
@@ -20,14 +21,7 @@ from distbranch.launch.on_ray.cluster import (
     open_cluster,
     uses_gpu,
 )
-from distbranch.launch.on_ray.worker import (
-    ask_to_stop,
-    has_begun,
-    open_board,
-    read_events,
-    read_outcome,
-    train_worker,
-)
+from distbranch.launch.on_ray.worker import ask_board, open_board, train_worker
 from distbranch.launch.ray_folder import explain_full_folder
 from distbranch.launch.stopping import StopRequest
 
@@ -88,41 +82,38 @@ def _run_trainer(config: Config, attempt: str, report: Report) -> RunResult:
             if not asked and (request() or files.stop_word.exists()):
                 asked = True
                 report({"kind": "stopping"})
-                ask_to_stop(attempt)
-            if asked and not has_begun(attempt):  # Ray waits for room, perhaps for hours
+                ask_board(attempt, "put", "stop", True)
+            if asked and not ask_board(attempt, "get", "begun"):  # Ray waits for room, perhaps for hours
                 raise request.make_error(NOTHING_BEGUN)
 
-            # Show what rank 0 reported.
-            for event in read_events(attempt):
-                report(event)
-    # What came between the last look and the end of the thread.
-    for event in read_events(attempt):
-        report(event)
+            _report_events(attempt, report)
+    _report_events(attempt, report)  # what came between the last look and the end of the thread
     return _read_result(config, attempt, failure, request)
 
 
+def _report_events(attempt: str, report: Report) -> None:
+    """Show what rank 0 reported since the last look."""
+    for event in ask_board(attempt, "take_events"):
+        report(json.loads(event))
+
+
 def _read_result(config: Config, attempt: str, failure: list[Exception], request: StopRequest) -> RunResult:
-    ended = read_outcome(attempt)
+    ended = ask_board(attempt, "get", "outcome") or {}
     if ended.get("kind") == "stopped":
         raise request.make_error(ended["message"])
     if ended.get("kind") == "failed":
         raise UserError(ended["message"])
     RemoteRun.from_config(config).download()  # rank 0 may have been on another machine
     result = read_result(config.run_directory)
-    if failure or result is None:
-        raise UserError(_explain_failure(config, failure))
-    return result
-
-
-def _explain_failure(config: Config, failure: list[Exception]) -> str:
+    if result is not None and not failure:
+        return result
     reason = "the workers ended without a result"
     if failure:
         reason = find_last_line(failure[0], type(failure[0]).__name__)
-    if full := explain_full_folder():
-        return f"{full} What was saved is in {config.run_url or config.run_directory}."
-    return (
-        f"Ray could not finish the run, also after {config.launch.max_failures} restarts: {reason}. "
-        f"What was saved is in {config.run_url or config.run_directory}; run the same command again to resume."
+    raise UserError(
+        explain_full_folder()
+        or f"Ray could not finish the run, also after {config.launch.max_failures} restarts: {reason}. What was saved is in "
+        f"{config.run_url or config.run_directory}; run the same command again to resume."
     )
 
 

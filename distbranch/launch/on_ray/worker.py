@@ -5,11 +5,10 @@ a URL is another folder on every node.
 """
 
 import json
-import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -17,13 +16,13 @@ from distbranch.config import Config, load_config
 from distbranch.engine.lost_ranks import LostRankError
 from distbranch.engine.results import StoppedEarly
 from distbranch.engine.run_directory import RunDirectory, write_atomically
-from distbranch.engine.run_log import Event, Report
+from distbranch.engine.run_log import Event
 from distbranch.engine.session import train_rank
 from distbranch.errors import SharedError, UserError
+from distbranch.launch.on_ray.driver import forward_warnings
 from distbranch.launch.stopping import check_twice_a_second
 from distbranch.streams import tolerate_any_text
 
-logger = logging.getLogger("distbranch")
 NAMESPACE = "distbranch"
 LOST_BOARD = (
     "The process through which driver and workers speak was lost, perhaps for lack of memory. The same command resumes."
@@ -35,31 +34,31 @@ def train_worker(loop: dict[str, Any]) -> None:
     tolerate_any_text()
     config = load_config(loop["config"])
     attempt = str(loop["attempt"])
-    if read_outcome(attempt):  # Ray restarts the workers after any error; this one is not for restarts to mend
+    # Ray restarts the workers after any error; this one is not for restarts to mend.
+    if ask_board(attempt, "get", "outcome"):
         return
-    _ask_board(attempt, "put", "begun", {"begun": True})
+    ask_board(attempt, "put", "begun", True)
 
     # Rank 0 alone looks for the word to stop and for its successor, and tells the others with the next batch.
     rank = int(os.environ.get("RANK", "0"))
-    should_stop = _make_stop_check(config, attempt) if rank == 0 else _never_stop
+    should_stop = _make_stop_check(config, attempt) if rank == 0 else lambda: False
 
     def report(event: Event) -> None:
-        _ask_board(attempt, "add_event", json.dumps(event))
+        ask_board(attempt, "add_event", json.dumps(event))
 
     from distbranch.report.tensorboard import log_decision
 
     if rank == 0:
         # Warnings travel as events: what a worker writes to its own terminal ends in a file of Ray's.
-        logger.handlers = [_EventHandler(report)]
-        logger.propagate = False
+        forward_warnings(lambda _, text: report({"kind": "warning", "message": text}))
     try:
         train_rank(config, report=report, draw=log_decision, should_stop=should_stop)
     except StoppedEarly as stopped:
-        _record_outcome(attempt, "stopped", str(stopped))
+        ask_board(attempt, "put", "outcome", {"kind": "stopped", "message": str(stopped)})
     except LostRankError:
         raise  # Ray starts all ranks anew
     except UserError as error:
-        _record_outcome(attempt, "failed", str(error))
+        ask_board(attempt, "put", "outcome", {"kind": "failed", "message": str(error)})
         if not isinstance(error, SharedError):
             raise  # the other ranks know nothing of it and wait: Ray ends them
 
@@ -85,44 +84,19 @@ def open_board(attempt: str) -> Iterator[None]:
         _find_board.cache_clear()
 
 
-def ask_to_stop(attempt: str) -> None:
-    """Ask the workers of an attempt to save everything and stop."""
-    _ask_board(attempt, "put", "stop", {"asked": True})
-
-
-def has_begun(attempt: str) -> bool:
-    """Whether any worker of an attempt has ever begun."""
-    return bool(_ask_board(attempt, "get", "begun"))
-
-
-def read_events(attempt: str) -> list[Event]:
-    """What rank 0 reported since the last look."""
-    return [json.loads(event) for event in _ask_board(attempt, "take_events")]
-
-
-def read_outcome(attempt: str) -> dict[str, str]:
-    """How the workers of an attempt ended, in their own words: `kind` and `message`; empty if they did not say."""
-    outcome: dict[str, str] = _ask_board(attempt, "get", "outcome")
-    return outcome
-
-
-def _record_outcome(attempt: str, kind: str, message: str) -> None:
-    _ask_board(attempt, "put", "outcome", {"kind": kind, "message": message})
-
-
 def _make_board_class() -> type:
     """Made in a function, so that Ray sends its source: the actor's process then starts without importing torch."""
 
     class Board:
         def __init__(self) -> None:
-            self.words: dict[str, dict[str, Any]] = {}
+            self.words: dict[str, Any] = {}
             self.events: list[str] = []
 
-        def put(self, what: str, value: dict[str, Any]) -> None:
+        def put(self, what: str, value: Any) -> None:
             self.words.setdefault(what, value)  # of several ranks the first one's word counts
 
-        def get(self, what: str) -> dict[str, Any]:
-            return self.words.get(what, {})
+        def get(self, what: str) -> Any:
+            return self.words.get(what)
 
         def add_event(self, event: str) -> None:
             self.events.append(event)
@@ -142,8 +116,11 @@ def _find_board(attempt: str) -> Any:
     return ray.get_actor(attempt, namespace=NAMESPACE)
 
 
-def _ask_board(attempt: str, method: str, *values: Any) -> Any:
-    """The answer of the board; awaited, so that a word stands there before its worker can be killed.
+def ask_board(attempt: str, method: str, *values: Any) -> Any:
+    """The answer of the board of an attempt; awaited, so that a word stands there before its worker can be killed.
+
+    The words: `begun` (a worker has), `stop` (the driver asks for it), `outcome` (`kind` and `message`: how the workers ended); and
+    the events of rank 0 as JSON.
 
     Raises:
         LostRankError: the board is gone, mostly because the driver has ended: then Ray is about to end this worker too.
@@ -167,34 +144,10 @@ def _make_stop_check(config: Config, attempt: str) -> Callable[[], bool]:
     leader.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(leader, own)
 
-    def is_replaced() -> bool:
-        try:
-            return leader.read_text() != own
-        except OSError:  # storage that fails for a while replaces nobody
-            return False
-
-    look_for_successor = check_twice_a_second(is_replaced)
-    look_for_stop = check_twice_a_second(lambda: bool(_ask_board(attempt, "get", "stop")))
-
     def should_stop() -> bool:
-        if look_for_successor():
-            raise LostRankError("Other workers have taken over this run.")
-        return look_for_stop()
+        with suppress(OSError):  # storage that fails for a while replaces nobody
+            if leader.read_text() != own:
+                raise LostRankError("Other workers have taken over this run.")
+        return bool(ask_board(attempt, "get", "stop"))
 
-    return should_stop
-
-
-def _never_stop() -> bool:
-    return False
-
-
-class _EventHandler(logging.Handler):
-    """Log records as events, so that warnings of rank 0 reach the terminal of the driver."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__(logging.WARNING)
-        self.report = report
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Report one record."""
-        self.report({"kind": "warning", "message": record.getMessage()})
+    return check_twice_a_second(should_stop)

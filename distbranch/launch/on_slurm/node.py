@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,13 +13,10 @@ from pathlib import Path
 import psutil
 
 from distbranch.errors import UserError
+from distbranch.launch.processes import look_until
 from distbranch.launch.ray_folder import choose_ray_folder
 
 SECONDS_BETWEEN_LOOKS = 0.2
-FIRST_PORT, NUM_PORTS = 20_000, 12_000  # below those that the system gives out by itself
-PORTS_PER_JOB = 8
-ATTEMPTS = 200
-PORTS_APART = 1009  # a prime, so that the next attempt does not meet the ports of the next job
 
 
 @dataclass(frozen=True)
@@ -28,25 +24,21 @@ class Place:
     """Where a task stands in its job, and the files through which tasks speak with each other."""
 
     run_directory: Path
-    job_id: str  # of Slurm; empty without it
-    number: int  # of the job, which ports and folders are derived from
-    attempt: int  # how often the job was requeued
+    job_id: str
+    attempt: str  # how often the job was requeued
     task: int
     num_nodes: int
 
     @classmethod
     def from_environment(cls, run_directory: str) -> "Place":
-        """From the environment that Slurm or submitit gives."""
+        """From the environment that Slurm gives."""
         given = os.environ
-        # Without Slurm (--executor local) submitit numbers the job by a process, and there is one task.
-        number = int(given.get("SLURM_JOB_ID", given.get("SUBMITIT_LOCAL_JOB_ID", os.getpid())))
         return cls(
             Path(run_directory),
-            given.get("SLURM_JOB_ID", ""),
-            number,
-            int(given.get("SLURM_RESTART_COUNT", "0")),
+            given.get("SLURM_JOB_ID", "0"),
+            given.get("SLURM_RESTART_COUNT", "0"),
             int(given.get("SLURM_PROCID", "0")),
-            int(given.get("SLURM_JOB_NUM_NODES", "1")) if "SLURM_JOB_ID" in given else 1,
+            int(given.get("SLURM_JOB_NUM_NODES", "1")),
         )
 
     @property
@@ -61,16 +53,17 @@ class Place:
         Raises:
             UserError: there is none in which Ray's sockets have room.
         """
-        return choose_ray_folder() / f"db{self.number}-{self.task}"
+        return choose_ray_folder() / f"db{self.job_id}-{self.task}"
 
     @property
     def shared(self) -> Path:
         """A folder of this attempt of the job that all its tasks see and only their owner can read."""
-        return self.run_directory / "slurm" / f"job-{self.number}-{self.attempt}"
+        return self.run_directory / "slurm" / f"job-{self.job_id}-{self.attempt}"
 
-    def log(self, name: str) -> Path:
-        """Where a child's own words go."""
-        return self.shared / f"{name}.log"
+    @property
+    def ray_log(self) -> Path:
+        """Where the words of this node's Ray go."""
+        return self.shared / f"ray-{self.task}.log"
 
     @contextmanager
     def create_folders(self) -> Iterator[None]:
@@ -89,8 +82,8 @@ class Place:
         """Say to the other tasks where the cluster is."""
         # Renamed into its place, so that nobody reads half of it; the token is the owner's alone from the first byte.
         aside = self.shared / ".cluster"
-        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(word, file)
+        aside.touch(mode=0o600)
+        aside.write_text(json.dumps(word))
         aside.rename(self.shared / "cluster.json")
 
     def wait_for_cluster(self, seconds: float) -> dict[str, str] | None:
@@ -99,17 +92,13 @@ class Place:
         Raises:
             UserError: it said nothing for so long.
         """
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        for _ in look_until(seconds, SECONDS_BETWEEN_LOOKS):
             if self.is_over():
                 return None
             with suppress(FileNotFoundError):
                 told: dict[str, str] = json.loads((self.shared / "cluster.json").read_text())
                 return told
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        raise UserError(
-            f"The first node of the job said nothing for {seconds:.0f} s in {self.shared}; see its log there."
-        )
+        raise UserError(f"The first node of the job said nothing for {seconds:.0f} s in {self.shared}; see its log.")
 
     def is_over(self) -> bool:
         """Whether task 0 has ended."""
@@ -122,71 +111,34 @@ class Place:
             (self.shared / "over").touch()
 
 
-@dataclass(frozen=True)
-class Interface:
-    """A network interface of this node (its name may be unknown) and its address."""
-
-    name: str
-    address: str
-
-
 def find_own_address() -> str:
-    """The address by which the other nodes of the job reach this one.
-
-    Slurm's own word is best, then what the host's name stands for, then any address that is not of this machine alone.
-    """
-    own = {address: name for name, address in _list_interfaces()}
-    candidates = [os.environ.get("SLURM_LAUNCH_NODE_IPADDR", ""), _resolve_host(socket.gethostname())]
-    outward = [address for address in (*candidates, *own) if address in own and not address.startswith("127.")]
-    return outward[0] if outward else "127.0.0.1"
+    """The address by which the other nodes of the job reach this one: as Slurm says, else one that is not of this machine alone."""
+    given = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+    entries = [entry for entries in psutil.net_if_addrs().values() for entry in entries]
+    own = [entry.address for entry in entries if entry.family == socket.AF_INET]
+    outward = [address for address in own if not address.startswith("127.")]
+    return given if given in outward else [*outward, "127.0.0.1"][0]
 
 
-def find_interface_towards(address: str) -> Interface:
-    """The interface of this node from which `host` or `host:port` is reached."""
-    host = address.partition(":")[0]
+def find_address_towards(host: str) -> str:
+    """The address of this node from which another host is reached."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))  # sends nothing: it only chooses the route
-        own = str(probe.getsockname()[0])
-    names = {found: name for name, found in _list_interfaces()}
-    return Interface(names.get(own, ""), own)
+        return str(probe.getsockname()[0])
 
 
-def find_free_port(job: int, number: int) -> int:
-    """A free port of this node that is derived from the job's number, so that jobs do not ask for the same.
+def find_free_port(wanted: int | None = None) -> int:
+    """The port that is wanted, or any one that nobody listens at, on any address of this node.
 
     Raises:
-        UserError: none of many is free.
+        UserError: the one that is wanted is in use.
     """
-    for attempt in range(ATTEMPTS):
-        port = FIRST_PORT + (job * PORTS_PER_JOB + number + attempt * PORTS_APART) % NUM_PORTS
-        if is_free_port(port):
-            return port
-    raise UserError(f"No port of {socket.gethostname()} between {FIRST_PORT} and {FIRST_PORT + NUM_PORTS} is free.")
-
-
-def is_free_port(port: int) -> bool:
-    """Whether nobody listens at this port, on any address of this node."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", port))
+            probe.bind(("", wanted or 0))
         except OSError:
-            return False
-    return True
-
-
-def _list_interfaces() -> list[tuple[str, str]]:
-    """Name and IPv4 address of every interface that is up."""
-    states = psutil.net_if_stats()
-    found = []
-    for name, addresses in psutil.net_if_addrs().items():
-        if name in states and states[name].isup:
-            found += [(name, one.address) for one in addresses if one.family == socket.AF_INET]
-    return found
-
-
-def _resolve_host(host: str) -> str:
-    try:
-        return socket.gethostbyname(host)
-    except OSError:
-        return ""
+            raise UserError(
+                f"The port {wanted} of {socket.gethostname()} is in use. Give another --port, or leave it out."
+            ) from None
+        return int(probe.getsockname()[1])

@@ -1,7 +1,6 @@
 """Slurm's own commands, as this package uses them: what it knows of a job, and what its refusals mean in one sentence."""
 
 import re
-import shutil
 import subprocess
 
 from distbranch.errors import UsageError, UserError
@@ -38,7 +37,7 @@ def check_partition(partition: str | None) -> None:
         UserError: no Slurm here, or one that does not answer.
         UsageError: another partition than those there are.
     """
-    names = sorted({line.strip() for line in call_slurm("sinfo", "-h", "-o", "%R").splitlines() if line.strip()})
+    names = sorted(set(call_slurm("sinfo", "-h", "-o", "%R").split()))
     if partition is not None and not set(partition.split(",")) <= set(names):
         raise UsageError(f"--partition should be one of {', '.join(names)}, found '{partition}'.")
 
@@ -49,12 +48,12 @@ def call_slurm(*command: str) -> str:
     Raises:
         UserError: it is absent, or refuses, with what that means.
     """
-    if shutil.which(command[0]) is None:
-        raise UserError(
-            f"Slurm's command {command[0]} is not on this machine: use a login node of a Slurm cluster, or --executor local."
-        )
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except FileNotFoundError:
+        raise UserError(
+            f"Slurm's command {command[0]} is not on this machine: use a login node of a Slurm cluster, or --executor local."
+        ) from None
     except subprocess.TimeoutExpired:
         raise UserError(explain_refusal("timed out")) from None
     if ended.returncode:
@@ -79,16 +78,13 @@ def explain_refusal(refusal: str) -> str:
 def read_job_details(job_id: str) -> dict[str, str]:
     """What `scontrol show job` says; empty when Slurm has forgotten the job (some minutes after its end)."""
     try:
-        words = call_slurm("scontrol", "show", "job", "-o", job_id).splitlines()
+        words = call_slurm("scontrol", "show", "job", "-o", job_id).partition("\n")[0].split()
     except UserError as error:
         if "nvalid job id" in str(error):
             return {}
         raise
-    if not words:
-        return {}
     # KEY=VALUE, separated by blanks; what a job's name or comment holds of them gives words without one.
-    pairs = [word.partition("=") for word in words[0].split()]
-    return {key: value for key, separator, value in pairs if separator}
+    return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def read_slurm_state(job_id: str) -> str:
@@ -96,27 +92,13 @@ def read_slurm_state(job_id: str) -> str:
     found = read_job_details(job_id)
     state = found.get("JobState", "")
     if state in WAITING:
-        return f"waiting ({found.get('Reason', 'no reason given')})"
+        return f"waiting ({found.get('Reason')})"
     if state in RUNNING:
-        return (
-            f"running on {found.get('NodeList', '?')} for {found.get('RunTime', '?')} of {found.get('TimeLimit', '?')}"
-        )
-    if not state:
-        return "ended"
-    return f"ended ({state} with exit code {found.get('ExitCode', '?')})"
+        return f"running on {found.get('NodeList')} for {found.get('RunTime')} of {found.get('TimeLimit')}"
+    return f"ended ({state} with exit code {found.get('ExitCode')})" if state else "ended"
 
 
 def is_preempted(job_id: str) -> bool:
     """Whether Slurm has warned a job that still runs: it will take its nodes, and nobody cancelled it."""
     found = read_job_details(job_id)
     return found.get("JobState") == "RUNNING" and found.get("PreemptTime", "None") not in ("None", "Unknown", "")
-
-
-def requeue_job(job_id: str) -> None:
-    """Put a running job back into the queue."""
-    call_slurm("scontrol", "requeue", job_id)
-
-
-def cancel_slurm_job(job_id: str) -> None:
-    """scancel: SIGTERM to all its processes, and an end after the site's KillWait."""
-    call_slurm("scancel", job_id)

@@ -7,8 +7,7 @@ win over what stands in the batch script.
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,14 +35,14 @@ VARIABLES = {
     "array": ("SBATCH_ARRAY_INX",),
     "requeue": ("SBATCH_REQUEUE", "SBATCH_NO_REQUEUE"),
 }
-WHOLE_JOB = "gpus"
-PER_NODE = ("gpus-per-node", "gpus-per-task")  # a job has one task on each node
-RESOURCES = ("gres", "tres-per-node", "tres-per-task")
-PER_SOCKET = "gpus-per-socket"
-OPTIONS = (WHOLE_JOB, *PER_NODE, *RESOURCES, PER_SOCKET)
+# Ways to ask for GPUs; the first three leave a number, the others a list of resources.
+BY_NUMBER = ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
+BY_RESOURCE = ("gres", "tres-per-node", "tres-per-task")
+GPU_OPTIONS = (*BY_NUMBER, *BY_RESOURCE)
 SHARED = ("mps", "shard")  # parts of a GPU, which the job sees as one
-# What the batch script need not name to be against: GPUs that count are in it, and it waits for nobody.
-ALWAYS_OURS = ("array", "error", "wait", *OPTIONS)
+# What submitit writes into every batch script, and what a script need not name to be against: GPUs that count are in it, and it
+# waits for nobody.
+ALWAYS_OURS = ("array", "output", "error", "open-mode", "signal", "wait", *GPU_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,41 @@ class Resources:
 
     @property
     def num_gpus(self) -> int:
-        """GPUs of each node, in whatever way they are asked for."""
-        return count_gpus_per_node(self.gpus_per_node, self.further, nodes=self.nodes)
+        """GPUs of each node, in whatever way they are asked for.
+
+        Raises:
+            UsageError: two ways that do not agree, or one that leaves open how many GPUs each node has.
+        """
+        asked = {f"--sbatch {option}": count for option, count in count_gpus(self.further).items()}
+        leaves_open = "--sbatch gpus-per-socket" in asked or (self.nodes > 1 and "--sbatch gpus" in asked)
+        if self.gpus_per_node:
+            asked["--gpus-per-node"] = self.gpus_per_node
+        if leaves_open or len(set(asked.values())) > 1:
+            ways = ", ".join(f"{way} ({count})" for way, count in asked.items())
+            raise UsageError(
+                f"GPUs should be asked for in one way that says how many each of --nodes {self.nodes} has, found {ways}: use "
+                "--gpus-per-node, or --sbatch gpus-per-node=TYPE:N."
+            )
+        return max(asked.values(), default=0)
+
+
+def count_gpus(options: Mapping[str, str]) -> dict[str, int]:
+    """The options of sbatch that ask for GPUs, each with the number it asks for; those that ask for none are left out."""
+    found = {}
+    for option in GPU_OPTIONS:
+        items = options.get(option, "").split(",")
+        found[option] = sum(_count_item(item, is_resource=option in BY_RESOURCE) for item in items if item)
+    return {option: count for option, count in found.items() if count}
+
+
+def _count_item(item: str, *, is_resource: bool) -> int:
+    """GPUs of `2`, `a100:2`, or of a resource: `gpu`, `gpu:a100:2`, `gres/gpu=2`, ...; without a number Slurm takes 1."""
+    words = re.split("[:=]", re.sub(r"^gres[:/]|\(.*", "", item.strip()))
+    if is_resource and words[0] in SHARED:
+        return 1
+    if is_resource and words[0] != "gpu":
+        return 0
+    return int(words[-1]) if words[-1].isdecimal() else 1
 
 
 def parse_minutes(text: str) -> int:
@@ -78,19 +110,17 @@ def parse_minutes(text: str) -> int:
     Raises:
         UsageError: another form, or less than a minute.
     """
-    found = re.fullmatch(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?", text.strip())
-    if found is None:
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text.strip()):
         raise UsageError(
             f"--time is written MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES:SECONDS, such as 12:00:00, found '{text}'."
         )
-    days, first, second, third = (int(part or 0) for part in found.groups())
-    # What the numbers mean depends on how many there are: MINUTES[:SECONDS] without days, HOURS[:MINUTES[:SECONDS]] after them.
-    if found["days"] is not None:
-        seconds = 86400 * days + 3600 * first + 60 * second + third
-    elif found["third"] is not None:
-        seconds = 3600 * first + 60 * second + third
-    else:
-        seconds = 60 * first + second
+    days, dash, clock = text.strip().rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    # One or two numbers are MINUTES[:SECONDS], but after days HOURS[:MINUTES].
+    if not dash and len(parts) < 3:
+        parts.insert(0, 0)
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    seconds += 60 * minutes + 3600 * hours + 86400 * int(days or 0)
     if seconds < 60:
         raise UsageError(f"--time should be at least a minute, found '{text}'.")
     return -(-seconds // 60)
@@ -112,109 +142,20 @@ def parse_further_options(pairs: Sequence[str], *, gpus_per_node: int) -> dict[s
     taken = [f"{OWN_OPTIONS[key]} in place of --sbatch {key}={options[key]}" for key in OWN_OPTIONS if key in options]
     if taken:
         raise UsageError(f"Give {', and '.join(taken)}.")
-    if gpus_per_node or has_gpu_options(options):
-        return options
-    return {**read_gpu_options(), **options}
+    if not gpus_per_node and not count_gpus(options):
+        for option in GPU_OPTIONS:
+            if given := os.environ.get(_list_variables(option)[0]):
+                options.setdefault(option, given)
+    return options
 
 
-def read_gpu_options() -> dict[str, str]:
-    """What variables of sbatch ask of GPUs, as the options that they stand for."""
-    found = {}
-    for option in OPTIONS:
-        value = os.environ.get(_list_variables(option)[0])
-        if value:
-            found[option] = value
-    return found
-
-
-@contextmanager
-def restrict_environment(options: Collection[str]) -> Iterator[None]:
-    """The environment in which sbatch is called with these options: nothing of another job, and no variable against them."""
-    before = dict(os.environ)
+def list_variables_against(options: Iterable[str]) -> set[str]:
+    """The variables without which sbatch is called with these options: of another job, or against what stands in the script."""
     against = {name for option in (*options, *ALWAYS_OURS) for name in _list_variables(option)}
-    for name in before:
-        if name in against or _is_of_another_job(name, before):
-            del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _is_of_another_job(name: str, environment: Mapping[str, str]) -> bool:
-    return "SLURM_JOB_ID" in environment and name.startswith(OF_A_JOB) and name not in OF_THE_SITE
+    if "SLURM_JOB_ID" in os.environ:
+        against |= {name for name in os.environ if name.startswith(OF_A_JOB)} - {*OF_THE_SITE}
+    return against
 
 
 def _list_variables(option: str) -> tuple[str, ...]:
     return VARIABLES.get(option, (f"SBATCH_{option.upper().replace('-', '_')}",))
-
-
-def count_gpus_per_node(own: int, options: Mapping[str, str], *, nodes: int) -> int:
-    """The GPUs that a job asks for on each node.
-
-    Args:
-        own: what --gpus-per-node says, 0 if nothing.
-        options: of sbatch, without dashes in front.
-        nodes: of the job.
-
-    Raises:
-        UsageError: two ways that do not agree, or one that leaves open how many GPUs each node has.
-    """
-    found = {}
-    if own:
-        found[f"--gpus-per-node {own}"] = own
-    for option in OPTIONS:
-        if option in options:
-            found[f"--sbatch {option}={options[option]}"] = _count_gpus(option, options[option], nodes)
-    asked = {words: count for words, count in found.items() if count}
-    if len(set(asked.values())) > 1:
-        raise UsageError(f"GPUs are asked for in ways that do not agree, {', '.join(asked)}: keep one of them.")
-    return max(asked.values(), default=0)
-
-
-def has_gpu_options(options: Mapping[str, str]) -> bool:
-    """Whether options of sbatch ask for GPUs, so that --gpus-per-node should not ask again."""
-    return any(_count_gpus(option, options[option], nodes=1) for option in OPTIONS if option in options)
-
-
-def count_gpus_of_this_node() -> int | None:
-    """The GPUs that Slurm gave the job on this node; None where it does not say."""
-    if count := os.environ.get("SLURM_GPUS_ON_NODE"):
-        return int(count)
-    if numbers := os.environ.get("SLURM_JOB_GPUS"):  # alone where --exclusive brought them
-        return len(numbers.split(","))
-    return None
-
-
-def _count_gpus(option: str, value: str, nodes: int) -> int:
-    """How many GPUs one option asks for on each node."""
-    items = value.split(",")
-    if option in RESOURCES:
-        return sum(_count_resource(item) for item in items)
-    count = sum(_parse_number(item) for item in items)
-    if option == PER_SOCKET:
-        raise UsageError(
-            f"--sbatch {option}={value} leaves open how many GPUs each node has: use --gpus-per-node, or --sbatch gpus-per-node=TYPE:N."
-        )
-    if option == WHOLE_JOB and count and nodes > 1:
-        raise UsageError(
-            f"--sbatch {option}={value} lets Slurm divide the GPUs over --nodes {nodes} as it likes: use --gpus-per-node, or "
-            "--sbatch gpus-per-node=TYPE:N."
-        )
-    return count
-
-
-def _count_resource(item: str) -> int:
-    """GPUs of `gpu`, `gpu:2`, `gpu:a100:2`, `gres/gpu=2`, ...; 0 for another resource."""
-    words = item.strip().removeprefix("gres:").removeprefix("gres/")
-    name = re.split("[:=/]", words)[0].lower()
-    if name in SHARED:
-        return 1
-    return _parse_number(words) if name == "gpu" else 0
-
-
-def _parse_number(item: str) -> int:
-    """The number after an optional name and type; without one Slurm takes 1."""
-    last = re.split("[:=]", item.partition("(")[0].strip())[-1]
-    return int(last) if last.isdecimal() else 1

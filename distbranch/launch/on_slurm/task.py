@@ -14,13 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-import psutil
 
 from distbranch.engine.process_group import num_cores
 from distbranch.engine.results import read_result
@@ -30,13 +28,12 @@ from distbranch.launch.on_ray.address import find_last_line
 from distbranch.launch.on_slurm.node import (
     SECONDS_BETWEEN_LOOKS,
     Place,
+    find_address_towards,
     find_free_port,
-    find_interface_towards,
     find_own_address,
-    is_free_port,
 )
-from distbranch.launch.on_slurm.queue import is_preempted, requeue_job
-from distbranch.launch.on_slurm.resources import count_gpus_of_this_node
+from distbranch.launch.on_slurm.queue import call_slurm, is_preempted
+from distbranch.launch.processes import end_process_tree, look_until
 from distbranch.launch.stopping import EXIT_PREEMPTED
 from distbranch.streams import tolerate_any_text
 
@@ -45,6 +42,7 @@ SECONDS_OF_KILL_WAIT = 25  # Slurm's KillWait is 30 by default
 MINUTES_TO_JOIN = 5  # nodes of one job begin within seconds, but an image or a module may load slowly on some
 SECONDS_TO_START = 120  # of the head, which imports Ray from a file system that all nodes read at once
 RESTARTS_OF_RAY = 3
+Child = subprocess.Popen[bytes]
 
 
 @dataclass
@@ -57,7 +55,7 @@ class Task:
         gpus_per_node: that Slurm gives.
         cpus_per_node: that Slurm gives; all of its allocation if None.
         seconds_to_save: from SIGUSR2 on.
-        port: of the Ray head; derived from the job's number if None.
+        port: of the Ray head; a free one if None.
     """
 
     config: str
@@ -66,8 +64,8 @@ class Task:
     cpus_per_node: int | None = None
     seconds_to_save: float = 70.0
     port: int | None = None
-    _driver: int | None = field(default=None, repr=False)  # process id
-    _asked_at: float | None = field(default=None, repr=False)  # to end, by SIGTERM
+    driver: Child | None = None
+    asked_at: float | None = None  # to end, by SIGTERM
 
     def __call__(self) -> int:
         """Take part in the training until it ends; the exit code of `distbranch train`."""
@@ -80,12 +78,7 @@ class Task:
             with place.create_folders():
                 self._check_gpus()
                 # One node needs no cluster that others join: its ranks start one of their own.
-                if place.num_nodes == 1:
-                    code = self._run_training(place, {}, ())
-                elif place.is_first:
-                    code = self._start_head_and_train(place)
-                else:
-                    code = self._join_cluster(place)
+                code = self._run_training(place) if place.num_nodes == 1 else self._run_with_ray(place)
         except UserError as error:
             sys.stdout.write(f"Error: {error}\n")  # the log of the job is its terminal
             code = 1
@@ -99,19 +92,19 @@ class Task:
         """Save everything; what is to be called when the job runs again, or None if the run is finished."""
         import submitit
 
-        # Called by submitit within its signal handler, so the word to stop is a file and the end is looked up.
-        end = time.monotonic() + self.seconds_to_save
-        while self._driver is not None and not _has_ended(self._driver) and time.monotonic() < end:
+        # Called by submitit within its signal handler, so the word to stop is a file.
+        for _ in look_until(self.seconds_to_save, SECONDS_BETWEEN_LOOKS):
+            if self.driver is None or self.driver.poll() is not None:
+                break
             self._request_stop()
-            time.sleep(SECONDS_BETWEEN_LOOKS)
         if read_result(Path(self.run_directory)) is not None:
             return None
         Place.from_environment(self.run_directory).announce_end()
-        return submitit.helpers.DelayedSubmission(replace(self, _driver=None, _asked_at=None))
+        return submitit.helpers.DelayedSubmission(replace(self, driver=None, asked_at=None))
 
     def _receive_sigterm(self, _: int, __: FrameType | None) -> None:
         """SIGTERM: scancel, or the grace before a preemption."""
-        self._asked_at = self._asked_at or time.monotonic()
+        self.asked_at = self.asked_at or time.monotonic()
 
     def _request_stop(self) -> None:
         with suppress(OSError):
@@ -126,84 +119,75 @@ class Task:
                 f"submit it with --gpus-per-node {found}, or without what brings them (--exclusive, a partition of GPUs)."
             )
 
-    def _start_head_and_train(self, place: Place) -> int:
-        token = secrets.token_hex(32)
-        address = find_own_address()
-        environment = _make_environment(place, token, address)
-        for attempt in range(RESTARTS_OF_RAY):
-            # Another port each time, for somebody may take one between the look and the start.
-            port = find_free_port(place.number, attempt) if self.port is None else self.port
-            if not is_free_port(port):
-                raise UserError(
-                    f"The port {port} of {socket.gethostname()} is in use. Give another --port, or leave it out."
-                )
-            command = [
-                *self._make_ray_command(place, address),
-                "--head",
-                f"--port={port}",
-                f"--ray-client-server-port={find_free_port(place.number, attempt + RESTARTS_OF_RAY)}",
-                "--include-dashboard=false",  # a part of it runs all the same, and wants its port
-                f"--dashboard-port={find_free_port(place.number, 2 * RESTARTS_OF_RAY)}",
-            ]
-            # Train while the head lives; the other tasks may join from now on.
-            with _start_child(command, environment, place.log("ray-head")) as head:
-                if self._wait_for_head(head, address, port):
-                    place.announce_cluster({"address": f"{address}:{port}", "token": token})
-                    overrides = (f"launch.address={address}:{port}", f"launch.wait_for_nodes_min={MINUTES_TO_JOIN}")
-                    return self._run_training(place, environment, overrides)
-            if self._asked_at is not None:
-                return EXIT_PREEMPTED
-        raise UserError(f"Ray could not be started on {socket.gethostname()}: {_read_last_line(place.log('ray-head'))}")
-
-    def _wait_for_head(self, head: "subprocess.Popen[bytes]", address: str, port: int) -> bool:
-        """Whether the head begins to answer before it ends."""
-        end = time.monotonic() + SECONDS_TO_START
-        while head.poll() is None and self._asked_at is None and time.monotonic() < end:
-            with suppress(OSError):
-                socket.create_connection((address, port), timeout=1).close()
-                return True
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        return False
-
-    def _join_cluster(self, place: Place) -> int:
-        """Be a node of the cluster, a new one if it dies, until task 0 says that it is over."""
-        cluster = place.wait_for_cluster(60 * MINUTES_TO_JOIN)
+    def _run_with_ray(self, place: Place) -> int:
+        """Be a node of the job's Ray cluster, and a new one if that ends early; task 0 is its head and trains."""
         for _ in range(RESTARTS_OF_RAY):
-            # Task 0 may have ended before this one began.
-            if cluster is None or place.is_over():
-                return 0
-            own = find_interface_towards(cluster["address"])
-            environment = _make_environment(place, cluster["token"], own.address)
-            command = [*self._make_ray_command(place, own.address), f"--address={cluster['address']}"]
-            with _start_child(command, environment, place.log(f"ray-{place.task}")) as node:
-                while not place.is_over() and node.poll() is None:
-                    if self._is_late(SECONDS_OF_KILL_WAIT):
-                        return EXIT_PREEMPTED
-                    time.sleep(SECONDS_BETWEEN_LOOKS)
-        if place.is_over():
-            return 0
-        raise UserError(
-            f"Ray ended {RESTARTS_OF_RAY} times on {socket.gethostname()}: {_read_last_line(place.log(f'ray-{place.task}'))}"
-        )
+            if place.is_first:
+                own = find_own_address()
+                # Another port each time, for somebody may take one between the look and the start.
+                port = find_free_port(self.port)
+                cluster = {"address": f"{own}:{port}", "token": secrets.token_hex(32)}
+                options = ["--head", f"--port={port}", f"--ray-client-server-port={find_free_port()}"]
+                # A part of the dashboard runs all the same, and wants its port.
+                options += ["--include-dashboard=false", f"--dashboard-port={find_free_port()}"]
+            else:
+                told = place.wait_for_cluster(60 * MINUTES_TO_JOIN)
+                if told is None:  # task 0 ended before this one began
+                    return 0
+                cluster = told
+                own = find_address_towards(cluster["address"].partition(":")[0])
+                options = [f"--address={cluster['address']}"]
 
-    def _run_training(self, place: Place, environment: Mapping[str, str], overrides: Sequence[str]) -> int:
-        command = [sys.executable, "-m", "distbranch", "train", self.config, *overrides]
-        with _start_child(command, {**_set_temporary_folders(place), **environment}, None) as driver:
-            self._driver = driver.pid
-            while driver.poll() is None:
-                if self._asked_at is not None:
+            command = self._make_ray_command(place, own, options)
+            with place.ray_log.open("ab") as log, _start_child(command, make_environment(place, cluster), log) as ray:
+                code = self._lead(place, cluster, ray) if place.is_first else self._follow(place, ray)
+            if code is not None:
+                return code
+        last = find_last_line(place.ray_log.read_text(errors="replace"), "it said nothing")
+        raise UserError(f"Ray ended {RESTARTS_OF_RAY} times on {socket.gethostname()}: {last}")
+
+    def _lead(self, place: Place, cluster: Mapping[str, str], ray: Child) -> int | None:
+        """Train as soon as this node's Ray, the head, answers; None if it ended before."""
+        host, _, port = cluster["address"].partition(":")
+        for _ in look_until(SECONDS_TO_START, SECONDS_BETWEEN_LOOKS):
+            if self.asked_at is not None:
+                return EXIT_PREEMPTED
+            if ray.poll() is not None:
+                break
+            with suppress(OSError):
+                socket.create_connection((host, int(port)), timeout=1).close()
+                place.announce_cluster(cluster)  # the other tasks may join from now on
+                return self._run_training(place, cluster)
+        return None
+
+    def _follow(self, place: Place, ray: Child) -> int | None:
+        """Keep this node's Ray until task 0 says that it is over; None if it ended before."""
+        while ray.poll() is None:
+            if place.is_over():
+                return 0
+            if self._is_late():
+                return EXIT_PREEMPTED
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return None
+
+    def _run_training(self, place: Place, cluster: Mapping[str, str] | None = None) -> int:
+        command = [sys.executable, "-m", "distbranch", "train", self.config]
+        if cluster is not None:
+            command += [f"launch.address={cluster['address']}", f"launch.wait_for_nodes_min={MINUTES_TO_JOIN}"]
+        with _start_child(command, make_environment(place, cluster)) as self.driver:
+            while self.driver.poll() is None and not self._is_late():
+                if self.asked_at is not None:
                     self._request_stop()
-                    if self._is_late(SECONDS_OF_KILL_WAIT):
-                        break
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-            code = driver.poll()
-        self._driver = None
+            code = self.driver.poll()
+        self.driver = None
         return 1 if code is None or code < 0 else code
 
-    def _is_late(self, seconds: float) -> bool:
-        return self._asked_at is not None and time.monotonic() - self._asked_at > seconds
+    def _is_late(self) -> bool:
+        """Whether Slurm is about to kill everything."""
+        return self.asked_at is not None and time.monotonic() - self.asked_at > SECONDS_OF_KILL_WAIT
 
-    def _make_ray_command(self, place: Place, address: str) -> list[str]:
+    def _make_ray_command(self, place: Place, address: str, options: Sequence[str]) -> list[str]:
         """`ray start`, with everything its own, so that other jobs on the node are not disturbed."""
         cpus = self.cpus_per_node or int(os.environ.get("SLURM_CPUS_ON_NODE", num_cores()))
         return [
@@ -216,6 +200,7 @@ class Task:
             "--min-worker-port=0",
             "--max-worker-port=0",
             "--dashboard-agent-listen-port=0",
+            *options,
         ]
 
     def _finish(self, place: Place, code: int) -> int:
@@ -226,65 +211,47 @@ class Task:
         if not place.is_first:
             return code
         # SIGTERM comes from scancel too, and such a job should not run again.
-        if self._asked_at is not None and place.job_id and is_preempted(place.job_id):
-            requeue_job(place.job_id)
+        if self.asked_at is not None and is_preempted(place.job_id):
+            call_slurm("scontrol", "requeue", place.job_id)
         if code not in (0, EXIT_PREEMPTED):
             sys.exit(code)  # no exception: its traceback says nothing more
         return code
 
 
+def count_gpus_of_this_node() -> int | None:
+    """The GPUs that Slurm gave the job on this node; None where it does not say."""
+    if count := os.environ.get("SLURM_GPUS_ON_NODE"):
+        return int(count)
+    if numbers := os.environ.get("SLURM_JOB_GPUS"):  # alone where --exclusive brought them
+        return len(numbers.split(","))
+    return None
+
+
 @contextmanager
-def _start_child(
-    command: Sequence[str], environment: Mapping[str, str], log: Path | None
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """A child process that no signal of Slurm reaches; at the end it and all that it started are ended, nothing else is."""
-    with log.open("ab") if log else nullcontext() as file:
-        errors = subprocess.STDOUT if file else None
-        surroundings = {**os.environ, **environment}
-        child = subprocess.Popen(command, env=surroundings, stdout=file, stderr=errors, preexec_fn=_block_signals)
-        try:
-            yield child
-        finally:
-            _kill_tree(child.pid)
-            child.wait()
+def _start_child(command: Sequence[str], environment: Mapping[str, str], log: Any = None) -> Iterator[Child]:
+    """A child process that no signal of Slurm reaches; at the end it and all that it started are ended, nothing else is.
+
+    Its words go into `log`, an open file, or to where those of this process go.
+    """
+    errors = None if log is None else subprocess.STDOUT
+    child = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=log, stderr=errors, preexec_fn=_block_signals
+    )
+    try:
+        yield child
+    finally:
+        end_process_tree(child.pid)
+        child.wait()
 
 
 def _block_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def _kill_tree(pid: int) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        tree = [process, *process.children(recursive=True)]
-        for one in tree:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(tree[1:], timeout=5)
-
-
-def _has_ended(pid: int) -> bool:
-    """Without taking its exit code away from whoever waits for it: this is asked within a signal handler."""
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
-
-
-def _set_temporary_folders(place: Place) -> dict[str, str]:
-    """All temporary files go where the task removes them; the site's TMPDIR may be too long for any socket."""
-    return {"RAY_TMPDIR": str(place.scratch), "TMPDIR": str(place.scratch)}
-
-
-def _make_environment(place: Place, token: str, own_address: str) -> dict[str, str]:
-    """What Ray's processes on this node need to know: the token, their folder, and the network between the nodes."""
-    given = _set_temporary_folders(place)
-    given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
-    interface = find_interface_towards(own_address).name
-    if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
-        given["GLOO_SOCKET_IFNAME"] = interface
+def make_environment(place: Place, cluster: Mapping[str, str] | None) -> dict[str, str]:
+    """What the task's children need to know: the token of the cluster, if there is one, and their folder."""
+    # All temporary files go where the task removes them; the site's TMPDIR may be too long for any socket.
+    given = {"RAY_TMPDIR": str(place.scratch), "TMPDIR": str(place.scratch)}
+    if cluster is not None:
+        given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster["token"], "RAY_USAGE_STATS_ENABLED": "0"}
     return given
-
-
-def _read_last_line(file: Path) -> str:
-    return find_last_line(file.read_text(errors="replace"), "it said nothing")

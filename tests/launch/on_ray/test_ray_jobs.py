@@ -147,14 +147,14 @@ def test_ray_job_submit_refuses_paths_inside_the_uploaded_copy(
     refused = call(*job, sys.executable, "-m", "distbranch", "train", "tiny.yaml", program="ray")
     assert refused.exit_code == 1
     assert "run.directory should be an absolute path on storage that all nodes see" in text_of(refused)
-    assert "in this Ray job run.directory=runs would lie in the uploaded copy" in text_of(refused)
+    assert "found run.directory=runs, which would lie in the uploaded copy" in text_of(refused)
     sweep = {"base": "tiny.yaml", "name": "few", "grid": {"model.width": [2, 4]}}
     base = config_of(tiny_data, "runs")
     write_config(tmp_path, {key: value for key, value in base.items() if key != "run"})
     (tmp_path / "source" / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     refused = call(*job, sys.executable, "-m", "distbranch", "sweep", "sweep.yaml", program="ray")
     assert refused.exit_code == 1
-    assert "in this Ray job directory=runs/few would lie in the uploaded copy" in text_of(refused)
+    assert "found directory=runs/few, which would lie in the uploaded copy" in text_of(refused)
 
 
 def test_a_cluster_that_does_not_see_the_run_directory_of_this_machine_is_noticed_before_anything_is_trained(

@@ -14,11 +14,12 @@ from distbranch.errors import UsageError
 from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import (
     Resources,
-    count_gpus_of_this_node,
+    list_variables_against,
     parse_further_options,
-    restrict_environment,
 )
 from distbranch.launch.on_slurm.submission import render_batch_script
+from distbranch.launch.on_slurm.task import count_gpus_of_this_node
+from distbranch.launch.processes import restored_environment
 
 WAYS = {
     "gres=gpu": 1,
@@ -56,11 +57,11 @@ def test_gpus_are_counted_in_every_way_of_sbatch(way: str) -> None:
 def test_gpus_of_several_ways_should_agree_and_leave_nothing_open() -> None:
     assert asking("gres=gpu:a100:2", own=2).num_gpus == 2
     assert asking("gpus=4", own=4).num_gpus == 4
-    with pytest.raises(UsageError, match="do not agree, --gpus-per-node 1, --sbatch gres=gpu:2: keep one"):
+    with pytest.raises(UsageError, match=r"found --sbatch gres \(2\), --gpus-per-node \(1\): use"):
         _ = asking("gres=gpu:2", own=1).num_gpus
-    with pytest.raises(UsageError, match=r"gpus=4 lets Slurm divide the GPUs over --nodes 2"):
+    with pytest.raises(UsageError, match=r"how many each of --nodes 2 has, found --sbatch gpus \(4\)"):
         _ = asking("gpus=4", nodes=2).num_gpus
-    with pytest.raises(UsageError, match="gpus-per-socket=1 leaves open"):
+    with pytest.raises(UsageError, match=r"found --sbatch gpus-per-socket \(1\)"):
         _ = asking("gpus-per-socket=1").num_gpus
 
 
@@ -128,16 +129,22 @@ def test_a_job_inherits_nothing_of_the_job_that_submits_it(no_slurm: pytest.Monk
     }
     for name, value in {**outer, "SLURM_CONF": "/etc/slurm.conf", "OTHER": "1"}.items():
         no_slurm.setenv(name, value)
-    before = dict(os.environ)
-    with restrict_environment([]):
+    with restored_environment(list_variables_against([])):
         assert {name: value for name, value in os.environ.items() if name.startswith(("SLURM", "SRUN"))} == {
             "SLURM_CONF": "/etc/slurm.conf"
         }
         assert os.environ["OTHER"] == "1"
-    assert dict(os.environ) == before
     no_slurm.delenv("SLURM_JOB_ID")
-    with restrict_environment([]):  # no job: somebody wants it so
-        assert os.environ["SLURM_CPU_BIND"] == outer["SLURM_CPU_BIND"]
+    assert "SLURM_CPU_BIND" not in list_variables_against([])  # no job: somebody wants it so
+
+
+def test_the_environment_is_afterwards_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEPT", "1")
+    before = dict(os.environ)
+    with restored_environment(without=["KEPT", "ABSENT"]):
+        assert "KEPT" not in os.environ
+        os.environ |= {"NEW": "1", "PATH": "/nowhere"}
+    assert dict(os.environ) == before
 
 
 def test_variables_of_sbatch_count_where_the_script_says_nothing(no_slurm: pytest.MonkeyPatch) -> None:
@@ -150,8 +157,7 @@ def test_variables_of_sbatch_count_where_the_script_says_nothing(no_slurm: pytes
     }
     for name, value in given.items():
         no_slurm.setenv(name, value)
-    with restrict_environment(["time", "mem", "partition"]):
-        assert [name for name in given if name in os.environ] == ["SBATCH_ACCOUNT"]
+    assert given.keys() - list_variables_against(["time", "mem", "partition"]) == {"SBATCH_ACCOUNT"}
 
 
 def test_the_gpus_of_a_job_are_those_that_slurm_names(no_slurm: pytest.MonkeyPatch) -> None:

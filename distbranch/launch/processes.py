@@ -1,0 +1,50 @@
+"""What launchers do again and again: wait for something in turns, end processes, and leave the environment as it was."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+
+SECONDS_TO_DIE = 5  # of what was killed
+
+
+def look_until(patience_s: float, pause_s: float) -> Iterator[None]:
+    """Turns of a loop that looks for something, with pauses between them, until the patience is at its end; one at least."""
+    end = time.monotonic() + patience_s
+    yield
+    while time.monotonic() < end:
+        time.sleep(pause_s)
+        yield
+
+
+def end_processes(processes: Iterable[psutil.Process], patience_s: float = 0) -> None:
+    """Kill those that have not ended by themselves within so many seconds."""
+    alive = psutil.wait_procs(processes, timeout=patience_s)[1]
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=SECONDS_TO_DIE)
+
+
+def end_process_tree(pid: int) -> None:
+    """Kill a process and all that it started."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        # Listed before its end, for afterwards nobody knows whose they were.
+        end_processes([process, *process.children(recursive=True)])
+
+
+@contextmanager
+def restored_environment(without: Iterable[str] = ()) -> Iterator[None]:
+    """The environment without some variables; afterwards it is what it was, whatever changed in it meanwhile."""
+    before = dict(os.environ)
+    for name in without:
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
