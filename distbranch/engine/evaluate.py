@@ -14,8 +14,8 @@ from torch import Tensor
 from distbranch.config import DataConfig
 from distbranch.data.mixture import member_names
 from distbranch.data.shards import DatasetInfo
-from distbranch.engine.batches import describe_too_many_bad, open_evaluation
 from distbranch.engine.distributed import Ranks
+from distbranch.engine.loaders import describe_too_many_bad, open_evaluation
 from distbranch.errors import SharedError, UserError
 from distbranch.metrics import merge_metrics, task_metrics
 from distbranch.models.networks import Network
@@ -26,7 +26,7 @@ Share = tuple[Tensor, Tensor, Tensor]  # indices [n], logits [n, O] and labels [
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_split(
     network: Network,
     info: DatasetInfo,
     split: str,

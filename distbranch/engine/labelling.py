@@ -20,8 +20,8 @@ from distbranch.data.reader import ShardReader
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import BadSample, DatasetInfo, Sample, SplitInfo, is_remote, read_dataset
 from distbranch.engine.artifact import WEIGHTS, load_model
-from distbranch.engine.batches import open_evaluation
 from distbranch.engine.distributed import Ranks
+from distbranch.engine.loaders import open_evaluation
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.models.networks import Network

@@ -15,9 +15,8 @@ import torch
 import torch.distributed as dist
 
 from distbranch.config import LaunchConfig
-from distbranch.engine.distributed import Ranks
+from distbranch.engine.distributed import NotAwaitedError, Ranks, wait_for_result
 from distbranch.engine.launcher_environment import read_launcher_environment
-from distbranch.engine.waiting import NotAwaitedError, wait_for_result
 from distbranch.errors import StoppedEarly, UserError
 
 logger = logging.getLogger("distbranch")

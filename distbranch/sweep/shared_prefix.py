@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.config.network import KEYS_OF_DECISIONS
-from distbranch.engine.forks import Origin, copy_as, member, read_family, write_family
+from distbranch.engine.forks import Origin, copy_as, make_member_config, read_family, write_family
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically, write_json
 from distbranch.engine.run_log import DrawDecision, write_tensorboard
+from distbranch.engine.run_start import check_run
 
 
 def group_by_prefix(trials: Sequence[Config]) -> list[list[Config]]:
@@ -87,7 +88,7 @@ def _read_groups(by_name: Mapping[str, Config]) -> dict[str, tuple[dict[str, Met
 
 def _begin(leader: Config, others: Sequence[Config]) -> None:
     for trial in (leader, *others):
-        RunDirectory(trial.run_directory).check(trial)
+        check_run(trial)
     with created_atomically(leader.run_directory) as files:
         write_atomically(files.config, to_yaml(leader))
         write_family(files, {str(other.run.name): other.method for other in others}, None)
@@ -111,7 +112,7 @@ def copy_result_to_followers(leader: Config, draw: DrawDecision | None = None) -
     if result is None:
         return []
     origin = Origin(str(leader.run.name), leader.train.iterations, result.summary["seconds"])
-    configs = [member(leader, name, method) for name, method in read_family(files)[0].items()]
+    configs = [make_member_config(leader, name, method) for name, method in read_family(files)[0].items()]
     without = [config for config in configs if not RunDirectory(config.run_directory).config.exists()]
     for config in without:
         with created_atomically(config.run_directory) as own:

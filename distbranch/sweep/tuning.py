@@ -21,10 +21,11 @@ from ray import tune
 from distbranch.config import Config, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.data.mixture import read_data
-from distbranch.engine.forks import member, read_family
+from distbranch.engine.forks import make_member_config, read_family
 from distbranch.engine.results import StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory, RunInUseError, read_lines
 from distbranch.engine.run_log import Event, Report
+from distbranch.engine.run_start import begin_run
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
 from distbranch.launch.stopping import StopRequest
@@ -197,7 +198,7 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Jud
     for config in begun:
         files = RunDirectory(config.run_directory)
         followers, _ = read_family(files)
-        together = [config, *(member(config, name, method) for name, method in followers.items())]
+        together = [config, *(make_member_config(config, name, method) for name, method in followers.items())]
         for line in read_lines(files.metrics):
             if line.get("kind") != "evaluation" or line["split"] != "val" or line["mean"].get(metric) is None:
                 continue
@@ -243,7 +244,7 @@ def train_trial(config: Config, report: Report) -> None:
         StoppedEarly: by its stop word; a checkpoint holds everything.
     """
     files = RunDirectory(config.run_directory)
-    files.begin(config)
+    begin_run(config)
     if read_result(files.path) is not None:
         return
     _wait_for_lock(files.lock)

@@ -20,6 +20,7 @@ from distbranch.config.reading import read_with_bases
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_start import begin_run
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.jobs import Job, read_job, write_job
 from distbranch.launch.on_ray.address import (
@@ -106,7 +107,7 @@ def _submit_to_shared(client: Any, config: Config, command: str, address: str, s
     place = config.run_url or config.run_directory
     is_new = not config.run_directory.exists()
     with hold_lock(create_begin_lock(config.run_directory)):
-        RunDirectory(config.run_directory).begin(config)
+        begin_run(config)
     marker = config.run_directory / f".seen-{secrets.token_hex(8)}"
     environment = {}
     # At a URL both machines mean the same place; a path may be another folder there.

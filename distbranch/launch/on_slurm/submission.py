@@ -22,6 +22,7 @@ from distbranch.config import Config, LaunchConfig, load_config, to_yaml
 from distbranch.data.shards import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_atomically
+from distbranch.engine.run_start import begin_run
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.jobs import Job, describe_job_state, is_waiting_or_running, read_job, read_log, write_job
 from distbranch.launch.on_slurm.queue import check_partition, explain_refusal
@@ -258,7 +259,7 @@ def _detach_from_terminal() -> Iterator[None]:
 def _create_task(config: Config, resources: Resources) -> Task:
     files = RunDirectory(config.run_directory)
     files.job.unlink(missing_ok=True)  # of one that has ended
-    files.begin(config)
+    begin_run(config)
     file = config.run_directory / FOLDER / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, to_yaml(config))
