@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from distbranch.config import load_config
@@ -43,10 +44,7 @@ class Preprocessing:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Preprocessing":
         """The inverse of `to_json`."""
-        height, width = data["image_size"]
-        mean = tuple(data["mean"])
-        std = tuple(data["std"])
-        return cls(data["decoder"], (height, width), mean, std, data.get("bits"))
+        return TypeAdapter(cls).validate_python(data)
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images uint8 [B, 3, H, W] as the floats that a network without normalisation of its own takes."""

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from distbranch.config import DataConfig, load_config
 from distbranch.data.pack import pack
 from distbranch.data.reader import ShardReader
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import BadSample, DatasetInfo, Sample, SplitInfo, is_remote, read_dataset
+from distbranch.data.shards import BadSample, DatasetInfo, Sample, is_remote, read_dataset
 from distbranch.engine.artifact import WEIGHTS, load_model
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.loaders import open_evaluation
@@ -57,9 +56,8 @@ def label_with_teacher(
     _check_labelling(info, out, run, teacher, splits)
     config = load_config(RunDirectory(run).config)
     as_trained = config.data.model_copy(update={"decoder": preprocessing.decoder, "on_bad_sample": "fail"})
-    labelled = [name for name in splits if info.splits[name].num_samples]
     size = config.train.eval_batch_size
-    soft = {name: _compute_soft_labels(info, name, teacher, as_trained, size) for name in labelled}
+    soft = {name: _compute_soft_labels(info, name, teacher, as_trained, size) for name in splits}
     shards = [shard for split in info.splits.values() for shard in split.shards]
     source = {
         "source": "label",
@@ -92,14 +90,14 @@ def _check_labelling(
     unknown = [split for split in splits or [""] if split not in info.splits]
     if unknown:
         raise UserError(f"{info.path} has no split '{unknown[0]}' to be labelled; it has {', '.join(info.splits)}.")
-    categorical = [task.name for task in teacher.tasks.tasks if task.kind != "binary"]
+    taught = teacher.tasks.tasks
+    categorical = [task.name for task in taught if task.kind != "binary"]
     if categorical:
         raise UserError(
             f"The teacher {run} has the categorical task(s) {', '.join(categorical[:5])}, and soft labels are of binary ones. "
             "Pack its data set with one_task_per_class and train it again."
         )
-    own = {task.name for task in info.tasks}
-    shared = [name for name in teacher.tasks.names if name in own]
+    shared = sorted({task.name for task in taught} & {task.name for task in info.tasks})
     if shared:
         raise UserError(
             f"The data set {info.path} has task(s) of the teacher {run} already: {', '.join(shared[:5])}. "
@@ -112,19 +110,13 @@ def _add_soft_labels(info: DatasetInfo, soft: Mapping[str, Iterator[SoftLabels]]
     for name, split in info.splits.items():
         extra = soft.get(name, itertools.repeat({}))
         with closing(ShardReader([(info.path, split.shards)], info.tasks, max_open=1)) as reader:
-            for (image, described), added in zip(_read_samples(reader, split), extra, strict=False):
-                yield Sample(described["key"], name, image, {**described["labels"], **added})
-
-
-def _read_samples(reader: ShardReader, split: SplitInfo) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The JPEG and the content of the label file of every sample, in order."""
-    for number, shard in enumerate(split.shards):
-        for sample in range(shard.num_samples):
-            image, content = reader.read_files(number, sample)
-            described = json.loads(content)
-            if not isinstance(described.get("key"), str):
-                raise BadSample("incomplete", shard.file, sample, "its label file has no field 'key'.")
-            yield image, described
+            for number, shard in enumerate(split.shards):
+                for sample in range(shard.num_samples):
+                    image, content = reader.read_files(number, sample)
+                    described = json.loads(content)
+                    if not isinstance(described.get("key"), str):
+                        raise BadSample("incomplete", shard.file, sample, "its label file has no field 'key'.")
+                    yield Sample(described["key"], name, image, {**described["labels"], **next(extra)})
 
 
 @torch.inference_mode()

@@ -110,7 +110,7 @@ class PolicySearch:
             with autocast:
                 answer = network(images, self.relax_decisions(leaf, step), flat=True, groups=groups)
             assert isinstance(answer, Tensor)
-            loss = network.tasks.losses(answer, labels).sum() / self.config.train.batch_size
+            loss = network.tasks.compute_losses(answer, labels).sum() / self.config.train.batch_size
             gradient += torch.autograd.grad(loss, leaf)[0]
             outputs.append(answer.detach())
         gradient = ranks.sum(gradient) + torch.autograd.grad(self.compute_policy_loss(leaf, step), leaf)[0]

@@ -16,8 +16,8 @@ from distbranch.engine.distributed import Ranks, fingerprint
 from distbranch.engine.optimizer_and_schedule import (
     build_optimizer,
     build_policy_optimizer,
+    list_slots,
     load_slots,
-    optimizer_slots,
 )
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.backbones import Architecture
@@ -137,7 +137,7 @@ class TrainedNetwork:
         """The optimiser's tensors as `parameter:slot`."""
         slots: dict[str, Tensor] = {}
         for optimizer in self._optimizers():
-            slots |= optimizer_slots(optimizer, self.network)
+            slots |= list_slots(optimizer, self.network)
         return slots
 
     def fingerprint(self) -> str:

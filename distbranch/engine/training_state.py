@@ -17,16 +17,16 @@ from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import Preprocessing
-from distbranch.engine.checkpoint import Checkpoint, list_checkpoints
+from distbranch.engine.checkpoint import Checkpoint
 from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.policy_search import PolicySearch, make_policy_record
-from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import SharedError, UserError
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.residual import AnyArchitecture, architecture_from_json
 
 AFFINITY = "affinity"  # the file of a checkpoint
+REMEDY = "The checkpoints are good. Lower optim.lr or train.clip_norm, or use train.precision=fp32."
 
 
 @dataclass
@@ -186,14 +186,8 @@ class TrainingState:
         bad = self.net.first_not_finite()
         if bad is not None:
             raise UserError(
-                f"The weights are not finite after step {self.progress.iteration} (first in {bad}). {self.describe_remedy()}"
+                f"The weights are not finite after step {self.progress.iteration} (first in {bad}). {REMEDY}"
             )
-
-    def describe_remedy(self) -> str:
-        """What to do about numbers that are not finite."""
-        good = list_checkpoints(RunDirectory(self.config.run_directory).checkpoints)
-        last = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
-        return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."
 
 
 class StepWindow:

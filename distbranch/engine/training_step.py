@@ -13,8 +13,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from distbranch.config import TrainConfig
 from distbranch.engine.distributed import Pending, Ranks
-from distbranch.engine.optimizer_and_schedule import learning_rate, set_learning_rate
-from distbranch.engine.training_state import TrainingState
+from distbranch.engine.optimizer_and_schedule import compute_learning_rate, set_learning_rate
+from distbranch.engine.training_state import REMEDY, TrainingState
 from distbranch.errors import SharedError
 from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
 
@@ -42,24 +42,20 @@ class TrainingStep:
 
         images: uint8 [b, 3, H, W]; labels: [b, T]; indices: int64 [b] on the host, positions in the stream of samples.
         """
-        search = self.state.search
         parts = self._divide(images, labels, indices)
-        if search is not None and search.phase(self.progress.iteration) == "policy":
-            return self._train_policy(parts, labels)
-        return self._train_weights(parts, labels)
-
-    def _train_weights(self, parts: list[Part], labels: Tensor) -> tuple[float, Tensor]:
-        """One step of the weights; the learning rate and the norm of the gradient."""
-        # 1. The learning rate. After the warm-up of a search the weights have a constant one.
         search, iteration = self.state.search, self.progress.iteration
-        if search is not None and search.phase(iteration) != "warm-up":
+        if search is not None and search.phase(iteration) == "policy":
+            return self._train_policy(parts, labels)
+
+        # 1. The learning rate. After the warm-up of a search the weights have a constant one.
+        if search is not None and search.phase(iteration) == "weights":
             if not self.net.alternates:
                 self.net.alternate()
             rate = self.config.adashare.weights_lr
         else:
             start = self.progress.schedule_start
             end = search.curriculum.warmup if search else self.config.train.iterations
-            rate = learning_rate(self.config.optim, iteration=iteration, schedule_start=start, iterations=end)
+            rate = compute_learning_rate(self.config.optim, iteration=iteration, schedule_start=start, iterations=end)
         set_learning_rate(self.net.optimizer, rate)
 
         # 2. The gradient, averaged over all ranks.
@@ -76,8 +72,8 @@ class TrainingStep:
         assert search is not None
         autocast = torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16)
         outputs, norm = search.train_policy(self.net, self.ranks, parts, self.progress.iteration, autocast)
-        sums = tasks.losses(outputs, labels).sum(dim=0, dtype=torch.float64)
-        self._start_step_sums(tasks.margins(outputs, labels), labels, sums)
+        sums = tasks.compute_losses(outputs, labels).sum(dim=0, dtype=torch.float64)
+        self._start_step_sums(tasks.compute_margins(outputs, labels), labels, sums)
         return self.config.adashare.policy_lr, norm
 
     def _divide(self, images: Tensor, labels: Tensor, indices: Tensor) -> list[Part]:
@@ -106,8 +102,8 @@ class TrainingStep:
                     outputs = self.net.wrapped(images, flat=True, groups=groups, **options)
 
                 # Losses, and the margins that the affinities are made of.
-                losses = tasks.losses(outputs, part_labels)
-                margins.append(tasks.margins(outputs.detach(), part_labels))
+                losses = tasks.compute_losses(outputs, part_labels)
+                margins.append(tasks.compute_margins(outputs.detach(), part_labels))
                 loss_sums += losses.detach().sum(dim=0, dtype=torch.float64)
 
                 # The sums begin before the last backward pass, which is long enough for them.
@@ -159,14 +155,13 @@ class TrainingStep:
         if found is None:
             return
         step, task = found
-        every = self.ranks.gather((bool(self.window.own_not_finite), self.ranks.place))
+        met = self.ranks.gather((bool(self.window.own_not_finite), self.ranks.place))
         where = ""
         if self.ranks.world_size > 1:
-            places = [place for bad, place in every if bad]
+            places = [place for is_bad, place in met if is_bad]
             where = f" ({', '.join(places[:3])})"  # enough to find the machine
-        raise SharedError(
-            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}{where}. {self.state.describe_remedy()}"
-        )
+        name = self.net.network.tasks.names[task]
+        raise SharedError(f"The loss of task '{name}' is not finite at step {step}{where}. {REMEDY}")
 
 
 class NormPlan:

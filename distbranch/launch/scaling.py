@@ -102,7 +102,7 @@ def measure_step(config: Config, architecture: AnyArchitecture, *, device: torch
     times = []
     for _ in range(NUM_STEPS + 1):
         marks = [_now(device)]
-        loss = network.tasks.losses(network(images, flat=True), labels).sum() / num_images
+        loss = network.tasks.compute_losses(network(images, flat=True), labels).sum() / num_images
         marks.append(_now(device))
         optimizer.zero_grad()
         torch.autograd.backward(loss)

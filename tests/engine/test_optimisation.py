@@ -11,7 +11,7 @@ from tiny_runs import TASKS, config_of
 from distbranch.config import OptimConfig, load_config
 from distbranch.data.shards import read_dataset
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.optimizer_and_schedule import learning_rate
+from distbranch.engine.optimizer_and_schedule import compute_learning_rate
 from distbranch.engine.process_group import num_cores
 from distbranch.engine.run_start import begin_run
 from distbranch.engine.session import build_trainer
@@ -21,7 +21,7 @@ from distbranch.engine.trainer import Trainer
 def _course(iterations: int, *, start: int = 0, first: int = 0, **settings: Any) -> list[float]:
     config = OptimConfig(lr=1.0, **settings)
     return [
-        learning_rate(config, iteration=iteration, schedule_start=start, iterations=iterations)
+        compute_learning_rate(config, iteration=iteration, schedule_start=start, iterations=iterations)
         for iteration in range(first, iterations)
     ]
 

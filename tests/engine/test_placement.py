@@ -127,7 +127,7 @@ def test_a_gpu_that_the_launcher_chose_is_kept(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    assert process_group._device_of(LaunchConfig()) == torch.device("cuda", 5)
+    assert process_group._choose_device(LaunchConfig()) == torch.device("cuda", 5)
 
 
 def settings_of_kernels(num_gpus: int) -> dict[str, Any]:
