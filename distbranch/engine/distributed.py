@@ -39,6 +39,11 @@ class Ranks:
     host_group: RankGroup | None = None
     timeout: timedelta | None = None
 
+    @classmethod
+    def alone(cls) -> "Ranks":
+        """This process alone, on a GPU if there is one."""
+        return cls(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
     @property
     def is_first(self) -> bool:
         """Whether this is rank 0, which decides, writes and reports."""

@@ -4,7 +4,7 @@ Of several data sets each is scored alone, on its own tasks, and the scores are 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distbranch.config import DataConfig
+from distbranch.data.loader import Batch
 from distbranch.data.mixture import member_names
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
@@ -73,6 +74,32 @@ def evaluate_split(
     return _merge_scores(found) if info.parts else next(iter(found.values()))
 
 
+def compute_outputs(
+    network: Network,
+    info: DatasetInfo,
+    split: str,
+    ranks: Ranks,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    bf16: bool = False,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batch by batch this rank's share of a split, with the outputs [b, O] of the network on the CPU.
+
+    Raises:
+        UserError: a bad sample that may not be left out, or a loader that failed.
+    """
+    size = network.architecture.image_size
+    for batch in open_evaluation(info, split, data, ranks, image_size=size, batch_size=batch_size):
+        if batch.error:
+            raise UserError(batch.error)
+        outputs = torch.zeros(0, network.tasks.num_outputs)
+        if len(batch.images):
+            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
+                outputs = network(batch.images.to(ranks.device, non_blocking=True), flat=True)
+        yield batch, outputs.float().cpu()
+
+
 def _evaluate_share(
     network: Network, info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig, *, batch_size: int, bf16: bool
 ) -> tuple[list[Tensor], Counter[str]]:
@@ -84,21 +111,14 @@ def _evaluate_share(
     # torch.cat takes no empty list, and a rank may have no samples.
     parts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, tasks.num_outputs), torch.zeros(0, tasks.num_tasks))]
     num_bad: Counter[str] = Counter()
-    error = None
-    size = network.architecture.image_size
+    problem = None
     try:
-        for batch in open_evaluation(info, split, data, ranks, image_size=size, batch_size=batch_size):
+        for batch, outputs in compute_outputs(network, info, split, ranks, data, batch_size=batch_size, bf16=bf16):
             num_bad.update(batch.num_bad)
-            error = batch.error
-            if error:
-                break
-            if len(batch.images):
-                with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
-                    outputs = network(batch.images.to(ranks.device, non_blocking=True), flat=True)
-                parts.append((batch.indices, outputs.float().cpu()[:, columns], batch.labels))
-    except UserError as failure:  # the loader itself: a process of it died
-        error = str(failure)
-    ranks.raise_on_all_ranks(error)
+            parts.append((batch.indices, outputs[:, columns], batch.labels))
+    except UserError as error:
+        problem = str(error)
+    ranks.raise_on_all_ranks(problem)
     return [torch.cat(column) for column in zip(*parts, strict=True)], num_bad
 
 

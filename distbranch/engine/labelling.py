@@ -20,7 +20,7 @@ from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import BadSample, DatasetInfo, Sample, is_remote, read_dataset
 from distbranch.engine.artifact import WEIGHTS, load_model
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.loaders import open_evaluation
+from distbranch.engine.evaluate import compute_outputs
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.models.networks import Network
@@ -124,12 +124,8 @@ def _compute_soft_labels(
     info: DatasetInfo, split: str, teacher: Network, data: DataConfig, batch_size: int
 ) -> Iterator[SoftLabels]:
     """The teacher's probability of each of its tasks, for every sample in order."""
-    ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = Ranks.alone()
     teacher.to(ranks.device)
-    size = teacher.architecture.image_size
-    for batch in open_evaluation(info, split, data, ranks, image_size=size, batch_size=batch_size):
-        if batch.error:
-            raise UserError(batch.error)
-        outputs = teacher(batch.images.to(ranks.device), flat=True)
+    for _, outputs in compute_outputs(teacher, info, split, ranks, data, batch_size=batch_size):
         for row in outputs.double().sigmoid().tolist():
             yield {name: round(share, DECIMALS) for name, share in zip(teacher.tasks.names, row, strict=True)}

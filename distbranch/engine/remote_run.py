@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -73,15 +73,14 @@ class RemoteRun:
         if self.url is None:
             return
         word = secrets.token_bytes(8)
-        with self._explain_failure("written", ADVICE_BEFORE):
+        with self._explain_failure("written, read and cleared", ADVICE_BEFORE):
             store, base = _open_store(self.url, attempts=ATTEMPTS_BEFORE)
             place = f"{base}/.seen-{word.hex()}"
             with store.open_output_stream(place) as sink:
                 sink.write(word)
-        with self._explain_failure("read", ADVICE_BEFORE), store.open_input_stream(place) as source:
-            if source.read() != word:
-                raise OSError("it does not give back what was written")
-        with self._explain_failure("cleared", ADVICE_BEFORE):
+            with store.open_input_stream(place) as source:
+                if source.read() != word:
+                    raise OSError("it does not give back what was written")
             store.delete_file(place)
 
     def exists(self) -> bool:
@@ -123,8 +122,11 @@ class RemoteRun:
             return
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
         owner = {"host": socket.gethostname(), "process": os.getpid(), "since": since, "token": self._token}
-        with self._explain_failure("written", ADVICE_BEFORE):
-            self._write_object(OWNER, json.dumps(owner).encode())
+        with (
+            self._explain_failure("written", ADVICE_BEFORE),
+            self._store.open_output_stream(self._place(OWNER)) as sink,
+        ):
+            sink.write(json.dumps(owner).encode())
 
     def describe_owner(self) -> str:
         """Who published itself as the owner last, for people; empty if nobody did."""
@@ -154,7 +156,7 @@ class RemoteRun:
             local, remote = self._list_copy(), self._list_remote()
             changed = [name for name, stamp in local.items() if remote.get(name) != stamp]
             for _, names in groupby(sorted(changed, key=_order), key=_order):
-                self._upload_all(names)
+                _call_together(self._upload_file, names)
 
             for folder in _list_checkpoint_folders(remote) - _list_checkpoint_folders(local):
                 self._store.delete_dir(self._place(folder))
@@ -169,7 +171,7 @@ class RemoteRun:
         """Upload some files of a run that another process may be training."""
         if self.url is not None:
             with self._explain_failure("written", ADVICE_BEFORE):
-                self._upload_all(names)
+                _call_together(self._upload_file, names)
 
     # ---- the store
 
@@ -197,17 +199,12 @@ class RemoteRun:
         self._newest = _find_newest(stamps)
         return stamps
 
-    def _write_object(self, name: str, content: bytes) -> None:
-        with self._store.open_output_stream(self._place(name)) as sink:
-            sink.write(content)
-
     def _download_changed(self, remote: Stamps) -> None:
         """Download these files where the copy does not have them as they are."""
         self.copy.mkdir(parents=True, exist_ok=True)
         local = self._list_copy()
         changed = [name for name, stamp in remote.items() if local.get(name) != stamp]
-        with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
-            list(pool.map(lambda name: self._download_file(name, *remote[name]), changed))
+        _call_together(lambda name: self._download_file(name, *remote[name]), changed)
 
     def _download_file(self, name: str, size: int, changed_at: int) -> None:
         """Replace a file of the copy in one step."""
@@ -221,11 +218,6 @@ class RemoteRun:
             raise OSError(f"{name} arrived with another size than it has there")
         os.utime(aside, ns=(changed_at, changed_at))
         aside.replace(file)
-
-    def _upload_all(self, names: Iterable[str]) -> None:
-        """Upload files that need no order, several at a time; the first failure is raised when all have ended."""
-        with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
-            list(pool.map(self._upload_file, names))
 
     def _upload_file(self, name: str) -> None:
         # Not `pyarrow.fs.copy_files`: it never closes what it writes, and an object that the store refuses at the end is taken for sent.
@@ -281,6 +273,12 @@ def download_run(url: str) -> Path:
     folder = copy_of(url, "runs") / PurePosixPath(url.partition("?")[0]).name
     RemoteRun(url, folder).download_to_read()
     return folder
+
+
+def _call_together(work: Callable[[str], None], names: Iterable[str]) -> None:
+    """Files that need no order, several at a time; the first failure is raised when all have ended."""
+    with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
+        list(pool.map(work, names))
 
 
 def _open_store(url: str, *, attempts: int) -> tuple[arrow.FileSystem, str]:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from distbranch.config import Config, DataConfig, differences, load_config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo, read_dataset
@@ -164,7 +162,7 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
             f"The data set {info.path} has other tasks than the run {directory} ({', '.join(other[:5])}). "
             "Give one whose tasks are among those of the run."
         )
-    ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = Ranks.alone()
     network.to(ranks.device)
     size, bf16 = config.train.eval_batch_size, RunDirectory(directory).precision == "bf16"
     return evaluate_split(network, info, split, ranks, config.data, batch_size=size, bf16=bf16)
