@@ -213,14 +213,14 @@ def _score_exclusive_set(scores: Floats, labels: Floats) -> Metrics:
 def _add_means(rows: dict[str, Metrics], sets: dict[str, Metrics]) -> dict[str, Any]:
     # Of a set only what its tasks do not have: its accuracy is told by theirs.
     of_sets = [{name: row[name] for name in CHOICES} for row in sets.values()]
-    mean = _average([*rows.values(), *of_sets])
+    mean = _average_rows([*rows.values(), *of_sets])
     metrics: dict[str, Any] = {"tasks": rows, "mean": mean}
     if sets:
         metrics["exclusive"] = sets
     return metrics
 
 
-def _average(rows: Sequence[Metrics]) -> Metrics:
+def _average_rows(rows: Sequence[Metrics]) -> Metrics:
     """The mean of every metric over the rows for which it is defined."""
     means: Metrics = {}
     for name in chain.from_iterable(rows):

@@ -46,7 +46,7 @@ class Preprocessing:
         """The inverse of `to_json`."""
         return TypeAdapter(cls).validate_python(data)
 
-    def normalised(self, images: Tensor) -> Tensor:
+    def normalise_images(self, images: Tensor) -> Tensor:
         """Images uint8 [B, 3, H, W] as the floats that a network without normalisation of its own takes."""
         mean = torch.tensor(self.mean, dtype=torch.float32).view(3, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32).view(3, 1, 1)

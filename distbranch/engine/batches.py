@@ -64,7 +64,7 @@ class BatchFeed:
         self.ranks = ranks
         self.should_stop = should_stop
         self._batches = batches
-        self._fetch()
+        self._fetch_batch()
 
     def agree_on_next_batch(self) -> Agreement:
         """Await what the ranks said about the next batch."""
@@ -76,9 +76,9 @@ class BatchFeed:
         """The next batch, and the seconds that fetching the one after it took."""
         batch = self.upcoming
         assert batch is not None
-        return batch, self._fetch()
+        return batch, self._fetch_batch()
 
-    def _fetch(self) -> float:
+    def _fetch_batch(self) -> float:
         """Fetch one batch, begin to tell the other ranks about it, and return the seconds that it took to come."""
         began = time.perf_counter()
         self.upcoming: Batch | None = None

@@ -232,7 +232,7 @@ class Pending:
         return self.tensor
 
 
-def fingerprint(tree_json: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def compute_fingerprint(tree_json: str, tensors: Mapping[str, torch.Tensor]) -> str:
     """One hash over an architecture and named tensors (weights, optimiser slots); equal only if every bit is."""
     digest = hashlib.sha256(tree_json.encode())
     for name in sorted(tensors):

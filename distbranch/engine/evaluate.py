@@ -65,7 +65,8 @@ def evaluate_split(
     network.eval()
     found: dict[str, Scores] = {}
     for name, member in having.items():
-        share, num_bad = _evaluate_share(network, member, split, ranks, data, batch_size=batch_size, bf16=bf16)
+        batches = compute_outputs(network, member, split, ranks, data, batch_size=batch_size, bf16=bf16)
+        share, num_bad = _collect_share(batches, network.tasks, TaskSet(member.tasks), ranks)
         columns = [ranks.gather_rows(column) for column in share]
         num_bad = sum(ranks.gather(num_bad), Counter())
         score = partial(_score_samples, member, split, data, columns, num_bad)
@@ -100,12 +101,11 @@ def compute_outputs(
         yield batch, outputs.float().cpu()
 
 
-def _evaluate_share(
-    network: Network, info: DatasetInfo, split: str, ranks: Ranks, data: DataConfig, *, batch_size: int, bf16: bool
+def _collect_share(
+    batches: Iterator[tuple[Batch, Tensor]], network_tasks: TaskSet, tasks: TaskSet, ranks: Ranks
 ) -> tuple[list[Tensor], Counter[str]]:
-    """This rank's samples as indices [n], logits [n, O] and labels [n, T] on the CPU, and how many were left out, by kind."""
-    tasks = TaskSet(info.tasks)
-    outputs_of_tasks = [range(network.tasks.num_outputs)[network.tasks.columns[name]] for name in tasks.names]
+    """This rank's samples as indices [n], logits [n, O] of `tasks` and labels [n, T], and how many were left out, by kind."""
+    outputs_of_tasks = [range(network_tasks.num_outputs)[network_tasks.columns[name]] for name in tasks.names]
     columns = np.concatenate(outputs_of_tasks)
 
     # torch.cat takes no empty list, and a rank may have no samples.
@@ -113,7 +113,7 @@ def _evaluate_share(
     num_bad: Counter[str] = Counter()
     problem = None
     try:
-        for batch, outputs in compute_outputs(network, info, split, ranks, data, batch_size=batch_size, bf16=bf16):
+        for batch, outputs in batches:
             num_bad.update(batch.num_bad)
             parts.append((batch.indices, outputs[:, columns], batch.labels))
     except UserError as error:

@@ -49,7 +49,7 @@ class Family:
         self._decisions: dict[str, RoundDecision] = {}
         self._leaving: list[list[str]] = []
 
-    def decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[Split | None, bool, bool]:
+    def decide_round(self, stats: AffinityStats, architecture: Architecture) -> tuple[Split | None, bool, bool]:
         """The leader's split, whether another round follows, and whether some relatives must leave (`send_off_leavers`)."""
         methods = [self.config.method, *self.relatives.values()]
         self._own, *others = decide_round(stats, architecture, methods, seed=self.config.seed)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from distbranch.engine.distributed import NotAwaitedError, Ranks, wait_for_result
-from distbranch.engine.process_group import misplacement
+from distbranch.engine.process_group import describe_misplacement
 from distbranch.errors import UserError
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ def describe_rank_failure(error: Exception, ranks: Ranks, *, timeout_min: float,
         timeout_min: how long a rank waits for the others.
         notes: a folder for the traceback.
     """
-    wrongly_placed = misplacement(error)
+    wrongly_placed = describe_misplacement(error)
     if wrongly_placed is not None:
         return UserError(wrongly_placed)
     if isinstance(error, torch.AcceleratorError):

@@ -25,13 +25,11 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Opti
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     parameters: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-        )
+        return torch.optim.SGD(parameters, momentum=config.momentum, **options)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    betas = (config.momentum, SECOND_BETA)
-    return kind(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+    return kind(parameters, betas=(config.momentum, SECOND_BETA), **options)
 
 
 def build_policy_optimizer(logits: nn.Parameter, lr: float) -> torch.optim.Optimizer:

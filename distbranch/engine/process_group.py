@@ -106,7 +106,7 @@ def wait_for_ranks(meet: Callable[[], None], launch: LaunchConfig, should_stop: 
         stopped.by_one_rank = True
         raise stopped from None
     except RuntimeError as error:
-        message = misplacement(error)
+        message = describe_misplacement(error)
         if message is not None:
             raise UserError(message) from None
         if not isinstance(error, dist.DistError):
@@ -119,7 +119,7 @@ def wait_for_ranks(meet: Callable[[], None], launch: LaunchConfig, should_stop: 
         ) from None
 
 
-def misplacement(error: Exception) -> str | None:
+def describe_misplacement(error: Exception) -> str | None:
     """One sentence about ranks that were placed wrongly, which no restart mends; None if the error is of another kind."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
     telling = [line for word in MISPLACED for line in lines if word in line]

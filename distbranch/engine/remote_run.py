@@ -74,14 +74,14 @@ class RemoteRun:
             return
         word = secrets.token_bytes(8)
         with self._explain_failure("written, read and cleared", ADVICE_BEFORE):
-            store, base = _open_store(self.url, attempts=ATTEMPTS_BEFORE)
-            place = f"{base}/.seen-{word.hex()}"
-            with store.open_output_stream(place) as sink:
+            store = _open_store(self.url, attempts=ATTEMPTS_BEFORE)
+            name = f".seen-{word.hex()}"
+            with store.open_output_stream(name) as sink:
                 sink.write(word)
-            with store.open_input_stream(place) as source:
+            with store.open_input_stream(name) as source:
                 if source.read() != word:
                     raise OSError("it does not give back what was written")
-            store.delete_file(place)
+            store.delete_file(name)
 
     def exists(self) -> bool:
         """Whether there is anything at the URL."""
@@ -124,7 +124,7 @@ class RemoteRun:
         owner = {"host": socket.gethostname(), "process": os.getpid(), "since": since, "token": self._token}
         with (
             self._explain_failure("written", ADVICE_BEFORE),
-            self._store.open_output_stream(self._place(OWNER)) as sink,
+            self._store.open_output_stream(OWNER) as sink,
         ):
             sink.write(json.dumps(owner).encode())
 
@@ -155,11 +155,11 @@ class RemoteRun:
             # Whatever comes later in the order counts on all that comes before it.
             local, remote = self._list_copy(), self._list_remote()
             changed = [name for name, stamp in local.items() if remote.get(name) != stamp]
-            for _, names in groupby(sorted(changed, key=_order), key=_order):
+            for _, names in groupby(sorted(changed, key=_get_upload_order), key=_get_upload_order):
                 _call_together(self._upload_file, names)
 
             for folder in _list_checkpoint_folders(remote) - _list_checkpoint_folders(local):
-                self._store.delete_dir(self._place(folder))
+                self._store.delete_dir(folder)
 
             # Unless a file was changed meanwhile, it is that of the store now.
             for name, (_, changed_at) in self._list_remote().items():
@@ -176,26 +176,17 @@ class RemoteRun:
     # ---- the store
 
     @cached_property
-    def _opened(self) -> tuple[arrow.FileSystem, str]:
+    def _store(self) -> arrow.FileSystem:
         assert self.url is not None
         return _open_store(self.url, attempts=ATTEMPTS_LATER)
 
-    @property
-    def _store(self) -> arrow.FileSystem:
-        return self._opened[0]
-
-    def _place(self, name: str) -> str:
-        return f"{self._opened[1]}/{name}"
-
     def _list_remote(self) -> Stamps:
         """The run's files at the URL, by their place in the run directory."""
-        base = self._place("")
-        selected = arrow.FileSelector(base.rstrip("/"), recursive=True, allow_not_found=True)
+        selected = arrow.FileSelector("", recursive=True, allow_not_found=True)
         stamps = {}
         for info in self._store.get_file_info(selected):
-            name = info.path.removeprefix(base)
-            if info.type == arrow.FileType.File and not _is_hidden(name):
-                stamps[name] = (info.size, info.mtime_ns)
+            if info.type == arrow.FileType.File and not _is_hidden(info.path):
+                stamps[info.path] = (info.size, info.mtime_ns)
         self._newest = _find_newest(stamps)
         return stamps
 
@@ -211,7 +202,7 @@ class RemoteRun:
         file = self.copy / name
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f".{file.name}.{os.getpid()}")
-        with self._store.open_input_stream(self._place(name)) as source, aside.open("wb") as sink:
+        with self._store.open_input_stream(name) as source, aside.open("wb") as sink:
             shutil.copyfileobj(source, sink, CHUNK_BYTES)
         if aside.stat().st_size != size:
             aside.unlink()
@@ -221,12 +212,12 @@ class RemoteRun:
 
     def _upload_file(self, name: str) -> None:
         # Not `pyarrow.fs.copy_files`: it never closes what it writes, and an object that the store refuses at the end is taken for sent.
-        with (self.copy / name).open("rb") as source, self._store.open_output_stream(self._place(name)) as sink:
+        with (self.copy / name).open("rb") as source, self._store.open_output_stream(name) as sink:
             shutil.copyfileobj(source, sink, CHUNK_BYTES)
 
     def _read_owner(self) -> dict[str, Any]:
         try:
-            with self._store.open_input_stream(self._place(OWNER)) as source:
+            with self._store.open_input_stream(OWNER) as source:
                 owner: dict[str, Any] = json.loads(source.read())
         except FileNotFoundError:
             return {}
@@ -243,7 +234,9 @@ class RemoteRun:
                     "XDG_CACHE_HOME to a folder with room."
                 ) from None
             advice = advice.format(newest=self._newest)
-            raise UserError(f"The run directory {self.url} cannot be {done} ({_reason(error)}). {advice}") from None
+            raise UserError(
+                f"The run directory {self.url} cannot be {done} ({_extract_reason(error)}). {advice}"
+            ) from None
 
     # ---- the copy
 
@@ -281,10 +274,11 @@ def _call_together(work: Callable[[str], None], names: Iterable[str]) -> None:
         list(pool.map(work, names))
 
 
-def _open_store(url: str, *, attempts: int) -> tuple[arrow.FileSystem, str]:
-    """The store and the place in it; pyarrow's own store would try for minutes."""
+def _open_store(url: str, *, attempts: int) -> arrow.FileSystem:
+    """The place in the store, as a file system of its own; pyarrow's own store would try for minutes."""
     if url.startswith("gs:") and "retry_limit_seconds=" not in url:
-        url += f"{'&' if '?' in url else '?'}retry_limit_seconds={SECONDS_TO_ANSWER * attempts}"
+        sign = "&" if "?" in url else "?"
+        url += f"{sign}retry_limit_seconds={SECONDS_TO_ANSWER * attempts}"
     store, base = arrow.FileSystem.from_uri(url)
     if isinstance(store, arrow.S3FileSystem):
         make, (options,) = store.__reduce__()
@@ -297,10 +291,10 @@ def _open_store(url: str, *, attempts: int) -> tuple[arrow.FileSystem, str]:
                 "allow_delayed_open": True,  # a small object is one request
             }
         )
-    return store, base.rstrip("/")
+    return arrow.SubTreeFileSystem(base, store)
 
 
-def _reason(error: Exception) -> str:
+def _extract_reason(error: Exception) -> str:
     """What the store said, without what only its makers understand."""
     text = " ".join(str(error).split())
     said = re.search(r"AWS Error (\w+) during \w+ operation: ?(.*?)(?:; Details:.*)?(?: \(Request ID.*)?$", text)
@@ -315,7 +309,7 @@ def _is_of_checkpoint(name: str) -> bool:
     return name.startswith("checkpoints/")
 
 
-def _order(name: str) -> int:
+def _get_upload_order(name: str) -> int:
     """Lines before the checkpoint that counts on them, its manifest after its tensors, and the result when all else is there."""
     if name == "result.json":
         return 3

@@ -136,14 +136,15 @@ def _read_data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:
         info = read_data(data)
     except UserError as error:
         problem = str(error)
-    ranks.raise_on_all_ranks(problem)
-    assert info is not None
-    if info.fingerprint != ranks.broadcast(info.fingerprint):  # folders of one name on disks of their own
+    fingerprint = info.fingerprint if info is not None else None
+    first = ranks.broadcast(fingerprint)
+    if info is not None and first not in (None, fingerprint):  # folders of one name on disks of their own
         problem = (
             f"{info.path} should hold the same data set for every rank, found another one than for rank 0. "
             "Copy that of rank 0 to all nodes, or give a data.path that all of them see."
         )
     ranks.raise_on_all_ranks(problem)
+    assert info is not None
     return info
 
 

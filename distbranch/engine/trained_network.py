@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distbranch.branching.tree import Split, widen
 from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
-from distbranch.engine.distributed import Ranks, fingerprint
+from distbranch.engine.distributed import Ranks, compute_fingerprint
 from distbranch.engine.optimizer_and_schedule import (
     build_optimizer,
     build_policy_optimizer,
@@ -143,7 +143,7 @@ class TrainedNetwork:
     def fingerprint(self) -> str:
         """A hash over tree, weights, running statistics and optimiser slots."""
         tree = json.dumps(self.network.architecture.tree.to_json())
-        return fingerprint(tree, self.network.state_dict() | self.slots())
+        return compute_fingerprint(tree, self.network.state_dict() | self.slots())
 
     def first_not_finite(self) -> str | None:
         """The name of a tensor with a NaN or an infinity in it."""

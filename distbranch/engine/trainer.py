@@ -40,7 +40,7 @@ class RunStore(Protocol):
 class Decider(Protocol):
     """Rank 0 asks it how the network grows (`forks.Family`)."""
 
-    def decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[Split | None, bool, bool]:
+    def decide_round(self, stats: AffinityStats, architecture: Architecture) -> tuple[Split | None, bool, bool]:
         """The split to be made, whether another round follows, and whether some relatives of the run decide otherwise."""
         ...
 
@@ -114,7 +114,7 @@ class Trainer:
 
         self._report_resumed()  # where no step was left
         self._feed.agree_on_next_batch()  # on one that no step will use, so that no rank leaves a sum behind
-        return self._finish()
+        return self._finish_run()
 
     def _train_step(self) -> None:
         """One optimiser step over all ranks."""
@@ -165,7 +165,7 @@ class Trainer:
         # 7. Evaluate. If that fails, the steps and the decision are good and kept, and the evaluation is due again.
         if self.state.evaluation_is_due:
             try:
-                self._evaluate("val")
+                self._evaluate_split("val")
             except SharedError:
                 self._save_checkpoint()
                 raise
@@ -211,7 +211,7 @@ class Trainer:
 
         # Rank 0 decides for all, so that a tie cannot fall differently on another processor.
         stats = self.stats.with_pair_sums(self.ranks.sum_on_rank_zero(self.stats.pair_sums()))
-        split, grows, some_leave = self.ranks.run_on_rank_zero(lambda: self.decider.decide(stats, architecture))
+        split, grows, some_leave = self.ranks.run_on_rank_zero(lambda: self.decider.decide_round(stats, architecture))
         if some_leave:
             self._fork_relatives()
 
@@ -291,7 +291,7 @@ class Trainer:
             self.log.report_resumed(self._resumed_at, self.ranks.world_size, self.state.rounding[-1])
         self._resumed_at = None
 
-    def _evaluate(self, split: str) -> dict[str, Any] | None:
+    def _evaluate_split(self, split: str) -> dict[str, Any] | None:
         self.step.wait_for_step_sums()
         self.ranks.run_on_rank_zero(self.state.check_finite)
         scores = self.score_split(split)
@@ -300,10 +300,10 @@ class Trainer:
         self._restart_clock()
         return scores
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish_run(self) -> dict[str, Any]:
         """Save, evaluate, and write the result, which says that the run has ended."""
         self._save_checkpoint()
-        scores = {split: self._evaluate(split) for split in ("val", "test")}
+        scores = {split: self._evaluate_split(split) for split in ("val", "test")}
         metrics = {split: found for split, found in scores.items() if found is not None}
         summary: dict[str, Any] = self.ranks.run_on_rank_zero(lambda: self._write_end(metrics))
         return summary

@@ -92,7 +92,7 @@ class TrainingState:
         self.net.build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
         restore_affinity(self.stats, checkpoint, self.ranks)
         if "window" in checkpoint.state:  # not in those of earlier versions
-            self.window.load(checkpoint.state["window"])
+            self.window.load_json(checkpoint.state["window"])
 
     @property
     def epoch(self) -> float:
@@ -271,7 +271,7 @@ class StepWindow:
         """The sums, so that a resumed run logs what it would have logged."""
         return {"losses": self.losses.tolist(), "counts": self.counts.tolist(), "num_samples": self.num_samples}
 
-    def load(self, values: Mapping[str, Any]) -> None:
+    def load_json(self, values: Mapping[str, Any]) -> None:
         """The inverse of `to_json`."""
         self.losses.copy_(torch.tensor(values["losses"], dtype=torch.float64))
         self.counts.copy_(torch.tensor(values["counts"], dtype=torch.float64))
@@ -287,12 +287,12 @@ class StepWindow:
 
 def gather_affinity(stats: AffinityStats, ranks: Ranks) -> dict[str, Tensor]:
     """On rank 0 the sums of every rank as `rank-0/agree`, ...; all must call it. Pair sums differ, margins do not."""
-    # One row of numbers per rank travels, and only to rank 0: the sums of 1,000 tasks are too many to send to all.
-    rows = ranks.gather_rows(_flatten_sums(stats).unsqueeze(0))
     tensors: dict[str, Tensor] = {}
-    for rank, row in enumerate(rows):
-        for name, value in _split_row(row[0], stats).items():
-            tensors[f"rank-{rank}/{name}"] = value
+    for name, value in stats.state_dict().items():
+        # They travel to rank 0 alone: the sums of 1,000 tasks are too many to send to all.
+        rows = ranks.gather_rows(value.cpu().unsqueeze(0))
+        for rank, row in enumerate(rows):
+            tensors[f"rank-{rank}/{name}"] = row[0]
     return tensors
 
 
@@ -305,9 +305,8 @@ def restore_affinity(stats: AffinityStats, checkpoint: Checkpoint, ranks: Ranks)
     saved = checkpoint.tensors.get(AFFINITY, {})
     if not ranks.broadcast(bool(saved)):
         return
-    rows: list[Tensor] = []
+    every: list[AffinityStats] = []
     if ranks.is_first:
-        every: list[AffinityStats] = []
         for rank in range(int(checkpoint.state["world_size"])):
             one = AffinityStats(stats.num_tasks, stats.decay)
             one.load_state_dict({name: saved[f"rank-{rank}/{name}"] for name in one.state_dict()})
@@ -318,17 +317,8 @@ def restore_affinity(stats: AffinityStats, checkpoint: Checkpoint, ranks: Ranks)
             assert isinstance(total, Tensor)
             nothing = every[0].with_pair_sums(torch.zeros_like(total))
             every = [every[0].with_pair_sums(total), *[nothing] * (ranks.world_size - 1)]
-        rows = [_flatten_sums(one) for one in every]
-    own = ranks.scatter(rows, _flatten_sums(stats))
-    stats.load_state_dict(_split_row(own, stats))
-
-
-def _flatten_sums(stats: AffinityStats) -> Tensor:
-    return torch.cat([value.reshape(-1).cpu() for value in stats.state_dict().values()])
-
-
-def _split_row(row: Tensor, stats: AffinityStats) -> dict[str, Tensor]:
-    """The inverse of `_flatten_sums`, without a copy."""
-    like = stats.state_dict()
-    parts = torch.split(row, [value.numel() for value in like.values()])
-    return {name: part.view_as(value) for (name, value), part in zip(like.items(), parts, strict=True)}
+    own: dict[str, Tensor] = {}
+    for name, value in stats.state_dict().items():
+        parts = [one.state_dict()[name] for one in every]
+        own[name] = ranks.scatter(parts, torch.empty_like(value, device="cpu"))
+    stats.load_state_dict(own)

@@ -3,8 +3,10 @@
 Margins, counts and losses are summed behind the backward pass and settled at the next step, or when somebody asks for them.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -42,13 +44,13 @@ class TrainingStep:
 
         images: uint8 [b, 3, H, W]; labels: [b, T]; indices: int64 [b] on the host, positions in the stream of samples.
         """
-        parts = self._divide(images, labels, indices)
+        parts = self._divide_batch(images, labels, indices)
         search, iteration = self.state.search, self.progress.iteration
-        if search is not None and search.phase(iteration) == "policy":
+        if search is not None and search.curriculum.phase(iteration) == "policy":
             return self._train_policy(parts, labels)
 
         # 1. The learning rate. After the warm-up of a search the weights have a constant one.
-        if search is not None and search.phase(iteration) == "weights":
+        if search is not None and search.curriculum.phase(iteration) == "weights":
             if not self.net.alternates:
                 self.net.alternate()
             rate = self.config.adashare.weights_lr
@@ -76,7 +78,7 @@ class TrainingStep:
         self._start_step_sums(tasks.compute_margins(outputs, labels), labels, sums)
         return self.config.adashare.policy_lr, norm
 
-    def _divide(self, images: Tensor, labels: Tensor, indices: Tensor) -> list[Part]:
+    def _divide_batch(self, images: Tensor, labels: Tensor, indices: Tensor) -> list[Part]:
         """The passes of a step; one may be empty where samples were left out, for the other ranks make it all the same."""
         groups = self._norm_plan.group_images(indices)
         sizes = [sum(one.sizes) for one in groups]
@@ -179,9 +181,10 @@ class NormPlan:
         pass_size = self.batch_size // self.num_passes
         starts = [rank * pass_size // ranks.world_size for rank in range(ranks.world_size + 1)]
         teams = find_teams(starts, self.group_size)
-        (own,) = [team for team in teams if ranks.rank in team]
+        own = next(team for team in teams if ranks.rank in team)
         self._first_group = starts[own.start] // self.group_size  # of the team, in every pass
-        self._num_groups = -(-starts[own.stop] // self.group_size) - self._first_group
+        last_group = math.ceil(starts[own.stop] / self.group_size)
+        self._num_groups = last_group - self._first_group
         self._sum_over_team = ranks.sum_in_team(teams)
 
     def group_images(self, indices: torch.Tensor) -> list[NormGroups]:
@@ -192,14 +195,16 @@ class NormPlan:
         pass_size = self.batch_size // self.num_passes
         passes, positions = np.divmod(indices.numpy() % self.batch_size, pass_size)
         own = positions // self.group_size - self._first_group
-        counts = np.bincount(passes * self._num_groups + own, minlength=self.num_passes * self._num_groups)
-        return [
-            NormGroups(tuple(sizes), self._sum_over_team)
-            for sizes in counts.reshape(self.num_passes, self._num_groups).tolist()
-        ]
+        cells = passes * self._num_groups + own
+        counts = np.bincount(cells, minlength=self.num_passes * self._num_groups)
+        by_pass = counts.reshape(self.num_passes, self._num_groups).tolist()
+        return [NormGroups(tuple(sizes), self._sum_over_team) for sizes in by_pass]
 
 
 def find_teams(starts: Sequence[int], group_size: int) -> list[range]:
     """The ranks that share groups, directly or by way of each other; `starts` [W + 1]: where the share of every rank begins."""
-    borders = [rank for rank, start in enumerate(starts[:-1]) if start % group_size == 0]
-    return [range(first, last) for first, last in zip(borders, [*borders[1:], len(starts) - 1], strict=True)]
+    borders = [rank for rank, start in enumerate(starts) if start % group_size == 0]
+    last = len(starts) - 1
+    if last not in borders:
+        borders.append(last)
+    return [range(first, after) for first, after in pairwise(borders)]

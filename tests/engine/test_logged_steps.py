@@ -43,7 +43,7 @@ def test_the_loss_is_per_sample_and_that_of_a_task_per_label() -> None:
     window.add_losses(torch.tensor([6.0, 0.0]), torch.tensor([3.0, 0.0]), 1, num_samples=4)
     window.restart_clock()
     kept = StepWindow(2, torch.device("cpu"))
-    kept.load(window.to_json())
+    kept.load_json(window.to_json())
     for one in (window, kept):
         one.add_losses(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]), 2, num_samples=4)
         found = one.measure_and_reset(("a", "b"))
@@ -78,11 +78,11 @@ def test_a_network_without_finite_outputs_is_told_before_it_is_scored(tiny_data:
     with pytest.raises(
         SharedError, match=r"weights are not finite after step 0 \(first in heads.weight\).* Lower optim.lr"
     ):
-        trainer._evaluate("val")
+        trainer._evaluate_split("val")
     with torch.no_grad():
         trainer.net.network.heads.weight[0] = 3e38
     with pytest.raises(SharedError, match=r"outputs .* on 'val' are not finite .*'cell-0'"):
-        trainer._evaluate("val")
+        trainer._evaluate_split("val")
 
 
 def test_only_a_run_that_still_decides_keeps_affinities_in_its_checkpoints(tiny_data: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def _trainer(data: Path, folder: Path, **changes: Any) -> Trainer:
 
 
 def _gradients(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    parts = trainer.step._divide(images, labels, torch.arange(len(images)))
+    parts = trainer.step._divide_batch(images, labels, torch.arange(len(images)))
     trainer.step._forward_and_backward(parts, labels)
     return {name: parameter.grad.clone() for name, parameter in trainer.net.network.named_parameters()}  # type: ignore[union-attr]
 
