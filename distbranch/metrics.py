@@ -131,12 +131,11 @@ def _score_binary(logits: Floats, labels: Floats) -> Metrics:
 
 
 def _score_categorical(logits: Floats, labels: Floats) -> Metrics:
+    from scipy.special import softmax
     from sklearn.metrics import average_precision_score
 
     truth = labels.astype(np.int64)
-    highest = logits.max(axis=1, keepdims=True)
-    powers: Floats = np.exp(logits - highest)  # without the maximum, exp would overflow
-    shares = powers / powers.sum(axis=1, keepdims=True)
+    shares = softmax(logits, axis=1)
     # One class against the others; a class that never occurs has no precision.
     precisions = [average_precision_score(truth == index, shares[:, index]) for index in np.unique(truth)]
     row: Metrics = dict.fromkeys(("accuracy", "balanced_accuracy", "average_precision"))

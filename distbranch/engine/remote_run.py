@@ -88,8 +88,11 @@ class RemoteRun:
         with self._explain_failure("read", ADVICE_BEFORE):
             return bool(self._list_remote())
 
-    def download(self) -> None:
+    def download(self, *, to_read: bool = False) -> None:
         """Make the copy equal to the URL; what a killed run could not upload is dropped.
+
+        Args:
+            to_read: no tensors of checkpoints if there is a model; and what a reader added to the copy stays.
 
         Raises:
             UserError: the URL cannot be read or holds something else than a run, or the copy cannot be written.
@@ -98,23 +101,23 @@ class RemoteRun:
             return
         with self._explain_failure("read", ADVICE_BEFORE):
             remote = self._list_remote()
-            if remote and "config.yaml" not in remote:
-                raise UserError(f"{self.url} holds other files and no run. Give another run.name or run.directory.")
-            self._download_changed(remote)
-            self._remove_from_copy(self._list_copy().keys() - remote.keys())
-
-    def download_to_read(self) -> None:
-        """Download what changed, but no tensors of checkpoints if there is a model; what a reader added to the copy stays.
-
-        Raises:
-            UserError: there is no run at the URL, it cannot be read, or the copy cannot be written.
-        """
-        with self._explain_failure("read", ADVICE_BEFORE):
-            remote = self._list_remote()
-            if "config.yaml" not in remote:
-                raise UserError(f"There is no run at {self.url}. Give run.directory/run.name of a run that was begun.")
-            self._download_changed({name: stamp for name, stamp in remote.items() if _is_read(name, remote)})
-            self._remove_from_copy(filter(_is_of_checkpoint, self._list_copy().keys() - remote.keys()))
+            if "config.yaml" not in remote and (remote or to_read):
+                raise UserError(
+                    f"There is no run at {self.url}, and {len(remote)} other files. Give run.directory and run.name of a run that was "
+                    "begun, or of a new one."
+                )
+            self.copy.mkdir(parents=True, exist_ok=True)
+            for name in self._list_copy().keys() - remote.keys():
+                if not to_read or _is_of_checkpoint(name):
+                    (self.copy / name).unlink(missing_ok=True)
+            for folder in self.copy.glob("checkpoints/*"):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+            local = self._list_copy()
+            changed = [name for name, stamp in remote.items() if local.get(name) != stamp]
+            if to_read:
+                changed = [name for name in changed if _is_read(name, remote)]
+            _call_together(lambda name: self._download_file(name, *remote[name]), changed)
 
     def publish_owner(self) -> None:
         """Write that this process trains the run from now on; whoever did so before ends at its next `upload`."""
@@ -190,13 +193,6 @@ class RemoteRun:
         self._newest = _find_newest(stamps)
         return stamps
 
-    def _download_changed(self, remote: Stamps) -> None:
-        """Download these files where the copy does not have them as they are."""
-        self.copy.mkdir(parents=True, exist_ok=True)
-        local = self._list_copy()
-        changed = [name for name, stamp in remote.items() if local.get(name) != stamp]
-        _call_together(lambda name: self._download_file(name, *remote[name]), changed)
-
     def _download_file(self, name: str, size: int, changed_at: int) -> None:
         """Replace a file of the copy in one step."""
         file = self.copy / name
@@ -249,13 +245,6 @@ class RemoteRun:
                 stamps[name] = _stamp_of(path)
         return stamps
 
-    def _remove_from_copy(self, names: Iterable[str]) -> None:
-        for name in names:
-            (self.copy / name).unlink(missing_ok=True)
-        for folder in self.copy.glob("checkpoints/*"):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-
 
 def download_run(url: str) -> Path:
     """The run directory at `url` as a folder of this machine, for commands that only read it.
@@ -264,7 +253,7 @@ def download_run(url: str) -> Path:
         UserError: there is no run at the URL, it cannot be read, or the copy cannot be written.
     """
     folder = copy_of(url, "runs") / PurePosixPath(url.partition("?")[0]).name
-    RemoteRun(url, folder).download_to_read()
+    RemoteRun(url, folder).download(to_read=True)
     return folder
 
 

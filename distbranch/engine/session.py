@@ -1,8 +1,8 @@
 """The one function that every launcher calls on every rank, and the result of a run that has ended."""
 
 import errno
-from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,6 @@ def build_trainer(
         network, size = state.net.network, config.train.eval_batch_size
         return evaluate_split(network, info, split, ranks, config.data, batch_size=size, bf16=state.bf16)
 
-    def limit_bad(num_bad: Counter[str]) -> str | None:
-        return describe_too_many_bad(num_bad, config.data, info, "train")
-
     return Trainer(
         state,
         store=files,
@@ -111,7 +108,7 @@ def build_trainer(
         log=log,
         open_feed=open_feed,
         score_split=score_split,
-        limit_bad=limit_bad,
+        limit_bad=partial(describe_too_many_bad, data=config.data, info=info, split="train"),
     )
 
 
