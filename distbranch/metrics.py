@@ -42,16 +42,33 @@ def task_metrics(
     task_set = TaskSet(tasks)
     outputs = np.asarray(outputs, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.float64)
-    recalls = _compute_top_recalls(task_set, outputs, labels, top_k)
+    observed = ~np.isnan(labels)
     rows: dict[str, Metrics] = {}
+    binary: list[int] = []
+    exclusive: dict[str, list[int]] = {}
     for number, task in enumerate(task_set.tasks):
-        labelled = ~np.isnan(labels[:, number])
+        labelled = observed[:, number]
         logits = outputs[labelled, task_set.columns[task.name]]
-        row = SCORES[task.kind](logits, labels[labelled, number])
+        rows[task.name] = SCORES[task.kind](logits, labels[labelled, number])
         if task.kind == "binary":
-            row[f"top{top_k}_recall"] = recalls[task.name]
-        rows[task.name] = row
-    return _add_means(rows, _score_exclusive_sets(task_set, outputs, labels))
+            rows[task.name][f"top{top_k}_recall"] = None
+        # Tasks without any label compete nowhere.
+        if task.kind == "binary" and labelled.any():
+            binary.append(number)
+        if task.exclusive:
+            exclusive.setdefault(task.exclusive, [])
+            if labelled.any():
+                exclusive[task.exclusive].append(number)
+
+    scores = _pick_scores(task_set, outputs, binary)
+    for number, recall in zip(binary, _compute_top_recalls(scores, labels[:, binary], top_k), strict=True):
+        rows[task_set.names[number]][f"top{top_k}_recall"] = recall
+
+    sets: dict[str, Metrics] = {}
+    for name, members in exclusive.items():
+        scores = _pick_scores(task_set, outputs, members)
+        sets[name] = _score_exclusive_set(scores, labels[:, members])
+    return _add_means(rows, sets)
 
 
 def merge_metrics(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -70,13 +87,7 @@ def is_defined(metric: str, tasks: Sequence[Task], counts: Mapping[str, Counts])
         tasks: of the data.
         counts: how often every label of each task occurs in the split: {"Shoes": {"1": 5000, "0": 15000, "unlabelled": 7}}.
     """
-    num_values = {}
-    labelled = []
-    for task in tasks:
-        num_values[task.name] = _count_values(counts.get(task.name, {}))
-        if num_values[task.name]:
-            labelled.append(task)
-
+    labelled = [task for task in tasks if _count_values(counts.get(task.name, {}))]
     if metric in CHOICES:
         sets = [task.exclusive for task in labelled if task.exclusive]
         has_choice = len(sets) > len(set(sets))  # two tasks of one set
@@ -89,7 +100,7 @@ def is_defined(metric: str, tasks: Sequence[Task], counts: Mapping[str, Counts])
 
     # The others tell two classes apart.
     least = 1 if metric == "accuracy" else 2
-    return max(num_values.values(), default=0) >= least
+    return any(_count_values(counts[task.name]) >= least for task in labelled)
 
 
 def _count_values(counts: Counts) -> int:
@@ -120,17 +131,13 @@ def _score_binary(logits: Floats, labels: Floats) -> Metrics:
 
 
 def _score_categorical(logits: Floats, labels: Floats) -> Metrics:
+    from scipy.special import softmax
     from sklearn.metrics import average_precision_score
 
     truth = labels.astype(np.int64)
-    highest = logits.max(axis=1, keepdims=True)
-    powers: Floats = np.exp(logits - highest)  # without the maximum, exp would overflow
-    shares = powers / powers.sum(axis=1, keepdims=True)
+    shares = softmax(logits, axis=1)
     # One class against the others; a class that never occurs has no precision.
-    precisions = []
-    for index in np.unique(truth):
-        precision = average_precision_score(truth == index, shares[:, index])
-        precisions.append(precision)
+    precisions = [average_precision_score(truth == index, shares[:, index]) for index in np.unique(truth)]
     row: Metrics = dict.fromkeys(("accuracy", "balanced_accuracy", "average_precision"))
     row |= _score_choice(logits, truth)
     if len(precisions) > 1:
@@ -168,49 +175,35 @@ SCORES: dict[str, Callable[[Floats, Floats], Metrics]] = {
 # ---- several tasks
 
 
-def _find_competitors(task_set: TaskSet, labels: Floats, among: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Those of the binary tasks `among` that have a label, and their columns of the outputs."""
-    num_labels = (~np.isnan(labels)).sum(axis=0)
-    numbers = [number for number in among if num_labels[number]]
+def _pick_scores(task_set: TaskSet, outputs: Floats, numbers: Sequence[int]) -> Floats:
+    """The outputs [N, n] of these binary tasks."""
     names = [task_set.names[number] for number in numbers]
-    return numbers, [task_set.columns[name].start for name in names]
+    picked: Floats = outputs[:, [task_set.columns[name].start for name in names]]
+    return picked
 
 
-def _compute_top_recalls(task_set: TaskSet, outputs: Floats, labels: Floats, top_k: int) -> Metrics:
-    binary = [number for number, task in enumerate(task_set.tasks) if task.kind == "binary"]
-    recalls: Metrics = {task_set.names[number]: None for number in binary}
-    competing, columns = _find_competitors(task_set, labels, binary)
-    if len(competing) <= top_k:
+def _compute_top_recalls(scores: Floats, labels: Floats, top_k: int) -> list[float | None]:
+    """Of every competing task the share of its positive samples in which it is among the highest; scores, labels: [N, n]."""
+    recalls: list[float | None] = [None] * scores.shape[1]
+    if len(recalls) <= top_k:
         return recalls
-    order = np.argsort(-outputs[:, columns], axis=1, kind="stable")
-    highest = order[:, :top_k]
-    for column, number in enumerate(competing):
-        positive = labels[:, number] >= 0.5  # NaN compares as False
+    highest = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    for column in range(len(recalls)):
+        positive = labels[:, column] >= 0.5  # NaN compares as False
         if positive.any():
-            among_highest = (highest[positive] == column).any(axis=1)
-            recalls[task_set.names[number]] = float(among_highest.mean())
+            recalls[column] = float((highest[positive] == column).any(axis=1).mean())
     return recalls
 
 
-def _score_exclusive_sets(task_set: TaskSet, outputs: Floats, labels: Floats) -> dict[str, Metrics]:
-    """Per exclusive set, over the samples labelled in the whole set and positive (at least 0.5) in one of its tasks."""
-    sets: dict[str, list[int]] = {}
-    for number, task in enumerate(task_set.tasks):
-        if task.exclusive:
-            sets.setdefault(task.exclusive, []).append(number)
-    found: dict[str, Metrics] = {}
-    for name, members in sets.items():
-        competing, columns = _find_competitors(task_set, labels, members)
-        truth = labels[:, competing]
-        is_labelled = ~np.isnan(truth).any(axis=1)
-        is_positive = (truth >= 0.5).any(axis=1)
-        known = is_labelled & is_positive
-        choices = np.zeros(0, np.int64)  # argmax of no samples, or over no tasks, is an error
-        if known.any():
-            choices = truth[known].argmax(axis=1)
-        scores = outputs[known][:, columns]
-        found[name] = _score_choice(scores, choices)
-    return found
+def _score_exclusive_set(scores: Floats, labels: Floats) -> Metrics:
+    """Over the samples labelled in the whole set and positive (at least 0.5) in one of its tasks; scores, labels: [N, n]."""
+    is_labelled = ~np.isnan(labels).any(axis=1)
+    is_positive = (labels >= 0.5).any(axis=1)
+    known = is_labelled & is_positive
+    choices = np.zeros(0, np.int64)  # argmax of no samples, or over no tasks, is an error
+    if known.any():
+        choices = labels[known].argmax(axis=1)
+    return _score_choice(scores[known], choices)
 
 
 # ---- means
@@ -219,14 +212,14 @@ def _score_exclusive_sets(task_set: TaskSet, outputs: Floats, labels: Floats) ->
 def _add_means(rows: dict[str, Metrics], sets: dict[str, Metrics]) -> dict[str, Any]:
     # Of a set only what its tasks do not have: its accuracy is told by theirs.
     of_sets = [{name: row[name] for name in CHOICES} for row in sets.values()]
-    mean = _average([*rows.values(), *of_sets])
+    mean = _average_rows([*rows.values(), *of_sets])
     metrics: dict[str, Any] = {"tasks": rows, "mean": mean}
     if sets:
         metrics["exclusive"] = sets
     return metrics
 
 
-def _average(rows: Sequence[Metrics]) -> Metrics:
+def _average_rows(rows: Sequence[Metrics]) -> Metrics:
     """The mean of every metric over the rows for which it is defined."""
     means: Metrics = {}
     for name in chain.from_iterable(rows):
@@ -246,7 +239,7 @@ def _merge_rows(parts: Sequence[Mapping[str, Any]], key: str) -> dict[str, Metri
     return {name: _merge_row(several) for name, several in rows.items()}
 
 
-def _merge_row(rows: Sequence[Metrics]) -> Metrics:
+def _merge_row(rows: list[Metrics]) -> Metrics:
     labelled = [row for row in rows if row["num_labelled"]]
     if len(labelled) < 2:
         return (labelled or rows)[0]
@@ -255,10 +248,9 @@ def _merge_row(rows: Sequence[Metrics]) -> Metrics:
         known = [row for row in labelled if row.get(name) is not None]
         values = np.array([row[name] for row in known], dtype=np.float64)
         weights = np.array([row["num_labelled"] for row in known], dtype=np.float64)
+        merged[name] = None
         if name.startswith("num_"):
             merged[name] = int(values.sum())
         elif known:
             merged[name] = float(np.average(values, weights=weights))
-        else:
-            merged[name] = None
     return merged

@@ -1,15 +1,38 @@
-"""What to say of a file that may not be read or written: whose it is, and not that it is damaged or absent."""
+"""What to say of a file that cannot be used: whose it is if it may not be read, else that it is damaged, and what to do."""
 
 import os
 import pwd
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 
 
 class DeniedError(UserError):
     """A file is there, and this user may not use it."""
+
+
+@contextmanager
+def explain_damage(what: str, advice: str) -> Iterator[None]:
+    """Read and understand files inside it: whatever is wrong with them becomes `what` (with the reason in brackets) and `advice`.
+
+    Raises:
+        DeniedError: this user may not read a file, which may be sound.
+        UserError: one is absent, cut, changed, or of another form.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise denied(error) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = reason_of(error)[:300]
+        if isinstance(error, OSError) and error.filename:
+            reason = f"{Path(error.filename).name}: {reason}"
+        raise UserError(f"{what} ({reason}). {advice}") from None
 
 
 def denied(error: PermissionError, what: Path | str = "A file") -> DeniedError:

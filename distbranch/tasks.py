@@ -110,15 +110,6 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class _Batched:
-    """Tasks of one kind and number of outputs, computed together."""
-
-    kind: Kind
-    tasks: Tensor  # [n] task numbers
-    columns: Tensor  # [n, K] columns of the outputs
-
-
 class TaskSet:
     """The tasks of one network, in the order of its labels [B, T] and outputs [B, O].
 
@@ -137,38 +128,24 @@ class TaskSet:
         self.num_tasks = len(self.tasks)
         self.num_outputs = 0
         self.columns: dict[str, slice] = {}
-        for task in self.tasks:
+        # Tasks of one kind and number of outputs are computed together.
+        self._alike: dict[tuple[str, int], list[int]] = {}
+        for number, task in enumerate(self.tasks):
             start = self.num_outputs
             self.num_outputs += task.num_outputs
             self.columns[task.name] = slice(start, self.num_outputs)
-        self._batched = self._batch_by_kind()
-        # The kinds are computed one after the other; this brings them back into the order of the tasks.
-        order = torch.cat([batched.tasks for batched in self._batched])
-        self._inverse = torch.argsort(order)
-        self._on_devices: dict[torch.device, tuple[list[_Batched], Tensor]] = {}
+            self._alike.setdefault((task.kind, task.num_outputs), []).append(number)
 
-    def _batch_by_kind(self) -> list[_Batched]:
-        members: dict[tuple[str, int], list[int]] = {}
-        for number, task in enumerate(self.tasks):
-            members.setdefault((task.kind, task.num_outputs), []).append(number)
-        batches = []
-        for (kind, _), numbers in members.items():
-            outputs = torch.arange(self.num_outputs)
-            slices = [self.columns[self.names[number]] for number in numbers]
-            columns = torch.stack([outputs[columns] for columns in slices])
-            batches.append(_Batched(KINDS[kind], torch.tensor(numbers), columns))
-        return batches
-
-    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def compute_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The loss of every sample and task [B, T]; 0, with gradient 0, where unlabelled. outputs: [B, O]."""
         return self._compute_masked("loss", outputs, labels)
 
     @torch.no_grad()
-    def margins(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def compute_margins(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The margin of every sample and task [B, T] (Eq. 6), 0 where unlabelled; no gradient."""
         return self._compute_masked("margin", outputs, labels)
 
-    def split(self, outputs: Tensor) -> dict[str, Tensor]:
+    def split_by_task(self, outputs: Tensor) -> dict[str, Tensor]:
         """The logits of every task by name: [B] if binary, [B, K] if categorical."""
         logits = {}
         for task in self.tasks:
@@ -183,33 +160,23 @@ class TaskSet:
         # A loss in bf16 would have three digits; float64 stays, for tests against slow references.
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         filled = labels.masked_fill(unlabelled, 0.0).to(outputs.dtype)
-        if len(self._batched) == 1:  # all tasks are alike: no gathering
-            per_task = self.num_outputs // self.num_tasks
-            compute = getattr(self._batched[0].kind, name)
-            values = compute(outputs.view(len(outputs), self.num_tasks, per_task), filled)
+        if len(self._alike) == 1:  # nothing to bring together
+            pieces = outputs.view(len(outputs), self.num_tasks, self.num_outputs // self.num_tasks)
+            values = getattr(KINDS[self.tasks[0].kind], name)(pieces, filled)
         else:
-            batches, inverse = self._copy_to(outputs.device)
-            parts = []
-            for batched in batches:
-                compute = getattr(batched.kind, name)
-                own_outputs = outputs[:, batched.columns]
-                own_labels = filled[:, batched.tasks]
-                parts.append(compute(own_outputs, own_labels))
-            values = torch.cat(parts, dim=1)[:, inverse]
+            # Slices and not indices, which would have to be on the device first.
+            of_tasks = torch.split(outputs, [task.num_outputs for task in self.tasks], dim=1)
+            columns = filled.unbind(dim=1)
+            values_of_tasks = list(columns)
+            for (kind, _), numbers in self._alike.items():
+                pieces = torch.stack([of_tasks[number] for number in numbers], dim=1)
+                own_labels = torch.stack([columns[number] for number in numbers], dim=1)
+                own_values = getattr(KINDS[kind], name)(pieces, own_labels)
+                for number, value in zip(numbers, own_values.unbind(dim=1), strict=True):
+                    values_of_tasks[number] = value
+            values = torch.stack(values_of_tasks, dim=1)
         masked: Tensor = values.masked_fill(unlabelled, 0.0)
         return masked
-
-    def _copy_to(self, device: torch.device) -> tuple[list[_Batched], Tensor]:
-        """The numbers of tasks and columns on a device."""
-        if device not in self._on_devices:  # copied once, for every copy makes the host wait for a GPU
-            with torch.inference_mode(False):  # whoever comes first, others may need them in a backward pass
-                batches = []
-                for batched in self._batched:
-                    tasks = batched.tasks.to(device)
-                    columns = batched.columns.to(device)
-                    batches.append(_Batched(batched.kind, tasks, columns))
-                self._on_devices[device] = batches, self._inverse.to(device)
-        return self._on_devices[device]
 
 
 def unused_name(name: str, taken: Container[str]) -> str:

@@ -104,7 +104,7 @@ def work(loop: dict[str, Any]) -> None:
     real_step, real_take, real_losses = (
         training_step.TrainingStep._forward_and_backward,
         batches.BatchFeed.next_batch,
-        TaskSet.losses,
+        TaskSet.compute_losses,
     )
     now: dict[str, Any] = {"step": 0, "indices": []}
 
@@ -129,7 +129,11 @@ def work(loop: dict[str, Any]) -> None:
         return real_losses(self, *values) * (torch.nan if fault is not None and fault.do == "nan" else 1)
 
     tensorboard.log_decision = lambda *_: None
-    training_step.TrainingStep._forward_and_backward, batches.BatchFeed.next_batch, TaskSet.losses = step, take, losses  # type: ignore[method-assign]
+    training_step.TrainingStep._forward_and_backward, batches.BatchFeed.next_batch, TaskSet.compute_losses = (
+        step,
+        take,
+        losses,
+    )  # type: ignore[method-assign]
     ray_worker.train_worker(loop)
 
 

@@ -19,7 +19,7 @@ def test_columns_follow_the_order_of_the_tasks() -> None:
     assert tasks.columns == {"hat": slice(0, 1), "colour": slice(1, 4), "shoes": slice(4, 5)}
     assert (tasks.num_tasks, tasks.num_outputs) == (3, 5)
     outputs = torch.arange(10.0).view(2, 5)
-    split = tasks.split(outputs)
+    split = tasks.split_by_task(outputs)
     assert split["shoes"].tolist() == [4.0, 9.0]
     assert split["colour"].tolist() == [[1.0, 2.0, 3.0], [6.0, 7.0, 8.0]]
 
@@ -30,8 +30,8 @@ def test_losses_and_margins_of_mixed_kinds_are_those_of_every_task_alone() -> No
     share = math.exp(3) / (math.exp(1) + math.exp(2) + math.exp(3))
     p = 1 / (1 + math.exp(1))
     expected = [math.log(2), -math.log(share), -(0.25 * math.log(p) + 0.75 * math.log(1 - p))]
-    assert TaskSet(MIXED).losses(outputs, labels)[0].tolist() == pytest.approx(expected, rel=1e-5)
-    assert TaskSet(MIXED).margins(outputs, labels)[0].tolist() == pytest.approx(
+    assert TaskSet(MIXED).compute_losses(outputs, labels)[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert TaskSet(MIXED).compute_margins(outputs, labels)[0].tolist() == pytest.approx(
         [0.5, 1 - share, abs(0.25 - p)], rel=1e-5
     )
 
@@ -41,20 +41,20 @@ def test_unlabelled_entries_have_no_loss_no_margin_and_no_gradient(tasks: tuple[
     task_set = TaskSet(tasks)
     outputs = torch.randn(4, task_set.num_outputs, requires_grad=True)
     labels = torch.tensor([[1.0, NAN, 0.0], [NAN, 1.0, NAN], [NAN, NAN, NAN], [0.0, 0.0, 1.0]])
-    losses = task_set.losses(outputs, labels)
+    losses = task_set.compute_losses(outputs, labels)
     assert torch.equal(losses == 0, labels.isnan())
-    assert torch.equal(task_set.margins(outputs, labels) == 0, labels.isnan())
+    assert torch.equal(task_set.compute_margins(outputs, labels) == 0, labels.isnan())
     losses.sum().backward()  # type: ignore[no-untyped-call]
     assert outputs.grad is not None
     assert outputs.grad.isfinite().all()
     assert outputs.grad[2].abs().sum() == 0
     assert outputs.grad[0, task_set.columns[tasks[1].name]].abs().sum() == 0
-    assert task_set.losses(outputs[:0], labels[:0]).shape == (0, 3)
+    assert task_set.compute_losses(outputs[:0], labels[:0]).shape == (0, 3)
 
 
 def test_margins_carry_no_gradient() -> None:
     outputs = torch.randn(2, 3, requires_grad=True)
-    assert not TaskSet((Task("a"), Task("b"), Task("c"))).margins(outputs, torch.ones(2, 3)).requires_grad
+    assert not TaskSet((Task("a"), Task("b"), Task("c"))).compute_margins(outputs, torch.ones(2, 3)).requires_grad
 
 
 def test_binary_metrics_of_a_hand_computed_example() -> None:

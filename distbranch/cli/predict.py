@@ -46,13 +46,13 @@ def predict(
     `distbranch predict model.onnx photo.jpg`
     """
     from distbranch.config.paths import check_can_be_written
-    from distbranch.engine.predict import find_images, predict
+    from distbranch.engine.predict import find_images, predict_images
     from distbranch.export import load_predictor
 
     network, preprocessing = load_predictor(run_folder(run))
     if bits is not None:
         preprocessing = replace(preprocessing, bits=bits)
-    predictions = predict(network, preprocessing, find_images(images), on_bad_image=on_bad_image)
+    predictions = predict_images(network, preprocessing, find_images(images), on_bad_image=on_bad_image)
     if out is not None:
         check_can_be_written(out)
         if output == "table":

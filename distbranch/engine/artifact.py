@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from distbranch.config import load_config
 from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.errors import UserError, reason_of
+from distbranch.errors import UserError
 from distbranch.models.networks import Network, network_of
 from distbranch.models.residual import architecture_from_json
-from distbranch.permissions import denied
+from distbranch.permissions import explain_damage
 from distbranch.tensor_files import load_tensors, save_tensors
 
 logger = logging.getLogger("distbranch")
@@ -43,12 +44,9 @@ class Preprocessing:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Preprocessing":
         """The inverse of `to_json`."""
-        height, width = data["image_size"]
-        mean = tuple(data["mean"])
-        std = tuple(data["std"])
-        return cls(data["decoder"], (height, width), mean, std, data.get("bits"))
+        return TypeAdapter(cls).validate_python(data)
 
-    def normalised(self, images: Tensor) -> Tensor:
+    def normalise_images(self, images: Tensor) -> Tensor:
         """Images uint8 [B, 3, H, W] as the floats that a network without normalisation of its own takes."""
         mean = torch.tensor(self.mean, dtype=torch.float32).view(3, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32).view(3, 1, 1)
@@ -79,7 +77,8 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
     folder = run_directory / "model"
     if not run_directory.is_dir():
         raise UserError(f"There is no run directory {run_directory}. Give the folder that `distbranch train` made.")
-    try:
+    advice = "Run the training command again to write it anew."
+    with explain_damage(f"The model of {run_directory} is damaged", advice):
         if (folder / DESCRIPTION).exists():
             description = json.loads((folder / DESCRIPTION).read_text())
             weights = load_tensors(folder / WEIGHTS)
@@ -89,18 +88,6 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
         architecture = architecture_from_json(description["architecture"])
         network = network_of(architecture, preprocessing.mean, preprocessing.std)
         network.load_state_dict(weights)
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise denied(error) from None
-    except FileNotFoundError as error:
-        raise UserError(
-            f"The model of {run_directory} lacks {Path(error.filename).name}. Run the training command again to write it anew."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"The model of {run_directory} is damaged ({reason_of(error)[:300]}). Run the training command again to write it anew."
-        ) from None
     return network.eval(), preprocessing
 
 

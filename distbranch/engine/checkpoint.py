@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distbranch.engine.distributed import Ranks
 from distbranch.errors import UserError, reason_of
-from distbranch.permissions import DeniedError, denied
+from distbranch.permissions import DeniedError, explain_damage
 from distbranch.tensor_files import load_tensors, save_tensors
 
 logger = logging.getLogger("distbranch")
@@ -28,7 +28,7 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on: plain values, and named tensors by file (`model`, `optimizer`, `affinity`)."""
+    """All that a run needs to be resumed: plain values, and named tensors by file (`model`, `optimizer`, `affinity`)."""
 
     state: Mapping[str, Any]
     tensors: Mapping[str, Mapping[str, Tensor]]
@@ -49,13 +49,11 @@ def save_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, *, kee
             save_tensors(aside / f"{name}.safetensors", tensors)
         (aside / STATE).write_text(json.dumps(checkpoint.state, indent=1))
         hashes = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
-        (aside / MANIFEST).write_text(
-            json.dumps({"format": "distbranch-checkpoint", "version": 1, "sha256": hashes}, indent=1)
-        )
-        for path in aside.iterdir():
+        manifest = {"format": "distbranch-checkpoint", "version": 1, "sha256": hashes}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in (*aside.iterdir(), aside):
             _sync(path)
-        _sync(aside)
-        if final.exists():  # a damaged one of the same step, which was passed over when the run was continued
+        if final.exists():  # a damaged one of the same step, which was passed over when the run was resumed
             shutil.rmtree(final)
         aside.rename(final)
         _sync(folder)
@@ -65,9 +63,16 @@ def save_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, *, kee
             f"The checkpoint of step {iteration} could not be written to {folder} ({reason_of(error)}). "
             "Earlier checkpoints are intact; make room or give another run.directory, then run the same command again."
         ) from None
-    for old in _saved(folder)[:-keep]:
+    for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints, the newest last. A folder that may not be read is an error, and not (as for `glob`) an empty one."""
+    if not folder.exists():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.startswith("step-"))
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -77,58 +82,20 @@ def load_newest(folder: Path) -> Checkpoint | None:
         UserError: all are damaged.
         DeniedError: one may not be read; it may be good, so none before it is taken in its place.
     """
-    paths = _saved(folder)[::-1]
-    for path in paths:
+    paths = list_checkpoints(folder)
+    for path in reversed(paths):
         try:
             return load_checkpoint(path)
         except DeniedError:
             raise
         except UserError as error:
-            logger.warning("%s It is passed over.", error)
+            logger.warning("%s", error)
     if paths:
         raise UserError(
             f"None of the {len(paths)} checkpoint(s) in {folder} can be used; each is damaged. Put back a good one from a copy, "
             "remove that folder to begin at step 0, or use --fresh to begin in a new directory."
         )
     return None
-
-
-def share_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks, *, but_for: str) -> Checkpoint | None:
-    """Rank 0's checkpoint on every rank: plain values as an object, tensors as they lie in memory, one copy on each rank.
-
-    The tensors of the file `but_for` stay with rank 0 alone.
-    """
-    described = None
-    if checkpoint is not None:
-        described = (
-            checkpoint.state,
-            {
-                file: {name: (value.shape, value.dtype) for name, value in tensors.items()}
-                for file, tensors in checkpoint.tensors.items()
-                if file != but_for
-            },
-        )
-    described = ranks.broadcast(described)
-    if described is None:
-        return None
-    state, shapes = described
-    if checkpoint is None:
-        blank = {
-            file: {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in members.items()}
-            for file, members in shapes.items()
-        }
-        checkpoint = Checkpoint(state, blank)
-    ranks.broadcast_tensors([checkpoint.tensors[file][name] for file in shapes for name in shapes[file]])
-    return checkpoint
-
-
-def set_damaged_aside(folder: Path, *, newest_good: int) -> None:
-    """Rename checkpoints newer than the one a run goes on from, which are damaged; remove what a killed write left."""
-    for path in _saved(folder):
-        if int(path.name.removeprefix("step-")) > newest_good:
-            path.rename(path.with_name(f"damaged-{path.name}"))
-    for path in folder.glob(".writing-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -138,27 +105,51 @@ def load_checkpoint(path: Path) -> Checkpoint:
         UserError: a file is missing, cut or changed.
         DeniedError: a file may not be read.
     """
-    try:
+    tensors = {}
+    with explain_damage(f"The checkpoint {path} is damaged", "It is passed over."):
         manifest = json.loads((path / MANIFEST).read_text())
         for name, expected in manifest["sha256"].items():
             if _sha256(path / name) != expected:
-                raise UserError(f"The checkpoint {path} is damaged: {name} is not what was written.")
+                raise ValueError(f"{name} is not what was written")
         state = json.loads((path / STATE).read_text())
-        names = [Path(name) for name in manifest["sha256"] if name.endswith(".safetensors")]
-        return Checkpoint(state, {name.stem: load_tensors(path / name) for name in names})
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise denied(error) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"The checkpoint {path} is damaged: {error}.") from None
+        for name in manifest["sha256"]:
+            if name.endswith(".safetensors"):
+                tensors[Path(name).stem] = load_tensors(path / name)
+    return Checkpoint(state, tensors)
 
 
-def _saved(folder: Path) -> list[Path]:
-    """The checkpoints, the newest last. A folder that may not be read is an error, and not (as for `glob`) an empty one."""
-    if not folder.exists():
-        return []
-    return sorted(path for path in folder.iterdir() if path.name.startswith("step-"))
+def set_damaged_aside(folder: Path, *, newest_good: int) -> None:
+    """Rename checkpoints newer than the one a run is resumed from, which are damaged; remove what a killed write left."""
+    for path in list_checkpoints(folder):
+        if int(path.name.removeprefix("step-")) > newest_good:
+            path.rename(path.with_name(f"damaged-{path.name}"))
+    for path in folder.glob(".writing-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def share_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks, *, but_for: str) -> Checkpoint | None:
+    """Rank 0's checkpoint on every rank: plain values as an object, tensors as they lie in memory, one copy on each rank.
+
+    The tensors of the file `but_for` stay with rank 0 alone.
+    """
+    described: Any = None
+    if checkpoint is not None:
+        shapes: dict[str, Any] = {}
+        for file, tensors in checkpoint.tensors.items():
+            if file != but_for:
+                shapes[file] = {name: (value.shape, value.dtype) for name, value in tensors.items()}
+        described = Checkpoint(checkpoint.state, shapes)
+    described = ranks.broadcast(described)
+    if described is None:
+        return None
+    if checkpoint is None:
+        blank = {}
+        for file, members in described.tensors.items():
+            blank[file] = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in members.items()}
+        checkpoint = Checkpoint(described.state, blank)
+    for file in described.tensors:
+        ranks.broadcast_tensors(list(checkpoint.tensors[file].values()))
+    return checkpoint
 
 
 def _sha256(path: Path) -> str:

@@ -5,9 +5,12 @@ One process without a process group is the case of one rank; every function belo
 
 import hashlib
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +21,7 @@ from distbranch.permissions import denied
 
 T = TypeVar("T")
 MESSAGE_BYTES = 16 * 2**20  # beyond this a message costs its bytes and no longer its number
+SECONDS_BETWEEN_LOOKS = 0.2  # at whether somebody asked to stop
 RankGroup = Any  # torch.distributed.ProcessGroup; its type differs between builds of torch
 
 
@@ -34,6 +38,11 @@ class Ranks:
     device: torch.device
     host_group: RankGroup | None = None
     timeout: timedelta | None = None
+
+    @classmethod
+    def alone(cls) -> "Ranks":
+        """This process alone, on a GPU if there is one."""
+        return cls(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
     def is_first(self) -> bool:
@@ -93,13 +102,13 @@ class Ranks:
         """
         if self.world_size == 1:
             return
-        for message in _messages(tensors):
-            rows = [tensor.detach().reshape(-1) for tensor in message]  # of one tensor mostly its own memory
-            flat = torch.cat(rows) if len(rows) > 1 else rows[0]
-            dist.broadcast(flat, src=0, group=self._group_of(flat))
-            for tensor, part in zip(message, torch.split(flat, [tensor.numel() for tensor in message]), strict=True):
-                if part.data_ptr() != tensor.data_ptr():
-                    tensor.detach().copy_(part.view_as(tensor))
+        for message in _divide_into_messages(tensors):
+            flat = torch.cat([tensor.detach().reshape(-1) for tensor in message])
+            group = self.host_group if flat.device.type == "cpu" else None
+            dist.broadcast(flat, src=0, group=group)
+            parts = torch.split(flat, [tensor.numel() for tensor in message])
+            for tensor, part in zip(message, parts, strict=True):
+                tensor.detach().copy_(part.view_as(tensor))
 
     def sum_on_rank_zero(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of `tensor` over all ranks, on the CPU of rank 0; what the others get means nothing."""
@@ -115,12 +124,9 @@ class Ranks:
         counts = self.gather(len(rows))
         padded = rows.new_zeros((max(counts), *rows.shape[1:]))
         padded[: len(rows)] = rows
-        if not self.is_first:
-            dist.gather(padded, None, dst=0, group=self.host_group)
-            return []
-        received = [torch.empty_like(padded) for _ in counts]
+        received = [torch.empty_like(padded) for _ in counts] if self.is_first else None
         dist.gather(padded, received, dst=0, group=self.host_group)
-        return [every[:count] for every, count in zip(received, counts, strict=True)]
+        return [every[:count] for every, count in zip(received or [], counts, strict=False)]
 
     def scatter(self, parts: Sequence[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
         """Overwrite `own` on the CPU with this rank's part of the `parts` that rank 0 has, one for each rank."""
@@ -128,9 +134,6 @@ class Ranks:
             return own.copy_(parts[0])
         dist.scatter(own, list(parts) if self.is_first else None, src=0, group=self.host_group)
         return own
-
-    def _group_of(self, tensor: torch.Tensor) -> RankGroup | None:
-        return self.host_group if tensor.device.type == "cpu" else None
 
     def run_on_rank_zero(self, work: Callable[[], T]) -> T:
         """The result of `work` on rank 0 (a small picklable object), given to every rank; all must call it.
@@ -148,17 +151,17 @@ class Ranks:
             SharedError: see `run_on_rank_zero`.
         """
         value: T | None = None
-        message = None
+        problem = None
         if self.is_first:
             try:
                 value = work()
             except UserError as error:
-                message = self.with_place(str(error))
+                problem = self.with_place(str(error))
             except OSError as error:
-                message = self.with_place(storage_message(error))
-        message = self.broadcast(message)
-        if message is not None:
-            raise SharedError(message)
+                problem = self.with_place(describe_storage_failure(error))
+        problem = self.broadcast(problem)
+        if problem is not None:
+            raise SharedError(problem)
         return value
 
     def raise_on_all_ranks(self, message: str | None) -> None:
@@ -182,18 +185,18 @@ class Ranks:
         return f"rank {self.rank} on {socket.gethostname()}"
 
 
-def _messages(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+def _divide_into_messages(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
     """The tensors by data type, in runs of at most `MESSAGE_BYTES`; a larger one is a message of its own."""
-    message: list[torch.Tensor] = []
-    num_bytes = 0
-    for tensor in sorted(tensors, key=lambda tensor: str(tensor.dtype)):
-        other = bool(message) and message[0].dtype != tensor.dtype
-        if message and (other or num_bytes + tensor.nbytes > MESSAGE_BYTES):
-            yield message
-            message, num_bytes = [], 0
-        message.append(tensor)
-        num_bytes += tensor.nbytes
-    if message:
+    by_type = sorted(tensors, key=lambda tensor: str(tensor.dtype))
+    for _, alike in groupby(by_type, key=lambda tensor: tensor.dtype):
+        message: list[torch.Tensor] = []
+        num_bytes = 0
+        for tensor in alike:
+            if message and num_bytes + tensor.nbytes > MESSAGE_BYTES:
+                yield message
+                message, num_bytes = [], 0
+            message.append(tensor)
+            num_bytes += tensor.nbytes
         yield message
 
 
@@ -204,7 +207,7 @@ def send_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def storage_message(error: OSError) -> str:
+def describe_storage_failure(error: OSError) -> str:
     """One sentence about a file that could not be written or read."""
     if isinstance(error, PermissionError):
         return str(denied(error))
@@ -229,7 +232,7 @@ class Pending:
         return self.tensor
 
 
-def fingerprint(tree_json: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def compute_fingerprint(tree_json: str, tensors: Mapping[str, torch.Tensor]) -> str:
     """One hash over an architecture and named tensors (weights, optimiser slots); equal only if every bit is."""
     digest = hashlib.sha256(tree_json.encode())
     for name in sorted(tensors):
@@ -249,8 +252,36 @@ def verify_equal(ranks: Ranks, what: str, own: str) -> str:
     different = [f"rank {rank} on {host}" for rank, (other, host) in enumerate(every) if other != every[0][0]]
     if different:
         raise SharedError(
-            f"At {what} all ranks should hold the same tree and weights, but {', '.join(different)} "
-            f"{'differs' if len(different) == 1 else 'differ'} from rank 0. Nothing was saved since the last checkpoint; "
-            "check the memory and the versions of those machines, then run the same command again."
+            f"At {what} all ranks should hold the same tree and weights, but {', '.join(different)} differ(s) from rank 0. "
+            "Nothing was saved since the last checkpoint; check the memory and the versions of those machines, then run the same "
+            "command again."
         )
     return own
+
+
+class NotAwaitedError(Exception):
+    """Somebody asked to stop before it was there."""
+
+
+def wait_for_result(call: Callable[[], T], should_stop: Callable[[], bool]) -> T:
+    """What `call` returns, or raises; for ranks that do not come, or for a download.
+
+    The main thread must not be the one that waits: Python runs the handlers of signals in it, and not while it is in a library.
+
+    Raises:
+        NotAwaitedError: `should_stop` came first; the call continues without anybody.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # of any kind: it is raised where the call is awaited
+            future.set_exception(error)
+
+    # No ThreadPoolExecutor: the process would wait for its threads at the end, and this call may never return.
+    threading.Thread(target=run, name="distbranch-waiting", daemon=True).start()
+    while not wait([future], timeout=SECONDS_BETWEEN_LOOKS).done:
+        if should_stop():
+            raise NotAwaitedError
+    return future.result()

@@ -2,7 +2,7 @@
 
 At every decision the leader asks what each relative would decide from the same statistics. Those that agree stay with it;
 those that do not leave, each group into the run directory of its first member, with the state as it was before the decision.
-From there it goes on as any run that is continued, as the leader of the rest of its group.
+From there it is resumed as any run, as the leader of the rest of its group.
 
 Everything stands in run directories: `family.json` names the relatives that are still with a run and where its own
 beginning is from, and `relatives/<name>/` holds what will differ in the directory of each: decisions.jsonl and affinities.
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from distbranch.branching.affinity import AffinityStats
+from distbranch.branching.tree import Split
 from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
-from distbranch.engine.round_decision import RoundDecision, decide, next_split
+from distbranch.engine.round_decision import RoundDecision, decide_round
 from distbranch.engine.run_directory import RunDirectory, append_line, created_atomically, write_atomically, write_json
 from distbranch.models.backbones import Architecture
 
@@ -44,34 +45,34 @@ class Family:
         self.config = config
         self.files = RunDirectory(config.run_directory)
         self.relatives, self.origin = read_family(self.files)
+        self._own: RoundDecision
         self._decisions: dict[str, RoundDecision] = {}
         self._leaving: list[list[str]] = []
 
-    def decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[RoundDecision, bool]:
-        """The leader's decision, and whether some relatives decide otherwise and must leave (`send_off_leavers`)."""
+    def decide_round(self, stats: AffinityStats, architecture: Architecture) -> tuple[Split | None, bool, bool]:
+        """The leader's split, whether another round follows, and whether some relatives must leave (`send_off_leavers`)."""
         methods = [self.config.method, *self.relatives.values()]
-        own, *others = decide(stats, architecture, methods, seed=self.config.seed)
+        self._own, *others = decide_round(stats, architecture, methods, seed=self.config.seed)
         self._decisions = dict(zip(self.relatives, others, strict=True))
 
         # Runs stay together as long as training does: a record may differ (another price) where the split does not.
-        own_split = next_split(architecture.tree, own, self.config.method)
-        groups: dict[Any, list[str]] = {own_split: []}
+        own_course = (self._own.split, self._own.grows)
+        groups: dict[Any, list[str]] = {own_course: []}
         for name, decision in self._decisions.items():
-            split = next_split(architecture.tree, decision, self.relatives[name])
-            groups.setdefault(split, []).append(name)
-        del groups[own_split]
+            groups.setdefault((decision.split, decision.grows), []).append(name)
+        del groups[own_course]
         self._leaving = list(groups.values())
-        return own, bool(self._leaving)
+        return *own_course, bool(self._leaving)
 
     def send_off_leavers(self, checkpoint: Checkpoint) -> list[list[str]]:
         """Send off those who leave, with the state as it was before the decision; returns the names of every group.
 
-        A group that has its directory already was sent off before this run was killed and went on from an earlier step.
+        A group that has its directory already was sent off before this run was killed and resumed from an earlier step.
         The family is written anew when all have left, and before the leader's next checkpoint: so at any moment a member
         has a directory, or a leader that will come past the decision at which it leaves.
         """
         for first, *others in self._leaving:
-            config = member(self.config, first, self.relatives[first])
+            config = make_member_config(self.config, first, self.relatives[first])
             if not RunDirectory(config.run_directory).config.exists():
                 self._send_off(config, others, checkpoint)
         gone = {name for group in self._leaving for name in group}
@@ -81,15 +82,23 @@ class Family:
             shutil.rmtree(self.files.relatives / name, ignore_errors=True)
         return self._leaving
 
-    def record_decision(self, line: Mapping[str, Any]) -> None:
-        """Keep for every relative its own form of a line of decisions.jsonl, and of the matrices where they differ."""
+    def record_decision(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Write the matrices of a decision, and return `line` with all that decided it.
+
+        Every relative gets its own form of the line, and of the matrices where they differ.
+        """
+        file = self.files.affinity / f"round-{line['round']:02d}.npz"
+        line["affinity_file"] = str(file.relative_to(self.files.path))
+        file.parent.mkdir(exist_ok=True)
+        np.savez(file, allow_pickle=False, **self._own.matrices)
         for name, method in self.relatives.items():
-            own = RunDirectory(self.files.relatives / name)
+            files = RunDirectory(self.files.relatives / name)
+            files.affinity.mkdir(parents=True, exist_ok=True)
             decision = self._decisions[name]
-            own.affinity.mkdir(parents=True, exist_ok=True)
             if method.affinity != self.config.method.affinity:
-                np.savez(own.path / line["affinity_file"], allow_pickle=False, **decision.matrices)
-            append_line(own.decisions, {**line, **decision.record})
+                np.savez(files.path / line["affinity_file"], allow_pickle=False, **decision.matrices)
+            append_line(files.decisions, line | decision.record)
+        return line | self._own.record
 
     def _send_off(self, config: Config, others: Iterable[str], checkpoint: Checkpoint) -> None:
         progress = checkpoint.state["progress"]
@@ -103,7 +112,7 @@ class Family:
             save_checkpoint(files.checkpoints, progress["iteration"], checkpoint, keep=1)
 
 
-def member(leader: Config, name: str, method: MethodConfig) -> Config:
+def make_member_config(leader: Config, name: str, method: MethodConfig) -> Config:
     """The configuration of one of the leader's relatives."""
     return leader.model_copy(update={"run": leader.run.model_copy(update={"name": name}), "method": method})
 

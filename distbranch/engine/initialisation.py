@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import load_model
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.errors import UserError, reason_of
+from distbranch.engine.run_start import begins_anew
+from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.errors import UserError
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.backbones import Architecture
 from distbranch.models.low_rank import LowRankNet, check_same, low_rank_beginning
@@ -22,9 +25,22 @@ from distbranch.models.pretrained import HOW_TO_GET, WideNetwork, read_weights, 
 from distbranch.models.residual import AnyArchitecture, Policy, ResidualArchitecture, shared_policy
 from distbranch.models.thin_init import check_fits, thin_beginning
 from distbranch.models.tree_net import TreeNet
-from distbranch.permissions import denied
+from distbranch.permissions import explain_damage
 
 logger = logging.getLogger("distbranch")
+
+
+def begin_network(net: TrainedNetwork, config: Config, info: DatasetInfo) -> None:
+    """Give a run its first network, the same on every rank; all must call it.
+
+    Raises:
+        SharedError: what the run begins from is absent, damaged or does not fit.
+    """
+    architecture = net.ranks.run_on_rank_zero(lambda: first_architecture(config, info))
+    overwrite = None
+    if config.method.begins_from_pretrained:
+        overwrite = partial(begin_from_pretrained, config=config)
+    net.begin(architecture, config.seed, overwrite=overwrite)
 
 
 def first_architecture(config: Config, info: DatasetInfo) -> AnyArchitecture:
@@ -54,14 +70,11 @@ def read_own_tree(config: Config) -> Tree | None:
     Raises:
         UserError: the file is damaged.
     """
-    files = RunDirectory(config.run_directory)
-    file = files.tree
-    try:
-        return Tree.from_json(_read_json(file)["tree"]) if file.exists() and not files.begins_anew(config) else None
-    except PermissionError as error:
-        raise denied(error) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({reason_of(error)}). Remove it and run the same command again.") from None
+    file = RunDirectory(config.run_directory).tree
+    if not file.exists() or begins_anew(config):
+        return None
+    with explain_damage(f"{file} is damaged", "Remove it and run the same command again."):
+        return Tree.from_json(_read_json(file)["tree"])
 
 
 def _given_tree(config: Config, thin: Architecture) -> Tree:
@@ -93,17 +106,9 @@ def _read_groups(path: Path, thin: Architecture) -> dict[str, list[list[str]]]:
     if not path.exists():
         raise UserError(f"method.groups={path} does not exist. Give the directory of a finished run, or its tree.json.")
     if path.is_dir():
-        if not RunDirectory(path).result.exists():
-            raise UserError(f"method.groups={path} should be a finished run, found none. Train it to its end first.")
-        path = RunDirectory(path).tree
-    try:
+        path = _get_finished_run(path, "method.groups").tree
+    with explain_damage(f"{path} holds no tree", "Give the directory of a finished run, or its tree.json."):
         groups = {layer["name"]: layer["branches"] for layer in _read_json(path)["layers"]}
-    except PermissionError as error:
-        raise denied(error) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} holds no tree ({reason_of(error)}). Give the directory of a finished run, or its tree.json."
-        ) from None
     if tuple(groups) != thin.tree.layers:
         raise UserError(
             f"The tree in {path} should be of the layers of model.backbone={thin.backbone}, but it is of {', '.join(groups)}. "
@@ -116,31 +121,34 @@ def _given_policy(config: Config, searched: ResidualArchitecture) -> Policy:
     """That of a search, most probable or drawn; a run that was begun has its own and does not need the search any longer."""
     if config.adashare.policy is None:
         return shared_policy(len(searched.tasks), searched.num_blocks)
-    source, number = Path(config.adashare.policy), config.adashare.policy_number
+    number = config.adashare.policy_number
     files = RunDirectory(config.run_directory)
-    if files.policy.exists() and not files.begins_anew(config):
-        source, number = files.path, None
-    elif not RunDirectory(source).result.exists():
-        raise UserError(f"adashare.policy={source} should be a finished search, found none. Train it to its end first.")
-    file = RunDirectory(source).policy
-    try:
-        record = _read_json(file)
+    if files.policy.exists() and not begins_anew(config):
+        number = None
+    else:
+        files = _get_finished_run(Path(config.adashare.policy), "adashare.policy")
+    with explain_damage(
+        f"{files.policy} holds no policy", "Give the directory of a finished search in adashare.policy."
+    ):
+        record = _read_json(files.policy)
         names, blocks, executes = record["tasks"], record["blocks"], record["policy"]
         if number is not None:
             executes = sample_policy(np.array(record["execute_probability"]), number=number).tolist()
-    except PermissionError as error:
-        raise denied(error) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} holds no policy ({reason_of(error)}). Give the directory of a finished search in adashare.policy."
-        ) from None
     own = [task.name for task in searched.tasks], [shape.name for shape in searched.shapes]
     if (names, blocks) != own:
         raise UserError(
-            f"The policy in {file} should be of the same tasks and of model.backbone={searched.backbone}, but it is of "
+            f"The policy in {files.policy} should be of the same tasks and of model.backbone={searched.backbone}, but it is of "
             f"{len(names)} tasks ({', '.join(names[:3])}, ...) and {len(blocks)} blocks. Give a search of this data set and backbone."
         )
     return tuple(tuple(map(bool, row)) for row in executes)
+
+
+def _get_finished_run(path: Path, key: str) -> RunDirectory:
+    """The run directory that a key of the configuration names."""
+    files = RunDirectory(path)
+    if not files.result.exists():
+        raise UserError(f"{key}={path} should be a finished run, found none. Train it to its end first.")
+    return files
 
 
 def _read_json(path: Path) -> Any:
@@ -170,8 +178,7 @@ def pretrained_network(config: Config) -> WideNetwork:
         raise UserError(f"method.pretrained={path} does not exist. {HOW_TO_GET}")
     if not path.is_dir():
         return read_weights(path, bgr=config.method.pretrained_channels == "bgr")
-    if not RunDirectory(path).result.exists():
-        raise UserError(f"method.pretrained={path} should be a finished run, found none. Train it to its end first.")
+    _get_finished_run(path, "method.pretrained")
     network, preprocessing = load_model(path)
     for key in ("mean", "std"):
         theirs, own = getattr(preprocessing, key), getattr(config.data, key)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,10 +17,10 @@ from distbranch.config import DataConfig, load_config
 from distbranch.data.pack import pack
 from distbranch.data.reader import ShardReader
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import BadSample, DatasetInfo, Sample, SplitInfo, is_remote, read_dataset
+from distbranch.data.shards import BadSample, DatasetInfo, Sample, is_remote, read_dataset
 from distbranch.engine.artifact import WEIGHTS, load_model
-from distbranch.engine.batches import open_evaluation
 from distbranch.engine.distributed import Ranks
+from distbranch.engine.evaluate import compute_outputs
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.models.networks import Network
@@ -57,9 +56,8 @@ def label_with_teacher(
     _check_labelling(info, out, run, teacher, splits)
     config = load_config(RunDirectory(run).config)
     as_trained = config.data.model_copy(update={"decoder": preprocessing.decoder, "on_bad_sample": "fail"})
-    labelled = [name for name in splits if info.splits[name].num_samples]
     size = config.train.eval_batch_size
-    soft = {name: _compute_soft_labels(info, name, teacher, as_trained, size) for name in labelled}
+    soft = {name: _compute_soft_labels(info, name, teacher, as_trained, size) for name in splits}
     shards = [shard for split in info.splits.values() for shard in split.shards]
     source = {
         "source": "label",
@@ -92,14 +90,14 @@ def _check_labelling(
     unknown = [split for split in splits or [""] if split not in info.splits]
     if unknown:
         raise UserError(f"{info.path} has no split '{unknown[0]}' to be labelled; it has {', '.join(info.splits)}.")
-    categorical = [task.name for task in teacher.tasks.tasks if task.kind != "binary"]
+    taught = teacher.tasks.tasks
+    categorical = [task.name for task in taught if task.kind != "binary"]
     if categorical:
         raise UserError(
             f"The teacher {run} has the categorical task(s) {', '.join(categorical[:5])}, and soft labels are of binary ones. "
             "Pack its data set with one_task_per_class and train it again."
         )
-    own = {task.name for task in info.tasks}
-    shared = [name for name in teacher.tasks.names if name in own]
+    shared = sorted({task.name for task in taught} & {task.name for task in info.tasks})
     if shared:
         raise UserError(
             f"The data set {info.path} has task(s) of the teacher {run} already: {', '.join(shared[:5])}. "
@@ -112,19 +110,13 @@ def _add_soft_labels(info: DatasetInfo, soft: Mapping[str, Iterator[SoftLabels]]
     for name, split in info.splits.items():
         extra = soft.get(name, itertools.repeat({}))
         with closing(ShardReader([(info.path, split.shards)], max_open=1)) as reader:
-            for (image, described), added in zip(_read_samples(reader, split), extra, strict=False):
-                yield Sample(described["key"], name, image, {**described["labels"], **added})
-
-
-def _read_samples(reader: ShardReader, split: SplitInfo) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The JPEG and the content of the label file of every sample, in order."""
-    for number, shard in enumerate(split.shards):
-        for sample in range(shard.num_samples):
-            image, content = reader.open_shard(number).read_files(sample)
-            described = json.loads(content)
-            if not isinstance(described.get("key"), str):
-                raise BadSample("incomplete", shard.file, sample, "its label file has no field 'key'.")
-            yield image, described
+            for number, shard in enumerate(split.shards):
+                for sample in range(shard.num_samples):
+                    image, content = reader.open_shard(number).read_files(sample)
+                    described = json.loads(content)
+                    if not isinstance(described.get("key"), str):
+                        raise BadSample("incomplete", shard.file, sample, "its label file has no field 'key'.")
+                    yield Sample(described["key"], name, image, {**described["labels"], **next(extra)})
 
 
 @torch.inference_mode()
@@ -132,12 +124,8 @@ def _compute_soft_labels(
     info: DatasetInfo, split: str, teacher: Network, data: DataConfig, batch_size: int
 ) -> Iterator[SoftLabels]:
     """The teacher's probability of each of its tasks, for every sample in order."""
-    ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = Ranks.alone()
     teacher.to(ranks.device)
-    size = teacher.architecture.image_size
-    for batch in open_evaluation(info, split, data, ranks, image_size=size, batch_size=batch_size):
-        if batch.error:
-            raise UserError(batch.error)
-        outputs = teacher(batch.images.to(ranks.device), flat=True)
+    for _, outputs in compute_outputs(teacher, info, split, ranks, data, batch_size=batch_size):
         for row in outputs.double().sigmoid().tolist():
             yield {name: round(share, DECIMALS) for name, share in zip(teacher.tasks.names, row, strict=True)}

@@ -3,20 +3,21 @@
 Every rank publishes its name in the store of the process group, and one that waited without effect says so there: who has not is late.
 """
 
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
-from distbranch.engine.distributed import Ranks
-from distbranch.engine.process_group import misplacement
+from distbranch.engine.distributed import NotAwaitedError, Ranks, wait_for_result
+from distbranch.engine.process_group import describe_misplacement
 from distbranch.errors import UserError
 
+T = TypeVar("T")
 SECONDS_FOR_NOTES = 1.5  # after which all ranks that waited without effect have said so
 SECONDS_TO_BE_NAMED = 4  # a rank that only lost a connection leaves the word to those who know more
 SECONDS_FOR_STORE = 5  # its process may be the one that is lost, and then it answers never
@@ -49,7 +50,7 @@ def describe_rank_failure(error: Exception, ranks: Ranks, *, timeout_min: float,
         timeout_min: how long a rank waits for the others.
         notes: a folder for the traceback.
     """
-    wrongly_placed = misplacement(error)
+    wrongly_placed = describe_misplacement(error)
     if wrongly_placed is not None:
         return UserError(wrongly_placed)
     if isinstance(error, torch.AcceleratorError):
@@ -58,27 +59,23 @@ def describe_rank_failure(error: Exception, ranks: Ranks, *, timeout_min: float,
     is_gone = any(word in str(error) for word in GONE)
     lost_contact = isinstance(error, RuntimeError) and (is_late or is_gone)
     if not lost_contact and not isinstance(error, dist.DistError):
-        return _describe_own_failure(error, ranks, notes)
+        file = notes / f"traceback-rank-{ranks.rank}.txt"
+        told = f"R{ranks.place[1:]} raised {type(error).__name__}: {error}."
+        try:
+            file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        except OSError:  # of a full disk, say: the error itself matters more
+            return UserError(told)
+        return UserError(f"{told} The traceback is in {file}.")
     if not is_late:
         # The others wait for this rank too, which is on time.
         _ask_store(lambda: _publish_wait(ranks))
         time.sleep(SECONDS_TO_BE_NAMED)
         return LostRankError(f"A rank is gone, says {ranks.place} ({_first_line(error)}).")
-    late = _ask_store(lambda: _find_late_ranks(ranks)) or "Another rank"
+    late = _ask_store(lambda: _find_late_ranks(ranks)) or "another rank"
     return LateRankError(
-        f"{late} did not answer for {timeout_min:g} minutes (launch.timeout_min) while the others waited. Look there for a "
-        "process that hangs or a machine that is overloaded; the same command resumes from the last checkpoint."
+        f"{late[0].upper()}{late[1:]} did not answer for {timeout_min:g} minutes (launch.timeout_min) while the others waited. Look there "
+        "for a process that hangs or a machine that is overloaded; the same command resumes from the last checkpoint."
     )
-
-
-def _describe_own_failure(error: Exception, ranks: Ranks, notes: Path) -> UserError:
-    file = notes / f"traceback-rank-{ranks.rank}.txt"
-    told = f"{_capitalised(ranks.place)} raised {type(error).__name__}: {error}."
-    try:
-        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    except OSError:  # of a full disk, say: the error itself matters more
-        return UserError(told)
-    return UserError(f"{told} The traceback is in {file}.")
 
 
 def _find_late_ranks(ranks: Ranks) -> str:
@@ -87,11 +84,10 @@ def _find_late_ranks(ranks: Ranks) -> str:
     time.sleep(SECONDS_FOR_NOTES)
     late = [rank for rank in range(ranks.world_size) if not store.check([f"waited-{rank}"])]
     keys = [f"name-{rank}" for rank in late[:MOST_NAMED]]
-    names = [store.get(key).decode() for key in keys if store.check([key])]
-    text = ", ".join(names)
+    text = ", ".join(store.get(key).decode() for key in keys if store.check([key]))
     if len(late) > MOST_NAMED:
         text += f" and {len(late) - MOST_NAMED} others"
-    return _capitalised(text)
+    return text
 
 
 def _publish_wait(ranks: Ranks) -> Store:
@@ -104,26 +100,15 @@ def _open_store() -> Store:
     return PrefixStore("distbranch", _get_default_store())
 
 
-def _ask_store(ask: Callable[[], str | Store]) -> str:
-    """The answer of the store as text; empty if there is none soon."""
-    answers: list[str] = []
-
-    def collect_answer() -> None:
-        try:
-            answers.append(str(ask()))
-        except (RuntimeError, dist.DistError):
-            return
-
-    thread = threading.Thread(target=collect_answer, daemon=True)
-    thread.start()
-    thread.join(SECONDS_FOR_STORE)
-    return answers[0] if answers else ""
+def _ask_store(ask: Callable[[], T]) -> T | None:
+    """The answer of the store; None if there is none soon."""
+    until = time.monotonic() + SECONDS_FOR_STORE
+    try:
+        return wait_for_result(ask, lambda: time.monotonic() > until)
+    except (NotAwaitedError, RuntimeError, dist.DistError):
+        return None
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].split(" This is typically")[0].rstrip(".")  # PyTorch adds advice of its own
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -25,13 +25,11 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Opti
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     parameters: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-        )
+        return torch.optim.SGD(parameters, momentum=config.momentum, **options)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    betas = (config.momentum, SECOND_BETA)
-    return kind(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+    return kind(parameters, betas=(config.momentum, SECOND_BETA), **options)
 
 
 def build_policy_optimizer(logits: nn.Parameter, lr: float) -> torch.optim.Optimizer:
@@ -39,7 +37,7 @@ def build_policy_optimizer(logits: nn.Parameter, lr: float) -> torch.optim.Optim
     return torch.optim.Adam([logits], lr=lr, weight_decay=POLICY_WEIGHT_DECAY)
 
 
-def optimizer_slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+def list_slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
     """The optimiser's tensors as `parameter:slot`."""
     slots: dict[str, Tensor] = {}
     for name, parameter in network.named_parameters():
@@ -55,24 +53,22 @@ def load_slots(optimizer: torch.optim.Optimizer, network: nn.Module, slots: Mapp
     Those of parameters that it does not have are left out.
     """
     own_parameters = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    by_parameter: dict[str, dict[str, Tensor]] = {}
+    parameters = {name: one for name, one in network.named_parameters() if id(one) in own_parameters}
     for key, value in slots.items():
         name, _, slot = key.rpartition(":")
-        by_parameter.setdefault(name, {})[slot] = value
-    for name, parameter in network.named_parameters():
-        if id(parameter) not in own_parameters:
+        if name not in parameters:
             continue
-        for slot, value in by_parameter.get(name, {}).items():
-            if value.shape == parameter.shape:
-                own = torch.empty_like(parameter, requires_grad=False).copy_(value)
-            elif optimizer.defaults.get("fused"):  # the step count of Adam, where the fused kernel counts it
-                own = value.clone().to(parameter.device)
-            else:  # on the CPU it can be read without a wait for the GPU
-                own = value.clone().to("cpu")
-            optimizer.state[parameter][slot] = own
+        parameter = parameters[name]
+        if value.shape == parameter.shape:
+            own = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        elif optimizer.defaults.get("fused"):  # the step count of Adam, where the fused kernel counts it
+            own = value.clone().to(parameter.device)
+        else:  # on the CPU it can be read without a wait for the GPU
+            own = value.clone().to("cpu")
+        optimizer.state[parameter][slot] = own
 
 
-def learning_rate(config: OptimConfig, *, iteration: int, schedule_start: int, iterations: int) -> float:
+def compute_learning_rate(config: OptimConfig, *, iteration: int, schedule_start: int, iterations: int) -> float:
     """The rate of step `iteration` (counted from 0) of a schedule that began at `schedule_start` and ends at `iterations`."""
     since = iteration - schedule_start
     rate = config.lr

@@ -1,6 +1,6 @@
 """AdaShare's search as training sees it: what a step trains, what it draws, and the step of the policy itself.
 
-Everything that is drawn belongs to the seed and the step, so a run that is continued draws what it would have drawn.
+Everything that is drawn belongs to the seed and the step, so a run that is resumed draws what it would have drawn.
 """
 
 import math
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from distbranch.adashare.policy import (
     Curriculum,
-    Phase,
     compute_execute_probabilities,
     compute_sharing_loss,
     compute_sparsity_loss,
@@ -59,10 +58,6 @@ class PolicySearch:
         self.sparsity = sparsity if adashare.sparsity is None else adashare.sparsity
         self.sharing = sharing if adashare.sharing is None else adashare.sharing
 
-    def phase(self, step: int) -> Phase:
-        """What step `step` (counted from 0) trains."""
-        return self.curriculum.phase(step)
-
     def ends_cycle(self, num_steps: int) -> bool:
         """Whether a cycle has just ended after so many steps."""
         since = num_steps - self.curriculum.warmup
@@ -81,12 +76,6 @@ class PolicySearch:
         """The decisions of a step with which the weights are trained: no gradient reaches the policy."""
         assert isinstance(network, AdaShareNet)
         return self.relax_decisions(network.policy_logits.detach(), step)
-
-    def compute_policy_loss(self, logits: Tensor, step: int) -> Tensor:
-        """What the policy costs at a step, beside its tasks' losses."""
-        sparsity = compute_sparsity_loss(logits, num_released=self.curriculum.num_released(step))
-        sharing = compute_sharing_loss(logits, preset=self.config.adashare.sharing_preset)
-        return self.sparsity * sparsity + self.sharing * sharing
 
     def train_policy(
         self,
@@ -110,10 +99,15 @@ class PolicySearch:
             with autocast:
                 answer = network(images, self.relax_decisions(leaf, step), flat=True, groups=groups)
             assert isinstance(answer, Tensor)
-            loss = network.tasks.losses(answer, labels).sum() / self.config.train.batch_size
+            loss = network.tasks.compute_losses(answer, labels).sum() / self.config.train.batch_size
             gradient += torch.autograd.grad(loss, leaf)[0]
             outputs.append(answer.detach())
-        gradient = ranks.sum(gradient) + torch.autograd.grad(self.compute_policy_loss(leaf, step), leaf)[0]
+
+        # What the policy costs beside its tasks' losses, which is the same on every rank.
+        sparsity = compute_sparsity_loss(leaf, num_released=self.curriculum.num_released(step))
+        sharing = compute_sharing_loss(leaf, preset=self.config.adashare.sharing_preset)
+        cost = self.sparsity * sparsity + self.sharing * sharing
+        gradient = ranks.sum(gradient) + torch.autograd.grad(cost, leaf)[0]
         network.policy_logits.grad = gradient.to(leaf.dtype)
         net.policy_optimizer.step()
         network.policy_logits.grad = None

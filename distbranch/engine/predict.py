@@ -11,13 +11,12 @@ import torch
 
 from distbranch.data.images import SUFFIXES, UnknownRangeError, convert_to_jpeg, decode_to_size
 from distbranch.engine.artifact import Preprocessing
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.permissions import denied
 from distbranch.tasks import TaskSet
 
 logger = logging.getLogger("distbranch")
 
-BrokenFile = tuple[Path, str]  # and what is wrong with it
 NAMED = 10  # broken images in an error; a warning names all that are left out
 
 
@@ -64,7 +63,7 @@ def _is_image(file: Path) -> bool:
 
 
 @torch.inference_mode()
-def predict(
+def predict_images(
     network: Predictor,
     preprocessing: Preprocessing,
     files: Sequence[Path],
@@ -79,62 +78,44 @@ def predict(
     Raises:
         UserError: files that are no images, all of them at once after the last file; or nothing is left.
     """
-    broken: list[BrokenFile] = []
+    broken: list[str] = []
     waiting = iter(files)
     while chunk := list(islice(waiting, batch_size)):
-        images = _read_images(chunk, preprocessing, broken)
+        whole, images = [], []
+        for file in chunk:
+            try:
+                images.append(_read_image(file, preprocessing))
+                whole.append(file)
+            except UnknownRangeError as error:
+                raise UserError(f"The image {file} cannot be read: {error}.") from None
+            except PermissionError as error:  # the image may be sound
+                raise denied(error) from None
+            except (OSError, ValueError) as error:
+                broken.append(f"{file} ({reason_of(error)})")
         if not images or (broken and on_bad_image == "fail"):
             continue  # the rest is only looked through, so that all broken ones are told
-        logits = network(torch.stack([pixels for _, pixels in images]))
+        logits = network(torch.stack(images))
         columns = {task.name: _to_probabilities(logits[task.name], task.classes) for task in network.tasks.tasks}
-        for row, (file, _) in enumerate(images):
+        for row, file in enumerate(whole):
             yield Prediction(file, {name: values[row] for name, values in columns.items()})
+
     if broken and (on_bad_image == "fail" or len(broken) == len(files)):
-        raise UserError(_describe_refusal(broken, len(files)))
+        named = ", ".join(broken[:NAMED])
+        if len(broken) > NAMED:
+            named += f" and {len(broken) - NAMED} more"
+        raise UserError(
+            f"{len(broken)} of {len(files)} images cannot be read, so nothing was written: {named}. "
+            "Repair or remove them, or leave them out with --on-bad-image skip."
+        )
     if broken:
-        left_out = _list_broken(broken)
+        left_out = ", ".join(broken)
         logger.warning("%d of %d images cannot be read and were left out: %s.", len(broken), len(files), left_out)
-
-
-def _read_images(
-    files: Sequence[Path], preprocessing: Preprocessing, broken: list[BrokenFile]
-) -> list[tuple[Path, torch.Tensor]]:
-    """The pixels of the images; what is wrong with the others is added to `broken`."""
-    images = []
-    for file in files:
-        try:
-            images.append((file, _read_image(file, preprocessing)))
-        except UnknownRangeError as error:
-            raise UserError(f"The image {file} cannot be read: {error}.") from None
-        except PermissionError as error:  # the image may be sound
-            raise denied(error) from None
-        except OSError as error:
-            broken.append((file, error.strerror or str(error)))
-        except ValueError as error:
-            broken.append((file, str(error)))
-    return images
 
 
 def _read_image(file: Path, preprocessing: Preprocessing) -> torch.Tensor:
     jpeg = convert_to_jpeg(file.read_bytes(), bits=preprocessing.bits)
     pixels = decode_to_size(jpeg, preprocessing.image_size, preprocessing.decoder)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-
-
-def _describe_refusal(broken: Sequence[BrokenFile], num_files: int) -> str:
-    named = _list_broken(broken[:NAMED])
-    if num_files == 1:
-        return f"The image {named} cannot be read, so there is nothing to predict. Repair it."
-    if len(broken) > NAMED:
-        named += f" and {len(broken) - NAMED} more"
-    return (
-        f"{len(broken)} of {num_files} images cannot be read, so nothing was written: {named}. "
-        "Repair or remove them, or leave them out with --on-bad-image skip."
-    )
-
-
-def _list_broken(broken: Sequence[BrokenFile]) -> str:
-    return ", ".join(f"{file} ({why})" for file, why in broken)
 
 
 def _to_probabilities(logits: torch.Tensor, classes: tuple[str, ...]) -> list[float] | list[dict[str, float]]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import math
 import os
 import socket
 import time
@@ -15,9 +16,7 @@ import torch
 import torch.distributed as dist
 
 from distbranch.config import LaunchConfig
-from distbranch.engine.distributed import Ranks
-from distbranch.engine.launcher_environment import read_launcher_environment
-from distbranch.engine.waiting import NotAwaitedError, wait_for_result
+from distbranch.engine.distributed import NotAwaitedError, Ranks, wait_for_result
 from distbranch.errors import StoppedEarly, UserError
 
 logger = logging.getLogger("distbranch")
@@ -30,6 +29,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 LARGEST_THRESHOLD = 2**31 - 1
 SECONDS_TO_LET_GO = 0.2
 TINY = 1e-9  # three ranks of 0.333... share a GPU, whatever floating point says
+# What torchrun sets, and what of it several ranks need.
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+OF_SEVERAL = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LARGEST_PORT = 65_535
 # How NCCL and CUDA tell that ranks were started wrongly, as against one that is lost.
 MISPLACED = (
     "Duplicate GPU detected",
@@ -53,12 +56,17 @@ def join_ranks(launch: LaunchConfig, should_stop: Callable[[], bool] = lambda: F
             without a word of it.
     """
     timeout = timedelta(minutes=launch.timeout_min)
-    device = _device_of(launch)
+    device = _choose_device(launch)
     made_here = not dist.is_initialized() and (num_started_ranks() or 1) > 1
     if made_here:
-        _make_group(launch, device, timeout, should_stop)
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    _set_threads(launch, world_size)
+        wait_for_ranks(lambda: _make_group(launch, device, timeout), launch, should_stop)
+    rank, world_size = 0, 1
+    if dist.is_initialized():
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+    _keep_freed_memory()
+    # More OpenMP threads than cores make every rank wait for the others: 3 to 7 times slower on contended cores.
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    torch.set_num_threads(launch.threads or max(1, num_cores() // num_local))
     host_group = None
     if world_size > 1 and dist.get_backend() == "nccl":
         host_group = dist.new_group(backend="gloo", timeout=timeout)
@@ -73,18 +81,13 @@ def join_ranks(launch: LaunchConfig, should_stop: Callable[[], bool] = lambda: F
             dist.destroy_process_group()
 
 
-def _make_group(
-    launch: LaunchConfig, device: torch.device, timeout: timedelta, should_stop: Callable[[], bool]
-) -> None:
-    def meet() -> None:
-        if device.type == "cpu" or not uses_nccl(launch):
-            dist.init_process_group("gloo", timeout=timeout)
-            return
-        torch.cuda.set_device(device)  # for this thread, in which the group is made
-        # With its GPU named NCCL connects now, where it can be told what is wrong, and never guesses the GPU from the rank.
-        dist.init_process_group("nccl", timeout=timeout, device_id=device)
-
-    wait_for_ranks(meet, launch, should_stop)
+def _make_group(launch: LaunchConfig, device: torch.device, timeout: timedelta) -> None:
+    if device.type == "cpu" or not uses_nccl(launch):
+        dist.init_process_group("gloo", timeout=timeout)
+        return
+    torch.cuda.set_device(device)  # for this thread, in which the group is made
+    # With its GPU named NCCL connects now, where it can be told what is wrong, and never guesses the GPU from the rank.
+    dist.init_process_group("nccl", timeout=timeout, device_id=device)
 
 
 def wait_for_ranks(meet: Callable[[], None], launch: LaunchConfig, should_stop: Callable[[], bool]) -> None:
@@ -103,20 +106,20 @@ def wait_for_ranks(meet: Callable[[], None], launch: LaunchConfig, should_stop: 
         stopped.by_one_rank = True
         raise stopped from None
     except RuntimeError as error:
-        message = misplacement(error)
+        message = describe_misplacement(error)
         if message is not None:
             raise UserError(message) from None
         if not isinstance(error, dist.DistError):
             raise
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        found = {name: os.environ.get(name) for name in OF_SEVERAL}
         raise UserError(
-            f"Rank {os.environ.get('RANK')} should meet {os.environ.get('WORLD_SIZE')} ranks (WORLD_SIZE) at {place}, but within "
-            f"{launch.timeout_min:g} minutes (launch.timeout_min) not all came ({str(error).splitlines()[0][:200]}). Start all of "
-            "them, and check that they reach that address."
+            f"Rank {found['RANK']} should meet {found['WORLD_SIZE']} ranks (WORLD_SIZE) at {found['MASTER_ADDR']}:{found['MASTER_PORT']}, "
+            f"but within {launch.timeout_min:g} minutes (launch.timeout_min) not all came ({str(error).splitlines()[0][:200]}). Start all "
+            "of them, and check that they reach that address."
         ) from None
 
 
-def misplacement(error: Exception) -> str | None:
+def describe_misplacement(error: Exception) -> str | None:
     """One sentence about ranks that were placed wrongly, which no restart mends; None if the error is of another kind."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
     telling = [line for word in MISPLACED for line in lines if word in line]
@@ -130,9 +133,55 @@ def misplacement(error: Exception) -> str | None:
 
 
 def num_started_ranks() -> int | None:
-    """How many ranks torchrun, or whoever speaks its language, has started; None if nobody has."""
-    world_size = read_launcher_environment().world_size
+    """How many ranks torchrun, or whoever speaks its language, has started; None if nobody has.
+
+    Raises:
+        UserError: its variables do not fit together: what is set, what is wrong with it, and what to do.
+    """
+    names = (*NUMBERS, "MASTER_ADDR")
+    found = {name: os.environ[name].strip() for name in names if name in os.environ}
+    problem = _find_misfit(found)
+    if problem is not None:
+        named = ", ".join(f"{name}={value}" for name, value in found.items())
+        raise UserError(
+            f"The environment says that this is one of several ranks, but {problem} (found {named}). Start the ranks with "
+            f"torchrun, or, for a process by itself, `unset {' '.join(found)}`."
+        )
+    world_size = int(found.get("WORLD_SIZE", "1"))
     return world_size if world_size > 1 or dist.is_torchelastic_launched() else None
+
+
+def _find_misfit(found: Mapping[str, str]) -> str | None:
+    """What is wrong with the variables of a launcher, of which other programs may have left some; None if they fit."""
+    numbers: dict[str, int] = {}
+    for name, value in found.items():
+        if not value:
+            return f"{name} is empty"
+        if name in NUMBERS:
+            if not value.isdecimal():
+                return f"{name} should be a whole number"
+            numbers[name] = int(value)
+    world_size = numbers.get("WORLD_SIZE", 1)
+    needed: tuple[str, ...] = ()
+    if world_size > 1:
+        needed = OF_SEVERAL
+    elif "RANK" in found:
+        needed = ("WORLD_SIZE",)
+    missing = [name for name in needed if name not in found]
+    if missing:
+        return f"there is no {' and no '.join(missing)}"
+    local_size = numbers.get("LOCAL_WORLD_SIZE", world_size)
+    limits = {
+        "WORLD_SIZE": (1, world_size),
+        "RANK": (0, world_size - 1),
+        "LOCAL_WORLD_SIZE": (1, world_size),
+        "LOCAL_RANK": (0, local_size - 1),
+        "MASTER_PORT": (1, LARGEST_PORT),
+    }
+    for name, (least, most) in limits.items():
+        if name in numbers and not least <= numbers[name] <= most:
+            return f"{name} should be from {least} to {most}"
+    return None
 
 
 def num_local_ranks() -> int:
@@ -159,7 +208,7 @@ def wants_gpu(launch: LaunchConfig) -> bool:
     return launch.device != "cpu" and torch.cuda.is_available()
 
 
-def _device_of(launch: LaunchConfig) -> torch.device:
+def _choose_device(launch: LaunchConfig) -> torch.device:
     """The CPU, or this rank's GPU, chosen before anything is sent.
 
     The ranks of a machine fill its GPUs one after the other, `1 / gpus_per_worker` of them on each.
@@ -172,17 +221,17 @@ def _device_of(launch: LaunchConfig) -> torch.device:
     number = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
     num_local = max(num_local_ranks(), number + 1)
     ranks_per_gpu = int(1 / launch.gpus_per_worker + TINY)
-    if num_gpus > 1 or ranks_per_gpu > 1:
-        if num_gpus * ranks_per_gpu < num_local:
-            raise UserError(
-                f"{num_local} ranks on {socket.gethostname()} with launch.gpus_per_worker={launch.gpus_per_worker:g} need "
-                f"{-(-num_local // ranks_per_gpu)} GPU(s), and it has {num_gpus}. Start fewer ranks there, or let more of them share "
-                "a GPU with a smaller launch.gpus_per_worker."
-            )
-        number //= ranks_per_gpu
-    else:  # a launcher may let every process see its own GPU only, which is then number 0
+    if (
+        num_gpus == 1 and ranks_per_gpu == 1
+    ):  # a launcher may let every process see its own GPU only, which is then number 0
         number = 0
-    device = torch.device("cuda", number)
+    elif num_gpus * ranks_per_gpu < num_local:
+        raise UserError(
+            f"{num_local} ranks on {socket.gethostname()} with launch.gpus_per_worker={launch.gpus_per_worker:g} need "
+            f"{math.ceil(num_local / ranks_per_gpu)} GPU(s), and it has {num_gpus}. Start fewer ranks there, or let more of them share "
+            "a GPU with a smaller launch.gpus_per_worker."
+        )
+    device = torch.device("cuda", number // ranks_per_gpu)
     torch.cuda.set_device(device)
     return device
 
@@ -204,13 +253,6 @@ def _fast_kernels(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.benchmark = before[1]
-
-
-def _set_threads(launch: LaunchConfig, world_size: int) -> None:
-    _keep_freed_memory()
-    # More OpenMP threads than cores make every rank wait for the others: 3 to 7 times slower on contended cores.
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    torch.set_num_threads(launch.threads or max(1, num_cores() // local))
 
 
 def num_cores() -> int:
@@ -249,8 +291,15 @@ def choose_rounding(precision: str, ranks: Ranks, before: Sequence[Rounding] = (
         SharedError: bf16 on a device that cannot compute in it at all.
     """
     begun_with = before[0] if before else None
-    if precision == "auto":
-        precision = _choose_precision(ranks, begun_with)
+    if precision == "auto":  # as the run was begun, else bf16 if all ranks have it in hardware
+        in_hardware = "bf16" if all(ranks.gather(has_bf16(ranks.device))) else "fp32"
+        precision = in_hardware if begun_with is None else str(begun_with["precision"])
+        if precision != in_hardware and ranks.is_first:
+            logger.warning(
+                "train.precision=auto would be %s on this hardware; the run was begun with %s and keeps it.",
+                in_hardware,
+                precision,
+            )
     if precision == "bf16":
         ranks.raise_on_all_ranks(_describe_missing_bf16(ranks.device))
     threads = sorted(set(ranks.gather(torch.get_num_threads())))
@@ -258,34 +307,13 @@ def choose_rounding(precision: str, ranks: Ranks, before: Sequence[Rounding] = (
     if len(threads) > 1:
         now["threads"] = threads
     if begun_with is not None and now != begun_with and ranks.is_first:
-        changed = []
-        for key, value in now.items():
-            if value != begun_with[key]:
-                changed.append(f"{key} {begun_with[key]} -> {value}")
+        changed = [f"{key} {begun_with[key]} -> {value}" for key, value in now.items() if value != begun_with[key]]
         logger.warning(
             "The run is resumed with another rounding than it was begun with (%s), so from here on its numbers are not those of a "
             "run without a break. `launch.threads` and `launch.device` restore it.",
             ", ".join(changed),
         )
-    if before and before[-1] == now:
-        return list(before)
-    return [*before, now]
-
-
-def _choose_precision(ranks: Ranks, begun_with: Rounding | None) -> str:
-    """What `auto` means: as the run was begun, else bf16 if all ranks have it in hardware."""
-    in_hardware = "bf16" if all(ranks.gather(has_bf16(ranks.device))) else "fp32"
-    if begun_with is None or begun_with["precision"] == in_hardware:
-        return in_hardware
-    if ranks.is_first:
-        note = " (emulated and slow here)" if in_hardware == "fp32" else ""
-        logger.warning(
-            "train.precision=auto would be %s on this hardware; the run was begun with %s and keeps it%s.",
-            in_hardware,
-            begun_with["precision"],
-            note,
-        )
-    return str(begun_with["precision"])
+    return list(before) if before and before[-1] == now else [*before, now]
 
 
 def _describe_missing_bf16(device: torch.device) -> str | None:

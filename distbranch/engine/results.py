@@ -4,6 +4,7 @@ What a checkpoint holds is `training_state.TrainingState`; the log is `run_log.R
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,15 @@ from distbranch.engine.artifact import save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_directory import RunDirectory, write_atomically, write_json
-from distbranch.engine.run_log import RunLog
+from distbranch.engine.run_start import check_run, write_environment
 from distbranch.engine.training_state import TrainingState
-from distbranch.errors import StoppedEarly, UserError, reason_of
+from distbranch.errors import StoppedEarly
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.cost import multiply_adds, num_parameters, num_weights
 from distbranch.models.networks import served
-from distbranch.models.residual import AnyArchitecture
-from distbranch.permissions import denied
+from distbranch.permissions import explain_damage
 
-__all__ = ["RunFiles", "RunResult", "StoppedEarly", "read_result", "summarise_run"]
+__all__ = ["RunFiles", "RunResult", "StoppedEarly", "read_result"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RunFiles:
         """
         self.remote_run.download()
         if self.directory.config.exists():  # at a URL another run may have begun since the driver looked
-            self.directory.check(self.config)
+            check_run(self.config)
         self.remote_run.publish_owner()
         return load_newest(self.directory.checkpoints)
 
@@ -64,20 +64,15 @@ class RunFiles:
         write_atomically(self.directory.config, to_yaml(self.config))  # with what a resumed run may change
         set_damaged_aside(self.directory.checkpoints, newest_good=progress.iteration)
         self.directory.cut_back(progress.iteration, progress.num_rounds, evaluation_is_due=state.evaluation_is_due)
-        self.directory.write_environment(state.ranks, state.rounding[-1], data=state.info.fingerprint)
+        write_environment(self.directory, state.ranks, state.rounding[-1], data=state.info.fingerprint)
         self.write_sharing(state)
         self.remote_run.upload()
 
-    def write_checkpoint(self, state: TrainingState, affinity: dict[str, Tensor], log: RunLog | None) -> None:
-        """Write the state, drop the oldest checkpoints, and bring the log up to it.
-
-        affinity: the sums of all ranks (`gather_affinity`).
-        """
+    def write_checkpoint(self, state: TrainingState, affinity: Mapping[str, Tensor]) -> None:
+        """Write the state, with the sums of all ranks (`gather_affinity`), and drop the oldest checkpoints."""
         keep = self.config.train.keep_checkpoints
-        iteration = state.progress.iteration
-        save_checkpoint(self.directory.checkpoints, iteration, state.make_checkpoint(affinity), keep=keep)
-        if log is not None:
-            log.flush()
+        checkpoint = state.make_checkpoint(affinity)
+        save_checkpoint(self.directory.checkpoints, state.progress.iteration, checkpoint, keep=keep)
         self.remote_run.upload()
 
     def write_sharing(self, state: TrainingState) -> None:
@@ -92,31 +87,32 @@ class RunFiles:
             layers.append({"name": layer, "branches": branches})
         write_json(self.directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": list(names)})
 
-    def write_end(self, state: TrainingState, summary: dict[str, Any]) -> None:
-        """Write the network and then result.json, which says that the run has ended."""
+    def write_end(self, state: TrainingState, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Write the network and then result.json, which says that the run has ended; returns its content."""
+        config, architecture = self.config, state.architecture
+        summary = {
+            "name": config.run.name,
+            "method": config.method.name,
+            "backbone": config.model.backbone,
+            "width": config.model.width,
+            "width_fraction": config.model.width_fraction,
+            "seed": config.seed,
+            "tasks": [task.name for task in architecture.tasks],
+            "metrics": metrics,
+            "weights": num_weights(architecture),
+            "parameters": num_parameters(architecture),
+            "multiply_adds": multiply_adds(architecture),
+            "num_groups_top": architecture.tree.num_branches(architecture.tree.num_layers),
+            "iterations": config.train.iterations,
+            "seconds": state.progress.seconds,
+            "world_size": state.ranks.world_size,
+            "bad_samples": state.progress.num_bad,
+        }
         self.write_sharing(state)
         save_model(self.directory.model, served(state.net.network), state.preprocessing)
         write_json(self.directory.result, summary)
-
-
-def summarise_run(config: Config, architecture: AnyArchitecture, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The content of result.json, but for what only the trainer knows; metrics are in 0..1 per split."""
-    tree = architecture.tree
-    return {
-        "name": config.run.name,
-        "method": config.method.name,
-        "backbone": config.model.backbone,
-        "width": config.model.width,
-        "width_fraction": config.model.width_fraction,
-        "seed": config.seed,
-        "tasks": [task.name for task in architecture.tasks],
-        "metrics": metrics,
-        "weights": num_weights(architecture),
-        "parameters": num_parameters(architecture),
-        "multiply_adds": multiply_adds(architecture),
-        "num_groups_top": tree.num_branches(tree.num_layers),
-        "iterations": config.train.iterations,
-    }
+        self.remote_run.upload()
+        return summary
 
 
 def read_result(directory: Path) -> RunResult | None:
@@ -128,14 +124,9 @@ def read_result(directory: Path) -> RunResult | None:
     files = RunDirectory(directory)
     if not files.result.exists():
         return None
-    try:
+    advice = "Remove result.json there and run the same command again."
+    with explain_damage(f"The result of {directory} is damaged", advice):
         summary = json.loads(files.result.read_text())
+        metrics = summary["metrics"]
         tree = Tree.from_json(json.loads(files.tree.read_text())["tree"])
-        return RunResult(summary["metrics"], tree, directory, summary)
-    except PermissionError as error:
-        raise denied(error) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        of_file = f"{Path(error.filename).name}: " if isinstance(error, OSError) else ""
-        raise UserError(
-            f"The result of {directory} is damaged ({of_file}{reason_of(error)}). Remove result.json there and run the same command again."
-        ) from None
+    return RunResult(metrics, tree, directory, summary)

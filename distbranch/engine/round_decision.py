@@ -14,26 +14,25 @@ from numpy.typing import NDArray
 from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.decision import choose_groups
 from distbranch.branching.grouping import branch_affinity
-from distbranch.branching.tree import Split, Tree
+from distbranch.branching.tree import Split
 from distbranch.config import MethodConfig
 from distbranch.models.backbones import Architecture, branch_caps, pools_above
 
 
 @dataclass(frozen=True)
 class RoundDecision:
-    """One decision: its record (a line of decisions.jsonl) and the matrices behind it."""
+    """One decision: all that it changes in training, its record (a line of decisions.jsonl) and the matrices behind it.
 
+    `split` is None where one branch was cheapest; `grows` says whether another round follows.
+    """
+
+    split: Split | None
+    grows: bool
     record: dict[str, Any]
     matrices: dict[str, NDArray[np.float64]]
 
-    @property
-    def split(self) -> Split | None:
-        """The split to be made, or None where one branch was cheapest."""
-        groups = tuple(tuple(group) for group in self.record["groups"])
-        return Split(self.record["layer"], groups) if len(groups) > 1 else None
 
-
-def decide(
+def decide_round(
     stats: AffinityStats, architecture: Architecture, methods: Sequence[MethodConfig], *, seed: int
 ) -> list[RoundDecision]:
     """Group the branches above the active layer (Eq. 7 to 11), once for each of `methods`.
@@ -44,70 +43,56 @@ def decide(
         methods: each with its alpha, unit cost, kind of affinity and cap.
         seed: of the clustering.
     """
-    affinities = {kind: stats.affinity(kind) for kind in ("agreement", "phi")}
-    num_unseen = len(stats.pairs_never_seen())
-    above = architecture.tree.branches(architecture.tree.active_layer + 1)
-
-    decisions = []
-    for method in methods:
-        above_affinity = branch_affinity(affinities[method.affinity], above)
-        record = _make_record(above_affinity, architecture, method, seed)
-        record["pairs_never_seen"] = num_unseen
-        matrices = {**affinities, "branch_affinity": above_affinity}
-        decisions.append(RoundDecision(record, matrices))
-    return decisions
-
-
-def _make_record(
-    above_affinity: NDArray[np.float64], architecture: Architecture, method: MethodConfig, seed: int
-) -> dict[str, Any]:
-    began = time.perf_counter()
     tree, layer = architecture.tree, architecture.tree.active_layer
     above = tree.branches(layer + 1)
     pools = pools_above(architecture.layers, layer)
-    cap = method.max_branches
-    if cap == "auto":  # what the layer's width leaves room for
-        cap = max(1, branch_caps(architecture.layers, architecture.widths)[layer - 1])
-    decision = choose_groups(
-        above_affinity,
-        alpha=method.alpha,
-        pools_above=pools,
-        unit_cost=method.unit_cost,
-        max_groups=cap,
-        seed=seed,
-    )
-    names = [task.name for task in architecture.tasks]
-    tasks = []
-    for group in decision.groups:
-        members = sorted(task for branch in group for task in above[branch])
-        tasks.append([names[task] for task in members])
-    return {
-        "layer": layer,
-        "layer_name": tree.layers[layer - 1],
-        "num_groups": decision.num_groups,
-        "groups": [list(group) for group in decision.groups],
-        "tasks": tasks,
-        "costs": {str(number): cost for number, cost in decision.costs.items()},
-        "separation": {str(number): cost for number, cost in decision.separation.items()},
-        "search": decision.search,
-        "moves": decision.num_moves,
-        "alpha": method.alpha,
-        "pools_above": pools,
-        "unit_cost": method.unit_cost,
-        "max_groups": cap,
-        "affinity_kind": method.affinity,
-        "seconds": time.perf_counter() - began,
-    }
+    affinities = {kind: stats.affinity(kind) for kind in ("agreement", "phi")}
+    num_unseen = len(stats.pairs_never_seen())
+
+    decisions = []
+    for method in methods:
+        began = time.perf_counter()
+        cap = method.max_branches
+        if cap == "auto":  # what the layer's width leaves room for
+            cap = max(1, branch_caps(architecture.layers, architecture.widths)[layer - 1])
+        affinity = branch_affinity(affinities[method.affinity], above)
+        decision = choose_groups(
+            affinity,
+            alpha=method.alpha,
+            pools_above=pools,
+            unit_cost=method.unit_cost,
+            max_groups=cap,
+            seed=seed,
+        )
+        split = None
+        after = tree
+        if decision.num_groups > 1:
+            split = Split(layer, tuple(tuple(group) for group in decision.groups))
+            after = tree.split(split)
+        grows = after.active_layer > 0 and (split is not None or method.when_no_split == "retry")
+        record = {
+            "layer": layer,
+            "layer_name": tree.layers[layer - 1],
+            "num_groups": decision.num_groups,
+            "groups": [list(group) for group in decision.groups],
+            "tasks": [_name_tasks(architecture, above, group) for group in decision.groups],
+            "costs": {str(number): cost for number, cost in decision.costs.items()},
+            "separation": {str(number): cost for number, cost in decision.separation.items()},
+            "search": decision.search,
+            "moves": decision.num_moves,
+            "alpha": method.alpha,
+            "pools_above": pools,
+            "unit_cost": method.unit_cost,
+            "max_groups": cap,
+            "affinity_kind": method.affinity,
+            "seconds": time.perf_counter() - began,
+            "pairs_never_seen": num_unseen,
+        }
+        decisions.append(RoundDecision(split, grows, record, {**affinities, "branch_affinity": affinity}))
+    return decisions
 
 
-def may_still_grow(tree: Tree, decision: RoundDecision, method: MethodConfig) -> bool:
-    """Whether another round follows a decision; `tree` is the tree after it."""
-    if tree.active_layer == 0:
-        return False
-    return decision.split is not None or method.when_no_split == "retry"
-
-
-def next_split(tree: Tree, decision: RoundDecision, method: MethodConfig) -> tuple[Split | None, bool]:
-    """All that a decision changes in training: the split, and whether another round follows. `tree` is the tree before it."""
-    after = tree if decision.split is None else tree.split(decision.split)
-    return decision.split, may_still_grow(after, decision, method)
+def _name_tasks(architecture: Architecture, above: Sequence[Sequence[int]], group: Sequence[int]) -> list[str]:
+    """The tasks of a group of the branches `above`, in their order."""
+    numbers = sorted(task for branch in group for task in above[branch])
+    return [architecture.tasks[number].name for number in numbers]

@@ -1,4 +1,4 @@
-"""The run directory: what every command reads and writes.
+"""The run directory: the names of its files, and how they are written. `run_start` begins one.
 
 `config.yaml`, `environment.json`, `tree.json`, `policy.json`, `result.json` are written atomically; `decisions.jsonl`,
 `policies.jsonl` and `metrics.jsonl` grow a line at a time, and are cut back to the checkpoint from which a run resumes.
@@ -6,27 +6,14 @@
 
 import json
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from distbranch.config import Config, differences, load_config, to_yaml
-from distbranch.data.mixture import read_data
-from distbranch.engine.distributed import Ranks
-from distbranch.engine.process_group import num_cores
 from distbranch.errors import UserError, reason_of
 from distbranch.locks import LockHeldError, hold_lock
-
-PACKAGES = ("distbranch", "torch", "ray", "webdataset", "scikit-learn", "numpy", "safetensors", "simplejpeg", "pillow")
-
-OF_ANOTHER_RUN = "Give another run.name, undo the change, or use --fresh to start over in a new directory."
 
 
 class RunInUseError(UserError):
@@ -64,84 +51,27 @@ class RunDirectory:
         written = self.metrics.exists() and self.metrics.stat().st_size > 0
         return written or self.result.exists() or any(self.checkpoints.glob("*"))
 
-    def begin(self, config: Config) -> None:
-        """Make the directory of a new run, or check that the one there is of the same configuration.
-
-        One of another configuration that holds no training is begun anew.
-
-        Raises:
-            UserError: the directory belongs to another configuration (with the differences), or cannot be written.
-            RunInUseError: the run of another configuration is being trained, and has not come to anything yet.
-        """
-        try:
-            if self.begins_anew(config):
-                with self.locked(patience_s=0):
-                    if self._is_dispensable():
-                        self.tree.unlink(missing_ok=True)
-                        self.policy.unlink(missing_ok=True)
-                        write_atomically(self.config, to_yaml(config))
-            self.check(config)
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not self.config.exists():
-                write_atomically(self.config, to_yaml(config))
-        except OSError as error:
-            raise UserError(
-                f"The run directory {self.path} cannot be written ({reason_of(error)}). Give another run.directory, or make room."
-            ) from None
-
-    def begins_anew(self, config: Config) -> bool:
-        """Whether what is there is of another configuration and came to nothing, so that it makes way for this one."""
-        return config.run_url is None and bool(self._differences(config)) and self._is_dispensable()
-
-    def check(self, config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:
-        """Nothing is there, or a run of this configuration.
-
-        Args:
-            config: of the run.
-            advice: what to do about a run of another configuration.
-
-        Raises:
-            UserError: the directory belongs to another configuration (with the differences), or holds other files.
-        """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"The run directory {self.path} is a file. Move it away, or give another run.name.")
-        if self.config.exists():
-            different = self._differences(config)
-            changed = {line.partition(":")[0] for line in different}
-            begun = [key for key in config.begins_from if key in changed]
-            if begun:
-                keys = " and ".join(begun)
-                advice += (
-                    f" A run that was begun does not read {keys} again: give what was given then, wherever that is now."
-                )
-            if different:
-                raise UserError(
-                    f"The run {self.path} was begun with another configuration ({'; '.join(different)}). {advice}"
-                )
-        elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
-            raise UserError(
-                f"The folder {self.path} holds other files and no run. Give another run.name or run.directory."
-            )
-
-    def _differences(self, config: Config) -> list[str]:
-        if not self.config.exists():
-            return []
-        return without_moved_data(differences(load_config(self.config), config), config, self.data)
+    @property
+    def is_dispensable(self) -> bool:
+        """Whether nobody would miss it: no training, no job that may still train it, no relatives in a sweep."""
+        return not (self.holds_training or self.job.exists() or self.family.exists())
 
     @property
     def data(self) -> str | None:
         """The fingerprint of the data that the run was begun with; None if none is on record."""
-        states = sorted(self.checkpoints.glob("step-*/state.json"))  # of versions that did not record it by itself
-        for file in (self.environment, *reversed(states)):
-            with suppress(FileNotFoundError, NotADirectoryError, ValueError):
-                fingerprint = json.loads(file.read_text(encoding="utf-8")).get("data")
-                if fingerprint is not None:
-                    return str(fingerprint)
-        return None
+        return self._read_environment().get("data")
 
-    def _is_dispensable(self) -> bool:
-        """Whether nobody would miss it: no training, no job that may still train it, no relatives in a sweep."""
-        return not (self.holds_training or self.job.exists() or self.family.exists())
+    @property
+    def precision(self) -> str:
+        """Of the forward pass when the run was last trained, bf16 or fp32."""
+        return str(self._read_environment().get("precision", "fp32"))
+
+    def _read_environment(self) -> dict[str, Any]:
+        """What the last start recorded; nothing if there was none, or what it wrote cannot be read."""
+        try:
+            return dict(json.loads(self.environment.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     @contextmanager
     def locked(self, *, patience_s: float = 5) -> Iterator[None]:
@@ -162,66 +92,19 @@ class RunDirectory:
             yield
 
     def cut_back(self, iteration: int, num_decisions: int, *, evaluation_is_due: bool = False) -> None:
-        """Drop the lines that were written after the checkpoint from which the run goes on.
+        """Drop the lines that were written after the checkpoint from which the run is resumed.
 
         An evaluation of the same step is dropped too if it is to be made again: it came after what the checkpoint holds.
         """
 
-        def keep(line: Mapping[str, Any]) -> bool:
+        def keep_line(line: Mapping[str, Any]) -> bool:
             comes_after = evaluation_is_due and line.get("kind") == "evaluation"
             return bool(line.get("iteration", 0) <= iteration - comes_after)
 
-        _filter_lines(self.metrics, keep)
-        _filter_lines(self.policies, lambda line: line.get("iteration", 0) <= iteration)
+        for lines in (self.metrics, self.policies):
+            _filter_lines(lines, keep_line)
         for decisions in (self.decisions, *self.relatives.glob(f"*/{self.decisions.name}")):
             _filter_lines(decisions, lambda line: line.get("round", 0) <= num_decisions)
-
-    @property
-    def precision(self) -> str:
-        """Of the forward pass when the run was last trained, bf16 or fp32."""
-        try:
-            return str(json.loads(self.environment.read_text(encoding="utf-8"))["precision"])
-        except (OSError, ValueError, KeyError):
-            return "fp32"
-
-    def write_environment(self, ranks: Ranks, rounding: Mapping[str, Any], *, data: str) -> None:
-        """Record versions, commit, hardware, world size, threads, precision and the fingerprint of the data of this start."""
-        environment = {
-            "python": platform.python_version(),
-            "packages": {name: read_package_version(name) for name in PACKAGES},
-            "commit": _read_commit(),
-            "host": platform.node(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": num_cores(),
-            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-            "device": str(ranks.device),
-            "world_size": ranks.world_size,
-            "threads_per_rank": rounding["threads"],
-            "precision": rounding["precision"],
-            "data": data,
-        }
-        write_json(self.environment, environment)
-
-
-def without_moved_data(different: list[str], config: Config, *begun_with: str | None) -> list[str]:
-    """The differences of two configurations without that in data.path, if the same data lie there: what counts is their fingerprint.
-
-    Args:
-        different: see `config.differences`.
-        config: the new one.
-        begun_with: fingerprints on record, all of which have to be that of the new one's data.
-    """
-    moved = [line for line in different if line.startswith("data.path:")]
-    if not moved or not begun_with or None in begun_with:
-        return different
-    try:
-        fingerprint = read_data(config.data).fingerprint
-    except UserError:  # which whoever reads the data meets again
-        return different
-    others = [line for line in different if line not in moved]
-    if set(begun_with) == {fingerprint}:
-        return others
-    return [*others, *(f"{line}, where other data are" for line in moved)]
 
 
 @contextmanager
@@ -251,14 +134,6 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def read_touch_time(path: Path) -> float | None:
-    """When a file was last touched, by the clock of its storage; None if there is none."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
-
-
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Add one JSON line."""
     with path.open("a", encoding="utf-8") as file:
@@ -271,38 +146,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+        with suppress(ValueError):
             lines.append(json.loads(text))
-        except ValueError:
-            continue
     return lines
 
 
-def _filter_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+def _filter_lines(path: Path, keep_line: Callable[[dict[str, Any]], bool]) -> None:
     if path.exists():
-        kept = filter(keep, read_lines(path))
+        kept = filter(keep_line, read_lines(path))
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def read_package_version(package: str) -> str | None:
-    """The installed version of a package, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _read_commit() -> str | None:
-    """The commit of the source tree, with '+' if files differ from it; None outside a checkout."""
-    try:
-        commit = _run_git("rev-parse", "--short", "HEAD")
-        changed = _run_git("status", "--porcelain", "--untracked-files=no", ".")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{commit}+" if changed else commit
-
-
-def _run_git(*arguments: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    # Some file systems take long to answer `git status`; a run does not wait for that.
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from distbranch.engine.run_directory import RunDirectory, append_line, read_lines, read_touch_time
+from distbranch.engine.run_directory import RunDirectory, append_line, read_lines
 
 logger = logging.getLogger("distbranch")
 Event = dict[str, Any]
@@ -22,8 +22,8 @@ Report = Callable[[Event], None]
 DrawDecision = Callable[[SummaryWriter, Mapping[str, Any], Path], None]
 
 SECONDS_BETWEEN_EVENTS = 0.5  # fast enough to look alive, and nothing beside a step
-FIRST_TRACED_STEP = 10
-LAST_TRACED_STEP = 15
+# In the first steps kernels are chosen, memory is first taken and the loader fills: they are left out of a trace.
+UNTRACED_STEPS, TRACED_STEPS = 10, 5
 
 
 class RunLog:
@@ -35,10 +35,18 @@ class RunLog:
         iterations: its steps in all.
         report: called with what happens.
         draw: called with every decision, to draw it into TensorBoard.
+        profile: whether a few steps are traced.
     """
 
     def __init__(
-        self, directory: RunDirectory, *, after: int, iterations: int, report: Report, draw: DrawDecision | None
+        self,
+        directory: RunDirectory,
+        *,
+        after: int,
+        iterations: int,
+        report: Report,
+        draw: DrawDecision | None,
+        profile: bool = False,
     ) -> None:
         self.directory = directory
         self.iterations = iterations
@@ -48,14 +56,16 @@ class RunLog:
             write_tensorboard(directory, draw)
         # What a killed run wrote after its last checkpoint is hidden.
         self.writer = SummaryWriter(str(directory.tensorboard), purge_step=after + 1)
-        self._last_sign = read_touch_time(directory.sign_of_life)  # of whoever trained the run before
+        self._last_sign = _read_touch_time(directory.sign_of_life)  # of whoever trained the run before
         self._loss: float | None = None  # as last logged
         self._reported_at = 0.0
+        self._steps_to_trace = UNTRACED_STEPS + TRACED_STEPS if profile else 0
+        self._profiler: torch.profiler.profile | None = None
 
     def write_step(self, line: Event) -> None:
         """One logged training step."""
         append_line(self.directory.metrics, {"kind": "train", **line})
-        _add_training(self.writer, line)
+        _add_scalars(self.writer, _list_training_scalars(line), line["iteration"])
         self._loss = line["loss"]
         self.report_progress(line)
 
@@ -76,7 +86,7 @@ class RunLog:
         Both times are those of the storage, whoever wrote.
         """
         self._touch_heartbeat()
-        now = read_touch_time(self.directory.sign_of_life)
+        now = _read_touch_time(self.directory.sign_of_life)
         away = None
         if self._last_sign is not None and now is not None:
             away = round(now - self._last_sign, 2)
@@ -91,24 +101,28 @@ class RunLog:
         """Metrics of one split."""
         line = {"kind": "evaluation", "iteration": iteration, "split": split, **scores}
         append_line(self.directory.metrics, line)
-        _add_evaluation(self.writer, line)
+        _add_scalars(self.writer, _list_scores(line), iteration)
         # Means alone are reported: the rows of all tasks would be too much for a screen.
         event = {key: value for key, value in line.items() if key not in ("tasks", "exclusive", "datasets")}
-        if line.get("datasets"):
+        if "datasets" in line:
             event["datasets"] = {name: {"mean": part["mean"]} for name, part in line["datasets"].items()}
         self.report(event)
 
     def write_decision(self, record: Event) -> None:
         """A decision; its figures go to TensorBoard."""
         append_line(self.directory.decisions, record)
-        if self.draw is not None:
-            _draw_decision(self.draw, self.writer, record, self.directory)
+        _draw_decision(self.draw, self.writer, record, self.directory)
         self.report({"kind": "decision", **record})
 
     def write_policy(self, record: Event) -> None:
         """AdaShare's policy at the end of a cycle: a line of policies.jsonl."""
         append_line(self.directory.policies, record)
-        _add_policy(self.writer, record)
+        scalars = {f"policy/{key}": record[key] for key in ("num_released", "temperature")}
+        for task, probabilities in zip(record["tasks"], record["execute_probability"], strict=True):
+            scalars[f"policy_executes/{task}"] = sum(probabilities) / len(probabilities)
+        for block, column in zip(record["blocks"], zip(*record["execute_probability"], strict=True), strict=True):
+            scalars[f"policy_executed/{block}"] = sum(column) / len(column)
+        _add_scalars(self.writer, scalars, record["iteration"])
         self.report({"kind": "policy", **record})
 
     def write_note(self, kind: str, **values: Any) -> None:
@@ -116,44 +130,28 @@ class RunLog:
         append_line(self.directory.metrics, {"kind": kind, **values})
         self.report({"kind": kind, **values})
 
+    def trace_step(self) -> None:
+        """Call after every step: a few of them are traced into `profile/trace.json` (Chrome's and Perfetto's format)."""
+        if not self._steps_to_trace:
+            return
+        self._steps_to_trace -= 1
+        if self._steps_to_trace == TRACED_STEPS:
+            self._profiler = torch.profiler.profile(record_shapes=True)
+            self._profiler.start()
+        elif self._profiler is not None and not self._steps_to_trace:
+            self._profiler.stop()
+            self.directory.profile.mkdir(exist_ok=True)
+            self._profiler.export_chrome_trace(str(self.directory.profile / "trace.json"))
+
     def flush(self) -> None:
         """Bring TensorBoard's file up to what a checkpoint holds."""
         self.writer.flush()
 
     def close(self) -> None:
-        """Flush and close the TensorBoard file."""
+        """Flush and close the TensorBoard file; warn if training ended before there was a trace."""
         self.writer.close()
-
-
-class Profiler:
-    """Traces a few steps in the middle of training and writes `trace.json` (Chrome's and Perfetto's format) into a folder.
-
-    The first steps are left out: in them kernels are chosen, memory is first taken and the loader fills.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._steps = 0
-        self._trace: torch.profiler.profile | None = None
-
-    def record_step(self) -> None:
-        """Call after every training step."""
-        if self.folder is None:
-            return
-        self._steps += 1
-        if self._steps == FIRST_TRACED_STEP:
-            self._trace = torch.profiler.profile(record_shapes=True)
-            self._trace.start()
-        elif self._trace is not None and self._steps == LAST_TRACED_STEP:
-            self._trace.stop()
-            self.folder.mkdir(exist_ok=True)
-            self._trace.export_chrome_trace(str(self.folder / "trace.json"))
-            self._trace = None
-
-    def close(self) -> None:
-        """Warn if training ended before there was a trace."""
-        if self.folder is not None and self._steps < LAST_TRACED_STEP:
-            logger.warning("No trace was written: it takes %d steps, found %d.", LAST_TRACED_STEP, self._steps)
+        if self._steps_to_trace:
+            logger.warning("No trace was written: training ended %d steps before it was whole.", self._steps_to_trace)
 
 
 def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> None:
@@ -165,63 +163,57 @@ def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> Non
     shutil.rmtree(aside, ignore_errors=True)
     with SummaryWriter(str(aside)) as writer:
         for line in lines:
-            if line["kind"] in ADD:
-                ADD[line["kind"]](writer, line)
-        if draw is not None:
-            for record in decisions:
-                _draw_decision(draw, writer, record, directory)
+            if line["kind"] in LISTS:
+                _add_scalars(writer, LISTS[line["kind"]](line), line["iteration"])
+        for record in decisions:
+            _draw_decision(draw, writer, record, directory)
     for number, file in enumerate(sorted(aside.iterdir())):  # they are read in the order of their names, these first
         file.rename(aside / f"events.out.tfevents.0000000000.beginning.{number}")
     aside.rename(directory.tensorboard)
 
 
-def _draw_decision(draw: DrawDecision, writer: SummaryWriter, record: Event, directory: RunDirectory) -> None:
+def _read_touch_time(path: Path) -> float | None:
+    """When a file was last touched, by the clock of its storage; None if there is none."""
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return None
+
+
+def _draw_decision(draw: DrawDecision | None, writer: SummaryWriter, record: Event, directory: RunDirectory) -> None:
+    if draw is None:
+        return
     try:
         draw(writer, record, directory.path)
     except Exception as error:  # whatever a picture meets (a name, a font, a file) is not worth hours of training
         logger.warning(
-            "The decision of round %s could not be drawn into TensorBoard (%s: %s); the run goes on without its pictures.",
+            "The decision of round %s could not be drawn into TensorBoard (%r); the run continues without its pictures.",
             record["round"],
-            type(error).__name__,
-            " ".join(str(error).split()),
+            error,
         )
 
 
-def _add_training(writer: SummaryWriter, line: Event) -> None:
-    step = line["iteration"]
-    for key in ("loss", "learning_rate", "gradient_norm", "samples_per_second", "data_wait"):
-        _add_scalar(writer, f"train/{key}", line[key], step)
-    for task, loss in line["task_loss"].items():
-        _add_scalar(writer, f"train_loss/{task}", loss, step)
-    for layer, width in line["branches"].items():
-        _add_scalar(writer, f"tree/{layer}", width, step)
+def _list_training_scalars(line: Event) -> Event:
+    keys = ("loss", "learning_rate", "gradient_norm", "samples_per_second", "data_wait")
+    scalars = {f"train/{key}": line[key] for key in keys}
+    scalars |= {f"train_loss/{task}": loss for task, loss in line["task_loss"].items()}
+    return scalars | {f"tree/{layer}": width for layer, width in line["branches"].items()}
 
 
-def _add_evaluation(writer: SummaryWriter, line: Event) -> None:
-    split, step = line["split"], line["iteration"]
-    for metric, value in line["mean"].items():
-        _add_scalar(writer, f"{split}/{metric}", value, step)
+def _list_scores(line: Event) -> Event:
+    split = line["split"]
+    scalars = {f"{split}/{metric}": value for metric, value in line["mean"].items()}
     for name, part in line.get("datasets", {}).items():
-        for metric, value in part["mean"].items():
-            _add_scalar(writer, f"{split}_{name}/{metric}", value, step)
+        scalars |= {f"{split}_{name}/{metric}": value for metric, value in part["mean"].items()}
     for task, row in line["tasks"].items():
         for metric in ("accuracy", "average_precision"):
-            _add_scalar(writer, f"{split}_{metric}/{task}", row.get(metric), step)
+            scalars[f"{split}_{metric}/{task}"] = row.get(metric)
+    return scalars
 
 
-def _add_policy(writer: SummaryWriter, line: Event) -> None:
-    step = line["iteration"]
-    _add_scalar(writer, "policy/num_released", line["num_released"], step)
-    _add_scalar(writer, "policy/temperature", line["temperature"], step)
-    for task, probabilities in zip(line["tasks"], line["execute_probability"], strict=True):
-        _add_scalar(writer, f"policy_executes/{task}", sum(probabilities) / len(probabilities), step)
-    for block, column in zip(line["blocks"], zip(*line["execute_probability"], strict=True), strict=True):
-        _add_scalar(writer, f"policy_executed/{block}", sum(column) / len(column), step)
+LISTS = {"train": _list_training_scalars, "evaluation": _list_scores}
 
 
-ADD = {"train": _add_training, "evaluation": _add_evaluation}
-
-
-def _add_scalar(writer: SummaryWriter, name: str, value: float | None, step: int) -> None:
-    if value is not None:
-        writer.add_scalar(name, value, step)
+def _add_scalars(writer: SummaryWriter, scalars: Mapping[str, float | None], step: int) -> None:
+    for name, value in scalars.items():
+        if value is not None:
+            writer.add_scalar(name, value, step)

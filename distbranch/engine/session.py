@@ -2,23 +2,29 @@
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from distbranch.config import Config, DataConfig, differences, load_config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.engine.artifact import load_model
-from distbranch.engine.distributed import Ranks, storage_message
-from distbranch.engine.evaluate import evaluate
+from distbranch.engine.batches import BatchFeed
+from distbranch.engine.checkpoint import share_checkpoint
+from distbranch.engine.distributed import Ranks, describe_storage_failure
+from distbranch.engine.evaluate import evaluate_split
+from distbranch.engine.forks import Family
+from distbranch.engine.initialisation import begin_network
+from distbranch.engine.loaders import describe_too_many_bad, open_training
 from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_name
-from distbranch.engine.process_group import join_ranks
-from distbranch.engine.results import RunResult, read_result
-from distbranch.engine.run_directory import RunDirectory, without_moved_data
-from distbranch.engine.run_log import DrawDecision, Report
+from distbranch.engine.process_group import choose_rounding, join_ranks
+from distbranch.engine.results import RunFiles, RunResult, read_result
+from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import DrawDecision, Report, RunLog
+from distbranch.engine.run_start import without_moved_data
 from distbranch.engine.trainer import Trainer
+from distbranch.engine.training_state import AFFINITY, TrainingState
 from distbranch.errors import UserError
 
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -37,40 +43,105 @@ def train_rank(
 
     Raises:
         UserError: see `Trainer.run`; the same on every rank, but for what befell one rank alone.
-        LostRankError: another rank is gone; with all ranks started anew the run goes on.
+        LostRankError: another rank is gone; with all ranks started anew the run is resumed.
         StoppedEarly: asked to stop; everything is saved.
     """
     with join_ranks(config.launch, should_stop) as ranks:
         publish_rank_name(ranks)
         try:
-            info = _data_everywhere(config.data, ranks)
-            return Trainer(config, ranks, info, report=report, draw=draw, should_stop=should_stop).run()
+            info = _read_data_everywhere(config.data, ranks)
+            trainer = build_trainer(config, ranks, info, report=report, draw=draw, should_stop=should_stop)
+            summary = trainer.run()
+            return RunResult(summary["metrics"], trainer.state.architecture.tree, config.run_directory, summary)
         except UserError:
             raise
         except Exception as error:  # of any kind: among several ranks somebody has to say whose it is
             if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:  # of rank 0's log, which it writes alone
-                raise UserError(ranks.with_place(storage_message(error))) from None
+                raise UserError(ranks.with_place(describe_storage_failure(error))) from None
             if ranks.world_size == 1:
                 raise
-            notes = RunDirectory(config.run_directory).path
-            raise describe_rank_failure(error, ranks, timeout_min=config.launch.timeout_min, notes=notes) from error
+            timeout_min, notes = config.launch.timeout_min, config.run_directory
+            raise describe_rank_failure(error, ranks, timeout_min=timeout_min, notes=notes) from error
 
 
-def _data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:
+def build_trainer(
+    config: Config,
+    ranks: Ranks,
+    info: DatasetInfo,
+    *,
+    report: Report,
+    draw: DrawDecision | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Trainer:
+    """All that a training run is made of, in the order in which it depends on each other; arguments as for `train_rank`."""
+    files = RunFiles(config)
+    state = _build_state(config, ranks, info, files)
+    iteration = state.progress.iteration
+
+    log = None
+    if ranks.is_first:
+        last, profile = config.train.iterations, config.train.profile
+        log = RunLog(files.directory, after=iteration, iterations=last, report=report, draw=draw, profile=profile)
+
+    def open_feed() -> BatchFeed:
+        turns = state.search.turns if state.search else None
+        batches = open_training(
+            info,
+            config,
+            ranks,
+            image_size=state.preprocessing.image_size,
+            start=state.progress.iteration * config.train.batch_size,
+            turns=turns,
+        )
+        return BatchFeed(batches, ranks, should_stop)
+
+    def score_split(split: str) -> dict[str, Any] | None:
+        if split not in info.splits:
+            return None
+        network, size = state.net.network, config.train.eval_batch_size
+        return evaluate_split(network, info, split, ranks, config.data, batch_size=size, bf16=state.bf16)
+
+    return Trainer(
+        state,
+        store=files,
+        decider=Family(config),
+        log=log,
+        open_feed=open_feed,
+        score_split=score_split,
+        limit_bad=partial(describe_too_many_bad, data=config.data, info=info, split="train"),
+    )
+
+
+def _build_state(config: Config, ranks: Ranks, info: DatasetInfo, files: RunFiles) -> TrainingState:
+    """The state that a run begins with or is resumed from: the same on all ranks, which is proven."""
+    checkpoint = share_checkpoint(ranks.run_only_on_rank_zero(files.load_newest), ranks, but_for=AFFINITY)
+    before = checkpoint.state.get("rounding", ()) if checkpoint is not None else ()
+    state = TrainingState(config, ranks, info, choose_rounding(config.train.precision, ranks, before))
+    if checkpoint is None:
+        begin_network(state.net, config, info)
+    else:
+        state.restore(checkpoint)
+    ranks.run_on_rank_zero(lambda: files.write_beginning(state))
+    state.verify("the start")
+    return state
+
+
+def _read_data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:
     """The packed data as this rank sees them; one rank that does not see them, or sees others, stops all of them."""
     info, problem = None, None
     try:
         info = read_data(data)
     except UserError as error:
         problem = str(error)
-    ranks.raise_on_all_ranks(problem)
-    assert info is not None
-    if info.fingerprint != ranks.broadcast(info.fingerprint):  # folders of one name on disks of their own
+    fingerprint = info.fingerprint if info is not None else None
+    first = ranks.broadcast(fingerprint)
+    if info is not None and first not in (None, fingerprint):  # folders of one name on disks of their own
         problem = (
             f"{info.path} should hold the same data set for every rank, found another one than for rank 0. "
             "Copy that of rank 0 to all nodes, or give a data.path that all of them see."
         )
     ranks.raise_on_all_ranks(problem)
+    assert info is not None
     return info
 
 
@@ -89,10 +160,10 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
             f"The data set {info.path} has other tasks than the run {directory} ({', '.join(other[:5])}). "
             "Give one whose tasks are among those of the run."
         )
-    ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = Ranks.alone()
     network.to(ranks.device)
     size, bf16 = config.train.eval_batch_size, RunDirectory(directory).precision == "bf16"
-    return evaluate(network, info, split, ranks, config.data, batch_size=size, bf16=bf16)
+    return evaluate_split(network, info, split, ranks, config.data, batch_size=size, bf16=bf16)
 
 
 def find_thin_baselines(result: RunResult) -> list[dict[str, Any]]:
@@ -100,7 +171,7 @@ def find_thin_baselines(result: RunResult) -> list[dict[str, Any]]:
     own = load_config(RunDirectory(result.directory).config)
     if own.method.keeps_thin:
         return []
-    company = []
+    baselines = []
     for file in sorted(result.directory.parent.glob("*/result.json")):
         try:
             other, finished = load_config(file.parent / "config.yaml"), read_result(file.parent)
@@ -109,5 +180,5 @@ def find_thin_baselines(result: RunResult) -> list[dict[str, Any]]:
         different = without_moved_data(differences(other, own), own, RunDirectory(file.parent).data)
         unlike = [line for line in different if not line.startswith(("run.", "method."))]
         if finished is not None and other.method.keeps_thin and not unlike:
-            company.append(finished.summary)
-    return company
+            baselines.append(finished.summary)
+    return baselines

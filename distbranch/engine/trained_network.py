@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,13 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from distbranch.branching.tree import Split, widen
 from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
-from distbranch.engine.distributed import Ranks, fingerprint
-from distbranch.engine.initialisation import begin_from_pretrained
+from distbranch.engine.distributed import Ranks, compute_fingerprint
 from distbranch.engine.optimizer_and_schedule import (
     build_optimizer,
     build_policy_optimizer,
+    list_slots,
     load_slots,
-    optimizer_slots,
 )
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.backbones import Architecture
@@ -48,12 +47,14 @@ class TrainedNetwork:
         self.is_final = is_final
         self.alternates = False
 
-    def begin(self, architecture: AnyArchitecture, seed: int) -> None:
-        """Random weights (He et al. 2015), or those of a pretrained network; the same on every rank."""
+    def begin(
+        self, architecture: AnyArchitecture, seed: int, *, overwrite: Callable[[Network], None] | None = None
+    ) -> None:
+        """Random weights (He et al. 2015), the same on every rank; `overwrite` puts others into the network that was drawn."""
         network = network_of(architecture, self.preprocessing.mean, self.preprocessing.std)
         network.init(torch.Generator().manual_seed(seed))
-        if self.config.method.begins_from_pretrained:  # on one rank: a tie may fall otherwise on another processor
-            self.ranks.run_on_rank_zero(lambda: begin_from_pretrained(network, self.config))
+        if overwrite is not None:  # on one rank: a tie may fall otherwise on another processor
+            self.ranks.run_on_rank_zero(lambda: overwrite(network))
             network.to(self.ranks.device)
             self.ranks.broadcast_tensors(list(network.state_dict().values()))
         self.build(architecture, network.state_dict(), {})
@@ -136,13 +137,13 @@ class TrainedNetwork:
         """The optimiser's tensors as `parameter:slot`."""
         slots: dict[str, Tensor] = {}
         for optimizer in self._optimizers():
-            slots |= optimizer_slots(optimizer, self.network)
+            slots |= list_slots(optimizer, self.network)
         return slots
 
     def fingerprint(self) -> str:
         """A hash over tree, weights, running statistics and optimiser slots."""
         tree = json.dumps(self.network.architecture.tree.to_json())
-        return fingerprint(tree, self.network.state_dict() | self.slots())
+        return compute_fingerprint(tree, self.network.state_dict() | self.slots())
 
     def first_not_finite(self) -> str | None:
         """The name of a tensor with a NaN or an infinity in it."""

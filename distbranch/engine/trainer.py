@@ -1,96 +1,109 @@
-"""The training function that every launcher runs, on every rank: read `run`, `_train_step` and `_act_after_step` in this order.
+"""The training loop that every launcher runs, on every rank: read `run`, `_train_step` and `_act_after_step` in this order.
 
 Ranks agree on everything one step late and for free: each step begins a small sum over all ranks (margins, losses, and who
 wants to stop or has met a bad sample), which is awaited at the beginning of the next one, behind the backward pass.
+Where batches come from, what is written and how a round is decided is handed in by `session`: nothing of it is needed to read the loop.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
-import numpy as np
+from torch import Tensor
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.config import Config
-from distbranch.data.shards import DatasetInfo
-from distbranch.engine.batches import BatchFeed, describe_too_many_bad, open_training
-from distbranch.engine.checkpoint import share_checkpoint
-from distbranch.engine.distributed import Ranks
-from distbranch.engine.evaluate import evaluate
-from distbranch.engine.forks import Family
-from distbranch.engine.results import RunFiles, RunResult, StoppedEarly, summarise_run
-from distbranch.engine.round_decision import RoundDecision, may_still_grow
-from distbranch.engine.run_log import DrawDecision, Profiler, Report, RunLog
-from distbranch.engine.training_state import AFFINITY, TrainingState, gather_affinity
+from distbranch.branching.tree import Split
+from distbranch.engine.batches import BatchFeed
+from distbranch.engine.checkpoint import Checkpoint
+from distbranch.engine.run_log import RunLog
+from distbranch.engine.training_state import TrainingState, gather_affinity
 from distbranch.engine.training_step import TrainingStep
-from distbranch.errors import SharedError
+from distbranch.errors import SharedError, StoppedEarly
 from distbranch.models.backbones import Architecture
+
+
+class RunStore(Protocol):
+    """The files of the run, which rank 0 alone writes (`results.RunFiles`)."""
+
+    def write_checkpoint(self, state: TrainingState, affinity: Mapping[str, Tensor]) -> None:
+        """Write the state, with the affinity sums of all ranks."""
+
+    def write_sharing(self, state: TrainingState) -> None:
+        """Write who shares what."""
+
+    def write_end(self, state: TrainingState, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Write the network and the result, and return the latter."""
+        ...
+
+
+class Decider(Protocol):
+    """Rank 0 asks it how the network grows (`forks.Family`)."""
+
+    def decide_round(self, stats: AffinityStats, architecture: Architecture) -> tuple[Split | None, bool, bool]:
+        """The split to be made, whether another round follows, and whether some relatives of the run decide otherwise."""
+        ...
+
+    def send_off_leavers(self, checkpoint: Checkpoint) -> list[list[str]]:
+        """Give those relatives the state before the decision, and return their names."""
+        ...
+
+    def record_decision(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Write the matrices of the decision, and return `line` with all that decided it."""
+        ...
 
 
 class Trainer:
     """One rank's training: the state it advances step by step, and what it reports on the way.
 
     Args:
-        config: resolved, with absolute paths.
-        ranks: this process among the others.
-        info: the packed data set.
-        report: called on rank 0 with what happens.
-        draw: called on rank 0 with every decision, to draw it into TensorBoard.
-        should_stop: asked at every step on every rank; True ends the run with a checkpoint.
+        state: the same on all ranks.
+        store: the files of the run.
+        decider: decides at the end of a round.
+        log: of rank 0; None on the others, which write nothing.
+        open_feed: begins to load this rank's batches, from the first sample that the run has not seen.
+        score_split: the metrics of the network on a split; None if the data lack it.
+        limit_bad: a sentence if so many bad samples are too many.
     """
 
     def __init__(
         self,
-        config: Config,
-        ranks: Ranks,
-        info: DatasetInfo,
+        state: TrainingState,
         *,
-        report: Report,
-        draw: DrawDecision | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
+        store: RunStore,
+        decider: Decider,
+        log: RunLog | None,
+        open_feed: Callable[[], BatchFeed],
+        score_split: Callable[[str], dict[str, Any] | None],
+        limit_bad: Callable[[Counter[str]], str | None],
     ) -> None:
-        self.config = config
-        self.ranks = ranks
-        self.info = info
-        self.should_stop = should_stop
-        self.files = RunFiles(config)
-        self.family = Family(config)
-
-        # The state is the same on all ranks, which is proven before the first step.
-        checkpoint = share_checkpoint(ranks.run_only_on_rank_zero(self.files.load_newest), ranks, but_for=AFFINITY)
-        self.state = TrainingState(config, ranks, info, checkpoint)
-        self.progress = self.state.progress
-        self.net = self.state.net
-        self.stats = self.state.stats
-        self._window = self.state.window
-        ranks.run_on_rank_zero(lambda: self.files.write_beginning(self.state))
-        self.state.verify("the start")
-        self.step = TrainingStep(self.state)
-
-        self._resumed_at: int | None = None
-        self._saved_at = -1
-        if self.state.was_resumed:
-            self._resumed_at = self._saved_at = self.progress.iteration
-        self.log: RunLog | None = None  # of rank 0, which alone writes
-        self._profiler = Profiler(None)
-        if ranks.is_first:
-            directory, done, last = self.files.directory, self.progress.iteration, config.train.iterations
-            self.log = RunLog(directory, after=done, iterations=last, report=report, draw=draw)
-            if config.train.profile:
-                self._profiler = Profiler(directory.profile)
+        self.state = state
+        self.config = state.config
+        self.ranks = state.ranks
+        self.progress = state.progress
+        self.net = state.net
+        self.stats = state.stats
+        self.store = store
+        self.decider = decider
+        self.log = log
+        self.open_feed = open_feed
+        self.score_split = score_split
+        self.limit_bad = limit_bad
+        self.step = TrainingStep(state)
+        self._window = state.window
+        self._resumed_at = self.progress.iteration if state.was_resumed else None
+        self._saved_at = self._resumed_at
 
     # ---- the loop
 
-    def run(self) -> RunResult:
-        """Train to the last step and evaluate.
+    def run(self) -> dict[str, Any]:
+        """Train to the last step, evaluate, and return the content of result.json.
 
         Raises:
             StoppedEarly: asked to stop; everything is saved.
             UserError: bad samples, a loss that is not finite, ranks that differ, storage that fails.
         """
-        self._open_feed()
+        self._feed = self.open_feed()
         # A fork is saved before its decision, and a failed evaluation before it is repeated: both are due at once.
         if self.state.decision_is_due or self.state.evaluation_is_due:
             self._act_after_step()
@@ -101,25 +114,10 @@ class Trainer:
 
         self._report_resumed()  # where no step was left
         self._feed.agree_on_next_batch()  # on one that no step will use, so that no rank leaves a sum behind
-        return self._finish()
-
-    def _open_feed(self) -> None:
-        """Begin to load this rank's batches, from the first sample that the run has not seen."""
-        turns = self.state.search.turns if self.state.search else None
-        batches = open_training(
-            self.info,
-            self.config,
-            self.ranks,
-            image_size=self.state.preprocessing.image_size,
-            start=self.progress.iteration * self.config.train.batch_size,
-            turns=turns,
-        )
-        self._feed = BatchFeed(batches, self.ranks, self.should_stop)
+        return self._finish_run()
 
     def _train_step(self) -> None:
         """One optimiser step over all ranks."""
-        train, progress = self.config.train, self.progress
-
         # 1. Take in what all ranks measured in the step before, and what they said about the next batch.
         self.step.wait_for_step_sums()
         self._act_on_agreement()
@@ -131,13 +129,16 @@ class Trainer:
 
         # 3. Forward, backward, optimiser: the sums over all ranks begin behind the backward pass.
         rate, norm = self.step.train(images, labels, batch.indices)
-        progress.iteration += 1
+        self.progress.iteration += 1
 
         # 4. Measure, and log or show where the run stands.
-        self._window.add_step(num_samples=train.batch_size, waited=waited, rate=rate, norm=norm)
-        self._profiler.record_step()
+        self._window.add_step(num_samples=self.config.train.batch_size, waited=waited, rate=rate, norm=norm)
         self._report_resumed()
-        if progress.iteration % train.log_every == 0:
+        self._log_step()
+
+    def _log_step(self) -> None:
+        """Log every so many steps, and let whoever watches see in between that the run is alive."""
+        if self.progress.iteration % self.config.train.log_every == 0:
             self.step.wait_for_step_sums()
             measured = self._window.measure_and_reset(self.net.network.tasks.names)
             if self.log:
@@ -145,6 +146,8 @@ class Trainer:
         elif self.log and self.log.is_silent and self._window.num_steps > 1:
             # The loss on the screen is the last logged one: a new one would have to be awaited.
             self.log.report_progress({**self.state.progress_fields(may_wait=False), **self._window.measure_pace()})
+        if self.log:
+            self.log.trace_step()
 
     def _act_after_step(self) -> None:
         """All that may follow a step: a decision, a policy, an evaluation, a checkpoint."""
@@ -162,7 +165,7 @@ class Trainer:
         # 7. Evaluate. If that fails, the steps and the decision are good and kept, and the evaluation is due again.
         if self.state.evaluation_is_due:
             try:
-                self._evaluate("val")
+                self._evaluate_split("val")
             except SharedError:
                 self._save_checkpoint()
                 raise
@@ -190,7 +193,7 @@ class Trainer:
     def _count_bad(self, found: Counter[str]) -> None:
         """Count what was left out of the batch that is about to be used, over all ranks."""
         total = Counter(self.progress.num_bad) + found
-        problem = describe_too_many_bad(total, self.config.data, self.info, "train")
+        problem = self.limit_bad(total)
         if problem is not None:
             self._save_checkpoint()  # without this batch, which the run will meet again
             raise SharedError(problem)
@@ -208,65 +211,49 @@ class Trainer:
 
         # Rank 0 decides for all, so that a tie cannot fall differently on another processor.
         stats = self.stats.with_pair_sums(self.ranks.sum_on_rank_zero(self.stats.pair_sums()))
-        decision, some_leave = self.ranks.run_on_rank_zero(lambda: self._decide(stats, architecture))
+        split, grows, some_leave = self.ranks.run_on_rank_zero(lambda: self.decider.decide_round(stats, architecture))
         if some_leave:
             self._fork_relatives()
 
-        if decision.split is not None:
-            self.net.widen(decision.split)
+        if split is not None:
+            self.net.widen(split)
             if self.config.optim.when_widened == "restart":
                 progress.schedule_start = progress.iteration
         progress.num_rounds += 1
         progress.last_decision = progress.iteration
-        progress.growing = may_still_grow(self.net.tree_architecture.tree, decision, self.config.method)
-        if not progress.growing:
+        progress.growing = grows
+        if not grows:
             self.net.is_final = True
             self.net.wrap()  # compiling pays from now on
 
         tree_hash = self.state.verify(f"decision {progress.num_rounds}")
-        seconds = time.perf_counter() - began
-        self.ranks.run_on_rank_zero(lambda: self._record_decision(decision, tree_hash, seconds=seconds))
-        self._restart_clock()
-
-    def _decide(self, stats: AffinityStats, architecture: Architecture) -> tuple[RoundDecision, bool]:
-        """Rank 0's decision, whose matrices only it needs, and whether some relatives decide otherwise."""
-        decision, some_leave = self.family.decide(stats, architecture)
-        self._matrices = decision.matrices
-        return replace(decision, matrices={}), some_leave
-
-    def _fork_relatives(self) -> None:
-        """Give those runs of the family that decide otherwise the state as it is before the decision."""
-        self.step.check_losses()
-        affinity = gather_affinity(self.stats, self.ranks)
-        self.progress.seconds += self._window.measure_seconds()
-        runs = self.ranks.run_on_rank_zero(lambda: self.family.send_off_leavers(self.state.make_checkpoint(affinity)))
-        if self.log:
-            self.log.write_note("forked", iteration=self.progress.iteration, runs=runs)
-
-    def _record_decision(self, decision: RoundDecision, tree_hash: str, *, seconds: float) -> None:
-        assert self.log is not None
-        progress, directory = self.progress, self.files.directory
-        file = directory.affinity / f"round-{progress.num_rounds:02d}.npz"
-        file.parent.mkdir(exist_ok=True)
-        np.savez(file, allow_pickle=False, **self._matrices)
-        self.files.write_sharing(self.state)
         line = {
             "round": progress.num_rounds,
             "iteration": progress.iteration,
             "epoch": self.state.epoch,
-            **decision.record,
-            "affinity_file": str(file.relative_to(directory.path)),
             "tree_hash": tree_hash,
-            "seconds_in_all": seconds,
+            "seconds_in_all": time.perf_counter() - began,
         }
-        self.family.record_decision(line)
-        self.log.write_decision(line)
+        self.ranks.run_on_rank_zero(lambda: self._record_decision(line))
+        self._restart_clock()
+
+    def _fork_relatives(self) -> None:
+        """Give those runs of the family that decide otherwise the state as it is before the decision."""
+        affinity = self._gather_for_checkpoint()
+        runs = self.ranks.run_on_rank_zero(lambda: self.decider.send_off_leavers(self.state.make_checkpoint(affinity)))
+        if self.log:
+            self.log.write_note("forked", iteration=self.progress.iteration, runs=runs)
+
+    def _record_decision(self, line: dict[str, Any]) -> None:
+        assert self.log is not None
+        self.store.write_sharing(self.state)
+        self.log.write_decision(self.decider.record_decision(line))
 
     def _record_policy(self) -> None:
         """Write down the policy at the end of a cycle, the same on all ranks."""
         self.step.wait_for_step_sums()
         self.state.verify(f"the policy after step {self.progress.iteration}")
-        self.ranks.run_on_rank_zero(lambda: self.files.write_sharing(self.state))
+        self.ranks.run_on_rank_zero(lambda: self.store.write_sharing(self.state))
         if self.log:
             self.log.write_policy({**self.state.progress_fields(), **self.state.describe_policy()})
         self._restart_clock()
@@ -278,16 +265,25 @@ class Trainer:
         progress = self.progress
         if self._saved_at == progress.iteration:
             return
-        self.step.wait_for_step_sums()
-        self.step.check_losses()
-        affinity = gather_affinity(self.stats, self.ranks) if progress.growing else {}
-        progress.seconds += self._window.measure_seconds()
-        self.ranks.run_on_rank_zero(lambda: self.files.write_checkpoint(self.state, affinity, self.log))
+        affinity = self._gather_for_checkpoint()
+        self.ranks.run_on_rank_zero(lambda: self._write_checkpoint(affinity))
         self._saved_at = progress.iteration
         if self.ranks.world_size > 2 and self.ranks.device.type == "cpu":
             # DDP orders its buckets anew after the first step of a wrapper, and a sum of three or more depends on the order:
             # with a fresh wrapper the run that continues and the one that is resumed from here take the same path.
             self.net.wrap()
+
+    def _write_checkpoint(self, affinity: dict[str, Tensor]) -> None:
+        assert self.log is not None
+        self.log.flush()
+        self.store.write_checkpoint(self.state, affinity)
+
+    def _gather_for_checkpoint(self) -> dict[str, Tensor]:
+        """Make the state one that can be saved; on rank 0 the affinity sums of all ranks, if they are still needed."""
+        self.step.wait_for_step_sums()
+        self.step.check_losses()
+        self.progress.seconds += self._window.measure_seconds()
+        return gather_affinity(self.stats, self.ranks) if self.progress.growing else {}
 
     def _report_resumed(self) -> None:
         """Once, after the first new step of a resumed run."""
@@ -295,48 +291,27 @@ class Trainer:
             self.log.report_resumed(self._resumed_at, self.ranks.world_size, self.state.rounding[-1])
         self._resumed_at = None
 
-    def _evaluate(self, split: str) -> dict[str, Any] | None:
-        if split not in self.info.splits:
-            return None
+    def _evaluate_split(self, split: str) -> dict[str, Any] | None:
         self.step.wait_for_step_sums()
         self.ranks.run_on_rank_zero(self.state.check_finite)
-        scores = evaluate(
-            self.net.network,
-            self.info,
-            split,
-            self.ranks,
-            self.config.data,
-            batch_size=self.config.train.eval_batch_size,
-            bf16=self.state.bf16,
-        )
-        if self.log:
+        scores = self.score_split(split)
+        if self.log and scores is not None:
             self.log.write_evaluation(split, self.progress.iteration, scores)
         self._restart_clock()
         return scores
 
-    def _finish(self) -> RunResult:
+    def _finish_run(self) -> dict[str, Any]:
         """Save, evaluate, and write the result, which says that the run has ended."""
         self._save_checkpoint()
-        metrics = {}
-        for split in ("val", "test"):
-            scores = self._evaluate(split)
-            if scores is not None:
-                metrics[split] = scores
-        architecture = self.state.architecture
-        summary = summarise_run(self.config, architecture, metrics) | {
-            "seconds": self.progress.seconds,
-            "world_size": self.ranks.world_size,
-            "bad_samples": self.progress.num_bad,
-        }
-        self.ranks.run_on_rank_zero(lambda: self._write_end(summary))
-        return RunResult(metrics, architecture.tree, self.files.directory.path, summary)
+        scores = {split: self._evaluate_split(split) for split in ("val", "test")}
+        metrics = {split: found for split, found in scores.items() if found is not None}
+        summary: dict[str, Any] = self.ranks.run_on_rank_zero(lambda: self._write_end(metrics))
+        return summary
 
-    def _write_end(self, summary: dict[str, Any]) -> None:
-        self.files.write_end(self.state, summary)
-        self._profiler.close()
-        if self.log:
-            self.log.close()
-        self.files.remote_run.upload()  # with the log
+    def _write_end(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        assert self.log is not None
+        self.log.close()
+        return self.store.write_end(self.state, metrics)
 
     def _restart_clock(self) -> None:
         """Leave what was no training out of the pace that is logged next."""

@@ -5,7 +5,7 @@ It begins from nothing or from a checkpoint, and can be made into one at any ste
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 
 from distbranch.branching.affinity import AffinityStats
+from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.checkpoint import Checkpoint
 from distbranch.engine.distributed import Ranks, verify_equal
-from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.policy_search import PolicySearch, make_policy_record
-from distbranch.engine.process_group import choose_rounding
-from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import SharedError, UserError
 from distbranch.models.adashare_net import AdaShareNet
 from distbranch.models.residual import AnyArchitecture, architecture_from_json
 
 AFFINITY = "affinity"  # the file of a checkpoint
+REMEDY = "The checkpoints are good. Lower optim.lr or train.clip_norm, or use train.precision=fp32."
 
 
 @dataclass
@@ -47,20 +46,17 @@ class Progress:
 class TrainingState:
     """One rank's share; all ranks make it, verify it and save it together.
 
-    `was_resumed` says whether there was a checkpoint to go on from, `bf16` whether the forward pass is in it; `search` is the
-    course of AdaShare's search, if the run is one.
+    `was_resumed` says whether it is from a checkpoint, `bf16` whether the forward pass is in it; `search` is the course of AdaShare's
+    search, if the run is one. After the constructor either `net.begin` or `restore` gives it its network.
 
     Args:
         config: resolved, with absolute paths.
         ranks: this process among the others.
         info: the packed data set.
-        checkpoint: shared by all ranks (`share_checkpoint`), to resume from; None to begin.
-
-    Raises:
-        SharedError: the data are others than those of the checkpoint, ranks differ, or what the run begins from does not fit.
+        rounding: of all starts of the run (`process_group.choose_rounding`); the last one is that of this start.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, info: DatasetInfo, checkpoint: Checkpoint | None) -> None:
+    def __init__(self, config: Config, ranks: Ranks, info: DatasetInfo, rounding: Sequence[Mapping[str, Any]]) -> None:
         self.config = config
         self.ranks = ranks
         self.info = info
@@ -72,30 +68,31 @@ class TrainingState:
         self.window = StepWindow(len(info.tasks), ranks.device)
         is_final = not self.progress.growing and self.search is None
         self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=is_final)
-        self.was_resumed = checkpoint is not None
-        before = checkpoint.state.get("rounding", ()) if checkpoint is not None else ()
-        self.rounding = choose_rounding(config.train.precision, ranks, before)
-        self.bf16 = self.rounding[-1]["precision"] == "bf16"
-        if checkpoint is None:
-            self.net.begin(ranks.run_on_rank_zero(lambda: first_architecture(config, info)), config.seed)
-        else:
-            self._restore(checkpoint)
-        self._tree = self.architecture.tree
+        self.rounding = rounding
+        self.bf16 = rounding[-1]["precision"] == "bf16"
+        self.was_resumed = False
+        self._tree: Tree | None = None  # as last asked for
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint that all ranks share (`share_checkpoint`).
+
+        Raises:
+            SharedError: the run was begun with other data.
+        """
+        self.was_resumed = True
         self.progress = Progress(**checkpoint.state["progress"])
         self.net.is_final = not self.progress.growing and self.search is None
         self.net.alternates = self.search is not None and self.progress.iteration > self.search.curriculum.warmup
         architecture = architecture_from_json(checkpoint.state["architecture"])
         if checkpoint.state["data"] != self.info.fingerprint:
             raise SharedError(
-                f"The run {self.config.run_directory} was begun with other data than {self.info.path} holds now, so it cannot go on "
+                f"The run {self.config.run_directory} was begun with other data than {self.info.path} holds now, so it cannot be resumed "
                 "sample by sample. Give another run.name, or the data set it was begun with."
             )
         self.net.build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
-        self.stats = restore_affinity(self.stats, checkpoint, self.ranks)
+        restore_affinity(self.stats, checkpoint, self.ranks)
         if "window" in checkpoint.state:  # not in those of earlier versions
-            self.window.load(checkpoint.state["window"])
+            self.window.load_json(checkpoint.state["window"])
 
     @property
     def epoch(self) -> float:
@@ -134,12 +131,11 @@ class TrainingState:
         Args:
             may_wait: for a GPU that says what a search has found so far; else its tree is as it was when last asked for.
         """
-        if may_wait or self.search is None:
+        if may_wait or self.search is None or self._tree is None:
             self._tree = self.architecture.tree
         progress, tree = self.progress, self._tree
-        searching = {} if self.search is None else self.search.progress_fields(progress.iteration)
-        return {
-            **searching,
+        fields = {} if self.search is None else self.search.progress_fields(progress.iteration)
+        return fields | {
             "iteration": progress.iteration,
             "epoch": self.epoch,
             "round": progress.num_rounds + 1 if progress.growing else progress.num_rounds,
@@ -155,7 +151,7 @@ class TrainingState:
         """
         return verify_equal(self.ranks, what, self.net.fingerprint())
 
-    def make_checkpoint(self, affinity: dict[str, Tensor]) -> Checkpoint:
+    def make_checkpoint(self, affinity: Mapping[str, Tensor]) -> Checkpoint:
         """The state as it is; `affinity` holds the sums of all ranks (`gather_affinity`).
 
         Raises:
@@ -190,14 +186,8 @@ class TrainingState:
         bad = self.net.first_not_finite()
         if bad is not None:
             raise UserError(
-                f"The weights are not finite after step {self.progress.iteration} (first in {bad}). {self.describe_remedy()}"
+                f"The weights are not finite after step {self.progress.iteration} (first in {bad}). {REMEDY}"
             )
-
-    def describe_remedy(self) -> str:
-        """What to do about numbers that are not finite."""
-        good = sorted(RunDirectory(self.config.run_directory).checkpoints.glob("step-*"))
-        last = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
-        return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."
 
 
 class StepWindow:
@@ -257,13 +247,13 @@ class StepWindow:
     def measure_and_reset(self, names: tuple[str, ...]) -> dict[str, Any]:
         """The measurements since the last call. `loss` is what is optimised, per sample; a task's is None without a label."""
         losses = self.losses.tolist()
-        task_loss: dict[str, float | None] = {}
+        task_loss: dict[str, float | None] = dict.fromkeys(names)
         for name, loss, count in zip(names, losses, self.counts.tolist(), strict=True):
-            task_loss[name] = loss / count if count else None
-        # JSON has no NaN and no infinity.
+            if count:
+                task_loss[name] = loss / count
         norm = None if self.norm is None else float(self.norm)
         if norm is not None and not math.isfinite(norm):
-            norm = None
+            norm = None  # JSON has no NaN and no infinity
         measured = {
             "loss": sum(losses) / self.num_samples,
             "task_loss": task_loss,
@@ -281,7 +271,7 @@ class StepWindow:
         """The sums, so that a resumed run logs what it would have logged."""
         return {"losses": self.losses.tolist(), "counts": self.counts.tolist(), "num_samples": self.num_samples}
 
-    def load(self, values: Mapping[str, Any]) -> None:
+    def load_json(self, values: Mapping[str, Any]) -> None:
         """The inverse of `to_json`."""
         self.losses.copy_(torch.tensor(values["losses"], dtype=torch.float64))
         self.counts.copy_(torch.tensor(values["counts"], dtype=torch.float64))
@@ -297,60 +287,38 @@ class StepWindow:
 
 def gather_affinity(stats: AffinityStats, ranks: Ranks) -> dict[str, Tensor]:
     """On rank 0 the sums of every rank as `rank-0/agree`, ...; all must call it. Pair sums differ, margins do not."""
-    # One row of numbers per rank travels, and only to rank 0: the sums of 1,000 tasks are too many to send to all.
-    rows = ranks.gather_rows(_flatten_sums(stats).unsqueeze(0))
     tensors: dict[str, Tensor] = {}
-    for rank, row in enumerate(rows):
-        for name, value in _split_row(row[0], stats).items():
-            tensors[f"rank-{rank}/{name}"] = value
+    for name, value in stats.state_dict().items():
+        # They travel to rank 0 alone: the sums of 1,000 tasks are too many to send to all.
+        rows = ranks.gather_rows(value.cpu().unsqueeze(0))
+        for rank, row in enumerate(rows):
+            tensors[f"rank-{rank}/{name}"] = row[0]
     return tensors
 
 
-def restore_affinity(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> AffinityStats:
-    """This rank's sums: as they were on the same number of ranks; else all pair sums go to rank 0, none to the others.
+def restore_affinity(stats: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Give `stats` this rank's sums, as they were on the same number of ranks; else all pair sums go to rank 0, none to the others.
 
-    `blank` if the checkpoint has none, which is that of a run that takes no further decision.
-
-    Args:
-        blank: of the run's tasks.
-        checkpoint: on rank 0 with the sums of all ranks; what the others have of them is not looked at.
-        ranks: this process among the others; all must call it.
+    Without effect if the checkpoint has none, which is that of a run that takes no further decision. All ranks must call it; only
+    rank 0's checkpoint has the sums.
     """
     saved = checkpoint.tensors.get(AFFINITY, {})
     if not ranks.broadcast(bool(saved)):
-        return blank
-    rows = _divide_among_ranks(blank, checkpoint, ranks) if ranks.is_first else []
-    own = ranks.scatter(rows, torch.empty_like(_flatten_sums(blank)))
-    blank.load_state_dict(_split_row(own, blank))
-    return blank
-
-
-def _divide_among_ranks(blank: AffinityStats, checkpoint: Checkpoint, ranks: Ranks) -> list[Tensor]:
-    """The row of every rank, from the sums of all ranks that the checkpoint holds."""
-    saved = checkpoint.tensors[AFFINITY]
+        return
     every: list[AffinityStats] = []
-    for rank in range(int(checkpoint.state["world_size"])):
-        stats = AffinityStats(blank.num_tasks, blank.decay)
-        stats.load_state_dict({name: saved[f"rank-{rank}/{name}"] for name in stats.state_dict()})
-        every.append(stats)
-    if len(every) == ranks.world_size:  # the same ranks as before: the same sums, bit for bit
-        return [_flatten_sums(stats) for stats in every]
-
-    # Decisions are taken from the total alone, so it does not matter which rank holds which part of it.
-    first = every[0]
-    total = first.pair_sums()
-    for stats in every[1:]:
-        total = total + stats.pair_sums()
-    nothing = _flatten_sums(first.with_pair_sums(torch.zeros_like(total)))
-    return [_flatten_sums(first.with_pair_sums(total)), *[nothing] * (ranks.world_size - 1)]
-
-
-def _flatten_sums(stats: AffinityStats) -> Tensor:
-    return torch.cat([value.reshape(-1).cpu() for value in stats.state_dict().values()])
-
-
-def _split_row(row: Tensor, stats: AffinityStats) -> dict[str, Tensor]:
-    """The inverse of `_flatten_sums`, without a copy."""
-    like = stats.state_dict()
-    parts = torch.split(row, [value.numel() for value in like.values()])
-    return {name: part.view_as(value) for (name, value), part in zip(like.items(), parts, strict=True)}
+    if ranks.is_first:
+        for rank in range(int(checkpoint.state["world_size"])):
+            one = AffinityStats(stats.num_tasks, stats.decay)
+            one.load_state_dict({name: saved[f"rank-{rank}/{name}"] for name in one.state_dict()})
+            every.append(one)
+        if len(every) != ranks.world_size:
+            # Decisions are taken from the total alone, so it does not matter which rank holds which part of it.
+            total = sum(one.pair_sums() for one in every)
+            assert isinstance(total, Tensor)
+            nothing = every[0].with_pair_sums(torch.zeros_like(total))
+            every = [every[0].with_pair_sums(total), *[nothing] * (ranks.world_size - 1)]
+    own: dict[str, Tensor] = {}
+    for name, value in stats.state_dict().items():
+        parts = [one.state_dict()[name] for one in every]
+        own[name] = ranks.scatter(parts, torch.empty_like(value, device="cpu"))
+    stats.load_state_dict(own)

@@ -3,8 +3,10 @@
 Margins, counts and losses are summed behind the backward pass and settled at the next step, or when somebody asks for them.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,8 +15,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from distbranch.config import TrainConfig
 from distbranch.engine.distributed import Pending, Ranks
-from distbranch.engine.optimizer_and_schedule import learning_rate, set_learning_rate
-from distbranch.engine.training_state import TrainingState
+from distbranch.engine.optimizer_and_schedule import compute_learning_rate, set_learning_rate
+from distbranch.engine.training_state import REMEDY, TrainingState
 from distbranch.errors import SharedError
 from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
 
@@ -42,24 +44,20 @@ class TrainingStep:
 
         images: uint8 [b, 3, H, W]; labels: [b, T]; indices: int64 [b] on the host, positions in the stream of samples.
         """
-        search = self.state.search
-        parts = self._divide(images, labels, indices)
-        if search is not None and search.phase(self.progress.iteration) == "policy":
-            return self._train_policy(parts, labels)
-        return self._train_weights(parts, labels)
-
-    def _train_weights(self, parts: list[Part], labels: Tensor) -> tuple[float, Tensor]:
-        """One step of the weights; the learning rate and the norm of the gradient."""
-        # 1. The learning rate. After the warm-up of a search the weights have a constant one.
+        parts = self._divide_batch(images, labels, indices)
         search, iteration = self.state.search, self.progress.iteration
-        if search is not None and search.phase(iteration) != "warm-up":
+        if search is not None and search.curriculum.phase(iteration) == "policy":
+            return self._train_policy(parts, labels)
+
+        # 1. The learning rate. After the warm-up of a search the weights have a constant one.
+        if search is not None and search.curriculum.phase(iteration) == "weights":
             if not self.net.alternates:
                 self.net.alternate()
             rate = self.config.adashare.weights_lr
         else:
             start = self.progress.schedule_start
             end = search.curriculum.warmup if search else self.config.train.iterations
-            rate = learning_rate(self.config.optim, iteration=iteration, schedule_start=start, iterations=end)
+            rate = compute_learning_rate(self.config.optim, iteration=iteration, schedule_start=start, iterations=end)
         set_learning_rate(self.net.optimizer, rate)
 
         # 2. The gradient, averaged over all ranks.
@@ -76,11 +74,11 @@ class TrainingStep:
         assert search is not None
         autocast = torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16)
         outputs, norm = search.train_policy(self.net, self.ranks, parts, self.progress.iteration, autocast)
-        sums = tasks.losses(outputs, labels).sum(dim=0, dtype=torch.float64)
-        self._start_step_sums(tasks.margins(outputs, labels), labels, sums)
+        sums = tasks.compute_losses(outputs, labels).sum(dim=0, dtype=torch.float64)
+        self._start_step_sums(tasks.compute_margins(outputs, labels), labels, sums)
         return self.config.adashare.policy_lr, norm
 
-    def _divide(self, images: Tensor, labels: Tensor, indices: Tensor) -> list[Part]:
+    def _divide_batch(self, images: Tensor, labels: Tensor, indices: Tensor) -> list[Part]:
         """The passes of a step; one may be empty where samples were left out, for the other ranks make it all the same."""
         groups = self._norm_plan.group_images(indices)
         sizes = [sum(one.sizes) for one in groups]
@@ -106,8 +104,8 @@ class TrainingStep:
                     outputs = self.net.wrapped(images, flat=True, groups=groups, **options)
 
                 # Losses, and the margins that the affinities are made of.
-                losses = tasks.losses(outputs, part_labels)
-                margins.append(tasks.margins(outputs.detach(), part_labels))
+                losses = tasks.compute_losses(outputs, part_labels)
+                margins.append(tasks.compute_margins(outputs.detach(), part_labels))
                 loss_sums += losses.detach().sum(dim=0, dtype=torch.float64)
 
                 # The sums begin before the last backward pass, which is long enough for them.
@@ -159,14 +157,13 @@ class TrainingStep:
         if found is None:
             return
         step, task = found
-        every = self.ranks.gather((bool(self.window.own_not_finite), self.ranks.place))
+        met = self.ranks.gather((bool(self.window.own_not_finite), self.ranks.place))
         where = ""
         if self.ranks.world_size > 1:
-            places = [place for bad, place in every if bad]
+            places = [place for is_bad, place in met if is_bad]
             where = f" ({', '.join(places[:3])})"  # enough to find the machine
-        raise SharedError(
-            f"The loss of task '{self.net.network.tasks.names[task]}' is not finite at step {step}{where}. {self.state.describe_remedy()}"
-        )
+        name = self.net.network.tasks.names[task]
+        raise SharedError(f"The loss of task '{name}' is not finite at step {step}{where}. {REMEDY}")
 
 
 class NormPlan:
@@ -184,9 +181,10 @@ class NormPlan:
         pass_size = self.batch_size // self.num_passes
         starts = [rank * pass_size // ranks.world_size for rank in range(ranks.world_size + 1)]
         teams = find_teams(starts, self.group_size)
-        (own,) = [team for team in teams if ranks.rank in team]
+        own = next(team for team in teams if ranks.rank in team)
         self._first_group = starts[own.start] // self.group_size  # of the team, in every pass
-        self._num_groups = -(-starts[own.stop] // self.group_size) - self._first_group
+        last_group = math.ceil(starts[own.stop] / self.group_size)
+        self._num_groups = last_group - self._first_group
         self._sum_over_team = ranks.sum_in_team(teams)
 
     def group_images(self, indices: torch.Tensor) -> list[NormGroups]:
@@ -197,14 +195,16 @@ class NormPlan:
         pass_size = self.batch_size // self.num_passes
         passes, positions = np.divmod(indices.numpy() % self.batch_size, pass_size)
         own = positions // self.group_size - self._first_group
-        counts = np.bincount(passes * self._num_groups + own, minlength=self.num_passes * self._num_groups)
-        return [
-            NormGroups(tuple(sizes), self._sum_over_team)
-            for sizes in counts.reshape(self.num_passes, self._num_groups).tolist()
-        ]
+        cells = passes * self._num_groups + own
+        counts = np.bincount(cells, minlength=self.num_passes * self._num_groups)
+        by_pass = counts.reshape(self.num_passes, self._num_groups).tolist()
+        return [NormGroups(tuple(sizes), self._sum_over_team) for sizes in by_pass]
 
 
 def find_teams(starts: Sequence[int], group_size: int) -> list[range]:
     """The ranks that share groups, directly or by way of each other; `starts` [W + 1]: where the share of every rank begins."""
-    borders = [rank for rank, start in enumerate(starts[:-1]) if start % group_size == 0]
-    return [range(first, last) for first, last in zip(borders, [*borders[1:], len(starts) - 1], strict=True)]
+    borders = [rank for rank, start in enumerate(starts) if start % group_size == 0]
+    last = len(starts) - 1
+    if last not in borders:
+        borders.append(last)
+    return [range(first, after) for first, after in pairwise(borders)]

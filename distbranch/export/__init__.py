@@ -224,7 +224,7 @@ def _write_torch(file: Path, network: FoldedNet | AdaShareNet, metadata: dict[st
 def _run_torch(file: Path, images: Tensor, preprocessing: Preprocessing, input_type: str) -> dict[str, Tensor]:
     from distbranch.export.torch_program import run
 
-    return run(file, images if input_type == "uint8" else preprocessing.normalised(images))
+    return run(file, images if input_type == "uint8" else preprocessing.normalise_images(images))
 
 
 @torch.inference_mode()

@@ -57,7 +57,7 @@ class OnnxModel:
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Logits by task name: [B] if binary, [B, K] if categorical. images: uint8 [B, 3, H, W]."""
-        values = self.preprocessing.normalised(images) if self._is_float else images
+        values = self.preprocessing.normalise_images(images) if self._is_float else images
         outputs = self.session.run(list(self.tasks.names), {self._input_name: values.contiguous().numpy()})
         return {name: torch.from_numpy(output) for name, output in zip(self.tasks.names, outputs, strict=True)}
 

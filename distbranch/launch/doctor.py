@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from distbranch.config import LaunchConfig
 from distbranch.engine.process_group import has_bf16, num_cores
-from distbranch.engine.run_directory import read_package_version
+from distbranch.engine.run_start import read_package_version
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_dashboard_address
 from distbranch.launch.ray_folder import choose_ray_folder, find_existing_folder, find_problem

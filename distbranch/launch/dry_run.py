@@ -9,7 +9,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
 from distbranch.engine.initialisation import first_architecture, read_own_tree
 from distbranch.engine.process_group import wants_gpu
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_start import begins_anew, check_run
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import (
     check_data,
@@ -134,9 +134,8 @@ def describe_duration(seconds: float) -> str:
 
 def _check_run_directory(config: Config) -> None:
     """Refuse what `train` refuses: a run of another configuration that came to something."""
-    files = RunDirectory(config.run_directory)
-    if not files.begins_anew(config):
-        files.check(config)
+    if not begins_anew(config):
+        check_run(config)
 
 
 def _format_samples(info: DatasetInfo) -> str:

@@ -18,6 +18,7 @@ from distbranch.engine.process_group import wants_gpu
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.engine.run_log import Report
+from distbranch.engine.run_start import begin_run
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.processes import look_until
@@ -54,7 +55,7 @@ def prepare_run(config: Config, *, fresh: bool, report: Report) -> Config:
     info = ensure_packed(config, report)
     check_data(config, info)
     with hold_lock(create_begin_lock(config.run_directory)):
-        RunDirectory(config.run_directory).begin(config)
+        begin_run(config)
     return config
 
 

@@ -98,7 +98,7 @@ def measure_step(config: Config, architecture: AnyArchitecture, *, device: torch
     labels = torch.zeros(num_images, len(architecture.tasks), device=device)
 
     def forward() -> torch.Tensor:
-        return network.tasks.losses(network(images, flat=True), labels).sum() / num_images
+        return network.tasks.compute_losses(network(images, flat=True), labels).sum() / num_images
 
     def step() -> None:
         optimizer.zero_grad()

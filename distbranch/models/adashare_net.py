@@ -156,7 +156,7 @@ class AdaShareNet(nn.Module):
         if serving is None or decisions is not None:  # in a search, where they change
             serving = self._serving(way_of_task).to(self.heads.weight.device)
         outputs = serving(self.heads, top)
-        return outputs if flat else self.tasks.split(outputs)
+        return outputs if flat else self.tasks.split_by_task(outputs)
 
     def _pass(
         self,

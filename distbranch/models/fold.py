@@ -75,7 +75,7 @@ class FoldedNet(nn.Module):
             features = [branch(features[parent]) for branch, parent in zip(branches, parents, strict=True)]
             features = [functional.relu(functional.max_pool2d(x, 2) if layer.pool_after else x) for x in features]
         outputs = torch.cat([head(x) for head, x in zip(self.heads, features, strict=True)], dim=1)
-        return self.tasks.split(outputs[:, self.order])
+        return self.tasks.split_by_task(outputs[:, self.order])
 
 
 @torch.no_grad()

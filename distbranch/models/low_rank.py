@@ -104,7 +104,7 @@ class LowRankNet(nn.Module):
         for layer in self.layers.values():
             x = layer(x, groups)
         outputs: Tensor = self.heads(self.head_basis(x))
-        return outputs if flat else self.tasks.split(outputs)
+        return outputs if flat else self.tasks.split_by_task(outputs)
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ class TreeNet(nn.Module):
             inputs = [features[parent] for parent in parents]
             features = run_branches(cast(Sequence[Branch], branches), inputs, groups)
         outputs = self.serving(self.heads, features)
-        return outputs if flat else self.tasks.split(outputs)
+        return outputs if flat else self.tasks.split_by_task(outputs)
 
 
 @torch.no_grad()

@@ -16,8 +16,9 @@ from distbranch.config.sections import RunConfig
 from distbranch.config.sweep import SweepConfig, sweep_to_yaml
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.initialisation import first_architecture
-from distbranch.engine.run_directory import RunDirectory, without_moved_data, write_atomically
+from distbranch.engine.run_directory import RunDirectory, write_atomically
 from distbranch.engine.run_log import Report
+from distbranch.engine.run_start import begins_anew, check_run, without_moved_data
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, open_cluster
@@ -193,9 +194,8 @@ def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[C
     if has_one_base and directory.has_begun:
         _refuse_another(sweep, directory)
     for trial in known:
-        files = RunDirectory(trial.run_directory)
-        if not files.begins_anew(trial):
-            files.check(trial, advice=OF_ITSELF if sweep.trial_directory is None else SHARED)
+        if not begins_anew(trial):
+            check_run(trial, advice=OF_ITSELF if sweep.trial_directory is None else SHARED)
 
 
 def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from distbranch.config import Config, to_yaml
 from distbranch.config.network import KEYS_OF_DECISIONS
-from distbranch.engine.forks import Origin, copy_as, member, read_family, write_family
+from distbranch.engine.forks import Origin, copy_as, make_member_config, read_family, write_family
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically, write_json
 from distbranch.engine.run_log import DrawDecision, write_tensorboard
+from distbranch.engine.run_start import check_run
 
 NO_ORIGIN = Origin("", 0, 0.0)  # of a run that began by itself
 
@@ -92,7 +93,7 @@ def _read_families(trials: Sequence[Config]) -> dict[str, tuple[list[str], Origi
 
 def _begin(trials: Sequence[Config]) -> str:
     for trial in trials:
-        RunDirectory(trial.run_directory).check(trial)
+        check_run(trial)
     leader = trials[0]
     with created_atomically(leader.run_directory) as files:
         write_atomically(files.config, to_yaml(leader))
@@ -115,7 +116,7 @@ def copy_result_to_followers(leader: Config, draw: DrawDecision | None = None) -
         return
     origin = Origin(str(leader.run.name), leader.train.iterations, result.summary["seconds"])
     for name, method in read_family(files)[0].items():
-        config = member(leader, name, method)
+        config = make_member_config(leader, name, method)
         if RunDirectory(config.run_directory).config.exists():
             continue
         with created_atomically(config.run_directory) as own:

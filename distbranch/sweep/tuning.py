@@ -23,11 +23,12 @@ from distbranch.config import Config, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo
-from distbranch.engine.forks import member, read_family
+from distbranch.engine.forks import make_member_config, read_family
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.results import StoppedEarly, read_result
 from distbranch.engine.run_directory import RunDirectory, RunInUseError, read_lines
 from distbranch.engine.run_log import Event, Report
+from distbranch.engine.run_start import begin_run
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
 from distbranch.launch.stopping import StopRequest
@@ -204,7 +205,7 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Jud
     # What earlier drivers have seen, in the order of their trials.
     for config in begun:
         files = RunDirectory(config.run_directory)
-        followers = [member(config, name, method) for name, method in read_family(files)[0].items()]
+        followers = [make_member_config(config, name, method) for name, method in read_family(files)[0].items()]
         for line in read_lines(files.metrics):
             if line["kind"] == "evaluation" and line["split"] == "val" and line["mean"].get(metric) is not None:
                 for each in (config, *followers):
@@ -252,7 +253,7 @@ def train_trial(config: Config, report: Report) -> None:
         StoppedEarly: by its stop word; a checkpoint holds everything.
     """
     files = RunDirectory(config.run_directory)
-    files.begin(config)
+    begin_run(config)
     if read_result(files.path) is not None:
         return
     # A process whose driver was killed may hold the run for some seconds more.

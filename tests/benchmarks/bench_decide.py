@@ -66,11 +66,11 @@ def _bench_one(
         started = time.perf_counter()
         outputs = network(images, flat=True)
         optimizer.zero_grad()
-        network.tasks.losses(outputs, labels).sum(dim=1).mean().backward()  # type: ignore[no-untyped-call]
+        network.tasks.compute_losses(outputs, labels).sum(dim=1).mean().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 20.0)
         optimizer.step()
         trained = time.perf_counter()
-        stats.update(network.tasks.margins(outputs, labels))
+        stats.update(network.tasks.compute_margins(outputs, labels))
         steps.append(trained - started)
         bookkeepings.append(time.perf_counter() - trained)
     affinity = planted_statistics(num_tasks).affinity("agreement")

@@ -32,7 +32,7 @@ from distbranch.data.plan import positions_of_rank
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.process_group import join_ranks
-from distbranch.engine.round_decision import decide, may_still_grow
+from distbranch.engine.round_decision import decide_round
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.engine.training_step import NormPlan
 from distbranch.models.backbones import Architecture
@@ -174,12 +174,12 @@ def _grow(net: TrainedNetwork, ranks: Ranks) -> float:
         began = time.perf_counter()
         summed = stats.with_pair_sums(ranks.sum(stats.pair_sums()))
         architecture = net.tree_architecture
-        (ruling,) = ranks.run_on_rank_zero(lambda: decide(summed, architecture, [config.method], seed=0))  # noqa: B023
+        (ruling,) = ranks.run_on_rank_zero(lambda: decide_round(summed, architecture, [config.method], seed=0))  # noqa: B023
         if ruling.split is not None:
             net.widen(ruling.split)
         verify_equal(ranks, "a decision", net.fingerprint())
         longest = max(longest, time.perf_counter() - began)
-        growing = may_still_grow(net.tree_architecture.tree, ruling, config.method)
+        growing = ruling.grows
     return longest
 
 

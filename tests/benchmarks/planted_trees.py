@@ -9,7 +9,7 @@ import torch
 from distbranch.bench.candidates import numbered_tasks, read_tree
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import MethodConfig
-from distbranch.engine.round_decision import decide, may_still_grow
+from distbranch.engine.round_decision import decide_round
 from distbranch.models.backbones import Architecture
 
 
@@ -30,10 +30,10 @@ def grow_on_planted_statistics(thin: Architecture, method: MethodConfig) -> Arch
     architecture = thin
     growing = True
     while growing:
-        (ruling,) = decide(stats, architecture, [method], seed=0)
+        (ruling,) = decide_round(stats, architecture, [method], seed=0)
         if ruling.split is not None:
             architecture = architecture.with_tree(architecture.tree.split(ruling.split))
-        growing = may_still_grow(architecture.tree, ruling, method)
+        growing = ruling.grows
     return architecture
 
 

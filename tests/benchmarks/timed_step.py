@@ -51,8 +51,8 @@ def make_training_step(
         with nullcontext() if together else net.no_sync():
             with torch.autocast(ranks.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
                 outputs = net.wrapped(images, flat=True, groups=groups)
-            losses = net.network.tasks.losses(outputs, labels)
-            margins = net.network.tasks.margins(outputs.detach(), labels)
+            losses = net.network.tasks.compute_losses(outputs, labels)
+            margins = net.network.tasks.compute_margins(outputs.detach(), labels)
             own = [stats.margin_sums(margins), losses.detach().sum(dim=0, dtype=torch.float64)]
             sums = torch.cat([*own, own[0].new_full((1,), len(images)), take_step_sums(net.norms)])
             if together:

@@ -95,7 +95,7 @@ def test_a_step_of_the_widened_network_equals_that_of_the_old_one_for_a_copy_who
     wider = rebuilt(network, architecture.tree.split(Split(15, ((0, 1, 2), (3,)))))
     for net in (network, wider):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-        net.tasks.losses(net(images, flat=True), labels).sum(dim=1).mean().backward()  # type: ignore[no-untyped-call]
+        net.tasks.compute_losses(net(images, flat=True), labels).sum(dim=1).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     after = wider.state_dict()
     for name, value in network.state_dict().items():

@@ -27,7 +27,7 @@ from distbranch.data.pack import pack
 from distbranch.data.shards import Sample
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.engine.artifact import Preprocessing
-from distbranch.engine.predict import predict
+from distbranch.engine.predict import predict_images
 from distbranch.tasks import Task, TaskSet
 
 HEIGHT, WIDTH = 48, 32
@@ -241,7 +241,7 @@ def test_a_prediction_sees_files_upright(tmp_path: Path, decoder: str) -> None:
     contents = [tagged(orientation, form) for form in ("JPEG", *LOSSLESS) for orientation in ORIENTATIONS]
     network = SeenImages()
     preprocessing = Preprocessing(decoder, (HEIGHT, WIDTH), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert len(list(predict(network, preprocessing, written(tmp_path, contents)))) == len(contents)
+    assert len(list(predict_images(network, preprocessing, written(tmp_path, contents)))) == len(contents)
     assert len(network.images) == len(contents)
     assert all(map(is_the_scene, network.images))
 

@@ -724,7 +724,7 @@ RUNS = (
         remove(f"{RUN}/model/model.safetensors"),
         f"evaluate {RUN}",
         1,
-        ("model of", "lacks model.safetensors"),
+        ("model of", "model.safetensors: No such file"),
     ),
     Case("model.json no JSON", put(f"{RUN}/model/model.json", "hello"), f"evaluate {RUN}", 1, ("model of", "damaged")),
     Case("model.json a list", put(f"{RUN}/model/model.json", "[]"), f"evaluate {RUN}", 1, ("model of", "damaged")),

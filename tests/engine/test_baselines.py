@@ -17,6 +17,7 @@ from distbranch.config import Config, load_config
 from distbranch.data.shards import read_dataset
 from distbranch.engine.initialisation import first_architecture, read_own_tree
 from distbranch.engine.run_directory import RunDirectory, write_json
+from distbranch.engine.run_start import begin_run
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.dry_run import plan_run
 from distbranch.launch.scaling import Link
@@ -142,7 +143,7 @@ def test_the_tree_of_a_start_that_came_to_nothing_is_kept_for_the_same_configura
 ) -> None:
     vain = load_config(config_of(tiny_data, tmp_path, **VGG, **{"method.name": "independent"}))
     files, tree = RunDirectory(vain.run_directory), first_architecture(vain, read_dataset(str(tiny_data))).tree
-    files.begin(vain)
+    begin_run(vain)
     write_json(files.tree, {"tree": tree.to_json()})
     assert read_own_tree(vain) == tree
     assert first_tree(tiny_data, tmp_path, **{"method.groups": str(grown_run)}) == tree_of(grown_run)

@@ -12,9 +12,9 @@ from tiny_runs import NUM_SAMPLES, TASKS, config_of
 
 from distbranch.config import DataConfig, load_config
 from distbranch.data.shards import read_dataset
-from distbranch.engine.batches import open_evaluation
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.evaluate import evaluate
+from distbranch.engine.evaluate import evaluate_split
+from distbranch.engine.loaders import open_evaluation
 from distbranch.engine.process_group import join_ranks
 from distbranch.errors import SharedError
 from distbranch.models.backbones import Architecture
@@ -29,7 +29,7 @@ def scores(config: Mapping[str, Any], split: str, batch_size: int) -> dict[str, 
         network = TreeNet(Architecture.thin("vgg9", 4, (32, 32), info.tasks))
         network.init(torch.Generator().manual_seed(4))
         network.train()
-        found = evaluate(network, info, split, here, resolved.data, batch_size=batch_size)
+        found = evaluate_split(network, info, split, here, resolved.data, batch_size=batch_size)
         assert network.training
         return found
 

@@ -14,9 +14,10 @@ from tiny_runs import assert_same_content, config_of, lines_of, train_tiny, with
 
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config, MethodConfig, load_config
-from distbranch.engine.forks import Family, member, read_family, write_family
-from distbranch.engine.round_decision import decide, next_split
+from distbranch.engine.forks import Family, make_member_config, read_family, write_family
+from distbranch.engine.round_decision import decide_round
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_start import begin_run
 from distbranch.models.backbones import Architecture
 from distbranch.tasks import Task
 
@@ -42,7 +43,7 @@ def lead(family: Sequence[Config]) -> Config:
     """Make the first run the leader of the others; its configuration."""
     leader, *others = family
     files = RunDirectory(leader.run_directory)
-    files.begin(leader)
+    begin_run(leader)
     write_family(files, {str(other.run.name): other.method for other in others}, None)
     return leader
 
@@ -196,10 +197,10 @@ def test_relatives_decide_as_each_would_alone(tmp_path: Path) -> None:
         {"alpha": 1.0, "affinity": "phi"},
     ]
     methods = [MethodConfig(**change) for change in changes]
-    together = decide(stats, architecture, methods, seed=4)
+    together = decide_round(stats, architecture, methods, seed=4)
     assert len({ruling.record["num_groups"] for ruling in together}) > 2
     for method, ruling in zip(methods, together, strict=True):
-        (alone,) = decide(stats, architecture, [method], seed=4)
+        (alone,) = decide_round(stats, architecture, [method], seed=4)
         assert without_times(ruling.record) == without_times(alone.record)
         assert (ruling.record["search"], ruling.record["moves"] >= 0) == ("spectral + moves", True)
         assert str(ruling.record["num_groups"]) in ruling.record["costs"]
@@ -209,8 +210,8 @@ def test_relatives_decide_as_each_would_alone(tmp_path: Path) -> None:
 def test_runs_part_over_whether_to_test_again_even_if_both_keep_one_branch() -> None:
     architecture = Architecture.thin("vgg9", 8, (32, 32), tuple(Task(f"task {number}") for number in range(4)))
     methods = [MethodConfig(alpha=0.0, when_no_split="freeze"), MethodConfig(alpha=0.0, when_no_split="retry")]
-    rulings = decide(random_statistics(4), architecture, methods, seed=0)
-    courses = [next_split(architecture.tree, ruling, method) for ruling, method in zip(rulings, methods, strict=True)]
+    rulings = decide_round(random_statistics(4), architecture, methods, seed=0)
+    courses = [(ruling.split, ruling.grows) for ruling in rulings]
     assert courses == [(None, False), (None, True)]
 
 
@@ -221,6 +222,6 @@ def test_a_run_alone_has_no_relatives_and_a_family_is_read_as_it_was_written(tmp
     method = MethodConfig(alpha=0.25, max_branches=None, when_no_split="retry")
     write_family(files, {"two": method}, None)
     assert read_family(files) == ({"two": method}, None)
-    other = member(config, "two", method)
+    other = make_member_config(config, "two", method)
     assert (other.run.name, other.run.directory, other.method) == ("two", str(tmp_path), method)
     assert other.train == config.train

@@ -59,7 +59,7 @@ def _events() -> dict[str, tuple[Any, str]]:
         "rename": (Path, "rename"),
         "remove old": (checkpoint.shutil, "rmtree"),
         "half a line": (run_log, "append_line"),
-        "evaluate": (trainer.Trainer, "_evaluate"),
+        "evaluate": (trainer.Trainer, "_evaluate_split"),
     }
 
 

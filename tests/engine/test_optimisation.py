@@ -11,16 +11,17 @@ from tiny_runs import TASKS, config_of
 from distbranch.config import OptimConfig, load_config
 from distbranch.data.shards import read_dataset
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.optimizer_and_schedule import learning_rate
+from distbranch.engine.optimizer_and_schedule import compute_learning_rate
 from distbranch.engine.process_group import num_cores
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_start import begin_run
+from distbranch.engine.session import build_trainer
 from distbranch.engine.trainer import Trainer
 
 
 def _course(iterations: int, *, start: int = 0, first: int = 0, **settings: Any) -> list[float]:
     config = OptimConfig(lr=1.0, **settings)
     return [
-        learning_rate(config, iteration=iteration, schedule_start=start, iterations=iterations)
+        compute_learning_rate(config, iteration=iteration, schedule_start=start, iterations=iterations)
         for iteration in range(first, iterations)
     ]
 
@@ -64,12 +65,12 @@ def test_the_schedule_of_a_trainer_begins_anew_at_a_widening_only_if_told_so(
 
 def _trainer(data: Path, folder: Path, **changes: Any) -> Trainer:
     config = load_config(config_of(data, folder, **changes))
-    RunDirectory(config.run_directory).begin(config)
-    return Trainer(config, Ranks(0, 1, torch.device("cpu")), read_dataset(data), report=lambda _: None)
+    begin_run(config)
+    return build_trainer(config, Ranks(0, 1, torch.device("cpu")), read_dataset(data), report=lambda _: None)
 
 
 def _gradients(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    parts = trainer.step._divide(images, labels, torch.arange(len(images)))
+    parts = trainer.step._divide_batch(images, labels, torch.arange(len(images)))
     trainer.step._forward_and_backward(parts, labels)
     return {name: parameter.grad.clone() for name, parameter in trainer.net.network.named_parameters()}  # type: ignore[union-attr]
 
@@ -98,7 +99,7 @@ def test_bf16_trains_on_this_processor_with_a_finite_loss_and_fp32_weights(tiny_
     first = trainer.net.network.state_dict()["heads.weight"].clone()
     result = trainer.run()
     weights = trainer.net.network.state_dict()["heads.weight"]
-    assert result.metrics["val"]["loss"] > 0
+    assert result["metrics"]["val"]["loss"] > 0
     assert weights.dtype == torch.float32
     assert weights.isfinite().all()
     assert not torch.equal(first, weights)

@@ -127,7 +127,7 @@ def test_a_gpu_that_the_launcher_chose_is_kept(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    assert process_group._device_of(LaunchConfig()) == torch.device("cuda", 5)
+    assert process_group._choose_device(LaunchConfig()) == torch.device("cuda", 5)
 
 
 def settings_of_kernels(num_gpus: int) -> dict[str, Any]:
@@ -154,12 +154,12 @@ def test_fast_kernels_are_for_gpus_and_for_the_run_alone(
 def test_a_rank_on_a_gpu_gets_the_cores_of_its_share_for_decoding_and_one_on_a_cpu_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from distbranch.engine import batches
+    from distbranch.engine import loaders
 
-    monkeypatch.setattr(batches, "num_cores", lambda: 32)
+    monkeypatch.setattr(loaders, "num_cores", lambda: 32)
     found = {}
     for num_local in (1, 4, 32):
         for name, value in launcher_environment(0, num_local).items():
             monkeypatch.setenv(name, value)
-        found[num_local] = [batches.choose_num_processes(Ranks(0, 1, torch.device(kind))) for kind in ("cpu", "cuda")]
+        found[num_local] = [loaders.choose_num_processes(Ranks(0, 1, torch.device(kind))) for kind in ("cpu", "cuda")]
     assert found == {1: [0, 8], 4: [0, 7], 32: [0, 1]}

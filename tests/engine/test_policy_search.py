@@ -216,7 +216,7 @@ def test_what_is_no_policy_for_these_tasks_is_refused_in_one_sentence(
     def config(**changes: Any) -> dict[str, Any]:
         return search_config(tiny_data, tmp_path, **{"adashare": {"policy": str(search)}} | changes)
 
-    refused(config(adashare={"policy": str(tmp_path / "nowhere")}), "should be a finished search")
+    refused(config(adashare={"policy": str(tmp_path / "nowhere")}), "should be a finished run")
     refused(config(**{"model.backbone": "resnet34"}), "of the same tasks and of model.backbone=resnet34")
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "result.json").write_text("{}")

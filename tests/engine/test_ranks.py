@@ -14,8 +14,8 @@ from tiny_runs import config_of, lines_of, train_tiny
 
 from distbranch.config import DataConfig, load_config
 from distbranch.data.shards import DatasetInfo, read_dataset
-from distbranch.engine.batches import open_training
 from distbranch.engine.distributed import Ranks, verify_equal
+from distbranch.engine.loaders import open_training
 from distbranch.engine.process_group import join_ranks
 from distbranch.errors import UserError
 

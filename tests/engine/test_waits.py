@@ -46,8 +46,8 @@ def waits_of_steps(
     from distbranch.engine.batches import Agreement
     from distbranch.engine.distributed import Ranks
     from distbranch.engine.run_log import RunLog
+    from distbranch.engine.session import build_trainer
     from distbranch.engine.trained_network import TrainedNetwork
-    from distbranch.engine.trainer import Trainer
 
     resolved = load_config(config)
     resolved.run_directory.mkdir(parents=True)
@@ -58,7 +58,7 @@ def waits_of_steps(
     TrainedNetwork.fingerprint = lambda _: ""  # type: ignore[method-assign]
     RunLog.is_silent = True  # type: ignore[assignment,method-assign]
     with emulated_gpu() as waits:
-        trainer = Trainer(resolved, Ranks(0, 1, torch.device("gpu", 0)), info, report=lambda _: None)
+        trainer = build_trainer(resolved, Ranks(0, 1, torch.device("gpu", 0)), info, report=lambda _: None)
         trainer.step.has_gaps = has_gaps
         if has_team:
             trainer.step._norm_plan._sum_over_team = lambda sums: sums

@@ -36,7 +36,7 @@ def _batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _step(net: TrainedNetwork, images: torch.Tensor, labels: torch.Tensor) -> None:
     net.optimizer.zero_grad()
-    losses = TaskSet(TASKS).losses(net.wrapped(images, flat=True), labels)
+    losses = TaskSet(TASKS).compute_losses(net.wrapped(images, flat=True), labels)
     losses.sum().backward()
     net.optimizer.step()
 

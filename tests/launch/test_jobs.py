@@ -20,7 +20,7 @@ from tiny_world import run_command
 
 from distbranch.config import load_config
 from distbranch.engine.checkpoint import load_newest
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_start import check_run
 from distbranch.errors import UsageError, UserError
 from distbranch.launch import jobs
 from distbranch.launch.jobs import Job, cancel_run, describe_status, read_job, read_log, write_job
@@ -205,7 +205,7 @@ def test_a_job_of_ray_is_told_in_full_where_a_run_begins_from(
     [*program, file, seed] = shlex.split(dashboard.command)[:6]
     assert program == ["python", "-m", "distbranch", "train"]
     there = with_absolute_paths(load_config(file, [seed, *shlex.split(dashboard.command)[6:]]))
-    RunDirectory(runs / "tiny").check(there)  # the run that was begun here
+    check_run(there)  # the run that was begun here
     assert read_job(runs / "tiny") is not None
 
 

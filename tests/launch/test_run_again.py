@@ -17,6 +17,7 @@ from tiny_runs import assert_same_content, config_of, train_tiny
 from distbranch.config import load_config
 from distbranch.config.sweep import load_sweep
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
+from distbranch.engine.run_start import begin_run
 from distbranch.errors import UserError
 from distbranch.launch import train
 from distbranch.sweep.plan import list_trials
@@ -75,21 +76,21 @@ def test_a_second_process_on_the_same_run_is_refused(tiny_data: Path, ranks: Ran
 def test_a_start_that_came_to_nothing_does_not_hold_its_name(tiny_data: Path, tmp_path: Path) -> None:
     config = load_config(config_of(tiny_data, tmp_path))
     changed, files = load_config(config, {"method.alpha": 3.0}), RunDirectory(config.run_directory)
-    files.begin(config)
+    begin_run(config)
     files.tree.write_text("{}")
     with files.locked(), pytest.raises(RunInUseError):
-        files.begin(changed)
+        begin_run(changed)
     assert load_config(files.config) == config
-    files.begin(changed)
+    begin_run(changed)
     assert load_config(files.config) == changed
     assert not files.tree.exists()
     for file in (files.metrics, files.result, files.checkpoints / "step-00000001", files.job, files.family):
         file.parent.mkdir(exist_ok=True)
         file.write_text("{}")
         with pytest.raises(UserError, match="was begun with another configuration"):
-            files.begin(config)
+            begin_run(config)
         file.unlink()
-    files.begin(config)
+    begin_run(config)
 
 
 def test_a_sweep_that_came_to_nothing_does_not_hold_its_name(
@@ -104,7 +105,7 @@ def test_a_sweep_that_came_to_nothing_does_not_hold_its_name(
         with pytest.raises(UserError, match="nobody answers"):
             run_sweep(sweep, lambda _: None)
     [trial] = list_trials(sweep)
-    RunDirectory(trial.run_directory).begin(trial)
+    begin_run(trial)
     other = load_sweep(write_sweep(tmp_path, tiny_data, seeds=[0], overrides={"method.alpha": 3.0}))
     with pytest.raises(UserError, match=r"begun with another configuration .*method.alpha: 2.0 -> 3.0"):
         run_sweep(other, lambda _: None)

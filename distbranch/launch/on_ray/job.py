@@ -18,6 +18,7 @@ from distbranch.config.reading import read_with_bases
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_start import begin_run
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.jobs import (
     TIME_FORMAT,
@@ -133,7 +134,7 @@ def _submit_command(client: Any, config: Config, command: str, address: str, *, 
     marker = files.path / f".seen-{secrets.token_hex(8)}"
     if is_seen:
         with hold_lock(create_begin_lock(files.path)):
-            files.begin(config)
+            begin_run(config)
         # At a URL both machines mean the same place; a path may be another folder there.
         if config.run_url is None:
             marker.touch()

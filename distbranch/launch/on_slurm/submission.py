@@ -21,6 +21,7 @@ from distbranch.config import Config, load_config, to_yaml
 from distbranch.data.shards import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_atomically
+from distbranch.engine.run_start import begin_run
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.jobs import (
     TIME_FORMAT,
@@ -193,7 +194,7 @@ def _is_settled(run_directory: Path, say: Say) -> bool:
 def _create_task(config: Config, resources: Resources) -> Task:
     files = RunDirectory(config.run_directory)
     files.job.unlink(missing_ok=True)  # of one that has ended
-    files.begin(config)
+    begin_run(config)
     file = config.run_directory / FOLDER / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, to_yaml(config))

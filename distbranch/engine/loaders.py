@@ -1,0 +1,95 @@
+"""The loaders of one rank, for training and for an evaluation, as the configuration says."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from distbranch.config import Config, DataConfig
+from distbranch.data.cache import Cache, default_cache_folder
+from distbranch.data.loader import Batch, eval_loader, train_loader
+from distbranch.data.plan import Turns
+from distbranch.data.shards import DatasetInfo, is_remote
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.process_group import num_cores, num_local_ranks
+
+MAX_LOADER_PROCESSES = 8  # decode faster than one GPU trains a thin network
+
+
+def open_training(
+    info: DatasetInfo,
+    config: Config,
+    ranks: Ranks,
+    *,
+    image_size: tuple[int, int],
+    start: int,
+    turns: Turns | None = None,
+) -> Iterator[Batch]:
+    """This rank's endless training batches, after `start` samples consumed by all ranks together.
+
+    `turns`: how two parts of the samples are read in turns; None: all of them in one stream.
+    """
+    return train_loader(
+        info,
+        "train",
+        batch_size=config.train.batch_size,
+        start=start,
+        seed=config.seed,
+        flip=config.data.flip,
+        shift=config.data.shift,
+        window=config.data.shuffle_window,
+        accumulate=config.train.accumulate,
+        turns=turns,
+        **_read_loader_options(info, config.data, ranks, image_size),
+    )
+
+
+def open_evaluation(
+    info: DatasetInfo, split: str, data: DataConfig, ranks: Ranks, *, image_size: tuple[int, int], batch_size: int
+) -> Iterator[Batch]:
+    """This rank's share of a split, every sample once over all ranks."""
+    options = _read_loader_options(info, data, ranks, image_size)
+    return eval_loader(info, split, batch_size=batch_size, **options)
+
+
+def describe_too_many_bad(num_bad: Counter[str], data: DataConfig, info: DatasetInfo, split: str) -> str | None:
+    """A sentence if more samples were left out, by kind and over all ranks, than `data.max_bad_samples`; else None."""
+    if num_bad.total() <= data.max_bad_samples:
+        return None
+    kinds = ", ".join(f"{count} {kind}" for kind, count in num_bad.items())
+    return (
+        f"{num_bad.total()} samples of '{split}' could not be read ({kinds}), more than data.max_bad_samples="
+        f"{data.max_bad_samples}. Check the data set with `distbranch data check {info.path}`, or raise the limit."
+    )
+
+
+def _read_loader_options(
+    info: DatasetInfo, data: DataConfig, ranks: Ranks, image_size: tuple[int, int]
+) -> dict[str, Any]:
+    cache = None
+    if any(is_remote(member.path) for member in info.members):  # else a user without a home needs no folder for copies
+        cache = Cache(data.cache_directory or default_cache_folder(), int(data.cache_gib * 2**30))
+    num_workers = data.workers
+    if num_workers is None:
+        num_workers = choose_num_processes(ranks)
+    return {
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "image_size": image_size,
+        "decoder": data.decoder,
+        "num_workers": num_workers,
+        "prefetch": data.prefetch,
+        "on_bad_sample": data.on_bad_sample,
+        "cache": cache,
+        "pin_memory": ranks.device.type == "cuda",
+    }
+
+
+def choose_num_processes(ranks: Ranks) -> int:
+    """The loader's processes where `data.workers` is not given.
+
+    A GPU waits for its images unless several cores decode them. On a CPU those cores would be taken from the training.
+    """
+    if ranks.device.type == "cpu":
+        return 0
+    num_free = num_cores() // num_local_ranks() - 1  # one core drives the GPU
+    return min(MAX_LOADER_PROCESSES, max(1, num_free))

@@ -1,0 +1,144 @@
+"""What a start of a run checks and records: that its directory is of the same configuration and data, and the machine."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distbranch.config import Config, differences, load_config, to_yaml
+from distbranch.data.mixture import read_data
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.process_group import num_cores
+from distbranch.engine.run_directory import RunDirectory, write_atomically, write_json
+from distbranch.errors import UserError, reason_of
+
+PACKAGES = ("distbranch", "torch", "ray", "webdataset", "scikit-learn", "numpy", "safetensors", "simplejpeg", "pillow")
+OF_ANOTHER_RUN = "Give another run.name, undo the change, or use --fresh to start over in a new directory."
+SECONDS_FOR_GIT = 10  # some file systems take long to answer `git status`; a run does not wait for that
+
+
+def begin_run(config: Config) -> None:
+    """Make the directory of a new run, or check that the one there is of the same configuration.
+
+    One of another configuration that holds no training is begun anew.
+
+    Raises:
+        UserError: the directory belongs to another configuration (with the differences), or cannot be written.
+        RunInUseError: the run of another configuration is being trained, and has not come to anything yet.
+    """
+    files = RunDirectory(config.run_directory)
+    try:
+        if begins_anew(config):
+            with files.locked(patience_s=0):
+                if files.is_dispensable:
+                    files.tree.unlink(missing_ok=True)
+                    files.policy.unlink(missing_ok=True)
+                    write_atomically(files.config, to_yaml(config))
+        check_run(config)
+        files.path.mkdir(parents=True, exist_ok=True)
+        if not files.config.exists():
+            write_atomically(files.config, to_yaml(config))
+    except OSError as error:
+        raise UserError(
+            f"The run directory {files.path} cannot be written ({reason_of(error)}). Give another run.directory, or make room."
+        ) from None
+
+
+def begins_anew(config: Config) -> bool:
+    """Whether what is there is of another configuration and came to nothing, so that it makes way for this one."""
+    files = RunDirectory(config.run_directory)
+    return config.run_url is None and bool(_list_differences(files, config)) and files.is_dispensable
+
+
+def check_run(config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:
+    """Nothing is there, or a run of this configuration; `advice` says what to do about another one.
+
+    Raises:
+        UserError: the directory belongs to another configuration (with the differences), or holds other files.
+    """
+    files = RunDirectory(config.run_directory)
+    if files.path.exists() and not files.path.is_dir():
+        raise UserError(f"The run directory {files.path} is a file. Move it away, or give another run.name.")
+    if files.path.is_dir() and not files.config.exists():
+        if any(not entry.name.startswith(".") for entry in files.path.iterdir()):
+            raise UserError(
+                f"The folder {files.path} holds other files and no run. Give another run.name or run.directory."
+            )
+        return
+    different = _list_differences(files, config)
+    if not different:
+        return
+    changed = {line.partition(":")[0] for line in different}
+    begun = [key for key in config.begins_from if key in changed]
+    if begun:
+        keys = " and ".join(begun)
+        advice += f" A run that was begun does not read {keys} again: give what was given then, wherever that is now."
+    raise UserError(f"The run {files.path} was begun with another configuration ({'; '.join(different)}). {advice}")
+
+
+def _list_differences(files: RunDirectory, config: Config) -> list[str]:
+    if not files.config.exists():
+        return []
+    return without_moved_data(differences(load_config(files.config), config), config, files.data)
+
+
+def without_moved_data(different: list[str], config: Config, *begun_with: str | None) -> list[str]:
+    """The differences of two configurations without that in data.path, if the same data lie there: what counts is their fingerprint.
+
+    Args:
+        different: see `config.differences`.
+        config: the new one.
+        begun_with: fingerprints on record, all of which have to be that of the new one's data.
+    """
+    moved = [line for line in different if line.startswith("data.path:")]
+    if not moved or not begun_with or None in begun_with:
+        return different
+    try:
+        fingerprint = read_data(config.data).fingerprint
+    except UserError:  # which whoever reads the data meets again
+        return different
+    others = [line for line in different if line not in moved]
+    if set(begun_with) == {fingerprint}:
+        return others
+    return [*others, *(f"{line}, where other data are" for line in moved)]
+
+
+def write_environment(files: RunDirectory, ranks: Ranks, rounding: Mapping[str, Any], *, data: str) -> None:
+    """Record versions, commit, hardware, world size, threads, precision and the fingerprint of the data of this start."""
+    environment = {
+        "python": platform.python_version(),
+        "packages": {name: read_package_version(name) for name in PACKAGES},
+        "commit": _read_commit(),
+        "host": platform.node(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": num_cores(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "device": str(ranks.device),
+        "world_size": ranks.world_size,
+        "threads_per_rank": rounding["threads"],
+        "precision": rounding["precision"],
+        "data": data,
+    }
+    write_json(files.environment, environment)
+
+
+def read_package_version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _read_commit() -> str | None:
+    """The commit of the source tree, with '+' if files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_GIT)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ended.stdout.strip()
