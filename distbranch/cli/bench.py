@@ -78,16 +78,17 @@ def bench_latency(
     full = [name for name in against.split(",") if name]
     if runs:
         _refuse_options_without_run(context)
-        networks = candidates.list_candidates_of_runs([run_folder(run) for run in runs], full)
+        measured = candidates.list_runs([run_folder(run) for run in runs])
     else:
         pixels = parse_size(image_size)
         weights = decimals(tree_weights, "--tree-weights")
-        trees = candidates.describe_trees(backbone, width, pixels, num_tasks, weights=weights, file=tree)
-        networks = candidates.list_candidates_of_trees(trees, full)
+        measured = candidates.list_trees(backbone, width, pixels, num_tasks, weights=weights, file=tree)
+    baselines = candidates.list_baselines(measured[0].network.architecture, full)
     if out is not None:
         check_can_be_written(out)  # before minutes of measuring
-    rows = latency.bench_latency(networks, batch_sizes=sizes, eager=eager, seconds=seconds, num_threads=threads)
-    compared = latency.compare_latencies(rows, networks)
+    rows, compared = latency.bench_latency(
+        [*measured, *baselines], batch_sizes=sizes, eager=eager, seconds=seconds, num_threads=threads
+    )
     if out is not None:
         content = {"machine": latency.describe_machine(threads), "networks": rows, "compared": compared}
         write_output(out, json.dumps(content, indent=1) + "\n")

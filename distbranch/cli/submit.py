@@ -118,7 +118,7 @@ def submit_slurm(
     if job is None:
         return None
     print_plain(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
-    directory = Path(job.log).parent.parent  # logs lie in `jobs` of the run directory
+    directory = Path(job.log).parent.parent  # logs lie in a folder of the run directory
     if wait:
         code = submission.wait_for_job(directory, job, say=print_plain, show=print_piece)
         if code:
