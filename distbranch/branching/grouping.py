@@ -109,12 +109,12 @@ def run_k_means(points: Matrix, num_groups: int, *, seeds: Iterable[int]) -> Ite
 
     Greedy k-means++ (Arthur and Vassilvitskii 2007, several candidates per step), then Lloyd's iterations until nothing changes.
     """
-    lengths = (points**2).sum(axis=1)
+    squares = (points**2).sum(axis=1)
     products = points @ points.T
     # |x - y|^2 = |x|^2 + |y|^2 - 2 x.y; rounding may make that of equal points negative.
-    distances = np.maximum(lengths[:, None] + lengths - 2 * products, 0.0)
-    generators = [np.random.default_rng(seed) for seed in seeds]
-    for first in select_first_centres(distances, num_groups, generators):
+    distances = np.maximum(squares[:, None] + squares - 2 * products, 0.0)
+    for seed in seeds:
+        first = select_first_centres(distances, num_groups, np.random.default_rng(seed))
         centres = points[first]
         labels = distances[:, first].argmin(axis=1)
         for _ in range(MAX_ITERATIONS):
@@ -124,34 +124,33 @@ def run_k_means(points: Matrix, num_groups: int, *, seeds: Iterable[int]) -> Ite
             means = members @ points / np.maximum(sizes, 1)
             centres = np.where(sizes > 0, means, centres)
 
-            # Every point goes to its nearest centre.
-            squares = (centres**2).sum(axis=1)
-            nearest = (squares - 2 * points @ centres.T).argmin(axis=1)
+            # Every point goes to its nearest centre; its own |x|^2 is the same for all of them.
+            lengths = (centres**2).sum(axis=1)
+            products = points @ centres.T
+            nearest = (lengths - 2 * products).argmin(axis=1)
             if (nearest == labels).all():
                 break
             labels = nearest
         yield labels
 
 
-def select_first_centres(distances: Matrix, num_groups: int, rngs: list[np.random.Generator]) -> Labels:
-    """The first centres of every run [R, num_groups]; each is the best of a few drawn in proportion to the squared distance."""
+def select_first_centres(distances: Matrix, num_groups: int, rng: np.random.Generator) -> list[int]:
+    """Points to begin from; each after the first is the best of a few drawn in proportion to the squared distance."""
     count = len(distances)
-    runs = np.arange(len(rngs))
     num_candidates = 2 + int(math.log(num_groups))  # as many as k-means++ was measured with, and as scikit-learn draws
-    first = [rng.integers(count) for rng in rngs]
-    draws = [rng.random((num_groups - 1, num_candidates)) for rng in rngs]
-    chosen = [np.array(first)]
-    nearest = distances[first]  # [R, n]
-    for draw in np.stack(draws, axis=1):
-        # Candidates [R, C]: where the drawn part of the sum of all distances is reached.
-        cumulative = nearest.cumsum(axis=1)
-        targets = draw * cumulative[:, -1:]
-        below = cumulative[:, None, :] <= targets[:, :, None]
-        candidates = below.sum(axis=2).clip(max=count - 1)
+    first = int(rng.integers(count))
+    chosen = [first]
+    nearest = distances[first]  # [n]: of every point to the nearest centre
+    for draw in rng.random((num_groups - 1, num_candidates)):
+        # Candidates: where the drawn part of the sum of all distances is reached.
+        cumulative = nearest.cumsum()
+        targets = draw * cumulative[-1]
+        below = cumulative <= targets[:, None]
+        candidates = below.sum(axis=1).clip(max=count - 1)
 
         # The one that brings the points nearest to a centre.
-        reached = np.minimum(nearest[:, None, :], distances[candidates])
-        best = reached.sum(axis=2).argmin(axis=1)
-        chosen.append(candidates[runs, best])
-        nearest = reached[runs, best]
-    return np.stack(chosen, axis=1)
+        reached = np.minimum(nearest, distances[candidates])
+        best = reached.sum(axis=1).argmin()
+        chosen.append(int(candidates[best]))
+        nearest = reached[best]
+    return chosen
