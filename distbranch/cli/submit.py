@@ -33,11 +33,13 @@ def submit_ray(
     """
     from distbranch.launch.on_ray.job import submit_ray_job
 
+    # The job's exit code becomes that of the command, so that a script may wait for it.
     code = submit_ray_job(config, overrides or [], address=address, wait=wait, say=print_plain, show=print_piece)
     if code:
         raise typer.Exit(code)
 
 
+# What both commands ask of Slurm; their words are those of sbatch.
 Partition = Annotated[str | None, Option(help="Partition; the site's default if empty.")]
 Gpus = Annotated[
     int,
@@ -115,6 +117,7 @@ def submit_slurm(
     if dry_run:
         return print_plain(submission.render_batch_script(resolved, resources))
     job = submission.submit_run(resolved, resources, say=print_plain)
+    # The run is finished, or its job is still there: that was said.
     if job is None:
         return None
     print_plain(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
@@ -191,5 +194,6 @@ def submit_slurm_array(
     jobs = submission.submit_array(trials, loaded.path, resources, at_once=most, say=print_plain)
     if jobs:
         print_plain(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
+    # The sweep itself makes the table, for it repeats no finished trial.
     table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])
     return print_plain(f"When all have ended, `{table}` makes the table of them; it trains again what failed.")
