@@ -37,36 +37,22 @@ class Candidate:
     is_baseline: bool = False
 
 
-def list_candidates_of_runs(runs: Sequence[Path], against: Sequence[str]) -> list[Candidate]:
-    """The runs' networks, and beside the first one: its thin network, independent thin networks, and full backbones.
+def list_runs(runs: Sequence[Path]) -> list[Candidate]:
+    """The runs' networks.
 
     Raises:
         UserError: no run there, or the runs are of different image sizes or tasks.
     """
     networks = [load_model(run)[0] for run in runs]
-    architectures = [network.architecture for network in networks]
-    kinds = {(architecture.image_size, architecture.tasks) for architecture in architectures}
+    kinds = {(network.architecture.image_size, network.architecture.tasks) for network in networks}
     if len(kinds) > 1:
         raise UserError(
             "Latencies are compared between runs of the same image size and tasks, but these differ. Measure them one by one."
         )
-    baselines = list_baselines(architectures[0], against)
-    # `a/mine b/mine`, or a run that is called like a baseline: only the whole path tells them apart.
-    names = [run.name for run in runs] + [baseline.name for baseline in baselines]
-    candidates = []
-    for run, network in zip(runs, networks, strict=True):
-        name = run.name if names.count(run.name) == 1 else f"run {run}"
-        candidates.append(Candidate(name, network))
-    return candidates + baselines
-
-
-def list_candidates_of_trees(trees: Sequence[Architecture], against: Sequence[str]) -> list[Candidate]:
-    """Trees (of the same thin network) with random weights, and the same baselines."""
-    candidates = []
-    for tree in trees:
-        name = f"tree of {num_weights(tree):,} weights"
-        candidates.append(Candidate(name, _build_random(tree)))
-    return candidates + list_baselines(trees[0], against)
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):  # `a/mine b/mine`: only the whole path tells them apart
+        names = list(map(str, runs))
+    return list(map(Candidate, names, networks))
 
 
 def list_baselines(architecture: AnyArchitecture, against: Sequence[str]) -> list[Candidate]:
@@ -127,7 +113,7 @@ def read_tree(file: Path) -> Tree:
         raise UserError(f"{file} holds no tree ({reason_of(error)}). Give the tree.json of a run.") from None
 
 
-def describe_trees(
+def list_trees(
     backbone: str,
     width: int,
     image_size: tuple[int, int],
@@ -135,16 +121,16 @@ def describe_trees(
     *,
     weights: Sequence[float],
     file: Path | None,
-) -> list[Architecture]:
-    """The tree of a file, or else one of at least so many weights for each of `weights`."""
+) -> list[Candidate]:
+    """The tree of a file, or else one of at least so many weights for each of `weights`, all with random weights."""
     if file is not None:
         tree = read_tree(file)
-        tasks = numbered_tasks(tree.num_tasks)
-        return [Architecture(backbone, width, image_size, tasks, tree)]
-    thin = Architecture.thin(backbone, width, image_size, numbered_tasks(num_tasks))
-    # Two numbers of weights may ask for the same tree, which is measured once.
-    trees = dict.fromkeys(grow_to_weights(thin, least) for least in weights)
-    return list(trees)
+        trees = [Architecture(backbone, width, image_size, numbered_tasks(tree.num_tasks), tree)]
+    else:
+        thin = Architecture.thin(backbone, width, image_size, numbered_tasks(num_tasks))
+        # Two numbers of weights may ask for the same tree, which is measured once.
+        trees = list(dict.fromkeys(grow_to_weights(thin, least) for least in weights))
+    return [Candidate(f"tree of {num_weights(tree):,} weights", _build_random(tree)) for tree in trees]
 
 
 def grow_to_weights(thin: Architecture, least_weights: float) -> Architecture:

@@ -17,10 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,8 +58,7 @@ print(memory("VmHWM") - before)
 """
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A network in one runtime."""
 
     candidate: Candidate
@@ -76,7 +74,7 @@ def bench_latency(
     eager: bool = False,
     seconds: float = 20.0,
     num_threads: int = 1,
-) -> list[Row]:
+) -> tuple[list[Row], list[Row]]:
     """Latency, throughput and peak memory of every candidate at every batch size.
 
     Args:
@@ -89,6 +87,7 @@ def bench_latency(
     Returns:
         A row per network, runtime and batch size. `median_ms` is per batch, `low_ms` and `high_ms` are the 10th and 90th
         percentile, `peak_mib` is above an idle process, `relative` to the thin network in ONNX Runtime at this batch size.
+        And a row per measured network and batch size: what it costs beside the others, as ratios of medians.
     """
     # Both are asked for first, or the second would be missed after minutes.
     require("onnx")
@@ -96,16 +95,19 @@ def bench_latency(
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     rows: list[Row] = []
+    compared: list[Row] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
             entries: list[_Entry] = []
             for number, candidate in enumerate(candidates):
                 entries += _prepare_entries(candidate, Path(folder) / f"{number}.onnx", eager, num_threads)
             for batch_size in batch_sizes:
-                rows += _measure_rows(entries, batch_size, seconds, num_threads)
+                measured = _measure_rows(entries, batch_size, seconds, num_threads)
+                rows += measured
+                compared += _compare_rows(candidates, entries, measured)
     finally:
         torch.set_num_threads(before)
-    return rows
+    return rows, compared
 
 
 def _prepare_entries(candidate: Candidate, file: Path, eager: bool, num_threads: int) -> list[_Entry]:
@@ -159,14 +161,28 @@ def _measure_rows(entries: Sequence[_Entry], batch_size: int, seconds: float, nu
             }
         )
     # Everything is relative to the thin network as it would serve.
-    thin = _find_thin(entries)
+    thin = [entry.candidate.is_baseline for entry in entries].index(True)
     for row in rows:
         row["relative"] = row["median_ms"] / rows[thin]["median_ms"]
     return rows
 
 
-def _find_thin(entries: Sequence[_Entry]) -> int:
-    return [entry.candidate.is_baseline for entry in entries].index(True)
+def _compare_rows(candidates: Sequence[Candidate], entries: Sequence[_Entry], rows: Sequence[Row]) -> list[Row]:
+    """By position and not by name, for a run may be called like a baseline."""
+    served = [row for row in rows if row["runtime"] == ONNX]
+    thin, *others = [row for one, row in zip(candidates, served, strict=True) if one.is_baseline]
+    compared = []
+    for candidate, own in zip(candidates, served, strict=True):
+        if candidate.is_baseline:
+            continue
+        line = {"network": candidate.name, "batch": own["batch_size"], f"x {thin['network']}": own["relative"]}
+        for other in others:
+            line[f"{other['network']} costs x"] = other["median_ms"] / own["median_ms"]
+        for entry, row in zip(entries, rows, strict=True):
+            if entry.candidate is candidate and row is not own:
+                line[f"faster than {row['runtime']} x"] = row["median_ms"] / own["median_ms"]
+        compared.append(line)
+    return compared
 
 
 def _time_interleaved(answers: Sequence[Callable[[Any], Any]], images: Any, seconds: float) -> list[list[float]]:
@@ -201,25 +217,6 @@ def _measure_peak(entry: _Entry, shape: tuple[int, ...], num_threads: int) -> fl
     arguments = [str(entry.file), str(entry.candidate.copies), json.dumps(shape), str(num_threads)]
     command = [sys.executable, "-c", _ANSWER_ONCE, *arguments]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def compare_latencies(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list[Row]:
-    """Per batch size and measured network: what it costs beside the others, as ratios of medians."""
-    medians = {(row["network"], row["runtime"], row["batch_size"]): row["median_ms"] for row in rows}
-    thin, *others = [one.name for one in candidates if one.is_baseline]
-    found = []
-    for name, runtime, batch_size in medians:
-        if runtime != ONNX or name in (thin, *others):
-            continue
-        own = medians[name, ONNX, batch_size]
-        line = {"network": name, "batch": batch_size, f"x {thin}": own / medians[thin, ONNX, batch_size]}
-        for other in others:
-            line[f"{other} costs x"] = medians[other, ONNX, batch_size] / own
-        for eager in (EAGER, NAIVE):
-            if (name, eager, batch_size) in medians:
-                line[f"faster than {eager} x"] = medians[name, eager, batch_size] / own
-        found.append(line)
-    return found
 
 
 def describe_machine(num_threads: int) -> Row:

@@ -40,7 +40,12 @@ class AffinityStats:
         self._all_seeded = False
 
     def update(self, margins: Tensor, observed: Tensor | None = None) -> None:
-        """One step of one process. margins: [B, T]; observed: bool [B, T], None if every sample has every label."""
+        """One step of one process.
+
+        Args:
+            margins: [B, T] in 0..1, how wrong the network is.
+            observed: bool [B, T], which labels there are; None if every sample has every label.
+        """
         # Pairs first: difficult and simple are told by the mean margins as they stood before this batch.
         self.add_pairs(margins, observed)
         self.add_margins(self.margin_sums(margins, observed))
@@ -49,11 +54,16 @@ class AffinityStats:
         """Decay the pair sums and add this rank's share of a step, difficult and simple by the mean margins as they stand.
 
         A task without any margin so far takes no part: its first labelled batch only seeds its mean.
+
+        Args:
+            margins: [B, T].
+            observed: bool [B, T], or None.
         """
         sums = self.margins[: self.num_tasks]
         counts = self.margins[self.num_tasks :]
         # +-1 in float32: a product sums at most 2^24 of them, so it is exact.
-        signs = torch.where(margins >= sums / counts, 1.0, -1.0)
+        means = sums / counts
+        signs = torch.where(margins >= means, 1.0, -1.0)
 
         self.full.mul_(self.decay)
         self.gap.mul_(self.decay)
@@ -78,7 +88,12 @@ class AffinityStats:
         self.gap.add_(torch.stack([agree, pairs, sums_of_signs]))
 
     def margin_sums(self, margins: Tensor, observed: Tensor | None = None) -> Tensor:
-        """This rank's sums of margins and numbers of labels [2T], to be summed over all ranks."""
+        """This rank's sums of margins and numbers of labels [2T], to be summed over all ranks.
+
+        Args:
+            margins: [B, T].
+            observed: bool [B, T], or None.
+        """
         sums = torch.full((2, self.num_tasks), len(margins), dtype=torch.float64, device=margins.device)
         if observed is not None:
             # Filled and not multiplied by 0: what stands at an unlabelled place may be NaN.
@@ -162,7 +177,12 @@ class AffinityStats:
 
 
 def _compute_correlation(products: Matrix, means: Matrix) -> Matrix:
-    """Correlations [T, T] from E[s_i s_j] and E[s_i], both over the samples with i and j labelled; 0 where a sign never varied."""
+    """Correlations [T, T] of signs; 0 where one of the two never varied.
+
+    Args:
+        products: E[s_i s_j] over the samples with i and j labelled.
+        means: E[s_i] over the same samples.
+    """
     variances = 1 - means**2  # s^2 = 1
     varies = variances > SMALLEST_VARIANCE
     both_vary = varies & varies.T

@@ -23,21 +23,37 @@ MAX_ITERATIONS = 100  # of Lloyd, which ends by itself after far fewer
 
 
 def branch_affinity(affinity: Matrix, branches: Sequence[Sequence[int]]) -> Matrix:
-    """A_b [c, c] (Eq. 7, 8) from the affinity of tasks [T, T] and the tasks of every branch."""
-    columns = [affinity[:, list(tasks)].min(axis=1) for tasks in branches]
-    lowest = np.stack(columns, axis=1)  # [T, c]: min over the tasks j of a branch of A(i, j)
-    rows = [lowest[list(tasks)].mean(axis=0) for tasks in branches]
-    one_way = np.stack(rows)  # Eq. 7
+    """The affinity A_b [c, c] of branches.
+
+    Args:
+        affinity: A [T, T] of tasks.
+        branches: the tasks of each of the c branches.
+    """
+    members = [list(tasks) for tasks in branches]
+    # [T, c]: of every task i and branch l the min over the tasks j of l of A(i, j).
+    columns = [affinity[:, tasks].min(axis=1) for tasks in members]
+    lowest = np.stack(columns, axis=1)
+
+    # Eq. 7: the mean of that over the tasks i of branch k.
+    rows = [lowest[tasks].mean(axis=0) for tasks in members]
+    one_way = np.stack(rows)
     both_ways: Matrix = (one_way + one_way.T) / 2  # Eq. 8
     return both_ways
 
 
 def separation_cost(branch_affinity: Matrix, groups: Sequence[Sequence[int]]) -> float:
-    """L_s (Eq. 10, 11): how far apart the branches of the same group are, mean over groups; 0 if every branch stands alone."""
+    """L_s: how far apart the branches of the same group are, mean over groups; 0 if every branch stands alone.
+
+    Args:
+        branch_affinity: A_b [c, c].
+        groups: a partition of 0..c-1.
+    """
     labels = label_branches(groups)
     together = labels[:, None] == labels
-    lowest = np.where(together, branch_affinity, np.inf).min(axis=1)  # the least affinity within the own group
-    closeness = np.bincount(labels, lowest) / np.bincount(labels)
+    # [c]: of every branch the least affinity within its own group.
+    lowest = np.where(together, branch_affinity, np.inf).min(axis=1)
+    sizes = np.bincount(labels)
+    closeness = np.bincount(labels, lowest) / sizes
     spreads = 1 - closeness  # Eq. 10
     return float(spreads.mean())  # Eq. 11
 
@@ -64,15 +80,24 @@ def cluster_branches(branch_affinity: Matrix, max_groups: int, *, seed: int) -> 
     """For every d from 1 to `max_groups` the grouping into d groups with the lowest separation cost of a few k-means runs.
 
     Groups are sorted by their first member. A labelling that leaves a group empty does not count; a d without any is left out.
+
+    Args:
+        branch_affinity: A_b [c, c].
+        max_groups: the largest d; no more than c are found.
+        seed: of the first of the runs, the others have the seeds after it.
+
+    Yields:
+        d and the groups.
     """
     count = len(branch_affinity)
+    seeds = range(seed, seed + RESTARTS)
     yield 1, (tuple(range(count)),)
     coordinates = spectral_embedding(branch_affinity)
     for num_groups in range(2, min(max_groups, count - 1) + 1):
         points = coordinates[:, :num_groups]
         best = None
         least = np.inf
-        for labels in run_k_means(points, num_groups, seeds=range(seed, seed + RESTARTS)):
+        for labels in run_k_means(points, num_groups, seeds=seeds):
             groups = group_by_label(labels)
             cost = separation_cost(branch_affinity, groups)
             if len(groups) == num_groups and cost < least:
@@ -105,16 +130,22 @@ def group_by_label(labels: Iterable[int] | Labels) -> Groups:
 
 
 def run_k_means(points: Matrix, num_groups: int, *, seeds: Iterable[int]) -> Iterator[Labels]:
-    """One labelling [n] in 0..num_groups-1 per seed, of points [n, D]; a label may remain empty.
+    """Greedy k-means++ (Arthur and Vassilvitskii 2007, several candidates per step), then Lloyd's iterations until nothing changes.
 
-    Greedy k-means++ (Arthur and Vassilvitskii 2007, several candidates per step), then Lloyd's iterations until nothing changes.
+    Args:
+        points: [n, D].
+        num_groups: k.
+        seeds: one per run.
+
+    Yields:
+        A labelling [n] in 0..k-1 per seed; a label may remain empty.
     """
-    lengths = (points**2).sum(axis=1)
+    squares = (points**2).sum(axis=1)
     products = points @ points.T
     # |x - y|^2 = |x|^2 + |y|^2 - 2 x.y; rounding may make that of equal points negative.
-    distances = np.maximum(lengths[:, None] + lengths - 2 * products, 0.0)
-    generators = [np.random.default_rng(seed) for seed in seeds]
-    for first in select_first_centres(distances, num_groups, generators):
+    distances = np.maximum(squares[:, None] + squares - 2 * products, 0.0)
+    for seed in seeds:
+        first = select_first_centres(distances, num_groups, np.random.default_rng(seed))
         centres = points[first]
         labels = distances[:, first].argmin(axis=1)
         for _ in range(MAX_ITERATIONS):
@@ -124,34 +155,39 @@ def run_k_means(points: Matrix, num_groups: int, *, seeds: Iterable[int]) -> Ite
             means = members @ points / np.maximum(sizes, 1)
             centres = np.where(sizes > 0, means, centres)
 
-            # Every point goes to its nearest centre.
-            squares = (centres**2).sum(axis=1)
-            nearest = (squares - 2 * points @ centres.T).argmin(axis=1)
+            # Every point goes to its nearest centre; its own |x|^2 is the same for all of them.
+            lengths = (centres**2).sum(axis=1)
+            products = points @ centres.T
+            nearest = (lengths - 2 * products).argmin(axis=1)
             if (nearest == labels).all():
                 break
             labels = nearest
         yield labels
 
 
-def select_first_centres(distances: Matrix, num_groups: int, rngs: list[np.random.Generator]) -> Labels:
-    """The first centres of every run [R, num_groups]; each is the best of a few drawn in proportion to the squared distance."""
+def select_first_centres(distances: Matrix, num_groups: int, rng: np.random.Generator) -> list[int]:
+    """Points to begin from; each after the first is the best of a few drawn in proportion to the squared distance.
+
+    Args:
+        distances: squared, [n, n], of all points.
+        num_groups: how many to choose.
+        rng: what is drawn from.
+    """
     count = len(distances)
-    runs = np.arange(len(rngs))
     num_candidates = 2 + int(math.log(num_groups))  # as many as k-means++ was measured with, and as scikit-learn draws
-    first = [rng.integers(count) for rng in rngs]
-    draws = [rng.random((num_groups - 1, num_candidates)) for rng in rngs]
-    chosen = [np.array(first)]
-    nearest = distances[first]  # [R, n]
-    for draw in np.stack(draws, axis=1):
-        # Candidates [R, C]: where the drawn part of the sum of all distances is reached.
-        cumulative = nearest.cumsum(axis=1)
-        targets = draw * cumulative[:, -1:]
-        below = cumulative[:, None, :] <= targets[:, :, None]
-        candidates = below.sum(axis=2).clip(max=count - 1)
+    first = int(rng.integers(count))
+    chosen = [first]
+    nearest = distances[first]  # [n]: of every point to the nearest centre
+    for draw in rng.random((num_groups - 1, num_candidates)):
+        # Candidates: where the drawn part of the sum of all distances is reached.
+        cumulative = nearest.cumsum()
+        targets = draw * cumulative[-1]
+        below = cumulative <= targets[:, None]
+        candidates = below.sum(axis=1).clip(max=count - 1)
 
         # The one that brings the points nearest to a centre.
-        reached = np.minimum(nearest[:, None, :], distances[candidates])
-        best = reached.sum(axis=2).argmin(axis=1)
-        chosen.append(candidates[runs, best])
-        nearest = reached[runs, best]
-    return np.stack(chosen, axis=1)
+        reached = np.minimum(nearest, distances[candidates])
+        best = reached.sum(axis=1).argmin()
+        chosen.append(int(candidates[best]))
+        nearest = reached[best]
+    return chosen

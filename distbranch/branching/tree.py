@@ -132,26 +132,23 @@ class Tree:
     def text(self, task_names: Sequence[str]) -> str:
         """The tree as indented text from the input up; layers with the same branches share one line."""
         lines: list[str] = []
-        for tasks in self.branches(1):
-            self._add_lines(lines, 1, tasks, task_names)
+        # From the input up, each branch before those that it feeds.
+        waiting = [(1, tasks, "") for tasks in reversed(self.branches(1))]
+        while waiting:
+            layer, tasks, indent = waiting.pop()
+            top = layer
+            while top < self.num_layers and tasks in self.branches(top + 1):
+                top += 1
+            span = "..".join(dict.fromkeys((self.layers[layer - 1], self.layers[top - 1])))
+            if top == self.num_layers:
+                served = ", ".join(task_names[task] for task in tasks)
+                lines.append(f"{indent}{span}: {served}")
+                continue
+            noun = "task" if len(tasks) == 1 else "tasks"
+            lines.append(f"{indent}{span} ({len(tasks)} {noun})")
+            fed = [above for above in self.branches(top + 1) if above[0] in tasks]
+            waiting += [(top + 1, above, indent + "  ") for above in reversed(fed)]
         return "\n".join(lines)
-
-    def _add_lines(
-        self, lines: list[str], layer: int, tasks: tuple[int, ...], names: Sequence[str], indent: str = ""
-    ) -> None:
-        top = layer
-        while top < self.num_layers and tasks in self.branches(top + 1):
-            top += 1
-        span = "..".join(dict.fromkeys((self.layers[layer - 1], self.layers[top - 1])))
-        if top == self.num_layers:
-            served = ", ".join(names[task] for task in tasks)
-            lines.append(f"{indent}{span}: {served}")
-            return
-        noun = "task" if len(tasks) == 1 else "tasks"
-        lines.append(f"{indent}{span} ({len(tasks)} {noun})")
-        for above in self.branches(top + 1):
-            if above[0] in tasks:
-                self._add_lines(lines, top + 1, above, names, indent + "  ")
 
 
 def _merge_branches(above: Sequence[Sequence[int]], groups: Groups) -> Groups:

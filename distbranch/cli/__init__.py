@@ -48,11 +48,13 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
+    # A bug's traceback is wanted as Python prints it, without pages of local variables.
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Multi-task networks that find out by themselves what to share.",
 )
+# In the order of the help text: from training to looking at what came of it.
 for command in (train, sweep, compare, evaluate, predict, export, report, doctor, status, logs, cancel):
     app.command()(command)
 app.add_typer(data_app, name="data")
@@ -118,6 +120,7 @@ def _setup_logging(
     ] = False,
 ) -> None:
     logger = logging.getLogger("distbranch")
+    # On stderr, so that stdout is what was asked for; replaced, for tests come here often in one process.
     logger.handlers = [RichHandler(console=errors, show_path=False, show_time=False, markup=False)]
     logger.propagate = False
     threading.excepthook = _log_thread_error

@@ -30,6 +30,7 @@ class _LatencyOfRuns(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that `args` begin with; a path begins those of `latency`."""
+        # A word without a slash may be a mistyped command, which typer tells better.
         if args[0] not in self.commands and ("/" in args[0] or Path(args[0]).is_dir()):
             args = ["latency", *args]
         return super().resolve_command(ctx, args)
@@ -57,6 +58,7 @@ def bench_latency(
     num_tasks: Annotated[int, Option(help="Without RUN: binary tasks.", min=1)] = 40,
     tree_weights: Annotated[
         str, Option(help="Without RUN: trees of at least this many weights, separated by commas.")
+        # Of Branch-32-1.0 and Branch-32-2.0 in the paper's table.
     ] = "1.49e6,2.09e6",
     tree: Annotated[Path | None, Option(help="Without RUN: the tree.json of a run.")] = None,
     out: Annotated[Path | None, Option(help="A JSON file for the numbers.")] = None,
@@ -78,19 +80,21 @@ def bench_latency(
     full = [name for name in against.split(",") if name]
     if runs:
         _refuse_options_without_run(context)
-        networks = candidates.list_candidates_of_runs([run_folder(run) for run in runs], full)
+        measured = candidates.list_runs([run_folder(run) for run in runs])
     else:
         pixels = parse_size(image_size)
         weights = decimals(tree_weights, "--tree-weights")
-        trees = candidates.describe_trees(backbone, width, pixels, num_tasks, weights=weights, file=tree)
-        networks = candidates.list_candidates_of_trees(trees, full)
+        measured = candidates.list_trees(backbone, width, pixels, num_tasks, weights=weights, file=tree)
+    baselines = candidates.list_baselines(measured[0].network.architecture, full)
     if out is not None:
         check_can_be_written(out)  # before minutes of measuring
-    rows = latency.bench_latency(networks, batch_sizes=sizes, eager=eager, seconds=seconds, num_threads=threads)
-    compared = latency.compare_latencies(rows, networks)
+    rows, compared = latency.bench_latency(
+        [*measured, *baselines], batch_sizes=sizes, eager=eager, seconds=seconds, num_threads=threads
+    )
     if out is not None:
         content = {"machine": latency.describe_machine(threads), "networks": rows, "compared": compared}
         write_output(out, json.dumps(content, indent=1) + "\n")
+    # The file first, for a terminal may be closed.
     show_wide(build_table(list(map(_format_row, rows)), num_texts=2))
     show_rows(compared)
 

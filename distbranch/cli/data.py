@@ -40,6 +40,7 @@ def data_pack(
     from distbranch.report.console import dataset_lines
     from distbranch.report.progress import ProgressDisplay
 
+    # An unknown source is refused below, with the known ones.
     if options and source in SOURCES:
         print_options(SOURCES[source])
         return
@@ -48,6 +49,7 @@ def data_pack(
     # `OUT` is not required, for `--options` has none; so it is asked for here.
     opened = parse_options({"source": source, **_parse_options(context.args)}).open()
     assert out is not None
+    # Asked before, for afterwards there always is one.
     was_there = _has_data(out)
     with ProgressDisplay(console) as display:
         progress = _show_progress(display, "packing", opened.num_samples)
@@ -76,6 +78,7 @@ def data_label(
     # Before the teacher is loaded, which takes longer.
     total = read_dataset(data).num_samples
     names = [name.strip() for name in splits.split(",") if name.strip()]
+    # Asked before, for afterwards there always is one.
     was_there = _has_data(out)
     with ProgressDisplay(console) as display:
         progress = _show_progress(display, "labelling", total)
@@ -148,6 +151,7 @@ def print_options(options: Any) -> None:
         if isinstance(default, tuple):
             joint = "x" if name == "image_size" else ","
             default = joint.join(map(str, default))
+        # What may be chosen stands in the type alone, so that it is said once.
         meaning = field.description
         if get_origin(field.annotation) is Literal:
             meaning += f" One of: {', '.join(get_args(field.annotation))}."

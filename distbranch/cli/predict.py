@@ -50,10 +50,12 @@ def predict(
     from distbranch.export import load_predictor
 
     network, preprocessing = load_predictor(run_folder(run))
+    # Images of another device may use more bits than those of training did.
     if bits is not None:
         preprocessing = replace(preprocessing, bits=bits)
     predictions = predict_images(network, preprocessing, find_images(images), on_bad_image=on_bad_image)
     if out is not None:
+        # Before the first image is read.
         check_can_be_written(out)
         if output == "table":
             output = "json" if out.suffix == ".json" else "csv"
@@ -61,6 +63,7 @@ def predict(
     done = list(predictions)
     if output == "table":
         rows = [{"image": one.image, "found": _describe_found(one.scores, threshold)} for one in done]
+        # A file name may hold letters that the terminal lacks.
         shown = [{name: replace_unwritable(str(cell), console.encoding) for name, cell in row.items()} for row in rows]
         return console.print(build_table(shown))
     write_output(out, format_predictions(done, as_json=output == "json"))
@@ -86,6 +89,7 @@ def format_predictions(predictions: Sequence["Prediction"], *, as_json: bool) ->
         content = [{"image": str(one.image), "scores": one.scores} for one in predictions]
         return json.dumps(content, indent=1) + "\n"
     rows = [_make_row(str(one.image), one.scores) for one in predictions]
+    # The writer of CSV has line ends of its own.
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
@@ -103,5 +107,6 @@ def _make_row(image: str, scores: dict[str, Any]) -> dict[str, str]:
             named = {f"{task}:{one}": share for one, share in score.items()}
         # A name that is taken (a task may be called `image`) gets a number.
         for name, value in named.items():
+            # Six digits, for scores are computed in float32, which has seven.
             row[unused_name(name, row)] = f"{value:.6f}"
     return row

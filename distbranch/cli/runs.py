@@ -30,6 +30,7 @@ def train(
     overrides: Overrides = None,
     fresh: Annotated[bool, Option("--fresh", help="Start over in a new directory if the run exists.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Check everything, print sizes, start nothing.")] = False,
+    # Both are those of common Ethernet between two nodes.
     bandwidth: Annotated[float, Option(help="With --dry-run: Gbit/s between ranks.", min=1e-3)] = 10.0,
     latency: Annotated[float, Option(help="With --dry-run: microseconds per message.", min=0)] = 50.0,
     help_config: Annotated[
@@ -54,6 +55,7 @@ def train(
     from distbranch.config import load_config
 
     if help_config:
+        # Of `--help-config optim` typer takes the word for the config file.
         return _show_keys("" if config is None else str(config))
     if config is None:
         raise UsageError("Give a config file, such as configs/quickstart.yaml, or --help-config.")
@@ -88,6 +90,7 @@ def evaluate(
     from distbranch.report.console import dataset_table, score_table
 
     scores = evaluate_run(run_folder(run), split, data)
+    # Each data set of a joint run has tasks of its own, so there is a table for each.
     if "datasets" not in scores:
         return console.print(score_table(scores))
     for name, part in scores["datasets"].items():
@@ -134,6 +137,7 @@ def doctor(storage: Annotated[Path, Option(help="The folder of runs to check.")]
         mark = "[red]x[/red]" if finding.advice else "[green]ok[/green]"
         table.add_row(mark, *map(escape, (finding.what, finding.found, finding.advice)))
     console.print(table)
+    # After the table, for the exit code: a script may ask whether the machine is fit.
     raise_if_wrong(findings)
 
 
@@ -145,10 +149,12 @@ def _show_result(result: "RunResult") -> None:
     print_plain(f"\n{result.tree.text(result.summary['tasks'])}\n")
     split = "test" if "test" in result.metrics else "val"
     if split in result.metrics:
+        # What the tree gained is seen beside the thin networks that were trained on the same data.
         shown = [*find_thin_baselines(result), result.summary]
         console.print(result_table({one["name"]: [one] for one in shown}, split=split))
         if "datasets" in result.metrics[split]:
             console.print(dataset_table(result.metrics[split], split=split))
+    # Of a run at a URL this machine holds a copy, and others look for it at the URL.
     place = load_config(result.directory / "config.yaml").run_url or result.directory
     print_plain(f"run directory: {place}")
 

@@ -33,11 +33,13 @@ def submit_ray(
     """
     from distbranch.launch.on_ray.job import submit_ray_job
 
+    # The job's exit code becomes that of the command, so that a script may wait for it.
     code = submit_ray_job(config, overrides or [], address=address, wait=wait, say=print_plain, show=print_piece)
     if code:
         raise typer.Exit(code)
 
 
+# What both commands ask of Slurm; their words are those of sbatch.
 Partition = Annotated[str | None, Option(help="Partition; the site's default if empty.")]
 Gpus = Annotated[
     int,
@@ -115,11 +117,12 @@ def submit_slurm(
     if dry_run:
         return print_plain(submission.render_batch_script(resolved, resources))
     jobs = submission.submit_runs([resolved], resources, say=print_plain)
+    # The run is finished, or its job is still there: that was said.
     if not jobs:
         return None
     [job] = jobs
     print_plain(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
-    directory = Path(job.log).parent.parent  # logs lie in `jobs` of the run directory
+    directory = Path(job.log).parent.parent  # logs lie in a folder of the run directory
     if wait:
         code = submission.wait_for_job(directory, job, say=print_plain, show=print_piece)
         if code:
@@ -192,5 +195,6 @@ def submit_slurm_array(
     jobs = submission.submit_runs(trials, resources, folder=loaded.path, at_once=most, say=print_plain)
     if jobs:
         print_plain(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
+    # The sweep itself makes the table, for it repeats no finished trial.
     table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])
     return print_plain(f"When all have ended, `{table}` makes the table of them; it trains again what failed.")

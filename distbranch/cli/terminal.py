@@ -39,6 +39,7 @@ def complete_run(incomplete: str) -> list[str]:
     for folder in sorted(parent.glob("*/")):
         if not str(folder).startswith(incomplete.removeprefix("./")):
             continue
+        # A folder of runs is offered with a slash, so that the next word goes on below it.
         if _is_run(folder):
             found.append(str(folder))
         elif any(map(_is_run, folder.glob("*/"))):
@@ -99,6 +100,7 @@ def print_plain(text: Any) -> None:
 
 def print_piece(piece: str) -> None:
     """A piece of a log, which may end within a line."""
+    # Not by rich, which would fold and colour what the job wrote.
     console.file.write(piece)
     console.file.flush()
 
@@ -130,6 +132,7 @@ def show_wide(table: Table) -> None:
     if console.is_terminal:
         console.print(table)
         return
+    # 1000 is wider than any of our tables, so nothing is folded.
     wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
     Console(file=console.file, width=max(console.width, wanted)).print(table)
 
@@ -205,6 +208,7 @@ class LastingStream:
 @contextmanager
 def lasting_streams() -> Iterator[None]:
     """Let the standard streams outlive their reader for a while; at its end they are flushed."""
+    # A run is not lost because its reader (`| head`, a closed window) has seen enough.
     before = sys.stdout, sys.stderr
     ours = [None if stream is None else LastingStream(stream) for stream in before]  # None: closed before (`>&-`)
     sys.stdout, sys.stderr = ours

@@ -74,7 +74,8 @@ def test_a_run_may_be_called_like_the_thin_network(world: Path) -> None:
     ended = run_command(["bench", "runs/thin-2", "--against", "", "--out", "a.json", *QUICK])
     assert ended.code == 0, ended.err
     (line,) = json.loads(Path("a.json").read_text())["compared"]
-    assert line["network"] == "run runs/thin-2"
+    assert line["network"] == "thin-2"
+    assert line["x thin-2"] != 1.0
 
 
 def test_a_halved_tree_is_the_smallest_with_so_many_weights() -> None:
