@@ -5,15 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from distbranch.data.sources.columns import Column
 from distbranch.data.sources.label_text import (
-    VOCABULARIES,
     find_separator,
     fold_text,
     parse_mark,
     parse_number,
+    read_words,
     split_tags,
 )
 from distbranch.data.sources.layout import ALL
-from distbranch.data.sources.source import as_typed
 from distbranch.data.sources.tables import Problems
 
 logger = logging.getLogger("distbranch")
@@ -61,7 +60,7 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
         if {-1, 0} <= marks and ALL not in column.options.minus_one:
             problems.add(
                 f"column '{column.name}' holds 1, 0 and -1",
-                f"Say what -1 means: {as_typed('minus_one')} unknown (then 0 is no) or no (then 0 is unknown), COLUMN=no for "
+                "Say what -1 means: --minus-one (minus_one) unknown (then 0 is no) or no (then 0 is unknown), COLUMN=no for "
                 "one column; or put it into --categorical.",
             )
         elif -1 in marks:
@@ -73,7 +72,7 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
             f"the column '{signed[0]}' says no with -1, the column '{unsigned[0]}' has 0 but no -1, so its 0 could "
             "mean no or unknown",
             "Write no as -1 or as 0 in all columns and leave unknown cells empty, or say which columns have which: "
-            f"{as_typed('minus_one')} {signed[0]}=no.",
+            f"--minus-one (minus_one) {signed[0]}=no.",
         )
 
 
@@ -103,7 +102,7 @@ def _check_tag_lists(column: Column) -> Problem | None:
     separator = find_separator(column.lines)
     if separator is None:
         return None
-    as_one_class = "--categorical" if column.is_open else as_typed("as_written")
+    as_one_class = "--categorical" if column.is_open else "--as-written (as_written)"
     # The longest list shows best what is meant.
     example = max(column.lines, key=lambda value: len(split_tags(value, separator)))
     return (
@@ -133,7 +132,7 @@ def _check_odd_value(column: Column) -> Problem | None:
         odd = [value for value in values if parse_number(value) is not None]
     if not odd:
         words = {value.casefold() for value in values}
-        for yes, no in VOCABULARIES:
+        for yes, no in read_words()["yes_and_no"]:
             if words & yes and words & no:
                 odd = [value for value in values if value.casefold() not in yes | no]
     if not odd:
@@ -151,7 +150,7 @@ def _check_empty_cells(column: Column) -> Problem | None:
         return None
     return (
         f"column '{column.name}' has only '{next(iter(column.lines))}' and empty cells",
-        f"Say what an empty cell means: {as_typed('blank')} no or unknown, COLUMN=no for one column.",
+        "Say what an empty cell means: --blank no or unknown, COLUMN=no for one column.",
     )
 
 
@@ -167,7 +166,7 @@ def _check_spelling(column: Column) -> Problem | None:
             return (
                 f"column '{column.name}' has classes that differ only in how they are written: '{same}' (line "
                 f"{column.lines[same]}) and '{label}' (line {line})",
-                f"Write each class in one way, or put the column into {as_typed('as_written')}.",
+                "Write each class in one way, or put the column into --as-written (as_written).",
             )
     return None
 
@@ -224,24 +223,21 @@ def _warn_guesses(column: Column) -> None:
     # In a column of yes and no, None or NA can hardly be a class.
     if column.marks is None and not words.keys() <= set(column.options.missing):
         logger.warning(
-            "The column '%s': %s are taken as missing. If they are classes, put the column into %s.",
+            "The column '%s': %s are taken as missing. If they are classes, put the column into --as-written (as_written).",
             column.name,
             _list_words(words),
-            as_typed("as_written"),
         )
     if not column.is_open and any(parse_mark(value) == -1 for value in column.lines):
         logger.warning(
-            "The column '%s' has the class -1. If it means unknown: %s %s=unknown.",
+            "The column '%s' has the class -1. If it means unknown: --minus-one (minus_one) %s=unknown.",
             column.name,
-            as_typed("minus_one"),
             column.name,
         )
     if column.is_yes_or_nothing:
         logger.warning(
             "The column '%s' says yes or nothing: its empty cells stay unlabelled, so it has no negative sample. "
-            "If they mean no: %s %s=no.",
+            "If they mean no: --blank %s=no.",
             column.name,
-            as_typed("blank"),
             column.name,
         )
 

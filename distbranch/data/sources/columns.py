@@ -17,7 +17,7 @@ from distbranch.data.sources.label_text import (
     split_tags,
 )
 from distbranch.data.sources.layout import ALL, KINDS
-from distbranch.data.sources.source import Answer, as_typed
+from distbranch.data.sources.source import Answer
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("distbranch")
 
-GIVE_PREFIX = f"Give {as_typed('class_prefix')}, which is put before the names of classes."
+GIVE_PREFIX = "Give --class-prefix (class_prefix), which is put before the names of classes."
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from distbranch.data.sources.source import (
     ImageFileOptions,
     Row,
     Source,
-    as_typed,
     draw_split,
     read_rows,
     sample_key,
@@ -200,7 +199,7 @@ def learn_table(options: CsvOptions) -> tuple[tuple[Task, ...], Iterator[Row], i
     problems.raise_all()
     has_minus_one = any(parse_mark(value) == -1 for column in columns for value in column.counts)
     if ALL in options.minus_one and not has_minus_one:
-        logger.warning("No column holds -1, so %s is without effect.", as_typed("minus_one"))
+        logger.warning("No column holds -1, so --minus-one (minus_one) is without effect.")
     tasks = tuple(task for column in found for task in column.tasks)
     return tasks, _label_rows(options, table, found), len(table.lines)
 

@@ -24,7 +24,7 @@ from distbranch.data.sources.published import (
     read_marks,
     split_pair,
 )
-from distbranch.data.sources.source import Answer, ImageFileOptions, Source, as_typed, read_rows
+from distbranch.data.sources.source import Answer, ImageFileOptions, Source, read_rows
 from distbranch.errors import UserError
 from distbranch.tasks import Task, unused_name
 
@@ -147,7 +147,7 @@ def _infer_minus_one(path: Path) -> Answer:
     first = {mark for _, line in lines for mark in line.split()[1:]}
     if "-1" not in first and "0" in first:
         raise UserError(
-            f"{path} has 0 but no -1 in its first lines, so 0 could mean no or unknown. Say which: {as_typed('minus_one')} "
+            f"{path} has 0 but no -1 in its first lines, so 0 could mean no or unknown. Say which: --minus-one (minus_one) "
             "unknown (0 is no) or no (0 is unknown)."
         )
     return "no"

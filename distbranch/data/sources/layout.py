@@ -39,7 +39,7 @@ def find_task_columns(options: "CsvOptions", table: Table, problems: Problems) -
         problems.add(
             f"the column '{split}' already says the split of every image, so none is drawn by the groups of "
             f"'{options.group_column}'",
-            f"Leave {as_typed('group_column')} out, or put '{split}' into --ignore.",
+            f"Leave --group-column (group_column) out, or put '{split}' into --ignore.",
         )
     special = ["", options.image_column, split, options.group_column]
     wanted = options.tasks

@@ -7,7 +7,7 @@ from typing import TypeVar
 from distbranch.data.image_files import ImageFiles, open_images
 from distbranch.data.shards import Labels, LabelValue
 from distbranch.data.sources.label_text import label_marks, parse_mark
-from distbranch.data.sources.source import Answer, Row, as_typed
+from distbranch.data.sources.source import Answer, Row
 from distbranch.errors import UserError
 from distbranch.permissions import denied
 
@@ -115,7 +115,7 @@ def map_marks(marks: Iterable[str], minus_one: Answer | None, path: Path) -> dic
     values = {text: mark for text, mark in parsed.items() if mark is not None}
     if minus_one is None and {0, -1} <= set(values.values()):
         raise UserError(
-            f"{path} holds 1, 0 and -1. Say what -1 means: {as_typed('minus_one')} unknown (0 is no) or no (0 is unknown)."
+            f"{path} holds 1, 0 and -1. Say what -1 means: --minus-one (minus_one) unknown (0 is no) or no (0 is unknown)."
         )
     label_of = label_marks(values.values(), minus_one)
     return {text: label_of[mark] for text, mark in values.items()}

@@ -186,11 +186,10 @@ def _warn_of_images(names: ImageNames, sizes: Mapping[tuple[int, int], str], wit
         (first, _), (other, name) = sizes.items()
         logger.warning(
             "The images have different sizes (%dx%d the first, %dx%d '%s'), and a network sees all of them in one size, "
-            "stretched to it. %s packs them all in the size you give.",
+            "stretched to it. --image-size (image_size) packs them all in the size you give.",
             *first,
             *other,
             name,
-            as_typed("image_size"),
         )
     if with_frames:
         logger.warning(

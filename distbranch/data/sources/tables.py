@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.data.sources.label_text import tidy_text
-from distbranch.data.sources.source import as_typed
 from distbranch.errors import UserError
 from distbranch.permissions import denied
 
@@ -203,7 +202,7 @@ def _find_encoding(path: Path, data: bytes) -> str:
         )
     if b"\0" in data:
         raise UserError(
-            f"{path} is not text in UTF-8: it holds zero bytes. Say {as_typed('encoding')} utf-16-le or utf-16-be if it is "
+            f"{path} is not text in UTF-8: it holds zero bytes. Say --encoding utf-16-le or utf-16-be if it is "
             "text of this kind, or save it as CSV in UTF-8."
         )
     return "utf-8"
@@ -212,12 +211,12 @@ def _find_encoding(path: Path, data: bytes) -> str:
 def _explain_undecodable(path: Path, data: bytes, encoding: str, error: UnicodeError) -> UserError:
     """Names the first line that cannot be read, and how it reads in the encoding of Excel on Windows."""
     if encoding != "utf-8" or not isinstance(error, UnicodeDecodeError):
-        return UserError(f"{path} is not text in {encoding}. Give another {as_typed('encoding')}.")
+        return UserError(f"{path} is not text in {encoding}. Give another --encoding.")
     line = data.count(b"\n", 0, error.start) + 1
     around = data[max(0, error.start - 20) : error.start + 20].decode("cp1252", errors="replace")
     return UserError(
         f"{path}, line {line}: this is not text in UTF-8: byte 0x{data[error.start]:02x} stands there, which as cp1252 (Excel "
-        f"on Windows) would be '{tidy_text(around)}'. Save the table as CSV in UTF-8, or say what it is: {as_typed('encoding')} "
+        f"on Windows) would be '{tidy_text(around)}'. Save the table as CSV in UTF-8, or say what it is: --encoding "
         "cp1252, for instance."
     )
 
