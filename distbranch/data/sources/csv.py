@@ -5,7 +5,7 @@ The table is read, each column judged by all its values, and only then are rows 
 
 import csv
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import LabelValue, LeftOut
+from distbranch.data.shards import Labels, LabelValue, LeftOut
 from distbranch.data.sources.column_checks import select_learnable_columns
 from distbranch.data.sources.columns import Column, ColumnTasks, infer_tasks
 from distbranch.data.sources.label_text import is_missing, parse_mark, tidy_text
@@ -178,13 +178,7 @@ def learn_table(options: CsvOptions) -> tuple[tuple[Task, ...], Iterator[Row], i
     Raises UserError with all problems of the table in one message.
     """
     problems = Problems(options.table)
-    table = read_table(
-        options.table,
-        problems,
-        delimiter=options.delimiter,
-        encoding=options.encoding,
-        image_column=options.image_column,
-    )
+    table = read_table(options, problems)
     names = find_task_columns(options, table, problems)
     columns = [Column(name, list(map(tidy_text, table.columns[name])), table.lines, options) for name in names]
     _check_images(options, table, problems)
@@ -195,13 +189,14 @@ def learn_table(options: CsvOptions) -> tuple[tuple[Task, ...], Iterator[Row], i
         learnable = select_learnable_columns(columns, problems, may_be_names=may_be_names)
         # Also of columns that were refused, so that the names told now are those of the next try.
         taken = [column.name for column in columns if column.kind in ("", "categorical")]
-        found = infer_tasks(learnable, problems, class_prefix=options.class_prefix, taken=taken)
+        found = infer_tasks(learnable, problems, taken=taken)
     problems.raise_all()
     has_minus_one = any(parse_mark(value) == -1 for column in columns for value in column.counts)
     if ALL in options.minus_one and not has_minus_one:
         logger.warning("No column holds -1, so --minus-one (minus_one) is without effect.")
-    tasks = tuple(task for column in found for task in column.tasks)
-    return tasks, _label_rows(options, table, found), len(table.lines)
+    tasks = tuple(task for tasks, _ in found for task in tasks)
+    labels = zip(*(labels for _, labels in found), strict=True)
+    return tasks, _create_rows(options, table, labels), len(table.lines)
 
 
 def _check_images(options: CsvOptions, table: Table, problems: Problems) -> None:
@@ -233,18 +228,18 @@ def _check_images(options: CsvOptions, table: Table, problems: Problems) -> None
         seen[key] = image
 
 
-def _label_rows(options: CsvOptions, table: Table, columns: Sequence[ColumnTasks]) -> Iterator[Row]:
-    """One row per image, with its labels."""
+def _create_rows(options: CsvOptions, table: Table, labels: Iterable[tuple[Labels, ...]]) -> Iterator[Row]:
+    """One row per image; `labels` are those of its columns."""
+    images = table.columns[options.image_column]
     split_column = find_split_column(options, table)
+    # By the group where there is one: a person in train and test would be known by sight.
+    decisive = table.columns[split_column or options.group_column or options.image_column]
     fractions = dict(zip(SPLITS, options.fractions, strict=True))
-    for number, image in enumerate(table.columns[options.image_column]):
-        labels: dict[str, LabelValue] = {}
-        for column in columns:
-            labels |= column.read_labels(column.column.values[number])
-        if split_column is not None:
-            split = table.columns[split_column][number]
-        else:
-            # By the group where there is one: a person in train and test would be known by sight.
-            group = table.columns[options.group_column][number] if options.group_column else ""
-            split = draw_split(image if is_missing(tidy_text(group)) else group, fractions, options.seed)
-        yield Row(f"{options.table}, line {table.lines[number]}", image, split, labels)
+    for line, image, value, parts in zip(table.lines, images, decisive, labels, strict=True):
+        split = value
+        if split_column is None:
+            split = draw_split(image if is_missing(tidy_text(value)) else value, fractions, options.seed)
+        joined: dict[str, LabelValue] = {}
+        for part in parts:
+            joined |= part
+        yield Row(f"{options.table}, line {line}", image, split, joined)

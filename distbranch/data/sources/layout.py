@@ -33,7 +33,7 @@ def find_task_columns(options: "CsvOptions", table: Table, problems: Problems) -
     """The columns to learn: those that were named, else all without another use. `problems` name what does not fit together."""
     nameless = [str(at) for at, name in enumerate(table.names, start=1) if not name]
     if nameless:  # the first one of pandas, which numbers the rows
-        logger.warning("%s, line 1: column %s has no name and is left out.", table.path, " and ".join(nameless))
+        logger.warning("%s, line 1: column %s has no name and is left out.", options.table, " and ".join(nameless))
     split = find_split_column(options, table)
     if split is not None and options.group_column in table.names:
         problems.add(

@@ -19,11 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distbranch.data.sources.label_text import tidy_text
 from distbranch.errors import UserError
 from distbranch.permissions import denied
+
+if TYPE_CHECKING:
+    from distbranch.data.sources.csv import CsvOptions
 
 DELIMITERS = (",", ";", "\t", "|")
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -47,7 +50,6 @@ class Table:
     Cells have no blanks around them; rows without any content are left out.
     """
 
-    path: Path
     names: list[str]
     columns: dict[str, Sequence[str]]
     lines: list[int]
@@ -79,37 +81,15 @@ class Problems:
             raise UserError(f"{self._table} has {num_problems} problems: {' '.join(told)}")
 
 
-def read_table(
-    path: Path, problems: Problems, *, delimiter: str | None, encoding: str | None, image_column: str
-) -> Table:
-    """Reads a table, and finds out how it is written; what is given is not sought. Raises UserError for what is no table.
+def read_table(options: "CsvOptions", problems: Problems) -> Table:
+    """Reads the table of the options. Rows whose cells stand below the names of other columns are `problems`.
 
-    `image_column`: a name that the header should hold, by which a delimiter is known. Rows whose cells stand below the names of
-    other columns are left out, and `problems` name them.
+    Raises UserError for what is no table.
     """
-    if not path.exists():
-        raise UserError(f"The table {path} does not exist.")
-    try:
-        if path.suffix.lower() in EXCEL:
-            reader = _read_sheet_rows(path)
-        elif path.suffix.lower() in PARQUET:
-            reader = _read_parquet_rows(path)
-        else:
-            reader = _read_text_rows(path, delimiter, encoding, image_column)
-        rows = list(reader)
-    except UserError:  # which is a ValueError
-        raise
-    except PermissionError as error:
-        raise denied(error) from None
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"The table {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    except (zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is no table that can be read ({error}). Save it anew, or as CSV.") from None
-
     names: list[str] = []
     lines: list[int] = []
     whole: list[list[str]] = []
-    for line, values in rows:
+    for line, values in _read_rows(options):
         cells = [format_cell(value).strip() for value in values]
         if not any(cells):
             continue
@@ -128,11 +108,32 @@ def read_table(
                 "Mend the lines, or say with --delimiter what separates cells.",
             )
     if not names:
-        raise UserError(f"{path} is empty; its first line should name the columns.")
-    if len(rows) < 2:
-        problems.add("it has a header but not a single row", "Add a line per image.")
+        raise UserError(f"{options.table} is empty; its first line should name the columns.")
+    if not lines:
+        problems.add("it has a header but not a single row that fits it", "Add a line per image.")
     columns = zip(*whole, strict=True) if whole else [()] * len(names)
-    return Table(path, names, dict(zip(names, columns, strict=True)), lines)
+    return Table(names, dict(zip(names, columns, strict=True)), lines)
+
+
+def _read_rows(options: "CsvOptions") -> Rows:
+    path = options.table
+    if not path.exists():
+        raise UserError(f"The table {path} does not exist.")
+    try:
+        if path.suffix.lower() in EXCEL:
+            yield from _read_sheet_rows(path)
+        elif path.suffix.lower() in PARQUET:
+            yield from _read_parquet_rows(path)
+        else:
+            yield from _read_text_rows(path, options)
+    except UserError:  # which is a ValueError
+        raise
+    except PermissionError as error:
+        raise denied(error) from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"The table {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    except (zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
+        raise UserError(f"{path} is no table that can be read ({error}). Save it anew, or as CSV.") from None
 
 
 def format_cell(value: object) -> str:
@@ -150,10 +151,10 @@ def format_cell(value: object) -> str:
     return str(value)
 
 
-def _read_text_rows(path: Path, delimiter: str | None, encoding: str | None, image_column: str) -> Rows:
+def _read_text_rows(path: Path, options: "CsvOptions") -> Rows:
     with OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
         data = file.read()
-    encoding = encoding or _find_encoding(path, data)
+    encoding = options.encoding or _find_encoding(path, data)
     try:
         # Not `bytes.decode`, which takes UTF-16 without a mark for that of this machine.
         text = io.TextIOWrapper(io.BytesIO(data), encoding, newline="").read()
@@ -162,6 +163,7 @@ def _read_text_rows(path: Path, delimiter: str | None, encoding: str | None, ima
     text = text.removeprefix("\ufeff")
     # The first line that Excel writes for itself.
     told = re.match(r'"?sep=(.)"?(?=\s)', text)
+    delimiter = options.delimiter
     if told:
         text = text[told.end() :]
         delimiter = delimiter or told[1]
@@ -169,7 +171,7 @@ def _read_text_rows(path: Path, delimiter: str | None, encoding: str | None, ima
     number = 0
     try:
         # Of equals the first, so a table of one column is taken as CSV.
-        delimiter = delimiter or max(DELIMITERS, key=lambda one: _rate_header(text, one, image_column))
+        delimiter = delimiter or max(DELIMITERS, key=lambda one: _rate_header(text, one, options.image_column))
         # Strict: a quote that is never closed is an error, and does not swallow the rest of the table.
         reader = _create_reader(text, delimiter, strict=True)
         for row in reader:
