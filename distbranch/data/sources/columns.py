@@ -16,7 +16,6 @@ from distbranch.data.sources.label_text import (
     parse_number,
     split_tags,
 )
-from distbranch.data.sources.layout import ALL, KINDS
 from distbranch.data.sources.source import Answer
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("distbranch")
 
+ALL = "*"  # every column, in options that answer a question for columns
+KINDS = ("categorical", "one_task_per_class", "tags")  # options that say what the values of a column are
 GIVE_PREFIX = "Give --class-prefix (class_prefix), which is put before the names of classes."
 
 
