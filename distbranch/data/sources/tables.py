@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distbranch.data.sources.label_text import tidy_text
+from distbranch.data.sources.source import explain_unreadable
 from distbranch.errors import UserError
-from distbranch.permissions import denied
 
 if TYPE_CHECKING:
     from distbranch.data.sources.csv import CsvOptions
@@ -36,8 +36,6 @@ BOMS = {  # the longer ones first
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-EXCEL = (".xlsx", ".xlsm")
-PARQUET = (".parquet", ".pq")
 NUM_TOLD = 3  # problems of one kind; the rest is counted
 
 Rows = Iterator[tuple[int, Iterable[object]]]  # the line of each, and its values
@@ -119,21 +117,14 @@ def _read_rows(options: "CsvOptions") -> Rows:
     path = options.table
     if not path.exists():
         raise UserError(f"The table {path} does not exist.")
+    reader = READERS.get(path.suffix.lower(), _read_text_rows)
     try:
-        if path.suffix.lower() in EXCEL:
-            yield from _read_sheet_rows(path)
-        elif path.suffix.lower() in PARQUET:
-            yield from _read_parquet_rows(path)
-        else:
-            yield from _read_text_rows(path, options)
+        with explain_unreadable(f"The table {path}"):
+            yield from reader(path, options)
     except UserError:  # which is a ValueError
         raise
-    except PermissionError as error:
-        raise denied(error) from None
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"The table {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    except (zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is no table that can be read ({error}). Save it anew, or as CSV.") from None
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
+        raise UserError(f"The table {path} cannot be read ({error}). Save it anew, or as CSV.") from None
 
 
 def format_cell(value: object) -> str:
@@ -223,7 +214,7 @@ def _explain_undecodable(path: Path, data: bytes, encoding: str, error: UnicodeE
     )
 
 
-def _read_sheet_rows(path: Path) -> Rows:
+def _read_sheet_rows(path: Path, _: "CsvOptions") -> Rows:
     import pandas  # here, for it takes its time, and other tables do without
 
     try:
@@ -254,7 +245,7 @@ def _read_sheet_rows(path: Path) -> Rows:
     yield from enumerate(sheet.dropna(axis="columns", how="all").to_numpy().tolist(), start=1)
 
 
-def _read_parquet_rows(path: Path) -> Rows:
+def _read_parquet_rows(path: Path, _: "CsvOptions") -> Rows:
     # Here, for it takes its time, and other tables do without.
     from pyarrow import parquet
 
@@ -264,3 +255,12 @@ def _read_parquet_rows(path: Path) -> Rows:
     yield 1, names
     columns = [column.to_pylist() for column in table.select(names).columns]
     yield from enumerate(zip(*columns, strict=True), start=2)
+
+
+# By the ending of the name; everything else is text.
+READERS = {
+    ".xlsx": _read_sheet_rows,
+    ".xlsm": _read_sheet_rows,
+    ".parquet": _read_parquet_rows,
+    ".pq": _read_parquet_rows,
+}

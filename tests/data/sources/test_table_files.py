@@ -194,8 +194,8 @@ def test_parquet_reads_like_the_csv_of_the_same_frame(tmp_path: Path) -> None:
     [
         ("t.csv", b"PK\x03\x04rest", "workbook or an archive. Save it as CSV"),
         ("t.xls", b"\xd0\xcf\x11\xe0rest", "workbook or an archive. Save it as CSV"),
-        ("t.xlsx", b"image,a\n1.jpg,1\n", "no table that can be read"),
-        ("t.parquet", b"image,a\n1.jpg,1\n", "no table that can be read"),
+        ("t.xlsx", b"image,a\n1.jpg,1\n", "cannot be read"),
+        ("t.parquet", b"image,a\n1.jpg,1\n", "cannot be read"),
         ("t.csv.gz", b"image,a\n1.jpg,1\n", "cannot be read"),
         ("t.csv", b'image,a\n1.jpg,"red\n2.jpg,blue\n3.jpg,red\n', "line 2: this is not CSV .* Mend the quotes"),
         ("t.csv", b'image,a\n1.jpg,"red"dish\n', "line 2: this is not CSV"),
