@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
-from distbranch.data.sources.columns import ALL, Column
+from distbranch.data.sources.columns import ALL, MAX_CLASSES, Column
 from distbranch.data.sources.label_text import (
     find_separator,
     fold_text,
@@ -17,7 +17,6 @@ from distbranch.data.sources.tables import Problems
 
 logger = logging.getLogger("distbranch")
 
-MAX_CLASSES = 1000
 CUT_AT = 60  # characters of a value that is shown
 
 Problem = tuple[str, str]  # what is so, and what to do about it

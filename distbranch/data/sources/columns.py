@@ -28,6 +28,7 @@ logger = logging.getLogger("distbranch")
 
 ALL = "*"  # every column, in options that answer a question for columns
 KINDS = ("categorical", "one_task_per_class", "tags")  # options that say what the values of a column are
+MAX_CLASSES = 1000
 GIVE_PREFIX = "Give --class-prefix (class_prefix), which is put before the names of classes."
 
 
@@ -67,7 +68,7 @@ class Column:
 
     @cached_property
     def lines(self) -> dict[str, int]:
-        """The first line of every label: of a value, or of a tag."""
+        """The first line of every label, of a value or a tag; where there are too many to learn, no more than tells so."""
         first: dict[str, int] = {}
         for value, number in zip(self.values, self.numbers, strict=True):
             first.setdefault(value, number)
@@ -75,6 +76,8 @@ class Column:
         for value, number in first.items():
             for label in self.read_classes(value):
                 found.setdefault(label, number)
+            if len(found) > MAX_CLASSES:
+                break
         return found
 
     @cached_property

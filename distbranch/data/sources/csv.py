@@ -37,7 +37,7 @@ from distbranch.tasks import Task
 logger = logging.getLogger("distbranch")
 
 NAMED_CHARACTERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " "}
-
+# Options that name columns, of which some say something about tasks.
 OF_TASKS = (*KINDS, "as_written", "minus_one", "blank")
 OF_COLUMNS = ("image_column", "split_column", "group_column", "ignore", "tasks", *OF_TASKS)
 
