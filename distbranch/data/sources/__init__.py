@@ -71,7 +71,7 @@ def _list_remarks(info: DatasetInfo) -> Iterator[str]:
     if max(height, width) > LARGE and info.source.get("image_size") is None:
         yield (
             f"The first image has {height}x{width} pixels, and networks train at that size unless data.image_size says another. "
-            f"{as_typed('image_size')} packs smaller ones, 64x64 for instance."
+            f"--image-size (image_size) packs smaller ones, 64x64 for instance."
         )
     left_out = Path(info.path) / LEFT_OUT_FILE
     if left_out.exists():

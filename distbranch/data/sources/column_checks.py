@@ -1,49 +1,41 @@
 """What can be wrong with the values of a column: each question that only its owner can answer is asked, none is guessed."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
-from distbranch.data.sources.columns import Column
+from distbranch.data.sources.columns import ALL, MAX_CLASSES, Column
 from distbranch.data.sources.label_text import (
-    VOCABULARIES,
     find_separator,
     fold_text,
     parse_mark,
     parse_number,
+    read_words,
     split_tags,
 )
-from distbranch.data.sources.layout import ALL
-from distbranch.data.sources.source import as_typed
 from distbranch.data.sources.tables import Problems
 
 logger = logging.getLogger("distbranch")
 
-MAX_CLASSES = 1000
 CUT_AT = 60  # characters of a value that is shown
 
 Problem = tuple[str, str]  # what is so, and what to do about it
-Check = Callable[[Column], Problem | None]
 
 
-def select_learnable_columns(columns: Sequence[Column], problems: Problems, *, may_be_names: bool) -> list[Column]:
-    """The columns that can be learnt; of the others `problems` say why they cannot.
-
-    `may_be_names`: the column with the names of images was not found, so one of these may be it.
-    """
+def select_learnable_columns(columns: Sequence[Column], problems: Problems) -> list[Column]:
+    """The columns that can be learnt; of the others `problems` say why they cannot."""
     _check_minus_ones(columns, problems)
     learnable = []
     for column in columns:
-        for check in CHECKS:
-            problem = check(column)
-            if problem is None:
-                continue
-            if not (may_be_names and check in OF_NAMES):
-                problems.add(*problem)
-            # The first problem of a column is the one to mend; those behind it often follow from it.
-            break
-        else:
+        # The first problem of a column is the one to mend, and those behind it often follow from it: a list of tags would
+        # be refused for its many values, and a misspelt yes for being one class of three.
+        found = chain(_check_content(column), _check_marks(column), _check_classes(column))
+        problem = next(found, None)
+        if problem is None:
             learnable.append(column)
             _warn_guesses(column)
+        else:
+            problems.add(*problem)
     return learnable
 
 
@@ -61,7 +53,7 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
         if {-1, 0} <= marks and ALL not in column.options.minus_one:
             problems.add(
                 f"column '{column.name}' holds 1, 0 and -1",
-                f"Say what -1 means: {as_typed('minus_one')} unknown (then 0 is no) or no (then 0 is unknown), COLUMN=no for "
+                "Say what -1 means: --minus-one (minus_one) unknown (then 0 is no) or no (then 0 is unknown), COLUMN=no for "
                 "one column; or put it into --categorical.",
             )
         elif -1 in marks:
@@ -73,143 +65,96 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
             f"the column '{signed[0]}' says no with -1, the column '{unsigned[0]}' has 0 but no -1, so its 0 could "
             "mean no or unknown",
             "Write no as -1 or as 0 in all columns and leave unknown cells empty, or say which columns have which: "
-            f"{as_typed('minus_one')} {signed[0]}=no.",
+            f"--minus-one (minus_one) {signed[0]}=no.",
         )
 
 
-def _check_any_label(column: Column) -> Problem | None:
-    if column.lines:
-        return None
-    return (
-        f"column '{column.name}': all its cells are empty or words for missing, so there is nothing to learn",
-        "Put it into --ignore.",
-    )
-
-
-def _check_separator(column: Column) -> Problem | None:
-    if column.kind != "tags" or column.options.separator is not None:
-        return None
-    return (
-        f"column '{column.name}' is to hold tags, but nothing says what stands between them",
-        f"Give --separator '{find_separator(column.lines) or ' '}', for instance.",
-    )
-
-
-def _check_tag_lists(column: Column) -> Problem | None:
-    """A class for every combination of tags is hardly what is meant."""
-    # Who said tags or categorical has answered.
-    if column.kind not in ("", "one_task_per_class") or _is_settled(column):
-        return None
+def _check_content(column: Column) -> Iterator[Problem]:
+    """Is there a label at all, and one in a cell?"""
+    if not column.lines:
+        yield (
+            f"column '{column.name}': all its cells are empty or words for missing, so there is nothing to learn",
+            "Put it into --ignore.",
+        )
     separator = find_separator(column.lines)
-    if separator is None:
-        return None
-    as_one_class = "--categorical" if column.is_open else as_typed("as_written")
-    # The longest list shows best what is meant.
-    example = max(column.lines, key=lambda value: len(split_tags(value, separator)))
-    return (
-        f"column '{column.name}' seems to hold several tags in a cell, such as '{example[:CUT_AT]}' in line "
-        f"{column.lines[example]}",
-        f"Make each tag a task by --tags {column.name} --separator '{separator}', or put the column into {as_one_class}.",
-    )
+    if column.kind == "tags" and column.options.separator is None:
+        yield (
+            f"column '{column.name}' is to hold tags, but nothing says what stands between them",
+            f"Give --separator '{separator or ' '}', for instance.",
+        )
+    # Who said tags or categorical has answered. Else a class for every combination of tags is hardly what is meant.
+    if column.kind in ("", "one_task_per_class") and not _is_settled(column) and separator is not None:
+        as_one_class = "--categorical" if column.is_open else "--as-written (as_written)"
+        # The longest list shows best what is meant.
+        example = max(column.lines, key=lambda value: len(split_tags(value, separator)))
+        yield (
+            f"column '{column.name}' seems to hold several tags in a cell, such as '{example[:CUT_AT]}' in line "
+            f"{column.lines[example]}",
+            f"Make each tag a task by --tags {column.name} --separator '{separator}', or put the column into {as_one_class}.",
+        )
+    if len(column.lines) > MAX_CLASSES:
+        line = list(column.lines.values())[MAX_CLASSES]
+        yield (
+            f"line {line}: the column '{column.name}' has more than {MAX_CLASSES} different values",
+            "Put it into --ignore.",
+        )
 
 
-def _check_num_classes(column: Column) -> Problem | None:
-    if len(column.lines) <= MAX_CLASSES:
-        return None
-    line = list(column.lines.values())[MAX_CLASSES]
-    return (
-        f"line {line}: the column '{column.name}' has more than {MAX_CLASSES} different values",
-        "Put it into --ignore.",
-    )
+def _check_marks(column: Column) -> Iterator[Problem]:
+    """Is each value a mark, and does an empty cell mean no?"""
+    if column.is_open and column.marks is None:
+        for odd in _find_odd_values(list(column.lines)):
+            yield (
+                f"line {column.lines[odd]}: the column '{column.name}' holds '{odd[:CUT_AT]}', which is neither 1, 0, -1, yes, "
+                "no nor empty",
+                "Correct it, or put the column into --categorical or --ignore, or the value into --missing.",
+            )
+    # A cross and empty cells: no, or not looked at?
+    if column.is_yes_or_nothing and not any(parse_mark(value) for value in column.lines):
+        yield (
+            f"column '{column.name}' has only '{next(iter(column.lines))}' and empty cells",
+            "Say what an empty cell means: --blank no or unknown, COLUMN=no for one column.",
+        )
 
 
-def _check_odd_value(column: Column) -> Problem | None:
-    """Points at a value that is no mark among marks, or neither yes nor no among such words, or a number among names."""
-    if not column.is_open or column.marks is not None:
-        return None
-    values = list(column.lines)
+def _find_odd_values(values: Sequence[str]) -> Sequence[str]:
+    """What is no mark among marks, or neither yes nor no among such words, or a number among names."""
     odd = [value for value in values if parse_mark(value) is None]
-    if len(odd) == len(values):
-        odd = [value for value in values if parse_number(value) is not None]
-    if not odd:
-        words = {value.casefold() for value in values}
-        for yes, no in VOCABULARIES:
-            if words & yes and words & no:
-                odd = [value for value in values if value.casefold() not in yes | no]
-    if not odd:
-        return None
-    line = column.lines[odd[0]]
-    return (
-        f"line {line}: the column '{column.name}' holds '{odd[0][:CUT_AT]}', which is neither 1, 0, -1, yes, no nor empty",
-        "Correct it, or put the column into --categorical or --ignore, or the value into --missing.",
-    )
+    if len(odd) < len(values):
+        return odd
+    numbers = [value for value in values if parse_number(value) is not None]
+    words = {value.casefold() for value in values}
+    for yes, no in read_words()["yes_and_no"]:
+        if words & yes and words & no:
+            return numbers or [value for value in values if value.casefold() not in yes | no]
+    return numbers
 
 
-def _check_empty_cells(column: Column) -> Problem | None:
-    """A cross and empty cells: no, or not looked at?"""
-    if not column.is_yes_or_nothing or any(parse_mark(value) is not None for value in column.lines):
-        return None
-    return (
-        f"column '{column.name}' has only '{next(iter(column.lines))}' and empty cells",
-        f"Say what an empty cell means: {as_typed('blank')} no or unknown, COLUMN=no for one column.",
-    )
-
-
-def _check_spelling(column: Column) -> Problem | None:
-    """Labels that are one for who reads them."""
-    if _is_settled(column):
-        return None
+def _check_classes(column: Column) -> Iterator[Problem]:
+    """Is each class written in one way, and are there several of them, each of several images?"""
     first: dict[str, str] = {}
     for label, line in column.lines.items():
         # The first spelling stands for all that read alike.
         same = first.setdefault(fold_text(label), label)
-        if same != label:
-            return (
+        if same != label and not _is_settled(column):
+            yield (
                 f"column '{column.name}' has classes that differ only in how they are written: '{same}' (line "
                 f"{column.lines[same]}) and '{label}' (line {line})",
-                f"Write each class in one way, or put the column into {as_typed('as_written')}.",
+                "Write each class in one way, or put the column into --as-written (as_written).",
             )
-    return None
-
-
-def _check_second_value(column: Column) -> Problem | None:
-    if len(column.lines) > 1 or column.kind == "tags":
-        return None
+    # A column of 1 alone, or of 0 alone, is a binary task whose other label is in none of these images. So is a cross beside
+    # empty cells, if somebody said what they mean.
     value = next(iter(column.lines))
-    # A column of 1 alone, or of 0 alone, is a binary task whose other label is in none of these images. So is a cross
-    # beside empty cells, if somebody said what they mean.
-    if column.marks and (parse_mark(value) is not None or (column.marks[value] == 1 and column.counts[""])):
-        return None
-    return f"column '{column.name}': '{value[:CUT_AT]}' is its only value", "Put it into --ignore."
-
-
-def _check_repetition(column: Column) -> Problem | None:
-    """A value that no second image has cannot be learnt."""
-    if not column.is_open or column.marks is not None:
-        return None
-    if any(column.counts[value] > 1 for value in column.lines):
-        return None
-    return (
-        f"column '{column.name}': each of its {len(column.lines)} values is in one line only, as if it were an id",
-        "Put it into --ignore, or into --categorical or --tags if its values are classes or lists of tags all the same.",
-    )
-
-
-# In this order, and none after one that finds something: a list of tags would else be refused for its many values,
-# and a misspelt yes for being one class of three.
-CHECKS: tuple[Check, ...] = (
-    _check_any_label,
-    _check_separator,
-    _check_tag_lists,
-    _check_num_classes,
-    _check_odd_value,
-    _check_empty_cells,
-    _check_spelling,
-    _check_second_value,
-    _check_repetition,
-)
-# What would be found of the names of images as well.
-OF_NAMES = (_check_num_classes, _check_second_value, _check_repetition)
+    has_other = column.marks and (parse_mark(value) is not None or (column.marks[value] == 1 and column.counts[""]))
+    if len(column.lines) == 1 and column.kind != "tags" and not has_other:
+        yield f"column '{column.name}': '{value[:CUT_AT]}' is its only value", "Put it into --ignore."
+    # A value that no second image has cannot be learnt.
+    is_repeated = any(column.counts[value] > 1 for value in column.lines)
+    if column.is_open and column.marks is None and not is_repeated:
+        yield (
+            f"column '{column.name}': each of its {len(column.lines)} values is in one line only, as if it were an id",
+            "Put it into --ignore, or into --categorical or --tags if its values are classes or lists of tags all the same.",
+        )
 
 
 def _is_settled(column: Column) -> bool:
@@ -224,24 +169,21 @@ def _warn_guesses(column: Column) -> None:
     # In a column of yes and no, None or NA can hardly be a class.
     if column.marks is None and not words.keys() <= set(column.options.missing):
         logger.warning(
-            "The column '%s': %s are taken as missing. If they are classes, put the column into %s.",
+            "The column '%s': %s are taken as missing. If they are classes, put the column into --as-written (as_written).",
             column.name,
             _list_words(words),
-            as_typed("as_written"),
         )
     if not column.is_open and any(parse_mark(value) == -1 for value in column.lines):
         logger.warning(
-            "The column '%s' has the class -1. If it means unknown: %s %s=unknown.",
+            "The column '%s' has the class -1. If it means unknown: --minus-one (minus_one) %s=unknown.",
             column.name,
-            as_typed("minus_one"),
             column.name,
         )
     if column.is_yes_or_nothing:
         logger.warning(
             "The column '%s' says yes or nothing: its empty cells stay unlabelled, so it has no negative sample. "
-            "If they mean no: %s %s=no.",
+            "If they mean no: --blank %s=no.",
             column.name,
-            as_typed("blank"),
             column.name,
         )
 

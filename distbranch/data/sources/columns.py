@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,8 +16,7 @@ from distbranch.data.sources.label_text import (
     parse_number,
     split_tags,
 )
-from distbranch.data.sources.layout import ALL, KINDS
-from distbranch.data.sources.source import Answer, as_typed
+from distbranch.data.sources.source import Answer
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -27,7 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("distbranch")
 
-GIVE_PREFIX = f"Give {as_typed('class_prefix')}, which is put before the names of classes."
+ALL = "*"  # every column, in options that answer a question for columns
+KINDS = ("categorical", "one_task_per_class", "tags")  # options that say what the values of a column are
+MAX_CLASSES = 1000
+GIVE_PREFIX = "Give --class-prefix (class_prefix), which is put before the names of classes."
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Column:
 
     @cached_property
     def lines(self) -> dict[str, int]:
-        """The first line of every label: of a value, or of a tag."""
+        """The first line of every label, of a value or a tag; where there are too many to learn, no more than tells so."""
         first: dict[str, int] = {}
         for value, number in zip(self.values, self.numbers, strict=True):
             first.setdefault(value, number)
@@ -74,6 +76,8 @@ class Column:
         for value, number in first.items():
             for label in self.read_classes(value):
                 found.setdefault(label, number)
+            if len(found) > MAX_CLASSES:
+                break
         return found
 
     @cached_property
@@ -132,18 +136,10 @@ class Column:
         return (value,)
 
 
-@dataclass(frozen=True)
-class ColumnTasks:
-    """The tasks of a column, and the labels that a value of it gives."""
-
-    column: Column
-    tasks: tuple[Task, ...]
-    read_labels: Callable[[str], Labels]
+ColumnTasks = tuple[tuple[Task, ...], Iterator[Labels]]  # the tasks of a column, and the labels of each of its rows
 
 
-def infer_tasks(
-    columns: Sequence[Column], problems: Problems, *, class_prefix: str = "", taken: Collection[str] = ()
-) -> list[ColumnTasks]:
+def infer_tasks(columns: Sequence[Column], problems: Problems, *, taken: Collection[str]) -> list[ColumnTasks]:
     """The tasks of every column; for classes that find no name beside those that are taken, `problems` grow."""
     found = []
     taken = set(taken)
@@ -152,13 +148,13 @@ def infer_tasks(
             found.append(_infer_one_task(column))
             continue
         try:
-            names = name_classes(column.name, column.classes, prefix=class_prefix, taken=taken)
+            names = name_classes(column.name, column.classes, prefix=column.options.class_prefix, taken=taken)
         except UserError as error:
             problems.add(str(error).removesuffix(f". {GIVE_PREFIX}"), GIVE_PREFIX)
             continue
         # A later column with a class of the same name puts its own name before it.
         taken |= set(names.values())
-        found.append(_infer_task_per_class(column, names, class_prefix))
+        found.append(_infer_task_per_class(column, names))
     return found
 
 
@@ -200,13 +196,13 @@ def _infer_one_task(column: Column) -> ColumnTasks:
                 labels[value] = {column.name: label}
         if column.blank == "no":
             labels[""] = {column.name: 0}
-    return ColumnTasks(column, (task,), lambda value: labels.get(value, {}))
+    return (task,), (labels.get(value, {}) for value in column.values)
 
 
-def _infer_task_per_class(column: Column, names: dict[str, str], class_prefix: str) -> ColumnTasks:
+def _infer_task_per_class(column: Column, names: dict[str, str]) -> ColumnTasks:
     """A binary task for every class or tag."""
     # Of classes a sample has one, of tags any number.
-    exclusive = class_prefix + column.name if column.kind == "one_task_per_class" else ""
+    exclusive = column.options.class_prefix + column.name if column.kind == "one_task_per_class" else ""
     none = dict.fromkeys(names.values(), 0)
 
     def read_labels(value: str) -> Labels:
@@ -217,4 +213,4 @@ def _infer_task_per_class(column: Column, names: dict[str, str], class_prefix: s
         return none | {names[label]: 1 for label in column.read_classes(value)}
 
     tasks = tuple(Task(name, exclusive=exclusive) for name in names.values())
-    return ColumnTasks(column, tasks, read_labels)
+    return tasks, map(read_labels, column.values)

@@ -4,21 +4,23 @@ The table is read, each column judged by all its values, and only then are rows 
 """
 
 import csv
+import difflib
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import LabelValue, LeftOut
+from distbranch.data.shards import Labels, LabelValue, LeftOut
 from distbranch.data.sources.column_checks import select_learnable_columns
-from distbranch.data.sources.columns import Column, ColumnTasks, infer_tasks
-from distbranch.data.sources.label_text import is_missing, parse_mark, tidy_text
-from distbranch.data.sources.layout import ALL, find_split_column, find_task_columns
+from distbranch.data.sources.columns import ALL, KINDS, Column, ColumnTasks, infer_tasks
+from distbranch.data.sources.label_text import fold_text, is_missing, parse_mark, tidy_text
 from distbranch.data.sources.source import (
     Answer,
     ImageFileOptions,
@@ -35,6 +37,9 @@ from distbranch.tasks import Task
 logger = logging.getLogger("distbranch")
 
 NAMED_CHARACTERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " "}
+# Options that name columns, of which some say something about tasks.
+OF_TASKS = (*KINDS, "as_written", "minus_one", "blank")
+OF_COLUMNS = ("image_column", "split_column", "group_column", "ignore", "tasks", *OF_TASKS)
 
 
 def _split_at_commas(value: Any) -> Any:
@@ -77,12 +82,21 @@ def _check_encoding(value: str) -> str:
     return value
 
 
+def _check_fractions(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if len(shares) != len(SPLITS) or min(shares) < 0 or sum(shares) <= 0:
+        raise ValueError(
+            "should be three shares that are not negative, of train, val and test: 0.8,0.1,0.1 for instance"
+        )
+    return shares
+
+
 # Tidy as those of the header, so that names are equal where they look equal.
 Name = Annotated[str, AfterValidator(tidy_text)]
 # Split before pydantic, which would refuse a text where a list should stand.
 Names = Annotated[tuple[Name, ...], BeforeValidator(_split_at_commas)]
 Answers = Annotated[dict[str, Answer], BeforeValidator(_parse_answers)]
 Character = Annotated[str, AfterValidator(_parse_character)]
+Fractions = Annotated[tuple[float, ...], BeforeValidator(_split_at_commas), AfterValidator(_check_fractions)]
 Encoding = Annotated[str, AfterValidator(_check_encoding)]
 
 
@@ -108,9 +122,7 @@ class CsvOptions(ImageFileOptions):
     group_column: Name | None = Field(
         None, description="Draw the split so that the images of one group (a person, a brand) stay together."
     )
-    fractions: tuple[float, float, float] = Field(
-        (0.8, 0.1, 0.1), description="Shares of train, val and test of a drawn split."
-    )
+    fractions: Fractions = Field((0.8, 0.1, 0.1), description="Shares of train, val and test of a drawn split.")
     seed: int = Field(0, description="Seed of a drawn split.")
     tasks: Names | None = Field(None, description="Columns to learn; all others if empty.")
     categorical: Names = Field((), description="Columns whose values are names of classes even if numbers.")
@@ -142,23 +154,6 @@ class CsvOptions(ImageFileOptions):
     )
     ignore: Names = Field((), description="Columns to leave out.")
 
-    @field_validator("fractions", mode="before")
-    @classmethod
-    def _split_fractions(cls, value: Any) -> Any:
-        shares = _split_at_commas(value)
-        if isinstance(shares, Sequence) and len(shares) != len(SPLITS):
-            raise ValueError(
-                f"should be three shares, those of train, val and test, for instance 0.8,0.1,0.1, not {len(shares)}"
-            )
-        return shares
-
-    @field_validator("fractions")
-    @classmethod
-    def _check_shares(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(value) < 0 or sum(value) <= 0:
-            raise ValueError("should be three shares that are not negative, for instance 0.8,0.1,0.1")
-        return value
-
     def open(self) -> Source:
         """Learns the tasks from the table. Raises UserError that names everything that is not in order, with its line."""
         images = open_images(self.images)
@@ -179,35 +174,117 @@ def learn_table(options: CsvOptions) -> tuple[tuple[Task, ...], Iterator[Row], i
     Raises UserError with all problems of the table in one message.
     """
     problems = Problems(options.table)
-    table = read_table(
-        options.table,
-        problems,
-        delimiter=options.delimiter,
-        encoding=options.encoding,
-        image_column=options.image_column,
-    )
-    names = find_task_columns(options, table, problems)
+    table = read_table(options, problems)
+    names = _find_task_columns(options, table, problems)
     columns = [Column(name, list(map(tidy_text, table.columns[name])), table.lines, options) for name in names]
+    if options.image_column not in table.columns:
+        # It may be one of these, of which nothing else need be said.
+        columns = [column for column in columns if max(column.counts.values(), default=0) > 1]
     _check_images(options, table, problems)
     found: list[ColumnTasks] = []
     # Without rows every column would be refused as empty, which says nothing new.
     if table.lines:
-        may_be_names = options.image_column not in table.columns
-        learnable = select_learnable_columns(columns, problems, may_be_names=may_be_names)
+        learnable = select_learnable_columns(columns, problems)
         # Also of columns that were refused, so that the names told now are those of the next try.
         taken = [column.name for column in columns if column.kind in ("", "categorical")]
-        found = infer_tasks(learnable, problems, class_prefix=options.class_prefix, taken=taken)
+        found = infer_tasks(learnable, problems, taken=taken)
     problems.raise_all()
     has_minus_one = any(parse_mark(value) == -1 for column in columns for value in column.counts)
     if ALL in options.minus_one and not has_minus_one:
-        logger.warning("No column holds -1, so %s is without effect.", as_typed("minus_one"))
-    tasks = tuple(task for column in found for task in column.tasks)
-    return tasks, _label_rows(options, table, found), len(table.lines)
+        logger.warning("No column holds -1, so --minus-one (minus_one) is without effect.")
+    tasks = tuple(task for tasks, _ in found for task in tasks)
+    labels = zip(*(labels for _, labels in found), strict=True)
+    return tasks, _create_rows(options, table, labels), len(table.lines)
+
+
+def _find_split_column(options: CsvOptions, table: Table) -> str | None:
+    """The column with the splits, if any; by --ignore a person can have them drawn all the same."""
+    if options.split_column is None and "split" in table.names and "split" not in options.ignore:
+        return "split"
+    return options.split_column
+
+
+def _find_task_columns(options: CsvOptions, table: Table, problems: Problems) -> list[str]:
+    """The columns to learn: those that were named, else all without another use. `problems` name what does not fit together."""
+    nameless = [str(at) for at, name in enumerate(table.names, start=1) if not name]
+    if nameless:  # the first one of pandas, which numbers the rows
+        logger.warning("%s, line 1: column %s has no name and is left out.", options.table, " and ".join(nameless))
+    split = _find_split_column(options, table)
+    if split is not None and options.group_column in table.names:
+        problems.add(
+            f"the column '{split}' already says the split of every image, so none is drawn by the groups of "
+            f"'{options.group_column}'",
+            f"Leave --group-column (group_column) out, or put '{split}' into --ignore.",
+        )
+    special = ["", options.image_column, split, options.group_column]
+    wanted = options.tasks
+    if wanted is None:
+        wanted = tuple(name for name in dict.fromkeys(table.names) if name not in (*special, *options.ignore))
+    if not wanted:
+        problems.add(
+            f"it has no column left to learn. Its columns are: {', '.join(table.names)}",
+            "Give others in --ignore.",
+        )
+    _check_options(options, table, wanted, problems)
+    _check_twins([*special, *wanted], table, problems)
+    return [name for name in dict.fromkeys(wanted) if name in table.names]
+
+
+def _check_options(options: CsvOptions, table: Table, wanted: Sequence[str], problems: Problems) -> None:
+    """Columns that are listed should be there, be tasks, and be listed once."""
+    for option in OF_COLUMNS:
+        listed = getattr(options, option) or ()
+        names = [listed] if isinstance(listed, str) else listed
+        for name in names:
+            if name == ALL and option in ("minus_one", "blank"):
+                continue
+            if name not in table.names:
+                near = ", ".join(_find_nearest(name, table.names))
+                problems.add(f"it has no column '{name}'. Nearest: {near}", f"Give another with {as_typed(option)}.")
+            elif option in OF_TASKS and name not in wanted:
+                problems.add(
+                    f"the column '{name}' is listed in {as_typed(option)}, but it is no task",
+                    "Take it out of the list.",
+                )
+            elif option == "ignore" and name in wanted:
+                problems.add(f"the column '{name}' is listed in --tasks and in --ignore", "Take it out of one of them.")
+    counts = Counter(chain(options.categorical, options.one_task_per_class, options.tags))
+    for name, count in counts.items():
+        if count > 1:
+            problems.add(
+                f"the column '{name}' is one categorical task, one task per class or one per tag",
+                "Take it out of the other lists and list it once.",
+            )
+
+
+def _find_nearest(name: str, names: Sequence[str]) -> Sequence[str]:
+    """Compared as people read, so that a wrong case or a blank too many is the nearest."""
+    alike = {fold_text(one): one for one in names}
+    close = difflib.get_close_matches(fold_text(name), alike, n=3, cutoff=0.5)
+    # A table may have a thousand columns; a few show what they are like.
+    return [alike[one] for one in close] or names[:8]
+
+
+def _check_twins(used: Collection[str | None], table: Table, problems: Problems) -> None:
+    """Names that stand in the header twice, or that differ in a way that people do not see."""
+    first: dict[str, str] = {}
+    for name, count in Counter(table.names).items():
+        # Columns that nobody uses may be called as they like.
+        if not name or name not in used:
+            continue
+        if count > 1:
+            problems.add(f"line 1: the column '{name}' stands there twice", "Rename one of them.")
+        same = first.setdefault(fold_text(name), name)
+        if same != name:
+            problems.add(
+                f"line 1: the columns '{same}' and '{name}' differ only in how they are written",
+                "Rename one of them or put it into --ignore.",
+            )
 
 
 def _check_images(options: CsvOptions, table: Table, problems: Problems) -> None:
     """Every row should have an image, whose key no other has, and a split if there is a column for it."""
-    split = find_split_column(options, table)
+    split = _find_split_column(options, table)
     for line, value in zip(table.lines, table.columns.get(split or "", ()), strict=False):
         if split and value not in SPLITS:
             problems.add(
@@ -234,18 +311,18 @@ def _check_images(options: CsvOptions, table: Table, problems: Problems) -> None
         seen[key] = image
 
 
-def _label_rows(options: CsvOptions, table: Table, columns: Sequence[ColumnTasks]) -> Iterator[Row]:
-    """One row per image, with its labels."""
-    split_column = find_split_column(options, table)
+def _create_rows(options: CsvOptions, table: Table, labels: Iterable[tuple[Labels, ...]]) -> Iterator[Row]:
+    """One row per image; `labels` are those of its columns."""
+    images = table.columns[options.image_column]
+    split_column = _find_split_column(options, table)
+    # By the group where there is one: a person in train and test would be known by sight.
+    decisive = table.columns[split_column or options.group_column or options.image_column]
     fractions = dict(zip(SPLITS, options.fractions, strict=True))
-    for number, image in enumerate(table.columns[options.image_column]):
-        labels: dict[str, LabelValue] = {}
-        for column in columns:
-            labels |= column.read_labels(column.column.values[number])
-        if split_column is not None:
-            split = table.columns[split_column][number]
-        else:
-            # By the group where there is one: a person in train and test would be known by sight.
-            group = table.columns[options.group_column][number] if options.group_column else ""
-            split = draw_split(image if is_missing(tidy_text(group)) else group, fractions, options.seed)
-        yield Row(f"{options.table}, line {table.lines[number]}", image, split, labels)
+    for line, image, value, parts in zip(table.lines, images, decisive, labels, strict=True):
+        split = value
+        if split_column is None:
+            split = draw_split(image if is_missing(tidy_text(value)) else value, fractions, options.seed)
+        joined: dict[str, LabelValue] = {}
+        for part in parts:
+            joined |= part
+        yield Row(f"{options.table}, line {line}", image, split, joined)

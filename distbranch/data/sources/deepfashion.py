@@ -24,7 +24,7 @@ from distbranch.data.sources.published import (
     read_marks,
     split_pair,
 )
-from distbranch.data.sources.source import Answer, ImageFileOptions, Source, as_typed, read_rows
+from distbranch.data.sources.source import Answer, ImageFileOptions, Source, read_rows
 from distbranch.errors import UserError
 from distbranch.tasks import Task, unused_name
 
@@ -67,32 +67,29 @@ class DeepFashionOptions(ImageFileOptions):
         """Reads all lists but that of the attributes' marks. Raises UserError where a count line and its rows differ."""
         files = {name: find_file(self.root, ANNOTATIONS, (f"{name}.txt",)) for name in LISTS[self.labels]}
         splits = read_choices(_read_rows(files["list_eval_partition"]), dict(zip(SPLITS, SPLITS, strict=True)))
-        classes: list[str] = []
         attributes: dict[str, str] = {}
-        if self.labels != "attributes":
-            classes = [split_pair(line)[0] for line in _read_rows(files["list_category_cloth"])]
-        if self.labels != "category":
+        lines: Iterator[LabelLine]
+        if self.labels == "category":
+            lines = ((line[0], split_pair(line)[0], {}) for line in _read_rows(files["list_category_img"]))
+        else:
             attributes = _read_attributes(files["list_attr_cloth"])
-        category_labels = self._label_categories(classes, attributes)
-
-        # The labels of each image: of its attributes where they are asked for, and of its category.
-        if attributes:
             marks = files["list_attr_img"]
             # Read once for its count alone, so that a wrong one is told before anything is packed.
             deque(read_list(marks), maxlen=0)
             label_of = map_marks(("1", "0", "-1"), self.minus_one or _infer_minus_one(marks), marks)
             lines = read_marks(_read_rows(marks), tuple(attributes), label_of)
-        else:
-            lines = ((line[0], split_pair(line)[0], {}) for line in _read_rows(files["list_category_img"]))
-        if classes:
+        tasks: list[Task] = []
+        if self.labels != "attributes":
+            classes = [split_pair(line)[0] for line in _read_rows(files["list_category_cloth"])]
+            tasks, labels = self._create_category_tasks(classes, attributes)
             # In the file a category is a number, counted from 1.
-            numbers = {str(number): labels for number, labels in enumerate(category_labels, start=1)}
+            numbers = {str(number): one for number, one in enumerate(labels, start=1)}
             categories = read_choices(_read_rows(files["list_category_img"]), numbers)
             lines = _add_categories(lines, categories)
         images = open_published_images(self.images, self.root, IMAGES)
         left_out: list[LeftOut] = []
         return Source(
-            tasks=(*self._create_category_tasks(classes, category_labels), *map(Task, attributes)),
+            tasks=(*tasks, *map(Task, attributes)),
             samples=read_rows(add_splits(lines, splits), images, self, left_out),
             description=self.describe(**{name: file_sha256(path) for name, path in files.items()}),
             num_samples=len(splits),
@@ -100,22 +97,18 @@ class DeepFashionOptions(ImageFileOptions):
             left_out=left_out,
         )
 
-    def _label_categories(self, classes: Sequence[str], attributes: Collection[str]) -> list[Labels]:
-        """The labels of a sample of each category."""
+    def _create_category_tasks(
+        self, classes: Sequence[str], attributes: Collection[str]
+    ) -> tuple[list[Task], list[Labels]]:
+        """The tasks of the categories, and the labels of a sample of each category."""
         if not self.one_task_per_class:
-            return [{CATEGORY: name} for name in classes]
+            return [Task(CATEGORY, "categorical", tuple(classes))], [{CATEGORY: name} for name in classes]
         names = name_classes(CATEGORY, classes, prefix=self.class_prefix, taken=attributes).values()
+        # The prefix tells the set from those of other data sets.
+        tasks = [Task(name, exclusive=self.class_prefix + CATEGORY) for name in names]
         # Exclusive: the one category is 1, all others are 0.
         none = dict.fromkeys(names, 0)
-        return [none | {name: 1} for name in names]
-
-    def _create_category_tasks(self, classes: Sequence[str], labels: Sequence[Labels]) -> list[Task]:
-        if not classes:
-            return []
-        if not self.one_task_per_class:
-            return [Task(CATEGORY, "categorical", tuple(classes))]
-        # The prefix tells the set from those of other data sets.
-        return [Task(name, exclusive=self.class_prefix + CATEGORY) for name in labels[0]]
+        return tasks, [none | {name: 1} for name in names]
 
 
 def _read_rows(path: Path) -> Iterator[Line]:
@@ -147,7 +140,7 @@ def _infer_minus_one(path: Path) -> Answer:
     first = {mark for _, line in lines for mark in line.split()[1:]}
     if "-1" not in first and "0" in first:
         raise UserError(
-            f"{path} has 0 but no -1 in its first lines, so 0 could mean no or unknown. Say which: {as_typed('minus_one')} "
+            f"{path} has 0 but no -1 in its first lines, so 0 could mean no or unknown. Say which: --minus-one (minus_one) "
             "unknown (0 is no) or no (0 is unknown)."
         )
     return "no"

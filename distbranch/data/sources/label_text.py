@@ -7,33 +7,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
 
-# What pandas, R, Excel (also for a formula that failed), SQL and people write where there is no value.
-MISSING = frozenset((
-    "na", "n/a", "#na", "#n/a", "nan", "-nan", "null", "nil", "none", "<na>", "<null>", "?", "??", "-", "--", ".",
-    "\u2013", "\u2014", "unlabelled", "unlabeled", "#value!", "#ref!", "#div/0!", "#name?", "#null!", "#num!",
-))  # fmt: skip
+import yaml
 
 TRUTH = {"true": 1, "false": 0}  # stand among numbers as well: tables are joined from what programs write
-# (yes, no) of one language each: a column is read by one of them, so that 'f' and 'm' or 'n' and 's' stay classes.
-VOCABULARIES: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
-    (frozenset(yes.split()), frozenset(no.split()))
-    for yes, no in (
-        ("true t", "false f"),
-        ("yes y", "no n"),
-        ("ja j wahr", "nein falsch"),
-        ("ja", "nee nej nei"),
-        ("oui vrai", "non faux"),
-        ("si s\u00ed s\u00ec verdadero vero", "no falso"),
-        ("sim verdadeiro", "n\u00e3o nao falso"),
-        ("tak", "nie"),
-        ("\u0434\u0430", "\u043d\u0435\u0442"),
-        ("\u662f", "\u5426"),
-        ("\u306f\u3044", "\u3044\u3044\u3048"),
-        ("x \u2713 \u2714 \u2611 \u2705", "\u2717 \u2718 \u2610 \u274c"),
-    )
-)
+WORDS = Path(__file__).with_name("words.yaml")
 
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
@@ -56,9 +37,17 @@ def fold_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+@cache
+def read_words() -> dict[str, Any]:
+    """The words for missing labels, and those for yes and no by language, as sets."""
+    words = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
+    languages = [(frozenset(yes), frozenset(no)) for yes, no in words["yes_and_no"]]
+    return {"missing": frozenset(words["missing"]), "yes_and_no": languages}
+
+
 def is_missing(text: str) -> bool:
     """Whether a tidy text says that there is no value."""
-    return not text or text.casefold() in MISSING
+    return not text or text.casefold() in read_words()["missing"]
 
 
 def parse_number(text: str) -> float | None:
@@ -93,7 +82,7 @@ def find_vocabulary(texts: Iterable[str]) -> tuple[frozenset[str], frozenset[str
     """The words for yes and no that all the texts are among; None where there are none such."""
     # A column of one language: `f` beside `m` is no false.
     words = {text.casefold() for text in texts}
-    for yes, no in VOCABULARIES:
+    for yes, no in read_words()["yes_and_no"]:
         if words <= yes | no:
             return yes, no
     return None

@@ -7,9 +7,8 @@ from typing import TypeVar
 from distbranch.data.image_files import ImageFiles, open_images
 from distbranch.data.shards import Labels, LabelValue
 from distbranch.data.sources.label_text import label_marks, parse_mark
-from distbranch.data.sources.source import Answer, Row, as_typed
+from distbranch.data.sources.source import Answer, Row, explain_unreadable
 from distbranch.errors import UserError
-from distbranch.permissions import denied
 
 T = TypeVar("T")
 Line = tuple[str, str]  # where it stands, and its text
@@ -20,16 +19,12 @@ def read_lines(path: Path) -> Iterator[Line]:
     """Every line that is not empty, with blanks for the commas of a .csv; with or without a byte-order mark."""
     try:
         # Reads UTF-8 with and without a byte-order mark.
-        with path.open(encoding="utf-8-sig") as file:
+        with explain_unreadable(str(path)), path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if path.suffix == ".csv":
                     line = line.replace(",", " ")
                 if line.strip():
                     yield f"{path}, line {number}", line.strip()
-    except PermissionError as error:
-        raise denied(error) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file in UTF-8.") from None
 
@@ -115,7 +110,7 @@ def map_marks(marks: Iterable[str], minus_one: Answer | None, path: Path) -> dic
     values = {text: mark for text, mark in parsed.items() if mark is not None}
     if minus_one is None and {0, -1} <= set(values.values()):
         raise UserError(
-            f"{path} holds 1, 0 and -1. Say what -1 means: {as_typed('minus_one')} unknown (0 is no) or no (0 is unknown)."
+            f"{path} holds 1, 0 and -1. Say what -1 means: --minus-one (minus_one) unknown (0 is no) or no (0 is unknown)."
         )
     label_of = label_marks(values.values(), minus_one)
     return {text: label_of[mark] for text, mark in values.items()}

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -126,7 +127,8 @@ def read_rows(
     waiting = iter(rows)
     for row in waiting:
         try:
-            data = images.read(names.find(row.image))
+            with explain_unreadable(f"{row.where}: image '{row.image}'"):
+                data = images.read(names.find(row.image))
             image = convert_to_jpeg(data, options.image_size, options.bits)
         except UnknownRangeError as error:
             # A sound image, so never left out: --bits says how bright it is.
@@ -137,10 +139,6 @@ def read_rows(
             kind = "missing-image" if isinstance(error, MissingImageError) else "broken-image"
             left_out.append(LeftOut(row.image, kind, row.where, str(error)))
             continue
-        except PermissionError as error:
-            raise denied(error) from None
-        except OSError as error:
-            raise UserError(f"{row.where}: image '{row.image}' cannot be read: {error.strerror or error}.") from None
 
         if options.image_size is None and len(sizes) < 2:
             sizes.setdefault(read_image_size(image), row.image)
@@ -149,6 +147,17 @@ def read_rows(
             with_frames.append(row.image)
         yield Sample(sample_key(row.image), row.split, image, row.labels)
     _warn_of_images(names, sizes, with_frames)
+
+
+@contextmanager
+def explain_unreadable(what: str) -> Iterator[None]:
+    """Errors of the file system as one sentence about this file."""
+    try:
+        yield
+    except PermissionError as error:
+        raise denied(error) from None
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {error.strerror or error}.") from None
 
 
 def _refuse_image(row: Row, error: BrokenImageError, rows: Iterable[Row], names: ImageNames) -> UserError:
@@ -186,11 +195,10 @@ def _warn_of_images(names: ImageNames, sizes: Mapping[tuple[int, int], str], wit
         (first, _), (other, name) = sizes.items()
         logger.warning(
             "The images have different sizes (%dx%d the first, %dx%d '%s'), and a network sees all of them in one size, "
-            "stretched to it. %s packs them all in the size you give.",
+            "stretched to it. --image-size (image_size) packs them all in the size you give.",
             *first,
             *other,
             name,
-            as_typed("image_size"),
         )
     if with_frames:
         logger.warning(

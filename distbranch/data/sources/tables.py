@@ -19,12 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distbranch.data.sources.label_text import tidy_text
-from distbranch.data.sources.source import as_typed
+from distbranch.data.sources.source import explain_unreadable
 from distbranch.errors import UserError
-from distbranch.permissions import denied
+
+if TYPE_CHECKING:
+    from distbranch.data.sources.csv import CsvOptions
 
 DELIMITERS = (",", ";", "\t", "|")
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -34,8 +36,6 @@ BOMS = {  # the longer ones first
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-EXCEL = (".xlsx", ".xlsm")
-PARQUET = (".parquet", ".pq")
 NUM_TOLD = 3  # problems of one kind; the rest is counted
 
 Rows = Iterator[tuple[int, Iterable[object]]]  # the line of each, and its values
@@ -48,7 +48,6 @@ class Table:
     Cells have no blanks around them; rows without any content are left out.
     """
 
-    path: Path
     names: list[str]
     columns: dict[str, Sequence[str]]
     lines: list[int]
@@ -80,37 +79,15 @@ class Problems:
             raise UserError(f"{self._table} has {num_problems} problems: {' '.join(told)}")
 
 
-def read_table(
-    path: Path, problems: Problems, *, delimiter: str | None, encoding: str | None, image_column: str
-) -> Table:
-    """Reads a table, and finds out how it is written; what is given is not sought. Raises UserError for what is no table.
+def read_table(options: "CsvOptions", problems: Problems) -> Table:
+    """Reads the table of the options. Rows whose cells stand below the names of other columns are `problems`.
 
-    `image_column`: a name that the header should hold, by which a delimiter is known. Rows whose cells stand below the names of
-    other columns are left out, and `problems` name them.
+    Raises UserError for what is no table.
     """
-    if not path.exists():
-        raise UserError(f"The table {path} does not exist.")
-    try:
-        if path.suffix.lower() in EXCEL:
-            reader = _read_sheet_rows(path)
-        elif path.suffix.lower() in PARQUET:
-            reader = _read_parquet_rows(path)
-        else:
-            reader = _read_text_rows(path, delimiter, encoding, image_column)
-        rows = list(reader)
-    except UserError:  # which is a ValueError
-        raise
-    except PermissionError as error:
-        raise denied(error) from None
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"The table {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    except (zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is no table that can be read ({error}). Save it anew, or as CSV.") from None
-
     names: list[str] = []
     lines: list[int] = []
     whole: list[list[str]] = []
-    for line, values in rows:
+    for line, values in _read_rows(options):
         cells = [format_cell(value).strip() for value in values]
         if not any(cells):
             continue
@@ -129,11 +106,25 @@ def read_table(
                 "Mend the lines, or say with --delimiter what separates cells.",
             )
     if not names:
-        raise UserError(f"{path} is empty; its first line should name the columns.")
-    if len(rows) < 2:
-        problems.add("it has a header but not a single row", "Add a line per image.")
+        raise UserError(f"{options.table} is empty; its first line should name the columns.")
+    if not lines:
+        problems.add("it has a header but not a single row that fits it", "Add a line per image.")
     columns = zip(*whole, strict=True) if whole else [()] * len(names)
-    return Table(path, names, dict(zip(names, columns, strict=True)), lines)
+    return Table(names, dict(zip(names, columns, strict=True)), lines)
+
+
+def _read_rows(options: "CsvOptions") -> Rows:
+    path = options.table
+    if not path.exists():
+        raise UserError(f"The table {path} does not exist.")
+    reader = READERS.get(path.suffix.lower(), _read_text_rows)
+    try:
+        with explain_unreadable(f"The table {path}"):
+            yield from reader(path, options)
+    except UserError:  # which is a ValueError
+        raise
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
+        raise UserError(f"The table {path} cannot be read ({error}). Save it anew, or as CSV.") from None
 
 
 def format_cell(value: object) -> str:
@@ -151,10 +142,10 @@ def format_cell(value: object) -> str:
     return str(value)
 
 
-def _read_text_rows(path: Path, delimiter: str | None, encoding: str | None, image_column: str) -> Rows:
+def _read_text_rows(path: Path, options: "CsvOptions") -> Rows:
     with OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
         data = file.read()
-    encoding = encoding or _find_encoding(path, data)
+    encoding = options.encoding or _find_encoding(path, data)
     try:
         # Not `bytes.decode`, which takes UTF-16 without a mark for that of this machine.
         text = io.TextIOWrapper(io.BytesIO(data), encoding, newline="").read()
@@ -163,6 +154,7 @@ def _read_text_rows(path: Path, delimiter: str | None, encoding: str | None, ima
     text = text.removeprefix("\ufeff")
     # The first line that Excel writes for itself.
     told = re.match(r'"?sep=(.)"?(?=\s)', text)
+    delimiter = options.delimiter
     if told:
         text = text[told.end() :]
         delimiter = delimiter or told[1]
@@ -170,7 +162,7 @@ def _read_text_rows(path: Path, delimiter: str | None, encoding: str | None, ima
     number = 0
     try:
         # Of equals the first, so a table of one column is taken as CSV.
-        delimiter = delimiter or max(DELIMITERS, key=lambda one: _rate_header(text, one, image_column))
+        delimiter = delimiter or max(DELIMITERS, key=lambda one: _rate_header(text, one, options.image_column))
         # Strict: a quote that is never closed is an error, and does not swallow the rest of the table.
         reader = _create_reader(text, delimiter, strict=True)
         for row in reader:
@@ -203,7 +195,7 @@ def _find_encoding(path: Path, data: bytes) -> str:
         )
     if b"\0" in data:
         raise UserError(
-            f"{path} is not text in UTF-8: it holds zero bytes. Say {as_typed('encoding')} utf-16-le or utf-16-be if it is "
+            f"{path} is not text in UTF-8: it holds zero bytes. Say --encoding utf-16-le or utf-16-be if it is "
             "text of this kind, or save it as CSV in UTF-8."
         )
     return "utf-8"
@@ -212,17 +204,17 @@ def _find_encoding(path: Path, data: bytes) -> str:
 def _explain_undecodable(path: Path, data: bytes, encoding: str, error: UnicodeError) -> UserError:
     """Names the first line that cannot be read, and how it reads in the encoding of Excel on Windows."""
     if encoding != "utf-8" or not isinstance(error, UnicodeDecodeError):
-        return UserError(f"{path} is not text in {encoding}. Give another {as_typed('encoding')}.")
+        return UserError(f"{path} is not text in {encoding}. Give another --encoding.")
     line = data.count(b"\n", 0, error.start) + 1
     around = data[max(0, error.start - 20) : error.start + 20].decode("cp1252", errors="replace")
     return UserError(
         f"{path}, line {line}: this is not text in UTF-8: byte 0x{data[error.start]:02x} stands there, which as cp1252 (Excel "
-        f"on Windows) would be '{tidy_text(around)}'. Save the table as CSV in UTF-8, or say what it is: {as_typed('encoding')} "
+        f"on Windows) would be '{tidy_text(around)}'. Save the table as CSV in UTF-8, or say what it is: --encoding "
         "cp1252, for instance."
     )
 
 
-def _read_sheet_rows(path: Path) -> Rows:
+def _read_sheet_rows(path: Path, _: "CsvOptions") -> Rows:
     import pandas  # here, for it takes its time, and other tables do without
 
     try:
@@ -253,7 +245,7 @@ def _read_sheet_rows(path: Path) -> Rows:
     yield from enumerate(sheet.dropna(axis="columns", how="all").to_numpy().tolist(), start=1)
 
 
-def _read_parquet_rows(path: Path) -> Rows:
+def _read_parquet_rows(path: Path, _: "CsvOptions") -> Rows:
     # Here, for it takes its time, and other tables do without.
     from pyarrow import parquet
 
@@ -263,3 +255,12 @@ def _read_parquet_rows(path: Path) -> Rows:
     yield 1, names
     columns = [column.to_pylist() for column in table.select(names).columns]
     yield from enumerate(zip(*columns, strict=True), start=2)
+
+
+# By the ending of the name; everything else is text.
+READERS = {
+    ".xlsx": _read_sheet_rows,
+    ".xlsm": _read_sheet_rows,
+    ".parquet": _read_parquet_rows,
+    ".pq": _read_parquet_rows,
+}

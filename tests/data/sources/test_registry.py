@@ -36,7 +36,10 @@ def test_options_are_read_as_typed() -> None:
         ({"source": "csv", "images": "i", "table": "t", "image_size": "0x5"}, "should be HxW in pixels"),
         ({"source": "csv", "images": "i", "table": "t", "on_bad_image": "maybe"}, "should be 'fail' or 'skip'"),
         ({"source": "csv", "images": "i", "table": "t", "fractions": "1,-1,1"}, "three shares that are not negative"),
-        ({"source": "csv", "images": "i", "table": "t", "fractions": "0.5,0.5"}, "three shares, those of train, val"),
+        (
+            {"source": "csv", "images": "i", "table": "t", "fractions": "0.5,0.5"},
+            "three shares that are not negative, of train, val",
+        ),
         ({"source": "rendered-faces", "image_size": "64x32"}, "should be a square"),
         ({"source": "rendered-faces", "samples": 0}, "--samples"),
     ],

@@ -16,6 +16,7 @@ import pytest
 from packed_samples import picture
 
 from distbranch.data.sources import pack_source, parse_options
+from distbranch.data.sources.csv import CsvOptions
 from distbranch.data.sources.tables import Problems, format_cell, read_table
 from distbranch.errors import UserError
 
@@ -37,7 +38,7 @@ def as_csv(rows: list[list[str]], delimiter: str, line_end: str = "\n") -> str:
 
 
 def read(path: Path, *, delimiter: str | None = None, encoding: str | None = None) -> list[list[str]]:
-    table = read_table(path, Problems(path), delimiter=delimiter, encoding=encoding, image_column="image")
+    table = read_table(CsvOptions(images=path, table=path, delimiter=delimiter, encoding=encoding), Problems(path))
     return [table.names, *map(list, zip(*table.columns.values(), strict=True))]
 
 
@@ -147,7 +148,7 @@ def test_a_sheet_of_excel_reads_as_its_cells_show(tmp_path: Path) -> None:
         ["7", "False", "0", "1.5", "2024-02-01", "", ""],
         ["2.jpg", "True", "", "", "", "", ""],
     ]
-    assert read_table(path, Problems(path), delimiter=None, encoding=None, image_column="image").lines == [2, 4, 5]
+    assert read_table(CsvOptions(images=path, table=path), Problems(path)).lines == [2, 4, 5]
 
 
 def test_a_workbook_of_several_sheets_is_refused_and_an_empty_one_beside_is_not(tmp_path: Path) -> None:
@@ -193,8 +194,8 @@ def test_parquet_reads_like_the_csv_of_the_same_frame(tmp_path: Path) -> None:
     [
         ("t.csv", b"PK\x03\x04rest", "workbook or an archive. Save it as CSV"),
         ("t.xls", b"\xd0\xcf\x11\xe0rest", "workbook or an archive. Save it as CSV"),
-        ("t.xlsx", b"image,a\n1.jpg,1\n", "no table that can be read"),
-        ("t.parquet", b"image,a\n1.jpg,1\n", "no table that can be read"),
+        ("t.xlsx", b"image,a\n1.jpg,1\n", "cannot be read"),
+        ("t.parquet", b"image,a\n1.jpg,1\n", "cannot be read"),
         ("t.csv.gz", b"image,a\n1.jpg,1\n", "cannot be read"),
         ("t.csv", b'image,a\n1.jpg,"red\n2.jpg,blue\n3.jpg,red\n', "line 2: this is not CSV .* Mend the quotes"),
         ("t.csv", b'image,a\n1.jpg,"red"dish\n', "line 2: this is not CSV"),

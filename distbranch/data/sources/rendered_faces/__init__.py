@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from distbranch.data.shards import Sample
 from distbranch.data.sources.rendered_faces.attributes import ATTRIBUTES, TASK_GROUPS, sample_attributes
 from distbranch.data.sources.rendered_faces.canvas import WHITE, Box, Canvas, Colour, mix, spread_evenly
-from distbranch.data.sources.rendered_faces.drawing import Face, read_face
+from distbranch.data.sources.rendered_faces.drawing import Face, parse_colour, read_face
 from distbranch.data.sources.source import Source, SourceOptions
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -139,8 +139,8 @@ def _cover_region(canvas: Canvas, region: str | None, rng: random.Random) -> Non
         _cover_with_blur,
     )
     cover = rng.choice(covers)
-    petal = rng.choice(read_face()["palettes"]["petal"])
-    fabric = rng.choice(read_face()["palettes"]["fabric"])
+    petal = parse_colour(rng.choice(read_face()["palettes"]["petal"]))
+    fabric = parse_colour(rng.choice(read_face()["palettes"]["fabric"]))
     # Hair and the whole image have no area: they were hidden while they were drawn.
     for box in read_face()["nuisance_areas"].get(region, ()):
         cover(canvas, box, petal, fabric)

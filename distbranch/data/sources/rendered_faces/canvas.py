@@ -26,11 +26,9 @@ def bend_curve(start: Point, bend: Point, end: Point) -> list[Point]:
     for i in range(NUM_CURVE_POINTS):
         t = i / (NUM_CURVE_POINTS - 1)
         # B(t) = (1 - t)^2 start + 2 t (1 - t) bend + t^2 end
-        first = (1 - t) ** 2
-        second = 2 * t * (1 - t)
-        x = first * start[0] + second * bend[0] + t * t * end[0]
-        y = first * start[1] + second * bend[1] + t * t * end[1]
-        points.append((x, y))
+        points.append(
+            [(1 - t) ** 2 * a + 2 * t * (1 - t) * b + t * t * c for a, b, c in zip(start, bend, end, strict=True)]
+        )
     return points
 
 

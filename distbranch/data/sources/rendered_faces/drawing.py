@@ -36,9 +36,8 @@ PARTS = (
 
 @cache
 def read_face() -> dict[str, Any]:
-    """The contents of `face.yaml`; its palettes are lists of colours."""
+    """The contents of `face.yaml`."""
     face: dict[str, Any] = yaml.safe_load(FACE.read_text(encoding="utf-8"))
-    face["palettes"] = {name: list(map(parse_colour, codes)) for name, codes in face["palettes"].items()}
     return face
 
 
@@ -48,7 +47,9 @@ def parse_colour(code: str) -> Colour:
 
 
 class Face:
-    """One face: `amounts`, how strongly each attribute is drawn (0, 0.5 or 1), its colours and computed outlines, by name.
+    """One face, whose attributes and seed decide how it is drawn.
+
+    `amounts` says how strongly each attribute is drawn (0, 0.5 or 1), `colours` which colour each name in `face.yaml` has.
 
     Args:
         canvas: on which it is drawn.
@@ -60,7 +61,6 @@ class Face:
     def __init__(self, canvas: Canvas, attributes: Mapping[str, int], rng: random.Random, hidden: str | None) -> None:
         self.canvas = canvas
         self.rng = rng
-        self.palettes: dict[str, list[Colour]] = read_face()["palettes"]
         self.colours = {name: parse_colour(code) for name, code in read_face()["colours"].items()}
         self.amounts: dict[str, float] = {**attributes, "scarf": hidden == "hair"}
         if hidden == "whole image":
@@ -68,39 +68,25 @@ class Face:
         if hidden == "hair":
             # A scarf lies on a bald head as on any other.
             self.amounts["Bald"] = 0
-        self.outlines = self._trace_outlines()
-        # Everything is chosen whether it is seen or not, and colours of one kind by one number however many there are,
-        # so that an attribute or a nuisance changes nothing but its own sign.
         self._choose_person(attributes, hidden)
 
     def _choose_person(self, attributes: Mapping[str, int], hidden: str | None) -> None:
+        """Skin and hair. All are chosen whether they are seen or not, so that a nuisance changes nothing else."""
         skin = self._choose_of("pale_skin" if attributes["Pale_Skin"] else "warm_skin")
-        if hidden == "whole image":
-            skin = self.colours["hidden_skin"]
-        self.colours |= {"skin": skin, "line": mix(skin, self.colours["ink"], 0.55)}
-        self.colours["beard"] = self.rng.choice(self.palettes["beard"])
-        hair = next((name for name in HAIR_COLOURS if attributes[name]), "other_hair")
-        shade = self._choose_of(hair)
+        self.colours["skin"] = self.colours["hidden_skin"] if hidden == "whole image" else skin
+        self._choose_colours("beard")
+        hair = self._choose_of(next(filter(attributes.get, HAIR_COLOURS), "other_hair"))
         scarf = self._choose_of("scarf")
-        self.colours["hair"] = scarf if hidden == "hair" else shade
+        self.colours["hair"] = scarf if hidden == "hair" else hair
 
     def _choose_of(self, palette: str) -> Colour:
-        colours = self.palettes[palette]
-        return colours[int(self.rng.random() * len(colours))]
+        """A colour, by one number however many there are, so that an attribute changes nothing but its own sign."""
+        codes = read_face()["palettes"][palette]
+        return parse_colour(codes[int(self.rng.random() * len(codes))])
 
-    def _choose_wear(self) -> None:
-        choose = self.rng.choice
-        self.colours["cloth"] = choose(self.palettes["cloth"])
-        self.amounts["hat_kind"] = choose(range(3))
-        self.colours["hat"] = choose(self.palettes["bright"])
-        for name in ("iris", "paint", "frame"):
-            self.colours[name] = choose(self.palettes[name])
-        self.amounts["gaze"] = self.rng.random()
-        self.colours["lips"] = choose(self.palettes["lipstick"])
-        if not self.amounts["Wearing_Lipstick"]:
-            self.colours["lips"] = mix(self.colours["skin"], (112, 84, 70), 0.45)
-        self.colours["metal"] = choose(self.palettes["metal"])
-        self.colours["silk"] = choose(self.palettes["bright"])
+    def _choose_colours(self, *names: str) -> None:
+        for name in names:
+            self.colours[name] = parse_colour(self.rng.choice(read_face()["palettes"][name]))
 
     def draw(self) -> None:
         """The whole face, from back to front."""
@@ -109,15 +95,19 @@ class Face:
         # The far background alone; the whole picture is blurred a little more at the end.
         self.canvas.blur(0.022 * self.amounts["Blurry"])
         self._draw_shapes("sparkles")
-        self._choose_wear()
+        self._choose_colours("cloth")
+        self.amounts["hat_kind"] = self.rng.choice(range(3))
+        self._choose_colours("hat", "iris", "paint", "frame")
+        self.amounts["gaze"] = self.rng.random()
+        self._choose_colours("lipstick", "metal", "silk")
         for part in PARTS:
             self._draw_shapes(part)
 
     def _draw_background(self) -> None:
         """Hills below a sky with small clouds."""
         rng = self.rng
-        sky = rng.choice(self.palettes["sky"])
-        self.colours["sky"] = sky
+        self._choose_colours("sky")
+        sky = self.colours["sky"]
         self.canvas.fill_all(sky)
         hill = mix(sky, (60, 110, 90), 0.3)
         base = rng.uniform(0.55, 0.75)
@@ -161,9 +151,9 @@ class Face:
                 self.canvas.draw_polygon(half, fill, edge)
 
     def _resolve_numbers(self, value: Any) -> Any:
-        """Numbers in place of `{Attribute: [without, with]}`, and points in place of the name of an outline."""
-        if isinstance(value, str):
-            return self.outlines[value]
+        """Numbers in place of `{Attribute: [without, with]}`, and the points of the outline in place of its name."""
+        if value == "face":
+            return self._trace_outline()
         if isinstance(value, list):
             return list(map(self._resolve_numbers, value))
         if isinstance(value, dict):
@@ -178,24 +168,9 @@ class Face:
         first, second, share = value
         return mix(self._resolve_colour(first), self._resolve_colour(second), share)
 
-    def _trace_outlines(self) -> dict[str, list[Point]]:
-        width = self._resolve_numbers({"Chubby": [0.26, 0.32]})
-        spots = _trace_arc(0.40, width + 0.055, 0.33, [0.1 * i for i in range(-2, 13)])
-        # The upper edge of the hair, then its lower one on the forehead; high temples leave a peak in the middle.
-        crown = _trace_arc(0.27, width + 0.02, 0.19, [i / 16 for i in range(17)])
-        if self.amounts["Receding_Hairline"]:
-            temple = [(1.0, 0.275), (0.88, 0.20), (0.5, 0.125), (0.16, 0.20)]
-        else:
-            temple = [(1.0, 0.275), (0.82, 0.215), (0.3, 0.20)]
-        hairline = [(0.5 - share * width, y) for share, y in temple]
-        return {
-            "spots": [(x, y, 0.017) for x, y in spots],
-            "crown": [*crown, *hairline, *mirror(hairline[::-1])],
-            "face": self._trace_face(width),
-        }
-
-    def _trace_face(self, width: float) -> list[Point]:
+    def _trace_outline(self) -> list[Point]:
         """A superellipse, square or egg-shaped, whose lower half is narrower towards the chin."""
+        width = 0.26 + 0.06 * self.amounts["Chubby"]
         oval = self.amounts["Oval_Face"]
         power = 2 / (2.1 + 1.6 * (1 - oval))
         points: list[Point] = []
@@ -209,9 +184,3 @@ class Face:
             taper = 1 - (0.04 + 0.34 * oval) * max(0.0, y)
             points.append((0.5 + width * taper * x, 0.47 + 0.36 * y))
         return points
-
-
-def _trace_arc(y: float, rx: float, ry: float, half_turns: list[float]) -> list[Point]:
-    """Points of an ellipse whose centre is on the axis of the face, from its right end (0) over the top to its left end (1)."""
-    angles = [math.pi * share for share in half_turns]
-    return [(0.5 + rx * math.cos(angle), y - ry * math.sin(angle)) for angle in angles]
