@@ -6,7 +6,6 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,32 +104,31 @@ def _check_shard(
     except BadSample as error:
         report.add_problem(str(error))
         return
-    with closing(opened):
-        # The sums of the samples are compared all the same: they say which of them are damaged.
-        num_bytes = path.stat().st_size
-        if num_bytes != shard.num_bytes:
-            report.add_problem(f"{where}: it should have {shard.num_bytes} bytes, found {num_bytes}.")
-        elif file_sha256(path) != shard.sha256:
-            report.add_problem(f"{where}: its bytes were changed (the sha256 differs from dataset.json).")
-        if opened.index.shape != (shard.num_samples, 6):
-            found = opened.index.shape
-            report.add_problem(f"{where}: its index should have {shard.num_samples} rows of 6, found {found}.")
-            return
+    # The sums of the samples are compared all the same: they say which of them are damaged.
+    num_bytes = path.stat().st_size
+    if num_bytes != shard.num_bytes:
+        report.add_problem(f"{where}: it should have {shard.num_bytes} bytes, found {num_bytes}.")
+    elif file_sha256(path) != shard.sha256:
+        report.add_problem(f"{where}: its bytes were changed (the sha256 differs from dataset.json).")
+    if opened.index.shape != (shard.num_samples, 6):
+        found = opened.index.shape
+        report.add_problem(f"{where}: its index should have {shard.num_samples} rows of 6, found {found}.")
+        return
 
-        for number in range(shard.num_samples):
-            # The sample by itself: one that is damaged hides nothing of the others.
-            try:
-                _check_sample(opened, number, counts, report.info)
-            except BadSample as error:
-                report.add_problem(str(error))
-                continue
+    for number in range(shard.num_samples):
+        # The sample by itself: one that is damaged hides nothing of the others.
+        try:
+            _check_sample(opened, number, counts, report.info)
+        except BadSample as error:
+            report.add_problem(str(error))
+            continue
 
-            # The sample among the others.
-            key = opened.read_key(number)
-            if hash(key) in keys:
-                report.add_problem(f"{where}, sample {number}: its key '{key}' occurs a second time.")
-            keys.add(hash(key))
-        _check_webdataset(path, opened.index, report)
+        # The sample among the others.
+        key = opened.read_key(number)
+        if hash(key) in keys:
+            report.add_problem(f"{where}, sample {number}: its key '{key}' occurs a second time.")
+        keys.add(hash(key))
+    _check_webdataset(path, opened.index, report)
 
 
 def _check_sample(opened: OpenShard, number: int, counts: Counts, info: DatasetInfo) -> None:
@@ -183,9 +181,7 @@ def _check_counts(
         )
     for task, found in counts.items():
         packed = Counter(split.labels.get(task, {}))
-        for label in sorted(found.keys() | packed.keys()):
-            if found[label] != packed[label]:
-                report.add_problem(
-                    f"Split {name}, task '{task}': dataset.json says {packed[label]} samples with the label '{label}', "
-                    f"the shards have {found[label]}."
-                )
+        if found != packed:
+            report.add_problem(
+                f"Split {name}, task '{task}': dataset.json counts {dict(packed)}, the shards hold {dict(found)}."
+            )

@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -23,6 +23,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+DECODERS = ("simplejpeg", "pil")
 JPEG_QUALITY = 95  # the highest that Pillow advises: above it files grow with hardly any gain
 JPEG_START = b"\xff\xd8"
 DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow
@@ -99,7 +100,10 @@ def decode_to_size(content: bytes, image_size: tuple[int, int], decoder: str = "
     """
     orientation = read_orientation(content)
     height, width = swap_if_sideways(image_size, orientation)
-    stored = DECODERS[decoder](content, height, width)
+    if decoder == "pil":
+        stored = _decode_by_pil(content, height, width)
+    else:
+        stored = simplejpeg.decode_jpeg(content, "RGB", min_height=height, min_width=width)
     pixels = turn_upright(stored, orientation)
     if pixels.shape[:2] == image_size:
         return pixels
@@ -298,26 +302,10 @@ def _is_sound_jpeg(data: bytes) -> bool:
     return True
 
 
-def _decode_by_simplejpeg(content: bytes, height: int, width: int) -> Pixels:
-    pixels: Pixels = simplejpeg.decode_jpeg(
-        content,
-        "RGB",
-        min_height=height,
-        min_width=width,
-    )
-    return pixels
-
-
 def _decode_by_pil(content: bytes, height: int, width: int) -> Pixels:
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.draft("RGB", (width, height))
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for broken files
+    except BROKEN as error:
         raise ValueError(str(error)) from None
-
-
-DECODERS: dict[str, Callable[[bytes, int, int], Pixels]] = {
-    "simplejpeg": _decode_by_simplejpeg,
-    "pil": _decode_by_pil,
-}

@@ -8,12 +8,11 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from distbranch.data.cache import Cache, open_files
 from distbranch.data.images import Augmentation, Pixels, decode_to_size
@@ -27,39 +26,12 @@ from distbranch.data.plan import (
     Turns,
     positions_of_rank,
 )
+from distbranch.data.prefetch import Batch as Batch
 from distbranch.data.prefetch import from_processes, from_thread
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
 from distbranch.errors import UserError
 from distbranch.tasks import Task
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some samples of one rank.
-
-    images: uint8 [b, 3, H, W] (channels_last in memory); labels: float32 [b, T], NaN where unlabelled; num_bad: samples
-    left out, by kind; error: one sentence that must end the run; indices: int64 [b], positions in the stream of
-    training samples, or in the split in an evaluation.
-    """
-
-    images: Tensor
-    labels: Tensor
-    num_bad: dict[str, int]
-    error: str | None
-    indices: Tensor
-
-    def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU copies without waiting (the DataLoader calls it)."""
-        images = self.images.pin_memory()
-        labels = self.labels.pin_memory()
-        return replace(self, images=images, labels=labels)
-
-    def share_memory(self) -> "Batch":
-        """The batch in memory that another process can map (a prefetching process calls it)."""
-        for tensor in (self.images, self.labels, self.indices):
-            tensor.share_memory_()  # type: ignore[no-untyped-call]
-        return self
 
 
 def train_loader(
@@ -212,7 +184,7 @@ class _BatchSource:
     max_open: int
     needs_some: bool  # in training: where all samples are bad an endless loader would search for ever
 
-    def make_batches(self, first: int = 0, step: int = 1) -> Iterator[Batch]:
+    def make_batches(self, first: int, step: int) -> Iterator[Batch]:
         """Batches first, first + step, ...; the only state are the shards that stay open."""
         with closing(ShardReader(self.parts, self.cache, max_open=self.max_open)) as reader:
             for number in itertools.count(first, step):
@@ -293,9 +265,9 @@ def _load_ahead(
     for path, _ in source.parts:
         open_files(path, source.cache)  # what is wrong with the path is said now, and not by a process later
     if num_workers:
-        batches = from_processes(source, num_workers, prefetch, pin_memory=pin_memory)
+        batches = from_processes(source.make_batches, num_workers, prefetch, pin_memory=pin_memory)
     else:
-        batches = from_thread(source, prefetch, pin_memory=pin_memory)
+        batches = from_thread(source.make_batches, prefetch, pin_memory=pin_memory)
     return _stop_after_error(batches)
 
 

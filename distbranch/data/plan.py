@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,12 +131,11 @@ def positions_of_rank(
     batch are together in a pass whatever the number of ranks.
     """
     shares = []
-    for number in range(num_passes):
-        first = number * batch_size // num_passes
-        length = (number + 1) * batch_size // num_passes - first
+    ends = [number * batch_size // num_passes for number in range(num_passes + 1)]
+    for first, end in pairwise(ends):
+        length = end - first
         begin = first + rank * length // world_size
-        end = first + (rank + 1) * length // world_size
-        shares.append(range(begin, end))
+        shares.append(range(begin, first + (rank + 1) * length // world_size))
     return shares
 
 
