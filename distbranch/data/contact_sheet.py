@@ -13,7 +13,6 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from distbranch.config.paths import check_can_be_written
-from distbranch.data.images import BrokenImageError, decode_image
 from distbranch.data.plan import SequentialPlan
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import DatasetInfo, read_dataset
@@ -156,9 +155,5 @@ def _make_cards(info: DatasetInfo, split: str, num_images: int, seed: int) -> It
         for number in sorted(drawn):
             ((shard, sample, _),) = plan.list_places(number, number + 1)
             opened = reader.open_shard(shard)
-            content, labels = opened.read_sample(sample, info.tasks)
-            try:
-                picture = decode_image(content)
-            except BrokenImageError as error:
-                raise opened.bad_sample(sample, "broken-image", f"{error}.") from None
-            yield picture, [str(opened.read_key(sample)), *describe_labels(info.tasks, labels.tolist())]
+            pixels, labels = opened.read_pixels(sample, info.tasks, info.image_size)
+            yield Image.fromarray(pixels), [str(opened.read_key(sample)), *describe_labels(info.tasks, labels.tolist())]

@@ -13,7 +13,7 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -201,12 +201,12 @@ class ImageNames:
             what = "there is no such image"
             if candidates:
                 what = f"{what}, and several could be meant"
-            raise MissingImageError(what, candidates or self._find_similar(parts))
+            raise _explain_missing(what, candidates or self._find_similar(parts))
         file = candidates[0]
         # Two names of a table for one file would give it two rows of labels.
         earlier = self.renamed.setdefault(file, name)
         if earlier != name:
-            raise MissingImageError(
+            raise _explain_missing(
                 f"there is no such image, and '{earlier}' already means the only one like it", [file]
             )
         return file
@@ -235,14 +235,14 @@ class ImageNames:
 
 
 class MissingImageError(BrokenImageError):
-    """There is no file of that name, or it is not clear which; `nearest` are those that it may have meant."""
+    """There is no file of that name, or it is not clear which."""
 
-    def __init__(self, what: str, nearest: Iterable[str]) -> None:
-        self.nearest = list(nearest)
-        if self.nearest:
-            shown = ", ".join(f"'{name}'" for name in self.nearest[:3])
-            what = f"{what} (nearest: {shown})"
-        super().__init__(what)
+
+def _explain_missing(what: str, nearest: Sequence[str]) -> MissingImageError:
+    if nearest:
+        shown = ", ".join(f"'{name}'" for name in nearest[:3])
+        what = f"{what} (nearest: {shown})"
+    return MissingImageError(what)
 
 
 def _split_name(name: str) -> tuple[str, ...]:

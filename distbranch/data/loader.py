@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from distbranch.data.cache import Cache, open_files
-from distbranch.data.images import Augmentation, Pixels, decode_to_size
+from distbranch.data.images import Augmentation
 from distbranch.data.plan import (
     AlternatingPlan,
     AnyPlan,
@@ -213,10 +212,12 @@ class _BatchSource:
         kept: list[int] = []
         num_bad: Counter[str] = Counter()
         error = last_bad = None
-        for place, index in zip(places, indices, strict=True):
+        for (shard, sample, epoch), index in zip(places, indices, strict=True):
             row = len(kept)
             try:
-                images[row], labels[row] = self._read_sample(reader, *place)
+                opened = reader.open_shard(shard, epoch)
+                pixels, labels[row] = opened.read_pixels(sample, self.tasks, self.image_size, self.decoder)
+                images[row] = self.augmentation(pixels, epoch, shard, sample)
                 kept.append(index)
             except BadSample as bad:
                 num_bad[bad.kind] += 1
@@ -239,21 +240,6 @@ class _BatchSource:
             error=error,
             indices=torch.tensor(kept, dtype=torch.int64),
         )
-
-    def _read_sample(
-        self,
-        reader: ShardReader,
-        shard: int,
-        sample: int,
-        epoch: int,
-    ) -> tuple[Pixels, NDArray[np.float32]]:
-        opened = reader.open_shard(shard, epoch)
-        content, labels = opened.read_sample(sample, self.tasks)
-        try:
-            pixels = decode_to_size(content, self.image_size, self.decoder)
-        except ValueError as error:
-            raise opened.bad_sample(sample, "broken-image", f"its image cannot be decoded ({error}).") from None
-        return self.augmentation(pixels, epoch, shard, sample), labels
 
 
 def _load_ahead(

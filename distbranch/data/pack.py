@@ -68,9 +68,6 @@ def pack(
     source = _convert_to_plain_json({**(source or {}), "shard_samples": shard_samples})
     tasks = tuple(tasks)
     try:
-        finished = _find_finished(out, source, tasks)
-        if finished is not None:
-            return finished
         out.parent.mkdir(parents=True, exist_ok=True)
         # One of several processes packs, and the others find what it made.
         lock = out.with_name(f".{out.name}.lock")

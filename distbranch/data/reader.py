@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distbranch.data.cache import Cache, DamagedDownloadError, Files, RemoteFiles, open_files
+from distbranch.data.images import Pixels, decode_to_size
 from distbranch.data.shards import BadSample, Index, Shard, join, parse_labels
 from distbranch.errors import UserError
 from distbranch.permissions import denied
@@ -52,6 +53,20 @@ class OpenShard:
             return image, parse_labels(content, tasks)
         except UserError as error:
             raise self.bad_sample(sample, "bad-label", str(error)) from None
+
+    def read_pixels(
+        self,
+        sample: int,
+        tasks: Sequence[Task],
+        image_size: tuple[int, int],
+        decoder: str = "simplejpeg",
+    ) -> tuple[Pixels, NDArray[np.float32]]:
+        """The image as a network sees it, [H, W, 3], and the labels."""
+        content, labels = self.read_sample(sample, tasks)
+        try:
+            return decode_to_size(content, image_size, decoder), labels
+        except ValueError as error:
+            raise self.bad_sample(sample, "broken-image", f"its image cannot be decoded ({error}).") from None
 
     def read_files(self, sample: int) -> tuple[bytes, bytes]:
         """The JPEG and the label file of a sample, as they were packed."""

@@ -243,11 +243,9 @@ def parse_labels(content: bytes, tasks: Sequence[Task]) -> NDArray[np.float32]:
         elif task.classes or value not in (0, 1):
             value = label_number(task, value)
         numbers.append(value)
-    # Counted first: to compare the names of all tasks takes longer, and it is hardly ever needed.
-    if len(labels) > len(tasks) - values.count(None):
-        unknown = set(labels) - {task.name for task in tasks}
-        if unknown:
-            raise UserError(f"it has a label of '{min(unknown)}', which is no task.")
+    unknown = labels.keys() - {task.name for task in tasks}
+    if unknown:
+        raise UserError(f"it has a label of '{min(unknown)}', which is no task.")
     return np.array(numbers, dtype=np.float32)
 
 
