@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from distbranch.config.paths import check_can_be_written
-from distbranch.data.plan import SequentialPlan
+from distbranch.data.plan import Plan
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.errors import UserError
@@ -148,7 +148,7 @@ def _break_lines(lines: Sequence[str], font: Font) -> list[str]:
 def _make_cards(info: DatasetInfo, split: str, num_images: int, seed: int) -> Iterator[Card]:
     """Samples drawn from the whole split, in its order."""
     shards = info.splits[split].shards
-    plan = SequentialPlan([shard.num_samples for shard in shards])
+    plan = Plan([shard.num_samples for shard in shards], seed=None, window=1)
     num_samples = info.splits[split].num_samples
     drawn = random.Random(seed).sample(range(num_samples), min(num_images, num_samples))
     with closing(ShardReader([(info.path, shards)], max_open=1)) as reader:

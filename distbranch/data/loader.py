@@ -5,6 +5,7 @@ the others: rank r takes the positions that `plan.positions_of_rank` gives it, p
 """
 
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -21,7 +22,6 @@ from distbranch.data.plan import (
     MixedPlan,
     Place,
     Plan,
-    SequentialPlan,
     Turns,
     positions_of_rank,
 )
@@ -79,6 +79,7 @@ def train_loader(
     source = _BatchSource(
         plan=plan,
         start=start,
+        end=sys.maxsize,
         batch_size=batch_size,
         shares=positions_of_rank(batch_size, accumulate, rank, world_size),
         parts=[(member.path, one.shards) for member, one in zip(info.members, chosen, strict=True)],
@@ -114,11 +115,13 @@ def eval_loader(
     The last batch may be short; a rank without samples has no batch. `Batch.indices` tells rank 0 the order.
     """
     chosen = _get_split(info, split)
+    plan = Plan([shard.num_samples for shard in chosen.shards], seed=None, window=1)
     # Dealt out one by one, so that no rank has two samples more than another.
     firsts = range(rank, batch_size * world_size, world_size)
     source = _BatchSource(
-        plan=SequentialPlan([shard.num_samples for shard in chosen.shards]),
+        plan=plan,
         start=0,
+        end=plan.num_samples,
         batch_size=batch_size * world_size,
         shares=[range(position, position + 1) for position in firsts],
         parts=[(info.path, chosen.shards)],
@@ -165,12 +168,14 @@ def _make_plan(
 class _BatchSource:
     """How samples become the batches of this rank: all that a process must know to make them.
 
-    `start`: the position of the plan at which the first batch begins; `shares`: the positions of this rank in every batch.
+    `start`, `end`: the positions of the plan at which the first batch begins and the last one ends.
+    `shares`: the positions of this rank in every batch.
     `parts`: path and shards of every data set; `needs_some`: a batch in which nothing is left ends the run.
     """
 
-    plan: AnyPlan | SequentialPlan
+    plan: AnyPlan
     start: int
+    end: int
     batch_size: int  # of all ranks
     shares: Sequence[range]
     parts: Sequence[tuple[str, Sequence[Shard]]]
@@ -199,9 +204,10 @@ class _BatchSource:
         places: list[Place] = []
         indices: list[int] = []
         for share in self.shares:
-            found = self.plan.list_places(first + share.start, first + share.stop)
-            places += found
-            indices += range(first + share.start, first + share.start + len(found))
+            start = min(first + share.start, self.end)
+            stop = min(first + share.stop, self.end)
+            places += self.plan.list_places(start, stop)
+            indices += range(start, stop)
         return places, indices
 
     def _make_batch(self, reader: ShardReader, places: Sequence[Place], indices: Sequence[int]) -> Batch:

@@ -158,7 +158,7 @@ class ShardReader:
     def request_shards(self, numbers: Sequence[int]) -> None:
         """These shards will be read soon: fetches them in the background if they are remote and the cache holds them."""
         remote = []
-        for number in numbers:
+        for number in dict.fromkeys(numbers):
             files, shard, _ = self._shards[number]
             if isinstance(files, RemoteFiles):
                 remote.append((number, files, shard))
