@@ -5,7 +5,7 @@ import math
 import os
 import random
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from distbranch.config.paths import check_can_be_written
 from distbranch.data.plan import Plan
 from distbranch.data.reader import ShardReader
-from distbranch.data.shards import DatasetInfo, read_dataset
+from distbranch.data.shards import read_dataset
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -61,9 +61,22 @@ def draw_contact_sheet(
     if split not in info.splits:
         raise UserError(f"The data set has no split '{split}'. It has: {', '.join(info.splits)}.")
     check_can_be_written(Path(out))
-    cards = list(_make_cards(info, split, num_images, seed))
+
+    # Drawn from the whole split, shown in its order, and as a network sees them.
+    shards = info.splits[split].shards
+    plan = Plan([shard.num_samples for shard in shards], seed=None, window=1)
+    drawn = random.Random(seed).sample(range(plan.num_samples), min(num_images, plan.num_samples))
+    cards = []
+    with closing(ShardReader([(info.path, shards)], max_open=1)) as reader:
+        for number in sorted(drawn):
+            ((shard, sample, _),) = plan.list_places(number, number + 1)
+            opened = reader.open_shard(shard)
+            pixels, labels = opened.read_pixels(sample, info.tasks, info.image_size)
+            lines = [str(opened.read_key(sample)), *describe_labels(info.tasks, labels.tolist())]
+            cards.append((Image.fromarray(pixels), lines))
+
     name = info.path.rstrip("/").rpartition("/")[2]
-    title = f"{name} · {split} · {len(cards)} of {info.splits[split].num_samples:,} samples · {len(info.tasks)} tasks"
+    title = f"{name} · {split} · {len(cards)} of {plan.num_samples:,} samples · {len(info.tasks)} tasks"
     draw_sheet(title, cards, columns).save(out, "PNG")
     return Path(out)
 
@@ -143,17 +156,3 @@ def _break_lines(lines: Sequence[str], font: Font) -> list[str]:
             widest = max(map(font.getlength, line))
             broken += textwrap.wrap(line, int(CARD_WIDTH / widest))
     return broken
-
-
-def _make_cards(info: DatasetInfo, split: str, num_images: int, seed: int) -> Iterator[Card]:
-    """Samples drawn from the whole split, in its order."""
-    shards = info.splits[split].shards
-    plan = Plan([shard.num_samples for shard in shards], seed=None, window=1)
-    num_samples = info.splits[split].num_samples
-    drawn = random.Random(seed).sample(range(num_samples), min(num_images, num_samples))
-    with closing(ShardReader([(info.path, shards)], max_open=1)) as reader:
-        for number in sorted(drawn):
-            ((shard, sample, _),) = plan.list_places(number, number + 1)
-            opened = reader.open_shard(shard)
-            pixels, labels = opened.read_pixels(sample, info.tasks, info.image_size)
-            yield Image.fromarray(pixels), [str(opened.read_key(sample)), *describe_labels(info.tasks, labels.tolist())]

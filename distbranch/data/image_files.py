@@ -7,7 +7,6 @@ less in front. Where just one file can be meant it is taken and told; where seve
 import difflib
 import errno
 import lzma
-import os
 import struct
 import tarfile
 import unicodedata
@@ -47,20 +46,9 @@ def open_images(path: Path) -> ImageFiles:
     """The files of a folder, a zip or a tar. Raises UserError when it is none of these, or a damaged one."""
     if path.is_dir():
         return _Folder(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist. Give a folder of images, a .zip or a .tar.")
     try:
         with path.open("rb") as file:
             start = file.read(TAR_BLOCK)
-        return _open_archive(path, start)
-    except PermissionError as error:
-        raise denied(error) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-
-
-def _open_archive(path: Path, start: bytes) -> ImageFiles:
-    try:
         # `is_zipfile` looks at the end, where a tar may hold a zip: so the magic of a tar goes first.
         is_tar = start[TAR_MAGIC] == b"ustar"  # very old ones have no magic
         if not is_tar and (start.startswith(ZIP_START) or zipfile.is_zipfile(path)):
@@ -68,7 +56,9 @@ def _open_archive(path: Path, start: bytes) -> ImageFiles:
         return _Tar(path)
     except UserError:  # which is a ValueError
         raise
-    except BROKEN_ARCHIVE as error:
+    except PermissionError as error:
+        raise denied(error) from None
+    except (*BROKEN_ARCHIVE, OSError) as error:
         raise UserError(
             f"{path} should be a folder of images, a whole .zip or an uncompressed .tar, and it is not ({reason_of(error)}). "
             "Unpack it if it is compressed, else copy it anew."
@@ -89,10 +79,9 @@ class _Folder:
         return (self._path / name).read_bytes()
 
     def names(self) -> Iterator[str]:
-        for folder, _, files in os.walk(self._path):
-            inside = Path(folder).relative_to(self._path)
-            for name in files:
-                yield (inside / name).as_posix()
+        for file in self._path.rglob("*"):
+            if file.is_file():
+                yield file.relative_to(self._path).as_posix()
 
 
 class _Archive:

@@ -71,8 +71,6 @@ class Augmentation:
 
     def __call__(self, image: Pixels, epoch: int, shard: int, sample: int) -> Pixels:
         """The image [H, W, 3] as this epoch shows it."""
-        if not self.flip and not self.shift:
-            return image
         place = struct.pack("<4q", self.seed, epoch, shard, sample)
         bits = blake2b(place, digest_size=12).digest()
         mirror, down, right = struct.unpack("<3I", bits)
@@ -251,13 +249,12 @@ def _convert_16_bits(image: Image.Image, bits: int | None) -> Image.Image:
     is_transparent = grey == image.info.get("transparency", -1)
     brightest = int(grey.max(initial=0, where=~is_transparent))
     used = brightest.bit_length()
-    if bits is None and 0 < used < 16:
+    is_known = used in (0, 16) if bits is None else used <= bits
+    if not is_known:
         raise UnknownRangeError(
             f"it has 16 bits per pixel, of which its brightest one ({brightest}) uses {used}: say with --bits how many "
             f"all such images use ({max(used, 9)} for instance, or 16 where a dark picture is meant to be dark)"
         )
-    if bits is not None and used > bits:
-        raise UnknownRangeError(f"its brightest pixel ({brightest}) needs {used} bits, and --bits says {bits}")
 
     # Scale, rounded to the nearest.
     white = 2 ** (bits or 16) - 1

@@ -210,15 +210,14 @@ def _explain_unread(path: str, place: str, error: Exception) -> UserError:
 def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
     repack = "Pack the data set again with 'distbranch data pack'."
     try:
-        data = json.loads(content)
-    except ValueError as error:
+        data = dict(json.loads(content))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{place} is damaged, it is no longer JSON ({error}). {repack}") from None
-    found = data if isinstance(data, dict) else {}
-    is_known = found.get("format") == FORMAT and found.get("version") == VERSION
-    if not is_known:
+    kind = (data.get("format"), data.get("version"))
+    if kind != (FORMAT, VERSION):
         raise UserError(
             f"{place} is not the description of a packed data set: it should have the format {FORMAT} in version {VERSION}, found "
-            f"{found.get('format')} in version {found.get('version')}. {repack}"
+            f"{kind[0]} in version {kind[1]}. {repack}"
         )
     try:
         return TypeAdapter(DatasetInfo).validate_python({"groups": {}, **data, "path": path})
