@@ -14,8 +14,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +33,6 @@ logger = logging.getLogger("distbranch")
 ATTEMPTS = 3
 BACKOFF_S = 0.5  # before the second attempt, then twice as long before each further one
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_AHEAD_THREADS = 4  # of every reader: one stream of a distant store fills no network
 _COPY = re.compile(r"[0-9a-f]{16}-.+\.(tar|npy)")  # what we put into the cache folder; anything else there is not ours
 
 
@@ -86,7 +84,7 @@ class RemoteFiles:
             OSError: the file cannot be had from the URL.
             UserError: neither the cache nor the folder for temporary files has room for it.
         """
-        descriptor = self.open_copy(file, sha256)
+        descriptor = self._open_copy(file, sha256)
         if descriptor is not None:
             return descriptor
         # Through a file that is gone as soon as it is closed.
@@ -101,7 +99,15 @@ class RemoteFiles:
             )
         return descriptor
 
-    def open_copy(self, file: str, sha256: str) -> int | None:
+    def fetch_shard(self, shard: Shard) -> None:
+        """Lets the cache have the files of a shard before they are read, if it can keep them."""
+        with suppress(OSError):  # who reads the shard meets the error again, and tells
+            for file, sha256 in ((shard.index, shard.index_sha256), (shard.file, shard.sha256)):
+                descriptor = self._open_copy(file, sha256)
+                if descriptor is not None:
+                    os.close(descriptor)
+
+    def _open_copy(self, file: str, sha256: str) -> int | None:
         """The same, but None where the cache cannot keep a copy."""
         # By its content, so that a data set that was packed anew finds no copy of the old one.
         copy = Path(self.cache.folder) / f"{sha256[:16]}-{file.replace('/', '-')}"
@@ -154,34 +160,6 @@ class RemoteFiles:
             found = hashlib.file_digest(written, "sha256").hexdigest()
         if found != sha256:
             raise DamagedDownloadError(f"it arrived with sha256 {found}, it was packed with {sha256}")
-
-
-class FetchAhead:
-    """Fetches shards by threads before they are read, so that a reader waits for a slow network only once."""
-
-    def __init__(self, files: RemoteFiles) -> None:
-        self._files = files
-        self._pool = ThreadPoolExecutor(_AHEAD_THREADS, "distbranch-fetch")
-        self._wanted: set[tuple[str, str]] = set()
-
-    def request(self, shards: Sequence[Shard]) -> None:
-        """These shards will be read soon."""
-        wanted = set()
-        for shard in shards:
-            wanted |= {(shard.index, shard.index_sha256), (shard.file, shard.sha256)}
-        for file, sha256 in sorted(wanted - self._wanted):
-            self._pool.submit(self._fetch, file, sha256)
-        self._wanted = wanted
-
-    def close(self) -> None:
-        """Waits for what is being fetched and forgets the rest."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def _fetch(self, file: str, sha256: str) -> None:
-        with suppress(OSError):  # who reads the file meets the error again, and tells
-            descriptor = self._files.open_copy(file, sha256)
-            if descriptor is not None:
-                os.close(descriptor)
 
 
 def open_files(path: str, cache: Cache | None = None) -> Files:

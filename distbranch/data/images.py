@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -23,6 +23,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+DECODERS = ("simplejpeg", "pil")
 JPEG_QUALITY = 95  # the highest that Pillow advises: above it files grow with hardly any gain
 JPEG_START = b"\xff\xd8"
 DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow
@@ -70,8 +71,6 @@ class Augmentation:
 
     def __call__(self, image: Pixels, epoch: int, shard: int, sample: int) -> Pixels:
         """The image [H, W, 3] as this epoch shows it."""
-        if not self.flip and not self.shift:
-            return image
         place = struct.pack("<4q", self.seed, epoch, shard, sample)
         bits = blake2b(place, digest_size=12).digest()
         mirror, down, right = struct.unpack("<3I", bits)
@@ -99,7 +98,10 @@ def decode_to_size(content: bytes, image_size: tuple[int, int], decoder: str = "
     """
     orientation = read_orientation(content)
     height, width = swap_if_sideways(image_size, orientation)
-    stored = DECODERS[decoder](content, height, width)
+    if decoder == "pil":
+        stored = _decode_by_pil(content, height, width)
+    else:
+        stored = simplejpeg.decode_jpeg(content, "RGB", min_height=height, min_width=width)
     pixels = turn_upright(stored, orientation)
     if pixels.shape[:2] == image_size:
         return pixels
@@ -247,13 +249,12 @@ def _convert_16_bits(image: Image.Image, bits: int | None) -> Image.Image:
     is_transparent = grey == image.info.get("transparency", -1)
     brightest = int(grey.max(initial=0, where=~is_transparent))
     used = brightest.bit_length()
-    if bits is None and 0 < used < 16:
+    is_known = used in (0, 16) if bits is None else used <= bits
+    if not is_known:
         raise UnknownRangeError(
             f"it has 16 bits per pixel, of which its brightest one ({brightest}) uses {used}: say with --bits how many "
             f"all such images use ({max(used, 9)} for instance, or 16 where a dark picture is meant to be dark)"
         )
-    if bits is not None and used > bits:
-        raise UnknownRangeError(f"its brightest pixel ({brightest}) needs {used} bits, and --bits says {bits}")
 
     # Scale, rounded to the nearest.
     white = 2 ** (bits or 16) - 1
@@ -298,26 +299,10 @@ def _is_sound_jpeg(data: bytes) -> bool:
     return True
 
 
-def _decode_by_simplejpeg(content: bytes, height: int, width: int) -> Pixels:
-    pixels: Pixels = simplejpeg.decode_jpeg(
-        content,
-        "RGB",
-        min_height=height,
-        min_width=width,
-    )
-    return pixels
-
-
 def _decode_by_pil(content: bytes, height: int, width: int) -> Pixels:
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.draft("RGB", (width, height))
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for broken files
+    except BROKEN as error:
         raise ValueError(str(error)) from None
-
-
-DECODERS: dict[str, Callable[[bytes, int, int], Pixels]] = {
-    "simplejpeg": _decode_by_simplejpeg,
-    "pil": _decode_by_pil,
-}

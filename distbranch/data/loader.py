@@ -5,61 +5,32 @@ the others: rank r takes the positions that `plan.positions_of_rank` gives it, p
 """
 
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from distbranch.data.cache import Cache, open_files
-from distbranch.data.images import Augmentation, Pixels, decode_to_size
+from distbranch.data.images import Augmentation
 from distbranch.data.plan import (
     AlternatingPlan,
     AnyPlan,
     MixedPlan,
     Place,
     Plan,
-    SequentialPlan,
     Turns,
     positions_of_rank,
 )
+from distbranch.data.prefetch import Batch as Batch
 from distbranch.data.prefetch import from_processes, from_thread
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
 from distbranch.errors import UserError
 from distbranch.tasks import Task
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some samples of one rank.
-
-    images: uint8 [b, 3, H, W] (channels_last in memory); labels: float32 [b, T], NaN where unlabelled; num_bad: samples
-    left out, by kind; error: one sentence that must end the run; indices: int64 [b], positions in the stream of
-    training samples, or in the split in an evaluation.
-    """
-
-    images: Tensor
-    labels: Tensor
-    num_bad: dict[str, int]
-    error: str | None
-    indices: Tensor
-
-    def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU copies without waiting (the DataLoader calls it)."""
-        images = self.images.pin_memory()
-        labels = self.labels.pin_memory()
-        return replace(self, images=images, labels=labels)
-
-    def share_memory(self) -> "Batch":
-        """The batch in memory that another process can map (a prefetching process calls it)."""
-        for tensor in (self.images, self.labels, self.indices):
-            tensor.share_memory_()  # type: ignore[no-untyped-call]
-        return self
 
 
 def train_loader(
@@ -108,6 +79,7 @@ def train_loader(
     source = _BatchSource(
         plan=plan,
         start=start,
+        end=sys.maxsize,
         batch_size=batch_size,
         shares=positions_of_rank(batch_size, accumulate, rank, world_size),
         parts=[(member.path, one.shards) for member, one in zip(info.members, chosen, strict=True)],
@@ -143,11 +115,13 @@ def eval_loader(
     The last batch may be short; a rank without samples has no batch. `Batch.indices` tells rank 0 the order.
     """
     chosen = _get_split(info, split)
+    plan = Plan([shard.num_samples for shard in chosen.shards], seed=None, window=1)
     # Dealt out one by one, so that no rank has two samples more than another.
     firsts = range(rank, batch_size * world_size, world_size)
     source = _BatchSource(
-        plan=SequentialPlan([shard.num_samples for shard in chosen.shards]),
+        plan=plan,
         start=0,
+        end=plan.num_samples,
         batch_size=batch_size * world_size,
         shares=[range(position, position + 1) for position in firsts],
         parts=[(info.path, chosen.shards)],
@@ -194,12 +168,14 @@ def _make_plan(
 class _BatchSource:
     """How samples become the batches of this rank: all that a process must know to make them.
 
-    `start`: the position of the plan at which the first batch begins; `shares`: the positions of this rank in every batch.
+    `start`, `end`: the positions of the plan at which the first batch begins and the last one ends.
+    `shares`: the positions of this rank in every batch.
     `parts`: path and shards of every data set; `needs_some`: a batch in which nothing is left ends the run.
     """
 
-    plan: AnyPlan | SequentialPlan
+    plan: AnyPlan
     start: int
+    end: int
     batch_size: int  # of all ranks
     shares: Sequence[range]
     parts: Sequence[tuple[str, Sequence[Shard]]]
@@ -212,7 +188,7 @@ class _BatchSource:
     max_open: int
     needs_some: bool  # in training: where all samples are bad an endless loader would search for ever
 
-    def make_batches(self, first: int = 0, step: int = 1) -> Iterator[Batch]:
+    def make_batches(self, first: int, step: int) -> Iterator[Batch]:
         """Batches first, first + step, ...; the only state are the shards that stay open."""
         with closing(ShardReader(self.parts, self.cache, max_open=self.max_open)) as reader:
             for number in itertools.count(first, step):
@@ -228,9 +204,10 @@ class _BatchSource:
         places: list[Place] = []
         indices: list[int] = []
         for share in self.shares:
-            found = self.plan.list_places(first + share.start, first + share.stop)
-            places += found
-            indices += range(first + share.start, first + share.start + len(found))
+            start = min(first + share.start, self.end)
+            stop = min(first + share.stop, self.end)
+            places += self.plan.list_places(start, stop)
+            indices += range(start, stop)
         return places, indices
 
     def _make_batch(self, reader: ShardReader, places: Sequence[Place], indices: Sequence[int]) -> Batch:
@@ -241,10 +218,12 @@ class _BatchSource:
         kept: list[int] = []
         num_bad: Counter[str] = Counter()
         error = last_bad = None
-        for place, index in zip(places, indices, strict=True):
+        for (shard, sample, epoch), index in zip(places, indices, strict=True):
             row = len(kept)
             try:
-                images[row], labels[row] = self._read_sample(reader, *place)
+                opened = reader.open_shard(shard, epoch)
+                pixels, labels[row] = opened.read_pixels(sample, self.tasks, self.image_size, self.decoder)
+                images[row] = self.augmentation(pixels, epoch, shard, sample)
                 kept.append(index)
             except BadSample as bad:
                 num_bad[bad.kind] += 1
@@ -268,21 +247,6 @@ class _BatchSource:
             indices=torch.tensor(kept, dtype=torch.int64),
         )
 
-    def _read_sample(
-        self,
-        reader: ShardReader,
-        shard: int,
-        sample: int,
-        epoch: int,
-    ) -> tuple[Pixels, NDArray[np.float32]]:
-        opened = reader.open_shard(shard, epoch)
-        content, labels = opened.read_sample(sample, self.tasks)
-        try:
-            pixels = decode_to_size(content, self.image_size, self.decoder)
-        except ValueError as error:
-            raise opened.bad_sample(sample, "broken-image", f"its image cannot be decoded ({error}).") from None
-        return self.augmentation(pixels, epoch, shard, sample), labels
-
 
 def _load_ahead(
     source: _BatchSource,
@@ -293,9 +257,9 @@ def _load_ahead(
     for path, _ in source.parts:
         open_files(path, source.cache)  # what is wrong with the path is said now, and not by a process later
     if num_workers:
-        batches = from_processes(source, num_workers, prefetch, pin_memory=pin_memory)
+        batches = from_processes(source.make_batches, num_workers, prefetch, pin_memory=pin_memory)
     else:
-        batches = from_thread(source, prefetch, pin_memory=pin_memory)
+        batches = from_thread(source.make_batches, prefetch, pin_memory=pin_memory)
     return _stop_after_error(batches)
 
 

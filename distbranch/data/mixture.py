@@ -5,7 +5,7 @@ A mixture of one is that data set. The samples are mixed by `plan.MixedPlan`.
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain, count
+from itertools import count
 
 from distbranch.config import DataConfig
 from distbranch.data.shards import DatasetInfo, SplitInfo, read_dataset
@@ -26,20 +26,24 @@ def merge_datasets(infos: Sequence[DatasetInfo], proportions: Sequence[int] = ()
     if len(infos) == 1:
         return infos[0]
     # The same data set twice would have every sample twice in an epoch, under different numbers.
-    seen = set()
-    for path in (info.path.rstrip("/") for info in infos):
-        if path in seen:
-            raise UserError(
-                f"data.path names {path} twice. Give every data set once; data.proportions says how often it comes."
-            )
-        seen.add(path)
+    paths = Counter(info.path.rstrip("/") for info in infos)
+    path, times = paths.most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"data.path names {path} twice. Give every data set once; data.proportions says how often it comes."
+        )
     tasks = _merge_tasks(infos)
-    names = dict.fromkeys(name for info in infos for name in info.splits)
+    groups: dict[str, tuple[str, ...]] = {}
+    for info in infos:
+        for name, members in info.groups.items():
+            # Groups of one name are one group: the tasks of the first data set, then those only a later one has.
+            groups[name] = tuple(dict.fromkeys(groups.get(name, ()) + members))
+    splits = dict.fromkeys(name for info in infos for name in info.splits)
     return DatasetInfo(
         path=" ".join(info.path for info in infos),
         tasks=tasks,
-        groups=_merge_groups(infos),
-        splits={name: _merge_split(infos, name, tasks) for name in names},
+        groups=groups,
+        splits={name: _merge_split(infos, name, tasks) for name in splits},
         image_size=infos[0].image_size,
         source={},  # each of the parts has its own
         parts=tuple(infos),
@@ -65,44 +69,22 @@ def _merge_tasks(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
             known, where = union.setdefault(task.name, (task, info.path))
             # One head is trained on both, so they must agree in kind, classes and exclusive set.
             if known != task:
-                one = _describe_task(known)
-                other = _describe_task(task)
                 raise UserError(
-                    f"The task '{task.name}' is {one} in {where} and {other} in {info.path}. "
+                    f"The task '{task.name}' is {known.to_json()} in {where} and {task.to_json()} in {info.path}. "
                     "Data sets that are trained together need the same task under one name; pack one of them with other names."
                 )
     return tuple(task for task, _ in union.values())
 
 
-def _describe_task(task: Task) -> str:
-    description: str = task.kind
-    if task.classes:
-        description += f" with the classes {', '.join(task.classes)}"
-    if task.exclusive:
-        description += f" of the exclusive set '{task.exclusive}'"
-    return description
-
-
-def _merge_groups(infos: Sequence[DatasetInfo]) -> dict[str, tuple[str, ...]]:
-    groups: dict[str, tuple[str, ...]] = {}
-    for info in infos:
-        for name, members in info.groups.items():
-            # Groups of one name are one group: the tasks of the first data set, then those only a later one has.
-            known = groups.get(name, ())
-            groups[name] = tuple(dict.fromkeys(known + members))
-    return groups
-
-
-def _merge_split(infos: Sequence[DatasetInfo], split: str, tasks: Sequence[Task]) -> SplitInfo:
+def _merge_split(infos: Sequence[DatasetInfo], name: str, tasks: Sequence[Task]) -> SplitInfo:
     """The split of all data sets that have it; where one lacks a task, all of its samples are unlabelled."""
-    having = [info.splits[split] for info in infos if split in info.splits]
-    labels: dict[str, dict[str, int]] = {}
-    for task in tasks:
-        counts: Counter[str] = Counter()
-        for one in having:
-            all_unlabelled = {"unlabelled": one.num_samples}
-            counts.update(one.labels.get(task.name, all_unlabelled))
-        labels[task.name] = dict(counts)
-    num_samples = sum(one.num_samples for one in having)
-    shards = tuple(chain.from_iterable(one.shards for one in having))
-    return SplitInfo(num_samples, labels, shards)
+    having = [info.splits[name] for info in infos if name in info.splits]
+    labels: dict[str, Counter[str]] = {task.name: Counter() for task in tasks}
+    for split in having:
+        for task, counts in labels.items():
+            counts.update(split.labels.get(task, {"unlabelled": split.num_samples}))
+    return SplitInfo(
+        num_samples=sum(split.num_samples for split in having),
+        labels={task: dict(counts) for task, counts in labels.items()},
+        shards=tuple(shard for split in having for shard in split.shards),
+    )

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from hashlib import sha256
 from math import comb
@@ -68,9 +68,6 @@ def pack(
     source = _convert_to_plain_json({**(source or {}), "shard_samples": shard_samples})
     tasks = tuple(tasks)
     try:
-        finished = _find_finished(out, source, tasks)
-        if finished is not None:
-            return finished
         out.parent.mkdir(parents=True, exist_ok=True)
         # One of several processes packs, and the others find what it made.
         lock = out.with_name(f".{out.name}.lock")
@@ -132,11 +129,11 @@ def find_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> list[list[Copy
 
     alike: dict[bytes, list[Copy]] = {}  # by the sha256 of the image
     for (name, shard), own in zip(placed, sums, strict=True):
-        with closing(OpenShard(LocalFiles(str(folder)), shard, shard.file)) as opened:
-            for sample in np.flatnonzero(np.isin(own, repeated)).tolist():
-                image, content = opened.read_files(sample)
-                copies = alike.setdefault(sha256(image).digest(), [])
-                copies.append(Copy(name, json.loads(content)["key"]))
+        opened = OpenShard(LocalFiles(str(folder)), shard, shard.file)
+        for sample in np.flatnonzero(np.isin(own, repeated)).tolist():
+            image, content = opened.read_files(sample)
+            copies = alike.setdefault(sha256(image).digest(), [])
+            copies.append(Copy(name, json.loads(content)["key"]))
     return [copies for copies in alike.values() if len(copies) > 1]
 
 
@@ -147,10 +144,9 @@ def count_copies(found: Sequence[Sequence[Copy]]) -> dict[str, int]:
     num_copies = num_pairs = 0
     for copies in found:
         num_copies += len(copies) - 1
+        sizes = Counter(copy.split for copy in copies).values()
         # All pairs, less those within a split.
-        num_pairs += comb(len(copies), 2)
-        sizes = Counter(copy.split for copy in copies)
-        num_pairs -= sum(comb(size, 2) for size in sizes.values())
+        num_pairs += comb(len(copies), 2) - sum(comb(size, 2) for size in sizes)
     return {"copies": num_copies, "pairs_across_splits": num_pairs}
 
 
@@ -181,8 +177,6 @@ def _find_finished(out: Path, source: Mapping[str, Any], tasks: tuple[Task, ...]
     """The data set that is already there, if it is the one asked for; None when there is none."""
     if not out.exists():
         return None
-    if not out.is_dir():
-        raise UserError(f"{out} is a file. Give a new folder.")
     if not any(out.iterdir()):
         return None
     refusal = f"{out} is not empty, so nothing was packed into it"
@@ -213,27 +207,24 @@ def _write_samples(
     progress: Callable[[int], None],
 ) -> tuple[dict[str, SplitInfo], tuple[int, int]]:
     """Routes every sample to the writer of its split; returns the splits and the (height, width) of the first image."""
+    writers = {name: ShardWriter(folder, name, tasks, shard_samples=shard_samples) for name in SPLITS}
     keys: set[int] = set()
     size = (0, 0)
     done = 0
-    with ExitStack() as stack:
-        writers = {}
-        for name in SPLITS:
-            writer = ShardWriter(folder, name, tasks, shard_samples=shard_samples)
-            writers[name] = stack.enter_context(writer)
-        for sample in samples:
-            if done == 0:
-                size = _read_size(sample)
-            if sample.split not in SPLITS:
-                raise UserError(
-                    f"Sample {sample.key}: the split should be one of {', '.join(SPLITS)}, found '{sample.split}'."
-                )
-            _check_key(sample.key, keys)
-            writers[sample.split].write_sample(sample)
-            done += 1
-            if done % PROGRESS_EVERY == 0:
-                progress(done)
+    for sample in samples:
+        if done == 0:
+            size = _read_size(sample)
+        if sample.split not in SPLITS:
+            names = ", ".join(SPLITS)
+            raise UserError(f"Sample {sample.key}: the split should be one of {names}, found '{sample.split}'.")
+        _check_key(sample.key, keys)
+        writers[sample.split].write_sample(sample)
+        done += 1
+        if done % PROGRESS_EVERY == 0:
+            progress(done)
     progress(done)
+    for writer in writers.values():
+        writer.close()
     splits = {name: writer.info for name, writer in writers.items()}
     return {name: split for name, split in splits.items() if split.num_samples}, size
 

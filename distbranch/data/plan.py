@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ class Plan:
     In every epoch the shards are permuted, cut into windows of `window` shards, and the samples of a window permuted
     together. Epoch e depends on (seed, e, shard_sizes, window, part) alone. Memory: O(num_shards + samples of a few windows).
 
+    Without a seed it is the plain order, shard after shard, as an evaluation reads them.
     `part`: from where to where, in 0..1, every shard is read, in a seeded order of its own: (0, 0.8) and (0.8, 1) have no sample
     in common and together all. Of N samples the part (0, p) has floor(p * N), of every shard nearly as large a share.
     """
@@ -39,7 +40,7 @@ class Plan:
     def __init__(
         self,
         shard_sizes: Sequence[int],
-        seed: int,
+        seed: int | None,
         window: int = 8,
         part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
@@ -131,33 +132,12 @@ def positions_of_rank(
     batch are together in a pass whatever the number of ranks.
     """
     shares = []
-    for number in range(num_passes):
-        first = number * batch_size // num_passes
-        length = (number + 1) * batch_size // num_passes - first
+    ends = [number * batch_size // num_passes for number in range(num_passes + 1)]
+    for first, end in pairwise(ends):
+        length = end - first
         begin = first + rank * length // world_size
-        end = first + (rank + 1) * length // world_size
-        shares.append(range(begin, end))
+        shares.append(range(begin, first + (rank + 1) * length // world_size))
     return shares
-
-
-class SequentialPlan:
-    """Every sample once, from the first to the last: the order of an evaluation."""
-
-    def __init__(self, shard_sizes: Sequence[int]) -> None:
-        self._ends = [0, *accumulate(shard_sizes)]
-
-    def list_places(self, start: int, stop: int) -> list[Place]:
-        """The places at positions start..stop-1, as far as there are samples."""
-        places = []
-        for position in range(start, min(stop, self._ends[-1])):
-            shard = bisect_right(self._ends, position) - 1
-            places.append((shard, position - self._ends[shard], 0))
-        return places
-
-    def list_shards_ahead(self, position: int) -> list[int]:
-        """The shard that holds this position and the next one."""
-        shard = bisect_right(self._ends, position) - 1
-        return list(range(shard, min(shard + 2, len(self._ends) - 1)))
 
 
 class _JoinedPlan:
@@ -286,11 +266,6 @@ class AlternatingPlan(_JoinedPlan):
         self.plans = plans
         self.turns = turns
 
-    def list_shards_ahead(self, position: int) -> list[int]:
-        """The shards that either plan reads soon after this stream position, each once."""
-        ahead = super().list_shards_ahead(position)
-        return list(dict.fromkeys(ahead))
-
     def _list_turns(self, start: int, stop: int) -> Ints:
         since = np.arange(start, stop) - self.turns.before
         place = since % (self.turns.first + self.turns.second)
@@ -311,9 +286,11 @@ class AlternatingPlan(_JoinedPlan):
 AnyPlan = Plan | MixedPlan | AlternatingPlan
 
 
-def _draw_permutation(length: int, *seed: int) -> Ints:
+def _draw_permutation(length: int, seed: int | None, *place: int) -> Ints:
     """A seeded permutation of 0..length-1, by sorting raw Philox numbers, which no release of numpy changes."""
-    raw = _draw_raw(length, *seed)
+    if seed is None:
+        return np.arange(length)
+    raw = _draw_raw(length, seed, *place)
     return np.argsort(raw, kind="stable")
 
 

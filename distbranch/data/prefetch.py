@@ -4,7 +4,6 @@ Process w of n makes batches w, w + n, ... by itself; the DataLoader of torch ca
 """
 
 import errno
-import logging
 import multiprocessing
 import os
 import shutil
@@ -12,52 +11,62 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 
-logger = logging.getLogger("distbranch")
 SHARED_MEMORY = "/dev/shm"
-NO_SHARED_MEMORY = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSYS)  # there is none, or not for us
 SECONDS_TO_DIE = 2.0  # from the first sign that a process is gone until its exit code is known
 
 
-class Movable(Protocol):
-    """A batch."""
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of one rank.
 
-    def pin_memory(self) -> Self:
+    images: uint8 [b, 3, H, W] (channels_last in memory); labels: float32 [b, T], NaN where unlabelled; num_bad: samples
+    left out, by kind; error: one sentence that must end the run; indices: int64 [b], positions in the stream of
+    training samples, or in the split in an evaluation.
+    """
+
+    images: Tensor
+    labels: Tensor
+    num_bad: dict[str, int]
+    error: str | None
+    indices: Tensor
+
+    def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which a GPU copies without waiting."""
+        images = self.images.pin_memory()
+        labels = self.labels.pin_memory()
+        return replace(self, images=images, labels=labels)
 
-    def share_memory(self) -> Self:
-        """The batch in memory that another process can map."""
-
-
-B = TypeVar("B", bound=Movable, covariant=True)
-
-
-class Source(Protocol[B]):
-    """Makes the batches; it travels to the processes, so it can be pickled."""
-
-    def make_batches(self, first: int = 0, step: int = 1) -> Iterator[B]:
-        """Batches first, first + step, ..."""
+    def share_memory(self) -> "Batch":
+        """The batch in memory that another process can map (a prefetching process calls it)."""
+        for tensor in (self.images, self.labels, self.indices):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+        return self
 
 
-def from_thread(source: Source[B], prefetch: int, *, pin_memory: bool = False) -> Iterator[B]:
-    """All batches of the source, `prefetch` ahead, made by one thread: decoders release the interpreter's lock."""
-    batches = source.make_batches()
+# Makes batches first, first + step, ...; it travels to the processes, so it can be pickled.
+MakeBatches = Callable[[int, int], Iterator[Batch]]
 
-    def make_next() -> B | None:
+
+def from_thread(make_batches: MakeBatches, prefetch: int, *, pin_memory: bool = False) -> Iterator[Batch]:
+    """All batches, `prefetch` ahead, made by one thread: decoders release the interpreter's lock."""
+    batches = make_batches(0, 1)
+
+    def make_next() -> Batch | None:
         batch = next(batches, None)
         if batch is not None and pin_memory:
             return batch.pin_memory()
@@ -74,13 +83,13 @@ def from_thread(source: Source[B], prefetch: int, *, pin_memory: bool = False) -
 
 
 def from_processes(
-    source: Source[B],
+    make_batches: MakeBatches,
     num_workers: int,
     prefetch: int,
     *,
     pin_memory: bool = False,
-) -> Iterator[B]:
-    """All batches of the source in order, `prefetch` ahead in each of `num_workers` processes, which begin at once.
+) -> Iterator[Batch]:
+    """All batches in order, `prefetch` ahead in each of `num_workers` processes, which begin at once.
 
     The iterator raises a UserError if a process has died, or if there is no room in the memory that they share.
     """
@@ -89,7 +98,7 @@ def from_processes(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "distbranch.data.loader"])
     loader = DataLoader(
-        _Stream(source),
+        _Stream(make_batches),
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=prefetch,
@@ -100,12 +109,11 @@ def from_processes(
         generator=torch.Generator(),  # else each loader draws from the global one, which a resumed run would notice
     )
     before = multiprocessing.active_children()
-    _warn_if_unguarded(getattr(sys.modules["__main__"], "__file__", None) or "")
     try:
         with _without_main():
             batches = iter(loader)
     except OSError as error:  # where the first batch is awaited all ranks learn of it
-        return _raise_at_first_batch(UserError(_explain_no_start(error)))
+        return _raise_at_first_batch(UserError(_explain_failure(error)))
     processes = [process for process in multiprocessing.active_children() if process not in before]
     return _explain_errors(batches, processes)
 
@@ -124,97 +132,58 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-@cache
-def _warn_if_unguarded(script: str) -> None:
-    """Once: ours do without the guard, but the processes of whatever else the script uses may not."""
-    try:
-        has_guard = "__name__" in Path(script).read_text(encoding="utf-8", errors="replace")
-    except OSError:  # no script, or one from a pipe
-        return
-    if not has_guard:
-        logger.warning(
-            'The script %s has no `if __name__ == "__main__":`. Put its calls under one: a library that starts processes may run it '
-            "again in each (those of data.workers do not).",
-            script,
-        )
-
-
-def _explain_errors(batches: Iterator[B], processes: Sequence[BaseProcess]) -> Iterator[B]:
+def _explain_errors(batches: Iterator[Batch], processes: Sequence[BaseProcess]) -> Iterator[Batch]:
     try:
         yield from batches
     except (RuntimeError, OSError, EOFError) as error:
-        if _is_about_shared_memory(error):
-            raise UserError(_explain_full_memory()) from None
-        if not _is_from_dead_process(error):
+        # An error inside a process arrives as "Caught ...", and the death of one in many ways: the pipe to it breaks.
+        if str(error).startswith("Caught") and not _is_about_room(error):
             raise
-        raise UserError(_explain_death(processes, error)) from None
+        connection.wait([process.sentinel for process in processes], SECONDS_TO_DIE)
+        exit_codes = [process.exitcode for process in processes if process.exitcode]
+        raise UserError(_explain_failure(error, *exit_codes[:1])) from None
 
 
-def _raise_at_first_batch(error: UserError) -> Iterator[Any]:
-    raise error
-    yield
+def _is_about_room(error: Exception) -> bool:
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
-def _explain_no_start(error: OSError) -> str:
-    """Processes share semaphores too, which are files in the shared memory."""
-    if error.errno == errno.ENOSPC:
-        return _explain_full_memory()
-    where = f" in {SHARED_MEMORY}" if error.errno in NO_SHARED_MEMORY else ""
-    return (
-        f"The prefetching processes (data.workers) cannot be started ({error.strerror}{where}). Lower data.workers, or set it to 0, "
-        "which needs no such processes."
-    )
-
-
-def _is_about_shared_memory(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and "shared memory" in str(error) and "No space left" in str(error)
-
-
-def _explain_full_memory() -> str:
-    return (
-        f"The prefetching processes (data.workers) hand over their batches in {SHARED_MEMORY}, which is full: it has room for "
-        f"{shutil.disk_usage(SHARED_MEMORY).total / 2**20:,.1f} MiB. Give it more (`docker run --shm-size=2g`; in Kubernetes an "
-        f"emptyDir of medium Memory at {SHARED_MEMORY}), or set data.workers=0."
-    )
-
-
-def _explain_death(processes: Sequence[BaseProcess], error: Exception) -> str:
-    """One sentence by the signal or the exit code of the first that is gone."""
-    connection.wait([process.sentinel for process in processes], SECONDS_TO_DIE)
-    code = next((process.exitcode for process in processes if process.exitcode), None)
-    if code == -signal.SIGBUS:
-        return _explain_full_memory()
-    if code is None:
-        how = " ".join(str(error).split()) or type(error).__name__
-    elif code < 0:  # as multiprocessing has it, the signal
-        how = f"signal {signal.Signals(-code).name}"
-    else:
-        how = f"exit code {code}"
-    cure = "Run the same command again; with data.workers=0 there are no such processes."
-    if code == -signal.SIGKILL:
+def _explain_failure(error: Exception, exit_code: int = 0) -> str:
+    """One sentence by the error, or by the exit code of the first process that is gone: minus its signal."""
+    if exit_code == -signal.SIGBUS or _is_about_room(error):
+        return (
+            f"The prefetching processes (data.workers) hand over their batches in {SHARED_MEMORY}, which is full: it has room for "
+            f"{shutil.disk_usage(SHARED_MEMORY).total / 2**20:,.1f} MiB. Give it more (`docker run --shm-size=2g`; in Kubernetes an "
+            f"emptyDir of medium Memory at {SHARED_MEMORY}), or set data.workers=0."
+        )
+    how = reason_of(error)
+    if exit_code > 0:
+        how = f"exit code {exit_code}"
+    elif exit_code < 0:
+        how = f"signal {signal.Signals(-exit_code).name}"
+    cure = "Run the same command again, or set data.workers=0, which needs no such processes."
+    if exit_code == -signal.SIGKILL:
         cure = "If nobody else did, the system killed it for want of memory: lower data.workers or data.prefetch."
     return f"A prefetching process ended unexpectedly ({how}). {cure}"
 
 
-class _Stream(IterableDataset[Any]):
+def _raise_at_first_batch(error: UserError) -> Iterator[Batch]:
+    raise error
+    yield
+
+
+class _Stream(IterableDataset[Batch]):
     """What every prefetching process iterates: its own share of the batches."""
 
-    def __init__(self, source: Source[Any]) -> None:
-        self._source = source
+    def __init__(self, make_batches: MakeBatches) -> None:
+        self._make_batches = make_batches
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         assert worker is not None
-        for batch in self._source.make_batches(worker.id, worker.num_workers):
+        for batch in self._make_batches(worker.id, worker.num_workers):
             # Left to the queue, which shares tensors in a thread of its own, a lack of room would lose the batch in silence.
             yield batch.share_memory()
-
-
-def _is_from_dead_process(error: Exception) -> bool:
-    """Whether a process is gone, as against an error inside it, which arrives as "Caught ... in DataLoader worker"."""
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader worker")
-    return not str(error).startswith("Caught")  # the pipe to a process that was killed breaks in several ways
 
 
 def _keep_batch(batch: Any) -> Any:
@@ -223,10 +192,9 @@ def _keep_batch(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     """In a prefetching process: leave signals to the trainer, and end when it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ignore_first_signal)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # The DataLoader watches the parent process, but that is the fork server, which lives as long as its children do.
     threading.Thread(target=_exit_with_trainer, daemon=True).start()
 

@@ -7,22 +7,26 @@ Several data sets are read as one whose shards are numbered through, as `plan.Mi
 import json
 import os
 import tarfile
+import weakref
 import zlib
-from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from hashlib import sha256
 from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distbranch.data.cache import Cache, DamagedDownloadError, FetchAhead, Files, RemoteFiles, open_files
+from distbranch.data.cache import Cache, DamagedDownloadError, Files, RemoteFiles, open_files
+from distbranch.data.images import Pixels, decode_to_size
 from distbranch.data.shards import BadSample, Index, Shard, join, parse_labels
 from distbranch.errors import UserError
 from distbranch.permissions import denied
 from distbranch.tasks import Task
 
+_AHEAD_THREADS = 4  # of every reader: one stream of a distant store fills no network
 _HEADER_BYTES = 512  # of a tar; the header of a file ends where its content begins
 
 
@@ -40,6 +44,7 @@ class OpenShard:
             raise BadSample("corrupt", name, None, f"its index {shard.index} is not the one that was packed.")
         self.index: Index = np.load(BytesIO(content), allow_pickle=False)  # a pickle from elsewhere could run any code
         self._descriptor = self._open_file(files, shard.file, shard.sha256)
+        weakref.finalize(self, os.close, self._descriptor)  # as soon as nobody has it any more
 
     def read_sample(self, sample: int, tasks: Sequence[Task]) -> tuple[bytes, NDArray[np.float32]]:
         """The JPEG and the labels [T] (NaN = unlabelled) of a sample."""
@@ -48,6 +53,20 @@ class OpenShard:
             return image, parse_labels(content, tasks)
         except UserError as error:
             raise self.bad_sample(sample, "bad-label", str(error)) from None
+
+    def read_pixels(
+        self,
+        sample: int,
+        tasks: Sequence[Task],
+        image_size: tuple[int, int],
+        decoder: str = "simplejpeg",
+    ) -> tuple[Pixels, NDArray[np.float32]]:
+        """The image as a network sees it, [H, W, 3], and the labels."""
+        content, labels = self.read_sample(sample, tasks)
+        try:
+            return decode_to_size(content, image_size, decoder), labels
+        except ValueError as error:
+            raise self.bad_sample(sample, "broken-image", f"its image cannot be decoded ({error}).") from None
 
     def read_files(self, sample: int) -> tuple[bytes, bytes]:
         """The JPEG and the label file of a sample, as they were packed."""
@@ -80,10 +99,6 @@ class OpenShard:
     def bad_sample(self, sample: int, kind: str, what: str) -> BadSample:
         """What to raise for a sample of this shard."""
         return BadSample(kind, self.name, self.read_key(sample), what)
-
-    def close(self) -> None:
-        """Closes the file."""
-        os.close(self._descriptor)
 
     def _open_file(self, files: Files, file: str, packed_sha256: str) -> int:
         try:
@@ -129,53 +144,48 @@ class ShardReader:
         *,
         max_open: int,
     ) -> None:
-        self._max_open = max_open * len(parts)  # else a data set that is read often would push out the others
+        # For each data set, else one that is read often would push out the others.
+        self._open = lru_cache(max_open * len(parts))(self._try_to_open)
         self._shards: list[tuple[Files, Shard, str]] = []  # and the name by which people find it
-        self._open: OrderedDict[tuple[int, int], OpenShard | BadSample] = OrderedDict()
-        self._ahead: list[tuple[RemoteFiles, FetchAhead]] = []
+        self._requested: list[int] = []
+        self._ahead = ThreadPoolExecutor(_AHEAD_THREADS, "distbranch-fetch")
         for path, shards in parts:
             files = open_files(path, cache)
-            if isinstance(files, RemoteFiles):
-                self._ahead.append((files, FetchAhead(files)))
             for shard in shards:
                 name = join(path, shard.file) if len(parts) > 1 else shard.file
                 self._shards.append((files, shard, name))
 
     def request_shards(self, numbers: Sequence[int]) -> None:
         """These shards will be read soon: fetches them in the background if they are remote and the cache holds them."""
-        for files, ahead in self._ahead:
-            shards = [self._shards[number][1] for number in numbers if self._shards[number][0] is files]
-            # In a smaller cache one shard of a window would push out another before either is read.
-            if sum(shard.num_bytes for shard in shards) <= files.cache.max_bytes:
-                ahead.request(shards)
+        remote = []
+        for number in dict.fromkeys(numbers):
+            files, shard, _ = self._shards[number]
+            if isinstance(files, RemoteFiles):
+                remote.append((number, files, shard))
+        # In a smaller cache one shard of a window would push out another before either is read.
+        num_bytes = sum(shard.num_bytes for _, _, shard in remote)
+        for number, files, shard in remote:
+            if number not in self._requested and num_bytes <= files.cache.max_bytes:
+                self._ahead.submit(files.fetch_shard, shard)
+        self._requested = list(numbers)
 
     def open_shard(self, number: int, epoch: int = 0) -> OpenShard:
         """The shard, opened anew in every epoch, so that a file that vanished or was cut is noticed then at the latest.
 
         Raises BadSample, which is kept like a shard, so that each of its samples need not try (and wait) anew.
         """
-        key = (epoch, number)
-        if key not in self._open:
-            if len(self._open) >= self._max_open:
-                self._close_oldest()
-            try:
-                self._open[key] = OpenShard(*self._shards[number])
-            except BadSample as error:
-                self._open[key] = error
-        self._open.move_to_end(key)
-        opened = self._open[key]
+        opened = self._open(number, epoch)
         if isinstance(opened, BadSample):
             raise opened.with_traceback(None)  # else it would grow by every sample
         return opened
 
     def close(self) -> None:
-        """Closes every shard."""
-        for _, ahead in self._ahead:
-            ahead.close()
-        while self._open:
-            self._close_oldest()
+        """Closes every shard, once what is being fetched is there."""
+        self._ahead.shutdown(cancel_futures=True)
+        self._open.cache_clear()
 
-    def _close_oldest(self) -> None:
-        _, oldest = self._open.popitem(last=False)
-        if isinstance(oldest, OpenShard):
-            oldest.close()
+    def _try_to_open(self, number: int, epoch: int) -> OpenShard | BadSample:  # noqa: ARG002
+        try:
+            return OpenShard(*self._shards[number])
+        except BadSample as error:
+            return error

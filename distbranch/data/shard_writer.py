@@ -6,7 +6,6 @@ import os
 import tarfile
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,7 +40,7 @@ def file_sha256(path: Path) -> str:
 class ShardWriter:
     """Writes the samples of one split as `<split>-000000.tar`, ... of `shard_samples` each, with their indexes.
 
-    The same samples give the same bytes: no time, no user name. After the `with` block `.info` is complete.
+    The same samples give the same bytes: no time, no user name. `.info` is complete after `close`.
     """
 
     def __init__(
@@ -79,7 +78,30 @@ class ShardWriter:
         self._tar.write({"__key__": sample.key, "jpg": sample.image, "json": content.encode()})
         self._in_shard += 1
         if self._in_shard == self.shard_samples:
-            self._close_shard()
+            self.close()
+
+    def close(self) -> None:
+        """Completes the shard, then reads it back: the index is what is on the disk, not what was meant to be there."""
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._tar = None
+        _close_on_disk(self._file)
+        index_path = self._path.with_suffix(".index.npy")
+        file = index_path.open("wb")
+        np.save(file, index_shard(self._path))
+        _close_on_disk(file)
+        self._shards.append(
+            Shard(
+                file=self._path.name,
+                num_samples=self._in_shard,
+                num_bytes=self._path.stat().st_size,
+                sha256=file_sha256(self._path),
+                index=index_path.name,
+                index_sha256=file_sha256(index_path),
+            )
+        )
+        self._in_shard = 0
 
     @property
     def info(self) -> SplitInfo:
@@ -110,39 +132,6 @@ class ShardWriter:
         self._tar = TarWriter(
             self._file, encoder=False, user="", group="", mtime=0, compress=False, format="PAX_FORMAT"
         )
-
-    def _close_shard(self) -> None:
-        """Completes the tar, then reads it back: the index is what is on the disk, not what was meant to be there."""
-        self._tar.close()
-        self._tar = None
-        _close_on_disk(self._file)
-        index_path = self._path.with_suffix(".index.npy")
-        file = index_path.open("wb")
-        np.save(file, index_shard(self._path))
-        _close_on_disk(file)
-        self._shards.append(
-            Shard(
-                file=self._path.name,
-                num_samples=self._in_shard,
-                num_bytes=self._path.stat().st_size,
-                sha256=file_sha256(self._path),
-                index=index_path.name,
-                index_sha256=file_sha256(index_path),
-            )
-        )
-        self._in_shard = 0
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self._tar is not None and kind is None:
-            self._close_shard()
-        elif self._tar is not None:
-            with suppress(OSError):  # a full disk, which is being told already
-                self._tar.close()
-            with suppress(OSError):
-                self._file.close()
 
 
 def _close_on_disk(file: BinaryIO) -> None:

@@ -188,41 +188,36 @@ def read_dataset(path_or_url: str | os.PathLike[str]) -> DatasetInfo:
 
 
 def _explain_unread(path: str, place: str, error: Exception) -> UserError:
-    if isinstance(error, PermissionError) and not is_remote(path):
-        return denied(error)
-    # Over http fsspec takes an address that does not answer for one without files; the cause is what happened.
-    cause = error.__cause__
-    is_absent = isinstance(error, FileNotFoundError | NotADirectoryError)
-    if isinstance(cause, OSError) or getattr(cause, "status", 404) != 404:
-        is_absent = False
-    if is_absent:
-        what = f"there is no {DATASET_FILE} in it"
-        if not is_remote(path) and not os.path.exists(path):
-            what = "it does not exist"
-        return UserError(
-            f"{path} is not a packed data set: {what}. Pack one with 'distbranch data pack', or give the folder of one."
-        )
-    advice = ""
     if is_remote(path):
-        advice = (
-            " If the store asks for credentials, give them as its tools take them (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS)."
+        # Over http fsspec takes an address that does not answer for one without files; the cause is what happened.
+        cause = error.__cause__ or error
+        said = " ".join(str(cause).split())
+        return UserError(
+            f"{place} cannot be read ({type(cause).__name__}: {said}). Give the URL of a packed data set. If the store asks for "
+            "credentials, give them as its tools take them (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
+            "GOOGLE_APPLICATION_CREDENTIALS)."
         )
-    return UserError(f"{place} cannot be read: {reason_of(error)}.{advice}")
+    if isinstance(error, PermissionError):
+        return denied(error)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return UserError(
+            f"{path} does not exist, or it is not a packed data set: there is no {DATASET_FILE} in it. Pack one with 'distbranch data "
+            "pack', or give the folder of one."
+        )
+    return UserError(f"{place} cannot be read: {reason_of(error)}.")
 
 
 def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
     repack = "Pack the data set again with 'distbranch data pack'."
     try:
-        data = json.loads(content)
-    except ValueError as error:
+        data = dict(json.loads(content))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{place} is damaged, it is no longer JSON ({error}). {repack}") from None
-    found = data if isinstance(data, dict) else {}
-    is_known = found.get("format") == FORMAT and found.get("version") == VERSION
-    if not is_known:
+    kind = (data.get("format"), data.get("version"))
+    if kind != (FORMAT, VERSION):
         raise UserError(
             f"{place} is not the description of a packed data set: it should have the format {FORMAT} in version {VERSION}, found "
-            f"{found.get('format')} in version {found.get('version')}. {repack}"
+            f"{kind[0]} in version {kind[1]}. {repack}"
         )
     try:
         return TypeAdapter(DatasetInfo).validate_python({"groups": {}, **data, "path": path})
@@ -247,11 +242,9 @@ def parse_labels(content: bytes, tasks: Sequence[Task]) -> NDArray[np.float32]:
         elif task.classes or value not in (0, 1):
             value = label_number(task, value)
         numbers.append(value)
-    # Counted first: to compare the names of all tasks takes longer, and it is hardly ever needed.
-    if len(labels) > len(tasks) - values.count(None):
-        unknown = set(labels) - {task.name for task in tasks}
-        if unknown:
-            raise UserError(f"it has a label of '{min(unknown)}', which is no task.")
+    unknown = labels.keys() - {task.name for task in tasks}
+    if unknown:
+        raise UserError(f"it has a label of '{min(unknown)}', which is no task.")
     return np.array(numbers, dtype=np.float32)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from packed_samples import picture, tiny_dataset
 
 from distbranch.data.check import check_dataset
@@ -84,11 +85,13 @@ def test_a_shard_cut_short_is_found(folder: Path) -> None:
 
 
 def test_a_flipped_header_byte_is_found_though_webdataset_alone_loses_samples_in_silence(folder: Path) -> None:
+    assert len(list(webdataset.WebDataset([str(folder / SHARD)], shardshuffle=False))) == 5
     row = np.load(folder / SHARD.replace(".tar", ".index.npy"))[3]
     content = bytearray((folder / SHARD).read_bytes())
     content[row[0] - 512] ^= 1
     (folder / SHARD).write_bytes(content)
-    assert any("webdataset reads 3 samples, the index has 5" in problem for problem in check_dataset(folder).problems)
+    assert len(list(webdataset.WebDataset([str(folder / SHARD)], shardshuffle=False))) == 3
+    assert any("its headers do not lead to the samples" in problem for problem in check_dataset(folder).problems)
 
 
 @pytest.mark.parametrize("name", [SHARD, SHARD.replace(".tar", ".index.npy")])
@@ -124,15 +127,6 @@ def test_a_label_that_is_none_is_named(folder: Path) -> None:
     assert problem == f"Shard {SHARD}, sample photo-0006: the label of 'even' should be a number from 0 to 1, found 7."
 
 
-def test_a_key_that_is_not_the_one_in_the_label_file_is_named(folder: Path) -> None:
-    content = (folder / SHARD).read_bytes()
-    (folder / SHARD).write_bytes(content.replace(b'"key":"photo-0006"', b'"key":"photo-0001"', 1))
-    seal(folder)
-    assert check_dataset(folder).problems == [
-        f'Shard {SHARD}, sample 1: webdataset reads the key "photo-0006", its label file names another.',
-    ]
-
-
 def test_a_key_that_occurs_twice_is_named(folder: Path) -> None:
     def change(data: dict) -> None:
         shards = data["splits"]["train"]["shards"]
@@ -148,7 +142,8 @@ def test_a_key_that_occurs_twice_is_named(folder: Path) -> None:
 def test_counts_that_are_not_those_of_the_shards_are_named(folder: Path) -> None:
     edit(folder, lambda data: data["splits"]["train"]["labels"]["even"].update({"1": 8}))
     assert check_dataset(folder).problems == [
-        "Split train, task 'even': dataset.json says 8 samples with the label '1', the shards have 9."
+        "Split train, task 'even': dataset.json counts {'1': 8, '0': 9, 'unlabelled': 5}, "
+        "the shards hold {'unlabelled': 5, '0': 9, '1': 9}."
     ]
 
 

@@ -134,9 +134,9 @@ def damaged(path: Path) -> Path:
 
 KINDS: dict[str, tuple[Callable[[Path, Files], Path], str]] = {
     "password": (lambda path, files: patched(zipped(path, files), flag=1), "encrypted"),
-    "deflate64": (lambda path, files: patched(zipped(path, files), method=9), "deflate64"),
-    "ppmd": (lambda path, files: patched(zipped(path, files), method=98), "compressed by"),
-    "zstandard": (lambda path, files: patched(zipped(path, files), method=93), "compressed by"),
+    "deflate64": (lambda path, files: patched(zipped(path, files), method=9), "not supported"),
+    "ppmd": (lambda path, files: patched(zipped(path, files), method=98), "not supported"),
+    "zstandard": (lambda path, files: patched(zipped(path, files), method=93), "not supported"),
     "patched data": (lambda path, files: patched(zipped(path, files), flag=0x20), "damaged"),
     **{
         f"{name}, damaged": (lambda path, files, method=method: damaged(zipped(path, files, method)), "damaged")
@@ -171,7 +171,7 @@ def test_all_images_left_out_is_an_error_that_names_the_reason(tmp_path: Path) -
     path = patched(zipped(tmp_path / "photos.zip", [("a.jpg", picture(1))]), flag=1)
     (tmp_path / "table.csv").write_text("image,a,split\na.jpg,1,train\n")
     given = {"source": "csv", "images": path, "table": tmp_path / "table.csv", "on_bad_image": "skip"}
-    with pytest.raises(UserError, match=r"All 1 images were left out.*line 2\), 'a.jpg': it is encrypted in the zip"):
+    with pytest.raises(UserError, match=r"All 1 images were left out.*line 2\), 'a.jpg': it is .*encrypted"):
         pack_source(parse_options(given).open(), tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
@@ -200,7 +200,7 @@ def test_an_archive_cut_short_is_one_sentence(tmp_path: Path, place: str, kept: 
         else max(at for at in range(0, len(content), 512) if content[at : at + 512].strip(b"\0")) + 512
     )
     path.write_bytes(content[: int(kept * whole)])
-    with pytest.raises(UserError, match=r"Copy or pack it anew"):
+    with pytest.raises(UserError, match=r"opy it anew"):
         open_images(path)
 
 
@@ -227,15 +227,13 @@ def test_a_tar_that_holds_a_zip_is_a_tar(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize(
-    ("name", "compress"), [("gzip", gzip.compress), ("bzip2", bz2.compress), ("xz", lzma.compress)]
-)
-def test_a_compressed_tar_is_told_by_its_kind_whole_or_cut(
-    tmp_path: Path, name: str, compress: Callable[[bytes], bytes], whole: bool
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_tar_is_refused_whole_or_cut(
+    tmp_path: Path, compress: Callable[[bytes], bytes], whole: bool
 ) -> None:
     content = compress(tarred(tmp_path / "x.tar", [("a.jpg", picture(1))]).read_bytes())
     (tmp_path / "photos.tar.z").write_bytes(content if whole else content[: len(content) // 2])
-    with pytest.raises(UserError, match=rf"is compressed by {name}, so no single image can be read from it. Unpack it"):
+    with pytest.raises(UserError, match=r"or an uncompressed .tar, and it is not .* Unpack it"):
         open_images(tmp_path / "photos.tar.z")
 
 
@@ -247,7 +245,7 @@ def test_what_is_no_archive_is_one_sentence(tmp_path: Path, content: bytes) -> N
     if content == b"\0" * 10240:
         assert names_of(open_images(tmp_path / "photos")) == []  # an empty tar
         return
-    with pytest.raises(UserError, match=r"photos (should be|is compressed by Zstandard)"):
+    with pytest.raises(UserError, match=r"photos should be"):
         open_images(tmp_path / "photos")
 
 

@@ -17,7 +17,7 @@ import webdataset
 from packed_samples import picture, tiny_dataset
 
 from distbranch.data.pack import pack
-from distbranch.data.shard_writer import ShardWriter, file_sha256
+from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import BadSample, Sample, parse_labels, read_dataset
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -192,7 +192,7 @@ def test_a_description_that_is_no_description_is_refused(tmp_path: Path, content
 
 
 def test_a_protocol_nobody_knows_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="cannot be read: Protocol not known"):
+    with pytest.raises(UserError, match=r"cannot be read .*Protocol not known"):
         read_dataset("nosuch://place/set")
 
 
@@ -205,12 +205,12 @@ class NoCredentialsError(Exception):
     [
         (NoCredentialsError("Unable to locate credentials"), "AWS_ACCESS_KEY_ID"),
         (PermissionError("Forbidden"), "credentials"),
-        (RuntimeError("out of\norder."), r"out of order\. If the store asks"),
+        (RuntimeError("out of\norder."), r"out of order\.\)"),
     ],
 )
 def test_whatever_a_store_raises_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, hint: str) -> None:
     monkeypatch.setattr("fsspec.open", mock.Mock(side_effect=error))
-    with pytest.raises(UserError, match=rf"^s3://bucket/set/dataset.json cannot be read: .*{hint}"):
+    with pytest.raises(UserError, match=rf"^s3://bucket/set/dataset.json cannot be read .*{hint}"):
         read_dataset("s3://bucket/set")
 
 
@@ -239,18 +239,6 @@ def test_labels_become_numbers_and_gaps_nan() -> None:
     assert np.isnan(labels[0])
     assert labels[1] == 1
     assert labels.dtype == np.float32
-
-
-def test_an_abandoned_writer_closes_its_file(tmp_path: Path) -> None:
-    def interrupted(writer: ShardWriter) -> None:
-        with writer:
-            writer.write_sample(sample(1))
-            raise KeyboardInterrupt
-
-    writer = ShardWriter(tmp_path, "train", TASKS)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(writer)
-    assert writer.info.shards == ()
 
 
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:

@@ -121,7 +121,6 @@ def test_prefetching_processes_do_not_run_the_script_again(
     info: DatasetInfo,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     script, mark = tmp_path / "script.py", tmp_path / "mark"
     script.write_text(UNGUARDED.format(mark=str(mark)))
@@ -134,20 +133,3 @@ def test_prefetching_processes_do_not_run_the_script_again(
         assert len(next(loader).images) == 4
     assert sys.modules["__main__"] is main
     assert not mark.exists()
-    warned = [record.getMessage() for record in caplog.records]
-    assert len(warned) == (kind == "a script")
-    if warned:
-        assert '`if __name__ == "__main__":`' in warned[0]
-        assert str(script) in warned[0]
-
-
-def test_a_script_with_a_guard_is_not_warned_of(
-    info: DatasetInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    script = tmp_path / "script.py"
-    script.write_text('if __name__ == "__main__":\n    raise SystemExit\n')
-    main = ModuleType("__main__")
-    main.__file__ = str(script)
-    monkeypatch.setitem(sys.modules, "__main__", main)
-    next(train_loader(info, "train", batch_size=4, image_size=SIZE, num_workers=1))
-    assert not caplog.records
