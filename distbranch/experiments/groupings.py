@@ -268,9 +268,8 @@ def measure_agreement(run_directory: Path) -> float:
     if not info.groups:
         raise UserError(f"The data set {info.path} says nothing of groups of tasks. Use one that does: rendered-faces.")
     planted = _number_groups(info.groups.values())
-    found = _number_groups(choose_first_groups(run_directory)[config.method.affinity])
-    names = [task.name for task in info.tasks]
-    return float(adjusted_rand_score([planted[name] for name in names], [found[name] for name in names]))
+    found = _number_groups(_read_first_decision(run_directory)["tasks"])
+    return float(adjusted_rand_score([planted[name] for name in found], list(found.values())))
 
 
 def _number_groups(groups: Iterable[Sequence[str]]) -> dict[str, int]:
@@ -285,21 +284,25 @@ def choose_first_groups(run_directory: Path) -> dict[str, list[list[str]]]:
     Raises:
         UserError: no such run, or it has taken no decision yet.
     """
+    first = _read_first_decision(run_directory)
+    options = {key: first[key] for key in ("alpha", "pools_above", "unit_cost", "max_groups")}
+    names: dict[int, str] = {}
+    for numbers, tasks in zip(first["groups"], first["tasks"], strict=True):
+        names |= dict(zip(numbers, tasks, strict=True))
+    seed = load_config(RunDirectory(run_directory).config).seed
+    groups = {}
+    with np.load(run_directory / first["affinity_file"]) as matrices:
+        for kind in KINDS:
+            decision = choose_groups(matrices[kind], seed=seed, **options)
+            groups[kind] = [[names[task] for task in group] for group in decision.groups]
+    return groups | {first["affinity_kind"]: first["tasks"]}  # as it was decided, whatever release has decided it
+
+
+def _read_first_decision(run_directory: Path) -> dict[str, Any]:
     files = RunDirectory(run_directory)
     if not files.config.exists():
         raise UserError(f"There is no run directory {run_directory}. Give that of a run of method.name=branching.")
     decisions = read_lines(files.decisions)
     if not decisions:
         raise UserError(f"The run {run_directory} has taken no decision yet. Give a run of method.name=branching.")
-    first = decisions[0]
-    options = {key: first[key] for key in ("alpha", "pools_above", "unit_cost", "max_groups")}
-    names: dict[int, str] = {}
-    for numbers, tasks in zip(first["groups"], first["tasks"], strict=True):
-        names |= dict(zip(numbers, tasks, strict=True))
-    seed = load_config(files.config).seed
-    groups = {}
-    with np.load(files.path / first["affinity_file"]) as matrices:
-        for kind in KINDS:
-            decision = choose_groups(matrices[kind], seed=seed, **options)
-            groups[kind] = [[names[task] for task in group] for group in decision.groups]
-    return groups | {first["affinity_kind"]: first["tasks"]}  # as it was decided, whatever release has decided it
+    return decisions[0]

@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas
 
-from distbranch.config.reading import parse_override
 from distbranch.config.sweep import SweepConfig, sweep_of
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import write_atomically, write_json
@@ -155,18 +154,16 @@ def build_sweep(
     Raises:
         UsageError: an unknown key, a value that no sweep takes, or an override that some variants would not follow.
     """
-    values: dict[str, Any] = {"name": name, "variants": variants, "seeds": seeds, "concurrency": jobs}
-    others = []
+    values = {"name": name, "variants": variants, "seeds": seeds, "concurrency": jobs}
+    own = []
     for text in overrides:
-        key, value = parse_override(text)
-        if key in KEYS_OF_THE_EXPERIMENT:
-            values[KEYS_OF_THE_EXPERIMENT[key]] = value
-        else:
-            others.append(text)
-    # The sweep's table is in a folder of its own then, and its runs are beside it.
+        key, sign, value = text.partition("=")
+        own.append(KEYS_OF_THE_EXPERIMENT.get(key, key) + sign + value)
+    sweep = sweep_of(values, own, folder=Path.cwd(), what=f"The experiment {name}", derived=derived)
+    # The table is in a folder of its own then, and the runs are beside it.
     if among_runs:
-        values["trial_directory"] = values.get("directory", SweepConfig.model_fields["directory"].default)
-    return sweep_of(values, others, folder=Path.cwd(), what=f"The experiment {name}", derived=derived)
+        sweep = sweep.model_copy(update={"trial_directory": sweep.directory})
+    return sweep
 
 
 def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()) -> list[Run]:

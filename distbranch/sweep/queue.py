@@ -15,6 +15,7 @@ from ray.tune import Callback
 from ray.tune.search import Searcher
 
 from distbranch.config import Config
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.ray_folder import explain_full_folder
@@ -106,7 +107,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         family, root = self.running.pop(trial_id)
         # Who has left meanwhile is led by another one, and goes on.
         found = self._read_families(root)
-        ended = [config for config in family if self.directory.run(str(config.run.name)).result.exists()]
+        ended = [config for config in family if RunDirectory(config.run_directory).result.exists()]
         for config in found.get(str(family[0].run.name), []):
             if config not in ended:
                 ended.append(config)
@@ -146,7 +147,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         name = str(leader.run.name)
         reason = f"{value:.4f} on val after {iteration} steps is not among the best of its size"
         self.directory.record_end(name, STOPPED_EARLY, reason, iteration)
-        self.directory.run(name).stop_word.touch()
+        RunDirectory(leader.run_directory).stop_word.touch()
 
     def _end(self, family: Family, failure: str | None) -> None:
         """Trials that neither finished nor were stopped early have failed, or wait for the same command."""
