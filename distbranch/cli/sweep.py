@@ -17,7 +17,7 @@ def sweep(
     ] = False,
     jobs: Annotated[int | None, typer.Option(help="Trials at the same time, as `concurrency`.", min=1)] = None,
 ) -> None:
-    """Train a sweep, or go on with it: finished trials are never repeated.
+    """Train a sweep, or resume it: finished trials are never repeated.
 
     Examples:
     `distbranch sweep configs/sweep-quickstart.yaml`

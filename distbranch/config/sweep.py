@@ -97,7 +97,7 @@ class Range(Section):
 
 
 class EarlyStopping(Section):
-    """Asynchronous successive halving: at each rung a trial goes on only if it is among the best of its size class."""
+    """Asynchronous successive halving: at each rung a trial trains on only if it is among the best of its size class."""
 
     grace: int = Field(
         ge=1, description="The first rung, in optimiser steps; the next ones are `reduction` times as far."

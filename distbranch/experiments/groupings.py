@@ -224,7 +224,7 @@ def measure_kinds(values: pandas.DataFrame, split: str) -> pandas.DataFrame:
     below = compare_at_equal_cost(agreement, phi, "weights")
     below["difference"] *= -1
     found = pandas.concat([above, below]).groupby(["task", "seed"], sort=False)["difference"].mean()
-    return found.unstack("seed").dropna(how="all")
+    return found.unstack("seed").dropna(how="all").add_prefix("seed-")
 
 
 # ---- does a first decision find the planted groups?

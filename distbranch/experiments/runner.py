@@ -1,7 +1,7 @@
 """The runner of all experiments: a sweep over variants, trained or resumed, then an analysis and its files.
 
 The directory of an experiment holds one comparison: another one does not overwrite what it found. The same command, or one that
-compares more, continues there, for all that was found is found again.
+compares more, resumes there, for all that was found is found again.
 """
 
 import json

@@ -35,7 +35,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         directory: of the sweep.
         concurrency: families at the same time.
         report: told when a trial begins and how it ends.
-        judge: whether a trial continues after so many steps with such a value (early stopping).
+        judge: whether a trial trains on after so many steps with such a value (early stopping).
         propose: asked for more roots when there is room for them; none when there will be no more.
     """
 
@@ -89,10 +89,10 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A family has ended. Lost ones (`error`) are explained by `LossCallback`, which is asked next."""
         if not error:
-            self.settle(trial_id, (result or {}).get("reason"))
+            self.settle_family(trial_id, (result or {}).get("reason"))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: what is left is read from the run directories by whoever continues."""
+        """Nothing to save: what is left is read from the run directories by whoever resumes."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore."""
@@ -102,10 +102,10 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
 
     # ---- what follows from it
 
-    def settle(self, trial_id: str, failure: str | None) -> None:
+    def settle_family(self, trial_id: str, failure: str | None) -> None:
         """Tell how the trials ended that were still together, then look for what else has become ready."""
         family, root = self.running.pop(trial_id)
-        # Who has left meanwhile is led by another one, and goes on.
+        # Who has left meanwhile is led by another one, and trains on.
         found = self._read_families(root)
         ended = [config for config in family if RunDirectory(config.run_directory).result.exists()]
         for config in found.get(str(family[0].run.name), []):
@@ -176,7 +176,7 @@ class LossCallback(Callback):  # type: ignore[misc]
         lines = str(trial.get_error() or "").split("\n")
         told = [line.strip() for line in lines if line.strip()]
         reason = explain_full_folder() or (told or ["its process was lost"])[-1][:300]
-        self.queue.settle(trial.trial_id, reason)
+        self.queue.settle_family(trial.trial_id, reason)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -194,13 +194,13 @@ class SizeClassHalving:
         self.grace, self.reduction = grace, reduction
         self._seen: defaultdict[tuple[Hashable, int], dict[str, tuple[int, float]]] = defaultdict(dict)
 
-    def passes(self, trial: str, size_class: Hashable, iteration: int, value: float) -> bool:
-        """Whether a trial that has reached `value` (larger is better) after `iteration` steps should go on.
+    def passes_rung(self, trial: str, size_class: Hashable, iteration: int, value: float) -> bool:
+        """Whether a trial that has reached `value` (larger is better) after `iteration` steps should train on.
 
         A trial is judged once per rung, at its first evaluation there, and never by what others reached with more steps. The
         first ones of a class always pass: with fewer than `reduction` of them nothing is known yet.
         """
-        rung = self.rung(iteration)
+        rung = self.find_rung(iteration)
         if rung is None:
             return True
         seen = self._seen[size_class, rung]
@@ -212,7 +212,7 @@ class SizeClassHalving:
             return True
         return value >= float(np.quantile(values, 1 - 1 / self.reduction))
 
-    def rung(self, iteration: int) -> int | None:
+    def find_rung(self, iteration: int) -> int | None:
         """The number of the last rung at or before `iteration`, None before the first."""
         if iteration < self.grace:
             return None

@@ -182,7 +182,7 @@ def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[C
     """Nothing is there, or what this sweep has begun; one of which no trial was begun may become another one.
 
     Args:
-        sweep: that is to be begun, or to go on.
+        sweep: that is to be begun, or resumed.
         directory: of it.
         known: trials whose runs must be theirs if there are some: a result is never taken over by its name alone.
 
@@ -280,7 +280,7 @@ def open_sweep_cluster(sweep: SweepConfig, report: Report) -> Iterator[None]:
     launch = base.launch.model_copy(update={"workers": wanted}) if here else base.launch
     with open_cluster(launch, SETTINGS):
         with StopRequest().receive_and_raise(
-            "Stopped before any trial had begun. The same command continues."
+            "Stopped before any trial had begun. The same command resumes."
         ) as request:
             launch = base.launch if here else base.launch.model_copy(update={"workers": count_workers_asked_for(sweep)})
             check_resources(launch, report, request)

@@ -38,7 +38,7 @@ def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
     """The families that can be trained now or are being trained, each with its leader first; the largest families first.
 
     A trial is led by another one until it decides otherwise: then it gets a directory of its own and is in a family of its
-    own here; one that never does gets its directory from `copy_result_to_followers`. Trials without directory or leader are begun: one
+    own here; one that never does gets its directory from `copy_result_to_siblings`. Trials without directory or leader are begun: one
     of each family becomes its leader. One process of a sweep calls this, as often as it has room for a run.
 
     Args:
@@ -51,8 +51,8 @@ def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
     families = _read_families(trials)
     leader_of: dict[str, str] = {}
     # A leader that was killed while some were leaving still lists those whom another one leads from that step on.
-    for name, (relatives, _) in sorted(families.items(), key=lambda item: item[1][1].iteration):
-        leader_of |= {relative: name for relative in relatives if relative not in families}
+    for name, (siblings, _) in sorted(families.items(), key=lambda item: item[1][1].iteration):
+        leader_of |= {sibling: name for sibling in siblings if sibling not in families}
 
     # One of those whom nobody leads begins for all that begin as it does.
     alone = [by_name[name] for name in by_name if name not in families and name not in leader_of]
@@ -61,7 +61,7 @@ def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
         families[leader] = [], NO_ORIGIN
         leader_of |= {str(other.run.name): leader for other in together[1:]}
 
-    # Leaders that have finished are done, but may have followers whose directories are still to be made.
+    # Leaders that have finished are done, but may have siblings whose directories are still to be made.
     found = {}
     for name in families:
         if not RunDirectory(by_name[name].run_directory).result.exists():
@@ -73,7 +73,7 @@ def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
 
 
 def _read_families(trials: Sequence[Config]) -> dict[str, tuple[list[str], Origin]]:
-    """What `read_family` says of every trial that has a directory: its relatives and the beginning of its own.
+    """What `read_family` says of every trial that has a directory: its siblings and the beginning of its own.
 
     A leader may be parting from some just now. It gives them a directory before it leaves them out of its own family, so
     who is missing from a family that was read has a directory when one looks again.
@@ -85,8 +85,8 @@ def _read_families(trials: Sequence[Config]) -> dict[str, tuple[list[str], Origi
         for trial in trials:
             files = RunDirectory(trial.run_directory)
             if files.path.name not in families and files.config.exists():
-                relatives, origin = read_family(files)
-                families[files.path.name] = list(relatives), origin or NO_ORIGIN
+                siblings, origin = read_family(files)
+                families[files.path.name] = list(siblings), origin or NO_ORIGIN
     return families
 
 
@@ -100,8 +100,8 @@ def _begin(trials: Sequence[Config]) -> str:
     return str(leader.run.name)
 
 
-def copy_result_to_followers(leader: Config, draw: DrawDecision | None = None) -> None:
-    """Give the relatives that never decided otherwise than this finished run its result in directories of their own.
+def copy_result_to_siblings(leader: Config, draw: DrawDecision | None = None) -> None:
+    """Give the siblings that never decided otherwise than this finished run its result in directories of their own.
 
     Large files are linked, not copied, where the file system can.
 

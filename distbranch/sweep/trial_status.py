@@ -1,8 +1,8 @@
-"""How far each trial of a sweep is, read from the disk alone, so that the same command goes on after anything.
+"""How far each trial of a sweep is, read from the disk alone, so that the same command resumes after anything.
 
 A trial has finished if its run directory holds result.json, which a run writes last and in one step. What else can end a trial
 is a line of `ended.jsonl` in the sweep's directory, written before it is acted upon. Everything else is still to be trained, from
-the newest checkpoint of its run directory. So nothing that Ray remembers is needed to go on, and nothing of it can be stale:
+the newest checkpoint of its run directory. So nothing that Ray remembers is needed to resume, and nothing of it can be stale:
 no finished trial is ever handed out again, and every other one is.
 """
 

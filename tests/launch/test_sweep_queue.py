@@ -80,7 +80,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_not_tried_twice(
     queue.on_trial_complete("a", {"kind": "ended", "reason": "The loss is not finite."})
     assert leader(queue.suggest("b")).run.name == trials[1].run.name
     queue.on_trial_complete("b", error=True)
-    queue.settle("b", "out of memory")
+    queue.settle_family("b", "out of memory")
     assert queue.suggest("c") == FamilyQueue.FINISHED
     standings = queue.directory.read_statuses(trials[:2])
     assert [(standing.status, standing.reason) for standing in standings.values()] == [
