@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from distbranch.branching.decision import choose_groups
 from distbranch.branching.tree import Tree
 from distbranch.config import load_config
+from distbranch.config.sweep import Setting
 from distbranch.data.mixture import read_data
 from distbranch.engine.initialisation import order_by_number
 from distbranch.engine.results import read_result
@@ -24,8 +25,8 @@ from distbranch.experiments.analyses import (
     tabulate_differences,
 )
 from distbranch.experiments.designs import METRIC, check_grows, load_run_config
-from distbranch.experiments.runner import Experiment, Findings
-from distbranch.experiments.runs import Run, pivot_tasks, select_means, select_tasks, tabulate_runs
+from distbranch.experiments.runner import Experiment, Findings, Variants
+from distbranch.experiments.runs import Runs, pivot_tasks, select_means, select_tasks, tabulate_runs
 from distbranch.report.console import METRICS as METRIC_NAMES
 from distbranch.report.experiment_figures import draw_kinds, draw_reductions
 
@@ -57,7 +58,7 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
     """
     run_name = run.absolute().name
 
-    def analyse(runs: Sequence[Run]) -> Findings:
+    def analyse(runs: Runs) -> Findings:
         values = tabulate_runs(runs)
         sentences = []
         tables = []
@@ -92,7 +93,7 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
     )
 
 
-def make_permutations(run: Path, permutations: int, split: str) -> dict[str, dict[str, Any]]:
+def make_permutations(run: Path, permutations: int, split: str) -> Variants:
     """The learned tree and its permutations, from scratch and on the run's own schedule.
 
     A permutation that puts the same tasks together as the learned tree, or as one before, is left out.
@@ -113,7 +114,7 @@ def make_permutations(run: Path, permutations: int, split: str) -> dict[str, dic
         raise UserError(
             f"The data of {run} have no split '{split}', so nothing can be compared on it. Give --split val."
         )
-    given: dict[str, Any] = {
+    given: Setting = {
         "base": str((run / "config.yaml").absolute()),
         "method.name": "fixed",
         "method.groups": str(run.absolute()),
@@ -184,7 +185,7 @@ def design_affinity(config: Path, alphas: Sequence[float], overrides: Sequence[s
             own = {"base": str(config.absolute()), "method.affinity": kind, "method.alpha": alpha}
             variants[f"{kind}-alpha{alpha:g}"] = own
 
-    def analyse(runs: Sequence[Run]) -> Findings:
+    def analyse(runs: Runs) -> Findings:
         values = tabulate_runs(runs)
         found = measure_kinds(values, split)
         sentence = describe_differences(found, METRIC, one="phi", other="agreement", repetition="seeds")
@@ -238,7 +239,7 @@ def design_planted_truth(config: Path, seeds: Sequence[int], overrides: Sequence
         UserError: the configuration does not say how its data are packed.
     """
 
-    def analyse(runs: Sequence[Run]) -> Findings:
+    def analyse(runs: Runs) -> Findings:
         found = pandas.DataFrame({"seed": [run.seed for run in runs]})
         found["adjusted_rand_index"] = [measure_agreement(run.config.run_directory) for run in runs]
         return Findings((), found, {"planted.csv": found})

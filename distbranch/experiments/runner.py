@@ -12,13 +12,13 @@ from typing import Any
 
 import pandas
 
-from distbranch.config.sweep import SweepConfig, sweep_of
+from distbranch.config.sweep import Setting, SweepConfig, sweep_of
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import write_atomically, write_json
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.experiments.analyses import format_markdown
-from distbranch.experiments.runs import SPLITS, Run, check_defined, restrict_to_common_tasks, split_by_data_set
+from distbranch.experiments.runs import SPLITS, Run, Runs, check_defined, restrict_to_common_tasks, split_by_data_set
 from distbranch.launch.prepare import is_to_be_packed, read_packed_data
 from distbranch.report.console import result_markdown
 from distbranch.report.experiment_figures import save_figure
@@ -26,6 +26,7 @@ from distbranch.sweep.plan import group_trials_by_variant, list_trials
 from distbranch.sweep.run import run_sweep
 from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
+Variants = dict[str, Setting]
 ABOUT = "experiment.json"  # what is compared, and how
 
 # Keys of a run that a sweep calls otherwise: where an experiment goes, and what each of its runs has.
@@ -77,8 +78,8 @@ class Experiment:
 
     name: str
     about: Mapping[str, Any]
-    variants: Mapping[str, Mapping[str, Any]]
-    analyse: Callable[[Sequence[Run]], Findings] = lambda _: Findings()
+    variants: Variants
+    analyse: Callable[[Runs], Findings] = lambda _: Findings()
     splits: Collection[str] = ()
     metric: str | None = None
     overrides: Sequence[str] = ()
@@ -141,7 +142,7 @@ def run_experiment(
 
 def build_sweep(
     name: str,
-    variants: Mapping[str, Mapping[str, Any]],
+    variants: Variants,
     overrides: Sequence[str],
     *,
     seeds: Sequence[int] | None = None,
@@ -210,7 +211,7 @@ def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
                 )
 
 
-def make_markdown(sweep: SweepConfig, findings: Findings, runs: Sequence[Run]) -> str:
+def make_markdown(sweep: SweepConfig, findings: Findings, runs: Runs) -> str:
     """table.md: what was found; then the means of all networks on both splits, and of every data set of joint runs by itself."""
     parts = [f"# {sweep.name}"]
     if findings.sentences:

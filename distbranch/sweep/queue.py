@@ -19,9 +19,10 @@ from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.ray_folder import explain_full_folder
+from distbranch.sweep.plan import Trials
 from distbranch.sweep.trial_status import FAILED, STOPPED_EARLY, UNFINISHED, SweepDirectory
 
-Family = Sequence[Config]  # its leader first
+Family = Trials  # its leader first
 Judge = Callable[[Config, int, float], bool]
 
 

@@ -7,7 +7,6 @@ done is read from the directories, so after any interruption the same call says 
 
 import os
 import shutil
-from collections.abc import Sequence
 
 from distbranch.config import Config, to_yaml
 from distbranch.config.network import KEYS_OF_DECISIONS
@@ -15,11 +14,12 @@ from distbranch.engine.forks import Origin, copy_as, member, read_family, write_
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically, write_json
 from distbranch.engine.run_log import DrawDecision, write_tensorboard
+from distbranch.sweep.plan import Trials
 
 NO_ORIGIN = Origin("", 0, 0.0)  # of a run that began by itself
 
 
-def group_by_prefix(trials: Sequence[Config]) -> list[list[Config]]:
+def group_by_prefix(trials: Trials) -> list[list[Config]]:
     """Trials that begin as the same run, together, in the order of their first members.
 
     They may differ in `run.name` and in what acts only at decisions: `method.alpha`, `unit_cost`, `max_branches`, `affinity`
@@ -34,7 +34,7 @@ def group_by_prefix(trials: Sequence[Config]) -> list[list[Config]]:
     return list(found.values())
 
 
-def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
+def trainable_groups(trials: Trials) -> list[list[Config]]:
     """The families that can be trained now or are being trained, each with its leader first; the largest families first.
 
     A trial is led by another one until it decides otherwise: then it gets a directory of its own and is in a family of its
@@ -72,7 +72,7 @@ def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
     return sorted(found.values(), key=len, reverse=True)
 
 
-def _read_families(trials: Sequence[Config]) -> dict[str, tuple[list[str], Origin]]:
+def _read_families(trials: Trials) -> dict[str, tuple[list[str], Origin]]:
     """What `read_family` says of every trial that has a directory: its siblings and the beginning of its own.
 
     A leader may be parting from some just now. It gives them a directory before it leaves them out of its own family, so
@@ -90,7 +90,7 @@ def _read_families(trials: Sequence[Config]) -> dict[str, tuple[list[str], Origi
     return families
 
 
-def _begin(trials: Sequence[Config]) -> str:
+def _begin(trials: Trials) -> str:
     for trial in trials:
         RunDirectory(trial.run_directory).check(trial)
     leader = trials[0]
@@ -135,7 +135,7 @@ def _link_or_copy(source: str, copy: str) -> None:
         shutil.copy2(source, copy)
 
 
-def measure_saving(trials: Sequence[Config]) -> dict[str, float]:
+def measure_saving(trials: Trials) -> dict[str, float]:
     """Steps and seconds of the finished ones among `trials`, with every common beginning counted once, and as if alone.
 
     Seconds are those of training as in result.json, summed over trials, however many ran at a time. Steps that were
@@ -156,7 +156,7 @@ def measure_saving(trials: Sequence[Config]) -> dict[str, float]:
     return found
 
 
-def describe_saving(trials: Sequence[Config]) -> str:
+def describe_saving(trials: Trials) -> str:
     """One sentence for people; nothing where nothing was shared."""
     found = measure_saving(trials)
     if found["steps"] == found["steps_alone"]:

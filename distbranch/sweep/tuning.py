@@ -34,7 +34,7 @@ from distbranch.launch.stopping import StopRequest
 from distbranch.locks import hold_lock
 from distbranch.models.cost import multiply_adds
 from distbranch.streams import tolerate_any_text
-from distbranch.sweep.plan import load_base_config
+from distbranch.sweep.plan import Trials, load_base_config
 from distbranch.sweep.proposals import OptunaSearch
 from distbranch.sweep.queue import Family, FamilyQueue, Judge, LossCallback, SizeClassHalving
 from distbranch.sweep.shared_prefix import copy_result_to_siblings, group_by_prefix, trainable_groups
@@ -49,7 +49,7 @@ logger = logging.getLogger("distbranch")
 def train_roots(
     sweep: SweepConfig,
     roots: Sequence[Family],
-    begun: Sequence[Config],
+    begun: Trials,
     directory: SweepDirectory,
     report: Report,
     proposals: OptunaSearch | None,
@@ -184,7 +184,7 @@ def _count_trials_that_fit(sweep: SweepConfig) -> int:
     return min(sweep.concurrency or fit_in, fit_in)
 
 
-def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Judge:
+def _make_judge(sweep: SweepConfig, metric: str, begun: Trials) -> Judge:
     stopping = sweep.early_stopping
     if stopping is None:
         return lambda *_: True
