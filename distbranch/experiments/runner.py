@@ -22,7 +22,7 @@ from distbranch.experiments.runs import SPLITS, Run, Runs, check_defined, restri
 from distbranch.launch.prepare import is_to_be_packed, read_packed_data
 from distbranch.report.console import result_markdown
 from distbranch.report.experiment_figures import save_figure
-from distbranch.sweep.plan import group_trials_by_variant, list_trials
+from distbranch.sweep.plan import list_trials
 from distbranch.sweep.run import run_sweep
 from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
@@ -183,15 +183,12 @@ def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str
             f"{len(unfinished)} of {len(rows)} runs did not finish: {'; '.join(reasons)}. "
             "The same command trains them and nothing else."
         )
-    # Measured by the sweep, all in one process; what a run's own result says was measured elsewhere.
-    latencies = {row["trial"]: row["latency_ms"] for row in rows}
     found = []
-    for variant, trials in group_trials_by_variant(sweep).items():
-        for trial in trials:
-            own = read_result(trial.run_directory)
-            assert own is not None
-            summary = {**own.summary, "latency_ms": latencies[str(trial.run.name)]}
-            found.append(Run(variant, trial, summary))
+    for trial, row in zip(list_trials(sweep), rows, strict=True):
+        result = read_result(trial.run_directory)
+        assert result is not None
+        # Measured by the sweep, all in one process.
+        found.append(Run(row["variant"], trial, {**result.summary, "latency_ms": row["latency_ms"]}))
     return restrict_to_common_tasks(found)
 
 
