@@ -207,12 +207,11 @@ def split_by_data_set(runs: Runs, split: str) -> dict[str, dict[str, list[Result
         for name, part in run.get_scores(split).get("datasets", {}).items():
             tasks[name] = set(part["tasks"])
     for name, own in tasks.items():
-        found[name] = {}
         for network, results in found[""].items():
             parts = [_find_part(result["metrics"].get(split, {}), own) for result in results]
             if None not in parts:
                 alone = [{**result, "metrics": {split: part}} for result, part in zip(results, parts, strict=True)]
-                found[name][network] = alone
+                found.setdefault(name, {})[network] = alone
     return found
 
 
