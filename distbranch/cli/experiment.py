@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # loads torch
 
 experiment_app = typer.Typer(
     no_args_is_help=True,
-    help="Compare configurations over seeds. Every command but `groups`, which only prints, goes on where it was stopped, repeats no "
+    help="Compare configurations over seeds. Every command but `groups`, which only prints, resumes where it was stopped, repeats no "
     "finished run, and writes results.csv, table.md and, where there is something to draw, pictures into its own directory under "
     "`run.directory`; a comparison of other things is refused there and needs another --name.",
 )

@@ -62,6 +62,7 @@ def _ensure(holds: bool, sentence: str) -> None:
 
 Name = Annotated[str, AfterValidator(_check_name)]  # of a folder
 Folder = Annotated[str, AfterValidator(_check_folder)]
+Setting = dict[str, Any]  # {dotted key: value}
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
@@ -97,7 +98,7 @@ class Range(Section):
 
 
 class EarlyStopping(Section):
-    """Asynchronous successive halving: at each rung a trial goes on only if it is among the best of its size class."""
+    """Asynchronous successive halving: at each rung a trial trains on only if it is among the best of its size class."""
 
     grace: int = Field(
         ge=1, description="The first rung, in optimiser steps; the next ones are `reduction` times as far."
@@ -114,8 +115,8 @@ class SweepConfig(Section):
         None,
         description="Config file of a run, relative to the sweep file; not needed where every variant has its own.",
     )
-    overrides: dict[str, Any] = Field({}, description="Dotted keys of the run that differ from the base in all trials.")
-    variants: dict[Name, dict[str, Any]] = Field(
+    overrides: Setting = Field({}, description="Dotted keys of the run that differ from the base in all trials.")
+    variants: dict[Name, Setting] = Field(
         {},
         description="With search: grid, unlike configurations: name: {dotted key: value, ...}, with a `base` of its own "
         "if that differs; each is combined with all of the grid and all seeds. `{seed}` in a path of `method` is the trial's.",
@@ -245,7 +246,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
 
 
 def sweep_of(
-    values: dict[str, Any],
+    values: Setting,
     overrides: Sequence[str] = (),
     *,
     folder: Path,
@@ -285,13 +286,13 @@ def sweep_of(
     return sweep.model_copy(update={**base, "variants": variants})
 
 
-def _with_absolute_base(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _with_absolute_base(values: Setting, folder: Path) -> Setting:
     if values.get("base"):
         return {**values, "base": str(resolve_base(values["base"], folder))}
     return values
 
 
-def _apply_override(values: dict[str, Any], key: str, value: Any) -> None:
+def _apply_override(values: Setting, key: str, value: Any) -> None:
     """Set a key of the sweep, or of the run for all trials; in place, but never in a mapping of the caller's."""
     first, _, rest = key.partition(".")
     if first == "variants" and "." in rest:

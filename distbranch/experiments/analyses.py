@@ -23,7 +23,7 @@ SIGNIFICANT = 0.05  # as is usual; no sentence hangs on it alone, for it says p
 POINTS = ("difference", "lowest", "highest")
 PERCENT = ("last", *METRIC_NAMES)
 SIZES = ("cost", "parameters", *COSTS)
-DECIMALS = {"share": 2, "p_value": 3, "adjusted_rand_index": 3}
+DECIMALS = {"share": 2, "adjusted_rand_index": 3}
 
 
 # ---- differences
@@ -84,10 +84,8 @@ def summarise_differences(differences: pandas.DataFrame) -> dict[str, Any]:
 
 def tabulate_differences(differences: pandas.DataFrame) -> pandas.DataFrame:
     """A row per task, the largest mean first: task, difference and its `_sd`, lowest, highest, then every repetition."""
-    table = pandas.DataFrame({"difference": differences.mean(axis="columns")})
-    table["difference_sd"] = differences.std(axis="columns")
-    table["lowest"] = differences.min(axis="columns")
-    table["highest"] = differences.max(axis="columns")
+    table = differences.agg(["mean", "std", "min", "max"], axis="columns")
+    table = table.set_axis(["difference", "difference_sd", "lowest", "highest"], axis="columns")
     # With every repetition beside its mean, for whoever wants another statistic.
     table = table.join(differences).sort_values("difference", ascending=False, kind="stable")
     return table.rename_axis("task").reset_index()
@@ -255,6 +253,8 @@ def format_cell(column: str, row: Mapping[str, Any]) -> str:
         return format_amount(value, deviation, scale=100, decimals=1)
     if column.endswith(SIZES):
         return format_size(value)
+    if column == "p_value":
+        return f"{value:.2g}"  # its order counts, however small it is
     return format_amount(value, None, decimals=DECIMALS.get(column, 0))
 
 

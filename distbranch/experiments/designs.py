@@ -5,13 +5,12 @@ A design computes the variants, and says which analysis answers the question (an
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas
 
 from distbranch.config import Config, MethodConfig, differences, load_config
 from distbranch.config.reading import parse_override
-from distbranch.config.sweep import SweepConfig
+from distbranch.config.sweep import Setting, SweepConfig
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
 from distbranch.experiments.analyses import (
@@ -19,10 +18,10 @@ from distbranch.experiments.analyses import (
     measure_pace,
     tabulate_equal_cost,
 )
-from distbranch.experiments.runner import Experiment, Findings, build_sweep
+from distbranch.experiments.runner import Experiment, Findings, Variants, build_sweep
 from distbranch.experiments.runs import (
     SPLITS,
-    Run,
+    Runs,
     read_curves,
     select_means,
     tabulate_runs,
@@ -97,7 +96,7 @@ def design_table(configs: Sequence[Path], overrides: Sequence[str], *, split: st
     return Experiment("table", about, variants, splits=(split,), derived=linked, among_runs=True)
 
 
-def make_file_variants(configs: Sequence[Path]) -> dict[str, dict[str, Any]]:
+def make_file_variants(configs: Sequence[Path]) -> Variants:
     """A variant per config file, named as the file."""
     names = [path.stem for path in configs]
     if len(set(names)) < len(names):
@@ -130,7 +129,7 @@ def design_equal_cost(
     # What the line has from the recipe follows every override already.
     derived = {key for variant in line.values() for key in variant if key not in OWN_OF_THE_LINE}
 
-    def analyse(runs: Sequence[Run]) -> Findings:
+    def analyse(runs: Runs) -> Findings:
         values = tabulate_runs(runs)
         means = select_means(values, metric, split)
         tables = {part: tabulate_equal_cost(select_means(values, metric, part), line, metric) for part in SPLITS}
@@ -154,7 +153,7 @@ def design_equal_cost(
     )
 
 
-def make_thin_line(configs: Sequence[Path], widths: Sequence[int], overrides: Sequence[str]) -> dict[str, Any]:
+def make_thin_line(configs: Sequence[Path], widths: Sequence[int], overrides: Sequence[str]) -> Variants:
     """The variants of the thin line: the recipe of the grown networks, without growth, at every width.
 
     They are named after the data set, such as `fps-thin-16`.
@@ -174,7 +173,7 @@ def make_thin_line(configs: Sequence[Path], widths: Sequence[int], overrides: Se
             )
     # As a config of such a network would be called, so that its runs are shared with `experiment table`.
     data_name = "-".join(Path(path).name for path in recipe.data.paths)
-    variant: dict[str, Any] = {"base": str(first.absolute())}
+    variant: Setting = {"base": str(first.absolute())}
     for section in ("model", "method"):
         values = getattr(recipe, section).model_dump()
         variant |= {f"{section}.{key}": value for key, value in values.items()}
@@ -183,7 +182,7 @@ def make_thin_line(configs: Sequence[Path], widths: Sequence[int], overrides: Se
 
 def _make_thin(config: Config) -> Config:
     """The recipe of a network, without growth and without a width."""
-    kept: dict[str, Any] = {}
+    kept: Setting = {}
     if config.method.init != RANDOM:
         kept = {key: getattr(config.method, key) for key in BEGINNING}
     method = MethodConfig(name="fixed", **kept)
@@ -207,7 +206,7 @@ def design_initialisation(config: Path, pretrained: Path, overrides: Sequence[st
         UserError: the pretrained network leaves nothing to choose.
     """
 
-    def analyse(runs: Sequence[Run]) -> Findings:
+    def analyse(runs: Runs) -> Findings:
         chosen = next(run.config for run in runs if run.variant == RANDOM)
         curves = read_curves(runs, METRIC)
         found = measure_pace(curves, RANDOM, chosen.train.iterations)
@@ -242,7 +241,7 @@ def design_initialisation(config: Path, pretrained: Path, overrides: Sequence[st
     )
 
 
-def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *, two_thirds: bool) -> dict[str, Any]:
+def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *, two_thirds: bool) -> Variants:
     """One variant per beginning, evaluated on val often enough to see when it reaches what."""
     chosen = load_run_config(config, overrides)
     train = chosen.train
@@ -251,7 +250,7 @@ def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *,
         # A shorter run has as many points of the curve as a longer one, for its pace is read off that curve.
         every = max(1, train.iterations // NUM_EVALUATIONS)
     base = {"base": str(config.absolute()), "train.evaluate_every": every}
-    found: dict[str, dict[str, Any]] = {}
+    found: Variants = {}
     for name in FROM_WIDE:
         found[name] = {**base, "method.init": name, "method.pretrained": str(pretrained.absolute())}
     found[RANDOM] = {**base, "method.init": RANDOM, "method.pretrained": None}
@@ -264,7 +263,7 @@ def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *,
     return found
 
 
-def _make_course(variant: str, runs: Sequence[Run], curves: pandas.DataFrame) -> Course:
+def _make_course(variant: str, runs: Runs, curves: pandas.DataFrame) -> Course:
     losses = []
     for run in runs:
         if run.variant == variant:

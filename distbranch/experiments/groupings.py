@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from distbranch.branching.decision import choose_groups
 from distbranch.branching.tree import Tree
 from distbranch.config import load_config
+from distbranch.config.sweep import Setting
 from distbranch.data.mixture import read_data
 from distbranch.engine.initialisation import order_by_number
 from distbranch.engine.results import read_result
@@ -24,8 +25,8 @@ from distbranch.experiments.analyses import (
     tabulate_differences,
 )
 from distbranch.experiments.designs import METRIC, check_grows, load_run_config
-from distbranch.experiments.runner import Experiment, Findings
-from distbranch.experiments.runs import Run, pivot_tasks, select_means, select_tasks, tabulate_runs
+from distbranch.experiments.runner import Experiment, Findings, Variants
+from distbranch.experiments.runs import Runs, pivot_tasks, select_means, select_tasks, tabulate_runs
 from distbranch.report.console import METRICS as METRIC_NAMES
 from distbranch.report.experiment_figures import draw_kinds, draw_reductions
 
@@ -57,7 +58,7 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
     """
     run_name = run.absolute().name
 
-    def analyse(runs: Sequence[Run]) -> Findings:
+    def analyse(runs: Runs) -> Findings:
         values = tabulate_runs(runs)
         sentences = []
         tables = []
@@ -92,7 +93,7 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
     )
 
 
-def make_permutations(run: Path, permutations: int, split: str) -> dict[str, dict[str, Any]]:
+def make_permutations(run: Path, permutations: int, split: str) -> Variants:
     """The learned tree and its permutations, from scratch and on the run's own schedule.
 
     A permutation that puts the same tasks together as the learned tree, or as one before, is left out.
@@ -113,7 +114,7 @@ def make_permutations(run: Path, permutations: int, split: str) -> dict[str, dic
         raise UserError(
             f"The data of {run} have no split '{split}', so nothing can be compared on it. Give --split val."
         )
-    given: dict[str, Any] = {
+    given: Setting = {
         "base": str((run / "config.yaml").absolute()),
         "method.name": "fixed",
         "method.groups": str(run.absolute()),
@@ -184,7 +185,7 @@ def design_affinity(config: Path, alphas: Sequence[float], overrides: Sequence[s
             own = {"base": str(config.absolute()), "method.affinity": kind, "method.alpha": alpha}
             variants[f"{kind}-alpha{alpha:g}"] = own
 
-    def analyse(runs: Sequence[Run]) -> Findings:
+    def analyse(runs: Runs) -> Findings:
         values = tabulate_runs(runs)
         found = measure_kinds(values, split)
         sentence = describe_differences(found, METRIC, one="phi", other="agreement", repetition="seeds")
@@ -224,7 +225,7 @@ def measure_kinds(values: pandas.DataFrame, split: str) -> pandas.DataFrame:
     below = compare_at_equal_cost(agreement, phi, "weights")
     below["difference"] *= -1
     found = pandas.concat([above, below]).groupby(["task", "seed"], sort=False)["difference"].mean()
-    return found.unstack("seed").dropna(how="all")
+    return found.unstack("seed").dropna(how="all").add_prefix("seed-")
 
 
 # ---- does a first decision find the planted groups?
@@ -238,7 +239,7 @@ def design_planted_truth(config: Path, seeds: Sequence[int], overrides: Sequence
         UserError: the configuration does not say how its data are packed.
     """
 
-    def analyse(runs: Sequence[Run]) -> Findings:
+    def analyse(runs: Runs) -> Findings:
         found = pandas.DataFrame({"seed": [run.seed for run in runs]})
         found["adjusted_rand_index"] = [measure_agreement(run.config.run_directory) for run in runs]
         return Findings((), found, {"planted.csv": found})
@@ -268,9 +269,8 @@ def measure_agreement(run_directory: Path) -> float:
     if not info.groups:
         raise UserError(f"The data set {info.path} says nothing of groups of tasks. Use one that does: rendered-faces.")
     planted = _number_groups(info.groups.values())
-    found = _number_groups(choose_first_groups(run_directory)[config.method.affinity])
-    names = [task.name for task in info.tasks]
-    return float(adjusted_rand_score([planted[name] for name in names], [found[name] for name in names]))
+    found = _number_groups(_read_first_decision(run_directory)["tasks"])
+    return float(adjusted_rand_score([planted[name] for name in found], list(found.values())))
 
 
 def _number_groups(groups: Iterable[Sequence[str]]) -> dict[str, int]:
@@ -285,21 +285,25 @@ def choose_first_groups(run_directory: Path) -> dict[str, list[list[str]]]:
     Raises:
         UserError: no such run, or it has taken no decision yet.
     """
+    first = _read_first_decision(run_directory)
+    options = {key: first[key] for key in ("alpha", "pools_above", "unit_cost", "max_groups")}
+    names: dict[int, str] = {}
+    for numbers, tasks in zip(first["groups"], first["tasks"], strict=True):
+        names |= dict(zip(numbers, tasks, strict=True))
+    seed = load_config(RunDirectory(run_directory).config).seed
+    groups = {}
+    with np.load(run_directory / first["affinity_file"]) as matrices:
+        for kind in KINDS:
+            decision = choose_groups(matrices[kind], seed=seed, **options)
+            groups[kind] = [[names[task] for task in group] for group in decision.groups]
+    return groups | {first["affinity_kind"]: first["tasks"]}  # as it was decided, whatever release has decided it
+
+
+def _read_first_decision(run_directory: Path) -> dict[str, Any]:
     files = RunDirectory(run_directory)
     if not files.config.exists():
         raise UserError(f"There is no run directory {run_directory}. Give that of a run of method.name=branching.")
     decisions = read_lines(files.decisions)
     if not decisions:
         raise UserError(f"The run {run_directory} has taken no decision yet. Give a run of method.name=branching.")
-    first = decisions[0]
-    options = {key: first[key] for key in ("alpha", "pools_above", "unit_cost", "max_groups")}
-    names: dict[int, str] = {}
-    for numbers, tasks in zip(first["groups"], first["tasks"], strict=True):
-        names |= dict(zip(numbers, tasks, strict=True))
-    seed = load_config(files.config).seed
-    groups = {}
-    with np.load(files.path / first["affinity_file"]) as matrices:
-        for kind in KINDS:
-            decision = choose_groups(matrices[kind], seed=seed, **options)
-            groups[kind] = [[names[task] for task in group] for group in decision.groups]
-    return groups | {first["affinity_kind"]: first["tasks"]}  # as it was decided, whatever release has decided it
+    return decisions[0]

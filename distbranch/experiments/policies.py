@@ -6,16 +6,16 @@ The policy that is reported as the best one is the best on val, whatever it is o
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas
 
 from distbranch.config import AdaShareConfig
+from distbranch.config.sweep import Setting
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
 from distbranch.experiments.designs import METRIC, load_run_config
 from distbranch.experiments.runner import Experiment, Findings, build_sweep
-from distbranch.experiments.runs import SPLITS, Run
+from distbranch.experiments.runs import SPLITS, Run, Runs
 from distbranch.report.experiment_figures import draw_drawn_policies
 from distbranch.sweep.plan import SEED
 
@@ -53,7 +53,7 @@ def design_policies(
             f"found method.name={chosen.method.name} and adashare.policy={chosen.adashare.policy}."
         )
     name = name or f"policies-{config.stem}"
-    search: dict[str, Any] = {"base": str(config.absolute())}
+    search: Setting = {"base": str(config.absolute())}
     fresh = dict(search)
     if iterations:
         fresh["train.iterations"] = iterations
@@ -65,7 +65,7 @@ def design_policies(
     for number in range(num_policies):
         variants[f"policy-{number}"] = {**given, "adashare.policy_number": number}
 
-    def analyse(runs: Sequence[Run]) -> Findings:
+    def analyse(runs: Runs) -> Findings:
         found = tabulate_networks(runs)
         names = found["network"] + ", seed " + found["seed"].astype(str)
         places = zip(found["multiply_adds"], found[f"{split}_{METRIC}"], strict=True)
@@ -85,7 +85,7 @@ def design_policies(
     )
 
 
-def tabulate_networks(runs: Sequence[Run]) -> pandas.DataFrame:
+def tabulate_networks(runs: Runs) -> pandas.DataFrame:
     """A row per trained network, hard sharing first, seed by seed; values in 0..1.
 
     `best_on_val`: of the policies of one seed, that with the highest value on val, whatever it is on test.

@@ -1,7 +1,7 @@
 """The runner of all experiments: a sweep over variants, trained or resumed, then an analysis and its files.
 
 The directory of an experiment holds one comparison: another one does not overwrite what it found. The same command, or one that
-compares more, continues there, for all that was found is found again.
+compares more, resumes there, for all that was found is found again.
 """
 
 import json
@@ -12,21 +12,21 @@ from typing import Any
 
 import pandas
 
-from distbranch.config.reading import parse_override
-from distbranch.config.sweep import SweepConfig, sweep_of
+from distbranch.config.sweep import Setting, SweepConfig, sweep_of
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import write_atomically, write_json
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.experiments.analyses import format_markdown
-from distbranch.experiments.runs import SPLITS, Run, check_defined, restrict_to_common_tasks, split_by_data_set
+from distbranch.experiments.runs import SPLITS, Run, Runs, check_defined, restrict_to_common_tasks, split_by_data_set
 from distbranch.launch.prepare import is_to_be_packed, read_packed_data
 from distbranch.report.console import result_markdown
 from distbranch.report.experiment_figures import save_figure
-from distbranch.sweep.plan import group_trials_by_variant, list_trials
+from distbranch.sweep.plan import list_trials
 from distbranch.sweep.run import run_sweep
 from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
+Variants = dict[str, Setting]
 ABOUT = "experiment.json"  # what is compared, and how
 
 # Keys of a run that a sweep calls otherwise: where an experiment goes, and what each of its runs has.
@@ -78,8 +78,8 @@ class Experiment:
 
     name: str
     about: Mapping[str, Any]
-    variants: Mapping[str, Mapping[str, Any]]
-    analyse: Callable[[Sequence[Run]], Findings] = lambda _: Findings()
+    variants: Variants
+    analyse: Callable[[Runs], Findings] = lambda _: Findings()
     splits: Collection[str] = ()
     metric: str | None = None
     overrides: Sequence[str] = ()
@@ -142,7 +142,7 @@ def run_experiment(
 
 def build_sweep(
     name: str,
-    variants: Mapping[str, Mapping[str, Any]],
+    variants: Variants,
     overrides: Sequence[str],
     *,
     seeds: Sequence[int] | None = None,
@@ -155,18 +155,16 @@ def build_sweep(
     Raises:
         UsageError: an unknown key, a value that no sweep takes, or an override that some variants would not follow.
     """
-    values: dict[str, Any] = {"name": name, "variants": variants, "seeds": seeds, "concurrency": jobs}
-    others = []
+    values = {"name": name, "variants": variants, "seeds": seeds, "concurrency": jobs}
+    own = []
     for text in overrides:
-        key, value = parse_override(text)
-        if key in KEYS_OF_THE_EXPERIMENT:
-            values[KEYS_OF_THE_EXPERIMENT[key]] = value
-        else:
-            others.append(text)
-    # The sweep's table is in a folder of its own then, and its runs are beside it.
+        key, sign, value = text.partition("=")
+        own.append(KEYS_OF_THE_EXPERIMENT.get(key, key) + sign + value)
+    sweep = sweep_of(values, own, folder=Path.cwd(), what=f"The experiment {name}", derived=derived)
+    # The table is in a folder of its own then, and the runs are beside it.
     if among_runs:
-        values["trial_directory"] = values.get("directory", SweepConfig.model_fields["directory"].default)
-    return sweep_of(values, others, folder=Path.cwd(), what=f"The experiment {name}", derived=derived)
+        sweep = sweep.model_copy(update={"trial_directory": sweep.directory})
+    return sweep
 
 
 def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()) -> list[Run]:
@@ -185,15 +183,12 @@ def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str
             f"{len(unfinished)} of {len(rows)} runs did not finish: {'; '.join(reasons)}. "
             "The same command trains them and nothing else."
         )
-    # Measured by the sweep, all in one process; what a run's own result says was measured elsewhere.
-    latencies = {row["trial"]: row["latency_ms"] for row in rows}
     found = []
-    for variant, trials in group_trials_by_variant(sweep).items():
-        for trial in trials:
-            own = read_result(trial.run_directory)
-            assert own is not None
-            summary = {**own.summary, "latency_ms": latencies[str(trial.run.name)]}
-            found.append(Run(variant, trial, summary))
+    for trial, row in zip(list_trials(sweep), rows, strict=True):
+        result = read_result(trial.run_directory)
+        assert result is not None
+        # Measured by the sweep, all in one process.
+        found.append(Run(row["variant"], trial, {**result.summary, "latency_ms": row["latency_ms"]}))
     return restrict_to_common_tasks(found)
 
 
@@ -213,7 +208,7 @@ def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
                 )
 
 
-def make_markdown(sweep: SweepConfig, findings: Findings, runs: Sequence[Run]) -> str:
+def make_markdown(sweep: SweepConfig, findings: Findings, runs: Runs) -> str:
     """table.md: what was found; then the means of all networks on both splits, and of every data set of joint runs by itself."""
     parts = [f"# {sweep.name}"]
     if findings.sentences:

@@ -24,22 +24,25 @@ COSTS = ("multiply_adds", "weights")
 MEAN = ""  # in the column `task`: no task is called so
 
 
+Result = dict[str, Any]  # content of result.json, or a part of it
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run of a variant of an experiment (or of a method). `summary`: the content of result.json, perhaps with `latency_ms`."""
 
     variant: str
     config: Config
-    summary: dict[str, Any]
+    summary: Result
 
     @property
     def seed(self) -> int:
         """Its seed; runs of different variants with the same seed are compared with each other."""
         return self.config.seed
 
-    def get_scores(self, split: str) -> dict[str, Any]:
+    def get_scores(self, split: str) -> Result:
         """The metrics of a split; empty if it was not evaluated."""
-        scores: dict[str, Any] = self.summary["metrics"].get(split, {})
+        scores: Result = self.summary["metrics"].get(split, {})
         return scores
 
     def get_mean(self, metric: str, split: str) -> float | None:
@@ -47,9 +50,12 @@ class Run:
         value: float | None = self.get_scores(split).get("mean", {}).get(metric)
         return value
 
-    def read_log(self, kind: str) -> list[dict[str, Any]]:
+    def read_log(self, kind: str) -> list[Result]:
         """The lines of metrics.jsonl of one kind."""
         return [line for line in read_lines(RunDirectory(self.config.run_directory).metrics) if line["kind"] == kind]
+
+
+Runs = Sequence[Run]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -76,7 +82,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 # ---- the same tasks for all
 
 
-def restrict_to_common_tasks(runs: Sequence[Run]) -> list[Run]:
+def restrict_to_common_tasks(runs: Runs) -> list[Run]:
     """The runs with means over the same tasks, so that they can be compared.
 
     Which tasks have a metric depends on the labels, so runs of the same tasks and data have it for the same ones; but not those
@@ -94,7 +100,7 @@ def restrict_to_common_tasks(runs: Sequence[Run]) -> list[Run]:
     return copies
 
 
-def _restrict_mean(runs: Sequence[Run], metric: str, split: str) -> None:
+def _restrict_mean(runs: Runs, metric: str, split: str) -> None:
     """Where some runs lack the metric of a task, put the mean over the other tasks into all summaries."""
     values = pandas.DataFrame([_read_values_behind_mean(run, metric, split) for run in runs], dtype=float)
     shared = values.dropna(axis="columns", how="any")
@@ -121,7 +127,7 @@ def _read_values_behind_mean(run: Run, metric: str, split: str) -> dict[str, flo
     return {name: row.get(metric) for name, row in rows.items()}
 
 
-def check_defined(runs: Sequence[Run], metric: str, splits: Collection[str]) -> None:
+def check_defined(runs: Runs, metric: str, splits: Collection[str]) -> None:
     """What is undefined for all tasks compares nothing.
 
     Raises:
@@ -139,7 +145,7 @@ def check_defined(runs: Sequence[Run], metric: str, splits: Collection[str]) -> 
 # ---- the table
 
 
-def tabulate_runs(runs: Sequence[Run]) -> pandas.DataFrame:
+def tabulate_runs(runs: Runs) -> pandas.DataFrame:
     """All metrics of all runs, a row per value: variant, seed, multiply_adds, weights, split, task, metric, value.
 
     Values are in 0..1, NaN where a metric is undefined. The task `MEAN` is the mean over tasks, which every run has a row for.
@@ -174,7 +180,7 @@ def pivot_tasks(values: pandas.DataFrame, metric: str, split: str) -> pandas.Dat
     return table.reindex(chosen["task"].unique())
 
 
-def read_curves(runs: Sequence[Run], metric: str) -> pandas.DataFrame:
+def read_curves(runs: Runs, metric: str) -> pandas.DataFrame:
     """The mean over tasks on val at every evaluation: variant, seed, iteration, value."""
     rows = []
     for run in runs:
@@ -188,25 +194,24 @@ def read_curves(runs: Sequence[Run], metric: str) -> pandas.DataFrame:
 # ---- results side by side
 
 
-def split_by_data_set(runs: Sequence[Run], split: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def split_by_data_set(runs: Runs, split: str) -> dict[str, dict[str, list[Result]]]:
     """The results of all networks, then joint ones beside separate ones on just the tasks of every data set of a joint run.
 
     Returns:
         {"": {network: [content of result.json, ...]}, data set: {network: [the same, with the metrics of this data set alone]}}
     """
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {"": {}}
+    found: dict[str, dict[str, list[Result]]] = {"": {}}
     tasks = {}
     for run in runs:
         found[""].setdefault(run.variant, []).append(run.summary)
         for name, part in run.get_scores(split).get("datasets", {}).items():
             tasks[name] = set(part["tasks"])
     for name, own in tasks.items():
-        found[name] = {}
         for network, results in found[""].items():
             parts = [_find_part(result["metrics"].get(split, {}), own) for result in results]
             if None not in parts:
                 alone = [{**result, "metrics": {split: part}} for result, part in zip(results, parts, strict=True)]
-                found[name][network] = alone
+                found.setdefault(name, {})[network] = alone
     return found
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from distbranch.config import Config, differences, load_config
-from distbranch.config.sweep import VARIANT, Range, SweepConfig
+from distbranch.config.sweep import VARIANT, Range, Setting, SweepConfig
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import with_absolute_paths
 
+Trials = Sequence[Config]
 LONGEST_NAME = 80  # characters: tables and legends show names, and a folder's may have 255 bytes
 SEED = "{seed}"  # in the path of a run that a trial begins from
 DRAWS_PER_TRIAL = 100  # before a space is said to hold no more settings
@@ -47,9 +48,7 @@ def group_trials_by_variant(sweep: SweepConfig) -> dict[str, list[Config]]:
     return {variant: make_trials(sweep, points, variant=variant) for variant in sweep.variants or ("",)}
 
 
-def make_trials(
-    sweep: SweepConfig, points: Iterable[Mapping[str, Any]], *, variant: str = "", first: int = 0
-) -> list[Config]:
+def make_trials(sweep: SweepConfig, points: Iterable[Setting], *, variant: str = "", first: int = 0) -> list[Config]:
     """One trial per point ({dotted key: value}) and seed; `first` is the number of the first point.
 
     Raises:
@@ -68,7 +67,7 @@ def make_trials(
     return trials
 
 
-def _make_trial(base: Config, values: dict[str, Any], sweep: SweepConfig, number: int) -> Config:
+def _make_trial(base: Config, values: Setting, sweep: SweepConfig, number: int) -> Config:
     """The trial of these values, under the name of its run that is there already, if an earlier release has begun one.
 
     A name depends on nothing but the values, so it stays where a grid is given in another order or more values are. Where the
@@ -110,7 +109,7 @@ def _make_trial(base: Config, values: dict[str, Any], sweep: SweepConfig, number
     return trial
 
 
-def make_trial_name(values: Mapping[str, Any], number: int | None = None) -> str:
+def make_trial_name(values: Setting, number: int | None = None) -> str:
     """`width16-alpha2-seed0`: the last part of every key with its value, after the variant; drawn trials begin with their number."""
     parts = []
     if number is not None:
@@ -139,7 +138,7 @@ def _shorten_value(value: Any) -> str:
     return str(value).lower()
 
 
-def _says_its_values(values: Mapping[str, Any]) -> bool:
+def _says_its_values(values: Setting) -> bool:
     """Whether no other values of the same keys have the same short name."""
     keys = [_shorten_key(key) for key in values]
     texts = [value for value in values.values() if isinstance(value, str)]
@@ -160,7 +159,7 @@ def _is_told_by_its_text(value: Any) -> bool:
     return value is None or isinstance(value, int)
 
 
-def draw_random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
+def draw_random_points(sweep: SweepConfig) -> list[Setting]:
     """`num_trials` different draws; the first ones stay the same where more are asked for later.
 
     Raises:
@@ -169,7 +168,7 @@ def draw_random_points(sweep: SweepConfig) -> list[dict[str, Any]]:
     # One generator in one order: a longer search begins with the draws of a shorter one.
     rng = np.random.default_rng(sweep.search_seed)
     wanted = sweep.num_trials or 0
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Setting] = {}
     for _ in range(DRAWS_PER_TRIAL * wanted):
         point = {key: _draw(span, rng) for key, span in sweep.space.items()}
         found.setdefault(repr(point), point)
@@ -214,7 +213,7 @@ def load_base_config(sweep: SweepConfig, variant: str = "") -> Config:
     if sweep.early_stopping and not base.train.evaluate_every:
         raise UsageError("early_stopping judges evaluations: give train.evaluate_every, the steps between two of them.")
     cpus = (sweep.cpus_per_trial or sweep.workers_per_trial) / sweep.workers_per_trial
-    values: dict[str, Any] = {
+    values: Setting = {
         "run.directory": str(sweep.trial_path),
         "launch.workers": sweep.workers_per_trial,
         "launch.cpus_per_worker": cpus,
@@ -249,7 +248,7 @@ def begins_from(config: Config) -> set[Path]:
     return paths | {path.parent for path in paths if path.name == "tree.json"}
 
 
-def order_in_turns(trials: Sequence[Config]) -> list[list[Config]]:
+def order_in_turns(trials: Trials) -> list[list[Config]]:
     """The trials in the order in which they can be trained: one that begins from the run of another comes in a later turn.
 
     Raises:

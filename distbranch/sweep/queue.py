@@ -15,12 +15,14 @@ from ray.tune import Callback
 from ray.tune.search import Searcher
 
 from distbranch.config import Config
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.launch.ray_folder import explain_full_folder
+from distbranch.sweep.plan import Trials
 from distbranch.sweep.trial_status import FAILED, STOPPED_EARLY, UNFINISHED, SweepDirectory
 
-Family = Sequence[Config]  # its leader first
+Family = Trials  # its leader first
 Judge = Callable[[Config, int, float], bool]
 
 
@@ -34,7 +36,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         directory: of the sweep.
         concurrency: families at the same time.
         report: told when a trial begins and how it ends.
-        judge: whether a trial continues after so many steps with such a value (early stopping).
+        judge: whether a trial trains on after so many steps with such a value (early stopping).
         propose: asked for more roots when there is room for them; none when there will be no more.
     """
 
@@ -88,10 +90,10 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A family has ended. Lost ones (`error`) are explained by `LossCallback`, which is asked next."""
         if not error:
-            self.settle(trial_id, (result or {}).get("reason"))
+            self.settle_family(trial_id, (result or {}).get("reason"))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: what is left is read from the run directories by whoever continues."""
+        """Nothing to save: what is left is read from the run directories by whoever resumes."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore."""
@@ -101,12 +103,12 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
 
     # ---- what follows from it
 
-    def settle(self, trial_id: str, failure: str | None) -> None:
+    def settle_family(self, trial_id: str, failure: str | None) -> None:
         """Tell how the trials ended that were still together, then look for what else has become ready."""
         family, root = self.running.pop(trial_id)
-        # Who has left meanwhile is led by another one, and goes on.
+        # Who has left meanwhile is led by another one, and trains on.
         found = self._read_families(root)
-        ended = [config for config in family if self.directory.run(str(config.run.name)).result.exists()]
+        ended = [config for config in family if RunDirectory(config.run_directory).result.exists()]
         for config in found.get(str(family[0].run.name), []):
             if config not in ended:
                 ended.append(config)
@@ -146,7 +148,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         name = str(leader.run.name)
         reason = f"{value:.4f} on val after {iteration} steps is not among the best of its size"
         self.directory.record_end(name, STOPPED_EARLY, reason, iteration)
-        self.directory.run(name).stop_word.touch()
+        RunDirectory(leader.run_directory).stop_word.touch()
 
     def _end(self, family: Family, failure: str | None) -> None:
         """Trials that neither finished nor were stopped early have failed, or wait for the same command."""
@@ -175,7 +177,7 @@ class LossCallback(Callback):  # type: ignore[misc]
         lines = str(trial.get_error() or "").split("\n")
         told = [line.strip() for line in lines if line.strip()]
         reason = explain_full_folder() or (told or ["its process was lost"])[-1][:300]
-        self.queue.settle(trial.trial_id, reason)
+        self.queue.settle_family(trial.trial_id, reason)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -193,13 +195,13 @@ class SizeClassHalving:
         self.grace, self.reduction = grace, reduction
         self._seen: defaultdict[tuple[Hashable, int], dict[str, tuple[int, float]]] = defaultdict(dict)
 
-    def passes(self, trial: str, size_class: Hashable, iteration: int, value: float) -> bool:
-        """Whether a trial that has reached `value` (larger is better) after `iteration` steps should go on.
+    def passes_rung(self, trial: str, size_class: Hashable, iteration: int, value: float) -> bool:
+        """Whether a trial that has reached `value` (larger is better) after `iteration` steps should train on.
 
         A trial is judged once per rung, at its first evaluation there, and never by what others reached with more steps. The
         first ones of a class always pass: with fewer than `reduction` of them nothing is known yet.
         """
-        rung = self.rung(iteration)
+        rung = self.find_rung(iteration)
         if rung is None:
             return True
         seen = self._seen[size_class, rung]
@@ -211,7 +213,7 @@ class SizeClassHalving:
             return True
         return value >= float(np.quantile(values, 1 - 1 / self.reduction))
 
-    def rung(self, iteration: int) -> int | None:
+    def find_rung(self, iteration: int) -> int | None:
         """The number of the last rung at or before `iteration`, None before the first."""
         if iteration < self.grace:
             return None

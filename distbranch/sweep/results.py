@@ -110,10 +110,11 @@ def measure_latencies(runs: Sequence[Path], record: Path) -> dict[Path, float]:
     keys = {run: _hash_architecture(run) for run in runs}
     about = {"host": platform.node(), "runtime": _find_runtime(), "threads": 1, "turns": NUM_TURNS}
     known = json.loads(record.read_text()) if record.exists() else {}
-    if {key: known.get(key) for key in about} != about or not set(keys.values()) <= known["latency_ms"].keys():
-        known = {**about, "latency_ms": _measure_by_turns({key: run for run, key in keys.items()})}
-        write_json(record, known)
-    return {run: known["latency_ms"][key] for run, key in keys.items()}
+    latencies = known.pop("latency_ms", {})
+    if known != about or not latencies.keys() >= set(keys.values()):
+        latencies = _measure_by_turns({key: run for run, key in keys.items()})
+        write_json(record, {**about, "latency_ms": latencies})
+    return {run: latencies[key] for run, key in keys.items()}
 
 
 def _find_runtime() -> str:

@@ -34,7 +34,7 @@ from distbranch.launch.prepare import (
 from distbranch.launch.stopping import StopRequest
 from distbranch.metrics import is_defined
 from distbranch.models.cost import multiply_adds, num_parameters
-from distbranch.sweep.plan import list_trials, load_base_config, order_in_turns
+from distbranch.sweep.plan import Trials, list_trials, load_base_config, order_in_turns
 from distbranch.sweep.proposals import OptunaSearch
 from distbranch.sweep.results import Row, make_rows, write_results
 from distbranch.sweep.shared_prefix import describe_saving, group_by_prefix
@@ -123,8 +123,8 @@ def _check_plan(sweep: SweepConfig, directory: SweepDirectory) -> list[list[Conf
 
 def _train_open(
     sweep: SweepConfig,
-    trials: Sequence[Config],
-    turns: Sequence[Sequence[Config]],
+    trials: Trials,
+    turns: Sequence[Trials],
     directory: SweepDirectory,
     report: Report,
     proposals: OptunaSearch | None,
@@ -143,7 +143,7 @@ def _train_open(
         if trial_status.status == FAILED:
             directory.record_end(name, UNFINISHED)
 
-    def is_open(root: Sequence[Config]) -> bool:
+    def is_open(root: Trials) -> bool:
         return not all(statuses[str(config.run.name)].is_settled for config in root)
 
     with open_sweep_cluster(sweep, report):
@@ -159,7 +159,7 @@ def _train_open(
                 train_roots(sweep, roots, trials, directory, report, proposals)
 
 
-def _select_startable(turn: Sequence[Config], directory: SweepDirectory, report: Report) -> list[Config]:
+def _select_startable(turn: Trials, directory: SweepDirectory, report: Report) -> list[Config]:
     """Those that can begin now that the runs have ended that they begin from; the others fail, and it is told why."""
     able = []
     for config in turn:
@@ -179,11 +179,11 @@ def count_searched_trials(sweep: SweepConfig) -> int:
     return (sweep.num_trials or 0) * len(sweep.seeds or (0,))
 
 
-def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Sequence[Config]) -> None:
+def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Trials) -> None:
     """Nothing is there, or what this sweep has begun; one of which no trial was begun may become another one.
 
     Args:
-        sweep: that is to be begun, or to go on.
+        sweep: that is to be begun, or resumed.
         directory: of it.
         known: trials whose runs must be theirs if there are some: a result is never taken over by its name alone.
 
@@ -240,7 +240,7 @@ def _check_metric(sweep: SweepConfig, info: DatasetInfo) -> None:
         )
 
 
-def _prepare_data(trials: Sequence[Config], report: Report) -> list[DatasetInfo]:
+def _prepare_data(trials: Trials, report: Report) -> list[DatasetInfo]:
     """Pack and check what the trials will read, once, before anything starts."""
     infos: dict[str, DatasetInfo] = {}
     for config in _pick_kinds(trials):
@@ -251,7 +251,7 @@ def _prepare_data(trials: Sequence[Config], report: Report) -> list[DatasetInfo]
     return list(infos.values())
 
 
-def _pick_kinds(trials: Sequence[Config]) -> list[Config]:
+def _pick_kinds(trials: Trials) -> list[Config]:
     """One trial of every data set and network to begin with: hundreds may differ in nothing but their seeds and rates."""
     kinds = {}
     for config in trials:
@@ -280,7 +280,7 @@ def open_sweep_cluster(sweep: SweepConfig, report: Report) -> Iterator[None]:
     launch = base.launch.model_copy(update={"workers": wanted}) if here else base.launch
     with open_cluster(launch, SETTINGS):
         with StopRequest().receive_and_raise(
-            "Stopped before any trial had begun. The same command continues."
+            "Stopped before any trial had begun. The same command resumes."
         ) as request:
             launch = base.launch if here else base.launch.model_copy(update={"workers": count_workers_asked_for(sweep)})
             check_resources(launch, report, request)
@@ -327,7 +327,7 @@ def describe_plan(sweep: SweepConfig) -> list[tuple[str, str]]:
     ]
 
 
-def _describe_networks(turns: Sequence[Sequence[Config]]) -> list[tuple[str, str]]:
+def _describe_networks(turns: Sequence[Trials]) -> list[tuple[str, str]]:
     """One line per kind of network that trials begin with; not of trials that wait for others, for these make their networks."""
     lines = {}
     for config in _pick_kinds(turns[0]):

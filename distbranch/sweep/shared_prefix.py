@@ -7,7 +7,6 @@ done is read from the directories, so after any interruption the same call says 
 
 import os
 import shutil
-from collections.abc import Sequence
 
 from distbranch.config import Config, to_yaml
 from distbranch.config.network import KEYS_OF_DECISIONS
@@ -16,11 +15,12 @@ from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically, write_json
 from distbranch.engine.run_log import DrawDecision, write_tensorboard
 from distbranch.engine.run_start import check_run
+from distbranch.sweep.plan import Trials
 
 NO_ORIGIN = Origin("", 0, 0.0)  # of a run that began by itself
 
 
-def group_by_prefix(trials: Sequence[Config]) -> list[list[Config]]:
+def group_by_prefix(trials: Trials) -> list[list[Config]]:
     """Trials that begin as the same run, together, in the order of their first members.
 
     They may differ in `run.name` and in what acts only at decisions: `method.alpha`, `unit_cost`, `max_branches`, `affinity`
@@ -35,11 +35,11 @@ def group_by_prefix(trials: Sequence[Config]) -> list[list[Config]]:
     return list(found.values())
 
 
-def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
+def trainable_groups(trials: Trials) -> list[list[Config]]:
     """The families that can be trained now or are being trained, each with its leader first; the largest families first.
 
     A trial is led by another one until it decides otherwise: then it gets a directory of its own and is in a family of its
-    own here; one that never does gets its directory from `copy_result_to_followers`. Trials without directory or leader are begun: one
+    own here; one that never does gets its directory from `copy_result_to_siblings`. Trials without directory or leader are begun: one
     of each family becomes its leader. One process of a sweep calls this, as often as it has room for a run.
 
     Args:
@@ -52,8 +52,8 @@ def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
     families = _read_families(trials)
     leader_of: dict[str, str] = {}
     # A leader that was killed while some were leaving still lists those whom another one leads from that step on.
-    for name, (relatives, _) in sorted(families.items(), key=lambda item: item[1][1].iteration):
-        leader_of |= {relative: name for relative in relatives if relative not in families}
+    for name, (siblings, _) in sorted(families.items(), key=lambda item: item[1][1].iteration):
+        leader_of |= {sibling: name for sibling in siblings if sibling not in families}
 
     # One of those whom nobody leads begins for all that begin as it does.
     alone = [by_name[name] for name in by_name if name not in families and name not in leader_of]
@@ -62,7 +62,7 @@ def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
         families[leader] = [], NO_ORIGIN
         leader_of |= {str(other.run.name): leader for other in together[1:]}
 
-    # Leaders that have finished are done, but may have followers whose directories are still to be made.
+    # Leaders that have finished are done, but may have siblings whose directories are still to be made.
     found = {}
     for name in families:
         if not RunDirectory(by_name[name].run_directory).result.exists():
@@ -73,8 +73,8 @@ def trainable_groups(trials: Sequence[Config]) -> list[list[Config]]:
     return sorted(found.values(), key=len, reverse=True)
 
 
-def _read_families(trials: Sequence[Config]) -> dict[str, tuple[list[str], Origin]]:
-    """What `read_family` says of every trial that has a directory: its relatives and the beginning of its own.
+def _read_families(trials: Trials) -> dict[str, tuple[list[str], Origin]]:
+    """What `read_family` says of every trial that has a directory: its siblings and the beginning of its own.
 
     A leader may be parting from some just now. It gives them a directory before it leaves them out of its own family, so
     who is missing from a family that was read has a directory when one looks again.
@@ -86,12 +86,12 @@ def _read_families(trials: Sequence[Config]) -> dict[str, tuple[list[str], Origi
         for trial in trials:
             files = RunDirectory(trial.run_directory)
             if files.path.name not in families and files.config.exists():
-                relatives, origin = read_family(files)
-                families[files.path.name] = list(relatives), origin or NO_ORIGIN
+                siblings, origin = read_family(files)
+                families[files.path.name] = list(siblings), origin or NO_ORIGIN
     return families
 
 
-def _begin(trials: Sequence[Config]) -> str:
+def _begin(trials: Trials) -> str:
     for trial in trials:
         check_run(trial)
     leader = trials[0]
@@ -101,8 +101,8 @@ def _begin(trials: Sequence[Config]) -> str:
     return str(leader.run.name)
 
 
-def copy_result_to_followers(leader: Config, draw: DrawDecision | None = None) -> None:
-    """Give the relatives that never decided otherwise than this finished run its result in directories of their own.
+def copy_result_to_siblings(leader: Config, draw: DrawDecision | None = None) -> None:
+    """Give the siblings that never decided otherwise than this finished run its result in directories of their own.
 
     Large files are linked, not copied, where the file system can.
 
@@ -136,7 +136,7 @@ def _link_or_copy(source: str, copy: str) -> None:
         shutil.copy2(source, copy)
 
 
-def measure_saving(trials: Sequence[Config]) -> dict[str, float]:
+def measure_saving(trials: Trials) -> dict[str, float]:
     """Steps and seconds of the finished ones among `trials`, with every common beginning counted once, and as if alone.
 
     Seconds are those of training as in result.json, summed over trials, however many ran at a time. Steps that were
@@ -157,7 +157,7 @@ def measure_saving(trials: Sequence[Config]) -> dict[str, float]:
     return found
 
 
-def describe_saving(trials: Sequence[Config]) -> str:
+def describe_saving(trials: Trials) -> str:
     """One sentence for people; nothing where nothing was shared."""
     found = measure_saving(trials)
     if found["steps"] == found["steps_alone"]:

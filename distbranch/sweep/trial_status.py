@@ -1,8 +1,8 @@
-"""How far each trial of a sweep is, read from the disk alone, so that the same command goes on after anything.
+"""How far each trial of a sweep is, read from the disk alone, so that the same command resumes after anything.
 
 A trial has finished if its run directory holds result.json, which a run writes last and in one step. What else can end a trial
 is a line of `ended.jsonl` in the sweep's directory, written before it is acted upon. Everything else is still to be trained, from
-the newest checkpoint of its run directory. So nothing that Ray remembers is needed to go on, and nothing of it can be stale:
+the newest checkpoint of its run directory. So nothing that Ray remembers is needed to resume, and nothing of it can be stale:
 no finished trial is ever handed out again, and every other one is.
 """
 
@@ -19,11 +19,10 @@ FINISHED, FAILED, STOPPED_EARLY, UNFINISHED = "finished", "failed", "stopped ear
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """How a trial stands; `reason` says why it failed or was stopped, `iteration` where."""
+    """How a trial stands; `reason` says why it failed or was stopped."""
 
     status: str
     reason: str = ""
-    iteration: int | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -52,10 +51,6 @@ class SweepDirectory:
         """Whether any trial was begun or proposed; a sweep that was refused leaves a directory without."""
         return self.base.exists() and (self.proposals.exists() or any(self.trials.glob("*/config.yaml")))
 
-    def run(self, trial: str) -> RunDirectory:
-        """The run directory of a trial."""
-        return RunDirectory(self.trials / trial)
-
     def record_end(self, trial: str, status: str, reason: str = "", iteration: int | None = None) -> None:
         """Record that a trial failed or was stopped early, or is to be trained again (`UNFINISHED`)."""
         append_line(self.ended, {"trial": trial, "status": status, "reason": reason, "iteration": iteration})
@@ -67,8 +62,8 @@ class SweepDirectory:
         for config in trials:
             name = str(config.run.name)
             line = ended.get(name, {})
-            statuses[name] = TrialStatus(line.get("status", UNFINISHED), line.get("reason", ""), line.get("iteration"))
+            statuses[name] = TrialStatus(line.get("status", UNFINISHED), line.get("reason", ""))
             # Whatever is on record, a result is the last word.
-            if self.run(name).result.exists():
+            if RunDirectory(config.run_directory).result.exists():
                 statuses[name] = TrialStatus(FINISHED)
         return statuses

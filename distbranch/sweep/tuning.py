@@ -35,10 +35,10 @@ from distbranch.launch.stopping import StopRequest
 from distbranch.locks import hold_lock
 from distbranch.models.cost import multiply_adds
 from distbranch.streams import tolerate_any_text
-from distbranch.sweep.plan import load_base_config
+from distbranch.sweep.plan import Trials, load_base_config
 from distbranch.sweep.proposals import OptunaSearch
 from distbranch.sweep.queue import Family, FamilyQueue, Judge, LossCallback, SizeClassHalving
-from distbranch.sweep.shared_prefix import copy_result_to_followers, group_by_prefix, trainable_groups
+from distbranch.sweep.shared_prefix import copy_result_to_siblings, group_by_prefix, trainable_groups
 from distbranch.sweep.trial_status import SweepDirectory
 
 SECONDS_BETWEEN_LOOKS = 0.2  # for a signal: nobody notices so short a wait
@@ -50,7 +50,7 @@ logger = logging.getLogger("distbranch")
 def train_roots(
     sweep: SweepConfig,
     roots: Sequence[Family],
-    begun: Sequence[Config],
+    begun: Trials,
     directory: SweepDirectory,
     report: Report,
     proposals: OptunaSearch | None,
@@ -83,10 +83,10 @@ def train_roots(
         resources = {"CPU": sweep.cpus_per_trial or 1.0}
         if sweep.gpus_per_trial:
             resources["GPU"] = sweep.gpus_per_trial
-    fit(make_tune_function(metric), queue, resources=resources, max_failures=sweep.max_failures)
+    run_tune(make_tune_function(metric), queue, resources=resources, max_failures=sweep.max_failures)
 
 
-def fit(
+def run_tune(
     function: Callable[[dict[str, Any]], None], queue: FamilyQueue, *, resources: dict[str, float], max_failures: int
 ) -> None:
     """Run the queue empty on the cluster that this process has joined.
@@ -158,9 +158,7 @@ def wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly
             if time.monotonic() - trained_at > SECONDS_TO_BEGIN:  # Ray waits for room, perhaps for hours
                 break
     if request():
-        return request.make_error(
-            "The sweep was stopped; running trials saved a checkpoint. The same command continues."
-        )
+        return request.make_error("The sweep was stopped; running trials saved a checkpoint. The same command resumes.")
     return None
 
 
@@ -187,7 +185,7 @@ def _count_trials_that_fit(sweep: SweepConfig) -> int:
     return min(sweep.concurrency or fit_in, fit_in)
 
 
-def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Judge:
+def _make_judge(sweep: SweepConfig, metric: str, begun: Trials) -> Judge:
     stopping = sweep.early_stopping
     if stopping is None:
         return lambda *_: True
@@ -200,15 +198,15 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Sequence[Config]) -> Jud
         # Measured once per kind of network, for a sweep has hundreds of trials of a few.
         if key not in classes:
             classes[key] = measure_size_class(config, read_data(config.data))
-        return halving.passes(str(config.run.name), classes[key], iteration, value)
+        return halving.passes_rung(str(config.run.name), classes[key], iteration, value)
 
     # What earlier drivers have seen, in the order of their trials.
     for config in begun:
         files = RunDirectory(config.run_directory)
-        followers = [make_member_config(config, name, method) for name, method in read_family(files)[0].items()]
+        siblings = [make_member_config(config, name, method) for name, method in read_family(files)[0].items()]
         for line in read_lines(files.metrics):
             if line["kind"] == "evaluation" and line["split"] == "val" and line["mean"].get(metric) is not None:
-                for each in (config, *followers):
+                for each in (config, *siblings):
                     judge(each, line["iteration"], line["mean"][metric])
     return judge
 
@@ -235,7 +233,7 @@ def make_tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
         try:
             config = load_config(json.loads(work["leader"]))
             train_trial(config, report)
-            copy_result_to_followers(config, log_decision)
+            copy_result_to_siblings(config, log_decision)
         except UserError as error:  # trying again would not help; any other error is Tune's, which does try again
             reason = str(error)
         except StoppedEarly:

@@ -108,7 +108,7 @@ def drive(sweep: SweepConfig) -> None:
     with open_sweep_cluster(sweep, lambda _: None):
         from distbranch.sweep.queue import FamilyQueue
         from distbranch.sweep.shared_prefix import trainable_groups
-        from distbranch.sweep.tuning import fit
+        from distbranch.sweep.tuning import run_tune
 
         queue = FamilyQueue(
             roots,
@@ -117,7 +117,7 @@ def drive(sweep: SweepConfig) -> None:
             concurrency=sweep.concurrency or 1,
             report=lambda _: None,
         )
-        fit(cost_nothing, queue, resources={"CPU": 1}, max_failures=0)
+        run_tune(cost_nothing, queue, resources={"CPU": 1}, max_failures=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     write_json(Path(sweep.directory) / "driver.json", {"peak_mib": peak})
 

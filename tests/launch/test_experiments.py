@@ -44,6 +44,7 @@ from distbranch.experiments.runs import (
     split_by_data_set,
     tabulate_runs,
 )
+from distbranch.report.experiment_figures import save_figure
 from distbranch.sweep import run as sweep_run
 from distbranch.sweep import tuning
 from distbranch.sweep.plan import group_trials_by_variant, list_trials, order_in_turns
@@ -503,6 +504,77 @@ def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
         run_experiment(other, elsewhere, seeds=[0], jobs=None, report=lambda _: None)
     with pytest.raises(UsageError, match="should be of a search"):
         policies.design_policies(CONFIGS / "fps-thin-16.yaml", 2, [], iterations=None, split="test")
+
+
+# ---- all of an analysis
+
+
+def runs_of(experiment: runner.Experiment, seeds: Sequence[int] = (0, 1)) -> list[Run]:
+    """A made-up run of every variant and seed, the later the larger and the better, with tasks on both splits."""
+    runs = []
+    for number, variant in enumerate(experiment.variants):
+        for seed in seeds:
+            worth = 0.6 + 0.02 * number + 0.01 * seed
+            run = made_up(seed, value=worth, weights=1000 * (1 + number), tasks=dict.fromkeys(TASKS, worth))
+            run.summary["metrics"]["val"] = run.summary["metrics"]["test"]
+            runs.append(replace(run, variant=variant))
+    return runs
+
+
+def check_findings(experiment: runner.Experiment, runs: Sequence[Run], folder: Path) -> runner.Findings:
+    """What an analysis finds is shown and written without a gap."""
+    findings = experiment.analyse(runs)
+    assert findings.table is not None
+    assert format_markdown(findings.table).count("\n") == len(findings.table) + 2
+    for name, table in findings.csv.items():
+        assert len(table.to_csv(index=False).splitlines()) == len(table) + 1, name
+    for name, figure in findings.figures.items():
+        save_figure(figure, folder / name)
+        assert (folder / name).stat().st_size > 5000
+    return findings
+
+
+def test_grown_networks_stand_beside_the_line_in_table_and_figure(tmp_path: Path) -> None:
+    config = CONFIGS / "fps-branch-16-2.yaml"
+    own = ["data.path=/data/fps"]
+    experiment = designs.design_equal_cost([config], [8, 16, 32], own, metric="accuracy", split="val")
+    runs = runs_of(experiment)
+    grown = [replace(run, summary={**run.summary, "weights": 1500, "multiply_adds": 150_000}) for run in runs[-2:]]
+    findings = check_findings(experiment, [*runs[:-2], *grown], tmp_path)
+    assert list(findings.table["difference"]) == pytest.approx([0.06 - 0.02 * np.log(1.5) / np.log(2)] * 2)
+    assert set(findings.csv["company.csv"]["split"]) == {"val", "test"}
+
+
+def test_kinds_of_affinity_are_told_in_a_sentence_a_table_and_a_figure(tmp_path: Path) -> None:
+    experiment = groupings.design_affinity(CONFIGS / "fps-branch-16-2.yaml", [1, 2], [], split="test")
+    runs = [
+        replace(run, summary={**run.summary, "weights": 1000 * (1 + number % 4)})
+        for number, run in enumerate(runs_of(experiment))
+    ]
+    findings = check_findings(experiment, runs, tmp_path)
+    assert "Phi is higher on 12 of 12 tasks" in findings.sentences[0]
+    assert list(findings.table.columns) == ["task", "difference", "difference_sd", "lowest", "highest"]
+
+
+def test_what_permuting_costs_is_told_for_both_metrics(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3)))))
+    experiment = groupings.design_grouping(run, 2, split="val")
+    findings = check_findings(experiment, runs_of(experiment), tmp_path)
+    assert (
+        "The learned tree is higher on 0 of 12 tasks (0 in all permutations) and lower on 12" in findings.sentences[0]
+    )
+    assert list(findings.table["metric"].unique()) == ["accuracy", "average_precision"]
+    assert set(findings.csv["tasks.csv"].columns) > set(experiment.variants) - {"learned"}
+
+
+def test_the_pace_of_all_beginnings_is_told_in_a_table_and_a_figure(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data: {path: data}\ntrain: {iterations: 40}\n")
+    experiment = designs.design_initialisation(tmp_path / "c.yaml", tmp_path / "wide", [], two_thirds=True)
+    values = [0.1, 0.2, 0.3, 0.5]
+    runs = [replace(logged(tmp_path / variant, 0, values), variant=variant) for variant in experiment.variants]
+    findings = check_findings(experiment, runs, tmp_path)
+    assert list(findings.table["variant"]) == ["somp", "largest-norm", "random-rows", "random", "somp-two-thirds"]
+    assert list(findings.csv["curves.csv"].columns) == ["beginning", "seed", "iteration", "val_average_precision"]
 
 
 # ---- finished runs beside each other

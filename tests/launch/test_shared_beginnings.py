@@ -20,7 +20,7 @@ from distbranch.engine.run_log import SummaryWriter
 from distbranch.errors import UserError
 from distbranch.sweep import shared_prefix
 from distbranch.sweep.shared_prefix import (
-    copy_result_to_followers,
+    copy_result_to_siblings,
     describe_saving,
     group_by_prefix,
     measure_saving,
@@ -107,7 +107,7 @@ def train_together(trials: Sequence[Config], steps: Path, kill: tuple[str, int] 
         leader = found[0][0]
         if not RunDirectory(leader.run_directory).result.exists():
             train_leader(leader, steps)
-        copy_result_to_followers(leader, draw_alpha)
+        copy_result_to_siblings(leader, draw_alpha)
 
 
 def draw_alpha(writer: SummaryWriter, record: Any, run_directory: Path) -> None:
@@ -210,7 +210,7 @@ def test_two_ranks_share_beginnings_with_the_same_bits(tiny_data: Path, ranks: R
     trials, steps = trials_in(tmp_path / "shared", tiny_data, names, **workers), tmp_path / "steps"
     while found := trainable_groups(trials):
         ranks.call_all(train_leader, 2, trial=found[0][0], steps=steps)
-        copy_result_to_followers(found[0][0])
+        copy_result_to_siblings(found[0][0])
     assert_as_alone(trials, alone)
     assert max(map(depth, trials)) == 2, "no fork after a fork, so this proves less than it says"
     saving = measure_saving(trials)

@@ -10,10 +10,10 @@ from distbranch.sweep.queue import SizeClassHalving
 
 def test_a_small_network_is_never_judged_by_large_ones() -> None:
     halving = SizeClassHalving(grace=10, reduction=2)
-    assert all(halving.passes(f"large-{n}", "large", 10, 0.9 + n / 100) for n in range(8))
-    small = [halving.passes(f"small-{n}", "small", 10, 0.1 + n / 100) for n in range(8)]
+    assert all(halving.passes_rung(f"large-{n}", "large", 10, 0.9 + n / 100) for n in range(8))
+    small = [halving.passes_rung(f"small-{n}", "small", 10, 0.1 + n / 100) for n in range(8)]
     assert all(small)  # each is the best of its class so far, though worse than every large one
-    assert not halving.passes("small-bad", "small", 10, 0.05)
+    assert not halving.passes_rung("small-bad", "small", 10, 0.05)
 
 
 @pytest.mark.parametrize("reduction", [2.0, 3.0, 4.0])
@@ -27,14 +27,14 @@ def test_who_passes_is_who_lies_above_the_quantile_of_its_class_and_rung(reducti
         others = seen.setdefault((size, rung), [])
         others.append(value)
         cut = np.quantile(others, 1 - 1 / reduction) if len(others) >= reduction else -1
-        assert halving.passes(str(trial), size, round(iteration), value) == (value >= cut)
+        assert halving.passes_rung(str(trial), size, round(iteration), value) == (value >= cut)
 
 
 def test_the_best_of_a_class_always_passes_and_about_one_of_the_reduction_does() -> None:
     rng = np.random.default_rng(2)
     halving = SizeClassHalving(grace=1, reduction=3)
     values = rng.random(300)
-    passed = [halving.passes(str(n), 0, 1, value) for n, value in enumerate(values)]
+    passed = [halving.passes_rung(str(n), 0, 1, value) for n, value in enumerate(values)]
     assert passed[int(values.argmax())]
     assert 0.28 < np.mean(passed) < 0.42
 
@@ -42,16 +42,16 @@ def test_the_best_of_a_class_always_passes_and_about_one_of_the_reduction_does()
 def test_nobody_is_judged_before_the_grace_and_nobody_twice_at_a_rung() -> None:
     halving = SizeClassHalving(grace=10, reduction=2)
     for n in range(5):
-        assert halving.passes(f"good-{n}", 0, 9, 0.9)
-        assert halving.passes(f"good-{n}", 0, 10, 0.9)
-    assert halving.passes("bad", 0, 9, 0.0)
-    assert not halving.passes("bad", 0, 10, 0.0)
-    assert halving.passes("good-0", 0, 15, 0.0)  # still in the rung at which it has passed
-    assert [halving.rung(steps) for steps in (9, 10, 19, 20, 40, 79)] == [None, 0, 0, 1, 2, 2]
+        assert halving.passes_rung(f"good-{n}", 0, 9, 0.9)
+        assert halving.passes_rung(f"good-{n}", 0, 10, 0.9)
+    assert halving.passes_rung("bad", 0, 9, 0.0)
+    assert not halving.passes_rung("bad", 0, 10, 0.0)
+    assert halving.passes_rung("good-0", 0, 15, 0.0)  # still in the rung at which it has passed
+    assert [halving.find_rung(steps) for steps in (9, 10, 19, 20, 40, 79)] == [None, 0, 0, 1, 2, 2]
 
 
 def test_what_others_reached_with_more_steps_is_not_held_against_a_trial() -> None:
     halving = SizeClassHalving(grace=1000, reduction=3)
-    assert all(halving.passes(f"late-{n}", 0, 2500, 0.74 + n / 100) for n in range(3))
-    assert all(halving.passes(f"first-{n}", 0, 1000, 0.70 + n / 100) for n in range(3))
-    assert not halving.passes("poor", 0, 1000, 0.69)
+    assert all(halving.passes_rung(f"late-{n}", 0, 2500, 0.74 + n / 100) for n in range(3))
+    assert all(halving.passes_rung(f"first-{n}", 0, 1000, 0.70 + n / 100) for n in range(3))
+    assert not halving.passes_rung("poor", 0, 1000, 0.69)

@@ -80,7 +80,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_not_tried_twice(
     queue.on_trial_complete("a", {"kind": "ended", "reason": "The loss is not finite."})
     assert leader(queue.suggest("b")).run.name == trials[1].run.name
     queue.on_trial_complete("b", error=True)
-    queue.settle("b", "out of memory")
+    queue.settle_family("b", "out of memory")
     assert queue.suggest("c") == FamilyQueue.FINISHED
     standings = queue.directory.read_statuses(trials[:2])
     assert [(standing.status, standing.reason) for standing in standings.values()] == [
@@ -98,7 +98,7 @@ def test_a_trial_that_does_not_pass_gets_its_stop_word_and_is_settled(
     assert (config.run_directory / "stop").exists()
     queue.on_trial_complete("a", {"kind": "ended", "reason": None})
     (standing,) = queue.directory.read_statuses([config]).values()
-    assert (standing.status, standing.iteration, standing.is_settled) == (STOPPED_EARLY, 16, True)
+    assert (standing.status, standing.is_settled) == (STOPPED_EARLY, True)
     assert "0.2500 on val after 16 steps" in standing.reason
     again = make_queue(roots=group_by_prefix(trials[:1]))
     assert again.suggest("a") == FamilyQueue.FINISHED
