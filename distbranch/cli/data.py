@@ -33,7 +33,7 @@ def data_pack(
     `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
     """
     from distbranch.data.sources import SOURCES, pack_source, parse_options
-    from distbranch.report.console import dataset_lines
+    from distbranch.report.console import describe_dataset
     from distbranch.report.progress import ProgressDisplay
 
     if options and source in SOURCES:
@@ -51,7 +51,7 @@ def data_pack(
             progress=lambda done: display({"kind": "packing", "done": done, "total": opened.num_samples}),
         )
         display({"kind": "packed", "path": str(out), "num_samples": info.num_samples, "before": was_there})
-    for line in dataset_lines(info):
+    for line in describe_dataset(info):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return None
 

@@ -54,7 +54,7 @@ def experiment_table(
     `distbranch experiment table configs/fps-thin-16.yaml configs/fps-branch-16-2.yaml --seeds 0,1,2`
     """
     from distbranch.experiments.table import design_table, split_by_data_set
-    from distbranch.report.console import result_markdown, result_table
+    from distbranch.report.console import make_result_markdown, make_result_table
 
     _check_split(split)
     files, own = _separate_overrides(configs)
@@ -63,9 +63,9 @@ def experiment_table(
         if title:
             console.print(f"the tasks of {title}", style="bold", highlight=False)
         if markdown:
-            _print_plain(result_markdown(part, split=split))
+            _print_plain(make_result_markdown(part, split=split))
         else:
-            console.print(result_table(part, split=split))
+            console.print(make_result_table(part, split=split))
     _print_plain(f"results.csv, table.md, report.html: {place}")
 
 

@@ -71,14 +71,14 @@ def evaluate(
     `distbranch evaluate runs/quickstart --split val`
     """
     from distbranch.engine.session import evaluate_run
-    from distbranch.report.console import dataset_table, score_table
+    from distbranch.report.console import make_dataset_table, make_score_table
 
     scores = evaluate_run(run_folder(run), split, data)
     if "datasets" not in scores:
-        return console.print(score_table(scores))
+        return console.print(make_score_table(scores))
     for name, part in scores["datasets"].items():
-        console.print(score_table(part, name))
-    console.print(dataset_table(scores, split=split))
+        console.print(make_score_table(part, name))
+    console.print(make_dataset_table(scores, split=split))
     return None
 
 
@@ -99,7 +99,7 @@ def report(
     if is_sweep(folder):
         from distbranch.report.sweep_page import report_sweep as write_report
     else:
-        from distbranch.report.page import report as write_report
+        from distbranch.report.page import report_run as write_report
     console.print(str(write_report(folder, out)), soft_wrap=True)
 
 
@@ -125,7 +125,7 @@ def doctor(storage: Annotated[Path, typer.Option(help="The folder of runs to che
 def _show_result(result: Any) -> None:
     from distbranch.config import load_config
     from distbranch.engine.session import find_thin_baselines
-    from distbranch.report.console import dataset_table, result_table
+    from distbranch.report.console import make_dataset_table, make_result_table
 
     console.print()
     console.print(result.tree.text(result.summary["tasks"]), markup=False, highlight=False, soft_wrap=True)
@@ -133,9 +133,9 @@ def _show_result(result: Any) -> None:
     split = "test" if "test" in result.metrics else "val"
     if split in result.metrics:
         company = {other["name"]: [other] for other in find_thin_baselines(result)}
-        console.print(result_table({**company, result.summary["name"]: [result.summary]}, split=split))
+        console.print(make_result_table({**company, result.summary["name"]: [result.summary]}, split=split))
         if "datasets" in result.metrics[split]:
-            console.print(dataset_table(result.metrics[split], split=split))
+            console.print(make_dataset_table(result.metrics[split], split=split))
     place = load_config(result.directory / "config.yaml").run_url or result.directory
     console.print(f"run directory: {place}", highlight=False, soft_wrap=True)
 

@@ -32,14 +32,14 @@ def sweep(
         from distbranch.sweep.run import describe_plan
 
         return show_pairs(describe_plan(loaded))
-    from distbranch.report.console import front_table
+    from distbranch.report.console import make_front_table
     from distbranch.report.progress import SweepDisplay
     from distbranch.sweep.run import run_sweep
 
     result = run_sweep(loaded, SweepDisplay(console))
     if any(row["status"] == "finished" for row in result.rows):
         console.print()
-        console.print(front_table(result.directory))
+        console.print(make_front_table(result.directory))
     console.print(
         f"results.csv, results.parquet, report.html, pareto.png: {result.directory}", highlight=False, soft_wrap=True
     )

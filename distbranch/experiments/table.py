@@ -9,7 +9,7 @@ from distbranch.config.sweep import SweepConfig
 from distbranch.errors import UsageError
 from distbranch.experiments.runner import Experiment, Findings, load_run_config
 from distbranch.experiments.runs import Runs
-from distbranch.report.console import result_markdown
+from distbranch.report.console import make_result_markdown
 from distbranch.sweep.plan import SEED
 from distbranch.sweep.trial_status import SweepDirectory
 
@@ -31,7 +31,7 @@ def design_table(configs: Sequence[Path], overrides: Sequence[str], *, split: st
 
     def analyse(runs: Runs, sweep: SweepConfig) -> Findings:
         results = collect_results(runs)
-        return Findings(result_markdown(results, split=split), table_markdown(runs, sweep), found=results)
+        return Findings(make_result_markdown(results, split=split), table_markdown(runs, sweep), found=results)
 
     return Experiment(
         name="table",
@@ -106,9 +106,9 @@ def table_markdown(runs: Runs, sweep: SweepConfig) -> str:
     results = collect_results(runs)
     parts = [f"# {sweep.name}", "Means over tasks; mean ± standard deviation over seeds.", describe_latency(sweep)]
     for split in ("test", "val"):
-        parts += [f"## {split}", result_markdown(results, split=split)]
+        parts += [f"## {split}", make_result_markdown(results, split=split)]
         for name, alone in split_by_data_set(results, split).items():
-            parts += [f"### {split}, the tasks of {name}", result_markdown(alone, split=split)]
+            parts += [f"### {split}, the tasks of {name}", make_result_markdown(alone, split=split)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 

@@ -111,24 +111,24 @@ def tabulate_results(results: Results, *, split: str = "test") -> "pandas.DataFr
             rows.append({**run, **means, "network": network})
     table = pandas.DataFrame(rows, columns=["network", *METRICS, *SIZES]).set_index("network").astype(float)
     networks = table.groupby("network", sort=False)
-    means = average_seeds(networks)
+    means = compute_seed_means(networks)
     means.insert(0, "seeds", networks.size())
     return means.reset_index()
 
 
-def average_seeds(groups: Any) -> "pandas.DataFrame":
+def compute_seed_means(groups: Any) -> "pandas.DataFrame":
     """Means over the rows of every group, and their sample standard deviations as `<name>_sd`; none of one row."""
     means: pandas.DataFrame = groups.mean()
     return means.join(groups.std().add_suffix("_sd"))
 
 
-def result_markdown(results: Results, *, split: str = "test") -> str:
+def make_result_markdown(results: Results, *, split: str = "test") -> str:
     """The networks as a table in Markdown, with all that is known."""
     values = tabulate_results(results, split=split)
     return render_markdown(_format_results(values, _list_known(values)))
 
 
-def result_table(results: Results, *, split: str = "test") -> Table:
+def make_result_table(results: Results, *, split: str = "test") -> Table:
     """The networks as a rich table, as far as it leaves room for their names."""
     values = tabulate_results(results, split=split)
     keys = _list_known(values)
@@ -174,7 +174,7 @@ def tabulate_scores(names: Sequence[str], rows: Sequence[Mapping[str, Any]], *, 
     return cells
 
 
-def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
+def make_score_table(scores: Mapping[str, Any], title: str = "") -> Table:
     """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means; in %."""
     names = list(scores["tasks"])
     # an exclusive set is scored as one choice and not as its tasks
@@ -186,7 +186,7 @@ def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
     return render_rich(cells, title)
 
 
-def dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
+def make_dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
     """The means of every data set of a joint run, each over its own tasks, and over the tasks of all."""
     parts = {**scores["datasets"], "all": scores}
     cells = tabulate_scores(list(parts), [part["mean"] for part in parts.values()], head="data set")
@@ -204,7 +204,7 @@ def select_known(means: Mapping[str, float | None]) -> dict[str, float | None]:
 # ---- a sweep, a data set
 
 
-def front_table(directory: Path) -> Table:
+def make_front_table(directory: Path) -> Table:
     """The settings on the Pareto front of any cost, chosen on val, cheapest first."""
     from distbranch.report.sweep_files import COSTS, FRONT, read_sweep, tabulate_points
 
@@ -219,7 +219,7 @@ def front_table(directory: Path) -> Table:
     return render_rich(cells, title, num_names=len(sweep.keys))
 
 
-def dataset_lines(info: DatasetInfo) -> list[str]:
+def describe_dataset(info: DatasetInfo) -> list[str]:
     """What is in a packed data set: samples per split, tasks by kind, the size of images, and what was left out."""
     exclusive = Counter(task.exclusive for task in info.tasks if task.exclusive)
     sets = [f"{count} of the exclusive set {name}" for name, count in exclusive.items()]

@@ -24,7 +24,7 @@ from distbranch.report.figure_style import (
     group_colour,
     in_style,
     make_figure,
-    rendering,
+    render_in_style,
     set_cost_axis,
 )
 from distbranch.report.figures import draw_bars, smooth_curve
@@ -50,7 +50,7 @@ class Spot:
 def save_figure(figure: Figure, file: Path) -> None:
     """Write a PNG; UserError where it cannot be written."""
     try:
-        with rendering():
+        with render_in_style():
             figure.savefig(file)
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}). Give another run.directory.") from None
@@ -94,7 +94,7 @@ def draw_spots(
     return table
 
 
-def label_value(axes: Axes, metric: str, split: str) -> None:
+def set_value_label(axes: Axes, metric: str, split: str) -> None:
     """Say what the vertical axis shows."""
     axes.set_ylabel(f"{METRICS[metric]} on {split}, %", color=INK, fontsize=10)
 
@@ -104,7 +104,7 @@ def draw_company(line: Sequence[Spot], grown: Sequence[Spot], *, metric: str, sp
     """Grown networks and the line of thin ones against multiply-adds and against weights; a dotted drop to the line."""
     figure = make_figure(11.2, 5.2)
     panels = figure.subplots(1, len(COSTS), sharey=True)
-    label_value(panels[0], metric, split)
+    set_value_label(panels[0], metric, split)
     for axes, (cost, label) in zip(panels, COSTS.items(), strict=True):
         thin = draw_spots(
             axes,
@@ -157,7 +157,7 @@ def draw_kinds(
     looks = zip((BLUE, ORANGE), (BELOW, ABOVE), strict=True)
     for (kind, spots), (colour, names) in zip(lines.items(), looks, strict=True):
         draw_spots(left, spots, "weights", colour, names=names, fmt="o-", label=kind)
-    label_value(left, metric, split)
+    set_value_label(left, metric, split)
     set_cost_axis(left, COSTS["weights"])
     left.legend(loc="lower right")
     if differences:
@@ -183,7 +183,7 @@ def draw_drawn_policies(
         parts[part].append(Spot(name, {"multiply_adds": (cost, None)}, (value, None)))
     for (part, members), colour in zip(parts.items(), (ORANGE, BLUE, MUTED), strict=True):
         draw_spots(axes, members, "multiply_adds", colour, names=ABOVE, markersize=7, label=part)
-    label_value(axes, metric, split)
+    set_value_label(axes, metric, split)
     set_cost_axis(axes, COSTS["multiply_adds"])
     figure.legend(loc="outside lower center", ncols=len(parts))
     return figure
@@ -249,7 +249,7 @@ def draw_courses(courses: Sequence[Course], *, metric: str, goal: float | None, 
     # losses fall by orders, and who is ahead at the end should be seen
     left.set_yscale("log")
     left.set_ylabel("training loss")
-    label_value(right, metric, "val")
+    set_value_label(right, metric, "val")
     if goal is not None:
         right.axhline(100 * goal, color=INK, linewidth=0.9, linestyle="--", zorder=1, label=goal_name)
     for axes in (left, right):

@@ -30,8 +30,8 @@ from distbranch.report.layers import (
     Run,
     describe_run,
     format_name,
+    list_top_groups,
     merge_equal_layers,
-    top_groups,
 )
 
 FONT, SMALL = 9.0, 8.0
@@ -43,7 +43,7 @@ LIGHT = 0.55  # how opaque the colour of a group is, so that numbers are read on
 @in_style
 def draw_groups(layers: Sequence[LayerBranches]) -> Figure:
     """Task names on the left, then the groups of the top layer, of the layer below, ... until all tasks are together."""
-    groups = top_groups(layers)
+    groups = list_top_groups(layers)
     order = [task for group in groups for task in group]
     columns = merge_equal_layers(layers)[::-1]
     figure, axes = make_canvas(len(columns) * (COLUMN + GAP), ROW * len(order))

@@ -13,7 +13,7 @@ import yaml
 
 from distbranch.errors import UserError
 from distbranch.permissions import denied
-from distbranch.report.console import SIZES, average_seeds, format_column
+from distbranch.report.console import SIZES, compute_seed_means, format_column
 
 COSTS = {
     "parameters": "Parameters",
@@ -70,7 +70,7 @@ class SweepFiles:
 
         points = rows.groupby(keys, sort=False).agg(trials=("seed", "size"))
         points = points.join(finished.size().rename("seeds"))
-        points = points.join(average_seeds(finished[numbers]))
+        points = points.join(compute_seed_means(finished[numbers]))
         known = finished[f"val_{self.metric}"].count().reindex(points.index)
         points["is_complete"] = known == points["trials"]
         return points.fillna({"seeds": 0}).astype({"seeds": int}).reset_index()

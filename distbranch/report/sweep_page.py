@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from distbranch.engine.forks import read_family
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.report.console import METRICS, format_percent, format_size
-from distbranch.report.experiment_figures import ABOVE, Spot, draw_spots, label_value
+from distbranch.report.experiment_figures import ABOVE, Spot, draw_spots, set_value_label
 from distbranch.report.figure_style import BLUE, INK, MUTED, PAPER, group_colour, in_style, make_figure, set_cost_axis
 from distbranch.report.page import draw_svg, render_template, write_page
 from distbranch.report.sweep_files import (
@@ -111,7 +111,7 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
         ring = {"markersize": 8.5, "markerfacecolor": "none", "markeredgecolor": INK}
         draw_spots(axes, front, cost, MUTED, names=ABOVE, fmt="o-", label="Pareto front, chosen on val", **ring)
         set_cost_axis(axes, COSTS[cost])
-    label_value(panels[0], sweep.metric, sweep.shown_split)
+    set_value_label(panels[0], sweep.metric, sweep.shown_split)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 

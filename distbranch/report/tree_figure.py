@@ -28,7 +28,7 @@ from distbranch.report.layers import (
     find_branch,
     format_name,
     grow_layers,
-    top_groups,
+    list_top_groups,
 )
 
 FONT, SMALL = 9.5, 8.0
@@ -43,7 +43,7 @@ SEPARATOR = "  ·  "
 @in_style
 def draw_tree(layers: Sequence[LayerBranches], *, title: str = "") -> Figure:
     """The grown tree from the image on the left to the task names on the right."""
-    groups = top_groups(layers)
+    groups = list_top_groups(layers)
     texts = [wrap_names(group) for group in groups]
     thick = choose_thickness(groups)
     # every group is as high as its strand or its names need
@@ -76,7 +76,7 @@ def draw_growth(
     `layers` is the network as the last decision left it; the layer that was decided upon is marked.
     """
     steps = grow_layers(layers, decisions)
-    groups = top_groups(layers)
+    groups = list_top_groups(layers)
     sizes = np.array(list(map(len, groups)))
     # 1.4 inches for all groups, a fifth of it between them; no strand fills its leaf
     room = 1.1 * sizes / sizes.sum()
@@ -128,7 +128,7 @@ def draw_strands(
     ways = np.vstack([heights[:1], heights, leaves])
     for number, way in enumerate(ways.T):
         colour = group_colour(number)
-        axes.plot(*_bend(stops, way), color=colour, linewidth=72 * thick[number], solid_capstyle="butt")
+        axes.plot(*_bend_line(stops, way), color=colour, linewidth=72 * thick[number], solid_capstyle="butt")
     for layer, middle, centres in zip(layers, x, heights, strict=True):
         for members in list_members(layer.branches, groups):
             # 0.4 of a box beyond its strands
@@ -178,7 +178,7 @@ def wrap_names(tasks: Sequence[str]) -> list[str]:
     return [line.strip(" ·").replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
-def _bend(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bend_line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A line through the points, level at each of them."""
     # twenty pieces look smooth; 3 t^2 - 2 t^3 is level at both ends
     t = np.linspace(0, 1, 20)
