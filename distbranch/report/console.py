@@ -46,14 +46,24 @@ NOT_EVERYWHERE = ("top10_recall", "top3", "top5", "latency_ms")
 # from a million on nobody counts the digits
 UNITS = ((1e9, " G"), (1e6, " M"))
 MOST_COLUMNS = 8  # as many, after the name, as leave room for it in 80 characters
-LEAST_TOLD = ("num_groups_top", "parameters", "seeds")  # the first to go where there are more
+LEAST_TOLD = (
+    "num_groups_top",
+    "parameters",
+    "seeds",
+)  # the first to go where there are more
 MOST_SETTINGS = 30  # in the table at the end of a sweep: as many as a screen shows; the page has all
 
 
 # ---- numbers as text
 
 
-def format_amount(mean: float | None, deviation: float | None = None, *, scale: float = 1, decimals: int = 0) -> str:
+def format_amount(
+    mean: float | None,
+    deviation: float | None = None,
+    *,
+    scale: float = 1,
+    decimals: int = 0,
+) -> str:
     """`74.5 ± 0.7`: both in the same unit with the same decimals; a dash for what is unknown (None or NaN)."""
     if mean is None or mean != mean:
         return UNDEFINED
@@ -138,7 +148,10 @@ def make_result_table(results: Results, *, split: str = "test") -> Table:
     # a size without its deviation, and nothing with blanks
     cells = _format_results(values.drop(columns=[f"{key}_sd" for key in SIZES]), keys)
     cells[cells.columns[1:]] = cells[cells.columns[1:]].map(lambda text: text.replace(" ", ""))
-    return render_rich(cells, f"Means over tasks, {split} split, in % (± standard deviation over seeds)")
+    return render_rich(
+        cells,
+        f"Means over tasks, {split} split, in % (± standard deviation over seeds)",
+    )
 
 
 def _list_known(values: "pandas.DataFrame") -> list[str]:
@@ -190,7 +203,11 @@ def make_dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
     """The means of every data set of a joint run, each over its own tasks, and over the tasks of all."""
     parts = {**scores["datasets"], "all": scores}
     cells = tabulate_scores(list(parts), [part["mean"] for part in parts.values()], head="data set")
-    cells.insert(1, "samples", [format_amount(part["num_samples"]) for part in parts.values()])
+    cells.insert(
+        1,
+        "samples",
+        [format_amount(part["num_samples"]) for part in parts.values()],
+    )
     num_tasks = [sum(bool(row["num_labelled"]) for row in part["tasks"].values()) for part in parts.values()]
     cells.insert(2, "tasks", list(map(str, num_tasks)))
     return render_rich(cells, f"Means over the tasks of each data set, {split} split, in %")
@@ -206,7 +223,12 @@ def select_known(means: Mapping[str, float | None]) -> dict[str, float | None]:
 
 def make_front_table(directory: Path) -> Table:
     """The settings on the Pareto front of any cost, chosen on val, cheapest first."""
-    from distbranch.report.sweep_files import COSTS, FRONT, read_sweep, tabulate_points
+    from distbranch.report.sweep_files import (
+        COSTS,
+        FRONT,
+        read_sweep,
+        tabulate_points,
+    )
 
     sweep = read_sweep(directory)
     points = sweep.points
@@ -224,7 +246,10 @@ def describe_dataset(info: DatasetInfo) -> list[str]:
     exclusive = Counter(task.exclusive for task in info.tasks if task.exclusive)
     sets = [f"{count} of the exclusive set {name}" for name, count in exclusive.items()]
     classes = [f"{task.name}: {len(task.classes)} classes" for task in info.tasks if task.classes]
-    kinds = {"binary": (len(info.tasks) - len(classes), sets), "categorical": (len(classes), classes)}
+    kinds = {
+        "binary": (len(info.tasks) - len(classes), sets),
+        "categorical": (len(classes), classes),
+    }
     texts = [_describe_kind(kind, *found) for kind, found in kinds.items()]
     height, width = info.image_size
     lines = [

@@ -86,11 +86,31 @@ def draw_spots(
     table = pandas.DataFrame(rows, columns=["name", *numbers])
     table[numbers] = table[numbers].astype(float) * [1, 1, 100, 100]
     table = table.dropna(subset=["x", "y"]).sort_values("x")
-    look: dict[str, Any] = {"fmt": "o", "markersize": 5, "elinewidth": 1, "linewidth": 1.2, "zorder": 3}
-    axes.errorbar(table["x"], table["y"], xerr=table["x_sd"], yerr=table["y_sd"], color=colour, **look | style)
+    look: dict[str, Any] = {
+        "fmt": "o",
+        "markersize": 5,
+        "elinewidth": 1,
+        "linewidth": 1.2,
+        "zorder": 3,
+    }
+    axes.errorbar(
+        table["x"],
+        table["y"],
+        xerr=table["x_sd"],
+        yerr=table["y_sd"],
+        color=colour,
+        **look | style,
+    )
     if names:
         for name, *place in table[["name", "x", "y"]].to_numpy():
-            axes.annotate(name, (place[0], place[1]), textcoords="offset points", fontsize=8, zorder=4, **names)
+            axes.annotate(
+                name,
+                (place[0], place[1]),
+                textcoords="offset points",
+                fontsize=8,
+                zorder=4,
+                **names,
+            )
     return table
 
 
@@ -117,7 +137,15 @@ def draw_company(line: Sequence[Spot], grown: Sequence[Spot], *, metric: str, sp
         )
         for number, spot in enumerate(grown):
             colour = group_colour(number)
-            network = draw_spots(axes, [spot], cost, colour, names=ABOVE, markersize=7.5, markeredgecolor=INK)
+            network = draw_spots(
+                axes,
+                [spot],
+                cost,
+                colour,
+                names=ABOVE,
+                markersize=7.5,
+                markeredgecolor=INK,
+            )
             if len(thin):
                 _draw_drop(axes, network, thin, colour)
         set_cost_axis(axes, label)
@@ -170,19 +198,35 @@ def draw_kinds(
 
 @in_style
 def draw_drawn_policies(
-    spots: Mapping[str, tuple[float, float | None]], chosen: Sequence[str], *, metric: str, split: str
+    spots: Mapping[str, tuple[float, float | None]],
+    chosen: Sequence[str],
+    *,
+    metric: str,
+    split: str,
 ) -> Figure:
     """Networks of drawn policies by multiply-adds and value in 0..1; orange: best on val, grey: no policy was drawn."""
     figure = make_figure(7.4, 4.6)
     axes = figure.subplots()
-    parts: dict[str, list[Spot]] = {"best on val": [], "other policies": [], "hard sharing": []}
+    parts: dict[str, list[Spot]] = {
+        "best on val": [],
+        "other policies": [],
+        "hard sharing": [],
+    }
     for name, (cost, value) in spots.items():
         part = "hard sharing" if name.startswith("shared") else "other policies"
         if name in chosen:
             part = "best on val"
         parts[part].append(Spot(name, {"multiply_adds": (cost, None)}, (value, None)))
     for (part, members), colour in zip(parts.items(), (ORANGE, BLUE, MUTED), strict=True):
-        draw_spots(axes, members, "multiply_adds", colour, names=ABOVE, markersize=7, label=part)
+        draw_spots(
+            axes,
+            members,
+            "multiply_adds",
+            colour,
+            names=ABOVE,
+            markersize=7,
+            label=part,
+        )
     set_value_label(axes, metric, split)
     set_cost_axis(axes, COSTS["multiply_adds"])
     figure.legend(loc="outside lower center", ncols=len(parts))
@@ -216,10 +260,23 @@ def draw_differences(axes: Axes, differences: Mapping[str, Sequence[float]]) -> 
     """{task: values} as bars of their means, largest first, orange above zero; a dot for every value if there are several."""
     values = pandas.DataFrame.from_dict(differences, orient="index")  # [T, repetitions]
     means = values.mean(axis="columns").sort_values(ascending=False, kind="stable")
-    draw_bars(axes, list(means.index), list(means), list(np.where(means > 0, ORANGE, BLUE)))
+    draw_bars(
+        axes,
+        list(means.index),
+        list(means),
+        list(np.where(means > 0, ORANGE, BLUE)),
+    )
     if values.shape[1] > 1:
         for repetition in values.loc[means.index].to_numpy().T:
-            axes.plot(repetition, range(len(means)), ".", color=INK, markersize=3.5, alpha=0.6, zorder=3)
+            axes.plot(
+                repetition,
+                range(len(means)),
+                ".",
+                color=INK,
+                markersize=3.5,
+                alpha=0.6,
+                zorder=3,
+            )
     axes.axvline(0, color=INK, linewidth=0.8, zorder=3)
     axes.grid(axis="x")
 
@@ -251,7 +308,14 @@ def draw_courses(courses: Sequence[Course], *, metric: str, goal: float | None, 
     left.set_ylabel("training loss")
     set_value_label(right, metric, "val")
     if goal is not None:
-        right.axhline(100 * goal, color=INK, linewidth=0.9, linestyle="--", zorder=1, label=goal_name)
+        right.axhline(
+            100 * goal,
+            color=INK,
+            linewidth=0.9,
+            linestyle="--",
+            zorder=1,
+            label=goal_name,
+        )
     for axes in (left, right):
         # 0.6 and not 6 x 10^-1
         axes.yaxis.set_major_formatter("{x:g}")

@@ -44,7 +44,12 @@ from distbranch.report.layers import format_name, group_numbers, list_top_groups
 from distbranch.report.pictures import TEXTS, choose_shown_split, list_pictures
 from distbranch.report.run_files import RunFiles, read_run
 
-VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
+VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+}
 CHIP = Markup('<span class="chip" style="background:{};color:{}">{}</span>')
 BAR = Markup('<span class="rail"><i style="width:{}%;background:{}"></i></span>{}')
 
@@ -122,7 +127,11 @@ def _load_templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": format_percent, "size": format_size, "duration": format_duration}
+    templates.filters |= {
+        "percent": format_percent,
+        "size": format_size,
+        "duration": format_duration,
+    }
     templates.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
     return templates
 
@@ -131,7 +140,12 @@ def draw_svg(figure: Figure, label: str) -> Markup:
     """The figure as an SVG element that takes its neutral colours from the page."""
     file = io.StringIO()
     with render_in_style():
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            file,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None},
+        )
     # the element alone: a page has its own head, and no address of a schema is looked up
     _, start, rest = file.getvalue().partition("<svg ")
     rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)

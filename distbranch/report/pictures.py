@@ -29,8 +29,14 @@ TEXTS = {
         "A row per task, a column per block from the image to the heads; blue: executes, empty: skips. Numbers, of a search, are "
         "the probability of executing the block in percent: above 50 the most probable policy does.",
     ),
-    "search": ("How the policy was found", "The search from its first cycle to its last."),
-    "growth": ("Round by round", "One picture per decision; the layer that was decided upon is shaded."),
+    "search": (
+        "How the policy was found",
+        "The search from its first cycle to its last.",
+    ),
+    "growth": (
+        "Round by round",
+        "One picture per decision; the layer that was decided upon is shaded.",
+    ),
     "groups": (
         "Who is together at which layer",
         "From the top layer on the left down to the image: a box is a branch with the number of its tasks, a colour is a group of "
@@ -46,12 +52,18 @@ TEXTS = {
         "Total cost of splitting the layer into d branches; the smallest total wins, the smallest d on ties. Not shown are those "
         "d that cost more by their number alone than the chosen one in all.",
     ),
-    "curves": ("Training", "Every logged step. Dotted lines: decisions, with the layer and its number of branches."),
+    "curves": (
+        "Training",
+        "Every logged step. Dotted lines: decisions, with the layer and its number of branches.",
+    ),
     "tasks": (
         "Every task",
         "In per cent, on test where it was evaluated; best average precision first. Colours and numbers are those of the groups.",
     ),
-    "throughput": ("Speed", "More branches cost time; waiting for data should stay near zero."),
+    "throughput": (
+        "Speed",
+        "More branches cost time; waiting for data should stay near zero.",
+    ),
 }
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import yaml
 
 from distbranch.errors import UserError
-from distbranch.permissions import denied
 from distbranch.report.layers import LayerBranches, list_layers
 
 Json = dict[str, Any]
@@ -58,12 +57,8 @@ class RunFiles:
             # no pickles: they could run code of whoever sent the directory
             with np.load(path, allow_pickle=False) as arrays:
                 return {kind: arrays[kind] for kind in ("agreement", "phi") if kind in arrays}
-        except FileNotFoundError:
-            raise UserError(f"{path}, the affinity of round {decision['round']}, does not exist.") from None
-        except PermissionError as error:
-            raise denied(error) from None
         except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise UserError(f"{path} should be an .npz file of affinities, but it cannot be read ({error}).") from error
+            raise UserError(f"{path}, the affinity of round {decision['round']}, cannot be read ({error}).") from error
 
 
 def read_run(run_directory: Path | str) -> RunFiles:

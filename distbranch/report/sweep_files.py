@@ -105,7 +105,12 @@ def read_sweep(directory: Path | str) -> SweepFiles:
     if rows.empty or not set(NEEDED) <= set(rows.columns):
         raise UserError(f"{path / 'results.csv'} should have rows with {', '.join(NEEDED)}; run the sweep again.")
     # a metric or a cost that the sweep did not write has no value
-    for column in (*COSTS, f"val_{config['metric']}", f"test_{config['metric']}", "seconds"):
+    for column in (
+        *COSTS,
+        f"val_{config['metric']}",
+        f"test_{config['metric']}",
+        "seconds",
+    ):
         if column not in rows:
             rows[column] = ""
     behind_seed = rows.columns.get_loc("seed") + 1

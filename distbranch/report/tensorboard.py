@@ -43,7 +43,11 @@ def log_decision(writer: Any, decision: Mapping[str, Any], run_directory: Path |
         writer.add_image(name, render_pixels(figure), global_step=step, dataformats="HWC")
     # TensorBoard shows texts as Markdown: a heading and a numbered list
     lines = [f"1. {', '.join(map(format_name, group))}" for group in decision["tasks"]]
-    writer.add_text("decision/groups", "\n".join([f"**{decision['layer_name']}**\n", *lines]), global_step=step)
+    writer.add_text(
+        "decision/groups",
+        "\n".join([f"**{decision['layer_name']}**\n", *lines]),
+        global_step=step,
+    )
 
 
 def render_pixels(figure: Figure) -> np.ndarray:

@@ -81,5 +81,5 @@ def test_a_missing_folder_and_damaged_affinities_are_said_in_one_sentence(run: P
     with pytest.raises(UserError, match="cannot be read"):
         files.read_affinity(files.decisions[0])
     path.unlink()
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="cannot be read"):
         files.read_affinity(files.decisions[0])
