@@ -4,7 +4,6 @@ A table is a DataFrame of numbers, then one of text, which `tables` renders. Sev
 network of a table has (top-10 recall of few tasks, top-3 without exclusive classes, a latency that was not measured) has no column.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +18,15 @@ from distbranch.report.tables import render_markdown, render_rich
 if TYPE_CHECKING:
     import pandas
 
-Result = Mapping[str, Any]
-Results = Mapping[str, Sequence[Result]]
+Results = Mapping[str, Sequence[Mapping[str, Any]]]  # {network: [content of result.json of every seed]}
 # The only list of the metrics, in the order of every table and legend.
 METRICS = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "average_precision": "Average precision",
     "top10_recall": "Top-10 recall",
-    "top3": "Top-3 accuracy",
-    "top5": "Top-5 accuracy",
+    "top3": "Top-3",
+    "top5": "Top-5",
 }
 SIZES = {
     "num_groups_top": "groups",
@@ -37,20 +35,14 @@ SIZES = {
     "multiply_adds": "multiply adds",
     "latency_ms": "latency ms",
 }
-# "top-3" is narrower, where six metrics stand side by side in 80 columns
-METRIC_HEADS = {key: re.sub(r"(top-\d) accuracy", r"\1", label.lower()) + " %" for key, label in METRICS.items()}
-HEADS = {"network": "network", "seeds": "seeds", **METRIC_HEADS, **SIZES}
+HEADS = {key: f"{label.lower()} %" for key, label in METRICS.items()} | SIZES | {"seeds": "seeds"}
 UNDEFINED = "\u2013"
 # what only some networks have: a column of dashes would say nothing
 NOT_EVERYWHERE = ("top10_recall", "top3", "top5", "latency_ms")
 # from a million on nobody counts the digits
 UNITS = ((1e9, " G"), (1e6, " M"))
 MOST_COLUMNS = 8  # as many, after the name, as leave room for it in 80 characters
-LEAST_TOLD = (
-    "num_groups_top",
-    "parameters",
-    "seeds",
-)  # the first to go where there are more
+LEAST_TOLD = ("num_groups_top", "parameters", "seeds")  # the first to go where there are more
 MOST_SETTINGS = 30  # in the table at the end of a sweep: as many as a screen shows; the page has all
 
 
@@ -108,10 +100,7 @@ def compute_spread(values: Sequence[float | None]) -> tuple[float, float]:
 
 
 def tabulate_results(results: Results, *, split: str = "test") -> "pandas.DataFrame":
-    """A row per network: means over seeds (metrics in 0..1) and their `<name>_sd`; NaN where unknown.
-
-    results: {network: [content of result.json of every seed]}.
-    """
+    """A row per network: means over seeds (metrics in 0..1) and their `<name>_sd`; NaN where unknown."""
     import pandas
 
     rows = []
