@@ -37,7 +37,7 @@ def data_pack(
     `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
     """
     from distbranch.data.sources import SOURCES, pack_source, parse_options
-    from distbranch.report.console import dataset_lines
+    from distbranch.report.console import describe_dataset
     from distbranch.report.progress import ProgressDisplay
 
     # An unknown source is refused below, with the known ones.
@@ -55,7 +55,7 @@ def data_pack(
         progress = _show_progress(display, "packing", opened.num_samples)
         info = pack_source(opened, out, shard_samples=shard_samples, progress=progress)
         display({"kind": "packed", "path": str(out), "num_samples": info.num_samples, "before": was_there})
-    for line in dataset_lines(info):
+    for line in describe_dataset(info):
         print_plain(line)
 
 

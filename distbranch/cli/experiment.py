@@ -71,7 +71,7 @@ def experiment_table(
     """
     from distbranch.experiments.designs import design_table
     from distbranch.experiments.runs import split_by_data_set
-    from distbranch.report.console import result_markdown, result_table
+    from distbranch.report.console import make_result_markdown, make_result_table
 
     files, own = _separate_overrides(configs)
     _, runs, place = _run(design_table(files, own, split=split), own, seeds=seeds, jobs=jobs, name=name)
@@ -79,9 +79,9 @@ def experiment_table(
         if title:
             console.print(f"the tasks of {title}", style="bold", highlight=False)
         if markdown:
-            _print_plain(result_markdown(part, split=split))
+            _print_plain(make_result_markdown(part, split=split))
         else:
-            console.print(result_table(part, split=split))
+            console.print(make_result_table(part, split=split))
     _print_plain(f"results.csv, table.md, report.html: {place}")
 
 

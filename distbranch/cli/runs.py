@@ -87,15 +87,15 @@ def evaluate(
     `distbranch evaluate runs/quickstart --split val`
     """
     from distbranch.engine.session import evaluate_run
-    from distbranch.report.console import dataset_table, score_table
+    from distbranch.report.console import make_dataset_table, make_score_table
 
     scores = evaluate_run(run_folder(run), split, data)
     # Each data set of a joint run has tasks of its own, so there is a table for each.
     if "datasets" not in scores:
-        return console.print(score_table(scores))
+        return console.print(make_score_table(scores))
     for name, part in scores["datasets"].items():
-        console.print(score_table(part, name))
-    console.print(dataset_table(scores, split=split))
+        console.print(make_score_table(part, name))
+    console.print(make_dataset_table(scores, split=split))
     return None
 
 
@@ -117,7 +117,7 @@ def report(
     if is_sweep(folder):
         from distbranch.report.sweep_page import report_sweep as write_report
     else:
-        from distbranch.report.page import report as write_report
+        from distbranch.report.page import report_run as write_report
     print_plain(write_report(folder, out))
 
 
@@ -144,16 +144,16 @@ def doctor(storage: Annotated[Path, Option(help="The folder of runs to check.")]
 def _show_result(result: "RunResult") -> None:
     from distbranch.config import load_config
     from distbranch.engine.session import find_thin_baselines
-    from distbranch.report.console import dataset_table, result_table
+    from distbranch.report.console import make_dataset_table, make_result_table
 
     print_plain(f"\n{result.tree.text(result.summary['tasks'])}\n")
     split = "test" if "test" in result.metrics else "val"
     if split in result.metrics:
         # What the tree gained is seen beside the thin networks that were trained on the same data.
         shown = [*find_thin_baselines(result), result.summary]
-        console.print(result_table({one["name"]: [one] for one in shown}, split=split))
+        console.print(make_result_table({one["name"]: [one] for one in shown}, split=split))
         if "datasets" in result.metrics[split]:
-            console.print(dataset_table(result.metrics[split], split=split))
+            console.print(make_dataset_table(result.metrics[split], split=split))
     # Of a run at a URL this machine holds a copy, and others look for it at the URL.
     place = load_config(result.directory / "config.yaml").run_url or result.directory
     print_plain(f"run directory: {place}")

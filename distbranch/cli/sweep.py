@@ -32,7 +32,7 @@ def sweep(
         from distbranch.sweep.run import describe_plan
 
         return show_pairs(describe_plan(loaded))
-    from distbranch.report.console import front_table
+    from distbranch.report.console import make_front_table
     from distbranch.report.progress import SweepDisplay
     from distbranch.sweep.run import run_sweep
 
@@ -40,7 +40,7 @@ def sweep(
     statuses = [row["status"] for row in rows]
     if "finished" in statuses:
         console.print()
-        console.print(front_table(loaded.path))
+        console.print(make_front_table(loaded.path))
     console.print(
         f"results.csv, results.parquet, report.html, pareto.png: {loaded.path}", highlight=False, soft_wrap=True
     )

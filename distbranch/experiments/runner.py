@@ -20,7 +20,7 @@ from distbranch.errors import UserError
 from distbranch.experiments.analyses import format_markdown
 from distbranch.experiments.runs import SPLITS, Run, Runs, check_defined, restrict_to_common_tasks, split_by_data_set
 from distbranch.launch.prepare import is_to_be_packed, read_packed_data
-from distbranch.report.console import result_markdown
+from distbranch.report.console import make_result_markdown
 from distbranch.report.experiment_figures import save_figure
 from distbranch.sweep.plan import list_trials
 from distbranch.sweep.run import run_sweep
@@ -227,7 +227,7 @@ def make_markdown(sweep: SweepConfig, findings: Findings, runs: Runs) -> str:
             heading = f"## {split}"
             if title:
                 heading = f"### {split}, the tasks of {title}"
-            parts += [heading, result_markdown(results, split=split)]
+            parts += [heading, make_result_markdown(results, split=split)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 

@@ -4,7 +4,6 @@ A table is a DataFrame of numbers, then one of text, which `tables` renders. Sev
 network of a table has (top-10 recall of few tasks, top-3 without exclusive classes, a latency that was not measured) has no column.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +18,15 @@ from distbranch.report.tables import render_markdown, render_rich
 if TYPE_CHECKING:
     import pandas
 
-Result = Mapping[str, Any]
-Results = Mapping[str, Sequence[Result]]
+Results = Mapping[str, Sequence[Mapping[str, Any]]]  # {network: [content of result.json of every seed]}
 # The only list of the metrics, in the order of every table and legend.
 METRICS = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "average_precision": "Average precision",
     "top10_recall": "Top-10 recall",
-    "top3": "Top-3 accuracy",
-    "top5": "Top-5 accuracy",
+    "top3": "Top-3",
+    "top5": "Top-5",
 }
 SIZES = {
     "num_groups_top": "groups",
@@ -37,9 +35,7 @@ SIZES = {
     "multiply_adds": "multiply adds",
     "latency_ms": "latency ms",
 }
-# "top-3" is narrower, where six metrics stand side by side in 80 columns
-METRIC_HEADS = {key: re.sub(r"(top-\d) accuracy", r"\1", label.lower()) + " %" for key, label in METRICS.items()}
-HEADS = {"network": "network", "seeds": "seeds", **METRIC_HEADS, **SIZES}
+HEADS = {key: f"{label.lower()} %" for key, label in METRICS.items()} | SIZES | {"seeds": "seeds"}
 UNDEFINED = "\u2013"
 # what only some networks have: a column of dashes would say nothing
 NOT_EVERYWHERE = ("top10_recall", "top3", "top5", "latency_ms")
@@ -53,7 +49,13 @@ MOST_SETTINGS = 30  # in the table at the end of a sweep: as many as a screen sh
 # ---- numbers as text
 
 
-def format_amount(mean: float | None, deviation: float | None = None, *, scale: float = 1, decimals: int = 0) -> str:
+def format_amount(
+    mean: float | None,
+    deviation: float | None = None,
+    *,
+    scale: float = 1,
+    decimals: int = 0,
+) -> str:
     """`74.5 ± 0.7`: both in the same unit with the same decimals; a dash for what is unknown (None or NaN)."""
     if mean is None or mean != mean:
         return UNDEFINED
@@ -98,10 +100,7 @@ def compute_spread(values: Sequence[float | None]) -> tuple[float, float]:
 
 
 def tabulate_results(results: Results, *, split: str = "test") -> "pandas.DataFrame":
-    """A row per network: means over seeds (metrics in 0..1) and their `<name>_sd`; NaN where unknown.
-
-    results: {network: [content of result.json of every seed]}.
-    """
+    """A row per network: means over seeds (metrics in 0..1) and their `<name>_sd`; NaN where unknown."""
     import pandas
 
     rows = []
@@ -111,24 +110,24 @@ def tabulate_results(results: Results, *, split: str = "test") -> "pandas.DataFr
             rows.append({**run, **means, "network": network})
     table = pandas.DataFrame(rows, columns=["network", *METRICS, *SIZES]).set_index("network").astype(float)
     networks = table.groupby("network", sort=False)
-    means = average_seeds(networks)
+    means = compute_seed_means(networks)
     means.insert(0, "seeds", networks.size())
     return means.reset_index()
 
 
-def average_seeds(groups: Any) -> "pandas.DataFrame":
+def compute_seed_means(groups: Any) -> "pandas.DataFrame":
     """Means over the rows of every group, and their sample standard deviations as `<name>_sd`; none of one row."""
     means: pandas.DataFrame = groups.mean()
     return means.join(groups.std().add_suffix("_sd"))
 
 
-def result_markdown(results: Results, *, split: str = "test") -> str:
+def make_result_markdown(results: Results, *, split: str = "test") -> str:
     """The networks as a table in Markdown, with all that is known."""
     values = tabulate_results(results, split=split)
     return render_markdown(_format_results(values, _list_known(values)))
 
 
-def result_table(results: Results, *, split: str = "test") -> Table:
+def make_result_table(results: Results, *, split: str = "test") -> Table:
     """The networks as a rich table, as far as it leaves room for their names."""
     values = tabulate_results(results, split=split)
     keys = _list_known(values)
@@ -138,7 +137,10 @@ def result_table(results: Results, *, split: str = "test") -> Table:
     # a size without its deviation, and nothing with blanks
     cells = _format_results(values.drop(columns=[f"{key}_sd" for key in SIZES]), keys)
     cells[cells.columns[1:]] = cells[cells.columns[1:]].map(lambda text: text.replace(" ", ""))
-    return render_rich(cells, f"Means over tasks, {split} split, in % (± standard deviation over seeds)")
+    return render_rich(
+        cells,
+        f"Means over tasks, {split} split, in % (± standard deviation over seeds)",
+    )
 
 
 def _list_known(values: "pandas.DataFrame") -> list[str]:
@@ -174,7 +176,7 @@ def tabulate_scores(names: Sequence[str], rows: Sequence[Mapping[str, Any]], *, 
     return cells
 
 
-def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
+def make_score_table(scores: Mapping[str, Any], title: str = "") -> Table:
     """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means; in %."""
     names = list(scores["tasks"])
     # an exclusive set is scored as one choice and not as its tasks
@@ -186,11 +188,15 @@ def score_table(scores: Mapping[str, Any], title: str = "") -> Table:
     return render_rich(cells, title)
 
 
-def dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
+def make_dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
     """The means of every data set of a joint run, each over its own tasks, and over the tasks of all."""
     parts = {**scores["datasets"], "all": scores}
     cells = tabulate_scores(list(parts), [part["mean"] for part in parts.values()], head="data set")
-    cells.insert(1, "samples", [format_amount(part["num_samples"]) for part in parts.values()])
+    cells.insert(
+        1,
+        "samples",
+        [format_amount(part["num_samples"]) for part in parts.values()],
+    )
     num_tasks = [sum(bool(row["num_labelled"]) for row in part["tasks"].values()) for part in parts.values()]
     cells.insert(2, "tasks", list(map(str, num_tasks)))
     return render_rich(cells, f"Means over the tasks of each data set, {split} split, in %")
@@ -204,9 +210,14 @@ def select_known(means: Mapping[str, float | None]) -> dict[str, float | None]:
 # ---- a sweep, a data set
 
 
-def front_table(directory: Path) -> Table:
+def make_front_table(directory: Path) -> Table:
     """The settings on the Pareto front of any cost, chosen on val, cheapest first."""
-    from distbranch.report.sweep_files import COSTS, FRONT, read_sweep, tabulate_points
+    from distbranch.report.sweep_files import (
+        COSTS,
+        FRONT,
+        read_sweep,
+        tabulate_points,
+    )
 
     sweep = read_sweep(directory)
     points = sweep.points
@@ -219,12 +230,15 @@ def front_table(directory: Path) -> Table:
     return render_rich(cells, title, num_names=len(sweep.keys))
 
 
-def dataset_lines(info: DatasetInfo) -> list[str]:
+def describe_dataset(info: DatasetInfo) -> list[str]:
     """What is in a packed data set: samples per split, tasks by kind, the size of images, and what was left out."""
     exclusive = Counter(task.exclusive for task in info.tasks if task.exclusive)
     sets = [f"{count} of the exclusive set {name}" for name, count in exclusive.items()]
     classes = [f"{task.name}: {len(task.classes)} classes" for task in info.tasks if task.classes]
-    kinds = {"binary": (len(info.tasks) - len(classes), sets), "categorical": (len(classes), classes)}
+    kinds = {
+        "binary": (len(info.tasks) - len(classes), sets),
+        "categorical": (len(classes), classes),
+    }
     texts = [_describe_kind(kind, *found) for kind, found in kinds.items()]
     height, width = info.image_size
     lines = [

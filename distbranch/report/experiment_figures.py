@@ -24,19 +24,18 @@ from distbranch.report.figure_style import (
     group_colour,
     in_style,
     make_figure,
-    rendering,
+    render_in_style,
     set_cost_axis,
 )
 from distbranch.report.figures import draw_bars, smooth_curve
 
 Spread = tuple[float | None, float | None]  # mean and standard deviation over seeds
 Line = tuple[Sequence[float], Any]  # x and the values there
-Place = tuple[int, int, str, str]
 COSTS = {"multiply_adds": "Multiply-adds per image", "weights": "Weights"}
-# Where names stand: points right and up, and how they are aligned. More is better, so what lies on a front or above a line has
-# nothing to its upper left, and what lies on a line or below it nothing to its lower right.
-ABOVE: Place = (-5, 4, "right", "bottom")
-BELOW: Place = (5, -4, "left", "top")
+# Where names stand, as `Axes.annotate` has it. More is better, so what lies on a front or above a line has nothing to its upper
+# left, and what lies on a line or below it nothing to its lower right.
+ABOVE = {"xytext": (-5, 4), "ha": "right", "va": "bottom"}
+BELOW = {"xytext": (5, -4), "ha": "left", "va": "top"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Spot:
 def save_figure(figure: Figure, file: Path) -> None:
     """Write a PNG; UserError where it cannot be written."""
     try:
-        with rendering():
+        with render_in_style():
             figure.savefig(file)
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}). Give another run.directory.") from None
@@ -61,51 +60,61 @@ def save_figure(figure: Figure, file: Path) -> None:
 
 
 def draw_spots(
-    axes: Axes, spots: Sequence[Spot], cost: str, colour: str, *, names: Place | None = None, **style: Any
-) -> None:
+    axes: Axes,
+    spots: Sequence[Spot],
+    cost: str,
+    colour: str,
+    *,
+    names: Mapping[str, Any] | None = None,
+    **style: Any,
+) -> pandas.DataFrame:
     """Networks with their standard deviations as bars, and their names; what is unknown is not drawn.
 
     Args:
         axes: of the diagram.
-        spots: in the order of a line through them, where `fmt` draws one.
+        spots: in any order.
         cost: the one of the horizontal axis.
         colour: of all.
         names: where the names stand; without names if None.
-        style: of `Axes.errorbar`.
+        style: of `Axes.errorbar`; a line in `fmt` goes from the cheapest on.
+
+    Returns:
+        What was drawn, cheapest first: name, x, x_sd, y, y_sd.
     """
-    x, x_deviation = read_spreads(spot.costs[cost] for spot in spots)
-    y, y_deviation = 100 * read_spreads(spot.value for spot in spots)
-    look: dict[str, Any] = {"fmt": "o", "markersize": 5, "elinewidth": 1, "linewidth": 1.2, "zorder": 3}
-    axes.errorbar(x, y, xerr=x_deviation, yerr=y_deviation, color=colour, **look | style)
-    if names is None:
-        return
-    right, up, align, base = names
-    for spot, place in zip(spots, zip(x, y, strict=True), strict=True):
-        if np.isfinite(place).all():
+    rows = [(spot.name, *spot.costs[cost], *spot.value) for spot in spots]
+    numbers = ["x", "x_sd", "y", "y_sd"]
+    table = pandas.DataFrame(rows, columns=["name", *numbers])
+    table[numbers] = table[numbers].astype(float) * [1, 1, 100, 100]
+    table = table.dropna(subset=["x", "y"]).sort_values("x")
+    look: dict[str, Any] = {
+        "fmt": "o",
+        "markersize": 5,
+        "elinewidth": 1,
+        "linewidth": 1.2,
+        "zorder": 3,
+    }
+    axes.errorbar(
+        table["x"],
+        table["y"],
+        xerr=table["x_sd"],
+        yerr=table["y_sd"],
+        color=colour,
+        **look | style,
+    )
+    if names:
+        for name, *place in table[["name", "x", "y"]].to_numpy():
             axes.annotate(
-                spot.name,
-                place,
-                xytext=(right, up),
+                name,
+                (place[0], place[1]),
                 textcoords="offset points",
-                ha=align,
-                va=base,
                 fontsize=8,
                 zorder=4,
+                **names,
             )
+    return table
 
 
-def read_spreads(spreads: Any) -> np.ndarray:
-    """Means and standard deviations [2, N]; NaN where unknown."""
-    return np.array(list(spreads), dtype=float).reshape(-1, 2).T
-
-
-def sort_by_cost(spots: Sequence[Spot], cost: str) -> list[Spot]:
-    """The networks whose cost and value are known, cheapest first."""
-    known = [spot for spot in spots if np.isfinite(read_spreads([spot.costs[cost], spot.value])[0]).all()]
-    return sorted(known, key=lambda spot: read_spreads([spot.costs[cost]])[0, 0])
-
-
-def label_value(axes: Axes, metric: str, split: str) -> None:
+def set_value_label(axes: Axes, metric: str, split: str) -> None:
     """Say what the vertical axis shows."""
     axes.set_ylabel(f"{METRICS[metric]} on {split}, %", color=INK, fontsize=10)
 
@@ -115,12 +124,11 @@ def draw_company(line: Sequence[Spot], grown: Sequence[Spot], *, metric: str, sp
     """Grown networks and the line of thin ones against multiply-adds and against weights; a dotted drop to the line."""
     figure = make_figure(11.2, 5.2)
     panels = figure.subplots(1, len(COSTS), sharey=True)
-    label_value(panels[0], metric, split)
+    set_value_label(panels[0], metric, split)
     for axes, (cost, label) in zip(panels, COSTS.items(), strict=True):
-        known = sort_by_cost(line, cost)
-        draw_spots(
+        thin = draw_spots(
             axes,
-            known,
+            line,
             cost,
             MUTED,
             names=BELOW,
@@ -129,23 +137,28 @@ def draw_company(line: Sequence[Spot], grown: Sequence[Spot], *, metric: str, sp
         )
         for number, spot in enumerate(grown):
             colour = group_colour(number)
-            draw_spots(axes, [spot], cost, colour, names=ABOVE, markersize=7.5, markeredgecolor=INK)
-            _draw_drop(axes, spot, known, cost, colour)
+            network = draw_spots(
+                axes,
+                [spot],
+                cost,
+                colour,
+                names=ABOVE,
+                markersize=7.5,
+                markeredgecolor=INK,
+            )
+            if len(thin):
+                _draw_drop(axes, network, thin, colour)
         set_cost_axis(axes, label)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center")
     return figure
 
 
-def _draw_drop(axes: Axes, spot: Spot, line: Sequence[Spot], cost: str, colour: str) -> None:
+def _draw_drop(axes: Axes, network: pandas.DataFrame, line: pandas.DataFrame, colour: str) -> None:
     """From a network to the thin line at the same cost, where the line reaches so far."""
-    if not line:
-        return
-    costs = read_spreads(thin.costs[cost] for thin in line)[0]
-    values = read_spreads(thin.value for thin in line)[0]
-    x, y = read_spreads([spot.costs[cost], spot.value])[0]
+    x = network["x"]
     # between two thin networks the line is straight in the logarithm of the cost, as it is drawn
-    below = np.interp(np.log(x), np.log(costs), values, left=np.nan, right=np.nan)
-    axes.plot([x, x], [100 * below, 100 * y], color=colour, linestyle=":", linewidth=1.4, zorder=2)
+    below = np.interp(np.log(x), np.log(line["x"]), line["y"], left=np.nan, right=np.nan)
+    axes.vlines(x, below, network["y"], color=colour, linestyle=":", linewidth=1.4, zorder=2)
 
 
 @in_style
@@ -171,8 +184,8 @@ def draw_kinds(
     left, right = figure.subplots(1, 2)
     looks = zip((BLUE, ORANGE), (BELOW, ABOVE), strict=True)
     for (kind, spots), (colour, names) in zip(lines.items(), looks, strict=True):
-        draw_spots(left, sort_by_cost(spots, "weights"), "weights", colour, names=names, fmt="o-", label=kind)
-    label_value(left, metric, split)
+        draw_spots(left, spots, "weights", colour, names=names, fmt="o-", label=kind)
+    set_value_label(left, metric, split)
     set_cost_axis(left, COSTS["weights"])
     left.legend(loc="lower right")
     if differences:
@@ -185,20 +198,36 @@ def draw_kinds(
 
 @in_style
 def draw_drawn_policies(
-    spots: Mapping[str, tuple[float, float | None]], chosen: Sequence[str], *, metric: str, split: str
+    spots: Mapping[str, tuple[float, float | None]],
+    chosen: Sequence[str],
+    *,
+    metric: str,
+    split: str,
 ) -> Figure:
     """Networks of drawn policies by multiply-adds and value in 0..1; orange: best on val, grey: no policy was drawn."""
     figure = make_figure(7.4, 4.6)
     axes = figure.subplots()
-    parts: dict[str, list[Spot]] = {"best on val": [], "other policies": [], "hard sharing": []}
+    parts: dict[str, list[Spot]] = {
+        "best on val": [],
+        "other policies": [],
+        "hard sharing": [],
+    }
     for name, (cost, value) in spots.items():
         part = "hard sharing" if name.startswith("shared") else "other policies"
         if name in chosen:
             part = "best on val"
         parts[part].append(Spot(name, {"multiply_adds": (cost, None)}, (value, None)))
     for (part, members), colour in zip(parts.items(), (ORANGE, BLUE, MUTED), strict=True):
-        draw_spots(axes, members, "multiply_adds", colour, names=ABOVE, markersize=7, label=part)
-    label_value(axes, metric, split)
+        draw_spots(
+            axes,
+            members,
+            "multiply_adds",
+            colour,
+            names=ABOVE,
+            markersize=7,
+            label=part,
+        )
+    set_value_label(axes, metric, split)
     set_cost_axis(axes, COSTS["multiply_adds"])
     figure.legend(loc="outside lower center", ncols=len(parts))
     return figure
@@ -231,10 +260,23 @@ def draw_differences(axes: Axes, differences: Mapping[str, Sequence[float]]) -> 
     """{task: values} as bars of their means, largest first, orange above zero; a dot for every value if there are several."""
     values = pandas.DataFrame.from_dict(differences, orient="index")  # [T, repetitions]
     means = values.mean(axis="columns").sort_values(ascending=False, kind="stable")
-    draw_bars(axes, list(means.index), list(means), list(np.where(means > 0, ORANGE, BLUE)))
+    draw_bars(
+        axes,
+        list(means.index),
+        list(means),
+        list(np.where(means > 0, ORANGE, BLUE)),
+    )
     if values.shape[1] > 1:
         for repetition in values.loc[means.index].to_numpy().T:
-            axes.plot(repetition, range(len(means)), ".", color=INK, markersize=3.5, alpha=0.6, zorder=3)
+            axes.plot(
+                repetition,
+                range(len(means)),
+                ".",
+                color=INK,
+                markersize=3.5,
+                alpha=0.6,
+                zorder=3,
+            )
     axes.axvline(0, color=INK, linewidth=0.8, zorder=3)
     axes.grid(axis="x")
 
@@ -264,9 +306,16 @@ def draw_courses(courses: Sequence[Course], *, metric: str, goal: float | None, 
     # losses fall by orders, and who is ahead at the end should be seen
     left.set_yscale("log")
     left.set_ylabel("training loss")
-    label_value(right, metric, "val")
+    set_value_label(right, metric, "val")
     if goal is not None:
-        right.axhline(100 * goal, color=INK, linewidth=0.9, linestyle="--", zorder=1, label=goal_name)
+        right.axhline(
+            100 * goal,
+            color=INK,
+            linewidth=0.9,
+            linestyle="--",
+            zorder=1,
+            label=goal_name,
+        )
     for axes in (left, right):
         # 0.6 and not 6 x 10^-1
         axes.yaxis.set_major_formatter("{x:g}")

@@ -49,7 +49,7 @@ MISSING_GLYPH = "Glyph "  # how matplotlib's warning of a missing letter begins
 
 
 @cache
-def font_families() -> list[str]:
+def list_font_families() -> list[str]:
     """The font of all figures, then the installed ones for letters that it lacks."""
     installed = {font.name for font in fontManager.ttflist}
     return [FIGURES, *(name for name in OTHERS if name in installed)]
@@ -57,7 +57,7 @@ def font_families() -> list[str]:
 
 # Every figure is drawn and saved in this style; nothing of it is left in the settings of whoever imports the package.
 STYLE: dict[Any, Any] = {
-    "font.family": font_families(),
+    "font.family": list_font_families(),
     "font.size": 8.5,
     "text.color": INK,
     # People name tasks and runs: a `$` in a name is no mathematics, which could not be drawn.
@@ -149,7 +149,7 @@ def set_cost_axis(axes: Axes, label: str) -> None:
 
 
 @contextmanager
-def rendering() -> Iterator[None]:
+def render_in_style() -> Iterator[None]:
     """Renders in the style, with boxes for letters without a font, which it says once and not per letter."""
     # it logs every other script's font that has no bold letters
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)

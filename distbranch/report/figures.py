@@ -45,7 +45,11 @@ AFFINITY_MAP = LinearSegmentedColormap.from_list("affinity", ["#8c510a", "#dfc27
 
 @in_style
 def draw_affinity(
-    affinities: Mapping[str, np.ndarray], tasks: Sequence[str], groups: Branches, *, title: str = ""
+    affinities: Mapping[str, np.ndarray],
+    tasks: Sequence[str],
+    groups: Branches,
+    *,
+    title: str = "",
 ) -> Figure:
     """The affinity of every two tasks, [T, T] in the order of `tasks` per kind, ordered by group, groups framed."""
     names = [task for group in groups for task in group]
@@ -81,7 +85,14 @@ def _draw_matrix(axes: Axes, affinity: np.ndarray, groups: Branches) -> None:
     start = -0.5
     for number, group in enumerate(groups):
         size = len(group)
-        frame = Rectangle((start, start), size, size, fill=False, edgecolor=group_colour(number), linewidth=2.2)
+        frame = Rectangle(
+            (start, start),
+            size,
+            size,
+            fill=False,
+            edgecolor=group_colour(number),
+            linewidth=2.2,
+        )
         axes.add_patch(frame)
         start += size
 
@@ -106,9 +117,23 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
     separation = decision["alpha"] * pandas.Series(decision["separation"]).rename(int).loc[total.index]
     chosen = decision["num_groups"]
     axes.plot(total, color=BLUE, marker=".", linewidth=1.6, label="total cost")
-    axes.plot(separation, "--", color=MUTED, linewidth=1.2, label="separation part (alpha L_s)")
+    axes.plot(
+        separation,
+        "--",
+        color=MUTED,
+        linewidth=1.2,
+        label="separation part (alpha L_s)",
+    )
     axes.plot(total - separation, ":", color=MUTED, linewidth=1.2, label="branch part")
-    axes.plot(chosen, total[chosen], "o", color=ORANGE, markersize=8, label="chosen", zorder=3)
+    axes.plot(
+        chosen,
+        total[chosen],
+        "o",
+        color=ORANGE,
+        markersize=8,
+        label="chosen",
+        zorder=3,
+    )
     axes.set_title(f"Round {decision['round']}: {decision['layer_name']}, d = {chosen}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     # from zero, as the two parts add up to the total
@@ -124,7 +149,10 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
 def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], marks: Marks = ()) -> Figure:
     """Loss, learning rate and, if there are several, evaluations over the iterations."""
     losses = {"training": read_series(training, "loss")}
-    panels = {"loss": losses, "learning rate": {"": read_series(training, "learning_rate")}}
+    panels = {
+        "loss": losses,
+        "learning rate": {"": read_series(training, "learning_rate")},
+    }
     scores = {}
     for split in sorted({line["split"] for line in evaluations}):
         lines = [line for line in evaluations if line["split"] == split]
@@ -174,7 +202,12 @@ def _draw_panels(panels: Mapping[str, Mapping[str, pandas.Series]], marks: Marks
             axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5))
         add_grid(axes)
     above = figure.axes[0].secondary_xaxis("top")
-    above.set_xticks([iteration for iteration, _ in marks], [text for _, text in marks], rotation=90, fontsize=7)
+    above.set_xticks(
+        [iteration for iteration, _ in marks],
+        [text for _, text in marks],
+        rotation=90,
+        fontsize=7,
+    )
     axes.set_xlabel("iteration")
     return figure
 
@@ -189,7 +222,14 @@ def draw_smoothed(axes: Axes, curve: pandas.Series, colour: str, label: str) -> 
     """A curve, with a dot per value; where it has many faint, beneath its running mean."""
     axes.plot(curve, color=colour, linewidth=0.8, alpha=0.35)
     marker = "" if len(curve) > MANY_POINTS else "o"
-    axes.plot(smooth_curve(curve), color=colour, linewidth=1.6, marker=marker, markersize=4, label=label)
+    axes.plot(
+        smooth_curve(curve),
+        color=colour,
+        linewidth=1.6,
+        marker=marker,
+        markersize=4,
+        label=label,
+    )
 
 
 def smooth_curve(curve: pandas.Series) -> pandas.Series:
@@ -210,7 +250,11 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
     colours = [group_colour(numbers[name]) if name in numbers else BLUE for name in names]
     figure = make_figure(11, 0.2 * len(names) + 0.72)
     figure.suptitle(format_name(title))
-    for axes, key in zip(figure.subplots(1, len(TASK_METRICS), sharey=True), TASK_METRICS, strict=True):
+    for axes, key in zip(
+        figure.subplots(1, len(TASK_METRICS), sharey=True),
+        TASK_METRICS,
+        strict=True,
+    ):
         shares = [scores["tasks"][name].get(key) for name in names]
         draw_bars(axes, names, [100 * (share or 0.0) for share in shares], colours)
         axes.bar_label(axes.containers[0], list(map(format_percent, shares)), padding=4)
@@ -220,7 +264,12 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
     return figure
 
 
-def draw_bars(axes: Axes, names: Sequence[str], values: Sequence[float], colours: Sequence[str]) -> None:
+def draw_bars(
+    axes: Axes,
+    names: Sequence[str],
+    values: Sequence[float],
+    colours: Sequence[str],
+) -> None:
     """A named bar per task, the first one at the top."""
     rows = range(len(names))
     axes.barh(rows, values, color=colours, height=0.7, zorder=2)

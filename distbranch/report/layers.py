@@ -22,7 +22,7 @@ class LayerBranches:
 Run = tuple[LayerBranches, ...]  # consecutive layers with the same branching, drawn as one column
 
 
-def layers_from_tree(tree: Mapping[str, Any]) -> tuple[LayerBranches, ...]:
+def list_layers(tree: Mapping[str, Any]) -> tuple[LayerBranches, ...]:
     """The layers, input first, from the content of `tree.json`."""
     return tuple(LayerBranches(layer["name"], tuple(map(tuple, layer["branches"]))) for layer in tree["layers"])
 
@@ -60,19 +60,19 @@ def describe_run(run: Run) -> tuple[str, str]:
     return title, text
 
 
-def top_groups(layers: Sequence[LayerBranches]) -> Branches:
+def list_top_groups(layers: Sequence[LayerBranches]) -> Branches:
     """The branches of the top layer in an order in which no two edges of the tree cross.
 
     Their place in this order is the number and the colour of a group in every figure and table.
     """
 
-    def path(branch: tuple[str, ...]) -> tuple[int, ...]:
+    def trace_path(branch: tuple[str, ...]) -> tuple[int, ...]:
         return tuple(find_branch(layer.branches, branch[0]) for layer in layers)
 
     if not layers:
         return ()
     # branches that part late have paths that begin alike, so sorting puts them side by side
-    return tuple(sorted(layers[-1].branches, key=path))
+    return tuple(sorted(layers[-1].branches, key=trace_path))
 
 
 def find_branch(branches: Sequence[Sequence[str]], task: str) -> int:

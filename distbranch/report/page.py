@@ -29,18 +29,32 @@ from distbranch.report.console import (
     format_size,
     tabulate_scores,
 )
-from distbranch.report.figure_style import BLUE, GRID, INK, MUTED, PAPER, choose_text_colour, group_colour, rendering
+from distbranch.report.figure_style import (
+    BLUE,
+    GRID,
+    INK,
+    MUTED,
+    PAPER,
+    choose_text_colour,
+    group_colour,
+    render_in_style,
+)
 from distbranch.report.figures import TASK_METRICS, sort_tasks
-from distbranch.report.layers import format_name, group_numbers, top_groups
-from distbranch.report.pictures import TEXTS, list_pictures, shown_split
+from distbranch.report.layers import format_name, group_numbers, list_top_groups
+from distbranch.report.pictures import TEXTS, choose_shown_split, list_pictures
 from distbranch.report.run_files import RunFiles, read_run
 
-VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
+VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+}
 CHIP = Markup('<span class="chip" style="background:{};color:{}">{}</span>')
 BAR = Markup('<span class="rail"><i style="width:{}%;background:{}"></i></span>{}')
 
 
-def report(run_directory: Path | str, out: Path | str | None = None) -> Path:
+def report_run(run_directory: Path | str, out: Path | str | None = None) -> Path:
     """Write the page (by default RUN/report.html) and its figures (report/*.png beside it); returns the page's path.
 
     Raises:
@@ -61,7 +75,7 @@ def write_page(page: Path, figures: Mapping[Path, Figure], render: Callable[[], 
         page.parent.mkdir(parents=True, exist_ok=True)
         for file, figure in figures.items():
             file.parent.mkdir(exist_ok=True)
-            with rendering():
+            with render_in_style():
                 figure.savefig(file)
         page.write_text(render(), encoding="utf-8")
     except OSError as error:
@@ -72,9 +86,9 @@ def write_page(page: Path, figures: Mapping[Path, Figure], render: Callable[[], 
 
 def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
     """The page of a run with these figures."""
-    numbers = group_numbers(top_groups(run.layers))
-    split = shown_split(run)
-    scores = run.scores().get(split, {"tasks": {}, "mean": {}})
+    numbers = group_numbers(list_top_groups(run.layers))
+    split = choose_shown_split(run)
+    scores = run.get_scores().get(split, {"tasks": {}, "mean": {}})
     model = run.config.get("model", {})
     # what is not known is not checked: the run may be of an older version
     widths = ModelConfig.model_construct(width=model.get("width"), width_fraction=model.get("width_fraction"))
@@ -113,7 +127,11 @@ def _load_templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": format_percent, "size": format_size, "duration": format_duration}
+    templates.filters |= {
+        "percent": format_percent,
+        "size": format_size,
+        "duration": format_duration,
+    }
     templates.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
     return templates
 
@@ -121,8 +139,13 @@ def _load_templates() -> Environment:
 def draw_svg(figure: Figure, label: str) -> Markup:
     """The figure as an SVG element that takes its neutral colours from the page."""
     file = io.StringIO()
-    with rendering():
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with render_in_style():
+        figure.savefig(
+            file,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None},
+        )
     # the element alone: a page has its own head, and no address of a schema is looked up
     _, start, rest = file.getvalue().partition("<svg ")
     rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
@@ -171,7 +194,7 @@ def draw_chip(number: int) -> Markup:
 def _tabulate_means(run: RunFiles) -> pandas.DataFrame:
     """The means of every split, and of every data set of a joint run over its own tasks."""
     parts = {}
-    for split, scores in run.scores().items():
+    for split, scores in run.get_scores().items():
         parts[split] = scores.get("mean")
         for name, part in scores.get("datasets", {}).items():
             parts[f"{split}, {name}"] = part.get("mean")

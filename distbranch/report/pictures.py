@@ -12,8 +12,8 @@ from distbranch.report.figures import (
     draw_throughput,
     list_marks,
 )
-from distbranch.report.layers import top_groups
-from distbranch.report.run_files import Json, RunFiles, task_order
+from distbranch.report.layers import list_top_groups
+from distbranch.report.run_files import Json, RunFiles, find_task_order
 from distbranch.report.sharing_figures import draw_groups, draw_policy, draw_search
 from distbranch.report.tree_figure import draw_growth, draw_tree
 
@@ -29,8 +29,14 @@ TEXTS = {
         "A row per task, a column per block from the image to the heads; blue: executes, empty: skips. Numbers, of a search, are "
         "the probability of executing the block in percent: above 50 the most probable policy does.",
     ),
-    "search": ("How the policy was found", "The search from its first cycle to its last."),
-    "growth": ("Round by round", "One picture per decision; the layer that was decided upon is shaded."),
+    "search": (
+        "How the policy was found",
+        "The search from its first cycle to its last.",
+    ),
+    "growth": (
+        "Round by round",
+        "One picture per decision; the layer that was decided upon is shaded.",
+    ),
     "groups": (
         "Who is together at which layer",
         "From the top layer on the left down to the image: a box is a branch with the number of its tasks, a colour is a group of "
@@ -46,21 +52,27 @@ TEXTS = {
         "Total cost of splitting the layer into d branches; the smallest total wins, the smallest d on ties. Not shown are those "
         "d that cost more by their number alone than the chosen one in all.",
     ),
-    "curves": ("Training", "Every logged step. Dotted lines: decisions, with the layer and its number of branches."),
+    "curves": (
+        "Training",
+        "Every logged step. Dotted lines: decisions, with the layer and its number of branches.",
+    ),
     "tasks": (
         "Every task",
         "In per cent, on test where it was evaluated; best average precision first. Colours and numbers are those of the groups.",
     ),
-    "throughput": ("Speed", "More branches cost time; waiting for data should stay near zero."),
+    "throughput": (
+        "Speed",
+        "More branches cost time; waiting for data should stay near zero.",
+    ),
 }
 
 
 def list_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
     """The figures that the run has something for, by name and in the order of the page."""
-    groups = top_groups(run.layers)
+    groups = list_top_groups(run.layers)
     decisions = run.decisions
-    training = run.logged("train")
-    marks = list_marks(decisions, run.logged("resumed"))
+    training = run.select_lines("train")
+    marks = list_marks(decisions, run.select_lines("resumed"))
     found: dict[str, Callable[[], Figure]] = {}
     if run.layers:
         found["tree"] = lambda: draw_tree(run.layers)
@@ -77,13 +89,13 @@ def list_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
         title = (
             f"Round {decision['round']}, iteration {decision['iteration']:,}, decided by {decision['affinity_kind']}"
         )
-        tasks = task_order(decisions)
-        found["affinity"] = lambda: draw_affinity(run.affinity(decision), tasks, groups, title=title)
+        tasks = find_task_order(decisions)
+        found["affinity"] = lambda: draw_affinity(run.read_affinity(decision), tasks, groups, title=title)
         found["costs"] = lambda: draw_costs(decisions)
     if training:
-        found["curves"] = lambda: draw_curves(training, run.logged("evaluation"), marks)
-    if split := shown_split(run):
-        found["tasks"] = lambda: draw_task_table(run.scores()[split], groups, title=f"{run.name}: {split}")
+        found["curves"] = lambda: draw_curves(training, run.select_lines("evaluation"), marks)
+    if split := choose_shown_split(run):
+        found["tasks"] = lambda: draw_task_table(run.get_scores()[split], groups, title=f"{run.name}: {split}")
     if training:
         found["throughput"] = lambda: draw_throughput(training, marks)
     return found
@@ -97,9 +109,9 @@ def _choose_shown_decision(run: RunFiles) -> Json:
     return run.decisions[0]
 
 
-def shown_split(run: RunFiles) -> str:
+def choose_shown_split(run: RunFiles) -> str:
     """The split whose tasks are shown: test, else val, else any; empty if nothing was evaluated yet."""
-    known = sorted(split for split, scores in run.scores().items() if scores.get("tasks"))
+    known = sorted(split for split, scores in run.get_scores().items() if scores.get("tasks"))
     for split in ("test", "val", *known):
         if split in known:
             return split

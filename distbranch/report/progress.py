@@ -12,7 +12,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.spinner import Spinner
 from rich.text import Text
 
@@ -90,7 +97,12 @@ class ProgressDisplay:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._bar.waits = False
         self._bar.stop()
 
@@ -101,7 +113,13 @@ class ProgressDisplay:
             self._update_bar(kind, event["done"], event["total"])
         elif kind == "progress":
             pace = f"{event['samples_per_second']:.0f} images/s"
-            self._update_bar("training", event["iteration"], event["iterations"], pace, _describe_step(event))
+            self._update_bar(
+                "training",
+                event["iteration"],
+                event["iterations"],
+                pace,
+                _describe_step(event),
+            )
         elif kind == "decision":
             self._show_decision(event)
         elif kind == "policy":
@@ -147,9 +165,22 @@ class ProgressDisplay:
             )
         # a line of a file is not folded: it is searched
         text = text.replace(NO_BREAK, " ")
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=not self._live)
+        self.console.print(
+            text,
+            style=style,
+            markup=False,
+            highlight=False,
+            soft_wrap=not self._live,
+        )
 
-    def _update_bar(self, what: str, done: int, total: int | None, pace: str = "", detail: str = "") -> None:
+    def _update_bar(
+        self,
+        what: str,
+        done: int,
+        total: int | None,
+        pace: str = "",
+        detail: str = "",
+    ) -> None:
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total, pace=pace, detail=detail)
         self._bar.update(self._tasks[what], completed=done, pace=pace, detail=detail)

@@ -15,8 +15,7 @@ import numpy as np
 import yaml
 
 from distbranch.errors import UserError
-from distbranch.permissions import denied
-from distbranch.report.layers import LayerBranches, layers_from_tree
+from distbranch.report.layers import LayerBranches, list_layers
 
 Json = dict[str, Any]
 logger = logging.getLogger("distbranch")
@@ -41,29 +40,25 @@ class RunFiles:
         """The name of the run."""
         return str(self.config.get("run", {}).get("name") or self.directory.name)
 
-    def logged(self, kind: str) -> list[Json]:
+    def select_lines(self, kind: str) -> list[Json]:
         """The lines of metrics.jsonl of one kind, by iteration."""
         return [line for line in self.metrics if line["kind"] == kind]
 
-    def scores(self) -> Json:
+    def get_scores(self) -> Json:
         """The metrics by split: those of the result, or of the last evaluation of every split so far."""
         if self.result is not None and self.result.get("metrics"):
             return dict(self.result["metrics"])
-        return {line["split"]: line for line in self.logged("evaluation")}
+        return {line["split"]: line for line in self.select_lines("evaluation")}
 
-    def affinity(self, decision: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def read_affinity(self, decision: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The affinity matrices [T, T] of a decision by kind; UserError if the file is absent or damaged."""
         path = self.directory / decision["affinity_file"]
         try:
             # no pickles: they could run code of whoever sent the directory
             with np.load(path, allow_pickle=False) as arrays:
                 return {kind: arrays[kind] for kind in ("agreement", "phi") if kind in arrays}
-        except FileNotFoundError:
-            raise UserError(f"{path}, the affinity of round {decision['round']}, does not exist.") from None
-        except PermissionError as error:
-            raise denied(error) from None
         except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise UserError(f"{path} should be an .npz file of affinities, but it cannot be read ({error}).") from error
+            raise UserError(f"{path}, the affinity of round {decision['round']}, cannot be read ({error}).") from error
 
 
 def read_run(run_directory: Path | str) -> RunFiles:
@@ -80,7 +75,7 @@ def read_run(run_directory: Path | str) -> RunFiles:
         )
     tree = _read_json(directory / "tree.json")
     try:
-        layers = layers_from_tree(tree or {"layers": []})
+        layers = list_layers(tree or {"layers": []})
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{directory / 'tree.json'} should list the layers with their branches, but {error} is missing or wrong."
@@ -98,7 +93,7 @@ def read_run(run_directory: Path | str) -> RunFiles:
     )
 
 
-def task_order(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
+def find_task_order(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
     """The tasks in the order of the rows of the affinities: the first decision groups the heads by that number."""
     first = decisions[0]
     # the tasks of a group stand in the order of their numbers

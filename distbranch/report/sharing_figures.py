@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from distbranch.report.figure_style import (
@@ -15,7 +15,6 @@ from distbranch.report.figure_style import (
     GRID,
     INK,
     MUTED,
-    PAPER,
     choose_text_colour,
     draw_box,
     group_colour,
@@ -25,17 +24,20 @@ from distbranch.report.figure_style import (
     make_figure,
 )
 from distbranch.report.layers import (
-    Branches,
     LayerBranches,
     Run,
     describe_run,
     format_name,
+    list_top_groups,
     merge_equal_layers,
-    top_groups,
 )
 
 FONT, SMALL = 9.0, 8.0
-ROW, COLUMN, GAP = 0.19, 1.05, 0.16  # inches: a task, a branching, the space between two branchings
+ROW, COLUMN, GAP = (
+    0.19,
+    1.05,
+    0.16,
+)  # inches: a task, a branching, the space between two branchings
 INSET = 0.03  # inches that a box stays away from the edge of its rows
 LIGHT = 0.55  # how opaque the colour of a group is, so that numbers are read on it
 
@@ -43,17 +45,41 @@ LIGHT = 0.55  # how opaque the colour of a group is, so that numbers are read on
 @in_style
 def draw_groups(layers: Sequence[LayerBranches]) -> Figure:
     """Task names on the left, then the groups of the top layer, of the layer below, ... until all tasks are together."""
-    groups = top_groups(layers)
+    groups = list_top_groups(layers)
     order = [task for group in groups for task in group]
     columns = merge_equal_layers(layers)[::-1]
-    figure, axes = make_canvas(len(columns) * (COLUMN + GAP), ROW * len(order))
+    figure, axes = make_canvas(len(columns) * (COLUMN + GAP) - GAP, ROW * len(order))
     for row, task in enumerate(order):
-        axes.text(-0.15, ROW * (row + 0.5), format_name(task), fontsize=FONT, ha="right", va="center")
+        axes.text(
+            -0.15,
+            ROW * (row + 0.5),
+            format_name(task),
+            fontsize=FONT,
+            ha="right",
+            va="center",
+        )
+    top = 0.0
+    for number, group in enumerate(groups):
+        bottom = top + ROW * len(group)
+        axes.axhspan(top, bottom, color=group_colour(number), alpha=LIGHT, linewidth=0)
+        top = bottom
     for number, column in enumerate(columns):
         left = number * (COLUMN + GAP)
         _draw_heading(axes, column, left + COLUMN / 2)
         for branch in column[0].branches:
-            _draw_branch(axes, branch, groups, left, ROW * min(map(order.index, branch)))
+            # its tasks follow each other
+            top = ROW * min(map(order.index, branch))
+            bottom = top + ROW * len(branch)
+            draw_box(axes, left, top + INSET, left + COLUMN, bottom - INSET, fill=False)
+            middle = (left + COLUMN / 2, (top + bottom) / 2)
+            axes.text(
+                *middle,
+                str(len(branch)),
+                fontsize=SMALL,
+                color=DARK,
+                ha="center",
+                va="center",
+            )
     return figure
 
 
@@ -63,23 +89,6 @@ def _draw_heading(axes: Axes, column: Run, middle: float) -> None:
     title = title.replace(" … ", "\n… ")
     axes.text(middle, -0.42, title, fontsize=FONT, weight="bold", ha="center", va="bottom")
     axes.text(middle, -0.37, text, fontsize=SMALL, color=MUTED, ha="center", va="top")
-
-
-def _draw_branch(axes: Axes, branch: Sequence[str], groups: Branches, left: float, top: float) -> None:
-    """A box around the rows of its tasks, which follow each other, coloured by group."""
-    upper = top
-    for number, group in enumerate(groups):
-        # a branch holds whole groups
-        if group[0] in branch:
-            stripe = Rectangle((left, upper), COLUMN, ROW * len(group), alpha=LIGHT, color=group_colour(number), lw=0)
-            axes.add_patch(stripe)
-            upper += ROW * len(group)
-    # empty rows between two boxes
-    for edge in (top, upper):
-        axes.plot([left, left + COLUMN], [edge, edge], color=PAPER, linewidth=144 * INSET)
-    draw_box(axes, left, top + INSET, left + COLUMN, upper - INSET, fill=False)
-    middle = (left + COLUMN / 2, (top + upper) / 2)
-    axes.text(*middle, str(len(branch)), fontsize=SMALL, color=DARK, ha="center", va="center")
 
 
 @in_style
@@ -94,19 +103,22 @@ def draw_policy(policy: Mapping[str, Any]) -> Figure:
     # inches, so that a cell is as large as its number needs
     figure = make_figure(0.6 * len(blocks) + 2, 0.27 * len(tasks) + 0.7)
     axes = figure.subplots()
-    places = np.arange(len(blocks)), np.arange(len(tasks))
-    axes.pcolormesh(*places, shown, cmap=EXECUTES, vmin=0, vmax=1, edgecolors=GRID, linewidth=1.2)
-    axes.invert_yaxis()
+    _draw_heat_map(axes, shown, tasks, edgecolors=GRID, linewidth=1.2)
     if "execute_probability" in policy:
         for (row, column), value in np.ndenumerate(shown):
             colour = choose_text_colour(EXECUTES(value)[:3])
-            axes.text(column, row, f"{100 * value:.0f}", fontsize=7, color=colour, ha="center", va="center")
-    axes.set_yticks(range(len(tasks)), tasks)
+            axes.text(
+                column,
+                row,
+                f"{100 * value:.0f}",
+                fontsize=7,
+                color=colour,
+                ha="center",
+                va="center",
+            )
     axes.set_xticks(range(len(blocks)), blocks)
     axes.xaxis.tick_top()
-    axes.xaxis.set_label_position("top")
-    axes.set_xlabel("block (stage_place)")
-    hide_frame(axes)
+    axes.set_title("block (stage_place)")
     return figure
 
 
@@ -115,21 +127,29 @@ def draw_search(lines: Sequence[Mapping[str, Any]]) -> Figure:
     """How probable it is, in the mean over tasks, that a block is executed, cycle by cycle, and which blocks were released."""
     blocks = _list_blocks(lines[-1])
     means = np.array([np.mean(line["execute_probability"], axis=0) for line in lines])  # [cycles, L]
-    cycles = np.arange(len(lines)) + 1
     figure = make_figure(7.2, 0.3 * len(blocks) + 1.1)
     axes = figure.subplots()
-    picture = axes.pcolormesh(cycles, np.arange(len(blocks)), means.T, cmap=EXECUTES, vmin=0, vmax=1)
-    axes.invert_yaxis()
-    first = [len(blocks) - line["num_released"] - 0.5 for line in lines]
+    picture = _draw_heat_map(axes, means.T, blocks)
     # a step and no slope: blocks are released between two cycles
-    axes.step(cycles, first, color=INK, where="mid")
-    axes.set_yticks(range(len(blocks)), blocks)
+    first = [len(blocks) - line["num_released"] - 0.5 for line in lines]
+    axes.step(range(len(lines)), first, color=INK, where="mid")
     axes.set_xlabel("cycle")
     axes.set_ylabel("block; below the line: blocks that the policy decides")
+    # counted from one
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    hide_frame(axes)
+    axes.xaxis.set_major_formatter(lambda cycle, _: f"{cycle + 1:.0f}")
     figure.colorbar(picture, ax=axes, label="probability of executing,\nmean over tasks")
     return figure
+
+
+def _draw_heat_map(axes: Axes, shares: np.ndarray, rows: Sequence[str], **style: Any) -> QuadMesh:
+    """Shares [rows, columns] in 0..1, the first row at the top."""
+    places = [np.arange(size) for size in shares.shape]
+    cells = axes.pcolormesh(places[1], places[0], shares, cmap=EXECUTES, vmin=0, vmax=1, **style)
+    axes.set_yticks(places[0], rows)
+    axes.invert_yaxis()
+    hide_frame(axes)
+    return cells
 
 
 def _list_blocks(policy: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import yaml
 
 from distbranch.errors import UserError
 from distbranch.permissions import denied
-from distbranch.report.console import SIZES, average_seeds, format_column
+from distbranch.report.console import SIZES, compute_seed_means, format_column
 
 COSTS = {
     "parameters": "Parameters",
@@ -70,7 +70,7 @@ class SweepFiles:
 
         points = rows.groupby(keys, sort=False).agg(trials=("seed", "size"))
         points = points.join(finished.size().rename("seeds"))
-        points = points.join(average_seeds(finished[numbers]))
+        points = points.join(compute_seed_means(finished[numbers]))
         known = finished[f"val_{self.metric}"].count().reindex(points.index)
         points["is_complete"] = known == points["trials"]
         return points.fillna({"seeds": 0}).astype({"seeds": int}).reset_index()
@@ -105,7 +105,12 @@ def read_sweep(directory: Path | str) -> SweepFiles:
     if rows.empty or not set(NEEDED) <= set(rows.columns):
         raise UserError(f"{path / 'results.csv'} should have rows with {', '.join(NEEDED)}; run the sweep again.")
     # a metric or a cost that the sweep did not write has no value
-    for column in (*COSTS, f"val_{config['metric']}", f"test_{config['metric']}", "seconds"):
+    for column in (
+        *COSTS,
+        f"val_{config['metric']}",
+        f"test_{config['metric']}",
+        "seconds",
+    ):
         if column not in rows:
             rows[column] = ""
     behind_seed = rows.columns.get_loc("seed") + 1

@@ -14,8 +14,22 @@ from matplotlib.figure import Figure
 from distbranch.engine.forks import read_family
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.report.console import METRICS, format_percent, format_size
-from distbranch.report.experiment_figures import ABOVE, Spot, draw_spots, label_value
-from distbranch.report.figure_style import BLUE, INK, MUTED, PAPER, group_colour, in_style, make_figure, set_cost_axis
+from distbranch.report.experiment_figures import (
+    ABOVE,
+    Spot,
+    draw_spots,
+    set_value_label,
+)
+from distbranch.report.figure_style import (
+    BLUE,
+    INK,
+    MUTED,
+    PAPER,
+    group_colour,
+    in_style,
+    make_figure,
+    set_cost_axis,
+)
 from distbranch.report.page import draw_svg, render_template, write_page
 from distbranch.report.sweep_files import (
     COSTS,
@@ -40,7 +54,11 @@ def report_sweep(run_directory: Path | str, out: Path | str | None = None) -> Pa
     sweep = read_sweep(run_directory)
     page = Path(out) if out is not None else sweep.directory / "report.html"
     figure = draw_pareto(sweep)
-    write_page(page, {page.parent / "pareto.png": figure}, lambda: _render_sweep(sweep, figure, page.parent))
+    write_page(
+        page,
+        {page.parent / "pareto.png": figure},
+        lambda: _render_sweep(sweep, figure, page.parent),
+    )
     return page
 
 
@@ -108,10 +126,23 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
         _draw_points(axes, sweep, points, cost)
         front = _make_spots(sweep, points.loc[fronts[cost]])
         # a ring around its point
-        ring = {"markersize": 8.5, "markerfacecolor": "none", "markeredgecolor": INK}
-        draw_spots(axes, front, cost, MUTED, names=ABOVE, fmt="o-", label="Pareto front, chosen on val", **ring)
+        ring = {
+            "markersize": 8.5,
+            "markerfacecolor": "none",
+            "markeredgecolor": INK,
+        }
+        draw_spots(
+            axes,
+            front,
+            cost,
+            MUTED,
+            names=ABOVE,
+            fmt="o-",
+            label="Pareto front, chosen on val",
+            **ring,
+        )
         set_cost_axis(axes, COSTS[cost])
-    label_value(panels[0], sweep.metric, sweep.shown_split)
+    set_value_label(panels[0], sweep.metric, sweep.shown_split)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 

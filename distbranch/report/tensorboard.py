@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from distbranch.report.figure_style import rendering
+from distbranch.report.figure_style import render_in_style
 from distbranch.report.figures import draw_affinity, draw_costs
-from distbranch.report.layers import format_name, grow_layers, top_groups
-from distbranch.report.run_files import read_run, task_order
+from distbranch.report.layers import format_name, grow_layers, list_top_groups
+from distbranch.report.run_files import find_task_order, read_run
 from distbranch.report.sweep_files import COSTS, FINISHED, SweepFiles
 from distbranch.report.tree_figure import draw_tree
 
@@ -31,25 +31,29 @@ def log_decision(writer: Any, decision: Mapping[str, Any], run_directory: Path |
     run = read_run(run_directory)
     earlier = [line for line in run.decisions if line["round"] < decision["round"]]
     layers = grow_layers(run.layers, [*earlier, decision])[-1]
-    groups = top_groups(layers)
+    groups = list_top_groups(layers)
     step = decision["iteration"]
-    tasks = task_order([*earlier, decision])
+    tasks = find_task_order([*earlier, decision])
     pictures = {
         "decision/tree": draw_tree(layers, title=f"Round {decision['round']}: {decision['layer_name']}"),
-        "decision/affinity": draw_affinity(run.affinity(decision), tasks, groups),
+        "decision/affinity": draw_affinity(run.read_affinity(decision), tasks, groups),
         "decision/costs": draw_costs([decision]),
     }
     for name, figure in pictures.items():
         writer.add_image(name, render_pixels(figure), global_step=step, dataformats="HWC")
     # TensorBoard shows texts as Markdown: a heading and a numbered list
     lines = [f"1. {', '.join(map(format_name, group))}" for group in decision["tasks"]]
-    writer.add_text("decision/groups", "\n".join([f"**{decision['layer_name']}**\n", *lines]), global_step=step)
+    writer.add_text(
+        "decision/groups",
+        "\n".join([f"**{decision['layer_name']}**\n", *lines]),
+        global_step=step,
+    )
 
 
 def render_pixels(figure: Figure) -> np.ndarray:
     """The figure as uint8 RGB [H, W, 3]."""
     file = io.BytesIO()
-    with rendering():
+    with render_in_style():
         figure.savefig(file, dpi=DPI)
     return np.asarray(Image.open(file).convert("RGB"))
 

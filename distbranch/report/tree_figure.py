@@ -28,7 +28,7 @@ from distbranch.report.layers import (
     find_branch,
     format_name,
     grow_layers,
-    top_groups,
+    list_top_groups,
 )
 
 FONT, SMALL = 9.5, 8.0
@@ -43,7 +43,7 @@ SEPARATOR = "  ·  "
 @in_style
 def draw_tree(layers: Sequence[LayerBranches], *, title: str = "") -> Figure:
     """The grown tree from the image on the left to the task names on the right."""
-    groups = top_groups(layers)
+    groups = list_top_groups(layers)
     texts = [wrap_names(group) for group in groups]
     thick = choose_thickness(groups)
     # every group is as high as its strand or its names need
@@ -55,34 +55,62 @@ def draw_tree(layers: Sequence[LayerBranches], *, title: str = "") -> Figure:
     bottom = leaves[-1] + LINE * lines[-1]
     figure, axes = make_canvas(right, bottom)
     draw_strands(axes, layers, groups, x, leaves, thick, ends=(0, right), box=BOX)
-    axes.text(-0.1, (leaves[0] + leaves[-1]) / 2, "image", fontsize=FONT, ha="right", va="center")
+    axes.text(
+        -0.1,
+        (leaves[0] + leaves[-1]) / 2,
+        "image",
+        fontsize=FONT,
+        ha="right",
+        va="center",
+    )
     for layer, place in zip(layers, x, strict=True):
         count = len(layer.branches)
         name = f"{layer.name} ({count})" if count > 1 else layer.name
         axes.text(place, -0.1, name, fontsize=FONT, rotation=60, rotation_mode="anchor")
     for number, (text, leaf) in enumerate(zip(texts, leaves, strict=True)):
-        _draw_group_number(axes, number, right, leaf)
-        axes.text(right + 0.2, leaf, "\n".join(text), fontsize=FONT, va="center", linespacing=1.4)
+        colour = group_colour(number)
+        disc = {"boxstyle": "circle,pad=0.25", "facecolor": colour, "linewidth": 0}
+        style: dict[str, Any] = {
+            "color": choose_text_colour(colour),
+            "ha": "center",
+            "va": "center",
+            "bbox": disc,
+        }
+        axes.text(right, leaf, str(number + 1), fontsize=SMALL, weight="bold", **style)
+        axes.text(
+            right + 0.2,
+            leaf,
+            "\n".join(text),
+            fontsize=FONT,
+            va="center",
+            linespacing=1.4,
+        )
     axes.text(0, bottom + 0.2, title, fontsize=13, weight="bold")
     return figure
 
 
 @in_style
 def draw_growth(
-    layers: Sequence[LayerBranches], decisions: Sequence[Mapping[str, Any]], *, num_columns: int = 4
+    layers: Sequence[LayerBranches],
+    decisions: Sequence[Mapping[str, Any]],
+    *,
+    num_columns: int = 4,
 ) -> Figure:
     """The tree before the first decision and after each one, layer by layer (figure 2 of the paper).
 
     `layers` is the network as the last decision left it; the layer that was decided upon is marked.
     """
     steps = grow_layers(layers, decisions)
-    groups = top_groups(layers)
+    groups = list_top_groups(layers)
     sizes = np.array(list(map(len, groups)))
     # 1.4 inches for all groups, a fifth of it between them; no strand fills its leaf
     room = 1.1 * sizes / sizes.sum()
     thick = np.minimum(0.3 * room, 0.01 * sizes)
     width, height = 3.0, 1.95
-    figure, axes = make_canvas(width * min(num_columns, len(steps)), height * math.ceil(len(steps) / num_columns))
+    figure, axes = make_canvas(
+        width * min(num_columns, len(steps)),
+        height * math.ceil(len(steps) / num_columns),
+    )
     for index, step in enumerate(steps):
         left = width * (index % num_columns)
         top = height * (index // num_columns)
@@ -96,7 +124,16 @@ def draw_growth(
             decided = x[decisions[index - 1]["layer"] - 1]
             axes.add_patch(Rectangle((decided - 0.08, top + 0.28), 0.16, 1.54, facecolor=GRID))
         axes.text(left, top + 0.13, title, fontsize=SMALL, va="center")
-        draw_strands(axes, step, groups, x, leaves, thick, ends=(left, left + width - 0.3), box=0.06)
+        draw_strands(
+            axes,
+            step,
+            groups,
+            x,
+            leaves,
+            thick,
+            ends=(left, left + width - 0.3),
+            box=0.06,
+        )
     return figure
 
 
@@ -128,7 +165,12 @@ def draw_strands(
     ways = np.vstack([heights[:1], heights, leaves])
     for number, way in enumerate(ways.T):
         colour = group_colour(number)
-        axes.plot(*_bend(stops, way), color=colour, linewidth=72 * thick[number], solid_capstyle="butt")
+        axes.plot(
+            *_bend_line(stops, way),
+            color=colour,
+            linewidth=72 * thick[number],
+            solid_capstyle="butt",
+        )
     for layer, middle, centres in zip(layers, x, heights, strict=True):
         for members in list_members(layer.branches, groups):
             # 0.4 of a box beyond its strands
@@ -178,7 +220,7 @@ def wrap_names(tasks: Sequence[str]) -> list[str]:
     return [line.strip(" ·").replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
-def _bend(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bend_line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A line through the points, level at each of them."""
     # twenty pieces look smooth; 3 t^2 - 2 t^3 is level at both ends
     t = np.linspace(0, 1, 20)
@@ -193,18 +235,3 @@ def _describe_step(decision: Mapping[str, Any]) -> str:
     if decision["num_groups"] > 1:
         what = f"→ {decision['num_groups']}"
     return f"Round {decision['round']}, iteration {decision['iteration']:,}: {decision['layer_name']} {what}"
-
-
-def _draw_group_number(axes: Axes, number: int, x: float, y: float) -> None:
-    colour = group_colour(number)
-    axes.text(
-        x,
-        y,
-        str(number + 1),
-        fontsize=SMALL,
-        weight="bold",
-        color=choose_text_colour(colour),
-        ha="center",
-        va="center",
-        bbox={"boxstyle": "circle,pad=0.25", "facecolor": colour, "linewidth": 0},
-    )

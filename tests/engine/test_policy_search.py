@@ -28,7 +28,7 @@ from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.engine.training_step import NormPlan
 from distbranch.export import export, load_predictor
 from distbranch.models.adashare_net import AdaShareNet
-from distbranch.report.page import report
+from distbranch.report.page import report_run
 
 # 201 images in batches of 12: after 5 steps of warm-up every cycle has 14 steps of weights (160 images) and 4 of the policy.
 SEARCH = {
@@ -176,7 +176,7 @@ def test_it_is_exported_as_any_network(file_format: str, tasks: list[str] | None
 
 
 def test_its_report_shows_the_policy_and_the_search(search: Path, tmp_path: Path) -> None:
-    page = report(search, tmp_path / "page.html").read_text()
+    page = report_run(search, tmp_path / "page.html").read_text()
     assert "Who executes which block" in page
     assert "How the policy was found" in page
     assert "No decision was taken" not in page

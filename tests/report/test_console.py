@@ -7,10 +7,10 @@ from rich.table import Table
 from distbranch.report.console import (
     HEADS,
     NOT_EVERYWHERE,
-    dataset_table,
-    result_markdown,
-    result_table,
-    score_table,
+    make_dataset_table,
+    make_result_markdown,
+    make_result_table,
+    make_score_table,
     tabulate_results,
 )
 from distbranch.report.tables import FoldedName
@@ -35,16 +35,16 @@ def test_rows_hold_the_mean_and_the_deviation_over_seeds() -> None:
 
 
 def test_the_markdown_table_has_a_row_per_network_and_as_many_cells_as_columns() -> None:
-    lines = result_markdown(RESULTS).splitlines()
+    lines = make_result_markdown(RESULTS).splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {len(HEADS) - len(NOT_EVERYWHERE) + 1}
+    assert {line.count("|") for line in lines} == {len(HEADS) - len(NOT_EVERYWHERE) + 2}
     assert "74.5 ± 0.7" in lines[3]
     assert "131,000 ± 1,414" in lines[3]
     assert lines[2].endswith("| 31,992 | 12.50 M |")
 
 
 def test_what_only_some_networks_have_is_a_column_and_a_dash() -> None:
-    lines = result_markdown({**RESULTS, "fast": [result(0.7, 5) | {"latency_ms": 1.25}]}).splitlines()
+    lines = make_result_markdown({**RESULTS, "fast": [result(0.7, 5) | {"latency_ms": 1.25}]}).splitlines()
     assert lines[0].endswith("| latency ms |")
     assert [line.rpartition(" | ")[2] for line in lines[2:]] == ["\u2013 |", "\u2013 |", "1.25 |"]
 
@@ -52,7 +52,7 @@ def test_what_only_some_networks_have_is_a_column_and_a_dash() -> None:
 def test_on_a_narrow_terminal_only_the_name_is_folded() -> None:
     for width, results in ((90, RESULTS), (80, {"branch": [result(0.745, 131_000)], "thin-16": [result(0.7, 5)]})):
         screen = Console(file=io.StringIO(), width=width)
-        screen.print(result_table(results))
+        screen.print(make_result_table(results))
         text = screen.file.getvalue()  # type: ignore[attr-defined]
         assert "\u2026" not in text
         assert all(part in text for part in ("thin-16", "branch", "74.5", "131,000", "12.50M"))
@@ -83,19 +83,21 @@ JOINT = CLOTHES | {
 
 def test_top_3_and_top_5_stand_in_the_table_where_a_network_has_exclusive_categories() -> None:
     results = {"joint-of-clothes-and-faces": [{**result(0.5, 9_000_000), "metrics": {"test": JOINT}}], **RESULTS}
-    text = shown(result_table(results))
+    text = shown(make_result_table(results))
     assert all(part in text for part in ("top-3", "84.0", "93.0", "joint", "9.00M", "74.5")), text
     assert "\u2026" not in text
-    assert {line.count("|") for line in result_markdown(results).splitlines()} == {len(HEADS)}, "all but latency"
+    assert {line.count("|") for line in make_result_markdown(results).splitlines()} == {len(HEADS) + 1}, (
+        "all but latency"
+    )
     assert tabulate_results(results)["top3"][0] == 0.84
     assert tabulate_results(RESULTS)["top3"].isna().all()
-    assert "top-3" not in result_markdown(RESULTS)
+    assert "top-3" not in make_result_markdown(RESULTS)
 
 
 def test_a_metric_that_is_undefined_for_all_tasks_is_a_dash_and_no_missing_column() -> None:
     row = {"accuracy": 1.0, "balanced_accuracy": None, "average_precision": None, "top10_recall": None}
     scores = {"num_samples": 3, "mean": row, "tasks": {"always": {**row, "num_labelled": 3}}}
-    text = shown(score_table(scores))
+    text = shown(make_score_table(scores))
     assert "precision" in text
     assert "top-10" not in text
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
@@ -104,12 +106,14 @@ def test_a_metric_that_is_undefined_for_all_tasks_is_a_dash_and_no_missing_colum
 
 
 def test_an_evaluation_shows_its_exclusive_sets_and_every_data_set_by_itself() -> None:
-    text = shown(score_table(CLOTHES))
+    text = shown(make_score_table(CLOTHES))
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
     assert lines["kind"] == ["kind", "(arg-max)", "61.0", "50.0", "\u2013", "\u2013", "84.0", "93.0", "30"]
     assert lines["mean"][1:7] == ["80.0", "70.0", "50.0", "100.0", "84.0", "93.0"]
     lines = {
-        line.split()[0]: line.split() for line in shown(dataset_table(JOINT, split="val")).splitlines() if line.strip()
+        line.split()[0]: line.split()
+        for line in shown(make_dataset_table(JOINT, split="val")).splitlines()
+        if line.strip()
     }
     assert lines["clothes"] == ["clothes", "30", "1", "80.0", "70.0", "50.0", "100.0", "84.0", "93.0"]
     assert lines["faces"][-2:] == ["\u2013", "\u2013"]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
 from distbranch.report import figure_style
-from distbranch.report.figure_style import STYLE, font_families, rendering
+from distbranch.report.figure_style import STYLE, list_font_families, render_in_style
 from distbranch.report.figures import draw_affinity, draw_task_table
 from distbranch.report.layers import LayerBranches, format_name
 from distbranch.report.page import draw_svg
@@ -60,10 +60,10 @@ def font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     builder.save(file)
     monkeypatch.setattr(fontManager, "ttflist", list(fontManager.ttflist))
     fontManager.addfont(file)
-    font_families.cache_clear()
-    monkeypatch.setitem(STYLE, "font.family", font_families())
+    list_font_families.cache_clear()
+    monkeypatch.setitem(STYLE, "font.family", list_font_families())
     yield file
-    font_families.cache_clear()
+    list_font_families.cache_clear()
 
 
 def rendered(figure: Figure) -> str:
@@ -74,9 +74,9 @@ def rendered(figure: Figure) -> str:
 
 
 def test_a_font_that_is_installed_draws_what_the_usual_one_lacks(font: Path, recwarn: pytest.WarningsRecorder) -> None:
-    assert FAMILY in font_families()
+    assert FAMILY in list_font_families()
     for figure in figures():
-        with rendering():
+        with render_in_style():
             assert "Squares-" in rendered(figure)  # the letters of an SVG are paths, named by their font
     assert not [one for one in recwarn.list if "Glyph" in str(one.message)]
 
@@ -86,7 +86,7 @@ def test_letters_without_a_font_are_one_warning_over_all_figures(
 ) -> None:
     figure_style._warn_of_missing_font.cache_clear()
     for figure in figures():
-        with rendering():
+        with render_in_style():
             rendered(figure)
     assert [record.message for record in caplog.records] == [
         record.message for record in caplog.records if "figures show boxes in their place" in record.message
@@ -96,7 +96,7 @@ def test_letters_without_a_font_are_one_warning_over_all_figures(
 
 
 def test_other_warnings_pass() -> None:
-    with pytest.warns(UserWarning, match="something else"), rendering():
+    with pytest.warns(UserWarning, match="something else"), render_in_style():
         warnings.warn("something else", stacklevel=1)
 
 

@@ -7,8 +7,8 @@ from distbranch.report.layers import (
     find_branch,
     group_numbers,
     grow_layers,
+    list_top_groups,
     merge_equal_layers,
-    top_groups,
 )
 
 TREE = (
@@ -42,7 +42,7 @@ def test_in_the_order_of_the_top_groups_every_branch_is_contiguous_so_no_edges_c
                 label: [t for b, x in zip(branches, labels, strict=True) if x == label for t in b] for label in labels
             }
             branches = list(merged.values())
-        groups = top_groups(layers)
+        groups = list_top_groups(layers)
         assert sorted(groups) == sorted(layers[-1].branches)
         for layer in layers:
             feeds = [find_branch(layer.branches, group[0]) for group in groups]
@@ -64,6 +64,6 @@ def test_growing_by_the_decisions_ends_in_the_tree_and_begins_with_everything_sh
 
 
 def test_every_task_has_the_number_of_its_group() -> None:
-    groups = top_groups(TREE)
+    groups = list_top_groups(TREE)
     assert group_numbers(groups) == {task: n for n, group in enumerate(groups) for task in group}
-    assert top_groups(()) == ()
+    assert list_top_groups(()) == ()

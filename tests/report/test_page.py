@@ -9,7 +9,7 @@ import pytest
 from distbranch.errors import UserError
 from distbranch.report.console import format_size
 from distbranch.report.figure_style import GRID, INK, MUTED, PAPER
-from distbranch.report.page import draw_svg, format_duration, render_run, report
+from distbranch.report.page import draw_svg, format_duration, render_run, report_run
 from distbranch.report.pictures import list_pictures
 from distbranch.report.run_files import RunFiles, read_run
 from distbranch.report.tree_figure import draw_tree
@@ -53,7 +53,7 @@ def parsed(page: Path) -> Balance:
 def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
     grown_run: Path, task_names: list[str], tmp_path: Path
 ) -> None:
-    page = report(grown_run, tmp_path / "out" / "report.html")
+    page = report_run(grown_run, tmp_path / "out" / "report.html")
     parser = parsed(page)
     assert parser.sections == [
         "tree", "growth", "groups", "affinity", "costs", "curves", "tasks", "throughput", "means", "decisions", "settings",
@@ -69,21 +69,21 @@ def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
 
 
 def test_a_run_without_decisions_has_a_page_that_says_so(make_run: MakeRun, tmp_path: Path) -> None:
-    page = report(make_run(tmp_path / "thin", tasks=list("abcdef"), counts=()))
+    page = report_run(make_run(tmp_path / "thin", tasks=list("abcdef"), counts=()))
     assert page == tmp_path / "thin" / "report.html"
     assert parsed(page).sections == ["tree", "curves", "tasks", "throughput", "means", "settings"]
     assert "No decision was taken" in page.read_text(encoding="utf-8")
 
 
 def test_an_unfinished_run_has_a_page_that_says_how_far_it_is(make_run: MakeRun, tmp_path: Path) -> None:
-    page = report(make_run(tmp_path / "begun", tasks=list("abcdef"), counts=(3, 2), finished=False))
+    page = report_run(make_run(tmp_path / "begun", tasks=list("abcdef"), counts=(3, 2), finished=False))
     assert "logged 1333 of 4000 iterations" in page.read_text(encoding="utf-8")
     parsed(page)
 
 
 def test_a_run_that_has_only_its_configuration_has_a_page_too(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run: {name: '<just> & begun'}\n")
-    page = report(tmp_path)
+    page = report_run(tmp_path)
     assert parsed(page).sections == ["settings"]
     assert "&lt;just&gt; &amp; begun" in page.read_text(encoding="utf-8")
 
@@ -91,7 +91,7 @@ def test_a_run_that_has_only_its_configuration_has_a_page_too(tmp_path: Path) ->
 def test_a_place_that_cannot_be_written_is_one_sentence(grown_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        report(grown_run, tmp_path / "file" / "report.html")
+        report_run(grown_run, tmp_path / "file" / "report.html")
 
 
 def test_the_neutral_colours_of_a_figure_come_from_the_page(grown_run: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distbranch.errors import UserError
-from distbranch.report.run_files import read_run, task_order
+from distbranch.report.run_files import find_task_order, read_run
 
 
 @pytest.fixture
@@ -18,23 +18,23 @@ def run(grown_run: Path, tmp_path: Path) -> Path:
 def test_a_run_is_read_with_layers_decisions_and_scores(grown_run: Path) -> None:
     run = read_run(grown_run)
     assert (run.name, len(run.layers), len(run.decisions)) == ("fps-branch-16-2", 15, 6)
-    assert set(run.scores()) == {"val", "test"}
-    assert run.affinity(run.decisions[0]).keys() == {"agreement", "phi"}
+    assert set(run.get_scores()) == {"val", "test"}
+    assert run.read_affinity(run.decisions[0]).keys() == {"agreement", "phi"}
 
 
 def test_the_first_decision_tells_the_order_of_the_tasks(grown_run: Path, task_names: list[str]) -> None:
-    assert task_order(read_run(grown_run).decisions) == task_names
+    assert find_task_order(read_run(grown_run).decisions) == task_names
 
 
 def test_without_result_the_last_evaluation_of_a_split_counts(run: Path) -> None:
     (run / "result.json").unlink()
-    assert read_run(run).scores()["val"]["iteration"] == 4000
+    assert read_run(run).get_scores()["val"]["iteration"] == 4000
 
 
 def test_lines_logged_again_after_a_restart_count_once_and_last(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "train", "iteration": 40, "loss": 77.0}) + "\n")
-    lines = read_run(run).logged("train")
+    lines = read_run(run).select_lines("train")
     assert [line["loss"] for line in lines if line["iteration"] == 40] == [77.0]
     assert [line["iteration"] for line in lines] == sorted({line["iteration"] for line in lines})
 
@@ -79,7 +79,7 @@ def test_a_missing_folder_and_damaged_affinities_are_said_in_one_sentence(run: P
     path = run / files.decisions[0]["affinity_file"]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
-        files.affinity(files.decisions[0])
+        files.read_affinity(files.decisions[0])
     path.unlink()
-    with pytest.raises(UserError, match="does not exist"):
-        files.affinity(files.decisions[0])
+    with pytest.raises(UserError, match="cannot be read"):
+        files.read_affinity(files.decisions[0])

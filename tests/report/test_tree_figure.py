@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 
-from distbranch.report.layers import LayerBranches, find_branch, top_groups
+from distbranch.report.layers import LayerBranches, find_branch, list_top_groups
 from distbranch.report.tree_figure import (
     LETTERS,
     SEPARATOR,
@@ -42,7 +42,7 @@ def test_wrapped_lines_fit_and_keep_every_name_in_order() -> None:
 def test_no_two_boxes_or_blocks_of_names_overlap(num_tasks: int, num_groups: int) -> None:
     for seed in range(3):
         layers = random_tree(num_tasks, num_groups, 15, seed)
-        groups = top_groups(layers)
+        groups = list_top_groups(layers)
         thick = choose_thickness(groups)
         heights = np.maximum([0.185 * len(wrap_names(group)) for group in groups], thick + 0.05)
         leaves = place_leaves(heights, top=1.0, gap=0.13)
@@ -66,7 +66,7 @@ def test_a_figure_of_the_tree_names_every_task_and_every_layer() -> None:
 
 def test_branches_of_a_layer_share_out_all_groups() -> None:
     layers = random_tree(40, 12, 15, 1)
-    groups = top_groups(layers)
+    groups = list_top_groups(layers)
     for layer in layers:
         inside = list_members(layer.branches, groups)
         assert sorted(itertools.chain(*inside)) == list(range(12))
