@@ -24,7 +24,7 @@ SECONDS_TO_WAIT = 240
 
 @dataclass(frozen=True)
 class Fault:
-    """In this step of this rank: `kill`, `raise`, `nan`, or `wait` for longer than a test does; once."""
+    """In this step of this rank: `kill`, `kill board`, `raise`, `nan`, or `wait` for longer than a test does; once."""
 
     do: str
     rank: int
@@ -141,6 +141,11 @@ def _happen(fault: Fault, folder: Path) -> None:
     (folder / fault.mark).write_text(str(os.getpid()))
     if fault.do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif fault.do == "kill board":
+        import ray
+
+        [attempt] = (folder / "tiny" / "ray").glob("2*")
+        ray.kill(ray.get_actor(str(attempt), namespace="distbranch"))
     elif fault.do == "raise":
         raise IndexError("the rank met what nobody foresaw")
     elif fault.do == "wait":

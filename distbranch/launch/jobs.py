@@ -26,7 +26,7 @@ from distbranch.launch.processes import look_until
 from distbranch.locks import is_held
 from distbranch.permissions import denied
 
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_LOOKS = 1.0  # each asks the queue or the dashboard, which have others to answer too
 SECONDS_OF_SILENCE = 600  # of whoever keeps the queue; a controller that is started anew is away for some minutes
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 Say = Callable[[str], None]

@@ -224,13 +224,13 @@ def download_run(config: Config) -> None:
         return
     remote_run = RemoteRun.from_config(config)
     remote_run.check_access()
-    with hold_lock(create_begin_lock(config.run_directory)):
-        # Without patience: a run that trains here now writes the copy itself.
-        try:
-            with RunDirectory(config.run_directory).locked(patience_s=0):
-                remote_run.download()
-        except RunInUseError:  # by a process of this machine, whose copy it is; whoever wants to train is told so later
-            return
+    # Without patience: a run that trains here now writes the copy itself, and whoever wants to train is told so later.
+    with (
+        hold_lock(create_begin_lock(config.run_directory)),
+        suppress(RunInUseError),
+        RunDirectory(config.run_directory).locked(patience_s=0),
+    ):
+        remote_run.download()
 
 
 def create_begin_lock(directory: Path) -> Path:

@@ -26,9 +26,6 @@ from distbranch.launch.ray_folder import explain_full_folder
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
-# For room on the nodes, and how many such waits in all before Ray gives up. An elastic run waits without effect whenever a node
-# dies that Ray still counts on, and then asks for fewer workers.
-SECONDS_FOR_ROOM, MOST_WAITS = {"fixed": 30, "elastic": 10}, {"fixed": 5, "elastic": 30}
 NOTHING_BEGUN = "Stopped before any worker had begun. The same command continues."
 NCCL_SECONDS_MORE = 60  # than gloo, which then is the first to say who is late
 
@@ -42,7 +39,8 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
         Interrupted: after Ctrl-C.
     """
     files = RunDirectory(config.run_directory)
-    settings = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(SECONDS_FOR_ROOM[_get_kind(config)])}
+    seconds_for_room, _ = _choose_patience(config)
+    settings = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(seconds_for_room)}
     with files.locked(), open_cluster(config.launch, settings) as address:
         with StopRequest().receive_and_raise(NOTHING_BEGUN) as request:
             check_resources(config.launch, report, request)
@@ -133,7 +131,8 @@ def _make_trainer(config: Config, attempt: str) -> Any:
     if nccl:
         seconds += NCCL_SECONDS_MORE
     # Ray counts restarts after lost workers and waits for room apart; `controller_failure_limit` is of the latter.
-    failures = FailureConfig(max_failures=launch.max_failures, controller_failure_limit=MOST_WAITS[_get_kind(config)])
+    _, most_waits = _choose_patience(config)
+    failures = FailureConfig(max_failures=launch.max_failures, controller_failure_limit=most_waits)
     backend = "nccl" if nccl else "gloo"
     return TorchTrainer(
         train_worker,
@@ -150,5 +149,9 @@ def _make_trainer(config: Config, attempt: str) -> Any:
     )
 
 
-def _get_kind(config: Config) -> str:
-    return "elastic" if config.launch.most_workers > config.launch.least_workers else "fixed"
+def _choose_patience(config: Config) -> tuple[int, int]:
+    """How many seconds Ray waits for room on the nodes, and how many such waits there are before it gives up."""
+    # An elastic run waits without effect whenever a node dies that Ray still counts on, and then asks for fewer workers.
+    if config.launch.most_workers > config.launch.least_workers:
+        return 10, 30
+    return 30, 5

@@ -153,12 +153,14 @@ class Task:
             if self.asked_at is not None:
                 return EXIT_PREEMPTED
             if ray.poll() is not None:
-                break
+                return None
             with suppress(OSError):
                 socket.create_connection((host, int(port)), timeout=1).close()
-                place.announce_cluster(cluster)  # the other tasks may join from now on
-                return self._run_training(place, cluster)
-        return None
+                break
+        else:
+            return None
+        place.announce_cluster(cluster)  # the other tasks may join from now on
+        return self._run_training(place, cluster)
 
     def _follow(self, place: Place, ray: Child) -> int | None:
         """Keep this node's Ray until task 0 says that it is over; None if it ended before."""

@@ -16,7 +16,7 @@ from tiny_runs import ITERATIONS, assert_same_content, config_of, lines_of
 from distbranch.data.plan import Plan
 from distbranch.data.shards import read_dataset
 from distbranch.engine.run_directory import read_lines
-from distbranch.launch.on_ray.worker import LOST_BOARD, NAMESPACE
+from distbranch.launch.on_ray.worker import LOST_BOARD
 
 pytestmark = pytest.mark.cluster
 
@@ -85,26 +85,12 @@ def test_a_client_without_the_token_is_refused(
         assert "RAY_AUTH_TOKEN_PATH" in ended.value["message"]
 
 
-def kill_board(address: str, attempt: str, environment: Mapping[str, str]) -> None:
-    """A job: end the process through which driver and workers speak."""
-    os.environ.update(environment)
-    import ray
-
-    ray.init(address=address, log_to_driver=False)
-    ray.kill(ray.get_actor(attempt, namespace=NAMESPACE))
-
-
 def test_a_run_whose_board_is_lost_ends_and_says_so(
     configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer, tmp_path: Path
 ) -> None:
-    fault = Fault("wait", rank=0, step=9)
     config = configured()
-    plan_faults(tmp_path, [fault])
-    training = start(ranks, config, world.environment)
-    await_fault(tmp_path, fault, training)
-    [attempt] = (tmp_path / "tiny" / "ray").glob("2*")
-    ranks.call(kill_board, address=world.address, attempt=str(attempt), environment=world.environment)
-    ended = training.result()[0]
+    plan_faults(tmp_path, [Fault("kill board", rank=0, step=9)])
+    ended = start(ranks, config, world.environment).result()[0]
     assert ended.value is not None, ended.output
     assert (ended.value["end"], ended.value["message"]) == ("failed", LOST_BOARD)
 
