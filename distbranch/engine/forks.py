@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,9 @@ class Family:
             config = make_member_config(self.config, first, self.relatives[first])
             if not RunDirectory(config.run_directory).config.exists():
                 self._send_off(config, others, checkpoint)
-        gone = {name for group in self._leaving for name in group}
-        self.relatives = {name: method for name, method in self.relatives.items() if name not in gone}
+        gone = list(chain.from_iterable(self._leaving))
+        for name in gone:
+            del self.relatives[name]
         write_family(self.files, self.relatives, self.origin)
         for name in gone:
             shutil.rmtree(self.files.relatives / name, ignore_errors=True)
@@ -95,7 +97,7 @@ class Family:
             files = RunDirectory(self.files.relatives / name)
             files.affinity.mkdir(parents=True, exist_ok=True)
             decision = self._decisions[name]
-            if method.affinity != self.config.method.affinity:
+            if method.affinity != self.config.method.affinity:  # else the leader's file is copied
                 np.savez(files.path / line["affinity_file"], allow_pickle=False, **decision.matrices)
             append_line(files.decisions, line | decision.record)
         return line | self._own.record
@@ -103,6 +105,7 @@ class Family:
     def _send_off(self, config: Config, others: Iterable[str], checkpoint: Checkpoint) -> None:
         progress = checkpoint.state["progress"]
         origin = Origin(self.files.path.name, progress["iteration"], progress["seconds"])
+        # It appears whole, or the leader meets this decision again and sends the group off then.
         with created_atomically(config.run_directory) as files:
             copy_as(config, self.files, files)
             for name in others:

@@ -56,6 +56,7 @@ def decide_round(
         return affinity, Candidates(affinity, seed=seed)
 
     decisions = []
+    # Each as if it were alone: what is shared above depends on the statistics and not on the method.
     for method in methods:
         began = time.perf_counter()
         cap = method.max_branches
