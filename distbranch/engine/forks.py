@@ -117,7 +117,8 @@ class Family:
 
 def make_member_config(leader: Config, name: str, method: MethodConfig) -> Config:
     """The configuration of one of the leader's relatives."""
-    return leader.model_copy(update={"run": leader.run.model_copy(update={"name": name}), "method": method})
+    run = leader.run.model_copy(update={"name": name})
+    return leader.model_copy(update={"run": run, "method": method})
 
 
 def read_family(files: RunDirectory) -> tuple[dict[str, MethodConfig], Origin | None]:
@@ -126,14 +127,20 @@ def read_family(files: RunDirectory) -> tuple[dict[str, MethodConfig], Origin | 
         return {}, None
     values = json.loads(files.family.read_text(encoding="utf-8"))
     relatives = {name: MethodConfig.model_validate(method) for name, method in values["relatives"].items()}
-    origin = values["origin"]
-    return relatives, Origin(**origin) if origin else None
+    origin = None
+    if values["origin"] is not None:
+        origin = Origin(**values["origin"])
+    return relatives, origin
 
 
 def write_family(files: RunDirectory, relatives: Mapping[str, MethodConfig], origin: Origin | None) -> None:
     """The inverse of `read_family`."""
-    methods = {name: method.model_dump(mode="json") for name, method in relatives.items()}
-    write_json(files.family, {"relatives": methods, "origin": asdict(origin) if origin else None})
+    values: dict[str, Any] = {"relatives": {}, "origin": None}
+    for name, method in relatives.items():
+        values["relatives"][name] = method.model_dump(mode="json")
+    if origin is not None:
+        values["origin"] = asdict(origin)
+    write_json(files.family, values)
 
 
 def copy_as(config: Config, leader: RunDirectory, files: RunDirectory) -> None:
