@@ -34,12 +34,14 @@ class Task:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"The kind of task {self.name!r} must be one of {', '.join(KINDS)}, found {self.kind!r}.")
-        found = list(self.classes)
-        are_different = len(set(found)) == len(found)
-        if self.kind == "categorical" and not (len(found) >= 2 and are_different):
-            raise UserError(f"The categorical task {self.name!r} needs at least two different classes, found {found}.")
-        if self.kind == "binary" and found:
-            raise UserError(f"The binary task {self.name!r} has no classes, found {found}. Use kind: categorical.")
+        fits = len(self.classes) >= 2 and len(set(self.classes)) == len(self.classes)
+        if self.kind == "binary":
+            fits = not self.classes
+        if not fits:
+            raise UserError(
+                f"A categorical task has at least two different classes and a binary one has no classes, found {list(self.classes)} "
+                f"of the {self.kind} task {self.name!r}."
+            )
         if self.kind != "binary" and self.exclusive:
             raise UserError(
                 f"Only binary tasks form an exclusive set, but {self.name!r} of the set {self.exclusive!r} is {self.kind}."

@@ -75,11 +75,12 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
         UserError: no run there, or neither an artifact nor a checkpoint that can be read.
     """
     folder = run_directory / "model"
+    # A path with a typo is not a damaged model.
     if not run_directory.is_dir():
         raise UserError(f"There is no run directory {run_directory}. Give the folder that `distbranch train` made.")
     advice = "Run the training command again to write it anew."
     with explain_damage(f"The model of {run_directory} is damaged", advice):
-        if (folder / DESCRIPTION).exists():
+        if (folder / DESCRIPTION).exists():  # it is written last
             description = json.loads((folder / DESCRIPTION).read_text())
             weights = load_tensors(folder / WEIGHTS)
         else:

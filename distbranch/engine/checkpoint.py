@@ -48,9 +48,11 @@ def save_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, *, kee
         for name, tensors in checkpoint.tensors.items():
             save_tensors(aside / f"{name}.safetensors", tensors)
         (aside / STATE).write_text(json.dumps(checkpoint.state, indent=1))
+        # Last of all: without it the others do not count.
         hashes = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
         manifest = {"format": "distbranch-checkpoint", "version": 1, "sha256": hashes}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        # A rename may reach the disk before what it renames, so all of that goes there first.
         for path in (*aside.iterdir(), aside):
             _sync(path)
         if final.exists():  # a damaged one of the same step, which was passed over when the run was resumed
@@ -106,6 +108,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         DeniedError: a file may not be read.
     """
     tensors = {}
+    # Every byte is hashed before any is believed: seconds against weights that were trained for hours.
     with explain_damage(f"The checkpoint {path} is damaged", "It is passed over."):
         manifest = json.loads((path / MANIFEST).read_text())
         for name, expected in manifest["sha256"].items():
@@ -132,6 +135,7 @@ def share_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks, *, but_for: st
 
     The tensors of the file `but_for` stay with rank 0 alone.
     """
+    # A pickle of the tensors themselves would be a second copy of them on every rank.
     described: Any = None
     if checkpoint is not None:
         shapes: dict[str, Any] = {}

@@ -121,6 +121,7 @@ class Ranks:
         """The `rows` [n, ...] on the CPU of every rank, by rank, on rank 0; nothing on the others. `n` may differ."""
         if self.world_size == 1:
             return [rows]
+        # All ranks send the same number of rows, as `gather` demands; what was added is cut off again.
         counts = self.gather(len(rows))
         padded = rows.new_zeros((max(counts), *rows.shape[1:]))
         padded[: len(rows)] = rows

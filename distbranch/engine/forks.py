@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,9 @@ class Family:
             config = make_member_config(self.config, first, self.relatives[first])
             if not RunDirectory(config.run_directory).config.exists():
                 self._send_off(config, others, checkpoint)
-        gone = {name for group in self._leaving for name in group}
-        self.relatives = {name: method for name, method in self.relatives.items() if name not in gone}
+        gone = list(chain.from_iterable(self._leaving))
+        for name in gone:
+            del self.relatives[name]
         write_family(self.files, self.relatives, self.origin)
         for name in gone:
             shutil.rmtree(self.files.relatives / name, ignore_errors=True)
@@ -95,7 +97,7 @@ class Family:
             files = RunDirectory(self.files.relatives / name)
             files.affinity.mkdir(parents=True, exist_ok=True)
             decision = self._decisions[name]
-            if method.affinity != self.config.method.affinity:
+            if method.affinity != self.config.method.affinity:  # else the leader's file is copied
                 np.savez(files.path / line["affinity_file"], allow_pickle=False, **decision.matrices)
             append_line(files.decisions, line | decision.record)
         return line | self._own.record
@@ -103,6 +105,7 @@ class Family:
     def _send_off(self, config: Config, others: Iterable[str], checkpoint: Checkpoint) -> None:
         progress = checkpoint.state["progress"]
         origin = Origin(self.files.path.name, progress["iteration"], progress["seconds"])
+        # It appears whole, or the leader meets this decision again and sends the group off then.
         with created_atomically(config.run_directory) as files:
             copy_as(config, self.files, files)
             for name in others:
@@ -114,7 +117,8 @@ class Family:
 
 def make_member_config(leader: Config, name: str, method: MethodConfig) -> Config:
     """The configuration of one of the leader's relatives."""
-    return leader.model_copy(update={"run": leader.run.model_copy(update={"name": name}), "method": method})
+    run = leader.run.model_copy(update={"name": name})
+    return leader.model_copy(update={"run": run, "method": method})
 
 
 def read_family(files: RunDirectory) -> tuple[dict[str, MethodConfig], Origin | None]:
@@ -123,14 +127,20 @@ def read_family(files: RunDirectory) -> tuple[dict[str, MethodConfig], Origin | 
         return {}, None
     values = json.loads(files.family.read_text(encoding="utf-8"))
     relatives = {name: MethodConfig.model_validate(method) for name, method in values["relatives"].items()}
-    origin = values["origin"]
-    return relatives, Origin(**origin) if origin else None
+    origin = None
+    if values["origin"] is not None:
+        origin = Origin(**values["origin"])
+    return relatives, origin
 
 
 def write_family(files: RunDirectory, relatives: Mapping[str, MethodConfig], origin: Origin | None) -> None:
     """The inverse of `read_family`."""
-    methods = {name: method.model_dump(mode="json") for name, method in relatives.items()}
-    write_json(files.family, {"relatives": methods, "origin": asdict(origin) if origin else None})
+    values: dict[str, Any] = {"relatives": {}, "origin": None}
+    for name, method in relatives.items():
+        values["relatives"][name] = method.model_dump(mode="json")
+    if origin is not None:
+        values["origin"] = asdict(origin)
+    write_json(files.family, values)
 
 
 def copy_as(config: Config, leader: RunDirectory, files: RunDirectory) -> None:

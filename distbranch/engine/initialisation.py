@@ -36,6 +36,7 @@ def begin_network(net: TrainedNetwork, config: Config, info: DatasetInfo) -> Non
     Raises:
         SharedError: what the run begins from is absent, damaged or does not fit.
     """
+    # Files that are given need to be seen by rank 0 alone.
     architecture = net.ranks.run_on_rank_zero(lambda: first_architecture(config, info))
     overwrite = None
     if config.method.begins_from_pretrained:
@@ -73,6 +74,7 @@ def read_own_tree(config: Config) -> Tree | None:
     file = RunDirectory(config.run_directory).tree
     if not file.exists() or begins_anew(config):
         return None
+    # It is written anew from the checkpoint at the next start, so that it may be removed.
     with explain_damage(f"{file} is damaged", "Remove it and run the same command again."):
         return Tree.from_json(_read_json(file)["tree"])
 
@@ -109,6 +111,7 @@ def _read_groups(path: Path, thin: Architecture) -> dict[str, list[list[str]]]:
         path = _get_finished_run(path, "method.groups").tree
     with explain_damage(f"{path} holds no tree", "Give the directory of a finished run, or its tree.json."):
         groups = {layer["name"]: layer["branches"] for layer in _read_json(path)["layers"]}
+    # Groups by name fit any set of tasks, but layers of another backbone mean something else.
     if tuple(groups) != thin.tree.layers:
         raise UserError(
             f"The tree in {path} should be of the layers of model.backbone={thin.backbone}, but it is of {', '.join(groups)}. "
@@ -180,6 +183,7 @@ def pretrained_network(config: Config) -> WideNetwork:
         return read_weights(path, bgr=config.method.pretrained_channels == "bgr")
     _get_finished_run(path, "method.pretrained")
     network, preprocessing = load_model(path)
+    # First filters are made for pixels of one scale.
     for key in ("mean", "std"):
         theirs, own = getattr(preprocessing, key), getattr(config.data, key)
         if theirs != own:

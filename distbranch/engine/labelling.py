@@ -55,9 +55,11 @@ def label_with_teacher(
     teacher, preprocessing = load_model(run)
     _check_labelling(info, out, run, teacher, splits)
     config = load_config(RunDirectory(run).config)
+    # As the teacher saw its own images; a sample that is left out would shift all soft labels after it.
     as_trained = config.data.model_copy(update={"decoder": preprocessing.decoder, "on_bad_sample": "fail"})
     size = config.train.eval_batch_size
     soft = {name: _compute_soft_labels(info, name, teacher, as_trained, size) for name in splits}
+    # Shards as large as the largest that there is, so that the new data set is read as the old one is.
     shards = [shard for split in info.splits.values() for shard in split.shards]
     source = {
         "source": "label",

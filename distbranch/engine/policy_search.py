@@ -50,6 +50,7 @@ class PolicySearch:
         # Steps of the weights and of the policy in a cycle, in which each sees its share of the samples once.
         first = math.ceil(sum(weights for weights, _ in shares) / batch_size)
         second = math.ceil(sum(policy for _, policy in shares) / batch_size)
+        # Block by block the policy is released, from the heads downwards.
         blocks = sum(BLOCKS[config.model.backbone])
         self.curriculum = Curriculum(adashare.warmup_iterations, first, second, blocks, adashare.cycles_per_block)
         before = adashare.warmup_iterations * batch_size

@@ -79,7 +79,7 @@ def predict_images(
         UserError: files that are no images, all of them at once after the last file; or nothing is left.
     """
     broken: list[str] = []
-    waiting = iter(files)
+    waiting = iter(files)  # read chunk by chunk: a folder may hold more images than fit into memory
     while chunk := list(islice(waiting, batch_size)):
         whole, images = [], []
         for file in chunk:

@@ -55,7 +55,7 @@ class RunFiles:
         self.remote_run.download()
         if self.directory.config.exists():  # at a URL another run may have begun since the driver looked
             check_run(self.config)
-        self.remote_run.publish_owner()
+        self.remote_run.publish_owner()  # after the check: a mistaken start takes nothing from whoever trains
         return load_newest(self.directory.checkpoints)
 
     def write_beginning(self, state: TrainingState) -> None:
@@ -108,6 +108,7 @@ class RunFiles:
             "world_size": state.ranks.world_size,
             "bad_samples": state.progress.num_bad,
         }
+        # The result comes last, for with it the run counts as finished.
         self.write_sharing(state)
         save_model(self.directory.model, served(state.net.network), state.preprocessing)
         write_json(self.directory.result, summary)

@@ -50,6 +50,7 @@ def decide_round(
     num_unseen = len(stats.pairs_never_seen())
 
     decisions = []
+    # Each as if it were alone: what is shared above depends on the statistics and not on the method.
     for method in methods:
         began = time.perf_counter()
         cap = method.max_branches

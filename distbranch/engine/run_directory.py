@@ -59,19 +59,17 @@ class RunDirectory:
     @property
     def data(self) -> str | None:
         """The fingerprint of the data that the run was begun with; None if none is on record."""
-        return self._read_environment().get("data")
+        states = sorted(self.checkpoints.glob("step-*/state.json"))  # of versions that did not record it by itself
+        for file in (self.environment, *reversed(states)):
+            fingerprint = _read_record(file).get("data")
+            if fingerprint is not None:
+                return str(fingerprint)
+        return None
 
     @property
     def precision(self) -> str:
         """Of the forward pass when the run was last trained, bf16 or fp32."""
-        return str(self._read_environment().get("precision", "fp32"))
-
-    def _read_environment(self) -> dict[str, Any]:
-        """What the last start recorded; nothing if there was none, or what it wrote cannot be read."""
-        try:
-            return dict(json.loads(self.environment.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return {}
+        return str(_read_record(self.environment).get("precision", "fp32"))
 
     @contextmanager
     def locked(self, *, patience_s: float = 5) -> Iterator[None]:
@@ -105,6 +103,14 @@ class RunDirectory:
             _filter_lines(lines, keep_line)
         for decisions in (self.decisions, *self.relatives.glob(f"*/{self.decisions.name}")):
             _filter_lines(decisions, lambda line: line.get("round", 0) <= num_decisions)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; nothing if there is none, or it cannot be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 @contextmanager

@@ -33,6 +33,7 @@ def begin_run(config: Config) -> None:
     files = RunDirectory(config.run_directory)
     try:
         if begins_anew(config):
+            # Another process may have begun to train it since: looked at again under the lock.
             with files.locked(patience_s=0):
                 if files.is_dispensable:
                     files.tree.unlink(missing_ok=True)
@@ -64,6 +65,7 @@ def check_run(config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:
     if files.path.exists() and not files.path.is_dir():
         raise UserError(f"The run directory {files.path} is a file. Move it away, or give another run.name.")
     if files.path.is_dir() and not files.config.exists():
+        # Hidden files are our own locks, or a desktop's.
         if any(not entry.name.startswith(".") for entry in files.path.iterdir()):
             raise UserError(
                 f"The folder {files.path} holds other files and no run. Give another run.name or run.directory."

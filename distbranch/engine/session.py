@@ -74,6 +74,7 @@ def build_trainer(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
     """All that a training run is made of, in the order in which it depends on each other; arguments as for `train_rank`."""
+    # The state first: all else begins where a checkpoint left off.
     files = RunFiles(config)
     state = _build_state(config, ranks, info, files)
     iteration = state.progress.iteration
@@ -83,6 +84,7 @@ def build_trainer(
         last, profile = config.train.iterations, config.train.profile
         log = RunLog(files.directory, after=iteration, iterations=last, report=report, draw=draw, profile=profile)
 
+    # Opened only when the loop runs: it starts the processes that load, and a message between the ranks.
     def open_feed() -> BatchFeed:
         turns = state.search.turns if state.search else None
         batches = open_training(

@@ -134,14 +134,19 @@ class TrainingState:
         if may_wait or self.search is None or self._tree is None:
             self._tree = self.architecture.tree
         progress, tree = self.progress, self._tree
-        fields = {} if self.search is None else self.search.progress_fields(progress.iteration)
-        return fields | {
+        fields: dict[str, Any] = {
             "iteration": progress.iteration,
             "epoch": self.epoch,
-            "round": progress.num_rounds + 1 if progress.growing else progress.num_rounds,
-            "active_layer": tree.layers[tree.active_layer - 1] if progress.growing else None,
+            "round": progress.num_rounds,
+            "active_layer": None,
             "branches": {layer: tree.num_branches(number) for number, layer in enumerate(tree.layers, start=1)},
         }
+        if progress.growing:
+            fields["round"] = progress.num_rounds + 1
+            fields["active_layer"] = tree.layers[tree.active_layer - 1]
+        if self.search is not None:
+            fields |= self.search.progress_fields(progress.iteration)
+        return fields
 
     def verify(self, what: str) -> str:
         """Prove that all ranks hold the same state; the hash of it.

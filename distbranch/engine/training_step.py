@@ -80,6 +80,7 @@ class TrainingStep:
 
     def _divide_batch(self, images: Tensor, labels: Tensor, indices: Tensor) -> list[Part]:
         """The passes of a step; one may be empty where samples were left out, for the other ranks make it all the same."""
+        # Passes are slices of the share: of a batch in order, samples of a pass follow each other.
         groups = self._norm_plan.group_images(indices)
         sizes = [sum(one.sizes) for one in groups]
         return list(zip(torch.split(images, sizes), torch.split(labels, sizes), groups, strict=True))
@@ -134,14 +135,14 @@ class TrainingStep:
         num_tasks, iteration = self.net.network.tasks.num_tasks, self.progress.iteration
 
         # The message as `_start_step_sums` laid it out.
-        counts = sums[num_tasks : 2 * num_tasks]
-        losses = sums[2 * num_tasks : 3 * num_tasks]
-        num_images = sums[3 * num_tasks]
-        norm_sums = sums[3 * num_tasks + 1 :]
+        sizes = [2 * num_tasks, num_tasks, 1]
+        rest = len(sums) - sum(sizes)
+        margin_sums, losses, num_images, norm_sums = torch.split(sums, [*sizes, rest])
 
-        update_running_statistics(self.net.norms, norm_sums, num_images)
+        update_running_statistics(self.net.norms, norm_sums, num_images.squeeze())
         if self.progress.growing:
-            self.stats.add_margins(sums[: 2 * num_tasks])
+            self.stats.add_margins(margin_sums)
+        counts = margin_sums[num_tasks:]
         self.window.add_losses(losses, counts, iteration, num_samples=self.config.train.batch_size)
         # A GPU would have to be awaited for this look, so there it comes with the logged steps, which wait anyway.
         if self.ranks.device.type == "cpu" or iteration % self.config.train.log_every == 0:
