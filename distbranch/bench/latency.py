@@ -28,7 +28,7 @@ from torch import nn
 
 from distbranch.bench.candidates import Candidate, NaiveNet, branch_counts
 from distbranch.export import require
-from distbranch.models.cost import multiply_adds, num_weights
+from distbranch.models.architecture import multiply_adds, num_weights
 from distbranch.models.fold import fold
 from distbranch.models.tree_net import TreeNet
 

@@ -12,8 +12,6 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from torch import Tensor
-
 Groups = tuple[tuple[int, ...], ...]
 NamedGroups = Sequence[Sequence[str]]
 
@@ -314,48 +312,3 @@ def _check_unions(layer: str, groups: NamedGroups, layer_above: str, above: Name
                 f"the groups of {layer} should be unions of those of {layer_above}, but {branch[0]!r} and {parted[0]!r}, which "
                 f"share a branch of {layer_above}, are parted in {layer}"
             )
-
-
-# ---- widening
-
-
-def widen(state: Mapping[str, Tensor], old: Tree, new: Tree) -> dict[str, Tensor]:
-    """The state of the network of `new` (Eq. 3-5), every branch a copy of the one that served its tasks in `old`.
-
-    Tensors are copied by branch name, so the function that the network computes stays the same.
-
-    Args:
-        state: tensors by name; `layers.<layer>.<branch>.<rest>` are copied per branch, all others as they are. It may be a
-            network's state or one slot of an optimiser (momentum, say) keyed by parameter name.
-        old: the tree of `state`.
-        new: `old` with further splits.
-    """
-    origins = {}
-    for layer, name in enumerate(new.layers, start=1):
-        origins[name] = _find_origins(old, new, layer)
-    copies: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if not key.startswith("layers."):
-            copies[key] = value.clone()
-            continue
-        _, name, branch, rest = key.split(".", 3)
-        for number, origin in enumerate(origins[name]):
-            if origin == int(branch):
-                copies[f"layers.{name}.{number}.{rest}"] = value.clone()
-    return copies
-
-
-def _find_origins(old: Tree, new: Tree, layer: int) -> list[int]:
-    """For every branch of a layer of the new tree, the branch of the old tree that served all its tasks."""
-    before = old.branches(layer)
-    serving = _number_by_task(before)
-    origins = []
-    for tasks in new.branches(layer):
-        origin = serving[tasks[0]]
-        if not set(tasks) <= set(before[origin]):
-            raise ValueError(
-                f"Widening only divides branches, but tasks {list(tasks)} share layer {new.layers[layer - 1]} in the new tree "
-                f"and did not in the old one. Give a tree that is the old one with further splits."
-            )
-        origins.append(origin)
-    return origins

@@ -18,7 +18,7 @@ from distbranch.engine.batches import describe_too_many_bad, open_evaluation
 from distbranch.engine.distributed import Ranks
 from distbranch.errors import SharedError, UserError
 from distbranch.metrics import merge_metrics, task_metrics
-from distbranch.models.networks import Network
+from distbranch.models.network import Network
 from distbranch.tasks import TaskSet
 
 Scores = dict[str, Any]

@@ -19,10 +19,7 @@ from distbranch.engine.run_directory import RunDirectory, write_atomically, writ
 from distbranch.engine.run_log import RunLog
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import StoppedEarly, UserError, reason_of
-from distbranch.models.adashare_net import AdaShareNet
-from distbranch.models.cost import multiply_adds, num_parameters, num_weights
-from distbranch.models.networks import served
-from distbranch.models.residual import AnyArchitecture
+from distbranch.models.architecture import Architecture
 from distbranch.permissions import denied
 
 __all__ = ["RunFiles", "RunResult", "StoppedEarly", "read_result", "summarise_run"]
@@ -84,7 +81,7 @@ class RunFiles:
         """Write who shares what: tree.json and, of AdaShare, policy.json."""
         network, tree = state.net.network, state.architecture.tree
         names = network.tasks.names
-        if isinstance(network, AdaShareNet):
+        if network.architecture.has_policy:
             write_json(self.directory.policy, state.describe_policy())
         layers = []
         for number, layer in enumerate(tree.layers, start=1):
@@ -95,13 +92,13 @@ class RunFiles:
     def write_end(self, state: TrainingState, summary: dict[str, Any]) -> None:
         """Write the network and then result.json, which says that the run has ended."""
         self.write_sharing(state)
-        save_model(self.directory.model, served(state.net.network), state.preprocessing)
+        save_model(self.directory.model, state.net.network.as_served(), state.preprocessing)
         write_json(self.directory.result, summary)
 
 
-def summarise_run(config: Config, architecture: AnyArchitecture, metrics: dict[str, Any]) -> dict[str, Any]:
+def summarise_run(config: Config, architecture: Architecture, metrics: dict[str, Any]) -> dict[str, Any]:
     """The content of result.json, but for what only the trainer knows; metrics are in 0..1 per split."""
-    tree = architecture.tree
+    tree, cost = architecture.tree, architecture.cost()
     return {
         "name": config.run.name,
         "method": config.method.name,
@@ -111,9 +108,9 @@ def summarise_run(config: Config, architecture: AnyArchitecture, metrics: dict[s
         "seed": config.seed,
         "tasks": [task.name for task in architecture.tasks],
         "metrics": metrics,
-        "weights": num_weights(architecture),
-        "parameters": num_parameters(architecture),
-        "multiply_adds": multiply_adds(architecture),
+        "weights": cost.weights,
+        "parameters": cost.parameters,
+        "multiply_adds": cost.multiply_adds,
         "num_groups_top": tree.num_branches(tree.num_layers),
         "iterations": config.train.iterations,
     }

@@ -17,7 +17,7 @@ from distbranch.branching.decision import Candidates
 from distbranch.branching.grouping import branch_affinity
 from distbranch.branching.tree import Split, Tree
 from distbranch.config import MethodConfig
-from distbranch.models.backbones import Architecture, branch_caps, pools_above
+from distbranch.models.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ def _make_record(
     began = time.perf_counter()
     tree, layer = architecture.tree, architecture.tree.active_layer
     above = tree.branches(layer + 1)
-    pools = pools_above(architecture.layers, layer)
+    spec = architecture.specs[layer - 1]
     cap = method.max_branches
     if cap == "auto":  # what the layer's width leaves room for
-        cap = max(1, branch_caps(architecture.layers, architecture.widths)[layer - 1])
+        cap = max(1, spec.max_copies)
     decision = candidates(method.affinity).choose(
-        alpha=method.alpha, pools_above=pools, unit_cost=method.unit_cost, max_groups=cap
+        alpha=method.alpha, pools_above=spec.halvings_above, unit_cost=method.unit_cost, max_groups=cap
     )
     names = [task.name for task in architecture.tasks]
     tasks = []
@@ -95,7 +95,7 @@ def _make_record(
         "search": decision.search,
         "moves": decision.num_moves,
         "alpha": method.alpha,
-        "pools_above": pools,
+        "pools_above": spec.halvings_above,
         "unit_cost": method.unit_cost,
         "max_groups": cap,
         "affinity_kind": method.affinity,

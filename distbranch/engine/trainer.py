@@ -26,7 +26,7 @@ from distbranch.engine.run_log import DrawDecision, Profiler, Report, RunLog
 from distbranch.engine.training_state import AFFINITY, TrainingState, gather_affinity
 from distbranch.engine.training_step import TrainingStep
 from distbranch.errors import SharedError
-from distbranch.models.backbones import Architecture
+from distbranch.models.architecture import Architecture
 
 
 class Trainer:
@@ -204,7 +204,7 @@ class Trainer:
         """Sum the pair statistics, decide on rank 0, widen on all, verify, record."""
         self.step.wait_for_step_sums()
         began = time.perf_counter()
-        progress, architecture = self.progress, self.net.tree_architecture
+        progress, architecture = self.progress, self.net.network.architecture
 
         # Rank 0 decides for all, so that a tie cannot fall differently on another processor.
         stats = self.stats.with_pair_sums(self.ranks.sum_on_rank_zero(self.stats.pair_sums()))
@@ -218,7 +218,7 @@ class Trainer:
                 progress.schedule_start = progress.iteration
         progress.num_rounds += 1
         progress.last_decision = progress.iteration
-        progress.growing = may_still_grow(self.net.tree_architecture.tree, decision, self.config.method)
+        progress.growing = may_still_grow(self.net.network.architecture.tree, decision, self.config.method)
         if not progress.growing:
             self.net.is_final = True
             self.net.wrap()  # compiling pays from now on

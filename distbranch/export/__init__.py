@@ -26,7 +26,7 @@ from distbranch.engine.predict import Predictor
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
 from distbranch.models.adashare_net import AdaShareNet
-from distbranch.models.cost import num_weights
+from distbranch.models.architecture import num_weights
 from distbranch.models.fold import FoldedNet, fold, restrict
 from distbranch.models.networks import Network
 

@@ -19,7 +19,7 @@ from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import with_absolute_paths
-from distbranch.models.cost import multiply_adds
+from distbranch.models.architecture import multiply_adds
 
 LONGEST_NAME = 80
 SEED = "{seed}"
