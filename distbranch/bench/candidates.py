@@ -181,7 +181,9 @@ class NaiveNet(nn.Module):
         self.parents = [tree.parents(layer) for layer in range(1, tree.num_layers + 2)]
         self.layers = nn.ModuleList()
         for name in architecture.backbone.names:
-            self.layers.append(nn.ModuleList(_make_naive_branch(cast(Layer, branch)) for branch in network.copies(name)))
+            self.layers.append(
+                nn.ModuleList(_make_naive_branch(cast(Layer, branch)) for branch in network.copies(name))
+            )
         # Ours are one matrix; every task gets its rows.
         heads = network.heads.state_dict()
         width = network.heads.in_features

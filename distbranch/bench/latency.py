@@ -27,10 +27,8 @@ import torch
 from torch import nn
 
 from distbranch.bench.candidates import Candidate, NaiveNet, branch_counts
-from distbranch.export import require
-from distbranch.models.architecture import multiply_adds, num_weights
-from distbranch.models.fold import fold
-from distbranch.models.tree_net import TreeNet
+from distbranch.export import require_onnx
+from distbranch.models.architecture import Architecture
 
 TURN_S = 0.05  # quick networks answer several times in their turn: their first call finds the caches of the network before it
 FEWEST_ROUNDS = 3  # the fewest of which a median leaves out an outlier
@@ -92,9 +90,7 @@ def bench_latency(
         seconds: about so long per batch size, and at least three rounds.
         num_threads: of both runtimes.
     """
-    # Both are asked for first, or the second would be missed after minutes.
-    require("onnx")
-    require("onnxruntime")
+    require_onnx()
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -157,7 +153,7 @@ def _find_reference(candidates: Sequence[Candidate]) -> int:
 def _write_onnx(candidate: Candidate, file: Path) -> Path:
     from distbranch.export.onnx_graph import onnx_bytes
 
-    file.write_bytes(onnx_bytes(fold(candidate.network), {}, input_type="uint8"))
+    file.write_bytes(onnx_bytes(candidate.network, {}, input_type="uint8"))
     return file
 
 
@@ -178,10 +174,15 @@ def _prepare_entries(
         entries.append(_Entry(candidate, ONNX, run, file))
         if eager:
             entries.append(_Entry(candidate, EAGER, _answer_eagerly(candidate.network), file))
-        if eager and number < num_measured and isinstance(candidate.network, TreeNet):
+        if eager and number < num_measured and _is_tree(candidate.network.architecture):
             naive = NaiveNet(candidate.network).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             entries.append(_Entry(candidate, NAIVE, _answer_eagerly(naive), file))
     return entries
+
+
+def _is_tree(architecture: Architecture) -> bool:
+    """Whether one would write it as modules within modules."""
+    return not architecture.has_policy and not architecture.backbone.low_rank
 
 
 def _answer_eagerly(network: nn.Module) -> Callable[[Any], Any]:
@@ -238,6 +239,7 @@ def _make_row(
 ) -> Latency:
     candidate = entry.candidate
     architecture = candidate.network.architecture
+    cost = architecture.cost()
     low, median, high = np.percentile(times, (10, 50, 90)).tolist()
     peak = None
     if entry.runtime == ONNX and Path("/proc/self/status").exists():
@@ -252,8 +254,8 @@ def _make_row(
         entry.runtime,
         batch_size,
         branch_counts(architecture.tree),
-        num_weights(architecture) * candidate.copies,
-        multiply_adds(architecture) * candidate.copies,
+        cost.weights * candidate.copies,
+        cost.multiply_adds * candidate.copies,
         1000 * median,
         1000 * low,
         1000 * high,

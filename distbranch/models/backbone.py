@@ -224,7 +224,9 @@ def _build_layer(num_inputs: int, width: int, basis: int | None, *, is_linear: b
             return make_unset(nn.Linear, inputs, outputs, bias=False)  # type: ignore[no-any-return]
         return make_convolution(inputs, outputs, size)
 
-    whole = product(num_inputs, width) if basis is None else LowRank(product(num_inputs, basis), product(basis, width, 1))
+    whole = (
+        product(num_inputs, width) if basis is None else LowRank(product(num_inputs, basis), product(basis, width, 1))
+    )
     return Layer(whole, width, pool=(2, 2, 0) if is_pooled else None, halvings=int(is_pooled))
 
 

@@ -16,7 +16,6 @@ from distbranch.models.architecture import Architecture
 from distbranch.models.backbone import basis_size
 from distbranch.models.pretrained import (
     LAYER_KEYS,
-    WideLayer,
     WideNetwork,
     check_backbone,
     check_finite,

@@ -58,7 +58,9 @@ class Network(nn.Module):
             width = architecture.output_basis
         self.heads: nn.Linear = make_unset(nn.Linear, width, architecture.num_outputs)
         self.serving = self._serve(self.routing.top)
-        self.serving_apart = self._serve(range(self.tasks.num_tasks))  # of a search, where every task has its own features
+        self.serving_apart = self._serve(
+            range(self.tasks.num_tasks)
+        )  # of a search, where every task has its own features
 
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))

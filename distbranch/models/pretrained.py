@@ -118,11 +118,11 @@ def wide_network(network: Network, source: str) -> WideNetwork:
             f"The network to begin from should have no branches, but {source} has branched. Give a run with method.name=fixed."
         )
     state = {name: value.detach() for name, value in network.state_dict().items()}
-    layers = []
-    for name in architecture.backbone.names:
-        layers.append(WideLayer(*(state[f"units.{name}.0.{key}"] for key in LAYER_KEYS)))
+    layers = tuple(
+        WideLayer(*(state[f"units.{name}.0.{key}"] for key in LAYER_KEYS)) for name in architecture.backbone.names
+    )
     heads = WideHeads(architecture.tasks, state["heads.weight"], state["heads.bias"])
-    return WideNetwork(source, architecture.backbone.source, tuple(layers), map_size(architecture), heads)
+    return WideNetwork(source, architecture.backbone.source, layers, map_size(architecture), heads)
 
 
 def check_backbone(wide: WideNetwork, architecture: Architecture) -> None:

@@ -6,7 +6,7 @@ it runs once over all ways that come to it, executed or not, for its batch norm 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,9 +36,7 @@ class Unit(nn.Module):
         """What stands in for the unit where it is skipped."""
         return x
 
-    def execute(
-        self, x: Tensor, shortcut: Tensor, groups: NormGroups | None = None, num_ways: int = 1
-    ) -> Tensor:
+    def execute(self, x: Tensor, shortcut: Tensor, groups: NormGroups | None = None, num_ways: int = 1) -> Tensor:
         """The unit itself."""
         raise NotImplementedError
 
@@ -81,7 +79,8 @@ class NormedProduct(nn.Module):
 
     def forward(self, x: Tensor, groups: NormGroups | None = None, num_ways: int = 1) -> Tensor:
         """[num_ways * B, C, ...] to [num_ways * B, C', ...]."""
-        return self.norm(self.product(x), groups, num_ways=num_ways)
+        normed: Tensor = self.norm(self.product(x), groups, num_ways=num_ways)
+        return normed
 
 
 class Layer(Unit):
@@ -201,7 +200,7 @@ def run_over_ways(
 
 def _call_over_ways(
     function: Callable[..., Tensor],
-    inputs: dict[int, tuple[Tensor, ...]],
+    inputs: Mapping[int, tuple[Tensor, ...]],
     groups: NormGroups | None,
     is_training: bool,
 ) -> dict[int, Tensor]:

@@ -173,11 +173,17 @@ def _read_layers(path: Path, tree: Json, config: Json) -> tuple[LayerBranches, .
 
 def layer_widths(config: Json) -> dict[str, int]:
     """Channels of one branch by layer name, from the backbone and the width in the configuration; empty if unknown."""
-    from distbranch.models.backbone import SMALLEST_IMAGE, VGG_LAYERS, Backbone  # loads torch, which only a report of a tree needs
+    from distbranch.models.backbone import (
+        SMALLEST_IMAGE,
+        VGG_LAYERS,
+        Backbone,
+    )  # loads torch, which only a report of a tree needs
 
     model = config.get("model", {})
     # a backbone of a later version has no widths here, but a report
     if model.get("backbone") not in VGG_LAYERS:
         return {}
-    backbone = Backbone(model["backbone"], (SMALLEST_IMAGE, SMALLEST_IMAGE), model.get("width"), model.get("width_fraction"))
+    backbone = Backbone(
+        model["backbone"], (SMALLEST_IMAGE, SMALLEST_IMAGE), model.get("width"), model.get("width_fraction")
+    )
     return {plan.name: plan.width for plan in backbone.plans}

@@ -17,7 +17,7 @@ from distbranch.config import Config, MethodConfig, load_config
 from distbranch.engine.forks import Family, member, read_family, write_family
 from distbranch.engine.round_decision import decide, next_split
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.models.backbones import Architecture
+from distbranch.models.architecture import Architecture
 from distbranch.tasks import Task
 
 # Decisions and evaluations are due after every 7 steps; an evaluation follows the same step's decision.

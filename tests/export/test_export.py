@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from distbranch.models.fold import FoldedNet, fold
 from tiny_world import TASKS, assert_one_sentence, nothing_overwritten, run_command
 
 import distbranch
@@ -17,9 +18,8 @@ from distbranch.branching.tree import Split
 from distbranch.errors import UserError
 from distbranch.export import _largest_difference, default_stem
 from distbranch.export.onnx_graph import onnx_bytes
-from distbranch.models.backbones import Architecture
-from distbranch.models.fold import FoldedNet, fold
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 from distbranch.tasks import Task
 
 RUN = "runs/tiny"
@@ -105,7 +105,7 @@ def test_any_names_of_tasks_become_outputs_and_every_branch_is_there() -> None:
     tasks = (Task("images"), Task("net/x", "categorical", ("r", "g", "b")), Task("a b"), Task("net/x.relu"))
     thin = Architecture.thin("vgg9", 6, (40, 33), tasks)
     tree = thin.tree.split(Split(8, ((0, 2), (1,), (3,)))).split(Split(7, ((0, 2), (1,)))).split(Split(6, ((0,), (1,))))
-    network = TreeNet(thin.with_tree(tree)).eval()
+    network = Network(thin.with_tree(tree)).eval()
     content = onnx_bytes(fold(network), {}, input_type="uint8")
     nodes = [node.op_type for node in onnx.load_from_string(content).graph.node]
     assert nodes.count("Conv") == 7  # conv1 to conv4_1 once, conv4_2 twice
@@ -137,7 +137,7 @@ def test_a_file_that_does_not_agree_is_not_kept(world: Path, monkeypatch: pytest
 
 
 def test_a_difference_that_is_no_number_is_the_largest() -> None:
-    network = TreeNet(Architecture.thin("vgg9", 2, (32, 32), (Task("a"),))).eval()
+    network = Network(Architecture.thin("vgg9", 2, (32, 32), (Task("a"),))).eval()
     assert _largest_difference(network, pixels(2), lambda part: {"a": torch.full((len(part),), torch.nan)}) == np.inf
     assert _largest_difference(network, pixels(2), lambda _: {"a": torch.zeros(3)}) == np.inf
 
@@ -150,7 +150,7 @@ def test_without_onnx_runtime_one_sentence_says_what_to_install(world: Path, mon
 
 def test_an_onnx_file_of_others_is_refused(world: Path) -> None:
     architecture = Architecture.thin("vgg9", 2, (32, 32), (Task("a"),))
-    content = onnx_bytes(fold(TreeNet(architecture)), {}, input_type="uint8")
+    content = onnx_bytes(fold(Network(architecture)), {}, input_type="uint8")
     model = onnx.load_from_string(content)
     del model.metadata_props[:]
     Path("foreign.onnx").write_bytes(model.SerializeToString())
