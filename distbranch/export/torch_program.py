@@ -30,7 +30,9 @@ def write(file: Path, network: Network, metadata: dict[str, Any], *, input_type:
     """Write the program with the metadata beside it in the same file."""
     program = trace_network(network, input_type=input_type)
     content = io.BytesIO()
-    torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(metadata)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(metadata)})
     file.write_bytes(content.getvalue())
 
 
