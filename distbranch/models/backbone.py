@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -127,13 +127,13 @@ class Backbone:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
-        return {**vars_of(self), "image_size": list(self.image_size)}
+        return asdict(self) | {"image_size": list(self.image_size)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Backbone:
         """The inverse of `to_json`."""
         height, length = data["image_size"]
-        return cls(**{**data, "image_size": (int(height), int(length))})
+        return cls(**(data | {"image_size": (int(height), int(length))}))
 
     def thin_width(self, full: int, *, omega_times: int = 1) -> int:
         """The width of a unit (paper section 3.1): `omega_times` omega, which is 2 of fully connected layers, or less if it is less."""
@@ -142,11 +142,6 @@ class Backbone:
         if self.width_fraction is not None:
             return min(in_eights(self.width_fraction * full), full)
         return full
-
-
-def vars_of(backbone: Backbone) -> dict[str, Any]:
-    """The fields, without what was computed from them."""
-    return {name: getattr(backbone, name) for name in backbone.__dataclass_fields__}
 
 
 def in_eights(units: float) -> int:

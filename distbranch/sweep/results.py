@@ -98,7 +98,7 @@ def _format_cell(value: Any) -> Any:
 
 
 def measure_latencies(runs: Sequence[Path], record: Path) -> dict[Path, float]:
-    """Milliseconds per image (batch 1, folded, one CPU thread) of the network of each finished run: medians.
+    """Milliseconds per image (batch 1, one CPU thread) of the network of each finished run: medians.
 
     In ONNX Runtime where it is installed, else in torch; the record says which.
 
