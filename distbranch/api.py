@@ -11,7 +11,7 @@ from distbranch.engine.artifact import load_model
 from distbranch.engine.remote_run import download_run
 from distbranch.engine.results import RunResult
 from distbranch.engine.run_log import Report
-from distbranch.models.networks import Network
+from distbranch.models.network import Network
 
 __all__ = ["load", "train"]
 

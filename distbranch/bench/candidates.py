@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -14,11 +15,9 @@ from torch import Tensor, nn
 from distbranch.branching.tree import Split, Tree
 from distbranch.engine.artifact import load_model
 from distbranch.errors import UserError, reason_of
-from distbranch.models.backbones import Architecture, LayerShape
-from distbranch.models.cost import num_weights
-from distbranch.models.networks import Network, network_of
-from distbranch.models.residual import AnyArchitecture, shared_policy
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.architecture import Architecture, num_weights
+from distbranch.models.network import Network
+from distbranch.models.units import Layer
 from distbranch.permissions import denied
 from distbranch.tasks import Task
 
@@ -55,12 +54,12 @@ def list_runs(runs: Sequence[Path]) -> list[Candidate]:
     return list(map(Candidate, names, networks))
 
 
-def list_baselines(architecture: AnyArchitecture, against: Sequence[str]) -> list[Candidate]:
+def list_baselines(architecture: Architecture, against: Sequence[str]) -> list[Candidate]:
     """Thin (of a residual network: shared), independent and full networks for the same tasks and images."""
-    thin = _share_everything(architecture, architecture.tasks)
-    alone = _share_everything(architecture, architecture.tasks[:1])
+    thin = architecture.shared_by(architecture.tasks)
+    alone = architecture.shared_by(architecture.tasks[:1])
     num_tasks = len(thin.tasks)
-    name = f"thin-{thin.width or thin.width_fraction or thin.backbone}"
+    name = f"thin-{thin.backbone.width or thin.backbone.width_fraction or thin.backbone.source}"
     # Random weights, for an answer takes as long with any.
     baselines = [
         Candidate(name, _build_random(thin), is_baseline=True),
@@ -72,15 +71,8 @@ def list_baselines(architecture: AnyArchitecture, against: Sequence[str]) -> lis
     return baselines
 
 
-def _share_everything(architecture: AnyArchitecture, tasks: tuple[Task, ...]) -> AnyArchitecture:
-    """The network of these tasks in which all of them share everything."""
-    if isinstance(architecture, Architecture):
-        return architecture.thin_of(tasks)
-    return replace(architecture, tasks=tasks, policy=shared_policy(len(tasks), architecture.num_blocks))
-
-
-def _build_random(architecture: AnyArchitecture) -> Network:
-    return network_of(architecture).eval()
+def _build_random(architecture: Architecture) -> Network:
+    return Network(architecture).eval()
 
 
 # ---- trees without a run
@@ -125,7 +117,7 @@ def list_trees(
     """The tree of a file, or else one of at least so many weights for each of `weights`, all with random weights."""
     if file is not None:
         tree = read_tree(file)
-        trees = [Architecture(backbone, width, image_size, numbered_tasks(tree.num_tasks), tree)]
+        trees = [Architecture.thin(backbone, width, image_size, numbered_tasks(tree.num_tasks)).with_tree(tree)]
     else:
         thin = Architecture.thin(backbone, width, image_size, numbered_tasks(num_tasks))
         # Two numbers of weights may ask for the same tree, which is measured once.
@@ -153,7 +145,7 @@ def grow_to_weights(thin: Architecture, least_weights: float) -> Architecture:
         if num_weights(grown) >= least_weights:
             return grown
     raise UserError(
-        f"A halved tree of {num_tasks} tasks of width {thin.width} has at most {num_weights(grown):,} weights, fewer than "
+        f"A halved tree of {num_tasks} tasks of width {thin.backbone.width} has at most {num_weights(grown):,} weights, fewer than "
         f"{least_weights:,.0f}. Ask for fewer, or for more tasks."
     )
 
@@ -167,19 +159,20 @@ class NaiveNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: TreeNet) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         architecture = network.architecture
         tree = architecture.tree
         self.tasks = architecture.tasks
         self.parents = [tree.parents(layer) for layer in range(1, tree.num_layers + 2)]
         self.layers = nn.ModuleList()
-        for shape, branches in zip(architecture.shapes, network.layers.values(), strict=True):
-            copies = [_make_naive_branch(shape, branch) for branch in cast(nn.ModuleList, branches)]
-            self.layers.append(nn.ModuleList(copies))
+        for name in architecture.backbone.names:
+            self.layers.append(
+                nn.ModuleList(_make_naive_branch(cast(Layer, branch)) for branch in network.copies(name))
+            )
         # Ours are one matrix; every task gets its rows.
         heads = network.heads.state_dict()
-        width = architecture.shapes[-1].width
+        width = network.heads.in_features
         self.heads = nn.ModuleList()
         for columns in network.tasks.columns.values():
             head = nn.Linear(width, columns.stop - columns.start)
@@ -201,25 +194,12 @@ class NaiveNet(nn.Module):
         return answers
 
 
-def _make_naive_branch(shape: LayerShape, branch: nn.Module) -> nn.Sequential:
-    parts: list[nn.Module]
-    if shape.layer.kind == "conv":
-        parts = [
-            nn.Conv2d(shape.num_inputs, shape.width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(shape.width),
-            nn.ReLU(inplace=True),
-        ]
-        if shape.layer.pool_after:
-            parts.append(nn.MaxPool2d(2))
-    else:
-        parts = [
-            nn.Flatten(),
-            nn.Linear(shape.num_inputs, shape.width, bias=False),
-            nn.BatchNorm1d(shape.width),
-            nn.ReLU(inplace=True),
-        ]
-    naive = nn.Sequential(*parts)
-    # The same tensors in the same order under other names.
-    values = branch.state_dict().values()
-    naive.load_state_dict(dict(zip(naive.state_dict(), values, strict=True)))
-    return naive
+def _make_naive_branch(layer: Layer) -> nn.Sequential:
+    """A layer in the order of the paper, with torch's own batch norm."""
+    norm = nn.BatchNorm1d(layer.norm.num_features) if layer.is_flat else nn.BatchNorm2d(layer.norm.num_features)
+    norm.load_state_dict(layer.norm.state_dict())
+    parts: list[nn.Module] = [nn.Flatten()] if layer.is_flat else []
+    parts += [copy.deepcopy(layer.product), norm, nn.ReLU(inplace=True)]
+    if layer.pool is not None:
+        parts.append(nn.MaxPool2d(*layer.pool))
+    return nn.Sequential(*parts)

@@ -1,4 +1,4 @@
-"""What answering costs: networks side by side in ONNX Runtime, batch norm folded, beside unfolded eager execution.
+"""What answering costs: networks side by side in ONNX Runtime, which folds batch norm, beside unfolded eager execution.
 
 Eager execution is measured twice: of the network as it is trained here (channels_last), and of the same tree as one would write it
 first (a module per branch, NCHW).
@@ -26,10 +26,8 @@ import torch
 from torch import nn
 
 from distbranch.bench.candidates import Candidate, NaiveNet, branch_counts
-from distbranch.export import require
-from distbranch.models.cost import multiply_adds, num_weights
-from distbranch.models.fold import fold
-from distbranch.models.tree_net import TreeNet
+from distbranch.export import require_onnx
+from distbranch.models.architecture import Architecture
 
 TURN_S = 0.05  # quick networks answer several times in their turn: their first call finds the caches of the network before it
 FEWEST_ROUNDS = 3  # the fewest of which a median leaves out an outlier
@@ -89,9 +87,7 @@ def bench_latency(
         percentile, `peak_mib` is above an idle process, `relative` to the thin network in ONNX Runtime at this batch size.
         And a row per measured network and batch size: what it costs beside the others, as ratios of medians.
     """
-    # Both are asked for first, or the second would be missed after minutes.
-    require("onnx")
-    require("onnxruntime")
+    require_onnx()
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     rows: list[Row] = []
@@ -115,16 +111,21 @@ def _prepare_entries(candidate: Candidate, file: Path, eager: bool, num_threads:
     from distbranch.export.onnx_model import open_session
 
     network = candidate.network
-    file.write_bytes(onnx_bytes(fold(network), {}, input_type="uint8"))
+    file.write_bytes(onnx_bytes(network, {}, input_type="uint8"))
     session = open_session(str(file), num_threads=num_threads)
     name = session.get_inputs()[0].name
     entries = [_Entry(candidate, ONNX, lambda images: session.run(None, {name: images}), file)]
     if eager:
         entries.append(_Entry(candidate, EAGER, _answer_eagerly(network), file))
-    if eager and not candidate.is_baseline and isinstance(network, TreeNet):
+    if eager and not candidate.is_baseline and _is_tree(network.architecture):
         naive = NaiveNet(network).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         entries.append(_Entry(candidate, NAIVE, _answer_eagerly(naive), file))
     return entries
+
+
+def _is_tree(architecture: Architecture) -> bool:
+    """Whether one would write it as modules within modules."""
+    return not architecture.has_policy and not architecture.backbone.low_rank
 
 
 def _answer_eagerly(network: nn.Module) -> Callable[[Any], Any]:
@@ -143,6 +144,7 @@ def _measure_rows(entries: Sequence[_Entry], batch_size: int, seconds: float, nu
     for entry, times in zip(entries, all_times, strict=True):
         candidate = entry.candidate
         architecture = candidate.network.architecture
+        cost = architecture.cost()
         # Independent networks answer one after another, and are alike.
         low, median, high = np.percentile(times, (10, 50, 90)) * candidate.copies * 1000
         rows.append(
@@ -151,8 +153,8 @@ def _measure_rows(entries: Sequence[_Entry], batch_size: int, seconds: float, nu
                 "runtime": entry.runtime,
                 "batch_size": batch_size,
                 "branches": branch_counts(architecture.tree),
-                "weights": num_weights(architecture) * candidate.copies,
-                "multiply_adds": multiply_adds(architecture) * candidate.copies,
+                "weights": cost.weights * candidate.copies,
+                "multiply_adds": cost.multiply_adds * candidate.copies,
                 "median_ms": median,
                 "low_ms": low,
                 "high_ms": high,

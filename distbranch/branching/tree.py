@@ -12,8 +12,6 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from torch import Tensor
-
 from distbranch.branching.grouping import Groups, label_branches
 
 NamedGroups = Sequence[Sequence[str]]
@@ -28,6 +26,15 @@ class Split:
 
     layer: int
     groups: Groups
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        return {"layer": self.layer, "groups": list(map(list, self.groups))}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Split:
+        """The inverse of `to_json`."""
+        return cls(data["layer"], tuple(map(tuple, data["groups"])))
 
 
 @dataclass(frozen=True)
@@ -117,17 +124,14 @@ class Tree:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
-        splits = [{"layer": split.layer, "groups": list(map(list, split.groups))} for split in self.splits]
+        splits = [split.to_json() for split in self.splits]
         return {"layers": list(self.layers), "num_tasks": self.num_tasks, "splits": splits}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tree:
         """The inverse of `to_json`; checks every split again."""
-        splits = []
-        for split in data["splits"]:
-            groups = tuple(map(tuple, split["groups"]))
-            splits.append(Split(split["layer"], groups))
-        return cls(tuple(data["layers"]), data["num_tasks"], tuple(splits))
+        splits = tuple(map(Split.from_json, data["splits"]))
+        return cls(tuple(data["layers"]), data["num_tasks"], splits)
 
     def text(self, task_names: Sequence[str]) -> str:
         """The tree as indented text from the input up; layers with the same branches share one line."""
@@ -248,47 +252,3 @@ def _check_groups(layer: str, groups: NamedGroups, tasks: Sequence[str], above: 
                 f"the groups of {layer} should be unions of those of the layer above, but {', '.join(branch)}, which share a branch "
                 f"there, are not together in {layer}"
             )
-
-
-# ---- widening
-
-
-def widen(state: Mapping[str, Tensor], old: Tree, new: Tree) -> dict[str, Tensor]:
-    """The state of the network of `new` (Eq. 3-5), every branch a copy of the one that served its tasks in `old`.
-
-    Tensors are copied by branch name, so the function that the network computes stays the same.
-
-    Args:
-        state: tensors by name; `layers.<layer>.<branch>.<rest>` are copied per branch, all others as they are. It may be a
-            network's state or one slot of an optimiser (momentum, say) keyed by parameter name.
-        old: the tree of `state`.
-        new: `old` with further splits.
-    """
-    origins = {}
-    for layer, name in enumerate(new.layers, start=1):
-        origins[name] = _find_origins(old, new, layer)
-    copies: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if not key.startswith("layers."):
-            copies[key] = value.clone()
-            continue
-        _, name, branch, rest = key.split(".", 3)
-        for number, origin in enumerate(origins[name]):
-            if origin == int(branch):
-                copies[f"layers.{name}.{number}.{rest}"] = value.clone()
-    return copies
-
-
-def _find_origins(old: Tree, new: Tree, layer: int) -> list[int]:
-    """For every branch of a layer of the new tree, the branch of the old tree that served all its tasks."""
-    serving = label_branches(old.branches(layer)).tolist()
-    origins = []
-    for tasks in new.branches(layer):
-        served_by = {serving[task] for task in tasks}
-        if len(served_by) > 1:
-            raise ValueError(
-                f"Widening only divides branches, but tasks {list(tasks)} share layer {new.layers[layer - 1]} in the new tree "
-                f"and did not in the old one. Give a tree that is the old one with further splits."
-            )
-        origins.append(served_by.pop())
-    return origins

@@ -14,8 +14,9 @@ from distbranch.config import load_config
 from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.models.networks import Network, network_of
-from distbranch.models.residual import architecture_from_json
+from distbranch.models.architecture import VERSION, Architecture
+from distbranch.models.earlier_runs import is_earlier, rename_earlier
+from distbranch.models.network import Network
 from distbranch.permissions import explain_damage
 from distbranch.tensor_files import load_tensors, save_tensors
 
@@ -61,7 +62,7 @@ def save_model(folder: Path, network: Network, preprocessing: Preprocessing) -> 
     save_tensors(folder / WEIGHTS, network.state_dict())
     description = {
         "format": "distbranch-model",
-        "version": 1,
+        "version": VERSION,
         "architecture": network.architecture.to_json(),
         "preprocessing": preprocessing.to_json(),
     }
@@ -86,8 +87,10 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
         else:
             description, weights = _load_from_checkpoint(run_directory)
         preprocessing = Preprocessing.from_json(description["preprocessing"])
-        architecture = architecture_from_json(description["architecture"])
-        network = network_of(architecture, preprocessing.mean, preprocessing.std)
+        design = description["architecture"]
+        if is_earlier(design):
+            design, weights = rename_earlier(design, weights)
+        network = Network(Architecture.from_json(design), preprocessing.mean, preprocessing.std)
         network.load_state_dict(weights)
     return network.eval(), preprocessing
 

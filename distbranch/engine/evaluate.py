@@ -20,7 +20,7 @@ from distbranch.engine.distributed import Ranks
 from distbranch.engine.loaders import describe_too_many_bad, open_evaluation
 from distbranch.errors import UserError
 from distbranch.metrics import merge_metrics, task_metrics
-from distbranch.models.networks import Network
+from distbranch.models.network import Network
 from distbranch.tasks import TaskSet
 
 Scores = dict[str, Any]

@@ -23,7 +23,7 @@ from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
 from distbranch.engine.round_decision import RoundDecision, decide_round
 from distbranch.engine.run_directory import RunDirectory, append_line, created_atomically, write_atomically, write_json
-from distbranch.models.backbones import Architecture
+from distbranch.models.architecture import Architecture
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from distbranch.adashare.policy import sample_policy
-from distbranch.branching.tree import Tree, build_independent_tree, build_tree_of_groups, widen
+from distbranch.branching.routing import Policy, copy_units, share_all_blocks
+from distbranch.branching.tree import Tree, build_independent_tree, build_tree_of_groups
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import load_model
@@ -17,14 +19,11 @@ from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_start import begins_anew
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
-from distbranch.models.adashare_net import AdaShareNet
-from distbranch.models.backbones import Architecture
-from distbranch.models.low_rank import LowRankNet, check_same, low_rank_beginning
-from distbranch.models.networks import Network
+from distbranch.models.architecture import Architecture
+from distbranch.models.low_rank import check_same, low_rank_beginning
+from distbranch.models.network import Network
 from distbranch.models.pretrained import HOW_TO_GET, WideNetwork, read_weights, wide_network
-from distbranch.models.residual import AnyArchitecture, Policy, ResidualArchitecture, shared_policy
 from distbranch.models.thin_init import check_fits, thin_beginning
-from distbranch.models.tree_net import TreeNet
 from distbranch.permissions import explain_damage
 
 logger = logging.getLogger("distbranch")
@@ -44,7 +43,7 @@ def begin_network(net: TrainedNetwork, config: Config, info: DatasetInfo) -> Non
     net.begin(architecture, config.seed, overwrite=overwrite)
 
 
-def first_architecture(config: Config, info: DatasetInfo) -> AnyArchitecture:
+def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     """The network that a run begins with: thin, of a tree or a policy that is given, with a branch per task, or low-rank.
 
     Raises:
@@ -52,12 +51,11 @@ def first_architecture(config: Config, info: DatasetInfo) -> AnyArchitecture:
     """
     model, method = config.model, config.method
     size = config.data.image_size or info.image_size
-    if model.is_residual:
-        searched = ResidualArchitecture(
-            model.backbone, model.width, size, info.tasks, width_fraction=model.width_fraction
-        )
-        return searched if config.searches else searched.with_policy(_given_policy(config, searched))
     thin = Architecture.thin(model.backbone, model.width, size, info.tasks, width_fraction=model.width_fraction)
+    if config.searches:
+        return replace(thin, searches=True)
+    if model.is_residual:
+        return thin.with_policy(_given_policy(config, thin))
     if method.name == "independent":
         return thin.with_tree(build_independent_tree(thin.tree.layers, len(info.tasks)))
     if method.groups is not None:
@@ -114,16 +112,16 @@ def _read_groups(path: Path, thin: Architecture) -> dict[str, list[list[str]]]:
     # Groups by name fit any set of tasks, but layers of another backbone mean something else.
     if tuple(groups) != thin.tree.layers:
         raise UserError(
-            f"The tree in {path} should be of the layers of model.backbone={thin.backbone}, but it is of {', '.join(groups)}. "
+            f"The tree in {path} should be of the layers of model.backbone={thin.backbone.source}, but it is of {', '.join(groups)}. "
             "Give one of the same backbone."
         )
     return groups
 
 
-def _given_policy(config: Config, searched: ResidualArchitecture) -> Policy:
+def _given_policy(config: Config, searched: Architecture) -> Policy:
     """That of a search, most probable or drawn; a run that was begun has its own and does not need the search any longer."""
     if config.adashare.policy is None:
-        return shared_policy(len(searched.tasks), searched.num_blocks)
+        return share_all_blocks(len(searched.tasks), searched.num_blocks)
     number = config.adashare.policy_number
     files = RunDirectory(config.run_directory)
     if files.policy.exists() and not begins_anew(config):
@@ -137,10 +135,10 @@ def _given_policy(config: Config, searched: ResidualArchitecture) -> Policy:
         names, blocks, executes = record["tasks"], record["blocks"], record["policy"]
         if number is not None:
             executes = sample_policy(np.array(record["execute_probability"]), number=number).tolist()
-    own = [task.name for task in searched.tasks], [shape.name for shape in searched.shapes]
+    own = [task.name for task in searched.tasks], list(searched.backbone.blocks)
     if (names, blocks) != own:
         raise UserError(
-            f"The policy in {files.policy} should be of the same tasks and of model.backbone={searched.backbone}, but it is of "
+            f"The policy in {files.policy} should be of the same tasks and of model.backbone={searched.backbone.source}, but it is of "
             f"{len(names)} tasks ({', '.join(names[:3])}, ...) and {len(blocks)} blocks. Give a search of this data set and backbone."
         )
     return tuple(tuple(map(bool, row)) for row in executes)
@@ -158,15 +156,14 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def check_pretrained(config: Config, architecture: AnyArchitecture) -> None:
+def check_pretrained(config: Config, architecture: Architecture) -> None:
     """Whether the pretrained network that a run begins from is there and fits; nothing else is read of a large file.
 
     Raises:
         UserError: see `pretrained_network`; or it is of another backbone, another width or other tasks.
     """
     if config.method.begins_from_pretrained:
-        assert isinstance(architecture, Architecture)
-        check = check_same if architecture.low_rank else check_fits
+        check = check_same if architecture.backbone.low_rank else check_fits
         check(pretrained_network(config), architecture)
 
 
@@ -190,11 +187,11 @@ def pretrained_network(config: Config) -> WideNetwork:
             raise UserError(
                 f"The pretrained run {path} was trained with data.{key}={list(theirs)}, this one with {list(own)}. Give the same."
             )
-    if isinstance(network, LowRankNet):
+    if network.architecture.backbone.low_rank:
         raise UserError(
             f"method.pretrained={path} should be a wide network, but it is low-rank. Give the wide one it is from."
         )
-    if isinstance(network, AdaShareNet):
+    if network.architecture.has_policy:
         raise UserError(
             f"method.pretrained={path} should be a run of model.backbone=vgg16, but its network is residual. Give a wide VGG-16."
         )
@@ -214,14 +211,13 @@ def begin_from_pretrained(network: Network, config: Config) -> None:
             method.pretrained_channels,
             method.pretrained,
         )
-    if isinstance(network, LowRankNet):
+    if network.architecture.backbone.low_rank:
         state = low_rank_beginning(wide, network.architecture)
     else:
         assert method.init != "random"
-        assert isinstance(network, TreeNet)
-        thin, tree = network.architecture.thin_of(network.architecture.tasks), network.architecture.tree
+        thin = network.architecture.shared_by(network.architecture.tasks)
         beginning = thin_beginning(wide, thin, method.init, seed=config.seed)
         if beginning.warning:
             logger.warning("%s", beginning.warning)
-        state = widen(beginning.state, thin.tree, tree)
+        state = copy_units(beginning.state, thin.routing, network.routing)
     network.load_state_dict(network.state_dict() | state)

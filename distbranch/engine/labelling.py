@@ -23,7 +23,7 @@ from distbranch.engine.distributed import Ranks
 from distbranch.engine.evaluate import compute_outputs
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.models.networks import Network
+from distbranch.models.network import Network
 
 DECIMALS = 4  # in 0..1: finer than any teacher knows, and a third of the bytes
 

@@ -1,6 +1,6 @@
 """The optimiser, its named slots, and the learning rate as a pure function of the step.
 
-Slots are carried by parameter name (`layers.fc7.2.linear.weight:exp_avg`), so that they can be copied with their branch.
+Slots are carried by parameter name (`units.fc7.2.product.weight:exp_avg`), so that they can be copied with their branch.
 """
 
 import math

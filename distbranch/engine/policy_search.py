@@ -26,10 +26,9 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks, send_to
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
-from distbranch.models.adashare_net import AdaShareNet
-from distbranch.models.networks import Network
+from distbranch.models.backbone import BLOCKS
+from distbranch.models.network import Network
 from distbranch.models.norm import NormGroups
-from distbranch.models.residual import BLOCKS
 
 
 class PolicySearch:
@@ -75,7 +74,6 @@ class PolicySearch:
 
     def sample_decisions(self, network: Network, step: int) -> Tensor:
         """The decisions of a step with which the weights are trained: no gradient reaches the policy."""
-        assert isinstance(network, AdaShareNet)
         return self.relax_decisions(network.policy_logits.detach(), step)
 
     def train_policy(
@@ -91,7 +89,6 @@ class PolicySearch:
         parts: images [b, 3, H, W], labels [b, T] and groups of images of this rank, pass by pass.
         """
         network = net.network
-        assert isinstance(network, AdaShareNet)
         leaf = network.policy_logits.detach().requires_grad_()
         # In fp64, so that the order in which passes and ranks are added stays below the rounding of the policy itself.
         gradient = torch.zeros_like(leaf, dtype=torch.float64)
@@ -143,11 +140,10 @@ def make_policy_record(network: Network, search: PolicySearch | None, num_steps:
 
     Blocks that were not released in so many steps are executed for sure.
     """
-    assert isinstance(network, AdaShareNet)
     architecture = network.architecture
     record: dict[str, Any] = {
         "tasks": [task.name for task in architecture.tasks],
-        "blocks": [shape.name for shape in architecture.shapes],
+        "blocks": list(architecture.backbone.blocks),
         "policy": [[int(executes) for executes in row] for row in network.policy],
     }
     if search is not None:

@@ -20,9 +20,6 @@ from distbranch.engine.run_directory import RunDirectory, write_atomically, writ
 from distbranch.engine.run_start import check_run, write_environment
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import StoppedEarly
-from distbranch.models.adashare_net import AdaShareNet
-from distbranch.models.cost import multiply_adds, num_parameters, num_weights
-from distbranch.models.networks import served
 from distbranch.permissions import explain_damage
 
 __all__ = ["RunFiles", "RunResult", "StoppedEarly", "read_result"]
@@ -79,7 +76,7 @@ class RunFiles:
         """Write who shares what: tree.json and, of AdaShare, policy.json."""
         network, tree = state.net.network, state.architecture.tree
         names = network.tasks.names
-        if isinstance(network, AdaShareNet):
+        if network.architecture.has_policy:
             write_json(self.directory.policy, state.describe_policy())
         layers = []
         for number, layer in enumerate(tree.layers, start=1):
@@ -90,6 +87,7 @@ class RunFiles:
     def write_end(self, state: TrainingState, metrics: dict[str, Any]) -> dict[str, Any]:
         """Write the network and then result.json, which says that the run has ended; returns its content."""
         config, architecture = self.config, state.architecture
+        cost = architecture.cost()
         summary = {
             "name": config.run.name,
             "method": config.method.name,
@@ -99,9 +97,9 @@ class RunFiles:
             "seed": config.seed,
             "tasks": [task.name for task in architecture.tasks],
             "metrics": metrics,
-            "weights": num_weights(architecture),
-            "parameters": num_parameters(architecture),
-            "multiply_adds": multiply_adds(architecture),
+            "weights": cost.weights,
+            "parameters": cost.parameters,
+            "multiply_adds": cost.multiply_adds,
             "num_groups_top": architecture.tree.num_branches(architecture.tree.num_layers),
             "iterations": config.train.iterations,
             "seconds": state.progress.seconds,
@@ -110,7 +108,7 @@ class RunFiles:
         }
         # The result comes last, for with it the run counts as finished.
         self.write_sharing(state)
-        save_model(self.directory.model, served(state.net.network), state.preprocessing)
+        save_model(self.directory.model, state.net.network.as_served(), state.preprocessing)
         write_json(self.directory.result, summary)
         self.remote_run.upload()
         return summary

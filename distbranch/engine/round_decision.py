@@ -16,7 +16,7 @@ from distbranch.branching.decision import choose_groups
 from distbranch.branching.grouping import branch_affinity
 from distbranch.branching.tree import Split
 from distbranch.config import MethodConfig
-from distbranch.models.backbones import Architecture, branch_caps, pools_above
+from distbranch.models.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def decide_round(
     """
     tree, layer = architecture.tree, architecture.tree.active_layer
     above = tree.branches(layer + 1)
-    pools = pools_above(architecture.layers, layer)
+    spec = architecture.specs[layer - 1]
     affinities = {kind: stats.affinity(kind) for kind in ("agreement", "phi")}
     num_unseen = len(stats.pairs_never_seen())
 
@@ -55,12 +55,12 @@ def decide_round(
         began = time.perf_counter()
         cap = method.max_branches
         if cap == "auto":  # what the layer's width leaves room for
-            cap = max(1, branch_caps(architecture.layers, architecture.widths)[layer - 1])
+            cap = max(1, spec.max_copies)
         affinity = branch_affinity(affinities[method.affinity], above)
         decision = choose_groups(
             affinity,
             alpha=method.alpha,
-            pools_above=pools,
+            pools_above=spec.halvings_above,
             unit_cost=method.unit_cost,
             max_groups=cap,
             seed=seed,
@@ -82,7 +82,7 @@ def decide_round(
             "search": decision.search,
             "moves": decision.num_moves,
             "alpha": method.alpha,
-            "pools_above": pools,
+            "pools_above": spec.halvings_above,
             "unit_cost": method.unit_cost,
             "max_groups": cap,
             "affinity_kind": method.affinity,

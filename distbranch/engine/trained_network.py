@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distbranch.branching.tree import Split, widen
+from distbranch.branching.routing import copy_units
+from distbranch.branching.tree import Split
 from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, compute_fingerprint
@@ -19,11 +20,9 @@ from distbranch.engine.optimizer_and_schedule import (
     list_slots,
     load_slots,
 )
-from distbranch.models.adashare_net import AdaShareNet
-from distbranch.models.backbones import Architecture
-from distbranch.models.networks import Network, network_of
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 from distbranch.models.norm import BatchNorm
-from distbranch.models.residual import AnyArchitecture
 
 SEARCH_MOMENTUM = 0.9  # of the weights' SGD in AdaShare's search
 
@@ -48,10 +47,10 @@ class TrainedNetwork:
         self.alternates = False
 
     def begin(
-        self, architecture: AnyArchitecture, seed: int, *, overwrite: Callable[[Network], None] | None = None
+        self, architecture: Architecture, seed: int, *, overwrite: Callable[[Network], None] | None = None
     ) -> None:
         """Random weights (He et al. 2015), the same on every rank; `overwrite` puts others into the network that was drawn."""
-        network = network_of(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
         network.init(torch.Generator().manual_seed(seed))
         if overwrite is not None:  # on one rank: a tie may fall otherwise on another processor
             self.ranks.run_on_rank_zero(lambda: overwrite(network))
@@ -59,16 +58,15 @@ class TrainedNetwork:
             self.ranks.broadcast_tensors(list(network.state_dict().values()))
         self.build(architecture, network.state_dict(), {})
 
-    def build(self, architecture: AnyArchitecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
+    def build(self, architecture: Architecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
         """A new network, optimiser and wrapper; `slots` are the optimiser's tensors as `parameter:slot`."""
-        network = network_of(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
         network.load_state_dict(dict(model))
         self.network = network.to(self.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.train()
         self.norms = [module for module in self.network.modules() if isinstance(module, BatchNorm)]
         self.optimizer = self._build_weights_optimizer()
         if self._searches:
-            assert isinstance(self.network, AdaShareNet)
             self.policy_optimizer = build_policy_optimizer(self.network.policy_logits, self.config.adashare.policy_lr)
         for optimizer in self._optimizers():
             load_slots(optimizer, self.network, slots)
@@ -88,25 +86,17 @@ class TrainedNetwork:
 
     @property
     def _searches(self) -> bool:
-        return isinstance(self.network, AdaShareNet) and self.network.searches
+        return self.network.architecture.searches
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.optimizer, self.policy_optimizer] if self._searches else [self.optimizer]
 
-    @property
-    def tree_architecture(self) -> Architecture:
-        """Of a network that may branch."""
-        architecture = self.network.architecture
-        assert isinstance(architecture, Architecture)
-        return architecture
-
     def widen(self, split: Split) -> None:
         """Replace the network by a wider one: weights, running statistics and optimiser slots are copied by branch name."""
-        architecture = self.tree_architecture
-        old = architecture.tree
-        new = old.split(split)
-        model = widen(self.network.state_dict(), old, new)
-        self.build(architecture.with_tree(new), model, widen(self.slots(), old, new))
+        old = self.network.architecture
+        new = old.with_tree(old.tree.split(split))
+        model = copy_units(self.network.state_dict(), old.routing, new.routing)
+        self.build(new, model, copy_units(self.slots(), old.routing, new.routing))
 
     def wrap(self) -> None:
         """A fresh DDP wrapper: parameters added to an old one would silently never be synchronised."""

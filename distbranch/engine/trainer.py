@@ -20,7 +20,7 @@ from distbranch.engine.run_log import RunLog
 from distbranch.engine.training_state import TrainingState, gather_affinity
 from distbranch.engine.training_step import TrainingStep
 from distbranch.errors import SharedError, StoppedEarly
-from distbranch.models.backbones import Architecture
+from distbranch.models.architecture import Architecture
 
 
 class RunStore(Protocol):
@@ -207,7 +207,7 @@ class Trainer:
         """Sum the pair statistics, decide on rank 0, widen on all, verify, record."""
         self.step.wait_for_step_sums()
         began = time.perf_counter()
-        progress, architecture = self.progress, self.net.tree_architecture
+        progress, architecture = self.progress, self.net.network.architecture
 
         # Rank 0 decides for all, so that a tie cannot fall differently on another processor.
         stats = self.stats.with_pair_sums(self.ranks.sum_on_rank_zero(self.stats.pair_sums()))

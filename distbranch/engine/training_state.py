@@ -22,8 +22,8 @@ from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.policy_search import PolicySearch, make_policy_record
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import SharedError, UserError
-from distbranch.models.adashare_net import AdaShareNet
-from distbranch.models.residual import AnyArchitecture, architecture_from_json
+from distbranch.models.architecture import Architecture
+from distbranch.models.earlier_runs import is_earlier
 
 AFFINITY = "affinity"  # the file of a checkpoint
 REMEDY = "The checkpoints are good. Lower optim.lr or train.clip_norm, or use train.precision=fp32."
@@ -83,7 +83,12 @@ class TrainingState:
         self.progress = Progress(**checkpoint.state["progress"])
         self.net.is_final = not self.progress.growing and self.search is None
         self.net.alternates = self.search is not None and self.progress.iteration > self.search.curriculum.warmup
-        architecture = architecture_from_json(checkpoint.state["architecture"])
+        if is_earlier(checkpoint.state["architecture"]):
+            raise SharedError(
+                f"The run {self.config.run_directory} was begun by an earlier version of this program, which names weights otherwise. "
+                "Finish it with that version, or begin it anew with --fresh."
+            )
+        architecture = Architecture.from_json(checkpoint.state["architecture"])
         if checkpoint.state["data"] != self.info.fingerprint:
             raise SharedError(
                 f"The run {self.config.run_directory} was begun with other data than {self.info.path} holds now, so it cannot be resumed "
@@ -120,10 +125,9 @@ class TrainingState:
         return bool(every) and iteration % every == 0 and iteration > self.progress.last_evaluation and not self.is_done
 
     @property
-    def architecture(self) -> AnyArchitecture:
+    def architecture(self) -> Architecture:
         """Of the network as it answers: of a search that of its most probable decisions."""
-        network = self.net.network
-        return network.most_probable_architecture if isinstance(network, AdaShareNet) else network.architecture
+        return self.net.network.served_architecture
 
     def progress_fields(self, *, may_wait: bool = True) -> dict[str, Any]:
         """Where the run stands, as it is logged and shown.

@@ -25,10 +25,8 @@ from distbranch.engine.artifact import Preprocessing, load_model
 from distbranch.engine.predict import Predictor
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
-from distbranch.models.adashare_net import AdaShareNet
-from distbranch.models.cost import num_weights
-from distbranch.models.fold import FoldedNet, fold, restrict
-from distbranch.models.networks import Network
+from distbranch.models.architecture import num_weights
+from distbranch.models.network import Network, restrict
 
 LONGEST_STEM = 80
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -61,7 +59,7 @@ def export(
     out: Path | None = None,
     input_type: str = "uint8",
 ) -> Exported:
-    """Write the network of a finished run, batch norm folded, with the branches that `tasks` need (None: all).
+    """Write the network of a finished run, with the branches that `tasks` need (None: all).
 
     Args:
         run: the run directory.
@@ -84,8 +82,7 @@ def export(
             f"A file of the format {file_format} should end in {SUFFIXES[file_format]}, found {out}. Give the other --format or --out."
         )
     if file_format == "onnx":
-        require("onnx")
-        require("onnxruntime")
+        require_onnx()
     if RunDirectory(run).config.exists() and not RunDirectory(run).result.exists():
         raise UserError(
             f"The run {run} has not ended yet, and only a finished one is exported. Go on with it: "
@@ -97,11 +94,10 @@ def export(
         network = restrict(network, tasks)
     out = out or run / "model" / f"{default_stem(tasks)}{SUFFIXES[file_format]}"
     check_can_be_written(out)
-    folded = fold(network)
     images, described = _images(run, preprocessing)
     write, check = (_write_onnx, _run_onnx) if file_format == "onnx" else (_write_torch, _run_torch)
     with _aside(out) as aside:
-        write(aside, folded, _metadata(network, preprocessing, input_type), input_type)
+        write(aside, network, _metadata(network, preprocessing, input_type), input_type)
         difference = _largest_difference(network, images, lambda part: check(aside, part, preprocessing, input_type))
         if not difference <= TOLERANCE:
             raise UserError(
@@ -143,6 +139,12 @@ def require(package: str) -> ModuleType:
         raise UserError(
             f"The package {package} is not installed. Install it: pip install 'distbranch[export]'."
         ) from None
+
+
+def require_onnx() -> None:
+    """All that writing an ONNX file and running it takes, asked for before anything is begun."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package)
 
 
 def default_stem(tasks: Sequence[str] | None) -> str:
@@ -203,7 +205,7 @@ def _aside(out: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
-def _write_onnx(file: Path, network: FoldedNet | AdaShareNet, metadata: dict[str, Any], input_type: str) -> None:
+def _write_onnx(file: Path, network: Network, metadata: dict[str, Any], input_type: str) -> None:
     from distbranch.export.onnx_graph import onnx_bytes
 
     file.write_bytes(onnx_bytes(network, metadata, input_type=input_type))
@@ -215,7 +217,7 @@ def _run_onnx(file: Path, images: Tensor, _: Preprocessing, __: str) -> dict[str
     return OnnxModel(file)(images)
 
 
-def _write_torch(file: Path, network: FoldedNet | AdaShareNet, metadata: dict[str, Any], input_type: str) -> None:
+def _write_torch(file: Path, network: Network, metadata: dict[str, Any], input_type: str) -> None:
     from distbranch.export.torch_program import write
 
     write(file, network, metadata, input_type=input_type)

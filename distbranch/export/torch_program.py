@@ -1,4 +1,4 @@
-"""A folded network as a program of `torch.export`: `torch.export.load(FILE).module()(images)` gives {task name: logits}."""
+"""A network as a program of `torch.export`: `torch.export.load(FILE).module()(images)` gives {task name: logits}."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import Dim, ExportedProgram
 
-from distbranch.models.adashare_net import AdaShareNet
-from distbranch.models.fold import FoldedNet
+from distbranch.models.network import Network
 
 METADATA_FILE = "distbranch.json"  # `extra_files` of torch.export.load
 
 
-def write(file: Path, network: FoldedNet | AdaShareNet, metadata: dict[str, Any], *, input_type: str) -> None:
-    """Write the program, for batches of any size, with the metadata beside it in the same file."""
+def trace_network(network: Network, *, input_type: str) -> ExportedProgram:
+    """The program of a network in eval mode, for batches of any size."""
     size = network.architecture.image_size
     example = torch.zeros((2, 3, *size), dtype=torch.uint8 if input_type == "uint8" else torch.float32)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # about torch's own insides
-        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-        content = io.BytesIO()
+        return torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+
+
+def write(file: Path, network: Network, metadata: dict[str, Any], *, input_type: str) -> None:
+    """Write the program with the metadata beside it in the same file."""
+    program = trace_network(network, input_type=input_type)
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(metadata)})
     file.write_bytes(content.getvalue())
 

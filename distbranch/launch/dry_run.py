@@ -31,9 +31,7 @@ from distbranch.launch.scaling import (
     pair_bytes,
     predict,
 )
-from distbranch.models.backbones import Architecture
-from distbranch.models.cost import multiply_adds, num_parameters, num_weights
-from distbranch.models.residual import AnyArchitecture, ResidualArchitecture
+from distbranch.models.architecture import Architecture, multiply_adds, num_parameters, num_weights
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
 
     # The network as it stands: of a run that was begun the tree it has grown to.
     architecture, tree = first_architecture(config, info), read_own_tree(config)
-    if tree is not None and isinstance(architecture, Architecture):
+    if tree is not None and not architecture.has_policy:
         architecture = architecture.with_tree(tree)
     height, width = architecture.image_size
 
@@ -142,14 +140,14 @@ def _format_samples(info: DatasetInfo) -> str:
     return ", ".join(f"{name} {split.num_samples:,}" for name, split in info.splits.items())
 
 
-def _describe_architecture(architecture: AnyArchitecture) -> str:
-    if isinstance(architecture, ResidualArchitecture):
-        policy = architecture.policy
-        if policy is None:
-            return f"a policy to be searched for over {architecture.num_blocks} blocks"
+def _describe_architecture(architecture: Architecture) -> str:
+    if architecture.searches:
+        return f"a policy to be searched for over {architecture.num_blocks} blocks"
+    policy = architecture.policy
+    if policy is not None:
         skipped = sum(not executes for row in policy for executes in row)
         return f"{skipped} of {len(policy) * architecture.num_blocks} decisions of tasks skip a block"
-    if architecture.low_rank:
+    if architecture.backbone.low_rank:
         return "every layer of low rank"
     tree = architecture.tree
     numbers = [str(tree.num_branches(layer)) for layer in range(1, tree.num_layers + 1)]

@@ -16,10 +16,9 @@ from torch.nn.utils import clip_grad_norm_
 from distbranch.config import Config
 from distbranch.engine.optimizer_and_schedule import build_optimizer
 from distbranch.engine.process_group import num_cores
-from distbranch.models.backbones import Architecture
-from distbranch.models.networks import network_of
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 from distbranch.models.norm import BatchNorm
-from distbranch.models.residual import AnyArchitecture
 
 FLOAT32, FLOAT64 = 4, 8
 BUCKET_BYTES = 25 * 2**20  # of DDP
@@ -81,18 +80,20 @@ class Scale:
     decision_s: float
 
 
-def norm_messages(config: Config, architecture: AnyArchitecture) -> NormMessages:
+def norm_messages(config: Config, architecture: Architecture) -> NormMessages:
     """Those of a network: one for all branches of a layer, one for every convolution of a residual network."""
-    norms = [module for module in network_of(architecture).modules() if isinstance(module, BatchNorm)]
-    num_layers = architecture.tree.num_layers if isinstance(architecture, Architecture) else len(norms)
+    norms = [module for module in Network(architecture).modules() if isinstance(module, BatchNorm)]
+    num_layers = architecture.tree.num_layers
+    if architecture.has_policy:
+        num_layers = len(norms)
     num_bytes = sum(2 * norm.num_features + 1 for norm in norms) * FLOAT64
     return NormMessages(num_layers, num_bytes, min(config.train.norm_batch, config.train.batch_size))
 
 
-def measure_step(config: Config, architecture: AnyArchitecture, *, device: torch.device) -> StepTime:
+def measure_step(config: Config, architecture: Architecture, *, device: torch.device) -> StepTime:
     """Train a few steps of one rank's share on random images, with one rank's threads."""
     num_images = max(2, config.train.batch_size // config.launch.most_workers)  # batch norm alone needs two
-    network = network_of(architecture).to(device).train()
+    network = Network(architecture).to(device).train()
     optimizer = build_optimizer(network, config.optim)
     images = torch.randint(0, 256, (num_images, 3, *architecture.image_size), dtype=torch.uint8, device=device)
     labels = torch.zeros(num_images, len(architecture.tasks), device=device)

@@ -10,19 +10,19 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from distbranch.errors import UserError
-from distbranch.models.backbones import BACKBONES, Architecture, layer_shapes, thin_widths
-from distbranch.models.branches import Branch, ConvBranch
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.architecture import Architecture
+from distbranch.models.backbone import Backbone
+from distbranch.models.network import Network
 from distbranch.permissions import denied
 from distbranch.tasks import Task
 from distbranch.tensor_files import load_tensors
@@ -34,6 +34,9 @@ HOW_TO_GET = (
     "`distbranch train configs/fps-vgg-wide.yaml`."
 )
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the weights
+FULL_VGG = Backbone("vgg16", (224, 224))
+# The tensors of a layer of ours, in the order of a WideLayer.
+LAYER_KEYS = ("product.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
 FULLY_CONNECTED = ("classifier.0", "classifier.3"), ("pre_logits.fc1", "pre_logits.fc2")  # torchvision, timm
 
 
@@ -78,9 +81,12 @@ class WideNetwork:
 
 def map_size(architecture: Architecture) -> tuple[int, int]:
     """(height, width) of the feature maps that the first fc layer sees."""
-    top = [shape for shape in architecture.shapes if shape.layer.kind == "conv"][-1]
-    half = 2 if top.layer.pool_after else 1
-    return top.height // half, top.length // half
+    return next(spec.positions for spec in reversed(architecture.specs) if not is_linear(spec.name))
+
+
+def is_linear(layer: str) -> bool:
+    """Whether a layer of VGG is fully connected."""
+    return layer.startswith("fc")
 
 
 def with_map_size(layer: WideLayer, old: tuple[int, int], new: tuple[int, int]) -> WideLayer:
@@ -100,8 +106,8 @@ def with_map_size(layer: WideLayer, old: tuple[int, int], new: tuple[int, int]) 
     return WideLayer(weight, layer.scale, layer.shift, layer.mean, layer.variance)
 
 
-def wide_network(network: TreeNet, source: str) -> WideNetwork:
-    """A network trained by this program, before any branching.
+def wide_network(network: Network, source: str) -> WideNetwork:
+    """A network of VGG's layers trained by this program, before any branching.
 
     Raises:
         UserError: it has branched.
@@ -111,24 +117,19 @@ def wide_network(network: TreeNet, source: str) -> WideNetwork:
         raise UserError(
             f"The network to begin from should have no branches, but {source} has branched. Give a run with method.name=fixed."
         )
-    layers = []
-    for branches in network.layers.values():
-        branch = cast(Sequence[Branch], branches)[0]
-        weight = (branch.conv if isinstance(branch, ConvBranch) else branch.linear).weight
-        norm = branch.norm
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        parts = (weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        layers.append(WideLayer(*(part.detach() for part in parts)))
-    heads = WideHeads(architecture.tasks, network.heads.weight.detach(), network.heads.bias.detach())
-    return WideNetwork(source, architecture.backbone, tuple(layers), map_size(architecture), heads)
+    state = {name: value.detach() for name, value in network.state_dict().items()}
+    layers = tuple(
+        WideLayer(*(state[f"units.{name}.0.{key}"] for key in LAYER_KEYS)) for name in architecture.backbone.names
+    )
+    heads = WideHeads(architecture.tasks, state["heads.weight"], state["heads.bias"])
+    return WideNetwork(source, architecture.backbone.source, layers, map_size(architecture), heads)
 
 
 def check_backbone(wide: WideNetwork, architecture: Architecture) -> None:
     """Raise UserError if the wide network is of another backbone."""
-    if wide.backbone != architecture.backbone:
+    if wide.backbone != architecture.backbone.source:
         raise UserError(
-            f"The pretrained network {wide.source} is a {wide.backbone}, but model.backbone={architecture.backbone}. "
+            f"The pretrained network {wide.source} is a {wide.backbone}, but model.backbone={architecture.backbone.source}. "
             "Give one of the same backbone."
         )
 
@@ -204,7 +205,7 @@ def _convolutions(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[str,
             found[-1] |= {f"norm.{name}": value for name, value in module.items()}
         else:
             found.append(module)
-    wanted = sum(layer.kind == "conv" for layer in BACKBONES["vgg16"])
+    wanted = sum(not is_linear(plan.name) for plan in FULL_VGG.plans)
     if len(found) != wanted:
         raise UserError(
             f"The weights file {path} should hold the {wanted} convolutions of VGG-16 as features.N.weight, found {len(found)}. "
@@ -243,15 +244,14 @@ def _as_wide(path: Path, parts: Mapping[str, Tensor]) -> WideLayer:
 
 
 def _check_shapes(path: Path, layers: tuple[WideLayer, ...]) -> None:
-    full = BACKBONES["vgg16"]
-    shapes = layer_shapes(full, thin_widths(full, None), (224, 224))
-    for shape, layer in zip(shapes, layers, strict=True):
-        kernel = (3, 3) if shape.layer.kind == "conv" else ()
-        expected = (shape.width, shape.num_inputs, *kernel)
+    with torch.device("meta"):
+        units = [plan.build() for plan in FULL_VGG.plans]
+    for plan, unit, layer in zip(FULL_VGG.plans, units, layers, strict=True):
+        expected = tuple(unit.get_parameter("product.weight").shape)
         found = tuple(layer.weight.shape)
         vectors = {tuple(part.shape) for part in (layer.scale, layer.shift, layer.mean, layer.variance)}
-        if found != expected or vectors != {(shape.width,)}:
+        if found != expected or vectors != {(plan.width,)}:
             raise UserError(
-                f"The weights file {path} is not of VGG-16: {shape.layer.name} should be {'x'.join(map(str, expected))}, "
+                f"The weights file {path} is not of VGG-16: {plan.name} should be {'x'.join(map(str, expected))}, "
                 f"found {'x'.join(map(str, found))}. {HOW_TO_GET}"
             )

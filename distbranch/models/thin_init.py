@@ -14,15 +14,24 @@ from torch import Tensor
 
 from distbranch.branching.somp import Selection, orthogonal_matching_pursuit, select_largest_rows
 from distbranch.errors import UserError
-from distbranch.models.backbones import Architecture
-from distbranch.models.pretrained import WideLayer, WideNetwork, check_backbone, check_finite, map_size, with_map_size
+from distbranch.models.architecture import Architecture
+from distbranch.models.pretrained import (
+    LAYER_KEYS,
+    WideLayer,
+    WideNetwork,
+    check_backbone,
+    check_finite,
+    is_linear,
+    map_size,
+    with_map_size,
+)
 
 Choice = Literal["somp", "largest-norm", "random-rows"]
 
 
 @dataclass(frozen=True)
 class ThinBeginning:
-    """Tensors of a TreeNet's hidden layers by name, the rows chosen for every layer, and how many of them SOMP filled in."""
+    """Tensors of a network's hidden layers by name, the rows chosen for every layer, and how many of them SOMP filled in."""
 
     state: dict[str, Tensor]
     rows: dict[str, tuple[int, ...]]
@@ -60,21 +69,22 @@ def thin_beginning(
     rows: dict[str, tuple[int, ...]] = {}
     num_filled: dict[str, int] = {}
     kept: list[int] = [0, 1, 2]  # colours
-    convolved = True
-    for layer, shape in zip(wide.layers, architecture.shapes, strict=True):
-        name, is_conv = shape.layer.name, shape.layer.kind == "conv"
-        is_first_fc, convolved = convolved and not is_conv, is_conv
+    was_linear = False
+    for layer, plan in zip(wide.layers, architecture.backbone.plans, strict=True):
+        is_first_fc = is_linear(plan.name) and not was_linear
+        was_linear = is_linear(plan.name)
         if is_first_fc:
             positions = wide.map_size[0] * wide.map_size[1]
             kept = [channel * positions + position for channel in kept for position in range(positions)]
         reduced = WideLayer(layer.weight[:, kept], layer.scale, layer.shift, layer.mean, layer.variance)
         if is_first_fc:
             reduced = with_map_size(reduced, wide.map_size, map_size(architecture))
-        check_finite(reduced, wide.source, name)
-        selection = _choose(reduced, shape.width, choice, draw)
+        check_finite(reduced, wide.source, plan.name)
+        selection = _choose(reduced, plan.width, choice, draw)
         kept = list(selection.rows)
-        rows[name], num_filled[name] = selection.rows, selection.num_filled
-        state |= _copied(f"layers.{name}.0", reduced, kept, is_conv=is_conv)
+        rows[plan.name], num_filled[plan.name] = selection.rows, selection.num_filled
+        for key, value in zip(LAYER_KEYS, vars(reduced).values(), strict=True):
+            state[f"units.{plan.name}.0.{key}"] = value[kept].float()
     return ThinBeginning(state, rows, num_filled)
 
 
@@ -89,16 +99,6 @@ def _choose(layer: WideLayer, width: int, choice: Choice, draw: np.random.Genera
     return Selection(tuple(map(int, draw.permutation(len(matrix))[:width])), 0)
 
 
-def _copied(prefix: str, layer: WideLayer, rows: list[int], *, is_conv: bool) -> dict[str, Tensor]:
-    return {
-        f"{prefix}.{'conv' if is_conv else 'linear'}.weight": layer.weight[rows].float(),
-        f"{prefix}.norm.weight": layer.scale[rows].float(),
-        f"{prefix}.norm.bias": layer.shift[rows].float(),
-        f"{prefix}.norm.running_mean": layer.mean[rows].float(),
-        f"{prefix}.norm.running_var": layer.variance[rows].float(),
-    }
-
-
 def check_fits(wide: WideNetwork, architecture: Architecture) -> None:
     """Whether the thin network can be a part of the wide one.
 
@@ -106,9 +106,9 @@ def check_fits(wide: WideNetwork, architecture: Architecture) -> None:
         UserError: another backbone, or a narrower layer.
     """
     check_backbone(wide, architecture)
-    for layer, shape in zip(wide.layers, architecture.shapes, strict=True):
-        if len(layer.weight) < shape.width:
+    for layer, plan in zip(wide.layers, architecture.backbone.plans, strict=True):
+        if len(layer.weight) < plan.width:
             raise UserError(
-                f"The pretrained network {wide.source} should be at least as wide as the thin one, but its {shape.layer.name} has "
-                f"{len(layer.weight)} units and {shape.width} are wanted. Use a smaller model.width."
+                f"The pretrained network {wide.source} should be at least as wide as the thin one, but its {plan.name} has "
+                f"{len(layer.weight)} units and {plan.width} are wanted. Use a smaller model.width."
             )

@@ -22,7 +22,6 @@ from distbranch.config.sweep import METRICS, VARIANT, SweepConfig
 from distbranch.engine.artifact import load_model
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
-from distbranch.models.fold import fold
 from distbranch.report.sweep_files import read_sweep
 from distbranch.report.sweep_page import report_sweep
 from distbranch.report.tensorboard import log_hparams
@@ -98,7 +97,7 @@ def _format_cell(value: Any) -> Any:
 
 
 def measure_latencies(runs: Sequence[Path], record: Path) -> dict[Path, float]:
-    """Milliseconds per image (batch 1, folded, one CPU thread) of the network of each finished run: medians.
+    """Milliseconds per image (batch 1, one CPU thread) of the network of each finished run: medians.
 
     In ONNX Runtime where it is installed, else in torch; the record says which.
 
@@ -118,7 +117,7 @@ def measure_latencies(runs: Sequence[Path], record: Path) -> dict[Path, float]:
 
 
 def _find_runtime() -> str:
-    return "ONNX Runtime" if find_spec("onnx") and find_spec("onnxruntime") else "torch"
+    return "ONNX Runtime" if find_spec("onnxscript") and find_spec("onnxruntime") else "torch"
 
 
 def _hash_architecture(run: Path) -> str:
@@ -142,12 +141,11 @@ def _make_call(run: Path) -> Callable[[], Any]:
     network, preprocessing = load_model(run)
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (1, 3, *preprocessing.image_size), dtype=torch.uint8, generator=generator)
-    folded = fold(network)
     if _find_runtime() == "torch":
-        return lambda: folded(image)
+        return lambda: network(image)
     from distbranch.export.onnx_graph import onnx_bytes
     from distbranch.export.onnx_model import open_session
 
-    session = open_session(onnx_bytes(folded, {}, input_type="uint8"), num_threads=1)
+    session = open_session(onnx_bytes(network, {}, input_type="uint8"), num_threads=1)
     feed = {session.get_inputs()[0].name: image.numpy()}
     return lambda: session.run(None, feed)

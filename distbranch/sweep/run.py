@@ -33,7 +33,7 @@ from distbranch.launch.prepare import (
 )
 from distbranch.launch.stopping import StopRequest
 from distbranch.metrics import is_defined
-from distbranch.models.cost import multiply_adds, num_parameters
+from distbranch.models.architecture import multiply_adds, num_parameters
 from distbranch.sweep.plan import Trials, list_trials, load_base_config, order_in_turns
 from distbranch.sweep.proposals import OptunaSearch
 from distbranch.sweep.results import Row, make_rows, write_results

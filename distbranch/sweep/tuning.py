@@ -33,7 +33,7 @@ from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
 from distbranch.launch.stopping import StopRequest
 from distbranch.locks import hold_lock
-from distbranch.models.cost import multiply_adds
+from distbranch.models.architecture import multiply_adds
 from distbranch.streams import tolerate_any_text
 from distbranch.sweep.plan import Trials, load_base_config
 from distbranch.sweep.proposals import OptunaSearch

@@ -10,8 +10,7 @@ from tiny_world import assert_one_sentence, run_command
 
 from distbranch.bench.candidates import grow_to_weights, numbered_tasks
 from distbranch.errors import UserError
-from distbranch.models.backbones import Architecture
-from distbranch.models.cost import num_weights
+from distbranch.models.architecture import Architecture, num_weights
 
 QUICK = ["--seconds", "0", "--batch-sizes", "2"]
 

@@ -15,8 +15,8 @@ from distbranch.bench.candidates import numbered_tasks
 from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.decision import choose_groups
 from distbranch.cli.terminal import show_rows
-from distbranch.models.backbones import Architecture
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _bench_one(
     num_tasks: int, batch_size: int, backbone: str, width: int, image_size: tuple[int, int], num_steps: int
 ) -> DecideCost:
     tasks = numbered_tasks(num_tasks)
-    network = TreeNet(Architecture.thin(backbone, width, image_size, tasks))
+    network = Network(Architecture.thin(backbone, width, image_size, tasks))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 3, *image_size), dtype=torch.uint8, generator=generator)

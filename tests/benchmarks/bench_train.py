@@ -35,7 +35,7 @@ from distbranch.engine.process_group import join_ranks
 from distbranch.engine.round_decision import decide_round
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.engine.training_step import NormPlan
-from distbranch.models.backbones import Architecture
+from distbranch.models.architecture import Architecture
 
 STEPS_PER_BLOCK = 5
 

@@ -25,8 +25,8 @@ from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.process_group import has_bf16, join_ranks
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
-from distbranch.models.backbones import Architecture
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 
 FIRST_STEPS = 3  # whose losses are compared
 STEPS_PER_BLOCK = 4
@@ -176,7 +176,7 @@ def _answer_requests(connection: Connection, step: Callable[[], Tensor]) -> None
 
 def make_naive_step(config: Config, architecture: Architecture) -> Callable[[], Tensor]:
     """A plain step of training; it returns the loss."""
-    network = TreeNet(architecture, config.data.mean, config.data.std)
+    network = Network(architecture, config.data.mean, config.data.std)
     network.init(torch.Generator().manual_seed(config.seed))
     net = NaiveNet(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     optim = config.optim

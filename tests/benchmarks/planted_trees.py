@@ -10,7 +10,7 @@ from distbranch.bench.candidates import numbered_tasks, read_tree
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import MethodConfig
 from distbranch.engine.round_decision import decide_round
-from distbranch.models.backbones import Architecture
+from distbranch.models.architecture import Architecture
 
 
 def planted_statistics(num_tasks: int, num_groups: int = 8, num_samples: int = 1000) -> AffinityStats:

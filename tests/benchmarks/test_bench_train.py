@@ -14,8 +14,8 @@ from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
-from distbranch.models.backbones import Architecture
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 from distbranch.tasks import Task
 
 TASKS = (Task("a.b"), Task("colour", "categorical", ("red", "green", "blue")), Task("c"))
@@ -45,7 +45,7 @@ def test_a_naive_loop_trains_the_same_network_up_to_rounding() -> None:
 
 
 def test_the_naive_network_gives_the_logits_of_ours() -> None:
-    network = TreeNet(tree()).eval()
+    network = Network(tree()).eval()
     images = torch.randint(0, 256, (3, 3, 32, 40), dtype=torch.uint8)
     expected, found = network(images), NaiveNet(network).eval()(images)
     for name, logits in expected.items():

@@ -14,13 +14,13 @@ from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config
 from distbranch.data.shards import BAD_KINDS
 from distbranch.engine.trained_network import TrainedNetwork
+from distbranch.models.architecture import Architecture
 from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
-from distbranch.models.residual import AnyArchitecture
 
 NUM_FLAGS = 2 + len(BAD_KINDS)
 
 
-def make_batch(config: Config, architecture: AnyArchitecture, rank: int = 0) -> tuple[Tensor, Tensor]:
+def make_batch(config: Config, architecture: Architecture, rank: int = 0) -> tuple[Tensor, Tensor]:
     """Random images uint8 [b, 3, H, W] (channels_last, as the loader gives them) and labels [b, T] of one rank."""
     generator = torch.Generator().manual_seed(rank)
     size = config.train.batch_size // config.launch.most_workers

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from distbranch.branching.tree import Split, Tree, widen
-from distbranch.models.backbones import Architecture
-from distbranch.models.tree_net import TreeNet
+from distbranch.branching.routing import copy_units, route_tree
+from distbranch.branching.tree import Split, Tree
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 from distbranch.tasks import Task
 
 COLOUR = Task("colour", "categorical", ("red", "green", "blue"))
@@ -18,9 +19,9 @@ SPLITS = (
 )
 
 
-def trained(architecture: Architecture) -> TreeNet:
+def trained(architecture: Architecture) -> Network:
     """A network with running statistics and norms that are not those of the start."""
-    network = TreeNet(architecture)
+    network = Network(architecture)
     generator = torch.Generator().manual_seed(1)
     for value in network.state_dict().values():
         if value.is_floating_point() and value.ndim == 1:
@@ -29,9 +30,9 @@ def trained(architecture: Architecture) -> TreeNet:
     return network.double()
 
 
-def rebuilt(network: TreeNet, tree: Tree) -> TreeNet:
-    wider = TreeNet(network.architecture.with_tree(tree)).double()
-    wider.load_state_dict(widen(network.state_dict(), network.architecture.tree, tree))
+def rebuilt(network: Network, tree: Tree) -> Network:
+    wider = Network(network.architecture.with_tree(tree)).double()
+    wider.load_state_dict(copy_units(network.state_dict(), network.routing, route_tree(tree)))
     return wider
 
 
@@ -59,20 +60,20 @@ def test_every_copy_starts_with_the_momentum_of_its_origin() -> None:
     tree = Tree(("conv1", "fc1"), 4)
     wider = tree.split(Split(2, ((0, 3), (1, 2))))
     momentum = {
-        "layers.conv1.0.conv.weight": torch.rand(2, 2),
-        "layers.fc1.0.linear.weight": torch.rand(3),
+        "units.conv1.0.product.weight": torch.rand(2, 2),
+        "units.fc1.0.product.weight": torch.rand(3),
         "heads.bias": torch.rand(4),
     }
-    copied = widen(momentum, tree, wider)
+    copied = copy_units(momentum, route_tree(tree), route_tree(wider))
     assert set(copied) == {
-        "layers.conv1.0.conv.weight",
-        "layers.fc1.0.linear.weight",
-        "layers.fc1.1.linear.weight",
+        "units.conv1.0.product.weight",
+        "units.fc1.0.product.weight",
+        "units.fc1.1.product.weight",
         "heads.bias",
     }
-    assert torch.equal(copied["layers.fc1.1.linear.weight"], momentum["layers.fc1.0.linear.weight"])
-    copied["layers.fc1.1.linear.weight"].zero_()
-    assert copied["layers.fc1.0.linear.weight"].abs().sum() > 0, "copies must not share memory"
+    assert torch.equal(copied["units.fc1.1.product.weight"], momentum["units.fc1.0.product.weight"])
+    copied["units.fc1.1.product.weight"].zero_()
+    assert copied["units.fc1.0.product.weight"].abs().sum() > 0, "copies must not share memory"
 
 
 def test_several_splits_at_once_are_the_same_as_one_after_another() -> None:
@@ -80,8 +81,9 @@ def test_several_splits_at_once_are_the_same_as_one_after_another() -> None:
     network, tree = trained(first), first.tree
     state = network.state_dict()
     for split in SPLITS:
-        state, tree = widen(state, tree, tree.split(split)), tree.split(split)
-    at_once = widen(network.state_dict(), first.tree, tree)
+        state = copy_units(state, route_tree(tree), route_tree(tree.split(split)))
+        tree = tree.split(split)
+    at_once = copy_units(network.state_dict(), network.routing, route_tree(tree))
     assert state.keys() == at_once.keys()
     assert all(torch.equal(state[name], at_once[name]) for name in state)
 
@@ -106,4 +108,4 @@ def test_a_tree_that_joins_what_was_apart_is_refused() -> None:
     tree = Tree(("fc1",), 3)
     one, other = tree.split(Split(1, ((0, 1), (2,)))), tree.split(Split(1, ((0,), (1, 2))))
     with pytest.raises(ValueError, match="only divides branches"):
-        widen({}, one, other)
+        copy_units({}, route_tree(one), route_tree(other))

@@ -21,11 +21,9 @@ from distbranch.engine.run_start import begin_run
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.dry_run import plan_run
 from distbranch.launch.scaling import Link
-from distbranch.models.backbones import Architecture
-from distbranch.models.cost import num_parameters, num_weights
-from distbranch.models.low_rank import LowRankNet
+from distbranch.models.architecture import Architecture, num_parameters, num_weights
+from distbranch.models.network import Network
 from distbranch.models.thin_init import thin_beginning
-from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import Task
 
 SHORT = {"train.iterations": 6, "train.checkpoint_every": 3, "train.evaluate_every": 0}
@@ -87,10 +85,9 @@ def test_independent_networks_are_as_many_thin_ones(tiny_data: Path, tmp_path: P
     assert result["weights"] == sum(map(num_weights, alone))
     assert result["parameters"] == sum(map(num_parameters, alone))
     network = distbranch.load(run)
-    assert isinstance(network, TreeNet)
-    assert {len(branches) for branches in network.layers.values()} == {len(TASKS)}  # type: ignore[arg-type]
+    assert {len(network.copies(name)) for name in network.routing.units} == {len(TASKS)}
     first = load_file(run / "checkpoints" / "step-00000003" / "model.safetensors")
-    assert not torch.equal(first["layers.conv1.0.conv.weight"], first["layers.conv1.1.conv.weight"])
+    assert not torch.equal(first["units.conv1.0.product.weight"], first["units.conv1.1.product.weight"])
 
 
 @pytest.mark.parametrize("how", ["mapping", "run", "file"])
@@ -155,14 +152,13 @@ def test_filters_of_a_wide_run_begin_every_branch_of_a_given_tree(tiny_data: Pat
     still = {"optim.lr": 1e-12, "train.iterations": 2, "train.evaluate_every": 0}
     found = load_file(trained(tiny_data, tmp_path, **still, **changes) / "model" / "model.safetensors")
     network = distbranch.load(wide)
-    assert isinstance(network, TreeNet)
     from distbranch.models.pretrained import wide_network
 
     thin = Architecture.thin("vgg9", 2, network.architecture.image_size, network.tasks.tasks)
     expected = thin_beginning(wide_network(network, "wide"), thin, "largest-norm").state
     for branch in range(len(TASKS)):
         torch.testing.assert_close(
-            found[f"layers.conv3_1.{branch}.conv.weight"], expected["layers.conv3_1.0.conv.weight"]
+            found[f"units.conv3_1.{branch}.product.weight"], expected["units.conv3_1.0.product.weight"]
         )
 
 
@@ -173,18 +169,12 @@ def test_a_fraction_of_the_width_is_in_eights_and_its_filters_begin_a_thin_run(t
     changes = SHORT | {"method.name": "fixed", "model.width": None, "model.width_fraction": 0.05}
     wide = trained(tiny_data, tmp_path / "wide", **changes)
     network = distbranch.load(wide)
-    assert network.architecture.widths == (8, 8, 16, 16, 24, 24, 24, 24)
+    assert tuple(spec.width for spec in network.architecture.specs) == (8, 8, 16, 16, 24, 24, 24, 24)
     assert sum(parameter.numel() for parameter in network.parameters()) == result_of(wide)["parameters"]
     thin = {"method.name": "fixed", "method.init": "somp", "method.pretrained": str(wide)}
-    assert distbranch.load(trained(tiny_data, tmp_path, **SHORT, **thin)).architecture.width == 2
+    assert distbranch.load(trained(tiny_data, tmp_path, **SHORT, **thin)).architecture.backbone.width == 2
     told = dict(plan_run(load_config(config_of(tiny_data, tmp_path / "dry", **changes)), Link()).lines)
     assert "0.05 of the full width" in told["network"]
-
-
-def test_an_architecture_that_was_written_before_there_were_fractions_is_read() -> None:
-    architecture = Architecture.thin("vgg9", 4, (32, 32), read_tasks())
-    old = {key: value for key, value in architecture.to_json().items() if key not in ("width_fraction", "low_rank")}
-    assert Architecture.from_json(old) == architecture
 
 
 def read_tasks() -> tuple[Task, ...]:
@@ -206,10 +196,10 @@ def test_a_low_rank_run_begins_with_the_logits_of_its_wide_run_where_the_rank_su
     for name in ("conv1_2", "conv4_1"):
         product = torch.einsum(
             "dk,kcyx->dcyx",
-            factors[f"layers.{name}.combination.weight"].flatten(1),
-            factors[f"layers.{name}.basis.weight"],
+            factors[f"units.{name}.0.product.combination.weight"].flatten(1),
+            factors[f"units.{name}.0.product.basis.weight"],
         )
-        torch.testing.assert_close(product, expected[f"layers.{name}.0.conv.weight"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(product, expected[f"units.{name}.0.product.weight"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(factors["heads.weight"] @ factors["head_basis.weight"], expected["heads.weight"])
 
 
@@ -229,12 +219,11 @@ def test_a_low_rank_run_goes_on_after_an_interruption_to_the_same_bits(
 
 def test_a_low_rank_run_is_loaded_counted_evaluated_predicted_and_reported(low_rank_run: Path, tiny_data: Path) -> None:
     network, result = distbranch.load(low_rank_run), result_of(low_rank_run)
-    assert isinstance(network, LowRankNet)
     assert sum(parameter.numel() for parameter in network.parameters()) == result["parameters"]
     assert (
         result["weights"]
         == num_weights(network.architecture)
-        < num_weights(network.architecture.thin_of(network.tasks.tasks))
+        < num_weights(network.architecture.shared_by(network.tasks.tasks))
     )
     for command in (
         ["evaluate"],
@@ -261,15 +250,15 @@ def test_a_low_rank_run_begins_from_a_vgg_file_with_heads_of_its_own(monkeypatch
     from distbranch.models.pretrained import WideNetwork, wide_network
 
     thin = Architecture.thin("vgg16", 4, (32, 32), read_tasks())
-    wide = wide_network(TreeNet(thin), "vgg16.pth")
+    wide = wide_network(Network(thin), "vgg16.pth")
     file = WideNetwork(wide.source, wide.backbone, wide.layers, wide.map_size)  # a file has no heads of ours
     monkeypatch.setattr(initialisation, "pretrained_network", lambda _: file)
-    network = LowRankNet(thin.factorised())
+    network = Network(thin.factorised())
     before = {name: value.clone() for name, value in network.state_dict().items()}
     config = load_config({"method": {"name": "low-rank", "pretrained": "vgg16.pth"}})
     initialisation.begin_from_pretrained(network, config)
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
-    assert "layers.conv1_1.basis.weight" in changed
+    assert "units.conv1_1.0.product.basis.weight" in changed
     assert not {name for name in changed if name.startswith("head")}
 
 

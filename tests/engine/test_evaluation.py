@@ -17,8 +17,8 @@ from distbranch.engine.evaluate import evaluate_split
 from distbranch.engine.loaders import open_evaluation
 from distbranch.engine.process_group import join_ranks
 from distbranch.errors import SharedError
-from distbranch.models.backbones import Architecture
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 
 
 def scores(config: Mapping[str, Any], split: str, batch_size: int) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def scores(config: Mapping[str, Any], split: str, batch_size: int) -> dict[str, 
     resolved = load_config(config)
     with join_ranks(resolved.launch) as here:
         info = read_dataset(str(resolved.data.path))
-        network = TreeNet(Architecture.thin("vgg9", 4, (32, 32), info.tasks))
+        network = Network(Architecture.thin("vgg9", 4, (32, 32), info.tasks))
         network.init(torch.Generator().manual_seed(4))
         network.train()
         found = evaluate_split(network, info, split, here, resolved.data, batch_size=batch_size)

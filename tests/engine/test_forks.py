@@ -18,7 +18,7 @@ from distbranch.engine.forks import Family, make_member_config, read_family, wri
 from distbranch.engine.round_decision import decide_round
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_start import begin_run
-from distbranch.models.backbones import Architecture
+from distbranch.models.architecture import Architecture
 from distbranch.tasks import Task
 
 # Decisions and evaluations are due after every 7 steps; an evaluation follows the same step's decision.

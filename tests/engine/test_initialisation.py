@@ -13,10 +13,10 @@ from distbranch.config import load_config
 from distbranch.engine.artifact import Preprocessing, load_model, save_model
 from distbranch.engine.initialisation import begin_from_pretrained
 from distbranch.launch.prepare import with_absolute_paths
-from distbranch.models.backbones import Architecture
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 from distbranch.models.pretrained import wide_network
 from distbranch.models.thin_init import Choice, thin_beginning
-from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import Task
 
 STILL = {"optim.lr": 1e-12, "train.iterations": 2, "train.evaluate_every": 0, "method.name": "fixed"}
@@ -32,7 +32,7 @@ def wide_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
     state = load_file(run / "model" / "model.safetensors")
-    return {name: value for name, value in state.items() if name.endswith(("conv.weight", "linear.weight"))}
+    return {name: value for name, value in state.items() if name.endswith("product.weight")}
 
 
 @pytest.mark.parametrize("choice", ["somp", "largest-norm"])
@@ -82,11 +82,11 @@ def test_a_run_goes_on_without_the_network_it_began_from(wide_run: Path, tiny_da
 def test_an_exhausted_rank_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     preprocessing = Preprocessing("pil", (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     tasks = (Task("one"), Task("other"))
-    save_model(tmp_path / "model", TreeNet(Architecture.thin("vgg9", 30, (32, 32), tasks)), preprocessing)
+    save_model(tmp_path / "model", Network(Architecture.thin("vgg9", 30, (32, 32), tasks)), preprocessing)
     (tmp_path / "result.json").write_text("{}")
     config = load_config({"method": {"init": "somp", "pretrained": str(tmp_path)}, "model": {"backbone": "vgg9"}})
     with caplog.at_level("WARNING", logger="distbranch"):
-        begin_from_pretrained(TreeNet(Architecture.thin("vgg9", 29, (32, 32), tasks)), config)  # of 27 inputs
+        begin_from_pretrained(Network(Architecture.thin("vgg9", 29, (32, 32), tasks)), config)  # of 27 inputs
     assert [record.getMessage() for record in caplog.records] == [
         "The wide network has fewer independent filters than the thin one wants, so the unused filters of largest norm fill up: "
         "conv1 (2 of 29)."
@@ -99,7 +99,7 @@ def test_settings_that_the_ranks_find_without_effect_are_told(
     given = {"method.init": "somp", "method.pretrained": str(wide_run), "method.pretrained_channels": "bgr"}
     config = load_config(config_of(tiny_data, tmp_path, **STILL, **given))
     wide, _ = load_model(wide_run)
-    begin_from_pretrained(TreeNet(Architecture.thin("vgg9", 2, (32, 32), wide.architecture.tasks)), config)
+    begin_from_pretrained(Network(Architecture.thin("vgg9", 2, (32, 32), wide.architecture.tasks)), config)
     told = [record.getMessage().partition(":")[0] for record in caplog.records]
     assert told == ["method.pretrained_channels=bgr has no effect"]
 

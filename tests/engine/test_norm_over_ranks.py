@@ -31,8 +31,8 @@ def use_double_precision() -> None:
     """In single precision rounding grows like another seed, so that nothing could be compared."""
     from distbranch.engine import trained_network
 
-    real = trained_network.network_of
-    trained_network.network_of = lambda *arguments: real(*arguments).double()  # type: ignore[attr-defined]
+    real = trained_network.Network
+    trained_network.Network = lambda *arguments: real(*arguments).double()  # type: ignore[attr-defined]
 
 
 def train_in_double(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def test_every_number_of_ranks_and_passes_trains_the_same_network(
 
 
 def test_how_many_images_are_normalised_together_does_matter(alone: dict[int, Path]) -> None:
-    one, other = (tensors_of(run)["layers.conv1.0.conv.weight"] for run in alone.values())
+    one, other = (tensors_of(run)["units.conv1.0.product.weight"] for run in alone.values())
     assert not torch.allclose(one, other, rtol=0, atol=1e-3)
 
 

@@ -113,7 +113,7 @@ def test_a_step_is_made_of_whatever_samples_are_left(kept: list[int], tiny_data:
     trainer.step.wait_for_step_sums()
     state = trainer.net.network.state_dict()
     assert all(value.isfinite().all() for value in state.values())
-    assert state["layers.conv1.0.norm.num_batches_tracked"] == 1
+    assert state["units.conv1.0.norm.num_batches_tracked"] == 1
 
 
 def test_a_process_gets_no_more_threads_than_its_container_has_time_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from distbranch.engine.process_group import join_ranks
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.engine.training_step import NormPlan
 from distbranch.export import export, load_predictor
-from distbranch.models.adashare_net import AdaShareNet
+from distbranch.models.network import Network
 from distbranch.report.page import report_run
 
 # 201 images in batches of 12: after 5 steps of warm-up every cycle has 14 steps of weights (160 images) and 4 of the policy.
@@ -103,7 +103,7 @@ def policy_after_steps(config: dict[str, Any]) -> list[Any]:
             own = slice(ranks.rank * 12 // ranks.world_size, (ranks.rank + 1) * 12 // ranks.world_size)
             (groups,) = plan.group_images(torch.arange(12)[own])
             search.train_policy(net, ranks, [(images[own], labels[own], groups)], step, nullcontext())
-        assert isinstance(net.network, AdaShareNet)
+        assert isinstance(net.network, Network)
         return net.network.policy_logits.tolist()  # type: ignore[no-any-return]
 
 
@@ -124,7 +124,7 @@ def test_steps_of_the_policy_train_it_alone_and_those_of_weights_leave_it(tiny_d
     for step, (before, after) in enumerate(pairwise(states), start=1):
         of_policy = 19 <= step < 23
         assert torch.equal(before["policy_logits"], after["policy_logits"]) != of_policy, step
-        weights = [name for name in before if name.endswith(("conv.weight", "heads.weight"))]
+        weights = [name for name in before if name.endswith(("product.weight", "heads.weight"))]
         assert all(torch.equal(before[name], after[name]) for name in weights) == of_policy, step
     assert not states[-1]["policy_logits"][:, :7].any(), "only the last block was released in the first cycle"
     assert states[-1]["policy_logits"][:, 7].any()
@@ -153,7 +153,6 @@ def test_a_high_price_of_executing_makes_tasks_skip_and_one_of_being_unlike_keep
 
 def test_the_network_of_a_search_is_that_of_its_most_probable_decisions(search: Path) -> None:
     found, network = policy_of(search), distbranch.load(search)
-    assert isinstance(network, AdaShareNet)
     assert [list(map(int, row)) for row in network.policy] == found["policy"]
     assert found["policy"] == [[int(p >= 0.5) for p in row] for row in found["execute_probability"]]
     assert (np.array(found["execute_probability"])[:, :-3] == 1).all()  # not released in three cycles

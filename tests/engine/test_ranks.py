@@ -26,14 +26,14 @@ def train_a_network_that_reads_pixels(config: Mapping[str, Any]) -> dict[str, An
     The rounding of matrix products makes real outputs differ between numbers of ranks; these do not, so all that is left to
     differ are the statistics.
     """
-    from distbranch.models.tree_net import TreeNet
+    from distbranch.models.network import Network
 
-    def forward(self: TreeNet, images: torch.Tensor, *, flat: bool = False, groups: object = None) -> torch.Tensor:
+    def forward(self: Network, images: torch.Tensor, *, flat: bool = False, groups: object = None) -> torch.Tensor:
         pixels = images.float().flatten(1)[:, :: 3 * 32 * 32 // self.heads.out_features][:, : self.heads.out_features]
         nothing = sum((parameter.sum() for parameter in self.parameters()), torch.zeros(())) * 0
         return (pixels - 128) / 32 + nothing
 
-    TreeNet.forward = forward  # type: ignore[assignment,method-assign]
+    Network.forward = forward  # type: ignore[assignment,method-assign]
     return train_tiny(config)
 
 

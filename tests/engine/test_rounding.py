@@ -129,15 +129,15 @@ def test_a_run_in_bf16_is_refused_by_a_gpu_that_cannot_compute_in_it(monkeypatch
 def test_a_run_is_evaluated_in_the_precision_it_was_trained_in(
     precision: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distbranch.models.tree_net import TreeNet
+    from distbranch.models.network import Network
 
-    real, seen = TreeNet.forward, []
+    real, seen = Network.forward, []
 
-    def forward(self: TreeNet, images: torch.Tensor, **more: Any) -> Any:
+    def forward(self: Network, images: torch.Tensor, **more: Any) -> Any:
         seen.append("bf16" if torch.is_autocast_enabled("cpu") else "fp32")
         return real(self, images, **more)
 
-    monkeypatch.setattr(TreeNet, "forward", forward)
+    monkeypatch.setattr(Network, "forward", forward)
     run = train(tiny_data, tmp_path, **{"train.precision": precision})
     found = json.loads((run / "result.json").read_text())["metrics"]["val"]
     assert evaluate_run(run, "val")["loss"] == found["loss"]

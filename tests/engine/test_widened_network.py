@@ -12,7 +12,7 @@ from distbranch.config import Config, load_config
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.trained_network import TrainedNetwork
-from distbranch.models.backbones import Architecture
+from distbranch.models.architecture import Architecture
 from distbranch.tasks import TaskSet
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -75,8 +75,8 @@ def test_the_weights_and_statistics_of_every_branch_are_those_of_the_one_it_was_
     net.widen(BELOW)
     after = net.network.state_dict()
     for name, value in after.items():
-        layer, _, rest = name.removeprefix("layers.").partition(".")
-        origin = f"layers.{layer}.0.{rest.partition('.')[2]}" if name.startswith("layers.") else name
+        layer, _, rest = name.removeprefix("units.").partition(".")
+        origin = f"units.{layer}.0.{rest.partition('.')[2]}" if name.startswith("units.") else name
         assert torch.equal(value, before[origin])
     assert len(after) - len(before) == 3 * 6  # two more of fc6 and one of fc5: a weight and five tensors of its norm
 
@@ -88,14 +88,14 @@ def test_every_branch_inherits_the_memory_of_the_optimiser(optimiser: str, names
     net.widen(TOP)
     after = net.slots()
     for branch in range(3):
-        for parameter in ("linear.weight", "norm.weight", "norm.bias"):
+        for parameter in ("product.weight", "norm.weight", "norm.bias"):
             for slot in names:
-                inherited = after[f"layers.fc6.{branch}.{parameter}:{slot}"]
-                assert torch.equal(inherited, before[f"layers.fc6.0.{parameter}:{slot}"])
+                inherited = after[f"units.fc6.{branch}.{parameter}:{slot}"]
+                assert torch.equal(inherited, before[f"units.fc6.0.{parameter}:{slot}"])
                 assert inherited.abs().sum() > 0
-    unchanged = {name for name in before if not name.startswith("layers.fc6.")}
+    unchanged = {name for name in before if not name.startswith("units.fc6.")}
     assert all(torch.equal(after[name], before[name]) for name in unchanged)
-    copies = [after[f"layers.fc6.{branch}.linear.weight:{names[0]}"] for branch in range(3)]
+    copies = [after[f"units.fc6.{branch}.product.weight:{names[0]}"] for branch in range(3)]
     assert len({copy.data_ptr() for copy in copies}) == 3
 
 
@@ -118,19 +118,19 @@ def test_the_next_steps_of_a_copy_whose_group_is_everything_are_those_of_the_net
             )
         moments, inherited = plain.slots(), widened.slots()
         for slot in names:
-            for parameter in ("layers.fc6.0.linear.weight", "layers.conv1.0.conv.weight", "heads.weight"):
+            for parameter in ("units.fc6.0.product.weight", "units.conv1.0.product.weight", "heads.weight"):
                 key = f"{parameter}:{slot}"
                 # The gradients of a tensor are sums of one size, here taken in another order: relative to that size.
                 largest = moments[key].abs().max().item()
                 torch.testing.assert_close(inherited[key], moments[key], rtol=0, atol=1e-5 * largest)
-    assert not torch.allclose(found["layers.fc6.1.linear.weight"], expected["layers.fc6.0.linear.weight"], atol=1e-4)
+    assert not torch.allclose(found["units.fc6.1.product.weight"], expected["units.fc6.0.product.weight"], atol=1e-4)
 
 
 def test_the_fingerprint_notices_tree_weights_statistics_and_momentum(tmp_path: Path) -> None:
     net = _trained("sgd", tmp_path)
     seen = {net.fingerprint()}
     state = net.network.state_dict() | net.slots()
-    for name in ("heads.weight", "layers.conv1.0.norm.running_var", "layers.fc5.0.linear.weight:momentum_buffer"):
+    for name in ("heads.weight", "units.conv1.0.norm.running_var", "units.fc5.0.product.weight:momentum_buffer"):
         value = state[name].view(-1)
         kept = value[0].item()
         value[0] = torch.nextafter(value[0], torch.tensor(torch.inf))

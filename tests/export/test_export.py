@@ -1,5 +1,6 @@
 """Exported files: what they hold, that they agree with the run, that nothing half is left, and predictions from them."""
 
+import copy
 import json
 import re
 import sys
@@ -15,11 +16,10 @@ from tiny_world import TASKS, assert_one_sentence, nothing_overwritten, run_comm
 import distbranch
 from distbranch.branching.tree import Split
 from distbranch.errors import UserError
-from distbranch.export import _largest_difference, default_stem
+from distbranch.export import _largest_difference, default_stem, onnx_graph
 from distbranch.export.onnx_graph import onnx_bytes
-from distbranch.models.backbones import Architecture
-from distbranch.models.fold import FoldedNet, fold
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 from distbranch.tasks import Task
 
 RUN = "runs/tiny"
@@ -102,14 +102,14 @@ def test_predictions_from_the_file_are_those_of_the_run(world: Path) -> None:
 
 
 def test_any_names_of_tasks_become_outputs_and_every_branch_is_there() -> None:
-    tasks = (Task("images"), Task("net/x", "categorical", ("r", "g", "b")), Task("a b"), Task("net/x.relu"))
+    tasks = (Task("images"), Task("net/x", "categorical", ("r", "g", "b")), Task("a b"), Task("relu"))
     thin = Architecture.thin("vgg9", 6, (40, 33), tasks)
     tree = thin.tree.split(Split(8, ((0, 2), (1,), (3,)))).split(Split(7, ((0, 2), (1,)))).split(Split(6, ((0,), (1,))))
-    network = TreeNet(thin.with_tree(tree)).eval()
-    content = onnx_bytes(fold(network), {}, input_type="uint8")
+    network = Network(thin.with_tree(tree)).eval()
+    content = onnx_bytes(network, {}, input_type="uint8")
     nodes = [node.op_type for node in onnx.load_from_string(content).graph.node]
     assert nodes.count("Conv") == 7  # conv1 to conv4_1 once, conv4_2 twice
-    assert nodes.count("Gemm") == 2 + 3 + 3  # fc5, fc6, heads
+    assert nodes.count("Gemm") + nodes.count("MatMul") == 2 + 3 + 3  # fc5, fc6, heads
     served = session(content)
     images = pixels(3, (40, 33))
     outputs = served.run(None, {served.get_inputs()[0].name: images.numpy()})
@@ -125,19 +125,21 @@ def test_random_images_stand_in_for_data_that_are_gone_and_it_is_said(world: Pat
 
 
 def test_a_file_that_does_not_agree_is_not_kept(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoiled(network: object) -> object:
-        folded = fold(network)  # type: ignore[arg-type]
-        folded.heads[0].bias.add_(0.01)  # type: ignore[union-attr, operator]
-        return folded
+    real = onnx_graph.trace_network
 
-    monkeypatch.setattr("distbranch.export.fold", spoiled)
+    def spoil(network: Network, *, input_type: str) -> object:
+        other = copy.deepcopy(network)
+        other.heads.bias.data += 0.01
+        return real(other, input_type=input_type)
+
+    monkeypatch.setattr(onnx_graph, "trace_network", spoil)
     with nothing_overwritten(world, ()):
         ended = run_command(["export", RUN, "--out", "served.onnx"])
     assert_one_sentence(ended, 1, ("differs", "served.onnx is not kept"))
 
 
 def test_a_difference_that_is_no_number_is_the_largest() -> None:
-    network = TreeNet(Architecture.thin("vgg9", 2, (32, 32), (Task("a"),))).eval()
+    network = Network(Architecture.thin("vgg9", 2, (32, 32), (Task("a"),))).eval()
     assert _largest_difference(network, pixels(2), lambda part: {"a": torch.full((len(part),), torch.nan)}) == np.inf
     assert _largest_difference(network, pixels(2), lambda _: {"a": torch.zeros(3)}) == np.inf
 
@@ -150,7 +152,7 @@ def test_without_onnx_runtime_one_sentence_says_what_to_install(world: Path, mon
 
 def test_an_onnx_file_of_others_is_refused(world: Path) -> None:
     architecture = Architecture.thin("vgg9", 2, (32, 32), (Task("a"),))
-    content = onnx_bytes(fold(TreeNet(architecture)), {}, input_type="uint8")
+    content = onnx_bytes(Network(architecture).eval(), {}, input_type="uint8")
     model = onnx.load_from_string(content)
     del model.metadata_props[:]
     Path("foreign.onnx").write_bytes(model.SerializeToString())
@@ -158,12 +160,11 @@ def test_an_onnx_file_of_others_is_refused(world: Path) -> None:
     assert_one_sentence(ended, 1, ("foreign.onnx", "did not write it"))
 
 
-def test_what_is_too_large_for_one_file_is_refused() -> None:
-    with torch.device("meta"):
-        architecture = Architecture.thin("vgg16", None, (480, 480), (Task("a"),))
-        folded = FoldedNet(architecture, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+def test_what_is_too_large_for_one_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(Architecture.thin("vgg9", 2, (32, 32), (Task("a"),))).eval()
+    monkeypatch.setattr(onnx_graph, "LARGEST_BYTES", 1000)
     with pytest.raises(UserError, match=r"at most 2 GB.*\d\.\d GB.*--format torch"):
-        onnx_bytes(folded, {}, input_type="uint8")
+        onnx_bytes(network, {}, input_type="uint8")
 
 
 def test_help_shows_how_to_export() -> None:

@@ -7,10 +7,10 @@ import torch
 
 from distbranch.branching.tree import Split
 from distbranch.errors import UserError
-from distbranch.models.backbones import BACKBONES, Architecture, branch_caps, pools_above, thin_widths
-from distbranch.models.cost import multiply_adds, num_parameters, num_weights
+from distbranch.models.architecture import Architecture, multiply_adds, num_parameters, num_weights
+from distbranch.models.backbone import SOURCES, Backbone
+from distbranch.models.network import Network
 from distbranch.models.norm import NormGroups
-from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import Task
 
 
@@ -29,14 +29,14 @@ def test_the_papers_numbers_of_weights(width: int | None, num_tasks: int, expect
 def test_the_number_of_parameters_is_that_of_the_network(width: int, expected: int) -> None:
     architecture = Architecture.thin("vgg16", width, (64, 48), binary(40))
     assert num_parameters(architecture) == expected
-    assert sum(parameter.numel() for parameter in TreeNet(architecture).parameters()) == expected
+    assert sum(parameter.numel() for parameter in Network(architecture).parameters()) == expected
 
 
 def test_parameters_of_a_grown_network_are_those_of_its_branches() -> None:
     architecture = Architecture.thin("vgg9", 16, (40, 56), binary(5))
     tree = architecture.tree.split(Split(8, ((0, 1), (2,), (3, 4)))).split(Split(7, ((0, 2), (1,))))
     grown = architecture.with_tree(tree)
-    assert num_parameters(grown) == sum(parameter.numel() for parameter in TreeNet(grown).parameters())
+    assert num_parameters(grown) == sum(parameter.numel() for parameter in Network(grown).parameters())
     extra = 2 * (32 * 32) + 16 * 2 * 3 * 32  # two more of fc6, one more of fc5 on 2x3 positions
     assert num_weights(grown) - num_weights(architecture) == extra
     assert multiply_adds(grown) - multiply_adds(architecture) == extra
@@ -50,7 +50,7 @@ def test_multiply_adds_equal_those_of_the_convolutions_and_products_carried_out(
         positions = output[0, 0].numel() if output.ndim == 4 else 1
         counted.append(positions * module.weight.numel())  # type: ignore[operator, union-attr]
 
-    network = TreeNet(architecture)
+    network = Network(architecture)
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and module is not network.heads:
             module.register_forward_hook(count)
@@ -59,26 +59,26 @@ def test_multiply_adds_equal_those_of_the_convolutions_and_products_carried_out(
 
 
 def test_thin_widths_caps_and_pools_are_those_of_the_paper() -> None:
-    layers = BACKBONES["vgg16"]
-    assert len(layers) == 15
-    assert thin_widths(layers, 32) == (32,) * 13 + (64, 64)
-    assert thin_widths(layers, 100)[:4] == (64, 64, 100, 100)
-    assert branch_caps(layers, thin_widths(layers, 32)) == (2, 2, 4, 4, 8, 8, 8) + (16,) * 6 + (64, 64)
-    assert [pools_above(layers, layer) for layer in range(1, 16)] == [5, 5, 4, 4, 3, 3, 3, 2, 2, 2, 1, 1, 1, 0, 0]
-    assert sum(layer.pool_after for layer in BACKBONES["vgg9"]) == 4
+    specs = Backbone("vgg16", (64, 48), 32).specs
+    assert len(specs) == 15
+    assert [spec.width for spec in specs] == [32] * 13 + [64, 64]
+    assert [spec.width for spec in Backbone("vgg16", (64, 48), 100).specs][:4] == [64, 64, 100, 100]
+    assert [spec.max_copies for spec in specs] == [2, 2, 4, 4, 8, 8, 8] + [16] * 6 + [64, 64]
+    assert [spec.halvings_above for spec in specs] == [5, 5, 4, 4, 3, 3, 3, 2, 2, 2, 1, 1, 1, 0, 0]
+    assert Backbone("vgg9", (33, 47), 4).specs[0].halvings_above == 4
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", SOURCES)
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 48), (100, 36)])
 def test_any_image_from_32x32_on_works(backbone: str, size: tuple[int, int]) -> None:
-    network = TreeNet(Architecture.thin(backbone, 4, size, binary(3)))
+    network = Network(Architecture.thin(backbone, 4, size, binary(3)))
     outputs = network(torch.zeros(2, 3, *size, dtype=torch.uint8))
     assert {name: tuple(logits.shape) for name, logits in outputs.items()} == {f"task {k}": (2,) for k in range(3)}
 
 
 def test_bytes_are_normalised_inside_and_floats_are_taken_as_they_are() -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    network = TreeNet(Architecture.thin("vgg9", 4, (32, 32), binary(2)), mean, std).eval()
+    network = Network(Architecture.thin("vgg9", 4, (32, 32), binary(2)), mean, std).eval()
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     normalised = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(network(images, flat=True), network(normalised, flat=True))
@@ -89,7 +89,7 @@ def test_the_same_generator_gives_the_same_weights_and_the_global_one_is_left_al
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    one, other = TreeNet(architecture), TreeNet(architecture)
+    one, other = Network(architecture), Network(architecture)
     assert torch.equal(torch.rand(3), expected)
     one.init(torch.Generator().manual_seed(7))
     other.init(torch.Generator().manual_seed(7))
@@ -100,12 +100,12 @@ def test_the_same_generator_gives_the_same_weights_and_the_global_one_is_left_al
 
 def test_parameter_names_tell_layer_and_branch() -> None:
     architecture = Architecture.thin("vgg9", 4, (32, 32), binary(3))
-    network = TreeNet(architecture.with_tree(architecture.tree.split(Split(8, ((0, 1), (2,))))))
+    network = Network(architecture.with_tree(architecture.tree.split(Split(8, ((0, 1), (2,))))))
     names = set(network.state_dict())
     assert {
-        "layers.conv1.0.conv.weight",
-        "layers.fc6.1.linear.weight",
-        "layers.fc6.1.norm.running_var",
+        "units.conv1.0.product.weight",
+        "units.fc6.1.product.weight",
+        "units.fc6.1.norm.running_var",
         "heads.weight",
         "mean",
     } <= names
@@ -115,7 +115,7 @@ def test_parameter_names_tell_layer_and_branch() -> None:
 def test_a_grown_tree_is_one_graph_for_the_compiler_whatever_its_groups() -> None:
     architecture = Architecture.thin("vgg9", 4, (32, 32), binary(4))
     tree = architecture.tree.split(Split(8, ((0, 1), (2,), (3,)))).split(Split(7, ((0,), (1, 2))))
-    network = TreeNet(architecture.with_tree(tree)).train()
+    network = Network(architecture.with_tree(tree)).train()
     images = torch.rand(8, 3, 32, 32)
     for sizes in ((8,), (4, 4)):
         torch.compiler.reset()
@@ -135,7 +135,7 @@ def test_a_grown_tree_is_one_graph_for_the_compiler_whatever_its_groups() -> Non
 
 def test_a_categorical_task_gets_one_output_per_class() -> None:
     tasks = (Task("a"), Task("colour", "categorical", ("red", "green", "blue")))
-    network = TreeNet(Architecture.thin("vgg9", 4, (32, 32), tasks))
+    network = Network(Architecture.thin("vgg9", 4, (32, 32), tasks))
     outputs = network(torch.rand(2, 3, 32, 32))
     assert outputs["a"].shape == (2,)
     assert outputs["colour"].shape == (2, 3)
@@ -151,9 +151,10 @@ def test_the_json_of_an_architecture_gives_the_same_architecture() -> None:
 def test_what_cannot_be_built_is_refused_in_one_sentence() -> None:
     with pytest.raises(UserError, match=r"at least 32x32 pixels .* found 64x31"):
         Architecture.thin("vgg16", 8, (64, 31), binary(2))
-    with pytest.raises(UserError, match="one of vgg16, vgg9, found 'resnet'"):
+    with pytest.raises(UserError, match="one of vgg16, vgg9, resnet18, resnet34, found 'resnet'"):
         Architecture.thin("resnet", 8, (64, 64), binary(2))
     with pytest.raises(UserError, match="at least 1, found 0"):
         Architecture.thin("vgg16", 0, (64, 64), binary(2))
+    two, three = (Architecture.thin("vgg16", 8, (64, 64), binary(count)) for count in (2, 3))
     with pytest.raises(UserError, match="tree is of 2 tasks, but 3 tasks"):
-        Architecture("vgg16", 8, (64, 64), binary(3), Architecture.thin("vgg16", 8, (64, 64), binary(2)).tree)
+        three.with_tree(two.tree)

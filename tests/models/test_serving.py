@@ -9,11 +9,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distbranch.branching.tree import Split
-from distbranch.models.adashare_net import AdaShareNet
-from distbranch.models.backbones import Architecture
-from distbranch.models.residual import ResidualArchitecture
-from distbranch.models.serving import Serving
-from distbranch.models.tree_net import TreeNet
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network, Serving
 from distbranch.tasks import Task
 
 OWNERS = [[0], [0, 0, 1, 1, 2], [2, 0, 1, 0, 2, 1, 0], [1, 0]]
@@ -66,9 +63,9 @@ def test_a_thousand_outputs_need_one_product_per_branch_and_no_table_of_all_feat
 def test_a_tree_and_a_policy_have_one_product_per_branch_of_the_top_layer() -> None:
     tasks = (Task("a"), Task("colour", "categorical", ("red", "green", "blue")), Task("b"), Task("c"))
     design = Architecture.thin("vgg9", 8, (32, 32), tasks)
-    tree = TreeNet(design.with_tree(design.tree.split(Split(8, ((0, 2), (1, 3)))))).eval()
+    tree = Network(design.with_tree(design.tree.split(Split(8, ((0, 2), (1, 3)))))).eval()
     policy = ((True,) * 8, (*(True,) * 7, False), (True,) * 8, (*(True,) * 7, False))
-    ways = AdaShareNet(ResidualArchitecture("resnet18", 8, (32, 32), tasks, policy)).eval()
+    ways = Network(Architecture.thin("resnet18", 8, (32, 32), tasks).with_policy(policy)).eval()
     for network, linear_layers in ((tree, 3), (ways, 0)):  # fc5 once, fc6 twice
         with Watch() as watch:
             assert network(torch.rand(5, 3, 32, 32), flat=True).shape == (5, 6)

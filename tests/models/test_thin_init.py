@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from vgg_files import POOLED, convolution_places, vgg16_state
 
 from distbranch.branching.somp import select_rows
 from distbranch.branching.tree import Split
 from distbranch.errors import UserError
-from distbranch.models.backbones import Architecture
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 from distbranch.models.pretrained import WideNetwork, read_weights, wide_network
 from distbranch.models.thin_init import Choice, ThinBeginning, thin_beginning
-from distbranch.models.tree_net import TreeNet
 from distbranch.tasks import Task
 
 TASKS = (Task("one"), Task("other"))
@@ -30,15 +30,14 @@ def thin(width: int | None, size: tuple[int, int] = (64, 96), backbone: str = "v
 
 def features(architecture: Architecture, beginning: ThinBeginning, images: Tensor) -> Tensor:
     """What the top layer of the thin network puts out in evaluation, [B, F]."""
-    network = TreeNet(architecture)
+    network = Network(architecture)
     network.load_state_dict(network.state_dict() | beginning.state)
     return top_of(network.eval(), images)
 
 
-def top_of(network: TreeNet, images: Tensor) -> Tensor:
+def top_of(network: Network, images: Tensor) -> Tensor:
     seen: list[Tensor] = []
-    top = list(network.layers.values())[-1]
-    assert isinstance(top, nn.ModuleList)
+    top = network.copies(network.routing.units[-1])
     top[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     with torch.no_grad():
         network(images)
@@ -153,8 +152,8 @@ def test_from_a_wide_run_of_the_same_width_the_thin_network_is_the_wide_one(choi
 
 def test_doubled_filters_are_left_out_by_somp_alone() -> None:
     network = trained(thin(8, (32, 32), "vgg9"))
-    first = network.get_parameter("layers.conv1.0.conv.weight")
-    norm = network.get_submodule("layers.conv1.0.norm")
+    first = network.get_parameter("units.conv1.0.product.weight")
+    norm = network.get_submodule("units.conv1.0.norm")
     with torch.no_grad():
         first[4:] = first[:4] * 2
         for value in norm.state_dict().values():
@@ -167,9 +166,9 @@ def test_doubled_filters_are_left_out_by_somp_alone() -> None:
     assert set(largest) == {4, 5, 6, 7}
 
 
-def trained(architecture: Architecture) -> TreeNet:
+def trained(architecture: Architecture) -> Network:
     """Random weights, and norms that are not those of the start."""
-    network, draw = TreeNet(architecture), torch.Generator().manual_seed(2)
+    network, draw = Network(architecture), torch.Generator().manual_seed(2)
     for value in network.state_dict().values():
         if value.is_floating_point() and value.ndim == 1:
             value.add_(torch.rand(value.shape, generator=draw) * 0.5)
@@ -245,17 +244,17 @@ def test_damaged_and_absent_files_are_refused(tmp_path: Path, vgg_file: Path) ->
 def test_networks_that_do_not_fit_are_refused(vgg: WideNetwork) -> None:
     with pytest.raises(UserError, match=r"is a vgg16, but model\.backbone=vgg9"):
         thin_beginning(vgg, thin(4, backbone="vgg9"))
-    small = wide_network(TreeNet(thin(4)), "runs/small")
+    small = wide_network(Network(thin(4)), "runs/small")
     with pytest.raises(
         UserError, match=r"runs/small should be at least as wide .* conv1_1 has 4 units and 8 are wanted"
     ):
         thin_beginning(small, thin(8))
     architecture = thin(4)
-    branched = TreeNet(architecture.with_tree(architecture.tree.split(Split(15, ((0,), (1,))))))
+    branched = Network(architecture.with_tree(architecture.tree.split(Split(15, ((0,), (1,))))))
     with pytest.raises(UserError, match="has branched"):
         wide_network(branched, "runs/branched")
-    broken = TreeNet(thin(4))
+    broken = Network(thin(4))
     with torch.no_grad():
-        broken.get_parameter("layers.conv3_1.0.conv.weight")[0] = float("nan")
+        broken.get_parameter("units.conv3_1.0.product.weight")[0] = float("nan")
     with pytest.raises(UserError, match=r"not finite .*conv3_1"):
         thin_beginning(wide_network(broken, "run"), thin(2))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from distbranch.models.backbones import BACKBONES
 
 VGG16 = [layer.name for layer in BACKBONES["vgg16"]]

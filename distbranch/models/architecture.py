@@ -1,0 +1,194 @@
+"""All that makes a network but its numbers: a backbone, the tasks, and which of them go which way through its units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from distbranch.branching.routing import Policy, Routing, route_policy, route_tree, share_all_blocks
+from distbranch.branching.tree import Split, Tree
+from distbranch.errors import UserError
+from distbranch.models.backbone import BASIS, Backbone, Cost, UnitSpec
+from distbranch.tasks import Task
+
+VERSION = 2  # of the form in which it is written; the first one is read by models/earlier_runs.py
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A backbone for tasks that share its units by a tree, by a policy, or, while one is searched for, all of them.
+
+    splits: of the tree, top layer first.
+    policy: which task executes which block [T][L].
+    searches: whether a policy is looked for.
+    """
+
+    backbone: Backbone
+    tasks: tuple[Task, ...]
+    splits: tuple[Split, ...] = ()
+    policy: Policy | None = None
+    searches: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backbone.low_rank and self.splits:
+            raise UserError("The low-rank baseline is made of a network without branches, but this one has branched.")
+        rows = self.policy or ()
+        sizes = {len(row) for row in rows}
+        if self.policy is not None and (len(rows) != len(self.tasks) or sizes != {self.num_blocks}):
+            raise UserError(
+                f"The policy should decide {self.num_blocks} blocks for each of {len(self.tasks)} tasks, found "
+                f"{sorted(sizes)} blocks for {len(rows)}."
+            )
+
+    @classmethod
+    def thin(
+        cls,
+        source: str,
+        width: int | None,
+        image_size: tuple[int, int],
+        tasks: tuple[Task, ...],
+        *,
+        width_fraction: float | None = None,
+    ) -> Architecture:
+        """The architecture before any split: every task shares every unit."""
+        return cls(Backbone(source, image_size, width, width_fraction), tasks)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.backbone.image_size
+
+    @property
+    def specs(self) -> tuple[UnitSpec, ...]:
+        """What the units of the backbone are and cost, input first."""
+        return self.backbone.specs
+
+    @property
+    def num_outputs(self) -> int:
+        """O, the number of outputs of all tasks."""
+        return sum(task.num_outputs for task in self.tasks)
+
+    @property
+    def num_blocks(self) -> int:
+        """L, the number of units that tasks may skip."""
+        return len(self.backbone.blocks)
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether it has a policy, or looks for one."""
+        return self.searches or self.policy is not None
+
+    @property
+    def output_basis(self) -> int | None:
+        """Of a low-rank network the number of basis units of the outputs, 16; never more than their rank."""
+        if not self.backbone.low_rank:
+            return None
+        return min(BASIS["output"], self.backbone.plans[-1].width, self.num_outputs)
+
+    @cached_property
+    def routing(self) -> Routing:
+        """The way of every task through the units; of a search that on which all execute all of them."""
+        if not self.has_policy:
+            return route_tree(self.tree)
+        policy = self.policy or share_all_blocks(len(self.tasks), self.num_blocks)
+        return route_policy(self.backbone.names, self.backbone.may_skip, policy)
+
+    @cached_property
+    def tree(self) -> Tree:
+        """Which tasks share which units; of a policy, after which block they still share their features."""
+        if self.has_policy:
+            return self.routing.tree(self.backbone.blocks)
+        return Tree(self.backbone.names, len(self.tasks), self.splits)
+
+    def with_tree(self, tree: Tree) -> Architecture:
+        """The same network with another tree.
+
+        Raises:
+            UserError: the tree is of other units, or of another number of tasks.
+        """
+        if tree.layers != self.backbone.names:
+            raise UserError(
+                f"The tree is of other layers than those of {self.backbone.source}: found {', '.join(tree.layers)}."
+            )
+        if tree.num_tasks != len(self.tasks):
+            raise UserError(f"The tree is of {tree.num_tasks} tasks, but {len(self.tasks)} tasks were given.")
+        return replace(self, splits=tree.splits)
+
+    def with_policy(self, policy: Policy) -> Architecture:
+        """The same network with these decisions."""
+        return replace(self, policy=policy, searches=False)
+
+    def factorised(self) -> Architecture:
+        """The same network with every layer of low rank."""
+        return replace(self, backbone=replace(self.backbone, low_rank=True))
+
+    def shared_by(self, tasks: tuple[Task, ...]) -> Architecture:
+        """The thin network of the same widths and images for these tasks, which share every unit, of full rank."""
+        shared = Architecture(replace(self.backbone, low_rank=False), tasks)
+        return shared.with_policy(share_all_blocks(len(tasks), self.num_blocks)) if self.has_policy else shared
+
+    def restricted(self, numbers: Sequence[int]) -> Architecture:
+        """That of some of the tasks, in the given order, with the copies and blocks that these need."""
+        tasks = tuple(self.tasks[number] for number in numbers)
+        if self.policy is not None:
+            return replace(self, tasks=tasks, policy=tuple(self.policy[number] for number in numbers))
+        return replace(self, tasks=tasks, splits=self.tree.restricted(numbers).splits)
+
+    def cost(self) -> Cost:
+        """Of all units and heads: a unit is paid once per copy, and run once per way."""
+        weights = parameters = multiply_adds = 0
+        for number, spec in enumerate(self.specs):
+            copies = self.routing.copies(number)
+            coming, running = self.routing.num_runs(number)
+            weights += spec.shortcut.weights * len(copies) + spec.body.weights * sum(copies)
+            parameters += spec.shortcut.parameters * len(copies) + spec.body.parameters * sum(copies)
+            multiply_adds += spec.shortcut.multiply_adds * coming + spec.body.multiply_adds * running
+        heads = self.specs[-1].width * self.num_outputs
+        if self.output_basis is not None:
+            heads = self.output_basis * (self.specs[-1].width + self.num_outputs)
+        return Cost(weights + heads, parameters + heads + self.num_outputs, multiply_adds + heads)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        policy = None
+        if self.policy is not None:
+            policy = [list(map(int, row)) for row in self.policy]
+        return {
+            "version": VERSION,
+            "backbone": self.backbone.to_json(),
+            "tasks": [task.to_json() for task in self.tasks],
+            "splits": [split.to_json() for split in self.splits],
+            "policy": policy,
+            "searches": self.searches,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Architecture:
+        """The inverse of `to_json`."""
+        policy = data["policy"]
+        if policy is not None:
+            policy = tuple(tuple(map(bool, row)) for row in policy)
+        return cls(
+            Backbone.from_json(data["backbone"]),
+            tuple(Task.from_json(task) for task in data["tasks"]),
+            tuple(Split.from_json(split) for split in data["splits"]),
+            policy,
+            data["searches"],
+        )
+
+
+def num_weights(architecture: Architecture) -> int:
+    """Weights with batch norm folded and biases not counted, heads included: the count of the paper's tables."""
+    return architecture.cost().weights
+
+
+def num_parameters(architecture: Architecture) -> int:
+    """Everything that is trained: weights, batch norm's scale and shift, the heads' biases."""
+    return architecture.cost().parameters
+
+
+def multiply_adds(architecture: Architecture) -> int:
+    """Multiply-adds of one image's way through all copies (or all ways) and heads; batch norm folded."""
+    return architecture.cost().multiply_adds

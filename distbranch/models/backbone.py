@@ -1,0 +1,262 @@
+"""Backbones: a source and its sizes, which give a chain of fresh units, and what one pass over them tells of each unit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distbranch.errors import UserError
+from distbranch.models.units import Block, Layer, LowRank, Unit, make_convolution, make_unset
+
+SMALLEST_IMAGE = 32  # pixels: VGG-16 halves its input five times
+
+# `name:width` at full size; `|` is a pooling layer after the layer before it.
+VGG_LAYERS = {
+    "vgg16": "conv1_1:64 conv1_2:64 | conv2_1:128 conv2_2:128 | conv3_1:256 conv3_2:256 conv3_3:256 | "
+    "conv4_1:512 conv4_2:512 conv4_3:512 | conv5_1:512 conv5_2:512 conv5_3:512 | fc6:4096 fc7:4096",
+    "vgg9": "conv1:64 | conv2:128 | conv3_1:256 conv3_2:256 | conv4_1:512 conv4_2:512 | fc5:512 fc6:512",
+}
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}  # per stage (He et al. 2016)
+STAGE_WIDTHS = (64, 128, 256, 512)
+
+# The paper's basis filters, by the stage of the layers (conv4 is conv4_1 .. conv4_3), and of the outputs.
+BASIS = {"conv1": 8, "conv2": 16, "conv3": 32, "conv4": 64, "conv5": 64, "fc6": 64, "fc7": 64, "output": 16}
+
+
+@dataclass(frozen=True)
+class UnitPlan:
+    """How a unit is made: its width and that at full size, and whether tasks may skip it.
+
+    `build(is_executed=False)` gives one of which only the shortcut is needed.
+    """
+
+    name: str
+    width: int
+    full_width: int
+    build: Callable[..., Unit]
+    may_skip: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Weights without norms and biases, everything that is trained, and multiply-adds of one image."""
+
+    weights: int
+    parameters: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class UnitSpec:
+    """What a unit is and costs; `positions` (height, width) are those of its output.
+
+    halvings_above: how often height and width are halved from this unit on up to the heads, its own included: p of Eq. 9.
+    max_copies: so many copies of it are together no wider than the unit at full size.
+    body: what it costs beside its shortcut.
+    """
+
+    name: str
+    width: int
+    max_copies: int
+    positions: tuple[int, int]
+    halvings_above: int
+    may_skip: bool
+    body: Cost
+    shortcut: Cost
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A chain of units by its source and sizes.
+
+    source: one of `SOURCES`.
+    image_size: (height, width) in pixels.
+    width: omega; None: full, or the fraction of it.
+    width_fraction: of the full width, in 0..1.
+    low_rank: whether every layer is factorised (models/low_rank.py).
+    """
+
+    source: str
+    image_size: tuple[int, int]
+    width: int | None = None
+    width_fraction: float | None = None
+    low_rank: bool = False
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise UserError(f"The backbone must be one of {', '.join(SOURCES)}, found {self.source!r}.")
+        if self.width is not None and self.width < 1:
+            raise UserError(f"The width of a thin network is at least 1, found {self.width}.")
+        if min(self.image_size) < SMALLEST_IMAGE:
+            raise UserError(
+                f"Images must be at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels (height x width), found "
+                f"{self.image_size[0]}x{self.image_size[1]}. Give a larger image size."
+            )
+
+    @cached_property
+    def plans(self) -> tuple[UnitPlan, ...]:
+        """How its units are made, input first."""
+        return tuple(SOURCES[self.source](self))
+
+    @property
+    def specs(self) -> tuple[UnitSpec, ...]:
+        """What its units are and cost, input first."""
+        return _measure_units(self)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of its units, input first."""
+        return tuple(plan.name for plan in self.plans)
+
+    @property
+    def may_skip(self) -> tuple[bool, ...]:
+        """Which of its units tasks may skip."""
+        return tuple(plan.may_skip for plan in self.plans)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The names of the units that tasks may skip."""
+        return tuple(plan.name for plan in self.plans if plan.may_skip)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        return asdict(self) | {"image_size": list(self.image_size)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Backbone:
+        """The inverse of `to_json`."""
+        height, length = data["image_size"]
+        return cls(**(data | {"image_size": (int(height), int(length))}))
+
+    def thin_width(self, full: int, *, omega_times: int = 1) -> int:
+        """The width of a unit (paper section 3.1): `omega_times` omega, which is 2 of fully connected layers, or less if it is less."""
+        if self.width is not None:
+            return min(omega_times * self.width, full)
+        if self.width_fraction is not None:
+            return min(in_eights(self.width_fraction * full), full)
+        return full
+
+
+def in_eights(units: float) -> int:
+    """The nearest multiple of 8, at least 8: whole vectors of channels."""
+    return max(8, 8 * int(units / 8 + 0.5))
+
+
+@cache
+@torch.no_grad()
+def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
+    """One pass over all units without any numbers."""
+    found = []
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        x = torch.zeros(1, 3, *backbone.image_size)
+        for plan in backbone.plans:
+            unit = plan.build().eval()
+            before = counter.get_total_flops()
+            shortcut = unit.shortcut(x)
+            between = counter.get_total_flops()
+            x = unit.execute(x, shortcut)
+            found.append((unit, tuple(x.shape[2:]), between - before, counter.get_total_flops() - between))
+    specs = []
+    halvings = 0
+    for plan, (unit, positions, around, through) in reversed(list(zip(backbone.plans, found, strict=True))):
+        halvings += unit.halvings
+        # The parameters of the shortcut are those of a unit that nobody executes.
+        spare = plan.build(is_executed=False) if plan.may_skip else nn.Identity()
+        whole, past = _count(unit, through), _count(spare, around)
+        body = Cost(whole.weights - past.weights, whole.parameters - past.parameters, whole.multiply_adds)
+        specs.append(
+            UnitSpec(
+                plan.name,
+                plan.width,
+                plan.full_width // plan.width,
+                (positions or (1, 1)),
+                halvings,
+                plan.may_skip,
+                body,
+                past,
+            )
+        )
+    return tuple(reversed(specs))
+
+
+def _count(module: nn.Module, flops: int) -> Cost:
+    sizes = [(parameter.ndim, parameter.numel()) for parameter in module.parameters()]
+    return Cost(sum(size for ndim, size in sizes if ndim > 1), sum(size for _, size in sizes), flops // 2)
+
+
+# ---- the sources
+
+
+def _plan_vgg(backbone: Backbone) -> Iterator[UnitPlan]:
+    items = VGG_LAYERS[backbone.source].split()
+    num_inputs = 3
+    height, length = backbone.image_size
+    for item, following in zip(items, [*items[1:], ""], strict=True):
+        if item == "|":
+            height, length = height // 2, length // 2
+            continue
+        name, full = item.split(":")
+        is_linear = name.startswith("fc")
+        if is_linear:  # the first one sees every channel at every position left
+            num_inputs, height, length = num_inputs * height * length, 1, 1
+        width = backbone.thin_width(int(full), omega_times=2 if is_linear else 1)
+        basis = basis_size(name, num_inputs, width, int(full)) if backbone.low_rank else None
+        build = partial(_build_layer, num_inputs, width, basis, is_linear=is_linear, is_pooled=following == "|")
+        yield UnitPlan(name, width, int(full), build)
+        num_inputs = width
+
+
+def _build_layer(num_inputs: int, width: int, basis: int | None, *, is_linear: bool, is_pooled: bool) -> Unit:
+    def product(inputs: int, outputs: int, size: int = 3) -> nn.Module:
+        if is_linear:
+            return make_unset(nn.Linear, inputs, outputs, bias=False)  # type: ignore[no-any-return]
+        return make_convolution(inputs, outputs, size)
+
+    whole = (
+        product(num_inputs, width) if basis is None else LowRank(product(num_inputs, basis), product(basis, width, 1))
+    )
+    return Layer(whole, width, pool=(2, 2, 0) if is_pooled else None, halvings=int(is_pooled))
+
+
+def basis_size(name: str, num_inputs: int, width: int, full_width: int) -> int:
+    """The number of basis filters of a layer: the paper's for the full VGG-16.
+
+    Of a narrower layer the same share of its width, in eights and at least eight; never more than its rank.
+    """
+    stage = re.sub(r"_\d+$", "", name)
+    if stage not in BASIS:
+        raise UserError(f"The low-rank baseline has basis sizes for the layers of vgg16, found the layer {name}.")
+    rank = min(width, num_inputs * (1 if name.startswith("fc") else 9))
+    return min(in_eights(BASIS[stage] * width / full_width), rank)
+
+
+def _plan_resnet(backbone: Backbone) -> Iterator[UnitPlan]:
+    widths = [backbone.thin_width(full) for full in STAGE_WIDTHS]
+    num_inputs = widths[0]
+    yield UnitPlan("stem", num_inputs, STAGE_WIDTHS[0], partial(_build_stem, num_inputs))
+    for stage, (count, width, full) in enumerate(
+        zip(BLOCKS[backbone.source], widths, STAGE_WIDTHS, strict=True), start=1
+    ):
+        for place in range(1, count + 1):
+            stride = 2 if stage > 1 and place == 1 else 1
+            build = partial(Block, num_inputs, width, stride)
+            yield UnitPlan(f"block{stage}_{place}", width, full, build, may_skip=True)
+            num_inputs = width
+
+
+def _build_stem(width: int) -> Unit:
+    return Layer(make_convolution(3, width, 7, 2), width, pool=(3, 2, 1), halvings=2)
+
+
+# How the units of a source are planned.
+SOURCES: dict[str, Callable[[Backbone], Iterator[UnitPlan]]] = {
+    **dict.fromkeys(VGG_LAYERS, _plan_vgg),
+    **dict.fromkeys(BLOCKS, _plan_resnet),
+}

@@ -1,0 +1,251 @@
+"""The network of an architecture: the copies of every unit, the ways of its routing, and the heads.
+
+It is always built anew from an architecture and a state; nothing is ever grafted onto a living network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from distbranch.adashare.policy import EXECUTE, SKIP
+from distbranch.branching.routing import Policy, Routing, copy_units
+from distbranch.errors import UserError
+from distbranch.models.architecture import Architecture
+from distbranch.models.norm import BatchNorm, NormGroups
+from distbranch.models.units import Unit, make_unset, run_over_ways, run_unit
+from distbranch.tasks import TaskSet
+
+
+class Network(nn.Module):
+    """A multi-task network whose units are shared as the architecture's routing says.
+
+    Parameters are named `units.<unit>.<copy>.<rest>`, `heads.weight` [O, F], `heads.bias` [O], of low rank `head_basis.weight`,
+    and, while a policy is searched for, `policy_logits` [T, L, 2], which take no gradient by themselves.
+
+    Args:
+        architecture: what to build.
+        mean: of every colour channel of images in 0..1, to normalise uint8 images.
+        std: likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, architecture: Architecture, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.25,) * 3
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.routing = architecture.routing
+        self.tasks = TaskSet(architecture.tasks)
+
+        self.units = nn.ModuleDict()
+        for number, plan in enumerate(architecture.backbone.plans):
+            copies = self.routing.copies(number)
+            built = [plan.build() if is_executed else plan.build(is_executed=False) for is_executed in copies]
+            self.units[plan.name] = nn.ModuleList(built)
+
+        width = plan.width
+        self.head_basis: nn.Linear | None = None
+        if architecture.output_basis is not None:
+            self.head_basis = make_unset(nn.Linear, width, architecture.output_basis, bias=False)
+            width = architecture.output_basis
+        self.heads: nn.Linear = make_unset(nn.Linear, width, architecture.num_outputs)
+        self.serving = self._serve(self.routing.top)
+        self.serving_apart = self._serve(
+            range(self.tasks.num_tasks)
+        )  # of a search, where every task has its own features
+
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
+        if architecture.searches:
+            logits = torch.zeros(self.tasks.num_tasks, architecture.num_blocks, 2)
+            self.policy_logits = nn.Parameter(logits, requires_grad=False)
+        self.init(torch.Generator().manual_seed(0))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def init(self, generator: torch.Generator) -> None:
+        """Draw all weights anew (He et al. 2015, fan-in), on the CPU so that every device gets the same."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                # No ReLU follows the heads, nor what a basis gives.
+                gain = 1.0 if name == "heads" or name.endswith("basis") else 2.0
+                deviation = math.sqrt(gain / module.weight[0].numel())
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * deviation)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, BatchNorm):
+                module.reset_parameters()
+
+    def copies(self, unit: str) -> list[Unit]:
+        """The copies of a unit."""
+        return cast(list[Unit], list(cast(nn.ModuleList, self.units[unit])))
+
+    def forward(
+        self,
+        images: Tensor,
+        decisions: Tensor | None = None,
+        *,
+        flat: bool = False,
+        groups: NormGroups | None = None,
+    ) -> dict[str, Tensor] | Tensor:
+        """Logits of every task by name, or all of them as one tensor [B, O] if `flat`.
+
+        images: [B, 3, H, W]; uint8 is normalised here, float is taken as normalised already.
+        decisions: of a search [T, n, 2], how much every task executes and skips the last n blocks, while all execute those
+            below; None: as its most probable policy says.
+        groups: of images that are normalised together in training; None: all of them.
+        """
+        x = normalise(images, self.mean, self.std)
+        routing, serving = self.routing, self.serving
+        if decisions is not None:
+            features = self._run_mixed(x, decisions, groups)
+            serving = serving if len(features) == 1 else self.serving_apart
+        else:
+            if self.architecture.searches:  # where the ways change
+                routing = self.architecture.with_policy(self.policy).routing
+                serving = self._serve(routing.top).to(x.device)
+            features = self._run(x, routing, groups)
+        outputs = self._apply_heads(serving, features)
+        return outputs if flat else self.tasks.split_by_task(outputs)
+
+    def _run(self, x: Tensor, routing: Routing, groups: NormGroups | None) -> list[Tensor]:
+        features = [x]
+        for name, nodes in zip(routing.units, routing.nodes, strict=True):
+            features = run_unit(self.copies(name), nodes, features, groups)
+        return features
+
+    def _run_mixed(self, x: Tensor, decisions: Tensor, groups: NormGroups | None) -> list[Tensor]:
+        """The features of every task, whose last blocks are mixtures of what they compute and of their shortcuts."""
+        features = [x]
+        place = decisions.shape[1] - self.architecture.num_blocks  # of the next block among the released ones
+        for name, may_skip in zip(self.routing.units, self.architecture.backbone.may_skip, strict=True):
+            ways = range(len(features))
+            shortcuts, done = run_over_ways(self.copies(name)[0], ways, ways, features, groups)
+            if may_skip and place >= 0:
+                shares = decisions[:, place].to(x.dtype)
+                features = []
+                for task, share in enumerate(shares):
+                    way = min(task, len(ways) - 1)  # all tasks share one up to the first released block
+                    features.append(share[EXECUTE] * done[way] + share[SKIP] * shortcuts[way])
+            else:
+                features = list(done.values())
+            place += may_skip
+        return features
+
+    def _serve(self, node_of_task: Sequence[int]) -> Serving:
+        nodes = []
+        for node, task in zip(node_of_task, self.tasks.tasks, strict=True):
+            nodes += [node] * task.num_outputs
+        return Serving(nodes)
+
+    def _apply_heads(self, serving: Serving, features: Sequence[Tensor]) -> Tensor:
+        tops = []
+        for x in features:
+            top = x.mean(dim=(2, 3)) if x.ndim == 4 else x
+            tops.append(top if self.head_basis is None else self.head_basis(top))
+        outputs: Tensor = serving(self.heads, tops)
+        return outputs
+
+    @property
+    def policy(self) -> Policy:
+        """Who executes which block [T][L]: the architecture's policy, or the most probable decisions of the search so far."""
+        if self.architecture.policy is not None:
+            return self.architecture.policy
+        executes = self.policy_logits[:, :, EXECUTE] >= self.policy_logits[:, :, SKIP]
+        return tuple(map(tuple, executes.tolist()))
+
+    @property
+    def served_architecture(self) -> Architecture:
+        """That of the network as it answers: of a search that of its most probable decisions."""
+        return self.architecture.with_policy(self.policy) if self.architecture.searches else self.architecture
+
+    def as_served(self) -> Network:
+        """The network as it answers: of a search that of its most probable decisions, with copies of what it needs; else itself."""
+        return self.rebuilt(self.served_architecture) if self.architecture.searches else self
+
+    def rebuilt(self, architecture: Architecture, tasks: Sequence[int] | None = None) -> Network:
+        """A network with copies of this one's units; `tasks`: of every task of it the number in this one, if not the same.
+
+        Raises:
+            ValueError: it is neither wider than this one nor a part of it.
+        """
+        network = Network(architecture, self.mean.flatten().tolist(), self.std.flatten().tolist())
+        state = copy_units(self.state_dict(), self.routing, network.routing, tasks)
+        if tasks is not None:
+            parts = list(self.tasks.columns.values())
+            columns = [column for task in tasks for column in range(parts[task].start, parts[task].stop)]
+            state |= {f"heads.{key}": value[columns] for key, value in self.heads.state_dict().items()}
+        network.load_state_dict({name: state[name] for name in network.state_dict()})
+        return network.to(self.mean.device).train(self.training)
+
+
+class Serving(nn.Module):
+    """The heads over several nodes, one matrix product per node; it has no weights of its own.
+
+    A product and a sum over all outputs would hold [B, O, F] values: 541 MiB for 1,050 outputs where this takes 17.
+
+    Args:
+        node_of_output: of every output, the number of the node that serves it [O].
+    """
+
+    order: Tensor | None
+    place: Tensor | None
+
+    def __init__(self, node_of_output: Sequence[int]) -> None:
+        super().__init__()
+        order = sorted(range(len(node_of_output)), key=node_of_output.__getitem__)  # outputs, node by node
+        self.sizes = [node_of_output.count(node) for node in range(max(node_of_output) + 1)]
+        is_sorted = order == list(range(len(order)))  # then nothing has to be moved
+        place = sorted(order, key=order.__getitem__)
+        self.register_buffer("order", None if is_sorted else torch.tensor(order), persistent=False)
+        self.register_buffer("place", None if is_sorted else torch.tensor(place), persistent=False)
+
+    def forward(self, heads: nn.Linear, features: Sequence[Tensor]) -> Tensor:
+        """[B, O] from the features [B, F] of every node, in the precision of the heads whatever the autocast."""
+        with torch.autocast(heads.weight.device.type, enabled=False):
+            weight = heads.weight if self.order is None else heads.weight[self.order]
+            parts = torch.split(weight, self.sizes)
+            products = [x.to(part.dtype) @ part.t() for x, part in zip(features, parts, strict=True)]
+            outputs = torch.cat(products, dim=1)
+            outputs = outputs if self.place is None else outputs[:, self.place]
+            return outputs + heads.bias
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 images [B, 3, H, W] as normalised floats; float ones are taken as normalised already."""
+    if images.dtype == torch.uint8:
+        images = images.to(mean.dtype).div_(255).sub_(mean).div_(std)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def restrict(network: Network, names: Sequence[str]) -> Network:
+    """The network of some of its tasks, in the network's order, with the copies and blocks that these need, in eval mode.
+
+    Raises:
+        UserError: a task that the network does not have, with the nearest names; or it is low-rank.
+    """
+    if network.architecture.backbone.low_rank:
+        raise UserError(
+            "A low-rank network shares every layer and the basis of its outputs among all tasks, so no part of it serves some of "
+            "them alone. Leave out --tasks."
+        )
+    known = network.tasks.names
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known[:8]
+            raise UserError(
+                f"The network has no task {name!r}. The nearest of its {len(known)} are: {', '.join(near)}."
+            )
+    kept = [number for number, name in enumerate(known) if name in names]
+    if not kept:
+        raise UserError(f"At least one task must be given. The network has {len(known)}: {', '.join(known[:8])} ...")
+    return network.rebuilt(network.served_architecture.restricted(kept), kept).eval()
