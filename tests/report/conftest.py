@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distbranch.models.backbones import BACKBONES
 
-VGG16 = [layer.name for layer in BACKBONES["vgg16"]]
+from distbranch.models.backbone import Backbone
+
+VGG16 = list(Backbone("vgg16", (224, 224)).names)
 # fmt: off
 TASKS = [
     "Men", "Women", "Kids", "Apparel", "Accessories", "Footwear", "Personal_Care", "Topwear", "Bottomwear", "Shoes",
