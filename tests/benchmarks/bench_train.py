@@ -173,7 +173,7 @@ def _grow(net: TrainedNetwork, ranks: Ranks) -> float:
         ranks.gather(None)
         began = time.perf_counter()
         summed = stats.with_pair_sums(ranks.sum(stats.pair_sums()))
-        architecture = net.tree_architecture
+        architecture = net.network.architecture
         (ruling,) = ranks.run_on_rank_zero(lambda: decide_round(summed, architecture, [config.method], seed=0))  # noqa: B023
         if ruling.split is not None:
             net.widen(ruling.split)
