@@ -24,7 +24,7 @@ HOMES = {
     "ray": ("launch", "sweep"),
     "submitit": ("launch",),
     "optuna": ("sweep",),
-    "pandas": ("sweep", "experiments"),
+    "pandas": ("sweep", "experiments", "report"),
     "torch.distributed": ("engine",),
     "filelock": ("locks",),
     "safetensors": ("tensor_files",),
