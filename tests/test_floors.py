@@ -24,7 +24,7 @@ HOMES = {
     "ray": ("launch", "sweep"),
     "submitit": ("launch",),
     "optuna": ("sweep",),
-    "pandas": ("data", "sweep", "experiments"),
+    "pandas": ("data", "sweep", "experiments", "report"),
     "torch.distributed": ("engine",),
     "filelock": ("locks",),
     "safetensors": ("tensor_files",),

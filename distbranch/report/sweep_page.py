@@ -165,12 +165,15 @@ def _draw_points(axes: Axes, sweep: SweepFiles, points: pandas.DataFrame, cost: 
 
 
 def _make_spots(sweep: SweepFiles, points: pandas.DataFrame) -> list[Spot]:
-    """Points under the values of the keys that are not their colour."""
+    """Points under the value of the key that is not their colour; where there are more such keys, under their number."""
     keys = sweep.keys[1:] if _is_coloured(sweep) else sweep.keys
     value = f"{sweep.shown_split}_{sweep.metric}"
     spots = []
-    for _, point in points.iterrows():
-        name = ", ".join(format_setting(point[key]) for key in keys)
+    for number, point in points.iterrows():
+        name = f"no. {number + 1}"
+        # two values beside every point would cover others
+        if len(keys) == 1:
+            name = format_setting(point[keys[0]])
         costs = {cost: (point[cost], point[f"{cost}_sd"]) for cost in COSTS}
         spots.append(Spot(name, costs, (point[value], point[f"{value}_sd"])))
     return spots

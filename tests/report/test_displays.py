@@ -2,6 +2,8 @@
 
 import io
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,3 +186,8 @@ def test_the_last_trial_of_a_sweep_has_no_time_left() -> None:
     display({"kind": "begun", "trial": "a", "family": ["a"]})
     display({"kind": "ended", "trial": "a", "status": "finished", "reason": ""})
     assert out.getvalue().splitlines()[-1] == "1/1 finished: a"
+
+
+def test_a_display_that_is_imported_loads_neither_pandas_nor_matplotlib() -> None:
+    said = "import sys, distbranch.report.progress; assert not {'pandas', 'matplotlib'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", said], check=True)
