@@ -107,7 +107,7 @@ def tabulate_networks(runs: Runs) -> pandas.DataFrame:
 def count_skips(run: Run) -> int:
     """How often a task skips a block, over all tasks and blocks."""
     policy = json.loads(RunDirectory(run.config.run_directory).policy.read_text())["policy"]
-    return sum(not executes for row in policy for executes in row)
+    return sum(row.count(0) for row in policy)
 
 
 def describe_policies(found: pandas.DataFrame, split: str) -> list[str]:
