@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas
+from pandas import DataFrame
 
 from distbranch.config import Config, MethodConfig, differences, load_config
 from distbranch.config.reading import parse_override
@@ -262,11 +263,11 @@ def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *,
     return found
 
 
-def _make_course(variant: str, runs: Runs, curves: pandas.DataFrame) -> Course:
+def _make_course(variant: str, runs: Runs, curves: DataFrame) -> Course:
     losses = []
     for run in runs:
         if run.variant == variant:
-            lines = pandas.DataFrame(run.read_log("train")).dropna(subset="loss")
+            lines = DataFrame(run.read_log("train")).dropna(subset="loss")
             losses.append((list(lines["iteration"]), list(lines["loss"])))
     of_seeds = curves[curves["variant"] == variant].groupby("seed", sort=False)
     values = [(list(curve["iteration"]), list(curve["value"])) for _, curve in of_seeds]
