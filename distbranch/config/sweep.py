@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from distbranch.config.network import Section
 from distbranch.config.paths import expand_places, is_remote
@@ -116,7 +116,7 @@ class SweepConfig(Section):
         description="Config file of a run, relative to the sweep file; not needed where every variant has its own.",
     )
     overrides: Setting = Field({}, description="Dotted keys of the run that differ from the base in all trials.")
-    variants: dict[Name, Setting] = Field(
+    variants: dict[Annotated[Name, BeforeValidator(str)], Setting] = Field(
         {},
         description="With search: grid, unlike configurations: name: {dotted key: value, ...}, with a `base` of its own "
         "if that differs; each is combined with all of the grid and all seeds. `{seed}` in a path of `method` is the trial's.",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+from pandas import DataFrame
 from scipy.stats import wilcoxon
 
 from distbranch.experiments.runs import COSTS, pivot_tasks, select_means
@@ -29,7 +30,7 @@ DECIMALS = {"share": 2, "adjusted_rand_index": 3}
 # ---- differences
 
 
-def compare_methods(values: pandas.DataFrame, metric: str, split: str) -> pandas.DataFrame:
+def compare_methods(values: DataFrame, metric: str, split: str) -> DataFrame:
     """Means over seeds, and differences against the first method, paired by seed and task.
 
     Returns:
@@ -47,12 +48,12 @@ def compare_methods(values: pandas.DataFrame, metric: str, split: str) -> pandas
             differences = pairs[method] - pairs[reference]
             found[method] = summarise_differences(differences.dropna(axis="columns", how="all"))
     shown = ["repetitions", "difference", "difference_sd", "tasks_higher", "tasks_lower", "p_value"]
-    table = table.join(pandas.DataFrame(found, index=shown).T)
+    table = table.join(DataFrame(found, index=shown).T)
     table["multiply_adds"] = means["multiply_adds"].mean()
     return table.rename(columns={"repetitions": "paired_seeds"}).rename_axis("method").reset_index()
 
 
-def summarise_differences(differences: pandas.DataFrame) -> dict[str, Any]:
+def summarise_differences(differences: DataFrame) -> dict[str, Any]:
     """What one table of differences says, [tasks, repetitions] (over seeds, or over permutations of a tree).
 
     Returns:
@@ -82,7 +83,7 @@ def summarise_differences(differences: pandas.DataFrame) -> dict[str, Any]:
     return found
 
 
-def tabulate_differences(differences: pandas.DataFrame) -> pandas.DataFrame:
+def tabulate_differences(differences: DataFrame) -> DataFrame:
     """A row per task, the largest mean first: task, difference and its `_sd`, lowest, highest, then every repetition."""
     table = differences.agg(["mean", "std", "min", "max"], axis="columns")
     table = table.set_axis(["difference", "difference_sd", "lowest", "highest"], axis="columns")
@@ -91,7 +92,7 @@ def tabulate_differences(differences: pandas.DataFrame) -> pandas.DataFrame:
     return table.rename_axis("task").reset_index()
 
 
-def describe_differences(differences: pandas.DataFrame, metric: str, *, one: str, other: str, repetition: str) -> str:
+def describe_differences(differences: DataFrame, metric: str, *, one: str, other: str, repetition: str) -> str:
     """One sentence about `one` less `other`: what was seen, and what may be said of it."""
     found = summarise_differences(differences)
     name = METRIC_NAMES[metric]
@@ -118,7 +119,7 @@ def describe_differences(differences: pandas.DataFrame, metric: str, *, one: str
 # ---- at equal cost
 
 
-def compare_at_equal_cost(points: pandas.DataFrame, line: pandas.DataFrame, cost: str) -> pandas.DataFrame:
+def compare_at_equal_cost(points: DataFrame, line: DataFrame, cost: str) -> DataFrame:
     """Values beside the line of the same seed and task at the same cost.
 
     Args:
@@ -152,7 +153,7 @@ def interpolate_at_cost(cost: float, line: pandas.Series) -> float:
     return float(np.interp(np.log(cost), np.log(points.index), points))
 
 
-def tabulate_equal_cost(means: pandas.DataFrame, thin: Iterable[str], metric: str) -> pandas.DataFrame:
+def tabulate_equal_cost(means: DataFrame, thin: Iterable[str], metric: str) -> DataFrame:
     """Every other network beside the line of thin ones, at equal multiply-adds and at equal weights.
 
     Returns:
@@ -177,7 +178,7 @@ def tabulate_equal_cost(means: pandas.DataFrame, thin: Iterable[str], metric: st
 # ---- the pace of curves
 
 
-def measure_pace(curves: pandas.DataFrame, reference: str, iterations: int) -> pandas.DataFrame:
+def measure_pace(curves: DataFrame, reference: str, iterations: int) -> DataFrame:
     """When every variant first reached what the reference of the same seed had at its end.
 
     Args:
@@ -193,7 +194,7 @@ def measure_pace(curves: pandas.DataFrame, reference: str, iterations: int) -> p
     last = of_run["value"].last()
     goals = last[reference]
     first = pandas.Series({key: find_first_reach(curve, goals.get(key[1], np.nan)) for key, curve in of_run})
-    table = pandas.DataFrame({"last": last, "first": first}).groupby(level=0, sort=False)
+    table = DataFrame({"last": last, "first": first}).groupby(level=0, sort=False)
     found = table["last"].agg(last="mean", last_sd="std", seeds="size")
     found["reached"] = table["first"].count()
     found["iterations"] = table["first"].mean()
@@ -201,7 +202,7 @@ def measure_pace(curves: pandas.DataFrame, reference: str, iterations: int) -> p
     return found.rename_axis("variant").reset_index()
 
 
-def find_first_reach(curve: pandas.DataFrame, goal: float) -> float:
+def find_first_reach(curve: DataFrame, goal: float) -> float:
     """The first iteration at which a curve is at the goal, on straight lines between its points; NaN if it never is."""
     iterations = curve["iteration"].to_numpy(float)
     values = curve["value"].to_numpy(float)
@@ -217,13 +218,13 @@ def find_first_reach(curve: pandas.DataFrame, goal: float) -> float:
 # ---- for people
 
 
-def format_table(table: pandas.DataFrame) -> list[dict[str, str]]:
+def format_table(table: DataFrame) -> list[dict[str, str]]:
     """Any of the tables as rows of text: values with their spread, metrics in percent, differences in points."""
     columns = [column for column in table.columns if not column.endswith("_sd")]
     return [{_make_heading(column): format_cell(column, row) for column in columns} for row in table.to_dict("records")]
 
 
-def format_markdown(table: pandas.DataFrame) -> str:
+def format_markdown(table: DataFrame) -> str:
     """The same in Markdown."""
     return render_markdown(pandas.DataFrame(format_table(table)))
 
@@ -258,7 +259,7 @@ def format_cell(column: str, row: Mapping[str, Any]) -> str:
     return format_amount(value, None, decimals=DECIMALS.get(column, 0))
 
 
-def make_spots(means: pandas.DataFrame, variants: Iterable[str]) -> list[Spot]:
+def make_spots(means: DataFrame, variants: Iterable[str]) -> list[Spot]:
     """The networks in a diagram of value against cost."""
     spots = []
     for variant in variants:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas
+from pandas import DataFrame
 
 from distbranch.config import Config, MethodConfig, differences, load_config
 from distbranch.config.reading import parse_override
@@ -244,30 +245,29 @@ def design_initialisation(config: Path, pretrained: Path, overrides: Sequence[st
 def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *, two_thirds: bool) -> Variants:
     """One variant per beginning, evaluated on val often enough to see when it reaches what."""
     chosen = load_run_config(config, overrides)
-    train = chosen.train
-    every = train.evaluate_every
+    iterations = chosen.train.iterations
+    base: Setting = {"base": str(config.absolute())}
     if not any(text.startswith("train.evaluate_every=") for text in overrides):
         # A shorter run has as many points of the curve as a longer one, for its pace is read off that curve.
-        every = max(1, train.iterations // NUM_EVALUATIONS)
-    base = {"base": str(config.absolute()), "train.evaluate_every": every}
+        base["train.evaluate_every"] = max(1, iterations // NUM_EVALUATIONS)
     found: Variants = {}
     for name in FROM_WIDE:
         found[name] = {**base, "method.init": name, "method.pretrained": str(pretrained.absolute())}
     found[RANDOM] = {**base, "method.init": RANDOM, "method.pretrained": None}
     # On a schedule of its own, since a learning rate that still falls keeps a curve low.
     if two_thirds:
-        short = {**found["somp"], "train.iterations": round(train.iterations * 2 / 3)}
+        short = {**found["somp"], "train.iterations": round(iterations * 2 / 3)}
         if chosen.optim.schedule == "step":
             short["optim.decay_every"] = max(1, round(chosen.optim.decay_every * 2 / 3))
         found["somp-two-thirds"] = short
     return found
 
 
-def _make_course(variant: str, runs: Runs, curves: pandas.DataFrame) -> Course:
+def _make_course(variant: str, runs: Runs, curves: DataFrame) -> Course:
     losses = []
     for run in runs:
         if run.variant == variant:
-            lines = pandas.DataFrame(run.read_log("train")).dropna(subset="loss")
+            lines = DataFrame(run.read_log("train")).dropna(subset="loss")
             losses.append((list(lines["iteration"]), list(lines["loss"])))
     of_seeds = curves[curves["variant"] == variant].groupby("seed", sort=False)
     values = [(list(curve["iteration"]), list(curve["value"])) for _, curve in of_seeds]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+from pandas import DataFrame
 from sklearn.metrics import adjusted_rand_score
 
 from distbranch.branching.decision import choose_groups
@@ -144,7 +145,7 @@ def _list_groups(tree: Tree) -> list[list[list[int]]]:
     return [sorted(sorted(branch) for branch in tree.branches(layer)) for layer in layers]
 
 
-def measure_losses(values: pandas.DataFrame, metric: str, split: str) -> pandas.DataFrame:
+def measure_losses(values: DataFrame, metric: str, split: str) -> DataFrame:
     """How much lower the metric of every task is with each permuted tree, mean over seeds: [T, K] in 0..1.
 
     Tasks without the metric in some run are left out. Positive: the learned tree is better.
@@ -153,7 +154,7 @@ def measure_losses(values: pandas.DataFrame, metric: str, split: str) -> pandas.
     trees = table.columns.unique("variant").drop(LEARNED)
     # Over seeds first: they are repetitions of one tree, while permutations are other trees.
     lost = {tree: (table[LEARNED] - table[tree]).mean(axis="columns") for tree in trees}
-    return pandas.DataFrame(lost)
+    return DataFrame(lost)
 
 
 # ---- agreement or phi?
@@ -213,7 +214,7 @@ def design_affinity(config: Path, alphas: Sequence[float], overrides: Sequence[s
     )
 
 
-def measure_kinds(values: pandas.DataFrame, split: str) -> pandas.DataFrame:
+def measure_kinds(values: DataFrame, split: str) -> DataFrame:
     """Phi less agreement at equal weights: [T, seeds], in 0..1; without tasks for which the lines do not overlap."""
     # A task that some network lacks has other lines than the rest.
     complete = pivot_tasks(values, METRIC, split).dropna()
@@ -240,7 +241,7 @@ def design_planted_truth(config: Path, seeds: Sequence[int], overrides: Sequence
     """
 
     def analyse(runs: Runs) -> Findings:
-        found = pandas.DataFrame({"seed": [run.seed for run in runs]})
+        found = DataFrame({"seed": [run.seed for run in runs]})
         found["adjusted_rand_index"] = [measure_agreement(run.config.run_directory) for run in runs]
         return Findings((), found, {"planted.csv": found})
 

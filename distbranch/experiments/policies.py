@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas
+from pandas import DataFrame
 
 from distbranch.config import AdaShareConfig
 from distbranch.config.sweep import Setting
@@ -85,7 +85,7 @@ def design_policies(
     )
 
 
-def tabulate_networks(runs: Runs) -> pandas.DataFrame:
+def tabulate_networks(runs: Runs) -> DataFrame:
     """A row per trained network, hard sharing first, seed by seed; values in 0..1.
 
     `best_on_val`: of the policies of one seed, that with the highest value on val, whatever it is on test.
@@ -96,7 +96,7 @@ def tabulate_networks(runs: Runs) -> pandas.DataFrame:
         row |= {f"{split}_{METRIC}": run.get_mean(METRIC, split) for split in SPLITS}
         row |= {"skipped_decisions": count_skips(run), "multiply_adds": run.summary["multiply_adds"]}
         rows.append(row)
-    found = pandas.DataFrame(rows)
+    found = DataFrame(rows)
     found = found[found["network"] != SEARCH].sort_values("seed", kind="stable", ignore_index=True)
     # By val alone: the best on test would be chosen by what it is judged by.
     drawn = found[found["network"] != SHARED]
@@ -107,10 +107,10 @@ def tabulate_networks(runs: Runs) -> pandas.DataFrame:
 def count_skips(run: Run) -> int:
     """How often a task skips a block, over all tasks and blocks."""
     policy = json.loads(RunDirectory(run.config.run_directory).policy.read_text())["policy"]
-    return sum(not executes for row in policy for executes in row)
+    return sum(row.count(0) for row in policy)
 
 
-def describe_policies(found: pandas.DataFrame, split: str) -> list[str]:
+def describe_policies(found: DataFrame, split: str) -> list[str]:
     """A sentence per search with what may be said of it."""
     sentences = []
     for seed, networks in found.groupby("seed"):

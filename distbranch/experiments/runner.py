@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+from pandas import DataFrame
 
 from distbranch.config.sweep import Setting, SweepConfig, sweep_of
 from distbranch.engine.results import read_result
@@ -49,8 +50,8 @@ class Findings:
     """
 
     sentences: Sequence[str] = ()
-    table: pandas.DataFrame | None = None
-    csv: Mapping[str, pandas.DataFrame] = field(default_factory=dict)
+    table: DataFrame | None = None
+    csv: Mapping[str, DataFrame] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     @property

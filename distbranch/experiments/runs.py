@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas
+from pandas import DataFrame
 
 from distbranch.config import Config, load_config
 from distbranch.config.sweep import METRICS
@@ -102,7 +102,7 @@ def restrict_to_common_tasks(runs: Runs) -> list[Run]:
 
 def _restrict_mean(runs: Runs, metric: str, split: str) -> None:
     """Where some runs lack the metric of a task, put the mean over the other tasks into all summaries."""
-    values = pandas.DataFrame([_read_values_behind_mean(run, metric, split) for run in runs], dtype=float)
+    values = DataFrame([_read_values_behind_mean(run, metric, split) for run in runs], dtype=float)
     shared = values.dropna(axis="columns", how="any")
     partial = values.dropna(axis="columns", how="all").columns.difference(shared.columns)
     if partial.empty or not all(run.get_scores(split) for run in runs):
@@ -145,7 +145,7 @@ def check_defined(runs: Runs, metric: str, splits: Collection[str]) -> None:
 # ---- the table
 
 
-def tabulate_runs(runs: Runs) -> pandas.DataFrame:
+def tabulate_runs(runs: Runs) -> DataFrame:
     """All metrics of all runs, a row per value: variant, seed, multiply_adds, weights, split, task, metric, value.
 
     Values are in 0..1, NaN where a metric is undefined. The task `MEAN` is the mean over tasks, which every run has a row for.
@@ -158,35 +158,35 @@ def tabulate_runs(runs: Runs) -> pandas.DataFrame:
         # The mean is as recorded, and no mean of these rows: exclusive sets count in it as one choice each.
         for task, values in {MEAN: scores.get("mean", {}), **scores.get("tasks", {})}.items():
             rows += [{**about, "task": task, "metric": metric, "value": values.get(metric)} for metric in METRICS]
-    return pandas.DataFrame(rows).astype({"value": float})
+    return DataFrame(rows).astype({"value": float})
 
 
-def select_means(values: pandas.DataFrame, metric: str, split: str) -> pandas.DataFrame:
+def select_means(values: DataFrame, metric: str, split: str) -> DataFrame:
     """A row per run: the mean over tasks of a metric on a split."""
     chosen = (values["metric"] == metric) & (values["split"] == split)
     return values[chosen & (values["task"] == MEAN)]
 
 
-def select_tasks(values: pandas.DataFrame, metric: str, split: str) -> pandas.DataFrame:
+def select_tasks(values: DataFrame, metric: str, split: str) -> DataFrame:
     """A row per run and task: a metric on a split."""
     chosen = (values["metric"] == metric) & (values["split"] == split)
     return values[chosen & (values["task"] != MEAN)]
 
 
-def pivot_tasks(values: pandas.DataFrame, metric: str, split: str) -> pandas.DataFrame:
+def pivot_tasks(values: DataFrame, metric: str, split: str) -> DataFrame:
     """The same with a row per task, in the order of the runs, and a column per variant and seed."""
     chosen = select_tasks(values, metric, split)
     table = chosen.pivot(index="task", columns=["variant", "seed"], values="value")
     return table.reindex(chosen["task"].unique())
 
 
-def read_curves(runs: Runs, metric: str) -> pandas.DataFrame:
+def read_curves(runs: Runs, metric: str) -> DataFrame:
     """The mean over tasks on val at every evaluation: variant, seed, iteration, value."""
     rows = []
     for run in runs:
         lines = [line for line in run.read_log("evaluation") if line["split"] == "val"]
         rows += [(run.variant, run.seed, line["iteration"], line["mean"].get(metric)) for line in lines]
-    curves = pandas.DataFrame(rows, columns=["variant", "seed", "iteration", "value"]).dropna()
+    curves = DataFrame(rows, columns=["variant", "seed", "iteration", "value"]).dropna()
     # A resumed run may have evaluated twice at one iteration; the last one counts.
     return curves.drop_duplicates(["variant", "seed", "iteration"], keep="last", ignore_index=True)
 

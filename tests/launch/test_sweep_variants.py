@@ -29,6 +29,8 @@ def test_variants_are_trained_with_every_seed_under_their_own_names(tmp_path: Pa
     assert [(t.method.name, t.method.affinity, t.model.width) for t in trials[::2]] == [
         ("fixed", "agreement", 2), ("branching", "phi", 2), ("branching", "agreement", 4),
     ]  # fmt: skip
+    (number,) = list_trials(sweep_in(tmp_path, variants={16: {"model.width": 16}}, seeds=[0]))
+    assert number.run.name == "16-seed0"
     crossed = list_trials(sweep_in(tmp_path, grid={"method.alpha": [1, 4]}))
     assert [trial.run.name for trial in crossed[:3]] == ["thin-alpha1-seed0", "thin-alpha1-seed1", "thin-alpha4-seed0"]
     assert len(crossed) == 12
