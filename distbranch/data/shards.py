@@ -201,8 +201,8 @@ def _explain_unread(path: str, place: str, error: Exception) -> UserError:
         return denied(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return UserError(
-            f"{path} does not exist, or it is not a packed data set: there is no {DATASET_FILE} in it. Pack one with 'distbranch data "
-            "pack', or give the folder of one."
+            f"{path} does not exist, or it is not a packed data set, which is a folder with a {DATASET_FILE}. Pack one with "
+            "'distbranch data pack', or give the folder of one."
         )
     return UserError(f"{place} cannot be read: {reason_of(error)}.")
 
@@ -212,7 +212,7 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
     try:
         data = dict(json.loads(content))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{place} is damaged, it is no longer JSON ({error}). {repack}") from None
+        raise UserError(f"{place} is damaged, it is no longer the JSON of a {FORMAT} ({error}). {repack}") from None
     kind = (data.get("format"), data.get("version"))
     if kind != (FORMAT, VERSION):
         raise UserError(
