@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 from uuid import uuid4
 
 import fsspec
@@ -52,13 +51,6 @@ class Cache:
     max_bytes: int = 20 * 2**30
 
 
-class Files(Protocol):
-    """The files of a data set."""
-
-    def open(self, file: str, sha256: str) -> int:
-        """A file descriptor for reading, the caller's to close. OSError when the file cannot be had."""
-
-
 @dataclass(frozen=True)
 class LocalFiles:
     """A folder of this machine, read in place (the samples are verified one by one, whoever reads them)."""
@@ -66,7 +58,7 @@ class LocalFiles:
     folder: str
 
     def open(self, file: str, sha256: str) -> int:  # noqa: ARG002
-        """A file descriptor of the file itself."""
+        """A file descriptor of the file itself, the caller's to close. OSError when it cannot be had."""
         return os.open(join(self.folder, file), os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -160,6 +152,9 @@ class RemoteFiles:
             found = hashlib.file_digest(written, "sha256").hexdigest()
         if found != sha256:
             raise DamagedDownloadError(f"it arrived with sha256 {found}, it was packed with {sha256}")
+
+
+Files = LocalFiles | RemoteFiles  # of a data set
 
 
 def open_files(path: str, cache: Cache | None = None) -> Files:

@@ -70,10 +70,14 @@ def _merge_tasks(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
             # One head is trained on both, so they must agree in kind, classes and exclusive set.
             if known != task:
                 raise UserError(
-                    f"The task '{task.name}' is {known.to_json()} in {where} and {task.to_json()} in {info.path}. "
+                    f"The task '{task.name}' is {_describe_task(known)} in {where} and {_describe_task(task)} in {info.path}. "
                     "Data sets that are trained together need the same task under one name; pack one of them with other names."
                 )
     return tuple(task for task, _ in union.values())
+
+
+def _describe_task(task: Task) -> str:
+    return ", ".join([task.kind, *task.classes, task.exclusive]).rstrip(", ")
 
 
 def _merge_split(infos: Sequence[DatasetInfo], name: str, tasks: Sequence[Task]) -> SplitInfo:

@@ -10,8 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from hashlib import sha256
 from math import comb
@@ -28,8 +27,6 @@ from distbranch.data.shards import DATASET_FILE, DatasetInfo, LeftOut, Sample, S
 from distbranch.errors import UserError
 from distbranch.locks import hold_lock
 from distbranch.tasks import Task
-
-__all__ = ["SPLITS", "Sample", "pack"]
 
 SPLITS = ("train", "val", "test")
 LEFT_OUT_FILE = "left-out.csv"
@@ -65,47 +62,53 @@ def pack(
     Raises UserError for a target that holds anything else, a bad label, a key that occurs twice, or a full disk.
     """
     out = Path(out).absolute()
-    source = _convert_to_plain_json({**(source or {}), "shard_samples": shard_samples})
+    # As it comes back from JSON (tuples as lists, paths as text), so that it can be compared with a file.
+    described: dict[str, Any] = json.loads(json.dumps({**(source or {}), "shard_samples": shard_samples}, default=str))
     tasks = tuple(tasks)
+    partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # One of several processes packs, and the others find what it made.
-        lock = out.with_name(f".{out.name}.lock")
-        with hold_lock(lock), _renamed_at_the_end(out) as partial:
-            finished = _find_finished(out, source, tasks)
+        with hold_lock(out.with_name(f".{out.name}.lock")):
+            finished = _find_finished(out, described, tasks)
             if finished is not None:
                 return finished
+            shutil.rmtree(partial, ignore_errors=True)  # what a killed packing left
+            partial.mkdir()
+            try:
+                # The samples, which also end what the source leaves out.
+                splits, size = _write_samples(
+                    samples,
+                    partial,
+                    tasks,
+                    shard_samples,
+                    progress or (lambda _: None),
+                )
+                if not splits:
+                    raise UserError(_describe_why_none(left_out))
 
-            # The samples, which also end what the source leaves out.
-            splits, size = _write_samples(
-                samples,
-                partial,
-                tasks,
-                shard_samples,
-                progress or (lambda _: None),
-            )
-            if not splits:
-                raise UserError(_describe_why_none(left_out))
-
-            # What is told of them. The list of those left out is complete only now.
-            copies = find_copies(partial, splits)
-            _write_table(partial / LEFT_OUT_FILE, ["image", "kind", "where", "why"], [astuple(one) for one in left_out])
-            # A number per image, then split and key of each of its samples.
-            rows = [(number, *astuple(copy)) for number, alike in enumerate(copies, start=1) for copy in alike]
-            _write_table(partial / COPIES_FILE, ["image", "split", "key"], rows)
-            num_skipped = Counter(skipped or {}) + Counter(one.kind for one in left_out)
-            info = DatasetInfo(
-                path=str(out),
-                tasks=tasks,
-                groups={name: tuple(names) for name, names in (groups or {}).items()},
-                splits=splits,
-                image_size=size,
-                source=source,
-                skipped=dict(num_skipped),
-                copies=count_copies(copies),
-            )
-            _write_json(partial / DATASET_FILE, info.to_json())
-            return info
+                # What is told of them. The list of those left out is complete only now.
+                copies = find_copies(partial, splits)
+                _write_tables(partial, left_out, copies)
+                num_skipped = Counter(skipped or {}) + Counter(one.kind for one in left_out)
+                info = DatasetInfo(
+                    path=str(out),
+                    tasks=tasks,
+                    groups={name: tuple(names) for name, names in (groups or {}).items()},
+                    splits=splits,
+                    image_size=size,
+                    source=described,
+                    skipped=dict(num_skipped),
+                    copies=count_copies(copies),
+                )
+                with (partial / DATASET_FILE).open("w", encoding="utf-8") as file:
+                    json.dump(info.to_json(), file, ensure_ascii=False, indent=1)  # for people
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.rename(out)
+                return info
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"The data set cannot be written to {out}: {error.strerror or error}. "
@@ -157,20 +160,6 @@ def describe_copies(counts: Mapping[str, int]) -> str:
     if pairs:
         return f"{found}, and {pairs:,} pair(s) of equal ones lie in different splits, so what is tested was seen in training"
     return f"{found}, all of them in the same split"
-
-
-@contextmanager
-def _renamed_at_the_end(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place when it holds a data set; whatever happens, it does not stay."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed packing left
-    partial.mkdir()
-    try:
-        yield partial
-        if (partial / DATASET_FILE).exists():
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _find_finished(out: Path, source: Mapping[str, Any], tasks: tuple[Task, ...]) -> DatasetInfo | None:
@@ -239,13 +228,17 @@ def _describe_why_none(left_out: Sequence[LeftOut]) -> str:
     )
 
 
-def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A CSV file, if it has a row."""
-    if not rows:
-        return
-    # Of file names that are not UTF-8 the odd bytes are written as such (`\\udce9`).
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
+def _write_tables(folder: Path, left_out: Sequence[LeftOut], copies: Sequence[Sequence[Copy]]) -> None:
+    """CSV files of what was left out and of the copies, with a number per image; each if it has a row."""
+    left_out_rows = [("image", "kind", "where", "why"), *map(astuple, left_out)]
+    copy_rows = [("image", "split", "key")]
+    for number, alike in enumerate(copies, start=1):
+        copy_rows += [(str(number), copy.split, copy.key) for copy in alike]
+    for name, rows in ((LEFT_OUT_FILE, left_out_rows), (COPIES_FILE, copy_rows)):
+        if len(rows) > 1:
+            # Of file names that are not UTF-8 the odd bytes are written as such (`\\udce9`).
+            with (folder / name).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                csv.writer(file).writerows(rows)
 
 
 def _read_size(sample: Sample) -> tuple[int, int]:
@@ -268,16 +261,3 @@ def _check_key(key: str, keys: set[int]) -> None:
 def _without_unused(source: Mapping[str, Any]) -> dict[str, Any]:
     """What was said of a source; an option that came later and is not used makes no other data set."""
     return {key: value for key, value in source.items() if value not in (None, "", [], {})}
-
-
-def _convert_to_plain_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The value as it comes back from JSON (tuples as lists, paths as text), so that it can be compared with a file."""
-    plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
-    return plain
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)  # for people
-        file.flush()
-        os.fsync(file.fileno())

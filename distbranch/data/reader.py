@@ -70,8 +70,9 @@ class OpenShard:
 
     def read_files(self, sample: int) -> tuple[bytes, bytes]:
         """The JPEG and the label file of a sample, as they were packed."""
-        image = self._read_verified(sample, 0, "image")
-        content = self._read_verified(sample, 3, "label file")
+        entry = self.index[sample].tolist()
+        image = self._read_verified(sample, entry[:3], "image")
+        content = self._read_verified(sample, entry[3:], "label file")
         # A search in the bytes, which costs nothing: only who needs the labels parses them.
         if b'"labels"' not in content:
             raise self.bad_sample(sample, "incomplete", "its label file has no field 'labels'.")
@@ -112,9 +113,9 @@ class OpenShard:
         except OSError as error:
             raise BadSample("missing-shard", self.name, None, f"the file {file} cannot be opened ({error}).") from None
 
-    def _read_verified(self, sample: int, column: int, what: str) -> bytes:
-        """The bytes whose offset, size and crc32 stand in the index from this column on."""
-        offset, size, crc = self.index[sample, column : column + 3].tolist()
+    def _read_verified(self, sample: int, member: Sequence[int], what: str) -> bytes:
+        """The bytes of a member (offset, size, crc32) as they were packed."""
+        offset, size, crc = member
         try:
             content = os.pread(self._descriptor, size, offset)
         except OSError as error:

@@ -201,8 +201,8 @@ def _explain_unread(path: str, place: str, error: Exception) -> UserError:
         return denied(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return UserError(
-            f"{path} does not exist, or it is not a packed data set: there is no {DATASET_FILE} in it. Pack one with 'distbranch data "
-            "pack', or give the folder of one."
+            f"{path} does not exist, or it is not a packed data set, which is a folder with a {DATASET_FILE}. Pack one with "
+            "'distbranch data pack', or give the folder of one."
         )
     return UserError(f"{place} cannot be read: {reason_of(error)}.")
 
@@ -212,7 +212,7 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
     try:
         data = dict(json.loads(content))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{place} is damaged, it is no longer JSON ({error}). {repack}") from None
+        raise UserError(f"{place} is damaged, it is no longer the JSON of a {FORMAT} ({error}). {repack}") from None
     kind = (data.get("format"), data.get("version"))
     if kind != (FORMAT, VERSION):
         raise UserError(
@@ -230,21 +230,21 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
 def parse_labels(content: bytes, tasks: Sequence[Task]) -> NDArray[np.float32]:
     """Labels [T] of one `<key>.json`: NaN = unlabelled, 0..1, or the number of the class. Raises UserError."""
     try:
-        labels = json.loads(content)["labels"]
-        values = [labels.get(task.name) for task in tasks]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        labels = dict(json.loads(content)["labels"])
+    except (ValueError, KeyError, TypeError):
         raise UserError("its label file is not JSON with a field 'labels'.") from None
-    numbers = []
-    for task, value in zip(tasks, values, strict=True):
-        if value is None:
-            value = math.nan
+    numbers: list[float] = []
+    for task in tasks:
+        value = labels.get(task.name, math.nan)
         # Nearly all labels are 0 or 1, which need no call; this runs for every task of every sample.
-        elif task.classes or value not in (0, 1):
+        if value is not math.nan and (task.classes or value not in (0, 1)):
             value = label_number(task, value)
         numbers.append(value)
-    unknown = labels.keys() - {task.name for task in tasks}
-    if unknown:
-        raise UserError(f"it has a label of '{min(unknown)}', which is no task.")
+    # Counted first: to compare the names of all tasks takes longer, and it is hardly ever needed.
+    if len(labels) > len(numbers) - numbers.count(math.nan):
+        unknown = labels.keys() - {task.name for task in tasks}
+        if unknown:
+            raise UserError(f"it has a label of '{min(unknown)}', which is no task.")
     return np.array(numbers, dtype=np.float32)
 
 

@@ -177,8 +177,8 @@ def test_progress_is_told_and_ends_with_all_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is not a packed data set: there is no dataset.json"),
-        ("{", "is damaged, it is no longer JSON"),
+        (None, "is not a packed data set, which is a folder with a dataset.json"),
+        ("{", "is damaged, it is no longer the JSON of a distbranch-dataset"),
         ("[]", "is not the description of a packed data set"),
         ('{"format": "distbranch-dataset", "version": 9}', "in version 1, found distbranch-dataset in version 9"),
         ('{"format": "distbranch-dataset", "version": 1}', "is damaged: tasks: Field required"),

@@ -371,7 +371,7 @@ DATASETS = (
         change("data/dataset.json", '"version": 1', '"version": 2'),
         NEW,
         1,
-        ("dataset.json", "version 2", "reads version 1"),
+        ("dataset.json", "version 2", "in version 1"),
     ),
     Case(
         "field absent", change("data/dataset.json", '"tasks"', '"task"'), NEW, 1, ("dataset.json", "tasks", "damaged")
@@ -519,7 +519,7 @@ TABLES = (
         nothing,
         f"{PACK.replace('images images', 'images absent')}",
         1,
-        ("absent", "does not exist", ".zip"),
+        ("absent", "No such file", ".zip"),
     ),
     Case(
         "zip damaged",
@@ -532,7 +532,13 @@ TABLES = (
         "pack into a full folder", nothing, f"{PACK.replace('new', 'images')}", 1, ("images", "not empty", "new folder")
     ),
     Case("pack over other data", nothing, f"{PACK.replace('new', 'data')}", 1, ("data", "not empty", "another source")),
-    Case("pack into a file", nothing, f"{PACK.replace('new', 'photo.jpg')}", 1, ("photo.jpg is a file", "new folder")),
+    Case(
+        "pack into a file",
+        nothing,
+        f"{PACK.replace('new', 'photo.jpg')}",
+        1,
+        ("photo.jpg: Not a directory", "Give a folder"),
+    ),
     Case("pack nowhere", nothing, "data pack csv", 2, ("'OUT'", "new folder")),
     Case("pack: options before the folder", nothing, "data pack csv --images images new", 2, ("'OUT'", "after csv")),
     Case("pack below a file", nothing, f"{PACK.replace('new', 'photo.jpg/new')}", 1, ("photo.jpg/new", "written")),
