@@ -10,7 +10,7 @@ from distbranch.data.sources.source import Answer, Row, explain_unreadable
 from distbranch.errors import UserError
 
 GIVE_ROOT = "Give with --root the folder that holds the data set."
-GIVE_IMAGES = "Say with --images where the images are."
+GIVE_IMAGES = "No images were found; say with --images where they are."
 
 T = TypeVar("T")
 Line = tuple[str, str]  # where it stands, and its text
