@@ -597,7 +597,7 @@ TABLES = (
         change("deepfashion/Anno_coarse/list_category_img.txt", "img_2.jpg 2", "img_2.jpg 3"),
         "data pack deepfashion new --root deepfashion",
         1,
-        ("line 4", "from 1 to 2", "'3'"),
+        ("line 4", "one of 1, 2", "'3'"),
     ),
     Case(
         "deepfashion: attributes absent",

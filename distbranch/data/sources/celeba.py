@@ -6,14 +6,16 @@ from typing import Literal
 
 from pydantic import Field
 
+from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import LeftOut
 from distbranch.data.sources.published import (
+    GIVE_IMAGES,
+    GIVE_ROOT,
     add_splits,
-    find_file,
+    find_first,
     map_marks,
-    open_published_images,
     read_choices,
     read_lines,
     read_list,
@@ -24,7 +26,9 @@ from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 FOLDERS = ("Anno", "Eval", "", "celeba/Anno", "celeba/Eval", "celeba")
-IMAGE_FOLDERS = ("Img", ".", "celeba/Img", "celeba")
+ATTRIBUTE_LISTS = ("list_attr_celeba.txt", "list_attr_celeba.csv")
+SPLIT_LISTS = ("list_eval_partition.txt", "list_eval_partition.csv")
+IMAGE_FOLDERS = ("Img", "", "celeba/Img", "celeba")
 ALIGNED = ("img_align_celeba/img_align_celeba", "img_align_celeba", "img_align_celeba.zip", "img_align_celeba.tar")
 ORIGINAL = ("img_celeba", "img_celeba.zip", "img_celeba.tar")
 
@@ -47,11 +51,10 @@ class CelebaOptions(ImageFileOptions):
 
     def open(self) -> Source:
         """Checks names, counts and splits of both lists. Raises UserError that names the line."""
-        attributes = find_file(self.root, FOLDERS, ("list_attr_celeba.txt", "list_attr_celeba.csv"))
-        partition = find_file(self.root, FOLDERS, ("list_eval_partition.txt", "list_eval_partition.csv"))
+        attributes = find_first(self.root, FOLDERS, ATTRIBUTE_LISTS, GIVE_ROOT)
+        partition = find_first(self.root, FOLDERS, SPLIT_LISTS, GIVE_ROOT)
         names = ALIGNED if self.aligned else ORIGINAL
-        places = [f"{folder}/{name}" for folder in IMAGE_FOLDERS for name in names]
-        images = open_published_images(self.images, self.root, dict(zip(places, places, strict=True)))
+        images = open_images(self.images or find_first(self.root, IMAGE_FOLDERS, names, GIVE_IMAGES))
         # Of comma-separated files the header has a name above the images too, and that of the splits is there at all.
         is_csv = attributes.suffix == ".csv"
         header, *lines = list(read_list(attributes)) or [("", "")]

@@ -8,17 +8,19 @@ from typing import Literal
 
 from pydantic import Field
 
+from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import Labels, LeftOut
 from distbranch.data.sources.columns import name_classes
 from distbranch.data.sources.published import (
+    GIVE_IMAGES,
+    GIVE_ROOT,
     LabelLine,
     Line,
     add_splits,
-    find_file,
+    find_first,
     map_marks,
-    open_published_images,
     read_choices,
     read_list,
     read_marks,
@@ -29,8 +31,6 @@ from distbranch.errors import UserError
 from distbranch.tasks import Task, unused_name
 
 ANNOTATIONS = ("Anno_coarse", "Anno", "Anno/Anno_coarse", "Eval", "")
-# Names in the lists begin with img/, so the folder that holds img is opened.
-IMAGES = {"Img/img": "Img", "img": ".", "Img/img.zip": "Img/img.zip", "img.zip": "img.zip"}
 ATTRIBUTE_TYPES = {"1": "texture", "2": "fabric", "3": "shape", "4": "part", "5": "style"}
 CATEGORY = "category"
 NUM_FIRST_LINES = 1000  # of a thousand attributes an image has a few
@@ -65,7 +65,7 @@ class DeepFashionOptions(ImageFileOptions):
 
     def open(self) -> Source:
         """Reads all lists but that of the attributes' marks. Raises UserError where a count line and its rows differ."""
-        files = {name: find_file(self.root, ANNOTATIONS, (f"{name}.txt",)) for name in LISTS[self.labels]}
+        files = {name: find_first(self.root, ANNOTATIONS, (f"{name}.txt",), GIVE_ROOT) for name in LISTS[self.labels]}
         splits = read_choices(_read_rows(files["list_eval_partition"]), dict(zip(SPLITS, SPLITS, strict=True)))
         attributes: dict[str, str] = {}
         lines: Iterator[LabelLine]
@@ -86,11 +86,15 @@ class DeepFashionOptions(ImageFileOptions):
             numbers = {str(number): one for number, one in enumerate(labels, start=1)}
             categories = read_choices(_read_rows(files["list_category_img"]), numbers)
             lines = _add_categories(lines, categories)
-        images = open_published_images(self.images, self.root, IMAGES)
+        images = self.images
+        if images is None:
+            images = find_first(self.root, ("Img", ""), ("img", "img.zip"), GIVE_IMAGES)
+            # Names in the lists begin with img/, so the folder that holds img is opened.
+            images = images.parent if images.is_dir() else images
         left_out: list[LeftOut] = []
         return Source(
             tasks=(*tasks, *map(Task, attributes)),
-            samples=read_rows(add_splits(lines, splits), images, self, left_out),
+            samples=read_rows(add_splits(lines, splits), open_images(images), self, left_out),
             description=self.describe(**{name: file_sha256(path) for name, path in files.items()}),
             num_samples=len(splits),
             groups=_group_by_type(attributes),

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from distbranch.data.image_files import ImageFiles, open_images
 from distbranch.data.shards import Labels, LabelValue
 from distbranch.data.sources.label_text import label_marks, parse_mark
 from distbranch.data.sources.source import Answer, Row, explain_unreadable
 from distbranch.errors import UserError
+
+GIVE_ROOT = "Give with --root the folder that holds the data set."
+GIVE_IMAGES = "No images were found; say with --images where they are."
 
 T = TypeVar("T")
 Line = tuple[str, str]  # where it stands, and its text
@@ -116,21 +118,10 @@ def map_marks(marks: Iterable[str], minus_one: Answer | None, path: Path) -> dic
     return {text: label_of[mark] for text, mark in values.items()}
 
 
-def find_file(root: Path, folders: Iterable[str], names: Sequence[str]) -> Path:
-    """The first file of one of these names in one of these folders under root. Raises UserError when there is none."""
+def find_first(root: Path, folders: Iterable[str], names: Sequence[str], advice: str) -> Path:
+    """The first of these names in one of these folders under root. Raises UserError, with the advice, when there is none."""
     for folder in folders:
         for name in names:
-            if (root / folder / name).is_file():
+            if (root / folder / name).exists():
                 return root / folder / name
-    raise UserError(f"{' or '.join(names)} was not found under {root}. Give the folder that holds the data set.")
-
-
-def open_published_images(given: Path | None, root: Path, places: Mapping[str, str]) -> ImageFiles:
-    """The images that were given, else those of the first place under root; `places`: what to look for, and what to open."""
-    if given is not None:
-        return open_images(given)
-    for place, opened in places.items():
-        if (root / place).exists():
-            return open_images(root / opened)
-    names = ", ".join(dict.fromkeys(Path(place).name for place in places))
-    raise UserError(f"No images were found under {root}: none of {names}. Say with --images where they are.")
+    raise UserError(f"{' or '.join(names)} was not found under {root}. {advice}")

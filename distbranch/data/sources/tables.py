@@ -124,7 +124,10 @@ def _read_rows(options: "CsvOptions") -> Rows:
     except UserError:  # which is a ValueError
         raise
     except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
-        raise UserError(f"The table {path} cannot be read ({error}). Save it anew, or as CSV.") from None
+        raise UserError(
+            f"The table {path} cannot be read ({error}). Save it anew as what its ending says (a workbook, Parquet, a compressed "
+            "file), or as CSV."
+        ) from None
 
 
 def format_cell(value: object) -> str:

@@ -79,7 +79,7 @@ def test_every_layout_gives_the_same_samples(tmp_path: Path, layout: str) -> Non
 
 def test_original_photographs_are_taken_where_asked(tmp_path: Path) -> None:
     write(tmp_path, LAYOUTS["official"][0], "Img/img_celeba")
-    with pytest.raises(UserError, match=r"No images were found under .* img_align_celeba"):
+    with pytest.raises(UserError, match=r"img_align_celeba.zip .* was not found under .* --images"):
         samples(tmp_path)
     assert len(samples(tmp_path, aligned=False)) == 4
 

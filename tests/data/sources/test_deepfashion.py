@@ -146,7 +146,7 @@ def test_a_folder_without_lists_or_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"list_category_cloth.txt was not found under"):
         opened(tmp_path)
     write(tmp_path, images="elsewhere")
-    with pytest.raises(UserError, match="No images were found under"):
+    with pytest.raises(UserError, match=r"img or img\.zip was not found under .* --images"):
         opened(tmp_path)
 
 
