@@ -19,7 +19,6 @@ from distbranch.models.cost import num_weights
 from distbranch.models.networks import Network, network_of
 from distbranch.models.residual import AnyArchitecture, shared_policy
 from distbranch.models.tree_net import TreeNet
-from distbranch.permissions import denied
 from distbranch.tasks import Task
 
 
@@ -107,8 +106,6 @@ def read_tree(file: Path) -> Tree:
         content = json.loads(file.read_text())
         # A run writes its tree beside the names of the tasks.
         return Tree.from_json(content.get("tree", content))
-    except PermissionError as error:
-        raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} holds no tree ({reason_of(error)}). Give the tree.json of a run.") from None
 
