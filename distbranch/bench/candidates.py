@@ -18,7 +18,6 @@ from distbranch.errors import UserError, reason_of
 from distbranch.models.architecture import Architecture, num_weights
 from distbranch.models.network import Network
 from distbranch.models.units import Layer
-from distbranch.permissions import denied
 from distbranch.tasks import Task
 
 
@@ -99,8 +98,6 @@ def read_tree(file: Path) -> Tree:
         content = json.loads(file.read_text())
         # A run writes its tree beside the names of the tasks.
         return Tree.from_json(content.get("tree", content))
-    except PermissionError as error:
-        raise denied(error) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} holds no tree ({reason_of(error)}). Give the tree.json of a run.") from None
 

@@ -100,7 +100,7 @@ def bench_latency(
             for batch_size in batch_sizes:
                 measured = _measure_rows(entries, batch_size, seconds, num_threads)
                 rows += measured
-                compared += _compare_rows(candidates, entries, measured)
+                compared += _compare_rows(entries, measured)
     finally:
         torch.set_num_threads(before)
     return rows, compared
@@ -162,28 +162,31 @@ def _measure_rows(entries: Sequence[_Entry], batch_size: int, seconds: float, nu
                 "peak_mib": _measure_peak(entry, images.shape, num_threads),
             }
         )
-    # Everything is relative to the thin network as it would serve.
+    # Everything is relative to the thin network as it would serve, which is the first baseline.
     thin = [entry.candidate.is_baseline for entry in entries].index(True)
     for row in rows:
         row["relative"] = row["median_ms"] / rows[thin]["median_ms"]
     return rows
 
 
-def _compare_rows(candidates: Sequence[Candidate], entries: Sequence[_Entry], rows: Sequence[Row]) -> list[Row]:
-    """By position and not by name, for a run may be called like a baseline."""
-    served = [row for row in rows if row["runtime"] == ONNX]
-    thin, *others = [row for one, row in zip(candidates, served, strict=True) if one.is_baseline]
-    compared = []
-    for candidate, own in zip(candidates, served, strict=True):
-        if candidate.is_baseline:
+def _compare_rows(entries: Sequence[_Entry], rows: Sequence[Row]) -> list[Row]:
+    """What each measured network costs beside the others; by position, for a run may be called like a baseline."""
+    pairs = list(zip(entries, rows, strict=True))
+    thin, *others = [row for entry, row in pairs if entry.candidate.is_baseline and entry.runtime == ONNX]
+    compared: list[Row] = []
+    for entry, row in pairs:
+        if entry.candidate.is_baseline:
             continue
-        line = {"network": candidate.name, "batch": own["batch_size"], f"x {thin['network']}": own["relative"]}
-        for other in others:
-            line[f"{other['network']} costs x"] = other["median_ms"] / own["median_ms"]
-        for entry, row in zip(entries, rows, strict=True):
-            if entry.candidate is candidate and row is not own:
-                line[f"faster than {row['runtime']} x"] = row["median_ms"] / own["median_ms"]
-        compared.append(line)
+        # A network in ONNX Runtime comes before the same in eager execution.
+        if entry.runtime == ONNX:
+            own = row
+            compared.append(
+                {"network": row["network"], "batch": row["batch_size"], f"x {thin['network']}": row["relative"]}
+            )
+            for other in others:
+                compared[-1][f"{other['network']} costs x"] = other["median_ms"] / own["median_ms"]
+        else:
+            compared[-1][f"faster than {row['runtime']} x"] = row["median_ms"] / own["median_ms"]
     return compared
 
 

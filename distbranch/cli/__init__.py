@@ -116,7 +116,7 @@ def _refuse_dashes(arguments: Sequence[str]) -> None:
 @app.callback()
 def _setup_logging(
     _: Annotated[
-        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     logger = logging.getLogger("distbranch")

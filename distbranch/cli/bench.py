@@ -39,25 +39,25 @@ class _LatencyOfRuns(TyperGroup):
 bench_app = typer.Typer(
     cls=_LatencyOfRuns,
     no_args_is_help=True,
-    help="Measure on this machine. Given run directories, `bench` measures their latency.",
+    help="Measure networks on this machine. Given run directories, `bench` measures their latency.",
 )
 
 
 @bench_app.command("latency")
 def bench_latency(
     context: typer.Context,
-    runs: Annotated[list[str] | None, Argument(help="Run directories; none: a tree of random weights.")] = None,
+    runs: Annotated[list[str] | None, Argument(help="Run directories; without any, trees of random weights.")] = None,
     against: Annotated[str, Option(help="Full backbones to compare with, separated by commas.")] = "vgg16",
-    batch_sizes: Annotated[str, Option(help="Images per call, separated by commas.")] = "1,8,32",
+    batch_sizes: Annotated[str, Option(metavar="N,N,...", help="Images per call.")] = "1,8,32",
     eager: Annotated[bool, Option("--eager", help="Measure unfolded eager execution too.")] = False,
     seconds: Annotated[float, Option(help="About how long to measure each batch size.", min=0)] = 20.0,
-    threads: Annotated[int, Option(help="Threads.", min=1)] = 1,
+    threads: Annotated[int, Option(help="Threads of each runtime.", min=1)] = 1,
     backbone: Annotated[str, Option(help="Without RUN: the backbone.")] = "vgg16",
     width: Annotated[int, Option(help="Without RUN: thinness omega.", min=1)] = 32,
-    image_size: Annotated[str, Option(help="Without RUN: height x width.")] = "224x224",
+    image_size: Annotated[str, Option(metavar="HEIGHTxWIDTH", help="Without RUN: pixels.")] = "224x224",
     num_tasks: Annotated[int, Option(help="Without RUN: binary tasks.", min=1)] = 40,
     tree_weights: Annotated[
-        str, Option(help="Without RUN: trees of at least this many weights, separated by commas.")
+        str, Option(metavar="N,N,...", help="Without RUN: trees of at least this many weights.")
         # Of Branch-32-1.0 and Branch-32-2.0 in the paper's table.
     ] = "1.49e6,2.09e6",
     tree: Annotated[Path | None, Option(help="Without RUN: the tree.json of a run.")] = None,
@@ -68,9 +68,8 @@ def bench_latency(
     Without RUN, neither data nor training is needed: trees of random weights, as large as the paper's Branch-32-1.0 and -2.0.
 
     Examples:
-    `distbranch bench latency --eager --out latency.json`
-
-    `distbranch bench latency runs/mine --against vgg16 --eager`
+    - `distbranch bench latency --eager --out latency.json`
+    - `distbranch bench latency runs/mine --against vgg16 --eager`
     """
     from distbranch.bench import candidates, latency
 

@@ -28,13 +28,10 @@ def data_pack(
     """Pack labelled images into shards.
 
     Examples:
-    `distbranch data pack csv data/fps --images images.zip --table attributes.csv --ignore brand,article_type`
-
-    `distbranch data pack csv data/clothing --images images.zip --table attributes.csv --one-task-per-class category`
-
-    `distbranch data pack csv data/chest --images images/ --table labels.xlsx --tags findings --separator "|" --minus-one unknown`
-
-    `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
+    - `distbranch data pack csv data/fps --images images.zip --table attributes.csv --ignore brand,article_type`
+    - `distbranch data pack csv data/clothing --images images.zip --table attributes.csv --one-task-per-class category`
+    - `distbranch data pack csv data/chest --images images/ --table labels.xlsx --tags findings --separator "|" --minus-one unknown`
+    - `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
     """
     from distbranch.data.sources import SOURCES, pack_source, parse_options
     from distbranch.report.console import describe_dataset
@@ -64,12 +61,12 @@ def data_label(
     data: Annotated[str, Argument(help="A packed data set: a folder or a URL.")],
     out: Annotated[Path, Argument(help="The new folder of the labelled data set.")],
     run: Annotated[Path, Option(help="The directory of the teacher's run, trained on other tasks.")],
-    splits: Annotated[str, Option(help="Splits that get soft labels, separated by commas.")] = "train",
+    splits: Annotated[str, Option(metavar="SPLIT,...", help="Splits that get soft labels.")] = "train",
 ) -> None:
     """Copy a data set and add the tasks of a finished run, with its probabilities as soft labels (joint training).
 
     Examples:
-    `distbranch data label data/clothing data/clothing-soft --run runs/fps-branch-16-2`
+    - `distbranch data label data/clothing data/clothing-soft --run runs/fps-branch-16-2`
     """
     from distbranch.data.shards import read_dataset
     from distbranch.engine.labelling import label_with_teacher
@@ -91,7 +88,7 @@ def data_check(paths: Annotated[list[str], Argument(help="Folders of packed data
     """Verify every byte, image and label of packed data sets.
 
     Examples:
-    `distbranch data check data/fps`
+    - `distbranch data check data/fps`
     """
     from distbranch.data.check import check_dataset, read_local_dataset
     from distbranch.data.pack import count_copies, describe_copies
@@ -123,7 +120,7 @@ def data_show(
     """Draw a contact sheet of images with their labels.
 
     Examples:
-    `distbranch data show data/fps --split test --images 12 --out fps.png`
+    - `distbranch data show data/fps --split test --images 12 --out fps.png`
     """
     from distbranch.data.contact_sheet import draw_contact_sheet
 

@@ -35,15 +35,16 @@ def predict(
     ] = "fail",
     bits: Annotated[
         int | None,
-        Option(help="How many bits images of 16 bits use; as the training images if not given.", min=9, max=16),
+        Option(
+            help="Bits that are used in images of 16 bits; those of the training images if not given.", min=9, max=16
+        ),
     ] = None,
 ) -> None:
     """Predict all tasks of images.
 
     Examples:
-    `distbranch predict runs/quickstart photos/ --format csv --out scores.csv`
-
-    `distbranch predict model.onnx photo.jpg`
+    - `distbranch predict runs/quickstart photos/ --format csv --out scores.csv`
+    - `distbranch predict model.onnx photo.jpg`
     """
     from distbranch.config.paths import check_can_be_written
     from distbranch.engine.predict import find_images, predict_images

@@ -37,20 +37,17 @@ def train(
         bool,
         Option(
             "--help-config",
-            help="List every key with its default, range and meaning; `--help-config optim`: those that begin with optim.",
+            help="List every key with its default, range and meaning; `--help-config optim`: only those that begin with optim.",
         ),
     ] = False,
 ) -> None:
     """Train a run, or resume it.
 
     Examples:
-    `distbranch train configs/quickstart.yaml`
-
-    `distbranch train configs/quickstart.yaml method.alpha=2 launch.workers=1 --fresh`
-
-    `distbranch train configs/fps-thin-16.yaml method.groups=runs/fps-branch-16-2 method.permutation=1 run.name=permuted`
-
-    `torchrun --nproc-per-node 2 -m distbranch train configs/quickstart.yaml`
+    - `distbranch train configs/quickstart.yaml`
+    - `distbranch train configs/quickstart.yaml method.alpha=2 launch.workers=1 --fresh`
+    - `distbranch train configs/fps-thin-16.yaml method.groups=runs/fps-branch-16-2 method.permutation=1 run.name=permuted`
+    - `torchrun --nproc-per-node 2 -m distbranch train configs/quickstart.yaml`
     """
     from distbranch.config import load_config
 
@@ -84,7 +81,7 @@ def evaluate(
     """Evaluate a run on one split: a table per task, and the means; each data set of a joint run on its own tasks.
 
     Examples:
-    `distbranch evaluate runs/quickstart --split val`
+    - `distbranch evaluate runs/quickstart --split val`
     """
     from distbranch.engine.session import evaluate_run
     from distbranch.report.console import make_dataset_table, make_score_table
@@ -101,14 +98,13 @@ def evaluate(
 
 def report(
     run: RunArgument,
-    out: Annotated[Path | None, Option(help="Where the page goes; into the run directory if empty.")] = None,
+    out: Annotated[Path | None, Option(help="The file of the page; report.html in the run directory if empty.")] = None,
 ) -> None:
     """Write one self-contained HTML page about a run or a sweep, and its figures as PNG.
 
     Examples:
-    `distbranch report runs/quickstart`
-
-    `distbranch report runs/sweep-quickstart --out sweep.html`
+    - `distbranch report runs/quickstart`
+    - `distbranch report runs/sweep-quickstart --out sweep.html`
     """
     from distbranch.report.sweep_files import is_sweep
 
@@ -122,12 +118,11 @@ def report(
 
 
 def doctor(storage: Annotated[Path, Option(help="The folder of runs to check.")] = Path("runs")) -> None:
-    """Say what this machine has, what is wrong with it and what to do.
+    """Check this machine: what it has, what is wrong with it and what to do about it.
 
     Examples:
-    `distbranch doctor`
-
-    `distbranch doctor --storage /shared/runs`
+    - `distbranch doctor`
+    - `distbranch doctor --storage /shared/runs`
     """
     from distbranch.launch.doctor import check_machine, raise_if_wrong
 
@@ -207,11 +202,9 @@ def export(
     Its input is [batch, 3, height, width], RGB, its outputs are the logits of every task, named like the task.
 
     Examples:
-    `distbranch export runs/mine --format onnx --out mine.onnx`
-
-    `distbranch export runs/mine --tasks Shoes,Bags`
-
-    `distbranch predict mine.onnx photos/`
+    - `distbranch export runs/mine --format onnx --out mine.onnx`
+    - `distbranch export runs/mine --tasks Shoes,Bags`
+    - `distbranch predict mine.onnx photos/`
     """
     from distbranch.export import export as write
 
@@ -226,7 +219,7 @@ def status(run: RunArgument) -> None:
     """Show the state of a run and of its job.
 
     Examples:
-    `distbranch status runs/quickstart`
+    - `distbranch status runs/quickstart`
     """
     from distbranch.launch.jobs import describe_status
 
@@ -240,7 +233,7 @@ def logs(
     """Print the log of the job of a run.
 
     Examples:
-    `distbranch logs runs/quickstart --follow`
+    - `distbranch logs runs/quickstart --follow`
     """
     from distbranch.launch.jobs import read_log
 
@@ -250,12 +243,12 @@ def logs(
 
 def cancel(
     run: RunArgument,
-    patience: Annotated[float, Option(help="Seconds for the run to save itself.", min=1)] = 120,
+    patience: Annotated[float, Option(help="Seconds to wait until the run has saved itself.", min=1)] = 120,
 ) -> None:
     """Save everything and stop a run; the command that started it resumes it.
 
     Examples:
-    `distbranch cancel runs/quickstart --patience 300`
+    - `distbranch cancel runs/quickstart --patience 300`
     """
     from distbranch.launch.jobs import cancel_run
 

@@ -29,7 +29,7 @@ def submit_ray(
     Run directory and data lie outside it: absolute paths on storage that all nodes see, or URLs.
 
     Examples:
-    `distbranch submit ray configs/celeba-branch-32-2.yaml launch.workers=16 run.directory=/shared/runs --address http://HEAD:8265`
+    - `distbranch submit ray configs/celeba-branch-32-2.yaml launch.workers=16 run.directory=/shared/runs --address http://HEAD:8265`
     """
     from distbranch.launch.on_ray.job import submit_ray_job
 
@@ -49,9 +49,9 @@ Gpus = Annotated[
 ]
 Cpus = Annotated[
     int | None,
-    Option("--cpus-per-node", help="Cores of each node; if empty no fewer than its ranks need, one each.", min=1),
+    Option("--cpus-per-node", help="Cores of each node; if empty one for each of its ranks, or more.", min=1),
 ]
-Time = Annotated[str, Option("--time", help="Time limit: MINUTES, 12:00:00 or 2-00:00:00.")]
+Time = Annotated[str, Option("--time", metavar="TIME", help="Time limit: MINUTES, 12:00:00 or 2-00:00:00.")]
 Account = Annotated[str | None, Option(help="Account to charge.")]
 Qos = Annotated[str | None, Option(help="Quality of service.")]
 Constraint = Annotated[str | None, Option(help="Features that nodes must have.")]
@@ -59,7 +59,9 @@ Memory = Annotated[str | None, Option("--mem", help="Memory of each node, such a
 Exclusive = Annotated[bool, Option("--exclusive", help="Share the nodes with no other job.")]
 JobName = Annotated[str | None, Option(help="Name in the queue; the run's if empty.")]
 SignalDelay = Annotated[int, Option(help="Seconds before the time limit at which the run saves itself.", min=30)]
-Further = Annotated[list[str] | None, Option("--sbatch", help="Another option of sbatch: KEY=VALUE.")]
+Further = Annotated[
+    list[str] | None, Option("--sbatch", metavar="KEY=VALUE", help="Another option of sbatch; may be given again.")
+]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the batch script, submit nothing.")]
 
 
@@ -90,7 +92,7 @@ def submit_slurm(
     """Train a run as a job of Slurm, or resume it. At its time limit the job saves everything and queues again.
 
     Examples:
-    `distbranch submit slurm configs/celeba-branch-32-2.yaml --partition gpu --nodes 2 --gpus-per-node 8 --time 12:00:00`
+    - `distbranch submit slurm configs/celeba-branch-32-2.yaml --partition gpu --nodes 2 --gpus-per-node 8 --time 12:00:00`
     """
     from distbranch.config import load_config
     from distbranch.launch.on_slurm import submission
@@ -139,8 +141,12 @@ def submit_slurm_array(
     sweep: Annotated[Path, Argument(help="A sweep file, see configs/.")],
     overrides: Overrides = None,
     partition: Partition = None,
-    gpus: Annotated[int | None, Option("--gpus-per-trial", help="As `gpus_per_trial`.", min=0)] = None,
-    cpus: Annotated[int | None, Option("--cpus-per-trial", help="As `cpus_per_trial`.", min=1)] = None,
+    gpus: Annotated[
+        int | None, Option("--gpus-per-trial", help="GPUs of each trial, as the key `gpus_per_trial`.", min=0)
+    ] = None,
+    cpus: Annotated[
+        int | None, Option("--cpus-per-trial", help="CPUs of each trial, as the key `cpus_per_trial`.", min=1)
+    ] = None,
     at_once: Annotated[
         int | None, Option(help="Trials that may run at the same time, as `concurrency`; 64 if empty.", min=1)
     ] = None,
@@ -157,7 +163,7 @@ def submit_slurm_array(
     """Train every trial of a sweep as a job of its own, in one array of Slurm. Finished trials are not repeated.
 
     Examples:
-    `distbranch submit slurm-array configs/sweep-thinness-branching.yaml --partition gpu --gpus-per-trial 1 --time 4:00:00`
+    - `distbranch submit slurm-array configs/sweep-thinness-branching.yaml --partition gpu --gpus-per-trial 1 --time 4:00:00`
     """
     from distbranch.config.sweep import load_sweep
     from distbranch.launch.on_slurm import submission

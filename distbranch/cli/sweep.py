@@ -20,9 +20,8 @@ def sweep(
     """Train a sweep, or resume it: finished trials are never repeated.
 
     Examples:
-    `distbranch sweep configs/sweep-quickstart.yaml`
-
-    `distbranch sweep configs/sweep-thinness-branching.yaml --jobs 2 seeds=[0] grid.method.alpha=[1,2] train.iterations=1000`
+    - `distbranch sweep configs/sweep-quickstart.yaml`
+    - `distbranch sweep configs/sweep-thinness-branching.yaml --jobs 2 seeds=[0] grid.method.alpha=[1,2] train.iterations=1000`
     """
     from distbranch.config.sweep import load_sweep
 

@@ -53,7 +53,7 @@ def _is_run(folder: Path) -> bool:
 
 Overrides = Annotated[
     list[str] | None,
-    Argument(help="Dotted keys, `method.alpha=2 optim.lr=0.01`.", autocompletion=complete_key),
+    Argument(metavar="KEY=VALUE", help="Dotted keys, `method.alpha=2 optim.lr=0.01`.", autocompletion=complete_key),
 ]
 RunArgument = Annotated[str, Argument(help="A run directory: a folder or a URL.", autocompletion=complete_run)]
 

@@ -131,11 +131,9 @@ def read_with_bases(file: Path) -> list[tuple[Path, dict[str, Any]]]:
                 f"{file}: `base` should be the config file of a run, relative to this file, found {base!r}."
             )
         file = resolve_base(base, file.absolute().parent)
-        seen = [one.resolve() for one, _ in chain]
-        if file in seen:
-            names = " -> ".join(str(one) for one in (*seen, file))
+        if file in [one.resolve() for one, _ in chain]:
             raise UsageError(
-                f"The configs name each other as `base` ({names}), so none can be read. Remove one of the `base` lines."
+                f"{file} is reached again by its own `base`, or that of its base. Remove one of the `base` lines."
             )
 
 

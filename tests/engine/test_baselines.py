@@ -294,7 +294,7 @@ def test_a_low_rank_run_that_cannot_begin_says_why(
         ({"method": {"name": "fixed", "permutation": 1}}, "give method.groups with it"),
         ({"method": {"name": "fixed", "groups": [["a"]]}}, "method.groups: should be a run directory"),
         ({"method": {"name": "fixed", "groups": {"fc7": ["a", "b"]}}}, "mapping {layer: [[task, ...], ...]}"),
-        ({"method": {"name": "low-rank"}}, "name=low-rank factorises a wide network: give method.pretrained"),
+        ({"method": {"name": "low-rank"}}, "begins from a wide network: give method.pretrained"),
         ({"method": {"name": "low-rank", "pretrained": "x", "init": "somp"}}, "method.init should be random"),
         ({"method": {"name": "low-rank", "pretrained": "x"}, "model": {"backbone": "vgg9"}}, "model.backbone=vgg16"),
     ],
