@@ -95,7 +95,9 @@ def submit_slurm(
     port: Annotated[
         int | None, typer.Option(help="Port of the Ray head; a free one if empty.", min=1, max=65535)
     ] = None,
-    executor: Annotated[Executor, typer.Option(help="`local`: this machine, to try without Slurm.")] = Executor.slurm,
+    executor: Annotated[
+        Executor, typer.Option(help="`local`: this machine, to try without Slurm (and without --time).")
+    ] = Executor.slurm,
     dry_run: DryRun = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the job has ended.")] = False,
 ) -> None:
