@@ -84,7 +84,7 @@ def submit_slurm(
     sbatch: Further = None,
     port: Annotated[int | None, Option(help="Port of the Ray head; a free one if empty.", min=1, max=65535)] = None,
     executor: Annotated[
-        Literal["slurm", "local"], Option(help="`local`: this machine, to try without Slurm.")
+        Literal["slurm", "local"], Option(help="`local`: this machine, to try without Slurm (and without --time).")
     ] = "slurm",
     dry_run: DryRun = False,
     wait: Annotated[bool, Option("--wait/--no-wait", help="Show the log until the job has ended.")] = False,

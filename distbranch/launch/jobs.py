@@ -198,7 +198,12 @@ def _follow_log(job: Job, *, follow: bool) -> Iterator[str]:
         is_running = is_under_way(state) or not is_known
 
         # Whole lines only, while there will be more: half a character cannot be shown.
-        piece = _read_log_bytes(job)[position:] if is_known or job.kind != "ray" else b""
+        try:
+            piece = _read_log_bytes(job)[position:]
+        except UserError:
+            if not is_running:
+                raise
+            piece = b""  # the dashboard is away for a moment
         if is_running:
             piece = piece[: piece.rfind(b"\n") + 1]
         position += len(piece)
