@@ -153,42 +153,41 @@ def in_eights(units: float) -> int:
 @torch.no_grad()
 def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
     """One pass over all units without any numbers."""
-    found = []
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        x = torch.zeros(1, 3, *backbone.image_size)
-        for plan in backbone.plans:
-            unit = plan.build().eval()
-            before = counter.get_total_flops()
-            shortcut = unit.shortcut(x)
-            between = counter.get_total_flops()
-            x = unit.execute(x, shortcut)
-            found.append((unit, tuple(x.shape[2:]), between - before, counter.get_total_flops() - between))
     specs = []
-    halvings = 0
-    for plan, (unit, positions, around, through) in reversed(list(zip(backbone.plans, found, strict=True))):
-        halvings += unit.halvings
-        # The parameters of the shortcut are those of a unit that nobody executes.
-        spare = plan.build(is_executed=False) if plan.may_skip else nn.Identity()
-        whole, past = _count(unit, through), _count(spare, around)
-        body = Cost(whole.weights - past.weights, whole.parameters - past.parameters, whole.multiply_adds)
-        specs.append(
-            UnitSpec(
-                plan.name,
-                plan.width,
-                plan.full_width // plan.width,
-                (positions or (1, 1)),
-                halvings,
-                plan.may_skip,
-                body,
-                past,
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        units = [plan.build().eval() for plan in backbone.plans]
+        halvings = sum(unit.halvings for unit in units)
+        x = torch.zeros(1, 3, *backbone.image_size)
+        for plan, unit in zip(backbone.plans, units, strict=True):
+            start = counter.get_total_flops()
+            shortcut = unit.shortcut(x)
+            around = counter.get_total_flops() - start
+            x = unit.execute(x, shortcut)
+            through = counter.get_total_flops() - start - around
+
+            height, length = x.shape[2:] or (1, 1)
+            # The parameters of the shortcut are those of a unit that nobody executes.
+            spare = plan.build(is_executed=False) if plan.may_skip else nn.Identity()
+            whole, past = _count(unit, through), _count(spare, around)
+            spec = UnitSpec(
+                name=plan.name,
+                width=plan.width,
+                max_copies=plan.full_width // plan.width,
+                positions=(height, length),
+                halvings_above=halvings,
+                may_skip=plan.may_skip,
+                body=Cost(whole.weights - past.weights, whole.parameters - past.parameters, whole.multiply_adds),
+                shortcut=past,
             )
-        )
-    return tuple(reversed(specs))
+            specs.append(spec)
+            halvings -= unit.halvings
+    return tuple(specs)
 
 
 def _count(module: nn.Module, flops: int) -> Cost:
-    sizes = [(parameter.ndim, parameter.numel()) for parameter in module.parameters()]
-    return Cost(sum(size for ndim, size in sizes if ndim > 1), sum(size for _, size in sizes), flops // 2)
+    weights = sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return Cost(weights, parameters, flops // 2)  # torch counts a product and its sum as two
 
 
 # ---- the sources
