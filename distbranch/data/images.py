@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -203,10 +204,12 @@ def read_orientation(content: bytes) -> int:
     """
     at = content.find(EXIF)
     if at >= 0:
-        end = (
-            at - 2 + int.from_bytes(content[max(at - 2, 0) : at])
-        )  # the length of the segment counts its own two bytes
-        found = EXIF_ORIENTATION.search(content, at, end)
+        exif = content[at + len(EXIF) : at + 2**16]  # no segment is longer
+        order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
+        # The entries of the picture itself: a thumbnail and the notes of the maker have others, further on.
+        first = int.from_bytes(exif[4:8], order) + 2
+        num_entries = int.from_bytes(exif[first - 2 : first], order)
+        found = EXIF_ORIENTATION.search(exif, first, first + 12 * num_entries)
         if found is not None:
             return found[found.lastindex or 0][0]
     # The XMP counts only where EXIF has none, as in Pillow. A search for the plain word is ten times faster than that of a pattern.
