@@ -22,7 +22,7 @@ from distbranch.data.shards import (
     label_name,
     read_dataset,
 )
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 
 MAX_PROBLEMS = 1000  # nobody reads more, and a data set of millions of samples may have as many
 Counts = dict[str, Counter[str]]
@@ -97,14 +97,18 @@ def _check_shard(
     path = folder / shard.file
     try:
         opened = OpenShard(LocalFiles(str(folder)), shard, shard.file)
+        sha256 = file_sha256(path)
     except BadSample as error:
         report.add_problem(str(error))
+        return
+    except OSError as error:  # of the disk, or a folder in place of the file
+        report.add_problem(f"{where}: it cannot be read ({reason_of(error)}).")
         return
     # The sums of the samples are compared all the same: they say which of them are damaged.
     num_bytes = path.stat().st_size
     if num_bytes != shard.num_bytes:
         report.add_problem(f"{where}: it should have {shard.num_bytes} bytes, found {num_bytes}.")
-    elif file_sha256(path) != shard.sha256:
+    elif sha256 != shard.sha256:
         report.add_problem(f"{where}: its bytes were changed (the sha256 differs from dataset.json).")
     if opened.index.shape != (shard.num_samples, 6):
         found = opened.index.shape

@@ -110,6 +110,12 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     assert report.problems == [f"Shard {SHARD}: the file {name} is absent."]
 
 
+def test_a_folder_in_place_of_a_shard_is_named(folder: Path) -> None:
+    (folder / SHARD).unlink()
+    (folder / SHARD).mkdir()
+    assert check_dataset(folder).problems == [f"Shard {SHARD}: it cannot be read (Is a directory)."]
+
+
 def test_an_index_of_another_shard_is_found(folder: Path) -> None:
     shutil.copy(folder / "train-000000.index.npy", folder / "train-000001.index.npy")
     assert check_dataset(folder).problems == [
