@@ -252,8 +252,9 @@ def _convert_16_bits(image: Image.Image, bits: int | None) -> Image.Image:
     is_transparent = grey == image.info.get("transparency", -1)
     brightest = int(grey.max(initial=0, where=~is_transparent))
     used = brightest.bit_length()
-    is_known = used in (0, 16) if bits is None else used <= bits
-    if not is_known:
+    if bits is not None and used > bits:
+        raise UnknownRangeError(f"its brightest pixel ({brightest}) needs {used} bits, and --bits says {bits}")
+    if bits is None and 0 < used < 16:
         raise UnknownRangeError(
             f"it has 16 bits per pixel, of which its brightest one ({brightest}) uses {used}: say with --bits how many "
             f"all such images use ({max(used, 9)} for instance, or 16 where a dark picture is meant to be dark)"
