@@ -16,7 +16,7 @@ from distbranch.config.paths import check_can_be_written
 from distbranch.data.plan import Plan
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import read_dataset
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
@@ -77,7 +77,11 @@ def draw_contact_sheet(
 
     name = info.path.rstrip("/").rpartition("/")[2]
     title = f"{name} · {split} · {len(cards)} of {plan.num_samples:,} samples · {len(info.tasks)} tasks"
-    draw_sheet(title, cards, columns).save(out, "PNG")
+    sheet = draw_sheet(title, cards, columns)
+    try:
+        sheet.save(out, "PNG")
+    except OSError as error:  # a full disk
+        raise UserError(f"The picture cannot be written to {out} ({reason_of(error)}). Give another place.") from None
     return Path(out)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -203,10 +204,12 @@ def read_orientation(content: bytes) -> int:
     """
     at = content.find(EXIF)
     if at >= 0:
-        end = (
-            at - 2 + int.from_bytes(content[max(at - 2, 0) : at])
-        )  # the length of the segment counts its own two bytes
-        found = EXIF_ORIENTATION.search(content, at, end)
+        exif = content[at + len(EXIF) : at + 2**16]  # no segment is longer
+        order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
+        # The entries of the picture itself: a thumbnail and the notes of the maker have others, further on.
+        first = int.from_bytes(exif[4:8], order) + 2
+        num_entries = int.from_bytes(exif[first - 2 : first], order)
+        found = EXIF_ORIENTATION.search(exif, first, first + 12 * num_entries)
         if found is not None:
             return found[found.lastindex or 0][0]
     # The XMP counts only where EXIF has none, as in Pillow. A search for the plain word is ten times faster than that of a pattern.
@@ -249,8 +252,9 @@ def _convert_16_bits(image: Image.Image, bits: int | None) -> Image.Image:
     is_transparent = grey == image.info.get("transparency", -1)
     brightest = int(grey.max(initial=0, where=~is_transparent))
     used = brightest.bit_length()
-    is_known = used in (0, 16) if bits is None else used <= bits
-    if not is_known:
+    if bits is not None and used > bits:
+        raise UnknownRangeError(f"its brightest pixel ({brightest}) needs {used} bits, and --bits says {bits}")
+    if bits is None and 0 < used < 16:
         raise UnknownRangeError(
             f"it has 16 bits per pixel, of which its brightest one ({brightest}) uses {used}: say with --bits how many "
             f"all such images use ({max(used, 9)} for instance, or 16 where a dark picture is meant to be dark)"

@@ -67,6 +67,9 @@ def pack(
     tasks = tuple(tasks)
     partial = out.with_name(f".{out.name}.partial")
     try:
+        finished = _find_finished(out, described, tasks)  # it may lie where nothing can be written, not even a lock
+        if finished is not None:
+            return finished
         out.parent.mkdir(parents=True, exist_ok=True)
         # One of several processes packs, and the others find what it made.
         with hold_lock(out.with_name(f".{out.name}.lock")):
@@ -124,6 +127,8 @@ def find_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> list[list[Copy
     placed = [(name, shard) for name, split in splits.items() for shard in split.shards]
     # Size and crc32 (32 bits) in one number, which numpy sorts fast.
     sums = []
+    if not placed:
+        return []
     for _, shard in placed:
         index = np.load(folder / shard.index, allow_pickle=False)
         sums.append(index[:, 1] << 32 | index[:, 2])
@@ -200,20 +205,24 @@ def _write_samples(
     keys: set[int] = set()
     size = (0, 0)
     done = 0
-    for sample in samples:
-        if done == 0:
-            size = _read_size(sample)
-        if sample.split not in SPLITS:
-            names = ", ".join(SPLITS)
-            raise UserError(f"Sample {sample.key}: the split should be one of {names}, found '{sample.split}'.")
-        _check_key(sample.key, keys)
-        writers[sample.split].write_sample(sample)
-        done += 1
-        if done % PROGRESS_EVERY == 0:
-            progress(done)
-    progress(done)
-    for writer in writers.values():
-        writer.close()
+    try:
+        for sample in samples:
+            if done == 0:
+                size = _read_size(sample)
+            if sample.split not in SPLITS:
+                names = ", ".join(SPLITS)
+                raise UserError(f"Sample {sample.key}: the split should be one of {names}, found '{sample.split}'.")
+            _check_key(sample.key, keys)
+            writers[sample.split].write_sample(sample)
+            done += 1
+            if done % PROGRESS_EVERY == 0:
+                progress(done)
+        progress(done)
+        for writer in writers.values():
+            writer.close()
+    finally:
+        for writer in writers.values():
+            writer.abandon()
     splits = {name: writer.info for name, writer in writers.items()}
     return {name: split for name, split in splits.items() if split.num_samples}, size
 

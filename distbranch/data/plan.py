@@ -21,8 +21,8 @@ Place = tuple[int, int, int]  # (shard, sample in the shard, epoch)
 Ints = NDArray[np.int64]
 
 # Of all plans together; whatever fell out is computed anew, in a millisecond.
-_EPOCHS_KEPT = 8
-_WINDOWS_KEPT = 6
+_EPOCHS_KEPT = 16
+_WINDOWS_KEPT = 10  # one for each of eight data sets, or for four that are read in turns, and two to straddle into
 _STRETCH = 1024  # positions of a mixed stream that are ordered together
 
 

@@ -6,6 +6,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -85,8 +86,8 @@ class ShardWriter:
         if self._tar is None:
             return
         self._tar.close()
-        self._tar = None
         _close_on_disk(self._file)
+        self._tar = None
         index_path = self._path.with_suffix(".index.npy")
         file = index_path.open("wb")
         np.save(file, index_shard(self._path))
@@ -102,6 +103,12 @@ class ShardWriter:
             )
         )
         self._in_shard = 0
+
+    def abandon(self) -> None:
+        """Closes what an error left open: on NFS no folder with an open file can be removed."""
+        if self._tar is not None:
+            with suppress(OSError):  # a full disk, which is being told already
+                self._file.close()
 
     @property
     def info(self) -> SplitInfo:

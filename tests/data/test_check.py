@@ -54,6 +54,14 @@ def test_a_sound_data_set_has_no_problem(folder: Path) -> None:
     assert told == [5, 10, 15, 20, 23]
 
 
+def test_soft_labels_are_counted_as_they_were_packed(tmp_path: Path) -> None:
+    # In float32, as a network sees them, the first is 1 and the second 0.
+    labels = (1 - 1e-9, 1e-60, 0.5)
+    samples = [Sample(str(n), "train", picture(n), {"soft": label}) for n, label in enumerate(labels)]
+    pack(samples, tmp_path / "set", [Task("soft")])
+    assert check_dataset(tmp_path / "set").problems == []
+
+
 def test_every_flipped_byte_of_a_shard_is_found(folder: Path) -> None:
     path = folder / SHARD
     whole = path.read_bytes()
@@ -100,6 +108,12 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     report = check_dataset(folder)
     assert report.num_problems == 1
     assert report.problems == [f"Shard {SHARD}: the file {name} is absent."]
+
+
+def test_a_folder_in_place_of_a_shard_is_named(folder: Path) -> None:
+    (folder / SHARD).unlink()
+    (folder / SHARD).mkdir()
+    assert check_dataset(folder).problems == [f"Shard {SHARD}: it cannot be read (Is a directory)."]
 
 
 def test_an_index_of_another_shard_is_found(folder: Path) -> None:

@@ -78,6 +78,7 @@ def test_long_names_and_names_in_any_script_survive(tmp_path: Path) -> None:
 
 def test_packing_again_from_the_same_source_reads_no_sample(tmp_path: Path) -> None:
     first = pack([sample(1)], tmp_path / "set", TASKS, source={"table": tmp_path / "t.csv", "size": (3, 4)})
+    (tmp_path / ".set.lock").unlink()
 
     def never() -> Iterator[Sample]:
         raise AssertionError("a sample was read")
@@ -85,6 +86,7 @@ def test_packing_again_from_the_same_source_reads_no_sample(tmp_path: Path) -> N
 
     again = pack(never(), tmp_path / "set", TASKS, source={"table": tmp_path / "t.csv", "size": (3, 4)})
     assert again == first
+    assert not (tmp_path / ".set.lock").exists(), "a data set may lie where nothing can be written"
 
 
 def test_a_data_set_packed_before_there_was_an_option_is_the_one_packed_without_it(tmp_path: Path) -> None:
@@ -150,8 +152,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
+    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(UserError, match=r"cannot be written to .*set: No space left on device"):
-        pack([sample(1)], tmp_path / "set", TASKS)
+        pack([sample(1), sample(2, "val")], tmp_path / "set", TASKS)
+    assert len(os.listdir("/proc/self/fd")) == before
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 

@@ -135,7 +135,10 @@ LITTLE_ENDIAN = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x05\0\0\
 LONG_VALUE = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x04\0\0\0\x01\0\0\0\x03\0\0\0\0"
 IMPOSSIBLE = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x09\0\0\0\0\0\0"
 ZERO = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x00\0\0\0\0\0\0"
+# Of the picture nothing is said, and of the thumbnail in the second list that it lies on its side.
+THUMBNAIL = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x0f\0\x02\0\0\0\x01\0\0\0\0\0\0\0\x1a\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 HEADERS = {
+    "a thumbnail alone": ([THUMBNAIL], 1),
     "big endian": ([BIG_ENDIAN], 8),
     "little endian": ([LITTLE_ENDIAN], 5),
     "a long number": ([LONG_VALUE], 3),

@@ -123,7 +123,16 @@ def _read_rows(options: "CsvOptions") -> Rows:
             yield from reader(path, options)
     except UserError:  # which is a ValueError
         raise
-    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
+    except (
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        KeyError,
+        ValueError,
+        IndexError,
+    ) as error:
         raise UserError(
             f"The table {path} cannot be read ({error}). Save it anew as what its ending says (a workbook, Parquet, a compressed "
             "file), or as CSV."
