@@ -17,16 +17,16 @@ from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import Preprocessing
-from distbranch.engine.checkpoint import Checkpoint
+from distbranch.engine.checkpoint import Checkpoint, list_checkpoints
 from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.policy_search import PolicySearch, make_policy_record
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import SharedError, UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.earlier_runs import is_earlier
 
 AFFINITY = "affinity"  # the file of a checkpoint
-REMEDY = "The checkpoints are good. Lower optim.lr or train.clip_norm, or use train.precision=fp32."
 
 
 @dataclass
@@ -195,8 +195,14 @@ class TrainingState:
         bad = self.net.first_not_finite()
         if bad is not None:
             raise UserError(
-                f"The weights are not finite after step {self.progress.iteration} (first in {bad}). {REMEDY}"
+                f"The weights are not finite after step {self.progress.iteration} (first in {bad}). {self.describe_remedy()}"
             )
+
+    def describe_remedy(self) -> str:
+        """What to do about numbers that are not finite; rank 0 is asked, for the others may not see its checkpoints."""
+        good = list_checkpoints(RunDirectory(self.config.run_directory).checkpoints)
+        last = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
+        return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."
 
 
 class StepWindow:
