@@ -1,4 +1,4 @@
-"""What answering costs: networks side by side in ONNX Runtime, which folds batch norm, beside unfolded eager execution.
+"""What answering costs: networks side by side in ONNX Runtime, batch norm folded, beside unfolded eager execution.
 
 Eager execution is measured twice: of the network as it is trained here (channels_last), and of the same tree as one would write it
 first (a module per branch, NCHW).

@@ -197,7 +197,7 @@ def export(
         Literal["uint8", "float"], Option("--input", help="uint8: 0..255, normalised inside; float: normalised by you.")
     ] = "uint8",
 ) -> None:
-    """Write the network of a finished run as one file, compared with the run before it is kept.
+    """Write the network of a finished run as one file, batch norm folded, compared with the run before it is kept.
 
     Its input is [batch, 3, height, width], RGB, its outputs are the logits of every task, named like the task.
 

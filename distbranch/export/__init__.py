@@ -59,7 +59,7 @@ def export(
     out: Path | None = None,
     input_type: str = "uint8",
 ) -> Exported:
-    """Write the network of a finished run, with the branches that `tasks` need (None: all).
+    """Write the network of a finished run, batch norm folded, with the branches that `tasks` need (None: all).
 
     Args:
         run: the run directory.

@@ -1,7 +1,4 @@
-"""A network as an ONNX file, by torch's own exporter: one output per task, of the task's name.
-
-Batch norm stays as it is: ONNX Runtime folds it when it loads a file, and answers as quickly as from a file that came folded.
-"""
+"""A network as an ONNX file, by torch's own exporter: one output per task, of the task's name."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ LARGEST_BYTES = 2_000_000_000  # of one protobuf file
 
 
 def onnx_bytes(network: Network, metadata: dict[str, Any], *, input_type: str) -> bytes:
-    """The file of a network in eval mode. `input_type`: `uint8` (normalised inside) or `float` (normalised outside).
+    """The file of a network. `input_type`: `uint8` (normalised inside) or `float` (normalised outside).
 
     Raises:
         UserError: the network is too large for one file.

@@ -22,6 +22,7 @@ from distbranch.config.sweep import METRICS, VARIANT, SweepConfig
 from distbranch.engine.artifact import load_model
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
+from distbranch.models.units import fold_norms
 from distbranch.report.sweep_files import read_sweep
 from distbranch.report.sweep_page import report_sweep
 from distbranch.report.tensorboard import log_hparams
@@ -97,7 +98,7 @@ def _format_cell(value: Any) -> Any:
 
 
 def measure_latencies(runs: Sequence[Path], record: Path) -> dict[Path, float]:
-    """Milliseconds per image (batch 1, one CPU thread) of the network of each finished run: medians.
+    """Milliseconds per image (batch 1, folded, one CPU thread) of the network of each finished run: medians.
 
     In ONNX Runtime where it is installed, else in torch; the record says which.
 
@@ -142,7 +143,8 @@ def _make_call(run: Path) -> Callable[[], Any]:
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (1, 3, *preprocessing.image_size), dtype=torch.uint8, generator=generator)
     if _find_runtime() == "torch":
-        return lambda: network(image)
+        folded = fold_norms(network)
+        return lambda: folded(image)
     from distbranch.export.onnx_graph import onnx_bytes
     from distbranch.export.onnx_model import open_session
 

@@ -1,4 +1,4 @@
-"""Networks of some of their tasks: the same logits from fewer numbers."""
+"""Batch norm folded, and networks of some of their tasks: the same logits from fewer numbers."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network, restrict
 from distbranch.models.norm import BatchNorm
+from distbranch.models.units import fold_norms
 from distbranch.tasks import Task
 
 TASKS = (
@@ -47,6 +48,29 @@ def trained(architecture: Architecture, seed: int = 0) -> Network:
 
 def pixels(count: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 36, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def designs() -> dict[str, Architecture]:
+    """A tree, a low-rank network and a policy that skips blocks with and without a projection."""
+    policy = tuple(tuple((task + block) % 3 > 0 for block in range(8)) for task in range(len(TASKS)))
+    return {
+        "tree": architecture_of("vgg9", 5, 3),
+        "low-rank": architecture_of("vgg16", 24, 0).factorised(),
+        "policy": architecture_of("resnet18", 8, 0).with_policy(policy),
+    }
+
+
+@pytest.mark.parametrize("kind", ["tree", "low-rank", "policy"])
+@torch.inference_mode()
+def test_the_folded_network_gives_the_same_logits(kind: str) -> None:
+    network = trained(designs()[kind])
+    folded = fold_norms(network)
+    assert not any(isinstance(module, BatchNorm) for module in folded.modules())
+    images = pixels()
+    expected, found = network(images), folded(images)
+    scale = max(1.0, max(float(logits.abs().max()) for logits in expected.values()))
+    for name, logits in expected.items():
+        torch.testing.assert_close(found[name], logits, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("names", [["a"], ["size", "a"], ["colour", "c"], ["c", "size", "b"], [t.name for t in TASKS]])
