@@ -171,8 +171,9 @@ def _find_misfit(found: Mapping[str, str]) -> str | None:
     if missing:
         return f"there is no {' and no '.join(missing)}"
     local_size = numbers.get("LOCAL_WORLD_SIZE", world_size)
+    if world_size < 1:
+        return "WORLD_SIZE should be 1 or more"
     limits = {
-        "WORLD_SIZE": (1, world_size),
         "RANK": (0, world_size - 1),
         "LOCAL_WORLD_SIZE": (1, world_size),
         "LOCAL_RANK": (0, local_size - 1),
@@ -221,10 +222,8 @@ def _choose_device(launch: LaunchConfig) -> torch.device:
     number = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
     num_local = max(num_local_ranks(), number + 1)
     ranks_per_gpu = int(1 / launch.gpus_per_worker + TINY)
-    if (
-        num_gpus == 1 and ranks_per_gpu == 1
-    ):  # a launcher may let every process see its own GPU only, which is then number 0
-        number = 0
+    if num_gpus == 1 and ranks_per_gpu == 1:
+        number = 0  # a launcher may let every process see its own GPU only
     elif num_gpus * ranks_per_gpu < num_local:
         raise UserError(
             f"{num_local} ranks on {socket.gethostname()} with launch.gpus_per_worker={launch.gpus_per_worker:g} need "
@@ -295,10 +294,12 @@ def choose_rounding(precision: str, ranks: Ranks, before: Sequence[Rounding] = (
         in_hardware = "bf16" if all(ranks.gather(has_bf16(ranks.device))) else "fp32"
         precision = in_hardware if begun_with is None else str(begun_with["precision"])
         if precision != in_hardware and ranks.is_first:
+            note = " (emulated and slow here)" if precision == "bf16" else ""
             logger.warning(
-                "train.precision=auto would be %s on this hardware; the run was begun with %s and keeps it.",
+                "train.precision=auto would be %s on this hardware; the run was begun with %s and keeps it%s.",
                 in_hardware,
                 precision,
+                note,
             )
     if precision == "bf16":
         ranks.raise_on_all_ranks(_describe_missing_bf16(ranks.device))

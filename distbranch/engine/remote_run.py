@@ -28,6 +28,7 @@ from pyarrow import fs as arrow
 from distbranch.config import Config
 from distbranch.config.paths import copy_of
 from distbranch.engine.checkpoint import MANIFEST, STATE
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 
 # A store that hangs is told of within seconds before a run, and within a minute in the middle of it.
@@ -73,14 +74,15 @@ class RemoteRun:
         if self.url is None:
             return
         word = secrets.token_bytes(8)
-        with self._explain_failure("written, read and cleared", ADVICE_BEFORE):
+        with self._explain_failure("written", ADVICE_BEFORE):
             store = _open_store(self.url, attempts=ATTEMPTS_BEFORE)
             name = f".seen-{word.hex()}"
             with store.open_output_stream(name) as sink:
                 sink.write(word)
-            with store.open_input_stream(name) as source:
-                if source.read() != word:
-                    raise OSError("it does not give back what was written")
+        with self._explain_failure("read", ADVICE_BEFORE), store.open_input_stream(name) as source:
+            if source.read() != word:
+                raise OSError("it does not give back what was written")
+        with self._explain_failure("cleared", ADVICE_BEFORE):
             store.delete_file(name)
 
     def exists(self) -> bool:
@@ -108,7 +110,7 @@ class RemoteRun:
                 )
             self.copy.mkdir(parents=True, exist_ok=True)
             for name in self._list_copy().keys() - remote.keys():
-                if not to_read or _is_of_checkpoint(name):
+                if not to_read or _is_of_run(name):  # of a run that was begun anew there the old result would be shown
                     (self.copy / name).unlink(missing_ok=True)
             for folder in self.copy.glob("checkpoints/*"):
                 if folder.is_dir() and not any(folder.iterdir()):
@@ -296,6 +298,12 @@ def _is_hidden(name: str) -> bool:
 
 def _is_of_checkpoint(name: str) -> bool:
     return name.startswith("checkpoints/")
+
+
+def _is_of_run(name: str) -> bool:
+    """Whether training writes such a file; all else in a copy that is read a reader added: a report, an exported network."""
+    own = {path.name for path in vars(RunDirectory(Path())).values()}
+    return name.split("/")[0] in own and not name.endswith((".onnx", ".pt2"))
 
 
 def _get_upload_order(name: str) -> int:

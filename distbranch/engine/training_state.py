@@ -17,16 +17,16 @@ from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import Preprocessing
-from distbranch.engine.checkpoint import Checkpoint
+from distbranch.engine.checkpoint import Checkpoint, list_checkpoints
 from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.policy_search import PolicySearch, make_policy_record
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import SharedError, UserError
 from distbranch.models.architecture import Architecture
-from distbranch.models.earlier_runs import is_earlier
+from distbranch.models.earlier_runs import is_earlier, rename_earlier
 
 AFFINITY = "affinity"  # the file of a checkpoint
-REMEDY = "The checkpoints are good. Lower optim.lr or train.clip_norm, or use train.precision=fp32."
 
 
 @dataclass
@@ -83,18 +83,17 @@ class TrainingState:
         self.progress = Progress(**checkpoint.state["progress"])
         self.net.is_final = not self.progress.growing and self.search is None
         self.net.alternates = self.search is not None and self.progress.iteration > self.search.curriculum.warmup
-        if is_earlier(checkpoint.state["architecture"]):
-            raise SharedError(
-                f"The run {self.config.run_directory} was begun by an earlier version of this program, which names weights otherwise. "
-                "Finish it with that version, or begin it anew with --fresh."
-            )
-        architecture = Architecture.from_json(checkpoint.state["architecture"])
         if checkpoint.state["data"] != self.info.fingerprint:
             raise SharedError(
                 f"The run {self.config.run_directory} was begun with other data than {self.info.path} holds now, so it cannot be resumed "
                 "sample by sample. Give another run.name, or the data set it was begun with."
             )
-        self.net.build(architecture, checkpoint.tensors["model"], checkpoint.tensors.get("optimizer", {}))
+        design, model = checkpoint.state["architecture"], checkpoint.tensors["model"]
+        slots = checkpoint.tensors.get("optimizer", {})
+        if is_earlier(design):
+            _, slots = rename_earlier(design, slots)
+            design, model = rename_earlier(design, model)
+        self.net.build(Architecture.from_json(design), model, slots)
         restore_affinity(self.stats, checkpoint, self.ranks)
         if "window" in checkpoint.state:  # not in those of earlier versions
             self.window.load_json(checkpoint.state["window"])
@@ -195,8 +194,14 @@ class TrainingState:
         bad = self.net.first_not_finite()
         if bad is not None:
             raise UserError(
-                f"The weights are not finite after step {self.progress.iteration} (first in {bad}). {REMEDY}"
+                f"The weights are not finite after step {self.progress.iteration} (first in {bad}). {self.describe_remedy()}"
             )
+
+    def describe_remedy(self) -> str:
+        """What to do about numbers that are not finite; rank 0 is asked, for the others may not see its checkpoints."""
+        good = list_checkpoints(RunDirectory(self.config.run_directory).checkpoints)
+        last = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
+        return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."
 
 
 class StepWindow:

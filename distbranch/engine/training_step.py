@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from distbranch.config import TrainConfig
 from distbranch.engine.distributed import Pending, Ranks
 from distbranch.engine.optimizer_and_schedule import compute_learning_rate, set_learning_rate
-from distbranch.engine.training_state import REMEDY, TrainingState
+from distbranch.engine.training_state import TrainingState
 from distbranch.errors import SharedError
 from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
 
@@ -164,7 +164,8 @@ class TrainingStep:
             places = [place for is_bad, place in met if is_bad]
             where = f" ({', '.join(places[:3])})"  # enough to find the machine
         name = self.net.network.tasks.names[task]
-        raise SharedError(f"The loss of task '{name}' is not finite at step {step}{where}. {REMEDY}")
+        remedy = self.ranks.run_on_rank_zero(self.state.describe_remedy)
+        raise SharedError(f"The loss of task '{name}' is not finite at step {step}{where}. {remedy}")
 
 
 class NormPlan:

@@ -19,7 +19,7 @@ def is_earlier(architecture: Mapping[str, Any]) -> bool:
 def rename_earlier(
     architecture: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON of an architecture and its tensors by name, both of version 1, as those of now."""
+    """The JSON of an architecture and tensors by name (weights, or slots of an optimiser), both of version 1, as those of now."""
     fields = ("image_size", "width", "width_fraction", "low_rank")
     values = {"source": architecture["backbone"]}
     values |= {name: architecture[name] for name in fields if name in architecture}  # the first runs had no fractions
@@ -41,6 +41,7 @@ def rename_earlier(
         name = re.sub(r"^layers\.(\w+)\.norm\.", r"units.\1.0.norm.", name)
         name = re.sub(r"^stem\.", "units.stem.0.", name)
         name = re.sub(r"^blocks\.(\d+)\.", lambda found: f"units.{backbone.blocks[int(found[1])]}.0.", name)
-        return re.sub(r"\.(conv|linear)\.(weight|bias)$", r".product.\2", name)
+        # In the slots of an optimiser the name of the slot follows, `...conv.weight:exp_avg`.
+        return re.sub(r"\.(conv|linear)\.(weight|bias)\b", r".product.\2", name)
 
     return new, {rename(name): value for name, value in state.items()}

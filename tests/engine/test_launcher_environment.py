@@ -53,7 +53,7 @@ LEFTOVERS = [
     ({"WORLD_SIZE": "two"}, "WORLD_SIZE should be a whole number"),
     ({"WORLD_SIZE": "2", "RANK": "-1", **MASTER}, "RANK should be a whole number"),
     ({"WORLD_SIZE": "2", "RANK": "0x1", **MASTER}, "RANK should be a whole number"),
-    ({"WORLD_SIZE": "0"}, "WORLD_SIZE should be from 1"),
+    ({"WORLD_SIZE": "0"}, "WORLD_SIZE should be 1 or more"),
     ({"WORLD_SIZE": "2", "RANK": "2", **MASTER}, "RANK should be from 0 to 1"),
     ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK should be from 0 to 0"),
     ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "", "MASTER_PORT": "29500"}, "MASTER_ADDR is empty"),

@@ -133,6 +133,19 @@ def test_a_copy_is_made_equal_to_what_is_at_the_url(store: S3Server, here: Path)
     assert not (other.copy / "checkpoints" / "step-1").exists()
 
 
+def test_of_a_run_that_was_begun_anew_a_reader_sees_nothing_of_the_one_before(store: S3Server, here: Path) -> None:
+    run, reader = (RemoteRun(f"{RUNS}/anew", here / name) for name in ("run", "reader"))
+    _write(run.copy, "config.yaml", "tree.json", "model/model.json", "result.json")
+    run.upload()
+    reader.download(to_read=True)
+    assert _files(reader.copy) == _files(run.copy)
+    _write(reader.copy, "report/index.html", "model/network.onnx")
+    for name in ("result.json", "model/model.json"):
+        run._store.delete_file(name)
+    reader.download(to_read=True)
+    assert set(_files(reader.copy)) == {"config.yaml", "tree.json", "report/index.html", "model/network.onnx"}
+
+
 @pytest.mark.parametrize(
     "trouble", ["no such bucket", "nobody there", "no such host", "read only", "another store", "no run"]
 )

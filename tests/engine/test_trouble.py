@@ -49,6 +49,7 @@ def test_a_loss_that_is_not_finite_names_step_and_task_and_leaves_the_last_good_
         assert ended["end"] == "failed"
         where = f" (rank {rank} on {os.uname().nodename})." if world_size > 1 else "."
         assert f"The loss of task 'cell-4' is not finite at step 15{where}" in ended["message"]
+        assert f"The last good checkpoint is {tmp_path / 'tiny' / 'checkpoints' / 'step-00000014'}." in ended["message"]
     found = load_newest(tmp_path / "tiny" / "checkpoints")
     assert found is not None
     assert found.state["progress"]["iteration"] == 14

@@ -8,15 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import config_of, train_tiny
 
 import distbranch
-from distbranch.config import load_config
-from distbranch.data.shards import read_dataset
-from distbranch.engine.checkpoint import load_newest
-from distbranch.engine.distributed import Ranks
-from distbranch.engine.training_state import TrainingState
-from distbranch.errors import SharedError
 from distbranch.models.earlier_runs import is_earlier, rename_earlier
 
 RUNS = Path(__file__).parent / "version_1"
@@ -45,13 +38,10 @@ def test_the_first_runs_knew_neither_fractions_of_a_width_nor_low_rank() -> None
     assert rename_earlier(first, {}) == rename_earlier(architecture, {})
 
 
-def test_a_run_that_was_not_finished_says_so_in_one_sentence(tiny_data: Path, tmp_path: Path) -> None:
-    config = config_of(tiny_data, tmp_path, **{"train.iterations": 2, "train.evaluate_every": 0})
-    assert train_tiny(config)["end"] == "done"
-    checkpoint = load_newest(tmp_path / "tiny" / "checkpoints")
-    assert checkpoint is not None
-    earlier = json.loads((RUNS / "grown" / "model" / "model.json").read_text())["architecture"]
-    checkpoint.state["architecture"] = earlier
-    alone = Ranks(0, 1, torch.device("cpu"))
-    with pytest.raises(SharedError, match=r"begun by an earlier version.* Finish it with that version"):
-        TrainingState(load_config(config), alone, read_dataset(str(tiny_data)), checkpoint)
+def test_slots_of_an_optimiser_are_renamed_as_their_parameters_are() -> None:
+    architecture = json.loads((RUNS / "grown" / "model" / "model.json").read_text())["architecture"]
+    names = ("layers.fc6.1.linear.weight", "layers.conv1.0.conv.weight", "layers.fc6.1.norm.bias", "heads.weight")
+    _, slots = rename_earlier(architecture, {f"{name}:exp_avg": torch.zeros(1) for name in names})
+    _, weights = rename_earlier(architecture, {name: torch.zeros(1) for name in names})
+    assert next(iter(weights)) == "units.fc6.1.product.weight"
+    assert list(slots) == [f"{name}:exp_avg" for name in weights]
