@@ -222,6 +222,7 @@ def test_a_config_with_bases_resolves_as_the_flat_one(tmp_path: Path) -> None:
         ("base: sweep.yaml", r"sweep.yaml is the file of a sweep, for it has seeds"),
         ("base: $NO_SUCH_FOLDER/a.yaml", r"base: .*\$NO_SUCH_FOLDER"),
         ("base: thin/first.yaml\nmodel: {with: 3}", r"model.with: this key is unknown, did you mean model.width"),
+        ("train: {interval: 3}", r"train.interval: this key is unknown, did you mean train.iterations"),
     ],
 )
 def test_a_base_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:

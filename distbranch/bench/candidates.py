@@ -47,7 +47,7 @@ def list_runs(runs: Sequence[Path]) -> list[Candidate]:
         raise UserError(
             "Latencies are compared between runs of the same image size and tasks, but these differ. Measure them one by one."
         )
-    names = [run.name for run in runs]
+    names = [run.name or str(run) for run in runs]
     if len(set(names)) < len(names):  # `a/mine b/mine`: only the whole path tells them apart
         names = list(map(str, runs))
     return list(map(Candidate, names, networks))

@@ -24,7 +24,7 @@ EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$")  # YAML 1.1 takes 2e-3 a
 
 MERGE = "tag:yaml.org,2002:merge"  # of `<<`
 # How pydantic names the member of a union that did not fit, which is no part of the key.
-MEMBERS_OF_UNIONS = ("constrained", "literal", "int", "tuple", "str")
+MEMBERS_OF_UNIONS = re.compile(r"int|str|(constrained|literal|tuple)\W.*")
 PLAIN_WORDS = {
     "missing": "is missing",
     "model_type": "should hold `key: value` lines",
@@ -274,7 +274,7 @@ def explain(error: ValidationError, what: str = "The configuration") -> str:
     sentences = []
     for problem in error.errors():
         parts = map(str, problem["loc"])
-        key = ".".join(part for part in parts if not part.startswith(MEMBERS_OF_UNIONS))
+        key = ".".join(part for part in parts if not MEMBERS_OF_UNIONS.fullmatch(part))
         kind = problem["type"]
         said = PLAIN_WORDS.get(kind, problem["msg"])
         if kind == "extra_forbidden":

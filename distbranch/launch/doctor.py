@@ -88,9 +88,11 @@ def _compare_room(what: str, found: int, least: int, advice: str) -> Finding:
 def _check_network() -> Iterator[Finding]:
     host = socket.gethostname()
     try:
-        # 127.x is what /etc/hosts of Debian has, and no other machine reaches it.
-        note = "if it is 127.x, torchrun on several machines needs GLOO_SOCKET_IFNAME, their network interface"
-        yield Finding("host name", f"{host} is {socket.gethostbyname(host)} ({note})")
+        address = socket.gethostbyname(host)
+        note = ""
+        if address.startswith("127."):  # as /etc/hosts of Debian has it, and no other machine reaches it
+            note = ": enough for one machine; torchrun on several needs GLOO_SOCKET_IFNAME, their network interface"
+        yield Finding("host name", f"{host} is {address}{note}")
     except OSError:
         yield Finding("host name", f"{host} is not resolved", f"Add {host} to /etc/hosts.")
     for port, use in ((6379, "the head of a Ray cluster"), (8265, "Ray's dashboard and jobs")):

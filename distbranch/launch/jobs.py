@@ -83,8 +83,10 @@ def describe_job_state(job: Job) -> str:
             return known.get(state, f"ended ({state})")
     except UserError as error:
         return f"unknown ({error})"
-    except RuntimeError:
-        return "ended (the cluster knows no such job)"
+    except RuntimeError as error:
+        if "status code 404" in str(error):
+            return "ended (the cluster knows no such job)"
+        return f"unknown ({reason_of(error)})"
     return f"running as process {job.id}" if _find_process(job) else "ended"
 
 

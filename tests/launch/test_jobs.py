@@ -23,9 +23,9 @@ from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.run_start import check_run
 from distbranch.errors import UsageError, UserError
 from distbranch.launch import jobs
-from distbranch.launch.jobs import Job, cancel_run, describe_status, read_job, read_log, write_job
+from distbranch.launch.jobs import Job, cancel_run, describe_job_state, describe_status, read_job, read_log, write_job
 from distbranch.launch.on_ray import job as ray_job
-from distbranch.launch.on_slurm.node import find_free_port
+from distbranch.launch.on_slurm.node import PORTS, find_free_port
 from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import Resources, parse_minutes
 from distbranch.launch.on_slurm.submission import render_batch_script
@@ -222,6 +222,18 @@ def test_a_job_that_does_not_see_the_run_directory_leaves_nothing_of_it_here(
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
+@pytest.mark.parametrize(("code", "state"), [(404, "ended"), (500, "unknown")])
+def test_a_dashboard_that_fails_for_a_moment_does_not_end_a_job(
+    code: int, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(Dashboard):
+        def get_job_status(self, _: str) -> str:
+            raise RuntimeError(f"Request failed with status code {code}: raysubmit_1.")
+
+    monkeypatch.setattr(jobs, "open_job_client", lambda _: Failing())
+    assert describe_job_state(Job("ray", "raysubmit_1", "http://head:8265", "", "")).startswith(state)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("90", 90), ("1:30", 2), ("12:00:00", 720), ("00:01:01", 2), ("2-00:00:00", 2880), ("1-12", 2160)],
@@ -305,5 +317,6 @@ def test_a_port_that_is_asked_for_and_busy_is_refused_and_another_one_is_free() 
         port = busy.getsockname()[1]
         with pytest.raises(UserError, match=rf"The port {port} of \S+ is in use\. Give another --port"):
             find_free_port(port)
-        assert find_free_port() != port
     assert find_free_port(port) == port
+    # Below those that the system gives to any connection while Ray still starts.
+    assert find_free_port() in PORTS

@@ -6,6 +6,7 @@ finds it closed knows that the other one is gone.
 
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -155,8 +156,18 @@ def main() -> None:
         say("ended", None)
     except (UserError, KeyboardInterrupt, StoppedEarly) as error:
         say("ended", error)
-    except Exception:  # not for people, and perhaps of a class that cannot be sent: with the place in the source
-        say("ended", RuntimeError(traceback.format_exc()))
+    except Exception as error:  # not for people: with the place in the source
+        say("ended", _make_portable(error, traceback.format_exc()))
+
+
+def _make_portable(error: Exception, trace: str) -> Exception:
+    """The error as it is, with its traceback as a note, where it can be sent; else the traceback alone."""
+    error.add_note(trace)
+    try:
+        copy: Exception = pickle.loads(pickle.dumps(error))
+    except Exception:  # of any kind: who wrote the error's class did not think of pickle
+        return RuntimeError(trace)
+    return copy
 
 
 def _watch_caller(there: Connection) -> None:

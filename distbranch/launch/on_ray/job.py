@@ -8,7 +8,7 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,7 @@ def _submit_command(client: Any, config: Config, command: str, address: str, *, 
             marker.touch()
             environment[MARKER] = str(marker)
     try:
-        runtime = {"working_dir": str(Path.cwd()), "env_vars": environment}
-        job_id = str(client.submit_job(entrypoint=command, runtime_env=runtime))
+        job_id = _submit_to_cluster(client, command, environment)
         job = Job("ray", job_id, address, log="", submitted=time.strftime(TIME_FORMAT))
         say(f"Submitted job {job_id} to {address}; its run directory is {place} on all nodes")
         if not is_seen:
@@ -153,18 +152,24 @@ def _submit_command(client: Any, config: Config, command: str, address: str, *, 
         RemoteRun.from_config(config).upload_files("config.yaml", files.job.name)
         if MARKER in environment:
             _wait_for_answer(client, job, marker, say)
-    except (RuntimeError, ValueError, OSError) as error:  # nothing was submitted, or the job has ended
+    except UserError:  # nothing was submitted, or the job has ended; one that still waits needs the marker
         marker.unlink(missing_ok=True)
         if is_seen and is_new:
             shutil.rmtree(files.path, ignore_errors=True)
-        if isinstance(error, UserError):
-            raise
+        raise
+    say(f"`distbranch status|logs|cancel {place}` ask about it.")
+    return job
+
+
+def _submit_to_cluster(client: Any, command: str, environment: Mapping[str, str]) -> str:
+    runtime = {"working_dir": str(Path.cwd()), "env_vars": environment}
+    try:
+        return str(client.submit_job(entrypoint=command, runtime_env=runtime))
+    except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"The job could not be submitted ({shorten(error)}). What is uploaded is {Path.cwd()} without what .gitignore and "
             ".rayignore name, 512 MiB at most."
         ) from None
-    say(f"`distbranch status|logs|cancel {place}` ask about it.")
-    return job
 
 
 def _wait_for_answer(client: Any, job: Job, marker: Path, say: Say) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,9 @@ from distbranch.launch.processes import look_until
 from distbranch.launch.ray_folder import choose_ray_folder
 
 SECONDS_BETWEEN_LOOKS = 0.2
+# Below those that the system gives to any connection: one of these could take a port before Ray, which starts for seconds, has it.
+PORTS = range(20_000, 32_000)
+ATTEMPTS = 200
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,20 @@ class Place:
 
 
 def find_own_address() -> str:
-    """The address by which the other nodes of the job reach this one: as Slurm says, else one that is not of this machine alone."""
-    given = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
-    entries = [entry for entries in psutil.net_if_addrs().values() for entry in entries]
-    own = [entry.address for entry in entries if entry.family == socket.AF_INET]
-    outward = [address for address in own if not address.startswith("127.")]
-    return given if given in outward else [*outward, "127.0.0.1"][0]
+    """The address by which the other nodes of the job reach this one.
+
+    Slurm's own word is best, then what the host's name stands for, then any address that is not of this machine alone.
+    """
+    states = psutil.net_if_stats()
+    own = []
+    for name, entries in psutil.net_if_addrs().items():
+        if name in states and states[name].isup:
+            own += [entry.address for entry in entries if entry.family == socket.AF_INET]
+    named = [os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "")]
+    with suppress(OSError):
+        named.append(socket.gethostbyname(socket.gethostname()))
+    outward = [address for address in (*named, *own) if address in own and not address.startswith("127.")]
+    return [*outward, "127.0.0.1"][0]
 
 
 def find_address_towards(host: str) -> str:
@@ -128,17 +140,18 @@ def find_address_towards(host: str) -> str:
 
 
 def find_free_port(wanted: int | None = None) -> int:
-    """The port that is wanted, or any one that nobody listens at, on any address of this node.
+    """The port that is wanted, or else one of PORTS, at which nobody listens, on any address of this node.
 
     Raises:
-        UserError: the one that is wanted is in use.
+        UserError: the one that is wanted is in use, or so are many of PORTS.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", wanted or 0))
-        except OSError:
-            raise UserError(
-                f"The port {wanted} of {socket.gethostname()} is in use. Give another --port, or leave it out."
-            ) from None
-        return int(probe.getsockname()[1])
+    candidates = random.sample(PORTS, ATTEMPTS) if wanted is None else [wanted]
+    for port in candidates:
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+            return port
+    host = socket.gethostname()
+    if wanted is not None:
+        raise UserError(f"The port {wanted} of {host} is in use. Give another --port, or leave it out.")
+    raise UserError(f"No port of {host} from {PORTS[0]} to {PORTS[-1]} is free, of {ATTEMPTS} that were tried.")

@@ -164,13 +164,14 @@ class Task:
 
     def _follow(self, place: Place, ray: Child) -> int | None:
         """Keep this node's Ray until task 0 says that it is over; None if it ended before."""
-        while ray.poll() is None:
-            if place.is_over():
-                return 0
+        while not place.is_over():
+            if ray.poll() is not None:
+                # The head ends just before task 0 says so.
+                return 0 if place.is_over() else None
             if self._is_late():
                 return EXIT_PREEMPTED
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        return None
+        return 0
 
     def _run_training(self, place: Place, cluster: Mapping[str, str] | None = None) -> int:
         command = [sys.executable, "-m", "distbranch", "train", self.config]
