@@ -19,6 +19,7 @@ from distbranch.report.experiment_figures import (
     Spot,
     draw_spots,
     set_value_label,
+    settle_names,
 )
 from distbranch.report.figure_style import (
     BLUE,
@@ -144,6 +145,7 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
         set_cost_axis(axes, COSTS[cost])
     set_value_label(panels[0], sweep.metric, sweep.shown_split)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    settle_names(figure)
     return figure
 
 

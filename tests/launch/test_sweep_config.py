@@ -70,6 +70,14 @@ def test_a_wrong_sweep_is_told_in_one_sentence(keys: dict[Any, Any], said: str, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"), [("name.x=5", "name: "), ("seeds.x=1", "seeds: "), ("base.x=1", "base: ")]
+)
+def test_an_override_below_a_value_is_told_in_one_sentence(override: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_sweep(write_sweep(tmp_path, **{**GRID, "seeds": [0]}), [override])
+
+
 def test_a_value_that_no_run_takes_is_told_with_its_trial(tmp_path: Path) -> None:
     sweep = load_sweep(write_sweep(tmp_path, grid={"model.width": [2, 0]}))
     with pytest.raises(UsageError, match=r"The trial width0-seed3 is not possible.*model.width"):
