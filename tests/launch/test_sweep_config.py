@@ -24,7 +24,7 @@ SPACE = {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
         ({**GRID, "model.width": 2}, "in a sweep write it under `overrides`, `grid` or `space`"),
         ({**GRID, "train": {"iterations": 5}}, "in a sweep write it under `overrides`, `grid` or `space`"),
         ({**GRID, "early_stopping": {"grace": 4, "reductoin": 2}}, "Did you mean early_stopping.reduction"),
-        ({**GRID, "early_stopping": 4}, "early_stopping: Input should be a valid dictionary"),
+        ({**GRID, "early_stopping": 4}, "early_stopping: should hold `key: value` lines, found 4"),
         ({"search": "random", "num_trials": 2, "space": {"optim.lr": {"lo": 1}}}, "Did you mean space.optim.lr.low"),
         ({"grid": {"model.width": []}}, "grid.model.width: Tuple should have at least 1 item"),
         ({"grid": {"model.width": [2, 2]}}, "a value of model.width appears twice"),
