@@ -86,7 +86,7 @@ class TrainingState:
         if is_earlier(checkpoint.state["architecture"]):
             raise SharedError(
                 f"The run {self.config.run_directory} was begun by an earlier version of this program, which names weights otherwise. "
-                "Finish it with that version, or begin it anew with --fresh."
+                "Finish it with that version, or begin it anew: with --fresh, or in a sweep by moving its directory away."
             )
         architecture = Architecture.from_json(checkpoint.state["architecture"])
         if checkpoint.state["data"] != self.info.fingerprint:
