@@ -53,5 +53,6 @@ def test_a_run_that_was_not_finished_says_so_in_one_sentence(tiny_data: Path, tm
     earlier = json.loads((RUNS / "grown" / "model" / "model.json").read_text())["architecture"]
     checkpoint.state["architecture"] = earlier
     alone = Ranks(0, 1, torch.device("cpu"))
+    state = TrainingState(load_config(config), alone, read_dataset(str(tiny_data)), [{"precision": "fp32"}])
     with pytest.raises(SharedError, match=r"begun by an earlier version.* Finish it with that version"):
-        TrainingState(load_config(config), alone, read_dataset(str(tiny_data)), checkpoint)
+        state.restore(checkpoint)
