@@ -260,12 +260,13 @@ def compare(
     methods = read_runs([run_folder(run) for run in runs])
     check_defined(methods, metric, (split,))
     table = compare_methods(tabulate_runs(methods), metric, split)
+    about = f"{split} split; differences against {table['method'][0]}"
     if csv:
         _print_plain(table.to_csv(index=False).rstrip("\n"))
     elif markdown:
-        _print_plain(format_markdown(table))
+        _print_plain(f"{about}\n\n{format_markdown(table)}")
     else:
-        _print_plain(f"{split} split; differences against {table['method'][0]}")
+        _print_plain(about)
         show_rows(format_table(table))
 
 

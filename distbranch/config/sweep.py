@@ -308,7 +308,8 @@ def _apply_override(values: Setting, key: str, value: Any) -> None:
         path = [key]  # unknown: told below, with the nearest keys of either kind
     # Copied on the way down: the mappings may belong to whoever called.
     for part in path[:-1]:
-        values[part] = dict(values.get(part) or {})
+        below = values.get(part)
+        values[part] = dict(below) if isinstance(below, dict) else {}
         values = values[part]
     values[path[-1]] = value
 

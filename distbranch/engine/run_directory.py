@@ -72,19 +72,23 @@ class RunDirectory:
         return str(_read_record(self.environment).get("precision", "fp32"))
 
     @contextmanager
-    def locked(self, *, patience_s: float = 5) -> Iterator[None]:
-        """Keep a second process from training the same run at the same time; the lock falls with the process."""
+    def locked(self, *, patience_s: float = 5, of_sweep: bool = False) -> Iterator[None]:
+        """Keep a second process from training the same run (or sweep) at the same time; the lock falls with the process."""
+        what, section = "run", "run."
+        if of_sweep:  # whose own keys these are
+            what, section = "sweep", ""
         held = ExitStack()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             held.enter_context(hold_lock(self.lock, patience_s=patience_s))
         except LockHeldError as error:
             raise RunInUseError(
-                f"The run {self.path} is being trained by another process. Wait for it, stop it, or give another run.name.{error.advice}"
+                f"The {what} {self.path} is being trained by another process. Wait for it, stop it, or give another "
+                f"{section}name.{error.advice}"
             ) from None
         except OSError as error:
             raise UserError(
-                f"The run directory {self.path} cannot be written ({reason_of(error)}). Give another run.directory."
+                f"The {what} directory {self.path} cannot be written ({reason_of(error)}). Give another {section}directory."
             ) from None
         with held:
             yield

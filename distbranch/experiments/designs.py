@@ -40,7 +40,7 @@ OWN_OF_THE_LINE = ("model.width", "model.width_fraction")
 RANDOM = "random"
 FROM_WIDE = ("somp", "largest-norm", "random-rows")
 DERIVED_FROM_PACE = ("train.evaluate_every", "train.iterations", "optim.decay_every")
-NUM_EVALUATIONS = 20  # where the command names no number
+NUM_EVALUATIONS = 20  # where the configuration names no number
 
 
 def load_run_config(file: Path, overrides: Sequence[str]) -> Config:
@@ -246,10 +246,13 @@ def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *,
     """One variant per beginning, evaluated on val often enough to see when it reaches what."""
     chosen = load_run_config(config, overrides)
     iterations = chosen.train.iterations
-    base: Setting = {"base": str(config.absolute())}
-    if not any(text.startswith("train.evaluate_every=") for text in overrides):
-        # A shorter run has as many points of the curve as a longer one, for its pace is read off that curve.
-        base["train.evaluate_every"] = max(1, iterations // NUM_EVALUATIONS)
+    every = chosen.train.evaluate_every
+    if not every:
+        every = max(1, iterations // NUM_EVALUATIONS)
+    elif not any(text.startswith("train.evaluate_every=") for text in overrides):
+        # A shorter run keeps the number of points of the curve that its config has, for its pace is read off that curve.
+        every = max(1, every * iterations // load_run_config(config, []).train.iterations)
+    base: Setting = {"base": str(config.absolute()), "train.evaluate_every": every}
     found: Variants = {}
     for name in FROM_WIDE:
         found[name] = {**base, "method.init": name, "method.pretrained": str(pretrained.absolute())}

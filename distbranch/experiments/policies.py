@@ -67,7 +67,9 @@ def design_policies(
 
     def analyse(runs: Runs) -> Findings:
         found = tabulate_networks(runs)
-        names = found["network"] + ", seed " + found["seed"].astype(str)
+        names = found["network"]
+        if found["seed"].nunique() > 1:
+            names = names + ", seed " + found["seed"].astype(str)
         places = zip(found["multiply_adds"], found[f"{split}_{METRIC}"], strict=True)
         spots = dict(zip(names, places, strict=True))
         best = list(names[found["best_on_val"] == "best"])

@@ -163,7 +163,7 @@ def build_sweep(
         own.append(KEYS_OF_THE_EXPERIMENT.get(key, key) + sign + value)
     sweep = sweep_of(values, own, folder=Path.cwd(), what=f"The experiment {name}", derived=derived)
     # The table is in a folder of its own then, and the runs are beside it.
-    if among_runs:
+    if among_runs and sweep.trial_directory is None:
         sweep = sweep.model_copy(update={"trial_directory": sweep.directory})
     return sweep
 

@@ -12,6 +12,8 @@ import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from distbranch.errors import UserError
 from distbranch.report.console import METRICS
@@ -34,8 +36,19 @@ Line = tuple[Sequence[float], Any]  # x and the values there
 COSTS = {"multiply_adds": "Multiply-adds per image", "weights": "Weights"}
 # Where names stand, as `Axes.annotate` has it. More is better, so what lies on a front or above a line has nothing to its upper
 # left, and what lies on a line or below it nothing to its lower right.
-ABOVE = {"xytext": (-5, 4), "ha": "right", "va": "bottom"}
-BELOW = {"xytext": (5, -4), "ha": "left", "va": "top"}
+ABOVE: dict[str, Any] = {"xytext": (-5, 4), "ha": "right", "va": "bottom"}
+BELOW: dict[str, Any] = {"xytext": (5, -4), "ha": "left", "va": "top"}
+# Where else a name may stand if it would cover something, near its point first.
+ELSEWHERE: tuple[dict[str, Any], ...] = (
+    ABOVE,
+    BELOW,
+    {"xytext": (-5, -4), "ha": "right", "va": "top"},
+    {"xytext": (5, 4), "ha": "left", "va": "bottom"},
+    {"xytext": (8, 0), "ha": "left", "va": "center"},
+    {"xytext": (-8, 0), "ha": "right", "va": "center"},
+    {"xytext": (0, 8), "ha": "center", "va": "bottom"},
+    {"xytext": (0, -8), "ha": "center", "va": "top"},
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,57 @@ def draw_spots(
     return table
 
 
+def settle_names(figure: Figure) -> None:
+    """Move every name to where it covers least; one that would cover another name is left out, for the tables have all.
+
+    Called last: the layout stays as it is then, for only in pixels it is known what covers what.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        points = [axes.transData.transform(line.get_xydata()) for line in axes.lines]
+        # ten steps between two points are closer than a name is wide
+        paths = [np.empty((0, 2))]
+        for line, part in zip(axes.lines, points, strict=True):
+            if line.get_linestyle() == "-" and len(part):
+                paths.append(_interpolate(part))
+        taken: list[Bbox] = []
+        for name in axes.texts:
+            if isinstance(name, Annotation):
+                _settle_name(name, axes, np.concatenate(points), np.concatenate(paths), taken)
+
+
+def _settle_name(name: Annotation, axes: Axes, points: np.ndarray, paths: np.ndarray, taken: list[Bbox]) -> None:
+    here = {"xytext": name.xyann, "ha": name.get_horizontalalignment(), "va": name.get_verticalalignment()}
+    found = []
+    for number, place in enumerate((here, *ELSEWHERE)):
+        box = _place_name(name, place)
+        # a covered name cannot be read, a covered point is missed, a line is seen behind letters
+        is_outside = not (axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1))
+        covered = 100 * box.count_overlaps(taken) + 10 * box.padded(4).count_contains(points) + 4 * is_outside
+        found.append((covered + 3 * bool(box.count_contains(paths)), number, place))
+    least, _, place = min(found, key=lambda one: one[:2])
+    box = _place_name(name, place)
+    if least < 100:
+        taken.append(box)
+    else:
+        name.set_visible(False)
+
+
+def _place_name(name: Annotation, place: Mapping[str, Any]) -> Bbox:
+    """Put a name there; returns the pixels that it takes."""
+    name.xyann = place["xytext"]
+    name.set(ha=place["ha"], va=place["va"])
+    return name.get_window_extent()
+
+
+def _interpolate(points: np.ndarray) -> np.ndarray:
+    """Points on the straight lines between points [N, 2], ten per line."""
+    at = np.linspace(0, max(len(points) - 1, 0), 10 * len(points))
+    numbers = np.arange(len(points))
+    return np.stack([np.interp(at, numbers, part) for part in points.T], axis=1)
+
+
 def set_value_label(axes: Axes, metric: str, split: str) -> None:
     """Say what the vertical axis shows."""
     axes.set_ylabel(f"{METRICS[metric]} on {split}, %", color=INK, fontsize=10)
@@ -150,6 +214,7 @@ def draw_company(line: Sequence[Spot], grown: Sequence[Spot], *, metric: str, sp
                 _draw_drop(axes, network, thin, colour)
         set_cost_axis(axes, label)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center")
+    settle_names(figure)
     return figure
 
 
@@ -193,6 +258,7 @@ def draw_kinds(
         right.set_xlabel(f"{between}, percentage points")
     else:
         right.set_title("No common numbers of weights.")
+    settle_names(figure)
     return figure
 
 
@@ -230,6 +296,7 @@ def draw_drawn_policies(
     set_value_label(axes, metric, split)
     set_cost_axis(axes, COSTS["multiply_adds"])
     figure.legend(loc="outside lower center", ncols=len(parts))
+    settle_names(figure)
     return figure
 
 
@@ -252,7 +319,7 @@ def draw_reductions(reductions: Mapping[str, Mapping[str, Sequence[float]]], *, 
     for axes, (heading, tasks) in zip(panels, reductions.items(), strict=True):
         draw_differences(axes, tasks)
         axes.set_xlabel("points lost")
-        axes.set_title(heading.replace(": ", ":\n", 1))
+        axes.set_title(heading)
     return figure
 
 

@@ -243,7 +243,8 @@ class SweepDisplay:
         if self.num_ended >= self.num_open:
             return ""
         done = self.num_ended + max(0, self.num_begun - self.num_ended) / 2
-        seconds = (time.monotonic() - self._began) / done * (self.num_open - done)
+        # trials that have parted begin twice
+        seconds = (time.monotonic() - self._began) / done * max(0, self.num_open - done)
         return f" (about {timedelta(seconds=round(seconds))} left)"
 
     def _print_line(self, text: str, style: str = "") -> None:

@@ -138,8 +138,15 @@ def _read_lines(path: Path) -> Iterator[Json]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            yield dict(json.loads(line))
-        except (ValueError, TypeError) as error:
+            value = json.loads(line)
+        except ValueError as error:
             if number < len(lines):
                 raise UserError(f"{path} is damaged: line {number} should be a JSON object ({error}).") from error
             logger.warning("%s ends in an incomplete line, which is left out", path)
+            return
+        # not by `dict`, which takes an empty list too
+        if not isinstance(value, dict):
+            raise UserError(
+                f"{path} is damaged: line {number} should be a JSON object, but it is {type(value).__name__}."
+            )
+        yield value

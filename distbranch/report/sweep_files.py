@@ -115,7 +115,12 @@ def read_sweep(directory: Path | str) -> SweepFiles:
             rows[column] = ""
     behind_seed = rows.columns.get_loc("seed") + 1
     numbers = rows.columns[behind_seed:].drop("directory", errors="ignore")
-    rows[numbers] = rows[numbers].apply(pandas.to_numeric, errors="coerce")
+    try:
+        rows[numbers] = rows[numbers].apply(pandas.to_numeric)
+    except ValueError as error:
+        raise UserError(
+            f"{path / 'results.csv'} should have numbers behind the seed, but it is damaged ({error}); run the sweep again."
+        ) from None
     return SweepFiles(path, config, rows)
 
 

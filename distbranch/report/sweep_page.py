@@ -19,6 +19,7 @@ from distbranch.report.experiment_figures import (
     Spot,
     draw_spots,
     set_value_label,
+    settle_names,
 )
 from distbranch.report.figure_style import (
     BLUE,
@@ -122,6 +123,8 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
         figure.suptitle("No trial has finished yet.")
         return figure
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    keys = _list_naming_keys(sweep)
+    beside = f" (beside it: {shorten_key(keys[0])})" if len(keys) == 1 else ""
     for axes, cost in zip(panels, costs, strict=True):
         _draw_points(axes, sweep, points, cost)
         front = _make_spots(sweep, points.loc[fronts[cost]])
@@ -138,12 +141,13 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
             MUTED,
             names=ABOVE,
             fmt="o-",
-            label="Pareto front, chosen on val",
+            label=f"Pareto front, chosen on val{beside}",
             **ring,
         )
         set_cost_axis(axes, COSTS[cost])
     set_value_label(panels[0], sweep.metric, sweep.shown_split)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    settle_names(figure)
     return figure
 
 
@@ -166,7 +170,7 @@ def _draw_points(axes: Axes, sweep: SweepFiles, points: pandas.DataFrame, cost: 
 
 def _make_spots(sweep: SweepFiles, points: pandas.DataFrame) -> list[Spot]:
     """Points under the value of the key that is not their colour; where there are more such keys, under their number."""
-    keys = sweep.keys[1:] if _is_coloured(sweep) else sweep.keys
+    keys = _list_naming_keys(sweep)
     value = f"{sweep.shown_split}_{sweep.metric}"
     spots = []
     for number, point in points.iterrows():
@@ -177,6 +181,11 @@ def _make_spots(sweep: SweepFiles, points: pandas.DataFrame) -> list[Spot]:
         costs = {cost: (point[cost], point[f"{cost}_sd"]) for cost in COSTS}
         spots.append(Spot(name, costs, (point[value], point[f"{value}_sd"])))
     return spots
+
+
+def _list_naming_keys(sweep: SweepFiles) -> list[str]:
+    """All keys but that of the colour."""
+    return sweep.keys[1:] if _is_coloured(sweep) else sweep.keys
 
 
 def _is_coloured(sweep: SweepFiles) -> bool:

@@ -96,6 +96,8 @@ def _make_trial(base: Config, values: Setting, sweep: SweepConfig, number: int) 
     except UsageError as error:
         raise UsageError(f"The trial {name} is not possible. {error}") from None
     for earlier in (name, short, by_digest):
+        if len(earlier) > LONGEST_NAME:  # none was, and a file system may refuse to look
+            continue
         before = trial.model_copy(update={"run": trial.run.model_copy(update={"name": earlier})})
         file = RunDirectory(before.run_directory).config
         if not file.exists():

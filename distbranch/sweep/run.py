@@ -77,7 +77,7 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
     for info in _prepare_data(turns[0], report):
         _check_metric(sweep, info)
     # Locked against a second driver as a run is.
-    with RunDirectory(directory.path).locked():
+    with RunDirectory(directory.path).locked(of_sweep=True):
         check_begun(sweep, directory, [])  # again: another driver may have begun it since
         write_atomically(directory.config, sweep_to_yaml(sweep))
         write_atomically(directory.base, to_yaml(load_base_config(sweep)))

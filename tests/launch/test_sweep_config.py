@@ -24,7 +24,7 @@ SPACE = {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
         ({**GRID, "model.width": 2}, "in a sweep write it under `overrides`, `grid` or `space`"),
         ({**GRID, "train": {"iterations": 5}}, "in a sweep write it under `overrides`, `grid` or `space`"),
         ({**GRID, "early_stopping": {"grace": 4, "reductoin": 2}}, "Did you mean early_stopping.reduction"),
-        ({**GRID, "early_stopping": 4}, "early_stopping: Input should be a valid dictionary"),
+        ({**GRID, "early_stopping": 4}, "early_stopping: should hold `key: value` lines, found 4"),
         ({"search": "random", "num_trials": 2, "space": {"optim.lr": {"lo": 1}}}, "Did you mean space.optim.lr.low"),
         ({"grid": {"model.width": []}}, "grid.model.width: Tuple should have at least 1 item"),
         ({"grid": {"model.width": [2, 2]}}, "a value of model.width appears twice"),
@@ -68,6 +68,14 @@ def test_a_wrong_sweep_is_told_in_one_sentence(keys: dict[Any, Any], said: str, 
         load_sweep(file)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"), [("name.x=5", "name: "), ("seeds.x=1", "seeds: "), ("base.x=1", "base: ")]
+)
+def test_an_override_below_a_value_is_told_in_one_sentence(override: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_sweep(write_sweep(tmp_path, **{**GRID, "seeds": [0]}), [override])
 
 
 def test_a_value_that_no_run_takes_is_told_with_its_trial(tmp_path: Path) -> None:

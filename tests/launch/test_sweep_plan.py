@@ -140,6 +140,12 @@ def test_a_run_that_an_earlier_release_began_is_found_by_its_configuration(key: 
         assert names == {"set a": new["set a"], "set+a": short}
 
 
+def test_a_value_that_is_longer_than_a_name_may_be_is_planned_again_when_the_sweep_is_there(tmp_path: Path) -> None:
+    sweep = load_sweep(write_sweep(tmp_path, grid={"data.path": [f"/{'folder/' * 40}a", "/b"]}))
+    sweep.path.mkdir(parents=True)
+    assert [len(str(trial.run.name)) <= 80 for trial in list_trials(sweep)] == [True, True]
+
+
 def test_what_cannot_be_done_is_told_before_anything_starts(tmp_path: Path) -> None:
     grid, stopping = {"model.width": [2]}, {"grace": 4}
     file = write_sweep(tmp_path, run={"train.evaluate_every": 0}, grid=grid, early_stopping=stopping)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distbranch.report.experiment_figures import Spot, draw_company
 from distbranch.report.figure_style import DARK, ORANGE, blend_colours, choose_text_colour, group_colour
 from distbranch.report.figures import (
     draw_affinity,
@@ -77,3 +78,22 @@ def test_thirty_groups_have_thirty_colours_with_readable_numbers() -> None:
     assert len(set(colours)) == 30
     assert {choose_text_colour(colour) for colour in colours} == {"#ffffff", DARK}
     assert blend_colours("#000000", "#ffffff", 0.5) == "#808080"
+
+
+def test_names_of_networks_that_nearly_coincide_cover_neither_each_other_nor_points() -> None:
+    def make_spot(name: str, adds: float, weights: float, value: float) -> Spot:
+        return Spot(name, {"multiply_adds": (adds, None), "weights": (weights, None)}, (value, None))
+
+    line = [
+        make_spot(f"thin-{width}", 5e4 * width**2, 120 * width**2, 0.6 + 0.003 * width) for width in (8, 16, 32, 64)
+    ]
+    grown = [make_spot(f"branch-{n}", 1.3e7 * (1 + 0.02 * n), 3e4 * (1 + 0.02 * n), 0.65 + 0.004 * n) for n in range(4)]
+    figure = draw_company(line, grown, metric="average_precision", split="test")
+    for axes in figure.axes:
+        names = [name for name in axes.texts if name.get_visible()]
+        assert len(names) == 8
+        boxes = [name.get_window_extent() for name in names]
+        points = np.concatenate([axes.transData.transform(drawn.get_xydata()) for drawn in axes.lines])
+        for box in boxes:
+            assert box.count_overlaps(boxes) == 1, "only itself"
+            assert not box.count_contains(points)

@@ -59,6 +59,7 @@ def test_a_last_line_cut_short_is_left_out_with_a_warning(run: Path, caplog: pyt
         ("result.json", "nonsense", "result.json should be JSON"),
         ("metrics.jsonl", "nonsense\n{}\n", "line 1 should be a JSON object"),
         ("decisions.jsonl", "3\n{}\n", "line 1 should be a JSON object"),
+        ("decisions.jsonl", "[]\n{}\n", "line 1 should be a JSON object, but it is list"),
     ],
 )
 def test_a_missing_or_damaged_file_is_said_in_one_sentence(

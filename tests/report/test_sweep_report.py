@@ -145,6 +145,15 @@ def test_a_sweep_without_a_finished_trial_has_a_report_too(sweep: Path) -> None:
     assert (sweep / "pareto.png").exists()
 
 
+def test_a_value_that_is_no_number_is_told_in_one_sentence(sweep: Path) -> None:
+    file = sweep / "results.csv"
+    lines = file.read_text().splitlines()
+    lines[3] = lines[3].replace(",60,", ",sixty,")
+    file.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"should have numbers behind the seed.*sixty"):
+        report_sweep(sweep)
+
+
 def test_a_sweep_without_results_is_told_in_one_sentence(sweep: Path) -> None:
     (sweep / "results.csv").unlink()
     with pytest.raises(UserError, match=r"has no results\.csv yet"):
