@@ -17,7 +17,11 @@ __all__ = ["load", "train"]
 
 
 def train(
-    config: Config | Path | str | Mapping[str, Any], *, fresh: bool = False, report: Report | None = None, **dotted: Any
+    config: Config | Path | str | Mapping[str, Any],
+    *,
+    fresh: bool = False,
+    report: Report | None = None,
+    **dotted: Any,
 ) -> RunResult:
     """Train one run, or resume it where it was left; a finished run is returned as it is.
 

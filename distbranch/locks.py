@@ -16,7 +16,9 @@ from distbranch.errors import UserError
 
 WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 FOR_EVER = -1.0
-SECONDS_FOR_ANOTHER_HOST = 10.0  # so long a lock of a process that cannot be seen from here is waited for
+SECONDS_FOR_ANOTHER_HOST = (
+    10.0  # so long a lock of a process that cannot be seen from here is waited for
+)
 SECONDS_TO_LOOK = 0.2  # filelock needs a try or two to see that an owner of this host has ended
 
 
@@ -24,7 +26,9 @@ class LockHeldError(UserError):
     """Another process holds a lock. `owner` is the file that names it, where it cannot be seen whether that still runs."""
 
     def __init__(self, path: Path, owner: Path | None = None) -> None:
-        super().__init__(path, owner)  # the arguments of the constructor, so that it survives pickling
+        super().__init__(
+            path, owner
+        )  # the arguments of the constructor, so that it survives pickling
         self.path, self.owner = path, owner
 
     @property
@@ -97,7 +101,9 @@ def _acquire_by_name(path: Path, patience_s: float) -> SoftFileLock:
         try:
             lock.acquire(timeout=timeout_s)
         except Timeout as timeout:
-            may_have_ended = str(timeout) != str(Timeout(timeout.lock_file))  # it names a holder that it cannot probe
+            may_have_ended = str(timeout) != str(
+                Timeout(timeout.lock_file)
+            )  # it names a holder that it cannot probe
             if may_have_ended and before == _read_owner(owner):
                 raise LockHeldError(path, owner) from None
             if patience_s != FOR_EVER:

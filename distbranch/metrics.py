@@ -61,7 +61,9 @@ def task_metrics(
                 exclusive[task.exclusive].append(number)
 
     scores = _pick_scores(task_set, outputs, binary)
-    for number, recall in zip(binary, _compute_top_recalls(scores, labels[:, binary], top_k), strict=True):
+    for number, recall in zip(
+        binary, _compute_top_recalls(scores, labels[:, binary], top_k), strict=True
+    ):
         rows[task_set.names[number]][f"top{top_k}_recall"] = recall
 
     sets: dict[str, Metrics] = {}
@@ -122,7 +124,9 @@ def _score_binary(logits: Floats, labels: Floats) -> Metrics:
     row: Metrics = dict.fromkeys(("accuracy", "balanced_accuracy", "average_precision"))
     if truth.size:
         row["accuracy"] = float(np.mean(truth == predicted))
-    if 0 < num_positive < truth.size:  # of one class alone there is nothing to tell apart, nor to rank
+    if (
+        0 < num_positive < truth.size
+    ):  # of one class alone there is nothing to tell apart, nor to rank
         row["balanced_accuracy"] = float(balanced_accuracy_score(truth, predicted))
         row["average_precision"] = float(average_precision_score(truth, scores))
     row["num_labelled"] = truth.size
@@ -137,7 +141,9 @@ def _score_categorical(logits: Floats, labels: Floats) -> Metrics:
     truth = labels.astype(np.int64)
     shares = softmax(logits, axis=1)
     # One class against the others; a class that never occurs has no precision.
-    precisions = [average_precision_score(truth == index, shares[:, index]) for index in np.unique(truth)]
+    precisions = [
+        average_precision_score(truth == index, shares[:, index]) for index in np.unique(truth)
+    ]
     row: Metrics = dict.fromkeys(("accuracy", "balanced_accuracy", "average_precision"))
     row |= _score_choice(logits, truth)
     if len(precisions) > 1:

@@ -38,13 +38,17 @@ def explain_damage(what: str, advice: str) -> Iterator[None]:
 def denied(error: PermissionError, what: Path | str = "A file") -> DeniedError:
     """What to raise for `error`; `what` is named where the error does not say of which file it is, as those of stores of objects."""
     if error.filename is None:
-        return DeniedError(f"{what} cannot be used: permission denied ({error}). Give this user the right to.")
+        return DeniedError(
+            f"{what} cannot be used: permission denied ({error}). Give this user the right to."
+        )
     named = os.fsdecode(error.filename)
     culprit = _find_closed(Path(named))
     try:
         status = culprit.stat()
     except OSError:
-        return DeniedError(f"{culprit} cannot be used: permission denied. {_advise_owner('its owner')}")
+        return DeniedError(
+            f"{culprit} cannot be used: permission denied. {_advise_owner('its owner')}"
+        )
     owner = _read_user_name(status.st_uid)
     mode = f"{stat.S_IMODE(status.st_mode):04o}"
     return DeniedError(

@@ -12,5 +12,7 @@ def tolerate_any_text() -> None:
     """
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
-            with suppress(OSError):  # what lies behind it was exchanged for something of another kind
+            with suppress(
+                OSError
+            ):  # what lies behind it was exchanged for something of another kind
                 stream.reconfigure(errors=errors)

@@ -33,7 +33,9 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UserError(f"The kind of task {self.name!r} must be one of {', '.join(KINDS)}, found {self.kind!r}.")
+            raise UserError(
+                f"The kind of task {self.name!r} must be one of {', '.join(KINDS)}, found {self.kind!r}."
+            )
         fits = len(self.classes) >= 2 and len(set(self.classes)) == len(self.classes)
         if self.kind == "binary":
             fits = not self.classes
@@ -157,7 +159,9 @@ class TaskSet:
             logits[task.name] = columns
         return logits
 
-    def _compute_masked(self, name: Literal["loss", "margin"], outputs: Tensor, labels: Tensor) -> Tensor:
+    def _compute_masked(
+        self, name: Literal["loss", "margin"], outputs: Tensor, labels: Tensor
+    ) -> Tensor:
         unlabelled = labels.isnan()
         # A loss in bf16 would have three digits; float64 stays, for tests against slow references.
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))

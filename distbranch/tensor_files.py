@@ -22,7 +22,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path
+        )
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from None
     path.chmod(mode)

@@ -53,7 +53,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tiny_data: Path, ranks: RankServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+def undisturbed(
+    tiny_data: Path, ranks: RankServer, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Path]:
     """The run directory of the tiny run on so many ranks, trained without any interruption."""
     runs: dict[int, Path] = {}
 

@@ -44,7 +44,11 @@ class Waits(TorchDispatchMode):
                 self.found.append(f"{name} by a mask")
         elif on_gpu and torch.Tag.dynamic_output_shape in func.tags:
             self.found.append(name)
-        if on_gpu and on_cpu and not (name in TAKE_NUMBERS and all(tensor.dim() == 0 for tensor in on_cpu)):
+        if (
+            on_gpu
+            and on_cpu
+            and not (name in TAKE_NUMBERS and all(tensor.dim() == 0 for tensor in on_cpu))
+        ):
             self.found.append(f"{name} with a tensor of the CPU")
         if name == "_fused_sgd_":  # has no fake form; it works in place
             return None
@@ -52,7 +56,11 @@ class Waits(TorchDispatchMode):
 
     def _copy(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         source = args[1] if name == "copy_" else args[0]
-        target = args[0].device if name == "copy_" else torch.device(kwargs.get("device") or source.device)
+        target = (
+            args[0].device
+            if name == "copy_"
+            else torch.device(kwargs.get("device") or source.device)
+        )
         if source.device.type == target.type:
             return func(*args, **kwargs)
         waits = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
@@ -86,7 +94,9 @@ def _apply(self: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
         child._apply(function)
     for name, parameter in self._parameters.items():
         if parameter is not None:
-            self._parameters[name] = nn.Parameter(function(parameter.detach()), parameter.requires_grad)
+            self._parameters[name] = nn.Parameter(
+                function(parameter.detach()), parameter.requires_grad
+            )
     for name, buffer in self._buffers.items():
         if buffer is not None:
             self._buffers[name] = function(buffer)

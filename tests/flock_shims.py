@@ -14,9 +14,7 @@ int flock(int file, int operation) {
     return syscall(SYS_flock, file, operation);
 }
 """
-INCLUDES = (
-    "#include <errno.h>\n#include <fcntl.h>\n#include <sys/file.h>\n#include <sys/syscall.h>\n#include <unistd.h>\n"
-)
+INCLUDES = "#include <errno.h>\n#include <fcntl.h>\n#include <sys/file.h>\n#include <sys/syscall.h>\n#include <unistd.h>\n"
 
 
 def environment_without_flock(folder: Path, error: int) -> dict[str, str]:
@@ -32,5 +30,7 @@ def environment_over_nfs(folder: Path) -> dict[str, str]:
 def _preloaded(folder: Path, source: str) -> dict[str, str]:
     file = folder / "flock.c"
     file.write_text(INCLUDES + source)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(file.with_suffix(".so")), str(file)], check=True)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-o", str(file.with_suffix(".so")), str(file)], check=True
+    )
     return {**os.environ, "LD_PRELOAD": str(file.with_suffix(".so"))}

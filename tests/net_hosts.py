@@ -43,7 +43,19 @@ class Hosts:
         for number, name in enumerate(self.names):
             _ip("netns", "add", name)
             port = f"p{number}"
-            self._in(self.switch, "link", "add", port, "type", "veth", "peer", "name", INTERFACE, "netns", name)
+            self._in(
+                self.switch,
+                "link",
+                "add",
+                port,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                INTERFACE,
+                "netns",
+                name,
+            )
             self._in(self.switch, "link", "set", port, "master", "br0", "up")
             self._in(name, "link", "set", "lo", "up")
             self._in(name, "address", "add", f"{self.address(number)}/24", "dev", INTERFACE)
@@ -55,7 +67,9 @@ class Hosts:
         """The IP address of a host."""
         return f"10.77.0.{number + 1}"
 
-    def start(self, number: int, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def start(
+        self, number: int, command: Sequence[str], environment: Mapping[str, str], log: Path
+    ) -> None:
         """Start a process on a host."""
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -70,12 +84,16 @@ class Hosts:
     def host_of(self, process: int) -> int:
         """The host on which a process runs."""
         own = os.stat(f"/proc/{process}/ns/net").st_ino
-        return next(n for n, name in enumerate(self.names) if os.stat(f"/run/netns/{name}").st_ino == own)
+        return next(
+            n for n, name in enumerate(self.names) if os.stat(f"/run/netns/{name}").st_ino == own
+        )
 
     def kill(self, number: int) -> None:
         """A host dies: it is silent at once, and all that ran there is gone."""
         self._in(self.names[number], "link", "set", INTERFACE, "down")
-        found = subprocess.run(["ip", "netns", "pids", self.names[number]], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["ip", "netns", "pids", self.names[number]], capture_output=True, text=True, check=True
+        )
         for process in map(int, found.stdout.split()):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)

@@ -30,7 +30,9 @@ with open(sys.argv[1], "w") as file:
 
 
 def run_as_plain_user(
-    folder: Path, commands: Sequence[tuple[str | None, Sequence[str]]], environment: Mapping[str, str] | None = None
+    folder: Path,
+    commands: Sequence[tuple[str | None, Sequence[str]]],
+    environment: Mapping[str, str] | None = None,
 ) -> list[Ended]:
     """How commands end in `folder`, each while a file or folder (or none) may not be used.
 
@@ -40,7 +42,9 @@ def run_as_plain_user(
     nobody = ["unshare", "--user", f"--map-user={USER}", f"--map-group={USER}"]
     code = RUN_ALL.format(here=str(HERE), project=str(HERE.parent))
     variables = {
-        key: value for key, value in os.environ.items() if key not in ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME")
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME")
     }
     ended = subprocess.run(
         [*nobody, sys.executable, "-c", code, str(answers)],

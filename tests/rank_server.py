@@ -40,13 +40,24 @@ class RankServer:
         self.folder = folder
         self.num_jobs = 0
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *_python_path()])
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(Path(__file__).parents[1]), *_python_path()]
+        )
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            bufsize=0,
         )
 
     def run(
-        self, job: Callable[..., Any], *, world_size: int = 1, timeout_s: float = TIMEOUT_S, **arguments: Any
+        self,
+        job: Callable[..., Any],
+        *,
+        world_size: int = 1,
+        timeout_s: float = TIMEOUT_S,
+        **arguments: Any,
     ) -> list[Ended]:
         """Run `job(**arguments)` on every rank; what they returned, by rank, when all have ended.
 
@@ -58,7 +69,11 @@ class RankServer:
         request = {
             "job": (job.__module__, job.__name__),
             "arguments": arguments,
-            "ranks": [_environment(rank, world_size, port) for port in [free_port()] for rank in range(world_size)],
+            "ranks": [
+                _environment(rank, world_size, port)
+                for port in [free_port()]
+                for rank in range(world_size)
+            ],
             "path": sys.path,
             "folder": folder,
         }
@@ -74,7 +89,9 @@ class RankServer:
                     os.kill(pid, signal.SIGKILL)
             self._answer(timeout_s)
             logs = "\n".join(file.read_text() for file in sorted(folder.glob("*.log")))
-            raise TimeoutError(f"{job.__name__} did not end within {timeout_s} s:\n{logs}") from None
+            raise TimeoutError(
+                f"{job.__name__} did not end within {timeout_s} s:\n{logs}"
+            ) from None
         return [_ended(folder, rank, code) for rank, code in enumerate(codes)]
 
     def call(self, job: Callable[..., Any], **arguments: Any) -> Any:
@@ -118,7 +135,12 @@ def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 def launcher_environment(rank: int, world_size: int, port: int = 29500) -> dict[str, str]:
     """What torchrun sets for a rank on one machine."""
-    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    values = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+    }
     return {
         **{name: str(value) for name, value in values.items()},
         "MASTER_ADDR": "127.0.0.1",

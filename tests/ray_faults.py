@@ -73,7 +73,9 @@ def start(
     return future
 
 
-def train_on_cluster(config: Mapping[str, Any], environment: Mapping[str, str], host: str) -> dict[str, Any]:
+def train_on_cluster(
+    config: Mapping[str, Any], environment: Mapping[str, str], host: str
+) -> dict[str, Any]:
     """A job: the driver."""
     if host:
         enter(host)
@@ -97,7 +99,9 @@ def work(loop: dict[str, Any]) -> None:
     rank = int(os.environ["RANK"])
     faults = {
         fault.step: fault
-        for fault in (Fault(**values) for values in json.loads((folder / "faults.json").read_text()))
+        for fault in (
+            Fault(**values) for values in json.loads((folder / "faults.json").read_text())
+        )
         if fault.rank == rank and not (folder / fault.mark).exists()
     }
     group = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -115,8 +119,17 @@ def work(loop: dict[str, Any]) -> None:
 
     def step(self: training_step.TrainingStep, *batch: Any) -> None:
         now["step"] = self.progress.iteration + 1
-        line = {"group": group, "rank": rank, "world_size": self.ranks.world_size, "time": time.time(), **now}
-        with suppress(OSError), (folder / "steps.jsonl").open("a") as file:  # the storage may be what fails
+        line = {
+            "group": group,
+            "rank": rank,
+            "world_size": self.ranks.world_size,
+            "time": time.time(),
+            **now,
+        }
+        with (
+            suppress(OSError),
+            (folder / "steps.jsonl").open("a") as file,
+        ):  # the storage may be what fails
             file.write(json.dumps(line) + "\n")
         fault = faults.get(now["step"])
         if fault is not None and fault.do != "nan":
@@ -126,10 +139,16 @@ def work(loop: dict[str, Any]) -> None:
 
     def losses(self: TaskSet, *values: torch.Tensor) -> torch.Tensor:
         fault = faults.get(now["step"])
-        return real_losses(self, *values) * (torch.nan if fault is not None and fault.do == "nan" else 1)
+        return real_losses(self, *values) * (
+            torch.nan if fault is not None and fault.do == "nan" else 1
+        )
 
     tensorboard.log_decision = lambda *_: None
-    training_step.TrainingStep._forward_and_backward, batches.BatchFeed.next_batch, TaskSet.compute_losses = (
+    (
+        training_step.TrainingStep._forward_and_backward,
+        batches.BatchFeed.next_batch,
+        TaskSet.compute_losses,
+    ) = (
         step,
         take,
         losses,

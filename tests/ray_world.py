@@ -37,7 +37,12 @@ def environment_of(token: Path) -> dict[str, str]:
     """What every node and driver of a cluster with this token needs; workers find the package and the tests' modules."""
     folders = (TESTS.parent, TESTS, TESTS / "launch", TESTS / "launch" / "on_ray")
     path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
-    return {**SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PYTHONPATH": path}
+    return {
+        **SETTINGS,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "PYTHONPATH": path,
+    }
 
 
 class RayWorld:
@@ -67,7 +72,9 @@ class RayWorld:
     def node_of(self, process: int) -> str:
         """The name of the node whose child a process is."""
         name = self._ask("node of", process)
-        assert name.startswith("node-"), f"the process {process} is the child of no node that is left: {name}"
+        assert name.startswith("node-"), (
+            f"the process {process} is the child of no node that is left: {name}"
+        )
         return name
 
     def stop(self) -> None:
@@ -119,7 +126,9 @@ def _serve(scratch: str) -> None:
             _say("removed")
         elif what == "node of":
             parents = {parent.pid: parent.name() for parent in psutil.Process(value).parents()}
-            raylets = {name: node.all_processes["raylet"][0].process for name, node in nodes.items()}
+            raylets = {
+                name: node.all_processes["raylet"][0].process for name, node in nodes.items()
+            }
             found = [name for name, raylet in raylets.items() if raylet.pid in parents]
             ends = {name: (raylet.pid, raylet.poll()) for name, raylet in raylets.items()}
             _say(found[0] if found else f"its parents are {parents}, the raylets {ends}")

@@ -31,7 +31,9 @@ class S3Server:
         self.endpoint = f"http://127.0.0.1:{int(port)}"
         self.client("s3").create_bucket(Bucket=BUCKET)
 
-    def environment(self, cache: Path, key: str = "somebody", secret: str = "secret") -> dict[str, str]:
+    def environment(
+        self, cache: Path, key: str = "somebody", secret: str = "secret"
+    ) -> dict[str, str]:
         """What a process needs to reach the store, with copies of runs in `cache`."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
@@ -51,7 +53,11 @@ class S3Server:
 
     def objects(self, prefix: str) -> dict[str, int]:
         """The bytes of every object below `prefix`, by the rest of its key."""
-        found = self.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get("Contents", [])
+        found = (
+            self.client("s3")
+            .list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/")
+            .get("Contents", [])
+        )
         return {one["Key"].removeprefix(f"{prefix}/"): one["Size"] for one in found}
 
     def read_only_keys(self) -> tuple[str, str]:

@@ -20,7 +20,17 @@ from pathlib import Path
 import psutil
 from rank_server import free_port
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "unshare", "mount")
+PROGRAMS = (
+    "munged",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "squeue",
+    "scontrol",
+    "scancel",
+    "unshare",
+    "mount",
+)
 NODES = ("n1", "n2")
 NUM_GPUS = 2
 MIB_PER_NODE = 64_000
@@ -118,11 +128,18 @@ class SlurmWorld:
         self.start_controller()
         for node in NODES:
             self.start_node(node)
-        self.wait_for(lambda: self.state_of("n1") == self.state_of("n2") == "idle", "both nodes to be idle")
+        self.wait_for(
+            lambda: self.state_of("n1") == self.state_of("n2") == "idle", "both nodes to be idle"
+        )
 
     def start_munge(self) -> None:
         """Start the daemon of munge, with a key and a socket in this world's folder."""
-        files = {"key-file": "munge.key", "socket": "munge.socket", "log-file": "munged.log", "pid-file": "munged.pid"}
+        files = {
+            "key-file": "munge.key",
+            "socket": "munge.socket",
+            "log-file": "munged.log",
+            "pid-file": "munged.pid",
+        }
         options = [f"--{option}={self.folder / name}" for option, name in files.items()]
         seed = f"--seed-file={self.folder / 'munge.seed'}"
         self._start("munged", [MUNGED, "--foreground", "--force", seed, *options])
@@ -137,7 +154,17 @@ class SlurmWorld:
         command = [SLURMD, "-D", "-N", node, "-f", str(self.configuration)]
         if node == "n2":
             hide = 'mount -t tmpfs none "$0" && exec "$@"'
-            command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", hide, str(self.hidden), *command]
+            command = [
+                "unshare",
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                hide,
+                str(self.hidden),
+                *command,
+            ]
         self._start(node, command)
 
     def kill_node(self, node: str) -> None:
@@ -158,7 +185,9 @@ class SlurmWorld:
         """End all jobs, then the daemons."""
         self.run("scancel", "--full", "--user=root", check=False)
         with suppress(TimeoutError):
-            self.wait_for(lambda: not self.run("squeue", "-h").strip(), "the queue to be empty", timeout_s=45)
+            self.wait_for(
+                lambda: not self.run("squeue", "-h").strip(), "the queue to be empty", timeout_s=45
+            )
         for name in reversed(list(self.processes)):
             self.stop_daemon(name)
 
@@ -207,7 +236,10 @@ class SlurmWorld:
         end = time.monotonic() + timeout_s
         while not holds():
             if time.monotonic() > end:
-                logs = [f"{file.name}: {file.read_text()[-1500:]}" for file in sorted(self.folder.glob("*.log"))]
+                logs = [
+                    f"{file.name}: {file.read_text()[-1500:]}"
+                    for file in sorted(self.folder.glob("*.log"))
+                ]
                 raise TimeoutError("\n".join([f"waited {timeout_s} s for {what}", *logs]))
             time.sleep(0.2)
 
@@ -223,11 +255,11 @@ class SlurmWorld:
             )
 
     def _write_configuration(self) -> None:
-        here = (
-            f"NodeHostname=localhost NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory={MIB_PER_NODE} State=UNKNOWN"
-        )
+        here = f"NodeHostname=localhost NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory={MIB_PER_NODE} State=UNKNOWN"
         resources = {"n1": f"Gres=gpu:{NUM_GPUS}", "n2": ""}
-        nodes = "\n".join(f"NodeName={node} Port={free_port()} {here} {resources[node]}" for node in NODES)
+        nodes = "\n".join(
+            f"NodeName={node} Port={free_port()} {here} {resources[node]}" for node in NODES
+        )
         values = {"folder": self.folder, "slurmctld_port": free_port(), "nodes": nodes}
         self.configuration.write_text(CONFIG.format(**values))
         for name, command in SCRIPTS.items():
@@ -236,7 +268,9 @@ class SlurmWorld:
             script.chmod(0o755)
         for number in range(NUM_GPUS):  # Slurm asks for a device: one like /dev/null
             os.mknod(self.folder / f"gpu{number}", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
-        (self.folder / "gres.conf").write_text(f"NodeName=n1 Name=gpu File={self.folder}/gpu[0-{NUM_GPUS - 1}]\n")
+        (self.folder / "gres.conf").write_text(
+            f"NodeName=n1 Name=gpu File={self.folder}/gpu[0-{NUM_GPUS - 1}]\n"
+        )
 
 
 def _die_with_parent() -> None:

@@ -55,7 +55,9 @@ def parse(words: list[str]) -> tuple[list[str], dict[str, Any]]:
         context = command.make_context(command.name, words, parent=context)
         if not hasattr(command, "commands"):
             return path, context.params
-        name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+        name, command, words = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
         path.append(name)
 
 
@@ -80,9 +82,13 @@ def numbers_of(table: str, first: str) -> list[float]:
 
 def test_all_commands_are_looked_at() -> None:
     assert len(COMMANDS) >= 26
-    assert {("train",), ("sweep",), ("submit", "slurm-array"), ("bench", "latency"), ("experiment", "policies")} < set(
-        COMMANDS
-    )
+    assert {
+        ("train",),
+        ("sweep",),
+        ("submit", "slurm-array"),
+        ("bench", "latency"),
+        ("experiment", "policies"),
+    } < set(COMMANDS)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
@@ -98,7 +104,9 @@ def test_every_command_has_a_help_text(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_every_command_has_examples_that_are_commands_as_they_are_written(path: tuple[str, ...]) -> None:
+def test_every_command_has_examples_that_are_commands_as_they_are_written(
+    path: tuple[str, ...],
+) -> None:
     examples = examples_of(command_at(path))
     assert examples
     for example in examples:
@@ -106,18 +114,25 @@ def test_every_command_has_examples_that_are_commands_as_they_are_written(path: 
         assert words[0] in ("distbranch", "torchrun")
         given = words[words.index("distbranch") + 1 :]
         found, arguments = parse(given)
-        assert found == list(path) or example != examples[0], example  # a further one may say what comes after
+        assert found == list(path) or example != examples[0], (
+            example
+        )  # a further one may say what comes after
         assert [name for name, value in arguments.items() if value] or given == list(path), example
         for config in re.findall(r"configs/(\S+\.yaml)", example):
             assert (CONFIGS / config).is_file(), f"{config} of `{example}` does not exist"
         for override in (word for word in given if re.fullmatch(r"[a-z_.]+=.*", word)):
-            assert parse_override(override)[0].split(".")[0] in {*Config.model_fields, *SweepConfig.model_fields}, (
-                example
-            )
+            assert parse_override(override)[0].split(".")[0] in {
+                *Config.model_fields,
+                *SweepConfig.model_fields,
+            }, example
 
 
 def test_an_example_with_an_option_that_does_not_exist_would_be_noticed() -> None:
-    for words in (["report", "runs/quickstart", "--pages", "2"], ["train", "--dry-rum"], ["doctor", "here"]):
+    for words in (
+        ["report", "runs/quickstart", "--pages", "2"],
+        ["train", "--dry-rum"],
+        ["doctor", "here"],
+    ):
         with pytest.raises(Exception, match=r"No such option|unexpected extra argument"):
             parse(words)
 
@@ -141,7 +156,9 @@ def test_help_config_prints_every_key_with_default_range_and_meaning() -> None:
     assert ended.code == 0
     text = " ".join(ended.out.split())
     for key, default, limits, meaning in describe_keys():
-        row = next(line for line in ended.out.splitlines() if re.match(rf"\W*{re.escape(key)}\s", line))
+        row = next(
+            line for line in ended.out.splitlines() if re.match(rf"\W*{re.escape(key)}\s", line)
+        )
         assert default in row
         assert limits in row
         assert meaning.split()[0] in text
@@ -205,7 +222,16 @@ def test_settings_without_effect_are_told(world: Path) -> None:
 def test_dry_run_says_that_data_would_be_packed_first(world: Path) -> None:
     pack = "{source: csv, images: images, table: table.csv}"
     with nothing_overwritten(world, ()):
-        ended = run_command(["train", "tiny.yaml", "--dry-run", "run.name=new", "data.path=new", f"data.pack={pack}"])
+        ended = run_command(
+            [
+                "train",
+                "tiny.yaml",
+                "--dry-run",
+                "run.name=new",
+                "data.path=new",
+                f"data.pack={pack}",
+            ]
+        )
     assert ended.code == 0, ended.err
     assert "would be packed first (4 samples)" in ended.out
 
@@ -215,8 +241,12 @@ def test_a_data_set_that_was_packed_otherwise_is_refused(world: Path, how: list[
     assert run("data pack csv packed --images images --table table.csv").code == 0
     pack = "{source: csv, images: ./images, table: table.csv, seed: 4}"
     with nothing_overwritten(world, ()):
-        ended = run_command(["train", "tiny.yaml", *how, "run.name=new", "data.path=packed", f"data.pack={pack}"])
-    assert_one_sentence(ended, 1, ("packed was packed with", "seed=0 and not 4", "another data.path"))
+        ended = run_command(
+            ["train", "tiny.yaml", *how, "run.name=new", "data.path=packed", f"data.pack={pack}"]
+        )
+    assert_one_sentence(
+        ended, 1, ("packed was packed with", "seed=0 and not 4", "another data.path")
+    )
 
 
 def test_a_finished_run_says_so_and_changes_nothing(world: Path) -> None:
@@ -260,7 +290,13 @@ def test_predictions_as_json_are_probabilities_of_every_task(world: Path) -> Non
     ended = run("predict runs/tiny photo.jpg images --format json")
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
-    assert [Path(one["image"]).name for one in found] == ["photo.jpg", "a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert [Path(one["image"]).name for one in found] == [
+        "photo.jpg",
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+        "d.jpg",
+    ]
     for one in found:
         assert list(one["scores"]) == [task.name for task in TASKS]
         assert 0 <= one["scores"]["bright"] <= 1
@@ -287,19 +323,32 @@ def test_predictions_as_csv_equal_those_as_json(world: Path) -> None:
         (("image", "b"), ["image", "image (2)", "b"]),
         (("image (2)", "image"), ["image", "image (2)", "image (3)"]),
         (("shade:dark", "shade"), ["image", "shade:dark", "shade:dark (2)", "shade:light"]),
-        (("shade", "shade:dark", "scores"), ["image", "shade:dark", "shade:light", "shade:dark (2)", "scores"]),
+        (
+            ("shade", "shade:dark", "scores"),
+            ["image", "shade:dark", "shade:light", "shade:dark (2)", "scores"],
+        ),
     ],
 )
-def test_no_column_of_predictions_takes_the_place_of_another(names: tuple[str, ...], heads: list[str]) -> None:
-    scores: dict[str, float | dict[str, float]] = {name: 0.5 + 0.01 * at for at, name in enumerate(names)}
+def test_no_column_of_predictions_takes_the_place_of_another(
+    names: tuple[str, ...], heads: list[str]
+) -> None:
+    scores: dict[str, float | dict[str, float]] = {
+        name: 0.5 + 0.01 * at for at, name in enumerate(names)
+    }
     if "shade" in scores:
         scores["shade"] = {"dark": 0.25, "light": 0.75}
     predictions = [Prediction(Path("photo.jpg"), scores)]
     head, row = csv.reader(io.StringIO(format_predictions(predictions, as_json=False)))
     assert head == heads
-    flat = [s for score in scores.values() for s in (score.values() if isinstance(score, dict) else [score])]
+    flat = [
+        s
+        for score in scores.values()
+        for s in (score.values() if isinstance(score, dict) else [score])
+    ]
     assert row == ["photo.jpg", *(f"{score:.6f}" for score in flat)]
-    assert json.loads(format_predictions(predictions, as_json=True)) == [{"image": "photo.jpg", "scores": scores}]
+    assert json.loads(format_predictions(predictions, as_json=True)) == [
+        {"image": "photo.jpg", "scores": scores}
+    ]
 
 
 def test_predictions_as_table_show_what_is_above_the_threshold(world: Path) -> None:
@@ -311,7 +360,9 @@ def test_predictions_as_table_show_what_is_above_the_threshold(world: Path) -> N
     assert "bright" not in nothing.out
 
 
-def test_doctor_examines_the_machine_and_says_what_to_do(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_examines_the_machine_and_says_what_to_do(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("distbranch.launch.doctor.requires", lambda _: ["nosuch[a,b]>=1", "numpy"])
     with nothing_overwritten(world, ()):
         ended = run("doctor")
@@ -339,7 +390,9 @@ def test_a_sound_data_set_is_as_it_was_packed(world: Path) -> None:
 
 def test_packing_ends_with_what_was_packed_and_what_is_odd_about_it(world: Path) -> None:
     Image.new("RGB", (40, 600)).save(world / "images/a.jpg")
-    (world / "table.csv").write_text((world / "table.csv").read_text().replace("d.jpg,test", "d.jpg,val"))
+    (world / "table.csv").write_text(
+        (world / "table.csv").read_text().replace("d.jpg,test", "d.jpg,val")
+    )
     ended = run("data pack csv new --images images --table table.csv")
     assert ended.code == 0, ended.err
     for line in (
@@ -366,7 +419,10 @@ def test_packing_again_says_that_nothing_was_packed_and_what_had_been_left_out(w
     with nothing_overwritten(world, ()):
         ended = run(command)
     assert ended.code == 0, ended.err
-    assert "new holds this data set already, so nothing was packed; remove it to pack again" in ended.out
+    assert (
+        "new holds this data set already, so nothing was packed; remove it to pack again"
+        in ended.out
+    )
     assert "left out: 1 missing-image" in ended.out
     assert "packed 3" not in ended.out
 
@@ -382,11 +438,17 @@ def test_options_of_a_source_are_listed() -> None:
 
 def completions_of(words: str, folder: Path) -> list[str]:
     """What the shell offers for the last word, from the real program."""
-    shell = {"_DISTBRANCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    shell = {
+        "_DISTBRANCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
     program = "import sys; sys.argv = ['distbranch']; from distbranch.cli import main; main()"
     command = [sys.executable, "-c", program]
     environment = {**os.environ, **shell, "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment).stdout.split()
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=environment
+    ).stdout.split()
 
 
 def test_the_shell_completes_commands_keys_and_run_directories(tmp_path: Path) -> None:

@@ -19,9 +19,12 @@ def config_file(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("2e-3", 0.002), ("1E-4", 0.0001), ("3.e-2", 0.03), ("+5e0", 5.0), ("0.25", 0.25), ("1", 1.0)]
+    ("text", "value"),
+    [("2e-3", 0.002), ("1E-4", 0.0001), ("3.e-2", 0.03), ("+5e0", 5.0), ("0.25", 0.25), ("1", 1.0)],
 )
-def test_numbers_with_exponents_are_numbers_in_files_and_in_overrides(tmp_path: Path, text: str, value: float) -> None:
+def test_numbers_with_exponents_are_numbers_in_files_and_in_overrides(
+    tmp_path: Path, text: str, value: float
+) -> None:
     assert load_config(config_file(tmp_path, f"optim: {{lr: {text}}}")).optim.lr == value
     assert load_config({}, [f"optim.lr={text}"]).optim.lr == value
 
@@ -75,7 +78,9 @@ def test_an_empty_file_is_the_default_configuration(tmp_path: Path) -> None:
 
 
 def test_a_configuration_comes_back_from_its_yaml(tmp_path: Path) -> None:
-    config = load_config({}, ["optim.lr=1e-5", "data.image_size=[48,32]", "run.name=x", "method.max_branches=4"])
+    config = load_config(
+        {}, ["optim.lr=1e-5", "data.image_size=[48,32]", "run.name=x", "method.max_branches=4"]
+    )
     assert load_config(config_file(tmp_path, to_yaml(config))) == config
 
 
@@ -102,7 +107,9 @@ def test_the_given_mapping_is_not_changed() -> None:
         ({"train": {"alpha": 1}}, ["train.alpha", "method.alpha"]),
     ],
 )
-def test_unknown_keys_are_refused_with_the_nearest_ones(given: Mapping[str, Any], words: list[str]) -> None:
+def test_unknown_keys_are_refused_with_the_nearest_ones(
+    given: Mapping[str, Any], words: list[str]
+) -> None:
     with pytest.raises(UsageError) as refused:
         load_config(given)
     assert all(word in str(refused.value) for word in words), str(refused.value)
@@ -111,7 +118,12 @@ def test_unknown_keys_are_refused_with_the_nearest_ones(given: Mapping[str, Any]
 def test_all_unknown_keys_and_values_out_of_range_are_told_at_once() -> None:
     with pytest.raises(UsageError) as refused:
         load_config({"optm": {}, "model": {"with": 3}, "train": None}, ["optim.lr=-1"])
-    for words in ("optm: this key is unknown", "did you mean model.width", "train: should hold", "optim.lr: "):
+    for words in (
+        "optm: this key is unknown",
+        "did you mean model.width",
+        "train: should hold",
+        "optim.lr: ",
+    ):
         assert words in str(refused.value)
 
 
@@ -123,13 +135,26 @@ RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
     [
         (["method.name=adashare"], "use model.backbone=resnet18 or resnet34, found vgg16"),
         (["model.backbone=resnet18"], "use vgg16 or vgg9 with method.name=branching"),
-        (["model.backbone=resnet18", "method.name=fixed", "method.init=somp", "method.pretrained=x"], "leave them out"),
-        (["adashare.sparsity=1"], "the section adashare is for method.name=adashare, found branching"),
+        (
+            [
+                "model.backbone=resnet18",
+                "method.name=fixed",
+                "method.init=somp",
+                "method.pretrained=x",
+            ],
+            "leave them out",
+        ),
+        (
+            ["adashare.sparsity=1"],
+            "the section adashare is for method.name=adashare, found branching",
+        ),
         ([*RESIDUAL, "adashare.policy_number=1"], "give adashare.policy with it"),
         ([*RESIDUAL, "adashare.weights_part=1"], "adashare.weights_part"),
     ],
 )
-def test_a_method_has_the_backbone_and_the_settings_that_are_its_own(overrides: list[str], words: str) -> None:
+def test_a_method_has_the_backbone_and_the_settings_that_are_its_own(
+    overrides: list[str], words: str
+) -> None:
     with pytest.raises(UsageError) as refused:
         load_config({}, overrides)
     assert words in str(refused.value)
@@ -141,7 +166,9 @@ def test_all_values_out_of_range_are_told_at_once() -> None:
 
 
 def test_differences_name_key_old_and_new_value() -> None:
-    assert differences(load_config({"seed": 1}), load_config({"seed": 2, "method": {"alpha": 3}})) == [
+    assert differences(
+        load_config({"seed": 1}), load_config({"seed": 2, "method": {"alpha": 3}})
+    ) == [
         "method.alpha: 1.0 -> 3.0",
         "seed: 1 -> 2",
     ]
@@ -149,7 +176,13 @@ def test_differences_name_key_old_and_new_value() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["launch.workers=2", "run.directory=there", "data.workers=3", "data.on_bad_sample=skip", "train.log_every=7"],
+    [
+        "launch.workers=2",
+        "run.directory=there",
+        "data.workers=3",
+        "data.on_bad_sample=skip",
+        "train.log_every=7",
+    ],
 )
 def test_a_continued_run_may_change_where_and_how_it_runs(override: str) -> None:
     assert differences(Config(), load_config({}, [override])) == []
@@ -176,7 +209,9 @@ def test_every_number_is_described_with_its_range_and_every_choice_with_its_choi
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("file", [file for file in CONFIGS if not file.stem.startswith("sweep-")], ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", [file for file in CONFIGS if not file.stem.startswith("sweep-")], ids=lambda f: f.stem
+)
 def test_the_configs_of_the_project_are_valid_and_have_a_curve(file: Path) -> None:
     config = load_config(file)
     assert config.run.name == file.stem
@@ -221,11 +256,19 @@ def test_a_config_with_bases_resolves_as_the_flat_one(tmp_path: Path) -> None:
         ("base: second.yaml", r"second.yaml is reached again by its own `base`"),
         ("base: sweep.yaml", r"sweep.yaml is the file of a sweep, for it has seeds"),
         ("base: $NO_SUCH_FOLDER/a.yaml", r"base: .*\$NO_SUCH_FOLDER"),
-        ("base: thin/first.yaml\nmodel: {with: 3}", r"model.with: this key is unknown, did you mean model.width"),
-        ("train: {interval: 3}", r"train.interval: this key is unknown, did you mean train.iterations"),
+        (
+            "base: thin/first.yaml\nmodel: {with: 3}",
+            r"model.with: this key is unknown, did you mean model.width",
+        ),
+        (
+            "train: {interval: 3}",
+            r"train.interval: this key is unknown, did you mean train.iterations",
+        ),
     ],
 )
-def test_a_base_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+def test_a_base_that_cannot_be_read_is_refused_in_one_sentence(
+    tmp_path: Path, text: str, message: str
+) -> None:
     last = write_chain(tmp_path)
     (tmp_path / "sweep.yaml").write_text("base: last.yaml\nseeds: [0, 1]\n")
     (tmp_path / "second.yaml").write_text(text)
@@ -233,17 +276,27 @@ def test_a_base_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path, t
         load_config(last)
 
 
-def test_a_sweep_takes_a_config_with_bases_and_a_run_with_a_base_is_no_sweep(tmp_path: Path) -> None:
+def test_a_sweep_takes_a_config_with_bases_and_a_run_with_a_base_is_no_sweep(
+    tmp_path: Path,
+) -> None:
     last = write_chain(tmp_path)
-    (tmp_path / "sweep.yaml").write_text("base: last.yaml\nseeds: [0, 1]\noverrides: {data.path: data}\n")
+    (tmp_path / "sweep.yaml").write_text(
+        "base: last.yaml\nseeds: [0, 1]\noverrides: {data.path: data}\n"
+    )
     assert load_base_config(load_sweep(tmp_path / "sweep.yaml")).model.width == 16
-    with pytest.raises(UsageError, match=r"last.yaml is the config of a run: use `distbranch train"):
+    with pytest.raises(
+        UsageError, match=r"last.yaml is the config of a run: use `distbranch train"
+    ):
         load_sweep(last)
 
 
 FIXED = {"method": {"name": "fixed"}}
 NEVER = {"train": {"iterations": 50}, "method": {"round_iterations": 100}}
-SEARCHED = {"model": {"backbone": "resnet18"}, "method": {"name": "adashare"}, "adashare": {"policy": "search"}}
+SEARCHED = {
+    "model": {"backbone": "resnet18"},
+    "method": {"name": "adashare"},
+    "adashare": {"policy": "search"},
+}
 
 
 @pytest.mark.parametrize(

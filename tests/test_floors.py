@@ -65,7 +65,9 @@ def test_imports_point_downward(module: Path) -> None:
         if within(name, "distbranch") and name.count("."):
             other = name.split(".")[1]
             if other in FLOORS and other != top(module):
-                assert FLOORS[other] <= FLOORS[top(module)], f"{module} imports {name}, which stands above it"
+                assert FLOORS[other] <= FLOORS[top(module)], (
+                    f"{module} imports {name}, which stands above it"
+                )
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
@@ -73,7 +75,9 @@ def test_every_heavy_dependency_has_one_home(module: Path) -> None:
     for name in imports(module):
         for package, homes in HOMES.items():
             if within(name, package):
-                assert top(module) in homes, f"{module} imports {name}, whose home is {' or '.join(homes)}"
+                assert top(module) in homes, (
+                    f"{module} imports {name}, whose home is {' or '.join(homes)}"
+                )
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
@@ -100,6 +104,10 @@ def test_importing_the_package_starts_nothing_heavy() -> None:
     heavy = ("ray", "submitit", "matplotlib", "webdataset", "onnx", "sklearn")
     program = f"import sys, distbranch; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
     )
     assert found.stdout.strip() == "[]"

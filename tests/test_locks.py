@@ -38,9 +38,7 @@ def environment_of(kind: str | int, folder: Path) -> dict[str, str]:
 
 
 def program(code: str, path: Path, *before: str) -> list[str]:
-    start = (
-        f"import sys\nfrom contextlib import suppress\nfrom pathlib import Path\nsys.path.insert(0, {str(PROJECT)!r})\n"
-    )
+    start = f"import sys\nfrom contextlib import suppress\nfrom pathlib import Path\nsys.path.insert(0, {str(PROJECT)!r})\n"
     start += f"from distbranch.locks import LockHeldError, hold_lock, is_held\npath = Path({str(path)!r})\n"
     return [*before, sys.executable, "-c", start + code]
 
@@ -53,7 +51,9 @@ def run(code: str, path: Path, environment: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def holder(path: Path, environment: Mapping[str, str], *before: str) -> Iterator[subprocess.Popen[str]]:
+def holder(
+    path: Path, environment: Mapping[str, str], *before: str
+) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the lock."""
     command = program(HOLD, path, *before)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -64,7 +64,9 @@ def holder(path: Path, environment: Mapping[str, str], *before: str) -> Iterator
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_lock_excludes_others_and_falls_with_a_process_that_is_killed(tmp_path: Path, kind: str | int) -> None:
+def test_a_lock_excludes_others_and_falls_with_a_process_that_is_killed(
+    tmp_path: Path, kind: str | int
+) -> None:
     environment, path = environment_of(kind, tmp_path), tmp_path / ".lock"
     path.touch()  # as flock leaves it behind, on a node that has it
     look = "print(is_held(path))"
@@ -78,9 +80,13 @@ def test_a_lock_excludes_others_and_falls_with_a_process_that_is_killed(tmp_path
         assert run(TRY, path, environment) == "had"
 
 
-def test_a_lock_of_a_killed_process_of_another_host_is_told_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_lock_of_a_killed_process_of_another_host_is_told_and_not_waited_for(
+    tmp_path: Path,
+) -> None:
     environment, path = environment_without_flock(tmp_path, errno.ENOSYS), tmp_path / ".lock"
-    with holder(path, environment, "unshare", "--uts", "sh", "-c", 'hostname far; exec "$0" "$@"') as process:
+    with holder(
+        path, environment, "unshare", "--uts", "sh", "-c", 'hostname far; exec "$0" "$@"'
+    ) as process:
         process.kill()
         process.wait()
     told = run(WAIT, path, environment)
@@ -91,8 +97,12 @@ def test_a_lock_of_a_killed_process_of_another_host_is_told_and_not_waited_for(t
     assert run(TRY, path, environment) == "had"
 
 
-def test_an_owner_that_left_no_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "no flock")))
+def test_an_owner_that_left_no_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        locks.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "no flock"))
+    )
     (tmp_path / ".lock-owner").touch()
     with (
         pytest.raises(LockHeldError, match="left by an unknown process"),
@@ -108,7 +118,9 @@ def test_whoever_waits_for_a_lock_has_it_when_it_is_let_go(tmp_path: Path) -> No
         assert run("with hold_lock(path): print('had')", path, environment) == "had"
 
 
-def test_a_lock_in_a_folder_that_takes_no_files_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_lock_in_a_folder_that_takes_no_files_is_an_error_and_not_waited_for(
+    tmp_path: Path,
+) -> None:
     with small_disk(tmp_path / "small", 64) as folder:
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
         with pytest.raises(OSError, match="Read-only"), hold_lock(folder / ".lock"):

@@ -18,7 +18,11 @@ def counted(tasks: list[Task], labels: np.ndarray) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for task, column in zip(tasks, labels.T, strict=True):
         names = [
-            "unlabelled" if np.isnan(value) else task.classes[int(value)] if task.classes else label_name(task, value)
+            "unlabelled"
+            if np.isnan(value)
+            else task.classes[int(value)]
+            if task.classes
+            else label_name(task, value)
             for value in column
         ]
         found[task.name] = dict(Counter(names))
@@ -46,10 +50,14 @@ def test_a_mean_is_defined_by_the_counts_where_it_is_defined_by_the_labels(seed:
     counts = counted(tasks, labels)
     known = [metric for metric in METRICS[:4] if mean.get(metric) is not None]
     assert [metric for metric in METRICS[:4] if is_defined(metric, tasks, counts)] == known
-    for metric in METRICS[4:]:  # of a set no sample may be labelled in the whole set: counts alone do not say
+    for metric in METRICS[
+        4:
+    ]:  # of a set no sample may be labelled in the whole set: counts alone do not say
         assert is_defined(metric, tasks, counts) or mean.get(metric) is None
 
 
 def test_soft_labels_are_taken_to_lie_on_either_side() -> None:
     assert is_defined("average_precision", [Task("a")], {"a": {"soft": 9}})
-    assert not is_defined("average_precision", [Task("a")], {"a": {"1": 9, "0": 0, "unlabelled": 3}})
+    assert not is_defined(
+        "average_precision", [Task("a")], {"a": {"1": 9, "0": 0, "unlabelled": 3}}
+    )

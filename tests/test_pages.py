@@ -54,7 +54,9 @@ def test_every_link_of_a_page_leads_to_a_file_and_every_test_it_names_exists(pag
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
     assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
     tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
-    assert not [name for name in re.findall(r"`(test_[a-z0-9_]+)`", text) if f"def {name}(" not in tests]
+    assert not [
+        name for name in re.findall(r"`(test_[a-z0-9_]+)`", text) if f"def {name}(" not in tests
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -72,4 +74,6 @@ def test_every_command_of_a_page_is_one_of_ours_with_its_options(page: Path) -> 
             continue
         known = {option for parameter in command.params for option in parameter.opts}
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
-        assert given <= known | {"--help"}, f"distbranch {shlex.join([*path, *words])}: {sorted(given - known)}"
+        assert given <= known | {"--help"}, (
+            f"distbranch {shlex.join([*path, *words])}: {sorted(given - known)}"
+        )

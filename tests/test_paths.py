@@ -100,7 +100,10 @@ def test_the_places_of_a_sweep_are_expanded(tmp_path: Path) -> None:
         "seeds": [0],
     }
     sweep = sweep_of(values, folder=tmp_path, what="The sweep")
-    assert (sweep.base, sweep.variants["one"]["base"]) == ("/scratch/me/base.yaml", str(tmp_path / "one.yaml"))
+    assert (sweep.base, sweep.variants["one"]["base"]) == (
+        "/scratch/me/base.yaml",
+        str(tmp_path / "one.yaml"),
+    )
     assert (sweep.path, sweep.trial_path) == (Path("/scratch/me/sweeps/s"), tmp_path / "trials")
     for key in ("base", "directory", "trial_directory"):
         with pytest.raises(UsageError, match=r"\$UNSET"):

@@ -30,7 +30,9 @@ def test_losses_and_margins_of_mixed_kinds_are_those_of_every_task_alone() -> No
     share = math.exp(3) / (math.exp(1) + math.exp(2) + math.exp(3))
     p = 1 / (1 + math.exp(1))
     expected = [math.log(2), -math.log(share), -(0.25 * math.log(p) + 0.75 * math.log(1 - p))]
-    assert TaskSet(MIXED).compute_losses(outputs, labels)[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert TaskSet(MIXED).compute_losses(outputs, labels)[0].tolist() == pytest.approx(
+        expected, rel=1e-5
+    )
     assert TaskSet(MIXED).compute_margins(outputs, labels)[0].tolist() == pytest.approx(
         [0.5, 1 - share, abs(0.25 - p)], rel=1e-5
     )
@@ -54,7 +56,11 @@ def test_unlabelled_entries_have_no_loss_no_margin_and_no_gradient(tasks: tuple[
 
 def test_margins_carry_no_gradient() -> None:
     outputs = torch.randn(2, 3, requires_grad=True)
-    assert not TaskSet((Task("a"), Task("b"), Task("c"))).compute_margins(outputs, torch.ones(2, 3)).requires_grad
+    assert (
+        not TaskSet((Task("a"), Task("b"), Task("c")))
+        .compute_margins(outputs, torch.ones(2, 3))
+        .requires_grad
+    )
 
 
 def test_binary_metrics_of_a_hand_computed_example() -> None:
@@ -86,7 +92,9 @@ def test_top_k_recall_is_the_share_of_positives_among_the_highest_scores_of_thei
     assert [metrics["tasks"][name]["top2_recall"] for name in "abc"] == [0.5, 1.0, 0.0]
     assert metrics["mean"]["top2_recall"] == pytest.approx(0.5)
     every = task_metrics(tasks, outputs, labels, top_k=3)["tasks"].values()
-    assert [row["top3_recall"] for row in every] == [None] * 3, "of three tasks each is among the three highest"
+    assert [row["top3_recall"] for row in every] == [None] * 3, (
+        "of three tasks each is among the three highest"
+    )
 
 
 def test_what_is_undefined_is_none_and_left_out_of_the_mean() -> None:
@@ -127,10 +135,14 @@ def test_where_all_labels_are_of_one_class_there_is_an_accuracy_but_nothing_to_r
     assert row["accuracy"] is not None
     assert (row["balanced_accuracy"], row["average_precision"]) == (None, None)
     for metric in ("balanced_accuracy", "average_precision"):
-        assert found["mean"][metric] == found["tasks"]["proper"][metric], "it does not lift the mean"
+        assert found["mean"][metric] == found["tasks"]["proper"][metric], (
+            "it does not lift the mean"
+        )
 
 
-def test_what_is_undefined_in_every_data_set_stays_so_when_they_are_merged_and_elsewhere_the_others_count() -> None:
+def test_what_is_undefined_in_every_data_set_stays_so_when_they_are_merged_and_elsewhere_the_others_count() -> (
+    None
+):
     draw = np.random.default_rng(4)
     tasks = [Task("split up"), Task("in one"), Task("plain")]
     parts = []
@@ -143,19 +155,26 @@ def test_what_is_undefined_in_every_data_set_stays_so_when_they_are_merged_and_e
         parts.append(task_metrics(tasks, draw.standard_normal((20, 3)), labels))
     merged = merge_metrics(parts)
     assert merged["tasks"]["split up"]["average_precision"] is None
-    assert merged["tasks"]["in one"]["average_precision"] == parts[0]["tasks"]["in one"]["average_precision"]
+    assert (
+        merged["tasks"]["in one"]["average_precision"]
+        == parts[0]["tasks"]["in one"]["average_precision"]
+    )
     known = [merged["tasks"][name]["average_precision"] for name in ("in one", "plain")]
     assert merged["mean"]["average_precision"] == pytest.approx(np.mean(known))
 
 
-def test_a_set_in_which_one_task_alone_competes_or_one_class_alone_is_true_finds_nothing_by_it() -> None:
+def test_a_set_in_which_one_task_alone_competes_or_one_class_alone_is_true_finds_nothing_by_it() -> (
+    None
+):
     outputs = np.random.default_rng(0).standard_normal((5, 3))
     alone = task_metrics(exclusive("abc"), outputs, np.tile([1.0, NAN, NAN], (5, 1)))
     assert alone["exclusive"]["kind"] == {
         "accuracy": None, "balanced_accuracy": None, "top3": None, "top5": None, "num_labelled": 5,
     }  # fmt: skip
     assert (alone["mean"]["top3"], alone["mean"]["top5"]) == (None, None)
-    same = task_metrics(exclusive("abc"), outputs, np.tile([1.0, 0.0, 0.0], (5, 1)))["exclusive"]["kind"]
+    same = task_metrics(exclusive("abc"), outputs, np.tile([1.0, 0.0, 0.0], (5, 1)))["exclusive"][
+        "kind"
+    ]
     assert same["balanced_accuracy"] is None
     assert same["accuracy"] == np.mean(outputs.argmax(axis=1) == 0)
 
@@ -171,7 +190,9 @@ def test_an_exclusive_set_is_scored_by_its_highest_task_like_a_naive_search() ->
     labels[5, :7] = NAN  # not labelled in the set
     labels[6, 3] = NAN  # nor is this one, wholly
     labels[7, :7] = 0  # of none of the classes
-    outputs = draw.standard_normal((200, 8)) + 2 * np.concatenate([np.eye(7)[truth], np.zeros((200, 1))], axis=1)
+    outputs = draw.standard_normal((200, 8)) + 2 * np.concatenate(
+        [np.eye(7)[truth], np.zeros((200, 1))], axis=1
+    )
     found = task_metrics([*exclusive(), Task("other")], outputs, labels)
     hits: dict[int, list[float]] = {1: [], 3: [], 5: []}
     recalls: dict[int, list[bool]] = {}
@@ -183,11 +204,18 @@ def test_an_exclusive_set_is_scored_by_its_highest_task_like_a_naive_search() ->
     row = found["exclusive"]["kind"]
     assert row["num_labelled"] == 197
     assert row["accuracy"] == pytest.approx(np.mean(hits[1]))
-    assert (row["top3"], row["top5"]) == (pytest.approx(np.mean(hits[3])), pytest.approx(np.mean(hits[5])))
-    assert row["balanced_accuracy"] == pytest.approx(np.mean([np.mean(one) for one in recalls.values()]))
+    assert (row["top3"], row["top5"]) == (
+        pytest.approx(np.mean(hits[3])),
+        pytest.approx(np.mean(hits[5])),
+    )
+    assert row["balanced_accuracy"] == pytest.approx(
+        np.mean([np.mean(one) for one in recalls.values()])
+    )
     assert found["mean"]["top3"] == row["top3"]
     accuracies = [one["accuracy"] for one in found["tasks"].values()]
-    assert found["mean"]["accuracy"] == pytest.approx(np.mean(accuracies)), "a set is not one more task"
+    assert found["mean"]["accuracy"] == pytest.approx(np.mean(accuracies)), (
+        "a set is not one more task"
+    )
 
 
 def test_top_3_is_meaned_over_categorical_tasks_and_sets() -> None:
@@ -205,7 +233,10 @@ def test_tasks_without_a_label_compete_neither_for_the_highest_scores_nor_in_the
     labels = np.array([[NAN, NAN, 1.0, 0.0], [NAN, NAN, 0.0, 1.0]])
     found = task_metrics([Task("x"), *exclusive("abc")], outputs, labels, top_k=1)
     assert found["mean"]["top1_recall"] == 1.0
-    assert found["tasks"]["x"] == task_metrics([Task("x")], outputs[:, :1], labels[:, :1], top_k=1)["tasks"]["x"]
+    assert (
+        found["tasks"]["x"]
+        == task_metrics([Task("x")], outputs[:, :1], labels[:, :1], top_k=1)["tasks"]["x"]
+    )
     assert found["exclusive"]["kind"]["accuracy"] == 1.0
     nothing = task_metrics(exclusive("ab"), np.zeros((2, 2)), np.full((2, 2), NAN))
     assert nothing["exclusive"]["kind"]["accuracy"] is None
@@ -217,9 +248,9 @@ def test_merged_metrics_keep_the_only_row_and_weigh_several_by_their_labels() ->
     parts = []
     for size, unlabelled in ((30, 3), (10, 0)):
         truth = draw.integers(0, 2, size)
-        labels = np.stack([truth, 1 - truth, draw.integers(0, 2, size), draw.integers(0, 2, size)], axis=1).astype(
-            float
-        )
+        labels = np.stack(
+            [truth, 1 - truth, draw.integers(0, 2, size), draw.integers(0, 2, size)], axis=1
+        ).astype(float)
         labels[:, unlabelled] = NAN
         parts.append(task_metrics(tasks, draw.standard_normal((size, 4)), labels))
     merged = merge_metrics(parts)
@@ -235,7 +266,10 @@ def test_the_json_of_a_task_gives_the_same_task() -> None:
     for task in (*MIXED, *exclusive("a")):
         assert Task.from_json(task.to_json()) == task
     assert Task.from_json({"name": "a"}) == Task("a")
-    assert Task("a").to_json() == {"name": "a", "kind": "binary"}  # as it was written before there were exclusive sets
+    assert Task("a").to_json() == {
+        "name": "a",
+        "kind": "binary",
+    }  # as it was written before there were exclusive sets
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,10 @@ from distbranch.data.pack import pack
 from distbranch.data.shards import DatasetInfo, Sample
 from distbranch.tasks import Task
 
-TASKS = (*(Task(f"cell-{number}") for number in range(7)), Task("kind", "categorical", ("low", "middle", "high")))
+TASKS = (
+    *(Task(f"cell-{number}") for number in range(7)),
+    Task("kind", "categorical", ("low", "middle", "high")),
+)
 NUM_SAMPLES = {"train": 201, "val": 37, "test": 29}
 ITERATIONS = 48
 
@@ -29,10 +32,14 @@ def _samples() -> Iterator[Sample]:
     for split, count in NUM_SAMPLES.items():
         for number in range(count):
             cells = draw.random((4, 4))
-            noise = np.repeat([0.1, 0.5], 2) * draw.random()  # the right half of a picture is the more difficult one
+            noise = (
+                np.repeat([0.1, 0.5], 2) * draw.random()
+            )  # the right half of a picture is the more difficult one
             shown = cells + noise * draw.standard_normal((4, 4))
             pixels = (255 * shown.clip(0, 1)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-            labels: dict[str, int | float | str] = {f"cell-{n}": int(cells.flat[n] > 0.5) for n in range(7)}
+            labels: dict[str, int | float | str] = {
+                f"cell-{n}": int(cells.flat[n] > 0.5) for n in range(7)
+            }
             labels["kind"] = TASKS[-1].classes[int(cells[3].mean() * 2.99)]
             if number % 5 == 0:
                 del labels["cell-2"]
@@ -80,23 +87,36 @@ def lines_of(file: Path, kind: str | None = None) -> list[dict[str, Any]]:
 def without_times(value: Any) -> Any:
     """JSON values without what depends on the clock."""
     if isinstance(value, Mapping):
-        return {key: without_times(part) for key, part in value.items() if not key.startswith("seconds")}
+        return {
+            key: without_times(part) for key, part in value.items() if not key.startswith("seconds")
+        }
     return [without_times(part) for part in value] if isinstance(value, list) else value
 
 
 def content_of(run: Path) -> dict[str, Any]:
     """All that a run found out, bit for bit: decisions and the matrices behind them, policies, trees, weights, optimiser, metrics."""
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
-    matrices = {file.name: dict(np.load(file, allow_pickle=False)) for file in sorted((run / "affinity").glob("*.npz"))}
+    matrices = {
+        file.name: dict(np.load(file, allow_pickle=False))
+        for file in sorted((run / "affinity").glob("*.npz"))
+    }
     state = json.loads((newest / "state.json").read_text())
     return {
         "tree": json.loads((run / "tree.json").read_text()),
-        **{name: without_times(lines_of(run / f"{name}.jsonl")) for name in ("decisions", "policies")},
-        "matrices": {name: {key: value.tobytes() for key, value in parts.items()} for name, parts in matrices.items()},
+        **{
+            name: without_times(lines_of(run / f"{name}.jsonl"))
+            for name in ("decisions", "policies")
+        },
+        "matrices": {
+            name: {key: value.tobytes() for key, value in parts.items()}
+            for name, parts in matrices.items()
+        },
         "model": (run / "model" / "model.safetensors").read_bytes(),
         "description": (run / "model" / "model.json").read_text(),
         "result": without_times(json.loads((run / "result.json").read_text())),
-        "checkpoint": {file.name: file.read_bytes() for file in sorted(newest.glob("*.safetensors"))},
+        "checkpoint": {
+            file.name: file.read_bytes() for file in sorted(newest.glob("*.safetensors"))
+        },
         "state": without_times(state),
     }
 
@@ -119,12 +139,19 @@ def train_tiny(config: Mapping[str, Any]) -> dict[str, Any]:
     from distbranch.errors import UserError
     from distbranch.launch import local, train
 
-    local.log_decision = lambda *_: None  # pictures of decisions take longer than all the rest of a tiny run
+    local.log_decision = lambda *_: (
+        None
+    )  # pictures of decisions take longer than all the rest of a tiny run
     events: list[dict[str, Any]] = []
     try:
         train(config, report=events.append)
     except StoppedEarly as stopped:
-        return {"end": "stopped", "message": str(stopped), "events": events, "exit_code": stopped.exit_code}
+        return {
+            "end": "stopped",
+            "message": str(stopped),
+            "events": events,
+            "exit_code": stopped.exit_code,
+        }
     except UserError as error:
         return {"end": "failed", "message": str(error), "events": events}
     return {"end": "done", "message": "", "events": events}

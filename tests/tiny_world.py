@@ -60,7 +60,11 @@ def run_command(arguments: Sequence[str]) -> Ended:
     """Run `distbranch ARGUMENTS` in this process, in the current folder."""
     out, err = io.StringIO(), io.StringIO()
     code: object = 0
-    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", ["distbranch", *arguments]):
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["distbranch", *arguments]),
+    ):
         try:
             cli.main()
         except SystemExit as ended:
@@ -68,7 +72,9 @@ def run_command(arguments: Sequence[str]) -> Ended:
         finally:
             logging.getLogger("distbranch").handlers = []
             logging.getLogger("distbranch").propagate = True
-    return Ended(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
+    return Ended(
+        code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue()
+    )
 
 
 def make_world(folder: Path) -> Path:
@@ -94,7 +100,9 @@ def make_world(folder: Path) -> Path:
 
 def picture(number: int) -> bytes:
     """A JPEG of 32x32 pixels, the brighter the larger its number."""
-    pixels = np.random.default_rng(number).integers(0, 60, (32, 32, 3), dtype=np.uint8) + np.uint8(number * 37 % 190)
+    pixels = np.random.default_rng(number).integers(0, 60, (32, 32, 3), dtype=np.uint8) + np.uint8(
+        number * 37 % 190
+    )
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=90)
     return out.getvalue()
@@ -103,7 +111,9 @@ def picture(number: int) -> bytes:
 def contents(folder: Path) -> dict[str, str]:
     """A hash of every file (`link` of a link, `folder` of a folder), by path."""
     return {
-        str(path.relative_to(folder)): "folder" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): "folder"
+        if path.is_dir()
+        else hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
         if not path.is_symlink()
     }
@@ -133,16 +143,22 @@ def faults_of_message(told: str) -> list[str]:
     _, *numbered = re.split(r"\(\d+\) ", told) if " problems: (1) " in told else [told]
     if numbered:
         return [fault for problem in numbered for fault in faults_of_message(problem)]
-    sentences = [sentence.strip() for sentence in re.split(r"(?<=[.?!])\s+(?=[A-Z`'])", told.strip())]
+    sentences = [
+        sentence.strip() for sentence in re.split(r"(?<=[.?!])\s+(?=[A-Z`'])", told.strip())
+    ]
     spoken = [word.strip(".,;:()`'") for word in told.lower().split() if "/" not in word]
-    runs = [" ".join(spoken[start : start + WORDS_SAID_TWICE]) for start in range(len(spoken) - WORDS_SAID_TWICE + 1)]
+    runs = [
+        " ".join(spoken[start : start + WORDS_SAID_TWICE])
+        for start in range(len(spoken) - WORDS_SAID_TWICE + 1)
+    ]
     twice = sorted({run for run in runs if runs.count(run) > 1})
     faults = {
         "it should end with a full stop or a question mark": not told.rstrip().endswith((".", "?")),
         f"it has {len(sentences)} sentences": len(sentences) > MOST_SENTENCES,
         f"it has {len(told)} characters": len(told) >= MOST_CHARACTERS,
         "a stop is doubled": DOUBLED_STOP.search(told) is not None,
-        "an error stands in another one": re.search(r"\bError: |Traceback|\bErrno\b", told) is not None,
+        "an error stands in another one": re.search(r"\bError: |Traceback|\bErrno\b", told)
+        is not None,
         f"'{', '.join(twice)}' is said twice": bool(twice),
     }
     return [fault for fault, is_there in faults.items() if is_there]
@@ -157,7 +173,9 @@ def nothing_overwritten(world: Path, makes: tuple[str, ...]) -> Iterator[None]:
     assert not changed, f"these were changed or removed: {changed}"
     new = [path for path in after.keys() - before.keys() if not path.endswith(".lock")]
     left = [
-        path for path in new if not any(fnmatch.fnmatch(path, pattern) or path == pattern[:-2] for pattern in makes)
+        path
+        for path in new
+        if not any(fnmatch.fnmatch(path, pattern) or path == pattern[:-2] for pattern in makes)
     ]
     assert not left, f"these were left behind: {sorted(left)}"
 
@@ -166,7 +184,10 @@ def _pack(folder: Path) -> None:
     def samples() -> Iterator[Sample]:
         for split, count in NUM_SAMPLES.items():
             for number in range(count):
-                labels: dict[str, int | float | str] = {"bright": number % 2, "wide": number % 3 // 2}
+                labels: dict[str, int | float | str] = {
+                    "bright": number % 2,
+                    "wide": number % 3 // 2,
+                }
                 if number % 5:
                     labels["shade"] = ("dark", "mid", "light")[number % 3]
                 yield Sample(f"{split}-{number}", split, picture(number), labels)
@@ -188,11 +209,18 @@ def _make_deepfashion(root: Path) -> None:
     names = [f"img/Tee/img_{number}.jpg" for number in (1, 2, 3)]
     for number, name in enumerate(names):
         _write(root / name, picture(number))
-    _write(root / "Anno_coarse/list_category_cloth.txt", b"2\ncategory_name category_type\nTee 1\nJeans 2\n")
+    _write(
+        root / "Anno_coarse/list_category_cloth.txt",
+        b"2\ncategory_name category_type\nTee 1\nJeans 2\n",
+    )
     rows = "".join(f"{name} {1 + number % 2}\n" for number, name in enumerate(names))
-    _write(root / "Anno_coarse/list_category_img.txt", f"3\nimage_name category_label\n{rows}".encode())
+    _write(
+        root / "Anno_coarse/list_category_img.txt", f"3\nimage_name category_label\n{rows}".encode()
+    )
     splits = "".join(f"{name} {split}\n" for name, split in zip(names, NUM_SAMPLES, strict=True))
-    _write(root / "Eval/list_eval_partition.txt", f"3\nimage_name evaluation_status\n{splits}".encode())
+    _write(
+        root / "Eval/list_eval_partition.txt", f"3\nimage_name evaluation_status\n{splits}".encode()
+    )
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -36,7 +36,9 @@ def sample_gumbel_noise(num_tasks: int, num_blocks: int, *, seed: int, step: int
     return torch.from_numpy(noise).float()
 
 
-def sample_soft_decisions(logits: Tensor, noise: Tensor, *, temperature: float, num_released: int) -> Tensor:
+def sample_soft_decisions(
+    logits: Tensor, noise: Tensor, *, temperature: float, num_released: int
+) -> Tensor:
     """The Gumbel-softmax sample [T, n, 2] of a policy for its last n = `num_released` blocks; those below execute.
 
     Args:

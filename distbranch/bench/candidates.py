@@ -62,7 +62,9 @@ def list_baselines(architecture: Architecture, against: Sequence[str]) -> list[C
     # Random weights, for an answer takes as long with any.
     baselines = [
         Candidate(name, _build_random(thin), is_baseline=True),
-        Candidate(f"independent ({num_tasks} x {name})", _build_random(alone), num_tasks, is_baseline=True),
+        Candidate(
+            f"independent ({num_tasks} x {name})", _build_random(alone), num_tasks, is_baseline=True
+        ),
     ]
     for backbone in against:
         full = Architecture.thin(backbone, None, thin.image_size, thin.tasks)
@@ -99,7 +101,9 @@ def read_tree(file: Path) -> Tree:
         # A run writes its tree beside the names of the tasks.
         return Tree.from_json(content.get("tree", content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} holds no tree ({reason_of(error)}). Give the tree.json of a run.") from None
+        raise UserError(
+            f"{file} holds no tree ({reason_of(error)}). Give the tree.json of a run."
+        ) from None
 
 
 def list_trees(
@@ -114,12 +118,18 @@ def list_trees(
     """The tree of a file, or else one of at least so many weights for each of `weights`, all with random weights."""
     if file is not None:
         tree = read_tree(file)
-        trees = [Architecture.thin(backbone, width, image_size, numbered_tasks(tree.num_tasks)).with_tree(tree)]
+        trees = [
+            Architecture.thin(
+                backbone, width, image_size, numbered_tasks(tree.num_tasks)
+            ).with_tree(tree)
+        ]
     else:
         thin = Architecture.thin(backbone, width, image_size, numbered_tasks(num_tasks))
         # Two numbers of weights may ask for the same tree, which is measured once.
         trees = list(dict.fromkeys(grow_to_weights(thin, least) for least in weights))
-    return [Candidate(f"tree of {num_weights(tree):,} weights", _build_random(tree)) for tree in trees]
+    return [
+        Candidate(f"tree of {num_weights(tree):,} weights", _build_random(tree)) for tree in trees
+    ]
 
 
 def grow_to_weights(thin: Architecture, least_weights: float) -> Architecture:
@@ -165,7 +175,9 @@ class NaiveNet(nn.Module):
         self.layers = nn.ModuleList()
         for name in architecture.backbone.names:
             self.layers.append(
-                nn.ModuleList(_make_naive_branch(cast(Layer, branch)) for branch in network.copies(name))
+                nn.ModuleList(
+                    _make_naive_branch(cast(Layer, branch)) for branch in network.copies(name)
+                )
             )
         # Ours are one matrix; every task gets its rows.
         heads = network.heads.state_dict()
@@ -184,7 +196,9 @@ class NaiveNet(nn.Module):
         *layers, top = self.parents
         for parents, branches in zip(layers, self.layers, strict=True):
             branches = cast(nn.ModuleList, branches)
-            features = [branch(features[parent]) for parent, branch in zip(parents, branches, strict=True)]
+            features = [
+                branch(features[parent]) for parent, branch in zip(parents, branches, strict=True)
+            ]
         answers = {}
         for parent, task, head in zip(top, self.tasks, self.heads, strict=True):
             answers[task.name] = head(features[parent])
@@ -193,7 +207,11 @@ class NaiveNet(nn.Module):
 
 def _make_naive_branch(layer: Layer) -> nn.Sequential:
     """A layer in the order of the paper, with torch's own batch norm."""
-    norm = nn.BatchNorm1d(layer.norm.num_features) if layer.is_flat else nn.BatchNorm2d(layer.norm.num_features)
+    norm = (
+        nn.BatchNorm1d(layer.norm.num_features)
+        if layer.is_flat
+        else nn.BatchNorm2d(layer.norm.num_features)
+    )
     norm.load_state_dict(layer.norm.state_dict())
     parts: list[nn.Module] = [nn.Flatten()] if layer.is_flat else []
     parts += [copy.deepcopy(layer.product), norm, nn.ReLU(inplace=True)]

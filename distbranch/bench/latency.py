@@ -96,7 +96,9 @@ def bench_latency(
         with tempfile.TemporaryDirectory() as folder:
             entries: list[_Entry] = []
             for number, candidate in enumerate(candidates):
-                entries += _prepare_entries(candidate, Path(folder) / f"{number}.onnx", eager, num_threads)
+                entries += _prepare_entries(
+                    candidate, Path(folder) / f"{number}.onnx", eager, num_threads
+                )
             for batch_size in batch_sizes:
                 measured = _measure_rows(entries, batch_size, seconds, num_threads)
                 rows += measured
@@ -106,7 +108,9 @@ def bench_latency(
     return rows, compared
 
 
-def _prepare_entries(candidate: Candidate, file: Path, eager: bool, num_threads: int) -> list[_Entry]:
+def _prepare_entries(
+    candidate: Candidate, file: Path, eager: bool, num_threads: int
+) -> list[_Entry]:
     from distbranch.export.onnx_graph import onnx_bytes
     from distbranch.export.onnx_model import open_session
 
@@ -136,7 +140,9 @@ def _answer_eagerly(network: nn.Module) -> Callable[[Any], Any]:
     return answer
 
 
-def _measure_rows(entries: Sequence[_Entry], batch_size: int, seconds: float, num_threads: int) -> list[Row]:
+def _measure_rows(
+    entries: Sequence[_Entry], batch_size: int, seconds: float, num_threads: int
+) -> list[Row]:
     size = entries[0].candidate.network.architecture.image_size
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 3, *size), dtype=np.uint8)
     all_times = _time_interleaved([entry.answer for entry in entries], images, seconds)
@@ -172,7 +178,9 @@ def _measure_rows(entries: Sequence[_Entry], batch_size: int, seconds: float, nu
 def _compare_rows(entries: Sequence[_Entry], rows: Sequence[Row]) -> list[Row]:
     """What each measured network costs beside the others; by position, for a run may be called like a baseline."""
     pairs = list(zip(entries, rows, strict=True))
-    thin, *others = [row for entry, row in pairs if entry.candidate.is_baseline and entry.runtime == ONNX]
+    thin, *others = [
+        row for entry, row in pairs if entry.candidate.is_baseline and entry.runtime == ONNX
+    ]
     compared: list[Row] = []
     for entry, row in pairs:
         if entry.candidate.is_baseline:
@@ -181,7 +189,11 @@ def _compare_rows(entries: Sequence[_Entry], rows: Sequence[Row]) -> list[Row]:
         if entry.runtime == ONNX:
             own = row
             compared.append(
-                {"network": row["network"], "batch": row["batch_size"], f"x {thin['network']}": row["relative"]}
+                {
+                    "network": row["network"],
+                    "batch": row["batch_size"],
+                    f"x {thin['network']}": row["relative"],
+                }
             )
             for other in others:
                 compared[-1][f"{other['network']} costs x"] = other["median_ms"] / own["median_ms"]
@@ -190,7 +202,9 @@ def _compare_rows(entries: Sequence[_Entry], rows: Sequence[Row]) -> list[Row]:
     return compared
 
 
-def _time_interleaved(answers: Sequence[Callable[[Any], Any]], images: Any, seconds: float) -> list[list[float]]:
+def _time_interleaved(
+    answers: Sequence[Callable[[Any], Any]], images: Any, seconds: float
+) -> list[list[float]]:
     """Seconds of every call after the first ones; each round gives everyone a turn, beginning with another."""
     for answer in answers:
         answer(images)  # what warms up in the first call

@@ -29,7 +29,9 @@ class AffinityStats:
     [T+1, T+1]; only batches with a gap need `gap` [3, T, T]. `margins` [2T] are the sums of margins and the numbers of labels.
     """
 
-    def __init__(self, num_tasks: int, decay: float = 0.99, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, num_tasks: int, decay: float = 0.99, device: torch.device | str = "cpu"
+    ) -> None:
         self.num_tasks = num_tasks
         self.decay = decay
         # float64, for a mean that differs in its last digits between two numbers of ranks would turn signs.
@@ -94,7 +96,9 @@ class AffinityStats:
             margins: [B, T].
             observed: bool [B, T], or None.
         """
-        sums = torch.full((2, self.num_tasks), len(margins), dtype=torch.float64, device=margins.device)
+        sums = torch.full(
+            (2, self.num_tasks), len(margins), dtype=torch.float64, device=margins.device
+        )
         if observed is not None:
             # Filled and not multiplied by 0: what stands at an unlabelled place may be NaN.
             margins = margins.masked_fill(~observed, 0.0)
@@ -144,7 +148,8 @@ class AffinityStats:
         num_unseen = len(self.pairs_never_seen())
         if num_unseen:
             logger.warning(
-                "%d pairs of tasks were never labelled together; their affinity is taken as 0.5.", num_unseen
+                "%d pairs of tasks were never labelled together; their affinity is taken as 0.5.",
+                num_unseen,
             )
         sums = self.pair_sums().view_as(self.gap)
         agree, pairs, signs = sums.cpu().numpy()

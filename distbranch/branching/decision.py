@@ -28,7 +28,9 @@ from distbranch.branching.grouping import (
     separation_cost,
 )
 
-UNIT_COST = 1 / 64  # L0 of Eq. 9: with 2^p one more branch costs 1/64 in the fc layers and 1/2 in conv1 of VGG-16
+UNIT_COST = (
+    1 / 64
+)  # L0 of Eq. 9: with 2^p one more branch costs 1/64 in the fc layers and 1/2 in conv1 of VGG-16
 MOST_BRANCHES = 8  # Bell(8) = 4,140 partitions take a tenth of a second; Bell(12) = 4,213,597
 ALL_PARTITIONS = "all partitions"
 WITH_MOVES = "spectral + moves"

@@ -76,7 +76,9 @@ def spectral_embedding(branch_affinity: Matrix) -> Matrix:
     return coordinates
 
 
-def cluster_branches(branch_affinity: Matrix, max_groups: int, *, seed: int) -> Iterator[tuple[int, Groups]]:
+def cluster_branches(
+    branch_affinity: Matrix, max_groups: int, *, seed: int
+) -> Iterator[tuple[int, Groups]]:
     """For every d from 1 to `max_groups` the grouping into d groups with the lowest separation cost of a few k-means runs.
 
     Groups are sorted by their first member. A labelling that leaves a group empty does not count; a d without any is left out.
@@ -174,7 +176,9 @@ def select_first_centres(distances: Matrix, num_groups: int, rng: np.random.Gene
         rng: what is drawn from.
     """
     count = len(distances)
-    num_candidates = 2 + int(math.log(num_groups))  # as many as k-means++ was measured with, and as scikit-learn draws
+    num_candidates = 2 + int(
+        math.log(num_groups)
+    )  # as many as k-means++ was measured with, and as scikit-learn draws
     first = int(rng.integers(count))
     chosen = [first]
     nearest = distances[first]  # [n]: of every point to the nearest centre

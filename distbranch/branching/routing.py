@@ -123,7 +123,9 @@ def copy_units(
     numbers = range(len(new.top)) if tasks is None else tasks
     origins = {}
     for unit, name in enumerate(new.units):
-        origins[name] = _find_origins(_copies_of_tasks(old, unit), _copies_of_tasks(new, unit), numbers, name)
+        origins[name] = _find_origins(
+            _copies_of_tasks(old, unit), _copies_of_tasks(new, unit), numbers, name
+        )
     copies: dict[str, Tensor] = {}
     for key, value in state.items():
         if not key.startswith("units."):
@@ -140,7 +142,9 @@ def _copies_of_tasks(routing: Routing, unit: int) -> list[int]:
     return [routing.nodes[unit][node].copy for node in routing.ways[unit]]
 
 
-def _find_origins(before: Sequence[int], after: Sequence[int], tasks: Iterable[int], unit: str) -> list[int]:
+def _find_origins(
+    before: Sequence[int], after: Sequence[int], tasks: Iterable[int], unit: str
+) -> list[int]:
     """Of every new copy of a unit the old one, from the copies that the tasks had before and have after."""
     origins: dict[int, int] = {}
     for copy, task in zip(after, tasks, strict=True):

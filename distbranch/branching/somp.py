@@ -77,7 +77,9 @@ def _check_matrix(weight: ArrayLike, num_rows: int) -> Matrix:
             "Flatten the kernels, and look for weights that diverged."
         )
     if not 1 <= num_rows <= len(matrix):
-        raise ValueError(f"From {len(matrix)} rows, between 1 and {len(matrix)} can be chosen, found {num_rows}.")
+        raise ValueError(
+            f"From {len(matrix)} rows, between 1 and {len(matrix)} can be chosen, found {num_rows}."
+        )
     largest = np.abs(matrix).max(initial=0.0)
     if largest > 0:
         matrix = matrix / largest

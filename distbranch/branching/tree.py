@@ -180,7 +180,9 @@ def _check_split(split: Split, layer: int, num_above: int) -> None:
 # ---- trees that are given and not learned
 
 
-def grow_tree(layers: Sequence[str], num_tasks: int, branches: Iterable[Sequence[Sequence[int]]]) -> Tree:
+def grow_tree(
+    layers: Sequence[str], num_tasks: int, branches: Iterable[Sequence[Sequence[int]]]
+) -> Tree:
     """The tree with these branches, each as its tasks, from the top layer down; below the first single one all tasks share.
 
     Raises:
@@ -206,7 +208,9 @@ def build_independent_tree(layers: Sequence[str], num_tasks: int) -> Tree:
     return grow_tree(layers, num_tasks, [alone] * len(layers))
 
 
-def build_tree_of_groups(layers: Sequence[str], tasks: Sequence[str], groups: Mapping[str, NamedGroups]) -> Tree:
+def build_tree_of_groups(
+    layers: Sequence[str], tasks: Sequence[str], groups: Mapping[str, NamedGroups]
+) -> Tree:
     """The tree in which the tasks of a group share a branch.
 
     Args:
@@ -237,9 +241,15 @@ def build_tree_of_groups(layers: Sequence[str], tasks: Sequence[str], groups: Ma
     return grow_tree(layers, len(tasks), branches)
 
 
-def _check_groups(layer: str, groups: NamedGroups, tasks: Sequence[str], above: NamedGroups) -> None:
+def _check_groups(
+    layer: str, groups: NamedGroups, tasks: Sequence[str], above: NamedGroups
+) -> None:
     counts = Counter(chain.from_iterable(groups))
-    wrong = [f"{task!r} {counts[task]} times" for task in {*tasks, *counts} if counts[task] != (task in tasks)]
+    wrong = [
+        f"{task!r} {counts[task]} times"
+        for task in {*tasks, *counts}
+        if counts[task] != (task in tasks)
+    ]
     if wrong or not all(groups):
         raise ValueError(
             f"the groups of {layer} should hold each of the {len(tasks)} tasks once, no other, and none should be empty, found "

@@ -55,7 +55,19 @@ app = typer.Typer(
     help="Multi-task networks that find out by themselves what to share.",
 )
 # In the order of the help text: from training to looking at what came of it.
-for command in (train, sweep, compare, evaluate, predict, export, report, doctor, status, logs, cancel):
+for command in (
+    train,
+    sweep,
+    compare,
+    evaluate,
+    predict,
+    export,
+    report,
+    doctor,
+    status,
+    logs,
+    cancel,
+):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
@@ -110,13 +122,18 @@ def _refuse_dashes(arguments: Sequence[str]) -> None:
     """A key of a configuration that was written as an option; no option has a dot in its name."""
     for argument in arguments:
         if re.match(r"--[a-z_]+\.[a-z_.]+(=|$)", argument):
-            raise UsageError(f"Keys are written without dashes, such as method.alpha=2, found {argument}.")
+            raise UsageError(
+                f"Keys are written without dashes, such as method.alpha=2, found {argument}."
+            )
 
 
 @app.callback()
 def _setup_logging(
     _: Annotated[
-        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     logger = logging.getLogger("distbranch")

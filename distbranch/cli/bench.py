@@ -46,15 +46,23 @@ bench_app = typer.Typer(
 @bench_app.command("latency")
 def bench_latency(
     context: typer.Context,
-    runs: Annotated[list[str] | None, Argument(help="Run directories; without any, trees of random weights.")] = None,
-    against: Annotated[str, Option(help="Full backbones to compare with, separated by commas.")] = "vgg16",
+    runs: Annotated[
+        list[str] | None, Argument(help="Run directories; without any, trees of random weights.")
+    ] = None,
+    against: Annotated[
+        str, Option(help="Full backbones to compare with, separated by commas.")
+    ] = "vgg16",
     batch_sizes: Annotated[str, Option(metavar="N,N,...", help="Images per call.")] = "1,8,32",
     eager: Annotated[bool, Option("--eager", help="Measure unfolded eager execution too.")] = False,
-    seconds: Annotated[float, Option(help="About how long to measure each batch size.", min=0)] = 20.0,
+    seconds: Annotated[
+        float, Option(help="About how long to measure each batch size.", min=0)
+    ] = 20.0,
     threads: Annotated[int, Option(help="Threads of each runtime.", min=1)] = 1,
     backbone: Annotated[str, Option(help="Without RUN: the backbone.")] = "vgg16",
     width: Annotated[int, Option(help="Without RUN: thinness omega.", min=1)] = 32,
-    image_size: Annotated[str, Option(metavar="HEIGHTxWIDTH", help="Without RUN: pixels.")] = "224x224",
+    image_size: Annotated[
+        str, Option(metavar="HEIGHTxWIDTH", help="Without RUN: pixels.")
+    ] = "224x224",
     num_tasks: Annotated[int, Option(help="Without RUN: binary tasks.", min=1)] = 40,
     tree_weights: Annotated[
         str, Option(metavar="N,N,...", help="Without RUN: trees of at least this many weights.")
@@ -83,15 +91,25 @@ def bench_latency(
     else:
         pixels = parse_size(image_size)
         weights = decimals(tree_weights, "--tree-weights")
-        measured = candidates.list_trees(backbone, width, pixels, num_tasks, weights=weights, file=tree)
+        measured = candidates.list_trees(
+            backbone, width, pixels, num_tasks, weights=weights, file=tree
+        )
     baselines = candidates.list_baselines(measured[0].network.architecture, full)
     if out is not None:
         check_can_be_written(out)  # before minutes of measuring
     rows, compared = latency.bench_latency(
-        [*measured, *baselines], batch_sizes=sizes, eager=eager, seconds=seconds, num_threads=threads
+        [*measured, *baselines],
+        batch_sizes=sizes,
+        eager=eager,
+        seconds=seconds,
+        num_threads=threads,
     )
     if out is not None:
-        content = {"machine": latency.describe_machine(threads), "networks": rows, "compared": compared}
+        content = {
+            "machine": latency.describe_machine(threads),
+            "networks": rows,
+            "compared": compared,
+        }
         write_output(out, json.dumps(content, indent=1) + "\n")
     # The file first, for a terminal may be closed.
     show_wide(build_table(list(map(_format_row, rows)), num_texts=2))

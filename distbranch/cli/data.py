@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # loads torch
 data_app = typer.Typer(no_args_is_help=True, help="Pack, label, check and look at data sets.")
 
 
-@data_app.command("pack", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@data_app.command(
+    "pack", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
 def data_pack(
     context: typer.Context,
     source: Annotated[str, Argument(help="csv, celeba, deepfashion or rendered-faces.")],
@@ -42,7 +44,9 @@ def data_pack(
         print_options(SOURCES[source])
         return
     if source in SOURCES and (out is None or str(out).startswith("--")):
-        raise UsageError(f"Give 'OUT', the new folder of the packed data set, after {source} and before its options.")
+        raise UsageError(
+            f"Give 'OUT', the new folder of the packed data set, after {source} and before its options."
+        )
     # `OUT` is not required, for `--options` has none; so it is asked for here.
     opened = parse_options({"source": source, **_parse_options(context.args)}).open()
     assert out is not None
@@ -51,7 +55,14 @@ def data_pack(
     with ProgressDisplay(console) as display:
         progress = _show_progress(display, "packing", opened.num_samples)
         info = pack_source(opened, out, shard_samples=shard_samples, progress=progress)
-        display({"kind": "packed", "path": str(out), "num_samples": info.num_samples, "before": was_there})
+        display(
+            {
+                "kind": "packed",
+                "path": str(out),
+                "num_samples": info.num_samples,
+                "before": was_there,
+            }
+        )
     for line in describe_dataset(info):
         print_plain(line)
 
@@ -60,8 +71,12 @@ def data_pack(
 def data_label(
     data: Annotated[str, Argument(help="A packed data set: a folder or a URL.")],
     out: Annotated[Path, Argument(help="The new folder of the labelled data set.")],
-    run: Annotated[Path, Option(help="The directory of the teacher's run, trained on other tasks.")],
-    splits: Annotated[str, Option(metavar="SPLIT,...", help="Splits that get soft labels.")] = "train",
+    run: Annotated[
+        Path, Option(help="The directory of the teacher's run, trained on other tasks.")
+    ],
+    splits: Annotated[
+        str, Option(metavar="SPLIT,...", help="Splits that get soft labels.")
+    ] = "train",
 ) -> None:
     """Copy a data set and add the tasks of a finished run, with its probabilities as soft labels (joint training).
 
@@ -80,7 +95,14 @@ def data_label(
     with ProgressDisplay(console) as display:
         progress = _show_progress(display, "labelling", total)
         info = label_with_teacher(data, out, run, splits=names, progress=progress)
-        display({"kind": "packed", "path": str(out), "num_samples": info.num_samples, "before": was_there})
+        display(
+            {
+                "kind": "packed",
+                "path": str(out),
+                "num_samples": info.num_samples,
+                "before": was_there,
+            }
+        )
 
 
 @data_app.command("check")
@@ -102,8 +124,12 @@ def data_check(paths: Annotated[list[str], Argument(help="Folders of packed data
         for problem in found.problems:
             print_plain(problem)
         if not found.ok:
-            raise UserError(f"{found.num_problems} problem(s) in {found.num_samples:,} samples of {path}.")
-        print_plain(f"{found.num_samples:,} samples in {found.num_shards} shards are as they were packed.")
+            raise UserError(
+                f"{found.num_problems} problem(s) in {found.num_samples:,} samples of {path}."
+            )
+        print_plain(
+            f"{found.num_samples:,} samples in {found.num_shards} shards are as they were packed."
+        )
         if found.copies:
             first = " = ".join(f"'{copy.key}' ({copy.split})" for copy in found.copies[0][:3])
             print_plain(f"{describe_copies(count_copies(found.copies))}; the first: {first}.")
@@ -134,7 +160,9 @@ def _has_data(out: Path) -> bool:
     return (out / DATASET_FILE).exists()
 
 
-def _show_progress(display: "ProgressDisplay", kind: str, total: int | None) -> Callable[[int], None]:
+def _show_progress(
+    display: "ProgressDisplay", kind: str, total: int | None
+) -> Callable[[int], None]:
     return lambda done: display({"kind": kind, "done": done, "total": total})
 
 
@@ -168,7 +196,9 @@ def _parse_options(arguments: list[str]) -> dict[str, str]:
     words: list[str] = []
     for argument in arguments:
         words += argument.split("=", 1) if argument.startswith("--") else [argument]
-    options = [word.removeprefix("--").replace("-", "_") for word in words[::2] if word.startswith("--")]
+    options = [
+        word.removeprefix("--").replace("-", "_") for word in words[::2] if word.startswith("--")
+    ]
     if 2 * len(set(options)) != len(words):
         raise UsageError(
             "The options of a source are written --name value, each once (several values as --name a,b), found "

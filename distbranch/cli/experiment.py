@@ -43,12 +43,20 @@ def _check_metric(metric: str) -> str:
     return metric
 
 
-Configs = Annotated[list[str], typer.Argument(help="Config files; then dotted overrides for all runs.")]
+Configs = Annotated[
+    list[str], typer.Argument(help="Config files; then dotted overrides for all runs.")
+]
 Config = Annotated[Path, typer.Argument(help="A config file.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, separated by commas.")]
-Split = Annotated[str, typer.Option(callback=_check_split, help="val or test: of what is printed and drawn.")]
-Metric = Annotated[str, typer.Option(callback=_check_metric, help="The mean over tasks that is compared.")]
-Jobs = Annotated[int | None, typer.Option(help="Runs at the same time; as many as fit if not given.", min=1)]
+Split = Annotated[
+    str, typer.Option(callback=_check_split, help="val or test: of what is printed and drawn.")
+]
+Metric = Annotated[
+    str, typer.Option(callback=_check_metric, help="The mean over tasks that is compared.")
+]
+Jobs = Annotated[
+    int | None, typer.Option(help="Runs at the same time; as many as fit if not given.", min=1)
+]
 Name = Annotated[str | None, typer.Option(help="Name of the experiment's directory.")]
 
 
@@ -74,7 +82,9 @@ def experiment_table(
     from distbranch.report.console import make_result_markdown, make_result_table
 
     files, own = _separate_overrides(configs)
-    _, runs, place = _run(design_table(files, own, split=split), own, seeds=seeds, jobs=jobs, name=name)
+    _, runs, place = _run(
+        design_table(files, own, split=split), own, seeds=seeds, jobs=jobs, name=name
+    )
     for title, part in split_by_data_set(runs, split).items():
         if title:
             console.print(f"the tasks of {title}", style="bold", highlight=False)
@@ -88,7 +98,9 @@ def experiment_table(
 @experiment_app.command("company")
 def experiment_company(
     configs: Configs,
-    widths: Annotated[str, typer.Option(help="Widths of the thin networks, separated by commas.")] = "8,12,16,24,32,48",
+    widths: Annotated[
+        str, typer.Option(help="Widths of the thin networks, separated by commas.")
+    ] = "8,12,16,24,32,48",
     seeds: Seeds = "0,1,2",
     metric: Metric = "average_precision",
     split: Split = "test",
@@ -104,7 +116,9 @@ def experiment_company(
 
     line = numbers(widths, "--widths")
     if len(set(line)) < 2 or 0 in line:
-        raise UsageError(f"--widths should be at least two numbers from 1 on, such as 8,16,32, found '{widths}'.")
+        raise UsageError(
+            f"--widths should be at least two numbers from 1 on, such as 8,16,32, found '{widths}'."
+        )
     files, own = _separate_overrides(configs)
     experiment = design_equal_cost(files, line, own, metric=metric, split=split)
     _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
@@ -115,7 +129,9 @@ def experiment_grouping(
     run: RunArgument,
     overrides: Overrides = None,
     permutations: Annotated[int, typer.Option(help="Permuted trees.", min=1)] = 4,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas; that of the run if not given.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds, separated by commas; that of the run if not given.")
+    ] = None,
     split: Split = "test",
     jobs: Jobs = None,
     name: Name = None,
@@ -134,12 +150,17 @@ def experiment_grouping(
 @experiment_app.command("initialisation")
 def experiment_initialisation(
     config: Config,
-    pretrained: Annotated[Path, typer.Option(help="VGG-16 weights, or the directory of a finished wide run.")],
+    pretrained: Annotated[
+        Path, typer.Option(help="VGG-16 weights, or the directory of a finished wide run.")
+    ],
     overrides: Overrides = None,
     seeds: Seeds = "0,1,2",
     two_thirds: Annotated[
         bool,
-        typer.Option("--two-thirds", help="Also: SOMP with two thirds of the iterations, on a schedule of its own."),
+        typer.Option(
+            "--two-thirds",
+            help="Also: SOMP with two thirds of the iterations, on a schedule of its own.",
+        ),
     ] = False,
     jobs: Jobs = None,
     name: Name = None,
@@ -182,9 +203,14 @@ def experiment_affinity(
 def experiment_policies(
     config: Config,
     overrides: Overrides = None,
-    policies: Annotated[int, typer.Option(help="Policies drawn, beside the most probable one.", min=1)] = 8,
+    policies: Annotated[
+        int, typer.Option(help="Policies drawn, beside the most probable one.", min=1)
+    ] = 8,
     iterations: Annotated[
-        int | None, typer.Option(help="Steps of training with a policy; those of the search if not given.", min=1)
+        int | None,
+        typer.Option(
+            help="Steps of training with a policy; those of the search if not given.", min=1
+        ),
     ] = None,
     seeds: Seeds = "0",
     split: Split = "test",
@@ -199,7 +225,9 @@ def experiment_policies(
     from distbranch.experiments.policies import design_policies
 
     own = overrides or []
-    experiment = design_policies(config, policies, own, iterations=iterations, split=split, name=name)
+    experiment = design_policies(
+        config, policies, own, iterations=iterations, split=split, name=name
+    )
     _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
@@ -240,7 +268,10 @@ def experiment_groups(run: RunArgument) -> None:
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Run directories, folders or URLs; those of the reference first.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Run directories, folders or URLs; those of the reference first."),
+    ],
     metric: Metric = "average_precision",
     split: Split = "test",
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with values in 0..1.")] = False,
@@ -282,7 +313,9 @@ def _run(
     from distbranch.report.progress import SweepDisplay
 
     chosen = None if seeds is None else numbers(seeds)
-    return run_experiment(experiment, overrides, seeds=chosen, jobs=jobs, name=name, report=SweepDisplay(console))
+    return run_experiment(
+        experiment, overrides, seeds=chosen, jobs=jobs, name=name, report=SweepDisplay(console)
+    )
 
 
 def _run_and_show(experiment: "Experiment", overrides: Sequence[str], **options: Any) -> None:
@@ -304,5 +337,7 @@ def _separate_overrides(items: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Config files and overrides, which a list of arguments cannot tell apart; as a path a URL would lose a slash."""
     files = [Path(item) for item in items if "=" not in item]
     if not files:
-        raise UsageError("Give at least one config file before the overrides, such as configs/quickstart.yaml.")
+        raise UsageError(
+            "Give at least one config file before the overrides, such as configs/quickstart.yaml."
+        )
     return files, [item for item in items if "=" in item]

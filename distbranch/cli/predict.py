@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from distbranch.cli.terminal import build_table, console, print_plain, replace_unwritable, run_folder, write_output
+from distbranch.cli.terminal import (
+    build_table,
+    console,
+    print_plain,
+    replace_unwritable,
+    run_folder,
+    write_output,
+)
 
 if TYPE_CHECKING:  # loads torch
     from distbranch.engine.predict import Prediction
@@ -19,24 +26,34 @@ if TYPE_CHECKING:  # loads torch
 def predict(
     run: Annotated[
         str,
-        Argument(help="A run directory (a folder or a URL), or an .onnx file that `distbranch export` wrote."),
+        Argument(
+            help="A run directory (a folder or a URL), or an .onnx file that `distbranch export` wrote."
+        ),
     ],
     images: Annotated[list[Path], Argument(help="Image files, or folders of them.")],
-    output: Annotated[Literal["table", "csv", "json"], Option("--format", help="How to write the scores.")] = "table",
+    output: Annotated[
+        Literal["table", "csv", "json"], Option("--format", help="How to write the scores.")
+    ] = "table",
     out: Annotated[
-        Path | None, Option(help="A file instead of the terminal; JSON if it ends in .json, else CSV.")
+        Path | None,
+        Option(help="A file instead of the terminal; JSON if it ends in .json, else CSV."),
     ] = None,
     threshold: Annotated[
-        float, Option(help="With table: show the tasks that are at least this probable.", min=0, max=1)
+        float,
+        Option(help="With table: show the tasks that are at least this probable.", min=0, max=1),
     ] = 0.5,
     on_bad_image: Annotated[
         Literal["fail", "skip"],
-        Option(help="What to do about broken images: name all and write nothing, or leave them out and name them."),
+        Option(
+            help="What to do about broken images: name all and write nothing, or leave them out and name them."
+        ),
     ] = "fail",
     bits: Annotated[
         int | None,
         Option(
-            help="Bits that are used in images of 16 bits; those of the training images if not given.", min=9, max=16
+            help="Bits that are used in images of 16 bits; those of the training images if not given.",
+            min=9,
+            max=16,
         ),
     ] = None,
 ) -> None:
@@ -54,7 +71,9 @@ def predict(
     # Images of another device may use more bits than those of training did.
     if bits is not None:
         preprocessing = replace(preprocessing, bits=bits)
-    predictions = predict_images(network, preprocessing, find_images(images), on_bad_image=on_bad_image)
+    predictions = predict_images(
+        network, preprocessing, find_images(images), on_bad_image=on_bad_image
+    )
     if out is not None:
         # Before the first image is read.
         check_can_be_written(out)
@@ -63,9 +82,14 @@ def predict(
     # All of them before a file of earlier scores is replaced.
     done = list(predictions)
     if output == "table":
-        rows = [{"image": one.image, "found": _describe_found(one.scores, threshold)} for one in done]
+        rows = [
+            {"image": one.image, "found": _describe_found(one.scores, threshold)} for one in done
+        ]
         # A file name may hold letters that the terminal lacks.
-        shown = [{name: replace_unwritable(str(cell), console.encoding) for name, cell in row.items()} for row in rows]
+        shown = [
+            {name: replace_unwritable(str(cell), console.encoding) for name, cell in row.items()}
+            for row in rows
+        ]
         return console.print(build_table(shown))
     write_output(out, format_predictions(done, as_json=output == "json"))
     if out is not None:

@@ -28,11 +28,19 @@ if TYPE_CHECKING:  # loads torch
 def train(
     config: Annotated[Path | None, Argument(help="A YAML file, see configs/.")] = None,
     overrides: Overrides = None,
-    fresh: Annotated[bool, Option("--fresh", help="Start over in a new directory if the run exists.")] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="Check everything, print sizes, start nothing.")] = False,
+    fresh: Annotated[
+        bool, Option("--fresh", help="Start over in a new directory if the run exists.")
+    ] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Check everything, print sizes, start nothing.")
+    ] = False,
     # Both are those of common Ethernet between two nodes.
-    bandwidth: Annotated[float, Option(help="With --dry-run: Gbit/s between ranks.", min=1e-3)] = 10.0,
-    latency: Annotated[float, Option(help="With --dry-run: microseconds per message.", min=0)] = 50.0,
+    bandwidth: Annotated[
+        float, Option(help="With --dry-run: Gbit/s between ranks.", min=1e-3)
+    ] = 10.0,
+    latency: Annotated[
+        float, Option(help="With --dry-run: microseconds per message.", min=0)
+    ] = 50.0,
     help_config: Annotated[
         bool,
         Option(
@@ -76,7 +84,9 @@ def train(
 def evaluate(
     run: RunArgument,
     split: Annotated[str, Option(help="train, val or test.")] = "test",
-    data: Annotated[str | None, Option(help="Another packed data set with tasks of the run.")] = None,
+    data: Annotated[
+        str | None, Option(help="Another packed data set with tasks of the run.")
+    ] = None,
 ) -> None:
     """Evaluate a run on one split: a table per task, and the means; each data set of a joint run on its own tasks.
 
@@ -98,7 +108,9 @@ def evaluate(
 
 def report(
     run: RunArgument,
-    out: Annotated[Path | None, Option(help="The file of the page; report.html in the run directory if empty.")] = None,
+    out: Annotated[
+        Path | None, Option(help="The file of the page; report.html in the run directory if empty.")
+    ] = None,
 ) -> None:
     """Write one self-contained HTML page about a run or a sweep, and its figures as PNG.
 
@@ -117,7 +129,9 @@ def report(
     print_plain(write_report(folder, out))
 
 
-def doctor(storage: Annotated[Path, Option(help="The folder of runs to check.")] = Path("runs")) -> None:
+def doctor(
+    storage: Annotated[Path, Option(help="The folder of runs to check.")] = Path("runs"),
+) -> None:
     """Check this machine: what it has, what is wrong with it and what to do about it.
 
     Examples:
@@ -175,7 +189,9 @@ def _show_keys(prefix: str) -> None:
     from distbranch.config.reading import describe_unknown_key, known_keys
 
     columns = ("key", "default", "range", "meaning")
-    rows = [dict(zip(columns, row, strict=True)) for row in describe_keys() if row[0].startswith(prefix)]
+    rows = [
+        dict(zip(columns, row, strict=True)) for row in describe_keys() if row[0].startswith(prefix)
+    ]
     if not rows:
         keys, sections = known_keys()
         raise UsageError(describe_unknown_key(prefix, keys | sections))
@@ -190,11 +206,15 @@ def export(
         Literal["onnx", "torch"], Option("--format", help="torch: a program of torch.export.")
     ] = "onnx",
     tasks: Annotated[
-        list[str] | None, Option(help="Only these tasks, separated by commas, and the branches they need.")
+        list[str] | None,
+        Option(help="Only these tasks, separated by commas, and the branches they need."),
     ] = None,
-    out: Annotated[Path | None, Option(help="The file; model/model.onnx in the run if empty.")] = None,
+    out: Annotated[
+        Path | None, Option(help="The file; model/model.onnx in the run if empty.")
+    ] = None,
     input_type: Annotated[
-        Literal["uint8", "float"], Option("--input", help="uint8: 0..255, normalised inside; float: normalised by you.")
+        Literal["uint8", "float"],
+        Option("--input", help="uint8: 0..255, normalised inside; float: normalised by you."),
     ] = "uint8",
 ) -> None:
     """Write the network of a finished run as one file, batch norm folded, compared with the run before it is kept.
@@ -208,7 +228,9 @@ def export(
     """
     from distbranch.export import export as write
 
-    done = write(run_folder(run), file_format=file_format, tasks=tasks, out=out, input_type=input_type)
+    done = write(
+        run_folder(run), file_format=file_format, tasks=tasks, out=out, input_type=input_type
+    )
     print_plain(
         f"{done.file}: {done.num_tasks} tasks, {done.weights:,} weights, {done.num_bytes / 1e6:.2f} MB; "
         f"differs from the network by at most {done.difference:.1g} on {done.images}"
@@ -228,7 +250,9 @@ def status(run: RunArgument) -> None:
 
 def logs(
     run: RunArgument,
-    follow: Annotated[bool, Option("--follow", "-f", help="Follow the log until the job has ended.")] = False,
+    follow: Annotated[
+        bool, Option("--follow", "-f", help="Follow the log until the job has ended.")
+    ] = False,
 ) -> None:
     """Print the log of the job of a run.
 
@@ -243,7 +267,9 @@ def logs(
 
 def cancel(
     run: RunArgument,
-    patience: Annotated[float, Option(help="Seconds to wait until the run has saved itself.", min=1)] = 120,
+    patience: Annotated[
+        float, Option(help="Seconds to wait until the run has saved itself.", min=1)
+    ] = 120,
 ) -> None:
     """Save everything and stop a run; the command that started it resumes it.
 

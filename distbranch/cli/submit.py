@@ -20,9 +20,13 @@ def submit_ray(
     overrides: Overrides = None,
     address: Annotated[
         str | None,
-        Option(help="The cluster's dashboard; if empty that of RAY_ADDRESS, else http://127.0.0.1:8265."),
+        Option(
+            help="The cluster's dashboard; if empty that of RAY_ADDRESS, else http://127.0.0.1:8265."
+        ),
     ] = None,
-    wait: Annotated[bool, Option("--wait/--no-wait", help="Show the log; end with the job's exit code.")] = True,
+    wait: Annotated[
+        bool, Option("--wait/--no-wait", help="Show the log; end with the job's exit code.")
+    ] = True,
 ) -> None:
     """Train a run as a job of a Ray cluster: this folder is uploaded, without what .gitignore names.
 
@@ -34,7 +38,9 @@ def submit_ray(
     from distbranch.launch.on_ray.job import submit_ray_job
 
     # The job's exit code becomes that of the command, so that a script may wait for it.
-    code = submit_ray_job(config, overrides or [], address=address, wait=wait, say=print_plain, show=print_piece)
+    code = submit_ray_job(
+        config, overrides or [], address=address, wait=wait, say=print_plain, show=print_piece
+    )
     if code:
         raise typer.Exit(code)
 
@@ -44,23 +50,34 @@ Partition = Annotated[str | None, Option(help="Partition; the site's default if 
 Gpus = Annotated[
     int,
     Option(
-        "--gpus-per-node", help="GPUs of each node; one rank on each. With a type: --sbatch gres=gpu:a100:2.", min=0
+        "--gpus-per-node",
+        help="GPUs of each node; one rank on each. With a type: --sbatch gres=gpu:a100:2.",
+        min=0,
     ),
 ]
 Cpus = Annotated[
     int | None,
-    Option("--cpus-per-node", help="Cores of each node; if empty one for each of its ranks, or more.", min=1),
+    Option(
+        "--cpus-per-node",
+        help="Cores of each node; if empty one for each of its ranks, or more.",
+        min=1,
+    ),
 ]
-Time = Annotated[str, Option("--time", metavar="TIME", help="Time limit: MINUTES, 12:00:00 or 2-00:00:00.")]
+Time = Annotated[
+    str, Option("--time", metavar="TIME", help="Time limit: MINUTES, 12:00:00 or 2-00:00:00.")
+]
 Account = Annotated[str | None, Option(help="Account to charge.")]
 Qos = Annotated[str | None, Option(help="Quality of service.")]
 Constraint = Annotated[str | None, Option(help="Features that nodes must have.")]
 Memory = Annotated[str | None, Option("--mem", help="Memory of each node, such as 64G.")]
 Exclusive = Annotated[bool, Option("--exclusive", help="Share the nodes with no other job.")]
 JobName = Annotated[str | None, Option(help="Name in the queue; the run's if empty.")]
-SignalDelay = Annotated[int, Option(help="Seconds before the time limit at which the run saves itself.", min=30)]
+SignalDelay = Annotated[
+    int, Option(help="Seconds before the time limit at which the run saves itself.", min=30)
+]
 Further = Annotated[
-    list[str] | None, Option("--sbatch", metavar="KEY=VALUE", help="Another option of sbatch; may be given again.")
+    list[str] | None,
+    Option("--sbatch", metavar="KEY=VALUE", help="Another option of sbatch; may be given again."),
 ]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the batch script, submit nothing.")]
 
@@ -82,12 +99,17 @@ def submit_slurm(
     job_name: JobName = None,
     signal_delay: SignalDelay = 90,
     sbatch: Further = None,
-    port: Annotated[int | None, Option(help="Port of the Ray head; a free one if empty.", min=1, max=65535)] = None,
+    port: Annotated[
+        int | None, Option(help="Port of the Ray head; a free one if empty.", min=1, max=65535)
+    ] = None,
     executor: Annotated[
-        Literal["slurm", "local"], Option(help="`local`: this machine, to try without Slurm (and without --time).")
+        Literal["slurm", "local"],
+        Option(help="`local`: this machine, to try without Slurm (and without --time)."),
     ] = "slurm",
     dry_run: DryRun = False,
-    wait: Annotated[bool, Option("--wait/--no-wait", help="Show the log until the job has ended.")] = False,
+    wait: Annotated[
+        bool, Option("--wait/--no-wait", help="Show the log until the job has ended.")
+    ] = False,
 ) -> None:
     """Train a run as a job of Slurm, or resume it. At its time limit the job saves everything and queues again.
 
@@ -142,13 +164,16 @@ def submit_slurm_array(
     overrides: Overrides = None,
     partition: Partition = None,
     gpus: Annotated[
-        int | None, Option("--gpus-per-trial", help="GPUs of each trial, as the key `gpus_per_trial`.", min=0)
+        int | None,
+        Option("--gpus-per-trial", help="GPUs of each trial, as the key `gpus_per_trial`.", min=0),
     ] = None,
     cpus: Annotated[
-        int | None, Option("--cpus-per-trial", help="CPUs of each trial, as the key `cpus_per_trial`.", min=1)
+        int | None,
+        Option("--cpus-per-trial", help="CPUs of each trial, as the key `cpus_per_trial`.", min=1),
     ] = None,
     at_once: Annotated[
-        int | None, Option(help="Trials that may run at the same time, as `concurrency`; 64 if empty.", min=1)
+        int | None,
+        Option(help="Trials that may run at the same time, as `concurrency`; 64 if empty.", min=1),
     ] = None,
     time: Time = "60",
     account: Account = None,
@@ -180,7 +205,9 @@ def submit_slurm_array(
             "them to their end, or use `distbranch sweep`."
         )
     trials = list_trials(loaded)
-    most = at_once or loaded.concurrency or 64  # a site's limit on the jobs of a user is often in the hundreds
+    most = (
+        at_once or loaded.concurrency or 64
+    )  # a site's limit on the jobs of a user is often in the hundreds
     # Slurm gives whole GPUs only.
     gpus_per_trial = math.ceil(loaded.gpus_per_trial)
     resources = Resources(
@@ -197,10 +224,18 @@ def submit_slurm_array(
         further=parse_further_options(sbatch or [], gpus_per_node=gpus_per_trial),
     )
     if dry_run:
-        return print_plain(submission.render_batch_script(trials[0], resources, num_runs=len(trials), at_once=most))
-    jobs = submission.submit_runs(trials, resources, folder=loaded.path, at_once=most, say=print_plain)
+        return print_plain(
+            submission.render_batch_script(trials[0], resources, num_runs=len(trials), at_once=most)
+        )
+    jobs = submission.submit_runs(
+        trials, resources, folder=loaded.path, at_once=most, say=print_plain
+    )
     if jobs:
-        print_plain(f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}.")
+        print_plain(
+            f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}."
+        )
     # The sweep itself makes the table, for it repeats no finished trial.
     table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])
-    return print_plain(f"When all have ended, `{table}` makes the table of them; it trains again what failed.")
+    return print_plain(
+        f"When all have ended, `{table}` makes the table of them; it trains again what failed."
+    )

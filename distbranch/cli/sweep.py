@@ -10,12 +10,16 @@ from distbranch.errors import UserError
 
 
 def sweep(
-    config: Annotated[Path, typer.Argument(help="A YAML file of a sweep, see configs/sweep-*.yaml.")],
+    config: Annotated[
+        Path, typer.Argument(help="A YAML file of a sweep, see configs/sweep-*.yaml.")
+    ],
     overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, list the trials, start nothing.")
     ] = False,
-    jobs: Annotated[int | None, typer.Option(help="Trials at the same time, as `concurrency`.", min=1)] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Trials at the same time, as `concurrency`.", min=1)
+    ] = None,
 ) -> None:
     """Train a sweep, or resume it: finished trials are never repeated.
 
@@ -41,7 +45,9 @@ def sweep(
         console.print()
         console.print(make_front_table(loaded.path))
     console.print(
-        f"results.csv, results.parquet, report.html, pareto.png: {loaded.path}", highlight=False, soft_wrap=True
+        f"results.csv, results.parquet, report.html, pareto.png: {loaded.path}",
+        highlight=False,
+        soft_wrap=True,
     )
     if "failed" in statuses:
         raise UserError(

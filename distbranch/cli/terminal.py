@@ -28,7 +28,9 @@ def complete_key(incomplete: str) -> list[tuple[str, str]]:
     # Imported in functions, as in all commands: a completion or a help text that takes seconds is not waited for.
     from distbranch.config import describe_keys
 
-    return [(f"{key}=", meaning) for key, _, _, meaning in describe_keys() if key.startswith(incomplete)]
+    return [
+        (f"{key}=", meaning) for key, _, _, meaning in describe_keys() if key.startswith(incomplete)
+    ]
 
 
 def complete_run(incomplete: str) -> list[str]:
@@ -53,9 +55,15 @@ def _is_run(folder: Path) -> bool:
 
 Overrides = Annotated[
     list[str] | None,
-    Argument(metavar="KEY=VALUE", help="Dotted keys, `method.alpha=2 optim.lr=0.01`.", autocompletion=complete_key),
+    Argument(
+        metavar="KEY=VALUE",
+        help="Dotted keys, `method.alpha=2 optim.lr=0.01`.",
+        autocompletion=complete_key,
+    ),
 ]
-RunArgument = Annotated[str, Argument(help="A run directory: a folder or a URL.", autocompletion=complete_run)]
+RunArgument = Annotated[
+    str, Argument(help="A run directory: a folder or a URL.", autocompletion=complete_run)
+]
 
 
 def run_folder(run: str) -> Path:
@@ -79,7 +87,9 @@ def decimals(text: str, option: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"{option} should be numbers separated by commas, found '{text}'.") from None
+        raise UsageError(
+            f"{option} should be numbers separated by commas, found '{text}'."
+        ) from None
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -105,7 +115,9 @@ def print_piece(piece: str) -> None:
     console.file.flush()
 
 
-def build_table(rows: Sequence[Mapping[str, Any]], *, num_texts: int | None = None, title: str | None = None) -> Table:
+def build_table(
+    rows: Sequence[Mapping[str, Any]], *, num_texts: int | None = None, title: str | None = None
+) -> Table:
     """A table of rows with the same keys, which head the columns; those after the first `num_texts` are numbers."""
     table = Table(title=title)
     for number, name in enumerate(rows[0]):
@@ -210,7 +222,9 @@ def lasting_streams() -> Iterator[None]:
     """Let the standard streams outlive their reader for a while; at its end they are flushed."""
     # A run is not lost because its reader (`| head`, a closed window) has seen enough.
     before = sys.stdout, sys.stderr
-    ours = [None if stream is None else LastingStream(stream) for stream in before]  # None: closed before (`>&-`)
+    ours = [
+        None if stream is None else LastingStream(stream) for stream in before
+    ]  # None: closed before (`>&-`)
     sys.stdout, sys.stderr = ours
     try:
         yield

@@ -37,7 +37,11 @@ class Section(BaseModel):
     """The base of every part of a configuration; refuses keys that it does not know. The text below a key is its help."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -76,7 +80,11 @@ class ModelConfig(Section):
         """The width for people."""
         if self.width is not None:
             return f"width {self.width}"
-        return "full width" if self.width_fraction is None else f"{self.width_fraction:g} of the full width"
+        return (
+            "full width"
+            if self.width_fraction is None
+            else f"{self.width_fraction:g} of the full width"
+        )
 
 
 class MethodConfig(Section):
@@ -129,14 +137,20 @@ class MethodConfig(Section):
                 f"should be a run directory, a tree.json, or a mapping {{layer: [[task, ...], ...]}}, found {groups!r}"
             )
         # Names may look like numbers in YAML.
-        return {str(name): [list(map(str, group)) for group in layer] for name, layer in groups.items()}
+        return {
+            str(name): [list(map(str, group)) for group in layer] for name, layer in groups.items()
+        }
 
     @model_validator(mode="after")
     def _begins_from_what_is_given(self) -> Self:
         if self.groups is not None and self.name != "fixed":
-            raise ValueError(f"groups give a tree that is kept: use method.name=fixed with them, found {self.name}")
+            raise ValueError(
+                f"groups give a tree that is kept: use method.name=fixed with them, found {self.name}"
+            )
         if self.permutation is not None and self.groups is None:
-            raise ValueError("permutation permutes the tasks of a given tree: give method.groups with it")
+            raise ValueError(
+                "permutation permutes the tasks of a given tree: give method.groups with it"
+            )
         if self.init != "random" and self.name == "low-rank":
             raise ValueError(
                 f"name=low-rank begins from the factors of method.pretrained, so method.init should be random, found {self.init}"
@@ -206,7 +220,9 @@ class AdaShareConfig(Section):
     @model_validator(mode="after")
     def _draws_from_something(self) -> Self:
         if self.policy_number is not None and self.policy is None:
-            raise ValueError("policy_number is one of the policies drawn from a search: give adashare.policy with it")
+            raise ValueError(
+                "policy_number is one of the policies drawn from a search: give adashare.policy with it"
+            )
         return self
 
 

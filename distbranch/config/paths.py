@@ -24,7 +24,9 @@ def expand_places(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     # An empty variable would make another place of it, such as /runs.
-    unset = [found[0] for found in VARIABLE.finditer(value) if not os.environ.get(found[1] or found[2])]
+    unset = [
+        found[0] for found in VARIABLE.finditer(value) if not os.environ.get(found[1] or found[2])
+    ]
     if unset:
         raise UsageError(
             f"'{value}' names {' and '.join(unset)}, which should be set where this command runs, found nothing; export it, or write "
@@ -33,7 +35,9 @@ def expand_places(value: Any) -> Any:
     expanded = os.path.expanduser(os.path.expandvars(value))
     # expanduser says nothing of a user who does not exist; a folder called `~name` would be made.
     if expanded.startswith("~"):
-        raise UsageError(f"'{value}' names a home folder that does not exist on this machine; write the path out")
+        raise UsageError(
+            f"'{value}' names a home folder that does not exist on this machine; write the path out"
+        )
     return expanded
 
 
@@ -87,4 +91,6 @@ def check_can_be_written(out: Path) -> None:
         else:
             tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}). Give another file with --out.") from None
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}). Give another file with --out."
+        ) from None

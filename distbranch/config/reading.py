@@ -18,9 +18,13 @@ from distbranch.errors import UsageError, reason_of
 from distbranch.permissions import denied
 
 # By these a sweep file is told from the config of a run; both may name a `base`.
-KEYS_OF_SWEEPS = frozenset(("overrides", "variants", "grid", "search", "space", "num_trials", "seeds"))
+KEYS_OF_SWEEPS = frozenset(
+    ("overrides", "variants", "grid", "search", "space", "num_trials", "seeds")
+)
 
-EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$")  # YAML 1.1 takes 2e-3 and 1e4 for text: no point, or no sign
+EXPONENT = re.compile(
+    r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"
+)  # YAML 1.1 takes 2e-3 and 1e4 for text: no point, or no sign
 
 MERGE = "tag:yaml.org,2002:merge"  # of `<<`
 # How pydantic names the member of a union that did not fit, which is no part of the key.
@@ -57,7 +61,8 @@ for _language in (_Loader, _Dumper):
 
 
 def load_config(
-    source: "Config | Mapping[str, Any] | Path | str", overrides: Mapping[str, Any] | Sequence[str] = ()
+    source: "Config | Mapping[str, Any] | Path | str",
+    overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> Config:
     """Read a configuration from a YAML file (over those of its `base`), a mapping or a Config, and apply dotted overrides to it.
 
@@ -200,8 +205,13 @@ def _describe_range(field: FieldInfo) -> str:
         return str(field.json_schema_extra["range"])
     # From the text of the types, for pydantic nests them differently in every union.
     text = f"{field.annotation} {field.metadata}"
-    found = [choices.replace("'", "").replace(", ", " | ") for choices in re.findall(r"Literal\[([^\]]*)\]", text)]
-    bounds = [f"{SIGNS[kind]} {value}" for kind, value in re.findall(r"(ge|gt|le|lt)=(-?[\d.]+)", text)]
+    found = [
+        choices.replace("'", "").replace(", ", " | ")
+        for choices in re.findall(r"Literal\[([^\]]*)\]", text)
+    ]
+    bounds = [
+        f"{SIGNS[kind]} {value}" for kind, value in re.findall(r"(ge|gt|le|lt)=(-?[\d.]+)", text)
+    ]
     if bounds:
         found.append(", ".join(dict.fromkeys(bounds)))
     return " | ".join(found)
@@ -222,11 +232,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise denied(error) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"The config file {path} cannot be read as YAML ({reason_of(error)}).") from None
+        raise UsageError(
+            f"The config file {path} cannot be read as YAML ({reason_of(error)})."
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UsageError(f"The config file {path} should hold `key: value` lines, found a {type(values).__name__}.")
+        raise UsageError(
+            f"The config file {path} should hold `key: value` lines, found a {type(values).__name__}."
+        )
     return values
 
 
@@ -234,7 +248,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     """The key and the value, read as YAML, of `key=value`."""
     key, sign, value = text.partition("=")
     if not sign or not key:
-        raise UsageError(f"An override is written key=value (such as method.alpha=2), found '{text}'.")
+        raise UsageError(
+            f"An override is written key=value (such as method.alpha=2), found '{text}'."
+        )
     try:
         return key, yaml.load(value, _Loader)
     except yaml.YAMLError:

@@ -267,7 +267,9 @@ class LaunchConfig(Section):
         # Not isinstance, by which `true` would be 1.
         are_whole = [type(number) is int for number in numbers]
         if not all(are_whole) or not 1 <= numbers[0] <= numbers[1]:
-            raise ValueError(f"should be a whole number from 1, or [least, most] of them, found {workers!r}")
+            raise ValueError(
+                f"should be a whole number from 1, or [least, most] of them, found {workers!r}"
+            )
         return workers
 
     @property
@@ -319,13 +321,17 @@ class Config(Section):
             raise ValueError(
                 f"model.backbone={backbone} is for method.name=adashare or fixed; use vgg16 or vgg9 with method.name={name}"
             )
-        if self.model.is_residual and (self.method.groups is not None or self.method.init != "random"):
+        if self.model.is_residual and (
+            self.method.groups is not None or self.method.init != "random"
+        ):
             raise ValueError(
                 f"method.groups and method.init are for model.backbone=vgg16 or vgg9, found {backbone}; leave them out"
             )
         # A setting that would be ignored in silence is taken for a wrong method.name.
         if name != "adashare" and self.adashare != AdaShareConfig():
-            raise ValueError(f"the section adashare is for method.name=adashare, found {name}; leave it out")
+            raise ValueError(
+                f"the section adashare is for method.name=adashare, found {name}; leave it out"
+            )
         return self
 
     @property
@@ -347,7 +353,9 @@ class Config(Section):
     @property
     def decides(self) -> bool:
         """Whether the run takes any decision: one is taken only if steps come after it."""
-        return self.method.name == "branching" and self.method.steps_to_first < self.train.iterations
+        return (
+            self.method.name == "branching" and self.method.steps_to_first < self.train.iterations
+        )
 
     @property
     def ignored(self) -> tuple[str, ...]:

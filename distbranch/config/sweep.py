@@ -26,7 +26,9 @@ from distbranch.errors import UsageError
 
 VARIANT = "variant"  # beside the dotted keys: which variant a trial is of
 # The means over tasks that are compared, in the order of every table and legend.
-Metric = Literal["accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5"]
+Metric = Literal[
+    "accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5"
+]
 METRICS: tuple[str, ...] = get_args(Metric)
 # The sweep says these of every trial itself.
 KEYS_OF_THE_SWEEP = {
@@ -73,7 +75,9 @@ class Range(Section):
     high: float | None = Field(None, description="Largest value.")
     log: bool = Field(False, description="Draw evenly on a logarithmic scale.")
     whole: bool = Field(False, alias="int", description="Whole numbers only.")
-    choices: tuple[Any, ...] | None = Field(None, description="A list of values instead of `low` and `high`.")
+    choices: tuple[Any, ...] | None = Field(
+        None, description="A list of values instead of `low` and `high`."
+    )
 
     @model_validator(mode="after")
     def _says_what_to_draw(self) -> Self:
@@ -86,7 +90,9 @@ class Range(Section):
         elif self.log and self.low <= 0:
             raise ValueError(f"low should be above 0 with log: true, found {self.low}")
         elif self.whole and math.ceil(self.low) > math.floor(self.high):
-            raise ValueError(f"a whole number should lie between low={self.low} and high={self.high} with int: true")
+            raise ValueError(
+                f"a whole number should lie between low={self.low} and high={self.high} with int: true"
+            )
         return self
 
     @property
@@ -101,11 +107,16 @@ class EarlyStopping(Section):
     """Asynchronous successive halving: at each rung a trial trains on only if it is among the best of its size class."""
 
     grace: int = Field(
-        ge=1, description="The first rung, in optimiser steps; the next ones are `reduction` times as far."
+        ge=1,
+        description="The first rung, in optimiser steps; the next ones are `reduction` times as far.",
     )
     # Hyperband's authors recommend 3 or 4; 3 is kinder to trials that start slowly.
-    reduction: float = Field(3.0, gt=1, description="One of so many trials of a size class passes a rung.")
-    metric: Metric | None = Field(None, description="Mean over tasks on val; the sweep's `metric` if empty.")
+    reduction: float = Field(
+        3.0, gt=1, description="One of so many trials of a size class passes a rung."
+    )
+    metric: Metric | None = Field(
+        None, description="Mean over tasks on val; the sweep's `metric` if empty."
+    )
 
 
 class SweepConfig(Section):
@@ -115,13 +126,17 @@ class SweepConfig(Section):
         None,
         description="Config file of a run, relative to the sweep file; not needed where every variant has its own.",
     )
-    overrides: Setting = Field({}, description="Dotted keys of the run that differ from the base in all trials.")
+    overrides: Setting = Field(
+        {}, description="Dotted keys of the run that differ from the base in all trials."
+    )
     variants: dict[Annotated[Name, BeforeValidator(str)], Setting] = Field(
         {},
         description="With search: grid, unlike configurations: name: {dotted key: value, ...}, with a `base` of its own "
         "if that differs; each is combined with all of the grid and all seeds. `{seed}` in a path of `method` is the trial's.",
     )
-    name: Name | None = Field(None, description="Name of the sweep's directory; the file's name if empty.")
+    name: Name | None = Field(
+        None, description="Name of the sweep's directory; the file's name if empty."
+    )
     directory: Folder = Field(
         "runs", description="Folder (shared by all nodes) in which the sweep's directory is made."
     )
@@ -130,26 +145,48 @@ class SweepConfig(Section):
         description="Folder of the trials' run directories; the sweep's own if empty. A run there that finished under the "
         "name of a trial is that trial, if its configuration is the same.",
     )
-    metric: Metric = Field("average_precision", description="What is compared: a mean over tasks, chosen on val.")
-    seeds: tuple[int, ...] | None = Field(None, min_length=1, description="Every setting is trained with each seed.")
-    grid: dict[str, Values] = Field({}, description="Dotted key of the run: list of values; all combinations.")
-    search: Literal["grid", "random", "optuna"] = Field("grid", description="How settings are chosen.")
+    metric: Metric = Field(
+        "average_precision", description="What is compared: a mean over tasks, chosen on val."
+    )
+    seeds: tuple[int, ...] | None = Field(
+        None, min_length=1, description="Every setting is trained with each seed."
+    )
+    grid: dict[str, Values] = Field(
+        {}, description="Dotted key of the run: list of values; all combinations."
+    )
+    search: Literal["grid", "random", "optuna"] = Field(
+        "grid", description="How settings are chosen."
+    )
     space: dict[str, Range] = Field(
         {}, description="With random and optuna: dotted key: {low, high, log, int} or {choices}."
     )
-    num_trials: int | None = Field(None, ge=1, description="With random and optuna: settings (times seeds) in all.")
+    num_trials: int | None = Field(
+        None, ge=1, description="With random and optuna: settings (times seeds) in all."
+    )
     # 32 bits, as NumPy's old generator, which samplers are seeded with, takes them.
     search_seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the random choices.")
-    concurrency: int | None = Field(None, ge=1, description="Trials at the same time; as many as fit if empty.")
-    workers_per_trial: int = Field(1, ge=1, description="Ranks of each trial; 1: in the trial's own process.")
-    cpus_per_trial: float | None = Field(None, gt=0, description="CPUs of each trial; one per worker if empty.")
-    gpus_per_trial: float = Field(
-        0, ge=0, description="GPUs of each trial, at most one per worker; 0.25: four trials share one."
+    concurrency: int | None = Field(
+        None, ge=1, description="Trials at the same time; as many as fit if empty."
     )
-    early_stopping: EarlyStopping | None = Field(None, description="Ends poor trials early: grace, reduction, metric.")
+    workers_per_trial: int = Field(
+        1, ge=1, description="Ranks of each trial; 1: in the trial's own process."
+    )
+    cpus_per_trial: float | None = Field(
+        None, gt=0, description="CPUs of each trial; one per worker if empty."
+    )
+    gpus_per_trial: float = Field(
+        0,
+        ge=0,
+        description="GPUs of each trial, at most one per worker; 0.25: four trials share one.",
+    )
+    early_stopping: EarlyStopping | None = Field(
+        None, description="Ends poor trials early: grace, reduction, metric."
+    )
     # Two, for a trial that takes its node down with it would be started for ever.
     max_failures: int = Field(
-        2, ge=0, description="Restarts of a trial whose process was lost; an error of its own ends it."
+        2,
+        ge=0,
+        description="Restarts of a trial whose process was lost; an error of its own ends it.",
     )
 
     @model_validator(mode="after")
@@ -179,14 +216,18 @@ class SweepConfig(Section):
     def _fits_together(self) -> Self:
         bases = [variant.get("base") for variant in self.variants.values()]
         for base in bases:
-            _ensure(base is None or isinstance(base, str), f"`base` should be the config file of a run, found {base!r}")
+            _ensure(
+                base is None or isinstance(base, str),
+                f"`base` should be the config file of a run, found {base!r}",
+            )
         _ensure(
             bool(self.base or (bases and all(bases))),
             "A sweep needs `base`: the config file of a run, relative to the sweep file",
         )
         for key, values in {**self.grid, "seeds": self.seeds or ()}.items():
             _ensure(
-                all(values.count(value) == 1 for value in values), f"a value of {key} appears twice in {list(values)}"
+                all(values.count(value) == 1 for value in values),
+                f"a value of {key} appears twice in {list(values)}",
             )
 
         # What fixed a varied key would be trained once per value, all alike.
@@ -196,8 +237,13 @@ class SweepConfig(Section):
         for place, fixed in (("", self.overrides), *self.variants.items()):
             twice = [key for key in fixed if key in varied]
             by_variant = f" by the variant {place}" * bool(place)
-            _ensure(not twice, f"{', '.join(twice)} is varied and also fixed{by_variant}; say it once")
-        _ensure("seed" not in self.grid or not self.seeds, "seed is varied and also fixed by `seeds`; say it once")
+            _ensure(
+                not twice, f"{', '.join(twice)} is varied and also fixed{by_variant}; say it once"
+            )
+        _ensure(
+            "seed" not in self.grid or not self.seeds,
+            "seed is varied and also fixed by `seeds`; say it once",
+        )
         _ensure(
             self.gpus_per_trial <= self.workers_per_trial,
             f"gpus_per_trial should be at most one per worker, found {self.gpus_per_trial:g} for {self.workers_per_trial}",
@@ -324,11 +370,16 @@ def _explain(error: ValidationError, what: str) -> str:
         if not place and key in of_runs | sections:
             return f"'{key}' is a key of a run; in a sweep write it under `overrides`, `grid` or `space`."
         # What may stand at each place; a range of `space` is the only one whose place has a name of its own.
-        known = {(): {*SweepConfig.model_fields, *of_runs}, ("early_stopping",): set(EarlyStopping.model_fields)}
+        known = {
+            (): {*SweepConfig.model_fields, *of_runs},
+            ("early_stopping",): set(EarlyStopping.model_fields),
+        }
         there = known.get(tuple(place), {"low", "high", "log", "int", "choices"})  # of a range
         dotted = {".".join([*place, name]) for name in there}
         return describe_unknown_key(
-            ".".join([*place, key]), dotted, f"A sweep has the keys {', '.join(SweepConfig.model_fields)}."
+            ".".join([*place, key]),
+            dotted,
+            f"A sweep has the keys {', '.join(SweepConfig.model_fields)}.",
         )
     return explain(error, what)
 

@@ -32,7 +32,9 @@ logger = logging.getLogger("distbranch")
 ATTEMPTS = 3
 BACKOFF_S = 0.5  # before the second attempt, then twice as long before each further one
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_COPY = re.compile(r"[0-9a-f]{16}-.+\.(tar|npy)")  # what we put into the cache folder; anything else there is not ours
+_COPY = re.compile(
+    r"[0-9a-f]{16}-.+\.(tar|npy)"
+)  # what we put into the cache folder; anything else there is not ours
 
 
 class DamagedDownloadError(OSError):
@@ -141,7 +143,9 @@ class RemoteFiles:
                     if isinstance(error, OSError):
                         raise
                     raise OSError(f"{type(error).__name__}: {error}") from error
-                logger.warning("Fetching %s failed (%s); trying again.", join(self.url, file), error)
+                logger.warning(
+                    "Fetching %s failed (%s); trying again.", join(self.url, file), error
+                )
                 time.sleep(BACKOFF_S * 2 ** (attempt - 1))
         raise AssertionError
 
@@ -151,7 +155,9 @@ class RemoteFiles:
         with place.open("rb") as written:
             found = hashlib.file_digest(written, "sha256").hexdigest()
         if found != sha256:
-            raise DamagedDownloadError(f"it arrived with sha256 {found}, it was packed with {sha256}")
+            raise DamagedDownloadError(
+                f"it arrived with sha256 {found}, it was packed with {sha256}"
+            )
 
 
 Files = LocalFiles | RemoteFiles  # of a data set

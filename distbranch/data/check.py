@@ -57,7 +57,9 @@ class CheckReport:
 def read_local_dataset(path: str | Path) -> DatasetInfo:
     """The data set in the folder `path`. Raises UserError when there is none, and for a URL, which is not fetched to be checked."""
     if is_remote(str(path)):
-        raise UserError(f"{path} is not on this machine. Check a data set where it lies, in a folder.")
+        raise UserError(
+            f"{path} is not on this machine. Check a data set where it lies, in a folder."
+        )
     return read_dataset(path)
 
 
@@ -78,7 +80,9 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
             report.num_samples += shard.num_samples
             if progress is not None:
                 progress(report.num_samples)
-        if report.num_problems == problems_before:  # else the counts differ for a reason already told
+        if (
+            report.num_problems == problems_before
+        ):  # else the counts differ for a reason already told
             _check_counts(name, split, counts, report)
     if report.ok:
         report.copies = find_copies(Path(info.path), info.splits)
@@ -109,10 +113,14 @@ def _check_shard(
     if num_bytes != shard.num_bytes:
         report.add_problem(f"{where}: it should have {shard.num_bytes} bytes, found {num_bytes}.")
     elif sha256 != shard.sha256:
-        report.add_problem(f"{where}: its bytes were changed (the sha256 differs from dataset.json).")
+        report.add_problem(
+            f"{where}: its bytes were changed (the sha256 differs from dataset.json)."
+        )
     if opened.index.shape != (shard.num_samples, 6):
         found = opened.index.shape
-        report.add_problem(f"{where}: its index should have {shard.num_samples} rows of 6, found {found}.")
+        report.add_problem(
+            f"{where}: its index should have {shard.num_samples} rows of 6, found {found}."
+        )
         return
 
     for number in range(shard.num_samples):

@@ -76,12 +76,16 @@ def draw_contact_sheet(
             cards.append((Image.fromarray(pixels), lines))
 
     name = info.path.rstrip("/").rpartition("/")[2]
-    title = f"{name} · {split} · {len(cards)} of {plan.num_samples:,} samples · {len(info.tasks)} tasks"
+    title = (
+        f"{name} · {split} · {len(cards)} of {plan.num_samples:,} samples · {len(info.tasks)} tasks"
+    )
     sheet = draw_sheet(title, cards, columns)
     try:
         sheet.save(out, "PNG")
     except OSError as error:  # a full disk
-        raise UserError(f"The picture cannot be written to {out} ({reason_of(error)}). Give another place.") from None
+        raise UserError(
+            f"The picture cannot be written to {out} ({reason_of(error)}). Give another place."
+        ) from None
     return Path(out)
 
 
@@ -111,7 +115,9 @@ def draw_sheet(title: str, cards: Sequence[Card], columns: int) -> Image.Image:
     columns = min(columns, len(cards))
     num_rows = math.ceil(len(cards) / columns)
     card_height = CARD_WIDTH + GAP + LINE_HEIGHT * max(map(len, texts)) + GAP
-    sheet = Image.new("RGB", (GAP + columns * (CARD_WIDTH + GAP), HEAD + num_rows * card_height), PAPER)
+    sheet = Image.new(
+        "RGB", (GAP + columns * (CARD_WIDTH + GAP), HEAD + num_rows * card_height), PAPER
+    )
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, GAP), convert_to_one_line(title), INK, font)
     for number, (picture, _) in enumerate(cards):
@@ -131,7 +137,9 @@ def find_font(text: str) -> Font:
     for file in ("", str(dejavu), *FONTS):
         try:
             # Pillow's own is drawn alike on every machine.
-            font = ImageFont.truetype(file, TEXT_SIZE) if file else ImageFont.load_default(TEXT_SIZE)
+            font = (
+                ImageFont.truetype(file, TEXT_SIZE) if file else ImageFont.load_default(TEXT_SIZE)
+            )
         except OSError:  # it is not on this machine
             continue
         lacking = bytes(font.getmask(UNASSIGNED))

@@ -113,7 +113,9 @@ class _Zip(_Archive):
             self._zip = zipfile.ZipFile(path, metadata_encoding="utf-8")
         except UnicodeDecodeError:
             self._zip = zipfile.ZipFile(path)
-        super().__init__({info.filename: info for info in self._zip.infolist() if not info.is_dir()})
+        super().__init__(
+            {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
+        )
 
     def read(self, name: str) -> bytes:
         try:
@@ -196,7 +198,8 @@ class ImageNames:
         earlier = self.renamed.setdefault(file, name)
         if earlier != name:
             raise _explain_missing(
-                f"there is no such image, and '{earlier}' already means the only one like it", [file]
+                f"there is no such image, and '{earlier}' already means the only one like it",
+                [file],
             )
         return file
 

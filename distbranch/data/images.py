@@ -92,7 +92,9 @@ def shift_image(image: Pixels, down: int, right: int) -> Pixels:
     return image.take(rows, axis=0, mode="clip").take(columns, axis=1, mode="clip")
 
 
-def decode_to_size(content: bytes, image_size: tuple[int, int], decoder: str = "simplejpeg") -> Pixels:
+def decode_to_size(
+    content: bytes, image_size: tuple[int, int], decoder: str = "simplejpeg"
+) -> Pixels:
     """Decodes a JPEG and resizes it, upright, to (height, width) pixels: uint8 [H, W, 3]. ValueError when it is broken.
 
     Large images are scaled while decoding (by the DCT, to no less than image_size), which is several times faster.
@@ -108,7 +110,9 @@ def decode_to_size(content: bytes, image_size: tuple[int, int], decoder: str = "
         return pixels
     height, width = image_size
     # reducing_gap: shrink by whole numbers first where that costs no quality, as the DCT does.
-    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    resized = Image.fromarray(pixels).resize(
+        (width, height), Image.Resampling.BILINEAR, reducing_gap=2.0
+    )
     return np.asarray(resized)
 
 
@@ -144,7 +148,9 @@ def decode_image(data: bytes, bits: int | None = None) -> Image.Image:
     return Image.fromarray(turn_upright(pixels, orientation))
 
 
-def convert_to_jpeg(data: bytes, size: tuple[int, int] | None = None, bits: int | None = None) -> bytes:
+def convert_to_jpeg(
+    data: bytes, size: tuple[int, int] | None = None, bits: int | None = None
+) -> bytes:
     """The image as an upright JPEG: byte for byte where it is a sound one and keeps its size, else encoded at quality 95.
 
     `size`: (height, width) in pixels; it is resized to them as a loader and a prediction do. `bits`: see `decode_image`.
@@ -232,7 +238,9 @@ def _open_silently(data: bytes) -> Iterator[ImageFile.ImageFile]:
 def _convert_to_rgb(image: Image.Image, bits: int | None) -> Image.Image:
     """Pillow itself would clip values above 255 to white without a word."""
     if image.mode in ("I", "F"):
-        raise BrokenImageError("it has pixels of another type than 8 or 16 bits; save it with 8 bits per channel")
+        raise BrokenImageError(
+            "it has pixels of another type than 8 or 16 bits; save it with 8 bits per channel"
+        )
     if image.mode in DEEP_GREY:
         return _convert_16_bits(image, bits).convert("RGB")
     if image.has_transparency_data:
@@ -253,7 +261,9 @@ def _convert_16_bits(image: Image.Image, bits: int | None) -> Image.Image:
     brightest = int(grey.max(initial=0, where=~is_transparent))
     used = brightest.bit_length()
     if bits is not None and used > bits:
-        raise UnknownRangeError(f"its brightest pixel ({brightest}) needs {used} bits, and --bits says {bits}")
+        raise UnknownRangeError(
+            f"its brightest pixel ({brightest}) needs {used} bits, and --bits says {bits}"
+        )
     if bits is None and 0 < used < 16:
         raise UnknownRangeError(
             f"it has 16 bits per pixel, of which its brightest one ({brightest}) uses {used}: say with --bits how many "
@@ -288,7 +298,9 @@ def _encode_jpeg(image: Image.Image) -> bytes:
         image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     except OSError:
         size = f"{image.height}x{image.width}"
-        raise BrokenImageError(f"it has {size} pixels, and a JPEG holds no side of more than 65,500") from None
+        raise BrokenImageError(
+            f"it has {size} pixels, and a JPEG holds no side of more than 65,500"
+        ) from None
     return buffer.getvalue()
 
 

@@ -140,7 +140,9 @@ def eval_loader(
 def _get_split(info: DatasetInfo, split: str) -> SplitInfo:
     found = info.splits.get(split)
     if found is None:
-        raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
+        raise UserError(
+            f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}."
+        )
     if found.num_samples == 0:
         raise UserError(f"Split '{split}' of {info.path} has no samples. Pack it again with some.")
     return found
@@ -186,7 +188,9 @@ class _BatchSource:
     augmentation: Augmentation
     on_bad_sample: str
     max_open: int
-    needs_some: bool  # in training: where all samples are bad an endless loader would search for ever
+    needs_some: (
+        bool  # in training: where all samples are bad an endless loader would search for ever
+    )
 
     def make_batches(self, first: int, step: int) -> Iterator[Batch]:
         """Batches first, first + step, ...; the only state are the shards that stay open."""
@@ -210,7 +214,9 @@ class _BatchSource:
             indices += range(start, stop)
         return places, indices
 
-    def _make_batch(self, reader: ShardReader, places: Sequence[Place], indices: Sequence[int]) -> Batch:
+    def _make_batch(
+        self, reader: ShardReader, places: Sequence[Place], indices: Sequence[int]
+    ) -> Batch:
         """The batch of these samples; bad ones are left out and counted, or end the batch with an error."""
         # Filled sample by sample: to stack a list would copy every image once more.
         images = np.empty((len(places), *self.image_size, 3), dtype=np.uint8)
@@ -222,7 +228,9 @@ class _BatchSource:
             row = len(kept)
             try:
                 opened = reader.open_shard(shard, epoch)
-                pixels, labels[row] = opened.read_pixels(sample, self.tasks, self.image_size, self.decoder)
+                pixels, labels[row] = opened.read_pixels(
+                    sample, self.tasks, self.image_size, self.decoder
+                )
                 images[row] = self.augmentation(pixels, epoch, shard, sample)
                 kept.append(index)
             except BadSample as bad:
@@ -231,7 +239,9 @@ class _BatchSource:
                 if self.on_bad_sample == "fail":
                     error = last_bad
                     break
-            except UserError as trouble:  # of this machine and not of a sample, so there is nothing to leave out
+            except (
+                UserError
+            ) as trouble:  # of this machine and not of a sample, so there is nothing to leave out
                 error = str(trouble)
                 num_bad.clear()
                 break
@@ -240,7 +250,9 @@ class _BatchSource:
         elif not kept and self.needs_some:
             error = f"No sample of a batch could be used. The last of them: {last_bad}"
         return Batch(
-            images=torch.from_numpy(images[: len(kept)]).permute(0, 3, 1, 2),  # a view, so channels_last
+            images=torch.from_numpy(images[: len(kept)]).permute(
+                0, 3, 1, 2
+            ),  # a view, so channels_last
             labels=torch.from_numpy(labels[: len(kept)]),
             num_bad=dict(num_bad),
             error=error,
@@ -255,7 +267,9 @@ def _load_ahead(
     pin_memory: bool,
 ) -> Iterator[Batch]:
     for path, _ in source.parts:
-        open_files(path, source.cache)  # what is wrong with the path is said now, and not by a process later
+        open_files(
+            path, source.cache
+        )  # what is wrong with the path is said now, and not by a process later
     if num_workers:
         batches = from_processes(source.make_batches, num_workers, prefetch, pin_memory=pin_memory)
     else:

@@ -23,7 +23,14 @@ from distbranch.data.cache import LocalFiles
 from distbranch.data.images import BrokenImageError, read_image_size
 from distbranch.data.reader import OpenShard
 from distbranch.data.shard_writer import ShardWriter
-from distbranch.data.shards import DATASET_FILE, DatasetInfo, LeftOut, Sample, SplitInfo, read_dataset
+from distbranch.data.shards import (
+    DATASET_FILE,
+    DatasetInfo,
+    LeftOut,
+    Sample,
+    SplitInfo,
+    read_dataset,
+)
 from distbranch.errors import UserError
 from distbranch.locks import hold_lock
 from distbranch.tasks import Task
@@ -63,11 +70,15 @@ def pack(
     """
     out = Path(out).absolute()
     # As it comes back from JSON (tuples as lists, paths as text), so that it can be compared with a file.
-    described: dict[str, Any] = json.loads(json.dumps({**(source or {}), "shard_samples": shard_samples}, default=str))
+    described: dict[str, Any] = json.loads(
+        json.dumps({**(source or {}), "shard_samples": shard_samples}, default=str)
+    )
     tasks = tuple(tasks)
     partial = out.with_name(f".{out.name}.partial")
     try:
-        finished = _find_finished(out, described, tasks)  # it may lie where nothing can be written, not even a lock
+        finished = _find_finished(
+            out, described, tasks
+        )  # it may lie where nothing can be written, not even a lock
         if finished is not None:
             return finished
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +178,9 @@ def describe_copies(counts: Mapping[str, int]) -> str:
     return f"{found}, all of them in the same split"
 
 
-def _find_finished(out: Path, source: Mapping[str, Any], tasks: tuple[Task, ...]) -> DatasetInfo | None:
+def _find_finished(
+    out: Path, source: Mapping[str, Any], tasks: tuple[Task, ...]
+) -> DatasetInfo | None:
     """The data set that is already there, if it is the one asked for; None when there is none."""
     if not out.exists():
         return None
@@ -180,7 +193,9 @@ def _find_finished(out: Path, source: Mapping[str, Any], tasks: tuple[Task, ...]
 
     # It is the one asked for, as far as its description says.
     if _without_unused(info.source) != _without_unused(source) or info.tasks != tasks:
-        raise UserError(f"{refusal}: it holds a data set packed from another source. Give a new folder or remove it.")
+        raise UserError(
+            f"{refusal}: it holds a data set packed from another source. Give a new folder or remove it."
+        )
 
     # It is whole, as far as sizes say: to compare the sums would take as long as to pack again.
     for split in info.splits.values():
@@ -201,7 +216,9 @@ def _write_samples(
     progress: Callable[[int], None],
 ) -> tuple[dict[str, SplitInfo], tuple[int, int]]:
     """Routes every sample to the writer of its split; returns the splits and the (height, width) of the first image."""
-    writers = {name: ShardWriter(folder, name, tasks, shard_samples=shard_samples) for name in SPLITS}
+    writers = {
+        name: ShardWriter(folder, name, tasks, shard_samples=shard_samples) for name in SPLITS
+    }
     keys: set[int] = set()
     size = (0, 0)
     done = 0
@@ -211,7 +228,9 @@ def _write_samples(
                 size = _read_size(sample)
             if sample.split not in SPLITS:
                 names = ", ".join(SPLITS)
-                raise UserError(f"Sample {sample.key}: the split should be one of {names}, found '{sample.split}'.")
+                raise UserError(
+                    f"Sample {sample.key}: the split should be one of {names}, found '{sample.split}'."
+                )
             _check_key(sample.key, keys)
             writers[sample.split].write_sample(sample)
             done += 1
@@ -237,7 +256,9 @@ def _describe_why_none(left_out: Sequence[LeftOut]) -> str:
     )
 
 
-def _write_tables(folder: Path, left_out: Sequence[LeftOut], copies: Sequence[Sequence[Copy]]) -> None:
+def _write_tables(
+    folder: Path, left_out: Sequence[LeftOut], copies: Sequence[Sequence[Copy]]
+) -> None:
     """CSV files of what was left out and of the copies, with a number per image; each if it has a row."""
     left_out_rows = [("image", "kind", "where", "why"), *map(astuple, left_out)]
     copy_rows = [("image", "split", "key")]
@@ -246,7 +267,9 @@ def _write_tables(folder: Path, left_out: Sequence[LeftOut], copies: Sequence[Se
     for name, rows in ((LEFT_OUT_FILE, left_out_rows), (COPIES_FILE, copy_rows)):
         if len(rows) > 1:
             # Of file names that are not UTF-8 the odd bytes are written as such (`\\udce9`).
-            with (folder / name).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            with (folder / name).open(
+                "w", encoding="utf-8", errors="backslashreplace", newline=""
+            ) as file:
                 csv.writer(file).writerows(rows)
 
 
@@ -260,7 +283,9 @@ def _read_size(sample: Sample) -> tuple[int, int]:
 def _check_key(key: str, keys: set[int]) -> None:
     name = key.rpartition("/")[2]
     if not name or "." in name or key != key.strip("/ "):
-        raise UserError(f"The key '{key}' cannot name a sample: it should be a file name without extension and dots.")
+        raise UserError(
+            f"The key '{key}' cannot name a sample: it should be a file name without extension and dots."
+        )
     # Hashes take less memory than keys. Two that collide (1 in 10^7 for two million keys) would be refused, not lost.
     if hash(key) in keys:
         raise UserError(f"Two samples have the key '{key}'. Give every image a name of its own.")

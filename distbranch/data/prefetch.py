@@ -62,7 +62,9 @@ class Batch:
 MakeBatches = Callable[[int, int], Iterator[Batch]]
 
 
-def from_thread(make_batches: MakeBatches, prefetch: int, *, pin_memory: bool = False) -> Iterator[Batch]:
+def from_thread(
+    make_batches: MakeBatches, prefetch: int, *, pin_memory: bool = False
+) -> Iterator[Batch]:
     """All batches, `prefetch` ahead, made by one thread: decoders release the interpreter's lock."""
     batches = make_batches(0, 1)
 

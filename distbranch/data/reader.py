@@ -41,8 +41,12 @@ class OpenShard:
         with os.fdopen(self._open_file(files, shard.index, shard.index_sha256), "rb") as file:
             content = file.read()
         if sha256(content).hexdigest() != shard.index_sha256:
-            raise BadSample("corrupt", name, None, f"its index {shard.index} is not the one that was packed.")
-        self.index: Index = np.load(BytesIO(content), allow_pickle=False)  # a pickle from elsewhere could run any code
+            raise BadSample(
+                "corrupt", name, None, f"its index {shard.index} is not the one that was packed."
+            )
+        self.index: Index = np.load(
+            BytesIO(content), allow_pickle=False
+        )  # a pickle from elsewhere could run any code
         self._descriptor = self._open_file(files, shard.file, shard.sha256)
         weakref.finalize(self, os.close, self._descriptor)  # as soon as nobody has it any more
 
@@ -66,7 +70,9 @@ class OpenShard:
         try:
             return decode_to_size(content, image_size, decoder), labels
         except ValueError as error:
-            raise self.bad_sample(sample, "broken-image", f"its image cannot be decoded ({error}).") from None
+            raise self.bad_sample(
+                sample, "broken-image", f"its image cannot be decoded ({error})."
+            ) from None
 
     def read_files(self, sample: int) -> tuple[bytes, bytes]:
         """The JPEG and the label file of a sample, as they were packed."""
@@ -107,11 +113,17 @@ class OpenShard:
         except PermissionError as error:  # of this user and not of the shard: nothing to leave out
             raise denied(error, file) from None
         except DamagedDownloadError as error:
-            raise BadSample("corrupt", self.name, None, f"{file} cannot be used: {error}.") from None
+            raise BadSample(
+                "corrupt", self.name, None, f"{file} cannot be used: {error}."
+            ) from None
         except FileNotFoundError:
-            raise BadSample("missing-shard", self.name, None, f"the file {file} is absent.") from None
+            raise BadSample(
+                "missing-shard", self.name, None, f"the file {file} is absent."
+            ) from None
         except OSError as error:
-            raise BadSample("missing-shard", self.name, None, f"the file {file} cannot be opened ({error}).") from None
+            raise BadSample(
+                "missing-shard", self.name, None, f"the file {file} cannot be opened ({error})."
+            ) from None
 
     def _read_verified(self, sample: int, member: Sequence[int], what: str) -> bytes:
         """The bytes of a member (offset, size, crc32) as they were packed."""
@@ -119,9 +131,13 @@ class OpenShard:
         try:
             content = os.pread(self._descriptor, size, offset)
         except OSError as error:
-            raise self.bad_sample(sample, "corrupt", f"its {what} cannot be read ({error}).") from None
+            raise self.bad_sample(
+                sample, "corrupt", f"its {what} cannot be read ({error})."
+            ) from None
         if len(content) < size:
-            raise self.bad_sample(sample, "truncated", f"the file ends inside or before its {what}.")
+            raise self.bad_sample(
+                sample, "truncated", f"the file ends inside or before its {what}."
+            )
         # It finds damage, which is what happens to files; a forgery it would not find.
         if zlib.crc32(content) != crc:
             changed = f"its {what} is not the one that was packed (the crc32 differs)."

@@ -122,7 +122,9 @@ class ShardWriter:
     def _count_labels(self, sample: Sample) -> None:
         for name, value in sample.labels.items():
             if name not in self._tasks:
-                raise UserError(f"Sample {sample.key}: it has a label of '{name}', which is no task of the data set.")
+                raise UserError(
+                    f"Sample {sample.key}: it has a label of '{name}', which is no task of the data set."
+                )
             task = self._tasks[name]
             try:
                 label_number(task, value)  # what the loader will make of it
@@ -137,7 +139,13 @@ class ShardWriter:
         self._file = self._path.open("wb")
         # PAX, for keys of any length and letters; no time and no name, for the same bytes whoever packs, and when.
         self._tar = TarWriter(
-            self._file, encoder=False, user="", group="", mtime=0, compress=False, format="PAX_FORMAT"
+            self._file,
+            encoder=False,
+            user="",
+            group="",
+            mtime=0,
+            compress=False,
+            format="PAX_FORMAT",
         )
 
 

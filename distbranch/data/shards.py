@@ -28,7 +28,9 @@ FORMAT = "distbranch-dataset"
 VERSION = 1  # a program refuses every other one
 BAD_KINDS = ("missing-shard", "truncated", "corrupt", "incomplete", "broken-image", "bad-label")
 
-Index = NDArray[np.int64]  # [n, 6] of a shard: image offset, size and crc32, then the same of the label file
+Index = NDArray[
+    np.int64
+]  # [n, 6] of a shard: image offset, size and crc32, then the same of the label file
 LabelValue = int | float | str
 Labels = Mapping[str, LabelValue]
 
@@ -212,7 +214,9 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
     try:
         data = dict(json.loads(content))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{place} is damaged, it is no longer the JSON of a {FORMAT} ({error}). {repack}") from None
+        raise UserError(
+            f"{place} is damaged, it is no longer the JSON of a {FORMAT} ({error}). {repack}"
+        ) from None
     kind = (data.get("format"), data.get("version"))
     if kind != (FORMAT, VERSION):
         raise UserError(

@@ -78,7 +78,9 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
     folder = run_directory / "model"
     # A path with a typo is not a damaged model.
     if not run_directory.is_dir():
-        raise UserError(f"There is no run directory {run_directory}. Give the folder that `distbranch train` made.")
+        raise UserError(
+            f"There is no run directory {run_directory}. Give the folder that `distbranch train` made."
+        )
     advice = "Run the training command again to write it anew."
     with explain_damage(f"The model of {run_directory} is damaged", advice):
         if (folder / DESCRIPTION).exists():  # it is written last
@@ -99,8 +101,12 @@ def _load_from_checkpoint(run_directory: Path) -> tuple[dict[str, Any], dict[str
     """Description and weights of the newest good checkpoint."""
     checkpoint = load_newest(run_directory / "checkpoints")
     if checkpoint is None:
-        raise UserError(f"The run {run_directory} holds neither a model nor a checkpoint. Train it first.")
+        raise UserError(
+            f"The run {run_directory} holds neither a model nor a checkpoint. Train it first."
+        )
     step = checkpoint.state["progress"]["iteration"]
     last = load_config(RunDirectory(run_directory).config).train.iterations
-    logger.warning(f"The run {run_directory} has not finished: these are the weights of step {step:,} of {last:,}.")
+    logger.warning(
+        f"The run {run_directory} has not finished: these are the weights of step {step:,} of {last:,}."
+    )
     return dict(checkpoint.state), dict(checkpoint.tensors["model"])

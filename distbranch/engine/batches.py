@@ -60,7 +60,9 @@ class BatchFeed:
         should_stop: asked once per batch on every rank.
     """
 
-    def __init__(self, batches: Iterator[Batch], ranks: Ranks, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, batches: Iterator[Batch], ranks: Ranks, should_stop: Callable[[], bool]
+    ) -> None:
         self.ranks = ranks
         self.should_stop = should_stop
         self._batches = batches
@@ -70,7 +72,9 @@ class BatchFeed:
         """Await what the ranks said about the next batch."""
         stop, failed, *counts = self._flags.wait().tolist()
         num_bad = Counter({kind: int(count) for kind, count in zip(BAD_KINDS, counts, strict=True)})
-        return Agreement(bool(stop), bool(failed), +num_bad)  # `+` leaves kinds without a sample out
+        return Agreement(
+            bool(stop), bool(failed), +num_bad
+        )  # `+` leaves kinds without a sample out
 
     def next_batch(self) -> tuple[Batch, float]:
         """The next batch, and the seconds that fetching the one after it took."""
@@ -96,5 +100,9 @@ class BatchFeed:
 
     def _start_flags(self) -> Pending:
         num_bad: Mapping[str, int] = {} if self.upcoming is None else self.upcoming.num_bad
-        flags = [self.should_stop(), self.problem is not None, *(num_bad.get(kind, 0) for kind in BAD_KINDS)]
+        flags = [
+            self.should_stop(),
+            self.problem is not None,
+            *(num_bad.get(kind, 0) for kind in BAD_KINDS),
+        ]
         return self.ranks.start_sum(torch.tensor(flags, dtype=torch.float64), on_host=True)

@@ -55,7 +55,9 @@ def save_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, *, kee
         # A rename may reach the disk before what it renames, so all of that goes there first.
         for path in (*aside.iterdir(), aside):
             _sync(path)
-        if final.exists():  # a damaged one of the same step, which was passed over when the run was resumed
+        if (
+            final.exists()
+        ):  # a damaged one of the same step, which was passed over when the run was resumed
             shutil.rmtree(final)
         aside.rename(final)
         _sync(folder)
@@ -130,7 +132,9 @@ def set_damaged_aside(folder: Path, *, newest_good: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def share_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks, *, but_for: str) -> Checkpoint | None:
+def share_checkpoint(
+    checkpoint: Checkpoint | None, ranks: Ranks, *, but_for: str
+) -> Checkpoint | None:
     """Rank 0's checkpoint on every rank: plain values as an object, tensors as they lie in memory, one copy on each rank.
 
     The tensors of the file `but_for` stay with rank 0 alone.
@@ -149,7 +153,9 @@ def share_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks, *, but_for: st
     if checkpoint is None:
         blank = {}
         for file, members in described.tensors.items():
-            blank[file] = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in members.items()}
+            blank[file] = {
+                name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in members.items()
+            }
         checkpoint = Checkpoint(described.state, blank)
     for file in described.tensors:
         ranks.broadcast_tensors(list(checkpoint.tensors[file].values()))

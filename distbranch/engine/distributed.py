@@ -250,7 +250,9 @@ def verify_equal(ranks: Ranks, what: str, own: str) -> str:
         SharedError: naming those that differ from rank 0.
     """
     every = ranks.gather((own, socket.gethostname()))
-    different = [f"rank {rank} on {host}" for rank, (other, host) in enumerate(every) if other != every[0][0]]
+    different = [
+        f"rank {rank} on {host}" for rank, (other, host) in enumerate(every) if other != every[0][0]
+    ]
     if different:
         raise SharedError(
             f"At {what} all ranks should hold the same tree and weights, but {', '.join(different)} differ(s) from rank 0. "

@@ -60,12 +60,16 @@ def evaluate_split(
     members = zip(member_names(info), info.members, strict=True)
     having = {name: member for name, member in members if split in member.splits}
     if not having:
-        raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
+        raise UserError(
+            f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}."
+        )
     training = network.training
     network.eval()
     found: dict[str, Scores] = {}
     for name, member in having.items():
-        batches = compute_outputs(network, member, split, ranks, data, batch_size=batch_size, bf16=bf16)
+        batches = compute_outputs(
+            network, member, split, ranks, data, batch_size=batch_size, bf16=bf16
+        )
         share, num_bad = _collect_share(batches, network.tasks, TaskSet(member.tasks), ranks)
         columns = [ranks.gather_rows(column) for column in share]
         num_bad = sum(ranks.gather(num_bad), Counter())
@@ -105,11 +109,19 @@ def _collect_share(
     batches: Iterator[tuple[Batch, Tensor]], network_tasks: TaskSet, tasks: TaskSet, ranks: Ranks
 ) -> tuple[list[Tensor], Counter[str]]:
     """This rank's samples as indices [n], logits [n, O] of `tasks` and labels [n, T], and how many were left out, by kind."""
-    outputs_of_tasks = [range(network_tasks.num_outputs)[network_tasks.columns[name]] for name in tasks.names]
+    outputs_of_tasks = [
+        range(network_tasks.num_outputs)[network_tasks.columns[name]] for name in tasks.names
+    ]
     columns = np.concatenate(outputs_of_tasks)
 
     # torch.cat takes no empty list, and a rank may have no samples.
-    parts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, tasks.num_outputs), torch.zeros(0, tasks.num_tasks))]
+    parts = [
+        (
+            torch.zeros(0, dtype=torch.int64),
+            torch.zeros(0, tasks.num_outputs),
+            torch.zeros(0, tasks.num_tasks),
+        )
+    ]
     num_bad: Counter[str] = Counter()
     problem = None
     try:
@@ -123,7 +135,11 @@ def _collect_share(
 
 
 def _score_samples(
-    info: DatasetInfo, split: str, data: DataConfig, gathered: Sequence[Sequence[Tensor]], num_bad: Counter[str]
+    info: DatasetInfo,
+    split: str,
+    data: DataConfig,
+    gathered: Sequence[Sequence[Tensor]],
+    num_bad: Counter[str],
 ) -> Scores:
     """`gathered`: indices [n], logits [n, O] and labels [n, T], each of every rank."""
     problem = describe_too_many_bad(num_bad, data, info, split)

@@ -22,7 +22,13 @@ from distbranch.branching.tree import Split
 from distbranch.config import Config, MethodConfig, to_yaml
 from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
 from distbranch.engine.round_decision import RoundDecision, decide_round
-from distbranch.engine.run_directory import RunDirectory, append_line, created_atomically, write_atomically, write_json
+from distbranch.engine.run_directory import (
+    RunDirectory,
+    append_line,
+    created_atomically,
+    write_atomically,
+    write_json,
+)
 from distbranch.models.architecture import Architecture
 
 
@@ -50,7 +56,9 @@ class Family:
         self._decisions: dict[str, RoundDecision] = {}
         self._leaving: list[list[str]] = []
 
-    def decide_round(self, stats: AffinityStats, architecture: Architecture) -> tuple[Split | None, bool, bool]:
+    def decide_round(
+        self, stats: AffinityStats, architecture: Architecture
+    ) -> tuple[Split | None, bool, bool]:
         """The leader's split, whether another round follows, and whether some relatives must leave (`send_off_leavers`)."""
         methods = [self.config.method, *self.relatives.values()]
         self._own, *others = decide_round(stats, architecture, methods, seed=self.config.seed)
@@ -98,7 +106,9 @@ class Family:
             files.affinity.mkdir(parents=True, exist_ok=True)
             decision = self._decisions[name]
             if method.affinity != self.config.method.affinity:  # else the leader's file is copied
-                np.savez(files.path / line["affinity_file"], allow_pickle=False, **decision.matrices)
+                np.savez(
+                    files.path / line["affinity_file"], allow_pickle=False, **decision.matrices
+                )
             append_line(files.decisions, line | decision.record)
         return line | self._own.record
 
@@ -126,14 +136,18 @@ def read_family(files: RunDirectory) -> tuple[dict[str, MethodConfig], Origin | 
     if not files.family.exists():
         return {}, None
     values = json.loads(files.family.read_text(encoding="utf-8"))
-    relatives = {name: MethodConfig.model_validate(method) for name, method in values["relatives"].items()}
+    relatives = {
+        name: MethodConfig.model_validate(method) for name, method in values["relatives"].items()
+    }
     origin = None
     if values["origin"] is not None:
         origin = Origin(**values["origin"])
     return relatives, origin
 
 
-def write_family(files: RunDirectory, relatives: Mapping[str, MethodConfig], origin: Origin | None) -> None:
+def write_family(
+    files: RunDirectory, relatives: Mapping[str, MethodConfig], origin: Origin | None
+) -> None:
     """The inverse of `read_family`."""
     values: dict[str, Any] = {"relatives": {}, "origin": None}
     for name, method in relatives.items():

@@ -51,7 +51,9 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     """
     model, method = config.model, config.method
     size = config.data.image_size or info.image_size
-    thin = Architecture.thin(model.backbone, model.width, size, info.tasks, width_fraction=model.width_fraction)
+    thin = Architecture.thin(
+        model.backbone, model.width, size, info.tasks, width_fraction=model.width_fraction
+    )
     if config.searches:
         return replace(thin, searches=True)
     if model.is_residual:
@@ -104,10 +106,14 @@ def order_by_number(number: int, num_tasks: int) -> list[int]:
 
 def _read_groups(path: Path, thin: Architecture) -> dict[str, list[list[str]]]:
     if not path.exists():
-        raise UserError(f"method.groups={path} does not exist. Give the directory of a finished run, or its tree.json.")
+        raise UserError(
+            f"method.groups={path} does not exist. Give the directory of a finished run, or its tree.json."
+        )
     if path.is_dir():
         path = _get_finished_run(path, "method.groups").tree
-    with explain_damage(f"{path} holds no tree", "Give the directory of a finished run, or its tree.json."):
+    with explain_damage(
+        f"{path} holds no tree", "Give the directory of a finished run, or its tree.json."
+    ):
         groups = {layer["name"]: layer["branches"] for layer in _read_json(path)["layers"]}
     # Groups by name fit any set of tasks, but layers of another backbone mean something else.
     if tuple(groups) != thin.tree.layers:
@@ -129,12 +135,15 @@ def _given_policy(config: Config, searched: Architecture) -> Policy:
     else:
         files = _get_finished_run(Path(config.adashare.policy), "adashare.policy")
     with explain_damage(
-        f"{files.policy} holds no policy", "Give the directory of a finished search in adashare.policy."
+        f"{files.policy} holds no policy",
+        "Give the directory of a finished search in adashare.policy.",
     ):
         record = _read_json(files.policy)
         names, blocks, executes = record["tasks"], record["blocks"], record["policy"]
         if number is not None:
-            executes = sample_policy(np.array(record["execute_probability"]), number=number).tolist()
+            executes = sample_policy(
+                np.array(record["execute_probability"]), number=number
+            ).tolist()
     own = [task.name for task in searched.tasks], list(searched.backbone.blocks)
     if (names, blocks) != own:
         raise UserError(
@@ -148,7 +157,9 @@ def _get_finished_run(path: Path, key: str) -> RunDirectory:
     """The run directory that a key of the configuration names."""
     files = RunDirectory(path)
     if not files.result.exists():
-        raise UserError(f"{key}={path} should be a finished run, found none. Train it to its end first.")
+        raise UserError(
+            f"{key}={path} should be a finished run, found none. Train it to its end first."
+        )
     return files
 
 

@@ -56,7 +56,9 @@ def label_with_teacher(
     _check_labelling(info, out, run, teacher, splits)
     config = load_config(RunDirectory(run).config)
     # As the teacher saw its own images; a sample that is left out would shift all soft labels after it.
-    as_trained = config.data.model_copy(update={"decoder": preprocessing.decoder, "on_bad_sample": "fail"})
+    as_trained = config.data.model_copy(
+        update={"decoder": preprocessing.decoder, "on_bad_sample": "fail"}
+    )
     size = config.train.eval_batch_size
     soft = {name: _compute_soft_labels(info, name, teacher, as_trained, size) for name in splits}
     # Shards as large as the largest that there is, so that the new data set is read as the old one is.
@@ -64,7 +66,10 @@ def label_with_teacher(
     source = {
         "source": "label",
         "data": {"path": info.path, "fingerprint": info.fingerprint, "source": info.source},
-        "teacher": {"run": str(run.absolute()), "weights_sha256": file_sha256(RunDirectory(run).model / WEIGHTS)},
+        "teacher": {
+            "run": str(run.absolute()),
+            "weights_sha256": file_sha256(RunDirectory(run).model / WEIGHTS),
+        },
         "splits": list(splits),
     }
     return pack(
@@ -80,10 +85,16 @@ def label_with_teacher(
 
 
 def _check_labelling(
-    info: DatasetInfo, out: str | os.PathLike[str], run: Path, teacher: Network, splits: Sequence[str]
+    info: DatasetInfo,
+    out: str | os.PathLike[str],
+    run: Path,
+    teacher: Network,
+    splits: Sequence[str],
 ) -> None:
     if not is_remote(info.path) and os.path.realpath(info.path) == os.path.realpath(out):
-        raise UserError(f"{out} is the data set to be labelled itself. Give a new folder; images are copied into it.")
+        raise UserError(
+            f"{out} is the data set to be labelled itself. Give a new folder; images are copied into it."
+        )
     if not RunDirectory(run).result.exists():
         raise UserError(
             f"The run {run} has not ended yet, and only a finished one is a teacher. Resume it: "
@@ -91,7 +102,9 @@ def _check_labelling(
         )
     unknown = [split for split in splits or [""] if split not in info.splits]
     if unknown:
-        raise UserError(f"{info.path} has no split '{unknown[0]}' to be labelled; it has {', '.join(info.splits)}.")
+        raise UserError(
+            f"{info.path} has no split '{unknown[0]}' to be labelled; it has {', '.join(info.splits)}."
+        )
     taught = teacher.tasks.tasks
     categorical = [task.name for task in taught if task.kind != "binary"]
     if categorical:
@@ -107,7 +120,9 @@ def _check_labelling(
         )
 
 
-def _add_soft_labels(info: DatasetInfo, soft: Mapping[str, Iterator[SoftLabels]]) -> Iterator[Sample]:
+def _add_soft_labels(
+    info: DatasetInfo, soft: Mapping[str, Iterator[SoftLabels]]
+) -> Iterator[Sample]:
     """Every sample as it is, with the next soft labels of its split."""
     for name, split in info.splits.items():
         extra = soft.get(name, itertools.repeat({}))
@@ -117,8 +132,12 @@ def _add_soft_labels(info: DatasetInfo, soft: Mapping[str, Iterator[SoftLabels]]
                     image, content = reader.open_shard(number).read_files(sample)
                     described = json.loads(content)
                     if not isinstance(described.get("key"), str):
-                        raise BadSample("incomplete", shard.file, sample, "its label file has no field 'key'.")
-                    yield Sample(described["key"], name, image, {**described["labels"], **next(extra)})
+                        raise BadSample(
+                            "incomplete", shard.file, sample, "its label file has no field 'key'."
+                        )
+                    yield Sample(
+                        described["key"], name, image, {**described["labels"], **next(extra)}
+                    )
 
 
 @torch.inference_mode()
@@ -130,4 +149,7 @@ def _compute_soft_labels(
     teacher.to(ranks.device)
     for _, outputs in compute_outputs(teacher, info, split, ranks, data, batch_size=batch_size):
         for row in outputs.double().sigmoid().tolist():
-            yield {name: round(share, DECIMALS) for name, share in zip(teacher.tasks.names, row, strict=True)}
+            yield {
+                name: round(share, DECIMALS)
+                for name, share in zip(teacher.tasks.names, row, strict=True)
+            }

@@ -44,14 +44,22 @@ def open_training(
 
 
 def open_evaluation(
-    info: DatasetInfo, split: str, data: DataConfig, ranks: Ranks, *, image_size: tuple[int, int], batch_size: int
+    info: DatasetInfo,
+    split: str,
+    data: DataConfig,
+    ranks: Ranks,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
 ) -> Iterator[Batch]:
     """This rank's share of a split, every sample once over all ranks."""
     options = _read_loader_options(info, data, ranks, image_size)
     return eval_loader(info, split, batch_size=batch_size, **options)
 
 
-def describe_too_many_bad(num_bad: Counter[str], data: DataConfig, info: DatasetInfo, split: str) -> str | None:
+def describe_too_many_bad(
+    num_bad: Counter[str], data: DataConfig, info: DatasetInfo, split: str
+) -> str | None:
     """A sentence if more samples were left out, by kind and over all ranks, than `data.max_bad_samples`; else None."""
     if num_bad.total() <= data.max_bad_samples:
         return None
@@ -66,7 +74,9 @@ def _read_loader_options(
     info: DatasetInfo, data: DataConfig, ranks: Ranks, image_size: tuple[int, int]
 ) -> dict[str, Any]:
     cache = None
-    if any(is_remote(member.path) for member in info.members):  # else a user without a home needs no folder for copies
+    if any(
+        is_remote(member.path) for member in info.members
+    ):  # else a user without a home needs no folder for copies
         cache = Cache(data.cache_directory or default_cache_folder(), int(data.cache_gib * 2**30))
     num_workers = data.workers
     if num_workers is None:

@@ -41,7 +41,9 @@ def publish_rank_name(ranks: Ranks) -> None:
         _open_store().set(f"name-{ranks.rank}", ranks.place)
 
 
-def describe_rank_failure(error: Exception, ranks: Ranks, *, timeout_min: float, notes: Path) -> Exception:
+def describe_rank_failure(
+    error: Exception, ranks: Ranks, *, timeout_min: float, notes: Path
+) -> Exception:
     """What to raise on this rank of several for an error that is not for people: with the rank's name, and what to do.
 
     Args:
@@ -111,4 +113,6 @@ def _ask_store(ask: Callable[[], T]) -> T | None:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].split(" This is typically")[0].rstrip(".")  # PyTorch adds advice of its own
+    return (
+        text.splitlines()[0].split(" This is typically")[0].rstrip(".")
+    )  # PyTorch adds advice of its own

@@ -24,7 +24,10 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Opti
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-    parameters: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    parameters: list[dict[str, Any]] = [
+        {"params": matrices},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "sgd":
         return torch.optim.SGD(parameters, momentum=config.momentum, **options)
@@ -47,13 +50,19 @@ def list_slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str
     return slots
 
 
-def load_slots(optimizer: torch.optim.Optimizer, network: nn.Module, slots: Mapping[str, Tensor]) -> None:
+def load_slots(
+    optimizer: torch.optim.Optimizer, network: nn.Module, slots: Mapping[str, Tensor]
+) -> None:
     """Put named tensors into a new optimiser, each in the memory layout of its parameter (fused steps need that).
 
     Those of parameters that it does not have are left out.
     """
-    own_parameters = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    parameters = {name: one for name, one in network.named_parameters() if id(one) in own_parameters}
+    own_parameters = {
+        id(parameter) for group in optimizer.param_groups for parameter in group["params"]
+    }
+    parameters = {
+        name: one for name, one in network.named_parameters() if id(one) in own_parameters
+    }
     for key, value in slots.items():
         name, _, slot = key.rpartition(":")
         if name not in parameters:
@@ -61,14 +70,18 @@ def load_slots(optimizer: torch.optim.Optimizer, network: nn.Module, slots: Mapp
         parameter = parameters[name]
         if value.shape == parameter.shape:
             own = torch.empty_like(parameter, requires_grad=False).copy_(value)
-        elif optimizer.defaults.get("fused"):  # the step count of Adam, where the fused kernel counts it
+        elif optimizer.defaults.get(
+            "fused"
+        ):  # the step count of Adam, where the fused kernel counts it
             own = value.clone().to(parameter.device)
         else:  # on the CPU it can be read without a wait for the GPU
             own = value.clone().to("cpu")
         optimizer.state[parameter][slot] = own
 
 
-def compute_learning_rate(config: OptimConfig, *, iteration: int, schedule_start: int, iterations: int) -> float:
+def compute_learning_rate(
+    config: OptimConfig, *, iteration: int, schedule_start: int, iterations: int
+) -> float:
     """The rate of step `iteration` (counted from 0) of a schedule that began at `schedule_start` and ends at `iterations`."""
     since = iteration - schedule_start
     rate = config.lr

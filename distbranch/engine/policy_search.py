@@ -51,7 +51,9 @@ class PolicySearch:
         second = math.ceil(sum(policy for _, policy in shares) / batch_size)
         # Block by block the policy is released, from the heads downwards.
         blocks = sum(BLOCKS[config.model.backbone])
-        self.curriculum = Curriculum(adashare.warmup_iterations, first, second, blocks, adashare.cycles_per_block)
+        self.curriculum = Curriculum(
+            adashare.warmup_iterations, first, second, blocks, adashare.cycles_per_block
+        )
         before = adashare.warmup_iterations * batch_size
         self.turns = Turns(adashare.weights_part, before, first * batch_size, second * batch_size)
         sparsity, sharing = get_default_loss_weights(len(info.tasks))
@@ -67,7 +69,10 @@ class PolicySearch:
         """What every task executes and skips of the released blocks at a step: [T, n, 2]; the same on every rank."""
         num_tasks, num_blocks, _ = logits.shape
         num_released = self.curriculum.num_released(step)
-        noise = send_to(logits.device, sample_gumbel_noise(num_tasks, num_blocks, seed=self.config.seed, step=step))
+        noise = send_to(
+            logits.device,
+            sample_gumbel_noise(num_tasks, num_blocks, seed=self.config.seed, step=step),
+        )
         return sample_soft_decisions(
             logits, noise, temperature=self.curriculum.temperature(step), num_released=num_released
         )
@@ -135,7 +140,9 @@ def _divide_samples(info: DatasetInfo, part: float) -> tuple[int, int]:
     return first, num_samples - first
 
 
-def make_policy_record(network: Network, search: PolicySearch | None, num_steps: int) -> dict[str, Any]:
+def make_policy_record(
+    network: Network, search: PolicySearch | None, num_steps: int
+) -> dict[str, Any]:
     """The content of policy.json: tasks, blocks, who executes what, and, of a search, how probable that is [T][L].
 
     Blocks that were not released in so many steps are executed for sure.

@@ -47,7 +47,9 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise UserError(f"The image {path} does not exist. Give image files or folders of them.")
+            raise UserError(
+                f"The image {path} does not exist. Give image files or folders of them."
+            )
         if path.is_dir():
             files += sorted(filter(_is_image, path.rglob("*")))
         else:
@@ -95,7 +97,10 @@ def predict_images(
         if not images or (broken and on_bad_image == "fail"):
             continue  # the rest is only looked through, so that all broken ones are told
         logits = network(torch.stack(images))
-        columns = {task.name: _to_probabilities(logits[task.name], task.classes) for task in network.tasks.tasks}
+        columns = {
+            task.name: _to_probabilities(logits[task.name], task.classes)
+            for task in network.tasks.tasks
+        }
         for row, file in enumerate(whole):
             yield Prediction(file, {name: values[row] for name, values in columns.items()})
 
@@ -109,7 +114,12 @@ def predict_images(
         )
     if broken:
         left_out = ", ".join(broken)
-        logger.warning("%d of %d images cannot be read and were left out: %s.", len(broken), len(files), left_out)
+        logger.warning(
+            "%d of %d images cannot be read and were left out: %s.",
+            len(broken),
+            len(files),
+            left_out,
+        )
 
 
 def _read_image(file: Path, preprocessing: Preprocessing) -> torch.Tensor:
@@ -118,7 +128,9 @@ def _read_image(file: Path, preprocessing: Preprocessing) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
-def _to_probabilities(logits: torch.Tensor, classes: tuple[str, ...]) -> list[float] | list[dict[str, float]]:
+def _to_probabilities(
+    logits: torch.Tensor, classes: tuple[str, ...]
+) -> list[float] | list[dict[str, float]]:
     if not classes:
         values: list[float] = logits.sigmoid().tolist()
         return values

@@ -44,7 +44,9 @@ MISPLACED = (
 
 
 @contextmanager
-def join_ranks(launch: LaunchConfig, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Ranks]:
+def join_ranks(
+    launch: LaunchConfig, should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Ranks]:
     """Take this process's place among the ranks.
 
     A process group that stands already (Ray Train's) is used, and so is the GPU that whoever made it has chosen; under torchrun one is
@@ -90,7 +92,9 @@ def _make_group(launch: LaunchConfig, device: torch.device, timeout: timedelta) 
     dist.init_process_group("nccl", timeout=timeout, device_id=device)
 
 
-def wait_for_ranks(meet: Callable[[], None], launch: LaunchConfig, should_stop: Callable[[], bool]) -> None:
+def wait_for_ranks(
+    meet: Callable[[], None], launch: LaunchConfig, should_stop: Callable[[], bool]
+) -> None:
     """Call `meet`, which returns when all ranks have come, in a thread: it has to choose its GPU there.
 
     Raises:
@@ -278,7 +282,9 @@ def has_bf16(device: torch.device) -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def choose_rounding(precision: str, ranks: Ranks, before: Sequence[Rounding] = ()) -> list[Rounding]:
+def choose_rounding(
+    precision: str, ranks: Ranks, before: Sequence[Rounding] = ()
+) -> list[Rounding]:
     """Those with which the run was trained so far, oldest first, and the one of this start, which is the last.
 
     Args:
@@ -308,7 +314,11 @@ def choose_rounding(precision: str, ranks: Ranks, before: Sequence[Rounding] = (
     if len(threads) > 1:
         now["threads"] = threads
     if begun_with is not None and now != begun_with and ranks.is_first:
-        changed = [f"{key} {begun_with[key]} -> {value}" for key, value in now.items() if value != begun_with[key]]
+        changed = [
+            f"{key} {begun_with[key]} -> {value}"
+            for key, value in now.items()
+            if value != begun_with[key]
+        ]
         logger.warning(
             "The run is resumed with another rounding than it was begun with (%s), so from here on its numbers are not those of a "
             "run without a break. `launch.threads` and `launch.device` restore it.",

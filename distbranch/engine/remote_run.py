@@ -35,14 +35,21 @@ from distbranch.errors import UserError
 SECONDS_TO_CONNECT, SECONDS_TO_ANSWER, ATTEMPTS_BEFORE, ATTEMPTS_LATER = 3, 10, 1, 3
 OWNER = ".owner.json"  # who trains the run; only at the URL
 OF_THIS_MACHINE = ("ray", "stop")  # never uploaded
-FILES_AT_A_TIME = 8  # a checkpoint is a few large files and many small ones, each of which waits for the store
+FILES_AT_A_TIME = (
+    8  # a checkpoint is a few large files and many small ones, each of which waits for the store
+)
 CHUNK_BYTES = 8 * 2**20  # in memory for each of them
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # a write that fails for another reason has the name of its file
+DISK_FULL = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+)  # a write that fails for another reason has the name of its file
 ADVICE_BEFORE = (
     "Check that the bucket exists, that this machine reaches it and that its credentials allow to read, write and delete there, "
     "or give another run.directory."
 )
-ADVICE_LATER = "What was uploaded before is intact{newest}: mend the storage, then run the same command again."
+ADVICE_LATER = (
+    "What was uploaded before is intact{newest}: mend the storage, then run the same command again."
+)
 # Bytes and the time of the last change in ns: a file of the copy has the time of the object that it is equal to.
 Stamps = dict[str, tuple[int, int]]
 
@@ -110,7 +117,9 @@ class RemoteRun:
                 )
             self.copy.mkdir(parents=True, exist_ok=True)
             for name in self._list_copy().keys() - remote.keys():
-                if not to_read or _is_of_run(name):  # of a run that was begun anew there the old result would be shown
+                if not to_read or _is_of_run(
+                    name
+                ):  # of a run that was begun anew there the old result would be shown
                     (self.copy / name).unlink(missing_ok=True)
             for folder in self.copy.glob("checkpoints/*"):
                 if folder.is_dir() and not any(folder.iterdir()):
@@ -126,7 +135,12 @@ class RemoteRun:
         if self.url is None:
             return
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        owner = {"host": socket.gethostname(), "process": os.getpid(), "since": since, "token": self._token}
+        owner = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "since": since,
+            "token": self._token,
+        }
         with (
             self._explain_failure("written", ADVICE_BEFORE),
             self._store.open_output_stream(OWNER) as sink,
@@ -139,7 +153,11 @@ class RemoteRun:
             return ""
         with self._explain_failure("read", ADVICE_BEFORE):
             owner = self._read_owner()
-        return f"process {owner['process']} on {owner['host']}, begun {owner['since']}" if owner else ""
+        return (
+            f"process {owner['process']} on {owner['host']}, begun {owner['since']}"
+            if owner
+            else ""
+        )
 
     def upload(self) -> None:
         """Upload what changed in the copy, and delete at the URL the checkpoints that the copy dropped.
@@ -243,7 +261,11 @@ class RemoteRun:
         stamps = {}
         for path in self.copy.rglob("*"):
             name = path.relative_to(self.copy).as_posix()
-            if path.is_file() and not _is_hidden(name) and name.split("/")[0] not in OF_THIS_MACHINE:
+            if (
+                path.is_file()
+                and not _is_hidden(name)
+                and name.split("/")[0] not in OF_THIS_MACHINE
+            ):
                 stamps[name] = _stamp_of(path)
         return stamps
 
@@ -288,7 +310,9 @@ def _open_store(url: str, *, attempts: int) -> arrow.FileSystem:
 def _extract_reason(error: Exception) -> str:
     """What the store said, without what only its makers understand."""
     text = " ".join(str(error).split())
-    said = re.search(r"AWS Error (\w+) during \w+ operation: ?(.*?)(?:; Details:.*)?(?: \(Request ID.*)?$", text)
+    said = re.search(
+        r"AWS Error (\w+) during \w+ operation: ?(.*?)(?:; Details:.*)?(?: \(Request ID.*)?$", text
+    )
     return (f"{said[1]}: {said[2]}" if said else text)[:250].rstrip(".: ")
 
 
@@ -319,7 +343,9 @@ def _is_read(name: str, remote: Stamps) -> bool:
     """Whether a reader needs a file: of checkpoints all that says what they are, and the newest one's tensors if it is the model."""
     if not _is_of_checkpoint(name) or PurePosixPath(name).name in (MANIFEST, STATE):
         return True
-    return "model/model.json" not in remote and PurePosixPath(name).parent.name in _find_newest(remote)
+    return "model/model.json" not in remote and PurePosixPath(name).parent.name in _find_newest(
+        remote
+    )
 
 
 def _list_checkpoint_folders(names: Iterable[str]) -> set[str]:

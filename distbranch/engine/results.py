@@ -50,7 +50,9 @@ class RunFiles:
             UserError: all checkpoints are damaged, or the directory is that of another run.
         """
         self.remote_run.download()
-        if self.directory.config.exists():  # at a URL another run may have begun since the driver looked
+        if (
+            self.directory.config.exists()
+        ):  # at a URL another run may have begun since the driver looked
             check_run(self.config)
         self.remote_run.publish_owner()  # after the check: a mistaken start takes nothing from whoever trains
         return load_newest(self.directory.checkpoints)
@@ -58,10 +60,16 @@ class RunFiles:
     def write_beginning(self, state: TrainingState) -> None:
         """Make the directory that of the state: what a killed run wrote after its last checkpoint is cut off."""
         progress = state.progress
-        write_atomically(self.directory.config, to_yaml(self.config))  # with what a resumed run may change
+        write_atomically(
+            self.directory.config, to_yaml(self.config)
+        )  # with what a resumed run may change
         set_damaged_aside(self.directory.checkpoints, newest_good=progress.iteration)
-        self.directory.cut_back(progress.iteration, progress.num_rounds, evaluation_is_due=state.evaluation_is_due)
-        write_environment(self.directory, state.ranks, state.rounding[-1], data=state.info.fingerprint)
+        self.directory.cut_back(
+            progress.iteration, progress.num_rounds, evaluation_is_due=state.evaluation_is_due
+        )
+        write_environment(
+            self.directory, state.ranks, state.rounding[-1], data=state.info.fingerprint
+        )
         self.write_sharing(state)
         self.remote_run.upload()
 
@@ -82,7 +90,9 @@ class RunFiles:
         for number, layer in enumerate(tree.layers, start=1):
             branches = [[names[task] for task in tasks] for tasks in tree.branches(number)]
             layers.append({"name": layer, "branches": branches})
-        write_json(self.directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": list(names)})
+        write_json(
+            self.directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": list(names)}
+        )
 
     def write_end(self, state: TrainingState, metrics: dict[str, Any]) -> dict[str, Any]:
         """Write the network and then result.json, which says that the run has ended; returns its content."""

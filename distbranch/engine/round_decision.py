@@ -89,11 +89,15 @@ def decide_round(
             "seconds": time.perf_counter() - began,
             "pairs_never_seen": num_unseen,
         }
-        decisions.append(RoundDecision(split, grows, record, {**affinities, "branch_affinity": affinity}))
+        decisions.append(
+            RoundDecision(split, grows, record, {**affinities, "branch_affinity": affinity})
+        )
     return decisions
 
 
-def _name_tasks(architecture: Architecture, above: Sequence[Sequence[int]], group: Sequence[int]) -> list[str]:
+def _name_tasks(
+    architecture: Architecture, above: Sequence[Sequence[int]], group: Sequence[int]
+) -> list[str]:
     """The tasks of a group of the branches `above`, in their order."""
     numbers = sorted(task for branch in group for task in above[branch])
     return [architecture.tasks[number].name for number in numbers]

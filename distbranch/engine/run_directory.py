@@ -59,7 +59,9 @@ class RunDirectory:
     @property
     def data(self) -> str | None:
         """The fingerprint of the data that the run was begun with; None if none is on record."""
-        states = sorted(self.checkpoints.glob("step-*/state.json"))  # of versions that did not record it by itself
+        states = sorted(
+            self.checkpoints.glob("step-*/state.json")
+        )  # of versions that did not record it by itself
         for file in (self.environment, *reversed(states)):
             fingerprint = _read_record(file).get("data")
             if fingerprint is not None:
@@ -93,7 +95,9 @@ class RunDirectory:
         with held:
             yield
 
-    def cut_back(self, iteration: int, num_decisions: int, *, evaluation_is_due: bool = False) -> None:
+    def cut_back(
+        self, iteration: int, num_decisions: int, *, evaluation_is_due: bool = False
+    ) -> None:
         """Drop the lines that were written after the checkpoint from which the run is resumed.
 
         An evaluation of the same step is dropped too if it is to be made again: it came after what the checkpoint holds.

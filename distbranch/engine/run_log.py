@@ -56,7 +56,9 @@ class RunLog:
             write_tensorboard(directory, draw)
         # What a killed run wrote after its last checkpoint is hidden.
         self.writer = SummaryWriter(str(directory.tensorboard), purge_step=after + 1)
-        self._last_sign = _read_touch_time(directory.sign_of_life)  # of whoever trained the run before
+        self._last_sign = _read_touch_time(
+            directory.sign_of_life
+        )  # of whoever trained the run before
         self._loss: float | None = None  # as last logged
         self._reported_at = 0.0
         self._steps_to_trace = UNTRACED_STEPS + TRACED_STEPS if profile else 0
@@ -78,7 +80,9 @@ class RunLog:
         """Let whoever watches know where the run stands."""
         self._reported_at = time.monotonic()
         self._touch_heartbeat()
-        self.report({"kind": "progress", "loss": self._loss, "iterations": self.iterations, **fields})
+        self.report(
+            {"kind": "progress", "loss": self._loss, "iterations": self.iterations, **fields}
+        )
 
     def report_resumed(self, iteration: int, world_size: int, rounding: Mapping[str, Any]) -> None:
         """With what the run is resumed, and how long it stood still before its first new step.
@@ -90,7 +94,13 @@ class RunLog:
         away = None
         if self._last_sign is not None and now is not None:
             away = round(now - self._last_sign, 2)
-        self.write_note("resumed", iteration=iteration, world_size=world_size, **rounding, seconds_to_first_step=away)
+        self.write_note(
+            "resumed",
+            iteration=iteration,
+            world_size=world_size,
+            **rounding,
+            seconds_to_first_step=away,
+        )
 
     def _touch_heartbeat(self) -> None:
         # Storage that fails is reported when something is lost by it: at the next line or checkpoint.
@@ -103,9 +113,15 @@ class RunLog:
         append_line(self.directory.metrics, line)
         _add_scalars(self.writer, _list_scores(line), iteration)
         # Means alone are reported: the rows of all tasks would be too much for a screen.
-        event = {key: value for key, value in line.items() if key not in ("tasks", "exclusive", "datasets")}
+        event = {
+            key: value
+            for key, value in line.items()
+            if key not in ("tasks", "exclusive", "datasets")
+        }
         if "datasets" in line:
-            event["datasets"] = {name: {"mean": part["mean"]} for name, part in line["datasets"].items()}
+            event["datasets"] = {
+                name: {"mean": part["mean"]} for name, part in line["datasets"].items()
+            }
         self.report(event)
 
     def write_decision(self, record: Event) -> None:
@@ -120,7 +136,9 @@ class RunLog:
         scalars = {f"policy/{key}": record[key] for key in ("num_released", "temperature")}
         for task, probabilities in zip(record["tasks"], record["execute_probability"], strict=True):
             scalars[f"policy_executes/{task}"] = sum(probabilities) / len(probabilities)
-        for block, column in zip(record["blocks"], zip(*record["execute_probability"], strict=True), strict=True):
+        for block, column in zip(
+            record["blocks"], zip(*record["execute_probability"], strict=True), strict=True
+        ):
             scalars[f"policy_executed/{block}"] = sum(column) / len(column)
         _add_scalars(self.writer, scalars, record["iteration"])
         self.report({"kind": "policy", **record})
@@ -151,7 +169,10 @@ class RunLog:
         """Flush and close the TensorBoard file; warn if training ended before there was a trace."""
         self.writer.close()
         if self._steps_to_trace:
-            logger.warning("No trace was written: training ended %d steps before it was whole.", self._steps_to_trace)
+            logger.warning(
+                "No trace was written: training ended %d steps before it was whole.",
+                self._steps_to_trace,
+            )
 
 
 def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> None:
@@ -167,7 +188,9 @@ def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> Non
                 _add_scalars(writer, LISTS[line["kind"]](line), line["iteration"])
         for record in decisions:
             _draw_decision(draw, writer, record, directory)
-    for number, file in enumerate(sorted(aside.iterdir())):  # they are read in the order of their names, these first
+    for number, file in enumerate(
+        sorted(aside.iterdir())
+    ):  # they are read in the order of their names, these first
         file.rename(aside / f"events.out.tfevents.0000000000.beginning.{number}")
     aside.rename(directory.tensorboard)
 
@@ -179,12 +202,16 @@ def _read_touch_time(path: Path) -> float | None:
     return None
 
 
-def _draw_decision(draw: DrawDecision | None, writer: SummaryWriter, record: Event, directory: RunDirectory) -> None:
+def _draw_decision(
+    draw: DrawDecision | None, writer: SummaryWriter, record: Event, directory: RunDirectory
+) -> None:
     if draw is None:
         return
     try:
         draw(writer, record, directory.path)
-    except Exception as error:  # whatever a picture meets (a name, a font, a file) is not worth hours of training
+    except (
+        Exception
+    ) as error:  # whatever a picture meets (a name, a font, a file) is not worth hours of training
         logger.warning(
             "The decision of round %s could not be drawn into TensorBoard (%r); the run continues without its pictures.",
             record["round"],

@@ -16,9 +16,23 @@ from distbranch.engine.process_group import num_cores
 from distbranch.engine.run_directory import RunDirectory, write_atomically, write_json
 from distbranch.errors import UserError, reason_of
 
-PACKAGES = ("distbranch", "torch", "ray", "webdataset", "scikit-learn", "numpy", "safetensors", "simplejpeg", "pillow")
-OF_ANOTHER_RUN = "Give another run.name, undo the change, or use --fresh to start over in a new directory."
-SECONDS_FOR_GIT = 10  # some file systems take long to answer `git status`; a run does not wait for that
+PACKAGES = (
+    "distbranch",
+    "torch",
+    "ray",
+    "webdataset",
+    "scikit-learn",
+    "numpy",
+    "safetensors",
+    "simplejpeg",
+    "pillow",
+)
+OF_ANOTHER_RUN = (
+    "Give another run.name, undo the change, or use --fresh to start over in a new directory."
+)
+SECONDS_FOR_GIT = (
+    10  # some file systems take long to answer `git status`; a run does not wait for that
+)
 
 
 def begin_run(config: Config) -> None:
@@ -52,7 +66,9 @@ def begin_run(config: Config) -> None:
 def begins_anew(config: Config) -> bool:
     """Whether what is there is of another configuration and came to nothing, so that it makes way for this one."""
     files = RunDirectory(config.run_directory)
-    return config.run_url is None and bool(_list_differences(files, config)) and files.is_dispensable
+    return (
+        config.run_url is None and bool(_list_differences(files, config)) and files.is_dispensable
+    )
 
 
 def check_run(config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:
@@ -63,7 +79,9 @@ def check_run(config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:
     """
     files = RunDirectory(config.run_directory)
     if files.path.exists() and not files.path.is_dir():
-        raise UserError(f"The run directory {files.path} is a file. Move it away, or give another run.name.")
+        raise UserError(
+            f"The run directory {files.path} is a file. Move it away, or give another run.name."
+        )
     if files.path.is_dir() and not files.config.exists():
         # Hidden files are our own locks, or a desktop's.
         if any(not entry.name.startswith(".") for entry in files.path.iterdir()):
@@ -79,7 +97,9 @@ def check_run(config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:
     if begun:
         keys = " and ".join(begun)
         advice += f" A run that was begun does not read {keys} again: give what was given then, wherever that is now."
-    raise UserError(f"The run {files.path} was begun with another configuration ({'; '.join(different)}). {advice}")
+    raise UserError(
+        f"The run {files.path} was begun with another configuration ({'; '.join(different)}). {advice}"
+    )
 
 
 def _list_differences(files: RunDirectory, config: Config) -> list[str]:
@@ -109,7 +129,9 @@ def without_moved_data(different: list[str], config: Config, *begun_with: str | 
     return [*others, *(f"{line}, where other data are" for line in moved)]
 
 
-def write_environment(files: RunDirectory, ranks: Ranks, rounding: Mapping[str, Any], *, data: str) -> None:
+def write_environment(
+    files: RunDirectory, ranks: Ranks, rounding: Mapping[str, Any], *, data: str
+) -> None:
     """Record versions, commit, hardware, world size, threads, precision and the fingerprint of the data of this start."""
     environment = {
         "python": platform.python_version(),
@@ -138,9 +160,19 @@ def read_package_version(package: str) -> str | None:
 
 def _read_commit() -> str | None:
     """The commit of the source tree, with '+' if files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty=+",
+        "--exclude=*",
+    ]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_GIT)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_GIT
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return ended.stdout.strip()

@@ -27,11 +27,23 @@ from distbranch.engine.trainer import Trainer
 from distbranch.engine.training_state import AFFINITY, TrainingState
 from distbranch.errors import UserError
 
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+STORAGE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
 
 
 def train_rank(
-    config: Config, *, report: Report, draw: DrawDecision | None = None, should_stop: Callable[[], bool] = lambda: False
+    config: Config,
+    *,
+    report: Report,
+    draw: DrawDecision | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Train as one of the ranks, from the newest checkpoint of the run directory if there is one.
 
@@ -50,18 +62,28 @@ def train_rank(
         publish_rank_name(ranks)
         try:
             info = _read_data_everywhere(config.data, ranks)
-            trainer = build_trainer(config, ranks, info, report=report, draw=draw, should_stop=should_stop)
+            trainer = build_trainer(
+                config, ranks, info, report=report, draw=draw, should_stop=should_stop
+            )
             summary = trainer.run()
-            return RunResult(summary["metrics"], trainer.state.architecture.tree, config.run_directory, summary)
+            return RunResult(
+                summary["metrics"], trainer.state.architecture.tree, config.run_directory, summary
+            )
         except UserError:
             raise
-        except Exception as error:  # of any kind: among several ranks somebody has to say whose it is
-            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:  # of rank 0's log, which it writes alone
+        except (
+            Exception
+        ) as error:  # of any kind: among several ranks somebody has to say whose it is
+            if (
+                isinstance(error, OSError) and error.errno in STORAGE_ERRORS
+            ):  # of rank 0's log, which it writes alone
                 raise UserError(ranks.with_place(describe_storage_failure(error))) from None
             if ranks.world_size == 1:
                 raise
             timeout_min, notes = config.launch.timeout_min, config.run_directory
-            raise describe_rank_failure(error, ranks, timeout_min=timeout_min, notes=notes) from error
+            raise describe_rank_failure(
+                error, ranks, timeout_min=timeout_min, notes=notes
+            ) from error
 
 
 def build_trainer(
@@ -82,7 +104,14 @@ def build_trainer(
     log = None
     if ranks.is_first:
         last, profile = config.train.iterations, config.train.profile
-        log = RunLog(files.directory, after=iteration, iterations=last, report=report, draw=draw, profile=profile)
+        log = RunLog(
+            files.directory,
+            after=iteration,
+            iterations=last,
+            report=report,
+            draw=draw,
+            profile=profile,
+        )
 
     # Opened only when the loop runs: it starts the processes that load, and a message between the ranks.
     def open_feed() -> BatchFeed:
@@ -101,7 +130,9 @@ def build_trainer(
         if split not in info.splits:
             return None
         network, size = state.net.network, config.train.eval_batch_size
-        return evaluate_split(network, info, split, ranks, config.data, batch_size=size, bf16=state.bf16)
+        return evaluate_split(
+            network, info, split, ranks, config.data, batch_size=size, bf16=state.bf16
+        )
 
     return Trainer(
         state,
@@ -116,9 +147,13 @@ def build_trainer(
 
 def _build_state(config: Config, ranks: Ranks, info: DatasetInfo, files: RunFiles) -> TrainingState:
     """The state that a run begins with or is resumed from: the same on all ranks, which is proven."""
-    checkpoint = share_checkpoint(ranks.run_only_on_rank_zero(files.load_newest), ranks, but_for=AFFINITY)
+    checkpoint = share_checkpoint(
+        ranks.run_only_on_rank_zero(files.load_newest), ranks, but_for=AFFINITY
+    )
     before = checkpoint.state.get("rounding", ()) if checkpoint is not None else ()
-    state = TrainingState(config, ranks, info, choose_rounding(config.train.precision, ranks, before))
+    state = TrainingState(
+        config, ranks, info, choose_rounding(config.train.precision, ranks, before)
+    )
     if checkpoint is None:
         begin_network(state.net, config, info)
     else:
@@ -137,7 +172,10 @@ def _read_data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:
         problem = str(error)
     fingerprint = info.fingerprint if info is not None else None
     first = ranks.broadcast(fingerprint)
-    if info is not None and first not in (None, fingerprint):  # folders of one name on disks of their own
+    if info is not None and first not in (
+        None,
+        fingerprint,
+    ):  # folders of one name on disks of their own
         problem = (
             f"{info.path} should hold the same data set for every rank, found another one than for rank 0. "
             "Copy that of rank 0 to all nodes, or give a data.path that all of them see."

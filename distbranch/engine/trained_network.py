@@ -39,7 +39,9 @@ class TrainedNetwork:
     policy_optimizer: torch.optim.Optimizer
     wrapped: nn.Module
 
-    def __init__(self, config: Config, ranks: Ranks, preprocessing: Preprocessing, *, is_final: bool) -> None:
+    def __init__(
+        self, config: Config, ranks: Ranks, preprocessing: Preprocessing, *, is_final: bool
+    ) -> None:
         self.config = config
         self.ranks = ranks
         self.preprocessing = preprocessing
@@ -47,7 +49,11 @@ class TrainedNetwork:
         self.alternates = False
 
     def begin(
-        self, architecture: Architecture, seed: int, *, overwrite: Callable[[Network], None] | None = None
+        self,
+        architecture: Architecture,
+        seed: int,
+        *,
+        overwrite: Callable[[Network], None] | None = None,
     ) -> None:
         """Random weights (He et al. 2015), the same on every rank; `overwrite` puts others into the network that was drawn."""
         network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
@@ -58,7 +64,9 @@ class TrainedNetwork:
             self.ranks.broadcast_tensors(list(network.state_dict().values()))
         self.build(architecture, network.state_dict(), {})
 
-    def build(self, architecture: Architecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
+    def build(
+        self, architecture: Architecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]
+    ) -> None:
         """A new network, optimiser and wrapper; `slots` are the optimiser's tensors as `parameter:slot`."""
         network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
         network.load_state_dict(dict(model))
@@ -67,7 +75,9 @@ class TrainedNetwork:
         self.norms = [module for module in self.network.modules() if isinstance(module, BatchNorm)]
         self.optimizer = self._build_weights_optimizer()
         if self._searches:
-            self.policy_optimizer = build_policy_optimizer(self.network.policy_logits, self.config.adashare.policy_lr)
+            self.policy_optimizer = build_policy_optimizer(
+                self.network.policy_logits, self.config.adashare.policy_lr
+            )
         for optimizer in self._optimizers():
             load_slots(optimizer, self.network, slots)
         self.wrap()
@@ -81,7 +91,9 @@ class TrainedNetwork:
         optim = self.config.optim
         if self.alternates:
             rate = self.config.adashare.weights_lr
-            optim = optim.model_copy(update={"name": "sgd", "momentum": SEARCH_MOMENTUM, "lr": rate})
+            optim = optim.model_copy(
+                update={"name": "sgd", "momentum": SEARCH_MOMENTUM, "lr": rate}
+            )
         return build_optimizer(self.network, optim)
 
     @property
@@ -104,7 +116,9 @@ class TrainedNetwork:
         if self.ranks.world_size > 1:
             device_ids = [self.ranks.device] if self.ranks.device.type == "cuda" else None
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # the argument's successor is not in all our releases
+                warnings.simplefilter(
+                    "ignore", FutureWarning
+                )  # the argument's successor is not in all our releases
                 self.wrapped = DistributedDataParallel(
                     self.network,
                     device_ids=device_ids,

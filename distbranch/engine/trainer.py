@@ -40,7 +40,9 @@ class RunStore(Protocol):
 class Decider(Protocol):
     """Rank 0 asks it how the network grows (`forks.Family`)."""
 
-    def decide_round(self, stats: AffinityStats, architecture: Architecture) -> tuple[Split | None, bool, bool]:
+    def decide_round(
+        self, stats: AffinityStats, architecture: Architecture
+    ) -> tuple[Split | None, bool, bool]:
         """The split to be made, whether another round follows, and whether some relatives of the run decide otherwise."""
         ...
 
@@ -132,7 +134,9 @@ class Trainer:
         self.progress.iteration += 1
 
         # 4. Measure, and log or show where the run stands.
-        self._window.add_step(num_samples=self.config.train.batch_size, waited=waited, rate=rate, norm=norm)
+        self._window.add_step(
+            num_samples=self.config.train.batch_size, waited=waited, rate=rate, norm=norm
+        )
         self._report_resumed()
         self._log_step()
 
@@ -145,7 +149,9 @@ class Trainer:
                 self.log.write_step({**self.state.progress_fields(), **measured})
         elif self.log and self.log.is_silent and self._window.num_steps > 1:
             # The loss on the screen is the last logged one: a new one would have to be awaited.
-            self.log.report_progress({**self.state.progress_fields(may_wait=False), **self._window.measure_pace()})
+            self.log.report_progress(
+                {**self.state.progress_fields(may_wait=False), **self._window.measure_pace()}
+            )
         if self.log:
             self.log.trace_step()
 
@@ -199,7 +205,9 @@ class Trainer:
             raise SharedError(problem)
         self.progress.num_bad = dict(total)
         if self.log:
-            self.log.write_note("bad_samples", iteration=self.progress.iteration + 1, counts=dict(total))
+            self.log.write_note(
+                "bad_samples", iteration=self.progress.iteration + 1, counts=dict(total)
+            )
 
     # ---- growth
 
@@ -211,7 +219,9 @@ class Trainer:
 
         # Rank 0 decides for all, so that a tie cannot fall differently on another processor.
         stats = self.stats.with_pair_sums(self.ranks.sum_on_rank_zero(self.stats.pair_sums()))
-        split, grows, some_leave = self.ranks.run_on_rank_zero(lambda: self.decider.decide_round(stats, architecture))
+        split, grows, some_leave = self.ranks.run_on_rank_zero(
+            lambda: self.decider.decide_round(stats, architecture)
+        )
         if some_leave:
             self._fork_relatives()
 
@@ -240,7 +250,9 @@ class Trainer:
     def _fork_relatives(self) -> None:
         """Give those runs of the family that decide otherwise the state as it is before the decision."""
         affinity = self._gather_for_checkpoint()
-        runs = self.ranks.run_on_rank_zero(lambda: self.decider.send_off_leavers(self.state.make_checkpoint(affinity)))
+        runs = self.ranks.run_on_rank_zero(
+            lambda: self.decider.send_off_leavers(self.state.make_checkpoint(affinity))
+        )
         if self.log:
             self.log.write_note("forked", iteration=self.progress.iteration, runs=runs)
 
@@ -288,7 +300,9 @@ class Trainer:
     def _report_resumed(self) -> None:
         """Once, after the first new step of a resumed run."""
         if self.log and self._resumed_at is not None:
-            self.log.report_resumed(self._resumed_at, self.ranks.world_size, self.state.rounding[-1])
+            self.log.report_resumed(
+                self._resumed_at, self.ranks.world_size, self.state.rounding[-1]
+            )
         self._resumed_at = None
 
     def _evaluate_split(self, split: str) -> dict[str, Any] | None:

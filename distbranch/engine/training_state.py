@@ -56,12 +56,16 @@ class TrainingState:
         rounding: of all starts of the run (`process_group.choose_rounding`); the last one is that of this start.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, info: DatasetInfo, rounding: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, config: Config, ranks: Ranks, info: DatasetInfo, rounding: Sequence[Mapping[str, Any]]
+    ) -> None:
         self.config = config
         self.ranks = ranks
         self.info = info
         size = config.data.image_size or info.image_size
-        self.preprocessing = Preprocessing(config.data.decoder, size, config.data.mean, config.data.std, info.bits)
+        self.preprocessing = Preprocessing(
+            config.data.decoder, size, config.data.mean, config.data.std, info.bits
+        )
         self.search = PolicySearch(config, info) if config.searches else None
         self.progress = Progress(growing=config.method.name == "branching")
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
@@ -82,7 +86,9 @@ class TrainingState:
         self.was_resumed = True
         self.progress = Progress(**checkpoint.state["progress"])
         self.net.is_final = not self.progress.growing and self.search is None
-        self.net.alternates = self.search is not None and self.progress.iteration > self.search.curriculum.warmup
+        self.net.alternates = (
+            self.search is not None and self.progress.iteration > self.search.curriculum.warmup
+        )
         if checkpoint.state["data"] != self.info.fingerprint:
             raise SharedError(
                 f"The run {self.config.run_directory} was begun with other data than {self.info.path} holds now, so it cannot be resumed "
@@ -101,7 +107,12 @@ class TrainingState:
     @property
     def epoch(self) -> float:
         """How often the training samples were seen."""
-        return round(self.progress.iteration * self.config.train.batch_size / self.info.splits["train"].num_samples, 3)
+        return round(
+            self.progress.iteration
+            * self.config.train.batch_size
+            / self.info.splits["train"].num_samples,
+            3,
+        )
 
     @property
     def is_done(self) -> bool:
@@ -121,7 +132,12 @@ class TrainingState:
     def evaluation_is_due(self) -> bool:
         """Whether `val` is to be evaluated at this step, and was not yet."""
         iteration, every = self.progress.iteration, self.config.train.evaluate_every
-        return bool(every) and iteration % every == 0 and iteration > self.progress.last_evaluation and not self.is_done
+        return (
+            bool(every)
+            and iteration % every == 0
+            and iteration > self.progress.last_evaluation
+            and not self.is_done
+        )
 
     @property
     def architecture(self) -> Architecture:
@@ -142,7 +158,10 @@ class TrainingState:
             "epoch": self.epoch,
             "round": progress.num_rounds,
             "active_layer": None,
-            "branches": {layer: tree.num_branches(number) for number, layer in enumerate(tree.layers, start=1)},
+            "branches": {
+                layer: tree.num_branches(number)
+                for number, layer in enumerate(tree.layers, start=1)
+            },
         }
         if progress.growing:
             fields["round"] = progress.num_rounds + 1
@@ -178,7 +197,11 @@ class TrainingState:
             "epoch": self.epoch,
             "window": self.window.to_json(),
         }
-        tensors = {"model": self.net.network.state_dict(), "optimizer": self.net.slots(), "affinity": affinity}
+        tensors = {
+            "model": self.net.network.state_dict(),
+            "optimizer": self.net.slots(),
+            "affinity": affinity,
+        }
         return Checkpoint(state, tensors)
 
     def describe_policy(self) -> dict[str, Any]:
@@ -214,7 +237,9 @@ class StepWindow:
         self.losses = torch.zeros(num_tasks, dtype=torch.float64, device=device)
         self.counts = torch.zeros_like(self.losses)
         self.num_samples = 0  # of the losses
-        self.not_finite = torch.zeros(num_tasks, dtype=torch.int64, device=device)  # first step, 0: none
+        self.not_finite = torch.zeros(
+            num_tasks, dtype=torch.int64, device=device
+        )  # first step, 0: none
         # Whether a loss of this rank was the cause: on the device, as the others are, so that no step waits for it.
         self.own_not_finite = torch.zeros((), dtype=torch.bool, device=device)
         self.rate = 0.0  # of the last step, as the norm is
@@ -240,7 +265,9 @@ class StepWindow:
         """The losses [T] of one step on this rank alone."""
         self.own_not_finite |= ~losses.isfinite().all()
 
-    def add_losses(self, losses: Tensor, counts: Tensor, iteration: int, *, num_samples: int) -> None:
+    def add_losses(
+        self, losses: Tensor, counts: Tensor, iteration: int, *, num_samples: int
+    ) -> None:
         """The sums of losses and the numbers of labels [T] of one step of `num_samples`, over all ranks."""
         self.losses += losses
         self.counts += counts
@@ -283,7 +310,11 @@ class StepWindow:
 
     def to_json(self) -> dict[str, Any]:
         """The sums, so that a resumed run logs what it would have logged."""
-        return {"losses": self.losses.tolist(), "counts": self.counts.tolist(), "num_samples": self.num_samples}
+        return {
+            "losses": self.losses.tolist(),
+            "counts": self.counts.tolist(),
+            "num_samples": self.num_samples,
+        }
 
     def load_json(self, values: Mapping[str, Any]) -> None:
         """The inverse of `to_json`."""

@@ -20,7 +20,9 @@ from distbranch.engine.training_state import TrainingState
 from distbranch.errors import SharedError
 from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
 
-Part = tuple[Tensor, Tensor, NormGroups]  # images, labels, and which of the images are normalised together
+Part = tuple[
+    Tensor, Tensor, NormGroups
+]  # images, labels, and which of the images are normalised together
 
 
 class TrainingStep:
@@ -57,14 +59,18 @@ class TrainingStep:
         else:
             start = self.progress.schedule_start
             end = search.curriculum.warmup if search else self.config.train.iterations
-            rate = compute_learning_rate(self.config.optim, iteration=iteration, schedule_start=start, iterations=end)
+            rate = compute_learning_rate(
+                self.config.optim, iteration=iteration, schedule_start=start, iterations=end
+            )
         set_learning_rate(self.net.optimizer, rate)
 
         # 2. The gradient, averaged over all ranks.
         self._forward_and_backward(parts, labels)
 
         # 3. The step.
-        norm = clip_grad_norm_(self.net.network.parameters(), self.config.train.clip_norm, foreach=True)
+        norm = clip_grad_norm_(
+            self.net.network.parameters(), self.config.train.clip_norm, foreach=True
+        )
         self.net.optimizer.step()
         return rate, norm
 
@@ -73,7 +79,9 @@ class TrainingStep:
         search, tasks = self.state.search, self.net.network.tasks
         assert search is not None
         autocast = torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16)
-        outputs, norm = search.train_policy(self.net, self.ranks, parts, self.progress.iteration, autocast)
+        outputs, norm = search.train_policy(
+            self.net, self.ranks, parts, self.progress.iteration, autocast
+        )
         sums = tasks.compute_losses(outputs, labels).sum(dim=0, dtype=torch.float64)
         self._start_step_sums(tasks.compute_margins(outputs, labels), labels, sums)
         return self.config.adashare.policy_lr, norm
@@ -83,7 +91,9 @@ class TrainingStep:
         # Passes are slices of the share: of a batch in order, samples of a pass follow each other.
         groups = self._norm_plan.group_images(indices)
         sizes = [sum(one.sizes) for one in groups]
-        return list(zip(torch.split(images, sizes), torch.split(labels, sizes), groups, strict=True))
+        return list(
+            zip(torch.split(images, sizes), torch.split(labels, sizes), groups, strict=True)
+        )
 
     def _forward_and_backward(self, parts: list[Part], labels: Tensor) -> None:
         """The gradient of the global batch in every parameter; the last backward pass hides all sums over ranks."""
@@ -94,14 +104,18 @@ class TrainingStep:
         loss_sums = torch.zeros(tasks.num_tasks, dtype=torch.float64, device=self.ranks.device)
         options: dict[str, Tensor] = {}
         if search is not None:
-            options["decisions"] = search.sample_decisions(self.net.network, self.progress.iteration)
+            options["decisions"] = search.sample_decisions(
+                self.net.network, self.progress.iteration
+            )
         self.net.optimizer.zero_grad(set_to_none=True)
 
         for number, (images, part_labels, groups) in enumerate(parts):
             is_last = number == len(parts) - 1
             with nullcontext() if is_last else self.net.no_sync():
                 # Forward.
-                with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16):
+                with torch.autocast(
+                    self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16
+                ):
                     outputs = self.net.wrapped(images, flat=True, groups=groups, **options)
 
                 # Losses, and the margins that the affinities are made of.
@@ -165,7 +179,9 @@ class TrainingStep:
             where = f" ({', '.join(places[:3])})"  # enough to find the machine
         name = self.net.network.tasks.names[task]
         remedy = self.ranks.run_on_rank_zero(self.state.describe_remedy)
-        raise SharedError(f"The loss of task '{name}' is not finite at step {step}{where}. {remedy}")
+        raise SharedError(
+            f"The loss of task '{name}' is not finite at step {step}{where}. {remedy}"
+        )
 
 
 class NormPlan:

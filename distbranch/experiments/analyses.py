@@ -67,7 +67,10 @@ def summarise_differences(differences: DataFrame) -> dict[str, Any]:
     # Over tasks or over repetitions first: the same mean, and a spread of its own each.
     of_tasks = differences.mean(axis="columns")
     of_repetitions = differences.mean(axis="index")
-    found: dict[str, Any] = {"difference": of_repetitions.mean(), "difference_sd": of_repetitions.std()}
+    found: dict[str, Any] = {
+        "difference": of_repetitions.mean(),
+        "difference_sd": of_repetitions.std(),
+    }
     found["repetitions"] = len(of_repetitions)
     found["repetitions_higher"] = int((of_repetitions > 0).sum())
     found["tasks"] = len(of_tasks)
@@ -92,7 +95,9 @@ def tabulate_differences(differences: DataFrame) -> DataFrame:
     return table.rename_axis("task").reset_index()
 
 
-def describe_differences(differences: DataFrame, metric: str, *, one: str, other: str, repetition: str) -> str:
+def describe_differences(
+    differences: DataFrame, metric: str, *, one: str, other: str, repetition: str
+) -> str:
     """One sentence about `one` less `other`: what was seen, and what may be said of it."""
     found = summarise_differences(differences)
     name = METRIC_NAMES[metric]
@@ -164,8 +169,15 @@ def tabulate_equal_cost(means: DataFrame, thin: Iterable[str], metric: str) -> D
     tables = []
     for cost in COSTS:
         found = compare_at_equal_cost(means[~is_thin], means[is_thin], cost)
-        names = {cost: "own_cost", "value": metric, "line_value": f"line_{metric}", "difference": "difference"}
-        of_network = found.rename(columns=names).groupby("variant", sort=False)[list(names.values())]
+        names = {
+            cost: "own_cost",
+            "value": metric,
+            "line_value": f"line_{metric}",
+            "difference": "difference",
+        }
+        of_network = found.rename(columns=names).groupby("variant", sort=False)[
+            list(names.values())
+        ]
         # A mean over some seeds only would compare different sets of runs: NaN is not skipped.
         mean = of_network.agg(lambda values: values.mean(skipna=False))
         deviation = of_network.agg(lambda values: values.std(skipna=False))
@@ -193,7 +205,9 @@ def measure_pace(curves: DataFrame, reference: str, iterations: int) -> DataFram
     of_run = curves.groupby(["variant", "seed"], sort=False)
     last = of_run["value"].last()
     goals = last[reference]
-    first = pandas.Series({key: find_first_reach(curve, goals.get(key[1], np.nan)) for key, curve in of_run})
+    first = pandas.Series(
+        {key: find_first_reach(curve, goals.get(key[1], np.nan)) for key, curve in of_run}
+    )
     table = DataFrame({"last": last, "first": first}).groupby(level=0, sort=False)
     found = table["last"].agg(last="mean", last_sd="std", seeds="size")
     found["reached"] = table["first"].count()
@@ -221,7 +235,10 @@ def find_first_reach(curve: DataFrame, goal: float) -> float:
 def format_table(table: DataFrame) -> list[dict[str, str]]:
     """Any of the tables as rows of text: values with their spread, metrics in percent, differences in points."""
     columns = [column for column in table.columns if not column.endswith("_sd")]
-    return [{_make_heading(column): format_cell(column, row) for column in columns} for row in table.to_dict("records")]
+    return [
+        {_make_heading(column): format_cell(column, row) for column in columns}
+        for row in table.to_dict("records")
+    ]
 
 
 def format_markdown(table: DataFrame) -> str:

@@ -61,7 +61,9 @@ def check_grows(file: Path, config: Config) -> None:
     """
     method = config.method
     if method.name != "branching":
-        raise UsageError(f"{file} should be of a network that grows, method.name=branching, found {method.name}.")
+        raise UsageError(
+            f"{file} should be of a network that grows, method.name=branching, found {method.name}."
+        )
     if not config.decides:
         raise UsageError(
             f"{file} trains for {config.train.iterations} steps, and its first decision would come after "
@@ -109,7 +111,12 @@ def make_file_variants(configs: Sequence[Path]) -> Variants:
 
 
 def design_equal_cost(
-    configs: Sequence[Path], widths: Sequence[int], overrides: Sequence[str], *, metric: str, split: str
+    configs: Sequence[Path],
+    widths: Sequence[int],
+    overrides: Sequence[str],
+    *,
+    metric: str,
+    split: str,
 ) -> Experiment:
     """Grown networks beside the thin networks of equal multiply-adds and of equal weights.
 
@@ -126,20 +133,27 @@ def design_equal_cost(
     line = make_thin_line(configs, widths, overrides)
     grown = {key: value for key, value in make_file_variants(configs).items() if key not in line}
     if not grown:
-        raise UsageError("Give at least one config of a grown network, such as configs/fps-branch-16-2.yaml.")
+        raise UsageError(
+            "Give at least one config of a grown network, such as configs/fps-branch-16-2.yaml."
+        )
     # What the line has from the recipe follows every override already.
     derived = {key for variant in line.values() for key in variant if key not in OWN_OF_THE_LINE}
 
     def analyse(runs: Runs) -> Findings:
         values = tabulate_runs(runs)
         means = select_means(values, metric, split)
-        tables = {part: tabulate_equal_cost(select_means(values, metric, part), line, metric) for part in SPLITS}
+        tables = {
+            part: tabulate_equal_cost(select_means(values, metric, part), line, metric)
+            for part in SPLITS
+        }
         note = (
             f"Grown networks beside the line of thin ones on {split}: the line is linear in the logarithm of the cost between two "
             "neighbouring widths, seed by seed; a difference is grown less thin. A dash: beyond the ends of the line."
         )
         csv = pandas.concat(tables, names=["split"]).reset_index("split")
-        figure = draw_company(make_spots(means, line), make_spots(means, grown), metric=metric, split=split)
+        figure = draw_company(
+            make_spots(means, line), make_spots(means, grown), metric=metric, split=split
+        )
         return Findings([note], tables[split], {"company.csv": csv}, {"company.png": figure})
 
     return Experiment(
@@ -154,7 +168,9 @@ def design_equal_cost(
     )
 
 
-def make_thin_line(configs: Sequence[Path], widths: Sequence[int], overrides: Sequence[str]) -> Variants:
+def make_thin_line(
+    configs: Sequence[Path], widths: Sequence[int], overrides: Sequence[str]
+) -> Variants:
     """The variants of the thin line: the recipe of the grown networks, without growth, at every width.
 
     They are named after the data set, such as `fps-thin-16`.
@@ -178,7 +194,10 @@ def make_thin_line(configs: Sequence[Path], widths: Sequence[int], overrides: Se
     for section in ("model", "method"):
         values = getattr(recipe, section).model_dump()
         variant |= {f"{section}.{key}": value for key, value in values.items()}
-    return {f"{data_name}-thin-{width}": {**variant, "model.width": width} for width in sorted(set(widths))}
+    return {
+        f"{data_name}-thin-{width}": {**variant, "model.width": width}
+        for width in sorted(set(widths))
+    }
 
 
 def _make_thin(config: Config) -> Config:
@@ -194,7 +213,9 @@ def _make_thin(config: Config) -> Config:
 # ---- does a pretrained beginning help?
 
 
-def design_initialisation(config: Path, pretrained: Path, overrides: Sequence[str], *, two_thirds: bool) -> Experiment:
+def design_initialisation(
+    config: Path, pretrained: Path, overrides: Sequence[str], *, two_thirds: bool
+) -> Experiment:
     """The same run begun by SOMP, by largest norm, by rows at random and at random (figure 5 of the paper).
 
     Args:
@@ -219,7 +240,9 @@ def design_initialisation(config: Path, pretrained: Path, overrides: Sequence[st
         )
         goal = found.set_index("variant").loc[RANDOM, "last"]
         courses = [_make_course(variant, runs, curves) for variant in found["variant"]]
-        figure = draw_courses(courses, metric=METRIC, goal=goal, goal_name="last value of the random beginning")
+        figure = draw_courses(
+            courses, metric=METRIC, goal=goal, goal_name="last value of the random beginning"
+        )
         csv = curves.rename(columns={"variant": "beginning", "value": f"val_{METRIC}"})
         return Findings([note], found, {"curves.csv": csv}, {"initialisation.png": figure})
 
@@ -242,7 +265,9 @@ def design_initialisation(config: Path, pretrained: Path, overrides: Sequence[st
     )
 
 
-def make_beginnings(config: Path, pretrained: Path, overrides: Sequence[str], *, two_thirds: bool) -> Variants:
+def make_beginnings(
+    config: Path, pretrained: Path, overrides: Sequence[str], *, two_thirds: bool
+) -> Variants:
     """One variant per beginning, evaluated on val often enough to see when it reaches what."""
     chosen = load_run_config(config, overrides)
     iterations = chosen.train.iterations

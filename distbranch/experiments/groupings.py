@@ -68,7 +68,11 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
             lost = measure_losses(values, metric, split)
             if lost.empty:  # undefined for all tasks
                 continue
-            names = {"one": "the learned tree", "other": "a permuted tree", "repetition": "permutations"}
+            names = {
+                "one": "the learned tree",
+                "other": "a permuted tree",
+                "repetition": "permutations",
+            }
             sentences.append(describe_differences(lost, metric, **names))
             table = tabulate_differences(lost)
             table.insert(0, "metric", metric)
@@ -160,7 +164,9 @@ def measure_losses(values: DataFrame, metric: str, split: str) -> DataFrame:
 # ---- agreement or phi?
 
 
-def design_affinity(config: Path, alphas: Sequence[float], overrides: Sequence[str], *, split: str) -> Experiment:
+def design_affinity(
+    config: Path, alphas: Sequence[float], overrides: Sequence[str], *, split: str
+) -> Experiment:
     """Trees grown with either kind of affinity for every alpha, compared at equal weights, task by task.
 
     A branching factor gives either kind another number of weights, so a line is drawn through the networks of each kind and the
@@ -189,19 +195,29 @@ def design_affinity(config: Path, alphas: Sequence[float], overrides: Sequence[s
     def analyse(runs: Runs) -> Findings:
         values = tabulate_runs(runs)
         found = measure_kinds(values, split)
-        sentence = describe_differences(found, METRIC, one="phi", other="agreement", repetition="seeds")
+        sentence = describe_differences(
+            found, METRIC, one="phi", other="agreement", repetition="seeds"
+        )
         table = tabulate_differences(found)
         # A task may lack a seed whose lines do not overlap.
         points = {task: list(100 * row.dropna()) for task, row in found.iterrows()}
         means = select_means(values, METRIC, split)
-        lines = {kind: make_spots(means, [name for name in variants if name.startswith(kind)]) for kind in KINDS}
+        lines = {
+            kind: make_spots(means, [name for name in variants if name.startswith(kind)])
+            for kind in KINDS
+        }
         for kind, spots in lines.items():
-            lines[kind] = [replace(spot, name=f"\u03b1 {spot.name.rpartition('alpha')[2]}") for spot in spots]
+            lines[kind] = [
+                replace(spot, name=f"\u03b1 {spot.name.rpartition('alpha')[2]}") for spot in spots
+            ]
         between = "phi less agreement at equal weights"
         figure = draw_kinds(lines, points, metric=METRIC, split=split, between=between)
         shown = table[table.columns[:5]]
         return Findings(
-            [f"At equal weights on {split}. {sentence}"], shown, {"tasks.csv": table}, {"affinity.png": figure}
+            [f"At equal weights on {split}. {sentence}"],
+            shown,
+            {"tasks.csv": table},
+            {"affinity.png": figure},
         )
 
     return Experiment(
@@ -232,7 +248,9 @@ def measure_kinds(values: DataFrame, split: str) -> DataFrame:
 # ---- does a first decision find the planted groups?
 
 
-def design_planted_truth(config: Path, seeds: Sequence[int], overrides: Sequence[str]) -> Experiment:
+def design_planted_truth(
+    config: Path, seeds: Sequence[int], overrides: Sequence[str]
+) -> Experiment:
     """Runs of one configuration, each with data drawn and weights begun from its own seed.
 
     Raises:
@@ -249,14 +267,23 @@ def design_planted_truth(config: Path, seeds: Sequence[int], overrides: Sequence
     check_grows(config, chosen)
     data = chosen.data
     if data.pack is None:
-        raise UserError(f"{config} should say how its data are packed (data.pack), for every seed draws its own.")
+        raise UserError(
+            f"{config} should say how its data are packed (data.pack), for every seed draws its own."
+        )
     variants = {}
     for seed in seeds:  # each is a variant of its own, for its data are others
         pack = {**data.pack, "seed": seed}
-        own = {"base": str(config.absolute()), "seed": seed, "data.path": f"{data.path}-seed{seed}", "data.pack": pack}
+        own = {
+            "base": str(config.absolute()),
+            "seed": seed,
+            "data.path": f"{data.path}-seed{seed}",
+            "data.pack": pack,
+        }
         variants[f"{config.stem}-data{seed}"] = own
     about = {"experiment": "planted"}
-    return Experiment(f"planted-{config.stem}", about, variants, analyse, derived=("data.path", "data.pack"))
+    return Experiment(
+        f"planted-{config.stem}", about, variants, analyse, derived=("data.path", "data.pack")
+    )
 
 
 def measure_agreement(run_directory: Path) -> float:
@@ -268,7 +295,9 @@ def measure_agreement(run_directory: Path) -> float:
     config = load_config(RunDirectory(run_directory).config)
     info = read_data(config.data)
     if not info.groups:
-        raise UserError(f"The data set {info.path} says nothing of groups of tasks. Use one that does: rendered-faces.")
+        raise UserError(
+            f"The data set {info.path} says nothing of groups of tasks. Use one that does: rendered-faces."
+        )
     planted = _number_groups(info.groups.values())
     found = _number_groups(_read_first_decision(run_directory)["tasks"])
     return float(adjusted_rand_score([planted[name] for name in found], list(found.values())))
@@ -297,14 +326,20 @@ def choose_first_groups(run_directory: Path) -> dict[str, list[list[str]]]:
         for kind in KINDS:
             decision = choose_groups(matrices[kind], seed=seed, **options)
             groups[kind] = [[names[task] for task in group] for group in decision.groups]
-    return groups | {first["affinity_kind"]: first["tasks"]}  # as it was decided, whatever release has decided it
+    return groups | {
+        first["affinity_kind"]: first["tasks"]
+    }  # as it was decided, whatever release has decided it
 
 
 def _read_first_decision(run_directory: Path) -> dict[str, Any]:
     files = RunDirectory(run_directory)
     if not files.config.exists():
-        raise UserError(f"There is no run directory {run_directory}. Give that of a run of method.name=branching.")
+        raise UserError(
+            f"There is no run directory {run_directory}. Give that of a run of method.name=branching."
+        )
     decisions = read_lines(files.decisions)
     if not decisions:
-        raise UserError(f"The run {run_directory} has taken no decision yet. Give a run of method.name=branching.")
+        raise UserError(
+            f"The run {run_directory} has taken no decision yet. Give a run of method.name=branching."
+        )
     return decisions[0]

@@ -61,7 +61,11 @@ def design_policies(
     plain = {f"adashare.{key}": value for key, value in AdaShareConfig().model_dump().items()}
     folder = build_sweep(name, {SEARCH: search}, overrides).trial_path
     given = {**fresh, "adashare.policy": str(folder / f"{SEARCH}-seed{SEED}")}
-    variants = {SEARCH: search, SHARED: {**fresh, "method.name": "fixed", **plain}, "most-probable": given}
+    variants = {
+        SEARCH: search,
+        SHARED: {**fresh, "method.name": "fixed", **plain},
+        "most-probable": given,
+    }
     for number in range(num_policies):
         variants[f"policy-{number}"] = {**given, "adashare.policy_number": number}
 
@@ -74,7 +78,12 @@ def design_policies(
         spots = dict(zip(names, places, strict=True))
         best = list(names[found["best_on_val"] == "best"])
         figure = draw_drawn_policies(spots, best, metric=METRIC, split=split)
-        return Findings(describe_policies(found, split), found, {"policies.csv": found}, {"policies.png": figure})
+        return Findings(
+            describe_policies(found, split),
+            found,
+            {"policies.csv": found},
+            {"policies.png": figure},
+        )
 
     return Experiment(
         name=name,
@@ -96,7 +105,10 @@ def tabulate_networks(runs: Runs) -> DataFrame:
     for run in runs:
         row = {"network": run.variant, "seed": run.seed, "best_on_val": ""}
         row |= {f"{split}_{METRIC}": run.get_mean(METRIC, split) for split in SPLITS}
-        row |= {"skipped_decisions": count_skips(run), "multiply_adds": run.summary["multiply_adds"]}
+        row |= {
+            "skipped_decisions": count_skips(run),
+            "multiply_adds": run.summary["multiply_adds"],
+        }
         rows.append(row)
     found = DataFrame(rows)
     found = found[found["network"] != SEARCH].sort_values("seed", kind="stable", ignore_index=True)

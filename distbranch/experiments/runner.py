@@ -19,7 +19,14 @@ from distbranch.engine.run_directory import write_atomically, write_json
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.experiments.analyses import format_markdown
-from distbranch.experiments.runs import SPLITS, Run, Runs, check_defined, restrict_to_common_tasks, split_by_data_set
+from distbranch.experiments.runs import (
+    SPLITS,
+    Run,
+    Runs,
+    check_defined,
+    restrict_to_common_tasks,
+    split_by_data_set,
+)
 from distbranch.launch.prepare import is_to_be_packed, read_packed_data
 from distbranch.report.console import make_result_markdown
 from distbranch.report.experiment_figures import save_figure
@@ -168,7 +175,9 @@ def build_sweep(
     return sweep
 
 
-def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()) -> list[Run]:
+def train_variants(
+    sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()
+) -> list[Run]:
     """Train what is not finished yet; then the finished runs of every variant, by seed.
 
     Raises:
@@ -189,7 +198,9 @@ def train_variants(sweep: SweepConfig, report: Report, *, splits: Collection[str
         result = read_result(trial.run_directory)
         assert result is not None
         # Measured by the sweep, all in one process.
-        found.append(Run(row["variant"], trial, {**result.summary, "latency_ms": row["latency_ms"]}))
+        found.append(
+            Run(row["variant"], trial, {**result.summary, "latency_ms": row["latency_ms"]})
+        )
     return restrict_to_common_tasks(found)
 
 
@@ -245,9 +256,13 @@ def check_same_comparison(sweep: SweepConfig, about: Mapping[str, Any]) -> None:
         if (sweep.path / ABOUT).exists():
             before = json.loads((sweep.path / ABOUT).read_text(encoding="utf-8"))
         if results.exists():
-            finished = set(pandas.read_csv(results, dtype=str).query("status == @FINISHED")["trial"])
+            finished = set(
+                pandas.read_csv(results, dtype=str).query("status == @FINISHED")["trial"]
+            )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"The files in {sweep.path} cannot be read ({error}). Give another --name.") from None
+        raise UserError(
+            f"The files in {sweep.path} cannot be read ({error}). Give another --name."
+        ) from None
     # More runs than before are welcome; fewer would take what was found out of the table.
     different = [f"{key}={value}" for key, value in before.items() if about.get(key) != value]
     lost = sorted(finished - {str(trial.run.name) for trial in list_trials(sweep)})

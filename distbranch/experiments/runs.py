@@ -52,7 +52,11 @@ class Run:
 
     def read_log(self, kind: str) -> list[Result]:
         """The lines of metrics.jsonl of one kind."""
-        return [line for line in read_lines(RunDirectory(self.config.run_directory).metrics) if line["kind"] == kind]
+        return [
+            line
+            for line in read_lines(RunDirectory(self.config.run_directory).metrics)
+            if line["kind"] == kind
+        ]
 
 
 Runs = Sequence[Run]
@@ -69,12 +73,16 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
         result = read_result(folder)
         if result is None:
-            raise UserError(f"{folder} should be a finished run, found none. Train it to its end first.")
+            raise UserError(
+                f"{folder} should be a finished run, found none. Train it to its end first."
+            )
         config = load_config(RunDirectory(folder).config)
         method = folder.absolute().name.removesuffix(f"-seed{config.seed}")
         # A seed that was given twice would count twice in every mean.
         if (method, config.seed) in found:
-            raise UsageError(f"Two runs are named {method} and have seed {config.seed}. Give each run once.")
+            raise UsageError(
+                f"Two runs are named {method} and have seed {config.seed}. Give each run once."
+            )
         found[method, config.seed] = Run(method, config, result.summary)
     return restrict_to_common_tasks(list(found.values()))
 
@@ -157,7 +165,10 @@ def tabulate_runs(runs: Runs) -> DataFrame:
         scores = run.get_scores(split)
         # The mean is as recorded, and no mean of these rows: exclusive sets count in it as one choice each.
         for task, values in {MEAN: scores.get("mean", {}), **scores.get("tasks", {})}.items():
-            rows += [{**about, "task": task, "metric": metric, "value": values.get(metric)} for metric in METRICS]
+            rows += [
+                {**about, "task": task, "metric": metric, "value": values.get(metric)}
+                for metric in METRICS
+            ]
     return DataFrame(rows).astype({"value": float})
 
 
@@ -185,7 +196,9 @@ def read_curves(runs: Runs, metric: str) -> DataFrame:
     rows = []
     for run in runs:
         lines = [line for line in run.read_log("evaluation") if line["split"] == "val"]
-        rows += [(run.variant, run.seed, line["iteration"], line["mean"].get(metric)) for line in lines]
+        rows += [
+            (run.variant, run.seed, line["iteration"], line["mean"].get(metric)) for line in lines
+        ]
     curves = DataFrame(rows, columns=["variant", "seed", "iteration", "value"]).dropna()
     # A resumed run may have evaluated twice at one iteration; the last one counts.
     return curves.drop_duplicates(["variant", "seed", "iteration"], keep="last", ignore_index=True)
@@ -210,7 +223,10 @@ def split_by_data_set(runs: Runs, split: str) -> dict[str, dict[str, list[Result
         for network, results in found[""].items():
             parts = [_find_part(result["metrics"].get(split, {}), own) for result in results]
             if None not in parts:
-                alone = [{**result, "metrics": {split: part}} for result, part in zip(results, parts, strict=True)]
+                alone = [
+                    {**result, "metrics": {split: part}}
+                    for result, part in zip(results, parts, strict=True)
+                ]
                 found.setdefault(name, {})[network] = alone
     return found
 

@@ -76,7 +76,9 @@ def export(
     if file_format not in SUFFIXES:
         raise UsageError(f"The format must be one of {', '.join(SUFFIXES)}, found {file_format!r}.")
     if input_type not in INPUT_TYPES:
-        raise UsageError(f"The input must be one of {', '.join(INPUT_TYPES)}, found {input_type!r}.")
+        raise UsageError(
+            f"The input must be one of {', '.join(INPUT_TYPES)}, found {input_type!r}."
+        )
     if out is not None and out.suffix.lower() in {*SUFFIXES.values()} - {SUFFIXES[file_format]}:
         raise UsageError(
             f"A file of the format {file_format} should end in {SUFFIXES[file_format]}, found {out}. Give the other --format or --out."
@@ -98,14 +100,18 @@ def export(
     write, check = (_write_onnx, _run_onnx) if file_format == "onnx" else (_write_torch, _run_torch)
     with _aside(out) as aside:
         write(aside, network, _metadata(network, preprocessing, input_type), input_type)
-        difference = _largest_difference(network, images, lambda part: check(aside, part, preprocessing, input_type))
+        difference = _largest_difference(
+            network, images, lambda part: check(aside, part, preprocessing, input_type)
+        )
         if not difference <= TOLERANCE:
             raise UserError(
                 f"The exported network differs from the trained one by {difference:.2g}, more than {TOLERANCE:g}, so "
                 f"{out} is not kept. Its weights are beyond what float32 carries; train with a smaller optim.lr."
             )
     weights = num_weights(network.architecture)
-    return Exported(out, len(network.tasks.tasks), weights, out.stat().st_size, described, difference)
+    return Exported(
+        out, len(network.tasks.tasks), weights, out.stat().st_size, described, difference
+    )
 
 
 def load_predictor(place: Path) -> tuple[Predictor, Preprocessing]:
@@ -151,7 +157,9 @@ def default_stem(tasks: Sequence[str] | None) -> str:
     """The name, without suffix, of a file that is given none; tasks as they were asked for."""
     if tasks is None:
         return "model"
-    named = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in "-".join(tasks))
+    named = "".join(
+        letter if letter.isalnum() or letter in "-_" else "_" for letter in "-".join(tasks)
+    )
     if len(named) > LONGEST_STEM:  # lists that begin alike should not share a file
         digest = hashlib.sha256("\n".join(tasks).encode()).hexdigest()[:8]
         named = f"{named[:LONGEST_STEM]}-{digest}"
@@ -164,7 +172,12 @@ def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -
     return {
         "format": "distbranch-export",
         "version": 1,
-        "input": {"type": input_type, "shape": ["batch", 3, height, width], "colours": "RGB", "values": numbers},
+        "input": {
+            "type": input_type,
+            "shape": ["batch", 3, height, width],
+            "colours": "RGB",
+            "values": numbers,
+        },
         "preprocessing": preprocessing.to_json(),
         "resizing": RESIZING,
         "tasks": [task.to_json() for task in network.tasks.tasks],
@@ -179,14 +192,20 @@ def _images(run: Path, preprocessing: Preprocessing) -> tuple[Tensor, str]:
     try:
         info = read_data(load_config(RunDirectory(run).config).data).members[0]
         split = next(name for name in ("val", "test", "train") if name in info.splits)
-        batches = eval_loader(info, split, batch_size=NUM_IMAGES, image_size=size, decoder=preprocessing.decoder)
+        batches = eval_loader(
+            info, split, batch_size=NUM_IMAGES, image_size=size, decoder=preprocessing.decoder
+        )
         batch = next(batches)
         if not batch.error and len(batch.images):
             return batch.images, f"{len(batch.images)} images of {split} of {info.path}"
     except (UserError, StopIteration):  # the data may be gone long after the run
         pass
     images = torch.randint(
-        0, 256, (NUM_IMAGES, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        0,
+        256,
+        (NUM_IMAGES, 3, *size),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
     )
     return images, f"{NUM_IMAGES} random images, since those of the run's data set cannot be read"
 
@@ -199,7 +218,9 @@ def _aside(out: Path) -> Iterator[Path]:
         yield aside
         aside.replace(out)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}). Give another file with --out.") from None
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}). Give another file with --out."
+        ) from None
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -223,14 +244,18 @@ def _write_torch(file: Path, network: Network, metadata: dict[str, Any], input_t
     write(file, network, metadata, input_type=input_type)
 
 
-def _run_torch(file: Path, images: Tensor, preprocessing: Preprocessing, input_type: str) -> dict[str, Tensor]:
+def _run_torch(
+    file: Path, images: Tensor, preprocessing: Preprocessing, input_type: str
+) -> dict[str, Tensor]:
     from distbranch.export.torch_program import run
 
     return run(file, images if input_type == "uint8" else preprocessing.normalise_images(images))
 
 
 @torch.inference_mode()
-def _largest_difference(network: Network, images: Tensor, exported: Callable[[Tensor], dict[str, Tensor]]) -> float:
+def _largest_difference(
+    network: Network, images: Tensor, exported: Callable[[Tensor], dict[str, Tensor]]
+) -> float:
     """Over all tasks, for the images together and for the first alone, since the batch is of any size."""
     largest = 0.0
     for part in (images, images[:1]):

@@ -37,12 +37,16 @@ class OnnxModel:
 
     def __init__(self, file: Path) -> None:
         if not file.is_file():
-            raise UserError(f"There is no file {file}. Give one that `distbranch export` wrote, or a run directory.")
+            raise UserError(
+                f"There is no file {file}. Give one that `distbranch export` wrote, or a run directory."
+            )
         try:
             self.session = open_session(str(file))
         except _UNREADABLE as error:
             reason = " ".join(str(error).split())[:200].rstrip(".")
-            raise UserError(f"{file} is no ONNX file that can be run ({reason}). Export it again.") from None
+            raise UserError(
+                f"{file} is no ONNX file that can be run ({reason}). Export it again."
+            ) from None
         found = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if found is None:
             raise UserError(
@@ -58,8 +62,13 @@ class OnnxModel:
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Logits by task name: [B] if binary, [B, K] if categorical. images: uint8 [B, 3, H, W]."""
         values = self.preprocessing.normalise_images(images) if self._is_float else images
-        outputs = self.session.run(list(self.tasks.names), {self._input_name: values.contiguous().numpy()})
-        return {name: torch.from_numpy(output) for name, output in zip(self.tasks.names, outputs, strict=True)}
+        outputs = self.session.run(
+            list(self.tasks.names), {self._input_name: values.contiguous().numpy()}
+        )
+        return {
+            name: torch.from_numpy(output)
+            for name, output in zip(self.tasks.names, outputs, strict=True)
+        }
 
 
 def open_session(model: str | bytes, *, num_threads: int = 0) -> Any:

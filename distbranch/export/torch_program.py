@@ -21,10 +21,14 @@ METADATA_FILE = "distbranch.json"  # `extra_files` of torch.export.load
 def trace_network(network: Network, *, input_type: str) -> ExportedProgram:
     """The program of a network, batch norm folded, for batches of any size."""
     size = network.architecture.image_size
-    example = torch.zeros((2, 3, *size), dtype=torch.uint8 if input_type == "uint8" else torch.float32)
+    example = torch.zeros(
+        (2, 3, *size), dtype=torch.uint8 if input_type == "uint8" else torch.float32
+    )
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # about torch's own insides
-        return torch.export.export(fold_norms(network), (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+        return torch.export.export(
+            fold_norms(network), (example,), dynamic_shapes=({0: Dim("batch", min=1)},)
+        )
 
 
 def write(file: Path, network: Network, metadata: dict[str, Any], *, input_type: str) -> None:
@@ -42,5 +46,7 @@ def run(file: Path, images: Tensor) -> dict[str, Tensor]:
     """Logits of a written program."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logits: dict[str, Tensor] = torch.export.load(io.BytesIO(file.read_bytes())).module()(images)
+        logits: dict[str, Tensor] = torch.export.load(io.BytesIO(file.read_bytes())).module()(
+            images
+        )
     return logits

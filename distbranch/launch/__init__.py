@@ -42,7 +42,9 @@ def train(
             "Under torchrun --fresh is not possible: every rank would choose a directory. Give another run.name."
         )
     report = report or _ignore_event
-    resolved = prepare_run(with_started_ranks(load_config(config, dotted)), fresh=fresh, report=report)
+    resolved = prepare_run(
+        with_started_ranks(load_config(config, dotted)), fresh=fresh, report=report
+    )
     finished = read_result(resolved.run_directory)
     if finished is not None:
         report({"kind": "finished", "directory": resolved.run_url or str(resolved.run_directory)})

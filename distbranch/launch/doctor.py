@@ -21,7 +21,9 @@ from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_dashb
 from distbranch.launch.ray_folder import choose_ray_folder, find_existing_folder, find_problem
 
 GIB = 2**30
-SMALLEST_SHARED_MEMORY = GIB  # a container's default of 64 MiB fills with the first batches of loading processes
+SMALLEST_SHARED_MEMORY = (
+    GIB  # a container's default of 64 MiB fills with the first batches of loading processes
+)
 SMALLEST_DISK = 2 * GIB
 
 
@@ -56,20 +58,34 @@ def _check_versions() -> Iterator[Finding]:
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             found = read_package_version(requirement.name) or "absent"
-            fits = found != "absent" and requirement.specifier.contains(found.split("+")[0], prereleases=True)
-            yield Finding(requirement.name, found, "" if fits else f"pip install '{text.split(';')[0].strip()}'")
+            fits = found != "absent" and requirement.specifier.contains(
+                found.split("+")[0], prereleases=True
+            )
+            yield Finding(
+                requirement.name,
+                found,
+                "" if fits else f"pip install '{text.split(';')[0].strip()}'",
+            )
 
 
 def _check_devices() -> Iterator[Finding]:
-    yield Finding("cores", f"{num_cores()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}")
-    known = "in hardware" if has_bf16(torch.device("cpu")) else "not in hardware: keep train.precision=fp32"
+    yield Finding(
+        "cores", f"{num_cores()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}"
+    )
+    known = (
+        "in hardware"
+        if has_bf16(torch.device("cpu"))
+        else "not in hardware: keep train.precision=fp32"
+    )
     yield Finding("bf16 on this processor", known)
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
     if not torch.cuda.is_available():
         advice = "This torch was built for CUDA but finds no GPU: check the driver with nvidia-smi."
-        yield Finding("GPUs", f"none (torch {torch.__version__})", advice if torch.version.cuda else "")
+        yield Finding(
+            "GPUs", f"none (torch {torch.__version__})", advice if torch.version.cuda else ""
+        )
 
 
 def _check_memory() -> Iterator[Finding]:
@@ -78,7 +94,9 @@ def _check_memory() -> Iterator[Finding]:
     yield _compare_room("free memory", available, GIB, advice)
     if os.path.isdir("/dev/shm"):
         advice = "Give the container more (docker run --shm-size=8g), or use data.workers=0."
-        yield _compare_room("shared memory", shutil.disk_usage("/dev/shm").free, SMALLEST_SHARED_MEMORY, advice)
+        yield _compare_room(
+            "shared memory", shutil.disk_usage("/dev/shm").free, SMALLEST_SHARED_MEMORY, advice
+        )
 
 
 def _compare_room(what: str, found: int, least: int, advice: str) -> Finding:
@@ -90,7 +108,9 @@ def _check_network() -> Iterator[Finding]:
     try:
         address = socket.gethostbyname(host)
         note = ""
-        if address.startswith("127."):  # as /etc/hosts of Debian has it, and no other machine reaches it
+        if address.startswith(
+            "127."
+        ):  # as /etc/hosts of Debian has it, and no other machine reaches it
             note = ": enough for one machine; torchrun on several needs GLOO_SOCKET_IFNAME, their network interface"
         yield Finding("host name", f"{host} is {address}{note}")
     except OSError:
@@ -107,7 +127,10 @@ def _check_ray() -> Iterator[Finding]:
     variable = os.environ.get(VARIABLE, "").strip()
     try:
         address = cluster_address(LaunchConfig())
-        yield Finding("Ray cluster", f"{VARIABLE}={address}: runs join it" if address else "runs start one here")
+        yield Finding(
+            "Ray cluster",
+            f"{VARIABLE}={address}: runs join it" if address else "runs start one here",
+        )
     except UserError as error:
         use = ": `submit ray` submits there" if is_dashboard_address(variable) else ""
         yield Finding("Ray cluster", f"{VARIABLE}={variable}{use}", str(error))
@@ -117,7 +140,9 @@ def _check_ray() -> Iterator[Finding]:
         yield Finding("files of Ray", "no folder will do", str(error))
         return
     given = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or str(folder)
-    passed_over = "" if Path(given).absolute() == folder else f", for {given} {find_problem(Path(given))}"
+    passed_over = (
+        "" if Path(given).absolute() == folder else f", for {given} {find_problem(Path(given))}"
+    )
     yield Finding("files of Ray", f"in {folder}{passed_over}")
 
 
@@ -135,7 +160,9 @@ def _check_storage(folder: Path) -> Iterator[Finding]:
             Path(trial, "a").touch()
             Path(trial, "a").rename(Path(trial, "b"))
     except OSError as error:
-        finding = replace(finding, advice=f"It cannot be written ({error.strerror}). Give another run.directory.")
+        finding = replace(
+            finding, advice=f"It cannot be written ({error.strerror}). Give another run.directory."
+        )
     yield finding
 
 
@@ -147,4 +174,6 @@ def raise_if_wrong(findings: list[Finding]) -> None:
     """
     wrong = [finding for finding in findings if finding.advice]
     if wrong:
-        raise UserError(f"{len(wrong)} finding(s) need something done: {', '.join(finding.what for finding in wrong)}.")
+        raise UserError(
+            f"{len(wrong)} finding(s) need something done: {', '.join(finding.what for finding in wrong)}."
+        )

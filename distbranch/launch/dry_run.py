@@ -62,7 +62,12 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         source = parse_options(config.data.pack or {}).open()
         _check_run_directory(config)
         return Plan(
-            (("data", f"{config.data.path} would be packed first ({source.num_samples or 'unknown'} samples)"),)
+            (
+                (
+                    "data",
+                    f"{config.data.path} would be packed first ({source.num_samples or 'unknown'} samples)",
+                ),
+            )
         )
     info = read_packed_data(config)
     check_data(config, info)
@@ -91,13 +96,22 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         *(("data", f"{member.path}: {_format_samples(member)}") for member in info.members),
         ("tasks", f"{num_tasks}"),
         ("images", f"{height}x{width} (height x width)"),
-        ("network", f"{config.model.backbone}, {config.model.width_text}, {_describe_architecture(architecture)}"),
-        ("parameters", f"{parameters:,} ({num_weights(architecture):,} weights with batch norm folded)"),
+        (
+            "network",
+            f"{config.model.backbone}, {config.model.width_text}, {_describe_architecture(architecture)}",
+        ),
+        (
+            "parameters",
+            f"{parameters:,} ({num_weights(architecture):,} weights with batch norm folded)",
+        ),
         ("multiply-adds per image", f"{multiply_adds(architecture):,}"),
         ("ranks", f"{launch.workers} on {place}, device {device}"),
         ("gradients on the wire per step and rank", f"{parameters * FLOAT32:,} bytes"),
         ("margins and losses per step and rank", f"{3 * num_tasks * FLOAT64:,} bytes"),
-        ("statistics of batch norm per step and rank", f"{norm_bytes:,} bytes ({norm.group_size} images a group)"),
+        (
+            "statistics of batch norm per step and rank",
+            f"{norm_bytes:,} bytes ({norm.group_size} images a group)",
+        ),
         ("pair statistics per decision and rank", f"{pair_bytes(num_tasks):,} bytes"),
         ("steps", f"{config.train.iterations:,} of {config.train.batch_size} images"),
         ("run directory", config.run_url or str(config.run_directory)),
@@ -109,7 +123,9 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         ("time", f"{describe_duration(estimate_seconds(config, info, step))} on this machine"),
         ("assumed between ranks", f"{link.gbit_s:g} Gbit/s, {link.latency_us:g} us"),
     )
-    scales = predict(step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share, norm=norm)
+    scales = predict(
+        step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share, norm=norm
+    )
     return Plan(lines, tuple(scales))
 
 
@@ -146,7 +162,9 @@ def _describe_architecture(architecture: Architecture) -> str:
     policy = architecture.policy
     if policy is not None:
         skipped = sum(not executes for row in policy for executes in row)
-        return f"{skipped} of {len(policy) * architecture.num_blocks} decisions of tasks skip a block"
+        return (
+            f"{skipped} of {len(policy) * architecture.num_blocks} decisions of tasks skip a block"
+        )
     if architecture.backbone.low_rank:
         return "every layer of low rank"
     tree = architecture.tree

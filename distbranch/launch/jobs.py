@@ -27,7 +27,9 @@ from distbranch.locks import is_held
 from distbranch.permissions import denied
 
 SECONDS_BETWEEN_LOOKS = 1.0  # each asks the queue or the dashboard, which have others to answer too
-SECONDS_OF_SILENCE = 600  # of whoever keeps the queue; a controller that is started anew is away for some minutes
+SECONDS_OF_SILENCE = (
+    600  # of whoever keeps the queue; a controller that is started anew is away for some minutes
+)
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 Say = Callable[[str], None]
 KEEPERS = {"slurm": "Slurm", "ray": "Ray", "local": "this machine"}
@@ -94,7 +96,9 @@ def stop_job(job: Job) -> None:
     """Ask a job to end; it saves everything first."""
     process = _find_process(job)
     if job.kind == "slurm":
-        call_slurm("scancel", job.id)  # SIGTERM to all its processes, and an end after the site's KillWait
+        call_slurm(
+            "scancel", job.id
+        )  # SIGTERM to all its processes, and an end after the site's KillWait
     elif job.kind == "ray":
         ask_ray_job("stop_job", job.where, job.id)
     elif process is not None:
@@ -139,7 +143,9 @@ def describe_status(run_directory: Path) -> list[tuple[str, str]]:
     answers["trained by"] = "nobody now"
     if job is not None:
         state = describe_job_state(job)
-        answers["trained by"] = f"{KEEPERS[job.kind]} job {job.id} ({job.where}), submitted {job.submitted}: {state}"
+        answers["trained by"] = (
+            f"{KEEPERS[job.kind]} job {job.id} ({job.where}), submitted {job.submitted}: {state}"
+        )
         answers["log"] = _explain_missing_log(job, state) or job.log
     elif is_held(training.lock):
         answers["trained by"] = "a process of `distbranch train`"
@@ -167,7 +173,9 @@ def read_log(run_directory: Path, *, follow: bool) -> Iterator[str]:
     files, _ = _open_run(run_directory)
     job = read_job(files.path)
     if job is None:
-        raise UserError(f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal.")
+        raise UserError(
+            f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal."
+        )
     yield from _follow_log(job, follow=follow)
 
 
@@ -214,7 +222,10 @@ def _follow_log(job: Job, *, follow: bool) -> Iterator[str]:
         if is_running:
             time.sleep(SECONDS_BETWEEN_LOOKS)
     if position == 0 and job.kind != "ray":  # whose own error says more
-        raise UserError(_explain_missing_log(job, describe_job_state(job)) or f"The job {job.id} has said nothing yet.")
+        raise UserError(
+            _explain_missing_log(job, describe_job_state(job))
+            or f"The job {job.id} has said nothing yet."
+        )
 
 
 def _read_log_bytes(job: Job) -> bytes:
@@ -273,7 +284,9 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Say) -> None:
     for _ in look_until(patience_s, SECONDS_BETWEEN_LOOKS):
         if reaches:
             _ask_to_stop(training)  # again: a job that begins takes the word away
-        if not is_held(training.lock) and (job is None or describe_job_state(job).startswith("ended")):
+        if not is_held(training.lock) and (
+            job is None or describe_job_state(job).startswith("ended")
+        ):
             training.stop_word.unlink(missing_ok=True)
             return say("The run has stopped; the same command continues it.")
 

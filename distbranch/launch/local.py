@@ -25,7 +25,10 @@ def train_here(config: Config, report: Report) -> RunResult:
 
     def train() -> RunResult:
         return train_rank(
-            config, report=report, draw=log_decision, should_stop=lambda: request() or (first and asked())
+            config,
+            report=report,
+            draw=log_decision,
+            should_stop=lambda: request() or (first and asked()),
         )
 
     def locked() -> RunResult:

@@ -49,7 +49,9 @@ def prepare_run(config: Config, *, fresh: bool, report: Report) -> Config:
         config = choose_fresh_name(config)
     download_run(config)
     if cluster_address(config.launch) is None:
-        wants_gpu(config.launch)  # says so where a GPU is asked for and absent, before anything is written
+        wants_gpu(
+            config.launch
+        )  # says so where a GPU is asked for and absent, before anything is written
 
     # The data, then the directory: a run is begun only when everything else is as it should be.
     info = ensure_packed(config, report)
@@ -62,20 +64,28 @@ def prepare_run(config: Config, *, fresh: bool, report: Report) -> Config:
 def warn_ignored_settings(configs: Iterable[Config]) -> None:
     """Warn once of every setting without effect; of ranks that torchrun started the first one does."""
     if os.environ.get("RANK", "0") == "0":
-        for sentence in dict.fromkeys(sentence for config in configs for sentence in config.ignored):
+        for sentence in dict.fromkeys(
+            sentence for config in configs for sentence in config.ignored
+        ):
             logger.warning("%s", sentence)
 
 
 def with_absolute_paths(config: Config) -> Config:
     """Every path absolute: workers of a cluster run in directories of their own."""
     if config.data.path is None:
-        raise UsageError("The configuration names no data set: give data.path, the folder of a packed one.")
+        raise UsageError(
+            "The configuration names no data set: give data.path, the folder of a packed one."
+        )
     paths = [_make_absolute(path) for path in config.data.paths]
-    values: dict[str, Any] = {key: os.path.abspath(path) for key, path in config.begins_from.items()}
+    values: dict[str, Any] = {
+        key: os.path.abspath(path) for key, path in config.begins_from.items()
+    }
     values["run.directory"] = _make_absolute(config.run.directory)
     values["run.name"] = config.run.name or "run"
     values["data.path"] = paths if len(paths) > 1 else paths[0]
-    values["data.cache_directory"] = config.data.cache_directory and os.path.abspath(config.data.cache_directory)
+    values["data.cache_directory"] = config.data.cache_directory and os.path.abspath(
+        config.data.cache_directory
+    )
     return load_config(config, values)
 
 
@@ -101,7 +111,11 @@ def refuse_uploaded_paths(places: Iterable[tuple[str, str]]) -> None:
     """
     for copy in (Path.cwd(), *Path.cwd().parents):
         if copy.name.startswith(RAY_COPY):
-            inside = [(key, os.path.relpath(path, copy)) for key, path in places if Path(path).is_relative_to(copy)]
+            inside = [
+                (key, os.path.relpath(path, copy))
+                for key, path in places
+                if Path(path).is_relative_to(copy)
+            ]
             refuse_vanishing_paths(inside, UserError)
 
 
@@ -143,7 +157,11 @@ def ensure_packed(config: Config, report: Report) -> DatasetInfo:
     path = config.data.paths[0]
     source = parse_options(config.data.pack or {}).open()
     info = pack_source(
-        source, path, progress=lambda done: report({"kind": "packing", "done": done, "total": source.num_samples})
+        source,
+        path,
+        progress=lambda done: report(
+            {"kind": "packing", "done": done, "total": source.num_samples}
+        ),
     )
     report({"kind": "packed", "path": path, "num_samples": info.num_samples})
     return info
@@ -177,7 +195,9 @@ def check_data(config: Config, info: DatasetInfo) -> None:
     """What can be said about data and network before anything starts."""
     for member in info.members:
         if "train" not in member.splits or member.splits["train"].num_samples == 0:
-            raise UserError(f"The data set {member.path} has no training samples. Pack one with a split named train.")
+            raise UserError(
+                f"The data set {member.path} has no training samples. Pack one with a split named train."
+            )
     num_samples = info.splits["train"].num_samples
     if num_samples < config.launch.most_workers:
         raise UserError(
@@ -207,7 +227,11 @@ def _check_search(config: Config, info: DatasetInfo) -> None:
 def choose_fresh_name(config: Config) -> Config:
     """What --fresh asks for: the first of name, name-2, name-3, ... whose directory does not exist."""
     name, number = config.run.name, 1
-    while config.run_directory.exists() if config.run_url is None else RemoteRun.from_config(config).exists():
+    while (
+        config.run_directory.exists()
+        if config.run_url is None
+        else RemoteRun.from_config(config).exists()
+    ):
         number += 1
         run = config.run.model_copy(update={"name": f"{name}-{number}"})
         config = config.model_copy(update={"run": run})

@@ -58,7 +58,10 @@ def find_problem(folder: Path, longest_name: int = BYTES_OF_NAME) -> str:
     if not PLAIN.fullmatch(str(folder)):
         return "has other characters than letters, digits and ._-, which Ray does not take"
     try:
-        with tempfile.TemporaryDirectory(prefix="db", dir=folder) as trial, socket.socket(socket.AF_UNIX) as probe:
+        with (
+            tempfile.TemporaryDirectory(prefix="db", dir=folder) as trial,
+            socket.socket(socket.AF_UNIX) as probe,
+        ):
             probe.bind(f"{trial}/s")
     except OSError as error:
         return f"takes no sockets ({error.strerror or error})"

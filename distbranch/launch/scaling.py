@@ -87,15 +87,21 @@ def norm_messages(config: Config, architecture: Architecture) -> NormMessages:
     if architecture.has_policy:
         num_layers = len(norms)
     num_bytes = sum(2 * norm.num_features + 1 for norm in norms) * FLOAT64
-    return NormMessages(num_layers, num_bytes, min(config.train.norm_batch, config.train.batch_size))
+    return NormMessages(
+        num_layers, num_bytes, min(config.train.norm_batch, config.train.batch_size)
+    )
 
 
 def measure_step(config: Config, architecture: Architecture, *, device: torch.device) -> StepTime:
     """Train a few steps of one rank's share on random images, with one rank's threads."""
-    num_images = max(2, config.train.batch_size // config.launch.most_workers)  # batch norm alone needs two
+    num_images = max(
+        2, config.train.batch_size // config.launch.most_workers
+    )  # batch norm alone needs two
     network = Network(architecture).to(device).train()
     optimizer = build_optimizer(network, config.optim)
-    images = torch.randint(0, 256, (num_images, 3, *architecture.image_size), dtype=torch.uint8, device=device)
+    images = torch.randint(
+        0, 256, (num_images, 3, *architecture.image_size), dtype=torch.uint8, device=device
+    )
     labels = torch.zeros(num_images, len(architecture.tasks), device=device)
 
     def forward() -> torch.Tensor:
@@ -108,7 +114,9 @@ def measure_step(config: Config, architecture: Architecture, *, device: torch.de
         optimizer.step()
 
     before = torch.get_num_threads()
-    torch.set_num_threads(config.launch.threads or max(1, num_cores() // config.launch.most_workers))
+    torch.set_num_threads(
+        config.launch.threads or max(1, num_cores() // config.launch.most_workers)
+    )
     measured = StepTime(_measure_call(forward, device), _measure_call(step, device))
     torch.set_num_threads(before)
     return measured
@@ -127,17 +135,30 @@ def _measure_call(act: Callable[[], object], device: torch.device) -> float:
 
 
 def predict(
-    step: StepTime, link: Link, *, num_parameters: int, num_tasks: int, images_per_rank: int, norm: NormMessages
+    step: StepTime,
+    link: Link,
+    *,
+    num_parameters: int,
+    num_tasks: int,
+    images_per_rank: int,
+    norm: NormMessages,
 ) -> list[Scale]:
     """Steps and decisions of 1 to 1,024 ranks, each with `images_per_rank` images."""
     gradient = num_parameters * FLOAT32
     last_bucket = min(gradient, BUCKET_BYTES)
     scales = []
     for ranks in NUMS_OF_RANKS:
-        exposed = max(link.all_reduce_s(gradient, ranks) - step.backward_s, link.all_reduce_s(last_bucket, ranks))
+        exposed = max(
+            link.all_reduce_s(gradient, ranks) - step.backward_s,
+            link.all_reduce_s(last_bucket, ranks),
+        )
         seconds = step.whole_s + exposed + norm.wait_s(link, ranks, images_per_rank)
         decision = link.all_reduce_s(pair_bytes(num_tasks), ranks)
-        scales.append(Scale(ranks, seconds, ranks * images_per_rank / seconds, step.whole_s / seconds, decision))
+        scales.append(
+            Scale(
+                ranks, seconds, ranks * images_per_rank / seconds, step.whole_s / seconds, decision
+            )
+        )
     return scales
 
 

@@ -87,14 +87,18 @@ class StopRequest:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """Let a thread see every signal as it arrives, whatever the main thread does."""
-        if hasattr(sys, "ps1"):  # a notebook or a Python prompt: its process belongs to more than this training
+        if hasattr(
+            sys, "ps1"
+        ):  # a notebook or a Python prompt: its process belongs to more than this training
             yield
             return
         _ignore_in_forks()
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        thread = threading.Thread(target=self._watch, args=(ours,), name="distbranch-signals", daemon=True)
+        thread = threading.Thread(
+            target=self._watch, args=(ours,), name="distbranch-signals", daemon=True
+        )
         thread.start()
         try:
             yield
@@ -113,9 +117,15 @@ class StopRequest:
         if again == NONE_IN_TIME:
             is_busy = time.process_time() - used > BUSY * SECONDS_TO_HEAR
             if self.received is None and not is_busy:
-                _end_process(first, f"Stopped after it had only waited for another rank for {SECONDS_TO_HEAR:g} s")
+                _end_process(
+                    first,
+                    f"Stopped after it had only waited for another rank for {SECONDS_TO_HEAR:g} s",
+                )
             again = _wait_for_signal(arrivals, [signal.SIGINT])
-        if again != WATCH_IS_OVER and _wait_for_signal(arrivals, (), SECONDS_TO_UNWIND) == NONE_IN_TIME:
+        if (
+            again != WATCH_IS_OVER
+            and _wait_for_signal(arrivals, (), SECONDS_TO_UNWIND) == NONE_IN_TIME
+        ):
             _end_process(signal.SIGINT, "Interrupted at once")
 
 
@@ -125,7 +135,9 @@ def _ignore_in_forks() -> None:
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
-def _wait_for_signal(arrivals: socket.socket, wanted: Collection[int], patience_s: float | None = None) -> int:
+def _wait_for_signal(
+    arrivals: socket.socket, wanted: Collection[int], patience_s: float | None = None
+) -> int:
     """The next of the signals that are wanted, or WATCH_IS_OVER; NONE_IN_TIME when none at all came for so long."""
     arrivals.settimeout(patience_s)
     while True:

@@ -33,7 +33,9 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if self.backbone.low_rank and self.splits:
-            raise UserError("The low-rank baseline is made of a network without branches, but this one has branched.")
+            raise UserError(
+                "The low-rank baseline is made of a network without branches, but this one has branched."
+            )
         rows = self.policy or ()
         sizes = {len(row) for row in rows}
         if self.policy is not None and (len(rows) != len(self.tasks) or sizes != {self.num_blocks}):
@@ -113,7 +115,9 @@ class Architecture:
                 f"The tree is of other layers than those of {self.backbone.source}: found {', '.join(tree.layers)}."
             )
         if tree.num_tasks != len(self.tasks):
-            raise UserError(f"The tree is of {tree.num_tasks} tasks, but {len(self.tasks)} tasks were given.")
+            raise UserError(
+                f"The tree is of {tree.num_tasks} tasks, but {len(self.tasks)} tasks were given."
+            )
         return replace(self, splits=tree.splits)
 
     def with_policy(self, policy: Policy) -> Architecture:
@@ -127,13 +131,19 @@ class Architecture:
     def shared_by(self, tasks: tuple[Task, ...]) -> Architecture:
         """The thin network of the same widths and images for these tasks, which share every unit, of full rank."""
         shared = Architecture(replace(self.backbone, low_rank=False), tasks)
-        return shared.with_policy(share_all_blocks(len(tasks), self.num_blocks)) if self.has_policy else shared
+        return (
+            shared.with_policy(share_all_blocks(len(tasks), self.num_blocks))
+            if self.has_policy
+            else shared
+        )
 
     def restricted(self, numbers: Sequence[int]) -> Architecture:
         """That of some of the tasks, in the given order, with the copies and blocks that these need."""
         tasks = tuple(self.tasks[number] for number in numbers)
         if self.policy is not None:
-            return replace(self, tasks=tasks, policy=tuple(self.policy[number] for number in numbers))
+            return replace(
+                self, tasks=tasks, policy=tuple(self.policy[number] for number in numbers)
+            )
         return replace(self, tasks=tasks, splits=self.tree.restricted(numbers).splits)
 
     def cost(self) -> Cost:
@@ -143,8 +153,12 @@ class Architecture:
             copies = self.routing.copies(number)
             coming, running = self.routing.num_runs(number)
             weights += spec.shortcut.weights * len(copies) + spec.body.weights * sum(copies)
-            parameters += spec.shortcut.parameters * len(copies) + spec.body.parameters * sum(copies)
-            multiply_adds += spec.shortcut.multiply_adds * coming + spec.body.multiply_adds * running
+            parameters += spec.shortcut.parameters * len(copies) + spec.body.parameters * sum(
+                copies
+            )
+            multiply_adds += (
+                spec.shortcut.multiply_adds * coming + spec.body.multiply_adds * running
+            )
         heads = self.specs[-1].width * self.num_outputs
         if self.output_basis is not None:
             heads = self.output_basis * (self.specs[-1].width + self.num_outputs)

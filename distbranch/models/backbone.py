@@ -27,7 +27,16 @@ BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}  # per stage (He e
 STAGE_WIDTHS = (64, 128, 256, 512)
 
 # The paper's basis filters, by the stage of the layers (conv4 is conv4_1 .. conv4_3), and of the outputs.
-BASIS = {"conv1": 8, "conv2": 16, "conv3": 32, "conv4": 64, "conv5": 64, "fc6": 64, "fc7": 64, "output": 16}
+BASIS = {
+    "conv1": 8,
+    "conv2": 16,
+    "conv3": 32,
+    "conv4": 64,
+    "conv5": 64,
+    "fc6": 64,
+    "fc7": 64,
+    "output": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,9 @@ class Backbone:
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
-            raise UserError(f"The backbone must be one of {', '.join(SOURCES)}, found {self.source!r}.")
+            raise UserError(
+                f"The backbone must be one of {', '.join(SOURCES)}, found {self.source!r}."
+            )
         if self.width is not None and self.width < 1:
             raise UserError(f"The width of a thin network is at least 1, found {self.width}.")
         if min(self.image_size) < SMALLEST_IMAGE:
@@ -176,7 +187,11 @@ def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
                 positions=(height, length),
                 halvings_above=halvings,
                 may_skip=plan.may_skip,
-                body=Cost(whole.weights - past.weights, whole.parameters - past.parameters, whole.multiply_adds),
+                body=Cost(
+                    whole.weights - past.weights,
+                    whole.parameters - past.parameters,
+                    whole.multiply_adds,
+                ),
                 shortcut=past,
             )
             specs.append(spec)
@@ -207,19 +222,25 @@ def _plan_vgg(backbone: Backbone) -> Iterator[UnitPlan]:
             num_inputs, height, length = num_inputs * height * length, 1, 1
         width = backbone.thin_width(int(full), omega_times=2 if is_linear else 1)
         basis = basis_size(name, num_inputs, width, int(full)) if backbone.low_rank else None
-        build = partial(_build_layer, num_inputs, width, basis, is_linear=is_linear, is_pooled=following == "|")
+        build = partial(
+            _build_layer, num_inputs, width, basis, is_linear=is_linear, is_pooled=following == "|"
+        )
         yield UnitPlan(name, width, int(full), build)
         num_inputs = width
 
 
-def _build_layer(num_inputs: int, width: int, basis: int | None, *, is_linear: bool, is_pooled: bool) -> Unit:
+def _build_layer(
+    num_inputs: int, width: int, basis: int | None, *, is_linear: bool, is_pooled: bool
+) -> Unit:
     def product(inputs: int, outputs: int, size: int = 3) -> nn.Module:
         if is_linear:
             return make_unset(nn.Linear, inputs, outputs, bias=False)  # type: ignore[no-any-return]
         return make_convolution(inputs, outputs, size)
 
     whole = (
-        product(num_inputs, width) if basis is None else LowRank(product(num_inputs, basis), product(basis, width, 1))
+        product(num_inputs, width)
+        if basis is None
+        else LowRank(product(num_inputs, basis), product(basis, width, 1))
     )
     return Layer(whole, width, pool=(2, 2, 0) if is_pooled else None, halvings=int(is_pooled))
 
@@ -231,7 +252,9 @@ def basis_size(name: str, num_inputs: int, width: int, full_width: int) -> int:
     """
     stage = re.sub(r"_\d+$", "", name)
     if stage not in BASIS:
-        raise UserError(f"The low-rank baseline has basis sizes for the layers of vgg16, found the layer {name}.")
+        raise UserError(
+            f"The low-rank baseline has basis sizes for the layers of vgg16, found the layer {name}."
+        )
     rank = min(width, num_inputs * (1 if name.startswith("fc") else 9))
     return min(in_eights(BASIS[stage] * width / full_width), rank)
 

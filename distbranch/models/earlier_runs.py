@@ -22,7 +22,9 @@ def rename_earlier(
     """The JSON of an architecture and tensors by name (weights, or slots of an optimiser), both of version 1, as those of now."""
     fields = ("image_size", "width", "width_fraction", "low_rank")
     values = {"source": architecture["backbone"]}
-    values |= {name: architecture[name] for name in fields if name in architecture}  # the first runs had no fractions
+    values |= {
+        name: architecture[name] for name in fields if name in architecture
+    }  # the first runs had no fractions
     backbone = Backbone.from_json(values)
     policy = architecture.get("policy")
     new = {
@@ -40,7 +42,9 @@ def rename_earlier(
         name = re.sub(r"^layers\.(\w+)\.(basis|combination)\.", r"units.\1.0.product.\2.", name)
         name = re.sub(r"^layers\.(\w+)\.norm\.", r"units.\1.0.norm.", name)
         name = re.sub(r"^stem\.", "units.stem.0.", name)
-        name = re.sub(r"^blocks\.(\d+)\.", lambda found: f"units.{backbone.blocks[int(found[1])]}.0.", name)
+        name = re.sub(
+            r"^blocks\.(\d+)\.", lambda found: f"units.{backbone.blocks[int(found[1])]}.0.", name
+        )
         # In the slots of an optimiser the name of the slot follows, `...conv.weight:exp_avg`.
         return re.sub(r"\.(conv|linear)\.(weight|bias)\b", r".product.\2", name)
 

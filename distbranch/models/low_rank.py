@@ -51,21 +51,29 @@ def low_rank_beginning(wide: WideNetwork, architecture: Architecture) -> dict[st
     for layer, plan in zip(wide.layers, architecture.backbone.plans, strict=True):
         is_first_fc = is_linear(plan.name) and not was_linear
         was_linear = is_linear(plan.name)
-        sized = with_map_size(layer, wide.map_size, map_size(architecture)) if is_first_fc else layer
+        sized = (
+            with_map_size(layer, wide.map_size, map_size(architecture)) if is_first_fc else layer
+        )
         check_finite(sized, wide.source, plan.name)
         weight = sized.weight
         k = basis_size(plan.name, weight.shape[1], plan.width, plan.full_width)
         left, right = factors(weight.flatten(1).float(), k)
         unit = f"units.{plan.name}.0"
         state[f"{unit}.product.basis.weight"] = right.view(k, *weight.shape[1:])
-        state[f"{unit}.product.combination.weight"] = left.view(*left.shape, *[1] * (weight.ndim - 2))
+        state[f"{unit}.product.combination.weight"] = left.view(
+            *left.shape, *[1] * (weight.ndim - 2)
+        )
         _, *norm = vars(sized).values()
         for key, value in zip(LAYER_KEYS[1:], norm, strict=True):
             state[f"{unit}.{key}"] = value.float()
     if wide.heads is not None:
         assert architecture.output_basis is not None
         left, right = factors(wide.heads.weight, architecture.output_basis)
-        state |= {"head_basis.weight": right, "heads.weight": left, "heads.bias": wide.heads.bias.clone()}
+        state |= {
+            "head_basis.weight": right,
+            "heads.weight": left,
+            "heads.bias": wide.heads.bias.clone(),
+        }
     return state
 
 
@@ -84,7 +92,9 @@ def check_same(wide: WideNetwork, architecture: Architecture) -> None:
                 "model.width_fraction) of that network; for a VGG-16 file both are empty."
             )
     if wide.heads is not None and _outputs(wide.heads.tasks) != _outputs(architecture.tasks):
-        theirs, own = ({task.name for task in tasks} for tasks in (wide.heads.tasks, architecture.tasks))
+        theirs, own = (
+            {task.name for task in tasks} for tasks in (wide.heads.tasks, architecture.tasks)
+        )
         named = sorted(theirs ^ own) or [task.name for task in architecture.tasks]
         raise UserError(
             f"The pretrained run {wide.source} should have been trained for the same tasks in the same order as those of the "

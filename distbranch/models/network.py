@@ -38,7 +38,10 @@ class Network(nn.Module):
     std: Tensor
 
     def __init__(
-        self, architecture: Architecture, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.25,) * 3
+        self,
+        architecture: Architecture,
+        mean: Sequence[float] = (0.5,) * 3,
+        std: Sequence[float] = (0.25,) * 3,
     ) -> None:
         super().__init__()
         self.architecture = architecture
@@ -48,7 +51,10 @@ class Network(nn.Module):
         self.units = nn.ModuleDict()
         for number, plan in enumerate(architecture.backbone.plans):
             copies = self.routing.copies(number)
-            built = [plan.build() if is_executed else plan.build(is_executed=False) for is_executed in copies]
+            built = [
+                plan.build() if is_executed else plan.build(is_executed=False)
+                for is_executed in copies
+            ]
             self.units[plan.name] = nn.ModuleList(built)
 
         width = plan.width
@@ -78,7 +84,9 @@ class Network(nn.Module):
                 # No ReLU follows the heads, nor what a basis gives.
                 gain = 1.0 if name == "heads" or name.endswith("basis") else 2.0
                 deviation = math.sqrt(gain / module.weight[0].numel())
-                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * deviation)
+                module.weight.copy_(
+                    torch.randn(module.weight.shape, generator=generator) * deviation
+                )
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, BatchNorm):
@@ -125,15 +133,21 @@ class Network(nn.Module):
     def _run_mixed(self, x: Tensor, decisions: Tensor, groups: NormGroups | None) -> list[Tensor]:
         """The features of every task, whose last blocks are mixtures of what they compute and of their shortcuts."""
         features = [x]
-        place = decisions.shape[1] - self.architecture.num_blocks  # of the next block among the released ones
-        for name, may_skip in zip(self.routing.units, self.architecture.backbone.may_skip, strict=True):
+        place = (
+            decisions.shape[1] - self.architecture.num_blocks
+        )  # of the next block among the released ones
+        for name, may_skip in zip(
+            self.routing.units, self.architecture.backbone.may_skip, strict=True
+        ):
             ways = range(len(features))
             shortcuts, done = run_over_ways(self.copies(name)[0], ways, ways, features, groups)
             if may_skip and place >= 0:
                 shares = decisions[:, place].to(x.dtype)
                 features = []
                 for task, share in enumerate(shares):
-                    way = min(task, len(ways) - 1)  # all tasks share one up to the first released block
+                    way = min(
+                        task, len(ways) - 1
+                    )  # all tasks share one up to the first released block
                     features.append(share[EXECUTE] * done[way] + share[SKIP] * shortcuts[way])
             else:
                 features = list(done.values())
@@ -165,7 +179,11 @@ class Network(nn.Module):
     @property
     def served_architecture(self) -> Architecture:
         """That of the network as it answers: of a search that of its most probable decisions."""
-        return self.architecture.with_policy(self.policy) if self.architecture.searches else self.architecture
+        return (
+            self.architecture.with_policy(self.policy)
+            if self.architecture.searches
+            else self.architecture
+        )
 
     def as_served(self) -> Network:
         """The network as it answers: of a search that of its most probable decisions, with copies of what it needs; else itself."""
@@ -181,8 +199,12 @@ class Network(nn.Module):
         state = copy_units(self.state_dict(), self.routing, network.routing, tasks)
         if tasks is not None:
             parts = list(self.tasks.columns.values())
-            columns = [column for task in tasks for column in range(parts[task].start, parts[task].stop)]
-            state |= {f"heads.{key}": value[columns] for key, value in self.heads.state_dict().items()}
+            columns = [
+                column for task in tasks for column in range(parts[task].start, parts[task].stop)
+            ]
+            state |= {
+                f"heads.{key}": value[columns] for key, value in self.heads.state_dict().items()
+            }
         network.load_state_dict({name: state[name] for name in network.state_dict()})
         return network.to(self.mean.device).train(self.training)
 
@@ -201,7 +223,9 @@ class Serving(nn.Module):
 
     def __init__(self, node_of_output: Sequence[int]) -> None:
         super().__init__()
-        order = sorted(range(len(node_of_output)), key=node_of_output.__getitem__)  # outputs, node by node
+        order = sorted(
+            range(len(node_of_output)), key=node_of_output.__getitem__
+        )  # outputs, node by node
         self.sizes = [node_of_output.count(node) for node in range(max(node_of_output) + 1)]
         is_sorted = order == list(range(len(order)))  # then nothing has to be moved
         place = sorted(order, key=order.__getitem__)
@@ -213,7 +237,9 @@ class Serving(nn.Module):
         with torch.autocast(heads.weight.device.type, enabled=False):
             weight = heads.weight if self.order is None else heads.weight[self.order]
             parts = torch.split(weight, self.sizes)
-            products = [x.to(part.dtype) @ part.t() for x, part in zip(features, parts, strict=True)]
+            products = [
+                x.to(part.dtype) @ part.t() for x, part in zip(features, parts, strict=True)
+            ]
             outputs = torch.cat(products, dim=1)
             outputs = outputs if self.place is None else outputs[:, self.place]
             return outputs + heads.bias
@@ -247,5 +273,7 @@ def restrict(network: Network, names: Sequence[str]) -> Network:
             )
     kept = [number for number, name in enumerate(known) if name in names]
     if not kept:
-        raise UserError(f"At least one task must be given. The network has {len(known)}: {', '.join(known[:8])} ...")
+        raise UserError(
+            f"At least one task must be given. The network has {len(known)}: {', '.join(known[:8])} ..."
+        )
     return network.rebuilt(network.served_architecture.restricted(kept), kept).eval()

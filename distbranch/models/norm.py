@@ -65,7 +65,9 @@ class BatchNorm(_BatchNorm):
             raise ValueError(f"expected [B, C] or [B, C, h, w], found {input.ndim} dimensions")
 
 
-def update_running_statistics(norms: Sequence[BatchNorm], step_sums: Tensor, num_images: Tensor) -> None:
+def update_running_statistics(
+    norms: Sequence[BatchNorm], step_sums: Tensor, num_images: Tensor
+) -> None:
     """One update for one optimiser step, whatever the number of its groups, from sums over all ranks.
 
     step_sums: [sum of 2 * C over the norms], as `take_step_sums` gives them; num_images: of all ranks, scalar.
@@ -98,7 +100,14 @@ def _normalise_alone(norm: BatchNorm, x: Tensor, sizes: Sequence[int], num_ways:
         mean, variance = torch.zeros_like(norm.step_sums).unbind()
         outputs.append(
             functional.batch_norm(
-                part, mean, variance, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps
+                part,
+                mean,
+                variance,
+                norm.weight,
+                norm.bias,
+                training=True,
+                momentum=1.0,
+                eps=norm.eps,
             )
         )
         norm.step_sums.add_(torch.stack([mean, variance]), alpha=size)
@@ -139,9 +148,14 @@ def normalise_with_team(
     call = _TeamCall(groups, len(norms), num_ways, norms[0].eps)
     *outputs, seen = _TeamNorm.apply(call, *parts, *weights, *biases)  # type: ignore[no-untyped-call]
     positions = inputs[0][0, 0].numel() if len(inputs[0]) else 1
-    torch._foreach_add_([norm.step_sums for norm in norms], list(seen.unbind()), alpha=1 / (positions * num_ways))
+    torch._foreach_add_(
+        [norm.step_sums for norm in norms], list(seen.unbind()), alpha=1 / (positions * num_ways)
+    )
     count = len(groups.sizes)
-    return [_join_groups(outputs[first : first + count], num_ways) for first in range(0, count * len(norms), count)]
+    return [
+        _join_groups(outputs[first : first + count], num_ways)
+        for first in range(0, count * len(norms), count)
+    ]
 
 
 @dataclass(frozen=True)
@@ -175,7 +189,9 @@ class _TeamNorm(torch.autograd.Function):
         biases = tensors[num_groups * num_norms :][num_norms:]
         width = len(weights[0])
 
-        sums = torch.empty(num_groups, num_norms, 2 * width + 1, dtype=torch.float64, device=weights[0].device)
+        sums = torch.empty(
+            num_groups, num_norms, 2 * width + 1, dtype=torch.float64, device=weights[0].device
+        )
         for number, part in enumerate(parts):
             norm, group = divmod(number, num_groups)
             sums[group, norm] = _count_and_moments(part)
@@ -186,7 +202,9 @@ class _TeamNorm(torch.autograd.Function):
         means = sums[:, :, 1 : width + 1] / counts
         variances = (sums[:, :, width + 1 :] / counts - means.square()).clamp_min(0)
         unbiased = variances * (counts / (counts - 1).clamp_min(1))
-        seen = torch.stack([(means * own_counts).sum(dim=0), (unbiased * own_counts).sum(dim=0)], dim=1)
+        seen = torch.stack(
+            [(means * own_counts).sum(dim=0), (unbiased * own_counts).sum(dim=0)], dim=1
+        )
         means = means.to(weights[0].dtype)
         variances = variances.to(weights[0].dtype)
 
@@ -195,7 +213,9 @@ class _TeamNorm(torch.autograd.Function):
             norm, group = divmod(number, num_groups)
             mean, variance = means[group, norm], variances[group, norm]
             outputs.append(
-                functional.batch_norm(part, mean, variance, weights[norm], biases[norm], training=False, eps=call.eps)
+                functional.batch_norm(
+                    part, mean, variance, weights[norm], biases[norm], training=False, eps=call.eps
+                )
             )
         ctx.call = call  # type: ignore[attr-defined]
         ctx.save_for_backward(*parts, *weights, means, variances, counts)
@@ -214,7 +234,9 @@ class _TeamNorm(torch.autograd.Function):
 
         # As with fixed statistics: what reaches the images, and the sums over them, which are the gradients of weight and bias.
         direct = []
-        sums = torch.zeros(num_groups, num_norms, 2, width, dtype=torch.float64, device=means.device)
+        sums = torch.zeros(
+            num_groups, num_norms, 2, width, dtype=torch.float64, device=means.device
+        )
         for number, part in enumerate(parts):
             norm, group = divmod(number, num_groups)
             if not len(part):  # torch's kernel cannot do nothing

@@ -37,7 +37,10 @@ WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the
 FULL_VGG = Backbone("vgg16", (224, 224))
 # The tensors of a layer of ours, in the order of a WideLayer.
 LAYER_KEYS = ("product.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
-FULLY_CONNECTED = ("classifier.0", "classifier.3"), ("pre_logits.fc1", "pre_logits.fc2")  # torchvision, timm
+FULLY_CONNECTED = (
+    ("classifier.0", "classifier.3"),
+    ("pre_logits.fc1", "pre_logits.fc2"),
+)  # torchvision, timm
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,9 @@ def with_map_size(layer: WideLayer, old: tuple[int, int], new: tuple[int, int]) 
     if old == new:
         return layer
     positions = new[0] * new[1]
-    pooling = functional.adaptive_avg_pool2d(torch.eye(positions).view(positions, 1, *new), old).flatten(
-        1
-    )  # [new, old]
+    pooling = functional.adaptive_avg_pool2d(
+        torch.eye(positions).view(positions, 1, *new), old
+    ).flatten(1)  # [new, old]
     by_channel = layer.weight.float().view(len(layer.weight), -1, old[0] * old[1])
     weight = torch.einsum("dcq,pq->dcp", by_channel, pooling).flatten(1)
     return WideLayer(weight, layer.scale, layer.shift, layer.mean, layer.variance)
@@ -119,7 +122,8 @@ def wide_network(network: Network, source: str) -> WideNetwork:
         )
     state = {name: value.detach() for name, value in network.state_dict().items()}
     layers = tuple(
-        WideLayer(*(state[f"units.{name}.0.{key}"] for key in LAYER_KEYS)) for name in architecture.backbone.names
+        WideLayer(*(state[f"units.{name}.0.{key}"] for key in LAYER_KEYS))
+        for name in architecture.backbone.names
     )
     heads = WideHeads(architecture.tasks, state["heads.weight"], state["heads.bias"])
     return WideNetwork(source, architecture.backbone.source, layers, map_size(architecture), heads)
@@ -137,7 +141,9 @@ def check_backbone(wide: WideNetwork, architecture: Architecture) -> None:
 def check_finite(layer: WideLayer, source: str, name: str) -> None:
     """Raise UserError if a number of the layer is none."""
     if not all(bool(part.isfinite().all()) for part in vars(layer).values()):
-        raise UserError(f"The pretrained network {source} holds numbers that are not finite (first in {name}).")
+        raise UserError(
+            f"The pretrained network {source} holds numbers that are not finite (first in {name})."
+        )
 
 
 def read_weights(path: Path, *, bgr: bool = False) -> WideNetwork:
@@ -151,11 +157,16 @@ def read_weights(path: Path, *, bgr: bool = False) -> WideNetwork:
         UserError: absent, not readable without running code, damaged, or of another network.
     """
     state = _named_tensors(path)
-    layers = tuple(_as_wide(path, parts) for parts in (*_convolutions(path, state), *_fully_connected(path, state)))
+    layers = tuple(
+        _as_wide(path, parts)
+        for parts in (*_convolutions(path, state), *_fully_connected(path, state))
+    )
     _check_shapes(path, layers)
     if bgr:
         first = layers[0]
-        turned = WideLayer(first.weight.flip(1), first.scale, first.shift, first.mean, first.variance)
+        turned = WideLayer(
+            first.weight.flip(1), first.scale, first.shift, first.mean, first.variance
+        )
         layers = (turned, *layers[1:])
     return WideNetwork(str(path), "vgg16", layers, (7, 7))
 
@@ -171,7 +182,11 @@ def _named_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"The weights file {path} should hold named tensors, found a {type(state).__name__}. {HOW_TO_GET}"
         )
-    return {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    return {
+        name.removeprefix("module."): value
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _load(path: Path) -> Any:
@@ -179,11 +194,15 @@ def _load(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_tensors(path)
         # A zip file is mapped, so that looking at the shapes reads nothing else; older files are one pickle.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+        return torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
+        )
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global:?|class) `?([\w.]+\.\w+)`?", str(error))
         if named is None:
-            raise UserError(f"The weights file {path} is damaged or no PyTorch file. {HOW_TO_GET}") from None
+            raise UserError(
+                f"The weights file {path} is damaged or no PyTorch file. {HOW_TO_GET}"
+            ) from None
         raise UserError(
             f"The weights file {path} should hold only tensors, but its pickle asks to run code ({named[1]}), which is never done. "
             "Save the weights alone, with `torch.save(model.state_dict(), FILE)`, or as .safetensors."
@@ -192,12 +211,16 @@ def _load(path: Path) -> Any:
         raise denied(error) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"The weights file {path} is damaged or cannot be read ({reason}). {HOW_TO_GET}") from None
+        raise UserError(
+            f"The weights file {path} is damaged or cannot be read ({reason}). {HOW_TO_GET}"
+        ) from None
 
 
 def _convolutions(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """The tensors of every convolution, with those of the batch norm that follows it as `norm.weight` and so on."""
-    numbers = sorted({int(name.split(".")[1]) for name in state if re.fullmatch(r"features\.\d+\.\w+", name)})
+    numbers = sorted(
+        {int(name.split(".")[1]) for name in state if re.fullmatch(r"features\.\d+\.\w+", name)}
+    )
     modules = [_module(state, f"features.{number}") for number in numbers]
     found: list[dict[str, Tensor]] = []
     for module in modules:
@@ -227,7 +250,11 @@ def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[s
 
 
 def _module(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.rpartition(".")[2]: value for key, value in state.items() if key.rpartition(".")[0] == name}
+    return {
+        key.rpartition(".")[2]: value
+        for key, value in state.items()
+        if key.rpartition(".")[0] == name
+    }
 
 
 def _as_wide(path: Path, parts: Mapping[str, Tensor]) -> WideLayer:
@@ -235,10 +262,15 @@ def _as_wide(path: Path, parts: Mapping[str, Tensor]) -> WideLayer:
         weight = parts["weight"].float()
         bias = parts["bias"].float() if "bias" in parts else weight.new_zeros(len(weight))
         if "norm.running_mean" in parts:
-            norm = [parts[f"norm.{name}"].float() for name in ("weight", "bias", "running_mean", "running_var")]
+            norm = [
+                parts[f"norm.{name}"].float()
+                for name in ("weight", "bias", "running_mean", "running_var")
+            ]
             return WideLayer(weight, norm[0], norm[1], norm[2] - bias, norm[3])
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"The weights file {path} is not complete ({error}). {HOW_TO_GET}") from None
+        raise UserError(
+            f"The weights file {path} is not complete ({error}). {HOW_TO_GET}"
+        ) from None
     ones = torch.ones_like(bias)
     return WideLayer(weight, ones * (1 + EPS) ** 0.5, torch.zeros_like(bias), -bias, ones)
 
@@ -249,7 +281,9 @@ def _check_shapes(path: Path, layers: tuple[WideLayer, ...]) -> None:
     for plan, unit, layer in zip(FULL_VGG.plans, units, layers, strict=True):
         expected = tuple(unit.get_parameter("product.weight").shape)
         found = tuple(layer.weight.shape)
-        vectors = {tuple(part.shape) for part in (layer.scale, layer.shift, layer.mean, layer.variance)}
+        vectors = {
+            tuple(part.shape) for part in (layer.scale, layer.shift, layer.mean, layer.variance)
+        }
         if found != expected or vectors != {(plan.width,)}:
             raise UserError(
                 f"The weights file {path} is not of VGG-16: {plan.name} should be {'x'.join(map(str, expected))}, "

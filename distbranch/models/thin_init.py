@@ -40,7 +40,11 @@ class ThinBeginning:
     @property
     def warning(self) -> str | None:
         """One sentence on the layers whose rank was exhausted, if any."""
-        filled = [f"{name} ({count} of {len(self.rows[name])})" for name, count in self.num_filled.items() if count]
+        filled = [
+            f"{name} ({count} of {len(self.rows[name])})"
+            for name, count in self.num_filled.items()
+            if count
+        ]
         if not filled:
             return None
         return (
@@ -75,8 +79,12 @@ def thin_beginning(
         was_linear = is_linear(plan.name)
         if is_first_fc:
             positions = wide.map_size[0] * wide.map_size[1]
-            kept = [channel * positions + position for channel in kept for position in range(positions)]
-        reduced = WideLayer(layer.weight[:, kept], layer.scale, layer.shift, layer.mean, layer.variance)
+            kept = [
+                channel * positions + position for channel in kept for position in range(positions)
+            ]
+        reduced = WideLayer(
+            layer.weight[:, kept], layer.scale, layer.shift, layer.mean, layer.variance
+        )
         if is_first_fc:
             reduced = with_map_size(reduced, wide.map_size, map_size(architecture))
         check_finite(reduced, wide.source, plan.name)

@@ -40,7 +40,9 @@ class Unit(nn.Module):
         """What stands in for the unit where it is skipped."""
         return x
 
-    def execute(self, x: Tensor, shortcut: Tensor, groups: NormGroups | None = None, num_ways: int = 1) -> Tensor:
+    def execute(
+        self, x: Tensor, shortcut: Tensor, groups: NormGroups | None = None, num_ways: int = 1
+    ) -> Tensor:
         """The unit itself."""
         raise NotImplementedError
 
@@ -100,7 +102,12 @@ class Layer(Unit):
     has_one_norm = True
 
     def __init__(
-        self, product: nn.Module, width: int, *, pool: tuple[int, int, int] | None = None, halvings: int = 0
+        self,
+        product: nn.Module,
+        width: int,
+        *,
+        pool: tuple[int, int, int] | None = None,
+        halvings: int = 0,
     ) -> None:
         super().__init__()
         self.product = product
@@ -136,7 +143,9 @@ class Block(Unit):
     Its residual function is absent where no task executes it, the projection where the shortcut is the identity.
     """
 
-    def __init__(self, num_inputs: int, width: int, stride: int, *, is_executed: bool = True) -> None:
+    def __init__(
+        self, num_inputs: int, width: int, stride: int, *, is_executed: bool = True
+    ) -> None:
         super().__init__()
         self.halvings = stride // 2
         self.first = self.second = self.projection = None
@@ -153,7 +162,9 @@ class Block(Unit):
         projected: Tensor = self.projection(x, groups, num_ways)
         return projected
 
-    def execute(self, x: Tensor, shortcut: Tensor, groups: NormGroups | None = None, num_ways: int = 1) -> Tensor:
+    def execute(
+        self, x: Tensor, shortcut: Tensor, groups: NormGroups | None = None, num_ways: int = 1
+    ) -> Tensor:
         """relu(shortcut + f(x))."""
         assert self.first is not None
         assert self.second is not None
@@ -165,16 +176,26 @@ class Block(Unit):
 
 
 def run_unit(
-    copies: Sequence[Unit], nodes: Sequence[Node], features: Sequence[Tensor], groups: NormGroups | None
+    copies: Sequence[Unit],
+    nodes: Sequence[Node],
+    features: Sequence[Tensor],
+    groups: NormGroups | None,
 ) -> list[Tensor]:
     """The features [B, ...] after a unit, one tensor per node, from those before it.
 
     Copies are run one by one: a grouped call over all of them wins little, and gives other bits on some processors.
     """
     # In a tree every copy has one input of its own, and the copies may be normalised with one message.
-    if [node.copy for node in nodes] == list(range(len(copies))) and all(node.executes for node in nodes):
+    if [node.copy for node in nodes] == list(range(len(copies))) and all(
+        node.executes for node in nodes
+    ):
         inputs = [features[node.parent] for node in nodes]
-        if groups is None or groups.are_whole or not copies[0].training or not copies[0].has_one_norm:
+        if (
+            groups is None
+            or groups.are_whole
+            or not copies[0].training
+            or not copies[0].has_one_norm
+        ):
             return [copy(x, groups) for copy, x in zip(copies, inputs, strict=True)]
         return _run_with_team(copies, inputs, groups)
 
@@ -197,7 +218,9 @@ def run_over_ways(
     groups: NormGroups | None,
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """By number of the features: the shortcuts of a copy over the ways that come to it, and itself over those that run it."""
-    shortcuts = _call_over_ways(copy.shortcut, {way: (features[way],) for way in coming}, groups, copy.training)
+    shortcuts = _call_over_ways(
+        copy.shortcut, {way: (features[way],) for way in coming}, groups, copy.training
+    )
     inputs = {way: (features[way], shortcuts[way]) for way in running}
     return shortcuts, _call_over_ways(copy.execute, inputs, groups, copy.training)
 
@@ -218,7 +241,9 @@ def _call_over_ways(
     return dict(zip(inputs, parts, strict=True))
 
 
-def _run_with_team(copies: Sequence[Any], inputs: Sequence[Tensor], groups: NormGroups) -> list[Tensor]:
+def _run_with_team(
+    copies: Sequence[Any], inputs: Sequence[Tensor], groups: NormGroups
+) -> list[Tensor]:
     """Units of one norm each, of images that several ranks share: one message for all of them."""
     products = [copy.multiply(x) for copy, x in zip(copies, inputs, strict=True)]
     normalised = normalise_with_team([copy.norm for copy in copies], products, groups)

@@ -18,7 +18,9 @@ from distbranch.report.tables import render_markdown, render_rich
 if TYPE_CHECKING:
     import pandas
 
-Results = Mapping[str, Sequence[Mapping[str, Any]]]  # {network: [content of result.json of every seed]}
+Results = Mapping[
+    str, Sequence[Mapping[str, Any]]
+]  # {network: [content of result.json of every seed]}
 # The only list of the metrics, in the order of every table and legend.
 METRICS = {
     "accuracy": "Accuracy",
@@ -43,7 +45,9 @@ NOT_EVERYWHERE = ("top10_recall", "top3", "top5", "latency_ms")
 UNITS = ((1e9, " G"), (1e6, " M"))
 MOST_COLUMNS = 8  # as many, after the name, as leave room for it in 80 characters
 LEAST_TOLD = ("num_groups_top", "parameters", "seeds")  # the first to go where there are more
-MOST_SETTINGS = 30  # in the table at the end of a sweep: as many as a screen shows; the page has all
+MOST_SETTINGS = (
+    30  # in the table at the end of a sweep: as many as a screen shows; the page has all
+)
 
 
 # ---- numbers as text
@@ -108,7 +112,11 @@ def tabulate_results(results: Results, *, split: str = "test") -> "pandas.DataFr
         for run in runs:
             means = run.get("metrics", {}).get(split, {}).get("mean", {})
             rows.append({**run, **means, "network": network})
-    table = pandas.DataFrame(rows, columns=["network", *METRICS, *SIZES]).set_index("network").astype(float)
+    table = (
+        pandas.DataFrame(rows, columns=["network", *METRICS, *SIZES])
+        .set_index("network")
+        .astype(float)
+    )
     networks = table.groupby("network", sort=False)
     means = compute_seed_means(networks)
     means.insert(0, "seeds", networks.size())
@@ -165,7 +173,9 @@ def format_column(values: "pandas.DataFrame", key: str) -> list[str]:
 # ---- one evaluation
 
 
-def tabulate_scores(names: Sequence[str], rows: Sequence[Mapping[str, Any]], *, head: str) -> "pandas.DataFrame":
+def tabulate_scores(
+    names: Sequence[str], rows: Sequence[Mapping[str, Any]], *, head: str
+) -> "pandas.DataFrame":
     """The metrics of every row, named under `head`, in %; without those that none of the rows has, where few have them."""
     import pandas
 
@@ -197,14 +207,18 @@ def make_dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
         "samples",
         [format_amount(part["num_samples"]) for part in parts.values()],
     )
-    num_tasks = [sum(bool(row["num_labelled"]) for row in part["tasks"].values()) for part in parts.values()]
+    num_tasks = [
+        sum(bool(row["num_labelled"]) for row in part["tasks"].values()) for part in parts.values()
+    ]
     cells.insert(2, "tasks", list(map(str, num_tasks)))
     return render_rich(cells, f"Means over the tasks of each data set, {split} split, in %")
 
 
 def select_known(means: Mapping[str, float | None]) -> dict[str, float | None]:
     """The means without those that few data sets have and this one has not."""
-    return {key: mean for key, mean in means.items() if mean is not None or key not in NOT_EVERYWHERE}
+    return {
+        key: mean for key, mean in means.items() if mean is not None or key not in NOT_EVERYWHERE
+    }
 
 
 # ---- a sweep, a data set
@@ -242,12 +256,15 @@ def describe_dataset(info: DatasetInfo) -> list[str]:
     texts = [_describe_kind(kind, *found) for kind, found in kinds.items()]
     height, width = info.image_size
     lines = [
-        "samples: " + ", ".join(f"{split.num_samples:,} {name}" for name, split in info.splits.items()),
+        "samples: "
+        + ", ".join(f"{split.num_samples:,} {name}" for name, split in info.splits.items()),
         "tasks: " + ", ".join(filter(None, texts)),
         f"images: {height}x{width} pixels (height x width of the first)",
     ]
     if info.skipped:
-        lines.append("left out: " + ", ".join(f"{count:,} {what}" for what, count in info.skipped.items()))
+        lines.append(
+            "left out: " + ", ".join(f"{count:,} {what}" for what, count in info.skipped.items())
+        )
     return lines
 
 

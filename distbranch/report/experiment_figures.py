@@ -66,7 +66,9 @@ def save_figure(figure: Figure, file: Path) -> None:
         with render_in_style():
             figure.savefig(file)
     except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror}). Give another run.directory.") from None
+        raise UserError(
+            f"{file} cannot be written ({error.strerror}). Give another run.directory."
+        ) from None
 
 
 # ---- value against cost
@@ -147,14 +149,24 @@ def settle_names(figure: Figure) -> None:
                 _settle_name(name, axes, np.concatenate(points), np.concatenate(paths), taken)
 
 
-def _settle_name(name: Annotation, axes: Axes, points: np.ndarray, paths: np.ndarray, taken: list[Bbox]) -> None:
-    here = {"xytext": name.xyann, "ha": name.get_horizontalalignment(), "va": name.get_verticalalignment()}
+def _settle_name(
+    name: Annotation, axes: Axes, points: np.ndarray, paths: np.ndarray, taken: list[Bbox]
+) -> None:
+    here = {
+        "xytext": name.xyann,
+        "ha": name.get_horizontalalignment(),
+        "va": name.get_verticalalignment(),
+    }
     found = []
     for number, place in enumerate((here, *ELSEWHERE)):
         box = _place_name(name, place)
         # a covered name cannot be read, a covered point is missed, a line is seen behind letters
         is_outside = not (axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1))
-        covered = 100 * box.count_overlaps(taken) + 10 * box.padded(4).count_contains(points) + 4 * is_outside
+        covered = (
+            100 * box.count_overlaps(taken)
+            + 10 * box.padded(4).count_contains(points)
+            + 4 * is_outside
+        )
         found.append((covered + 3 * bool(box.count_contains(paths)), number, place))
     least, _, place = min(found, key=lambda one: one[:2])
     box = _place_name(name, place)
@@ -304,7 +316,9 @@ def draw_drawn_policies(
 
 
 @in_style
-def draw_reductions(reductions: Mapping[str, Mapping[str, Sequence[float]]], *, title: str) -> Figure:
+def draw_reductions(
+    reductions: Mapping[str, Mapping[str, Sequence[float]]], *, title: str
+) -> Figure:
     """What a change costs every task, sorted (figure 3 of the paper): a bar for the mean, a dot for every repetition.
 
     Args:
@@ -361,7 +375,9 @@ class Course:
 
 
 @in_style
-def draw_courses(courses: Sequence[Course], *, metric: str, goal: float | None, goal_name: str) -> Figure:
+def draw_courses(
+    courses: Sequence[Course], *, metric: str, goal: float | None, goal_name: str
+) -> Figure:
     """Training loss and val curves under identical conditions (figure 5 of the paper): seeds thin, their mean thick."""
     figure = make_figure(11.8, 4.4)
     left, right = figure.subplots(1, 2)
@@ -394,7 +410,9 @@ def draw_courses(courses: Sequence[Course], *, metric: str, goal: float | None, 
 
 
 def _draw_seeds_and_mean(axes: Axes, lines: Sequence[Line], *, color: str, label: str) -> None:
-    seeds = [smooth_curve(pandas.Series(values, index=steps, dtype=float)) for steps, values in lines]
+    seeds = [
+        smooth_curve(pandas.Series(values, index=steps, dtype=float)) for steps, values in lines
+    ]
     if not seeds:
         return
     table = pandas.concat(seeds, axis="columns").sort_index()  # [iterations, S]

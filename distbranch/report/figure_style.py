@@ -106,7 +106,9 @@ def make_canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def draw_box(axes: Axes, left: float, top: float, right: float, bottom: float, **style: Any) -> None:
+def draw_box(
+    axes: Axes, left: float, top: float, right: float, bottom: float, **style: Any
+) -> None:
     """A box with round corners on a canvas."""
     look: dict[str, Any] = {
         "boxstyle": "round,pad=0,rounding_size=0.03",

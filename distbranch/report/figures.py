@@ -37,7 +37,9 @@ KINDS = {"agreement": "Agreement (Eq. 6)", "phi": "Phi (chance-corrected)"}
 MOST_NAMES = 120  # beside a matrix; those of more tasks would be too small to read
 MANY_POINTS = 30  # a curve of more points is noise beneath its running mean
 # Below 0.5 two tasks are difficult at different times, above together; white is independence.
-AFFINITY_MAP = LinearSegmentedColormap.from_list("affinity", ["#8c510a", "#dfc27d", "#fbfbf9", "#6baed6", "#08306b"])
+AFFINITY_MAP = LinearSegmentedColormap.from_list(
+    "affinity", ["#8c510a", "#dfc27d", "#fbfbf9", "#6baed6", "#08306b"]
+)
 
 
 # ---- decisions
@@ -114,7 +116,9 @@ def draw_costs(decisions: Sequence[Json]) -> Figure:
 def _draw_cost_panel(axes: Axes, decision: Json) -> None:
     # by number of branches
     total = pandas.Series(decision["costs"]).rename(int).sort_index()
-    separation = decision["alpha"] * pandas.Series(decision["separation"]).rename(int).loc[total.index]
+    separation = (
+        decision["alpha"] * pandas.Series(decision["separation"]).rename(int).loc[total.index]
+    )
     chosen = decision["num_groups"]
     axes.plot(total, color=BLUE, marker=".", linewidth=1.6, label="total cost")
     axes.plot(
@@ -184,14 +188,18 @@ def draw_throughput(training: Sequence[Json], marks: Marks = ()) -> Figure:
 
 def list_marks(decisions: Sequence[Json], resumed: Sequence[Json]) -> Marks:
     """When something happened, and what: the layer of a decision and its number of branches, or that the run was resumed."""
-    marks = [(line["iteration"], f"{line['layer_name']} → {line['num_groups']}") for line in decisions]
+    marks = [
+        (line["iteration"], f"{line['layer_name']} → {line['num_groups']}") for line in decisions
+    ]
     return marks + [(line["iteration"], "resumed") for line in resumed]
 
 
 def _draw_panels(panels: Mapping[str, Mapping[str, pandas.Series]], marks: Marks) -> Figure:
     """A panel per unit {what its axis shows: {name of a curve: values by iteration}}, marks named above the first one."""
     figure = make_figure(12, 2 * len(panels) + 0.6)
-    for axes, (unit, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels.items(), strict=True):
+    for axes, (unit, curves) in zip(
+        figure.subplots(len(panels), 1, sharex=True), panels.items(), strict=True
+    ):
         for number, (name, curve) in enumerate(curves.items()):
             draw_smoothed(axes, curve, group_colour(number), name)
         for iteration, _ in marks:
@@ -281,4 +289,6 @@ def draw_bars(
 def sort_tasks(scores: Json) -> list[str]:
     """Task names, best average precision first; those without one (no positives) last."""
     precisions = {name: row.get("average_precision") for name, row in scores["tasks"].items()}
-    return list(pandas.Series(precisions, dtype=float).sort_values(ascending=False, kind="stable").index)
+    return list(
+        pandas.Series(precisions, dtype=float).sort_values(ascending=False, kind="stable").index
+    )

@@ -24,7 +24,10 @@ Run = tuple[LayerBranches, ...]  # consecutive layers with the same branching, d
 
 def list_layers(tree: Mapping[str, Any]) -> tuple[LayerBranches, ...]:
     """The layers, input first, from the content of `tree.json`."""
-    return tuple(LayerBranches(layer["name"], tuple(map(tuple, layer["branches"]))) for layer in tree["layers"])
+    return tuple(
+        LayerBranches(layer["name"], tuple(map(tuple, layer["branches"])))
+        for layer in tree["layers"]
+    )
 
 
 def grow_layers(

@@ -91,7 +91,9 @@ def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
     scores = run.get_scores().get(split, {"tasks": {}, "mean": {}})
     model = run.config.get("model", {})
     # what is not known is not checked: the run may be of an older version
-    widths = ModelConfig.model_construct(width=model.get("width"), width_fraction=model.get("width_fraction"))
+    widths = ModelConfig.model_construct(
+        width=model.get("width"), width_fraction=model.get("width_fraction")
+    )
     return render_template(
         "run.html",
         run=run,
@@ -153,7 +155,9 @@ def draw_svg(figure: Figure, label: str) -> Markup:
     for colour, variable in VARIABLES.items():
         rest = rest.replace(colour, variable)
     width = re.findall(r'width="([\d.]+pt)"', rest)[0]
-    return Markup(f'{start}role="img" aria-label="{html.escape(label)}" style="max-width: {width}" {rest}')
+    return Markup(
+        f'{start}role="img" aria-label="{html.escape(label)}" style="max-width: {width}" {rest}'
+    )
 
 
 # ---- the tables

@@ -86,16 +86,18 @@ def list_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
         found["groups"] = lambda: draw_groups(run.layers)
     if run.layers and decisions:
         decision = _choose_shown_decision(run)
-        title = (
-            f"Round {decision['round']}, iteration {decision['iteration']:,}, decided by {decision['affinity_kind']}"
-        )
+        title = f"Round {decision['round']}, iteration {decision['iteration']:,}, decided by {decision['affinity_kind']}"
         tasks = find_task_order(decisions)
-        found["affinity"] = lambda: draw_affinity(run.read_affinity(decision), tasks, groups, title=title)
+        found["affinity"] = lambda: draw_affinity(
+            run.read_affinity(decision), tasks, groups, title=title
+        )
         found["costs"] = lambda: draw_costs(decisions)
     if training:
         found["curves"] = lambda: draw_curves(training, run.select_lines("evaluation"), marks)
     if split := choose_shown_split(run):
-        found["tasks"] = lambda: draw_task_table(run.get_scores()[split], groups, title=f"{run.name}: {split}")
+        found["tasks"] = lambda: draw_task_table(
+            run.get_scores()[split], groups, title=f"{run.name}: {split}"
+        )
     if training:
         found["throughput"] = lambda: draw_throughput(training, marks)
     return found

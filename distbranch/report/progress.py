@@ -125,11 +125,15 @@ class ProgressDisplay:
         elif kind == "policy":
             self._print_line(_describe_policy(event))
         elif kind == "evaluation":
-            self._print_line(f"step {event['iteration']:,}  {event['split']}: {_format_means(event['mean'])}")
+            self._print_line(
+                f"step {event['iteration']:,}  {event['split']}: {_format_means(event['mean'])}"
+            )
             for name, part in event.get("datasets", {}).items():
                 self._print_line(f"    {name}: {_format_means(part['mean'])}", "dim")
         elif kind == "bad_samples":
-            counts = ", ".join(f"{count} {what}" for what, count in event["counts"].items() if count)
+            counts = ", ".join(
+                f"{count} {what}" for what, count in event["counts"].items() if count
+            )
             self._print_line(f"step {event['iteration']:,}: samples left out so far: {counts}")
         elif kind in SENTENCES:
             sentence = PACKED_BEFORE if event.get("before") else SENTENCES[kind]
@@ -142,7 +146,9 @@ class ProgressDisplay:
         if event["num_groups"] == 1:
             self._print_line(f"{where}: no split (one branch is cheapest)")
             return
-        self._print_line(f"{where}: {event['num_groups']} branches  [{event['seconds_in_all']:.2f} s]")
+        self._print_line(
+            f"{where}: {event['num_groups']} branches  [{event['seconds_in_all']:.2f} s]"
+        )
         # the order of groups and of tasks in them says nothing
         groups = sorted(map(sorted, event["tasks"]))
         # most layers are split as the one above them was
@@ -221,7 +227,9 @@ class SweepDisplay:
             self.num_open = event["open"]
             self._began = time.monotonic()
             done = event["trials"] - event["open"]
-            self._print_line(f"{event['trials']} trials, {done} of them done before, in {event['directory']}")
+            self._print_line(
+                f"{event['trials']} trials, {done} of them done before, in {event['directory']}"
+            )
         elif kind == "begun":
             others = len(event["family"]) - 1
             self.num_begun += 1 + others

@@ -58,7 +58,9 @@ class RunFiles:
             with np.load(path, allow_pickle=False) as arrays:
                 return {kind: arrays[kind] for kind in ("agreement", "phi") if kind in arrays}
         except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise UserError(f"{path}, the affinity of round {decision['round']}, cannot be read ({error}).") from error
+            raise UserError(
+                f"{path}, the affinity of round {decision['round']}, cannot be read ({error})."
+            ) from error
 
 
 def read_run(run_directory: Path | str) -> RunFiles:
@@ -141,7 +143,9 @@ def _read_lines(path: Path) -> Iterator[Json]:
             value = json.loads(line)
         except ValueError as error:
             if number < len(lines):
-                raise UserError(f"{path} is damaged: line {number} should be a JSON object ({error}).") from error
+                raise UserError(
+                    f"{path} is damaged: line {number} should be a JSON object ({error})."
+                ) from error
             logger.warning("%s ends in an incomplete line, which is left out", path)
             return
         # not by `dict`, which takes an empty list too

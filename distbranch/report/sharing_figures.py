@@ -126,7 +126,9 @@ def draw_policy(policy: Mapping[str, Any]) -> Figure:
 def draw_search(lines: Sequence[Mapping[str, Any]]) -> Figure:
     """How probable it is, in the mean over tasks, that a block is executed, cycle by cycle, and which blocks were released."""
     blocks = _list_blocks(lines[-1])
-    means = np.array([np.mean(line["execute_probability"], axis=0) for line in lines])  # [cycles, L]
+    means = np.array(
+        [np.mean(line["execute_probability"], axis=0) for line in lines]
+    )  # [cycles, L]
     figure = make_figure(7.2, 0.3 * len(blocks) + 1.1)
     axes = figure.subplots()
     picture = _draw_heat_map(axes, means.T, blocks)

@@ -103,7 +103,9 @@ def read_sweep(directory: Path | str) -> SweepFiles:
         reason = " ".join(str(error).split())
         raise UserError(f"The files of the sweep {path} cannot be read ({reason}).") from None
     if rows.empty or not set(NEEDED) <= set(rows.columns):
-        raise UserError(f"{path / 'results.csv'} should have rows with {', '.join(NEEDED)}; run the sweep again.")
+        raise UserError(
+            f"{path / 'results.csv'} should have rows with {', '.join(NEEDED)}; run the sweep again."
+        )
     # a metric or a cost that the sweep did not write has no value
     for column in (
         *COSTS,

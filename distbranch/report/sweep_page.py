@@ -97,7 +97,9 @@ def _tabulate_trials(sweep: SweepFiles, folder: Path) -> pandas.DataFrame:
     links = [os.path.relpath(directory, folder.absolute()) for directory in rows["directory"]]
     return pandas.DataFrame(
         {
-            "trial": [LINK.format(link, trial) for link, trial in zip(links, rows["trial"], strict=True)],
+            "trial": [
+                LINK.format(link, trial) for link, trial in zip(links, rows["trial"], strict=True)
+            ],
             "status": rows["status"],
             "val %": rows[f"val_{sweep.metric}"].map(format_percent),
             "test %": rows[f"test_{sweep.metric}"].map(format_percent),

@@ -35,7 +35,9 @@ def log_decision(writer: Any, decision: Mapping[str, Any], run_directory: Path |
     step = decision["iteration"]
     tasks = find_task_order([*earlier, decision])
     pictures = {
-        "decision/tree": draw_tree(layers, title=f"Round {decision['round']}: {decision['layer_name']}"),
+        "decision/tree": draw_tree(
+            layers, title=f"Round {decision['round']}: {decision['layer_name']}"
+        ),
         "decision/affinity": draw_affinity(run.read_affinity(decision), tasks, groups),
         "decision/costs": draw_costs([decision]),
     }

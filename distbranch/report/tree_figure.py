@@ -160,7 +160,9 @@ def draw_strands(
         ends: where the strands begin and end.
         box: the width of a box.
     """
-    heights = np.array([place_strands(layer.branches, groups, leaves, thick) for layer in layers])  # [L, G]
+    heights = np.array(
+        [place_strands(layer.branches, groups, leaves, thick) for layer in layers]
+    )  # [L, G]
     stops = np.array([ends[0], *x, ends[1]])
     ways = np.vstack([heights[:1], heights, leaves])
     for number, way in enumerate(ways.T):
@@ -187,7 +189,9 @@ def list_members(branches: Branches, groups: Branches) -> list[list[int]]:
     return list(found.values())
 
 
-def place_strands(branches: Branches, groups: Branches, leaves: np.ndarray, thick: np.ndarray) -> np.ndarray:
+def place_strands(
+    branches: Branches, groups: Branches, leaves: np.ndarray, thick: np.ndarray
+) -> np.ndarray:
     """The height of every group's strand in a layer [G].
 
     A branch is centred on the leaves it feeds; as no strand is thicker than its leaf, branches cannot overlap.

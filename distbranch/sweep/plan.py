@@ -44,11 +44,18 @@ def group_trials_by_variant(sweep: SweepConfig) -> dict[str, list[Config]]:
     if sweep.search == "random":
         return {"": make_trials(sweep, draw_random_points(sweep))}
     # The last key varies fastest, as digits do.
-    points = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
-    return {variant: make_trials(sweep, points, variant=variant) for variant in sweep.variants or ("",)}
+    points = [
+        dict(zip(sweep.grid, values, strict=True))
+        for values in itertools.product(*sweep.grid.values())
+    ]
+    return {
+        variant: make_trials(sweep, points, variant=variant) for variant in sweep.variants or ("",)
+    }
 
 
-def make_trials(sweep: SweepConfig, points: Iterable[Setting], *, variant: str = "", first: int = 0) -> list[Config]:
+def make_trials(
+    sweep: SweepConfig, points: Iterable[Setting], *, variant: str = "", first: int = 0
+) -> list[Config]:
     """One trial per point ({dotted key: value}) and seed; `first` is the number of the first point.
 
     Raises:
@@ -63,7 +70,10 @@ def make_trials(sweep: SweepConfig, points: Iterable[Setting], *, variant: str =
         if "seed" in values:
             trials.append(_make_trial(base, values, sweep, number))
             continue
-        trials += [_make_trial(base, {**values, "seed": seed}, sweep, number) for seed in sweep.seeds or (base.seed,)]
+        trials += [
+            _make_trial(base, {**values, "seed": seed}, sweep, number)
+            for seed in sweep.seeds or (base.seed,)
+        ]
     return trials
 
 
@@ -91,7 +101,9 @@ def _make_trial(base: Config, values: Setting, sweep: SweepConfig, number: int) 
     try:
         trial = load_config(base, {**own, "run.name": name})
         # `{seed}` in the path of a run that it begins from stands for its own seed.
-        paths = {key: path.replace(SEED, str(trial.seed)) for key, path in trial.begins_from.items()}
+        paths = {
+            key: path.replace(SEED, str(trial.seed)) for key, path in trial.begins_from.items()
+        }
         trial = load_config(trial, paths)
     except UsageError as error:
         raise UsageError(f"The trial {name} is not possible. {error}") from None
@@ -157,7 +169,9 @@ def _is_told_by_its_text(value: Any) -> bool:
     if isinstance(value, float):
         return float(_shorten_value(value)) == value
     if isinstance(value, list | tuple):
-        return len(value) > 1 and all(isinstance(part, int | float) and _is_told_by_its_text(part) for part in value)
+        return len(value) > 1 and all(
+            isinstance(part, int | float) and _is_told_by_its_text(part) for part in value
+        )
     return value is None or isinstance(value, int)
 
 
@@ -213,20 +227,27 @@ def load_base_config(sweep: SweepConfig, variant: str = "") -> Config:
             "launch.device=cuda needs to know how many: give `gpus_per_trial`, a fraction if trials share a GPU."
         )
     if sweep.early_stopping and not base.train.evaluate_every:
-        raise UsageError("early_stopping judges evaluations: give train.evaluate_every, the steps between two of them.")
+        raise UsageError(
+            "early_stopping judges evaluations: give train.evaluate_every, the steps between two of them."
+        )
     cpus = (sweep.cpus_per_trial or sweep.workers_per_trial) / sweep.workers_per_trial
     values: Setting = {
         "run.directory": str(sweep.trial_path),
         "launch.workers": sweep.workers_per_trial,
         "launch.cpus_per_worker": cpus,
-        "launch.threads": launch.threads or max(1, int(cpus)),  # else every trial would use all cores
+        "launch.threads": launch.threads
+        or max(1, int(cpus)),  # else every trial would use all cores
         "launch.device": "cuda" if sweep.gpus_per_trial else "cpu",
     }
     if (address := cluster_address(launch)) is not None:
-        values["launch.address"] = address  # a trial in a worker of that cluster should not have to find it out
+        values["launch.address"] = (
+            address  # a trial in a worker of that cluster should not have to find it out
+        )
     if sweep.gpus_per_trial:
         values["launch.gpus_per_worker"] = sweep.gpus_per_trial / sweep.workers_per_trial
-        if base.data.workers is None:  # of the cores of a trial; the engine would count those of the machine
+        if (
+            base.data.workers is None
+        ):  # of the cores of a trial; the engine would count those of the machine
             values["data.workers"] = max(0, int(cpus) - 1)
     return with_absolute_paths(load_config(base, values))
 
@@ -262,7 +283,9 @@ def order_in_turns(trials: Trials) -> list[list[Config]]:
         turn = [trial for trial in waiting.values() if begins_from(trial).isdisjoint(waiting)]
         if not turn:
             names = ", ".join(sorted(folder.name for folder in waiting))
-            raise UsageError(f"A run cannot begin from one that begins from it, as {names} do. Leave one of them out.")
+            raise UsageError(
+                f"A run cannot begin from one that begins from it, as {names} do. Leave one of them out."
+            )
         turns.append(turn)
         for trial in turn:
             del waiting[trial.run_directory]

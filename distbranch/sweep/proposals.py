@@ -47,8 +47,12 @@ class OptunaSearch:
         self.sweep = sweep
         self.directory = directory
         self.num_wanted = sweep.num_trials or 0
-        self.space = {key: _make_distribution(span, optuna.distributions) for key, span in sweep.space.items()}
-        self.proposals: list[tuple[dict[str, Any], list[Config]]] = []  # the line of each, and its trials
+        self.space = {
+            key: _make_distribution(span, optuna.distributions) for key, span in sweep.space.items()
+        }
+        self.proposals: list[
+            tuple[dict[str, Any], list[Config]]
+        ] = []  # the line of each, and its trials
         self.trials: list[Config] = []
         for line in read_lines(directory.proposals):
             self._add_proposal(line)
@@ -62,12 +66,16 @@ class OptunaSearch:
         known = [line["values"] for line, _ in self.proposals]
         for _ in range(TRIES):
             asked = study.ask(self.space)
-            values = {key: _read_value(span, asked.params[key]) for key, span in self.sweep.space.items()}
+            values = {
+                key: _read_value(span, asked.params[key]) for key, span in self.sweep.space.items()
+            }
             if values not in known:
                 line = {"number": number, "drawn": asked.params, "values": values}
                 append_line(self.directory.proposals, line)
                 return self._add_proposal(line)
-            study.tell(asked, state=self.optuna.trial.TrialState.FAIL)  # training it again would tell nothing
+            study.tell(
+                asked, state=self.optuna.trial.TrialState.FAIL
+            )  # training it again would tell nothing
         logger.warning(
             "The search ends after %d settings instead of num_trials=%d: Optuna proposes none that is new.",
             number,
@@ -79,13 +87,17 @@ class OptunaSearch:
     def make_study(self) -> Any:
         """A study of all proposals and of what the disk says of them."""
         # A seed of its own for every proposal: with one for all, each study would draw the same first setting again.
-        seed = np.random.SeedSequence((self.sweep.search_seed, len(self.proposals))).generate_state(1)
+        seed = np.random.SeedSequence((self.sweep.search_seed, len(self.proposals))).generate_state(
+            1
+        )
         # Trials that run count as bad ones (constant liar), else those proposed together would be alike.
         sampler = self.optuna.samplers.TPESampler(seed=int(seed[0]), constant_liar=True)
         study = self.optuna.create_study(direction="maximize", sampler=sampler)
         statuses = self.directory.read_statuses(self.trials)
         for line, trials in self.proposals:
-            state, value = self._read_state({statuses[str(config.run.name)].status for config in trials}, trials)
+            state, value = self._read_state(
+                {statuses[str(config.run.name)].status for config in trials}, trials
+            )
             trial = self.optuna.trial.create_trial(
                 state=state, value=value, params=line["drawn"], distributions=self.space
             )
@@ -126,7 +138,9 @@ def _make_distribution(span: Range, kinds: Any) -> Any:
         return kinds.CategoricalDistribution(list(range(len(span.choices))))
     low, high = span.bounds
     if span.whole:
-        return kinds.IntDistribution(round_to_range(span, low), round_to_range(span, high), log=span.log)
+        return kinds.IntDistribution(
+            round_to_range(span, low), round_to_range(span, high), log=span.log
+        )
     return kinds.FloatDistribution(low, high, log=span.log)
 
 

@@ -54,7 +54,9 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         self.waiting: list[tuple[Family, Family]] = []  # (family, root)
         self.running: dict[str, tuple[Family, Family]] = {}
         self.closed = False
-        self._ended = set[str]()  # in this session: a failed one is tried again by the next command, not by this one
+        self._ended = set[
+            str
+        ]()  # in this session: a failed one is tried again by the next command, not by this one
 
     # ---- what Tune calls
 
@@ -73,7 +75,13 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
             return None if self.running else Searcher.FINISHED
         family, root = self.waiting.pop(0)
         self.running[trial_id] = family, root
-        self.report({"kind": "begun", "trial": family[0].run.name, "family": [config.run.name for config in family]})
+        self.report(
+            {
+                "kind": "begun",
+                "trial": family[0].run.name,
+                "family": [config.run.name for config in family],
+            }
+        )
         # As text, for Tune copies and flattens what it gets.
         return {"leader": family[0].model_dump_json()}
 
@@ -87,7 +95,9 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         elif result.get("kind") == "evaluation":
             self._judge(family, result["iteration"], result["value"])
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """A family has ended. Lost ones (`error`) are explained by `LossCallback`, which is asked next."""
         if not error:
             self.settle_family(trial_id, (result or {}).get("reason"))
@@ -125,7 +135,9 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
 
     def _queue_families(self, root: Family, found: Mapping[str, Family]) -> None:
         """Let those families wait that are not known yet; those that run lose who has left them."""
-        known = {str(family[0].run.name) for family, _ in (*self.waiting, *self.running.values())} | self._ended
+        known = {
+            str(family[0].run.name) for family, _ in (*self.waiting, *self.running.values())
+        } | self._ended
         for name, trial_status in self.directory.read_statuses(root).items():
             if trial_status.status == STOPPED_EARLY:
                 known.add(name)
@@ -193,7 +205,9 @@ class SizeClassHalving:
 
     def __init__(self, grace: int, reduction: float) -> None:
         self.grace, self.reduction = grace, reduction
-        self._seen: defaultdict[tuple[Hashable, int], dict[str, tuple[int, float]]] = defaultdict(dict)
+        self._seen: defaultdict[tuple[Hashable, int], dict[str, tuple[int, float]]] = defaultdict(
+            dict
+        )
 
     def passes_rung(self, trial: str, size_class: Hashable, iteration: int, value: float) -> bool:
         """Whether a trial that has reached `value` (larger is better) after `iteration` steps should train on.

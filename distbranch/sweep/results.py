@@ -51,7 +51,12 @@ def make_rows(sweep: SweepConfig, trials: Sequence[Config], directory: SweepDire
     for config in trials:
         name = str(config.run.name)
         status = statuses[name]
-        row: Row = {"trial": name, "status": status.status, "reason": status.reason, **variants.get(name, {})}
+        row: Row = {
+            "trial": name,
+            "status": status.status,
+            "reason": status.reason,
+            **variants.get(name, {}),
+        }
         row |= {key: get_config_value(config, key) for key in sweep.varied}
         summary = _read_summary(RunDirectory(config.run_directory), status.status)
         for split in ("val", "test"):
@@ -129,7 +134,10 @@ def _hash_architecture(run: Path) -> str:
 @torch.inference_mode()
 def _measure_by_turns(runs: dict[str, Path]) -> dict[str, float]:
     # A timer calls twice before it counts: that fetches the weights that the network before has pushed out of the cache.
-    timers = {key: Timer("answer()", globals={"answer": _make_call(run)}, num_threads=1) for key, run in runs.items()}
+    timers = {
+        key: Timer("answer()", globals={"answer": _make_call(run)}, num_threads=1)
+        for key, run in runs.items()
+    }
     seconds: dict[str, list[float]] = {key: [] for key in runs}
     for _ in range(NUM_TURNS):
         for key, timer in timers.items():
@@ -141,7 +149,9 @@ def _make_call(run: Path) -> Callable[[], Any]:
     """The call that takes one image through the network of a run."""
     network, preprocessing = load_model(run)
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (1, 3, *preprocessing.image_size), dtype=torch.uint8, generator=generator)
+    image = torch.randint(
+        0, 256, (1, 3, *preprocessing.image_size), dtype=torch.uint8, generator=generator
+    )
     if _find_runtime() == "torch":
         folded = fold_norms(network)
         return lambda: folded(image)

@@ -114,7 +114,9 @@ def _check_plan(sweep: SweepConfig, directory: SweepDirectory) -> list[list[Conf
     if sweep.trial_directory is not None:
         places["trial_directory", str(sweep.trial_path)] = None
     for trial in itertools.chain(*turns):
-        places |= dict.fromkeys(place for place in list_run_paths(trial) if place[0] != "run.directory")
+        places |= dict.fromkeys(
+            place for place in list_run_paths(trial) if place[0] != "run.directory"
+        )
     refuse_uploaded_paths(places)
     check_begun(sweep, directory, trials)
     warn_ignored_settings(trials or turns[0])
@@ -135,7 +137,9 @@ def _train_open(
     if proposals is not None:
         num_trials = count_searched_trials(sweep)
     num_open = num_trials - sum(trial_status.is_settled for trial_status in statuses.values())
-    report({"kind": "sweep", "trials": num_trials, "open": num_open, "directory": str(directory.path)})
+    report(
+        {"kind": "sweep", "trials": num_trials, "open": num_open, "directory": str(directory.path)}
+    )
     if not num_open:
         return
     # Told first, for a driver that is killed now should not leave trials that count as failed.
@@ -190,7 +194,9 @@ def check_begun(sweep: SweepConfig, directory: SweepDirectory, known: Trials) ->
     Raises:
         UserError: another sweep, or runs of other configurations, with the differences.
     """
-    has_one_base = not (sweep.variants or sweep.trial_directory)  # else they may change while others are added
+    has_one_base = not (
+        sweep.variants or sweep.trial_directory
+    )  # else they may change while others are added
     if has_one_base and directory.has_begun:
         _refuse_another(sweep, directory)
     for trial in known:
@@ -202,10 +208,14 @@ def _refuse_another(sweep: SweepConfig, directory: SweepDirectory) -> None:
     # The data may lie in another folder by now, if every run was begun with the same ones.
     base = load_base_config(sweep)
     begun_with = {RunDirectory(file.parent).data for file in directory.trials.glob("*/config.yaml")}
-    different = without_moved_data(differences(load_config(directory.base), base), base, *begun_with)
+    different = without_moved_data(
+        differences(load_config(directory.base), base), base, *begun_with
+    )
     begun, now = read_yaml(directory.config), sweep.model_dump(mode="json", by_alias=True)
     different += [
-        f"{key}: {begun.get(key)!r} -> {now[key]!r}" for key in FIXED_ONCE_BEGUN if begun.get(key) != now[key]
+        f"{key}: {begun.get(key)!r} -> {now[key]!r}"
+        for key in FIXED_ONCE_BEGUN
+        if begun.get(key) != now[key]
     ]
     if different:
         raise UserError(
@@ -257,7 +267,14 @@ def _pick_kinds(trials: Trials) -> list[Config]:
     for config in trials:
         data = (config.data.path, config.data.pack, config.data.image_size)
         method = config.method
-        network = (config.model, method.name, method.init, method.groups, config.begins_from, config.adashare)
+        network = (
+            config.model,
+            method.name,
+            method.init,
+            method.groups,
+            config.begins_from,
+            config.adashare,
+        )
         kinds[repr((data, network))] = config
     return list(kinds.values())
 
@@ -282,7 +299,11 @@ def open_sweep_cluster(sweep: SweepConfig, report: Report) -> Iterator[None]:
         with StopRequest().receive_and_raise(
             "Stopped before any trial had begun. The same command resumes."
         ) as request:
-            launch = base.launch if here else base.launch.model_copy(update={"workers": count_workers_asked_for(sweep)})
+            launch = (
+                base.launch
+                if here
+                else base.launch.model_copy(update={"workers": count_workers_asked_for(sweep)})
+            )
             check_resources(launch, report, request)
             if not here:
                 run = RunConfig(name=sweep.name, directory=sweep.directory)
@@ -337,5 +358,7 @@ def _describe_networks(turns: Sequence[Trials]) -> list[tuple[str, str]]:
         check_data(config, info)
         first = first_architecture(config, info)
         name = f"{config.model.backbone}, {config.model.width_text}, {config.method.name}"
-        lines[name] = f"{num_parameters(first):,} parameters, {multiply_adds(first):,} multiply-adds per image"
+        lines[name] = (
+            f"{num_parameters(first):,} parameters, {multiply_adds(first):,} multiply-adds per image"
+        )
     return list(lines.items())

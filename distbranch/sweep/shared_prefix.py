@@ -12,7 +12,12 @@ from distbranch.config import Config, to_yaml
 from distbranch.config.network import KEYS_OF_DECISIONS
 from distbranch.engine.forks import Origin, copy_as, make_member_config, read_family, write_family
 from distbranch.engine.results import read_result
-from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically, write_json
+from distbranch.engine.run_directory import (
+    RunDirectory,
+    created_atomically,
+    write_atomically,
+    write_json,
+)
 from distbranch.engine.run_log import DrawDecision, write_tensorboard
 from distbranch.engine.run_start import check_run
 from distbranch.sweep.plan import Trials
@@ -30,7 +35,9 @@ def group_by_prefix(trials: Trials) -> list[list[Config]]:
     for trial in trials:
         beginning = trial.model_dump_json()
         if trial.method.name == "branching":
-            beginning = trial.model_dump_json(exclude={"run": {"name"}, "method": set(KEYS_OF_DECISIONS)})
+            beginning = trial.model_dump_json(
+                exclude={"run": {"name"}, "method": set(KEYS_OF_DECISIONS)}
+            )
         found.setdefault(beginning, []).append(trial)
     return list(found.values())
 
@@ -142,7 +149,9 @@ def measure_saving(trials: Trials) -> dict[str, float]:
     Seconds are those of training as in result.json, summed over trials, however many ran at a time. Steps that were
     repeated after an interruption are not counted.
     """
-    found: dict[str, float] = dict.fromkeys(("trials", "steps", "steps_alone", "seconds", "seconds_alone"), 0)
+    found: dict[str, float] = dict.fromkeys(
+        ("trials", "steps", "steps_alone", "seconds", "seconds_alone"), 0
+    )
     for trial in trials:
         result = read_result(trial.run_directory)
         if result is None:

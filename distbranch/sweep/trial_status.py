@@ -37,7 +37,9 @@ class SweepDirectory:
         self.path = path
         self.trials = trials or path
         self.config = path / "sweep.yaml"
-        self.base = path / "base.yaml"  # the run configuration of all trials, but for what is varied
+        self.base = (
+            path / "base.yaml"
+        )  # the run configuration of all trials, but for what is varied
         self.ended = path / "ended.jsonl"
         self.proposals = path / "proposals.jsonl"
         self.results = path / "results.csv"
@@ -49,11 +51,17 @@ class SweepDirectory:
     @property
     def has_begun(self) -> bool:
         """Whether any trial was begun or proposed; a sweep that was refused leaves a directory without."""
-        return self.base.exists() and (self.proposals.exists() or any(self.trials.glob("*/config.yaml")))
+        return self.base.exists() and (
+            self.proposals.exists() or any(self.trials.glob("*/config.yaml"))
+        )
 
-    def record_end(self, trial: str, status: str, reason: str = "", iteration: int | None = None) -> None:
+    def record_end(
+        self, trial: str, status: str, reason: str = "", iteration: int | None = None
+    ) -> None:
         """Record that a trial failed or was stopped early, or is to be trained again (`UNFINISHED`)."""
-        append_line(self.ended, {"trial": trial, "status": status, "reason": reason, "iteration": iteration})
+        append_line(
+            self.ended, {"trial": trial, "status": status, "reason": reason, "iteration": iteration}
+        )
 
     def read_statuses(self, trials: Iterable[Config]) -> dict[str, TrialStatus]:
         """How every trial stands, by name."""

@@ -38,12 +38,18 @@ from distbranch.streams import tolerate_any_text
 from distbranch.sweep.plan import Trials, load_base_config
 from distbranch.sweep.proposals import OptunaSearch
 from distbranch.sweep.queue import Family, FamilyQueue, Judge, LossCallback, SizeClassHalving
-from distbranch.sweep.shared_prefix import copy_result_to_siblings, group_by_prefix, trainable_groups
+from distbranch.sweep.shared_prefix import (
+    copy_result_to_siblings,
+    group_by_prefix,
+    trainable_groups,
+)
 from distbranch.sweep.trial_status import SweepDirectory
 
 SECONDS_BETWEEN_LOOKS = 0.2  # for a signal: nobody notices so short a wait
 SECONDS_TO_BEGIN = 60.0  # and to end, for a trial whose run nobody trains at the moment
-SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = 60  # Ray ends the workers of a driver that was killed within about 30
+SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = (
+    60  # Ray ends the workers of a driver that was killed within about 30
+)
 logger = logging.getLogger("distbranch")
 
 
@@ -83,11 +89,17 @@ def train_roots(
         resources = {"CPU": sweep.cpus_per_trial or 1.0}
         if sweep.gpus_per_trial:
             resources["GPU"] = sweep.gpus_per_trial
-    run_tune(make_tune_function(metric), queue, resources=resources, max_failures=sweep.max_failures)
+    run_tune(
+        make_tune_function(metric), queue, resources=resources, max_failures=sweep.max_failures
+    )
 
 
 def run_tune(
-    function: Callable[[dict[str, Any]], None], queue: FamilyQueue, *, resources: dict[str, float], max_failures: int
+    function: Callable[[dict[str, Any]], None],
+    queue: FamilyQueue,
+    *,
+    resources: dict[str, float],
+    max_failures: int,
 ) -> None:
     """Run the queue empty on the cluster that this process has joined.
 
@@ -149,16 +161,22 @@ def wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly
                 queue.report({"kind": "stopping"})
                 queue.closed = True
                 trained_at = time.monotonic()
-            leaders = [RunDirectory(family[0].run_directory) for family, _ in list(queue.running.values())]
+            leaders = [
+                RunDirectory(family[0].run_directory) for family, _ in list(queue.running.values())
+            ]
             for files in leaders:  # again and again: a run that begins removes an old stop word
                 if files.path.exists():
                     files.stop_word.touch()
             if any(map(_is_being_trained, leaders)):
                 trained_at = time.monotonic()
-            if time.monotonic() - trained_at > SECONDS_TO_BEGIN:  # Ray waits for room, perhaps for hours
+            if (
+                time.monotonic() - trained_at > SECONDS_TO_BEGIN
+            ):  # Ray waits for room, perhaps for hours
                 break
     if request():
-        return request.make_error("The sweep was stopped; running trials saved a checkpoint. The same command resumes.")
+        return request.make_error(
+            "The sweep was stopped; running trials saved a checkpoint. The same command resumes."
+        )
     return None
 
 
@@ -180,7 +198,9 @@ def _get_trial_id(trial: Any) -> str:
 def _count_trials_that_fit(sweep: SweepConfig) -> int:
     """As many trials as were asked for and as fit: an inner trainer that has to wait for long gives up."""
     launch = load_base_config(sweep).launch
-    workers = max_workers(list_alive_nodes(), get_worker_resources(launch, gpu=bool(sweep.gpus_per_trial)))
+    workers = max_workers(
+        list_alive_nodes(), get_worker_resources(launch, gpu=bool(sweep.gpus_per_trial))
+    )
     fit_in = max(1, workers // sweep.workers_per_trial)
     return min(sweep.concurrency or fit_in, fit_in)
 
@@ -203,9 +223,16 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Trials) -> Judge:
     # What earlier drivers have seen, in the order of their trials.
     for config in begun:
         files = RunDirectory(config.run_directory)
-        siblings = [make_member_config(config, name, method) for name, method in read_family(files)[0].items()]
+        siblings = [
+            make_member_config(config, name, method)
+            for name, method in read_family(files)[0].items()
+        ]
         for line in read_lines(files.metrics):
-            if line["kind"] == "evaluation" and line["split"] == "val" and line["mean"].get(metric) is not None:
+            if (
+                line["kind"] == "evaluation"
+                and line["split"] == "val"
+                and line["mean"].get(metric) is not None
+            ):
                 for each in (config, *siblings):
                     judge(each, line["iteration"], line["mean"][metric])
     return judge
@@ -222,8 +249,18 @@ def make_tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
     def report(event: Event) -> None:
         if event["kind"] == "decision":
             tune.report({"kind": "decision"})
-        elif event["kind"] == "evaluation" and event["split"] == "val" and event["mean"].get(metric) is not None:
-            tune.report({"kind": "evaluation", "iteration": event["iteration"], "value": event["mean"][metric]})
+        elif (
+            event["kind"] == "evaluation"
+            and event["split"] == "val"
+            and event["mean"].get(metric) is not None
+        ):
+            tune.report(
+                {
+                    "kind": "evaluation",
+                    "iteration": event["iteration"],
+                    "value": event["mean"][metric],
+                }
+            )
 
     def train_leader(work: dict[str, Any]) -> None:
         from distbranch.report.tensorboard import log_decision
@@ -234,7 +271,9 @@ def make_tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
             config = load_config(json.loads(work["leader"]))
             train_trial(config, report)
             copy_result_to_siblings(config, log_decision)
-        except UserError as error:  # trying again would not help; any other error is Tune's, which does try again
+        except (
+            UserError
+        ) as error:  # trying again would not help; any other error is Tune's, which does try again
             reason = str(error)
         except StoppedEarly:
             pass

@@ -20,7 +20,9 @@ from distbranch.adashare.policy import (
 
 
 def some_logits(num_tasks: int = 3, num_blocks: int = 8, seed: int = 0) -> torch.Tensor:
-    return torch.randn(num_tasks, num_blocks, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        num_tasks, num_blocks, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def test_noise_is_that_of_a_standard_gumbel_and_belongs_to_seed_and_step() -> None:
@@ -62,10 +64,13 @@ def test_sparsity_is_the_sum_over_tasks_of_the_mean_over_released_blocks(num_rel
     expected = 0.0
     for task in range(3):
         costs = [
-            math.log(1 + math.exp(execute - skip)) for execute, skip in logits[task, 8 - num_released :].tolist()
+            math.log(1 + math.exp(execute - skip))
+            for execute, skip in logits[task, 8 - num_released :].tolist()
         ]  # -log p(skip)
         expected += sum(costs) / num_released
-    assert compute_sparsity_loss(logits, num_released=num_released).item() == pytest.approx(expected)
+    assert compute_sparsity_loss(logits, num_released=num_released).item() == pytest.approx(
+        expected
+    )
     assert compute_sparsity_loss(logits, num_released=0).item() == 0
 
 
@@ -73,7 +78,10 @@ def test_sharing_compares_every_pair_of_tasks_with_the_weights_of_its_preset() -
     logits = some_logits(num_tasks=4, num_blocks=5)
     paper = experiments = 0.0
     for (one, other), block in itertools.product(itertools.combinations(range(4), 2), range(5)):
-        p, q = (1 / (1 + math.exp(skip - execute)) for execute, skip in logits[[one, other], block].tolist())
+        p, q = (
+            1 / (1 + math.exp(skip - execute))
+            for execute, skip in logits[[one, other], block].tolist()
+        )
         paper += (5 - block) / 5 * abs(p - q)
         experiments += (block + 1) / 5 * abs(float(logits[one, block, 0] - logits[other, block, 0]))
     assert compute_sharing_loss(logits, preset="paper").item() == pytest.approx(paper)
@@ -87,7 +95,9 @@ def test_a_single_task_shares_with_nobody_at_no_cost() -> None:
 def test_sampled_policies_follow_the_probabilities_and_are_numbered() -> None:
     logits = some_logits(num_tasks=2, num_blocks=4)
     probabilities = compute_execute_probabilities(logits).numpy()
-    assert probabilities[1, 2] == pytest.approx(1 / (1 + math.exp(float(logits[1, 2, 1] - logits[1, 2, 0]))))
+    assert probabilities[1, 2] == pytest.approx(
+        1 / (1 + math.exp(float(logits[1, 2, 1] - logits[1, 2, 0])))
+    )
     many = np.stack([sample_policy(probabilities, number=number) for number in range(4000)])
     assert np.abs(many.mean(axis=0) - probabilities).max() < 0.03
     assert np.array_equal(many[17], sample_policy(probabilities, number=17))
@@ -117,9 +127,22 @@ def test_one_more_block_is_released_every_three_cycles_until_all_are() -> None:
     released = [CURRICULUM.num_released(10 + 5 * cycle) for cycle in range(30)]
     assert released == [min(8, cycle // 3 + 1) for cycle in range(30)]
     assert CURRICULUM.num_released(9) == 0
-    assert [CURRICULUM.num_released(CURRICULUM.first_step_with_all + shift) for shift in (-1, 0)] == [7, 8]
+    assert [
+        CURRICULUM.num_released(CURRICULUM.first_step_with_all + shift) for shift in (-1, 0)
+    ] == [7, 8]
     at_once = Curriculum(0, 4, 1, 8, speed=1)
-    assert [at_once.num_released(5 * cycle) for cycle in range(10)] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
+    assert [at_once.num_released(5 * cycle) for cycle in range(10)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        8,
+        8,
+    ]
 
 
 def test_it_cools_by_3_5_percent_per_completed_cycle() -> None:

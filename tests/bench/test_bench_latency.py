@@ -16,7 +16,17 @@ QUICK = ["--seconds", "0", "--batch-sizes", "2"]
 
 
 def test_a_run_stands_beside_thin_independent_and_full_networks(world: Path) -> None:
-    command = ["bench", "latency", "runs/tiny", "--against", "vgg9", "--eager", "--out", "latency.json", *QUICK]
+    command = [
+        "bench",
+        "latency",
+        "runs/tiny",
+        "--against",
+        "vgg9",
+        "--eager",
+        "--out",
+        "latency.json",
+        *QUICK,
+    ]
     ended = run_command(command)
     assert ended.code == 0, ended.err
     content = json.loads((world / "latency.json").read_text())
@@ -26,8 +36,14 @@ def test_a_run_stands_beside_thin_independent_and_full_networks(world: Path) -> 
     expected.add(("tiny", "eager, a module per branch", 2))
     assert {(row["network"], row["runtime"], row["batch_size"]) for row in rows} == expected
     by_name = {row["network"]: row for row in rows if row["runtime"] == "onnxruntime"}
-    assert by_name["tiny"]["weights"] == json.loads((world / "runs/tiny/result.json").read_text())["weights"]
-    assert by_name["independent (3 x thin-2)"]["multiply_adds"] > 2 * by_name["thin-2"]["multiply_adds"]
+    assert (
+        by_name["tiny"]["weights"]
+        == json.loads((world / "runs/tiny/result.json").read_text())["weights"]
+    )
+    assert (
+        by_name["independent (3 x thin-2)"]["multiply_adds"]
+        > 2 * by_name["thin-2"]["multiply_adds"]
+    )
     assert by_name["thin-2"]["relative"] == 1
     assert by_name["vgg9"]["relative"] > 1
     (line,) = content["compared"]
@@ -42,17 +58,26 @@ def test_a_run_stands_beside_thin_independent_and_full_networks(world: Path) -> 
         assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
         assert row["images_per_s"] == pytest.approx(2000 / row["median_ms"])
         assert row["peak_mib"] > 0
-    assert by_name["vgg9"]["peak_mib"] - by_name["thin-2"]["peak_mib"] > 4 * by_name["vgg9"]["weights"] / 2**20 / 2
+    assert (
+        by_name["vgg9"]["peak_mib"] - by_name["thin-2"]["peak_mib"]
+        > 4 * by_name["vgg9"]["weights"] / 2**20 / 2
+    )
 
 
 def test_a_tree_may_be_given_by_numbers_or_as_the_tree_of_a_run(world: Path) -> None:
     sizes = ["--backbone", "vgg9", "--width", "2", "--image-size", "32x32", "--against", ""]
-    ended = run_command(["bench", "latency", *sizes, "--num-tasks", "4", "--tree-weights", "300,350,350", *QUICK])
+    ended = run_command(
+        ["bench", "latency", *sizes, "--num-tasks", "4", "--tree-weights", "300,350,350", *QUICK]
+    )
     assert ended.code == 0, ended.err
-    sizes_found = {int(found) for found in re.findall(r"tree of (\d+)\s+weights", " ".join(ended.out.split()))}
+    sizes_found = {
+        int(found) for found in re.findall(r"tree of (\d+)\s+weights", " ".join(ended.out.split()))
+    }
     assert len(sizes_found) == 2
     assert min(sizes_found) >= 300
-    ended = run_command(["bench", "latency", *sizes, "--tree", "runs/tiny/tree.json", "--out", "a.json", *QUICK])
+    ended = run_command(
+        ["bench", "latency", *sizes, "--tree", "runs/tiny/tree.json", "--out", "a.json", *QUICK]
+    )
     assert ended.code == 0, ended.err
     (row, *_) = json.loads(Path("a.json").read_text())["networks"]
     tree = json.loads(Path("runs/tiny/tree.json").read_text())["tree"]
@@ -64,7 +89,9 @@ def test_runs_as_the_first_words_are_those_of_latency(world: Path) -> None:
         ended = run_command(["bench", *words, *QUICK])
         assert ended.code == 0, ended.err
         assert "thin-2" in ended.out
-    assert_one_sentence(run_command(["bench", "runs/absent"]), 1, ("runs/absent", "distbranch train"))
+    assert_one_sentence(
+        run_command(["bench", "runs/absent"]), 1, ("runs/absent", "distbranch train")
+    )
     assert_one_sentence(run_command(["bench", "latenci"]), 2, ("latenci",))
 
 
@@ -99,7 +126,11 @@ def test_a_halved_tree_is_the_smallest_with_so_many_weights() -> None:
         ("--tree-weights much", 2, ("--tree-weights", "much")),
         ("--tree photo.jpg", 1, ("photo.jpg", "tree.json")),
         ("--against vgg99", 1, ("vgg16, vgg9", "vgg99")),
-        ("runs/tiny --out photo.jpg/x.json --seconds 0 --batch-sizes 1 --against vgg9", 1, ("photo.jpg/x.json",)),
+        (
+            "runs/tiny --out photo.jpg/x.json --seconds 0 --batch-sizes 1 --against vgg9",
+            1,
+            ("photo.jpg/x.json",),
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_sentence(

@@ -62,7 +62,12 @@ def pack_photographs(folder: Path, num_samples: int = 2048) -> DatasetInfo:
         for number in range(num_samples):
             labels = draw.integers(0, 2, NUM_TASKS).tolist()
             image = _photograph(draw)
-            yield Sample(f"{number:06d}", "train", image, dict(zip((task.name for task in tasks), labels, strict=True)))
+            yield Sample(
+                f"{number:06d}",
+                "train",
+                image,
+                dict(zip((task.name for task in tasks), labels, strict=True)),
+            )
 
     return pack(samples(), folder, tasks, source={"noise": num_samples}, shard_samples=256)
 
@@ -111,12 +116,18 @@ def bench_data(
     return rows
 
 
-def _first_shards(info: DatasetInfo, split: str, num_samples: int, *, processes: int) -> DatasetInfo:
+def _first_shards(
+    info: DatasetInfo, split: str, num_samples: int, *, processes: int
+) -> DatasetInfo:
     """So many whole shards that every process of plain webdataset, which divides them, reads equally many."""
     if is_remote(info.path):
-        raise UserError(f"Reading is measured on a folder of this machine, found {info.path}. Fetch it first.")
+        raise UserError(
+            f"Reading is measured on a folder of this machine, found {info.path}. Fetch it first."
+        )
     if split not in info.splits:
-        raise UserError(f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}.")
+        raise UserError(
+            f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}."
+        )
     whole = info.splits[split]
     ends = itertools.accumulate(shard.num_samples for shard in whole.shards)
     count, share = 1 + sum(end < num_samples for end in ends), max(1, processes)
@@ -131,28 +142,45 @@ def _first_shards(info: DatasetInfo, split: str, num_samples: int, *, processes:
 
 
 def _rows(
-    info: DatasetInfo, split: str, image_size: tuple[int, int], batch_size: int, processes: int, num_passes: int
+    info: DatasetInfo,
+    split: str,
+    image_size: tuple[int, int],
+    batch_size: int,
+    processes: int,
+    num_passes: int,
 ) -> list[ReadingSpeed]:
     files = [join(info.path, shard.file) for shard in info.splits[split].shards]
 
     def ours() -> Iterator[int]:
-        batches = eval_loader(info, split, batch_size=batch_size, image_size=image_size, num_workers=processes)
+        batches = eval_loader(
+            info, split, batch_size=batch_size, image_size=image_size, num_workers=processes
+        )
         return (len(batch.images) for batch in batches)
 
     def plain() -> Iterator[int]:
-        batches = plain_batches(files, info.tasks, image_size=image_size, batch_size=batch_size, num_workers=processes)
+        batches = plain_batches(
+            files, info.tasks, image_size=image_size, batch_size=batch_size, num_workers=processes
+        )
         return (len(images) for images, _ in batches)
 
     passes: list[tuple[tuple[float, float], tuple[float, float]]] = []
     for number in range(num_passes + 1):
-        both = {one: _pass(one, processes) for one in ((ours, plain) if number % 2 else (plain, ours))}
+        both = {
+            one: _pass(one, processes) for one in ((ours, plain) if number % 2 else (plain, ours))
+        }
         passes.append((both[ours], both[plain]))
     measured = np.array(passes[1:])  # [passes, reader, (per second, per core)]
     faster = float(np.median(measured[:, 0, 1] / measured[:, 1, 1]))
     rows = []
     for column, (name, ratio) in enumerate(((OURS, faster), (PLAIN, 1.0))):
-        low, median, high = (float(value) for value in np.percentile(measured[:, column, 0], (10, 50, 90)))
-        rows.append(ReadingSpeed(name, processes, median, low, high, float(np.median(measured[:, column, 1])), ratio))
+        low, median, high = (
+            float(value) for value in np.percentile(measured[:, column, 0], (10, 50, 90))
+        )
+        rows.append(
+            ReadingSpeed(
+                name, processes, median, low, high, float(np.median(measured[:, column, 1])), ratio
+            )
+        )
     return rows
 
 
@@ -169,21 +197,35 @@ def _pass(read: Callable[[], Iterator[int]], processes: int) -> tuple[float, flo
 
 def main(
     dataset: Annotated[
-        str | None, typer.Argument(help="A packed data set; none: 178x218 pictures like photographs, packed for this.")
+        str | None,
+        typer.Argument(
+            help="A packed data set; none: 178x218 pictures like photographs, packed for this."
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Of the data set.")] = "train",
-    image_size: Annotated[str, typer.Option(help="height x width to which images are resized.")] = "64x64",
+    image_size: Annotated[
+        str, typer.Option(help="height x width to which images are resized.")
+    ] = "64x64",
     batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
-    processes: Annotated[str, typer.Option(help="Prefetching processes, separated by commas; 0: none.")] = "0,2",
+    processes: Annotated[
+        str, typer.Option(help="Prefetching processes, separated by commas; 0: none.")
+    ] = "0,2",
     passes: Annotated[int, typer.Option(help="Over the shards, of either reader.", min=1)] = 7,
 ) -> None:
     """Images per second of the loader against plain webdataset and Pillow, on the same shards, in turns."""
     size = parse_size(image_size)
     counts = parse_counts(processes, "--processes")
     with tempfile.TemporaryDirectory() as folder:
-        info = pack_photographs(Path(folder) / "packed") if dataset is None else read_dataset(dataset)
+        info = (
+            pack_photographs(Path(folder) / "packed") if dataset is None else read_dataset(dataset)
+        )
         rows = bench_data(
-            info, split=split, image_size=size, batch_size=batch_size, processes=counts, num_passes=passes
+            info,
+            split=split,
+            image_size=size,
+            batch_size=batch_size,
+            processes=counts,
+            num_passes=passes,
         )
     show_rows([asdict(row) for row in rows])
 

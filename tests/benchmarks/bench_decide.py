@@ -48,17 +48,27 @@ def bench_decide(
     Steps and bookkeeping take turns in one loop, so that whatever else the machine does falls on both. The decision is over all
     d with affinities of random margins with planted groups. Images and labels are random.
     """
-    return [_bench_one(num_tasks, batch_size, backbone, width, image_size, num_steps) for num_tasks in num_tasks_list]
+    return [
+        _bench_one(num_tasks, batch_size, backbone, width, image_size, num_steps)
+        for num_tasks in num_tasks_list
+    ]
 
 
 def _bench_one(
-    num_tasks: int, batch_size: int, backbone: str, width: int, image_size: tuple[int, int], num_steps: int
+    num_tasks: int,
+    batch_size: int,
+    backbone: str,
+    width: int,
+    image_size: tuple[int, int],
+    num_steps: int,
 ) -> DecideCost:
     tasks = numbered_tasks(num_tasks)
     network = Network(Architecture.thin(backbone, width, image_size, tasks))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (batch_size, 3, *image_size), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        0, 256, (batch_size, 3, *image_size), dtype=torch.uint8, generator=generator
+    )
     labels = torch.randint(0, 2, (batch_size, num_tasks), generator=generator).float()
     stats = AffinityStats(num_tasks)
     steps, bookkeepings = [], []
@@ -77,7 +87,9 @@ def _bench_one(
     started = time.perf_counter()
     choose_groups(affinity, alpha=2.0, pools_above=0)
     decision_s = time.perf_counter() - started
-    return DecideCost(num_tasks, float(np.median(steps)) * 1000, float(np.median(bookkeepings)) * 1000, decision_s)
+    return DecideCost(
+        num_tasks, float(np.median(steps)) * 1000, float(np.median(bookkeepings)) * 1000, decision_s
+    )
 
 
 def main() -> None:

@@ -30,14 +30,18 @@ class MemoryCost:
     peak_mib: float
 
 
-def bench_memory(num_samples: int = 1_000_000, *, folder: Path, batch_size: int = 256) -> MemoryCost:
+def bench_memory(
+    num_samples: int = 1_000_000, *, folder: Path, batch_size: int = 256
+) -> MemoryCost:
     """Pack `num_samples` tiny images into `folder` and read one epoch of them, in this process."""
     tasks = (Task("even"), Task("third"))
     buffer = BytesIO()
     Image.new("RGB", (8, 8), (120, 60, 30)).save(buffer, "JPEG")
     image = buffer.getvalue()
     samples = (
-        Sample(f"{number:09d}", "train", image, {"even": 1 - number % 2, "third": int(number % 3 == 0)})
+        Sample(
+            f"{number:09d}", "train", image, {"even": 1 - number % 2, "third": int(number % 3 == 0)}
+        )
         for number in range(num_samples)
     )
     began = time.perf_counter()
@@ -54,7 +58,9 @@ def bench_memory(num_samples: int = 1_000_000, *, folder: Path, batch_size: int 
 
 def main(
     samples: Annotated[int, typer.Option(help="Tiny generated samples.", min=1)] = 1_000_000,
-    folder: Annotated[Path | None, typer.Option(help="Where they are packed; a temporary folder if empty.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where they are packed; a temporary folder if empty.")
+    ] = None,
 ) -> None:
     """Pack generated samples, read them once, and print the peak memory of the process."""
     with create_work_folder(folder) as place:

@@ -38,7 +38,9 @@ class SompCost:
         return self.naive_seconds * self.num_rows / self.naive_rows
 
 
-def bench_somp(cases: tuple[tuple[int, int, int, int], ...] = CASES, *, seed: int = 0) -> list[SompCost]:
+def bench_somp(
+    cases: tuple[tuple[int, int, int, int], ...] = CASES, *, seed: int = 0
+) -> list[SompCost]:
     """One row per case (d, n, rows, rows of the naive form), on normal random numbers in float32 and one thread."""
     with threadpool_limits(1):
         return [_bench_one(*case, seed) for case in cases]
@@ -51,7 +53,14 @@ def _bench_one(d: int, n: int, num_rows: int, naive_rows: int, seed: int) -> Som
     chosen = time.perf_counter()
     naive = select_rows_naively(weight.astype(np.float64), naive_rows)
     ended = time.perf_counter()
-    return SompCost(f"{d} x {n}", num_rows, chosen - began, naive_rows, ended - chosen, rows[:naive_rows] == naive)
+    return SompCost(
+        f"{d} x {n}",
+        num_rows,
+        chosen - began,
+        naive_rows,
+        ended - chosen,
+        rows[:naive_rows] == naive,
+    )
 
 
 def select_rows_naively(weight: NDArray[np.float64], num_rows: int) -> list[int]:
@@ -70,7 +79,9 @@ def select_rows_naively(weight: NDArray[np.float64], num_rows: int) -> list[int]
 
 def main() -> None:
     """What choosing filters by SOMP costs on one core, against the pursuit as it is defined (for fewer rows where that is slow)."""
-    show_rows([{**asdict(cost), "naive_all_seconds": cost.naive_all_seconds} for cost in bench_somp()])
+    show_rows(
+        [{**asdict(cost), "naive_all_seconds": cost.naive_all_seconds} for cost in bench_somp()]
+    )
 
 
 if __name__ == "__main__":

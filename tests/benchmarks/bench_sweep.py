@@ -60,7 +60,9 @@ def simulate(num_trials: int, *, at_a_time: int, folder: Path) -> SimulatedSweep
     second.process.join()
     record = folder / "driver.json"
     if second.process.exitcode or not record.exists():
-        raise UserError(f"The driver of the simulated sweep did not end well (exit code {second.process.exitcode}).")
+        raise UserError(
+            f"The driver of the simulated sweep did not end well (exit code {second.process.exitcode})."
+        )
     times = [len((sweep.path / name / "times").read_text().splitlines()) for name in done_before]
     return SimulatedSweep(
         num_trials=num_trials,
@@ -91,10 +93,14 @@ class _Driver:
         """The seconds until `count` trials have finished."""
         log = self.directory / "finished"
         while self.process.is_alive():
-            if log.exists() and log.stat().st_size >= count:  # a byte per trial: cheaper than to look into all folders
+            if (
+                log.exists() and log.stat().st_size >= count
+            ):  # a byte per trial: cheaper than to look into all folders
                 return time.monotonic() - self.began
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        raise UserError(f"The driver of the simulated sweep ended early (exit code {self.process.exitcode}).")
+        raise UserError(
+            f"The driver of the simulated sweep ended early (exit code {self.process.exitcode})."
+        )
 
 
 def drive(sweep: SweepConfig) -> None:
@@ -104,7 +110,11 @@ def drive(sweep: SweepConfig) -> None:
     directory = SweepDirectory(sweep.path)
     trials = list_trials(sweep)
     statuses = directory.read_statuses(trials)
-    roots = [root for root in group_by_prefix(trials) if statuses[str(root[0].run.name)].status != FINISHED]
+    roots = [
+        root
+        for root in group_by_prefix(trials)
+        if statuses[str(root[0].run.name)].status != FINISHED
+    ]
     with open_sweep_cluster(sweep, lambda _: None):
         from distbranch.sweep.queue import FamilyQueue
         from distbranch.sweep.shared_prefix import trainable_groups

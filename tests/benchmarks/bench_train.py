@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,11 +141,21 @@ def _run_rank(
         if ranks.is_first:
             name = f"thin-{config.model.width}"
             widest = branch_counts(net.network.architecture.tree)
-            rows = [(name, thin, 0.0), (f"Branch-{config.model.width}-{config.method.alpha} ({widest})", grown, growth)]
-            queue.put([TrainCost(label, world_size, *times, growth_s=seconds) for label, times, seconds in rows])
+            rows = [
+                (name, thin, 0.0),
+                (f"Branch-{config.model.width}-{config.method.alpha} ({widest})", grown, growth),
+            ]
+            queue.put(
+                [
+                    TrainCost(label, world_size, *times, growth_s=seconds)
+                    for label, times, seconds in rows
+                ]
+            )
 
 
-def _time_interleaved(net: TrainedNetwork, batch: tuple[Tensor, Tensor], num_blocks: int) -> tuple[float, float, float]:
+def _time_interleaved(
+    net: TrainedNetwork, batch: tuple[Tensor, Tensor], num_blocks: int
+) -> tuple[float, float, float]:
     """Milliseconds of the slowest rank per step: alone, with gradients, together; medians over the blocks after the first."""
     ranks, batch_size = net.ranks, net.config.train.batch_size
     (own,) = positions_of_rank(batch_size, 1, ranks.rank, ranks.world_size)
@@ -174,7 +185,8 @@ def _grow(net: TrainedNetwork, ranks: Ranks) -> float:
         began = time.perf_counter()
         summed = stats.with_pair_sums(ranks.sum(stats.pair_sums()))
         architecture = net.network.architecture
-        (ruling,) = ranks.run_on_rank_zero(lambda: decide_round(summed, architecture, [config.method], seed=0))  # noqa: B023
+        decide = partial(decide_round, summed, architecture, [config.method], seed=0)
+        (ruling,) = ranks.run_on_rank_zero(decide)
         if ruling.split is not None:
             net.widen(ruling.split)
         verify_equal(ranks, "a decision", net.fingerprint())
@@ -185,13 +197,18 @@ def _grow(net: TrainedNetwork, ranks: Ranks) -> float:
 
 def main(
     width: Annotated[int, typer.Option(help="Thinness omega.", min=1)] = 32,
-    ranks: Annotated[int, typer.Option(help="Processes on this machine; 1: no synchronisation.", min=1)] = 2,
+    ranks: Annotated[
+        int, typer.Option(help="Processes on this machine; 1: no synchronisation.", min=1)
+    ] = 2,
     batch_size: Annotated[int, typer.Option(help="Images per step, over all ranks.", min=4)] = 64,
     image_size: Annotated[str, typer.Option(help="height x width.")] = "64x64",
     tree: Annotated[
-        Path | None, typer.Option(help="The tree.json of a run; empty: a tree grown on planted statistics.")
+        Path | None,
+        typer.Option(help="The tree.json of a run; empty: a tree grown on planted statistics."),
     ] = None,
-    threads: Annotated[str, typer.Option(help="Threads of a process, separated by commas.")] = "1,2",
+    threads: Annotated[
+        str, typer.Option(help="Threads of a process, separated by commas.")
+    ] = "1,2",
     blocks: Annotated[int, typer.Option(help="Turns of four or five steps.", min=1)] = 12,
 ) -> None:
     """What a training step costs against a naive loop (one module per branch, NCHW, nothing fused), and what synchronisation adds.
@@ -207,7 +224,9 @@ def main(
     if ranks == 1:
         return
     rows = []
-    for cost in bench_train(width=width, num_ranks=ranks, batch_size=batch_size, image_size=size, num_blocks=blocks):
+    for cost in bench_train(
+        width=width, num_ranks=ranks, batch_size=batch_size, image_size=size, num_blocks=blocks
+    ):
         shares = {"gradients_%": 100 * cost.gradients_share, "batch_norm_%": 100 * cost.norm_share}
         rows.append({**asdict(cost), **shares})
     show_rows(rows)

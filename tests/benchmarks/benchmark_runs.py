@@ -17,9 +17,15 @@ def run_benchmark(name: str, *arguments: str) -> Ended:
     out = io.StringIO()
     err = io.StringIO()
     code: object = 0
-    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", [name, *arguments]):
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        mock.patch.object(sys, "argv", [name, *arguments]),
+    ):
         try:
             runpy.run_path(str(FOLDER / name), run_name="__main__")
         except SystemExit as ended:
             code = ended.code
-    return Ended(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
+    return Ended(
+        code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue()
+    )

@@ -15,7 +15,9 @@ from distbranch.errors import UsageError, UserError
 
 def run_as_command(command: Callable[..., Any]) -> None:
     """Run a function as the command line of its file; errors for people end in one sentence and exit code 1 or 2."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    app = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+    )
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
     try:
         app()

@@ -30,7 +30,9 @@ from distbranch.models.network import Network
 
 FIRST_STEPS = 3  # whose losses are compared
 STEPS_PER_BLOCK = 4
-FINE_RATE = 1e-4  # AdamW turns the sign of a gradient that is nothing but rounding into a whole step
+FINE_RATE = (
+    1e-4  # AdamW turns the sign of a gradient that is nothing but rounding into a whole step
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,11 @@ def bench_naive(
                 config = load_config(
                     {
                         "data": {"path": "random"},
-                        "train": {"batch_size": batch_size, "norm_batch": batch_size, "precision": precision},
+                        "train": {
+                            "batch_size": batch_size,
+                            "norm_batch": batch_size,
+                            "precision": precision,
+                        },
                         "optim": {"name": optimizer, "lr": FINE_RATE},
                         "launch": {"threads": count, "device": "cpu"},
                     }
@@ -97,7 +103,10 @@ def _row(name: str, config: Config, architecture: Architecture, num_blocks: int)
         _, found = ours(FIRST_STEPS)
         times = []
         for block in range(num_blocks):
-            pair = {one: one(STEPS_PER_BLOCK)[0] for one in ((naive, ours) if block % 2 else (ours, naive))}
+            pair = {
+                one: one(STEPS_PER_BLOCK)[0]
+                for one in ((naive, ours) if block % 2 else (ours, naive))
+            }
             times.append((pair[naive], pair[ours]))
     naive_ms, step_ms = np.array(times).T * 1000
     low, faster, high = np.percentile(naive_ms / step_ms, (10, 50, 90))
@@ -122,7 +131,9 @@ Turn = Callable[[int], tuple[float, list[float]]]  # so many steps: seconds per 
 
 @contextmanager
 def _start_process(
-    work: Callable[[Connection, Config, Architecture], None], config: Config, architecture: Architecture
+    work: Callable[[Connection, Config, Architecture], None],
+    config: Config,
+    architecture: Architecture,
 ) -> Iterator[Turn]:
     """A process that makes so many steps whenever it is told to.
 
@@ -181,7 +192,9 @@ def make_naive_step(config: Config, architecture: Architecture) -> Callable[[], 
     net = NaiveNet(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     optim = config.optim
     optimizer: torch.optim.Optimizer = (
-        torch.optim.SGD(net.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+        torch.optim.SGD(
+            net.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+        )
         if optim.name == "sgd"
         else torch.optim.AdamW(net.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
     )

@@ -18,7 +18,12 @@ from distbranch.tasks import Task
 
 
 def plain_batches(
-    files: Sequence[str], tasks: Sequence[Task], *, image_size: tuple[int, int], batch_size: int, num_workers: int = 0
+    files: Sequence[str],
+    tasks: Sequence[Task],
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    num_workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images uint8 [b, 3, H, W] and labels [b, T] of the tar files, once; decoded whole, then resized (bilinear)."""
     dataset = (
@@ -30,11 +35,15 @@ def plain_batches(
     return iter(DataLoader(dataset, batch_size=None, num_workers=num_workers))
 
 
-def _as_arrays(sample: dict[str, Any], tasks: Sequence[Task], image_size: tuple[int, int]) -> tuple[Any, Any]:
+def _as_arrays(
+    sample: dict[str, Any], tasks: Sequence[Task], image_size: tuple[int, int]
+) -> tuple[Any, Any]:
     height, width = image_size
     image = sample["jpg"].resize((width, height), Image.Resampling.BILINEAR)
     labels = sample["json"]["labels"]
-    return np.asarray(image), np.array([_number(task, labels.get(task.name)) for task in tasks], dtype=np.float32)
+    return np.asarray(image), np.array(
+        [_number(task, labels.get(task.name)) for task in tasks], dtype=np.float32
+    )
 
 
 def _number(task: Task, value: Any) -> float:

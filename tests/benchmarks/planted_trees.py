@@ -13,10 +13,14 @@ from distbranch.engine.round_decision import decide_round
 from distbranch.models.architecture import Architecture
 
 
-def planted_statistics(num_tasks: int, num_groups: int = 8, num_samples: int = 1000) -> AffinityStats:
+def planted_statistics(
+    num_tasks: int, num_groups: int = 8, num_samples: int = 1000
+) -> AffinityStats:
     """Statistics of tasks of which every group shares a part of its margins."""
     generator = torch.Generator().manual_seed(1)
-    shared = torch.randn(num_samples, num_groups, generator=generator)[:, torch.arange(num_tasks) % num_groups]
+    shared = torch.randn(num_samples, num_groups, generator=generator)[
+        :, torch.arange(num_tasks) % num_groups
+    ]
     stats = AffinityStats(num_tasks)
     margins = (shared + torch.randn(num_samples, num_tasks, generator=generator)).sigmoid()
     for start in range(0, num_samples, 50):
@@ -37,7 +41,9 @@ def grow_on_planted_statistics(thin: Architecture, method: MethodConfig) -> Arch
     return architecture
 
 
-def build_thin_and_tree(width: int, image_size: tuple[int, int], file: Path | None) -> dict[str, Architecture]:
+def build_thin_and_tree(
+    width: int, image_size: tuple[int, int], file: Path | None
+) -> dict[str, Architecture]:
     """A thin VGG-16 of 40 binary tasks, and the tree of a file or the one that it grows into (alpha 2, phi)."""
     if file is None:
         thin = Architecture.thin("vgg16", width, image_size, numbered_tasks(40))

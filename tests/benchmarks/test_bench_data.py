@@ -28,9 +28,13 @@ def test_the_pictures_are_of_the_size_of_photographs(photographs: DatasetInfo) -
     assert 7_000 < shard.num_bytes / 40 < 20_000
 
 
-def test_plain_reading_gives_the_labels_of_the_loader_and_nearly_its_pixels(photographs: DatasetInfo) -> None:
+def test_plain_reading_gives_the_labels_of_the_loader_and_nearly_its_pixels(
+    photographs: DatasetInfo,
+) -> None:
     files = [join(photographs.path, shard.file) for shard in photographs.splits["train"].shards]
-    images, labels = next(plain_batches(files, photographs.tasks, image_size=(64, 64), batch_size=40))
+    images, labels = next(
+        plain_batches(files, photographs.tasks, image_size=(64, 64), batch_size=40)
+    )
     batch = next(eval_loader(photographs, "train", batch_size=40, image_size=(64, 64)))
     assert torch.equal(labels, batch.labels)
     assert images.shape == batch.images.shape
@@ -49,7 +53,9 @@ def test_categorical_and_missing_labels_are_read_too(tiny_data: Path) -> None:
 
 @pytest.mark.parametrize("processes", [0, 1])
 def test_both_readers_are_measured_pass_by_pass(photographs: DatasetInfo, processes: int) -> None:
-    ours, plain = bench_data(photographs, batch_size=8, processes=[processes], num_passes=2, num_samples=40)
+    ours, plain = bench_data(
+        photographs, batch_size=8, processes=[processes], num_passes=2, num_samples=40
+    )
     assert (ours.reader, plain.reader, plain.faster) == (OURS, PLAIN, 1.0)
     for row in (ours, plain):
         assert 0 < row.low <= row.images_per_s <= row.high
@@ -69,7 +75,14 @@ def test_every_process_of_plain_webdataset_gets_as_many_shards(
     monkeypatch.setattr(bench_of_data, "plain_batches", counted)
     info = read_dataset(tiny_data)  # 201 training samples, 40 to a shard
     for processes, expected in ((0, 3), (2, 4)):
-        bench_data(info, image_size=(32, 32), batch_size=20, processes=[processes], num_passes=1, num_samples=100)
+        bench_data(
+            info,
+            image_size=(32, 32),
+            batch_size=20,
+            processes=[processes],
+            num_passes=1,
+            num_samples=100,
+        )
         assert set(read) == {expected}
         read.clear()
     with pytest.raises(UserError, match=r"7 need at least as many, but the split 'train' .* has 6"):

@@ -29,7 +29,11 @@ def tree() -> Architecture:
 def test_a_naive_loop_trains_the_same_network_up_to_rounding() -> None:
     for optimizer in ("sgd", "adamw"):
         config = load_config(
-            {"data": {"path": "random"}, "train": {"batch_size": 8}, "optim": {"name": optimizer, "lr": 0.01}}
+            {
+                "data": {"path": "random"},
+                "train": {"batch_size": 8},
+                "optim": {"name": optimizer, "lr": 0.01},
+            }
         )
         net = TrainedNetwork(
             config,
@@ -38,7 +42,10 @@ def test_a_naive_loop_trains_the_same_network_up_to_rounding() -> None:
             is_final=True,
         )
         net.begin(tree(), config.seed)
-        ours, naive = make_training_step(net, make_batch(config, tree())), make_naive_step(config, tree())
+        ours, naive = (
+            make_training_step(net, make_batch(config, tree())),
+            make_naive_step(config, tree()),
+        )
         losses = [(float(ours()), float(naive())) for _ in range(6)]
         assert losses[-1][0] < losses[0][0]
         torch.testing.assert_close(*map(torch.tensor, zip(*losses, strict=True)), rtol=1e-3, atol=0)
@@ -60,7 +67,9 @@ def test_a_row_says_how_many_times_faster_and_how_far_apart() -> None:
     assert row.difference < 1e-3
 
 
-@pytest.mark.parametrize(("in_hardware", "expected"), [(False, ("fp32",)), (True, ("fp32", "bf16"))])
+@pytest.mark.parametrize(
+    ("in_hardware", "expected"), [(False, ("fp32",)), (True, ("fp32", "bf16"))]
+)
 def test_bf16_is_measured_where_it_is_in_hardware(
     in_hardware: bool, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,10 +89,15 @@ def test_a_process_that_dies_is_told_and_not_waited_for() -> None:
 def test_a_tree_grows_on_planted_statistics_as_one_does_in_training() -> None:
     thin = Architecture.thin("vgg16", 16, (64, 48), numbered_tasks(24))
     method = MethodConfig(alpha=2.0, affinity="phi")
-    counts = [int(count) for count in branch_counts(grow_on_planted_statistics(thin, method).tree).split("-")]
+    counts = [
+        int(count)
+        for count in branch_counts(grow_on_planted_statistics(thin, method).tree).split("-")
+    ]
     assert counts == sorted(counts)
     assert counts[-1] >= 8
-    assert branch_counts(grow_on_planted_statistics(thin, replace_alpha(method, 0.0)).tree) == "-".join(["1"] * 15)
+    assert branch_counts(
+        grow_on_planted_statistics(thin, replace_alpha(method, 0.0)).tree
+    ) == "-".join(["1"] * 15)
 
 
 def replace_alpha(method: MethodConfig, alpha: float) -> MethodConfig:

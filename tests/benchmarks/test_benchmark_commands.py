@@ -17,9 +17,14 @@ def test_every_benchmark_has_a_help_page(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "folder", "reason"),
-    [("bench_memory.py", "absent/x", "No such file"), ("bench_sweep.py", "table.csv", "Not a directory")],
+    [
+        ("bench_memory.py", "absent/x", "No such file"),
+        ("bench_sweep.py", "table.csv", "Not a directory"),
+    ],
 )
-def test_a_work_folder_that_cannot_be_made_is_refused(world: Path, name: str, folder: str, reason: str) -> None:
+def test_a_work_folder_that_cannot_be_made_is_refused(
+    world: Path, name: str, folder: str, reason: str
+) -> None:
     ended = run_benchmark(name, "--folder", folder)
     assert ended.code == 2
     assert folder in ended.err

@@ -24,14 +24,20 @@ def make_batch(config: Config, architecture: Architecture, rank: int = 0) -> tup
     """Random images uint8 [b, 3, H, W] (channels_last, as the loader gives them) and labels [b, T] of one rank."""
     generator = torch.Generator().manual_seed(rank)
     size = config.train.batch_size // config.launch.most_workers
-    images = torch.randint(0, 256, (size, 3, *architecture.image_size), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        0, 256, (size, 3, *architecture.image_size), dtype=torch.uint8, generator=generator
+    )
     highest = torch.tensor([max(2, task.num_outputs) for task in architecture.tasks])
     labels = (torch.rand(size, len(highest), generator=generator) * highest).floor()
     return images.contiguous(memory_format=torch.channels_last), labels
 
 
 def make_training_step(
-    net: TrainedNetwork, batch: tuple[Tensor, Tensor], *, together: bool = False, groups: NormGroups | None = None
+    net: TrainedNetwork,
+    batch: tuple[Tensor, Tensor],
+    *,
+    together: bool = False,
+    groups: NormGroups | None = None,
 ) -> Callable[[], Tensor]:
     """A step of a network that has ended growing; it returns the loss.
 
@@ -46,10 +52,14 @@ def make_training_step(
     def step() -> Tensor:
         pending = []
         if together:
-            pending.append(ranks.start_sum(torch.zeros(NUM_FLAGS, dtype=torch.float64), on_host=True))
+            pending.append(
+                ranks.start_sum(torch.zeros(NUM_FLAGS, dtype=torch.float64), on_host=True)
+            )
         net.optimizer.zero_grad(set_to_none=True)
         with nullcontext() if together else net.no_sync():
-            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+            with torch.autocast(
+                ranks.device.type, torch.bfloat16, enabled=train.precision == "bf16"
+            ):
                 outputs = net.wrapped(images, flat=True, groups=groups)
             losses = net.network.tasks.compute_losses(outputs, labels)
             margins = net.network.tasks.compute_margins(outputs.detach(), labels)

@@ -20,7 +20,9 @@ def tied(count: int, seed: int) -> np.ndarray:
     return mirror(np.random.default_rng(seed).integers(2, 7, (count, count)) / 8, 0.875)
 
 
-def planted(sizes: list[int], within: float, between: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def planted(
+    sizes: list[int], within: float, between: float, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Blocks in mixed order, with a little noise, and the number of every branch's block."""
     draw = np.random.default_rng(seed)
     truth = draw.permutation(np.repeat(np.arange(len(sizes)), sizes))

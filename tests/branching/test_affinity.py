@@ -27,7 +27,9 @@ def batches(
         yield margins, observed if gaps else None
 
 
-def naive(steps: list[tuple[Tensor, Tensor | None]], num_tasks: int) -> tuple[np.ndarray, np.ndarray]:
+def naive(
+    steps: list[tuple[Tensor, Tensor | None]], num_tasks: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Section 3 of the algorithm, sample by sample: agreement and phi."""
     total, count = np.zeros(num_tasks), np.zeros(num_tasks)
     agree, pairs, signs = np.zeros((3, num_tasks, num_tasks))
@@ -57,7 +59,9 @@ def naive(steps: list[tuple[Tensor, Tensor | None]], num_tasks: int) -> tuple[np
                 mean_i, mean_j = signs[i, j] / pairs[i, j], signs[j, i] / pairs[i, j]
                 spread = (1 - mean_i**2) * (1 - mean_j**2)
                 if spread > 1e-10:
-                    phi[i, j] = (1 + (agree[i, j] / pairs[i, j] - mean_i * mean_j) / np.sqrt(spread)) / 2
+                    phi[i, j] = (
+                        1 + (agree[i, j] / pairs[i, j] - mean_i * mean_j) / np.sqrt(spread)
+                    ) / 2
     np.fill_diagonal(agreement, 1)
     np.fill_diagonal(phi, 1)
     return agreement, phi
@@ -76,7 +80,10 @@ def test_affinity_equals_the_equations_sample_by_sample(num_tasks: int, gaps: bo
 
 
 def test_affinity_of_200_tasks_equals_one_vectorised_reference() -> None:
-    stats, steps = AffinityStats(200, DECAY), list(batches(200, gaps=False, num_steps=4, batch_size=32))
+    stats, steps = (
+        AffinityStats(200, DECAY),
+        list(batches(200, gaps=False, num_steps=4, batch_size=32)),
+    )
     for margins, _ in steps:
         stats.update(margins)
     total, weight, agree = np.zeros(200), 0.0, np.zeros((200, 200))
@@ -103,7 +110,9 @@ def test_the_first_labelled_batch_of_a_task_only_seeds_its_mean() -> None:
 
 @pytest.mark.parametrize("gaps", [False, True])
 @pytest.mark.parametrize("num_shards", [1, 2, 3, 4])
-def test_shards_with_global_margin_sums_give_the_affinity_of_one_process(num_shards: int, gaps: bool) -> None:
+def test_shards_with_global_margin_sums_give_the_affinity_of_one_process(
+    num_shards: int, gaps: bool
+) -> None:
     one, shards = AffinityStats(7, DECAY), [AffinityStats(7, DECAY) for _ in range(num_shards)]
     for margins, observed in batches(7, gaps=gaps):
         one.update(margins, observed)
@@ -147,7 +156,10 @@ def test_statistics_that_were_saved_go_on_bit_for_bit() -> None:
     second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
     for margins, observed in steps[9:]:
         second.update(margins, observed)
-    assert all(torch.equal(value, second.state_dict()[name]) for name, value in straight.state_dict().items())
+    assert all(
+        torch.equal(value, second.state_dict()[name])
+        for name, value in straight.state_dict().items()
+    )
 
 
 def test_phi_of_a_task_that_is_always_simple_is_one_half() -> None:
@@ -173,7 +185,9 @@ def test_unlabelled_margins_are_never_read() -> None:
     assert torch.equal(plain.pair_sums(), poisoned.pair_sums())
 
 
-def test_a_pair_never_labelled_together_is_independent_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pair_never_labelled_together_is_independent_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     stats = AffinityStats(3)
     observed = torch.tensor([[True, True, False], [False, True, True]]).repeat(4, 1)
     for _ in range(3):

@@ -60,19 +60,27 @@ def test_the_groups_are_a_partition_of_the_branches_within_the_cap(a: np.ndarray
 
 
 @every_matrix
-def test_the_cost_equals_equation_9_and_the_least_wins_with_the_fewest_groups_on_ties(a: np.ndarray) -> None:
+def test_the_cost_equals_equation_9_and_the_least_wins_with_the_fewest_groups_on_ties(
+    a: np.ndarray,
+) -> None:
     for found, alpha, price, _ in decisions(a):
-        assert found.separation[found.num_groups] == pytest.approx(separation_cost(a, found.groups), abs=1e-12)
+        assert found.separation[found.num_groups] == pytest.approx(
+            separation_cost(a, found.groups), abs=1e-12
+        )
         for d, cost in found.costs.items():
             assert cost == pytest.approx((d - 1) * price + alpha * found.separation[d], abs=1e-12)
         least = min(found.costs.values())
         assert found.costs[found.num_groups] <= least + 1e-12
         if found.num_moves == 0:
-            assert found.num_groups == min(d for d, cost in found.costs.items() if cost <= least + 1e-12)
+            assert found.num_groups == min(
+                d for d, cost in found.costs.items() if cost <= least + 1e-12
+            )
 
 
 @every_matrix
-def test_a_larger_alpha_never_gives_fewer_groups_and_a_higher_price_never_more(a: np.ndarray) -> None:
+def test_a_larger_alpha_never_gives_fewer_groups_and_a_higher_price_never_more(
+    a: np.ndarray,
+) -> None:
     counts = np.array(
         [
             [choose_groups(a, alpha=alpha, pools_above=pools).num_groups for alpha in ALPHAS]
@@ -92,14 +100,19 @@ def test_a_smaller_cap_never_costs_less(a: np.ndarray) -> None:
         found = choose_groups(a, alpha=2.0, pools_above=0, max_groups=cap)
         costs.append(found.costs[found.num_groups])
         groups = [(d, groups) for d, groups in clustered.items() if d <= cap]
-        assert costs[-1] <= min((d - 1) / 64 + 2.0 * separation_cost(a, g) for d, g in groups) + 1e-12
+        assert (
+            costs[-1] <= min((d - 1) / 64 + 2.0 * separation_cost(a, g) for d, g in groups) + 1e-12
+        )
     if len(a) <= MOST_BRANCHES:
         assert costs == sorted(costs, reverse=True)
 
 
 @every_matrix
 def test_the_same_arguments_give_the_same_decision(a: np.ndarray) -> None:
-    for given in ({"alpha": 3.0, "pools_above": 2}, {"alpha": 0.5, "pools_above": 0, "max_groups": 4}):
+    for given in (
+        {"alpha": 3.0, "pools_above": 2},
+        {"alpha": 0.5, "pools_above": 0, "max_groups": 4},
+    ):
         assert choose_groups(a, seed=5, **given) == choose_groups(a.copy(), seed=5, **given)
 
 
@@ -123,7 +136,9 @@ def test_of_few_branches_the_decision_is_the_best_of_all_partitions(a: np.ndarra
         nearest = [g for g, cost in of_so_many.items() if cost <= min(of_so_many.values()) + 1e-12]
         assert found.groups == min(nearest), "the fewest groups, then the first"
         for d, cost in found.costs.items():
-            assert cost == pytest.approx(min(cost for groups, cost in total.items() if len(groups) == d), abs=1e-12)
+            assert cost == pytest.approx(
+                min(cost for groups, cost in total.items() if len(groups) == d), abs=1e-12
+            )
         assert len(found.costs) == min(cap, len(a))
         assert (found.search, found.num_moves) == (ALL_PARTITIONS, 0)
 
@@ -136,12 +151,17 @@ def test_of_few_branches_the_decision_is_the_best_of_all_partitions(a: np.ndarra
         (planted([8, 8, 8, 2], 0.9, 0.4)[0], (0.02, 0.3)),
     ],
 )
-def test_permuting_the_branches_permutes_the_groups(a: np.ndarray, alphas: tuple[float, ...]) -> None:
+def test_permuting_the_branches_permutes_the_groups(
+    a: np.ndarray, alphas: tuple[float, ...]
+) -> None:
     order = np.random.default_rng(3).permutation(len(a))
     for alpha in alphas:
         found = choose_groups(a, alpha=alpha, pools_above=0)
         permuted = choose_groups(a[np.ix_(order, order)], alpha=alpha, pools_above=0)
-        assert canonical([[int(order[branch]) for branch in group] for group in permuted.groups]) == found.groups
+        assert (
+            canonical([[int(order[branch]) for branch in group] for group in permuted.groups])
+            == found.groups
+        )
 
 
 def test_eight_branches_have_all_their_partitions_and_nine_are_clustered() -> None:
@@ -151,7 +171,9 @@ def test_eight_branches_have_all_their_partitions_and_nine_are_clustered() -> No
     for d, groups in cluster_branches(a, 8, seed=0):
         assert separation_cost(a, best[d]) <= separation_cost(a, groups)
     assert choose_groups(a, alpha=1.0, pools_above=0).search == ALL_PARTITIONS
-    assert choose_groups(uniform(MOST_BRANCHES + 1, 0), alpha=1.0, pools_above=0).search == WITH_MOVES
+    assert (
+        choose_groups(uniform(MOST_BRANCHES + 1, 0), alpha=1.0, pools_above=0).search == WITH_MOVES
+    )
 
 
 @large_matrix
@@ -162,7 +184,9 @@ def test_what_is_not_tried_could_not_have_won(a: np.ndarray) -> None:
         total = {d: (d - 1) * price + alpha * separation[d] for d in unpruned if d <= cap}
         chosen = min(d for d, cost in total.items() if cost <= min(total.values()) + 1e-12)
         groups, num_moves = move_branches(a, unpruned[chosen])
-        assert (found.groups, found.num_moves) == (groups, num_moves), "the same as if all numbers had been tried"
+        assert (found.groups, found.num_moves) == (groups, num_moves), (
+            "the same as if all numbers had been tried"
+        )
         for d in total.keys() - found.costs.keys():
             assert total[d] > min(found.costs.values())
         assert all(d <= 1 + total[1] / price + 1e-9 for d in found.costs)

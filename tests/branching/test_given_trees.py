@@ -4,7 +4,13 @@ import re
 
 import pytest
 
-from distbranch.branching.tree import NamedGroups, Split, Tree, build_independent_tree, build_tree_of_groups
+from distbranch.branching.tree import (
+    NamedGroups,
+    Split,
+    Tree,
+    build_independent_tree,
+    build_tree_of_groups,
+)
 
 LAYERS = ("one", "two", "three", "four")
 TASKS = ("a", "b", "c", "d")
@@ -18,7 +24,11 @@ def named(tree: Tree) -> dict[str, list[list[str]]]:
 
 
 def test_layers_that_are_not_named_have_the_groups_of_the_named_one_above() -> None:
-    top, middle, whole = [["b"], ["a", "d"], ["c"]], [["a", "b", "d"], ["c"]], [["a", "b", "c", "d"]]
+    top, middle, whole = (
+        [["b"], ["a", "d"], ["c"]],
+        [["a", "b", "d"], ["c"]],
+        [["a", "b", "c", "d"]],
+    )
     assert named(build_tree_of_groups(LAYERS, TASKS, {"four": top, "two": middle})) == {
         "four": top,
         "three": top,
@@ -27,7 +37,9 @@ def test_layers_that_are_not_named_have_the_groups_of_the_named_one_above() -> N
     }
 
 
-def test_layers_above_all_that_are_named_have_the_groups_of_the_highest_and_those_below_share() -> None:
+def test_layers_above_all_that_are_named_have_the_groups_of_the_highest_and_those_below_share() -> (
+    None
+):
     groups, whole = [["a", "c"], ["b", "d"]], [["a", "b", "c", "d"]]
     found = named(build_tree_of_groups(LAYERS, TASKS, {"three": [["c", "a"], ["b", "d"]]}))
     assert found == {"four": groups, "three": groups, "two": whole, "one": whole}
@@ -50,7 +62,9 @@ def test_independent_tasks_share_no_branch() -> None:
 
 
 def test_the_text_of_a_tree_shows_every_branch_of_the_first_layer() -> None:
-    assert build_independent_tree(LAYERS, 2).text(("cat", "dog")) == "one..four: cat\none..four: dog"
+    assert (
+        build_independent_tree(LAYERS, 2).text(("cat", "dog")) == "one..four: cat\none..four: dog"
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,12 @@ import pytest
 from matrices import ALL, planted, uniform
 from sklearn.manifold import spectral_embedding as sklearn_embedding
 
-from distbranch.branching.grouping import branch_affinity, cluster_branches, separation_cost, spectral_embedding
+from distbranch.branching.grouping import (
+    branch_affinity,
+    cluster_branches,
+    separation_cost,
+    spectral_embedding,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 BRANCHES = [
@@ -36,12 +41,16 @@ def test_branch_affinity_of_single_tasks_is_the_affinity_of_tasks(a: np.ndarray)
 @pytest.mark.parametrize(("count", "groups"), BRANCHES)
 def test_separation_cost_equals_equations_10_and_11(count: int, groups: list[list[int]]) -> None:
     a = uniform(count, 0)
-    expected = np.mean([1 - np.mean([min(a[k, m] for m in group) for k in group]) for group in groups])
+    expected = np.mean(
+        [1 - np.mean([min(a[k, m] for m in group) for k in group]) for group in groups]
+    )
     assert separation_cost(a, groups) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("a", ALL.values(), ids=ALL)
-def test_clustering_gives_one_partition_without_an_empty_group_per_number_of_groups(a: np.ndarray) -> None:
+def test_clustering_gives_one_partition_without_an_empty_group_per_number_of_groups(
+    a: np.ndarray,
+) -> None:
     found = dict(cluster_branches(a, len(a), seed=0))
     assert {1, len(a)} <= found.keys() <= set(range(1, len(a) + 1))
     for d, groups in found.items():
@@ -54,7 +63,9 @@ def test_clustering_gives_one_partition_without_an_empty_group_per_number_of_gro
 @pytest.mark.parametrize("count", [3, 10, 40])
 def test_the_embedding_is_that_of_scikit_learn(count: int) -> None:
     a = uniform(count, count)
-    theirs = sklearn_embedding(a, n_components=count, eigen_solver="lobpcg", random_state=0, drop_first=False)
+    theirs = sklearn_embedding(
+        a, n_components=count, eigen_solver="lobpcg", random_state=0, drop_first=False
+    )
     np.testing.assert_allclose(np.abs(spectral_embedding(a)), np.abs(theirs), atol=1e-9)
 
 

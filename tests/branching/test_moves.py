@@ -21,7 +21,9 @@ def closeness_of(a: np.ndarray, groups: Groups) -> float:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @large_matrix
-def test_the_table_of_moves_is_the_cost_of_every_grouping_one_move_away(a: np.ndarray, symmetric: bool) -> None:
+def test_the_table_of_moves_is_the_cost_of_every_grouping_one_move_away(
+    a: np.ndarray, symmetric: bool
+) -> None:
     draw = np.random.default_rng(0)
     a = a[:11, :11]
     if not symmetric:
@@ -36,7 +38,9 @@ def test_the_table_of_moves_is_the_cost_of_every_grouping_one_move_away(a: np.nd
             if group == labels[branch] or len(set(after)) < 4:
                 assert costs[branch, group] == np.inf
                 continue
-            assert costs[branch, group] == pytest.approx(separation_cost(a, groups_of(after)), abs=1e-12)
+            assert costs[branch, group] == pytest.approx(
+                separation_cost(a, groups_of(after)), abs=1e-12
+            )
             gained = closeness_of(a, groups_of(after)) - closeness_of(a, groups_of(labels))
             assert gains[branch, group] == pytest.approx(gained, abs=1e-12)
         branch, group = draw.permutation(np.argwhere(np.isfinite(costs)))[0]
@@ -44,7 +48,9 @@ def test_the_table_of_moves_is_the_cost_of_every_grouping_one_move_away(a: np.nd
 
 
 @large_matrix
-def test_moves_lower_the_cost_keep_number_and_closeness_and_end_where_none_helps(a: np.ndarray) -> None:
+def test_moves_lower_the_cost_keep_number_and_closeness_and_end_where_none_helps(
+    a: np.ndarray,
+) -> None:
     for d, groups in cluster_branches(a, len(a), seed=0):
         found, num_moves = move_branches(a, groups)
         assert len(found) == d

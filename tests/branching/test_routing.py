@@ -49,7 +49,9 @@ def test_of_a_policy_tasks_share_a_node_as_long_as_they_decided_alike(seed: int)
 def test_some_tasks_take_the_copies_that_served_them() -> None:
     kept = [1, 4]
     smaller = TREE.restricted(kept)
-    state = {f"units.c.{copy}.weight": torch.tensor(float(copy)) for copy in range(3)} | {"mean": torch.tensor(9.0)}
+    state = {f"units.c.{copy}.weight": torch.tensor(float(copy)) for copy in range(3)} | {
+        "mean": torch.tensor(9.0)
+    }
     copied = copy_units(state, route_tree(TREE), route_tree(smaller), kept)
     assert {name: float(value) for name, value in copied.items()} == {
         "units.c.0.weight": 1,

@@ -10,10 +10,18 @@ from distbranch.branching.somp import orthogonal_matching_pursuit, select_larges
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("d", "n", "num_rows"), [(12, 40, 12), (60, 27, 25), (128, 64, 40), (300, 48, 30)])
-def test_rows_are_those_of_a_pursuit_with_least_squares(d: int, n: int, num_rows: int, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("d", "n", "num_rows"), [(12, 40, 12), (60, 27, 25), (128, 64, 40), (300, 48, 30)]
+)
+def test_rows_are_those_of_a_pursuit_with_least_squares(
+    d: int, n: int, num_rows: int, seed: int
+) -> None:
     draw = np.random.default_rng(seed)
-    weight = draw.standard_normal((d, n)) * draw.lognormal(0, 1, (d, 1)) @ np.diag(draw.lognormal(0, 1, n))
+    weight = (
+        draw.standard_normal((d, n))
+        * draw.lognormal(0, 1, (d, 1))
+        @ np.diag(draw.lognormal(0, 1, n))
+    )
     assert select_rows(weight, num_rows) == select_rows_naively(weight, num_rows)
 
 
@@ -33,7 +41,9 @@ def test_of_planted_bundles_of_rows_one_each_is_chosen() -> None:
     draw = np.random.default_rng(0)
     directions = np.linalg.qr(draw.standard_normal((40, 9)))[0].T * draw.uniform(0.5, 5, (9, 1))
     bundle = draw.permutation(np.repeat(np.arange(9), 8))
-    weight = directions[bundle] * draw.uniform(0.5, 2, (72, 1)) + 0.01 * draw.standard_normal((72, 40))
+    weight = directions[bundle] * draw.uniform(0.5, 2, (72, 1)) + 0.01 * draw.standard_normal(
+        (72, 40)
+    )
     assert sorted(bundle[select_rows(weight, 9)]) == list(range(9))
 
 

@@ -70,12 +70,17 @@ def test_the_text_of_a_tree_names_every_task_once_and_joins_equal_layers() -> No
         (Split(4, ((0, 1, 2, 3, 4),)), "at least two groups that are not empty"),
         (Split(4, ((0,), (1,), (2,), (3,), (4,), ())), "not empty"),
         (Split(4, ((0, 1), (2, 3))), "0 to 4, .* every branch in exactly one"),
-        (Split(4, ((0, 1, 2), (2, 3, 4))), "every branch in exactly one, found [[0, 1, 2], [2, 3, 4]]"),
+        (
+            Split(4, ((0, 1, 2), (2, 3, 4))),
+            "every branch in exactly one, found [[0, 1, 2], [2, 3, 4]]",
+        ),
         (Split(4, ((0, 1, 2, 3, 4), ())), "not empty"),
         (Split(4, ((0, 1, 2), (3, 5))), "every branch in exactly one"),
     ],
 )
-def test_a_split_that_is_not_possible_is_refused_with_the_reason(split: Split, message: str) -> None:
+def test_a_split_that_is_not_possible_is_refused_with_the_reason(
+    split: Split, message: str
+) -> None:
     with pytest.raises(ValueError, match=message.replace("[", r"\[")):
         EMPTY.split(split)
 
@@ -87,12 +92,21 @@ def test_more_splits_than_layers_are_refused() -> None:
 
 
 def test_the_tree_of_some_tasks_keeps_who_shares_what() -> None:
-    tree = Tree(("a", "b", "c"), 5).split(Split(3, ((0, 3), (1,), (2, 4)))).split(Split(2, ((0, 2), (1,))))
+    tree = (
+        Tree(("a", "b", "c"), 5)
+        .split(Split(3, ((0, 3), (1,), (2, 4))))
+        .split(Split(2, ((0, 2), (1,))))
+    )
     for tasks in ((0,), (0, 3), (1, 4), (4, 1), (0, 1, 2), (0, 1, 2, 3, 4)):
         smaller = tree.restricted(tasks)
         for layer in range(1, 5):
-            expected = [{n for n, task in enumerate(tasks) if task in branch} for branch in tree.branches(layer)]
+            expected = [
+                {n for n, task in enumerate(tasks) if task in branch}
+                for branch in tree.branches(layer)
+            ]
             found = [set(branch) for branch in smaller.branches(layer)]
-            assert sorted(map(sorted, found)) == sorted(sorted(numbers) for numbers in expected if numbers)
+            assert sorted(map(sorted, found)) == sorted(
+                sorted(numbers) for numbers in expected if numbers
+            )
     assert tree.restricted(range(5)) == tree
     assert tree.restricted((0, 3)).splits == ()

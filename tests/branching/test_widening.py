@@ -38,10 +38,14 @@ def rebuilt(network: Network, tree: Tree) -> Network:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("size", [(64, 48), (32, 32), (96, 96)])
-def test_outputs_before_and_after_four_widenings_are_equal(size: tuple[int, int], training: bool) -> None:
+def test_outputs_before_and_after_four_widenings_are_equal(
+    size: tuple[int, int], training: bool
+) -> None:
     """In double precision, to its rounding: a processor may add up in another order what it computes in other parts."""
     network = trained(Architecture.thin("vgg16", 8, size, TASKS)).train(training)
-    images = torch.randint(0, 256, (5, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    images = torch.randint(
+        0, 256, (5, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
     tree = network.architecture.tree
     state = {name: value.clone() for name, value in network.state_dict().items()}
     with torch.no_grad():
@@ -88,9 +92,13 @@ def test_several_splits_at_once_are_the_same_as_one_after_another() -> None:
     assert all(torch.equal(state[name], at_once[name]) for name in state)
 
 
-def test_a_step_of_the_widened_network_equals_that_of_the_old_one_for_a_copy_whose_group_is_everything() -> None:
+def test_a_step_of_the_widened_network_equals_that_of_the_old_one_for_a_copy_whose_group_is_everything() -> (
+    None
+):
     architecture = Architecture.thin("vgg16", 8, (32, 32), TASKS[:4])
-    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    images = torch.randint(
+        0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+    )
     labels = torch.randint(0, 2, (6, 4), generator=torch.Generator().manual_seed(4)).float()
     labels[:, 3] = float("nan")  # task 3 alone forms the other group and gets no gradient
     network = trained(architecture)

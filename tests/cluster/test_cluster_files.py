@@ -24,13 +24,17 @@ def read(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", AUTOSCALER_FILES)
-def test_ray_prepares_a_file_of_the_autoscaler_and_finds_it_valid_under_its_schema(name: str) -> None:
+def test_ray_prepares_a_file_of_the_autoscaler_and_finds_it_valid_under_its_schema(
+    name: str,
+) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared = prepare_config(read(name))
     validate_config(prepared)
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-    jsonschema.validate({key: value for key, value in prepared.items() if key in schema["properties"]}, schema)
+    jsonschema.validate(
+        {key: value for key, value in prepared.items() if key in schema["properties"]}, schema
+    )
     with pytest.raises(jsonschema.ValidationError, match="cluster_nam"):
         validate_config({**prepared, "cluster_nam": "x"})
     types = prepared["available_node_types"]
@@ -50,14 +54,22 @@ def test_every_node_of_the_autoscaler_starts_ray_with_a_token(name: str) -> None
         if (
             "docker" in content
         ):  # Ray itself binds what it mounts into the container, and knows no other file of the node
-            assert re.findall(r"RAY_AUTH_TOKEN_PATH=(\S+)", starts[0]) == list(content["file_mounts"])
+            assert re.findall(r"RAY_AUTH_TOKEN_PATH=(\S+)", starts[0]) == list(
+                content["file_mounts"]
+            )
 
 
 def test_the_rayjob_has_the_structure_of_kuberay_and_demands_the_token() -> None:
     job = read("kuberay-rayjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec = job["spec"]
-    fields = {"entrypoint", "submissionMode", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit"}
+    fields = {
+        "entrypoint",
+        "submissionMode",
+        "shutdownAfterJobFinishes",
+        "ttlSecondsAfterFinished",
+        "backoffLimit",
+    }
     assert set(spec) == fields | {"rayClusterSpec"}
     cluster = spec["rayClusterSpec"]
     assert set(cluster) == {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"}
@@ -75,7 +87,14 @@ def test_the_rayjob_has_the_structure_of_kuberay_and_demands_the_token() -> None
         assert container["resources"]["limits"] == container["resources"]["requests"]
     for group in cluster["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-        assert set(group) == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+        assert set(group) == {
+            "groupName",
+            "replicas",
+            "minReplicas",
+            "maxReplicas",
+            "rayStartParams",
+            "template",
+        }
 
 
 def test_the_command_of_the_rayjob_is_one_of_ours_and_asks_for_the_gpus_that_are_there() -> None:

@@ -21,13 +21,22 @@ def picture(number: int, height: int = 32, width: int = 40) -> bytes:
     return out.getvalue()
 
 
-def tiny_dataset(folder: Path, num_samples: int = 23, shard_samples: int = 5, splits: str = "train") -> DatasetInfo:
+def tiny_dataset(
+    folder: Path, num_samples: int = 23, shard_samples: int = 5, splits: str = "train"
+) -> DatasetInfo:
     """A data set with tasks "number" (categorical), "even" (binary, unlabelled for multiples of 5), "soft"."""
-    tasks = [Task("number", "categorical", tuple(str(n) for n in range(num_samples))), Task("even"), Task("soft")]
+    tasks = [
+        Task("number", "categorical", tuple(str(n) for n in range(num_samples))),
+        Task("even"),
+        Task("soft"),
+    ]
 
     def samples() -> Iterator[Sample]:
         for number in range(num_samples):
-            labels: dict[str, int | float | str] = {"number": str(number), "soft": number / num_samples}
+            labels: dict[str, int | float | str] = {
+                "number": str(number),
+                "soft": number / num_samples,
+            }
             if number % 5:
                 labels["even"] = 1 - number % 2
             yield Sample(f"photo-{number:04d}", splits, picture(number), labels)

@@ -13,7 +13,9 @@ def test_two_parts_share_no_sample_and_together_have_all(share: float) -> None:
     first, second = (Plan(SIZES, 3, 2, part) for part in ((0.0, share), (share, 1.0)))
     assert first.num_samples == int(100 * share)
     seen = [
-        {place[:2] for place in plan.list_places(0, plan.num_samples)} if plan.num_samples else set()
+        {place[:2] for place in plan.list_places(0, plan.num_samples)}
+        if plan.num_samples
+        else set()
         for plan in (first, second)
     ]
     assert [len(places) for places in seen] == [first.num_samples, second.num_samples]
@@ -36,7 +38,9 @@ def test_every_shard_gives_its_share_to_either_part() -> None:
 
 
 def test_the_whole_is_the_plan_without_parts() -> None:
-    assert Plan(SIZES, 5, 3, (0.0, 1.0)).list_places(0, 300) == Plan(SIZES, 5, 3).list_places(0, 300)
+    assert Plan(SIZES, 5, 3, (0.0, 1.0)).list_places(0, 300) == Plan(SIZES, 5, 3).list_places(
+        0, 300
+    )
 
 
 @pytest.mark.parametrize("mix", [False, True])
@@ -46,7 +50,9 @@ def test_any_range_equals_the_same_range_of_the_whole_alternating_stream(mix: bo
         return MixedPlan(plans, [3, 1], 1) if mix else plans[0]
 
     def plan() -> AlternatingPlan:
-        return AlternatingPlan((plan_of((0.0, 0.8)), plan_of((0.8, 1.0))), Turns(0.8, before=24, first=16, second=8))
+        return AlternatingPlan(
+            (plan_of((0.0, 0.8)), plan_of((0.8, 1.0))), Turns(0.8, before=24, first=16, second=8)
+        )
 
     stream = plan().list_places(0, 500)
     whose = [0] * 24 + ([0] * 16 + [1] * 8) * 20
@@ -57,4 +63,6 @@ def test_any_range_equals_the_same_range_of_the_whole_alternating_stream(mix: bo
     for _ in range(100):
         start, stop = sorted(generator.integers(0, 501, 2).tolist())
         assert other.list_places(start, stop) == stream[start:stop]
-        assert {shard for shard, *_ in stream[start : start + 2]} <= set(other.list_shards_ahead(start))
+        assert {shard for shard, *_ in stream[start : start + 2]} <= set(
+            other.list_shards_ahead(start)
+        )

@@ -33,7 +33,9 @@ def skipping(info: DatasetInfo, num_workers: int = 0) -> tuple[list[int], Counte
     """The samples that an evaluation sees, and the count of those it leaves out."""
     seen: list[int] = []
     bad: Counter[str] = Counter()
-    loader = eval_loader(info, "train", batch_size=6, image_size=SIZE, on_bad_sample="skip", num_workers=num_workers)
+    loader = eval_loader(
+        info, "train", batch_size=6, image_size=SIZE, on_bad_sample="skip", num_workers=num_workers
+    )
     for batch in loader:
         assert batch.error is None
         assert batch.indices.tolist() == batch.labels[:, 0].int().tolist()
@@ -45,7 +47,9 @@ def skipping(info: DatasetInfo, num_workers: int = 0) -> tuple[list[int], Counte
 
 def failing(info: DatasetInfo, num_workers: int = 0) -> str:
     """The error with which an evaluation ends, at once."""
-    batches = list(eval_loader(info, "train", batch_size=3, image_size=SIZE, num_workers=num_workers))
+    batches = list(
+        eval_loader(info, "train", batch_size=3, image_size=SIZE, num_workers=num_workers)
+    )
     assert [batch.error for batch in batches[:-1]] == [None] * (len(batches) - 1)
     assert len(batches[-1].images) == len(batches[-1].labels) == 0
     assert batches[-1].error is not None
@@ -68,23 +72,37 @@ CUTS: dict[str, tuple[Callable[[np.ndarray], int], int, bool]] = {
 
 
 @pytest.mark.parametrize("where", CUTS)
-def test_a_shard_cut_anywhere_loses_what_is_behind_the_cut_and_says_so(info: DatasetInfo, where: str) -> None:
+def test_a_shard_cut_anywhere_loses_what_is_behind_the_cut_and_says_so(
+    info: DatasetInfo, where: str
+) -> None:
     position, num_lost, named = CUTS[where]
     path = Path(info.path) / SHARD
     path.write_bytes(path.read_bytes()[: int(position(places(info)))])
     lost = range(10 - num_lost, 10)
-    assert skipping(info) == ([n for n in range(23) if n not in lost], Counter({"truncated": num_lost} if lost else {}))
+    assert skipping(info) == (
+        [n for n in range(23) if n not in lost],
+        Counter({"truncated": num_lost} if lost else {}),
+    )
     if lost:
         name = FIRST[5 - num_lost] if named else str(5 - num_lost)
-        assert failing(info).startswith(f"Shard {SHARD}, sample {name}: the file ends inside or before its")
+        assert failing(info).startswith(
+            f"Shard {SHARD}, sample {name}: the file ends inside or before its"
+        )
 
 
 @pytest.mark.parametrize("part", ["image", "label file"])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_one_flipped_bit_costs_one_sample_by_name(info: DatasetInfo, part: str, num_workers: int) -> None:
+def test_one_flipped_bit_costs_one_sample_by_name(
+    info: DatasetInfo, part: str, num_workers: int
+) -> None:
     flip_bit(info, int(places(info)[3, 0 if part == "image" else 3]) + 7)
-    assert skipping(info, num_workers) == ([n for n in range(23) if n != 8], Counter({"corrupt": 1}))
-    assert failing(info, num_workers).startswith(f"Shard {SHARD}, sample photo-0008: its {part} is not the one")
+    assert skipping(info, num_workers) == (
+        [n for n in range(23) if n != 8],
+        Counter({"corrupt": 1}),
+    )
+    assert failing(info, num_workers).startswith(
+        f"Shard {SHARD}, sample photo-0008: its {part} is not the one"
+    )
 
 
 def test_a_damaged_tar_header_costs_nothing_since_it_is_not_read(info: DatasetInfo) -> None:
@@ -126,21 +144,40 @@ def test_a_damaged_index_costs_its_shard(info: DatasetInfo) -> None:
 # (part, its new content) -> kind and a part of the sentence. The checksums are those of the new content.
 REPACKED: list[tuple[str, Callable[[bytes], bytes], str, str]] = [
     ("jpg", lambda old: b"x" * len(old), "broken-image", "cannot be decoded"),
-    ("jpg", lambda old: old[: len(old) // 2] + bytes(len(old) - len(old) // 2), "broken-image", "cannot be decoded"),
+    (
+        "jpg",
+        lambda old: old[: len(old) // 2] + bytes(len(old) - len(old) // 2),
+        "broken-image",
+        "cannot be decoded",
+    ),
     ("json", lambda old: old.replace(b'"labels"', b'"lebals"'), "incomplete", "no field 'labels'"),
     ("json", lambda old: b" " * len(old), "incomplete", "no field 'labels'"),
     ("json", lambda old: old.replace(b"{", b"[", 1), "bad-label", "not JSON"),
-    ("json", lambda old: old.replace(b'"even":1', b'"even":7'), "bad-label", "'even' should be a number from 0 to 1"),
-    ("json", lambda old: old.replace(b'"8"', b'"z"'), "bad-label", "'number' should be one of its 23 classes"),
+    (
+        "json",
+        lambda old: old.replace(b'"even":1', b'"even":7'),
+        "bad-label",
+        "'even' should be a number from 0 to 1",
+    ),
+    (
+        "json",
+        lambda old: old.replace(b'"8"', b'"z"'),
+        "bad-label",
+        "'number' should be one of its 23 classes",
+    ),
 ]
 
 
 @pytest.mark.parametrize("case", range(len(REPACKED)))
 @pytest.mark.parametrize("decoder", ["simplejpeg", "pil"])
-def test_content_that_was_packed_wrong_is_a_bad_sample(info: DatasetInfo, case: int, decoder: str) -> None:
+def test_content_that_was_packed_wrong_is_a_bad_sample(
+    info: DatasetInfo, case: int, decoder: str
+) -> None:
     part, change, kind, sentence = REPACKED[case]
     info = repacked(info, part, change)
-    loader = eval_loader(info, "train", batch_size=23, image_size=SIZE, on_bad_sample="skip", decoder=decoder)
+    loader = eval_loader(
+        info, "train", batch_size=23, image_size=SIZE, on_bad_sample="skip", decoder=decoder
+    )
     assert next(loader).num_bad == {kind: 1}
     error = failing(info)
     assert error.startswith(f"Shard {SHARD}, sample photo-0008: ")
@@ -152,7 +189,9 @@ def test_content_that_was_packed_wrong_is_a_bad_sample(info: DatasetInfo, case: 
 def test_training_skips_and_counts_once_an_epoch(info: DatasetInfo, num_workers: int) -> None:
     flip_bit(info, int(places(info)[3, 0]) + 7)
     (Path(info.path) / "train-000000.tar").unlink()
-    loader = train_loader(info, "train", batch_size=23, image_size=SIZE, on_bad_sample="skip", num_workers=num_workers)
+    loader = train_loader(
+        info, "train", batch_size=23, image_size=SIZE, on_bad_sample="skip", num_workers=num_workers
+    )
     for _ in range(4):
         batch = next(loader)
         assert batch.num_bad == {"missing-shard": 5, "corrupt": 1}
@@ -162,13 +201,17 @@ def test_training_skips_and_counts_once_an_epoch(info: DatasetInfo, num_workers:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_training_ends_after_the_error(info: DatasetInfo, num_workers: int) -> None:
     flip_bit(info, int(places(info)[3, 0]) + 7)
-    batches: list[Batch] = list(train_loader(info, "train", batch_size=4, image_size=SIZE, num_workers=num_workers))
+    batches: list[Batch] = list(
+        train_loader(info, "train", batch_size=4, image_size=SIZE, num_workers=num_workers)
+    )
     assert len(batches) <= 6
     assert [batch.error is None for batch in batches] == [True] * (len(batches) - 1) + [False]
 
 
 def test_a_file_that_vanishes_is_noticed_in_the_next_epoch(info: DatasetInfo) -> None:
-    loader = train_loader(info, "train", batch_size=23, image_size=SIZE, on_bad_sample="skip", prefetch=1)
+    loader = train_loader(
+        info, "train", batch_size=23, image_size=SIZE, on_bad_sample="skip", prefetch=1
+    )
     assert next(loader).num_bad == {}
     (Path(info.path) / SHARD).unlink()
     assert [next(loader).num_bad for _ in range(3)][2] == {"missing-shard": 5}
@@ -180,7 +223,9 @@ def test_a_batch_of_which_nothing_is_left_is_an_error_even_when_skipping(info: D
     batches = list(train_loader(info, "train", batch_size=4, image_size=SIZE, on_bad_sample="skip"))
     assert len(batches) == 1
     assert batches[0].num_bad == {"missing-shard": 4}
-    assert "No sample of a batch could be used. The last of them: Shard train-" in str(batches[0].error)
+    assert "No sample of a batch could be used. The last of them: Shard train-" in str(
+        batches[0].error
+    )
 
 
 def flip_bit(info: DatasetInfo, offset: int) -> None:
@@ -202,7 +247,9 @@ def repacked(info: DatasetInfo, part: str, change: Callable[[bytes], bytes]) -> 
     np.save(path.parent / shard.index, index_shard(path))
     split = info.splits["train"]
     new: Shard = replace(shard, sha256=sha256(path), index_sha256=sha256(path.parent / shard.index))
-    return replace(info, splits={"train": replace(split, shards=(split.shards[0], new, *split.shards[2:]))})
+    return replace(
+        info, splits={"train": replace(split, shards=(split.shards[0], new, *split.shards[2:]))}
+    )
 
 
 def sha256(path: Path) -> str:

@@ -25,7 +25,13 @@ from packed_samples import tiny_dataset
 from small_disk import small_disk
 
 from distbranch.data import cache as cache_module
-from distbranch.data.cache import Cache, DamagedDownloadError, RemoteFiles, default_cache_folder, open_files
+from distbranch.data.cache import (
+    Cache,
+    DamagedDownloadError,
+    RemoteFiles,
+    default_cache_folder,
+    open_files,
+)
 from distbranch.data.loader import eval_loader, train_loader
 from distbranch.data.shards import read_dataset
 from distbranch.errors import UserError
@@ -93,7 +99,9 @@ def test_a_data_set_on_a_web_server_gives_the_samples_of_the_folder(
     remote = read_dataset(f"{server.url}/set")
     cache = Cache(str(tmp_path / "copies"), max_bytes=40_000)
     options = {"batch_size": 6, "image_size": SIZE}
-    there = islice(train_loader(remote, "train", cache=cache, num_workers=num_workers, **options), 12)  # type: ignore[arg-type]
+    there = islice(
+        train_loader(remote, "train", cache=cache, num_workers=num_workers, **options), 12
+    )  # type: ignore[arg-type]
     here = islice(train_loader(local, "train", **options), 12)  # type: ignore[arg-type]
     for one, other in zip(here, there, strict=True):
         assert other.error is None
@@ -101,14 +109,18 @@ def test_a_data_set_on_a_web_server_gives_the_samples_of_the_folder(
     assert sum(len(b.indices) for b in eval_loader(remote, "train", cache=cache, **options)) == 23  # type: ignore[arg-type]
 
 
-def test_a_file_is_fetched_once_and_the_copy_used_longest_ago_makes_room(server: Server, tmp_path: Path) -> None:
+def test_a_file_is_fetched_once_and_the_copy_used_longest_ago_makes_room(
+    server: Server, tmp_path: Path
+) -> None:
     sums = {name: put(server, name, 1000) for name in ("a.tar", "b.tar", "c.tar", "d.tar")}
     files = RemoteFiles(server.url, Cache(str(tmp_path / "copies"), max_bytes=3200))
     (tmp_path / "copies").mkdir()
     for second, name in enumerate(["a.tar", "b.tar", "c.tar", "a.tar", "d.tar"]):
         assert taken(files, name, sums[name]) == (server.folder / name).read_bytes()
         copy = tmp_path / "copies" / f"{sums[name][:16]}-{name}"
-        os.utime(copy, (second, second))  # the clock of a file system may be too coarse for this test
+        os.utime(
+            copy, (second, second)
+        )  # the clock of a file system may be too coarse for this test
     assert kept(tmp_path / "copies") == {"a.tar", "c.tar", "d.tar"}
     assert server.requests == Counter({"a.tar": 1, "b.tar": 1, "c.tar": 1, "d.tar": 1})
     taken(files, "b.tar", sums["b.tar"])
@@ -130,7 +142,9 @@ def test_shards_are_fetched_before_they_are_read(server: Server, tmp_path: Path)
     tiny_dataset(server.folder / "set", num_samples=60, shard_samples=5)
     remote = read_dataset(f"{server.url}/set")
     cache = Cache(str(tmp_path / "copies"))
-    loader = train_loader(remote, "train", batch_size=2, image_size=SIZE, cache=cache, window=3, prefetch=1)
+    loader = train_loader(
+        remote, "train", batch_size=2, image_size=SIZE, cache=cache, window=3, prefetch=1
+    )
     next(loader)
     deadline = time.monotonic() + 5
     while len([name for name in kept(tmp_path / "copies") if name.endswith("tar")]) < 6:
@@ -158,20 +172,27 @@ def test_processes_and_threads_share_one_download(server: Server, tmp_path: Path
     files = RemoteFiles(server.url, Cache(str(tmp_path / "copies")))
     (tmp_path / "copies").mkdir()
     read = partial(taken, files, "big.tar", sha256)
-    with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool, ThreadPoolExecutor(2) as threads:
+    with (
+        ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool,
+        ThreadPoolExecutor(2) as threads,
+    ):
         answers = [executor.submit(read) for executor in (pool, threads) for _ in range(3)]
         assert {hashlib.sha256(answer.result()).hexdigest() for answer in answers} == {sha256}
     assert server.requests == Counter({"big.tar": 1})
 
 
-def test_many_readers_with_too_little_room_still_read_whole_files(server: Server, tmp_path: Path) -> None:
+def test_many_readers_with_too_little_room_still_read_whole_files(
+    server: Server, tmp_path: Path
+) -> None:
     sums = {f"{n}.tar": put(server, f"{n}.tar", 20_000) for n in range(6)}
     files = RemoteFiles(server.url, Cache(str(tmp_path / "copies"), max_bytes=50_000))
     (tmp_path / "copies").mkdir()
     wanted = [f"{(7 * n + n // 6) % 6}.tar" for n in range(120)]
     with ThreadPoolExecutor(6) as threads:
         contents = list(threads.map(lambda name: taken(files, name, sums[name]), wanted))
-    assert [hashlib.sha256(content).hexdigest() for content in contents] == [sums[name] for name in wanted]
+    assert [hashlib.sha256(content).hexdigest() for content in contents] == [
+        sums[name] for name in wanted
+    ]
     cache_module.make_room(files.cache)
     assert len(kept(tmp_path / "copies")) <= 2
 
@@ -204,10 +225,14 @@ def test_a_full_cache_on_any_storage_gives_every_file_keeps_its_bound_and_leaves
     copies = tmp_path / "copies"
     copies.mkdir()
     environment = (
-        environment_over_nfs(tmp_path) if isinstance(storage, str) else environment_without_flock(tmp_path, storage)
+        environment_over_nfs(tmp_path)
+        if isinstance(storage, str)
+        else environment_without_flock(tmp_path, storage)
     )
     command = [sys.executable, "-c", READ_ALL, server.url, str(copies), str(ROOM), *sums]
-    read = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    read = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
     assert (read.stdout, read.stderr) == ("0\n", "")
     assert sum(path.stat().st_size for path in copies.iterdir()) <= ROOM
 
@@ -217,7 +242,9 @@ def test_a_cache_on_a_full_disk_costs_downloads_and_no_file(server: Server, tmp_
     with small_disk(tmp_path / "small", 128) as folder:
         files = RemoteFiles(server.url, Cache(str(folder)))
         held = [files.open(name, sums[name]) for name in ("a.tar", "b.tar")]
-        assert len(taken(files, "c.tar", sums["c.tar"])) == 50_000  # there is no room, and no copy that nobody reads
+        assert (
+            len(taken(files, "c.tar", sums["c.tar"])) == 50_000
+        )  # there is no room, and no copy that nobody reads
         assert kept(folder) == {"a.tar", "b.tar"}
         for descriptor in held:
             os.close(descriptor)
@@ -225,7 +252,9 @@ def test_a_cache_on_a_full_disk_costs_downloads_and_no_file(server: Server, tmp_
         assert kept(folder) == {"c.tar"}
 
 
-def test_a_cache_that_may_only_be_read_gives_what_it_has_and_fetches_the_rest(server: Server, tmp_path: Path) -> None:
+def test_a_cache_that_may_only_be_read_gives_what_it_has_and_fetches_the_rest(
+    server: Server, tmp_path: Path
+) -> None:
     sums = {name: put(server, name, 1000) for name in ("a.tar", "b.tar")}
     with small_disk(tmp_path / "small", 128) as folder:
         files = RemoteFiles(server.url, Cache(str(folder)))
@@ -246,7 +275,12 @@ def test_no_room_anywhere_is_told_and_no_sample_is_left_out_for_it(
     with small_disk(tmp_path / "small", 4) as folder:
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
         (batch,) = eval_loader(
-            remote, "train", batch_size=23, image_size=SIZE, cache=Cache(str(folder)), on_bad_sample=on_bad_sample
+            remote,
+            "train",
+            batch_size=23,
+            image_size=SIZE,
+            cache=Cache(str(folder)),
+            on_bad_sample=on_bad_sample,
         )
     assert batch.num_bad == {}
     assert "There is no room for" in str(batch.error)
@@ -265,7 +299,9 @@ def test_a_failing_server_is_asked_three_times(server: Server, tmp_path: Path) -
     assert server.requests["a.tar"] == 6
 
 
-def test_a_file_that_arrives_damaged_is_refused_and_not_kept(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_arrives_damaged_is_refused_and_not_kept(
+    server: Server, tmp_path: Path
+) -> None:
     put(server, "a.tar", 1000)
     files = RemoteFiles(server.url, Cache(str(tmp_path / "copies")))
     (tmp_path / "copies").mkdir()
@@ -286,9 +322,13 @@ def test_a_remote_shard_that_cannot_be_had_is_a_bad_sample(
     else:
         shard.write_bytes(shard.read_bytes()[:-700])
     cache = Cache(str(tmp_path / "copies"))
-    (batch,) = eval_loader(remote, "train", batch_size=23, image_size=SIZE, cache=cache, on_bad_sample="skip")
+    (batch,) = eval_loader(
+        remote, "train", batch_size=23, image_size=SIZE, cache=cache, on_bad_sample="skip"
+    )
     assert batch.num_bad == {kind: 5}
-    assert server.requests["set/train-000002.tar"] <= 6  # once ahead and once when read, three attempts each
+    assert (
+        server.requests["set/train-000002.tar"] <= 6
+    )  # once ahead and once when read, three attempts each
     (batch,) = eval_loader(remote, "train", batch_size=23, image_size=SIZE, cache=cache)
     assert "Shard train-000002.tar: " in str(batch.error)
 
@@ -298,11 +338,15 @@ def test_other_file_systems_work_through_fsspec(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "set"), "/bucket", recursive=True)
     remote = read_dataset("memory://bucket")
-    loader = eval_loader(remote, "train", batch_size=23, image_size=SIZE, cache=Cache(str(tmp_path / "copies")))
+    loader = eval_loader(
+        remote, "train", batch_size=23, image_size=SIZE, cache=Cache(str(tmp_path / "copies"))
+    )
     assert next(loader).indices.tolist() == list(range(23))
 
 
-def test_a_missing_driver_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def absent(protocol: str) -> None:
         raise ImportError(f"Install the driver of {protocol}")
 

@@ -57,7 +57,9 @@ def test_a_sound_data_set_has_no_problem(folder: Path) -> None:
 def test_soft_labels_are_counted_as_they_were_packed(tmp_path: Path) -> None:
     # In float32, as a network sees them, the first is 1 and the second 0.
     labels = (1 - 1e-9, 1e-60, 0.5)
-    samples = [Sample(str(n), "train", picture(n), {"soft": label}) for n, label in enumerate(labels)]
+    samples = [
+        Sample(str(n), "train", picture(n), {"soft": label}) for n, label in enumerate(labels)
+    ]
     pack(samples, tmp_path / "set", [Task("soft")])
     assert check_dataset(tmp_path / "set").problems == []
 
@@ -68,7 +70,10 @@ def test_every_flipped_byte_of_a_shard_is_found(folder: Path) -> None:
     for position in range(0, len(whole), 997):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         problems = check_dataset(folder).problems
-        assert problems[0] == f"Shard {SHARD}: its bytes were changed (the sha256 differs from dataset.json)."
+        assert (
+            problems[0]
+            == f"Shard {SHARD}: its bytes were changed (the sha256 differs from dataset.json)."
+        )
     path.write_bytes(whole)
     assert check_dataset(folder).ok
 
@@ -89,17 +94,24 @@ def test_a_shard_cut_short_is_found(folder: Path) -> None:
     (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[: row[0] + 10])
     problems = check_dataset(folder).problems
     assert "bytes, found" in problems[0]
-    assert f"Shard {SHARD}, sample photo-0008: the file ends inside or before its image." in problems
+    assert (
+        f"Shard {SHARD}, sample photo-0008: the file ends inside or before its image." in problems
+    )
 
 
-def test_a_flipped_header_byte_is_found_though_webdataset_alone_loses_samples_in_silence(folder: Path) -> None:
+def test_a_flipped_header_byte_is_found_though_webdataset_alone_loses_samples_in_silence(
+    folder: Path,
+) -> None:
     assert len(list(webdataset.WebDataset([str(folder / SHARD)], shardshuffle=False))) == 5
     row = np.load(folder / SHARD.replace(".tar", ".index.npy"))[3]
     content = bytearray((folder / SHARD).read_bytes())
     content[row[0] - 512] ^= 1
     (folder / SHARD).write_bytes(content)
     assert len(list(webdataset.WebDataset([str(folder / SHARD)], shardshuffle=False))) == 3
-    assert any("its headers do not lead to the samples" in problem for problem in check_dataset(folder).problems)
+    assert any(
+        "its headers do not lead to the samples" in problem
+        for problem in check_dataset(folder).problems
+    )
 
 
 @pytest.mark.parametrize("name", [SHARD, SHARD.replace(".tar", ".index.npy")])
@@ -138,7 +150,10 @@ def test_a_label_that_is_none_is_named(folder: Path) -> None:
     (folder / SHARD).write_bytes(content.replace(b'"even":1', b'"even":7', 1))
     seal(folder)
     (problem,) = check_dataset(folder).problems
-    assert problem == f"Shard {SHARD}, sample photo-0006: the label of 'even' should be a number from 0 to 1, found 7."
+    assert (
+        problem
+        == f"Shard {SHARD}, sample photo-0006: the label of 'even' should be a number from 0 to 1, found 7."
+    )
 
 
 def test_a_key_that_occurs_twice_is_named(folder: Path) -> None:
@@ -149,7 +164,8 @@ def test_a_key_that_occurs_twice_is_named(folder: Path) -> None:
     edit(folder, change)
     problems = check_dataset(folder).problems
     assert problems == [
-        f"Shard train-000000.tar, sample {n}: its key 'photo-{n:04d}' occurs a second time." for n in range(5)
+        f"Shard train-000000.tar, sample {n}: its key 'photo-{n:04d}' occurs a second time."
+        for n in range(5)
     ]
 
 
@@ -163,7 +179,9 @@ def test_counts_that_are_not_those_of_the_shards_are_named(folder: Path) -> None
 
 def test_a_wrong_number_of_samples_is_named(folder: Path) -> None:
     edit(folder, lambda data: data["splits"]["train"].update({"num_samples": 24}))
-    assert check_dataset(folder).problems == ["Split train: dataset.json says 24 samples, its shards have 23."]
+    assert check_dataset(folder).problems == [
+        "Split train: dataset.json says 24 samples, its shards have 23."
+    ]
 
 
 def test_a_remote_data_set_is_refused() -> None:
@@ -173,7 +191,11 @@ def test_a_remote_data_set_is_refused() -> None:
 
 def test_the_list_of_problems_ends_but_the_count_goes_on(tmp_path: Path) -> None:
     tasks = [Task("even")]
-    pack((Sample(str(n), "train", picture(0, 2, 2), {"even": 1}) for n in range(1200)), tmp_path / "set", tasks)
+    pack(
+        (Sample(str(n), "train", picture(0, 2, 2), {"even": 1}) for n in range(1200)),
+        tmp_path / "set",
+        tasks,
+    )
     edit(tmp_path / "set", lambda data: data.update({"tasks": [{"name": "odd", "kind": "binary"}]}))
     report = check_dataset(tmp_path / "set")
     assert report.num_problems == 1200

@@ -39,7 +39,11 @@ def test_copies_are_found_in_one_shard_in_several_and_in_several_splits(tmp_path
         [Copy("train", "train/1"), Copy("train", "train/5"), Copy("val", "val/1")],
         [Copy("train", "train/4"), Copy("test", "test/2")],
     ]
-    assert info.copies == {"copies": 4, "pairs_across_splits": 3} == read_dataset(tmp_path / "set").copies
+    assert (
+        info.copies
+        == {"copies": 4, "pairs_across_splits": 3}
+        == read_dataset(tmp_path / "set").copies
+    )
     assert listed(tmp_path / "set") == [
         ["image", "split", "key"],
         ["1", "train", "train/0"],
@@ -58,13 +62,17 @@ def test_counts_are_those_of_comparing_every_two_samples(tmp_path: Path, seed: i
     numbers = {split: draw.integers(0, 30, size=draw.integers(1, 20)).tolist() for split in SPLITS}
     info = pack(samples(numbers), tmp_path / "set", TASKS, shard_samples=3)
     every = [(split, number) for split, listed in numbers.items() for number in listed]
-    repeated = sum(number in [other for _, other in every[:at]] for at, (_, number) in enumerate(every))
+    repeated = sum(
+        number in [other for _, other in every[:at]] for at, (_, number) in enumerate(every)
+    )
     pairs = sum(a[1] == b[1] and a[0] != b[0] for at, a in enumerate(every) for b in every[:at])
     expected = {"copies": repeated, "pairs_across_splits": pairs} if repeated else {}
     assert count_copies(find_copies(tmp_path / "set", info.splits)) == expected == info.copies
 
 
-def test_images_that_differ_in_one_byte_are_no_copies_and_without_copies_there_is_no_list(tmp_path: Path) -> None:
+def test_images_that_differ_in_one_byte_are_no_copies_and_without_copies_there_is_no_list(
+    tmp_path: Path,
+) -> None:
     one = picture(1)
     others = [Sample(str(n), "train", one[:-2] + bytes([n]) + one[-2:], {"a": 1}) for n in range(9)]
     info = pack(others, tmp_path / "set", TASKS)
@@ -76,12 +84,17 @@ def test_packing_warns_of_copies_each_time_and_checking_names_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def source() -> Source:
-        return Source(tuple(TASKS), samples({"train": [1, 2], "val": [2], "test": [3]}), {"source": "test"})
+        return Source(
+            tuple(TASKS), samples({"train": [1, 2], "val": [2], "test": [3]}), {"source": "test"}
+        )
 
     for _ in range(2):  # packed, and found to be packed already
         caplog.clear()
         pack_source(source(), tmp_path / "set")
-        assert "1 of the images are exact copies of others, and 1 pair(s) of equal ones lie in different" in caplog.text
+        assert (
+            "1 of the images are exact copies of others, and 1 pair(s) of equal ones lie in different"
+            in caplog.text
+        )
         assert str(tmp_path / "set" / COPIES_FILE) in caplog.text
     report = check_dataset(tmp_path / "set")
     assert report.ok
@@ -89,4 +102,6 @@ def test_packing_warns_of_copies_each_time_and_checking_names_them(
 
 
 def test_copies_within_a_split_are_told_as_such() -> None:
-    assert describe_copies({"copies": 60, "pairs_across_splits": 0}).endswith("all of them in the same split")
+    assert describe_copies({"copies": 60, "pairs_across_splits": 0}).endswith(
+        "all of them in the same split"
+    )

@@ -58,7 +58,11 @@ def in_folder(path: Path, files: Files) -> Path:
     return path
 
 
-PLACES: dict[str, Callable[[Path, Files], Path]] = {"folder": in_folder, "zip": zipped, "tar": tarred}
+PLACES: dict[str, Callable[[Path, Files], Path]] = {
+    "folder": in_folder,
+    "zip": zipped,
+    "tar": tarred,
+}
 
 
 def names_of(images: ImageFiles) -> list[str]:
@@ -67,28 +71,40 @@ def names_of(images: ImageFiles) -> list[str]:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_all_files_have_their_names_and_bytes(tmp_path: Path, place: str) -> None:
-    files = [("a.jpg", b"1"), ("in/b c.png", b"22"), ("in/deeper/ü.jpg", b"333"), ("漢/字.jpg", b"4" * 9000)]
+    files = [
+        ("a.jpg", b"1"),
+        ("in/b c.png", b"22"),
+        ("in/deeper/ü.jpg", b"333"),
+        ("漢/字.jpg", b"4" * 9000),
+    ]
     images = open_images(PLACES[place](tmp_path / "photos", files))
     assert names_of(images) == sorted(name for name, _ in files)
     assert [images.read(name) for name, _ in files] == [content for _, content in files]
-    assert not any(images.has(name) for name in ("b.jpg", "in", "in/", "", "A.jpg", "in/b c", "x\0y"))
+    assert not any(
+        images.has(name) for name in ("b.jpg", "in", "in/", "", "A.jpg", "in/b c", "x\0y")
+    )
 
 
 @pytest.mark.parametrize("place", ["zip", "tar"])
-def test_of_two_files_with_one_name_the_last_counts_in_every_process(tmp_path: Path, place: str) -> None:
+def test_of_two_files_with_one_name_the_last_counts_in_every_process(
+    tmp_path: Path, place: str
+) -> None:
     draw = np.random.default_rng(0)
     names = [f"p{n}.jpg" for n in range(300)]
-    rounds = [[(names[n], f"{names[n]} {r}".encode()) for n in draw.permutation(300)] for r in range(3)]
+    rounds = [
+        [(names[n], f"{names[n]} {r}".encode()) for n in draw.permutation(300)] for r in range(3)
+    ]
     path = PLACES[place](tmp_path / "twice", [file for files in rounds for file in files])
     images = open_images(path)
     assert all(images.read(name) == f"{name} 2".encode() for name in names)
-    said = (
-        f"from distbranch.data.image_files import open_images as o; i = o(__import__('pathlib').Path({str(path)!r})); "
-    )
+    said = f"from distbranch.data.image_files import open_images as o; i = o(__import__('pathlib').Path({str(path)!r})); "
     said += "print(sum(i.read(f'p{n}.jpg').endswith(b' 2') for n in range(300)))"
     for seed in ("0", "1"):
         ended = subprocess.run(
-            [sys.executable, "-c", said], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True
+            [sys.executable, "-c", said],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
         )
         assert ended.stdout.strip() == "300", ended.stderr
 
@@ -100,11 +116,20 @@ def test_a_tar_to_which_files_were_added_again_gives_the_new_ones(tmp_path: Path
         member.size = 3
         archive.addfile(member, io.BytesIO(b"new"))
     images = open_images(path)
-    assert (images.read("a.jpg"), images.read("top/a.jpg"), images.read("b.jpg")) == (b"new", b"new", b"old")
+    assert (images.read("a.jpg"), images.read("top/a.jpg"), images.read("b.jpg")) == (
+        b"new",
+        b"new",
+        b"old",
+    )
 
 
 def test_what_macos_adds_to_archives_is_no_image_and_hides_no_top_folder(tmp_path: Path) -> None:
-    files = [("photos/a.jpg", b"1"), ("__MACOSX/photos/._a.jpg", b"x"), ("._photos", b"x"), ("photos/._a.jpg", b"x")]
+    files = [
+        ("photos/a.jpg", b"1"),
+        ("__MACOSX/photos/._a.jpg", b"x"),
+        ("._photos", b"x"),
+        ("photos/._a.jpg", b"x"),
+    ]
     for place in ("zip", "tar"):
         images = open_images(PLACES[place](tmp_path / place, files))
         assert names_of(images) == ["photos/a.jpg"]
@@ -139,14 +164,19 @@ KINDS: dict[str, tuple[Callable[[Path, Files], Path], str]] = {
     "zstandard": (lambda path, files: patched(zipped(path, files), method=93), "not supported"),
     "patched data": (lambda path, files: patched(zipped(path, files), flag=0x20), "damaged"),
     **{
-        f"{name}, damaged": (lambda path, files, method=method: damaged(zipped(path, files, method)), "damaged")
+        f"{name}, damaged": (
+            lambda path, files, method=method: damaged(zipped(path, files, method)),
+            "damaged",
+        )
         for name, method in METHODS.items()
     },
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_member_that_a_zip_does_not_give_out_is_one_sentence_or_left_out_by_name(tmp_path: Path, kind: str) -> None:
+def test_a_member_that_a_zip_does_not_give_out_is_one_sentence_or_left_out_by_name(
+    tmp_path: Path, kind: str
+) -> None:
     make, reason = KINDS[kind]
     names = [f"p{n}.jpg" for n in range(4)]
     path = make(tmp_path / "photos.zip", [(name, picture(n)) for n, name in enumerate(names)])
@@ -155,7 +185,9 @@ def test_a_member_that_a_zip_does_not_give_out_is_one_sentence_or_left_out_by_na
     )
     in_folder(tmp_path / "more", [])
     given = {"source": "csv", "images": path, "table": tmp_path / "table.csv"}
-    with pytest.raises(UserError, match=rf"line 2: image 'p0.jpg' cannot be used: it is .*{reason}"):
+    with pytest.raises(
+        UserError, match=rf"line 2: image 'p0.jpg' cannot be used: it is .*{reason}"
+    ):
         list(parse_options(given).open().samples)
     source = parse_options({**given, "on_bad_image": "skip"}).open()
     kept = [sample.key for sample in source.samples]
@@ -170,14 +202,24 @@ def test_a_member_that_a_zip_does_not_give_out_is_one_sentence_or_left_out_by_na
 def test_all_images_left_out_is_an_error_that_names_the_reason(tmp_path: Path) -> None:
     path = patched(zipped(tmp_path / "photos.zip", [("a.jpg", picture(1))]), flag=1)
     (tmp_path / "table.csv").write_text("image,a,split\na.jpg,1,train\n")
-    given = {"source": "csv", "images": path, "table": tmp_path / "table.csv", "on_bad_image": "skip"}
-    with pytest.raises(UserError, match=r"All 1 images were left out.*line 2\), 'a.jpg': it is .*encrypted"):
+    given = {
+        "source": "csv",
+        "images": path,
+        "table": tmp_path / "table.csv",
+        "on_bad_image": "skip",
+    }
+    with pytest.raises(
+        UserError, match=r"All 1 images were left out.*line 2\), 'a.jpg': it is .*encrypted"
+    ):
         pack_source(parse_options(given).open(), tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
 
 def test_a_zip64_and_one_in_names_of_dos_or_utf8_without_a_mark_are_read(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "64.zip", "w") as archive, archive.open("a.jpg", "w", force_zip64=True) as file:
+    with (
+        zipfile.ZipFile(tmp_path / "64.zip", "w") as archive,
+        archive.open("a.jpg", "w", force_zip64=True) as file,
+    ):
         file.write(b"large")
     assert open_images(tmp_path / "64.zip").read("a.jpg") == b"large"
     for encoding in ("utf-8", "cp437"):
@@ -197,15 +239,20 @@ def test_an_archive_cut_short_is_one_sentence(tmp_path: Path, place: str, kept: 
     whole = (
         len(content)
         if place == "zip"
-        else max(at for at in range(0, len(content), 512) if content[at : at + 512].strip(b"\0")) + 512
+        else max(at for at in range(0, len(content), 512) if content[at : at + 512].strip(b"\0"))
+        + 512
     )
     path.write_bytes(content[: int(kept * whole)])
     with pytest.raises(UserError, match=r"opy it anew"):
         open_images(path)
 
 
-def test_a_tar_with_a_damaged_header_is_one_sentence_though_tarfile_takes_it_for_the_end(tmp_path: Path) -> None:
-    path = tarred(tmp_path / "photos.tar", [(f"{n}.jpg", b"1") for n in range(5)], tarfile.USTAR_FORMAT)
+def test_a_tar_with_a_damaged_header_is_one_sentence_though_tarfile_takes_it_for_the_end(
+    tmp_path: Path,
+) -> None:
+    path = tarred(
+        tmp_path / "photos.tar", [(f"{n}.jpg", b"1") for n in range(5)], tarfile.USTAR_FORMAT
+    )
     content = bytearray(path.read_bytes())
     content[2 * 1024 + 10] ^= 1  # in the third header
     path.write_bytes(bytes(content))
@@ -223,7 +270,9 @@ def test_a_tar_without_its_closing_blocks_is_whole(tmp_path: Path) -> None:
 
 def test_a_tar_that_holds_a_zip_is_a_tar(tmp_path: Path) -> None:
     inner = zipped(tmp_path / "inner.zip", [("x.jpg", b"1")]).read_bytes()
-    assert names_of(open_images(tarred(tmp_path / "outer.tar", [("inner.zip", inner)]))) == ["inner.zip"]
+    assert names_of(open_images(tarred(tmp_path / "outer.tar", [("inner.zip", inner)]))) == [
+        "inner.zip"
+    ]
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -238,7 +287,8 @@ def test_a_compressed_tar_is_refused_whole_or_cut(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"x", b"\x28\xb5\x2f\xfd" + b"x" * 99, b"PK\x03\x04", b"\0" * 10240, b"no" * 999]
+    "content",
+    [b"", b"x", b"\x28\xb5\x2f\xfd" + b"x" * 99, b"PK\x03\x04", b"\0" * 10240, b"no" * 999],
 )
 def test_what_is_no_archive_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "photos").write_bytes(content)
@@ -304,8 +354,12 @@ TREE = [
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_name_that_is_not_quite_that_of_a_file_finds_the_one_that_can_be_meant(tmp_path: Path, place: str) -> None:
-    images = open_images(PLACES[place](tmp_path / "photos", [(name, name.encode()) for name in TREE]))
+def test_a_name_that_is_not_quite_that_of_a_file_finds_the_one_that_can_be_meant(
+    tmp_path: Path, place: str
+) -> None:
+    images = open_images(
+        PLACES[place](tmp_path / "photos", [(name, name.encode()) for name in TREE])
+    )
     for case, (typed, file) in MEANT.items():
         names = ImageNames(images)
         assert images.read(names.find(typed)) == file.encode(), case
@@ -336,7 +390,10 @@ def test_a_name_that_means_no_file_or_several_is_refused_with_the_nearest(
 def test_two_names_cannot_mean_one_file(tmp_path: Path) -> None:
     names = ImageNames(open_images(in_folder(tmp_path, [("1.jpg", b"")])))
     assert names.find("a/1.jpg") == "1.jpg"
-    with pytest.raises(MissingImageError, match=r"'a/1.jpg' already means the only one like it \(nearest: '1.jpg'\)"):
+    with pytest.raises(
+        MissingImageError,
+        match=r"'a/1.jpg' already means the only one like it \(nearest: '1.jpg'\)",
+    ):
         names.find("b/1.jpg")
     assert names.find("a/1.jpg") == "1.jpg"
 
@@ -350,7 +407,8 @@ def test_missing_images_are_told_together_and_renamed_ones_in_one_warning(
     gone = [f"gone-{n}.jpg,1,train" for n in range(7)]
     (tmp_path / "table.csv").write_text("\n".join(["image,a,split", *rows, *gone]))
     with pytest.raises(
-        UserError, match=r"line 8: image 'gone-0.jpg' .* 6 more are missing further down: 'gone-1.jpg', 'gone-2"
+        UserError,
+        match=r"line 8: image 'gone-0.jpg' .* 6 more are missing further down: 'gone-1.jpg', 'gone-2",
     ):
         list(parse_options(given).open().samples)
     info = pack_source(parse_options({**given, "on_bad_image": "skip"}).open(), tmp_path / "set")
@@ -359,5 +417,7 @@ def test_missing_images_are_told_together_and_renamed_ones_in_one_warning(
     assert "for 'p0.jpg' the file 'p0.JPG', for instance." in caplog.text
     listed = (tmp_path / "set" / LEFT_OUT_FILE).read_text().splitlines()
     assert listed[0] == "image,kind,where,why"
-    assert [line.split(",")[:2] for line in listed[1:]] == [[f"gone-{n}.jpg", "missing-image"] for n in range(7)]
+    assert [line.split(",")[:2] for line in listed[1:]] == [
+        [f"gone-{n}.jpg", "missing-image"] for n in range(7)
+    ]
     assert "left-out.csv names them" in caplog.text

@@ -12,7 +12,13 @@ import pytest
 from packed_samples import picture
 from PIL import Image
 
-from distbranch.data.images import BrokenImageError, UnknownRangeError, convert_to_jpeg, count_frames, decode_image
+from distbranch.data.images import (
+    BrokenImageError,
+    UnknownRangeError,
+    convert_to_jpeg,
+    count_frames,
+    decode_image,
+)
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.data.sources.source import Source
 from distbranch.engine.artifact import Preprocessing
@@ -33,20 +39,33 @@ def deep_png(pixels: np.ndarray, colour_type: int) -> bytes:
     """A PNG of 16 bits per colour, which Pillow reads and does not write. pixels: [H, W, C]."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     height, width = pixels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 @pytest.mark.parametrize("bits", [9, 10, 12, 14, 15])
-def test_grey_that_uses_fewer_than_16_bits_is_refused_until_they_are_given(form: str, bits: int) -> None:
+def test_grey_that_uses_fewer_than_16_bits_is_refused_until_they_are_given(
+    form: str, bits: int
+) -> None:
     content = saved(Image.fromarray(ramp(bits)), form)
     with pytest.raises(
-        UnknownRangeError, match=rf"brightest one \({2**bits - 1}\) uses {bits}: say with --bits .*{bits} for"
+        UnknownRangeError,
+        match=rf"brightest one \({2**bits - 1}\) uses {bits}: say with --bits .*{bits} for",
     ):
         convert_to_jpeg(content)
     with pytest.raises(UnknownRangeError, match=rf"needs {bits} bits, and --bits says"):
@@ -75,14 +94,23 @@ def test_grey_of_16_bits_may_be_big_endian_or_count_from_white_to_black() -> Non
 
 
 @pytest.mark.parametrize("colour_type", [2, 4, 6])
-def test_colours_of_16_bits_are_read_where_they_use_them_all_and_else_refused(colour_type: int) -> None:
+def test_colours_of_16_bits_are_read_where_they_use_them_all_and_else_refused(
+    colour_type: int,
+) -> None:
     channels = {2: 3, 4: 2, 6: 4}[colour_type]
     pixels = np.repeat(ramp(16)[..., None], channels, axis=2)
     if channels in (2, 4):
         pixels[..., -1] = 65535
-    assert abs(np.asarray(decode_image(deep_png(pixels, colour_type)), int)[..., 0] - ramp(16) // 256).max() <= 1
+    assert (
+        abs(
+            np.asarray(decode_image(deep_png(pixels, colour_type)), int)[..., 0] - ramp(16) // 256
+        ).max()
+        <= 1
+    )
     with pytest.raises(UnknownRangeError, match="16 bits per colour"):
-        decode_image(deep_png(pixels // 16 if channels == 3 else np.minimum(pixels, 4095), colour_type), 12)
+        decode_image(
+            deep_png(pixels // 16 if channels == 3 else np.minimum(pixels, 4095), colour_type), 12
+        )
     if channels == 3:
         with pytest.raises(UnknownRangeError, match="8 bits per colour"):
             decode_image(deep_png(pixels // 16, colour_type))
@@ -91,7 +119,9 @@ def test_colours_of_16_bits_are_read_where_they_use_them_all_and_else_refused(co
 
 def test_a_cmyk_jpeg_keeps_its_colours() -> None:
     content = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
-    assert np.asarray(decode_image(convert_to_jpeg(content)), int)[8, 8] == pytest.approx([255, 0, 0], abs=3)
+    assert np.asarray(decode_image(convert_to_jpeg(content)), int)[8, 8] == pytest.approx(
+        [255, 0, 0], abs=3
+    )
 
 
 def test_the_first_of_several_pictures_is_taken_and_they_are_counted() -> None:
@@ -99,13 +129,18 @@ def test_the_first_of_several_pictures_is_taken_and_they_are_counted() -> None:
     for form in ("GIF", "TIFF", "WEBP", "PNG"):
         content = saved(frames[0], form, save_all=True, append_images=frames[1:])
         assert count_frames(content) == 3
-        assert np.asarray(decode_image(convert_to_jpeg(content)), int)[8, 8] == pytest.approx([255, 0, 0], abs=6)
+        assert np.asarray(decode_image(convert_to_jpeg(content)), int)[8, 8] == pytest.approx(
+            [255, 0, 0], abs=6
+        )
     assert count_frames(picture(1)) == count_frames(b"no image") == 1
     assert count_frames(saved(frames[0], "MPO", save_all=True, append_images=frames[1:])) == 1
 
 
 def test_an_image_larger_than_a_jpeg_can_be_is_one_sentence() -> None:
-    with pytest.raises(BrokenImageError, match=r"it has 1x66000 pixels, and a JPEG holds no side of more than 65,500"):
+    with pytest.raises(
+        BrokenImageError,
+        match=r"it has 1x66000 pixels, and a JPEG holds no side of more than 65,500",
+    ):
         convert_to_jpeg(saved(Image.new("L", (66_000, 1)), "PNG"))
 
 
@@ -127,13 +162,22 @@ def opened(tmp_path: Path, images: dict[str, bytes], **options: object) -> Sourc
         (tmp_path / "photos" / name).write_bytes(content)
     rows = "\n".join(f"{name},{number % 2},train" for number, name in enumerate(images))
     (tmp_path / "table.csv").write_text(f"image,a,split\n{rows}\n")
-    given = {"source": "csv", "images": tmp_path / "photos", "table": tmp_path / "table.csv", **options}
+    given = {
+        "source": "csv",
+        "images": tmp_path / "photos",
+        "table": tmp_path / "table.csv",
+        **options,
+    }
     return parse_options(given).open()
 
 
-def test_the_range_of_an_image_is_asked_for_even_where_broken_ones_are_left_out(tmp_path: Path) -> None:
+def test_the_range_of_an_image_is_asked_for_even_where_broken_ones_are_left_out(
+    tmp_path: Path,
+) -> None:
     images = {"a.png": saved(Image.fromarray(ramp(12)), "PNG"), "b.jpg": picture(1)}
-    with pytest.raises(UserError, match=r"line 2: image 'a.png' cannot be used: it has 16 bits .*--bits"):
+    with pytest.raises(
+        UserError, match=r"line 2: image 'a.png' cannot be used: it has 16 bits .*--bits"
+    ):
         list(opened(tmp_path, images, on_bad_image="skip").samples)
 
 
@@ -148,9 +192,15 @@ def test_the_bits_are_recorded_with_the_data_and_those_of_training(tmp_path: Pat
     assert Preprocessing.from_json(earlier).bits is None
 
 
-def test_files_of_several_pictures_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pages = saved(Image.new("L", (40, 32)), "TIFF", save_all=True, append_images=[Image.new("L", (40, 32))])
-    pack_source(opened(tmp_path, {"a.tif": pages, "b.tif": pages, "c.jpg": picture(1)}), tmp_path / "set")
+def test_files_of_several_pictures_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pages = saved(
+        Image.new("L", (40, 32)), "TIFF", save_all=True, append_images=[Image.new("L", (40, 32))]
+    )
+    pack_source(
+        opened(tmp_path, {"a.tif": pages, "b.tif": pages, "c.jpg": picture(1)}), tmp_path / "set"
+    )
     assert (
         "2 image(s) hold several pictures (pages or frames), and the first of each was taken, as of 'a.tif'"
         in caplog.text

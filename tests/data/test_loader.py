@@ -38,7 +38,10 @@ def numbers(batches: Iterator[Batch], count: int) -> list[list[int]]:
 def planned(info: DatasetInfo, seed: int, window: int, stop: int) -> list[int]:
     shards = [shard.num_samples for shard in info.splits["train"].shards]
     starts = np.cumsum([0, *shards])
-    return [int(starts[shard]) + sample for shard, sample, _ in Plan(shards, seed, window).list_places(0, stop)]
+    return [
+        int(starts[shard]) + sample
+        for shard, sample, _ in Plan(shards, seed, window).list_places(0, stop)
+    ]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
@@ -46,13 +49,22 @@ def test_ranks_together_read_the_plan_in_its_order(info: DatasetInfo, world_size
     ranks = [
         numbers(
             train_loader(
-                info, "train", batch_size=7, image_size=SIZE, rank=rank, world_size=world_size, seed=4, window=2
+                info,
+                "train",
+                batch_size=7,
+                image_size=SIZE,
+                rank=rank,
+                world_size=world_size,
+                seed=4,
+                window=2,
             ),
             12,
         )
         for rank in range(world_size)
     ]
-    together = [number for batches in zip(*ranks, strict=True) for share in batches for number in share]
+    together = [
+        number for batches in zip(*ranks, strict=True) for share in batches for number in share
+    ]
     assert together == planned(info, seed=4, window=2, stop=84)
 
 
@@ -60,18 +72,37 @@ def test_a_run_resumes_at_any_sample_on_any_number_of_ranks(info: DatasetInfo) -
     for start, world_size in [(1, 2), (22, 3), (23, 1), (40, 4)]:
         ranks = [
             numbers(
-                train_loader(info, "train", batch_size=6, image_size=SIZE, rank=r, world_size=world_size, start=start),
+                train_loader(
+                    info,
+                    "train",
+                    batch_size=6,
+                    image_size=SIZE,
+                    rank=r,
+                    world_size=world_size,
+                    start=start,
+                ),
                 5,
             )
             for r in range(world_size)
         ]
-        together = [number for batches in zip(*ranks, strict=True) for share in batches for number in share]
+        together = [
+            number for batches in zip(*ranks, strict=True) for share in batches for number in share
+        ]
         assert together == planned(info, seed=0, window=8, stop=start + 30)[start:]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_prefetching_processes_give_the_batches_of_the_thread(info: DatasetInfo, num_workers: int) -> None:
-    options = {"batch_size": 8, "image_size": (33, 37), "flip": True, "shift": 3, "world_size": 2, "rank": 1}
+def test_prefetching_processes_give_the_batches_of_the_thread(
+    info: DatasetInfo, num_workers: int
+) -> None:
+    options = {
+        "batch_size": 8,
+        "image_size": (33, 37),
+        "flip": True,
+        "shift": 3,
+        "world_size": 2,
+        "rank": 1,
+    }
     expected = islice(train_loader(info, "train", **options), 9)  # type: ignore[arg-type]
     found = islice(train_loader(info, "train", num_workers=num_workers, **options), 9)  # type: ignore[arg-type]
     for one, other in zip(expected, found, strict=True):
@@ -100,7 +131,9 @@ def test_an_evaluation_sees_every_sample_once_over_all_ranks(
             num_workers=num_workers,
         ):
             assert 1 <= len(batch.indices) == len(batch.images) == len(batch.labels) <= 4
-            for index, number in zip(batch.indices.tolist(), batch.labels[:, 0].tolist(), strict=True):
+            for index, number in zip(
+                batch.indices.tolist(), batch.labels[:, 0].tolist(), strict=True
+            ):
                 assert index not in seen
                 seen[index] = int(number)
     assert seen == {number: number for number in range(23)}
@@ -108,11 +141,15 @@ def test_an_evaluation_sees_every_sample_once_over_all_ranks(
 
 def test_labels_are_class_numbers_fractions_and_nan_where_unlabelled(info: DatasetInfo) -> None:
     batch = next(eval_loader(info, "train", batch_size=23, image_size=SIZE))
-    expected = torch.tensor([[n, float("nan") if n % 5 == 0 else 1 - n % 2, n / 23] for n in range(23)])
+    expected = torch.tensor(
+        [[n, float("nan") if n % 5 == 0 else 1 - n % 2, n / 23] for n in range(23)]
+    )
     torch.testing.assert_close(batch.labels, expected, equal_nan=True)
 
 
-def test_images_belong_to_their_labels_and_evaluation_shows_them_as_they_are(info: DatasetInfo) -> None:
+def test_images_belong_to_their_labels_and_evaluation_shows_them_as_they_are(
+    info: DatasetInfo,
+) -> None:
     batch = next(eval_loader(info, "train", batch_size=23, image_size=SIZE))
     assert batch.images.shape == (23, 3, 32, 40)
     assert batch.images.dtype == torch.uint8
@@ -126,7 +163,13 @@ def test_half_of_the_images_are_mirrored_and_the_same_ones_on_any_ranks(info: Da
         found = {}
         for rank in range(world_size):
             loader = train_loader(
-                info, "train", batch_size=23, image_size=SIZE, flip=True, rank=rank, world_size=world_size
+                info,
+                "train",
+                batch_size=23,
+                image_size=SIZE,
+                flip=True,
+                rank=rank,
+                world_size=world_size,
             )
             for batch in islice(loader, 20):
                 left = batch.images[:, :, :, :16].float().mean((1, 2, 3)) > 30
@@ -142,10 +185,14 @@ def test_half_of_the_images_are_mirrored_and_the_same_ones_on_any_ranks(info: Da
 
 def test_a_shifted_image_repeats_its_edge() -> None:
     image = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
-    assert (shift_image(image, 2, -1) == np.pad(image, ((2, 0), (0, 1), (0, 0)), mode="edge")[:5, 1:]).all()
+    assert (
+        shift_image(image, 2, -1) == np.pad(image, ((2, 0), (0, 1), (0, 0)), mode="edge")[:5, 1:]
+    ).all()
     assert (shift_image(image, 0, 0) == image).all()
     shown = {Augmentation(shift=1)(image, 0, 0, n).tobytes() for n in range(200)}
-    assert shown == {shift_image(image, down, right).tobytes() for down in (-1, 0, 1) for right in (-1, 0, 1)}
+    assert shown == {
+        shift_image(image, down, right).tobytes() for down in (-1, 0, 1) for right in (-1, 0, 1)
+    }
 
 
 @pytest.mark.parametrize("decoder", ["simplejpeg", "pil"])
@@ -160,7 +207,11 @@ def test_decoders_resize_large_and_small_images_alike(decoder: str) -> None:
 def test_the_global_random_state_is_left_alone(info: DatasetInfo) -> None:
     before = torch.get_rng_state()
     for num_workers in (0, 1):
-        next(train_loader(info, "train", batch_size=4, image_size=SIZE, flip=True, num_workers=num_workers))
+        next(
+            train_loader(
+                info, "train", batch_size=4, image_size=SIZE, flip=True, num_workers=num_workers
+            )
+        )
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -176,7 +227,9 @@ def test_files_are_closed_and_processes_end_when_a_loader_is_closed(info: Datase
 
 
 def test_more_ranks_than_samples_in_a_batch_are_refused(info: DatasetInfo) -> None:
-    with pytest.raises(UserError, match="batch of 4 samples cannot be divided among 3 ranks in 2 part"):
+    with pytest.raises(
+        UserError, match="batch of 4 samples cannot be divided among 3 ranks in 2 part"
+    ):
         train_loader(info, "train", batch_size=4, image_size=SIZE, world_size=3, accumulate=2)
 
 
@@ -228,7 +281,11 @@ def alive(process: psutil.Process) -> bool:
 def trainer(info: DatasetInfo, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
     process = subprocess.Popen(
         [sys.executable, str(script), info.path],
         env=environment,
@@ -237,13 +294,18 @@ def trainer(info: DatasetInfo, tmp_path: Path) -> Iterator[subprocess.Popen[str]
         text=True,
     )
     assert process.stdout
-    assert [process.stdout.readline() for _ in range(2)] == ["0\n", "20\n"]  # both processes are at work
+    assert [process.stdout.readline() for _ in range(2)] == [
+        "0\n",
+        "20\n",
+    ]  # both processes are at work
     yield process
     process.kill()
     process.communicate()
 
 
-def test_prefetching_processes_leave_signals_to_the_trainer_and_end_with_it(trainer: subprocess.Popen[str]) -> None:
+def test_prefetching_processes_leave_signals_to_the_trainer_and_end_with_it(
+    trainer: subprocess.Popen[str],
+) -> None:
     workers = prefetching_processes(trainer.pid)
     assert len(workers) == 2
     for worker in workers:

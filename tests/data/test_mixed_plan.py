@@ -11,7 +11,9 @@ SIZES = ([3, 5, 2], [4, 4, 4, 4, 4], [1])  # shards of three data sets
 
 
 def mixed(proportions: list[int], seed: int = 0) -> MixedPlan:
-    return MixedPlan([Plan(sizes, seed, 2) for sizes in SIZES[: len(proportions)]], proportions, seed)
+    return MixedPlan(
+        [Plan(sizes, seed, 2) for sizes in SIZES[: len(proportions)]], proportions, seed
+    )
 
 
 def own(places: list[Place], proportions: list[int]) -> list[list[Place]]:
@@ -21,8 +23,12 @@ def own(places: list[Place], proportions: list[int]) -> list[list[Place]]:
     return [[(shard - r.start, *rest) for shard, *rest in places if shard in r] for r in ranges]  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("proportions", [[3, 1], [1, 1, 5], [10, 20, 1], [700, 800], [2000, 501, 7]])
-def test_every_block_holds_the_stated_numbers_and_every_data_set_comes_in_its_own_order(proportions: list[int]) -> None:
+@pytest.mark.parametrize(
+    "proportions", [[3, 1], [1, 1, 5], [10, 20, 1], [700, 800], [2000, 501, 7]]
+)
+def test_every_block_holds_the_stated_numbers_and_every_data_set_comes_in_its_own_order(
+    proportions: list[int],
+) -> None:
     length, blocks = sum(proportions), 3
     places = mixed(proportions).list_places(0, blocks * length)
     for block in range(blocks):

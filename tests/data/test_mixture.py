@@ -26,12 +26,18 @@ TASKS = {
 }
 
 
-def packed(folder: Path, name: str, tasks: tuple[Task, ...] | None = None, **splits: int) -> DatasetInfo:
+def packed(
+    folder: Path, name: str, tasks: tuple[Task, ...] | None = None, **splits: int
+) -> DatasetInfo:
     def samples() -> Iterator[Sample]:
         for split, count in (splits or {"train": SIZES[name], "val": 3}).items():
             for number in range(count):
-                labels: dict[str, Any] = {"number": str(number)} if name == "first" else {"own": number / 5}
-                yield Sample(f"{split}-{number}", split, picture(number), labels | {"shared": number % 2})
+                labels: dict[str, Any] = (
+                    {"number": str(number)} if name == "first" else {"own": number / 5}
+                )
+                yield Sample(
+                    f"{split}-{number}", split, picture(number), labels | {"shared": number % 2}
+                )
 
     return pack(samples(), folder / name, tasks or TASKS[name], shard_samples=4)
 
@@ -42,18 +48,28 @@ def infos(tmp_path_factory: pytest.TempPathFactory) -> list[DatasetInfo]:
     return [packed(folder, "first"), packed(folder, "second")]
 
 
-def read(info: DatasetInfo, num_batches: int, world_size: int = 1, **options: Any) -> list[tuple[Any, ...]]:
+def read(
+    info: DatasetInfo, num_batches: int, world_size: int = 1, **options: Any
+) -> list[tuple[Any, ...]]:
     """Position and labels of every sample, over all ranks, in the order of the stream."""
     options = {"batch_size": 6, "image_size": SIZE, "seed": 3, **options}
     rows = []
     for rank in range(world_size):
-        for batch in islice(train_loader(info, "train", rank=rank, world_size=world_size, **options), num_batches):
+        for batch in islice(
+            train_loader(info, "train", rank=rank, world_size=world_size, **options), num_batches
+        ):
             assert batch.error is None
-            rows += zip(batch.indices.tolist(), map(tuple, batch.labels.nan_to_num(-1).tolist()), strict=True)
+            rows += zip(
+                batch.indices.tolist(),
+                map(tuple, batch.labels.nan_to_num(-1).tolist()),
+                strict=True,
+            )
     return sorted(rows)
 
 
-def test_tasks_are_the_union_and_labels_of_other_data_sets_are_unlabelled(infos: list[DatasetInfo]) -> None:
+def test_tasks_are_the_union_and_labels_of_other_data_sets_are_unlabelled(
+    infos: list[DatasetInfo],
+) -> None:
     info = merge_datasets(infos)
     assert [task.name for task in info.tasks] == ["number", "shared", "own"]
     assert (info.num_samples, info.image_size) == (17 + 5 + 3 + 3, SIZE)
@@ -61,8 +77,12 @@ def test_tasks_are_the_union_and_labels_of_other_data_sets_are_unlabelled(infos:
     assert info.splits["train"].labels["shared"] == {"1": 10, "0": 12, "unlabelled": 0}
     epoch = [labels for _, labels in read(info, 11, batch_size=2)]
     assert sorted(labels[0] for labels in epoch if labels[0] >= 0) == list(range(17))
-    assert all((number >= 0) != (own >= 0) for number, _, own in epoch)  # each sample has the labels of its own set
-    assert sorted(own for number, _, own in epoch if number < 0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert all(
+        (number >= 0) != (own >= 0) for number, _, own in epoch
+    )  # each sample has the labels of its own set
+    assert sorted(own for number, _, own in epoch if number < 0) == pytest.approx(
+        [0, 0.2, 0.4, 0.6, 0.8]
+    )
 
 
 @pytest.mark.parametrize("proportions", [(), (2, 1)])
@@ -76,13 +96,17 @@ def test_joint_batches_are_the_same_on_any_ranks_from_any_sample_by_any_process(
     assert read(info, 4, world_size=2, start=19) == alone[19:43]
     assert read(info, 8, num_workers=1) == alone
     if proportions:
-        assert all(sum(own >= 0 for _, (_, _, own) in alone[at : at + 3]) == 1 for at in range(0, 48, 3))
+        assert all(
+            sum(own >= 0 for _, (_, _, own) in alone[at : at + 3]) == 1 for at in range(0, 48, 3)
+        )
 
 
 def test_a_url_and_a_folder_mix_like_two_folders(infos: list[DatasetInfo], tmp_path: Path) -> None:
     remote = read_dataset(f"file://{infos[1].path}")
     cache = Cache(str(tmp_path / "cache"))
-    assert read(merge_datasets([infos[0], remote]), 8, cache=cache) == read(merge_datasets(infos), 8)
+    assert read(merge_datasets([infos[0], remote]), 8, cache=cache) == read(
+        merge_datasets(infos), 8
+    )
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 2
 
 
@@ -95,17 +119,23 @@ def test_a_damaged_sample_is_named_with_the_place_of_its_shard(tmp_path: Path) -
     infos = [packed(tmp_path, "first"), packed(tmp_path, "second")]
     shard = tmp_path / "second" / "train-000000.tar"
     shard.write_bytes(shard.read_bytes()[:700])
-    batches: list[Batch] = list(train_loader(merge_datasets(infos), "train", batch_size=22, image_size=SIZE))
+    batches: list[Batch] = list(
+        train_loader(merge_datasets(infos), "train", batch_size=22, image_size=SIZE)
+    )
     assert batches[-1].error is not None
     assert str(shard) in batches[-1].error
 
 
-def test_one_data_set_is_itself_and_the_fingerprint_tells_mixtures_apart(infos: list[DatasetInfo]) -> None:
+def test_one_data_set_is_itself_and_the_fingerprint_tells_mixtures_apart(
+    infos: list[DatasetInfo],
+) -> None:
     assert merge_datasets(infos[:1]) is infos[0]
-    assert read_data(DataConfig(path=(infos[0].path, infos[1].path), proportions=(2, 1))) == merge_datasets(
-        infos, (2, 1)
-    )
-    fingerprints = {merge_datasets(infos, proportions).fingerprint for proportions in ((), (2, 1), (1, 2))}
+    assert read_data(
+        DataConfig(path=(infos[0].path, infos[1].path), proportions=(2, 1))
+    ) == merge_datasets(infos, (2, 1))
+    fingerprints = {
+        merge_datasets(infos, proportions).fingerprint for proportions in ((), (2, 1), (1, 2))
+    }
     assert len({*fingerprints, merge_datasets(infos[::-1]).fingerprint, infos[0].fingerprint}) == 5
 
 
@@ -126,7 +156,9 @@ def test_data_sets_are_called_by_their_folders_and_never_alike() -> None:
         (Task("shared", exclusive="kind"), "is binary in .* and binary, kind in .*second"),
     ],
 )
-def test_a_task_that_differs_between_data_sets_is_refused(infos: list[DatasetInfo], task: Task, words: str) -> None:
+def test_a_task_that_differs_between_data_sets_is_refused(
+    infos: list[DatasetInfo], task: Task, words: str
+) -> None:
     other = DatasetInfo("/x/second", (task,), {}, infos[1].splits, SIZE, {})
     with pytest.raises(UserError, match=words):
         merge_datasets([infos[0], other])

@@ -26,7 +26,9 @@ TASKS = [Task("round"), Task("colour", "categorical", ("red", "blue"))]
 
 
 def sample(number: int, split: str = "train", **labels: Any) -> Sample:
-    return Sample(f"photo-{number}", split, picture(number), labels or {"round": number % 2, "colour": "red"})
+    return Sample(
+        f"photo-{number}", split, picture(number), labels or {"round": number % 2, "colour": "red"}
+    )
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -36,12 +38,21 @@ def files(folder: Path) -> dict[str, str]:
 def test_what_is_packed_is_what_is_read(tmp_path: Path) -> None:
     samples = [sample(n, ("train", "val", "test")[n % 3]) for n in range(10)]
     info = pack(
-        samples, tmp_path / "set", TASKS, groups={"form": ["round"]}, source={"made": "by hand"}, shard_samples=3
+        samples,
+        tmp_path / "set",
+        TASKS,
+        groups={"form": ["round"]},
+        source={"made": "by hand"},
+        shard_samples=3,
     )
     assert read_dataset(tmp_path / "set") == info
     assert info.image_size == (32, 40)
     assert info.groups == {"form": ("round",)}
-    assert {name: split.num_samples for name, split in info.splits.items()} == {"train": 4, "val": 3, "test": 3}
+    assert {name: split.num_samples for name, split in info.splits.items()} == {
+        "train": 4,
+        "val": 3,
+        "test": 3,
+    }
     assert [shard.num_samples for shard in info.splits["train"].shards] == [3, 1]
     assert info.splits["train"].labels["round"] == {"1": 2, "0": 2, "unlabelled": 0}
     assert info.splits["train"].labels["colour"] == {"red": 4, "blue": 0, "unlabelled": 0}
@@ -51,7 +62,9 @@ def test_what_is_packed_is_what_is_read(tmp_path: Path) -> None:
         expected = [one for one in samples if one.split == name]
         assert [one["__key__"] for one in read] == [one.key for one in expected]
         assert [one["jpg"] for one in read] == [one.image for one in expected]
-        assert [json.loads(one["json"]) for one in read] == [{"key": o.key, "labels": o.labels} for o in expected]
+        assert [json.loads(one["json"]) for one in read] == [
+            {"key": o.key, "labels": o.labels} for o in expected
+        ]
 
 
 def test_an_index_points_at_the_bytes_of_every_sample(tmp_path: Path) -> None:
@@ -77,19 +90,25 @@ def test_long_names_and_names_in_any_script_survive(tmp_path: Path) -> None:
 
 
 def test_packing_again_from_the_same_source_reads_no_sample(tmp_path: Path) -> None:
-    first = pack([sample(1)], tmp_path / "set", TASKS, source={"table": tmp_path / "t.csv", "size": (3, 4)})
+    first = pack(
+        [sample(1)], tmp_path / "set", TASKS, source={"table": tmp_path / "t.csv", "size": (3, 4)}
+    )
     (tmp_path / ".set.lock").unlink()
 
     def never() -> Iterator[Sample]:
         raise AssertionError("a sample was read")
         yield
 
-    again = pack(never(), tmp_path / "set", TASKS, source={"table": tmp_path / "t.csv", "size": (3, 4)})
+    again = pack(
+        never(), tmp_path / "set", TASKS, source={"table": tmp_path / "t.csv", "size": (3, 4)}
+    )
     assert again == first
     assert not (tmp_path / ".set.lock").exists(), "a data set may lie where nothing can be written"
 
 
-def test_a_data_set_packed_before_there_was_an_option_is_the_one_packed_without_it(tmp_path: Path) -> None:
+def test_a_data_set_packed_before_there_was_an_option_is_the_one_packed_without_it(
+    tmp_path: Path,
+) -> None:
     first = pack([sample(1)], tmp_path / "set", TASKS, source={"images": "photos"})
     again = pack([], tmp_path / "set", TASKS, source={"images": "photos", "bits": None})
     assert again == first
@@ -123,7 +142,10 @@ def test_an_empty_folder_may_be_the_target(tmp_path: Path) -> None:
     [
         (sample(1), "Two samples have the key 'photo-1'"),
         (sample(2, "training"), "split should be one of train, val, test, found 'training'"),
-        (sample(2, round=7), "Sample photo-2: the label of 'round' should be a number from 0 to 1, found 7"),
+        (
+            sample(2, round=7),
+            "Sample photo-2: the label of 'round' should be a number from 0 to 1, found 7",
+        ),
         (sample(2, round=float("nan")), "from 0 to 1, found nan"),
         (sample(2, colour="green"), "should be one of its 2 classes, found 'green'"),
         (sample(2, shape=1), "a label of 'shape', which is no task"),
@@ -131,7 +153,9 @@ def test_an_empty_folder_may_be_the_target(tmp_path: Path) -> None:
         (Sample("", "train", picture(1), {}), "The key '' cannot name a sample"),
     ],
 )
-def test_a_bad_sample_stops_packing_and_leaves_nothing(tmp_path: Path, bad: Sample, message: str) -> None:
+def test_a_bad_sample_stops_packing_and_leaves_nothing(
+    tmp_path: Path, bad: Sample, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         pack([sample(1), bad], tmp_path / "set", TASKS)
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
@@ -147,7 +171,9 @@ def test_no_sample_at_all_is_an_error(tmp_path: Path) -> None:
         pack([], tmp_path / "set", TASKS)
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -184,11 +210,16 @@ def test_progress_is_told_and_ends_with_all_samples(tmp_path: Path) -> None:
         (None, "is not a packed data set, which is a folder with a dataset.json"),
         ("{", "is damaged, it is no longer the JSON of a distbranch-dataset"),
         ("[]", "is not the description of a packed data set"),
-        ('{"format": "distbranch-dataset", "version": 9}', "in version 1, found distbranch-dataset in version 9"),
+        (
+            '{"format": "distbranch-dataset", "version": 9}',
+            "in version 1, found distbranch-dataset in version 9",
+        ),
         ('{"format": "distbranch-dataset", "version": 1}', "is damaged: tasks: Field required"),
     ],
 )
-def test_a_description_that_is_no_description_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_a_description_that_is_no_description_is_refused(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(UserError, match=message):
@@ -212,7 +243,9 @@ class NoCredentialsError(Exception):
         (RuntimeError("out of\norder."), r"out of order\.\)"),
     ],
 )
-def test_whatever_a_store_raises_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, hint: str) -> None:
+def test_whatever_a_store_raises_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, hint: str
+) -> None:
     monkeypatch.setattr("fsspec.open", mock.Mock(side_effect=error))
     with pytest.raises(UserError, match=rf"^s3://bucket/set/dataset.json cannot be read .*{hint}"):
         read_dataset("s3://bucket/set")
@@ -223,7 +256,10 @@ def test_whatever_a_store_raises_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     [
         (b"\xff", "not JSON with a field 'labels'"),
         (b"[1]", "not JSON with a field 'labels'"),
-        (b'{"labels": {"round": "yes"}}', "the label of 'round' should be a number from 0 to 1, found 'yes'"),
+        (
+            b'{"labels": {"round": "yes"}}',
+            "the label of 'round' should be a number from 0 to 1, found 'yes'",
+        ),
         (b'{"labels": {"colour": 1}}', "should be one of its 2 classes, found 1"),
         (b'{"labels": {"round": 1, "shape": 0}}', "a label of 'shape', which is no task"),
     ],
@@ -235,7 +271,11 @@ def test_a_bad_label_file_is_named(content: bytes, message: str) -> None:
 
 def test_a_bad_sample_names_shard_and_sample_also_in_another_process() -> None:
     bad = BadSample("corrupt", "a.tar", 3, "its image is gone.")
-    assert str(pickle.loads(pickle.dumps(bad))) == str(bad) == "Shard a.tar, sample 3: its image is gone."
+    assert (
+        str(pickle.loads(pickle.dumps(bad)))
+        == str(bad)
+        == "Shard a.tar, sample 3: its image is gone."
+    )
 
 
 def test_labels_become_numbers_and_gaps_nan() -> None:
@@ -260,11 +300,15 @@ def packed(num_samples):
 print(-(packed(1_000) - packed(11_000)))
 """
     arguments = [str(tmp_path), picture(1, 4, 4).hex()]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+    )
     assert float(done.stdout) < 6  # MiB for 10,000 samples; their tar files have 20
 
 
-def test_a_class_that_is_called_like_what_counts_samples_without_a_label_is_refused(tmp_path: Path) -> None:
+def test_a_class_that_is_called_like_what_counts_samples_without_a_label_is_refused(
+    tmp_path: Path,
+) -> None:
     task = Task("colour", "categorical", ("red", "unlabelled"))
     with pytest.raises(UserError, match="'colour' has a class called 'unlabelled'"):
         pack([sample(0, colour="red")], tmp_path / "set", [task])

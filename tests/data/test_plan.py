@@ -8,14 +8,25 @@ import pytest
 
 from distbranch.data.plan import Place, Plan, _order_shards
 
-SHAPES = [[1], [5], [3, 3, 3], [1, 7, 2, 9, 4], [0, 4, 0, 2], [10] * 17, [100, 1, 1, 1, 50], [2] * 64]
+SHAPES = [
+    [1],
+    [5],
+    [3, 3, 3],
+    [1, 7, 2, 9, 4],
+    [0, 4, 0, 2],
+    [10] * 17,
+    [100, 1, 1, 1, 50],
+    [2] * 64,
+]
 
 
 @pytest.mark.parametrize("sizes", SHAPES)
 @pytest.mark.parametrize("window", [1, 2, 8, 100])
 def test_an_epoch_visits_every_sample_exactly_once(sizes: list[int], window: int) -> None:
     plan = Plan(sizes, seed=3, window=window)
-    everything = sorted((shard, sample) for shard, size in enumerate(sizes) for sample in range(size))
+    everything = sorted(
+        (shard, sample) for shard, size in enumerate(sizes) for sample in range(size)
+    )
     for epoch in range(3):
         places = plan.list_places(epoch * plan.num_samples, (epoch + 1) * plan.num_samples)
         assert sorted((shard, sample) for shard, sample, _ in places) == everything
@@ -42,7 +53,10 @@ def test_ranks_together_read_the_stream_and_resume_on_any_number_of_ranks() -> N
 
 def test_epochs_and_seeds_differ_and_samples_mix_across_the_shards_of_a_window() -> None:
     plan = Plan([100] * 8, seed=0, window=4)
-    orders = [[place[:2] for place in plan.list_places(800 * epoch, 800 * epoch + 800)] for epoch in range(3)]
+    orders = [
+        [place[:2] for place in plan.list_places(800 * epoch, 800 * epoch + 800)]
+        for epoch in range(3)
+    ]
     orders.append([place[:2] for place in Plan([100] * 8, seed=1, window=4).list_places(0, 800)])
     assert len({tuple(order) for order in orders}) == 4
     for order in orders:
@@ -96,5 +110,7 @@ def _read(plan: Plan, start: int, steps: int, ranks: int) -> list[Place]:
     for step in range(steps):
         position = start + 10 * step
         for rank in range(ranks):
-            places += plan.list_places(position + rank * 10 // ranks, position + (rank + 1) * 10 // ranks)
+            places += plan.list_places(
+                position + rank * 10 // ranks, position + (rank + 1) * 10 // ranks
+            )
     return places

@@ -61,7 +61,9 @@ def test_a_process_that_died_is_told_by_what_killed_it(
 # ---- room in /dev/shm
 
 
-def train_with_little_shared_memory(config: dict[str, Any], kibibytes: int, filled_in: int) -> dict[str, Any]:
+def train_with_little_shared_memory(
+    config: dict[str, Any], kibibytes: int, filled_in: int
+) -> dict[str, Any]:
     """A job: train where /dev/shm is a disk of its own, which something else fills during a step (0: never)."""
     if ctypes.CDLL(None).unshare(CLONE_NEWNS):
         return {"end": "not possible"}
@@ -89,10 +91,17 @@ def train_with_little_shared_memory(config: dict[str, Any], kibibytes: int, fill
 
 @pytest.mark.parametrize(("kibibytes", "filled_in", "num_workers"), [(16, 0, 2), (4096, 9, 1)])
 def test_too_little_shared_memory_ends_the_run_with_a_sentence_about_it(
-    kibibytes: int, filled_in: int, num_workers: int, tiny_data: Path, ranks: RankServer, tmp_path: Path
+    kibibytes: int,
+    filled_in: int,
+    num_workers: int,
+    tiny_data: Path,
+    ranks: RankServer,
+    tmp_path: Path,
 ) -> None:
     config = config_of(tiny_data, tmp_path, **{"data.workers": num_workers})
-    ended = ranks.call(train_with_little_shared_memory, config=config, kibibytes=kibibytes, filled_in=filled_in)
+    ended = ranks.call(
+        train_with_little_shared_memory, config=config, kibibytes=kibibytes, filled_in=filled_in
+    )
     if ended["end"] == "not possible":
         message = "mounting a small /dev/shm needs the rights of an administrator"
         pytest.fail(message) if os.environ.get("DISTBRANCH_NO_SKIP") else pytest.skip(message)

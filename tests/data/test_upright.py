@@ -88,7 +88,9 @@ def test_the_reference_agrees_that_every_file_shows_the_scene(orientation: int) 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_a_jpeg_is_decoded_upright_in_every_size_by_every_decoder(orientation: int, decoder: str) -> None:
+def test_a_jpeg_is_decoded_upright_in_every_size_by_every_decoder(
+    orientation: int, decoder: str
+) -> None:
     content = tagged(orientation)
     assert is_the_scene(decode_to_size(content, (HEIGHT, WIDTH), decoder))
     assert is_the_scene(decode_to_size(content, (12, 8), decoder), (12, 8), most=12)
@@ -128,8 +130,12 @@ def test_a_turn_of_pixels_is_that_of_pillow() -> None:
         assert (turn_upright(pixels, orientation) == np.asarray(expected)).all()
 
 
-XMP = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-XMP_ELEMENT = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><tiff:Orientation>3</tiff:Orientation></x:xmpmeta>"
+XMP = (
+    b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+)
+XMP_ELEMENT = (
+    b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><tiff:Orientation>3</tiff:Orientation></x:xmpmeta>"
+)
 BIG_ENDIAN = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0\0\0\0\0"
 LITTLE_ENDIAN = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x05\0\0\0\0\0\0\0"
 LONG_VALUE = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x04\0\0\0\x01\0\0\0\x03\0\0\0\0"
@@ -170,7 +176,14 @@ def test_the_orientation_is_read_from_every_kind_of_header(case: str) -> None:
 
 def test_no_content_is_too_odd_to_be_asked_for_its_orientation() -> None:
     whole = tagged(6)
-    for content in (b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff\xff\xff\xff", b"\xff\xd8\xff\xe1\0\0" * 9, b"no image"):
+    for content in (
+        b"",
+        b"\xff",
+        b"\xff\xd8",
+        b"\xff\xd8\xff\xff\xff\xff",
+        b"\xff\xd8\xff\xe1\0\0" * 9,
+        b"no image",
+    ):
         assert read_orientation(content) == 1
     assert {read_orientation(whole[:length]) for length in range(len(whole))} <= {1, 6}
     assert read_orientation(whole[:2] + b"\xff\xff\xff" + whole[2:]) == 6  # markers may be padded
@@ -186,7 +199,10 @@ def test_shards_that_hold_tagged_images_are_read_upright(tmp_path: Path, decoder
     info = pack(lying_samples(), tmp_path / "set", [Task("a")])
     assert info.image_size == (HEIGHT, WIDTH)
     given = {"batch_size": 8, "image_size": info.image_size, "decoder": decoder}
-    batches = [next(eval_loader(info, "train", **given)), next(train_loader(info, "train", **given))]
+    batches = [
+        next(eval_loader(info, "train", **given)),
+        next(train_loader(info, "train", **given)),
+    ]
     for batch in batches:
         assert len(batch.images) == 8
         assert all(is_the_scene(image.permute(1, 2, 0).numpy()) for image in batch.images)
@@ -195,13 +211,17 @@ def test_shards_that_hold_tagged_images_are_read_upright(tmp_path: Path, decoder
 
 def test_a_contact_sheet_shows_tagged_images_upright(tmp_path: Path) -> None:
     pack(lying_samples(), tmp_path / "set", [Task("a")])
-    sheet = np.asarray(Image.open(draw_contact_sheet(tmp_path / "set", tmp_path / "sheet.png", columns=8)), int)
+    sheet = np.asarray(
+        Image.open(draw_contact_sheet(tmp_path / "set", tmp_path / "sheet.png", columns=8)), int
+    )
     red = (abs(sheet - (220, 30, 30)).sum(axis=2) < 30).nonzero()
     blue = (abs(sheet - (30, 30, 220)).sum(axis=2) < 30).nonzero()
     assert len(np.unique(blue[1])) == pytest.approx(
         len(np.unique(red[1])), rel=0.1
     )  # eight corners beside eight others
-    assert (blue[0].min(), blue[0].max()) == pytest.approx((red[0].min(), red[0].max()), abs=4)  # in the same rows
+    assert (blue[0].min(), blue[0].max()) == pytest.approx(
+        (red[0].min(), red[0].max()), abs=4
+    )  # in the same rows
 
 
 @pytest.mark.parametrize("form", ["JPEG", *LOSSLESS])
@@ -241,10 +261,14 @@ def written(folder: Path, contents: Sequence[bytes]) -> list[Path]:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_prediction_sees_files_upright(tmp_path: Path, decoder: str) -> None:
-    contents = [tagged(orientation, form) for form in ("JPEG", *LOSSLESS) for orientation in ORIENTATIONS]
+    contents = [
+        tagged(orientation, form) for form in ("JPEG", *LOSSLESS) for orientation in ORIENTATIONS
+    ]
     network = SeenImages()
     preprocessing = Preprocessing(decoder, (HEIGHT, WIDTH), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert len(list(predict_images(network, preprocessing, written(tmp_path, contents)))) == len(contents)
+    assert len(list(predict_images(network, preprocessing, written(tmp_path, contents)))) == len(
+        contents
+    )
     assert len(network.images) == len(contents)
     assert all(map(is_the_scene, network.images))
 

@@ -50,14 +50,18 @@ def test_training_on_a_full_disk_ends_in_one_sentence(world: Path, kibibytes: in
         ended = run_command(["train", "tiny.yaml", "run.directory=small"])
         assert_one_sentence(ended, 1, ("No space left", "ake room", "same command"))
         halves = [
-            path for path in contents(world / "small") if "/." in path and not path.endswith(("/.lock", "/.alive"))
+            path
+            for path in contents(world / "small")
+            if "/." in path and not path.endswith(("/.lock", "/.alive"))
         ]
         assert not halves
 
 
 def test_training_goes_on_when_there_is_room_again(world: Path) -> None:
     with small_disk(world / "small", 100):
-        assert_one_sentence(run_command(["train", "tiny.yaml", "run.directory=small"]), 1, ("No space left",))
+        assert_one_sentence(
+            run_command(["train", "tiny.yaml", "run.directory=small"]), 1, ("No space left",)
+        )
         subprocess.run(["mount", "-o", "remount,size=1m", str(world / "small")], check=True)
         assert run_command(["train", "tiny.yaml", "run.directory=small"]).code == 0
         assert (world / "small/tiny/result.json").exists()
@@ -65,8 +69,12 @@ def test_training_goes_on_when_there_is_room_again(world: Path) -> None:
 
 def test_packing_onto_a_full_disk_leaves_nothing(world: Path) -> None:
     with small_disk(world / "small", 16), nothing_overwritten(world, ()):
-        ended = run_command(["data", "pack", "csv", "small/new", "--images", "images", "--table", "table.csv"])
-        assert_one_sentence(ended, 1, ("small/new", "No space left", "enough room", "nothing was left"))
+        ended = run_command(
+            ["data", "pack", "csv", "small/new", "--images", "images", "--table", "table.csv"]
+        )
+        assert_one_sentence(
+            ended, 1, ("small/new", "No space left", "enough room", "nothing was left")
+        )
 
 
 def test_a_full_disk_in_a_process_of_its_own_shows_no_traceback(world: Path) -> None:
@@ -96,7 +104,9 @@ def test_a_run_that_may_only_be_read_has_a_status_and_cannot_be_cancelled(world:
             assert "a process of" in run_command(["status", "small/tiny"]).out
             ended = run_command(["cancel", "small/tiny"])
         lock.release()
-    assert_one_sentence(ended, 1, ("small/tiny", "cannot be asked to stop", "Read-only", "Whoever started it"))
+    assert_one_sentence(
+        ended, 1, ("small/tiny", "cannot be asked to stop", "Read-only", "Whoever started it")
+    )
 
 
 def test_a_config_error_in_a_process_of_its_own(world: Path) -> None:
@@ -121,7 +131,9 @@ def test_an_absent_cluster_is_noticed_within_seconds(world: Path, address: str) 
     assert time.monotonic() - began < 30
 
 
-def test_a_damaged_newest_checkpoint_costs_a_warning_and_the_steps_since_the_one_before(world: Path) -> None:
+def test_a_damaged_newest_checkpoint_costs_a_warning_and_the_steps_since_the_one_before(
+    world: Path,
+) -> None:
     before = (world / "runs/tiny/model/model.safetensors").read_bytes()
     for file in ("result.json", "model/model.json"):
         (world / "runs/tiny" / file).unlink()

@@ -29,7 +29,9 @@ def test_every_file_and_folder_has_the_mode_of_the_umask(world: Path, umask: int
         os.umask(before)
     written = [path for path in Path("new").rglob("*") if not path.is_symlink()]
     modes = {str(path): stat.S_IMODE(path.stat().st_mode) for path in written}
-    wrong = {path: oct(mode) for path, mode in modes.items() if mode != _usual_mode(Path(path), umask)}
+    wrong = {
+        path: oct(mode) for path, mode in modes.items() if mode != _usual_mode(Path(path), umask)
+    }
     assert len(modes) > 30
     assert not wrong
 
@@ -57,7 +59,18 @@ def test_what_may_not_be_read_is_told_with_its_owner_and_nothing_is_set_aside(wo
         ("data/train-000001.tar", [*train, "run.name=skips", "data.on_bad_sample=skip"]),
         (
             "images/b.jpg",
-            ["data", "pack", "csv", "new", "--images", "images", "--table", "table.csv", "--on-bad-image", "skip"],
+            [
+                "data",
+                "pack",
+                "csv",
+                "new",
+                "--images",
+                "images",
+                "--table",
+                "table.csv",
+                "--on-bad-image",
+                "skip",
+            ],
         ),
         ("table.csv", ["data", "pack", "csv", "new", "--images", "images", "--table", "table.csv"]),
         ("data/val-000000.tar", ["data", "check", "data"]),
@@ -76,13 +89,20 @@ def test_what_may_not_be_read_is_told_with_its_owner_and_nothing_is_set_aside(wo
         ("runs/tiny/metrics.jsonl", ["report", "runs/tiny"]),
         ("runs/tiny/model/model.safetensors", ["export", "runs/tiny"]),
         ("images/b.jpg", ["predict", "runs/tiny", "images"]),
-        ("runs/tiny/tree.json", [*train, "run.name=given", "method.name=fixed", "method.groups=runs/tiny"]),
+        (
+            "runs/tiny/tree.json",
+            [*train, "run.name=given", "method.name=fixed", "method.groups=runs/tiny"],
+        ),
     ]
     _assert_told(world, finished)
 
 
 def _assert_told(world: Path, commands: list[tuple[str, list[str]]]) -> None:
-    for (closed, arguments), ended in zip(commands, run_as_plain_user(world, commands), strict=True):
+    for (closed, arguments), ended in zip(
+        commands, run_as_plain_user(world, commands), strict=True
+    ):
         assert_one_sentence(ended, 1, ("permission denied", f"user {USER}"))
         assert Path(closed).name in ended.err, (closed, arguments, ended.err)
-        assert not [word for word in ("damaged", "missing", "absent") if word in ended.err], ended.err
+        assert not [word for word in ("damaged", "missing", "absent") if word in ended.err], (
+            ended.err
+        )

@@ -12,7 +12,11 @@ from tiny_world import picture
 
 PROJECT = Path(__file__).resolve().parents[2]
 TASKS = ("rouge foncé", "日本", "Schöße")
-ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}  # files too are ASCII unless told otherwise
+ASCII = {
+    "PYTHONUTF8": "0",
+    "PYTHONCOERCECLOCALE": "0",
+    "LC_ALL": "C",
+}  # files too are ASCII unless told otherwise
 CONFIG = """\
 run: {directory: runs}
 data: {path: data}
@@ -28,7 +32,10 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A table whose tasks have letters from afar."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
-    rows = [[f"{n}.jpg", ("train", "val", "test")[n % 3], n % 2, n // 2 % 2, n // 3 % 2] for n in range(30)]
+    rows = [
+        [f"{n}.jpg", ("train", "val", "test")[n % 3], n % 2, n // 2 % 2, n // 3 % 2]
+        for n in range(30)
+    ]
     for number in range(30):
         (tmp_path / f"images/{number}.jpg").write_bytes(picture(number))
     with (tmp_path / "table.csv").open("w", newline="", encoding="utf-8") as file:
@@ -83,7 +90,9 @@ def test_letters_that_a_log_cannot_show_are_question_marks_and_end_nothing(
     said = run(COMMANDS, environment)
     assert " ??" in said
     assert Path("runs/far/result.json").exists()
-    assert Path("scores.csv").read_text(encoding="utf-8").splitlines()[0] == ",".join(["image", *TASKS])
+    assert Path("scores.csv").read_text(encoding="utf-8").splitlines()[0] == ",".join(
+        ["image", *TASKS]
+    )
 
 
 def piped(command: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
@@ -93,7 +102,12 @@ def piped(command: str, environment: dict[str, str] | None = None) -> tuple[int,
     with os.fdopen(writing, "wb") as gone:
         ended = subprocess.run(
             [sys.executable, "-m", "distbranch", *command.split()],
-            env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **(environment or {})},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(PROJECT),
+                "OMP_NUM_THREADS": "1",
+                **(environment or {}),
+            },
             stdout=gone,
             stderr=subprocess.PIPE,
             text=True,
@@ -128,5 +142,8 @@ def test_training_goes_on_when_nobody_reads_what_it_says(world: Path) -> None:
 def test_closed_streams_end_nothing(world: Path) -> None:
     command = f"{sys.executable} -m distbranch train tiny.yaml run.name=closed >&- 2>&-"
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    assert subprocess.run(["sh", "-c", command], env=environment, check=False, timeout=120).returncode == 0
+    assert (
+        subprocess.run(["sh", "-c", command], env=environment, check=False, timeout=120).returncode
+        == 0
+    )
     assert Path("runs/closed/result.json").exists()

@@ -26,7 +26,10 @@ NAMES_A_HOME = (
 
 
 def test_only_what_is_copied_or_named_by_a_home_asks_for_one(world: Path) -> None:
-    commands = [(None, line.format(world=world).split()) for line in (*WORKS, *NEEDS_A_FOLDER, *NAMES_A_HOME)]
+    commands = [
+        (None, line.format(world=world).split())
+        for line in (*WORKS, *NEEDS_A_FOLDER, *NAMES_A_HOME)
+    ]
     ended = iter(run_as_plain_user(world, commands))
     for line in WORKS:
         assert next(ended).code == 0, line

@@ -56,7 +56,14 @@ def _garble_the_manifest(newest: Path) -> None:
     (newest / "manifest.json").write_text('{"sha256": [1, 2]}')
 
 
-DAMAGES = [_flip_one_bit, _cut, _lose_the_manifest, _lose_the_weights, _change_the_state, _garble_the_manifest]
+DAMAGES = [
+    _flip_one_bit,
+    _cut,
+    _lose_the_manifest,
+    _lose_the_weights,
+    _change_the_state,
+    _garble_the_manifest,
+]
 
 
 def test_what_was_saved_is_loaded_bit_for_bit(folder: Path) -> None:
@@ -68,7 +75,10 @@ def test_what_was_saved_is_loaded_bit_for_bit(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
-    damage: Callable[[Path], None], folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    damage: Callable[[Path], None],
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging.getLogger("distbranch"), "propagate", True)
     damage(folder / "step-00000002")
@@ -115,7 +125,10 @@ def room(num_bytes: int) -> Iterator[None]:
 
 
 def test_where_there_is_no_more_room_the_earlier_checkpoints_stay_intact(folder: Path) -> None:
-    with room(50_000), pytest.raises(UserError, match=r"could not be written .* Earlier checkpoints are intact"):
+    with (
+        room(50_000),
+        pytest.raises(UserError, match=r"could not be written .* Earlier checkpoints are intact"),
+    ):
         save_checkpoint(folder, 3, _checkpoint(3, size=200_000), keep=3)
     found = load_newest(folder)
     assert found is not None
@@ -130,25 +143,36 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
     for file in ("result.json", "model/model.json"):
         (tmp_path / "tiny" / file).unlink()
     config_file = tmp_path / "tiny" / "config.yaml"
-    config_file.write_text(config_file.read_text().replace(str(undisturbed(1).parent), str(tmp_path)))
+    config_file.write_text(
+        config_file.read_text().replace(str(undisturbed(1).parent), str(tmp_path))
+    )
     newest = sorted((tmp_path / "tiny" / "checkpoints").iterdir())
     _flip_one_bit(newest[-1])
     ended = ranks.call(train_tiny, config=config_of(tiny_data, tmp_path))
     assert ended["end"] == "done", ended["message"]
-    assert [event["iteration"] for event in ended["events"] if event["kind"] == "resumed"] == [int(newest[-2].name[5:])]
+    assert [event["iteration"] for event in ended["events"] if event["kind"] == "resumed"] == [
+        int(newest[-2].name[5:])
+    ]
     expected = (undisturbed(1) / "model" / "model.safetensors").read_bytes()
     assert (tmp_path / "tiny" / "model" / "model.safetensors").read_bytes() == expected
 
 
 def test_nothing_in_a_run_directory_is_a_pickle(undisturbed: Callable[[int], Path]) -> None:
     known = {".yaml", ".json", ".jsonl", ".safetensors", ".npz", ".lock", ""}
-    files = [file for file in undisturbed(2).rglob("*") if file.is_file() and "tensorboard" not in file.parts]
+    files = [
+        file
+        for file in undisturbed(2).rglob("*")
+        if file.is_file() and "tensorboard" not in file.parts
+    ]
     assert len(files) > 20
     assert {file.suffix for file in files} <= known
     for file in files:
         content = file.read_bytes()
         if file.suffix == ".npz":
-            assert all(array.dtype == np.float64 for array in np.load(file, allow_pickle=False).values())
+            assert all(
+                array.dtype == np.float64 for array in np.load(file, allow_pickle=False).values()
+            )
         assert (
-            not content.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")) or file.suffix == ".npz"
+            not content.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"))
+            or file.suffix == ".npz"
         )

@@ -17,7 +17,9 @@ from distbranch.engine.checkpoint import load_newest
 STEP, SAMPLE = 10, 20
 
 
-def train_and_damage(config: Mapping[str, Any], file: str, cut: int | None, flip: int | None) -> dict[str, Any]:
+def train_and_damage(
+    config: Mapping[str, Any], file: str, cut: int | None, flip: int | None
+) -> dict[str, Any]:
     """A job: train; in step 10 rank 1 cuts the file at a position, flips a bit of a byte, or removes it."""
     from distbranch.engine.training_step import TrainingStep
 
@@ -44,7 +46,9 @@ def shard(tiny_data: Path, tmp_path: Path) -> tuple[Path, Any]:
     """The second training shard of a copy of the data, and its index: offset, size, crc of image and label file."""
     shutil.copytree(tiny_data, tmp_path / "data")
     found = read_dataset(tmp_path / "data").splits["train"].shards[1]
-    return tmp_path / "data" / found.file, np.load(tmp_path / "data" / found.index, allow_pickle=False)
+    return tmp_path / "data" / found.file, np.load(
+        tmp_path / "data" / found.index, allow_pickle=False
+    )
 
 
 # Of image and label file of a sample: offset, size and checksum each; 512 bytes of tar header before either.

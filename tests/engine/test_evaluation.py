@@ -62,7 +62,10 @@ def refusal(config: Mapping[str, Any]) -> str:
     ("limit", "words"),
     [
         (29, "No sample of 'test' could be read"),
-        (28, "29 samples of 'test' could not be read (29 missing-shard), more than data.max_bad_samples=28"),
+        (
+            28,
+            "29 samples of 'test' could not be read (29 missing-shard), more than data.max_bad_samples=28",
+        ),
     ],
 )
 def test_samples_left_out_of_an_evaluation_are_bounded_and_some_must_be_left(
@@ -70,7 +73,9 @@ def test_samples_left_out_of_an_evaluation_are_bounded_and_some_must_be_left(
 ) -> None:
     data = shutil.copytree(tiny_data, tmp_path / "data")
     (data / read_dataset(data).splits["test"].shards[0].file).unlink()
-    config = config_of(data, tmp_path, **{"data.on_bad_sample": "skip", "data.max_bad_samples": limit})
+    config = config_of(
+        data, tmp_path, **{"data.on_bad_sample": "skip", "data.max_bad_samples": limit}
+    )
     for told in ranks.call_all(refusal, 2, config=config):
         assert words in told
 

@@ -16,7 +16,9 @@ from distbranch.engine.checkpoint import load_newest
 pytestmark = pytest.mark.cluster
 
 
-def train_until_the_storage_fails(config: Mapping[str, Any], step: int, folder: str, how: str) -> dict[str, Any]:
+def train_until_the_storage_fails(
+    config: Mapping[str, Any], step: int, folder: str, how: str
+) -> dict[str, Any]:
     """A job: train; before the end of a step the storage becomes full or read-only."""
     from distbranch.engine.training_step import TrainingStep
 
@@ -37,7 +39,9 @@ def train_until_the_storage_fails(config: Mapping[str, Any], step: int, folder: 
     return train_tiny(config)
 
 
-@pytest.mark.parametrize(("how", "words"), [("full", "No space left"), ("read-only", "Read-only file system")])
+@pytest.mark.parametrize(
+    ("how", "words"), [("full", "No space left"), ("read-only", "Read-only file system")]
+)
 def test_storage_that_fails_at_a_checkpoint_stops_both_ranks_and_the_newest_good_checkpoint_is_gone_on_from(
     how: str,
     words: str,
@@ -58,7 +62,9 @@ def test_storage_that_fails_at_a_checkpoint_stops_both_ranks_and_the_newest_good
     assert found.state["progress"]["iteration"] == 21
 
     if how == "read-only":
-        subprocess.run(["umount", "--lazy", str(small_storage / "tiny" / "checkpoints")], check=True)
+        subprocess.run(
+            ["umount", "--lazy", str(small_storage / "tiny" / "checkpoints")], check=True
+        )
     else:
         (small_storage / "filler").unlink()
     assert {one["end"] for one in ranks.call_all(train_tiny, 2, config=config)} == {"done"}

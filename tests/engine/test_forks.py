@@ -29,13 +29,22 @@ SHARED = {
     "train.evaluate_every": 7,
 }
 FORK = 7
-ALPHAS = (0.0, 0.5, 2.0)  # the first one keeps one branch at its first decision, the others do not part before the end
+ALPHAS = (
+    0.0,
+    0.5,
+    2.0,
+)  # the first one keeps one branch at its first decision, the others do not part before the end
 
 
 def member_of(data: Path, folder: Path, alpha: float, **dotted: Any) -> Config:
     """The configuration of one of the runs, named after its alpha."""
     return load_config(
-        config_of(data, folder, **SHARED, **{"method.alpha": alpha, "run.name": f"alpha-{alpha:g}"} | dotted)
+        config_of(
+            data,
+            folder,
+            **SHARED,
+            **{"method.alpha": alpha, "run.name": f"alpha-{alpha:g}"} | dotted,
+        )
     )
 
 
@@ -51,8 +60,13 @@ def lead(family: Sequence[Config]) -> Config:
 def training_and_scores(run: Path) -> list[Any]:
     """What metrics.jsonl says of training and evaluations, without what depends on the clock."""
     clock = ("samples_per_second", "data_wait")
-    lines = [line for line in lines_of(run / "metrics.jsonl") if line["kind"] in ("train", "evaluation")]
-    return [without_times({key: value for key, value in line.items() if key not in clock}) for line in lines]
+    lines = [
+        line for line in lines_of(run / "metrics.jsonl") if line["kind"] in ("train", "evaluation")
+    ]
+    return [
+        without_times({key: value for key, value in line.items() if key not in clock})
+        for line in lines
+    ]
 
 
 def train_each(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -79,8 +93,15 @@ def test_forked_runs_have_the_same_bits_as_runs_that_were_trained_alone(
     assert list(relatives) == ["alpha-2"]  # it never left
     assert origin is not None
     assert (origin.run, origin.iteration) == ("alpha-0", FORK)
-    assert 0 < origin.seconds < json.loads((family[1].run_directory / "result.json").read_text())["seconds"]
-    own, leaders = (lines_of(file) for file in sorted(family[1].run_directory.rglob("decisions.jsonl"), reverse=True))
+    assert (
+        0
+        < origin.seconds
+        < json.loads((family[1].run_directory / "result.json").read_text())["seconds"]
+    )
+    own, leaders = (
+        lines_of(file)
+        for file in sorted(family[1].run_directory.rglob("decisions.jsonl"), reverse=True)
+    )
     assert [line["alpha"] for line in own] == [2.0] * 3
     assert [line["alpha"] for line in leaders] == [0.5] * 3
     assert [line["groups"] for line in own] == [line["groups"] for line in leaders]
@@ -187,7 +208,9 @@ def random_statistics(num_tasks: int) -> AffinityStats:
 
 
 def test_relatives_decide_as_each_would_alone(tmp_path: Path) -> None:
-    architecture = Architecture.thin("vgg9", 8, (32, 32), tuple(Task(f"task {number}") for number in range(10)))
+    architecture = Architecture.thin(
+        "vgg9", 8, (32, 32), tuple(Task(f"task {number}") for number in range(10))
+    )
     stats = random_statistics(10)
     changes: list[dict[str, Any]] = [
         {"alpha": 1.0},
@@ -204,18 +227,27 @@ def test_relatives_decide_as_each_would_alone(tmp_path: Path) -> None:
         assert without_times(ruling.record) == without_times(alone.record)
         assert (ruling.record["search"], ruling.record["moves"] >= 0) == ("spectral + moves", True)
         assert str(ruling.record["num_groups"]) in ruling.record["costs"]
-        assert all(np.array_equal(ruling.matrices[name], alone.matrices[name]) for name in alone.matrices)
+        assert all(
+            np.array_equal(ruling.matrices[name], alone.matrices[name]) for name in alone.matrices
+        )
 
 
 def test_runs_part_over_whether_to_test_again_even_if_both_keep_one_branch() -> None:
-    architecture = Architecture.thin("vgg9", 8, (32, 32), tuple(Task(f"task {number}") for number in range(4)))
-    methods = [MethodConfig(alpha=0.0, when_no_split="freeze"), MethodConfig(alpha=0.0, when_no_split="retry")]
+    architecture = Architecture.thin(
+        "vgg9", 8, (32, 32), tuple(Task(f"task {number}") for number in range(4))
+    )
+    methods = [
+        MethodConfig(alpha=0.0, when_no_split="freeze"),
+        MethodConfig(alpha=0.0, when_no_split="retry"),
+    ]
     rulings = decide_round(random_statistics(4), architecture, methods, seed=0)
     courses = [(ruling.split, ruling.grows) for ruling in rulings]
     assert courses == [(None, False), (None, True)]
 
 
-def test_a_run_alone_has_no_relatives_and_a_family_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_run_alone_has_no_relatives_and_a_family_is_read_as_it_was_written(
+    tmp_path: Path,
+) -> None:
     files = RunDirectory(tmp_path)
     assert read_family(files) == ({}, None)
     config = load_config({"run": {"name": "one", "directory": str(tmp_path)}})

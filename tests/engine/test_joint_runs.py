@@ -45,7 +45,11 @@ def joint_run(tiny_data: Path, other_data: Path, tmp_path_factory: pytest.TempPa
     ended = train_tiny(config_of("", folder, **changes))
     assert ended["end"] == "done", ended
     told = [event for event in ended["events"] if event["kind"] == "evaluation"]
-    assert [sorted(event["datasets"]) for event in told] == [["data"], ["data"], ["data", "set"]]  # val, val, test
+    assert [sorted(event["datasets"]) for event in told] == [
+        ["data"],
+        ["data"],
+        ["data", "set"],
+    ]  # val, val, test
     return folder / "tiny"
 
 
@@ -77,14 +81,18 @@ def test_each_data_set_is_scored_on_its_own_tasks_and_the_scores_are_put_togethe
         for task, row in part["tasks"].items():
             assert row == pytest.approx(alone[name]["tasks"][task])
     assert list(scores["datasets"]["data"]["tasks"]) == [task.name for task in TASKS]
-    assert list(scores["datasets"]["set"]["tasks"]) == [task.name for task in OTHER]  # cell-1 has no label on test
+    assert list(scores["datasets"]["set"]["tasks"]) == [
+        task.name for task in OTHER
+    ]  # cell-1 has no label on test
     assert list(scores["datasets"]["set"]["exclusive"]) == list(scores["exclusive"]) == ["light"]
     assert "exclusive" not in scores["datasets"]["data"]
     assert scores["tasks"]["dark"] == scores["datasets"]["set"]["tasks"]["dark"]
     assert scores["tasks"]["cell-1"] == scores["datasets"]["data"]["tasks"]["cell-1"]
     both = [part["tasks"]["cell-0"] for part in scores["datasets"].values()]
     assert scores["tasks"]["cell-0"]["num_labelled"] == sum(row["num_labelled"] for row in both)
-    weighted = sum(row["accuracy"] * row["num_labelled"] for row in both) / sum(row["num_labelled"] for row in both)
+    weighted = sum(row["accuracy"] * row["num_labelled"] for row in both) / sum(
+        row["num_labelled"] for row in both
+    )
     assert scores["tasks"]["cell-0"]["accuracy"] == pytest.approx(weighted)
     line = lines_of(joint_run / "metrics.jsonl", "evaluation")[-1]
     assert line["datasets"] == scores["datasets"]

@@ -78,7 +78,10 @@ def train_and_die(config: Mapping[str, Any], kill: Kill, rank: int) -> dict[str,
         if event.startswith("half"):
             real(*arguments, **named)
             file = next(Path(value) for value in arguments if isinstance(value, Path))
-            os.truncate(file, file.stat().st_size // 2 if event != "half a line" else file.stat().st_size - 7)
+            os.truncate(
+                file,
+                file.stat().st_size // 2 if event != "half a line" else file.stat().st_size - 7,
+            )
         _kill()
         return None
 
@@ -89,18 +92,29 @@ def train_and_die(config: Mapping[str, Any], kill: Kill, rank: int) -> dict[str,
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_run_killed_at_ten_random_moments_ends_with_the_same_bits(
-    world_size: int, tiny_data: Path, ranks: RankServer, undisturbed: Callable[[int], Path], tmp_path: Path
+    world_size: int,
+    tiny_data: Path,
+    ranks: RankServer,
+    undisturbed: Callable[[int], Path],
+    tmp_path: Path,
 ) -> None:
     config = config_of(tiny_data, tmp_path, **{"launch.workers": world_size})
     draw = seeded(world_size)
     num_killed = 0
     for event in draw.sample(EVENTS, len(EVENTS)):
         kill = (event, draw.randint(1, OCCURRENCES.get(event, 1)))
-        only_first = event not in ("step", "backward", "copy state", "build network")  # only rank 0 writes
+        only_first = event not in (
+            "step",
+            "backward",
+            "copy state",
+            "build network",
+        )  # only rank 0 writes
         rank = 0 if only_first else draw.randrange(world_size)
         ended = ranks.run(train_and_die, world_size=world_size, config=config, kill=kill, rank=rank)
         num_killed += ended[rank].exit_code == -signal.SIGKILL
-    assert num_killed == len(EVENTS), "the run ended before all the kills, so it proves less than it says"
+    assert num_killed == len(EVENTS), (
+        "the run ended before all the kills, so it proves less than it says"
+    )
     for ended in ranks.call_all(train_tiny, world_size, config=config):
         assert ended["end"] == "done", ended["message"]
     assert_same_content(tmp_path / "tiny", undisturbed(world_size))
@@ -124,4 +138,12 @@ def test_a_run_killed_between_a_decision_and_the_evaluation_of_its_step_is_evalu
     assert ended.exit_code == -signal.SIGKILL
     ranks.call(train_tiny, config=config)
     lines = lines_of(tmp_path / "tiny" / "metrics.jsonl", "evaluation")
-    assert [line["iteration"] for line in lines if line["split"] == "val"] == [7, 14, 21, 28, 35, 42, 48]
+    assert [line["iteration"] for line in lines if line["split"] == "val"] == [
+        7,
+        14,
+        21,
+        28,
+        35,
+        42,
+        48,
+    ]

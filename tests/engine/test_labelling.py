@@ -34,11 +34,18 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     source = samples_of(pack_tiny(folder / "source"), "train")[:24]
     samples = (
-        Sample(f"{n}", ("train", "val")[n % 2], image, {"round": n % 3 // 2, "square": 1 - n % 3 // 2})
+        Sample(
+            f"{n}", ("train", "val")[n % 2], image, {"round": n % 3 // 2, "square": 1 - n % 3 // 2}
+        )
         for n, (image, _) in enumerate(source)
     )
     pack(samples, folder / "data", TEACHER_TASKS)
-    changes = {"method.name": "fixed", "train.iterations": 2, "train.batch_size": 6, "train.evaluate_every": 0}
+    changes = {
+        "method.name": "fixed",
+        "train.iterations": 2,
+        "train.batch_size": 6,
+        "train.evaluate_every": 0,
+    }
     assert train_tiny(config_of(folder / "data", folder, **changes))["end"] == "done"
     return folder / "tiny"
 
@@ -61,14 +68,19 @@ def test_images_and_labels_stay_and_the_train_split_gets_the_probabilities_of_th
         assert [image for image, _ in found] == [image for image, _ in expected]
         assert [one["key"] for _, one in found] == [one["key"] for _, one in expected]
         names = {task.name for task in TEACHER_TASKS}
-        own = [{name: v for name, v in one["labels"].items() if name not in names} for _, one in found]
+        own = [
+            {name: v for name, v in one["labels"].items() if name not in names} for _, one in found
+        ]
         assert own == [one["labels"] for _, one in expected]
         soft = [[one["labels"].get(task.name) for task in TEACHER_TASKS] for _, one in found]
         if split != "train":
             assert {value for row in soft for value in row} == {None}
             continue
         pixels = np.stack(
-            [decode_to_size(image, preprocessing.image_size, preprocessing.decoder) for image, _ in found]
+            [
+                decode_to_size(image, preprocessing.image_size, preprocessing.decoder)
+                for image, _ in found
+            ]
         )
         with torch.inference_mode():
             logits = network(torch.from_numpy(pixels).permute(0, 3, 1, 2), flat=True)
@@ -82,12 +94,17 @@ def test_the_same_labelling_again_changes_nothing_and_other_splits_can_be_asked_
     first = label_with_teacher(str(tiny_data), tmp_path / "soft", teacher, splits=("val", "test"))
     assert first.splits["train"].labels["round"]["unlabelled"] == NUM_SAMPLES["train"]
     assert first.splits["val"].labels["round"]["unlabelled"] == 0
-    assert label_with_teacher(str(tiny_data), tmp_path / "soft", teacher, splits=("val", "test")) == first
+    assert (
+        label_with_teacher(str(tiny_data), tmp_path / "soft", teacher, splits=("val", "test"))
+        == first
+    )
     with pytest.raises(UserError, match="not empty"):
         label_with_teacher(str(tiny_data), tmp_path / "soft", teacher)
 
 
-def test_a_teacher_that_cannot_teach_is_refused(tiny_data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_teacher_that_cannot_teach_is_refused(
+    tiny_data: Path, teacher: Path, tmp_path: Path
+) -> None:
     info = label_with_teacher(str(tiny_data), tmp_path / "soft", teacher)
     with pytest.raises(UserError, match=r"has task\(s\) of the teacher .* already: round, square"):
         label_with_teacher(info.path, tmp_path / "more", teacher)

@@ -27,7 +27,10 @@ def set_only(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None
         ({}, None),
         (MASTER, None),  # left by another run, and harmless
         ({"WORLD_SIZE": "1"}, None),
-        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **MASTER}, None),
+        (
+            {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **MASTER},
+            None,
+        ),
         ({"WORLD_SIZE": "4", "RANK": "3", **MASTER}, 4),
         ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", **MASTER}, 4),
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "OMPI_COMM_WORLD_SIZE": "8"}, None),
@@ -56,8 +59,14 @@ LEFTOVERS = [
     ({"WORLD_SIZE": "0"}, "WORLD_SIZE should be 1 or more"),
     ({"WORLD_SIZE": "2", "RANK": "2", **MASTER}, "RANK should be from 0 to 1"),
     ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK should be from 0 to 0"),
-    ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "", "MASTER_PORT": "29500"}, "MASTER_ADDR is empty"),
-    ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "99999"}, "MASTER_PORT should be from 1"),
+    (
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "", "MASTER_PORT": "29500"},
+        "MASTER_ADDR is empty",
+    ),
+    (
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "99999"},
+        "MASTER_PORT should be from 1",
+    ),
     (
         {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "http"},
         "MASTER_PORT should be a whole number",
@@ -85,7 +94,9 @@ def test_training_among_leftovers_ends_in_one_sentence(
     world: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
 ) -> None:
     set_only(monkeypatch, variables)
-    assert_one_sentence(run_command(["train", "tiny.yaml", "run.name=new"]), 1, (told, "torchrun", "unset"))
+    assert_one_sentence(
+        run_command(["train", "tiny.yaml", "run.name=new"]), 1, (told, "torchrun", "unset")
+    )
     assert not Path("runs/new").exists()
 
 
@@ -95,7 +106,19 @@ def test_torchrun_sets_all_of_them(tmp_path: Path) -> None:
         "import os\nfrom distbranch.engine.process_group import num_started_ranks\n"
         f"open(f'{tmp_path}/{{os.environ[\"RANK\"]}}-of-{{num_started_ranks()}}', 'w').close()\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(program),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=120)
     assert {path.name for path in tmp_path.glob("*-of-*")} == {"0-of-2", "1-of-2"}

@@ -21,19 +21,32 @@ from distbranch.engine.training_state import StepWindow
 from distbranch.errors import SharedError
 
 
-def trainer_of(data: Path, folder: Path, draw: DrawDecision | None = None, **changes: Any) -> Trainer:
+def trainer_of(
+    data: Path, folder: Path, draw: DrawDecision | None = None, **changes: Any
+) -> Trainer:
     config = load_config(config_of(data, folder, **changes))
     begin_run(config)
-    return build_trainer(config, Ranks(0, 1, torch.device("cpu")), read_dataset(data), report=lambda _: None, draw=draw)
+    return build_trainer(
+        config,
+        Ranks(0, 1, torch.device("cpu")),
+        read_dataset(data),
+        report=lambda _: None,
+        draw=draw,
+    )
 
 
-def test_a_logged_loss_is_the_mean_of_its_steps_whatever_is_done_between_them(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_logged_loss_is_the_mean_of_its_steps_whatever_is_done_between_them(
+    tiny_data: Path, tmp_path: Path
+) -> None:
     losses: dict[int, list[float]] = {}
     for every in (1, 8):  # a decision after step 7, evaluations after 3 and 6
         changes = {"train.iterations": 8, "train.log_every": every, "train.evaluate_every": 3}
         trainer = trainer_of(tiny_data, tmp_path / str(every), **changes)
         trainer.run()
-        losses[every] = [line["loss"] for line in lines_of(RunDirectory(trainer.config.run_directory).metrics, "train")]
+        losses[every] = [
+            line["loss"]
+            for line in lines_of(RunDirectory(trainer.config.run_directory).metrics, "train")
+        ]
     assert len(losses[1]) == 8
     assert losses[8] == pytest.approx([sum(losses[1]) / 8], rel=1e-9)
 
@@ -52,7 +65,10 @@ def test_the_loss_is_per_sample_and_that_of_a_task_per_label() -> None:
 
 
 def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_not_the_run(
-    tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tiny_data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging.getLogger("distbranch"), "propagate", True)
 
@@ -62,7 +78,11 @@ def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_not_the_run(
     trainer = trainer_of(tiny_data, tmp_path, draw, **{"train.iterations": 8})
     trainer.run()
     assert trainer.state.architecture.tree.splits
-    told = [record.getMessage() for record in caplog.records if "could not be drawn" in record.getMessage()]
+    told = [
+        record.getMessage()
+        for record in caplog.records
+        if "could not be drawn" in record.getMessage()
+    ]
     assert len(told) == 1
     assert "round 1" in told[0]
     files = RunDirectory(trainer.config.run_directory)
@@ -71,12 +91,15 @@ def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_not_the_run(
     assert files.tensorboard.exists()
 
 
-def test_a_network_without_finite_outputs_is_told_before_it_is_scored(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_network_without_finite_outputs_is_told_before_it_is_scored(
+    tiny_data: Path, tmp_path: Path
+) -> None:
     trainer = trainer_of(tiny_data, tmp_path, **{"train.iterations": 4})
     with torch.no_grad():
         trainer.net.network.heads.weight[0] = torch.nan
     with pytest.raises(
-        SharedError, match=r"weights are not finite after step 0 \(first in heads.weight\).* Lower optim.lr"
+        SharedError,
+        match=r"weights are not finite after step 0 \(first in heads.weight\).* Lower optim.lr",
     ):
         trainer._evaluate_split("val")
     with torch.no_grad():
@@ -85,8 +108,13 @@ def test_a_network_without_finite_outputs_is_told_before_it_is_scored(tiny_data:
         trainer._evaluate_split("val")
 
 
-def test_only_a_run_that_still_decides_keeps_affinities_in_its_checkpoints(tiny_data: Path, tmp_path: Path) -> None:
-    for method, names in (("fixed", set()), ("branching", {"rank-0/margins", "rank-0/full", "rank-0/gap"})):
+def test_only_a_run_that_still_decides_keeps_affinities_in_its_checkpoints(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    for method, names in (
+        ("fixed", set()),
+        ("branching", {"rank-0/margins", "rank-0/full", "rank-0/gap"}),
+    ):
         changes = {"train.iterations": 6, "method.name": method}
         trainer_of(tiny_data, tmp_path / method, **changes)._save_checkpoint()
         found = load_newest(tmp_path / method / "tiny" / "checkpoints")

@@ -58,5 +58,7 @@ def test_a_rank_in_trouble_is_named_by_those_who_are_left(
         assert told["message"].startswith(f"Rank 1 on {host} did not answer")
     if trouble == "raise":
         own = ended[1].value["message"]
-        assert own.startswith(f"Rank 1 on {host} raised IndexError: the rank met what nobody foresaw.")
+        assert own.startswith(
+            f"Rank 1 on {host} raised IndexError: the rank met what nobody foresaw."
+        )
         assert "in step" in (tmp_path / "tiny" / "traceback-rank-1.txt").read_text()

@@ -53,13 +53,20 @@ def tensors_of(run: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_network(run: Path, reference: Path) -> None:
     found, expected = tensors_of(run), tensors_of(reference)
-    assert lines_of(run / "decisions.jsonl")[-1]["groups"] == lines_of(reference / "decisions.jsonl")[-1]["groups"]
+    assert (
+        lines_of(run / "decisions.jsonl")[-1]["groups"]
+        == lines_of(reference / "decisions.jsonl")[-1]["groups"]
+    )
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_data: Path, ranks: RankServer, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def alone(
+    tiny_data: Path, ranks: RankServer, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, Path]:
     """The run of one rank in one pass, by the number of images normalised together."""
     runs = {}
     for norm_batch in (8, 32):
@@ -75,7 +82,12 @@ def alone(tiny_data: Path, ranks: RankServer, tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.parametrize(("world_size", "passes"), WAYS)
 def test_every_number_of_ranks_and_passes_trains_the_same_network(
-    world_size: int, passes: int, alone: dict[int, Path], tiny_data: Path, ranks: RankServer, tmp_path: Path
+    world_size: int,
+    passes: int,
+    alone: dict[int, Path],
+    tiny_data: Path,
+    ranks: RankServer,
+    tmp_path: Path,
 ) -> None:
     changes = {"launch.workers": world_size, "train.accumulate": passes, "train.norm_batch": 8}
     config = config_of(tiny_data, tmp_path, **STEPS, **changes)
@@ -93,7 +105,8 @@ def test_a_run_killed_on_two_ranks_and_continued_on_four_is_the_run_of_one(
     alone: dict[int, Path], tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     two, four = (
-        config_of(tiny_data, tmp_path, **STEPS, **{"launch.workers": count, "train.norm_batch": 32}) for count in (2, 4)
+        config_of(tiny_data, tmp_path, **STEPS, **{"launch.workers": count, "train.norm_batch": 32})
+        for count in (2, 4)
     )
     ended = ranks.run(train_in_double_and_die, world_size=2, config=two, rank=1)
     assert ended[1].exit_code == -signal.SIGKILL
@@ -142,7 +155,11 @@ def test_a_batch_smaller_than_a_group_is_one_group() -> None:
     assert load_config({"data": {"path": "x"}, "train": {"batch_size": 13}}).train.norm_batch == 32
 
 
-def test_the_old_switch_is_told_its_successor_where_it_was_on_and_forgotten_where_it_was_off() -> None:
-    with pytest.raises(UserError, match=r"norm_batch, which says how many images are normalised together"):
+def test_the_old_switch_is_told_its_successor_where_it_was_on_and_forgotten_where_it_was_off() -> (
+    None
+):
+    with pytest.raises(
+        UserError, match=r"norm_batch, which says how many images are normalised together"
+    ):
         load_config({"data": {"path": "x"}, "train": {"sync_batch_norm": True}})
     load_config({"data": {"path": "x"}, "train": {"sync_batch_norm": False}})

@@ -21,7 +21,9 @@ from distbranch.engine.trainer import Trainer
 def _course(iterations: int, *, start: int = 0, first: int = 0, **settings: Any) -> list[float]:
     config = OptimConfig(lr=1.0, **settings)
     return [
-        compute_learning_rate(config, iteration=iteration, schedule_start=start, iterations=iterations)
+        compute_learning_rate(
+            config, iteration=iteration, schedule_start=start, iterations=iterations
+        )
         for iteration in range(first, iterations)
     ]
 
@@ -31,7 +33,15 @@ def test_a_constant_rate_stays() -> None:
 
 
 def test_a_step_schedule_falls_by_the_factor_every_so_many_steps() -> None:
-    assert _course(7, schedule="step", decay_every=3, decay_factor=0.5) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+    assert _course(7, schedule="step", decay_every=3, decay_factor=0.5) == [
+        1,
+        1,
+        1,
+        0.5,
+        0.5,
+        0.5,
+        0.25,
+    ]
 
 
 def test_a_cosine_falls_from_the_rate_to_nearly_zero_and_is_half_in_the_middle() -> None:
@@ -66,17 +76,25 @@ def test_the_schedule_of_a_trainer_begins_anew_at_a_widening_only_if_told_so(
 def _trainer(data: Path, folder: Path, **changes: Any) -> Trainer:
     config = load_config(config_of(data, folder, **changes))
     begin_run(config)
-    return build_trainer(config, Ranks(0, 1, torch.device("cpu")), read_dataset(data), report=lambda _: None)
+    return build_trainer(
+        config, Ranks(0, 1, torch.device("cpu")), read_dataset(data), report=lambda _: None
+    )
 
 
-def _gradients(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+def _gradients(
+    trainer: Trainer, images: torch.Tensor, labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
     parts = trainer.step._divide_batch(images, labels, torch.arange(len(images)))
     trainer.step._forward_and_backward(parts, labels)
-    return {name: parameter.grad.clone() for name, parameter in trainer.net.network.named_parameters()}  # type: ignore[union-attr]
+    return {
+        name: parameter.grad.clone() for name, parameter in trainer.net.network.named_parameters()
+    }  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 6])
-def test_the_gradient_of_accumulated_passes_is_that_of_one(accumulate: int, tiny_data: Path, tmp_path: Path) -> None:
+def test_the_gradient_of_accumulated_passes_is_that_of_one(
+    accumulate: int, tiny_data: Path, tmp_path: Path
+) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 2, (12, len(TASKS)), generator=generator).float()
@@ -94,7 +112,9 @@ def test_the_gradient_of_accumulated_passes_is_that_of_one(accumulate: int, tiny
     torch.testing.assert_close(divided._window.losses, whole._window.losses, rtol=1e-6, atol=1e-6)
 
 
-def test_bf16_trains_on_this_processor_with_a_finite_loss_and_fp32_weights(tiny_data: Path, tmp_path: Path) -> None:
+def test_bf16_trains_on_this_processor_with_a_finite_loss_and_fp32_weights(
+    tiny_data: Path, tmp_path: Path
+) -> None:
     trainer = _trainer(tiny_data, tmp_path, **{"train.precision": "bf16", "train.iterations": 9})
     first = trainer.net.network.state_dict()["heads.weight"].clone()
     result = trainer.run()
@@ -106,7 +126,9 @@ def test_bf16_trains_on_this_processor_with_a_finite_loss_and_fp32_weights(tiny_
 
 
 @pytest.mark.parametrize("kept", [[0], [0, 1], [4, 5, 6, 7], [0, 11]])
-def test_a_step_is_made_of_whatever_samples_are_left(kept: list[int], tiny_data: Path, tmp_path: Path) -> None:
+def test_a_step_is_made_of_whatever_samples_are_left(
+    kept: list[int], tiny_data: Path, tmp_path: Path
+) -> None:
     trainer = _trainer(tiny_data, tmp_path, **{"train.norm_batch": 4, "train.accumulate": 3})
     images = torch.randint(0, 256, (len(kept), 3, 32, 32), dtype=torch.uint8)
     trainer.step.train(images, torch.ones(len(kept), len(TASKS)), torch.tensor(kept))
@@ -116,7 +138,9 @@ def test_a_step_is_made_of_whatever_samples_are_left(kept: list[int], tiny_data:
     assert state["units.conv1.0.norm.num_batches_tracked"] == 1
 
 
-def test_a_process_gets_no_more_threads_than_its_container_has_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_gets_no_more_threads_than_its_container_has_time_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert num_cores() <= len(os.sched_getaffinity(0))
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     assert num_cores() == 1

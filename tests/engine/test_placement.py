@@ -36,7 +36,9 @@ def fake_gpus(num_gpus: int) -> list[Any]:
     return chosen
 
 
-def take_places(num_gpus: int, launch: Mapping[str, Any], words_of_nccl: str = "") -> dict[str, Any]:
+def take_places(
+    num_gpus: int, launch: Mapping[str, Any], words_of_nccl: str = ""
+) -> dict[str, Any]:
     """A job: the device of this rank, and by what the ranks talk; NCCL refuses with `words_of_nccl`."""
     chosen, made = fake_gpus(num_gpus), []
     real = dist.init_process_group
@@ -75,28 +77,48 @@ def test_ranks_fill_the_gpus_of_a_machine_before_they_talk(
     assert [one["device"] for one in found] == devices
     for one, device in zip(found, devices, strict=True):
         how = ("nccl", device, [device, device]) if part == 1 else ("gloo", "None", [device])
-        assert one["made"] == [how]  # the device is chosen in the main thread, and in that which meets the others
+        assert one["made"] == [
+            how
+        ]  # the device is chosen in the main thread, and in that which meets the others
 
 
 @pytest.mark.parametrize(
     ("world_size", "num_gpus", "part", "words"),
     [
         (3, 2, 1.0, ("3 ranks on", "launch.gpus_per_worker=1 need 3 GPU(s), and it has 2")),
-        (3, 1, 0.5, ("launch.gpus_per_worker=0.5 need 2 GPU(s), and it has 1", "a smaller launch.gpus_per_worker")),
+        (
+            3,
+            1,
+            0.5,
+            (
+                "launch.gpus_per_worker=0.5 need 2 GPU(s), and it has 1",
+                "a smaller launch.gpus_per_worker",
+            ),
+        ),
     ],
 )
 def test_more_ranks_than_gpus_are_refused_on_every_rank(
     world_size: int, num_gpus: int, part: float, words: tuple[str, ...], ranks: RankServer
 ) -> None:
-    for one in ranks.call_all(take_places, world_size, num_gpus=num_gpus, launch={"gpus_per_worker": part}):
+    for one in ranks.call_all(
+        take_places, world_size, num_gpus=num_gpus, launch={"gpus_per_worker": part}
+    ):
         assert all(word in one["message"] for word in words), one
 
 
-def test_two_ranks_on_one_gpu_without_a_word_of_it_are_a_mistake_and_not_a_lost_rank(ranks: RankServer) -> None:
+def test_two_ranks_on_one_gpu_without_a_word_of_it_are_a_mistake_and_not_a_lost_rank(
+    ranks: RankServer,
+) -> None:
     for one in ranks.call_all(take_places, 2, num_gpus=1, launch={}, words_of_nccl=DUPLICATE):
         assert one["kind"] == "UserError"
-        assert "(Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000)" in one["message"]
-        assert "Start one rank per GPU, or let ranks share them with launch.gpus_per_worker=0.5" in one["message"]
+        assert (
+            "(Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000)"
+            in one["message"]
+        )
+        assert (
+            "Start one rank per GPU, or let ranks share them with launch.gpus_per_worker=0.5"
+            in one["message"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -104,13 +126,23 @@ def test_two_ranks_on_one_gpu_without_a_word_of_it_are_a_mistake_and_not_a_lost_
     [
         (dist.DistBackendError(DUPLICATE), UserError),
         (RuntimeError("Distributed package doesn't have NCCL built in"), UserError),
-        (dist.DistBackendError("NCCL error ... ncclInvalidArgument: Invalid value for an argument."), UserError),
+        (
+            dist.DistBackendError(
+                "NCCL error ... ncclInvalidArgument: Invalid value for an argument."
+            ),
+            UserError,
+        ),
         (torch.AcceleratorError("CUDA error: invalid device ordinal", 101), UserError),
         (
-            dist.DistBackendError("NCCL error ... ncclRemoteError: A call failed possibly due to a network error"),
+            dist.DistBackendError(
+                "NCCL error ... ncclRemoteError: A call failed possibly due to a network error"
+            ),
             LostRankError,
         ),
-        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700), LostRankError),
+        (
+            torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700),
+            LostRankError,
+        ),
     ],
 )
 def test_mistakes_of_placement_are_told_from_lost_ranks(
@@ -118,7 +150,9 @@ def test_mistakes_of_placement_are_told_from_lost_ranks(
 ) -> None:
     monkeypatch.setattr("distbranch.engine.lost_ranks.SECONDS_TO_BE_NAMED", 0)
     monkeypatch.setattr("distbranch.engine.lost_ranks._ask_store", lambda _: "")
-    told = describe_rank_failure(error, Ranks(1, 2, torch.device("cpu")), timeout_min=1, notes=tmp_path)
+    told = describe_rank_failure(
+        error, Ranks(1, 2, torch.device("cpu")), timeout_min=1, notes=tmp_path
+    )
     assert type(told) is kind
     assert str(told).count(". ") <= 2
 
@@ -148,7 +182,11 @@ def test_fast_kernels_are_for_gpus_and_for_the_run_alone(
     num_gpus: int, inside: tuple[str, bool], ranks: RankServer
 ) -> None:
     plain = ("highest", False)
-    assert ranks.call(settings_of_kernels, num_gpus=num_gpus) == {"before": plain, "inside": inside, "after": plain}
+    assert ranks.call(settings_of_kernels, num_gpus=num_gpus) == {
+        "before": plain,
+        "inside": inside,
+        "after": plain,
+    }
 
 
 def test_a_rank_on_a_gpu_gets_the_cores_of_its_share_for_decoding_and_one_on_a_cpu_none(
@@ -161,5 +199,8 @@ def test_a_rank_on_a_gpu_gets_the_cores_of_its_share_for_decoding_and_one_on_a_c
     for num_local in (1, 4, 32):
         for name, value in launcher_environment(0, num_local).items():
             monkeypatch.setenv(name, value)
-        found[num_local] = [loaders.choose_num_processes(Ranks(0, 1, torch.device(kind))) for kind in ("cpu", "cuda")]
+        found[num_local] = [
+            loaders.choose_num_processes(Ranks(0, 1, torch.device(kind)))
+            for kind in ("cpu", "cuda")
+        ]
     assert found == {1: [0, 8], 4: [0, 7], 32: [0, 1]}

@@ -20,7 +20,10 @@ from distbranch import cli
 
 RUN = "runs/tiny"
 ORIENTATION = 0x0112
-TURNS = [None, *(Image.Transpose(n) for n in (0, 3, 1, 5, 2, 6, 4))]  # what stores a picture that 1..8 turn upright
+TURNS = [
+    None,
+    *(Image.Transpose(n) for n in (0, 3, 1, 5, 2, 6, 4)),
+]  # what stores a picture that 1..8 turn upright
 NOT_UTF8 = os.fsdecode(b"caf\xe9.jpg")
 
 
@@ -49,7 +52,10 @@ def test_broken_images_are_left_out_and_named_where_asked(world: Path, form: str
     ended = run_command(["predict", RUN, "images", "--format", form, "--on-bad-image", "skip"])
     assert (ended.code, ended.out) == (0, expected.out)
     told = " ".join(ended.err.split())
-    assert "2 of 6 images cannot be read and were left out: images/a0.jpg (it is not an image), images/zz.png (" in told
+    assert (
+        "2 of 6 images cannot be read and were left out: images/a0.jpg (it is not an image), images/zz.png ("
+        in told
+    )
 
 
 @pytest.mark.parametrize("files", [["x.jpg"], ["x.jpg", "x.jpg"], ["x.jpg", "y.jpg"]])
@@ -61,7 +67,9 @@ def test_where_no_image_is_left_it_is_an_error(world: Path, files: list[str]) ->
     assert "x.jpg (it is not an image)" in ended.err
 
 
-def test_what_macos_lays_beside_photos_and_folders_named_like_images_are_no_images(world: Path) -> None:
+def test_what_macos_lays_beside_photos_and_folders_named_like_images_are_no_images(
+    world: Path,
+) -> None:
     (world / "images/._a.jpg").write_bytes(b"Mac OS X")
     (world / "images/folder.jpg").mkdir()
     assert len(json.loads(run_command(["predict", RUN, "images", "--format", "json"]).out)) == 4
@@ -72,11 +80,18 @@ def test_a_picture_has_one_score_in_all_eight_orientations(world: Path, model: s
     if model != RUN:
         assert run_command(["export", RUN, "--out", model]).code == 0
     Path("turned").mkdir()
-    pixels = np.random.default_rng(3).integers(0, 255, (4, 4, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    pixels = (
+        np.random.default_rng(3)
+        .integers(0, 255, (4, 4, 3), dtype=np.uint8)
+        .repeat(8, axis=0)
+        .repeat(8, axis=1)
+    )
     for number, turn in enumerate(TURNS, start=1):
         exif = Image.Exif()
         exif[ORIENTATION] = number
-        stored = Image.fromarray(pixels) if turn is None else Image.fromarray(pixels).transpose(turn)
+        stored = (
+            Image.fromarray(pixels) if turn is None else Image.fromarray(pixels).transpose(turn)
+        )
         stored.save(f"turned/{number}.png", exif=exif)
         stored.save(f"turned/{number}.jpg", exif=exif, quality=100, subsampling=0)
     scores = bright_scores(run_command(["predict", model, "turned", "--format", "json"]).out)
@@ -84,8 +99,12 @@ def test_a_picture_has_one_score_in_all_eight_orientations(world: Path, model: s
     assert len({score for name, score in scores.items() if name.endswith("png")}) == 1
     assert list(scores.values()) == pytest.approx([scores["1.png"]] * 16, abs=2e-3)
     Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save("other.png")
-    other = bright_scores(run_command(["predict", model, "other.png", "--format", "json"]).out)["other.png"]
-    assert abs(other - scores["1.png"]) > 1e-5  # the network tells a turned picture from an upright one
+    other = bright_scores(run_command(["predict", model, "other.png", "--format", "json"]).out)[
+        "other.png"
+    ]
+    assert (
+        abs(other - scores["1.png"]) > 1e-5
+    )  # the network tells a turned picture from an upright one
 
 
 def test_bits_of_deep_images_are_asked_for_and_taken(world: Path) -> None:
@@ -96,14 +115,20 @@ def test_bits_of_deep_images_are_asked_for_and_taken(world: Path) -> None:
     assert ended.code == 1
     assert "say with --bits how many" in ended.err
     files = ["plain.png", "deep.png"]
-    scores = bright_scores(run_command(["predict", RUN, *files, "--format", "json", "--bits", "12"]).out)
+    scores = bright_scores(
+        run_command(["predict", RUN, *files, "--format", "json", "--bits", "12"]).out
+    )
     assert scores["deep.png"] == pytest.approx(scores["plain.png"], abs=1e-3)
 
 
 def shown_on(encoding: str, arguments: list[str]) -> str:
     """What a command shows on a terminal of this encoding, which takes nothing else."""
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
-    with redirect_stdout(out), mock.patch.object(sys, "argv", ["distbranch", *arguments]), suppress(SystemExit):
+    with (
+        redirect_stdout(out),
+        mock.patch.object(sys, "argv", ["distbranch", *arguments]),
+        suppress(SystemExit),
+    ):
         cli.main()
     out.seek(0)
     return out.read()
@@ -115,7 +140,9 @@ def test_a_name_that_is_no_utf8_costs_no_score(world: Path, form: str, encoding:
     Path("odd").mkdir()
     for name in (NOT_UTF8, "日本.jpg", "line\nbreak.jpg"):
         shutil.copy("photo.jpg", Path("odd") / name)
-    assert "caf\\udce9.jpg" in shown_on(encoding, ["predict", RUN, "odd", "--format", form, "--threshold", "0"])
+    assert "caf\\udce9.jpg" in shown_on(
+        encoding, ["predict", RUN, "odd", "--format", form, "--threshold", "0"]
+    )
     if form == "table":
         return
     ended_in_file = run_command(["predict", RUN, "odd", "--format", form, "--out", "scores"])
@@ -123,7 +150,9 @@ def test_a_name_that_is_no_utf8_costs_no_score(world: Path, form: str, encoding:
     text = Path("scores").read_text(encoding="utf-8")
     if form == "json":
         names = [row["image"] for row in json.loads(text)]
-        assert sorted(names) == sorted(map(str, Path("odd").iterdir()))  # even the odd bytes come back
+        assert sorted(names) == sorted(
+            map(str, Path("odd").iterdir())
+        )  # even the odd bytes come back
         return
     names = [row["image"] for row in csv.DictReader(io.StringIO(text, newline=""))]
     assert sorted(names) == ["odd/caf\\udce9.jpg", "odd/line\nbreak.jpg", "odd/日本.jpg"]

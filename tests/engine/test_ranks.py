@@ -28,8 +28,12 @@ def train_a_network_that_reads_pixels(config: Mapping[str, Any]) -> dict[str, An
     """
     from distbranch.models.network import Network
 
-    def forward(self: Network, images: torch.Tensor, *, flat: bool = False, groups: object = None) -> torch.Tensor:
-        pixels = images.float().flatten(1)[:, :: 3 * 32 * 32 // self.heads.out_features][:, : self.heads.out_features]
+    def forward(
+        self: Network, images: torch.Tensor, *, flat: bool = False, groups: object = None
+    ) -> torch.Tensor:
+        pixels = images.float().flatten(1)[:, :: 3 * 32 * 32 // self.heads.out_features][
+            :, : self.heads.out_features
+        ]
         nothing = sum((parameter.sum() for parameter in self.parameters()), torch.zeros(())) * 0
         return (pixels - 128) / 32 + nothing
 
@@ -85,7 +89,9 @@ def train_and_fingerprint(config: Mapping[str, Any]) -> list[str]:
 def test_every_rank_holds_the_same_bits_after_each_decision(
     world_size: int, tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
-    config = config_of(tiny_data, tmp_path, **{"launch.workers": world_size, "train.iterations": 30})
+    config = config_of(
+        tiny_data, tmp_path, **{"launch.workers": world_size, "train.iterations": 30}
+    )
     found = ranks.call_all(train_and_fingerprint, world_size, config=config)
     recorded = [line["tree_hash"] for line in lines_of(tmp_path / "tiny" / "decisions.jsonl")]
     assert len(set(recorded)) == 4
@@ -114,7 +120,9 @@ def test_a_rank_that_differs_in_one_bit_stops_the_run_and_is_named(
     world_size: int, different: int, tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     config = config_of(tiny_data, tmp_path, **{"launch.workers": world_size})
-    ended = ranks.call_all(train_with_one_rank_that_differs, world_size, config=config, different=different)
+    ended = ranks.call_all(
+        train_with_one_rank_that_differs, world_size, config=config, different=different
+    )
     for one in ended:
         assert one["end"] == "failed"
         assert f"but rank {different} on " in one["message"]
@@ -136,7 +144,9 @@ def train_with_another_pack_on_one_rank(config: Mapping[str, Any]) -> dict[str, 
             return info
         first, *others = info.splits["train"].shards
         shards = (replace(first, num_samples=first.num_samples + 1), *others)
-        return replace(info, splits={**info.splits, "train": replace(info.splits["train"], shards=shards)})
+        return replace(
+            info, splits={**info.splits, "train": replace(info.splits["train"], shards=shards)}
+        )
 
     session.read_data = read  # type: ignore[attr-defined]
     return train_tiny(config)
@@ -178,7 +188,9 @@ def test_a_run_continued_on_other_numbers_of_ranks_uses_every_sample_once(
     used: list[int] = []
     for world_size, iterations in ((2, 10), (3, 17), (1, 30)):
         # The length of a run is not free to change, so the run is stopped by the stop word of its directory instead.
-        config = config_of(tiny_data, tmp_path, **{"launch.workers": world_size, "train.iterations": 30})
+        config = config_of(
+            tiny_data, tmp_path, **{"launch.workers": world_size, "train.iterations": 30}
+        )
         ended = ranks.call_all(collect_until, world_size, config=config, last=iterations)
         assert {one["end"] for one in ended} == {"done" if iterations == 30 else "stopped"}, ended
         used += [index for one in ended for index in one["used"]]
@@ -208,7 +220,11 @@ def sums_of_ranks(config: Mapping[str, Any]) -> dict[str, Any]:
     with join_ranks(load_config(config).launch) as here:
         total = here.sum(torch.tensor([10.0**here.rank], dtype=torch.float64))
         pending = here.start_sum(torch.ones(2), on_host=True)
-        tensors = [torch.full((2,), float(here.rank)), torch.tensor(here.rank), torch.full((3, 1), here.rank + 0.5)]
+        tensors = [
+            torch.full((2,), float(here.rank)),
+            torch.tensor(here.rank),
+            torch.full((3, 1), here.rank + 0.5),
+        ]
         here.broadcast_tensors(tensors)
         try:
             here.raise_on_all_ranks("it failed" if here.rank == 1 else None)
@@ -247,7 +263,9 @@ def shares(config: Mapping[str, Any], num_batches: int) -> list[list[int]]:
         return [next(batches).indices.tolist() for _ in range(num_batches)]
 
 
-def test_the_shares_of_three_ranks_are_the_global_batches(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
+def test_the_shares_of_three_ranks_are_the_global_batches(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
     config = config_of(tiny_data, tmp_path, **{"train.batch_size": 13})
     found = ranks.call_all(shares, 3, config=config, num_batches=3)
     for number in range(3):

@@ -49,7 +49,9 @@ def recorded(run: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("here", [True, False])
-def test_auto_is_bf16_only_where_every_rank_has_it_in_hardware(here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_bf16_only_where_every_rank_has_it_in_hardware(
+    here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hardware(monkeypatch, bf16=here)
     assert choose_rounding("auto", ALONE)[-1]["precision"] == ("bf16" if here else "fp32")
     for given in ("bf16", "fp32"):
@@ -74,7 +76,10 @@ def test_what_auto_chose_at_the_beginning_holds_to_the_end_on_other_hardware(
     hardware(monkeypatch, bf16=not begun_with_bf16)
     train(tiny_data, tmp_path / "moved", **changes)
     names = ("bf16", "fp32") if begun_with_bf16 else ("fp32", "bf16")
-    assert f"auto would be {names[1]} on this hardware; the run was begun with {names[0]} and keeps it" in caplog.text
+    assert (
+        f"auto would be {names[1]} on this hardware; the run was begun with {names[0]} and keeps it"
+        in caplog.text
+    )
     assert [one["precision"] for one in recorded(run)] == [names[0]]
     assert json.loads((run / "environment.json").read_text())["precision"] == names[0]
     assert_same_content(run, whole)
@@ -116,12 +121,16 @@ def test_ranks_of_different_threads_are_recorded_as_such(monkeypatch: pytest.Mon
     assert choose_rounding("fp32", ALONE)[-1]["threads"] == sorted({1, 2, torch.get_num_threads()})
 
 
-def test_a_run_in_bf16_is_refused_by_a_gpu_that_cannot_compute_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_bf16_is_refused_by_a_gpu_that_cannot_compute_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old GPU")
     begun = choose_rounding("bf16", ALONE)
     for precision in ("bf16", "auto"):
-        with pytest.raises(SharedError, match=r"in bf16, and an old GPU cannot compute in it. Use another GPU"):
+        with pytest.raises(
+            SharedError, match=r"in bf16, and an old GPU cannot compute in it. Use another GPU"
+        ):
             choose_rounding(precision, Ranks(0, 1, torch.device("cuda", 0)), begun)
 
 

@@ -28,7 +28,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 def train_at_url(
-    config: Mapping[str, Any], environment: dict[str, str], fault: str = "", file: str = "", store: str = ""
+    config: Mapping[str, Any],
+    environment: dict[str, str],
+    fault: str = "",
+    file: str = "",
+    store: str = "",
 ) -> dict[str, Any]:
     """A job: train; when a file is to be sent the process dies, the store is killed, or its keys are no more valid."""
     os.environ.update(environment)
@@ -60,17 +64,28 @@ def test_a_run_goes_on_from_what_was_sent_to_the_same_bits_whatever_befell_it_on
     machines = iter(store.environment(tmp_path / f"machine-{number}") for number in range(9))
 
     half_sent = "checkpoints/step-00000014/manifest.json"
-    ended = ranks.run(train_at_url, config=config, environment=next(machines), fault="killed", file=half_sent)[0]
+    ended = ranks.run(
+        train_at_url, config=config, environment=next(machines), fault="killed", file=half_sent
+    )[0]
     assert ended.exit_code == -signal.SIGKILL
     objects = store.objects("runs/tiny")
     assert half_sent not in objects
     assert half_sent.replace("manifest.json", "model.safetensors") in objects
 
-    fault = {"fault": "keys", "file": "checkpoints/step-00000028/state.json", "store": store.endpoint}
+    fault = {
+        "fault": "keys",
+        "file": "checkpoints/step-00000028/state.json",
+        "store": store.endpoint,
+    }
     failed = ranks.call(train_at_url, config=config, environment=next(machines), **fault)
     store.let_in(store.endpoint, known_only=False)
     assert failed["end"] == "failed"
-    said = ("INVALID_ACCESS_KEY_ID", f"{RUNS}/tiny", "newest checkpoint there is step-00000025", "same command again")
+    said = (
+        "INVALID_ACCESS_KEY_ID",
+        f"{RUNS}/tiny",
+        "newest checkpoint there is step-00000025",
+        "same command again",
+    )
     assert not [words for words in said if words not in failed["message"]], failed["message"]
 
     assert ranks.call(train_at_url, config=config, environment=next(machines))["end"] == "done"
@@ -81,7 +96,11 @@ def test_a_run_goes_on_from_what_was_sent_to_the_same_bits_whatever_befell_it_on
     copy = load_config(config).run_directory
     assert_same_content(copy, undisturbed(1))
     assert [line["iteration"] for line in lines_of(copy / "metrics.jsonl", "resumed")] == [10, 25]
-    kept = {name.split("/")[1] for name in store.objects("runs/tiny") if name.startswith("checkpoints/s")}
+    kept = {
+        name.split("/")[1]
+        for name in store.objects("runs/tiny")
+        if name.startswith("checkpoints/s")
+    }
     assert sorted(kept) == ["step-00000042", "step-00000045", "step-00000048"]
     status = run_command(["status", f"{RUNS}/tiny"])
     assert status.code == 0, status
@@ -93,16 +112,24 @@ def test_a_store_that_is_gone_at_a_checkpoint_ends_the_run_in_one_sentence(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     store = S3Server(tmp_path)
-    fault = {"fault": "store killed", "file": "checkpoints/step-00000007/state.json", "store": str(store.process.pid)}
+    fault = {
+        "fault": "store killed",
+        "file": "checkpoints/step-00000007/state.json",
+        "store": str(store.process.pid),
+    }
     environment = store.environment(tmp_path / "cache")
-    failed = ranks.call(train_at_url, config=config_of(tiny_data, RUNS), environment=environment, **fault)
+    failed = ranks.call(
+        train_at_url, config=config_of(tiny_data, RUNS), environment=environment, **fault
+    )
     store.stop()
     assert failed["end"] == "failed"
     said = ("Could not connect", f"{RUNS}/tiny", "newest checkpoint there is step-00000005")
     assert not [words for words in said if words not in failed["message"]], failed["message"]
 
 
-def test_who_started_later_has_the_run_and_the_earlier_process_ends(store: S3Server, here: Path) -> None:
+def test_who_started_later_has_the_run_and_the_earlier_process_ends(
+    store: S3Server, here: Path
+) -> None:
     (here / "first").mkdir()
     (here / "first" / "config.yaml").write_text("seed: 1")
     first, second = (RemoteRun(f"{RUNS}/taken", here / name) for name in ("first", "second"))
@@ -111,14 +138,22 @@ def test_who_started_later_has_the_run_and_the_earlier_process_ends(store: S3Ser
     second.download()
     assert (here / "second" / "config.yaml").read_text() == "seed: 1"
     second.publish_owner()
-    with pytest.raises(UserError, match=rf"{RUNS}/taken was taken over by process {os.getpid()} on "):
+    with pytest.raises(
+        UserError, match=rf"{RUNS}/taken was taken over by process {os.getpid()} on "
+    ):
         first.upload()
     assert f"process {os.getpid()} on " in second.describe_owner()
 
 
 def test_a_copy_is_made_equal_to_what_is_at_the_url(store: S3Server, here: Path) -> None:
     one, other = (RemoteRun(f"{RUNS}/equal", here / name) for name in ("one", "other"))
-    _write(one.copy, "config.yaml", "checkpoints/step-1/manifest.json", "checkpoints/step-1/state.json", "tree.json")
+    _write(
+        one.copy,
+        "config.yaml",
+        "checkpoints/step-1/manifest.json",
+        "checkpoints/step-1/state.json",
+        "tree.json",
+    )
     one.upload()
     _write(other.copy, "checkpoints/step-2/manifest.json", "stray")
     other.download()
@@ -133,7 +168,9 @@ def test_a_copy_is_made_equal_to_what_is_at_the_url(store: S3Server, here: Path)
     assert not (other.copy / "checkpoints" / "step-1").exists()
 
 
-def test_of_a_run_that_was_begun_anew_a_reader_sees_nothing_of_the_one_before(store: S3Server, here: Path) -> None:
+def test_of_a_run_that_was_begun_anew_a_reader_sees_nothing_of_the_one_before(
+    store: S3Server, here: Path
+) -> None:
     run, reader = (RemoteRun(f"{RUNS}/anew", here / name) for name in ("run", "reader"))
     _write(run.copy, "config.yaml", "tree.json", "model/model.json", "result.json")
     run.upload()
@@ -143,11 +180,17 @@ def test_of_a_run_that_was_begun_anew_a_reader_sees_nothing_of_the_one_before(st
     for name in ("result.json", "model/model.json"):
         run._store.delete_file(name)
     reader.download(to_read=True)
-    assert set(_files(reader.copy)) == {"config.yaml", "tree.json", "report/index.html", "model/network.onnx"}
+    assert set(_files(reader.copy)) == {
+        "config.yaml",
+        "tree.json",
+        "report/index.html",
+        "model/network.onnx",
+    }
 
 
 @pytest.mark.parametrize(
-    "trouble", ["no such bucket", "nobody there", "no such host", "read only", "another store", "no run"]
+    "trouble",
+    ["no such bucket", "nobody there", "no such host", "read only", "another store", "no run"],
 )
 def test_what_is_wrong_with_a_store_is_said_before_anything_starts(
     trouble: str, world: Path, store: S3Server, here: Path, monkeypatch: pytest.MonkeyPatch
@@ -158,13 +201,29 @@ def test_what_is_wrong_with_a_store_is_said_before_anything_starts(
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     url, words, code = {
         "no such bucket": ("s3://other/runs", ("NO_SUCH_BUCKET", "bucket exists"), 1),
-        "nobody there": (f"{RUNS}?scheme=http&endpoint_override=127.0.0.1:9", ("Could not connect",), 1),
-        "no such host": (f"{RUNS}?scheme=http&endpoint_override=nowhere.invalid", ("Could not resolve",), 1),
+        "nobody there": (
+            f"{RUNS}?scheme=http&endpoint_override=127.0.0.1:9",
+            ("Could not connect",),
+            1,
+        ),
+        "no such host": (
+            f"{RUNS}?scheme=http&endpoint_override=nowhere.invalid",
+            ("Could not resolve",),
+            1,
+        ),
         "read only": (RUNS, ("cannot be written", "ACCESS_DENIED", "credentials allow"), 1),
-        "another store": ("ftp://host/runs", ("run.directory", "s3://BUCKET/runs", "ftp://host/runs"), 2),
+        "another store": (
+            "ftp://host/runs",
+            ("run.directory", "s3://BUCKET/runs", "ftp://host/runs"),
+            2,
+        ),
         "no run": (f"{RUNS}-none", (f"There is no run at {RUNS}-none/tiny",), 1),
     }[trouble]
-    arguments = ["status", f"{url}/tiny"] if trouble == "no run" else ["train", "tiny.yaml", f"run.directory={url}"]
+    arguments = (
+        ["status", f"{url}/tiny"]
+        if trouble == "no run"
+        else ["train", "tiny.yaml", f"run.directory={url}"]
+    )
     with nothing_overwritten(world, ()):
         ended = run_command(arguments)
     store.let_in(store.endpoint, known_only=False)

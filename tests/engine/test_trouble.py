@@ -49,7 +49,10 @@ def test_a_loss_that_is_not_finite_names_step_and_task_and_leaves_the_last_good_
         assert ended["end"] == "failed"
         where = f" (rank {rank} on {os.uname().nodename})." if world_size > 1 else "."
         assert f"The loss of task 'cell-4' is not finite at step 15{where}" in ended["message"]
-        assert f"The last good checkpoint is {tmp_path / 'tiny' / 'checkpoints' / 'step-00000014'}." in ended["message"]
+        assert (
+            f"The last good checkpoint is {tmp_path / 'tiny' / 'checkpoints' / 'step-00000014'}."
+            in ended["message"]
+        )
     found = load_newest(tmp_path / "tiny" / "checkpoints")
     assert found is not None
     assert found.state["progress"]["iteration"] == 14
@@ -59,7 +62,9 @@ def test_a_loss_that_is_not_finite_names_step_and_task_and_leaves_the_last_good_
 def test_a_learning_rate_out_of_all_proportion_ends_in_a_sentence(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
-    ended = ranks.call(train_tiny, config=config_of(tiny_data, tmp_path, **{"optim.lr": 1e30, "optim.name": "sgd"}))
+    ended = ranks.call(
+        train_tiny, config=config_of(tiny_data, tmp_path, **{"optim.lr": 1e30, "optim.name": "sgd"})
+    )
     assert ended["end"] == "failed"
     assert "not finite" in ended["message"]
     assert "Lower optim.lr" in ended["message"]
@@ -88,7 +93,8 @@ def test_a_bad_sample_stops_all_ranks_with_one_sentence_that_names_it_and_leaves
     assert len({one["message"] for one in ended}) == 1
     shard = read_dataset(data).splits["train"].shards[0].file
     assert (
-        f"Shard {shard}, sample train-007" in ended[0]["message"] or f"Shard {shard}, sample 7" in ended[0]["message"]
+        f"Shard {shard}, sample train-007" in ended[0]["message"]
+        or f"Shard {shard}, sample 7" in ended[0]["message"]
     )
     assert load_newest(tmp_path / "tiny" / "checkpoints") is not None
     # The repaired data set is gone on with, and the run ends.
@@ -112,7 +118,9 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
     (tmp_path / "val.tar").rename(shard)
     assert {one["end"] for one in ranks.call_all(train_tiny, 2, config=config)} == {"done"}
     assert_same_content(tmp_path / "tiny", undisturbed(2))
-    assert [line["iteration"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "evaluation")] == [
+    assert [
+        line["iteration"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "evaluation")
+    ] == [
         16,
         32,
         48,
@@ -125,7 +133,11 @@ def test_skipped_samples_are_counted_once_by_kind_also_when_the_run_is_interrupt
     world_size: int, tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     data = _damaged(tiny_data, tmp_path / "data", [3, 7, 11])
-    changes = {"data.on_bad_sample": "skip", "launch.workers": world_size, "train.iterations": 2 * 201 // 12}
+    changes = {
+        "data.on_bad_sample": "skip",
+        "launch.workers": world_size,
+        "train.iterations": 2 * 201 // 12,
+    }
     once = config_of(data, tmp_path / "once", **changes)
     assert {one["end"] for one in ranks.call_all(train_tiny, world_size, config=once)} == {"done"}
     counted = lines_of(tmp_path / "once" / "tiny" / "metrics.jsonl", "bad_samples")[-1]["counts"]
@@ -137,12 +149,19 @@ def test_skipped_samples_are_counted_once_by_kind_also_when_the_run_is_interrupt
     file.write_text(yaml.safe_dump(many))
     for asked_in in (2, 5, 9, 14, 20):
         arguments = {"arguments": ["train", str(file)], "stop_at": asked_in, "stop_signal": 15}
-        assert {one.exit_code for one in ranks.run(command_line, world_size=world_size, **arguments)} == {75}
+        assert {
+            one.exit_code for one in ranks.run(command_line, world_size=world_size, **arguments)
+        } == {75}
     assert {one["end"] for one in ranks.call_all(train_tiny, world_size, config=many)} == {"done"}
-    assert lines_of(tmp_path / "many" / "tiny" / "metrics.jsonl", "bad_samples")[-1]["counts"] == counted
+    assert (
+        lines_of(tmp_path / "many" / "tiny" / "metrics.jsonl", "bad_samples")[-1]["counts"]
+        == counted
+    )
 
 
-def test_beyond_the_limit_of_skipped_samples_the_run_stops(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
+def test_beyond_the_limit_of_skipped_samples_the_run_stops(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
     data = _damaged(tiny_data, tmp_path / "data", list(range(0, 40, 4)))
     config = config_of(data, tmp_path, **{"data.on_bad_sample": "skip", "data.max_bad_samples": 4})
     ended = ranks.call(train_tiny, config=config)

@@ -22,7 +22,9 @@ WAITS = {
     "values[:, torch.tensor([0, 2])]": ["index with a tensor of the CPU"],
     "torch.where(mask, torch.tensor(1.0), values)": ["where with a tensor of the CPU"],
     "torch.ones(3).to(values.device)": ["copy from cpu to gpu"],
-    "torch.ones(3).to(values.device, non_blocking=True)": ["copy from cpu to gpu"],  # not from pinned memory
+    "torch.ones(3).to(values.device, non_blocking=True)": [
+        "copy from cpu to gpu"
+    ],  # not from pinned memory
     "values.cpu()": ["copy from gpu to cpu"],
     "values[0, :2].tolist()": ["item", "item"],
     "(values * torch.tensor(2.0)).masked_fill(mask, 0.0)": [],
@@ -31,7 +33,11 @@ WAITS = {
 
 
 def waits_of_steps(
-    config: Mapping[str, Any], steps: Sequence[tuple[int, str]], *, has_gaps: bool = True, has_team: bool = False
+    config: Mapping[str, Any],
+    steps: Sequence[tuple[int, str]],
+    *,
+    has_gaps: bool = True,
+    has_team: bool = False,
 ) -> list[list[str]]:
     """A job: for what the host waits in steps of a run, each given by the steps before it and by what else is done in it.
 
@@ -58,13 +64,20 @@ def waits_of_steps(
     TrainedNetwork.fingerprint = lambda _: ""  # type: ignore[method-assign]
     RunLog.is_silent = True  # type: ignore[assignment,method-assign]
     with emulated_gpu() as waits:
-        trainer = build_trainer(resolved, Ranks(0, 1, torch.device("gpu", 0)), info, report=lambda _: None)
+        trainer = build_trainer(
+            resolved, Ranks(0, 1, torch.device("gpu", 0)), info, report=lambda _: None
+        )
         trainer.step.has_gaps = has_gaps
         if has_team:
             trainer.step._norm_plan._sum_over_team = lambda sums: sums
         trainer._feed = mock.Mock()
-        trainer._feed.agree_on_next_batch = lambda: Agreement(stop=False, failed=False, num_bad=Counter())
-        begin = (steps[0][0], NOTHING)  # the first step of a network brings the numbers of tasks to the device
+        trainer._feed.agree_on_next_batch = lambda: Agreement(
+            stop=False, failed=False, num_bad=Counter()
+        )
+        begin = (
+            steps[0][0],
+            NOTHING,
+        )  # the first step of a network brings the numbers of tasks to the device
         for count, (number, planted) in enumerate([begin, begin, *steps]):
             if count == 1:  # as after a decision and after a restart
                 net = trainer.net
@@ -93,11 +106,18 @@ def waits_of_steps(
 )
 @pytest.mark.parametrize(("has_gaps", "has_team"), [(True, False), (False, False), (True, True)])
 def test_no_step_waits_whatever_the_tasks_and_labels(
-    changes: dict[str, Any], has_gaps: bool, has_team: bool, tiny_data: Path, ranks: RankServer, tmp_path: Path
+    changes: dict[str, Any],
+    has_gaps: bool,
+    has_team: bool,
+    tiny_data: Path,
+    ranks: RankServer,
+    tmp_path: Path,
 ) -> None:
     config = config_of(tiny_data, tmp_path, **{"train.log_every": 1000, **changes})
     steps = [(1, NOTHING), (2, NOTHING)]
-    found = ranks.call(waits_of_steps, config=config, steps=steps, has_gaps=has_gaps, has_team=has_team)
+    found = ranks.call(
+        waits_of_steps, config=config, steps=steps, has_gaps=has_gaps, has_team=has_team
+    )
     assert found == [[], []]
 
 
@@ -111,7 +131,12 @@ def test_no_step_of_a_search_waits(tiny_data: Path, ranks: RankServer, tmp_path:
         "train.norm_batch": 6,
     }
     config = config_of(tiny_data, tmp_path, **{"train.log_every": 1000, **search})
-    steps = [(17, NOTHING), (1, NOTHING), (3, NOTHING), (21, NOTHING)]  # policy, all execute, weights, weights again
+    steps = [
+        (17, NOTHING),
+        (1, NOTHING),
+        (3, NOTHING),
+        (21, NOTHING),
+    ]  # policy, all execute, weights, weights again
     assert ranks.call(waits_of_steps, config=config, steps=steps) == [[]] * 4
 
 
@@ -122,6 +147,8 @@ def test_a_step_that_logs_waits_and_so_does_whatever_looks_at_values(
     found = ranks.call(waits_of_steps, config=config, steps=[(1, planted) for planted in WAITS])
     assert dict(zip(WAITS, map(list, found), strict=True)) == WAITS
     logged = config_of(tiny_data, tmp_path / "logged", **{"train.log_every": 3})
-    unlogged, logging = ranks.call(waits_of_steps, config=logged, steps=[(1, NOTHING), (2, NOTHING)])
+    unlogged, logging = ranks.call(
+        waits_of_steps, config=logged, steps=[(1, NOTHING), (2, NOTHING)]
+    )
     assert unlogged == []
     assert logging

@@ -56,7 +56,9 @@ def test_every_output_is_the_same_after_two_widenings(training: bool, tmp_path: 
     images, _ = _batch(9)
 
     def outputs() -> torch.Tensor:
-        doubled: torch.Tensor = copy.deepcopy(net.network).double().train(training)(images, flat=True)
+        doubled: torch.Tensor = (
+            copy.deepcopy(net.network).double().train(training)(images, flat=True)
+        )
         return doubled.detach()
 
     before = outputs()
@@ -78,11 +80,15 @@ def test_the_weights_and_statistics_of_every_branch_are_those_of_the_one_it_was_
         layer, _, rest = name.removeprefix("units.").partition(".")
         origin = f"units.{layer}.0.{rest.partition('.')[2]}" if name.startswith("units.") else name
         assert torch.equal(value, before[origin])
-    assert len(after) - len(before) == 3 * 6  # two more of fc6 and one of fc5: a weight and five tensors of its norm
+    assert (
+        len(after) - len(before) == 3 * 6
+    )  # two more of fc6 and one of fc5: a weight and five tensors of its norm
 
 
 @pytest.mark.parametrize(("optimiser", "names"), OPTIMISERS)
-def test_every_branch_inherits_the_memory_of_the_optimiser(optimiser: str, names: list[str], tmp_path: Path) -> None:
+def test_every_branch_inherits_the_memory_of_the_optimiser(
+    optimiser: str, names: list[str], tmp_path: Path
+) -> None:
     net = _trained(optimiser, tmp_path)
     before = {name: value.clone() for name, value in net.slots().items()}
     net.widen(TOP)
@@ -118,19 +124,31 @@ def test_the_next_steps_of_a_copy_whose_group_is_everything_are_those_of_the_net
             )
         moments, inherited = plain.slots(), widened.slots()
         for slot in names:
-            for parameter in ("units.fc6.0.product.weight", "units.conv1.0.product.weight", "heads.weight"):
+            for parameter in (
+                "units.fc6.0.product.weight",
+                "units.conv1.0.product.weight",
+                "heads.weight",
+            ):
                 key = f"{parameter}:{slot}"
                 # The gradients of a tensor are sums of one size, here taken in another order: relative to that size.
                 largest = moments[key].abs().max().item()
-                torch.testing.assert_close(inherited[key], moments[key], rtol=0, atol=1e-5 * largest)
-    assert not torch.allclose(found["units.fc6.1.product.weight"], expected["units.fc6.0.product.weight"], atol=1e-4)
+                torch.testing.assert_close(
+                    inherited[key], moments[key], rtol=0, atol=1e-5 * largest
+                )
+    assert not torch.allclose(
+        found["units.fc6.1.product.weight"], expected["units.fc6.0.product.weight"], atol=1e-4
+    )
 
 
 def test_the_fingerprint_notices_tree_weights_statistics_and_momentum(tmp_path: Path) -> None:
     net = _trained("sgd", tmp_path)
     seen = {net.fingerprint()}
     state = net.network.state_dict() | net.slots()
-    for name in ("heads.weight", "units.conv1.0.norm.running_var", "units.fc5.0.product.weight:momentum_buffer"):
+    for name in (
+        "heads.weight",
+        "units.conv1.0.norm.running_var",
+        "units.fc5.0.product.weight:momentum_buffer",
+    ):
         value = state[name].view(-1)
         kept = value[0].item()
         value[0] = torch.nextafter(value[0], torch.tensor(torch.inf))

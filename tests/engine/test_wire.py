@@ -15,7 +15,12 @@ from distbranch.engine import distributed
 from distbranch.engine.process_group import join_ranks
 
 LARGEST_PICKLE = 20_000  # bytes: plain values, however large the network
-WIDE = {"model.width": 32, "train.iterations": 10, "train.keep_checkpoints": 99, "launch.workers": 2}
+WIDE = {
+    "model.width": 32,
+    "train.iterations": 10,
+    "train.keep_checkpoints": 99,
+    "launch.workers": 2,
+}
 
 
 def train_and_weigh_pickles(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,12 +41,18 @@ def train_and_weigh_pickles(config: Mapping[str, Any]) -> dict[str, Any]:
 def test_no_pickle_of_a_run_or_its_restart_grows_with_the_network_and_the_bits_are_the_same(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
-    whole = ranks.call_all(train_and_weigh_pickles, 2, config=config_of(tiny_data, tmp_path / "whole", **WIDE))
+    whole = ranks.call_all(
+        train_and_weigh_pickles, 2, config=config_of(tiny_data, tmp_path / "whole", **WIDE)
+    )
     run = tmp_path / "again" / "tiny"
     shutil.copytree(tmp_path / "whole" / "tiny", run)
     (run / "result.json").unlink()
-    shutil.rmtree(run / "checkpoints" / "step-00000010")  # as if it had been killed after the first decision
-    again = ranks.call_all(train_and_weigh_pickles, 2, config=config_of(tiny_data, tmp_path / "again", **WIDE))
+    shutil.rmtree(
+        run / "checkpoints" / "step-00000010"
+    )  # as if it had been killed after the first decision
+    again = ranks.call_all(
+        train_and_weigh_pickles, 2, config=config_of(tiny_data, tmp_path / "again", **WIDE)
+    )
     assert "resumed" in {event["kind"] for event in again[0]["events"]}
     newest = run / "checkpoints" / "step-00000007"
     assert sum(file.stat().st_size for file in newest.glob("*.safetensors")) > 20 * LARGEST_PICKLE
@@ -100,7 +111,9 @@ def rows_of_ranks(config: Mapping[str, Any]) -> dict[str, Any]:
     """A job: rows gathered on rank 0, a sum there, and parts handed out by it."""
     with join_ranks(load_config(config).launch) as here:
         own = torch.full((here.rank, 2), float(here.rank))  # rank 0 has no row
-        parts = [torch.tensor([10 * rank]) for rank in range(here.world_size)] if here.is_first else []
+        parts = (
+            [torch.tensor([10 * rank]) for rank in range(here.world_size)] if here.is_first else []
+        )
         return {
             "rows": [rows.tolist() for rows in here.gather_rows(own)],
             "sum": here.sum_on_rank_zero(torch.tensor([10.0**here.rank])).tolist(),
@@ -116,4 +129,8 @@ def test_rows_go_to_rank_zero_alone_and_parts_to_their_ranks(
     assert found[0]["sum"] == [111]
     assert [one["rows"] for one in found[1:]] == [[], []]
     assert [one["part"] for one in found] == [0, 10, 20]
-    assert ranks.call(rows_of_ranks, config=config_of(tiny_data, tmp_path)) == {"rows": [[]], "sum": [1], "part": 0}
+    assert ranks.call(rows_of_ranks, config=config_of(tiny_data, tmp_path)) == {
+        "rows": [[]],
+        "sum": [1],
+        "part": 0,
+    }

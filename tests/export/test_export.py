@@ -30,11 +30,15 @@ def session(model: str | bytes) -> onnxruntime.InferenceSession:
 
 
 def pixels(count: int, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return torch.randint(
+        0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_an_onnx_file_needs_only_onnx_runtime_and_takes_batches_of_any_size(world: Path, count: int) -> None:
+def test_an_onnx_file_needs_only_onnx_runtime_and_takes_batches_of_any_size(
+    world: Path, count: int
+) -> None:
     with nothing_overwritten(world, ("served.onnx",)):
         ended = run_command(["export", RUN, "--out", "served.onnx"])
     assert ended.code == 0, ended.err
@@ -56,11 +60,16 @@ def test_the_metadata_say_how_an_image_becomes_the_input(world: Path) -> None:
     assert [task["name"] for task in metadata["tasks"]] == [task.name for task in TASKS]
     assert metadata["input"]["shape"] == ["batch", 3, 32, 32]
     assert "bilinear" in metadata["resizing"]
-    mean, std = (np.array(metadata["preprocessing"][key], np.float32).reshape(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (
+        np.array(metadata["preprocessing"][key], np.float32).reshape(3, 1, 1)
+        for key in ("mean", "std")
+    )
     images = pixels(2)
     floats = (images.numpy().astype(np.float32) / 255 - mean) / std
     outputs = served.run(["wide"], {"images": floats})
-    np.testing.assert_allclose(outputs[0], distbranch.load(RUN)(images)["wide"].detach().numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        outputs[0], distbranch.load(RUN)(images)["wide"].detach().numpy(), rtol=0, atol=1e-5
+    )
 
 
 def test_a_torch_program_runs_without_this_package(world: Path) -> None:
@@ -76,7 +85,9 @@ def test_a_torch_program_runs_without_this_package(world: Path) -> None:
             torch.testing.assert_close(found[name], logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("tasks", [["--tasks", "shade,bright"], ["--tasks", "shade", "--tasks", "bright"]])
+@pytest.mark.parametrize(
+    "tasks", [["--tasks", "shade,bright"], ["--tasks", "shade", "--tasks", "bright"]]
+)
 def test_some_tasks_export_only_theirs(world: Path, tasks: list[str]) -> None:
     ended = run_command(["export", RUN, *tasks])
     assert ended.code == 0, ended.err
@@ -92,7 +103,9 @@ def test_lists_of_tasks_that_begin_alike_are_files_of_their_own() -> None:
 
 def test_predictions_from_the_file_are_those_of_the_run(world: Path) -> None:
     assert run_command(["export", RUN, "--out", "served.onnx"]).code == 0
-    from_run = json.loads(run_command(["predict", RUN, "images", "photo.jpg", "--format", "json"]).out)
+    from_run = json.loads(
+        run_command(["predict", RUN, "images", "photo.jpg", "--format", "json"]).out
+    )
     ended = run_command(["predict", "served.onnx", "images", "photo.jpg", "--format", "json"])
     assert ended.code == 0, ended.err
     for one, other in zip(json.loads(ended.out), from_run, strict=True):
@@ -102,9 +115,18 @@ def test_predictions_from_the_file_are_those_of_the_run(world: Path) -> None:
 
 
 def test_any_names_of_tasks_become_outputs_and_every_branch_is_there() -> None:
-    tasks = (Task("images"), Task("net/x", "categorical", ("r", "g", "b")), Task("a b"), Task("relu"))
+    tasks = (
+        Task("images"),
+        Task("net/x", "categorical", ("r", "g", "b")),
+        Task("a b"),
+        Task("relu"),
+    )
     thin = Architecture.thin("vgg9", 6, (40, 33), tasks)
-    tree = thin.tree.split(Split(8, ((0, 2), (1,), (3,)))).split(Split(7, ((0, 2), (1,)))).split(Split(6, ((0,), (1,))))
+    tree = (
+        thin.tree.split(Split(8, ((0, 2), (1,), (3,))))
+        .split(Split(7, ((0, 2), (1,))))
+        .split(Split(6, ((0,), (1,))))
+    )
     network = Network(thin.with_tree(tree)).eval()
     content = onnx_bytes(network, {}, input_type="uint8")
     nodes = [node.op_type for node in onnx.load_from_string(content).graph.node]
@@ -124,7 +146,9 @@ def test_random_images_stand_in_for_data_that_are_gone_and_it_is_said(world: Pat
     assert "random images, since those of the run's data set cannot be read" in ended.out
 
 
-def test_a_file_that_does_not_agree_is_not_kept(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_does_not_agree_is_not_kept(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = onnx_graph.trace_network
 
     def spoil(network: Network, *, input_type: str) -> object:
@@ -140,14 +164,23 @@ def test_a_file_that_does_not_agree_is_not_kept(world: Path, monkeypatch: pytest
 
 def test_a_difference_that_is_no_number_is_the_largest() -> None:
     network = Network(Architecture.thin("vgg9", 2, (32, 32), (Task("a"),))).eval()
-    assert _largest_difference(network, pixels(2), lambda part: {"a": torch.full((len(part),), torch.nan)}) == np.inf
+    assert (
+        _largest_difference(
+            network, pixels(2), lambda part: {"a": torch.full((len(part),), torch.nan)}
+        )
+        == np.inf
+    )
     assert _largest_difference(network, pixels(2), lambda _: {"a": torch.zeros(3)}) == np.inf
 
 
-def test_without_onnx_runtime_one_sentence_says_what_to_install(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_runtime_one_sentence_says_what_to_install(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     for command in (["export", RUN], ["predict", "served.onnx", "photo.jpg"]):
-        assert_one_sentence(run_command(command), 1, ("onnxruntime", "pip install 'distbranch[export]'"))
+        assert_one_sentence(
+            run_command(command), 1, ("onnxruntime", "pip install 'distbranch[export]'")
+        )
 
 
 def test_an_onnx_file_of_others_is_refused(world: Path) -> None:

@@ -7,7 +7,9 @@ import yaml
 from tiny_runs import config_of
 
 
-def write_sweep(folder: Path, data: Path | str = "data", *, run: dict[str, Any] | None = None, **keys: Any) -> Path:
+def write_sweep(
+    folder: Path, data: Path | str = "data", *, run: dict[str, Any] | None = None, **keys: Any
+) -> Path:
     """Write `base.yaml` (the tiny run, with dotted changes) and `sweep.yaml` into `folder`; returns the latter."""
     values_of_run = config_of(data, folder / "runs", **(run or {}))
     del values_of_run["run"]

@@ -63,7 +63,9 @@ def send_later(numbers: list[int], seconds: float = 0.5) -> None:
 
 def written(folder: Path, data: Path, **dotted: Any) -> str:
     file = folder / "tiny.yaml"
-    file.write_text(yaml.safe_dump(config_of(data, folder, **{"launch.timeout_min": TIMEOUT_MIN, **dotted})))
+    file.write_text(
+        yaml.safe_dump(config_of(data, folder, **{"launch.timeout_min": TIMEOUT_MIN, **dotted}))
+    )
     return str(file)
 
 
@@ -108,7 +110,9 @@ def test_a_rank_whose_peers_do_not_come_ends_at_a_signal(
 ) -> None:
     numbers = [int(signal.Signals[name]) for name in names]
     arguments = ["train", written(tmp_path, tiny_data)]
-    [ended] = ranks.run(be_alone, arguments=arguments, rank=rank, numbers=numbers, timeout_s=TIMEOUT_S)
+    [ended] = ranks.run(
+        be_alone, arguments=arguments, rank=rank, numbers=numbers, timeout_s=TIMEOUT_S
+    )
     assert ended.exit_code == code, ended.output
     told = " ".join(ended.output.split())
     assert told.count("Stopped while this rank waited for the others") == 1
@@ -150,7 +154,9 @@ def test_ranks_that_do_not_come_in_time_are_told_in_one_sentence(
 # ---- ranks that have come and do not go on
 
 
-def wait_for_a_rank_that_hangs(arguments: list[str], numbers: list[int], hear_s: float, pid_file: str) -> None:
+def wait_for_a_rank_that_hangs(
+    arguments: list[str], numbers: list[int], hear_s: float, pid_file: str
+) -> None:
     """A job: rank 1 hangs in a step until rank 0 is gone, which waits for it within gloo and receives signals."""
     from distbranch.launch import stopping
 
@@ -175,14 +181,25 @@ def wait_for_a_rank_that_hangs(arguments: list[str], numbers: list[int], hear_s:
 @pytest.mark.parametrize(
     ("names", "hear_s", "code", "words"),
     [
-        (["SIGINT", "SIGINT"], 60, 130, "Interrupted at once; the same command continues from the last checkpoint."),
+        (
+            ["SIGINT", "SIGINT"],
+            60,
+            130,
+            "Interrupted at once; the same command continues from the last checkpoint.",
+        ),
         (["SIGTERM", "SIGTERM", "SIGINT"], 60, 130, "Interrupted at once"),
         (["SIGTERM"], 1, 75, "Stopped after it had only waited for another rank for 1 s"),
         (["SIGINT"], 1, 130, "Stopped after it had only waited"),
     ],
 )
 def test_a_rank_that_waits_for_one_that_hangs_ends_without_it(
-    names: list[str], hear_s: float, code: int, words: str, tiny_data: Path, ranks: RankServer, tmp_path: Path
+    names: list[str],
+    hear_s: float,
+    code: int,
+    words: str,
+    tiny_data: Path,
+    ranks: RankServer,
+    tmp_path: Path,
 ) -> None:
     ended = ranks.run(
         wait_for_a_rank_that_hangs,
@@ -221,7 +238,9 @@ def fork_and_signal(arguments: list[str]) -> None:
 def test_a_signal_to_a_forked_process_is_not_taken_for_ones_own(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
-    [ended] = ranks.run(fork_and_signal, arguments=["train", written(tmp_path, tiny_data)], timeout_s=TIMEOUT_S)
+    [ended] = ranks.run(
+        fork_and_signal, arguments=["train", written(tmp_path, tiny_data)], timeout_s=TIMEOUT_S
+    )
     assert ended.exit_code == 0, ended.output
 
 
@@ -247,7 +266,8 @@ def wait_for_a_download(arguments: list[str], absent: int, numbers: list[int]) -
 
 
 @pytest.mark.parametrize(
-    ("absent", "name", "code"), [(3, "SIGTERM", 75), (3, "SIGINT", 130), (1, "SIGHUP", 75), (2, "SIGINT", 130)]
+    ("absent", "name", "code"),
+    [(3, "SIGTERM", 75), (3, "SIGINT", 130), (1, "SIGHUP", 75), (2, "SIGINT", 130)],
 )
 def test_a_run_that_waits_for_data_is_saved_and_ends_at_a_signal(
     absent: int, name: str, code: int, tiny_data: Path, ranks: RankServer, tmp_path: Path
@@ -264,7 +284,9 @@ def test_a_run_that_waits_for_data_is_saved_and_ends_at_a_signal(
 # ---- a terminal that is closed
 
 
-def train_in_a_terminal(arguments: list[str], closed_in: int, *, stop_reading: bool = False) -> None:
+def train_in_a_terminal(
+    arguments: list[str], closed_in: int, *, stop_reading: bool = False
+) -> None:
     """A job: the leader of a session of its own, whose terminal is closed (or read no longer) during a step."""
     os.setsid()
     master, slave = pty.openpty()
@@ -299,7 +321,10 @@ def test_a_closed_terminal_saves_the_run_and_the_same_command_continues_it(
     arguments = ["train", written(tmp_path, tiny_data, **{"launch.timeout_min": 1})]
     [ended] = ranks.run(train_in_a_terminal, arguments=arguments, closed_in=13, timeout_s=TIMEOUT_S)
     assert ended.exit_code == 75, ended.output
-    assert saved_step(tmp_path) in (13, 14)  # the signal comes as the terminal is closed, in step 13
+    assert saved_step(tmp_path) in (
+        13,
+        14,
+    )  # the signal comes as the terminal is closed, in step 13
     [again] = ranks.run(run_command, arguments=arguments)
     assert again.exit_code == 0, again.output
     assert_same_content(tmp_path / "tiny", undisturbed(1))
@@ -309,7 +334,13 @@ def test_with_nohup_a_closed_terminal_changes_nothing(
     tiny_data: Path, ranks: RankServer, undisturbed: Callable[[int], Path], tmp_path: Path
 ) -> None:
     arguments = ["train", written(tmp_path, tiny_data, **{"launch.timeout_min": 1})]
-    [ended] = ranks.run(train_in_a_terminal, arguments=arguments, closed_in=13, stop_reading=True, timeout_s=TIMEOUT_S)
+    [ended] = ranks.run(
+        train_in_a_terminal,
+        arguments=arguments,
+        closed_in=13,
+        stop_reading=True,
+        timeout_s=TIMEOUT_S,
+    )
     assert ended.exit_code == 0, ended.output
     assert_same_content(tmp_path / "tiny", undisturbed(1))
 
@@ -323,7 +354,9 @@ def write_to_nobody(arguments: list[str], closed_in: int) -> None:
     run_command(arguments)
 
 
-def test_output_that_nobody_reads_does_not_end_the_training(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
+def test_output_that_nobody_reads_does_not_end_the_training(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
     arguments = ["train", written(tmp_path, tiny_data)]
     [ended] = ranks.run(write_to_nobody, arguments=arguments, closed_in=5, timeout_s=TIMEOUT_S)
     assert ended.exit_code == 0, ended.output
@@ -348,7 +381,11 @@ def train_seeds(config: Mapping[str, Any], number: int) -> dict[str, Any]:
             with suppress(Exception):
                 distbranch.train({**config, "seed": seed}, **{"run.name": f"seed-{seed}"})
     except KeyboardInterrupt as interrupt:
-        return {"begun": begun, "ended_by": type(interrupt).__name__, "code": getattr(interrupt, "exit_code", None)}
+        return {
+            "begun": begun,
+            "ended_by": type(interrupt).__name__,
+            "code": getattr(interrupt, "exit_code", None),
+        }
     except StoppedEarly as stopped:
         return {"begun": begun, "ended_by": type(stopped).__name__, "code": stopped.exit_code}
     return {"begun": begun, "ended_by": "nothing", "code": 0}
@@ -356,12 +393,18 @@ def train_seeds(config: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "ended_by", "code"),
-    [("SIGINT", "Interrupted", 130), ("SIGTERM", "StoppedEarly", 75), ("SIGUSR2", "StoppedEarly", 75)],
+    [
+        ("SIGINT", "Interrupted", 130),
+        ("SIGTERM", "StoppedEarly", 75),
+        ("SIGUSR2", "StoppedEarly", 75),
+    ],
 )
 def test_a_loop_over_seeds_that_outlives_errors_ends_at_a_signal_with_everything_saved(
     name: str, ended_by: str, code: int, tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
-    found = ranks.call(train_seeds, config=config_of(tiny_data, tmp_path), number=int(signal.Signals[name]))
+    found = ranks.call(
+        train_seeds, config=config_of(tiny_data, tmp_path), number=int(signal.Signals[name])
+    )
     assert found == {"begun": [0], "ended_by": ended_by, "code": code}
     checkpoint = load_newest(tmp_path / "seed-0" / "checkpoints")
     assert checkpoint is not None

@@ -56,12 +56,20 @@ TASKS = [f"task-{number}" for number in range(12)]
 
 
 def made_up(
-    seed: int = 0, *, value: float = 0.7, weights: float = 1000, tasks: Mapping[str, float] | None = None, **dotted: Any
+    seed: int = 0,
+    *,
+    value: float = 0.7,
+    weights: float = 1000,
+    tasks: Mapping[str, float] | None = None,
+    **dotted: Any,
 ) -> Run:
     """A finished run: all that is compared of it is given. Multiply-adds are a hundred times the weights."""
     config = load_config(config_of("data", "runs", seed=seed, **dotted))
     scores = {"mean": {"average_precision": value, "accuracy": value}}
-    rows = {task: {"average_precision": worth, "accuracy": worth} for task, worth in (tasks or {}).items()}
+    rows = {
+        task: {"average_precision": worth, "accuracy": worth}
+        for task, worth in (tasks or {}).items()
+    }
     metrics = {"val": scores, "test": {**scores, "tasks": rows}}
     sizes = {"weights": weights, "parameters": weights, "multiply_adds": 100 * weights}
     return Run("", config, {"metrics": metrics, **sizes, "num_groups_top": 1})
@@ -76,8 +84,16 @@ def listed(runs: Mapping[str, Sequence[Run]]) -> list[Run]:
 
 
 def test_an_experiment_takes_overrides_as_a_run_and_as_a_sweep_do(tmp_path: Path) -> None:
-    given = ["run.directory=/runs", "launch.workers=2", "concurrency=3", "train.iterations=7", "data.path=/data"]
-    sweep = build_sweep("mine", {"a": {"base": str(CONFIGS / "fps-thin-16.yaml")}}, given, seeds=[4], jobs=None)
+    given = [
+        "run.directory=/runs",
+        "launch.workers=2",
+        "concurrency=3",
+        "train.iterations=7",
+        "data.path=/data",
+    ]
+    sweep = build_sweep(
+        "mine", {"a": {"base": str(CONFIGS / "fps-thin-16.yaml")}}, given, seeds=[4], jobs=None
+    )
     assert (sweep.path, sweep.workers_per_trial, sweep.concurrency) == (Path("/runs/mine"), 2, 3)
     (trial,) = list_trials(sweep)
     assert (trial.run_directory, trial.train.iterations) == (Path("/runs/mine/a-seed4"), 7)
@@ -97,14 +113,19 @@ def test_the_thin_line_of_a_grown_network_is_the_ordinary_thin_run() -> None:
 def test_a_url_among_the_overrides_stays_a_url(tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/data"
     config = str(CONFIGS / "fps-thin-16.yaml")
-    ended = run_command(["experiment", "table", config, f"data.path={url}", f"run.directory={tmp_path}"])
+    ended = run_command(
+        ["experiment", "table", config, f"data.path={url}", f"run.directory={tmp_path}"]
+    )
     assert_one_sentence(ended, 1, (url,))
 
 
 def test_networks_of_different_recipes_are_not_compared(tmp_path: Path) -> None:
     for name, lr in (("one", 0.1), ("two", 0.2)):
         (tmp_path / f"{name}.yaml").write_text(f"data: {{path: data}}\noptim: {{lr: {lr}}}\n")
-    with pytest.raises(UsageError, match=r"same recipe, but .*one.yaml and .*two.yaml differ in optim.lr: 0.1 -> 0.2"):
+    with pytest.raises(
+        UsageError,
+        match=r"same recipe, but .*one.yaml and .*two.yaml differ in optim.lr: 0.1 -> 0.2",
+    ):
         designs.make_thin_line([tmp_path / "one.yaml", tmp_path / "two.yaml"], [8, 16], [])
 
 
@@ -114,7 +135,9 @@ def test_each_seed_begins_from_the_run_of_its_own_seed(two_configs: list[Path]) 
     sweep = build_sweep("t", variants, overrides, seeds=[0, 5], jobs=None, among_runs=True)
     thin, turns = group_trials_by_variant(sweep)["thin"], order_in_turns(list_trials(sweep))
     runs = Path("other").absolute()
-    assert [trial.method.pretrained for trial in thin] == [str(runs / f"wide-seed{seed}") for seed in (0, 5)]
+    assert [trial.method.pretrained for trial in thin] == [
+        str(runs / f"wide-seed{seed}") for seed in (0, 5)
+    ]
     assert turns[1] == thin
 
 
@@ -131,26 +154,40 @@ def test_a_joint_network_stands_beside_separate_ones_on_the_tasks_of_each_data_s
         del part["tasks"]["unlabelled"]
     given = {"joint": joint, "alone": scores("a", "b"), "other": scores("d")}
     config = load_config(config_of("data", "runs"))
-    runs = {name: Run(name, config, {"metrics": {"test": part}, "weights": 5}) for name, part in given.items()}
+    runs = {
+        name: Run(name, config, {"metrics": {"test": part}, "weights": 5})
+        for name, part in given.items()
+    }
     found = split_by_data_set(list(runs.values()), "test")
     assert list(found.pop("")) == ["joint", "alone", "other"]
     means = {
-        name: {n: r[0]["metrics"]["test"]["mean"]["accuracy"] for n, r in part.items()} for name, part in found.items()
+        name: {n: r[0]["metrics"]["test"]["mean"]["accuracy"] for n, r in part.items()}
+        for name, part in found.items()
     }
     assert means == {"one": {"joint": 0.2, "alone": 0.2}, "two": {"joint": 0.1}}
     assert found["one"]["joint"][0]["weights"] == 5
     assert list(split_by_data_set([runs["alone"]], "test")) == [""]
 
 
-def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_means_are_compared_over_the_tasks_that_have_the_metric_in_every_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def run(value: float, tasks: dict[str, float | None]) -> Run:
-        rows = {task: {"average_precision": worth, "accuracy": 0.5} for task, worth in tasks.items()}
+        rows = {
+            task: {"average_precision": worth, "accuracy": 0.5} for task, worth in tasks.items()
+        }
         means = {"average_precision": value, "accuracy": 0.5, "top3": None}
         metrics = {"test": {"mean": means, "tasks": rows}}
-        return Run("", load_config(config_of("data", "runs")), {"metrics": metrics, "tasks": list(tasks)})
+        return Run(
+            "", load_config(config_of("data", "runs")), {"metrics": metrics, "tasks": list(tasks)}
+        )
 
     before = run(0.8, {"plain": 0.6, "always": 1.0})  # as an earlier release had it
-    runs = {"before": [before], "now": [run(0.7, {"plain": 0.7, "always": None})], "other": [run(0.9, {"x": 0.9})]}
+    runs = {
+        "before": [before],
+        "now": [run(0.7, {"plain": 0.7, "always": None})],
+        "other": [run(0.9, {"x": 0.9})],
+    }
     found = restrict_to_common_tasks(listed(runs))
     means = {run.variant: run.get_mean("average_precision", "test") for run in found}
     assert means == {"before": 0.6, "now": 0.7, "other": 0.9}
@@ -176,7 +213,9 @@ def test_the_thin_line_is_linear_in_the_logarithm_of_the_cost_and_ends_where_it_
 
 def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
     line = {
-        f"thin-{width}": [made_up(seed, value=0.5 + 0.1 * step + 0.02 * seed, weights=10**step) for seed in (0, 1)]
+        f"thin-{width}": [
+            made_up(seed, value=0.5 + 0.1 * step + 0.02 * seed, weights=10**step) for seed in (0, 1)
+        ]
         for step, width in ((2, 8), (3, 16))
     }
     grown = {"tree": [made_up(seed, value=0.8 + 0.03 * seed, weights=10**2.5) for seed in (0, 1)]}
@@ -186,9 +225,13 @@ def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
     assert by_weights["line_average_precision"] == pytest.approx(0.75 + 0.01)
     assert by_weights["difference"] == pytest.approx((0.05 + 0.06) / 2)
     assert by_weights["difference_sd"] == pytest.approx(0.01 / np.sqrt(2))
-    assert (by_madds["own_cost"], by_madds["difference"]) == pytest.approx((10**4.5, by_weights["difference"]))
+    assert (by_madds["own_cost"], by_madds["difference"]) == pytest.approx(
+        (10**4.5, by_weights["difference"])
+    )
     assert "| +5.50 ± 0.71 |" in format_markdown(found)
-    far = select_means(tabulate_runs(listed(line | {"tree": [made_up(weights=9_999)]})), "average_precision", "val")
+    far = select_means(
+        tabulate_runs(listed(line | {"tree": [made_up(weights=9_999)]})), "average_precision", "val"
+    )
     beyond = tabulate_equal_cost(far, line, "average_precision")
     assert beyond["difference"].isna().all()
 
@@ -199,12 +242,22 @@ def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
 def test_reductions_are_counted_over_tasks_and_tested_as_pairs() -> None:
     rng = np.random.default_rng(0)
     base = dict.fromkeys(TASKS, 0.8)
-    lost = {task: 0.01 * (number - 2) for number, task in enumerate(TASKS)}  # two gain, one is as before, nine lose
-    learned = [made_up(seed, tasks={task: base[task] + 0.1 * seed for task in TASKS}) for seed in (0, 1)]
+    lost = {
+        task: 0.01 * (number - 2) for number, task in enumerate(TASKS)
+    }  # two gain, one is as before, nine lose
+    learned = [
+        made_up(seed, tasks={task: base[task] + 0.1 * seed for task in TASKS}) for seed in (0, 1)
+    ]
     noise = rng.normal(0, 1e-6, len(TASKS))
     permuted = [
         [
-            made_up(s, tasks={t: base[t] + 0.1 * s - lost[t] + sign * n for t, n in zip(TASKS, noise, strict=True)})
+            made_up(
+                s,
+                tasks={
+                    t: base[t] + 0.1 * s - lost[t] + sign * n
+                    for t, n in zip(TASKS, noise, strict=True)
+                },
+            )
             for s in (1, 0)
         ]
         for sign in (1, -1)
@@ -224,11 +277,17 @@ def test_reductions_are_counted_over_tasks_and_tested_as_pairs() -> None:
     assert "by the ranks of the tasks learned is better" in text
     assert "other way round" not in text
     trees = summarise_differences(pandas.DataFrame([[0.1, -0.1, 0.3], [0.1, 0.0, -0.1]]))
-    assert (trees["repetitions"], trees["repetitions_higher"], trees["tasks_always_higher"]) == (3, 2, 0)
+    assert (trees["repetitions"], trees["repetitions_higher"], trees["tasks_always_higher"]) == (
+        3,
+        2,
+        0,
+    )
 
 
 def describe_learned(lost: pandas.DataFrame) -> str:
-    return describe_differences(lost, "accuracy", one="learned", other="permuted", repetition="permutations")
+    return describe_differences(
+        lost, "accuracy", one="learned", other="permuted", repetition="permutations"
+    )
 
 
 def test_where_few_tasks_lose_much_the_ranks_are_told_and_not_the_mean() -> None:
@@ -238,7 +297,10 @@ def test_where_few_tasks_lose_much_the_ranks_are_told_and_not_the_mean() -> None
     summary = summarise_differences(lost)
     assert summary["difference"] > 0
     assert summary["p_value"] < 0.001
-    assert "the ranks of the tasks permuted is better, though by the mean it is the other way" in describe_learned(lost)
+    assert (
+        "the ranks of the tasks permuted is better, though by the mean it is the other way"
+        in describe_learned(lost)
+    )
 
 
 def test_equal_trees_show_no_difference() -> None:
@@ -278,7 +340,9 @@ def test_permutations_are_those_that_put_other_tasks_together(tmp_path: Path) ->
         for variant in variants.values()
         if variant["method.permutation"]
     ]
-    together = [{frozenset(branch) for branch in halves.permuted(order).branches(2)} for order in orders]
+    together = [
+        {frozenset(branch) for branch in halves.permuted(order).branches(2)} for order in orders
+    ]
     assert len(together) == 2
     assert together[0] != together[1]
     assert {frozenset((0, 1)), frozenset((2, 3))} not in together
@@ -302,7 +366,9 @@ def test_permuted_trees_are_trained_here_and_not_where_the_run_was(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = finished(tmp_path / "run", Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3)))))
-    (run / "config.yaml").write_text("data: {path: absent}\nlaunch: {address: '10.0.0.7:6379', device: cuda}\n")
+    (run / "config.yaml").write_text(
+        "data: {path: absent}\nlaunch: {address: '10.0.0.7:6379', device: cuda}\n"
+    )
     experiment = groupings.design_grouping(run, 2, split="val")
     with pytest.raises(UserError, match="absent does not exist"):
         run_experiment(experiment, [], seeds=None, jobs=1, report=print)
@@ -330,10 +396,17 @@ def test_a_curve_reaches_a_goal_on_the_line_between_two_evaluations(
 
 def logged(folder: Path, seed: int, values: Sequence[float]) -> Run:
     """A run with an evaluation every 10 of 40 iterations."""
-    run = made_up(seed, **{"run.directory": str(folder), "run.name": f"seed{seed}", "train.iterations": 40})
+    run = made_up(
+        seed, **{"run.directory": str(folder), "run.name": f"seed{seed}", "train.iterations": 40}
+    )
     run.config.run_directory.mkdir(parents=True)
     lines = [
-        {"kind": "evaluation", "iteration": 10 * step, "split": "val", "mean": {"average_precision": value}}
+        {
+            "kind": "evaluation",
+            "iteration": 10 * step,
+            "split": "val",
+            "mean": {"average_precision": value},
+        }
         for step, value in enumerate(values, start=1)
     ]
     lines += [{"kind": "train", "iteration": step, "loss": 1 / step} for step in range(1, 41)]
@@ -342,9 +415,16 @@ def logged(folder: Path, seed: int, values: Sequence[float]) -> Run:
     return run
 
 
-def test_the_pace_of_a_beginning_is_measured_against_the_random_one_of_the_same_seed(tmp_path: Path) -> None:
-    random = [logged(tmp_path / "random", seed, [0.1, 0.2, 0.3, 0.5 + 0.1 * seed]) for seed in (0, 1, 2)]
-    somp = [logged(tmp_path / "somp", 0, [0.4, 0.6, 0.6, 0.7]), logged(tmp_path / "somp", 1, [0.4, 0.5, 0.7, 0.8])]
+def test_the_pace_of_a_beginning_is_measured_against_the_random_one_of_the_same_seed(
+    tmp_path: Path,
+) -> None:
+    random = [
+        logged(tmp_path / "random", seed, [0.1, 0.2, 0.3, 0.5 + 0.1 * seed]) for seed in (0, 1, 2)
+    ]
+    somp = [
+        logged(tmp_path / "somp", 0, [0.4, 0.6, 0.6, 0.7]),
+        logged(tmp_path / "somp", 1, [0.4, 0.5, 0.7, 0.8]),
+    ]
     somp.append(logged(tmp_path / "somp", 2, [0.1, 0.2, 0.3, 0.4]))  # never reaches 0.7
     curves = read_curves(listed({"somp": somp, "random": random}), "average_precision")
     found = measure_pace(curves, "random", 40)
@@ -359,17 +439,31 @@ def test_the_pace_of_a_beginning_is_measured_against_the_random_one_of_the_same_
 
 def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
     config = CONFIGS / "fps-thin-16.yaml"
-    variants = designs.make_beginnings(config, Path("/wide"), ["train.iterations=300"], two_thirds=True)
+    variants = designs.make_beginnings(
+        config, Path("/wide"), ["train.iterations=300"], two_thirds=True
+    )
     data = ["data.path=/data/fps", "train.iterations=300"]
-    trials = list_trials(build_sweep("i", variants, data, seeds=[0], jobs=None, derived=designs.DERIVED_FROM_PACE))
-    assert [trial.method.init for trial in trials] == ["somp", "largest-norm", "random-rows", "random", "somp"]
+    trials = list_trials(
+        build_sweep("i", variants, data, seeds=[0], jobs=None, derived=designs.DERIVED_FROM_PACE)
+    )
+    assert [trial.method.init for trial in trials] == [
+        "somp",
+        "largest-norm",
+        "random-rows",
+        "random",
+        "somp",
+    ]
     assert {trial.train.evaluate_every for trial in trials} == {15}
     for trial in trials[:4]:
         keys = {line.partition(":")[0] for line in differences(trials[0], trial)}
         assert keys <= {"run.name", "method.init", "method.pretrained"}
     assert trials[4].train.iterations == 200
-    stepped = designs.make_beginnings(config, Path("/wide"), ["optim.schedule=step"], two_thirds=True)
-    assert stepped["somp-two-thirds"]["optim.decay_every"] == round(load_config(config).optim.decay_every * 2 / 3)
+    stepped = designs.make_beginnings(
+        config, Path("/wide"), ["optim.schedule=step"], two_thirds=True
+    )
+    assert stepped["somp-two-thirds"]["optim.decay_every"] == round(
+        load_config(config).optim.decay_every * 2 / 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -382,29 +476,47 @@ def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
         ("planted {planted} seed=8", "seed=8 is given for all runs"),
     ],
 )  # fmt: skip
-def test_an_override_that_an_experiment_would_not_follow_is_refused(command: str, said: str, tmp_path: Path) -> None:
-    files = {name: CONFIGS / f"fps-{file}.yaml" for name, file in (("branch", "branch-16-2"), ("thin", "thin-16"))}
+def test_an_override_that_an_experiment_would_not_follow_is_refused(
+    command: str, said: str, tmp_path: Path
+) -> None:
+    files = {
+        name: CONFIGS / f"fps-{file}.yaml"
+        for name, file in (("branch", "branch-16-2"), ("thin", "thin-16"))
+    }
     text = command.format(**files, planted=CONFIGS / "quickstart.yaml", wide=tmp_path / "wide")
-    ended = run_command(["experiment", *text.split(), "data.path=nowhere", f"run.directory={tmp_path}"])
+    ended = run_command(
+        ["experiment", *text.split(), "data.path=nowhere", f"run.directory={tmp_path}"]
+    )
     assert_one_sentence(ended, 2, (said,))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_an_experiment_makes_of_an_override_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_experiment_makes_of_an_override_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     swept: list[SweepConfig] = []
 
     def stop(sweep: SweepConfig, _: Any, *, splits: Any = ()) -> None:
         swept.append(sweep)
         raise UserError("enough")
 
-    def sweep_of_experiment(experiment: runner.Experiment, seeds: Sequence[int] | None) -> SweepConfig:
+    def sweep_of_experiment(
+        experiment: runner.Experiment, seeds: Sequence[int] | None
+    ) -> SweepConfig:
         with pytest.raises(UserError, match="enough"):
             run_experiment(experiment, said, seeds=seeds, jobs=None, report=print)
         return swept[-1]
 
     monkeypatch.setattr(runner, "train_variants", stop)
-    said = ["train.iterations=1200", "optim.warmup=72", "train.evaluate_every=100", "data.path=nowhere"]
-    beginnings = designs.design_initialisation(CONFIGS / "fps-thin-16.yaml", tmp_path, said, two_thirds=True)
+    said = [
+        "train.iterations=1200",
+        "optim.warmup=72",
+        "train.evaluate_every=100",
+        "data.path=nowhere",
+    ]
+    beginnings = designs.design_initialisation(
+        CONFIGS / "fps-thin-16.yaml", tmp_path, said, two_thirds=True
+    )
     trials = list_trials(sweep_of_experiment(beginnings, [0]))
     assert [trial.train.iterations for trial in trials] == [1200] * 4 + [800]
     assert {trial.train.evaluate_every for trial in trials} == {100}
@@ -415,7 +527,9 @@ def test_what_an_experiment_makes_of_an_override_follows_it(tmp_path: Path, monk
     trials = list_trials(sweep_of_experiment(company, [0]))
     assert [trial.method.alpha for trial in trials if trial.method.name == "branching"] == [8]
     said = ["data.path=else", "data.pack.samples=9"]
-    sweep_of_experiment(groupings.design_planted_truth(CONFIGS / "quickstart.yaml", [4], said), None)
+    sweep_of_experiment(
+        groupings.design_planted_truth(CONFIGS / "quickstart.yaml", [4], said), None
+    )
     (trial,) = list_trials(swept[-1])
     assert (Path(str(trial.data.path)).name, trial.data.pack) == (
         "else-seed4",
@@ -432,7 +546,9 @@ def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
 
     def run(kind: str, weights: float, seed: int) -> Run:
         tasks = {t: 0.1 * np.log10(weights) + (higher[t] if kind == "phi" else 0) for t in TASKS}
-        return made_up(seed, weights=weights, value=float(np.mean(list(tasks.values()))), tasks=tasks)
+        return made_up(
+            seed, weights=weights, value=float(np.mean(list(tasks.values()))), tasks=tasks
+        )
 
     runs = {
         f"{kind}-alpha{alpha}": [run(kind, size * (1 + seed / 10), seed) for seed in (0, 1)]
@@ -450,17 +566,26 @@ def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
     apart = {"agreement-alpha1": runs["agreement-alpha1"], "phi-alpha1": runs["phi-alpha4"]}
     differences = groupings.measure_kinds(tabulate_runs(listed(apart)), "test")
     assert differences.empty
-    assert "nothing can be compared" in describe_differences(differences, "average_precision", **names)
+    assert "nothing can be compared" in describe_differences(
+        differences, "average_precision", **names
+    )
 
 
 # ---- policies
 
 
-def test_the_best_policy_is_that_which_is_best_on_val_whatever_it_is_on_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = {name: made_up(value=value) for name, value in (("policy-0", 0.7), ("policy-1", 0.6), ("policy-2", 0.9))}
+def test_the_best_policy_is_that_which_is_best_on_val_whatever_it_is_on_test(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = {
+        name: made_up(value=value)
+        for name, value in (("policy-0", 0.7), ("policy-1", 0.6), ("policy-2", 0.9))
+    }
     runs["policy-1"].summary["metrics"]["val"]["mean"]["average_precision"] = 0.95
     for name in runs:
-        runs[name].summary["metrics"]["test"] = {"mean": {"average_precision": runs[name].get_mean("accuracy", "test")}}
+        runs[name].summary["metrics"]["test"] = {
+            "mean": {"average_precision": runs[name].get_mean("accuracy", "test")}
+        }
     monkeypatch.setattr(policies, "count_skips", lambda _: 0)
     known = {"search": made_up(value=0.99), "shared": made_up(value=0.98), **runs}
     found = policies.tabulate_networks([replace(run, variant=name) for name, run in known.items()])
@@ -468,14 +593,17 @@ def test_the_best_policy_is_that_which_is_best_on_val_whatever_it_is_on_test(mon
     assert (best["network"], best["test_average_precision"]) == ("policy-1", 0.6)
     (text,) = policies.describe_policies(found, "test")
     assert (
-        "3 policies, average precision on test 70.0 % in the median (60.0 to 90.0); the best on val is policy-1" in text
+        "3 policies, average precision on test 70.0 % in the median (60.0 to 90.0); the best on val is policy-1"
+        in text
     )
 
 
 def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = config_of(tiny_data, "runs", **{"model.backbone": "resnet18", "method": {"name": "adashare"}})
+    values = config_of(
+        tiny_data, "runs", **{"model.backbone": "resnet18", "method": {"name": "adashare"}}
+    )
     values["adashare"] = {"warmup_iterations": 2, "cycles_per_block": 1}
     values["train"] |= {"iterations": 22, "evaluate_every": 0}
     kept = {key: part for key, part in values.items() if key not in ("run", "seed")}
@@ -485,7 +613,9 @@ def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
     own = ["launch.workers=1"]
     experiment = policies.design_policies(Path("ada.yaml"), 2, own, iterations=4, split="test")
     for _ in range(2):  # nothing is repeated
-        findings, _, place = run_experiment(experiment, own, seeds=[0], jobs=None, report=lambda _: None)
+        findings, _, place = run_experiment(
+            experiment, own, seeds=[0], jobs=None, report=lambda _: None
+        )
         assert trained[:2] == ["search-seed0", "shared-seed0"]
         assert trained[2:] == ["most-probable-seed0", "policy-0-seed0", "policy-1-seed0"]
     table = findings.csv["policies.csv"]
@@ -497,10 +627,16 @@ def test_policies_are_drawn_from_one_search_and_trained_beside_hard_sharing(
     assert (place / "policies.png").stat().st_size > 5000
     info = json.loads((tiny_data / "dataset.json").read_text())
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "dataset.json").write_text(json.dumps(info | {"splits": {"train": info["splits"]["train"]}}))
+    (tmp_path / "data" / "dataset.json").write_text(
+        json.dumps(info | {"splits": {"train": info["splits"]["train"]}})
+    )
     elsewhere = ["launch.workers=1", "data.path=data"]
-    other = policies.design_policies(Path("ada.yaml"), 2, elsewhere, iterations=4, split="test", name="other")
-    with pytest.raises(UserError, match="should have the split 'val', on which the runs are compared"):
+    other = policies.design_policies(
+        Path("ada.yaml"), 2, elsewhere, iterations=4, split="test", name="other"
+    )
+    with pytest.raises(
+        UserError, match="should have the split 'val', on which the runs are compared"
+    ):
         run_experiment(other, elsewhere, seeds=[0], jobs=None, report=lambda _: None)
     with pytest.raises(UsageError, match="should be of a search"):
         policies.design_policies(CONFIGS / "fps-thin-16.yaml", 2, [], iterations=None, split="test")
@@ -515,13 +651,17 @@ def runs_of(experiment: runner.Experiment, seeds: Sequence[int] = (0, 1)) -> lis
     for number, variant in enumerate(experiment.variants):
         for seed in seeds:
             worth = 0.6 + 0.02 * number + 0.01 * seed
-            run = made_up(seed, value=worth, weights=1000 * (1 + number), tasks=dict.fromkeys(TASKS, worth))
+            run = made_up(
+                seed, value=worth, weights=1000 * (1 + number), tasks=dict.fromkeys(TASKS, worth)
+            )
             run.summary["metrics"]["val"] = run.summary["metrics"]["test"]
             runs.append(replace(run, variant=variant))
     return runs
 
 
-def check_findings(experiment: runner.Experiment, runs: Sequence[Run], folder: Path) -> runner.Findings:
+def check_findings(
+    experiment: runner.Experiment, runs: Sequence[Run], folder: Path
+) -> runner.Findings:
     """What an analysis finds is shown and written without a gap."""
     findings = experiment.analyse(runs)
     assert findings.table is not None
@@ -537,23 +677,38 @@ def check_findings(experiment: runner.Experiment, runs: Sequence[Run], folder: P
 def test_grown_networks_stand_beside_the_line_in_table_and_figure(tmp_path: Path) -> None:
     config = CONFIGS / "fps-branch-16-2.yaml"
     own = ["data.path=/data/fps"]
-    experiment = designs.design_equal_cost([config], [8, 16, 32], own, metric="accuracy", split="val")
+    experiment = designs.design_equal_cost(
+        [config], [8, 16, 32], own, metric="accuracy", split="val"
+    )
     runs = runs_of(experiment)
-    grown = [replace(run, summary={**run.summary, "weights": 1500, "multiply_adds": 150_000}) for run in runs[-2:]]
+    grown = [
+        replace(run, summary={**run.summary, "weights": 1500, "multiply_adds": 150_000})
+        for run in runs[-2:]
+    ]
     findings = check_findings(experiment, [*runs[:-2], *grown], tmp_path)
-    assert list(findings.table["difference"]) == pytest.approx([0.06 - 0.02 * np.log(1.5) / np.log(2)] * 2)
+    assert list(findings.table["difference"]) == pytest.approx(
+        [0.06 - 0.02 * np.log(1.5) / np.log(2)] * 2
+    )
     assert set(findings.csv["company.csv"]["split"]) == {"val", "test"}
 
 
 def test_kinds_of_affinity_are_told_in_a_sentence_a_table_and_a_figure(tmp_path: Path) -> None:
-    experiment = groupings.design_affinity(CONFIGS / "fps-branch-16-2.yaml", [1, 2], [], split="test")
+    experiment = groupings.design_affinity(
+        CONFIGS / "fps-branch-16-2.yaml", [1, 2], [], split="test"
+    )
     runs = [
         replace(run, summary={**run.summary, "weights": 1000 * (1 + number % 4)})
         for number, run in enumerate(runs_of(experiment))
     ]
     findings = check_findings(experiment, runs, tmp_path)
     assert "Phi is higher on 12 of 12 tasks" in findings.sentences[0]
-    assert list(findings.table.columns) == ["task", "difference", "difference_sd", "lowest", "highest"]
+    assert list(findings.table.columns) == [
+        "task",
+        "difference",
+        "difference_sd",
+        "lowest",
+        "highest",
+    ]
 
 
 def test_what_permuting_costs_is_told_for_both_metrics(tmp_path: Path) -> None:
@@ -561,7 +716,8 @@ def test_what_permuting_costs_is_told_for_both_metrics(tmp_path: Path) -> None:
     experiment = groupings.design_grouping(run, 2, split="val")
     findings = check_findings(experiment, runs_of(experiment), tmp_path)
     assert (
-        "The learned tree is higher on 0 of 12 tasks (0 in all permutations) and lower on 12" in findings.sentences[0]
+        "The learned tree is higher on 0 of 12 tasks (0 in all permutations) and lower on 12"
+        in findings.sentences[0]
     )
     assert list(findings.table["metric"].unique()) == ["accuracy", "average_precision"]
     assert set(findings.csv["tasks.csv"].columns) > set(experiment.variants) - {"learned"}
@@ -569,12 +725,28 @@ def test_what_permuting_costs_is_told_for_both_metrics(tmp_path: Path) -> None:
 
 def test_the_pace_of_all_beginnings_is_told_in_a_table_and_a_figure(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("data: {path: data}\ntrain: {iterations: 40}\n")
-    experiment = designs.design_initialisation(tmp_path / "c.yaml", tmp_path / "wide", [], two_thirds=True)
+    experiment = designs.design_initialisation(
+        tmp_path / "c.yaml", tmp_path / "wide", [], two_thirds=True
+    )
     values = [0.1, 0.2, 0.3, 0.5]
-    runs = [replace(logged(tmp_path / variant, 0, values), variant=variant) for variant in experiment.variants]
+    runs = [
+        replace(logged(tmp_path / variant, 0, values), variant=variant)
+        for variant in experiment.variants
+    ]
     findings = check_findings(experiment, runs, tmp_path)
-    assert list(findings.table["variant"]) == ["somp", "largest-norm", "random-rows", "random", "somp-two-thirds"]
-    assert list(findings.csv["curves.csv"].columns) == ["beginning", "seed", "iteration", "val_average_precision"]
+    assert list(findings.table["variant"]) == [
+        "somp",
+        "largest-norm",
+        "random-rows",
+        "random",
+        "somp-two-thirds",
+    ]
+    assert list(findings.csv["curves.csv"].columns) == [
+        "beginning",
+        "seed",
+        "iteration",
+        "val_average_precision",
+    ]
 
 
 # ---- finished runs beside each other
@@ -585,7 +757,9 @@ def write_finished_run(folder: Path, name: str, seed: int, tasks: Mapping[str, f
     (folder / name).mkdir()
     values = config_of("data", str(folder), seed=seed, **{"run.name": name})
     (folder / name / "config.yaml").write_text(yaml.safe_dump(values))
-    (folder / name / "tree.json").write_text(json.dumps({"tree": Tree(("conv", "fc"), len(tasks)).to_json()}))
+    (folder / name / "tree.json").write_text(
+        json.dumps({"tree": Tree(("conv", "fc"), len(tasks)).to_json()})
+    )
     (folder / name / "result.json").write_text(json.dumps({**run.summary, "tasks": list(tasks)}))
     return folder / name
 
@@ -605,15 +779,27 @@ def two_methods(tmp_path: Path) -> list[Path]:
     return found
 
 
-def test_methods_are_compared_by_differences_of_equal_seeds_and_tasks(two_methods: list[Path]) -> None:
+def test_methods_are_compared_by_differences_of_equal_seeds_and_tasks(
+    two_methods: list[Path],
+) -> None:
     runs = read_runs(two_methods)
-    assert [(run.variant, run.seed) for run in runs] == [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 0)]
-    first, second = compare_methods(tabulate_runs(runs), "average_precision", "test").to_dict("records")
+    assert [(run.variant, run.seed) for run in runs] == [
+        ("a", 0),
+        ("a", 1),
+        ("a", 2),
+        ("b", 1),
+        ("b", 0),
+    ]
+    first, second = compare_methods(tabulate_runs(runs), "average_precision", "test").to_dict(
+        "records"
+    )
     assert (first["seeds"], first["average_precision"]) == (3, pytest.approx(0.7))
     assert first["average_precision_sd"] == pytest.approx(0.1)
     assert np.isnan(first["difference"])
     assert (second["paired_seeds"], second["tasks_higher"], second["tasks_lower"]) == (2, 2, 1)
-    assert second["difference"] == pytest.approx((0.0 + 0.01) / 2), "seed 2 of the reference has no partner"
+    assert second["difference"] == pytest.approx((0.0 + 0.01) / 2), (
+        "seed 2 of the reference has no partner"
+    )
     assert second["difference_sd"] == pytest.approx(0.01 / np.sqrt(2))
 
 
@@ -623,20 +809,30 @@ def test_methods_without_a_common_seed_have_no_difference(two_methods: list[Path
     assert format_table(table)[1]["difference, points"] == "\u2013"
 
 
-def test_finished_runs_are_compared_on_the_terminal_as_csv_and_as_markdown(two_methods: list[Path]) -> None:
+def test_finished_runs_are_compared_on_the_terminal_as_csv_and_as_markdown(
+    two_methods: list[Path],
+) -> None:
     runs = [str(run) for run in two_methods]
     assert "+0.50 ± 0.71" in run_command(["compare", *runs]).out
     as_csv = run_command(["compare", *runs, "--csv", "--split", "val"]).out.splitlines()
-    assert as_csv[0].startswith("method,seeds,average_precision,average_precision_sd,paired_seeds,difference,")
+    assert as_csv[0].startswith(
+        "method,seeds,average_precision,average_precision_sd,paired_seeds,difference,"
+    )
     assert len(as_csv) == 3
     as_markdown = run_command(["compare", *runs, "--markdown"]).out
     assert "| b | 2 | 65.5 ± 7.8 | 2 | +0.50 ± 0.71 | 2 | 1 |" in as_markdown
 
 
-def test_only_finished_runs_are_compared_and_each_once(two_methods: list[Path], tmp_path: Path) -> None:
-    assert_one_sentence(run_command(["compare", str(tmp_path)]), 1, ("should be a finished run, found none",))
+def test_only_finished_runs_are_compared_and_each_once(
+    two_methods: list[Path], tmp_path: Path
+) -> None:
+    assert_one_sentence(
+        run_command(["compare", str(tmp_path)]), 1, ("should be a finished run, found none",)
+    )
     twice = [str(two_methods[0])] * 2
-    assert_one_sentence(run_command(["compare", *twice]), 2, ("Two runs are named a and have seed 0",))
+    assert_one_sentence(
+        run_command(["compare", *twice]), 2, ("Two runs are named a and have seed 0",)
+    )
 
 
 # ---- one as a person starts it
@@ -645,9 +841,14 @@ def test_only_finished_runs_are_compared_and_each_once(two_methods: list[Path], 
 @pytest.fixture
 def two_configs(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """`thin.yaml`, which begins from the run of `wide.yaml`, in the current folder."""
-    wide = config_of(tiny_data, "runs", **{"model.width": 8, "method.name": "fixed", "train.iterations": 2})
+    wide = config_of(
+        tiny_data, "runs", **{"model.width": 8, "method.name": "fixed", "train.iterations": 2}
+    )
     thin = config_of(tiny_data, "runs", **{"train.iterations": 4, "method.round_iterations": 2})
-    thin["method"] |= {"init": "somp", "pretrained": "runs/wide"}  # the run of `wide.yaml` with the same seed
+    thin["method"] |= {
+        "init": "somp",
+        "pretrained": "runs/wide",
+    }  # the run of `wide.yaml` with the same seed
     for name, values in (("wide", wide), ("thin", thin)):
         values["train"]["evaluate_every"] = 0
         kept = {key: part for key, part in values.items() if key not in ("run", "seed")}
@@ -661,7 +862,12 @@ def train_in_this_process(monkeypatch: pytest.MonkeyPatch, broken: str = "") -> 
     trained: list[str] = []
 
     def train_roots(
-        sweep: Any, roots: Sequence[Sequence[Any]], known: Any, directory: Any, report: Any, propose: Any
+        sweep: Any,
+        roots: Sequence[Sequence[Any]],
+        known: Any,
+        directory: Any,
+        report: Any,
+        propose: Any,
     ) -> None:
         for config in (config for root in roots for config in root):
             trained.append(config.run.name)
@@ -702,15 +908,27 @@ def test_another_comparison_does_not_overwrite_a_table(
 ) -> None:
     trained = train_in_this_process(monkeypatch)
     _, place = run_table(two_configs)
-    before = {name: (place / name).read_text() for name in ("results.csv", "table.md", "experiment.json")}
+    before = {
+        name: (place / name).read_text() for name in ("results.csv", "table.md", "experiment.json")
+    }
     for configs, seeds in (([two_configs[1]], [0]), (two_configs, [1])):
         with pytest.raises(
-            UserError, match=r"table holds the results of another comparison, of thin-seed0.* Give another --name"
+            UserError,
+            match=r"table holds the results of another comparison, of thin-seed0.* Give another --name",
         ):
             run_table(configs, seeds)
-    with pytest.raises(UserError, match=r"another comparison, with experiment=table; they would be overwritten"):
+    with pytest.raises(
+        UserError, match=r"another comparison, with experiment=table; they would be overwritten"
+    ):
         check_same_comparison(
-            build_sweep("table", designs.make_file_variants(two_configs), [], seeds=[0], jobs=None, among_runs=True),
+            build_sweep(
+                "table",
+                designs.make_file_variants(two_configs),
+                [],
+                seeds=[0],
+                jobs=None,
+                among_runs=True,
+            ),
             {"experiment": "company", "split": "test"},
         )
     assert {name: (place / name).read_text() for name in before} == before
@@ -726,7 +944,8 @@ def test_what_begins_from_a_run_that_failed_fails_with_the_reason(
 ) -> None:
     trained = train_in_this_process(monkeypatch, broken="wide-seed0")
     with pytest.raises(
-        UserError, match=r"2 of 2 runs did not finish: thin-seed0 \(failed\) method.pretrained=.*wide-seed0"
+        UserError,
+        match=r"2 of 2 runs did not finish: thin-seed0 \(failed\) method.pretrained=.*wide-seed0",
     ):
         run_table(two_configs)
     assert trained == ["wide-seed0"]

@@ -23,7 +23,15 @@ from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.run_start import check_run
 from distbranch.errors import UsageError, UserError
 from distbranch.launch import jobs
-from distbranch.launch.jobs import Job, cancel_run, describe_job_state, describe_status, read_job, read_log, write_job
+from distbranch.launch.jobs import (
+    Job,
+    cancel_run,
+    describe_job_state,
+    describe_status,
+    read_job,
+    read_log,
+    write_job,
+)
 from distbranch.launch.on_ray import job as ray_job
 from distbranch.launch.on_slurm.node import PORTS, find_free_port
 from distbranch.launch.on_slurm.queue import explain_refusal
@@ -48,10 +56,17 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = 60) -> None:
 def test_a_run_of_plain_train_is_cancelled_with_everything_saved(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
-    config, run, ended, said = config_of(tiny_data, tmp_path, **{"train.iterations": 50_000}), tmp_path / "tiny", [], []
+    config, run, ended, said = (
+        config_of(tiny_data, tmp_path, **{"train.iterations": 50_000}),
+        tmp_path / "tiny",
+        [],
+        [],
+    )
     training = threading.Thread(target=lambda: ended.extend(ranks.run(train_tiny, config=config)))
     training.start()
-    wait_until(lambda: (run / "metrics.jsonl").exists() and "train" in (run / "metrics.jsonl").read_text())
+    wait_until(
+        lambda: (run / "metrics.jsonl").exists() and "train" in (run / "metrics.jsonl").read_text()
+    )
     assert ("trained by", "a process of `distbranch train`") in describe_status(run)
     cancel_run(run, patience_s=60, say=said.append)
     training.join()
@@ -120,7 +135,9 @@ def test_a_local_job_is_cancelled_and_continued_to_the_same_bits(
 
     begun = types("submit", "slurm", "tiny.yaml", "--executor", "local", seconds_per_step="0.5")
     assert begun.returncode == 0, begun.stderr
-    wait_until(lambda: (run / "metrics.jsonl").exists() and "train" in (run / "metrics.jsonl").read_text())
+    wait_until(
+        lambda: (run / "metrics.jsonl").exists() and "train" in (run / "metrics.jsonl").read_text()
+    )
     job = read_job(run)
     assert job is not None
     assert dict(describe_status(run))["trained by"].endswith(f"running as process {job.id}")
@@ -128,7 +145,9 @@ def test_a_local_job_is_cancelled_and_continued_to_the_same_bits(
     cancel_run(run, patience_s=60, say=lambda _: None)
     assert f"Stopped after step {saved_step(run)} of 48" in "".join(read_log(run, follow=False))
 
-    ended = types("submit", "slurm", "tiny.yaml", "--executor", "local", "--wait", seconds_per_step="0")
+    ended = types(
+        "submit", "slurm", "tiny.yaml", "--executor", "local", "--wait", seconds_per_step="0"
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "run directory:" in ended.stdout
     assert_same_content(run, undisturbed(1))
@@ -139,7 +158,9 @@ def test_a_controller_that_is_away_for_a_while_does_not_end_the_log(
 ) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_of(tiny_data, tmp_path)))
     (tmp_path / "log").write_text("begun\n")
-    write_job(tmp_path, Job("slurm", "7", "partition gpu", str(tmp_path / "log"), "2026-01-02 03:04:05"))
+    write_job(
+        tmp_path, Job("slurm", "7", "partition gpu", str(tmp_path / "log"), "2026-01-02 03:04:05")
+    )
     (tmp_path / "answers").write_text("silence\nsilence\nRUNNING\nCOMPLETED\n")
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(
@@ -190,7 +211,11 @@ def test_a_job_of_ray_is_told_in_full_where_a_run_begins_from(
 ) -> None:
     source, copy, dashboard = tmp_path / "source", tmp_path / "copy", Dashboard()
     runs = tmp_path / "runs"
-    changes = {"method.name": "fixed", "method.groups": f"{runs}/grown", "data.cache_directory": f"{tmp_path}/cache"}
+    changes = {
+        "method.name": "fixed",
+        "method.groups": f"{runs}/grown",
+        "data.cache_directory": f"{tmp_path}/cache",
+    }
     changes |= {"method.init": "somp", "method.pretrained": f"{tmp_path}/wide"}
     source.mkdir()
     (source / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, runs, **changes)))
@@ -199,7 +224,10 @@ def test_a_job_of_ray_is_told_in_full_where_a_run_begins_from(
     monkeypatch.setattr(jobs, "open_job_client", lambda _: dashboard)
     monkeypatch.chdir(source)
     config, address = Path("tiny.yaml"), "http://head:8265"
-    assert ray_job.submit_ray_job(config, ["seed=4"], address=address, wait=False, say=lambda _: None) == 0
+    assert (
+        ray_job.submit_ray_job(config, ["seed=4"], address=address, wait=False, say=lambda _: None)
+        == 0
+    )
 
     monkeypatch.chdir(copy)
     [*program, file, seed] = shlex.split(dashboard.command)[:6]
@@ -217,8 +245,13 @@ def test_a_job_that_does_not_see_the_run_directory_leaves_nothing_of_it_here(
     monkeypatch.setattr(ray_job, "open_job_client", lambda _: Dashboard(sees=False))
     monkeypatch.setattr(jobs, "open_job_client", lambda _: Dashboard(sees=False))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"raysubmit_1 ended before it trained: The run directory is another folder\.$"):
-        ray_job.submit_ray_job(Path("tiny.yaml"), [], address="http://head:8265", wait=False, say=lambda _: None)
+    with pytest.raises(
+        UserError,
+        match=r"raysubmit_1 ended before it trained: The run directory is another folder\.$",
+    ):
+        ray_job.submit_ray_job(
+            Path("tiny.yaml"), [], address="http://head:8265", wait=False, say=lambda _: None
+        )
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
@@ -231,12 +264,21 @@ def test_a_dashboard_that_fails_for_a_moment_does_not_end_a_job(
             raise RuntimeError(f"Request failed with status code {code}: raysubmit_1.")
 
     monkeypatch.setattr(jobs, "open_job_client", lambda _: Failing())
-    assert describe_job_state(Job("ray", "raysubmit_1", "http://head:8265", "", "")).startswith(state)
+    assert describe_job_state(Job("ray", "raysubmit_1", "http://head:8265", "", "")).startswith(
+        state
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("90", 90), ("1:30", 2), ("12:00:00", 720), ("00:01:01", 2), ("2-00:00:00", 2880), ("1-12", 2160)],
+    [
+        ("90", 90),
+        ("1:30", 2),
+        ("12:00:00", 720),
+        ("00:01:01", 2),
+        ("2-00:00:00", 2880),
+        ("1-12", 2160),
+    ],
 )
 def test_time_limits_are_read_as_slurm_writes_them(text: str, expected: int) -> None:
     assert parse_minutes(text) == expected
@@ -248,25 +290,53 @@ def test_a_time_limit_that_is_none_is_refused(text: str) -> None:
         parse_minutes(text)
 
 
-def test_the_batch_script_asks_for_what_was_given_and_needs_no_slurm(tiny_data: Path, tmp_path: Path) -> None:
-    config = load_config(config_of(tiny_data, tmp_path, **{"train.batch_size": 32, "launch.device": "auto"}))
-    asked = Resources("gpu", nodes=2, gpus_per_node=8, cpus_per_node=32, timeout_min=720, qos="long", memory="64G")
+def test_the_batch_script_asks_for_what_was_given_and_needs_no_slurm(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    config = load_config(
+        config_of(tiny_data, tmp_path, **{"train.batch_size": 32, "launch.device": "auto"})
+    )
+    asked = Resources(
+        "gpu", nodes=2, gpus_per_node=8, cpus_per_node=32, timeout_min=720, qos="long", memory="64G"
+    )
     text = render_batch_script(config, asked)
-    for line in ("partition=gpu", "nodes=2", "ntasks-per-node=1", "gpus-per-node=8", "cpus-per-task=32", "time=720"):
+    for line in (
+        "partition=gpu",
+        "nodes=2",
+        "ntasks-per-node=1",
+        "gpus-per-node=8",
+        "cpus-per-task=32",
+        "time=720",
+    ):
         assert f"#SBATCH --{line}\n" in text
-    for line in ("qos=long", "mem=64G", "requeue", "signal=USR2@90", "open-mode=append", "job-name=tiny"):
+    for line in (
+        "qos=long",
+        "mem=64G",
+        "requeue",
+        "signal=USR2@90",
+        "open-mode=append",
+        "job-name=tiny",
+    ):
         assert f"#SBATCH --{line}\n" in text
     assert "mincpus" not in text
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     assert not (tmp_path / "tiny").exists()
 
 
-def test_without_a_number_of_cores_every_node_has_as_many_as_its_ranks_need(tiny_data: Path, tmp_path: Path) -> None:
+def test_without_a_number_of_cores_every_node_has_as_many_as_its_ranks_need(
+    tiny_data: Path, tmp_path: Path
+) -> None:
     config = config_of(tiny_data, tmp_path, **{"train.batch_size": 32, "launch.device": "auto"})
 
     def asked(nodes: int, gpus: int = 0, **dotted: Any) -> str:
-        text = render_batch_script(load_config(config, dotted), Resources(nodes=nodes, gpus_per_node=gpus))
-        return "".join(line.partition("=")[2] for line in text.splitlines() if line.startswith("#SBATCH --mincpus"))
+        text = render_batch_script(
+            load_config(config, dotted), Resources(nodes=nodes, gpus_per_node=gpus)
+        )
+        return "".join(
+            line.partition("=")[2]
+            for line in text.splitlines()
+            if line.startswith("#SBATCH --mincpus")
+        )
 
     assert asked(2, gpus=8) == "8"
     assert asked(3, **{"launch.workers": 7}) == "3"
@@ -315,7 +385,9 @@ def test_a_port_that_is_asked_for_and_busy_is_refused_and_another_one_is_free() 
         busy.bind(("", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        with pytest.raises(UserError, match=rf"The port {port} of \S+ is in use\. Give another --port"):
+        with pytest.raises(
+            UserError, match=rf"The port {port} of \S+ is in use\. Give another --port"
+        ):
             find_free_port(port)
     assert find_free_port(port) == port
     # Below those that the system gives to any connection while Ray still starts.

@@ -34,8 +34,15 @@ def finished(undisturbed: Callable[[int], Path], tmp_path: Path) -> Path:
 
 
 def _state(run: Path) -> dict[str, tuple[str, int]]:
-    files = [file for file in run.rglob("*") if file.is_file() and file.name not in (".lock", "config.yaml")]
-    return {str(file): (hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_mtime_ns) for file in files}
+    files = [
+        file
+        for file in run.rglob("*")
+        if file.is_file() and file.name not in (".lock", "config.yaml")
+    ]
+    return {
+        str(file): (hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_mtime_ns)
+        for file in files
+    }
 
 
 def test_a_finished_run_says_so_and_changes_nothing(finished: Path, tiny_data: Path) -> None:
@@ -65,7 +72,9 @@ def test_fresh_starts_over_beside_the_finished_run(finished: Path, tiny_data: Pa
     assert _state(finished / "tiny") == before
 
 
-def test_a_second_process_on_the_same_run_is_refused(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
+def test_a_second_process_on_the_same_run_is_refused(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
     with RunDirectory(tmp_path / "tiny").locked():
         ended = ranks.call(train_tiny, config=config_of(tiny_data, tmp_path))
     assert ended["end"] == "failed"
@@ -73,7 +82,9 @@ def test_a_second_process_on_the_same_run_is_refused(tiny_data: Path, ranks: Ran
     assert not (tmp_path / "tiny" / "checkpoints").exists()
 
 
-def test_a_start_that_came_to_nothing_does_not_hold_its_name(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_start_that_came_to_nothing_does_not_hold_its_name(
+    tiny_data: Path, tmp_path: Path
+) -> None:
     config = load_config(config_of(tiny_data, tmp_path))
     changed, files = load_config(config, {"method.alpha": 3.0}), RunDirectory(config.run_directory)
     begin_run(config)
@@ -84,7 +95,13 @@ def test_a_start_that_came_to_nothing_does_not_hold_its_name(tiny_data: Path, tm
     begin_run(changed)
     assert load_config(files.config) == changed
     assert not files.tree.exists()
-    for file in (files.metrics, files.result, files.checkpoints / "step-00000001", files.job, files.family):
+    for file in (
+        files.metrics,
+        files.result,
+        files.checkpoints / "step-00000001",
+        files.job,
+        files.family,
+    ):
         file.parent.mkdir(exist_ok=True)
         file.write_text("{}")
         with pytest.raises(UserError, match="was begun with another configuration"):
@@ -101,13 +118,17 @@ def test_a_sweep_that_came_to_nothing_does_not_hold_its_name(
 
     monkeypatch.setattr("distbranch.sweep.run.open_sweep_cluster", nobody)
     for alpha in (1.0, 2.0):
-        sweep = load_sweep(write_sweep(tmp_path, tiny_data, seeds=[0], overrides={"method.alpha": alpha}))
+        sweep = load_sweep(
+            write_sweep(tmp_path, tiny_data, seeds=[0], overrides={"method.alpha": alpha})
+        )
         with pytest.raises(UserError, match="nobody answers"):
             run_sweep(sweep, lambda _: None)
     [trial] = list_trials(sweep)
     begin_run(trial)
     other = load_sweep(write_sweep(tmp_path, tiny_data, seeds=[0], overrides={"method.alpha": 3.0}))
-    with pytest.raises(UserError, match=r"begun with another configuration .*method.alpha: 2.0 -> 3.0"):
+    with pytest.raises(
+        UserError, match=r"begun with another configuration .*method.alpha: 2.0 -> 3.0"
+    ):
         run_sweep(other, lambda _: None)
 
 
@@ -125,9 +146,18 @@ def test_torchrun_gives_the_bits_of_two_ranks(
         "-m",
         "distbranch",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     run = subprocess.run(
-        [*command, "train", str(file)], env=environment, capture_output=True, text=True, timeout=150, check=False
+        [*command, "train", str(file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     assert_same_content(tmp_path / "tiny", undisturbed(2))

@@ -8,7 +8,14 @@ from tiny_runs import config_of
 from distbranch.config import load_config
 from distbranch.data.shards import read_dataset
 from distbranch.launch.dry_run import describe_duration, estimate_seconds
-from distbranch.launch.scaling import BUCKET_BYTES, Link, NormMessages, StepTime, pair_bytes, predict
+from distbranch.launch.scaling import (
+    BUCKET_BYTES,
+    Link,
+    NormMessages,
+    StepTime,
+    pair_bytes,
+    predict,
+)
 
 STEP = StepTime(forward_s=0.050, whole_s=0.100)
 WHOLE = NormMessages(num_layers=15, num_bytes=15_000, group_size=32)  # of 32 images a rank
@@ -22,28 +29,41 @@ def test_a_ring_sends_every_byte_almost_twice() -> None:
     assert Link(gbit_s=8, latency_us=10).all_reduce_s(0, 11) == pytest.approx(20 * 10e-6)
 
 
-def test_a_small_gradient_costs_its_last_bucket_and_a_large_one_what_exceeds_the_backward_pass() -> None:
+def test_a_small_gradient_costs_its_last_bucket_and_a_large_one_what_exceeds_the_backward_pass() -> (
+    None
+):
     link = Link(gbit_s=8, latency_us=0)
-    small = predict(STEP, link, num_parameters=1_000_000, num_tasks=40, images_per_rank=32, norm=WHOLE)
+    small = predict(
+        STEP, link, num_parameters=1_000_000, num_tasks=40, images_per_rank=32, norm=WHOLE
+    )
     assert small[1].step_s == pytest.approx(0.100 + 0.004)
-    large = predict(STEP, link, num_parameters=100_000_000, num_tasks=40, images_per_rank=32, norm=WHOLE)
+    large = predict(
+        STEP, link, num_parameters=100_000_000, num_tasks=40, images_per_rank=32, norm=WHOLE
+    )
     assert large[1].step_s == pytest.approx(0.100 + 0.400 - 0.050)
     assert large[1].step_s - 0.100 > link.all_reduce_s(BUCKET_BYTES, 2)
 
 
 def test_efficiency_is_one_alone_and_never_rises_with_the_ranks() -> None:
-    scales = predict(STEP, Link(), num_parameters=200_000, num_tasks=40, images_per_rank=32, norm=WHOLE)
+    scales = predict(
+        STEP, Link(), num_parameters=200_000, num_tasks=40, images_per_rank=32, norm=WHOLE
+    )
     assert [scale.num_ranks for scale in scales][-1] == 1024
     assert scales[0].efficiency == 1
     assert scales[0].images_per_s == pytest.approx(320)
     assert scales[0].decision_s == 0
     efficiencies = [scale.efficiency for scale in scales]
     assert efficiencies == sorted(efficiencies, reverse=True)
-    assert all(scale.images_per_s == pytest.approx(320 * scale.num_ranks * scale.efficiency) for scale in scales)
+    assert all(
+        scale.images_per_s == pytest.approx(320 * scale.num_ranks * scale.efficiency)
+        for scale in scales
+    )
     assert scales[-1].decision_s == pytest.approx(Link().all_reduce_s(pair_bytes(40), 1024))
 
 
-def test_ranks_with_a_part_of_a_group_wait_twice_at_every_layer_for_those_of_their_group_alone() -> None:
+def test_ranks_with_a_part_of_a_group_wait_twice_at_every_layer_for_those_of_their_group_alone() -> (
+    None
+):
     link = Link(gbit_s=8, latency_us=10)
     assert WHOLE.wait_s(link, 1024, images_per_rank=32) == 0
     assert WHOLE.wait_s(link, 1, images_per_rank=4) == 0

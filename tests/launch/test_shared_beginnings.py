@@ -42,12 +42,23 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def trials_in(folder: Path, data: Path, names: Sequence[str] = tuple(METHODS), **dotted: Any) -> list[Config]:
+def trials_in(
+    folder: Path, data: Path, names: Sequence[str] = tuple(METHODS), **dotted: Any
+) -> list[Config]:
     """The trials of these names."""
-    common = {"train.iterations": ITERATIONS, "train.evaluate_every": 10, "train.checkpoint_every": 4, **dotted}
+    common = {
+        "train.iterations": ITERATIONS,
+        "train.evaluate_every": 10,
+        "train.checkpoint_every": 4,
+        **dotted,
+    }
     method = {"max_branches": 2, "unit_cost": 0.005, "round_iterations": 5}
     return [
-        load_config(config_of(data, folder, **common, **{"run.name": name, "method": method | METHODS[name]}))
+        load_config(
+            config_of(
+                data, folder, **common, **{"run.name": name, "method": method | METHODS[name]}
+            )
+        )
         for name in names
     ]
 
@@ -81,7 +92,9 @@ def train_leader(trial: Config, steps: Path) -> None:
         Trainer._train_step = real  # type: ignore[method-assign]
 
 
-def train_together(trials: Sequence[Config], steps: Path, kill: tuple[str, int] | None = None) -> None:
+def train_together(
+    trials: Sequence[Config], steps: Path, kill: tuple[str, int] | None = None
+) -> None:
     """A job: train all trials with shared beginnings, and be killed at the n-th occurrence of an event."""
     from distbranch.engine import forks
     from distbranch.engine.training_step import TrainingStep
@@ -90,7 +103,10 @@ def train_together(trials: Sequence[Config], steps: Path, kill: tuple[str, int] 
         "_forward_and_backward": TrainingStep,
         "save_checkpoint": forks,  # only a fork's
         "send_off_leavers": forks.Family,
-        **dict.fromkeys(("write_family", "copy_as", "_link_or_copy", "write_tensorboard", "write_json"), shared_prefix),
+        **dict.fromkeys(
+            ("write_family", "copy_as", "_link_or_copy", "write_tensorboard", "write_json"),
+            shared_prefix,
+        ),
     }
     if kill is not None:
         event, left = kill
@@ -122,8 +138,13 @@ def draw_alpha(writer: SummaryWriter, record: Any, run_directory: Path) -> None:
 def training_and_scores(run: Path) -> list[Any]:
     """What metrics.jsonl says of training and evaluations, without what depends on the clock."""
     clock = ("samples_per_second", "data_wait")
-    lines = [line for line in lines_of(run / "metrics.jsonl") if line["kind"] in ("train", "evaluation")]
-    return [without_times({key: value for key, value in line.items() if key not in clock}) for line in lines]
+    lines = [
+        line for line in lines_of(run / "metrics.jsonl") if line["kind"] in ("train", "evaluation")
+    ]
+    return [
+        without_times({key: value for key, value in line.items() if key not in clock})
+        for line in lines
+    ]
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -148,7 +169,9 @@ def assert_as_alone(trials: Sequence[Config], alone: Sequence[Config]) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_data: Path, ranks: RankServer, tmp_path_factory: pytest.TempPathFactory) -> list[Config]:
+def alone(
+    tiny_data: Path, ranks: RankServer, tmp_path_factory: pytest.TempPathFactory
+) -> list[Config]:
     """All trials, each trained by itself on one rank."""
     trials = trials_in(tmp_path_factory.mktemp("alone"), tiny_data)
     ranks.call(train_alone, trials=trials)
@@ -179,16 +202,24 @@ def test_a_family_that_forks_again_and_again_ends_with_the_bits_of_single_trials
     assert trainable_groups(trials) == []
 
     assert max(map(depth, trials)) >= 2, "no fork after a fork, so this proves less than it says"
-    assert beginning(trials[-1]) == ITERATIONS, "no trial took over a whole result, so this proves less than it says"
+    assert beginning(trials[-1]) == ITERATIONS, (
+        "no trial took over a whole result, so this proves less than it says"
+    )
     found = measure_saving(trials)
     assert (found["trials"], found["steps_alone"]) == (8, 8 * ITERATIONS)
-    assert found["steps"] == sum(ITERATIONS - beginning(trial) for trial in trials) == len(steps.read_bytes())
+    assert (
+        found["steps"]
+        == sum(ITERATIONS - beginning(trial) for trial in trials)
+        == len(steps.read_bytes())
+    )
     assert found["seconds"] < found["seconds_alone"]
     assert describe_saving(trials).startswith(
         f"Shared beginnings of 8 trials: {found['steps']} steps trained instead of {8 * ITERATIONS}: "
     )
     for trial in trials:
-        assert json.loads((trial.run_directory / "result.json").read_text())["name"] == trial.run.name
+        assert (
+            json.loads((trial.run_directory / "result.json").read_text())["name"] == trial.run.name
+        )
         assert (trial.run_directory / "environment.json").exists()
     assert _drawn_alphas(trials[-1].run_directory) == [8.0] * len(
         lines_of(trials[-1].run_directory / "decisions.jsonl")
@@ -199,10 +230,16 @@ def _drawn_alphas(run: Path) -> list[float]:
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     tags = events.Tags()["scalars"]
-    return [event.value for event in events.Scalars("decision/alpha")] if "decision/alpha" in tags else []
+    return (
+        [event.value for event in events.Scalars("decision/alpha")]
+        if "decision/alpha" in tags
+        else []
+    )
 
 
-def test_two_ranks_share_beginnings_with_the_same_bits(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
+def test_two_ranks_share_beginnings_with_the_same_bits(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
     names, workers = ("zero", "low", "phi"), {"launch.workers": 2}
     alone = trials_in(tmp_path / "alone", tiny_data, names, **workers)
     for trial in alone:
@@ -258,7 +295,9 @@ def test_families_are_trials_that_differ_only_in_what_acts_at_decisions(tmp_path
     trials = trials_in(tmp_path, tmp_path / "data")
     other_seed = trials_in(tmp_path, tmp_path / "data", ["zero", "lower"], seed=9)
     other_decay = trials_in(tmp_path, tmp_path / "data", ["two"])[0]
-    other_decay = other_decay.model_copy(update={"method": other_decay.method.model_copy(update={"decay": 0.9})})
+    other_decay = other_decay.model_copy(
+        update={"method": other_decay.method.model_copy(update={"decay": 0.9})}
+    )
     fixed = [_with_method(trial, name="fixed") for trial in trials[:2]]
     mixed = [trials[0], other_seed[0], fixed[0], *trials[1:], other_decay, other_seed[1], fixed[1]]
     assert group_by_prefix(mixed) == [trials, other_seed, [fixed[0]], [other_decay], [fixed[1]]]
@@ -286,12 +325,16 @@ def _part_from(leader: Config, leaving: Sequence[Config]) -> None:
     with created_atomically(first.run_directory) as files:
         write_atomically(files.config, to_yaml(first))
         write_family(
-            files, {str(other.run.name): other.method for other in others}, Origin(str(leader.run.name), 7, 1.0)
+            files,
+            {str(other.run.name): other.method for other in others},
+            Origin(str(leader.run.name), 7, 1.0),
         )
     relatives, origin = read_family(RunDirectory(leader.run_directory))
     gone = {trial.run.name for trial in leaving}
     write_family(
-        RunDirectory(leader.run_directory), {name: relatives[name] for name in relatives if name not in gone}, origin
+        RunDirectory(leader.run_directory),
+        {name: relatives[name] for name in relatives if name not in gone},
+        origin,
     )
 
 
@@ -318,7 +361,9 @@ def test_a_leader_killed_while_some_leave_leads_them_no_more(tmp_path: Path) -> 
     trainable_groups(trials)
     before, _ = read_family(RunDirectory(trials[0].run_directory))
     _part_from(trials[0], trials[1:])
-    write_family(RunDirectory(trials[0].run_directory), before, None)  # as if it had been killed before it did this
+    write_family(
+        RunDirectory(trials[0].run_directory), before, None
+    )  # as if it had been killed before it did this
     assert trainable_groups(trials) == [trials[1:], trials[:1]]
 
 

@@ -61,7 +61,9 @@ SPACE = {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
         ({**GRID, "concurrency": 0}, "concurrency: Input should be greater than or equal to 1"),
     ],
 )  # fmt: skip
-def test_a_wrong_sweep_is_told_in_one_sentence(keys: dict[Any, Any], said: str, tmp_path: Path) -> None:
+def test_a_wrong_sweep_is_told_in_one_sentence(
+    keys: dict[Any, Any], said: str, tmp_path: Path
+) -> None:
     file = write_sweep(tmp_path)
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | keys, sort_keys=False))
     with pytest.raises(UsageError) as caught:
@@ -73,7 +75,9 @@ def test_a_wrong_sweep_is_told_in_one_sentence(keys: dict[Any, Any], said: str, 
 @pytest.mark.parametrize(
     ("override", "said"), [("name.x=5", "name: "), ("seeds.x=1", "seeds: "), ("base.x=1", "base: ")]
 )
-def test_an_override_below_a_value_is_told_in_one_sentence(override: str, said: str, tmp_path: Path) -> None:
+def test_an_override_below_a_value_is_told_in_one_sentence(
+    override: str, said: str, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=said):
         load_sweep(write_sweep(tmp_path, **{**GRID, "seeds": [0]}), [override])
 
@@ -92,7 +96,13 @@ def test_an_absent_base_is_told_with_the_files_that_are_there(tmp_path: Path) ->
 
 
 def test_an_override_goes_to_the_sweep_or_to_all_runs_by_its_key(tmp_path: Path) -> None:
-    given = ["concurrency=3", "train.iterations=7", "grid.method.alpha=[1, 4]", "early_stopping.grace=2", "seeds=[5]"]
+    given = [
+        "concurrency=3",
+        "train.iterations=7",
+        "grid.method.alpha=[1, 4]",
+        "early_stopping.grace=2",
+        "seeds=[5]",
+    ]
     sweep = load_sweep(write_sweep(tmp_path, **GRID), given)
     assert sweep.concurrency == 3
     assert sweep.early_stopping is not None
@@ -101,12 +111,16 @@ def test_an_override_goes_to_the_sweep_or_to_all_runs_by_its_key(tmp_path: Path)
     trials = list_trials(sweep)
     assert len(trials) == 4
     assert {(trial.train.iterations, trial.seed) for trial in trials} == {(7, 5)}
-    with pytest.raises(UsageError, match=r"'iterations' is unknown. Did you mean train\.iterations"):
+    with pytest.raises(
+        UsageError, match=r"'iterations' is unknown. Did you mean train\.iterations"
+    ):
         load_sweep(write_sweep(tmp_path, **GRID), ["iterations=7"])
 
 
 def test_what_is_written_is_read_back_as_the_same_sweep(tmp_path: Path) -> None:
-    file = write_sweep(tmp_path, search="random", num_trials=3, space=SPACE | {"model.width": {"choices": [2, 4]}})
+    file = write_sweep(
+        tmp_path, search="random", num_trials=3, space=SPACE | {"model.width": {"choices": [2, 4]}}
+    )
     sweep = load_sweep(file)
     again = tmp_path / "again.yaml"
     again.write_text(sweep_to_yaml(sweep))

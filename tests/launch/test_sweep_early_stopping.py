@@ -19,7 +19,10 @@ def test_a_small_network_is_never_judged_by_large_ones() -> None:
 @pytest.mark.parametrize("reduction", [2.0, 3.0, 4.0])
 def test_who_passes_is_who_lies_above_the_quantile_of_its_class_and_rung(reduction: float) -> None:
     rng = np.random.default_rng(1)
-    halving, seen = SizeClassHalving(grace=5, reduction=reduction), dict[tuple[int, int], list[float]]()
+    halving, seen = (
+        SizeClassHalving(grace=5, reduction=reduction),
+        dict[tuple[int, int], list[float]](),
+    )
     for trial in range(200):
         size, value = int(rng.integers(3)), float(rng.random())
         iteration = 5 * reduction ** int(rng.integers(3))

@@ -23,7 +23,9 @@ SPACE = {
 @pytest.fixture
 def sweep(tmp_path: Path) -> SweepConfig:
     loaded = load_sweep(
-        write_sweep(tmp_path, search="optuna", num_trials=20, seeds=[0, 1], space=SPACE, metric="accuracy")
+        write_sweep(
+            tmp_path, search="optuna", num_trials=20, seeds=[0, 1], space=SPACE, metric="accuracy"
+        )
     )
     loaded.path.mkdir(parents=True)
     return loaded
@@ -51,7 +53,9 @@ def test_proposals_come_with_every_seed_in_range_and_are_told_the_mean(sweep: Sw
     assert len(proposals.trials) == 2 * 20
     told = [
         (trial.value, trials[0].optim.lr)
-        for trial, (_, trials) in zip(proposals.make_study().trials, proposals.proposals, strict=True)
+        for trial, (_, trials) in zip(
+            proposals.make_study().trials, proposals.proposals, strict=True
+        )
     ]
     assert all(value == pytest.approx(1 - abs(rate - 0.01)) for value, rate in told)
 
@@ -69,13 +73,17 @@ def test_a_new_process_knows_every_proposal_and_what_it_reached(sweep: SweepConf
     assert before.propose_trials() == after.propose_trials(), "both ask a study of the same runs"
     states = [trial.state.name for trial in after.make_study().trials]
     assert states == ["COMPLETE", "RUNNING", "FAIL", "RUNNING", "RUNNING"]
-    assert [trial.params for trial in after.make_study().trials] == [line["drawn"] for line, _ in before.proposals]
+    assert [trial.params for trial in after.make_study().trials] == [
+        line["drawn"] for line, _ in before.proposals
+    ]
 
 
 def test_no_setting_is_proposed_twice_and_the_search_ends_where_nothing_is_new(
     sweep: SweepConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    few = sweep.model_copy(update={"space": {"model.width": Range(choices=(2, 4, 8))}, "num_trials": 5})
+    few = sweep.model_copy(
+        update={"space": {"model.width": Range(choices=(2, 4, 8))}, "num_trials": 5}
+    )
     directory = SweepDirectory(few.path)
     widths = []
     for _ in range(2):  # another process knows what the one before proposed
@@ -88,7 +96,9 @@ def test_no_setting_is_proposed_twice_and_the_search_ends_where_nothing_is_new(
     assert "ends after 3 settings instead of num_trials=5" in caplog.text
 
 
-def test_without_optuna_one_sentence_says_what_to_install(sweep: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optuna_one_sentence_says_what_to_install(
+    sweep: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UsageError, match=r"pip install 'distbranch\[optuna\]'"):
         OptunaSearch(sweep, SweepDirectory(sweep.path))

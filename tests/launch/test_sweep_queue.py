@@ -14,7 +14,13 @@ from distbranch.errors import UserError
 from distbranch.sweep.plan import list_trials
 from distbranch.sweep.queue import FamilyQueue
 from distbranch.sweep.shared_prefix import group_by_prefix, trainable_groups
-from distbranch.sweep.trial_status import FAILED, FINISHED, STOPPED_EARLY, UNFINISHED, SweepDirectory
+from distbranch.sweep.trial_status import (
+    FAILED,
+    FINISHED,
+    STOPPED_EARLY,
+    UNFINISHED,
+    SweepDirectory,
+)
 
 MakeQueue = Callable[..., FamilyQueue]
 
@@ -69,7 +75,9 @@ def test_every_trial_is_handed_out_once_and_never_more_than_the_concurrency(
             queue.on_trial_complete(trial_id, {"kind": "ended", "reason": None})
     assert queue.suggest("last") == FamilyQueue.FINISHED
     assert names == [trial.run.name for trial in trials]
-    assert [event["status"] for event in queue.events if event["kind"] == "ended"] == [FINISHED] * len(trials)
+    assert [event["status"] for event in queue.events if event["kind"] == "ended"] == [
+        FINISHED
+    ] * len(trials)
 
 
 def test_a_trial_that_fails_is_recorded_with_its_reason_and_not_tried_twice(
@@ -104,7 +112,9 @@ def test_a_trial_that_does_not_pass_gets_its_stop_word_and_is_settled(
     assert again.suggest("a") == FamilyQueue.FINISHED
 
 
-def test_families_that_become_ready_while_their_leader_trains_join_the_queue(tmp_path: Path) -> None:
+def test_families_that_become_ready_while_their_leader_trains_join_the_queue(
+    tmp_path: Path,
+) -> None:
     grid = {"method.alpha": [1.0, 2.0, 4.0]}
     trials = list_trials(load_sweep(write_sweep(tmp_path, grid=grid)))
     directory = SweepDirectory(trials[0].run_directory.parent)
@@ -112,11 +122,18 @@ def test_families_that_become_ready_while_their_leader_trains_join_the_queue(tmp
     left = list[Config]()
 
     def forked(root: list[Config]) -> list[list[Config]]:
-        families = [[config for config in root if config not in left], *([config] for config in left)]
-        return [family for family in families if not (family[0].run_directory / "result.json").exists()]
+        families = [
+            [config for config in root if config not in left],
+            *([config] for config in left),
+        ]
+        return [
+            family for family in families if not (family[0].run_directory / "result.json").exists()
+        ]
 
     events: list[dict[str, Any]] = []
-    queue = FamilyQueue([trials], ready=forked, directory=directory, concurrency=3, report=events.append)
+    queue = FamilyQueue(
+        [trials], ready=forked, directory=directory, concurrency=3, report=events.append
+    )
     assert leader(queue.suggest("a")).run.name == "alpha1-seed3"
     assert queue.suggest("b") is None
     left.append(trials[2])  # it decides otherwise
@@ -135,9 +152,13 @@ def test_families_that_become_ready_while_their_leader_trains_join_the_queue(tmp
     assert ended == ["alpha1-seed3", "alpha2-seed3", "alpha4-seed3"]
 
 
-def test_a_shared_beginning_counts_for_each_trial_and_who_is_alone_is_judged(tmp_path: Path) -> None:
+def test_a_shared_beginning_counts_for_each_trial_and_who_is_alone_is_judged(
+    tmp_path: Path,
+) -> None:
     grid = {"method.alpha": [1.0, 2.0]}
-    first, other = list_trials(load_sweep(write_sweep(tmp_path, grid=grid, run={"train.iterations": 4000})))
+    first, other = list_trials(
+        load_sweep(write_sweep(tmp_path, grid=grid, run={"train.iterations": 4000}))
+    )
     directory = SweepDirectory(first.run_directory.parent)
     directory.path.mkdir(parents=True)
     together = [[first, other]]
@@ -171,7 +192,9 @@ def test_a_shared_beginning_counts_for_each_trial_and_who_is_alone_is_judged(tmp
     assert (first.run_directory / "stop").exists()
 
 
-def test_a_folder_with_other_files_fails_its_trial_and_no_other(make_queue: MakeQueue, trials: list[Config]) -> None:
+def test_a_folder_with_other_files_fails_its_trial_and_no_other(
+    make_queue: MakeQueue, trials: list[Config]
+) -> None:
     trials[0].run_directory.mkdir(parents=True)
     (trials[0].run_directory / "notes.txt").write_text("mine")
     queue = make_queue(roots=group_by_prefix(trials[:2]))
@@ -206,10 +229,15 @@ def test_what_stands_on_the_disk_decides_whatever_ended_before(trials: list[Conf
     assert directory.read_statuses(trials[:1])[name].status == FINISHED
 
 
-def test_a_damaged_family_is_told_as_the_reason(make_queue: MakeQueue, trials: list[Config]) -> None:
+def test_a_damaged_family_is_told_as_the_reason(
+    make_queue: MakeQueue, trials: list[Config]
+) -> None:
     def damaged(_: Any) -> list[list[Config]]:
         raise UserError("family.json is damaged.")
 
     queue = make_queue(roots=group_by_prefix(trials[:1]), ready=damaged)
     assert queue.suggest("a") == FamilyQueue.FINISHED
-    assert queue.directory.read_statuses(trials[:1])[str(trials[0].run.name)].reason == "family.json is damaged."
+    assert (
+        queue.directory.read_statuses(trials[:1])[str(trials[0].run.name)].reason
+        == "family.json is damaged."
+    )

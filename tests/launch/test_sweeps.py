@@ -26,10 +26,17 @@ TIMEOUT_S = 400
 def start(file: Path, *overrides: str) -> subprocess.Popen[str]:
     """Start `distbranch sweep`; its output goes to a file beside the sweep's."""
     paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+    }
     with (file.parent / "output.txt").open("w") as output:
         command = [sys.executable, "-m", "distbranch", "sweep", str(file), *overrides]
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, env=environment)
+        return subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, text=True, env=environment
+        )
 
 
 def run_sweep(file: Path, *overrides: str) -> tuple[int, str]:
@@ -63,7 +70,12 @@ def wait_until(holds: object, process: subprocess.Popen[str]) -> None:
 
 def write_good_and_poor(folder: Path, data: Path) -> Path:
     """A sweep of two trials of either width; of each the one that learns is first, and the other is judged by it."""
-    run = {"method.name": "fixed", "train.iterations": 120, "train.evaluate_every": 40, "train.checkpoint_every": 20}
+    run = {
+        "method.name": "fixed",
+        "train.iterations": 120,
+        "train.evaluate_every": 40,
+        "train.checkpoint_every": 20,
+    }
     return write_sweep(
         folder,
         data,
@@ -86,7 +98,9 @@ def assert_poor_ones_were_stopped(directory: Path) -> None:
             assert float(row["latency_ms"]) > 0
 
 
-def test_a_sweep_stops_poor_trials_of_a_size_and_repeats_nothing(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_sweep_stops_poor_trials_of_a_size_and_repeats_nothing(
+    tiny_data: Path, tmp_path: Path
+) -> None:
     file = write_good_and_poor(tmp_path, tiny_data)
     code, output = run_sweep(file)
     assert code == 0, output
@@ -98,7 +112,9 @@ def test_a_sweep_stops_poor_trials_of_a_size_and_repeats_nothing(tiny_data: Path
 
 
 @pytest.mark.cluster  # for its time
-def test_trials_after_an_interruption_are_judged_by_those_before_it(tiny_data: Path, tmp_path: Path) -> None:
+def test_trials_after_an_interruption_are_judged_by_those_before_it(
+    tiny_data: Path, tmp_path: Path
+) -> None:
     file, directory = write_good_and_poor(tmp_path, tiny_data), tmp_path / "runs" / "tiny"
     process = start(file)
     wait_until(lambda: (directory / "width12-lr1e-06-seed3" / "environment.json").exists(), process)
@@ -108,7 +124,10 @@ def test_trials_after_an_interruption_are_judged_by_those_before_it(tiny_data: P
     assert list(before) == ["width12-lr0.01-seed3"]
     statuses = [row["status"] for row in make_rows(directory).values()]
     assert statuses[0] == "finished"
-    assert statuses[1] in ("unfinished", "stopped early")  # it may have come to the first rung before the signal
+    assert statuses[1] in (
+        "unfinished",
+        "stopped early",
+    )  # it may have come to the first rung before the signal
     assert statuses[2:] == ["unfinished"] * 2
 
     code, output = run_sweep(file)
@@ -158,14 +177,18 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_repeats_no_finished_trial(
         "width2-alpha0-seed0",
         "width3-alpha50-seed2",
     ):  # a trial is what the same run is by itself, bit for bit
-        config = load_config(directory / name / "config.yaml", {"run.directory": str(tmp_path / "alone")})
+        config = load_config(
+            directory / name / "config.yaml", {"run.directory": str(tmp_path / "alone")}
+        )
         ended = ranks.call(train_tiny, config=config.model_dump())
         assert ended["end"] == "done", ended
         assert_same_content(directory / name, tmp_path / "alone" / name)
 
 
 @pytest.mark.cluster
-def test_trials_of_two_workers_run_two_at_a_time_and_one_that_fails_is_told(tiny_data: Path, tmp_path: Path) -> None:
+def test_trials_of_two_workers_run_two_at_a_time_and_one_that_fails_is_told(
+    tiny_data: Path, tmp_path: Path
+) -> None:
     file = write_sweep(
         tmp_path,
         tiny_data,

@@ -24,7 +24,13 @@ def stop_a_sweep(config: dict[str, Any], is_trained: bool) -> dict[str, Any]:
     trial = load_config(config)
     directory = SweepDirectory(trial.run_directory.parent, trial.run_directory.parent)
     events: list[dict[str, Any]] = []
-    queue = FamilyQueue([[trial]], ready=lambda root: [root], directory=directory, concurrency=1, report=events.append)
+    queue = FamilyQueue(
+        [[trial]],
+        ready=lambda root: [root],
+        directory=directory,
+        concurrency=1,
+        report=events.append,
+    )
     assert queue.suggest("first") is not None
     files, ended = RunDirectory(trial.run_directory), threading.Event()
     seconds = 2.0 if is_trained else 600.0
@@ -47,11 +53,25 @@ def stop_a_sweep(config: dict[str, Any], is_trained: bool) -> dict[str, Any]:
     }
 
 
-def test_a_trial_that_waits_for_room_is_not_awaited(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
+def test_a_trial_that_waits_for_room_is_not_awaited(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
     found = ranks.call(stop_a_sweep, config=config_of(tiny_data, tmp_path), is_trained=False)
-    assert found == {"kind": "StoppedEarly", "waited": False, "asked": False, "told": ["begun", "stopping"]}
+    assert found == {
+        "kind": "StoppedEarly",
+        "waited": False,
+        "asked": False,
+        "told": ["begun", "stopping"],
+    }
 
 
-def test_a_trial_that_is_being_saved_is_awaited(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
+def test_a_trial_that_is_being_saved_is_awaited(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
     found = ranks.call(stop_a_sweep, config=config_of(tiny_data, tmp_path), is_trained=True)
-    assert found == {"kind": "StoppedEarly", "waited": True, "asked": True, "told": ["begun", "stopping"]}
+    assert found == {
+        "kind": "StoppedEarly",
+        "waited": True,
+        "asked": True,
+        "told": ["begun", "stopping"],
+    }

@@ -33,14 +33,23 @@ def test_a_finished_run_gives_the_logits_that_it_gave(kind: str) -> None:
 
 def test_the_first_runs_knew_neither_fractions_of_a_width_nor_low_rank() -> None:
     architecture = json.loads((RUNS / "grown" / "model" / "model.json").read_text())["architecture"]
-    first = {key: value for key, value in architecture.items() if key not in ("width_fraction", "low_rank")}
+    first = {
+        key: value
+        for key, value in architecture.items()
+        if key not in ("width_fraction", "low_rank")
+    }
     assert is_earlier(first)
     assert rename_earlier(first, {}) == rename_earlier(architecture, {})
 
 
 def test_slots_of_an_optimiser_are_renamed_as_their_parameters_are() -> None:
     architecture = json.loads((RUNS / "grown" / "model" / "model.json").read_text())["architecture"]
-    names = ("layers.fc6.1.linear.weight", "layers.conv1.0.conv.weight", "layers.fc6.1.norm.bias", "heads.weight")
+    names = (
+        "layers.fc6.1.linear.weight",
+        "layers.conv1.0.conv.weight",
+        "layers.fc6.1.norm.bias",
+        "heads.weight",
+    )
     _, slots = rename_earlier(architecture, {f"{name}:exp_avg": torch.zeros(1) for name in names})
     _, weights = rename_earlier(architecture, {name: torch.zeros(1) for name in names})
     assert next(iter(weights)) == "units.fc6.1.product.weight"

@@ -17,11 +17,16 @@ TASKS = (*(Task(f"task {number}") for number in range(4)), COLOUR)
 
 
 def wide_of(width: int | None, num_tasks: int, size: tuple[int, int] = (64, 48)) -> Architecture:
-    return Architecture.thin("vgg16", width, size, tuple(Task(f"task {number}") for number in range(num_tasks)))
+    return Architecture.thin(
+        "vgg16", width, size, tuple(Task(f"task {number}") for number in range(num_tasks))
+    )
 
 
 def trained(wide: Architecture) -> Network:
-    network, draw = Network(wide, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)), torch.Generator().manual_seed(1)
+    network, draw = (
+        Network(wide, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)),
+        torch.Generator().manual_seed(1),
+    )
     for value in network.state_dict().values():
         if value.is_floating_point() and value.ndim == 1:
             value.add_(torch.rand(value.shape, generator=draw) * 0.5)
@@ -37,7 +42,9 @@ def low_rank_of(network: Network) -> Network:
 
 
 def pixels(count: int = 3, size: tuple[int, int] = (64, 48)) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return torch.randint(
+        0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
 
 
 def test_the_papers_number_of_weights() -> None:
@@ -47,7 +54,9 @@ def test_the_papers_number_of_weights() -> None:
 def test_a_narrower_network_has_the_same_share_of_its_width_in_eights() -> None:
     half = Architecture.thin("vgg16", None, (64, 64), TASKS, width_fraction=0.5)
     state = Network(half.factorised()).state_dict()
-    sizes = {name: len(state[f"units.{name}.0.product.basis.weight"]) for name in half.backbone.names}
+    sizes = {
+        name: len(state[f"units.{name}.0.product.basis.weight"]) for name in half.backbone.names
+    }
     assert sizes == {
         **dict.fromkeys(("conv1_1", "conv1_2", "conv2_1", "conv2_2"), 8),
         **dict.fromkeys(("conv3_1", "conv3_2", "conv3_3"), 16),
@@ -70,7 +79,9 @@ def test_weights_and_multiply_adds_are_those_of_the_network(width: int) -> None:
         module.register_forward_hook(count)
     network(torch.zeros(1, 3, 64, 48))
     assert sum(module.weight.numel() for module in weights) == num_weights(architecture)
-    assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters(architecture)
+    assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters(
+        architecture
+    )
     assert sum(counted) + network.heads.weight.numel() == multiply_adds(architecture)
 
 
@@ -90,7 +101,9 @@ def test_factors_of_a_weight_of_lower_rank_are_finite() -> None:
 
 @torch.no_grad()
 def test_a_network_whose_layers_have_the_rank_of_the_basis_stays_as_it_is() -> None:
-    network = trained(Architecture.thin("vgg16", 4, (64, 48), TASKS))  # 4 filters, fc 8: no basis is smaller
+    network = trained(
+        Architecture.thin("vgg16", 4, (64, 48), TASKS)
+    )  # 4 filters, fc 8: no basis is smaller
     expected, found = network(pixels()), low_rank_of(network)(pixels())
     for name, logits in expected.items():
         torch.testing.assert_close(found[name], logits, rtol=1e-3, atol=1e-4)
@@ -113,7 +126,9 @@ def test_all_factors_of_a_wider_network_are_trained() -> None:
     network = low_rank_of(trained(wide_of(40, 6, (32, 32)))).train()
     assert network.get_parameter("units.conv1_2.0.product.basis.weight").shape == (8, 40, 3, 3)
     network(torch.randn(4, 3, 32, 32), flat=True).square().sum().backward()  # type: ignore[union-attr]
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.any() for parameter in network.parameters()
+    )
 
 
 def test_what_has_no_low_rank_form_is_refused() -> None:
@@ -124,10 +139,13 @@ def test_what_has_no_low_rank_form_is_refused() -> None:
     with pytest.raises(UserError, match="layers of vgg16, found the layer fc5"):
         Network(Architecture.thin("vgg9", 8, (32, 32), wide.tasks).factorised())
     with pytest.raises(
-        UserError, match=r"as wide as .* conv1_1 of wide has 8 units and this one's 16\. Give model\.width"
+        UserError,
+        match=r"as wide as .* conv1_1 of wide has 8 units and this one's 16\. Give model\.width",
     ):
         low_rank_beginning(wide_network(Network(wide), "wide"), wide_of(16, 3).factorised())
-    with pytest.raises(UserError, match=r"the same tasks .* it has 3 and the data set 4, which differ in task 3"):
+    with pytest.raises(
+        UserError, match=r"the same tasks .* it has 3 and the data set 4, which differ in task 3"
+    ):
         low_rank_beginning(wide_network(Network(wide), "wide"), wide_of(8, 4).factorised())
     with pytest.raises(UserError, match="Leave out --tasks"):
         restrict(Network(wide.factorised()), ["task 0"])

@@ -19,7 +19,8 @@ def binary(count: int) -> tuple[Task, ...]:
 
 
 @pytest.mark.parametrize(
-    ("width", "num_tasks", "expected"), [(None, 40, 134_411_968), (None, 50, 134_452_928), (32, 40, 218_464)]
+    ("width", "num_tasks", "expected"),
+    [(None, 40, 134_411_968), (None, 50, 134_452_928), (32, 40, 218_464)],
 )
 def test_the_papers_numbers_of_weights(width: int | None, num_tasks: int, expected: int) -> None:
     assert num_weights(Architecture.thin("vgg16", width, (224, 224), binary(num_tasks))) == expected
@@ -36,7 +37,9 @@ def test_parameters_of_a_grown_network_are_those_of_its_branches() -> None:
     architecture = Architecture.thin("vgg9", 16, (40, 56), binary(5))
     tree = architecture.tree.split(Split(8, ((0, 1), (2,), (3, 4)))).split(Split(7, ((0, 2), (1,))))
     grown = architecture.with_tree(tree)
-    assert num_parameters(grown) == sum(parameter.numel() for parameter in Network(grown).parameters())
+    assert num_parameters(grown) == sum(
+        parameter.numel() for parameter in Network(grown).parameters()
+    )
     extra = 2 * (32 * 32) + 16 * 2 * 3 * 32  # two more of fc6, one more of fc5 on 2x3 positions
     assert num_weights(grown) - num_weights(architecture) == extra
     assert multiply_adds(grown) - multiply_adds(architecture) == extra
@@ -73,7 +76,9 @@ def test_thin_widths_caps_and_pools_are_those_of_the_paper() -> None:
 def test_any_image_from_32x32_on_works(backbone: str, size: tuple[int, int]) -> None:
     network = Network(Architecture.thin(backbone, 4, size, binary(3)))
     outputs = network(torch.zeros(2, 3, *size, dtype=torch.uint8))
-    assert {name: tuple(logits.shape) for name, logits in outputs.items()} == {f"task {k}": (2,) for k in range(3)}
+    assert {name: tuple(logits.shape) for name, logits in outputs.items()} == {
+        f"task {k}": (2,) for k in range(3)
+    }
 
 
 def test_bytes_are_normalised_inside_and_floats_are_taken_as_they_are() -> None:
@@ -93,7 +98,9 @@ def test_the_same_generator_gives_the_same_weights_and_the_global_one_is_left_al
     assert torch.equal(torch.rand(3), expected)
     one.init(torch.Generator().manual_seed(7))
     other.init(torch.Generator().manual_seed(7))
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    assert all(
+        torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items()
+    )
     other.init(torch.Generator().manual_seed(8))
     assert not torch.equal(one.heads.weight, other.heads.weight)
 

@@ -47,12 +47,16 @@ def trained(architecture: Architecture, seed: int = 0) -> Network:
 
 
 def pixels(count: int = 3) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, 36, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (count, 3, 36, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def designs() -> dict[str, Architecture]:
     """A tree, a low-rank network and a policy that skips blocks with and without a projection."""
-    policy = tuple(tuple((task + block) % 3 > 0 for block in range(8)) for task in range(len(TASKS)))
+    policy = tuple(
+        tuple((task + block) % 3 > 0 for block in range(8)) for task in range(len(TASKS))
+    )
     return {
         "tree": architecture_of("vgg9", 5, 3),
         "low-rank": architecture_of("vgg16", 24, 0).factorised(),
@@ -73,9 +77,13 @@ def test_the_folded_network_gives_the_same_logits(kind: str) -> None:
         torch.testing.assert_close(found[name], logits, rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("names", [["a"], ["size", "a"], ["colour", "c"], ["c", "size", "b"], [t.name for t in TASKS]])
+@pytest.mark.parametrize(
+    "names", [["a"], ["size", "a"], ["colour", "c"], ["c", "size", "b"], [t.name for t in TASKS]]
+)
 @torch.inference_mode()
-def test_a_network_of_some_tasks_gives_their_logits_with_the_branches_they_need(names: list[str]) -> None:
+def test_a_network_of_some_tasks_gives_their_logits_with_the_branches_they_need(
+    names: list[str],
+) -> None:
     network = trained(architecture_of("vgg9", 8, 3))
     smaller = restrict(network, names)
     images = pixels()
@@ -85,7 +93,9 @@ def test_a_network_of_some_tasks_gives_their_logits_with_the_branches_they_need(
         torch.testing.assert_close(logits, expected[name], rtol=0, atol=1e-5)
     kept = {number for number, task in enumerate(TASKS) if task.name in names}
     for layer in range(1, network.architecture.tree.num_layers + 1):
-        needed = [branch for branch in network.architecture.tree.branches(layer) if kept & set(branch)]
+        needed = [
+            branch for branch in network.architecture.tree.branches(layer) if kept & set(branch)
+        ]
         assert smaller.architecture.tree.num_branches(layer) == len(needed)
 
 

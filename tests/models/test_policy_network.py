@@ -25,7 +25,9 @@ def some_policy(num_blocks: int = 8, seed: int = 0) -> Policy:
     return tuple(map(tuple, drawn.tolist()))
 
 
-def architecture(policy: Policy | None = None, width: int | None = 8, backbone: str = "resnet18") -> Architecture:
+def architecture(
+    policy: Policy | None = None, width: int | None = 8, backbone: str = "resnet18"
+) -> Architecture:
     """Of a policy, or of a search for one."""
     thin = Architecture.thin(backbone, width, (48, 40), TASKS)
     return replace(thin, searches=True) if policy is None else thin.with_policy(policy)
@@ -40,7 +42,12 @@ def warmed(network: Network) -> Network:
     """With running statistics and scales that are not those of the beginning, in eval mode."""
     for module in network.modules():
         if isinstance(module, BatchNorm):
-            for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+            for tensor in (
+                module.running_mean,
+                module.running_var,
+                module.weight.data,
+                module.bias.data,
+            ):
                 assert tensor is not None
                 tensor.uniform_(0.5, 1.5)
     return network.eval()
@@ -55,7 +62,11 @@ def one_by_one(network: Network, images: Tensor, shares: Tensor) -> Tensor:
         for block, (execute, skip) in zip(blocks_of(network), shares[task], strict=True):
             shortcut = block.shortcut(x)
             x = (execute * block.execute(x, shortcut) if block.first else 0) + skip * shortcut
-        outputs.append(functional.linear(x.mean((2, 3)), network.heads.weight[columns], network.heads.bias[columns]))
+        outputs.append(
+            functional.linear(
+                x.mean((2, 3)), network.heads.weight[columns], network.heads.bias[columns]
+            )
+        )
     return torch.cat(outputs, dim=1)
 
 
@@ -69,7 +80,9 @@ def test_a_hard_policy_gives_what_one_pass_per_task_gives(seed: int) -> None:
 
 
 @pytest.mark.parametrize("num_released", [0, 1, 5, 8])
-def test_soft_decisions_on_the_last_blocks_give_what_one_pass_per_task_gives(num_released: int) -> None:
+def test_soft_decisions_on_the_last_blocks_give_what_one_pass_per_task_gives(
+    num_released: int,
+) -> None:
     network, images = warmed(Network(architecture())), torch.randn(2, 3, 48, 40)
     shares = torch.tensor([1.0, 0.0]).repeat(3, 8, 1)
     shares[:, 8 - num_released :] = torch.rand(3, num_released, 2).softmax(dim=2)
@@ -84,7 +97,9 @@ def test_decisions_get_a_gradient_and_every_weight_does() -> None:
     network(torch.randn(4, 3, 48, 40), decisions, flat=True).square().sum().backward()
     assert decisions.grad is not None
     assert decisions.grad.ne(0).all()
-    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
+    assert all(
+        parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad
+    )
 
 
 def test_with_a_policy_every_weight_that_there_is_gets_a_gradient() -> None:
@@ -113,11 +128,17 @@ def test_the_tree_of_a_policy_joins_tasks_as_long_as_they_decided_alike() -> Non
         for block in range(1, 9):
             branches = tree.branches(block)
             together = {(i, j) for branch in branches for i, j in itertools.combinations(branch, 2)}
-            alike = {(i, j) for i, j in itertools.combinations(range(3), 2) if policy[i][:block] == policy[j][:block]}
+            alike = {
+                (i, j)
+                for i, j in itertools.combinations(range(3), 2)
+                if policy[i][:block] == policy[j][:block]
+            }
             assert together == alike
 
 
-@pytest.mark.parametrize(("backbone", "weights"), [("resnet18", 11_166_912), ("resnet34", 21_267_648)])
+@pytest.mark.parametrize(
+    ("backbone", "weights"), [("resnet18", 11_166_912), ("resnet34", 21_267_648)]
+)
 def test_full_width_is_that_of_the_published_networks(backbone: str, weights: int) -> None:
     network = Network(architecture(None, width=None, backbone=backbone))
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
@@ -130,7 +151,9 @@ def test_shapes_are_those_of_the_features() -> None:
     network, sizes = Network(design).eval(), []
     for block in blocks_of(network):
         assert block.second is not None
-        block.second.register_forward_hook(lambda _, __, output: sizes.append(tuple(output.shape[1:])))
+        block.second.register_forward_hook(
+            lambda _, __, output: sizes.append(tuple(output.shape[1:]))
+        )
     network(torch.randn(1, 3, 75, 53))
     assert sizes == [(spec.width, *spec.positions) for spec in design.specs if spec.may_skip]
     assert Architecture.from_json(design.to_json()) == design
@@ -163,7 +186,9 @@ def test_costs_are_those_of_the_convolutions_that_are_there_and_run(seed: int) -
     network.eval()(torch.rand(1, 3, 75, 53))
     assert sum(counted) + network.heads.weight.numel() == multiply_adds(design)
     assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters(design)
-    weights = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    weights = sum(
+        m.weight.numel() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)
+    )
     assert weights == num_weights(design)
 
 

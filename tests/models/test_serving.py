@@ -35,9 +35,13 @@ class Watch(TorchDispatchMode):
 def test_outputs_and_gradients_are_those_of_every_output_alone(owners: list[int]) -> None:
     torch.manual_seed(0)
     heads = nn.Linear(6, len(owners)).double()
-    features = [torch.randn(4, 6, dtype=torch.float64, requires_grad=True) for _ in range(max(owners) + 1)]
+    features = [
+        torch.randn(4, 6, dtype=torch.float64, requires_grad=True) for _ in range(max(owners) + 1)
+    ]
     found = Serving(owners)(heads, features)
-    alone = [features[owner] @ heads.weight[row] + heads.bias[row] for row, owner in enumerate(owners)]
+    alone = [
+        features[owner] @ heads.weight[row] + heads.bias[row] for row, owner in enumerate(owners)
+    ]
     torch.testing.assert_close(found, torch.stack(alone, dim=1), rtol=0, atol=1e-12)
     wanted = [*features, heads.weight, heads.bias]
     towards = torch.randn_like(found)
@@ -57,11 +61,18 @@ def test_a_thousand_outputs_need_one_product_per_branch_and_no_table_of_all_feat
         products = watch.counts["aten.mm"]
         outputs.sum().backward()
     assert products == 8
-    assert watch.largest == num_outputs * num_features, "the weights are the largest of all, forward and backward"
+    assert watch.largest == num_outputs * num_features, (
+        "the weights are the largest of all, forward and backward"
+    )
 
 
 def test_a_tree_and_a_policy_have_one_product_per_branch_of_the_top_layer() -> None:
-    tasks = (Task("a"), Task("colour", "categorical", ("red", "green", "blue")), Task("b"), Task("c"))
+    tasks = (
+        Task("a"),
+        Task("colour", "categorical", ("red", "green", "blue")),
+        Task("b"),
+        Task("c"),
+    )
     design = Architecture.thin("vgg9", 8, (32, 32), tasks)
     tree = Network(design.with_tree(design.tree.split(Split(8, ((0, 2), (1, 3)))))).eval()
     policy = ((True,) * 8, (*(True,) * 7, False), (True,) * 8, (*(True,) * 7, False))

@@ -24,7 +24,9 @@ from distbranch.tasks import Task
 TASKS = (Task("one"), Task("other"))
 
 
-def thin(width: int | None, size: tuple[int, int] = (64, 96), backbone: str = "vgg16") -> Architecture:
+def thin(
+    width: int | None, size: tuple[int, int] = (64, 96), backbone: str = "vgg16"
+) -> Architecture:
     return Architecture.thin(backbone, width, size, TASKS)
 
 
@@ -44,13 +46,18 @@ def top_of(network: Network, images: Tensor) -> Tensor:
     return seen[0]
 
 
-def reference(state: dict[str, Tensor], rows: list[tuple[int, ...]], images: Tensor, *, batch_norm: bool) -> Tensor:
+def reference(
+    state: dict[str, Tensor], rows: list[tuple[int, ...]], images: Tensor, *, batch_norm: bool
+) -> Tensor:
     """torchvision's VGG-16 in evaluation, with the chosen filters of every layer and no others."""
     x, kept = images, list(range(images.shape[1]))
     for number, place in enumerate(convolution_places(batch_norm=batch_norm)):
         chosen = list(rows[number])
         x = functional.conv2d(
-            x, state[f"features.{place}.weight"][chosen][:, kept], state[f"features.{place}.bias"][chosen], padding=1
+            x,
+            state[f"features.{place}.weight"][chosen][:, kept],
+            state[f"features.{place}.bias"][chosen],
+            padding=1,
         )
         if batch_norm:
             norm = [
@@ -62,7 +69,11 @@ def reference(state: dict[str, Tensor], rows: list[tuple[int, ...]], images: Ten
         x = functional.max_pool2d(x, 2) if number in POOLED else x
         kept = chosen
     x = functional.adaptive_avg_pool2d(x, (7, 7)).flatten(1)
-    fc6 = state["classifier.0.weight"][list(rows[13])].view(len(rows[13]), 512, 49)[:, kept].flatten(1)
+    fc6 = (
+        state["classifier.0.weight"][list(rows[13])]
+        .view(len(rows[13]), 512, 49)[:, kept]
+        .flatten(1)
+    )
     x = functional.relu(functional.linear(x, fc6, state["classifier.0.bias"][list(rows[13])]))
     fc7 = state["classifier.3.weight"][list(rows[14])][:, list(rows[13])]
     return functional.relu(functional.linear(x, fc7, state["classifier.3.bias"][list(rows[14])]))
@@ -87,37 +98,52 @@ def test_the_thin_network_computes_what_the_chosen_filters_computed(
 ) -> None:
     state = vgg16_state(batch_norm=batch_norm)
     torch.save(state, tmp_path / "vgg.pth")
-    beginning = thin_beginning(read_weights(tmp_path / "vgg.pth"), thin(4, size), "random-rows", seed=3)
+    beginning = thin_beginning(
+        read_weights(tmp_path / "vgg.pth"), thin(4, size), "random-rows", seed=3
+    )
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     expected = reference(state, list(beginning.rows.values()), images, batch_norm=batch_norm)
     assert expected.count_nonzero() > 2
-    torch.testing.assert_close(features(thin(4, size), beginning, images), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        features(thin(4, size), beginning, images), expected, rtol=1e-4, atol=1e-5
+    )
 
 
-def test_rows_of_every_layer_are_those_of_somp_on_the_columns_that_are_left(vgg_file: Path, vgg: WideNetwork) -> None:
+def test_rows_of_every_layer_are_those_of_somp_on_the_columns_that_are_left(
+    vgg_file: Path, vgg: WideNetwork
+) -> None:
     state = torch.load(vgg_file, weights_only=True)
     rows = list(thin_beginning(vgg, thin(8, (224, 224))).rows.values())
     for number, place in enumerate(convolution_places(batch_norm=False)[:5]):
         kept = list(rows[number - 1]) if number else [0, 1, 2]
-        assert list(rows[number]) == select_rows(state[f"features.{place}.weight"][:, kept].flatten(1), 8)
+        assert list(rows[number]) == select_rows(
+            state[f"features.{place}.weight"][:, kept].flatten(1), 8
+        )
     fc6 = state["classifier.0.weight"].view(4096, 512, 49)[:, list(rows[12])].flatten(1)
     assert list(rows[13]) == select_rows(fc6, 16)
 
 
-def test_files_of_timm_old_files_and_wrapped_ones_give_the_same(tmp_path: Path, vgg: WideNetwork) -> None:
+def test_files_of_timm_old_files_and_wrapped_ones_give_the_same(
+    tmp_path: Path, vgg: WideNetwork
+) -> None:
     state = vgg16_state()
     torch.save(vgg16_state(timm=True), tmp_path / "timm.pth")
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     torch.save(
-        {"epoch": 3, "state_dict": {f"module.{name}": part for name, part in state.items()}}, tmp_path / "wrapped.pth"
+        {"epoch": 3, "state_dict": {f"module.{name}": part for name, part in state.items()}},
+        tmp_path / "wrapped.pth",
     )
     for name in ("timm", "old", "wrapped"):
-        for layer, expected in zip(read_weights(tmp_path / f"{name}.pth").layers, vgg.layers, strict=True):
+        for layer, expected in zip(
+            read_weights(tmp_path / f"{name}.pth").layers, vgg.layers, strict=True
+        ):
             assert torch.equal(layer.weight[:3], expected.weight[:3]), name
             assert torch.equal(layer.mean, expected.mean), name
 
 
-def test_blue_first_turns_the_colours_of_the_first_layer_and_nothing_else(vgg_file: Path, vgg: WideNetwork) -> None:
+def test_blue_first_turns_the_colours_of_the_first_layer_and_nothing_else(
+    vgg_file: Path, vgg: WideNetwork
+) -> None:
     turned = read_weights(vgg_file, bgr=True)
     assert torch.equal(turned.layers[0].weight, vgg.layers[0].weight[:, [2, 1, 0]])
     assert torch.equal(turned.layers[1].weight, vgg.layers[1].weight)
@@ -129,13 +155,21 @@ def test_safetensors_files_are_read(tmp_path: Path) -> None:
     for (
         name,
         part,
-    ) in state.items():  # as the library would write it; all zeros but the first tensor, so a file with holes
+    ) in (
+        state.items()
+    ):  # as the library would write it; all zeros but the first tensor, so a file with holes
         size = 4 * part.numel()
-        header[name] = {"dtype": "F32", "shape": list(part.shape), "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(part.shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     text = str(header).replace("'", '"').encode()
     with (tmp_path / "vgg.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text + state["features.0.weight"].numpy().tobytes())
+        file.write(
+            struct.pack("<Q", len(text)) + text + state["features.0.weight"].numpy().tobytes()
+        )
         os.truncate(file.fileno(), 8 + len(text) + offset)
     layers = read_weights(tmp_path / "vgg.safetensors").layers
     assert torch.equal(layers[0].weight, state["features.0.weight"])
@@ -147,7 +181,9 @@ def test_from_a_wide_run_of_the_same_width_the_thin_network_is_the_wide_one(choi
     network = trained(thin(6, backbone="vgg9"))
     beginning = thin_beginning(wide_network(network, "run"), thin(6, backbone="vgg9"), choice)
     images = torch.randn(3, 3, 64, 96)
-    torch.testing.assert_close(features(thin(6, backbone="vgg9"), beginning, images), top_of(network, images))
+    torch.testing.assert_close(
+        features(thin(6, backbone="vgg9"), beginning, images), top_of(network, images)
+    )
 
 
 def test_doubled_filters_are_left_out_by_somp_alone() -> None:
@@ -175,7 +211,9 @@ def trained(architecture: Architecture) -> Network:
     return network.eval()
 
 
-def test_more_filters_than_the_rank_are_filled_up_and_told_in_one_sentence(vgg: WideNetwork) -> None:
+def test_more_filters_than_the_rank_are_filled_up_and_told_in_one_sentence(
+    vgg: WideNetwork,
+) -> None:
     wider_than_27 = thin_beginning(vgg, thin(32, (32, 32)))
     assert wider_than_27.num_filled["conv1_1"] >= 5
     assert wider_than_27.warning is not None
@@ -185,7 +223,9 @@ def test_more_filters_than_the_rank_are_filled_up_and_told_in_one_sentence(vgg: 
 
 
 def test_random_rows_depend_on_the_seed_alone(vgg: WideNetwork) -> None:
-    one, same, other = (thin_beginning(vgg, thin(2, (32, 32)), "random-rows", seed=seed).rows for seed in (1, 1, 2))
+    one, same, other = (
+        thin_beginning(vgg, thin(2, (32, 32)), "random-rows", seed=seed).rows for seed in (1, 1, 2)
+    )
     assert one == same
     assert one != other
 
@@ -197,20 +237,30 @@ class RunsCode:
 
 def wrong_files(folder: Path) -> dict[str, tuple[object, str]]:
     state = vgg16_state()
-    narrow = {name: part[:32] if name == "features.5.weight" else part for name, part in state.items()}
+    narrow = {
+        name: part[:32] if name == "features.5.weight" else part for name, part in state.items()
+    }
     return {
         "other shapes": (narrow, r"not of VGG-16: conv2_1 should be 128x64x3x3, found 32x64x3x3"),
         "other network": (
             {"layer1.0.conv1.weight": torch.zeros(2)},
             "should hold the 13 convolutions of VGG-16 .* found 0",
         ),
-        "without fc": ({name: part for name, part in state.items() if "features" in name}, "found neither"),
+        "without fc": (
+            {name: part for name, part in state.items() if "features" in name},
+            "found neither",
+        ),
         "no names": ([torch.zeros(2)], "should hold named tensors, found a list"),
-        "code": ({"features.0.weight": RunsCode()}, r"its pickle asks to run code .*which is never done"),
+        "code": (
+            {"features.0.weight": RunsCode()},
+            r"its pickle asks to run code .*which is never done",
+        ),
     }
 
 
-@pytest.mark.parametrize("name", ["other shapes", "other network", "without fc", "no names", "code"])
+@pytest.mark.parametrize(
+    "name", ["other shapes", "other network", "without fc", "no names", "code"]
+)
 def test_other_files_are_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
     content, message = wrong_files(tmp_path)[name]
     torch.save(content, tmp_path / "x.pth")
@@ -246,7 +296,8 @@ def test_networks_that_do_not_fit_are_refused(vgg: WideNetwork) -> None:
         thin_beginning(vgg, thin(4, backbone="vgg9"))
     small = wide_network(Network(thin(4)), "runs/small")
     with pytest.raises(
-        UserError, match=r"runs/small should be at least as wide .* conv1_1 has 4 units and 8 are wanted"
+        UserError,
+        match=r"runs/small should be at least as wide .* conv1_1 has 4 units and 8 are wanted",
     ):
         thin_beginning(small, thin(8))
     architecture = thin(4)

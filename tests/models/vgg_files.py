@@ -19,7 +19,9 @@ def convolution_places(*, batch_norm: bool) -> list[int]:
     return places
 
 
-def vgg16_state(*, batch_norm: bool = False, timm: bool = False, seed: int = 0) -> dict[str, Tensor]:
+def vgg16_state(
+    *, batch_norm: bool = False, timm: bool = False, seed: int = 0
+) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     state, inputs = {}, 3
     for place, width in zip(convolution_places(batch_norm=batch_norm), WIDTHS, strict=True):
@@ -38,9 +40,18 @@ def vgg16_state(*, batch_norm: bool = False, timm: bool = False, seed: int = 0) 
         inputs = width
     for name, num_inputs, shape in (("fc6", 512 * 49, (512, 7, 7)), ("fc7", 4096, (4096, 1, 1))):
         base = torch.randn(4096 + num_inputs, generator=draw) / 64
-        key = {"fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2"}[name] if timm else f"classifier.{'03'[name == 'fc7']}"
+        key = (
+            {"fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2"}[name]
+            if timm
+            else f"classifier.{'03'[name == 'fc7']}"
+        )
         strides = (1, shape[1] * shape[2], shape[2], 1) if timm else (1, 1)
-        state[f"{key}.weight"] = base.as_strided((4096, *shape) if timm else (4096, num_inputs), strides)
+        state[f"{key}.weight"] = base.as_strided(
+            (4096, *shape) if timm else (4096, num_inputs), strides
+        )
         state[f"{key}.bias"] = torch.randn(4096, generator=draw) * 0.1
     head = "head.fc" if timm else "classifier.6"
-    return state | {f"{head}.weight": torch.zeros(1, 1).expand(1000, 4096), f"{head}.bias": torch.zeros(1000)}
+    return state | {
+        f"{head}.weight": torch.zeros(1, 1).expand(1000, 4096),
+        f"{head}.bias": torch.zeros(1000),
+    }

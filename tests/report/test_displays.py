@@ -23,8 +23,16 @@ STEP = {
     "round": 3,
     "active_layer": 7,
 }
-GROUPS = [["Mouth_Slightly_Open", "High_Cheekbones", "Rosy_Cheeks", "Narrow_Eyes", "Heavy_Makeup"], ["Bald"]]
-MEANS = {"accuracy": 0.912, "balanced_accuracy": 0.8123, "average_precision": 0.7012, "top10_recall": None}
+GROUPS = [
+    ["Mouth_Slightly_Open", "High_Cheekbones", "Rosy_Cheeks", "Narrow_Eyes", "Heavy_Makeup"],
+    ["Bald"],
+]
+MEANS = {
+    "accuracy": 0.912,
+    "balanced_accuracy": 0.8123,
+    "average_precision": 0.7012,
+    "top10_recall": None,
+}
 
 
 class Clock:
@@ -53,7 +61,9 @@ def screen(width: int, out: io.StringIO) -> list[str]:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("resumed_at", [0, 60_000])
-def test_step_total_and_time_left_are_whole_on_a_terminal(width: int, resumed_at: int, clock: Clock) -> None:
+def test_step_total_and_time_left_are_whole_on_a_terminal(
+    width: int, resumed_at: int, clock: Clock
+) -> None:
     out = io.StringIO()
     console = Console(width=width, file=out, force_terminal=True, color_system=None, get_time=clock)
     with ProgressDisplay(console) as display:
@@ -66,17 +76,32 @@ def test_step_total_and_time_left_are_whole_on_a_terminal(width: int, resumed_at
     assert f"{done}/100000" in shown
     left = round((100_000 - done) / 50)
     assert f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}" in shown
-    for part in ("training", "1834 images/s", "data wait 3.4%", "loss 0.432", "round 3, active layer 7"):
+    for part in (
+        "training",
+        "1834 images/s",
+        "data wait 3.4%",
+        "loss 0.432",
+        "round 3, active layer 7",
+    ):
         assert part in shown
     assert "width 1x8-2-3-5-9x2" in " ".join(shown.split())
     assert "…" not in shown
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_decisions_and_evaluations_are_folded_between_words_and_below_each_other(width: int) -> None:
+def test_decisions_and_evaluations_are_folded_between_words_and_below_each_other(
+    width: int,
+) -> None:
     out = io.StringIO()
-    with ProgressDisplay(Console(width=width, file=out, force_terminal=True, color_system=None)) as display:
-        decision = {"kind": "decision", "iteration": 12_000, "layer_name": "conv4_3", "num_groups": 2}
+    with ProgressDisplay(
+        Console(width=width, file=out, force_terminal=True, color_system=None)
+    ) as display:
+        decision = {
+            "kind": "decision",
+            "iteration": 12_000,
+            "layer_name": "conv4_3",
+            "num_groups": 2,
+        }
         display({**decision, "seconds_in_all": 1.23, "tasks": GROUPS})
         display({"kind": "evaluation", "iteration": 12_345, "split": "val", "mean": MEANS})
     lines = screen(width, out)
@@ -121,7 +146,9 @@ def test_something_moves_until_there_is_a_bar_and_is_gone_at_the_end() -> None:
     assert "starting" not in screen(80, out)[-1]
 
 
-def test_a_log_file_has_a_line_with_step_total_and_time_left_every_half_minute(clock: Clock) -> None:
+def test_a_log_file_has_a_line_with_step_total_and_time_left_every_half_minute(
+    clock: Clock,
+) -> None:
     out = io.StringIO()
     with ProgressDisplay(Console(width=80, file=out, get_time=clock)) as display:
         for number in range(40):
@@ -129,7 +156,9 @@ def test_a_log_file_has_a_line_with_step_total_and_time_left_every_half_minute(c
             display({**STEP, "iteration": 1000 + 100 * number})
     lines = out.getvalue().splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("training 2,400 of 100,000, 0:32:32 left  1834 images/s  data wait 3.4%  loss 0.432")
+    assert lines[0].startswith(
+        "training 2,400 of 100,000, 0:32:32 left  1834 images/s  data wait 3.4%  loss 0.432"
+    )
     assert lines[1].startswith("training 3,900 of 100,000, 0:32:02 left")
 
 
@@ -161,7 +190,9 @@ def test_a_sweep_says_how_many_of_how_many_have_ended_and_how_long_the_rest_take
     width: int, is_terminal: bool, clock: Clock
 ) -> None:
     out = io.StringIO()
-    display = SweepDisplay(Console(width=width, file=out, force_terminal=is_terminal, color_system=None))
+    display = SweepDisplay(
+        Console(width=width, file=out, force_terminal=is_terminal, color_system=None)
+    )
     for event in sweep_events():
         clock.now += 60 * (event["kind"] == "ended")
         display(event)

@@ -4,7 +4,13 @@ from pathlib import Path
 import numpy as np
 
 from distbranch.report.experiment_figures import Spot, draw_company
-from distbranch.report.figure_style import DARK, ORANGE, blend_colours, choose_text_colour, group_colour
+from distbranch.report.figure_style import (
+    DARK,
+    ORANGE,
+    blend_colours,
+    choose_text_colour,
+    group_colour,
+)
 from distbranch.report.figures import (
     draw_affinity,
     draw_costs,
@@ -30,18 +36,27 @@ def test_the_matrix_is_ordered_by_group_and_its_diagonal_left_out() -> None:
 def test_white_in_the_matrix_is_independence_whatever_the_values() -> None:
     for affinity in (np.full((4, 4), 0.9), np.full((4, 4), 0.5), np.eye(1)):
         names = list("abcd")[: len(affinity)]
-        low, high = draw_affinity({"agreement": affinity}, names, (tuple(names),)).axes[0].images[0].get_clim()
+        low, high = (
+            draw_affinity({"agreement": affinity}, names, (tuple(names),))
+            .axes[0]
+            .images[0]
+            .get_clim()
+        )
         assert low + high == 1.0
         assert low < 0.5 < high
 
 
 def test_two_hundred_tasks_are_drawn_without_names() -> None:
     names = [f"task_{i}" for i in range(200)]
-    figure = draw_affinity({"phi": np.full((200, 200), 0.6)}, names, (tuple(names[:80]), tuple(names[80:])))
+    figure = draw_affinity(
+        {"phi": np.full((200, 200), 0.6)}, names, (tuple(names[:80]), tuple(names[80:]))
+    )
     assert not figure.axes[0].get_yticklabels()
 
 
-def test_names_that_look_like_mathematics_are_drawn_as_they_are(make_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_names_that_look_like_mathematics_are_drawn_as_they_are(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
     names = ["price_$5_(10% off)", "price_$x_{", "$\\frac$", "a", "b", "c"]
     run = read_run(make_run(tmp_path / "run", tasks=names, counts=(3, 2)))
     drawn = {name: render_pixels(draw()) for name, draw in list_pictures(run).items()}
@@ -55,19 +70,27 @@ def test_the_chosen_number_of_branches_is_marked_on_every_panel(grown_run: Path)
     for axes, decision in zip(panels, decisions, strict=True):
         (mark,) = [line for line in axes.lines if line.get_color() == ORANGE]
         chosen = decision["num_groups"]
-        assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (chosen, decision["costs"][str(chosen)])
+        assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (
+            chosen,
+            decision["costs"][str(chosen)],
+        )
 
 
 def test_curves_without_evaluations_or_with_a_lost_loss_are_drawn() -> None:
     lines = [
-        {"iteration": i, "loss": loss, "learning_rate": 0.1} for i, loss in enumerate([3.0, float("nan"), 2.0, None])
+        {"iteration": i, "loss": loss, "learning_rate": 0.1}
+        for i, loss in enumerate([3.0, float("nan"), 2.0, None])
     ]
     assert len(draw_curves(lines, []).axes) == 2
     assert len(draw_throughput(lines).axes) == 2
 
 
 def test_tasks_are_sorted_by_average_precision_with_the_undefined_last() -> None:
-    rows = {"a": {"average_precision": 0.2}, "b": {"average_precision": None}, "c": {"average_precision": 0.9}}
+    rows = {
+        "a": {"average_precision": 0.2},
+        "b": {"average_precision": None},
+        "c": {"average_precision": 0.9},
+    }
     assert sort_tasks({"tasks": rows}) == ["c", "a", "b"]
     figure = draw_task_table({"tasks": rows}, (("a", "b"),))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["c", "a", "b"]
@@ -82,18 +105,26 @@ def test_thirty_groups_have_thirty_colours_with_readable_numbers() -> None:
 
 def test_names_of_networks_that_nearly_coincide_cover_neither_each_other_nor_points() -> None:
     def make_spot(name: str, adds: float, weights: float, value: float) -> Spot:
-        return Spot(name, {"multiply_adds": (adds, None), "weights": (weights, None)}, (value, None))
+        return Spot(
+            name, {"multiply_adds": (adds, None), "weights": (weights, None)}, (value, None)
+        )
 
     line = [
-        make_spot(f"thin-{width}", 5e4 * width**2, 120 * width**2, 0.6 + 0.003 * width) for width in (8, 16, 32, 64)
+        make_spot(f"thin-{width}", 5e4 * width**2, 120 * width**2, 0.6 + 0.003 * width)
+        for width in (8, 16, 32, 64)
     ]
-    grown = [make_spot(f"branch-{n}", 1.3e7 * (1 + 0.02 * n), 3e4 * (1 + 0.02 * n), 0.65 + 0.004 * n) for n in range(4)]
+    grown = [
+        make_spot(f"branch-{n}", 1.3e7 * (1 + 0.02 * n), 3e4 * (1 + 0.02 * n), 0.65 + 0.004 * n)
+        for n in range(4)
+    ]
     figure = draw_company(line, grown, metric="average_precision", split="test")
     for axes in figure.axes:
         names = [name for name in axes.texts if name.get_visible()]
         assert len(names) == 8
         boxes = [name.get_window_extent() for name in names]
-        points = np.concatenate([axes.transData.transform(drawn.get_xydata()) for drawn in axes.lines])
+        points = np.concatenate(
+            [axes.transData.transform(drawn.get_xydata()) for drawn in axes.lines]
+        )
         for box in boxes:
             assert box.count_overlaps(boxes) == 1, "only itself"
             assert not box.count_contains(points)

@@ -31,7 +31,11 @@ LAYERS = (LayerBranches("conv", (NAMES,)), LayerBranches("fc", (NAMES[:2], NAMES
 
 def figures() -> Iterator[Figure]:
     groups = LAYERS[-1].branches
-    scores = {"tasks": {name: {"accuracy": 0.5, "average_precision": 0.5, "num_positive": 3} for name in NAMES}}
+    scores = {
+        "tasks": {
+            name: {"accuracy": 0.5, "average_precision": 0.5, "num_positive": 3} for name in NAMES
+        }
+    }
     yield draw_tree(LAYERS, title=f"{PRIVATE} run")
     yield draw_groups(LAYERS)
     yield draw_affinity({"phi": np.full((6, 6), 0.5)}, list(NAMES), groups)
@@ -73,11 +77,15 @@ def rendered(figure: Figure) -> str:
     return draw_svg(figure, "a figure")
 
 
-def test_a_font_that_is_installed_draws_what_the_usual_one_lacks(font: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_font_that_is_installed_draws_what_the_usual_one_lacks(
+    font: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     assert FAMILY in list_font_families()
     for figure in figures():
         with render_in_style():
-            assert "Squares-" in rendered(figure)  # the letters of an SVG are paths, named by their font
+            assert "Squares-" in rendered(
+                figure
+            )  # the letters of an SVG are paths, named by their font
     assert not [one for one in recwarn.list if "Glyph" in str(one.message)]
 
 
@@ -89,7 +97,9 @@ def test_letters_without_a_font_are_one_warning_over_all_figures(
         with render_in_style():
             rendered(figure)
     assert [record.message for record in caplog.records] == [
-        record.message for record in caplog.records if "figures show boxes in their place" in record.message
+        record.message
+        for record in caplog.records
+        if "figures show boxes in their place" in record.message
     ]
     assert len(caplog.records) == 1
     assert not recwarn.list

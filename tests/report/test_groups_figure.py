@@ -26,4 +26,6 @@ def test_every_task_and_every_layer_is_named() -> None:
     layers = random_tree(12, 4, 6, 0)
     shown = [text.get_text() for text in draw_groups(layers).axes[0].texts]
     assert {f"Task number {i}" for i in range(12)} <= set(shown)
-    assert {describe_run(run)[0].replace(" … ", "\n… ") for run in merge_equal_layers(layers)} <= set(shown)
+    assert {
+        describe_run(run)[0].replace(" … ", "\n… ") for run in merge_equal_layers(layers)
+    } <= set(shown)

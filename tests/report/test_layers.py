@@ -22,7 +22,11 @@ TREE = (
 def test_equal_consecutive_layers_become_one_run_and_no_layer_is_lost() -> None:
     found = merge_equal_layers(TREE)
     assert [describe_run(run)[0] for run in found] == ["conv1 … conv2", "conv3", "fc4"]
-    assert [describe_run(run)[1] for run in found] == ["1 branch\n2 layers", "2 branches", "4 branches"]
+    assert [describe_run(run)[1] for run in found] == [
+        "1 branch\n2 layers",
+        "2 branches",
+        "4 branches",
+    ]
     assert [layer for run in found for layer in run] == list(TREE)
 
 
@@ -39,7 +43,8 @@ def test_in_the_order_of_the_top_groups_every_branch_is_contiguous_so_no_edges_c
             layers.insert(0, LayerBranches(f"l{layer}", tuple(map(tuple, branches))))
             labels = [rng.randrange(max(1, len(branches) // 2)) for _ in branches]
             merged = {
-                label: [t for b, x in zip(branches, labels, strict=True) if x == label for t in b] for label in labels
+                label: [t for b, x in zip(branches, labels, strict=True) if x == label for t in b]
+                for label in labels
             }
             branches = list(merged.values())
         groups = list_top_groups(layers)
@@ -59,7 +64,8 @@ def test_growing_by_the_decisions_ends_in_the_tree_and_begins_with_everything_sh
     assert all(len(layer.branches) == 1 for layer in steps[0])
     assert [len(layer.branches) for layer in steps[1]] == [1, 1, 1, 4]
     assert [
-        set(map(frozenset, a.branches)) == set(map(frozenset, b.branches)) for a, b in zip(steps[2], TREE, strict=True)
+        set(map(frozenset, a.branches)) == set(map(frozenset, b.branches))
+        for a, b in zip(steps[2], TREE, strict=True)
     ]
 
 

@@ -29,14 +29,18 @@ class Balance(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
-        self.addresses += [value for key, value in attrs if key in ("src", "href", "xlink:href") and value]
+        self.addresses += [
+            value for key, value in attrs if key in ("src", "href", "xlink:href") and value
+        ]
         if tag == "section" and "id" in values:
             self.sections.append(values["id"])
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, _tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.addresses += [value for key, value in attrs if key in ("src", "href", "xlink:href") and value]
+        self.addresses += [
+            value for key, value in attrs if key in ("src", "href", "xlink:href") and value
+        ]
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
@@ -61,7 +65,16 @@ def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
     assert all(address.startswith(("#", "data:")) for address in parser.addresses)
     assert "@import" not in page.read_text(encoding="utf-8")
     names = {path.stem for path in (page.parent / "report").glob("*.png")}
-    assert names == {"tree", "growth", "groups", "affinity", "costs", "curves", "tasks", "throughput"}
+    assert names == {
+        "tree",
+        "growth",
+        "groups",
+        "affinity",
+        "costs",
+        "curves",
+        "tasks",
+        "throughput",
+    }
     text = page.read_text(encoding="utf-8")
     assert all(task.replace("_", " ") in text for task in task_names)
     assert "132,536" in text
@@ -75,8 +88,12 @@ def test_a_run_without_decisions_has_a_page_that_says_so(make_run: MakeRun, tmp_
     assert "No decision was taken" in page.read_text(encoding="utf-8")
 
 
-def test_an_unfinished_run_has_a_page_that_says_how_far_it_is(make_run: MakeRun, tmp_path: Path) -> None:
-    page = report_run(make_run(tmp_path / "begun", tasks=list("abcdef"), counts=(3, 2), finished=False))
+def test_an_unfinished_run_has_a_page_that_says_how_far_it_is(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    page = report_run(
+        make_run(tmp_path / "begun", tasks=list("abcdef"), counts=(3, 2), finished=False)
+    )
     assert "logged 1333 of 4000 iterations" in page.read_text(encoding="utf-8")
     parsed(page)
 
@@ -102,13 +119,25 @@ def test_the_neutral_colours_of_a_figure_come_from_the_page(grown_run: Path) -> 
 
 
 def test_numbers_are_shown_as_people_read_them() -> None:
-    assert [format_size(value) for value in (132_536, 31_400_000, 15.5e9)] == ["132,536", "31.40 M", "15.50 G"]
-    assert [format_duration(value) for value in (45, 601, 12_000)] == ["45 s", "10 min", "3 h 20 min"]
+    assert [format_size(value) for value in (132_536, 31_400_000, 15.5e9)] == [
+        "132,536",
+        "31.40 M",
+        "15.50 G",
+    ]
+    assert [format_duration(value) for value in (45, 601, 12_000)] == [
+        "45 s",
+        "10 min",
+        "3 h 20 min",
+    ]
 
 
 def test_the_means_of_a_joint_run_have_a_row_for_every_data_set_with_top_3_and_top_5() -> None:
     means = {"accuracy": 0.5, "top10_recall": None, "top3": 0.75, "top5": 1.0}
-    scores = {"mean": means, "tasks": {}, "datasets": {"faces": {"mean": {"accuracy": 0.25}}, "<b>": {"mean": means}}}
+    scores = {
+        "mean": means,
+        "tasks": {},
+        "datasets": {"faces": {"mean": {"accuracy": 0.25}}, "<b>": {"mean": means}},
+    }
     run = RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"test": scores}})
     page = render_run(run, {})
     rows = [re.sub(r"<[^>]+>", " ", row.split("</tr>")[0]).split() for row in page.split("<tr>")]
@@ -121,16 +150,34 @@ def test_the_means_of_a_joint_run_have_a_row_for_every_data_set_with_top_3_and_t
 
 def test_an_exclusive_set_has_a_row_among_the_tasks_with_its_own_accuracy() -> None:
     row = {"accuracy": 0.9, "num_labelled": 3, "num_positive": 1}
-    scores = {"mean": {"accuracy": 0.9}, "tasks": {"hat": row}, "exclusive": {"kind": {"accuracy": 0.61, "top3": 1.0}}}
+    scores = {
+        "mean": {"accuracy": 0.9},
+        "tasks": {"hat": row},
+        "exclusive": {"kind": {"accuracy": 0.61, "top3": 1.0}},
+    }
     run = RunFiles(Path("run"), {}, {}, (), (), (), {"metrics": {"test": scores}})
     page = render_run(run, {"tasks": list_pictures(run)["tasks"]()})
     table = page[page.index('<section id="tasks">') : page.index('<section id="means">')]
-    assert re.sub(r"<[^>]+>", " ", table.split("<tr>")[-1]).split()[:3] == ["kind", "(arg-max)", "61.0"]
+    assert re.sub(r"<[^>]+>", " ", table.split("<tr>")[-1]).split()[:3] == [
+        "kind",
+        "(arg-max)",
+        "61.0",
+    ]
 
 
 def test_the_templates_are_part_of_the_installed_package() -> None:
     """A wheel holds of the data files only those that pyproject.toml names."""
-    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"][
+        "setuptools"
+    ]
     package = Path(__file__).parents[2] / "distbranch" / "report"
-    kept = {path for pattern in settings["package-data"]["distbranch.report"] for path in package.glob(pattern)}
-    assert kept == {path for path in package.rglob("*") if path.suffix in (".html", ".css", ".js")} != set()
+    kept = {
+        path
+        for pattern in settings["package-data"]["distbranch.report"]
+        for path in package.glob(pattern)
+    }
+    assert (
+        kept
+        == {path for path in package.rglob("*") if path.suffix in (".html", ".css", ".js")}
+        != set()
+    )

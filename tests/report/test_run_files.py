@@ -22,7 +22,9 @@ def test_a_run_is_read_with_layers_decisions_and_scores(grown_run: Path) -> None
     assert run.read_affinity(run.decisions[0]).keys() == {"agreement", "phi"}
 
 
-def test_the_first_decision_tells_the_order_of_the_tasks(grown_run: Path, task_names: list[str]) -> None:
+def test_the_first_decision_tells_the_order_of_the_tasks(
+    grown_run: Path, task_names: list[str]
+) -> None:
     assert find_task_order(read_run(grown_run).decisions) == task_names
 
 
@@ -39,7 +41,9 @@ def test_lines_logged_again_after_a_restart_count_once_and_last(run: Path) -> No
     assert [line["iteration"] for line in lines] == sorted({line["iteration"] for line in lines})
 
 
-def test_a_last_line_cut_short_is_left_out_with_a_warning(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_last_line_cut_short_is_left_out_with_a_warning(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with (run / "decisions.jsonl").open("a") as file:
         file.write('{"round": 7, "iter')
     with caplog.at_level(logging.WARNING, logger="distbranch"):

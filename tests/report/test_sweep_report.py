@@ -25,7 +25,13 @@ def sweep(tmp_path: Path) -> Path:
     folder = tmp_path / "made-up"
     folder.mkdir()
     grid = {"model.width": list(WIDTHS), "method.alpha": list(ALPHAS)}
-    config = {"name": "made-up", "metric": "average_precision", "search": "grid", "grid": grid, "space": {}}
+    config = {
+        "name": "made-up",
+        "metric": "average_precision",
+        "search": "grid",
+        "grid": grid,
+        "space": {},
+    }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     rng, rows = np.random.default_rng(0), []
     for width in WIDTHS:
@@ -37,7 +43,12 @@ def sweep(tmp_path: Path) -> Path:
                     "status": "finished",
                     "reason": "",
                 }
-                row |= {"model.width": width, "method.alpha": alpha, "seed": seed, "val_average_precision": value}
+                row |= {
+                    "model.width": width,
+                    "method.alpha": alpha,
+                    "seed": seed,
+                    "val_average_precision": value,
+                }
                 row |= {
                     "test_average_precision": value - 0.01,
                     "parameters": int(100 * width**2 * alpha),
@@ -174,7 +185,11 @@ def test_a_setting_whose_metric_is_undefined_for_a_seed_is_never_best(sweep: Pat
 
 
 def test_a_sweep_over_the_seed_alone_is_one_point(sweep: Path) -> None:
-    rows = pandas.read_csv(sweep / "results.csv").iloc[-3:].drop(columns=["model.width", "method.alpha"])
+    rows = (
+        pandas.read_csv(sweep / "results.csv")
+        .iloc[-3:]
+        .drop(columns=["model.width", "method.alpha"])
+    )
     rows.to_csv(sweep / "results.csv", index=False)
     points = read_sweep(sweep).points
     assert (len(points), points["seeds"][0], points["is_complete"][0]) == (1, 3, True)

@@ -17,7 +17,9 @@ class Writer:
         self.steps: set[int] = set()
         self.texts: list[str] = []
 
-    def add_image(self, name: str, image: np.ndarray, *, global_step: int, dataformats: str) -> None:
+    def add_image(
+        self, name: str, image: np.ndarray, *, global_step: int, dataformats: str
+    ) -> None:
         assert dataformats == "HWC"
         self.images[name] = image
         self.steps.add(global_step)

@@ -20,7 +20,10 @@ from distbranch.report.tree_figure import (
 
 def random_tree(num_tasks: int, num_groups: int, num_layers: int, seed: int) -> list[LayerBranches]:
     rng = random.Random(seed)
-    branches = [tuple(f"Task_number_{i}" for i in range(num_tasks) if i % num_groups == g) for g in range(num_groups)]
+    branches = [
+        tuple(f"Task_number_{i}" for i in range(num_tasks) if i % num_groups == g)
+        for g in range(num_groups)
+    ]
     layers: list[LayerBranches] = []
     for layer in range(num_layers, 0, -1):
         layers.insert(0, LayerBranches(f"conv{layer}_1", tuple(branches)))
@@ -38,7 +41,9 @@ def test_wrapped_lines_fit_and_keep_every_name_in_order() -> None:
     assert SEPARATOR.join(lines).split(SEPARATOR) == [name.replace("_", " ") for name in names]
 
 
-@pytest.mark.parametrize(("num_tasks", "num_groups"), [(1, 1), (2, 2), (40, 2), (40, 9), (40, 20), (200, 30)])
+@pytest.mark.parametrize(
+    ("num_tasks", "num_groups"), [(1, 1), (2, 2), (40, 2), (40, 9), (40, 20), (200, 30)]
+)
 def test_no_two_boxes_or_blocks_of_names_overlap(num_tasks: int, num_groups: int) -> None:
     for seed in range(3):
         layers = random_tree(num_tasks, num_groups, 15, seed)
@@ -51,7 +56,8 @@ def test_no_two_boxes_or_blocks_of_names_overlap(num_tasks: int, num_groups: int
             strands = place_strands(layer.branches, groups, leaves, thick)
             members = list_members(layer.branches, groups)
             boxes = sorted(
-                (strands[n[0]] - thick[n[0]] / 2 - 0.05, strands[n[-1]] + thick[n[-1]] / 2 + 0.05) for n in members
+                (strands[n[0]] - thick[n[0]] / 2 - 0.05, strands[n[-1]] + thick[n[-1]] / 2 + 0.05)
+                for n in members
             )
             assert all(above[1] < below[0] for above, below in itertools.pairwise(boxes))
 
@@ -70,7 +76,10 @@ def test_branches_of_a_layer_share_out_all_groups() -> None:
     for layer in layers:
         inside = list_members(layer.branches, groups)
         assert sorted(itertools.chain(*inside)) == list(range(12))
-        assert all(len({find_branch(layer.branches, groups[n][0]) for n in numbers}) == 1 for numbers in inside)
+        assert all(
+            len({find_branch(layer.branches, groups[n][0]) for n in numbers}) == 1
+            for numbers in inside
+        )
 
 
 def test_the_growth_has_a_picture_before_the_first_decision_and_one_after_each() -> None:

@@ -52,13 +52,17 @@ def describe_rank() -> None:
     import torch
 
     given = os.environ
-    name = "-".join((given["SLURMD_NODENAME"], given.get("SLURM_RESTART_COUNT", "0"), str(os.getpid())))
+    name = "-".join(
+        (given["SLURMD_NODENAME"], given.get("SLURM_RESTART_COUNT", "0"), str(os.getpid()))
+    )
     about = {"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
     Path(given["TEST_RANKS"], f"{name}.json").write_text(json.dumps(about))
 
 
 def draw_nothing(module: ModuleType) -> None:
-    module.log_decision = lambda *_: None  # pictures of decisions take longer than all the rest of a tiny run
+    module.log_decision = lambda *_: (
+        None
+    )  # pictures of decisions take longer than all the rest of a tiny run
 
 
 if "TEST_SECONDS_PER_STEP" in os.environ:

@@ -79,7 +79,9 @@ def _list_remarks(info: DatasetInfo) -> Iterator[str]:
         yield f"{num_left_out:,} image(s) were left out; {left_out} names them."
     if info.copies:
         yield f"{describe_copies(info.copies)}; {Path(info.path) / COPIES_FILE} names them."
-    empty = [name for name in SPLITS if name not in info.splits or not info.splits[name].num_samples]
+    empty = [
+        name for name in SPLITS if name not in info.splits or not info.splits[name].num_samples
+    ]
     if empty:
         yield f"No sample is in {' and '.join(empty)}: train is what is learnt, val and test what is evaluated."
 
@@ -110,7 +112,9 @@ def _explain_errors(error: ValidationError, options: type[SourceOptions]) -> str
 def _explain_error(error: Mapping[str, Any], options: type[SourceOptions]) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, options.model_fields, n=3) or list(options.model_fields)
+        near = difflib.get_close_matches(name, options.model_fields, n=3) or list(
+            options.model_fields
+        )
         return f"there is no option {as_typed(name)}. Nearest: {', '.join(map(as_typed, near))}."
     # Deeper ones are of a part of a value.
     if error["type"] == "missing" and len(error["loc"]) == 1:

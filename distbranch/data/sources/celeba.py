@@ -29,7 +29,12 @@ FOLDERS = ("Anno", "Eval", "", "celeba/Anno", "celeba/Eval", "celeba")
 ATTRIBUTE_LISTS = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 SPLIT_LISTS = ("list_eval_partition.txt", "list_eval_partition.csv")
 IMAGE_FOLDERS = ("Img", "", "celeba/Img", "celeba")
-ALIGNED = ("img_align_celeba/img_align_celeba", "img_align_celeba", "img_align_celeba.zip", "img_align_celeba.tar")
+ALIGNED = (
+    "img_align_celeba/img_align_celeba",
+    "img_align_celeba",
+    "img_align_celeba.zip",
+    "img_align_celeba.tar",
+)
 ORIGINAL = ("img_celeba", "img_celeba.zip", "img_celeba.tar")
 
 
@@ -42,7 +47,8 @@ class CelebaOptions(ImageFileOptions):
         None, description="Folder, .zip or .tar with the images; looked for under root if empty."
     )
     aligned: bool = Field(
-        True, description="Whether to look for the aligned faces (178x218) or the original photographs."
+        True,
+        description="Whether to look for the aligned faces (178x218) or the original photographs.",
     )
     minus_one: Answer | None = Field(
         None,
@@ -54,13 +60,17 @@ class CelebaOptions(ImageFileOptions):
         attributes = find_first(self.root, FOLDERS, ATTRIBUTE_LISTS, GIVE_ROOT)
         partition = find_first(self.root, FOLDERS, SPLIT_LISTS, GIVE_ROOT)
         names = ALIGNED if self.aligned else ORIGINAL
-        images = open_images(self.images or find_first(self.root, IMAGE_FOLDERS, names, GIVE_IMAGES))
+        images = open_images(
+            self.images or find_first(self.root, IMAGE_FOLDERS, names, GIVE_IMAGES)
+        )
         # Of comma-separated files the header has a name above the images too, and that of the splits is there at all.
         is_csv = attributes.suffix == ".csv"
         header, *lines = list(read_list(attributes)) or [("", "")]
         tasks = header[1].split()[is_csv:]
         if not tasks or len(set(tasks)) < len(tasks):
-            raise UserError(f"{attributes}: the names of the attributes should stand in its header, each once.")
+            raise UserError(
+                f"{attributes}: the names of the attributes should stand in its header, each once."
+            )
         split_lines = islice(read_lines(partition), partition.suffix == ".csv", None)
         splits = read_choices(split_lines, dict(zip("012", SPLITS, strict=True)))
         if len(lines) != len(splits):
@@ -77,7 +87,9 @@ class CelebaOptions(ImageFileOptions):
         left_out: list[LeftOut] = []
         return Source(
             tasks=tuple(map(Task, tasks)),
-            samples=read_rows(add_splits(read_marks(lines, tasks, label_of), splits), images, self, left_out),
+            samples=read_rows(
+                add_splits(read_marks(lines, tasks, label_of), splits), images, self, left_out
+            ),
             description=self.describe(
                 attributes_sha256=file_sha256(attributes), partition_sha256=file_sha256(partition)
             ),

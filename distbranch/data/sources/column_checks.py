@@ -83,7 +83,11 @@ def _check_content(column: Column) -> Iterator[Problem]:
             f"Give --separator '{separator or ' '}', for instance.",
         )
     # Who said tags or categorical has answered. Else a class for every combination of tags is hardly what is meant.
-    if column.kind in ("", "one_task_per_class") and not _is_settled(column) and separator is not None:
+    if (
+        column.kind in ("", "one_task_per_class")
+        and not _is_settled(column)
+        and separator is not None
+    ):
         as_one_class = "--categorical" if column.is_open else "--as-written (as_written)"
         # The longest list shows best what is meant.
         example = max(column.lines, key=lambda value: len(split_tags(value, separator)))
@@ -145,9 +149,14 @@ def _check_classes(column: Column) -> Iterator[Problem]:
     # A column of 1 alone, or of 0 alone, is a binary task whose other label is in none of these images. So is a cross beside
     # empty cells, if somebody said what they mean.
     value = next(iter(column.lines))
-    has_other = column.marks and (parse_mark(value) is not None or (column.marks[value] == 1 and column.counts[""]))
+    has_other = column.marks and (
+        parse_mark(value) is not None or (column.marks[value] == 1 and column.counts[""])
+    )
     if len(column.lines) == 1 and column.kind != "tags" and not has_other:
-        yield f"column '{column.name}': '{value[:CUT_AT]}' is its only value", "Put it into --ignore."
+        yield (
+            f"column '{column.name}': '{value[:CUT_AT]}' is its only value",
+            "Put it into --ignore.",
+        )
     # A value that no second image has cannot be learnt.
     is_repeated = any(column.counts[value] > 1 for value in column.lines)
     if column.is_open and column.marks is None and not is_repeated:
@@ -165,7 +174,9 @@ def _is_settled(column: Column) -> bool:
 def _warn_guesses(column: Column) -> None:
     """Tells of what was taken in one way and might be meant in another."""
     # A number is missing only where somebody said so.
-    words = {word: count for word, count in column.missing_words.items() if parse_number(word) is None}
+    words = {
+        word: count for word, count in column.missing_words.items() if parse_number(word) is None
+    }
     # In a column of yes and no, None or NA can hardly be a class.
     if column.marks is None and not words.keys() <= set(column.options.missing):
         logger.warning(

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distbranch")
 
 ALL = "*"  # every column, in options that answer a question for columns
-KINDS = ("categorical", "one_task_per_class", "tags")  # options that say what the values of a column are
+KINDS = (
+    "categorical",
+    "one_task_per_class",
+    "tags",
+)  # options that say what the values of a column are
 MAX_CLASSES = 1000
 GIVE_PREFIX = "Give --class-prefix (class_prefix), which is put before the names of classes."
 
@@ -83,7 +87,9 @@ class Column:
     @cached_property
     def missing_words(self) -> dict[str, int]:
         """The words that say that there is no label, and how often."""
-        return {word: count for word, count in self.counts.items() if word and self.is_missing(word)}
+        return {
+            word: count for word, count in self.counts.items() if word and self.is_missing(word)
+        }
 
     @cached_property
     def marks(self) -> dict[str, int] | None:
@@ -125,7 +131,11 @@ class Column:
         said = self.minus_one or self.options.minus_one.get(ALL)
         if said == "unknown" and parse_mark(value) == -1:
             return True
-        return not value or value in self.options.missing or (not self.as_written and is_missing(value))
+        return (
+            not value
+            or value in self.options.missing
+            or (not self.as_written and is_missing(value))
+        )
 
     def read_classes(self, value: str) -> Collection[str]:
         """The classes that a value names: itself, or its tags; none where it is missing."""
@@ -136,10 +146,14 @@ class Column:
         return (value,)
 
 
-ColumnTasks = tuple[tuple[Task, ...], Iterator[Labels]]  # the tasks of a column, and the labels of each of its rows
+ColumnTasks = tuple[
+    tuple[Task, ...], Iterator[Labels]
+]  # the tasks of a column, and the labels of each of its rows
 
 
-def infer_tasks(columns: Sequence[Column], problems: Problems, *, taken: Collection[str]) -> list[ColumnTasks]:
+def infer_tasks(
+    columns: Sequence[Column], problems: Problems, *, taken: Collection[str]
+) -> list[ColumnTasks]:
     """The tasks of every column; for classes that find no name beside those that are taken, `problems` grow."""
     found = []
     taken = set(taken)
@@ -148,7 +162,9 @@ def infer_tasks(columns: Sequence[Column], problems: Problems, *, taken: Collect
             found.append(_infer_one_task(column))
             continue
         try:
-            names = name_classes(column.name, column.classes, prefix=column.options.class_prefix, taken=taken)
+            names = name_classes(
+                column.name, column.classes, prefix=column.options.class_prefix, taken=taken
+            )
         except UserError as error:
             problems.add(str(error).removesuffix(f". {GIVE_PREFIX}"), GIVE_PREFIX)
             continue
@@ -158,7 +174,9 @@ def infer_tasks(columns: Sequence[Column], problems: Problems, *, taken: Collect
     return found
 
 
-def name_classes(set_name: str, classes: Sequence[str], *, prefix: str, taken: Collection[str]) -> dict[str, str]:
+def name_classes(
+    set_name: str, classes: Sequence[str], *, prefix: str, taken: Collection[str]
+) -> dict[str, str]:
     """The task of each class, named by the prefix and the class, or where that is taken by set and class.
 
     Raises UserError for a class whose names are all taken.
@@ -168,7 +186,12 @@ def name_classes(set_name: str, classes: Sequence[str], *, prefix: str, taken: C
         name = prefix + one
         if name in taken:
             name = f"{set_name}_{one}"
-            logger.warning("There is a task '%s' already, so the class '%s' is called '%s'.", prefix + one, one, name)
+            logger.warning(
+                "There is a task '%s' already, so the class '%s' is called '%s'.",
+                prefix + one,
+                one,
+                name,
+            )
         # `red` of `a_b` and `b_red` of `a` would be one name.
         if name in taken or name in names.values():
             raise UserError(
@@ -202,7 +225,9 @@ def _infer_one_task(column: Column) -> ColumnTasks:
 def _infer_task_per_class(column: Column, names: dict[str, str]) -> ColumnTasks:
     """A binary task for every class or tag."""
     # Of classes a sample has one, of tags any number.
-    exclusive = column.options.class_prefix + column.name if column.kind == "one_task_per_class" else ""
+    exclusive = (
+        column.options.class_prefix + column.name if column.kind == "one_task_per_class" else ""
+    )
     none = dict.fromkeys(names.values(), 0)
 
     def read_labels(value: str) -> Labels:

@@ -78,7 +78,9 @@ def _check_encoding(value: str) -> str:
     try:
         "".encode(value)
     except LookupError:
-        raise ValueError("should be an encoding of text, such as utf-8, utf-16, cp1252, shift_jis") from None
+        raise ValueError(
+            "should be an encoding of text, such as utf-8, utf-16, cp1252, shift_jis"
+        ) from None
     return value
 
 
@@ -96,7 +98,9 @@ Name = Annotated[str, AfterValidator(tidy_text)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_split_at_commas)]
 Answers = Annotated[dict[str, Answer], BeforeValidator(_parse_answers)]
 Character = Annotated[str, AfterValidator(_parse_character)]
-Fractions = Annotated[tuple[float, ...], BeforeValidator(_split_at_commas), AfterValidator(_check_fractions)]
+Fractions = Annotated[
+    tuple[float, ...], BeforeValidator(_split_at_commas), AfterValidator(_check_fractions)
+]
 Encoding = Annotated[str, AfterValidator(_check_encoding)]
 
 
@@ -109,7 +113,8 @@ class CsvOptions(ImageFileOptions):
         description="Table with a header line and one line per image: CSV (also .gz, .bz2, .xz), .xlsx or .parquet."
     )
     delimiter: Character | None = Field(
-        None, description="What separates the cells of a CSV: a character or `tab`; found out if empty."
+        None,
+        description="What separates the cells of a CSV: a character or `tab`; found out if empty.",
     )
     encoding: Encoding | None = Field(
         None,
@@ -117,23 +122,32 @@ class CsvOptions(ImageFileOptions):
     )
     image_column: Name = Field("image", description="Column with the names of the image files.")
     split_column: Name | None = Field(
-        None, description="Column with train, val or test; `split` if there is one, else the split is drawn."
+        None,
+        description="Column with train, val or test; `split` if there is one, else the split is drawn.",
     )
     group_column: Name | None = Field(
-        None, description="Draw the split so that the images of one group (a person, a brand) stay together."
+        None,
+        description="Draw the split so that the images of one group (a person, a brand) stay together.",
     )
-    fractions: Fractions = Field((0.8, 0.1, 0.1), description="Shares of train, val and test of a drawn split.")
+    fractions: Fractions = Field(
+        (0.8, 0.1, 0.1), description="Shares of train, val and test of a drawn split."
+    )
     seed: int = Field(0, description="Seed of a drawn split.")
     tasks: Names | None = Field(None, description="Columns to learn; all others if empty.")
-    categorical: Names = Field((), description="Columns whose values are names of classes even if numbers.")
+    categorical: Names = Field(
+        (), description="Columns whose values are names of classes even if numbers."
+    )
     one_task_per_class: Names = Field(
-        (), description="Columns whose every class becomes a binary task, so that classes can branch apart."
+        (),
+        description="Columns whose every class becomes a binary task, so that classes can branch apart.",
     )
     tags: Names = Field(
         (),
         description="Columns with several tags in a cell, each of which becomes a binary task: 1 where it is mentioned, else 0.",
     )
-    separator: Character | None = Field(None, description="What stands between tags: a character, `space` or `tab`.")
+    separator: Character | None = Field(
+        None, description="What stands between tags: a character, `space` or `tab`."
+    )
     class_prefix: str = Field(
         "", description="Put before the names of such tasks, to tell them from those of other sets."
     )
@@ -150,7 +164,8 @@ class CsvOptions(ImageFileOptions):
         description="More words for a missing label, such as 9 or unknown, beside NA, N/A, None, null, nan, ? and -.",
     )
     as_written: Names = Field(
-        (), description="Columns whose values are classes as they are written: NA and None are, and Red is not red."
+        (),
+        description="Columns whose values are classes as they are written: NA and None are, and Red is not red.",
     )
     ignore: Names = Field((), description="Columns to leave out.")
 
@@ -164,7 +179,11 @@ class CsvOptions(ImageFileOptions):
             checksums["images_bytes"] = str(self.images.stat().st_size)
         left_out: list[LeftOut] = []
         return Source(
-            tasks, read_rows(rows, images, self, left_out), self.describe(**checksums), num_rows, left_out=left_out
+            tasks,
+            read_rows(rows, images, self, left_out),
+            self.describe(**checksums),
+            num_rows,
+            left_out=left_out,
         )
 
 
@@ -176,7 +195,10 @@ def learn_table(options: CsvOptions) -> tuple[tuple[Task, ...], Iterator[Row], i
     problems = Problems(options.table)
     table = read_table(options, problems)
     names = _find_task_columns(options, table, problems)
-    columns = [Column(name, list(map(tidy_text, table.columns[name])), table.lines, options) for name in names]
+    columns = [
+        Column(name, list(map(tidy_text, table.columns[name])), table.lines, options)
+        for name in names
+    ]
     if options.image_column not in table.columns:
         # It may be one of these, of which nothing else need be said.
         columns = [column for column in columns if max(column.counts.values(), default=0) > 1]
@@ -208,7 +230,11 @@ def _find_task_columns(options: CsvOptions, table: Table, problems: Problems) ->
     """The columns to learn: those that were named, else all without another use. `problems` name what does not fit together."""
     nameless = [str(at) for at, name in enumerate(table.names, start=1) if not name]
     if nameless:  # the first one of pandas, which numbers the rows
-        logger.warning("%s, line 1: column %s has no name and is left out.", options.table, " and ".join(nameless))
+        logger.warning(
+            "%s, line 1: column %s has no name and is left out.",
+            options.table,
+            " and ".join(nameless),
+        )
     split = _find_split_column(options, table)
     if split is not None and options.group_column in table.names:
         problems.add(
@@ -219,7 +245,9 @@ def _find_task_columns(options: CsvOptions, table: Table, problems: Problems) ->
     special = ["", options.image_column, split, options.group_column]
     wanted = options.tasks
     if wanted is None:
-        wanted = tuple(name for name in dict.fromkeys(table.names) if name not in (*special, *options.ignore))
+        wanted = tuple(
+            name for name in dict.fromkeys(table.names) if name not in (*special, *options.ignore)
+        )
     if not wanted:
         problems.add(
             f"it has no column left to learn. Its columns are: {', '.join(table.names)}",
@@ -230,7 +258,9 @@ def _find_task_columns(options: CsvOptions, table: Table, problems: Problems) ->
     return [name for name in dict.fromkeys(wanted) if name in table.names]
 
 
-def _check_options(options: CsvOptions, table: Table, wanted: Sequence[str], problems: Problems) -> None:
+def _check_options(
+    options: CsvOptions, table: Table, wanted: Sequence[str], problems: Problems
+) -> None:
     """Columns that are listed should be there, be tasks, and be listed once."""
     for option in OF_COLUMNS:
         listed = getattr(options, option) or ()
@@ -240,14 +270,20 @@ def _check_options(options: CsvOptions, table: Table, wanted: Sequence[str], pro
                 continue
             if name not in table.names:
                 near = ", ".join(_find_nearest(name, table.names))
-                problems.add(f"it has no column '{name}'. Nearest: {near}", f"Give another with {as_typed(option)}.")
+                problems.add(
+                    f"it has no column '{name}'. Nearest: {near}",
+                    f"Give another with {as_typed(option)}.",
+                )
             elif option in OF_TASKS and name not in wanted:
                 problems.add(
                     f"the column '{name}' is listed in {as_typed(option)}, but it is no task",
                     "Take it out of the list.",
                 )
             elif option == "ignore" and name in wanted:
-                problems.add(f"the column '{name}' is listed in --tasks and in --ignore", "Take it out of one of them.")
+                problems.add(
+                    f"the column '{name}' is listed in --tasks and in --ignore",
+                    "Take it out of one of them.",
+                )
     counts = Counter(chain(options.categorical, options.one_task_per_class, options.tags))
     for name, count in counts.items():
         if count > 1:
@@ -301,7 +337,8 @@ def _check_images(options: CsvOptions, table: Table, problems: Problems) -> None
             )
         elif seen.get(key) == image:
             problems.add(
-                f"line {line}: image '{image}' has a line already", "Every image should stand in one line only."
+                f"line {line}: image '{image}' has a line already",
+                "Every image should stand in one line only.",
             )
         elif key in seen:
             problems.add(
@@ -311,7 +348,9 @@ def _check_images(options: CsvOptions, table: Table, problems: Problems) -> None
         seen[key] = image
 
 
-def _create_rows(options: CsvOptions, table: Table, labels: Iterable[tuple[Labels, ...]]) -> Iterator[Row]:
+def _create_rows(
+    options: CsvOptions, table: Table, labels: Iterable[tuple[Labels, ...]]
+) -> Iterator[Row]:
     """One row per image; `labels` are those of its columns."""
     images = table.columns[options.image_column]
     split_column = _find_split_column(options, table)
@@ -321,7 +360,9 @@ def _create_rows(options: CsvOptions, table: Table, labels: Iterable[tuple[Label
     for line, image, value, parts in zip(table.lines, images, decisive, labels, strict=True):
         split = value
         if split_column is None:
-            split = draw_split(image if is_missing(tidy_text(value)) else value, fractions, options.seed)
+            split = draw_split(
+                image if is_missing(tidy_text(value)) else value, fractions, options.seed
+            )
         joined: dict[str, LabelValue] = {}
         for part in parts:
             joined |= part

@@ -48,12 +48,15 @@ class DeepFashionOptions(ImageFileOptions):
 
     source: Literal["deepfashion"] = "deepfashion"
     root: Path = Field(description="Folder that holds Anno (or Anno_coarse), Eval and the images.")
-    images: Path | None = Field(None, description="Folder, .zip or .tar in which `img/...` lies; under root if empty.")
+    images: Path | None = Field(
+        None, description="Folder, .zip or .tar in which `img/...` lies; under root if empty."
+    )
     labels: Literal["category", "attributes", "both"] = Field(
         "category", description="Which labels become tasks: the category, the attributes, or both."
     )
     one_task_per_class: bool = Field(
-        False, description="Every category becomes a binary task, so that categories can branch apart."
+        False,
+        description="Every category becomes a binary task, so that categories can branch apart.",
     )
     class_prefix: str = Field(
         "", description="Put before the names of such tasks, to tell them from those of other sets."
@@ -65,12 +68,20 @@ class DeepFashionOptions(ImageFileOptions):
 
     def open(self) -> Source:
         """Reads all lists but that of the attributes' marks. Raises UserError where a count line and its rows differ."""
-        files = {name: find_first(self.root, ANNOTATIONS, (f"{name}.txt",), GIVE_ROOT) for name in LISTS[self.labels]}
-        splits = read_choices(_read_rows(files["list_eval_partition"]), dict(zip(SPLITS, SPLITS, strict=True)))
+        files = {
+            name: find_first(self.root, ANNOTATIONS, (f"{name}.txt",), GIVE_ROOT)
+            for name in LISTS[self.labels]
+        }
+        splits = read_choices(
+            _read_rows(files["list_eval_partition"]), dict(zip(SPLITS, SPLITS, strict=True))
+        )
         attributes: dict[str, str] = {}
         lines: Iterator[LabelLine]
         if self.labels == "category":
-            lines = ((line[0], split_pair(line)[0], {}) for line in _read_rows(files["list_category_img"]))
+            lines = (
+                (line[0], split_pair(line)[0], {})
+                for line in _read_rows(files["list_category_img"])
+            )
         else:
             attributes = _read_attributes(files["list_attr_cloth"])
             marks = files["list_attr_img"]
@@ -106,7 +117,9 @@ class DeepFashionOptions(ImageFileOptions):
     ) -> tuple[list[Task], list[Labels]]:
         """The tasks of the categories, and the labels of a sample of each category."""
         if not self.one_task_per_class:
-            return [Task(CATEGORY, "categorical", tuple(classes))], [{CATEGORY: name} for name in classes]
+            return [Task(CATEGORY, "categorical", tuple(classes))], [
+                {CATEGORY: name} for name in classes
+            ]
         names = name_classes(CATEGORY, classes, prefix=self.class_prefix, taken=attributes).values()
         # The prefix tells the set from those of other data sets.
         tasks = [Task(name, exclusive=self.class_prefix + CATEGORY) for name in names]
@@ -150,7 +163,9 @@ def _infer_minus_one(path: Path) -> Answer:
     return "no"
 
 
-def _add_categories(lines: Iterable[LabelLine], categories: Mapping[str, Labels]) -> Iterator[LabelLine]:
+def _add_categories(
+    lines: Iterable[LabelLine], categories: Mapping[str, Labels]
+) -> Iterator[LabelLine]:
     for where, image, labels in lines:
         if image not in categories:
             raise UserError(f"{where}: image '{image}' has no category in list_category_img.txt.")

@@ -13,7 +13,10 @@ from typing import Any
 
 import yaml
 
-TRUTH = {"true": 1, "false": 0}  # stand among numbers as well: tables are joined from what programs write
+TRUTH = {
+    "true": 1,
+    "false": 0,
+}  # stand among numbers as well: tables are joined from what programs write
 WORDS = Path(__file__).with_name("words.yaml")
 
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)

@@ -70,7 +70,9 @@ def read_choices(lines: Iterable[Line], choices: Mapping[str, T]) -> dict[str, T
         where, _ = line
         image, value = split_pair(line)
         if value not in choices:
-            raise UserError(f"{where}: one of {', '.join(choices)} should stand behind the name, found '{value[:60]}'.")
+            raise UserError(
+                f"{where}: one of {', '.join(choices)} should stand behind the name, found '{value[:60]}'."
+            )
         if image in found:
             raise UserError(f"{where}: image '{image}' stands there a second time.")
         found[image] = choices[value]
@@ -84,11 +86,15 @@ def read_marks(
     for where, text in lines:
         image, *marks = text.split()
         if len(marks) != len(names):
-            raise UserError(f"{where}: {len(names)} labels should follow the image '{image}', found {len(marks)}.")
+            raise UserError(
+                f"{where}: {len(names)} labels should follow the image '{image}', found {len(marks)}."
+            )
         labels: dict[str, LabelValue] = {}
         for name, mark in zip(names, marks, strict=True):
             if mark not in label_of:
-                raise UserError(f"{where}: the label of '{name}' should be 1, -1 or 0, found '{mark[:40]}'.")
+                raise UserError(
+                    f"{where}: the label of '{name}' should be 1, -1 or 0, found '{mark[:40]}'."
+                )
             label = label_of[mark]
             if label is not None:
                 labels[name] = label
@@ -103,7 +109,9 @@ def add_splits(lines: Iterable[LabelLine], splits: Mapping[str, str]) -> Iterato
         yield Row(where, image, splits[image], labels)
 
 
-def map_marks(marks: Iterable[str], minus_one: Answer | None, path: Path) -> dict[str, LabelValue | None]:
+def map_marks(
+    marks: Iterable[str], minus_one: Answer | None, path: Path
+) -> dict[str, LabelValue | None]:
     """The label of every mark of a list (None: unlabelled); those that are neither 1, 0 nor -1 are left out.
 
     Raises UserError where both 0 and -1 occur and nobody said (by `minus_one`) which of them means no.

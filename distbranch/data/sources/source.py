@@ -13,7 +13,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from distbranch.config.paths import expand_places
 from distbranch.data.image_files import ImageFiles, ImageNames, MissingImageError
-from distbranch.data.images import BrokenImageError, UnknownRangeError, convert_to_jpeg, count_frames, read_image_size
+from distbranch.data.images import (
+    BrokenImageError,
+    UnknownRangeError,
+    convert_to_jpeg,
+    count_frames,
+    read_image_size,
+)
 from distbranch.data.shards import Labels, LeftOut, Sample
 from distbranch.errors import UserError
 from distbranch.permissions import denied
@@ -52,7 +58,8 @@ class SourceOptions(BaseModel, ABC):
 
     source: str
     image_size: tuple[int, int] | None = Field(
-        None, description="HxW in pixels (`64x48`) to which images are resized; as they are if empty."
+        None,
+        description="HxW in pixels (`64x48`) to which images are resized; as they are if empty.",
     )
 
     @field_validator("image_size", mode="before")
@@ -68,7 +75,9 @@ class SourceOptions(BaseModel, ABC):
     @field_validator("image_size")
     @classmethod
     def _check_size(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and not all(1 <= side <= 65_500 for side in value):  # the most a JPEG can hold
+        if value is not None and not all(
+            1 <= side <= 65_500 for side in value
+        ):  # the most a JPEG can hold
             raise ValueError("should be HxW in pixels, each from 1 to 65500, for instance 64x48")
         return value
 
@@ -91,10 +100,14 @@ class ImageFileOptions(SourceOptions):
     """Options of the sources that read images which somebody else has made."""
 
     on_bad_image: Literal["fail", "skip"] = Field(
-        "fail", description="What to do about a missing or broken image: stop, or leave it out and list it."
+        "fail",
+        description="What to do about a missing or broken image: stop, or leave it out and list it.",
     )
     bits: int | None = Field(
-        None, ge=9, le=16, description="How many bits images of 16 bits use: 12, say, for X-rays from 0 to 4095."
+        None,
+        ge=9,
+        le=16,
+        description="How many bits images of 16 bits use: 12, say, for X-rays from 0 to 4095.",
     )
 
 
@@ -160,7 +173,9 @@ def explain_unreadable(what: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be read: {error.strerror or error}.") from None
 
 
-def _refuse_image(row: Row, error: BrokenImageError, rows: Iterable[Row], names: ImageNames) -> UserError:
+def _refuse_image(
+    row: Row, error: BrokenImageError, rows: Iterable[Row], names: ImageNames
+) -> UserError:
     """Why the image of a row cannot be used; where it is missing, also which of the other rows' images are."""
     also = ""
     if isinstance(error, MissingImageError):
@@ -183,7 +198,9 @@ def _exists(image: str, names: ImageNames) -> bool:
     return True
 
 
-def _warn_of_images(names: ImageNames, sizes: Mapping[tuple[int, int], str], with_frames: Sequence[str]) -> None:
+def _warn_of_images(
+    names: ImageNames, sizes: Mapping[tuple[int, int], str], with_frames: Sequence[str]
+) -> None:
     if names.example is not None:
         logger.warning(
             "%d image(s) have another name than in the table, and just one file that can be meant was taken for each: "

@@ -174,14 +174,18 @@ def _read_text_rows(path: Path, options: "CsvOptions") -> Rows:
     number = 0
     try:
         # Of equals the first, so a table of one column is taken as CSV.
-        delimiter = delimiter or max(DELIMITERS, key=lambda one: _rate_header(text, one, options.image_column))
+        delimiter = delimiter or max(
+            DELIMITERS, key=lambda one: _rate_header(text, one, options.image_column)
+        )
         # Strict: a quote that is never closed is an error, and does not swallow the rest of the table.
         reader = _create_reader(text, delimiter, strict=True)
         for row in reader:
             number = reader.line_num
             yield number, row
     except csv.Error as error:
-        raise UserError(f"{path}, line {number + 1}: this is not CSV ({error}). Mend the quotes there.") from None
+        raise UserError(
+            f"{path}, line {number + 1}: this is not CSV ({error}). Mend the quotes there."
+        ) from None
 
 
 def _create_reader(text: str, delimiter: str, *, strict: bool) -> Any:

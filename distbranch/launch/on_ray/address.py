@@ -33,7 +33,9 @@ def cluster_address(launch: LaunchConfig) -> str | None:
         return None
     if address == "auto" or is_node_address(address):
         return address
-    own = "" if key == "launch.address" else ", or give launch.address=local to start a cluster here"
+    own = (
+        "" if key == "launch.address" else ", or give launch.address=local to start a cluster here"
+    )
     raise UserError(
         f"{key} should be HOST:PORT of a cluster that this machine belongs to, auto or local, found {key}={address}{own}. "
         "From outside a cluster use `distbranch submit ray CONFIG --address http://HEAD:8265`."
@@ -91,7 +93,9 @@ def apply_token(*, create: bool = False) -> None:
     """
     file = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if file and not os.access(file, os.R_OK):
-        raise UserError(f"RAY_AUTH_TOKEN_PATH names the file {file}, which cannot be read. Put the token there.")
+        raise UserError(
+            f"RAY_AUTH_TOKEN_PATH names the file {file}, which cannot be read. Put the token there."
+        )
     is_given = bool(file or os.environ.get("RAY_AUTH_TOKEN"))
     if is_given or create:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -111,7 +115,9 @@ def ask_ray_job(question: str, address: str, job_id: str) -> str:
     try:
         return str(getattr(open_job_client(address), question)(job_id))
     except RuntimeError as error:
-        raise UserError(f"The Ray cluster {address} knows nothing of the job {job_id} ({shorten(error)}).") from None
+        raise UserError(
+            f"The Ray cluster {address} knows nothing of the job {job_id} ({shorten(error)})."
+        ) from None
 
 
 def open_job_client(address: str) -> Any:

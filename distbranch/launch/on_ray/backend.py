@@ -44,6 +44,8 @@ class ClusterTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
 
     def on_start(self, worker_group: object, backend_config: TorchConfig) -> None:
         """Choose the interface in every worker, then make the process group."""
-        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", SECONDS_TO_LEAVE)  # read in this process, later
+        os.environ.setdefault(
+            "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", SECONDS_TO_LEAVE
+        )  # read in this process, later
         worker_group.execute(use_interface_of_node)  # type: ignore[attr-defined]
         super().on_start(worker_group, backend_config)

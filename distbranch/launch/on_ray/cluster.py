@@ -56,7 +56,9 @@ Node = Mapping[str, Any]  # of ray.nodes()
 
 
 @contextmanager
-def open_cluster(launch: LaunchConfig, settings: Mapping[str, str] | None = None) -> Iterator[str | None]:
+def open_cluster(
+    launch: LaunchConfig, settings: Mapping[str, str] | None = None
+) -> Iterator[str | None]:
     """Join the cluster of the run, or start one on this machine that ends with this block; gives its address, None if started.
 
     Ray's `settings` and our own ones count within the block; the environment is afterwards what it was. Of a cluster that was
@@ -90,7 +92,12 @@ def open_cluster(launch: LaunchConfig, settings: Mapping[str, str] | None = None
             )
             folder = os.environ["RAY_TMPDIR"] = stack.enter_context(own)
             cpus = max(num_cores(), round(launch.most_workers * launch.cpus_per_worker))
-            options = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": folder}
+            options = {
+                "address": "local",
+                "num_cpus": cpus,
+                "include_dashboard": False,
+                "_temp_dir": folder,
+            }
         stack.enter_context(_connect(options))
         yield address
 
@@ -163,7 +170,10 @@ def uses_gpu(launch: LaunchConfig) -> bool:
     """Whether the workers run on GPUs: as asked, or if there are enough of them."""
     if launch.device != "auto":
         return launch.device == "cuda"
-    return max_workers(list_alive_nodes(), get_worker_resources(launch, gpu=True)) >= launch.least_workers
+    return (
+        max_workers(list_alive_nodes(), get_worker_resources(launch, gpu=True))
+        >= launch.least_workers
+    )
 
 
 def get_worker_resources(launch: LaunchConfig, *, gpu: bool) -> dict[str, float]:
@@ -232,7 +242,12 @@ def check_resources(launch: LaunchConfig, report: Report, should_stop: Callable[
     free = ray.available_resources()
     busy = [name for name, amount in each.items() if free.get(name, 0) < amount * least]
     if busy:
-        report({"kind": "warning", "message": f"The cluster is busy ({' and '.join(busy)}): Ray waits for room."})
+        report(
+            {
+                "kind": "warning",
+                "message": f"The cluster is busy ({' and '.join(busy)}): Ray waits for room.",
+            }
+        )
 
 
 def _format_amounts(amounts: Mapping[str, float]) -> str:
@@ -261,7 +276,9 @@ def check_storage(config: Config, should_stop: Callable[[], bool]) -> None:
         for node in list_alive_nodes():
             if max_workers([node], each):
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                look_at = ray.remote(check_node).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+                look_at = ray.remote(check_node).options(
+                    num_cpus=0, max_retries=0, scheduling_strategy=there
+                )
                 looks[look_at.remote(config.run_url or str(marker), config.data.paths)] = node
 
         # Wait for their answers, in turns in which a signal is heard.
@@ -284,7 +301,9 @@ def check_storage(config: Config, should_stop: Callable[[], bool]) -> None:
                 except ray.exceptions.RayError as error:
                     problem = _explain_import_error(error)
             if problem:
-                raise UserError(f"The node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}) {problem}")
+                raise UserError(
+                    f"The node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}) {problem}"
+                )
     finally:
         marker.unlink(missing_ok=True)
 
@@ -310,7 +329,9 @@ def check_node(place: str, data: Sequence[str]) -> str:
         return f"cannot write to the run directory {folder} ({error.strerror}). {STORAGE_ADVICE}"
     for path in data:
         if not is_remote(path) and not os.path.exists(os.path.join(path, DATASET_FILE)):
-            return f"does not see the data set {path}. Give a data.path that all nodes see, or a URL."
+            return (
+                f"does not see the data set {path}. Give a data.path that all nodes see, or a URL."
+            )
     return ""
 
 

@@ -27,7 +27,9 @@ from distbranch.launch.processes import end_process_tree
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
-SECONDS_TO_END = 30  # of a driver whose caller has an error of its own, after it was asked to save everything
+SECONDS_TO_END = (
+    30  # of a driver whose caller has an error of its own, after it was asked to save everything
+)
 SECONDS_TO_SAVE = 120  # of a driver whose caller is gone
 logger = logging.getLogger("distbranch")
 
@@ -57,7 +59,9 @@ def train_in_child(config: Config, report: Report) -> RunResult:
             here.send(config.model_dump(mode="json"))
             error = _report_until_end(here, child, request, report)
         except BaseException:
-            child.send_signal(signal.SIGINT)  # the first one saves everything, a second one interrupts
+            child.send_signal(
+                signal.SIGINT
+            )  # the first one saves everything, a second one interrupts
             raise
         finally:
             here.close()
@@ -100,7 +104,9 @@ def _report_until_end(
             kind, value = here.recv()
         except (EOFError, OSError):  # it was stopped before it had begun, or killed
             if request():
-                return request.make_error("The run was stopped before it began; the same call begins it.")
+                return request.make_error(
+                    "The run was stopped before it began; the same call begins it."
+                )
             return UserError(
                 f"The process that leads the run was lost (exit code {child.wait()}), perhaps for lack of memory. "
                 "The same call resumes from the last checkpoint."
@@ -140,7 +146,9 @@ def main() -> None:
     from distbranch.launch.on_ray.train import train_on_ray
 
     for one in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(one, lambda *_: sys.exit(1))  # until the training listens itself: with everything in order
+        signal.signal(
+            one, lambda *_: sys.exit(1)
+        )  # until the training listens itself: with everything in order
     there = Connection(int(sys.argv[1]))
     config = load_config(there.recv())
     lock = threading.Lock()

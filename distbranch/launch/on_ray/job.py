@@ -30,7 +30,12 @@ from distbranch.launch.jobs import (
     show_log,
     write_job,
 )
-from distbranch.launch.on_ray.address import dashboard_address, find_last_line, open_job_client, shorten
+from distbranch.launch.on_ray.address import (
+    dashboard_address,
+    find_last_line,
+    open_job_client,
+    shorten,
+)
 from distbranch.launch.prepare import (
     MARKER,
     create_begin_lock,
@@ -75,7 +80,9 @@ def submit_ray_job(
     given = load_config(config_path, overrides)
     config = with_absolute_paths(given)
     paths = [*list_run_paths(given), ("data.cache_directory", given.data.cache_directory or "/")]
-    relative = [(key, path) for key, path in paths if not is_remote(path) and not os.path.isabs(path)]
+    relative = [
+        (key, path) for key, path in paths if not is_remote(path) and not os.path.isabs(path)
+    ]
     refuse_vanishing_paths(relative, UsageError)
     address = dashboard_address(address)
     command = _make_command(config_path, overrides)
@@ -122,7 +129,9 @@ def _is_seen(config: Config) -> bool:
     return True
 
 
-def _submit_command(client: Any, config: Config, command: str, address: str, *, is_seen: bool, say: Say) -> Job:
+def _submit_command(
+    client: Any, config: Config, command: str, address: str, *, is_seen: bool, say: Say
+) -> Job:
     """Submit a run. Where this machine sees its directory too, the job's name is kept in it.
 
     Raises:
@@ -152,7 +161,9 @@ def _submit_command(client: Any, config: Config, command: str, address: str, *, 
         RemoteRun.from_config(config).upload_files("config.yaml", files.job.name)
         if MARKER in environment:
             _wait_for_answer(client, job, marker, say)
-    except UserError:  # nothing was submitted, or the job has ended; one that still waits needs the marker
+    except (
+        UserError
+    ):  # nothing was submitted, or the job has ended; one that still waits needs the marker
         marker.unlink(missing_ok=True)
         if is_seen and is_new:
             shutil.rmtree(files.path, ignore_errors=True)
@@ -180,12 +191,18 @@ def _wait_for_answer(client: Any, job: Job, marker: Path, say: Say) -> None:
     """
     for _ in look_until(SECONDS_TO_BEGIN, SECONDS_BETWEEN_LOOKS):
         state = describe_job_state(job)
-        if marker.name not in os.listdir(marker.parent):  # a listing is fresh where a look at one file is remembered
+        if marker.name not in os.listdir(
+            marker.parent
+        ):  # a listing is fresh where a look at one file is remembered
             return
         if state.startswith("ended"):
-            reason = find_last_line(client.get_job_logs(job.id), "it said nothing.").removeprefix("Error: ")
+            reason = find_last_line(client.get_job_logs(job.id), "it said nothing.").removeprefix(
+                "Error: "
+            )
             raise UserError(f"The job {job.id} ended before it trained: {reason}")
-    say(f"The job has not begun within {SECONDS_TO_BEGIN} s; when it does, it checks that it sees {marker.parent}.")
+    say(
+        f"The job has not begun within {SECONDS_TO_BEGIN} s; when it does, it checks that it sees {marker.parent}."
+    )
 
 
 def _read_exit_code(client: Any, job: Job, say: Say) -> int:

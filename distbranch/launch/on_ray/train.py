@@ -81,7 +81,9 @@ def _run_trainer(config: Config, attempt: str, report: Report) -> RunResult:
                 asked = True
                 report({"kind": "stopping"})
                 ask_board(attempt, "put", "stop", True)
-            if asked and not ask_board(attempt, "get", "begun"):  # Ray waits for room, perhaps for hours
+            if asked and not ask_board(
+                attempt, "get", "begun"
+            ):  # Ray waits for room, perhaps for hours
                 raise request.make_error(NOTHING_BEGUN)
 
             _report_events(attempt, report)
@@ -95,7 +97,9 @@ def _report_events(attempt: str, report: Report) -> None:
         report(json.loads(event))
 
 
-def _read_result(config: Config, attempt: str, failure: list[Exception], request: StopRequest) -> RunResult:
+def _read_result(
+    config: Config, attempt: str, failure: list[Exception], request: StopRequest
+) -> RunResult:
     ended = ask_board(attempt, "get", "outcome") or {}
     if ended.get("kind") == "stopped":
         raise request.make_error(ended["message"])

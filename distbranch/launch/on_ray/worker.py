@@ -24,9 +24,7 @@ from distbranch.launch.stopping import check_twice_a_second
 from distbranch.streams import tolerate_any_text
 
 NAMESPACE = "distbranch"
-LOST_BOARD = (
-    "The process through which driver and workers speak was lost, perhaps for lack of memory. The same command resumes."
-)
+LOST_BOARD = "The process through which driver and workers speak was lost, perhaps for lack of memory. The same command resumes."
 
 
 def train_worker(loop: dict[str, Any]) -> None:

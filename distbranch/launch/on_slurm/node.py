@@ -102,11 +102,15 @@ class Place:
             with suppress(FileNotFoundError):
                 told: dict[str, str] = json.loads((self.shared / "cluster.json").read_text())
                 return told
-        raise UserError(f"The first node of the job said nothing for {seconds:.0f} s in {self.shared}; see its log.")
+        raise UserError(
+            f"The first node of the job said nothing for {seconds:.0f} s in {self.shared}; see its log."
+        )
 
     def is_over(self) -> bool:
         """Whether task 0 has ended."""
-        return "over" in os.listdir(self.shared)  # a listing is fresh where a look at one file may be remembered (NFS)
+        return "over" in os.listdir(
+            self.shared
+        )  # a listing is fresh where a look at one file may be remembered (NFS)
 
     def announce_end(self) -> None:
         """Let the other tasks end, and forget the token."""
@@ -128,7 +132,9 @@ def find_own_address() -> str:
     named = [os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "")]
     with suppress(OSError):
         named.append(socket.gethostbyname(socket.gethostname()))
-    outward = [address for address in (*named, *own) if address in own and not address.startswith("127.")]
+    outward = [
+        address for address in (*named, *own) if address in own and not address.startswith("127.")
+    ]
     return [*outward, "127.0.0.1"][0]
 
 
@@ -153,5 +159,9 @@ def find_free_port(wanted: int | None = None) -> int:
             return port
     host = socket.gethostname()
     if wanted is not None:
-        raise UserError(f"The port {wanted} of {host} is in use. Give another --port, or leave it out.")
-    raise UserError(f"No port of {host} from {PORTS[0]} to {PORTS[-1]} is free, of {ATTEMPTS} that were tried.")
+        raise UserError(
+            f"The port {wanted} of {host} is in use. Give another --port, or leave it out."
+        )
+    raise UserError(
+        f"No port of {host} from {PORTS[0]} to {PORTS[-1]} is free, of {ATTEMPTS} that were tried."
+    )

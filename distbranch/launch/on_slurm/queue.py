@@ -7,7 +7,16 @@ from distbranch.errors import UsageError, UserError
 
 TIMEOUT_S = 60  # a busy controller answers within seconds, and Slurm's own MessageTimeout is 10
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
-RUNNING = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "COMPLETING", "PREEMPTED")
+RUNNING = (
+    "RUNNING",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "STAGE_OUT",
+    "RESIZING",
+    "COMPLETING",
+    "PREEMPTED",
+)
 # What Slurm's commands say, and what it means to somebody who has never used Slurm.
 MEANINGS = (
     (r"munge", "munge, through which the nodes trust each other, does not answer here: ask the administrator to start it"),
@@ -49,7 +58,9 @@ def call_slurm(*command: str) -> str:
         UserError: it is absent, or refuses, with what that means.
     """
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
     except FileNotFoundError:
         raise UserError(
             f"Slurm's command {command[0]} is not on this machine: use a login node of a Slurm cluster, or --executor local."
@@ -64,7 +75,11 @@ def call_slurm(*command: str) -> str:
 def explain_refusal(refusal: str) -> str:
     """One sentence about all that a command of Slurm said on its error stream, a site's own words among it."""
     lines = [PREFIX.sub("", line).strip(" .;") for line in refusal.splitlines()]
-    words = [line for line in dict.fromkeys(lines) if re.search(r"\w", line) and not line.startswith('Try "')]
+    words = [
+        line
+        for line in dict.fromkeys(lines)
+        if re.search(r"\w", line) and not line.startswith('Try "')
+    ]
     said = "; ".join(words) or "nothing"
     reason = OWN_REASON.search(refusal)
     meant = reason[1] if reason else refusal
@@ -101,4 +116,8 @@ def read_slurm_state(job_id: str) -> str:
 def is_preempted(job_id: str) -> bool:
     """Whether Slurm has warned a job that still runs: it will take its nodes, and nobody cancelled it."""
     found = read_job_details(job_id)
-    return found.get("JobState") == "RUNNING" and found.get("PreemptTime", "None") not in ("None", "Unknown", "")
+    return found.get("JobState") == "RUNNING" and found.get("PreemptTime", "None") not in (
+        "None",
+        "Unknown",
+        "",
+    )

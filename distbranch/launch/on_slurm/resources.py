@@ -73,7 +73,9 @@ class Resources:
             UsageError: two ways that do not agree, or one that leaves open how many GPUs each node has.
         """
         asked = {f"--sbatch {option}": count for option, count in count_gpus(self.further).items()}
-        leaves_open = "--sbatch gpus-per-socket" in asked or (self.nodes > 1 and "--sbatch gpus" in asked)
+        leaves_open = "--sbatch gpus-per-socket" in asked or (
+            self.nodes > 1 and "--sbatch gpus" in asked
+        )
         if self.gpus_per_node:
             asked["--gpus-per-node"] = self.gpus_per_node
         if leaves_open or len(set(asked.values())) > 1:
@@ -90,7 +92,9 @@ def count_gpus(options: Mapping[str, str]) -> dict[str, int]:
     found = {}
     for option in GPU_OPTIONS:
         items = options.get(option, "").split(",")
-        found[option] = sum(_count_item(item, is_resource=option in BY_RESOURCE) for item in items if item)
+        found[option] = sum(
+            _count_item(item, is_resource=option in BY_RESOURCE) for item in items if item
+        )
     return {option: count for option, count in found.items() if count}
 
 
@@ -136,10 +140,16 @@ def parse_further_options(pairs: Sequence[str], *, gpus_per_node: int) -> dict[s
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator:
-            raise UsageError(f"--sbatch takes KEY=VALUE, such as --sbatch nodelist=n1, found '{pair}'.")
+            raise UsageError(
+                f"--sbatch takes KEY=VALUE, such as --sbatch nodelist=n1, found '{pair}'."
+            )
         options[key.lstrip("-").replace("_", "-")] = value
     # All of them in one message, so that nobody corrects one after the other.
-    taken = [f"{OWN_OPTIONS[key]} in place of --sbatch {key}={options[key]}" for key in OWN_OPTIONS if key in options]
+    taken = [
+        f"{OWN_OPTIONS[key]} in place of --sbatch {key}={options[key]}"
+        for key in OWN_OPTIONS
+        if key in options
+    ]
     if taken:
         raise UsageError(f"Give {', and '.join(taken)}.")
     if not gpus_per_node and not count_gpus(options):

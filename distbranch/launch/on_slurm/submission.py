@@ -36,7 +36,12 @@ from distbranch.launch.jobs import (
 from distbranch.launch.on_slurm.queue import check_partition, explain_refusal
 from distbranch.launch.on_slurm.resources import Resources, count_gpus, list_variables_against
 from distbranch.launch.on_slurm.task import Task
-from distbranch.launch.prepare import check_data, is_to_be_packed, read_packed_data, with_absolute_paths
+from distbranch.launch.prepare import (
+    check_data,
+    is_to_be_packed,
+    read_packed_data,
+    with_absolute_paths,
+)
 from distbranch.launch.processes import restored_environment
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
@@ -48,7 +53,12 @@ ALL_CORES = "--cpu-bind=none"
 
 
 def submit_runs(
-    runs: Sequence[Config], resources: Resources, *, folder: Path | None = None, at_once: int = 1, say: Say
+    runs: Sequence[Config],
+    resources: Resources,
+    *,
+    folder: Path | None = None,
+    at_once: int = 1,
+    say: Say,
 ) -> list[Job]:
     """Submit independent runs, one as a job and several as one array, and record their jobs in the run directories.
 
@@ -68,7 +78,9 @@ def submit_runs(
     if resources.executor == "slurm":
         check_partition(resources.partition)
     elif resources.nodes > 1:
-        raise UsageError(f"--executor local has one node, this machine, found --nodes {resources.nodes}.")
+        raise UsageError(
+            f"--executor local has one node, this machine, found --nodes {resources.nodes}."
+        )
     checked = [_resolve_config(config, resources) for config in runs]
     waiting = [config for config in checked if not _is_settled(config.run_directory, say)]
     if not waiting:
@@ -82,9 +94,13 @@ def submit_runs(
     else:
         folder = folder or waiting[0].run_directory
         try:
-            jobs = _submit_tasks(tasks, make_sbatch_parameters(waiting[0], resources, folder, at_once), folder)
+            jobs = _submit_tasks(
+                tasks, make_sbatch_parameters(waiting[0], resources, folder, at_once), folder
+            )
         except UserError:
-            for directory in new:  # else a corrected configuration would be refused as that of another run
+            for (
+                directory
+            ) in new:  # else a corrected configuration would be refused as that of another run
                 shutil.rmtree(directory, ignore_errors=True)
             raise
     for config, job in zip(waiting, jobs, strict=True):
@@ -92,7 +108,9 @@ def submit_runs(
     return jobs
 
 
-def render_batch_script(config: Config, resources: Resources, *, num_runs: int = 1, at_once: int = 1) -> str:
+def render_batch_script(
+    config: Config, resources: Resources, *, num_runs: int = 1, at_once: int = 1
+) -> str:
     """The batch script that would be submitted; nothing is written and no Slurm is needed."""
     from submitit import SlurmExecutor
 
@@ -103,7 +121,9 @@ def render_batch_script(config: Config, resources: Resources, *, num_runs: int =
 
     checked = _resolve_config(config, resources)
     executor = OnPaper(checked.run_directory / FOLDER)
-    executor.update_parameters(**make_sbatch_parameters(checked, resources, checked.run_directory, at_once))
+    executor.update_parameters(
+        **make_sbatch_parameters(checked, resources, checked.run_directory, at_once)
+    )
     if num_runs > 1:
         executor.parameters["map_count"] = num_runs
     # submitit has no public way to see a script before it is submitted.
@@ -155,7 +175,10 @@ def _fit_to_allocation(config: Config, resources: Resources) -> Config:
         raise UsageError("launch.device=cuda needs --gpus-per-node.")
 
     # A torch that finds no GPU should not train beside one, and a node may have GPUs that belong to others.
-    values: dict[str, Any] = {"launch.address": "local", "launch.device": "cuda" if num_gpus else "cpu"}
+    values: dict[str, Any] = {
+        "launch.address": "local",
+        "launch.device": "cuda" if num_gpus else "cpu",
+    }
     # 1 is the default, so nobody asked for it: a run of one rank on several GPUs would leave all but one idle.
     workers = launch.workers
     if workers == 1:
@@ -163,7 +186,9 @@ def _fit_to_allocation(config: Config, resources: Resources) -> Config:
     values["launch.workers"] = workers
     if nodes > 1 and isinstance(workers, int):
         if workers < nodes:
-            raise UsageError(f"launch.workers={workers} ranks leave some of --nodes {nodes} idle; ask for fewer nodes.")
+            raise UsageError(
+                f"launch.workers={workers} ranks leave some of --nodes {nodes} idle; ask for fewer nodes."
+            )
         values["launch.placement"] = "spread"  # as many on each node: Ray would fill the first one
         if resources.cpus_per_node:
             values["launch.cpus_per_worker"] = resources.cpus_per_node / -(-workers // nodes)
@@ -203,7 +228,9 @@ def _create_task(config: Config, resources: Resources) -> Task:
         run_directory=str(config.run_directory),
         gpus_per_node=resources.num_gpus,
         cpus_per_node=resources.cpus_per_node,
-        seconds_to_save=max(10, resources.signal_delay_s - 20),  # the rest is for the end of Ray and of the task
+        seconds_to_save=max(
+            10, resources.signal_delay_s - 20
+        ),  # the rest is for the end of Ray and of the task
         port=resources.port,
     )
 
@@ -214,9 +241,15 @@ def _start_here(task: Task) -> Job:
     command = [sys.executable, "-m", "distbranch", "train", task.config]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    return Job("local", str(process.pid), socket.gethostname(), str(log), time.strftime(TIME_FORMAT))
+    return Job(
+        "local", str(process.pid), socket.gethostname(), str(log), time.strftime(TIME_FORMAT)
+    )
 
 
 def _submit_tasks(tasks: Sequence[Task], parameters: dict[str, Any], folder: Path) -> list[Job]:
@@ -234,10 +267,15 @@ def _submit_tasks(tasks: Sequence[Task], parameters: dict[str, Any], folder: Pat
         except submitit.core.utils.FailedJobError as error:
             raise UserError(explain_refusal(str(error))) from None
     where = f"partition {parameters.get('partition', 'of the site')}"
-    return [Job("slurm", one.job_id, where, str(one.task(0).paths.stdout), time.strftime(TIME_FORMAT)) for one in found]
+    return [
+        Job("slurm", one.job_id, where, str(one.task(0).paths.stdout), time.strftime(TIME_FORMAT))
+        for one in found
+    ]
 
 
-def make_sbatch_parameters(config: Config, resources: Resources, shared_folder: Path, at_once: int) -> dict[str, Any]:
+def make_sbatch_parameters(
+    config: Config, resources: Resources, shared_folder: Path, at_once: int
+) -> dict[str, Any]:
     """The parameters of submitit's executor."""
     further: dict[str, Any] = {"requeue": True}
     # Without --cpus-per-node Slurm may give a node one core: no fewer than its ranks need, and more if the site says so.
@@ -245,7 +283,9 @@ def make_sbatch_parameters(config: Config, resources: Resources, shared_folder: 
     needed = math.ceil(-(-launch.most_workers // resources.nodes) * launch.cpus_per_worker)
     if resources.cpus_per_node is None and needed > 1:
         further["mincpus"] = needed
-    further |= {key.replace("-", "_"): value for key, value in resources.further.items()}  # submitit's form of them
+    further |= {
+        key.replace("-", "_"): value for key, value in resources.further.items()
+    }  # submitit's form of them
     gpus = None if count_gpus(resources.further) else resources.gpus_per_node
     given = {
         "job_name": resources.job_name or str(config.run.name),
@@ -273,9 +313,7 @@ def make_sbatch_parameters(config: Config, resources: Resources, shared_folder: 
 
 def _make_setup(shared_folder: Path) -> list[str]:
     """Commands of the batch script before its tasks begin: every node must see what the first one writes now."""
-    advice = (
-        f"does not see {shared_folder} as the first node does. Give a run.directory on storage that all nodes share."
-    )
+    advice = f"does not see {shared_folder} as the first node does. Give a run.directory on storage that all nodes share."
     look = f'test -e "$0" || {{ echo "Error: the node $SLURMD_NODENAME {advice}"; exit 1; }}'
     return [
         # From 22.05 on srun does not read how many cores its job has for a task; and it exports no more than sbatch --export allows.

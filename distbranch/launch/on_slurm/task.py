@@ -39,8 +39,12 @@ from distbranch.streams import tolerate_any_text
 
 SIGNALS = {signal.SIGTERM, signal.SIGUSR2}
 SECONDS_OF_KILL_WAIT = 25  # Slurm's KillWait is 30 by default
-MINUTES_TO_JOIN = 5  # nodes of one job begin within seconds, but an image or a module may load slowly on some
-SECONDS_TO_START = 120  # of the head, which imports Ray from a file system that all nodes read at once
+MINUTES_TO_JOIN = (
+    5  # nodes of one job begin within seconds, but an image or a module may load slowly on some
+)
+SECONDS_TO_START = (
+    120  # of the head, which imports Ray from a file system that all nodes read at once
+)
 RESTARTS_OF_RAY = 3
 Child = subprocess.Popen[bytes]
 
@@ -78,11 +82,15 @@ class Task:
             with place.create_folders():
                 self._check_gpus()
                 # One node needs no cluster that others join: its ranks start one of their own.
-                code = self._run_training(place) if place.num_nodes == 1 else self._run_with_ray(place)
+                code = (
+                    self._run_training(place) if place.num_nodes == 1 else self._run_with_ray(place)
+                )
         except UserError as error:
             sys.stdout.write(f"Error: {error}\n")  # the log of the job is its terminal
             code = 1
-        except submitit.core.utils.UncompletedJobError:  # by the time it was asked to save itself the run had finished
+        except (
+            submitit.core.utils.UncompletedJobError
+        ):  # by the time it was asked to save itself the run had finished
             if read_result(Path(self.run_directory)) is None:
                 raise
             code = 0
@@ -127,7 +135,11 @@ class Task:
                 # Another port each time, for somebody may take one between the look and the start.
                 port = find_free_port(self.port)
                 cluster = {"address": f"{own}:{port}", "token": secrets.token_hex(32)}
-                options = ["--head", f"--port={port}", f"--ray-client-server-port={find_free_port()}"]
+                options = [
+                    "--head",
+                    f"--port={port}",
+                    f"--ray-client-server-port={find_free_port()}",
+                ]
                 # A part of the dashboard runs all the same, and wants its port.
                 options += ["--include-dashboard=false", f"--dashboard-port={find_free_port()}"]
             else:
@@ -139,8 +151,13 @@ class Task:
                 options = [f"--address={cluster['address']}"]
 
             command = self._make_ray_command(place, own, options)
-            with place.ray_log.open("ab") as log, _start_child(command, make_environment(place, cluster), log) as ray:
-                code = self._lead(place, cluster, ray) if place.is_first else self._follow(place, ray)
+            with (
+                place.ray_log.open("ab") as log,
+                _start_child(command, make_environment(place, cluster), log) as ray,
+            ):
+                code = (
+                    self._lead(place, cluster, ray) if place.is_first else self._follow(place, ray)
+                )
             if code is not None:
                 return code
         last = find_last_line(place.ray_log.read_text(errors="replace"), "it said nothing")
@@ -176,7 +193,10 @@ class Task:
     def _run_training(self, place: Place, cluster: Mapping[str, str] | None = None) -> int:
         command = [sys.executable, "-m", "distbranch", "train", self.config]
         if cluster is not None:
-            command += [f"launch.address={cluster['address']}", f"launch.wait_for_nodes_min={MINUTES_TO_JOIN}"]
+            command += [
+                f"launch.address={cluster['address']}",
+                f"launch.wait_for_nodes_min={MINUTES_TO_JOIN}",
+            ]
         with _start_child(command, make_environment(place, cluster)) as self.driver:
             while self.driver.poll() is None and not self._is_late():
                 if self.asked_at is not None:
@@ -194,7 +214,14 @@ class Task:
         """`ray start`, with everything its own, so that other jobs on the node are not disturbed."""
         cpus = self.cpus_per_node or int(os.environ.get("SLURM_CPUS_ON_NODE", num_cores()))
         return [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            *(
+                sys.executable,
+                "-m",
+                "ray.scripts.scripts",
+                "start",
+                "--block",
+                "--disable-usage-stats",
+            ),
             f"--node-ip-address={address}",
             f"--num-cpus={cpus}",
             f"--num-gpus={self.gpus_per_node}",
@@ -208,7 +235,9 @@ class Task:
 
     def _finish(self, place: Place, code: int) -> int:
         """Say how the task ends: 0 when the run is finished or saved, else Slurm shall show the job as failed."""
-        if code == 0:  # nothing is left to save, and a signal to the interpreter at its end would fail the job
+        if (
+            code == 0
+        ):  # nothing is left to save, and a signal to the interpreter at its end would fail the job
             for one in SIGNALS:
                 signal.signal(one, signal.SIG_IGN)
         if not place.is_first:
@@ -231,14 +260,20 @@ def count_gpus_of_this_node() -> int | None:
 
 
 @contextmanager
-def _start_child(command: Sequence[str], environment: Mapping[str, str], log: Any = None) -> Iterator[Child]:
+def _start_child(
+    command: Sequence[str], environment: Mapping[str, str], log: Any = None
+) -> Iterator[Child]:
     """A child process that no signal of Slurm reaches; at the end it and all that it started are ended, nothing else is.
 
     Its words go into `log`, an open file, or to where those of this process go.
     """
     errors = None if log is None else subprocess.STDOUT
     child = subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=log, stderr=errors, preexec_fn=_block_signals
+        command,
+        env={**os.environ, **environment},
+        stdout=log,
+        stderr=errors,
+        preexec_fn=_block_signals,
     )
     try:
         yield child
@@ -256,5 +291,9 @@ def make_environment(place: Place, cluster: Mapping[str, str] | None) -> dict[st
     # All temporary files go where the task removes them; the site's TMPDIR may be too long for any socket.
     given = {"RAY_TMPDIR": str(place.scratch), "TMPDIR": str(place.scratch)}
     if cluster is not None:
-        given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster["token"], "RAY_USAGE_STATS_ENABLED": "0"}
+        given |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": cluster["token"],
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
     return given

@@ -12,7 +12,11 @@ from PIL import Image
 
 from distbranch.data.pack import pack
 from distbranch.data.sources.rendered_faces import list_attribute_tasks, render_face, render_samples
-from distbranch.data.sources.rendered_faces.attributes import ATTRIBUTES, TASK_GROUPS, sample_attributes
+from distbranch.data.sources.rendered_faces.attributes import (
+    ATTRIBUTES,
+    TASK_GROUPS,
+    sample_attributes,
+)
 from distbranch.data.sources.rendered_faces.drawing import read_face
 from distbranch.errors import UserError
 
@@ -65,7 +69,9 @@ NOT_DRAWN = {"No_Beard"}  # it is the absence of the other three
 
 
 def pixels(attributes: dict[str, int], seed: int, region: str | None = None) -> NDArray[np.float64]:
-    return np.asarray(render_face(attributes, size=SIZE, seed=seed, nuisance_region=region), dtype=np.float64)
+    return np.asarray(
+        render_face(attributes, size=SIZE, seed=seed, nuisance_region=region), dtype=np.float64
+    )
 
 
 def flipped(attributes: dict[str, int], name: str) -> dict[str, int]:
@@ -77,7 +83,9 @@ def area_of(region: str, margin: float = 0.02) -> NDArray[np.bool_]:
     y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE
     inside = np.zeros((SIZE, SIZE), dtype=bool)
     for left, top, right, bottom in NUISANCE_AREAS[region]:
-        inside |= (x > left - margin) & (x < right + margin) & (y > top - margin) & (y < bottom + margin)
+        inside |= (
+            (x > left - margin) & (x < right + margin) & (y > top - margin) & (y < bottom + margin)
+        )
     return inside
 
 
@@ -118,7 +126,9 @@ def test_attributes_are_balanced_and_exclude_what_a_face_excludes() -> None:
         assert sum(hair) + face["Bald"] <= 1
         assert face["Straight_Hair"] + face["Wavy_Hair"] + face["Bald"] <= 1
         assert face["Bangs"] + face["Receding_Hairline"] + face["Bald"] <= 1
-        assert face["No_Beard"] == 1 - max(face["5_o_Clock_Shadow"], face["Goatee"], face["Mustache"])
+        assert face["No_Beard"] == 1 - max(
+            face["5_o_Clock_Shadow"], face["Goatee"], face["Mustache"]
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in ATTRIBUTES if name not in NOT_DRAWN])
@@ -128,7 +138,9 @@ def test_every_attribute_is_seen_in_the_drawing(name: str) -> None:
 
 
 @pytest.mark.parametrize(("region", "name"), IN_A_LOCAL_REGION)
-def test_an_attribute_of_a_local_region_changes_only_the_area_of_its_region(region: str, name: str) -> None:
+def test_an_attribute_of_a_local_region_changes_only_the_area_of_its_region(
+    region: str, name: str
+) -> None:
     for seed in range(3):
         face = sharp_face(seed)
         changed = np.abs(pixels(face, seed) - pixels(flipped(face, name), seed)).max(axis=2) > 8
@@ -156,15 +168,24 @@ def test_nuisance_hides_the_attributes_of_its_region(region: str) -> None:
 
 
 def test_without_nuisance_every_region_is_seen_and_with_it_the_named_share_is_covered() -> None:
-    plain = [sample.image for sample in render_samples({"train": 200}, image_size=32, seed=5, nuisance=0.0)]
-    often = [sample.image for sample in render_samples({"train": 200}, image_size=32, seed=5, nuisance=0.8)]
+    plain = [
+        sample.image
+        for sample in render_samples({"train": 200}, image_size=32, seed=5, nuisance=0.0)
+    ]
+    often = [
+        sample.image
+        for sample in render_samples({"train": 200}, image_size=32, seed=5, nuisance=0.8)
+    ]
     assert 0.65 < np.mean([a != b for a, b in zip(plain, often, strict=True)]) < 0.92
 
 
 def test_rendered_faces_are_packed(tmp_path: Path) -> None:
     faces = render_samples({"train": 6, "val": 2}, image_size=32, seed=0)
     info = pack(faces, tmp_path / "faces", list_attribute_tasks(), groups=TASK_GROUPS)
-    assert {name: split.num_samples for name, split in info.splits.items()} == {"train": 6, "val": 2}
+    assert {name: split.num_samples for name, split in info.splits.items()} == {
+        "train": 6,
+        "val": 2,
+    }
 
 
 @pytest.mark.parametrize(
@@ -173,7 +194,12 @@ def test_rendered_faces_are_packed(tmp_path: Path) -> None:
         (lambda: render_face({"Smilling": 1}, size=64, seed=0), "Smilling"),
         (lambda: render_face({}, size=8, seed=0), "at least 32"),
         (lambda: render_face({}, size=64, seed=0, nuisance_region="chin"), "'chin'"),
-        (lambda: list(islice(render_samples({"train": 1}, image_size=64, seed=0, nuisance=2.0), 1)), "between 0 and 1"),
+        (
+            lambda: list(
+                islice(render_samples({"train": 1}, image_size=64, seed=0, nuisance=2.0), 1)
+            ),
+            "between 0 and 1",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_one_sentence(wrong, message: str) -> None:  # noqa: ANN001

@@ -37,18 +37,26 @@ def as_csv(rows: list[list[str]], delimiter: str, line_end: str = "\n") -> str:
     return line_end.join(delimiter.join(map(quoted, row)) for row in rows) + line_end
 
 
-def read(path: Path, *, delimiter: str | None = None, encoding: str | None = None) -> list[list[str]]:
-    table = read_table(CsvOptions(images=path, table=path, delimiter=delimiter, encoding=encoding), Problems(path))
+def read(
+    path: Path, *, delimiter: str | None = None, encoding: str | None = None
+) -> list[list[str]]:
+    table = read_table(
+        CsvOptions(images=path, table=path, delimiter=delimiter, encoding=encoding), Problems(path)
+    )
     return [table.names, *map(list, zip(*table.columns.values(), strict=True))]
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("name", DELIMITERS)
-def test_the_delimiter_is_found_whatever_stands_in_the_cells(tmp_path: Path, name: str, line_end: str) -> None:
+def test_the_delimiter_is_found_whatever_stands_in_the_cells(
+    tmp_path: Path, name: str, line_end: str
+) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(as_csv(ROWS, DELIMITERS[name], line_end).encode())
     assert read(path) == ROWS
-    path.write_bytes(as_csv([[row[0], row[1]] for row in ROWS], DELIMITERS[name], line_end).encode())
+    path.write_bytes(
+        as_csv([[row[0], row[1]] for row in ROWS], DELIMITERS[name], line_end).encode()
+    )
     assert read(path) == [row[:2] for row in ROWS]
 
 
@@ -66,10 +74,15 @@ def test_the_delimiter_is_found_whatever_stands_in_the_cells(tmp_path: Path, nam
         ("image,a\n1.jpg,1,,\n2.jpg,0\n", [["image", "a"], ["1.jpg", "1"], ["2.jpg", "0"]]),
         ("image,a\n1.jpg,1\n,\n\n  ,  \n", [["image", "a"], ["1.jpg", "1"]]),
         ("\n\nimage,a\n1.jpg,1\n", [["image", "a"], ["1.jpg", "1"]]),
-        ("image;a b, c\n1.jpg;red, blue\n2.jpg;red\n", [["image", "a b, c"], ["1.jpg", "red, blue"], ["2.jpg", "red"]]),
+        (
+            "image;a b, c\n1.jpg;red, blue\n2.jpg;red\n",
+            [["image", "a b, c"], ["1.jpg", "red, blue"], ["2.jpg", "red"]],
+        ),
     ],
 )
-def test_small_tables_of_every_kind_are_read(tmp_path: Path, text: str, expected: list[list[str]]) -> None:
+def test_small_tables_of_every_kind_are_read(
+    tmp_path: Path, text: str, expected: list[list[str]]
+) -> None:
     (tmp_path / "t.csv").write_text(text)
     assert read(tmp_path / "t.csv") == expected
 
@@ -81,7 +94,9 @@ def test_a_delimiter_that_is_given_is_taken(tmp_path: Path) -> None:
     assert read(tmp_path / "t.txt", delimiter=" ") == [["image", "a"], ["1.jpg", "1"]]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-mark", "utf-16-be-mark", "utf-32"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-mark", "utf-16-be-mark", "utf-32"]
+)
 def test_unicode_is_known_by_its_mark(tmp_path: Path, encoding: str) -> None:
     text = as_csv(ROWS, ";")
     if encoding.endswith("-mark"):
@@ -94,14 +109,17 @@ def test_unicode_is_known_by_its_mark(tmp_path: Path, encoding: str) -> None:
 def test_an_encoding_that_is_given_is_taken(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "t.csv").write_bytes(as_csv(ROWS, ",").encode(encoding))
     assert read(tmp_path / "t.csv", encoding=encoding) == ROWS
-    (tmp_path / "t.csv").write_bytes(as_csv([["image", "帽子"], ["1.jpg", "赤"]], ",").encode("shift_jis"))
+    (tmp_path / "t.csv").write_bytes(
+        as_csv([["image", "帽子"], ["1.jpg", "赤"]], ",").encode("shift_jis")
+    )
     assert read(tmp_path / "t.csv", encoding="shift_jis") == [["image", "帽子"], ["1.jpg", "赤"]]
 
 
 def test_another_encoding_is_told_with_its_line_and_how_it_would_read(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(as_csv(ROWS, ",").replace("größe", "size").encode("cp1252"))
     with pytest.raises(
-        UserError, match=r"t.csv, line 3: .* not text in UTF-8: byte 0xdf .* cp1252 .* would be '.*groß.*'.*--encoding"
+        UserError,
+        match=r"t.csv, line 3: .* not text in UTF-8: byte 0xdf .* cp1252 .* would be '.*groß.*'.*--encoding",
     ):
         read(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_bytes(as_csv(ROWS, ",").encode("utf-16-le"))
@@ -112,8 +130,12 @@ def test_another_encoding_is_told_with_its_line_and_how_it_would_read(tmp_path: 
         read(tmp_path / "t.csv", encoding="utf-16")
 
 
-@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
-def test_a_packed_table_is_unpacked(tmp_path: Path, ending: str, pack: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize(
+    ("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_a_packed_table_is_unpacked(
+    tmp_path: Path, ending: str, pack: Callable[[bytes], bytes]
+) -> None:
     path = tmp_path / f"t.csv{ending}"
     path.write_bytes(pack(as_csv(ROWS, "\t").encode()))
     assert read(path) == ROWS
@@ -151,9 +173,13 @@ def test_a_sheet_of_excel_reads_as_its_cells_show(tmp_path: Path) -> None:
     assert read_table(CsvOptions(images=path, table=path), Problems(path)).lines == [2, 4, 5]
 
 
-def test_a_workbook_of_several_sheets_is_refused_and_an_empty_one_beside_is_not(tmp_path: Path) -> None:
+def test_a_workbook_of_several_sheets_is_refused_and_an_empty_one_beside_is_not(
+    tmp_path: Path,
+) -> None:
     save_sheet(tmp_path / "t.xlsx", [["image", "a"], ["1.jpg", 1]], "Notes")
-    with pytest.raises(UserError, match=r"one sheet, but it has 2 \(Sheet, Notes\). Save the one with the labels"):
+    with pytest.raises(
+        UserError, match=r"one sheet, but it has 2 \(Sheet, Notes\). Save the one with the labels"
+    ):
         read(tmp_path / "t.xlsx")
     book = openpyxl.Workbook()
     book.active.append(["image"])
@@ -162,10 +188,15 @@ def test_a_workbook_of_several_sheets_is_refused_and_an_empty_one_beside_is_not(
     assert read(tmp_path / "t.xlsx") == [["image"]]
 
 
-def test_a_workbook_without_its_reader_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workbook_without_its_reader_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_sheet(tmp_path / "t.xlsx", [["image"]])
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(UserError, match=r"package openpyxl is needed. Install it: pip install 'distbranch\[excel\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"package openpyxl is needed. Install it: pip install 'distbranch\[excel\]'",
+    ):
         read(tmp_path / "t.xlsx")
 
 
@@ -197,12 +228,18 @@ def test_parquet_reads_like_the_csv_of_the_same_frame(tmp_path: Path) -> None:
         ("t.xlsx", b"image,a\n1.jpg,1\n", "cannot be read"),
         ("t.parquet", b"image,a\n1.jpg,1\n", "cannot be read"),
         ("t.csv.gz", b"image,a\n1.jpg,1\n", "cannot be read"),
-        ("t.csv", b'image,a\n1.jpg,"red\n2.jpg,blue\n3.jpg,red\n', "line 2: this is not CSV .* Mend the quotes"),
+        (
+            "t.csv",
+            b'image,a\n1.jpg,"red\n2.jpg,blue\n3.jpg,red\n',
+            "line 2: this is not CSV .* Mend the quotes",
+        ),
         ("t.csv", b'image,a\n1.jpg,"red"dish\n', "line 2: this is not CSV"),
         ("t.csv", b"", "is empty; its first line should name the columns"),
     ],
 )
-def test_what_is_no_table_is_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_what_is_no_table_is_one_sentence(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(tmp_path / name)
@@ -244,11 +281,23 @@ def test_the_same_labels_are_packed_from_every_form_of_a_table(tmp_path: Path, f
         "xlsx": lambda path: frame.to_excel(path, index=False),
         "parquet": frame.to_parquet,
         "csv.gz": lambda path: frame.to_csv(path, index=False),
-        "txt": lambda path: frame.to_csv(path, index=False, sep="\t", decimal=",", encoding="utf-16"),
+        "txt": lambda path: frame.to_csv(
+            path, index=False, sep="\t", decimal=",", encoding="utf-16"
+        ),
     }
     write[form](tmp_path / f"t.{form}")
-    answers = {"minus_one": "Edema=unknown", "blank": "wears a hat=no", "tags": "findings", "separator": ", "}
-    values = {"source": "csv", "images": tmp_path / "images", "table": tmp_path / f"t.{form}", **answers}
+    answers = {
+        "minus_one": "Edema=unknown",
+        "blank": "wears a hat=no",
+        "tags": "findings",
+        "separator": ", ",
+    }
+    values = {
+        "source": "csv",
+        "images": tmp_path / "images",
+        "table": tmp_path / f"t.{form}",
+        **answers,
+    }
     info = pack_source(parse_options(values).open(), tmp_path / "set")
     total: dict[str, Counter[str]] = {}
     for split in info.splits.values():

@@ -60,14 +60,22 @@ def test_a_run_in_a_bucket_goes_on_when_the_node_of_rank_0_dies_and_its_driver_s
     copy = load_config(config).run_directory
 
     def driven() -> Ended:
-        return ranks.run(drive, config=config, environment={**here, **world.environment}, timeout_s=200)[0]
+        return ranks.run(
+            drive, config=config, environment={**here, **world.environment}, timeout_s=200
+        )[0]
 
     plan_faults(copy.parent)
     world.add_node(environment=store.environment(tmp_path / "node-0"))
-    lost = world.add_node(environment={**store.environment(tmp_path), "AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    lost = world.add_node(
+        environment={**store.environment(tmp_path), "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    )
     ended = driven()
     assert ended.value is not None, ended.output
-    said = ("The node ", f"The run directory s3://{BUCKET}/runs/tiny cannot be written", "Could not connect")
+    said = (
+        "The node ",
+        f"The run directory s3://{BUCKET}/runs/tiny cannot be written",
+        "Could not connect",
+    )
     assert not [words for words in said if words not in ended.value["message"]], ended.value
     world.remove_node(lost)
 
@@ -81,7 +89,11 @@ def test_a_run_in_a_bucket_goes_on_when_the_node_of_rank_0_dies_and_its_driver_s
         ended = training.result()
     assert ended.value is not None, ended.output
     assert ended.value["end"] == "done", ended.value
-    assert {event["kind"] for event in ended.value["events"]} >= {"decision", "evaluation", "resumed"}
+    assert {event["kind"] for event in ended.value["events"]} >= {
+        "decision",
+        "evaluation",
+        "resumed",
+    }
     assert_same_content(copy, undisturbed(2))
     assert [line["iteration"] for line in lines_of(copy / "metrics.jsonl", "resumed")] == [21]
     assert len(list(tmp_path.glob("node-*/distbranch/training/*/tiny/model"))) == 1

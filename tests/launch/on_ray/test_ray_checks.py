@@ -64,7 +64,9 @@ def test_an_address_of_no_cluster_is_refused_with_one_sentence_that_says_who_gav
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError, match=r"^RAY_ADDRESS should be HOST:PORT .* launch\.address=local") as told:
+    with pytest.raises(
+        UserError, match=r"^RAY_ADDRESS should be HOST:PORT .* launch\.address=local"
+    ) as told:
         cluster_address(LaunchConfig())
     assert f"found RAY_ADDRESS={address}," in str(told.value)
     with pytest.raises(UserError, match=r"^launch\.address should be HOST:PORT") as told:
@@ -91,7 +93,9 @@ def test_jobs_go_to_the_dashboard_of_the_option_and_else_to_that_of_the_variable
     assert dashboard_address(option) == address
 
 
-@pytest.mark.parametrize("address", ["http://", "http:///x", "http://h:0", "ray://x", "foo", "10.0.0.1:6379", "auto"])
+@pytest.mark.parametrize(
+    "address", ["http://", "http:///x", "http://h:0", "ray://x", "foo", "10.0.0.1:6379", "auto"]
+)
 def test_what_is_no_dashboard_is_refused_with_one_sentence_that_says_who_gave_it(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +110,10 @@ def test_what_is_no_dashboard_is_refused_with_one_sentence_that_says_who_gave_it
 
 
 def test_workers_are_counted_node_by_node() -> None:
-    nodes: list[dict[str, Any]] = [{"Resources": {"CPU": 3.0, "GPU": 0.9}}, {"Resources": {"CPU": 3.0}}]
+    nodes: list[dict[str, Any]] = [
+        {"Resources": {"CPU": 3.0, "GPU": 0.9}},
+        {"Resources": {"CPU": 3.0}},
+    ]
     assert max_workers(nodes, {"CPU": 2.0}) == 2  # six CPUs, and not three times two
     assert max_workers(nodes, {"CPU": 4.0}) == 0
     assert max_workers(nodes, {"CPU": 1.0, "GPU": 0.3}) == 3  # 0.9 / 0.3 is a little less than 3
@@ -129,20 +136,31 @@ def test_a_range_of_workers_is_checked_for_its_largest_number() -> None:
         load_config({"launch": {"workers": [2, 40]}})
 
 
-def test_a_sweep_and_a_job_of_slurm_need_a_folder_and_no_url(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_sweep_and_a_job_of_slurm_need_a_folder_and_no_url(
+    tiny_data: Path, tmp_path: Path
+) -> None:
     (tmp_path / "sweep.yaml").write_text("base: x.yaml\nseeds: [1]\ndirectory: s3://bucket/runs\n")
-    with pytest.raises(UsageError, match=r"directory: should be a folder that all nodes see .* s3://bucket/runs"):
+    with pytest.raises(
+        UsageError, match=r"directory: should be a folder that all nodes see .* s3://bucket/runs"
+    ):
         load_sweep(tmp_path / "sweep.yaml")
     config = load_config(config_of(tiny_data, "s3://bucket/runs"))
-    with pytest.raises(UsageError, match=r"on storage that all nodes share, found s3://bucket/runs/tiny"):
+    with pytest.raises(
+        UsageError, match=r"on storage that all nodes share, found s3://bucket/runs/tiny"
+    ):
         render_batch_script(config, Resources(executor="local"))
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("run.directory", "inside"), ("data.path", "inside"), ("data.path", ["/else", "inside"])]
+    ("key", "value"),
+    [("run.directory", "inside"), ("data.path", "inside"), ("data.path", ["/else", "inside"])],
 )
 def test_paths_inside_the_uploaded_copy_of_a_job_are_refused(
-    key: str, value: str | list[str], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str,
+    value: str | list[str],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copy = tmp_path / "working_dir_files" / "_ray_pkg_0123456789abcdef"
     copy.mkdir(parents=True)
@@ -168,11 +186,14 @@ def test_a_sweep_in_a_job_refuses_folders_inside_the_uploaded_copy(
     before = sorted(copy.rglob("*"))
     vanish = ["directory=runs", "trial_directory=runs"]
     with pytest.raises(
-        UserError, match=r"^directory should be an absolute path .* directory=runs/.*, trial_directory=runs"
+        UserError,
+        match=r"^directory should be an absolute path .* directory=runs/.*, trial_directory=runs",
     ):
         run_sweep(load_sweep(file, vanish), lambda _: None)
     with pytest.raises(UserError, match=r"data\.path=data, which would lie in the uploaded copy"):
-        run_sweep(load_sweep(file, [f"directory={tmp_path}/runs", "data.path=data"]), lambda _: None)
+        run_sweep(
+            load_sweep(file, [f"directory={tmp_path}/runs", "data.path=data"]), lambda _: None
+        )
     assert sorted(copy.rglob("*")) == before
     assert not (tmp_path / "runs").exists()
 
@@ -187,7 +208,11 @@ def test_submit_ray_refuses_relative_paths_all_at_once(
     found = r"found run\.directory=my/runs, data\.path=\.\./data, data\.cache_directory=cache"
     with pytest.raises(UsageError, match=rf"^run\.directory should be an absolute path .* {found}"):
         submit_ray_job(Path("tiny.yaml"), [], **given)
-    absolute = [f"data.path={tiny_data}", f"data.cache_directory={tmp_path}/cache", "run.directory=s3://bucket/runs"]
+    absolute = [
+        f"data.path={tiny_data}",
+        f"data.cache_directory={tmp_path}/cache",
+        "run.directory=s3://bucket/runs",
+    ]
     with pytest.raises(UserError, match="No Ray dashboard answers"):
         submit_ray_job(Path("tiny.yaml"), [*absolute, f"run.directory={tmp_path}/runs"], **given)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
@@ -200,7 +225,10 @@ def test_a_submitted_run_begins_only_where_its_marker_is_seen(
     marker = tmp_path / "runs" / "tiny" / ".seen-0123"
     monkeypatch.setenv("DISTBRANCH_MARKER", str(marker))
     monkeypatch.setattr(importlib.import_module(prepare_run.__module__), "SECONDS_TO_APPEAR", 0)
-    with pytest.raises(UserError, match=r"The run directory .*/runs/tiny is another folder on .* where this job runs"):
+    with pytest.raises(
+        UserError,
+        match=r"The run directory .*/runs/tiny is another folder on .* where this job runs",
+    ):
         prepare_run(config, fresh=False, report=lambda _: None)
     assert not (tmp_path / "runs").exists()
     marker.parent.mkdir(parents=True)

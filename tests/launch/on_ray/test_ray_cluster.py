@@ -36,7 +36,12 @@ def configured(tiny_data: Path, world: RayWorld, tmp_path: Path) -> Callable[...
     """The tiny run on two workers of the cluster, with dotted overrides."""
 
     def make(**dotted: Any) -> dict[str, Any]:
-        values = {"launch.workers": 2, "launch.address": world.address, "launch.placement": "spread", **dotted}
+        values = {
+            "launch.workers": 2,
+            "launch.address": world.address,
+            "launch.placement": "spread",
+            **dotted,
+        }
         config = config_of(tiny_data, tmp_path, **values)
         plan_faults(Path(config["run"]["directory"]))
         return config
@@ -52,9 +57,15 @@ def test_what_can_never_run_is_refused_at_once_with_what_is_there_and_what_was_a
     configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer, tmp_path: Path
 ) -> None:
     asked = {
-        "4 workers": ({"launch.workers": 4}, ("4 worker(s) with 1 CPU each", "room for 2", "2 CPU on")),
+        "4 workers": (
+            {"launch.workers": 4},
+            ("4 worker(s) with 1 CPU each", "room for 2", "2 CPU on"),
+        ),
         # Two nodes have two CPUs, but none has both of them.
-        "a large worker": ({"launch.workers": 1, "launch.cpus_per_worker": 2}, ("room for 0", "at most 1 CPU on one")),
+        "a large worker": (
+            {"launch.workers": 1, "launch.cpus_per_worker": 2},
+            ("room for 0", "at most 1 CPU on one"),
+        ),
         "GPUs": ({"launch.device": "cuda"}, ("1 GPU", "room for 0")),
         "nodes that never come": (
             {"launch.workers": 3, "launch.wait_for_nodes_min": 0.05},
@@ -67,7 +78,11 @@ def test_what_can_never_run_is_refused_at_once_with_what_is_there_and_what_was_a
         assert ended.value is not None, ended.output
         assert ended.value["end"] == "failed", name
         assert all(word in ended.value["message"] for word in words), ended.value["message"]
-        waits = [event for event in ended.value["events"] if "Waiting for nodes" in event.get("message", "")]
+        waits = [
+            event
+            for event in ended.value["events"]
+            if "Waiting for nodes" in event.get("message", "")
+        ]
         assert bool(waits) == ("launch.wait_for_nodes_min" in dotted)
     assert not (tmp_path / "tiny" / "ray").exists()
 
@@ -75,7 +90,9 @@ def test_what_can_never_run_is_refused_at_once_with_what_is_there_and_what_was_a
 def test_a_client_without_the_token_is_refused(
     configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer
 ) -> None:
-    stranger = {key: value for key, value in world.environment.items() if not key.startswith("RAY_AUTH")}
+    stranger = {
+        key: value for key, value in world.environment.items() if not key.startswith("RAY_AUTH")
+    }
     wrong = {**stranger, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     for environment in (stranger, wrong):
         ended = start(ranks, configured(), environment).result()[0]
@@ -97,7 +114,11 @@ def test_a_run_whose_board_is_lost_ends_and_says_so(
 
 # Before any driver is killed: Ray keeps what an elastic run asked for until 180 s after its last word.
 def test_an_elastic_run_follows_the_nodes_and_sees_every_sample_of_the_epoch_once(
-    configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer, tiny_data: Path, tmp_path: Path
+    configured: Callable[..., dict[str, Any]],
+    world: RayWorld,
+    ranks: RankServer,
+    tiny_data: Path,
+    tmp_path: Path,
 ) -> None:
     dotted = {"launch.workers": [1, 3], "launch.resize_every_min": 0.05, "train.batch_size": 12}
     config = configured(**dotted)
@@ -111,7 +132,9 @@ def test_an_elastic_run_follows_the_nodes_and_sees_every_sample_of_the_epoch_onc
     ended = training.result()[0]
     assert ended.value is not None, ended.output
     assert ended.value["end"] == "done", ended.value
-    sizes = [line["world_size"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")]
+    sizes = [
+        line["world_size"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")
+    ]
     assert sizes[-1] == 2
     assert {line["world_size"] for line in steps_of(tmp_path)} == {2, 3}
     assert_every_sample_once(tmp_path, tiny_data, batch_size=12)
@@ -124,7 +147,11 @@ def assert_every_sample_once(folder: Path, data: Path, *, batch_size: int) -> No
         last[line["step"]] = line
     stream = []
     for step, line in sorted(last.items()):
-        shares = [other for other in steps_of(folder) if (other["step"], other["group"]) == (step, line["group"])]
+        shares = [
+            other
+            for other in steps_of(folder)
+            if (other["step"], other["group"]) == (step, line["group"])
+        ]
         assert sorted(share["rank"] for share in shares) == list(range(line["world_size"]))
         stream += sorted(index for share in shares for index in share["indices"])
     assert stream == list(range(ITERATIONS * batch_size))

@@ -35,12 +35,16 @@ class RayHosts:
             self._start(number)
 
     def _start(self, number: int) -> None:
-        own = f"--node-ip-address={self.hosts.address(number)} --num-cpus={NUM_CPUS[number]} --block"
+        own = (
+            f"--node-ip-address={self.hosts.address(number)} --num-cpus={NUM_CPUS[number]} --block"
+        )
         head = f"--head --port={PORT} --include-dashboard=false --temp-dir={self.scratch.name}"
         ray = f"exec ray start {own} {head if number == HEAD else f'--address={self.address}'}"
         hidden = f"mount -t tmpfs none {self.shared} && " if number == BLIND else ""
         log = self.folder / f"host-{number}.log"
-        self.hosts.start(number, ["unshare", "--mount", "sh", "-c", hidden + ray], self.environment, log)
+        self.hosts.start(
+            number, ["unshare", "--mount", "sh", "-c", hidden + ray], self.environment, log
+        )
         deadline = time.monotonic() + SECONDS_TO_START
         while "started." not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()
@@ -63,11 +67,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHosts]:
 def test_a_host_that_does_not_see_the_run_directory_is_named_before_anything_starts(
     cluster: RayHosts, ranks: RankServer, tiny_data: Path
 ) -> None:
-    config = config_of(tiny_data, cluster.shared, **{"launch.workers": 2, "launch.address": cluster.address})
+    config = config_of(
+        tiny_data, cluster.shared, **{"launch.workers": 2, "launch.address": cluster.address}
+    )
     ended = start(ranks, config, cluster.environment, host=cluster.head).result()[0]
     assert ended.value is not None, ended.output
     assert ended.value["end"] == "failed"
-    assert f"The node {socket.gethostname()} ({cluster.hosts.address(BLIND)})" in ended.value["message"]
+    assert (
+        f"The node {socket.gethostname()} ({cluster.hosts.address(BLIND)})"
+        in ended.value["message"]
+    )
     assert f"does not see the run directory {cluster.shared / 'tiny'}" in ended.value["message"]
     assert not (cluster.shared / "tiny" / "ray").exists()
 
@@ -80,13 +89,19 @@ def test_a_run_whose_host_dies_goes_on_on_another_one_with_the_same_bits(
     tmp_path: Path,
 ) -> None:
     changes = {"launch.workers": 2, "launch.address": cluster.address, "launch.placement": "spread"}
-    changes["launch.timeout_min"] = 3  # longer than Ray takes on busy cores to see that the host is gone
+    changes["launch.timeout_min"] = (
+        3  # longer than Ray takes on busy cores to see that the host is gone
+    )
     fault = Fault("wait", rank=1, step=33)
     plan_faults(tmp_path, [fault])
-    training = start(ranks, config_of(tiny_data, tmp_path, **changes), cluster.environment, host=cluster.head)
+    training = start(
+        ranks, config_of(tiny_data, tmp_path, **changes), cluster.environment, host=cluster.head
+    )
     worker = await_fault(tmp_path, fault, training)
     names = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
-    assert not [name for name in names if name.startswith(b"GLOO_SOCKET_IFNAME")]  # nobody told it the interface
+    assert not [
+        name for name in names if name.startswith(b"GLOO_SOCKET_IFNAME")
+    ]  # nobody told it the interface
     dead = cluster.hosts.host_of(worker)
     cluster.hosts.kill(dead)
     ended = training.result()[0]
@@ -98,7 +113,9 @@ def test_a_run_whose_host_dies_goes_on_on_another_one_with_the_same_bits(
     assert [(line["iteration"], line["world_size"]) for line in resumed] == [(last, 2)]
     print(f"seconds to the first new step: {resumed[0]['seconds_to_first_step']}")
     steps = [line["step"] for line in lines_of(tmp_path / "steps.jsonl") if line["rank"] == 0]
-    assert {step for step in range(1, ITERATIONS + 1) if steps.count(step) > 1} <= set(range(last + 1, fault.step + 1))
+    assert {step for step in range(1, ITERATIONS + 1) if steps.count(step) > 1} <= set(
+        range(last + 1, fault.step + 1)
+    )
     used = {line["group"].partition(":")[0] for line in lines_of(tmp_path / "steps.jsonl")}
     assert used <= {cluster.hosts.address(number) for number in range(1, len(NUM_CPUS))}
 

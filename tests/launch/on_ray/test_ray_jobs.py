@@ -40,9 +40,20 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     environment = environment_of(token_file(folder))
     port, dashboard = free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="rj") as scratch:
-        command = ["ray", "start", "--head", "--block", f"--port={port}", f"--temp-dir={scratch}", "--num-cpus=2"]
+        command = [
+            "ray",
+            "start",
+            "--head",
+            "--block",
+            f"--port={port}",
+            f"--temp-dir={scratch}",
+            "--num-cpus=2",
+        ]
         command += ["--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}"]
-        command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
+        command += [
+            f"--dashboard-agent-listen-port={free_port()}",
+            f"--ray-client-server-port={free_port()}",
+        ]
         hidden = folder / "hidden"
         hidden.mkdir()
         mount = f"mount -t tmpfs none {hidden} && exec "
@@ -51,7 +62,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         with log.open("w") as output:
             process = subprocess.Popen(
-                command, env={**os.environ, **environment, "PATH": path}, stdout=output, stderr=output
+                command,
+                env={**os.environ, **environment, "PATH": path},
+                stdout=output,
+                stderr=output,
             )
         deadline = time.monotonic() + SECONDS_TO_START
         while "Ray runtime started" not in log.read_text():
@@ -65,7 +79,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         process.wait(timeout=60)
 
 
-def submitted(arguments: list[str], folder: str, environment: Mapping[str, str], program: str = "distbranch") -> None:
+def submitted(
+    arguments: list[str], folder: str, environment: Mapping[str, str], program: str = "distbranch"
+) -> None:
     """A job: a command line in a folder."""
     os.environ.update(environment)
     os.chdir(folder)
@@ -85,7 +101,9 @@ def call(head: Head, ranks: RankServer, tmp_path: Path) -> Callable[..., Ended]:
     def run(*arguments: str, program: str = "distbranch", **environment: str) -> Ended:
         settings = {**head.environment, **environment}
         where = {"folder": str(tmp_path / "source"), "environment": settings, "program": program}
-        return ranks.run(submitted, arguments=list(arguments), timeout_s=SECONDS_TO_TRAIN, **where)[0]
+        return ranks.run(submitted, arguments=list(arguments), timeout_s=SECONDS_TO_TRAIN, **where)[
+            0
+        ]
 
     return run
 
@@ -99,7 +117,11 @@ def text_of(ended: Ended) -> str:
 
 
 def test_ray_job_submit_trains_until_it_is_cancelled_and_submit_ray_goes_on_to_the_same_bits(
-    call: Callable[..., Ended], head: Head, tiny_data: Path, undisturbed: Callable[[int], Path], tmp_path: Path
+    call: Callable[..., Ended],
+    head: Head,
+    tiny_data: Path,
+    undisturbed: Callable[[int], Path],
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "data").symlink_to(tiny_data)
     write_config(tmp_path, config_of("../data", "../runs", **{"launch.workers": 2}))
@@ -117,13 +139,18 @@ def test_ray_job_submit_trains_until_it_is_cancelled_and_submit_ray_goes_on_to_t
         time.sleep(0.1)
     cancelled = call("cancel", str(run))
     assert cancelled.exit_code == 0, cancelled.output
-    assert not (run / "result.json").exists(), "the run ended before it was cancelled, so it proves nothing"
+    assert not (run / "result.json").exists(), (
+        "the run ended before it was cancelled, so it proves nothing"
+    )
     assert yaml.safe_load((run / "environment.json").read_text())["world_size"] == 2
     checkpoint = load_newest(run / "checkpoints")
     assert checkpoint is not None
     copies = [path for path in head.scratch.rglob("_ray_pkg_*") if path.is_dir()]
     assert copies
-    assert all(sorted(file.name for file in copy.iterdir()) == [".gitignore", "tiny.yaml"] for copy in copies)
+    assert all(
+        sorted(file.name for file in copy.iterdir()) == [".gitignore", "tiny.yaml"]
+        for copy in copies
+    )
 
     relative = call("submit", "ray", "tiny.yaml", "--address", head.dashboard)
     assert relative.exit_code == 2, relative.output
@@ -146,7 +173,9 @@ def test_ray_job_submit_refuses_paths_inside_the_uploaded_copy(
     job = ["job", "submit", "--address", head.dashboard, "--working-dir", ".", "--"]
     refused = call(*job, sys.executable, "-m", "distbranch", "train", "tiny.yaml", program="ray")
     assert refused.exit_code == 1
-    assert "run.directory should be an absolute path on storage that all nodes see" in text_of(refused)
+    assert "run.directory should be an absolute path on storage that all nodes see" in text_of(
+        refused
+    )
     assert "found run.directory=runs, which would lie in the uploaded copy" in text_of(refused)
     sweep = {"base": "tiny.yaml", "name": "few", "grid": {"model.width": [2, 4]}}
     base = config_of(tiny_data, "runs")
@@ -174,13 +203,17 @@ def test_the_exit_code_is_that_of_the_job_and_status_and_logs_know_it(
     call: Callable[..., Ended], head: Head, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "tiny"
-    write_config(tmp_path, config_of(tmp_path / "no data", tmp_path / "runs", **{"launch.workers": 2}))
+    write_config(
+        tmp_path, config_of(tmp_path / "no data", tmp_path / "runs", **{"launch.workers": 2})
+    )
     ended = call("submit", "ray", "tiny.yaml", "--address", head.dashboard)
     assert ended.exit_code == 1
     assert "no data" in text_of(ended)
     assert "ended (failed)" in text_of(call("status", str(run)))
     assert "no data" in text_of(call("logs", str(run)))
-    assert call("submit", "ray", "tiny.yaml", "--address", head.dashboard, "--no-wait").exit_code == 0
+    assert (
+        call("submit", "ray", "tiny.yaml", "--address", head.dashboard, "--no-wait").exit_code == 0
+    )
     deadline = time.monotonic() + SECONDS_TO_START
     while "ended (failed)" not in text_of(call("status", str(run))):
         assert time.monotonic() < deadline
@@ -198,9 +231,19 @@ def test_what_cannot_be_submitted_is_said_in_one_sentence(
     cases: list[tuple[list[str], dict[str, str], int, str]] = [
         (["tiny.yaml", "--address", nobody], {}, 1, "No Ray dashboard answers at"),
         (["tiny.yaml", "--address", "127.0.0.1:6379"], {}, 2, "such as http://HEAD:8265"),
-        (["../outside.yaml", "--address", head.dashboard], {}, 2, "which is the folder that a job takes with it"),
+        (
+            ["../outside.yaml", "--address", head.dashboard],
+            {},
+            2,
+            "which is the folder that a job takes with it",
+        ),
         (["based.yaml", "--address", head.dashboard], {}, 2, "outside.yaml lies outside"),
-        (["tiny.yaml", "--address", head.dashboard], stranger, 1, "answers only to those who hold its token"),
+        (
+            ["tiny.yaml", "--address", head.dashboard],
+            stranger,
+            1,
+            "answers only to those who hold its token",
+        ),
     ]
     for arguments, environment, code, words in cases:
         ended = call("submit", "ray", *arguments, **environment)

@@ -68,10 +68,15 @@ def test_a_program_trains_on_two_workers_again_and_again_and_nothing_stays_behin
     long = tmp_path / "a-folder-of-a-job-that-is-too-long-for-sockets"
     long.mkdir()
     assert len(str(long)) > longest_path(0)
-    configs = [config_of(tiny_data, tmp_path / name, **{"launch.workers": 2}) for name in ("first", "second")]
+    configs = [
+        config_of(tiny_data, tmp_path / name, **{"launch.workers": 2})
+        for name in ("first", "second")
+    ]
     ended = ranks.run(train_often, configs=configs, long=str(long), timeout_s=TIMEOUT_S)[0]
     assert ended.value is not None, ended.output
-    assert ended.value["directories"] == [str(tmp_path / name / "tiny") for name in ("first", "second")]
+    assert ended.value["directories"] == [
+        str(tmp_path / name / "tiny") for name in ("first", "second")
+    ]
     for name in ("first", "second"):
         assert_same_content(tmp_path / name / "tiny", undisturbed(2))
     assert ended.value["processes"] == []
@@ -85,11 +90,15 @@ def train_beside_own_ray(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
     import distbranch
 
-    with tempfile.TemporaryDirectory(prefix="rp", dir="/tmp", ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix="rp", dir="/tmp", ignore_cleanup_errors=True
+    ) as scratch:
         ray.init(address="local", num_cpus=1, include_dashboard=False, _temp_dir=scratch)
         before = dict(os.environ)
         number = ray.put(41)
-        threads = [threading.Thread(target=distbranch.train, args=(config,)) for config in configs[:2]]
+        threads = [
+            threading.Thread(target=distbranch.train, args=(config,)) for config in configs[:2]
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -183,16 +192,27 @@ def start_often(tmpdirs: Sequence[str]) -> list[str]:
 
             assert ray.get(ray.put(41)) == 41
             places.append(str(Path(ray._private.worker._global_node.get_temp_dir_path()).parent))
-        after = {key: value for key, value in os.environ.items() if key != "RAY_CLIENT_MODE"}  # of `import ray`
+        after = {
+            key: value for key, value in os.environ.items() if key != "RAY_CLIENT_MODE"
+        }  # of `import ray`
         assert after == {key: value for key, value in before.items() if key != "RAY_CLIENT_MODE"}
         assert psutil.Process().children(recursive=True) == []
     return places
 
 
 @pytest.mark.cluster
-def test_clusters_start_one_after_the_other_in_one_process_whatever_tmpdir_is(ranks: RankServer) -> None:
+def test_clusters_start_one_after_the_other_in_one_process_whatever_tmpdir_is(
+    ranks: RankServer,
+) -> None:
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as base:
-        names = ["", "t" * (24 - len(base) - 1), "t" * (66 - len(base) - 1), "t" * (200 - len(base) - 1), "Käse", "a b"]
+        names = [
+            "",
+            "t" * (24 - len(base) - 1),
+            "t" * (66 - len(base) - 1),
+            "t" * (200 - len(base) - 1),
+            "Käse",
+            "a b",
+        ]
         folders = [os.path.join(base, name).rstrip("/") for name in names]
         for folder in folders:
             os.makedirs(folder, exist_ok=True)

@@ -38,7 +38,11 @@ def disturbed_work(loop: dict[str, Any]) -> None:
         if number == KILLED_IN and self.ranks.rank == 1 and not (marks / "killed").exists():
             (marks / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        if number == STOPPED_AFTER - 2 and self.ranks.rank == 0 and not (marks / "stopped").exists():
+        if (
+            number == STOPPED_AFTER - 2
+            and self.ranks.rank == 0
+            and not (marks / "stopped").exists()
+        ):
             (marks / "waiting").touch()
             while not feeds[-1].should_stop():  # the driver received a signal and passes it on
                 time.sleep(0.01)
@@ -62,7 +66,9 @@ def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
 
     ray_train.train_worker = disturbed_work
     here = Path(__file__)
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (here.parents[3], here.parents[2], here.parent)))  # of workers
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        map(str, (here.parents[3], here.parents[2], here.parent))
+    )  # of workers
 
     def interrupt() -> None:
         while not (Path(marks) / "waiting").exists():
@@ -98,11 +104,15 @@ def test_a_run_on_ray_survives_an_interruption_and_a_killed_worker_with_the_same
     last_checkpoint = max(step for step in (*range(0, KILLED_IN, 5), *range(0, KILLED_IN, 7)))
     repeated = {step for step in steps if steps.count(step) > 1}
     assert repeated == set(range(last_checkpoint + 1, KILLED_IN + 1))
-    resumed = [line["iteration"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")]
+    resumed = [
+        line["iteration"] for line in lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")
+    ]
     assert resumed == [STOPPED_AFTER - 1, last_checkpoint]
 
 
-def test_resources_that_cannot_be_met_are_said_at_once(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
+def test_resources_that_cannot_be_met_are_said_at_once(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
     config = config_of(tiny_data, tmp_path, **{"launch.workers": 2, "launch.device": "cuda"})
     ended = ranks.run(train_tiny, config=config)[0]
     assert ended.value is not None, ended.output

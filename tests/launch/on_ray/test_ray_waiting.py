@@ -52,7 +52,10 @@ def wait_for_room(config: dict[str, Any], number: int) -> dict[str, Any]:
     from distbranch.launch.prepare import prepare_run
 
     needed = ray_train.get_worker_resources
-    ray_train.get_worker_resources = lambda launch, *, gpu: {**needed(launch, gpu=gpu), "nowhere": 1.0}
+    ray_train.get_worker_resources = lambda launch, *, gpu: {
+        **needed(launch, gpu=gpu),
+        "nowhere": 1.0,
+    }
     started = threading.Event()
     real = ray_train._make_trainer
 
@@ -73,7 +76,9 @@ def wait_for_room(config: dict[str, Any], number: int) -> dict[str, Any]:
 def test_a_driver_that_waits_for_nodes_ends_at_a_signal(
     name: str, code: int, tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
-    config = config_of(tiny_data, tmp_path, **{"launch.workers": 2, "launch.wait_for_nodes_min": 10})
+    config = config_of(
+        tiny_data, tmp_path, **{"launch.workers": 2, "launch.wait_for_nodes_min": 10}
+    )
     found = ranks.call(wait_for_nodes, config=config, number=int(signal.Signals[name]))
     assert found == {"code": code, "message": NOTHING_BEGUN}
 

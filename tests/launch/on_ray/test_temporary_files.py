@@ -9,7 +9,9 @@ from small_disk import fill, small_disk
 from distbranch.launch.ray_folder import explain_full_folder
 
 
-def test_a_full_disk_is_told_with_its_folder_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_with_its_folder_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with small_disk(tmp_path / "disk", 32 * 1024) as disk:
         monkeypatch.setenv("RAY_TMPDIR", str(disk))
         assert explain_full_folder() == ""

@@ -46,7 +46,9 @@ WAYS = {
 
 
 def asking(*pairs: str, own: int = 0, nodes: int = 1) -> Resources:
-    return Resources(gpus_per_node=own, nodes=nodes, further=parse_further_options(pairs, gpus_per_node=own))
+    return Resources(
+        gpus_per_node=own, nodes=nodes, further=parse_further_options(pairs, gpus_per_node=own)
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -59,7 +61,9 @@ def test_gpus_of_several_ways_should_agree_and_leave_nothing_open() -> None:
     assert asking("gpus=4", own=4).num_gpus == 4
     with pytest.raises(UsageError, match=r"found --sbatch gres \(2\), --gpus-per-node \(1\): use"):
         _ = asking("gres=gpu:2", own=1).num_gpus
-    with pytest.raises(UsageError, match=r"how many each of --nodes 2 has, found --sbatch gpus \(4\)"):
+    with pytest.raises(
+        UsageError, match=r"how many each of --nodes 2 has, found --sbatch gpus \(4\)"
+    ):
         _ = asking("gpus=4", nodes=2).num_gpus
     with pytest.raises(UsageError, match=r"found --sbatch gpus-per-socket \(1\)"):
         _ = asking("gpus-per-socket=1").num_gpus
@@ -73,7 +77,9 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_variable_of_sbatch_asks_for_gpus_where_the_command_does_not(no_slurm: pytest.MonkeyPatch) -> None:
+def test_a_variable_of_sbatch_asks_for_gpus_where_the_command_does_not(
+    no_slurm: pytest.MonkeyPatch,
+) -> None:
     no_slurm.setenv("SBATCH_GRES", "gpu:2")
     assert asking().num_gpus == 2
     assert asking().further == {"gres": "gpu:2"}
@@ -83,7 +89,9 @@ def test_a_variable_of_sbatch_asks_for_gpus_where_the_command_does_not(no_slurm:
 
 def test_options_with_a_word_of_their_own_are_named_all_at_once() -> None:
     with pytest.raises(UsageError) as told:
-        parse_further_options(["nodes=2", "cpus_per_task=4", "--time=5", "nodelist=n1"], gpus_per_node=0)
+        parse_further_options(
+            ["nodes=2", "cpus_per_task=4", "--time=5", "nodelist=n1"], gpus_per_node=0
+        )
     assert str(told.value) == (
         "Give --nodes in place of --sbatch nodes=2, and --cpus-per-node in place of --sbatch cpus-per-task=4, "
         "and --time in place of --sbatch time=5."
@@ -92,7 +100,9 @@ def test_options_with_a_word_of_their_own_are_named_all_at_once() -> None:
 
 def text_of(folder: Path, resources: Resources, **dotted: object) -> str:
     values = {"launch.device": "auto", "launch.workers": max(1, resources.num_gpus), **dotted}
-    return render_batch_script(load_config(config_of("s3://nowhere/data", folder, **values)), resources)
+    return render_batch_script(
+        load_config(config_of("s3://nowhere/data", folder, **values)), resources
+    )
 
 
 def test_a_script_asks_for_gpus_once_and_for_the_cores_of_its_ranks(tmp_path: Path) -> None:
@@ -114,7 +124,11 @@ def test_srun_learns_of_the_cores_of_a_task_whatever_the_version_of_slurm(tmp_pa
     ):
         environment = {"PATH": os.environ["PATH"], **given}
         ended = subprocess.run(
-            ["bash", "-c", beginning + told], env=environment, capture_output=True, text=True, check=False
+            ["bash", "-c", beginning + told],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert ended.stdout == expected, ended.stderr
     assert re.search(r"^srun .*--cpu-bind=none .*submitit", text, re.MULTILINE)
@@ -130,9 +144,9 @@ def test_a_job_inherits_nothing_of_the_job_that_submits_it(no_slurm: pytest.Monk
     for name, value in {**outer, "SLURM_CONF": "/etc/slurm.conf", "OTHER": "1"}.items():
         no_slurm.setenv(name, value)
     with restored_environment(list_variables_against([])):
-        assert {name: value for name, value in os.environ.items() if name.startswith(("SLURM", "SRUN"))} == {
-            "SLURM_CONF": "/etc/slurm.conf"
-        }
+        assert {
+            name: value for name, value in os.environ.items() if name.startswith(("SLURM", "SRUN"))
+        } == {"SLURM_CONF": "/etc/slurm.conf"}
         assert os.environ["OTHER"] == "1"
     no_slurm.delenv("SLURM_JOB_ID")
     assert "SLURM_CPU_BIND" not in list_variables_against([])  # no job: somebody wants it so
@@ -147,7 +161,9 @@ def test_the_environment_is_afterwards_what_it_was(monkeypatch: pytest.MonkeyPat
     assert dict(os.environ) == before
 
 
-def test_variables_of_sbatch_count_where_the_script_says_nothing(no_slurm: pytest.MonkeyPatch) -> None:
+def test_variables_of_sbatch_count_where_the_script_says_nothing(
+    no_slurm: pytest.MonkeyPatch,
+) -> None:
     given = {
         "SBATCH_TIMELIMIT": "5",
         "SBATCH_MEM_PER_CPU": "10",

@@ -56,12 +56,22 @@ class Person:
     def types(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`distbranch ...`, as it ends."""
         paths = (HERE.parents[3], HERE.parents[2] / "slurm_pace")
-        given = {**os.environ, **self.world.environment, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+        given = {
+            **os.environ,
+            **self.world.environment,
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        }
         given |= {"OMP_NUM_THREADS": "1", "TEST_SECONDS_PER_STEP": SECONDS_PER_STEP}
         given |= {"TEST_RANKS": str(self.folder / "ranks"), **environment}
         command = [sys.executable, "-m", "distbranch", *words]
         return subprocess.run(
-            command, env=given, cwd=self.folder, capture_output=True, text=True, timeout=240, check=False
+            command,
+            env=given,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
         )
 
     def submits(self, *words: str, **environment: str) -> str:
@@ -96,13 +106,19 @@ class Person:
     def waits_for_end(self, job: str, timeout_s: float = 150) -> str:
         """Slurm's word for how the job ended."""
         states = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        self.world.wait_for(lambda: self.world.job(job)["JobState"] in states, f"job {job}", timeout_s=timeout_s)
-        self.world.wait_for(lambda: not self.world.run("squeue", "-h", "-j", job, check=False).strip(), f"job {job}")
+        self.world.wait_for(
+            lambda: self.world.job(job)["JobState"] in states, f"job {job}", timeout_s=timeout_s
+        )
+        self.world.wait_for(
+            lambda: not self.world.run("squeue", "-h", "-j", job, check=False).strip(), f"job {job}"
+        )
         return self.world.job(job)["JobState"]
 
     def log(self, name: str) -> str:
         return "\n".join(
-            file.read_text() for file in sorted((self.run_of(name) / "slurm").rglob("*log*")) if file.is_file()
+            file.read_text()
+            for file in sorted((self.run_of(name) / "slurm").rglob("*log*"))
+            if file.is_file()
         )
 
 
@@ -131,7 +147,10 @@ def saved_step(run: Path) -> int:
 def stopped_at(log: str) -> list[int]:
     """The steps at which a log says that the run stopped with everything saved."""
     return [
-        int(step) for step in re.findall(r"Stopped after step (\d+) of \d+; everything is saved", " ".join(log.split()))
+        int(step)
+        for step in re.findall(
+            r"Stopped after step (\d+) of \d+; everything is saved", " ".join(log.split())
+        )
     ]
 
 
@@ -141,10 +160,16 @@ def is_refused_without_the_token(run: Path) -> bool:
     assert file.stat().st_mode & 0o777 == 0o600
     told = json.loads(file.read_text())
     program = f"from ray._raylet import GcsClient; GcsClient(address='{told['address']}').get_all_node_info(timeout=5)"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
-    refused = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")
+    }
+    refused = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, check=False
+    )
     holder = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": told["token"]}
-    welcome = subprocess.run([sys.executable, "-c", program], env=holder, capture_output=True, check=False)
+    welcome = subprocess.run(
+        [sys.executable, "-c", program], env=holder, capture_output=True, check=False
+    )
     assert welcome.returncode == 0, welcome.stderr.decode()
     return refused.returncode != 0
 
@@ -158,7 +183,9 @@ def test_a_run_on_two_nodes_survives_preemption_node_failure_and_scancel_with_th
     assert is_refused_without_the_token(run)
 
     # Preemption: a more urgent job wants both nodes.
-    slurm.run("sbatch", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    slurm.run(
+        "sbatch", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"
+    )
     slurm.wait_for(lambda: slurm.job(job)["Restarts"] == "1", "the requeue after preemption")
     [first] = stopped_at(person.log("tiny"))
     assert saved_step(run) == first
@@ -167,7 +194,9 @@ def test_a_run_on_two_nodes_survives_preemption_node_failure_and_scancel_with_th
     # A node fails.
     slurm.kill_node("n2")
     slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=power")
-    slurm.wait_for(lambda: slurm.job(job)["Restarts"] == "2", "the requeue after the failure of a node")
+    slurm.wait_for(
+        lambda: slurm.job(job)["Restarts"] == "2", "the requeue after the failure of a node"
+    )
     slurm.start_node("n2")
     slurm.run("scontrol", "update", "nodename=n2", "state=resume")
     person.waits_for_step(first + 12, resumed=2)
@@ -178,7 +207,9 @@ def test_a_run_on_two_nodes_survives_preemption_node_failure_and_scancel_with_th
     third = stopped_at(person.log("tiny"))[-1]
     assert saved_step(run) == third > first
     assert not left_of(slurm, job)
-    on_two_cores = {(f"{node}-{attempt}", 2, 1) for node in ("n1", "n2") for attempt in range(3)}  # launch.threads=1
+    on_two_cores = {
+        (f"{node}-{attempt}", 2, 1) for node in ("n1", "n2") for attempt in range(3)
+    }  # launch.threads=1
     assert set(person.ranks()) == on_two_cores
     assert "(as last logged)" in person.types("status", "runs/tiny").stdout
 
@@ -202,7 +233,9 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
     person: Person, slurm: SlurmWorld, undisturbed: Callable[[int], Path]
 ) -> None:
     options = ("--partition", "main", "--cpus-per-node", "1")
-    limited = person.submits("tiny.yaml", *options, "--time", "1", "--signal-delay", "30", TEST_SECONDS_PER_STEP="0.4")
+    limited = person.submits(
+        "tiny.yaml", *options, "--time", "1", "--signal-delay", "30", TEST_SECONDS_PER_STEP="0.4"
+    )
     person.write("second", **{"launch.workers": 2, "launch.threads": None, "data.workers": 1})
     cancelled = person.submits("second.yaml", "--partition", "main", "--cpus-per-node", "2")
     person.waits_for_step(4, "second")
@@ -213,12 +246,16 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
     assert saved_step(person.run_of("second")) == step
     assert person.waits_for_end(cancelled) == "COMPLETED"
     assert [rank[1:] for rank in person.ranks() if rank[1:] != (1, 1)] == 2 * [(2, 1)]
-    assert f"Stopped after step {step}" in " ".join(person.types("logs", "runs/second").stdout.split())
+    assert f"Stopped after step {step}" in " ".join(
+        person.types("logs", "runs/second").stdout.split()
+    )
 
     assert person.waits_for_end(limited, timeout_s=240) == "COMPLETED", person.log("tiny")
     assert int(slurm.job(limited)["Restarts"]) >= 1
     stops = stopped_at(person.log("tiny"))
-    resumed = [line["iteration"] for line in lines_of(person.run_of("tiny") / "metrics.jsonl", "resumed")]
+    resumed = [
+        line["iteration"] for line in lines_of(person.run_of("tiny") / "metrics.jsonl", "resumed")
+    ]
     assert stops
     assert set(stops) == set(
         resumed
@@ -238,12 +275,18 @@ def test_a_rank_trains_on_all_cores_of_its_job_whatever_asks_for_them_and_from_w
         found = json.loads((person.run_of(name) / "environment.json").read_text())
         return found["cores"], found["threads_per_rank"]
 
-    one = person.submits(written("one"), "--cpus-per-node", "1", SBATCH_TIMELIMIT="7", SBATCH_CPU_BIND="none")
+    one = person.submits(
+        written("one"), "--cpus-per-node", "1", SBATCH_TIMELIMIT="7", SBATCH_CPU_BIND="none"
+    )
     two = person.submits(written("two"), "--cpus-per-node", "2", "--sbatch", "export=NONE")
     least = person.submits(written("least"), "launch.cpus_per_worker=2")
-    whole = person.submits(written("whole"), "--partition", "urgent", "--exclusive", "--sbatch", "nodelist=n2")
+    whole = person.submits(
+        written("whole"), "--partition", "urgent", "--exclusive", "--sbatch", "nodelist=n2"
+    )
     jobs = {"one": one, "two": two, "least": least, "whole": whole}
-    assert slurm.job(one)["TimeLimit"] == "01:00:00", "the command's own limit counts, not that of a variable"
+    assert slurm.job(one)["TimeLimit"] == "01:00:00", (
+        "the command's own limit counts, not that of a variable"
+    )
 
     # From within a job of one core: a new job should not take that one's cores, memory and steps for its own.
     inner = f"{sys.executable} -m distbranch submit slurm {written('inner')} --cpus-per-node 2"
@@ -258,11 +301,19 @@ def test_a_rank_trains_on_all_cores_of_its_job_whatever_asks_for_them_and_from_w
         assert person.waits_for_end(job) == "COMPLETED", person.log(name)
         assert not left_of(slurm, job)
     everything = os.cpu_count() or 1
-    expected = {"one": (1, 1), "two": (2, 2), "least": (2, 2), "inner": (2, 2), "whole": (everything, everything)}
+    expected = {
+        "one": (1, 1),
+        "two": (2, 2),
+        "least": (2, 2),
+        "inner": (2, 2),
+        "whole": (everything, everything),
+    }
     assert {name: cores(name) for name in jobs} == expected
 
 
-def test_gpus_count_in_whatever_way_they_are_asked_for_and_none_stays_idle(person: Person, slurm: SlurmWorld) -> None:
+def test_gpus_count_in_whatever_way_they_are_asked_for_and_none_stays_idle(
+    person: Person, slurm: SlurmWorld
+) -> None:
     def refusal(*words: str) -> str:
         ended = person.types("submit", "slurm", "tiny.yaml", *words)
         assert ended.returncode == 2
@@ -279,14 +330,19 @@ def test_gpus_count_in_whatever_way_they_are_asked_for_and_none_stays_idle(perso
         later = ("--sbatch", "begin=now+1hour", "launch.device=auto", f"run.name=gpu-{number}")
         job = person.submits("tiny.yaml", "--sbatch", way, *later)
         assert "gpu" in " ".join(slurm.job(job).values())
-        assert "device: cuda" in (person.run_of(f"gpu-{number}") / "slurm" / "config.yaml").read_text()
+        assert (
+            "device: cuda" in (person.run_of(f"gpu-{number}") / "slurm" / "config.yaml").read_text()
+        )
         slurm.run("scancel", job)
 
     # A whole node brings its GPUs, which nobody asked for.
-    job = person.submits("tiny.yaml", "--partition", "urgent", "--exclusive", "--sbatch", "nodelist=n1")
+    job = person.submits(
+        "tiny.yaml", "--partition", "urgent", "--exclusive", "--sbatch", "nodelist=n1"
+    )
     assert person.waits_for_end(job) == "FAILED"
     assert re.search(
-        r"Error: Slurm gave the job 2 GPU\(s\) on \S+, of which its ranks would use 0: ", person.log("tiny")
+        r"Error: Slurm gave the job 2 GPU\(s\) on \S+, of which its ranks would use 0: ",
+        person.log("tiny"),
     )
     assert not left_of(slurm, job)
 
@@ -300,10 +356,22 @@ def test_an_array_trains_every_trial_of_a_sweep_once(person: Person, slurm: Slur
         "seeds": [0, 1],
     }
     (person.folder / "few.yaml").write_text(yaml.safe_dump(sweep))
-    command = ("submit", "slurm-array", "few.yaml", "--partition", "main", "--at-once", "2", "--time", "5")
+    command = (
+        "submit",
+        "slurm-array",
+        "few.yaml",
+        "--partition",
+        "main",
+        "--at-once",
+        "2",
+        "--time",
+        "5",
+    )
     submitted = person.types(*command, TEST_SECONDS_PER_STEP="0")
     assert "Submitted 4 of 4 trials as the array" in submitted.stdout, submitted.stderr
-    slurm.wait_for(lambda: not slurm.run("squeue", "-h").strip(), "the end of the array", timeout_s=150)
+    slurm.wait_for(
+        lambda: not slurm.run("squeue", "-h").strip(), "the end of the array", timeout_s=150
+    )
     results = sorted((person.folder / "runs" / "few").glob("*/result.json"))
     assert len(results) == 4
     trial = results[0].parent
@@ -325,11 +393,18 @@ def test_a_folder_that_one_node_does_not_see_and_a_busy_port_are_said_in_one_sen
     assert person.waits_for_end(job) == "FAILED"
     [log] = (hidden / "tiny" / "slurm").glob("*_0_log.out")
     assert re.search(
-        rf"Error: the node n2 does not see {hidden}/tiny .* storage that all nodes share\.", log.read_text()
+        rf"Error: the node n2 does not see {hidden}/tiny .* storage that all nodes share\.",
+        log.read_text(),
     )
 
     job = person.submits(
-        "tiny.yaml", f"run.directory={hidden}", "run.name=alone", "--partition", "main", "--sbatch", "nodelist=n2"
+        "tiny.yaml",
+        f"run.directory={hidden}",
+        "run.name=alone",
+        "--partition",
+        "main",
+        "--sbatch",
+        "nodelist=n2",
     )
     person.waits_for_end(job)
     shown = " ".join(person.types("status", str(hidden / "alone")).stdout.replace("│", " ").split())
@@ -339,7 +414,9 @@ def test_a_folder_that_one_node_does_not_see_and_a_busy_port_are_said_in_one_sen
     port = slurm.configuration.read_text().partition("SlurmctldPort=")[2].split()[0]
     job = person.submits("tiny.yaml", *TWO_NODES, "--port", port)
     assert person.waits_for_end(job) == "FAILED"
-    assert re.search(rf"Error: The port {port} of \S+ is in use\. Give another --port", person.log("tiny"))
+    assert re.search(
+        rf"Error: The port {port} of \S+ is in use\. Give another --port", person.log("tiny")
+    )
     assert not left_of(slurm, job)
 
 
@@ -352,19 +429,29 @@ def test_what_slurm_refuses_is_said_in_one_sentence(person: Person, slurm: Slurm
         return line
 
     partitions = "closed, main, project, short, urgent"
-    assert f"--partition should be one of {partitions}, found 'mian'" in refusal("--partition", "mian")
-    assert "ask for fewer nodes" in refusal("--partition", "main", "--nodes", "9", "train.batch_size=18")
+    assert f"--partition should be one of {partitions}, found 'mian'" in refusal(
+        "--partition", "mian"
+    )
+    assert "ask for fewer nodes" in refusal(
+        "--partition", "main", "--nodes", "9", "train.batch_size=18"
+    )
     assert "--time is written" in refusal("--time", "soon")
     whole = "(invalid partition specified: mian; Batch job submission failed: Invalid partition name specified)"
     assert whole in refusal("--sbatch", "partition=mian")
-    assert "Slurm refuses: Invalid --time-min specification." in refusal("--sbatch", "time-min=soon")
-    whole = (
-        "(Memory specification can not be satisfied; Batch job submission failed: Requested node configuration is not"
+    assert "Slurm refuses: Invalid --time-min specification." in refusal(
+        "--sbatch", "time-min=soon"
     )
+    whole = "(Memory specification can not be satisfied; Batch job submission failed: Requested node configuration is not"
     assert whole in refusal("--mem", "900G")
-    assert "--time is longer than the partition allows" in refusal("--partition", "short", "--time", "50")
-    assert "give an --account that may use this partition" in refusal("--partition", "project", "--account", "unknown")
-    assert "you may not use this partition" in refusal("--partition", "closed", "--sbatch", "uid=nobody")
+    assert "--time is longer than the partition allows" in refusal(
+        "--partition", "short", "--time", "50"
+    )
+    assert "give an --account that may use this partition" in refusal(
+        "--partition", "project", "--account", "unknown"
+    )
+    assert "you may not use this partition" in refusal(
+        "--partition", "closed", "--sbatch", "uid=nobody"
+    )
     assert "has no such GPUs or other resources" in refusal("--sbatch", "gres=fpga:1")
     assert "ask for fewer nodes, cores or GPUs" in refusal(
         "--gpus-per-node", "3", "launch.device=cuda", "launch.workers=3"
@@ -379,5 +466,7 @@ def test_what_slurm_refuses_is_said_in_one_sentence(person: Person, slurm: Slurm
     slurm.stop_daemon("slurmctld")
     assert "slurmctld does not answer" in refusal()
     slurm.start_controller()
-    slurm.wait_for(lambda: slurm.state_of("n1") == slurm.state_of("n2") == "idle", "both nodes to be idle")
+    slurm.wait_for(
+        lambda: slurm.state_of("n1") == slurm.state_of("n2") == "idle", "both nodes to be idle"
+    )
     assert not person.run_of("tiny").exists(), "what was refused should leave nothing behind"

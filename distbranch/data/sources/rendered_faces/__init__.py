@@ -13,8 +13,19 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from distbranch.data.shards import Sample
-from distbranch.data.sources.rendered_faces.attributes import ATTRIBUTES, TASK_GROUPS, sample_attributes
-from distbranch.data.sources.rendered_faces.canvas import WHITE, Box, Canvas, Colour, mix, spread_evenly
+from distbranch.data.sources.rendered_faces.attributes import (
+    ATTRIBUTES,
+    TASK_GROUPS,
+    sample_attributes,
+)
+from distbranch.data.sources.rendered_faces.canvas import (
+    WHITE,
+    Box,
+    Canvas,
+    Colour,
+    mix,
+    spread_evenly,
+)
 from distbranch.data.sources.rendered_faces.drawing import Face, parse_colour, read_face
 from distbranch.data.sources.source import Source, SourceOptions
 from distbranch.errors import UserError
@@ -31,9 +42,13 @@ class RenderedFacesOptions(SourceOptions):
     samples: int = Field(6000, ge=1, description="Number of faces to train on.")
     val: int = Field(500, ge=0, description="Number of faces of the val split.")
     test: int = Field(500, ge=0, description="Number of faces of the test split.")
-    image_size: tuple[int, int] | None = Field((64, 64), description="HxW in pixels; the faces are square.")
+    image_size: tuple[int, int] | None = Field(
+        (64, 64), description="HxW in pixels; the faces are square."
+    )
     seed: int = Field(0, description="Another seed draws other faces.")
-    nuisance: float = Field(0.8, ge=0, le=1, description="Share of the faces on which one region is hard to see.")
+    nuisance: float = Field(
+        0.8, ge=0, le=1, description="Share of the faces on which one region is hard to see."
+    )
 
     @model_validator(mode="after")
     def _check_square(self) -> "RenderedFacesOptions":
@@ -45,7 +60,9 @@ class RenderedFacesOptions(SourceOptions):
         """Nothing is drawn until the samples are read."""
         assert self.image_size is not None
         num_samples = {"train": self.samples, "val": self.val, "test": self.test}
-        samples = render_samples(num_samples, image_size=self.image_size[0], seed=self.seed, nuisance=self.nuisance)
+        samples = render_samples(
+            num_samples, image_size=self.image_size[0], seed=self.seed, nuisance=self.nuisance
+        )
         return Source(
             tasks=list_attribute_tasks(),
             samples=samples,
@@ -72,7 +89,9 @@ def render_samples(
         nuisance: share of the images on which one region is hidden, 0..1.
     """
     if not 0 <= nuisance <= 1:
-        raise UserError(f"`nuisance` should be a share between 0 and 1, but it is {nuisance}. Give for example 0.8.")
+        raise UserError(
+            f"`nuisance` should be a share between 0 and 1, but it is {nuisance}. Give for example 0.8."
+        )
     for split, number in num_samples.items():
         for index in range(number):
             yield _render_sample(split, index, image_size, seed, nuisance)
@@ -104,7 +123,12 @@ def render_face(
     """
     _check_face(attributes, size, nuisance_region)
     canvas = Canvas(size * SUPERSAMPLING)
-    face = Face(canvas, dict.fromkeys(ATTRIBUTES, 0) | dict(attributes), random.Random(f"face/{seed}"), nuisance_region)
+    face = Face(
+        canvas,
+        dict.fromkeys(ATTRIBUTES, 0) | dict(attributes),
+        random.Random(f"face/{seed}"),
+        nuisance_region,
+    )
     face.draw()
     # A generator of its own: with or without nuisance the face below is the same.
     _cover_region(canvas, nuisance_region, random.Random(f"nuisance/{seed}"))
@@ -121,7 +145,9 @@ def _check_face(attributes: Mapping[str, int], size: int, nuisance_region: str |
             f"A face has the attributes {', '.join(ATTRIBUTES)}, but {', '.join(unknown)} was given. Leave it out."
         )
     if size < 32:
-        raise UserError(f"An image of a face should have a side of at least 32 pixels, but {size} was given. Use 64.")
+        raise UserError(
+            f"An image of a face should have a side of at least 32 pixels, but {size} was given. Use 64."
+        )
     if nuisance_region is not None and nuisance_region not in TASK_GROUPS:
         raise UserError(
             f"A region should be one of {', '.join(TASK_GROUPS)}, but {nuisance_region!r} was given. Choose one of them."
@@ -163,7 +189,9 @@ def _cover_with_cloud(canvas: Canvas, box: Box, petal: Colour, _: Colour) -> Non
     size = min(bottom - top, right - left, 0.16) / 2
     for x in spread_evenly(left + 0.6 * size, right - 0.6 * size, 1.3 * size):
         canvas.draw_ellipse((x, top + 0.8 * size, 1.05 * size), white)
-        canvas.draw_ellipse((x, bottom - 0.8 * size, 1.05 * size), mix(white, (150, 170, 210), 0.25))
+        canvas.draw_ellipse(
+            (x, bottom - 0.8 * size, 1.05 * size), mix(white, (150, 170, 210), 0.25)
+        )
 
 
 def _cover_with_ribbon(canvas: Canvas, box: Box, _: Colour, fabric: Colour) -> None:

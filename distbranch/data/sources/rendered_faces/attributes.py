@@ -25,11 +25,22 @@ TASK_GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "head-wear": ("Bangs", "Receding_Hairline", "Wearing_Hat"),
     "ornaments": ("Wearing_Earrings", "Wearing_Necklace", "Wearing_Necktie"),
-    "whole image": ("Attractive", "Blurry", "Chubby", "Double_Chin", "Male", "Oval_Face", "Pale_Skin", "Young"),
+    "whole image": (
+        "Attractive",
+        "Blurry",
+        "Chubby",
+        "Double_Chin",
+        "Male",
+        "Oval_Face",
+        "Pale_Skin",
+        "Young",
+    ),
 }
 """Region -> its attributes. Every attribute is in exactly one region, the one whose nuisance hides it."""
 
-ATTRIBUTES: tuple[str, ...] = tuple(sorted(name for names in TASK_GROUPS.values() for name in names))
+ATTRIBUTES: tuple[str, ...] = tuple(
+    sorted(name for names in TASK_GROUPS.values() for name in names)
+)
 """All 40 names in the order of CelebA, which is the alphabetical one."""
 
 

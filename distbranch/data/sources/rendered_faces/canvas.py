@@ -27,7 +27,10 @@ def bend_curve(start: Point, bend: Point, end: Point) -> list[Point]:
         t = i / (NUM_CURVE_POINTS - 1)
         # B(t) = (1 - t)^2 start + 2 t (1 - t) bend + t^2 end
         points.append(
-            [(1 - t) ** 2 * a + 2 * t * (1 - t) * b + t * t * c for a, b, c in zip(start, bend, end, strict=True)]
+            [
+                (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t * t * c
+                for a, b, c in zip(start, bend, end, strict=True)
+            ]
         )
     return points
 
@@ -62,7 +65,9 @@ class Canvas:
         corners = self._scale([(x - rx, y - ry), (x + rx, y + ry)])
         self._draw.ellipse(corners, fill, edge, self._edge_width)
 
-    def draw_polygon(self, points: Sequence[Point], fill: Colour, edge: Colour | None = None) -> None:
+    def draw_polygon(
+        self, points: Sequence[Point], fill: Colour, edge: Colour | None = None
+    ) -> None:
         """A filled polygon with an optional thin edge."""
         self._draw.polygon(self._scale(points), fill)
         if edge:

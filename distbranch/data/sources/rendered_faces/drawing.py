@@ -16,7 +16,15 @@ from typing import Any
 import yaml
 
 from distbranch.data.sources.rendered_faces.attributes import HAIR_COLOURS, TASK_GROUPS
-from distbranch.data.sources.rendered_faces.canvas import WHITE, Canvas, Colour, Point, bend_curve, mirror, mix
+from distbranch.data.sources.rendered_faces.canvas import (
+    WHITE,
+    Canvas,
+    Colour,
+    Point,
+    bend_curve,
+    mirror,
+    mix,
+)
 
 FACE = Path(__file__).with_name("face.yaml")
 # What comes later covers what came before: the hat lies on the hair, ornaments on the shirt.
@@ -58,7 +66,9 @@ class Face:
         hidden: the region that a nuisance hides; "whole image" and "hair" matter here.
     """
 
-    def __init__(self, canvas: Canvas, attributes: Mapping[str, int], rng: random.Random, hidden: str | None) -> None:
+    def __init__(
+        self, canvas: Canvas, attributes: Mapping[str, int], rng: random.Random, hidden: str | None
+    ) -> None:
         self.canvas = canvas
         self.rng = rng
         self.colours = {name: parse_colour(code) for name, code in read_face()["colours"].items()}
@@ -112,9 +122,13 @@ class Face:
         hill = mix(sky, (60, 110, 90), 0.3)
         base = rng.uniform(0.55, 0.75)
         for x in (rng.uniform(0, 0.25), rng.uniform(0.75, 1)):
-            self.canvas.draw_ellipse((x, base + 0.45, 0.5, 0.45), mix(hill, sky, rng.uniform(0, 0.5)))
+            self.canvas.draw_ellipse(
+                (x, base + 0.45, 0.5, 0.45), mix(hill, sky, rng.uniform(0, 0.5))
+            )
         for _ in range(7):
-            self.canvas.draw_ellipse((rng.random(), rng.uniform(0.25, 0.6), 0.02), mix(sky, WHITE, 0.45))
+            self.canvas.draw_ellipse(
+                (rng.random(), rng.uniform(0.25, 0.6), 0.02), mix(sky, WHITE, 0.45)
+            )
 
     def _draw_shapes(self, part: str) -> None:
         for shape in read_face()[part]:
