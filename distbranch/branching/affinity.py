@@ -38,16 +38,13 @@ class AffinityStats:
         self.margins = torch.zeros(2 * num_tasks, dtype=torch.float64, device=device)
         self.full = torch.zeros(num_tasks + 1, num_tasks + 1, dtype=torch.float64, device=device)
         self.gap = torch.zeros(3, num_tasks, num_tasks, dtype=torch.float64, device=device)
-        # Whether every task has had a margin. Kept on the host, for a look at the device makes it wait.
+        # Known to the host, for a look at the device would make it wait.
         self._all_seeded = False
+        self._any_gap = False
+        self._seeds_all = False  # whether the step of the last pairs labels every task
 
     def update(self, margins: Tensor, observed: Tensor | None = None) -> None:
-        """One step of one process.
-
-        Args:
-            margins: [B, T] in 0..1, how wrong the network is.
-            observed: bool [B, T], which labels there are; None if every sample has every label.
-        """
+        """One step of one process. margins: [B, T]; observed: bool [B, T], None if every sample has every label."""
         # Pairs first: difficult and simple are told by the mean margins as they stood before this batch.
         self.add_pairs(margins, observed)
         self.add_margins(self.margin_sums(margins, observed))
@@ -56,24 +53,20 @@ class AffinityStats:
         """Decay the pair sums and add this rank's share of a step, difficult and simple by the mean margins as they stand.
 
         A task without any margin so far takes no part: its first labelled batch only seeds its mean.
-
-        Args:
-            margins: [B, T].
-            observed: bool [B, T], or None.
         """
         sums = self.margins[: self.num_tasks]
         counts = self.margins[self.num_tasks :]
         # +-1 in float32: a product sums at most 2^24 of them, so it is exact.
-        means = sums / counts
-        signs = torch.where(margins >= means, 1.0, -1.0)
+        signs = torch.where(margins >= sums / counts, 1.0, -1.0)
 
+        # Decay.
+        self._seeds_all = observed is None
         self.full.mul_(self.decay)
-        self.gap.mul_(self.decay)
+        if self._any_gap:
+            self.gap.mul_(self.decay)
 
         # Without a gap the column of ones gives the numbers of samples and the sums of signs.
-        if observed is None and not self._all_seeded:
-            self._all_seeded = bool((counts > 0).all())
-        if observed is None and self._all_seeded:
+        if observed is None and self._is_seeded():
             signs = functional.pad(signs, (0, 1), value=1.0)
             self.full.add_(signs.T @ signs)
             return
@@ -88,14 +81,10 @@ class AffinityStats:
         pairs = weights.T @ weights
         sums_of_signs = signs.T @ weights
         self.gap.add_(torch.stack([agree, pairs, sums_of_signs]))
+        self._any_gap = True
 
     def margin_sums(self, margins: Tensor, observed: Tensor | None = None) -> Tensor:
-        """This rank's sums of margins and numbers of labels [2T], to be summed over all ranks.
-
-        Args:
-            margins: [B, T].
-            observed: bool [B, T], or None.
-        """
+        """This rank's sums of margins and numbers of labels [2T], to be summed over all ranks."""
         sums = torch.full(
             (2, self.num_tasks), len(margins), dtype=torch.float64, device=margins.device
         )
@@ -109,6 +98,7 @@ class AffinityStats:
     def add_margins(self, sums: Tensor) -> None:
         """Decay the margin sums and add those [2T] of the whole global batch."""
         self.margins.mul_(self.decay).add_(sums)
+        self._all_seeded |= self._seeds_all
 
     def pair_sums(self) -> Tensor:
         """All pair sums in one flat tensor [3 T T], to be summed over all ranks before a decision."""
@@ -122,16 +112,21 @@ class AffinityStats:
         stats = AffinityStats(self.num_tasks, self.decay, self.full.device)
         stats.margins.copy_(self.margins)
         stats.gap.copy_(flat.view_as(self.gap))
+        stats._read_flags()
         return stats
 
     def __add__(self, other: AffinityStats) -> AffinityStats:
         """The statistics of both samples."""
         if (self.num_tasks, self.decay) != (other.num_tasks, other.decay):
-            raise ValueError("Only statistics of the same tasks and decay can be added.")
+            raise ValueError(
+                f"Only statistics of the same tasks and decay can be added, found {self.num_tasks} tasks at {self.decay} "
+                f"and {other.num_tasks} tasks at {other.decay}."
+            )
         stats = AffinityStats(self.num_tasks, self.decay, self.full.device)
+        stats.load_state_dict(self.state_dict())
         for name, value in stats.state_dict().items():
-            value += self.state_dict()[name]
-            value += other.state_dict()[name].to(value)
+            value.add_(other.state_dict()[name].to(value))
+        stats._read_flags()
         return stats
 
     def affinity(self, kind: str = "agreement") -> Matrix:
@@ -174,20 +169,29 @@ class AffinityStats:
         """Copy in what `state_dict` gave."""
         for name, value in self.state_dict().items():
             value.copy_(state[name])
-        self._all_seeded = False
+        self._read_flags()
 
     def _count_pairs(self) -> Tensor:
         """The decayed number of samples in which both tasks were labelled [T, T]."""
         return self.gap[1] + self.full[-1, -1]
 
+    def _is_seeded(self) -> bool:
+        """Whether every task has had a margin; the device is asked only where batches with and without gaps mix."""
+        if not self._all_seeded and self._any_gap:
+            self._all_seeded = self._has_margins_of_all()
+        return self._all_seeded
+
+    def _has_margins_of_all(self) -> bool:
+        counts = self.margins[self.num_tasks :]
+        return bool((counts > 0).all())
+
+    def _read_flags(self) -> None:
+        self._all_seeded = self._has_margins_of_all()
+        self._any_gap = bool((self.gap[1] > 0).any())
+
 
 def _compute_correlation(products: Matrix, means: Matrix) -> Matrix:
-    """Correlations [T, T] of signs; 0 where one of the two never varied.
-
-    Args:
-        products: E[s_i s_j] over the samples with i and j labelled.
-        means: E[s_i] over the same samples.
-    """
+    """Correlations [T, T] from E[s_i s_j] and E[s_i], both over the samples with i and j labelled; 0 where a sign never varied."""
     variances = 1 - means**2  # s^2 = 1
     varies = variances > SMALLEST_VARIANCE
     both_vary = varies & varies.T

@@ -58,6 +58,10 @@ def open_images(path: Path) -> ImageFiles:
         raise
     except PermissionError as error:
         raise denied(error) from None
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist. Give the folder, the .zip or the .tar with the images."
+        ) from None
     except (*BROKEN_ARCHIVE, OSError) as error:
         raise UserError(
             f"{path} should be a folder of images, a whole .zip or an uncompressed .tar, and it is not ({reason_of(error)}). "

@@ -506,7 +506,7 @@ CONFIGS = (
         nothing,
         f"{SLURM} --gpus-per-node 4 launch.device=auto launch.workers=2",
         2,
-        ("=4 (one per",),
+        ("launch.workers=2 on 4 GPU(s)", "launch.workers=4"),
     ),
     Case(
         "slurm: all GPUs idle",
@@ -527,7 +527,7 @@ CONFIGS = (
         nothing,
         f"{SLURM} --gpus-per-node 1 --sbatch gpus=2",
         2,
-        ("do not agree", "gpus=2"),
+        ("asked for in one way", "--sbatch gpus (2)", "--gpus-per-node (1)"),
     ),
     Case(
         "slurm: nodes by sbatch",
@@ -1113,7 +1113,7 @@ TABLES = (
         nothing,
         f"{PACK.replace('images images', 'images absent')}",
         1,
-        ("absent", "No such file", ".zip"),
+        ("absent", "does not exist", ".zip"),
     ),
     Case(
         "zip damaged",

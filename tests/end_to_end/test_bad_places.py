@@ -112,7 +112,7 @@ def test_a_run_that_may_only_be_read_has_a_status_and_cannot_be_cancelled(world:
 def test_a_config_error_in_a_process_of_its_own(world: Path) -> None:
     with nothing_overwritten(world, ()):
         ended = run_process("train", "tiny.yaml", "train.iteratons=3")
-    assert_one_sentence(ended, 2, ("train.iteratons", "Did you mean train.iterations"))
+    assert_one_sentence(ended, 2, ("train.iteratons", "did you mean train.iterations"))
 
 
 def test_a_data_error_in_a_process_of_its_own(world: Path) -> None:

@@ -200,8 +200,12 @@ def learn_table(options: CsvOptions) -> tuple[tuple[Task, ...], Iterator[Row], i
         for name in names
     ]
     if options.image_column not in table.columns:
-        # It may be one of these, of which nothing else need be said.
-        columns = [column for column in columns if max(column.counts.values(), default=0) > 1]
+        # It may be one of those with a name in every row, of which nothing else need be said.
+        columns = [
+            column
+            for column in columns
+            if column.marks or max(column.counts.values(), default=0) > 1
+        ]
     _check_images(options, table, problems)
     found: list[ColumnTasks] = []
     # Without rows every column would be refused as empty, which says nothing new.
