@@ -102,17 +102,7 @@ def test_a_client_without_the_token_is_refused(
         assert "RAY_AUTH_TOKEN_PATH" in ended.value["message"]
 
 
-def test_a_run_whose_board_is_lost_ends_and_says_so(
-    configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer, tmp_path: Path
-) -> None:
-    config = configured()
-    plan_faults(tmp_path, [Fault("kill board", rank=0, step=9)])
-    ended = start(ranks, config, world.environment).result()[0]
-    assert ended.value is not None, ended.output
-    assert (ended.value["end"], ended.value["message"]) == ("failed", LOST_BOARD)
-
-
-# Before any driver is killed: Ray keeps what an elastic run asked for until 180 s after its last word.
+# Before any run loses its driver or its board: Ray keeps what an elastic run asked for until 180 s after its last word.
 def test_an_elastic_run_follows_the_nodes_and_sees_every_sample_of_the_epoch_once(
     configured: Callable[..., dict[str, Any]],
     world: RayWorld,
@@ -162,6 +152,16 @@ def assert_every_sample_once(folder: Path, data: Path, *, batch_size: int) -> No
         seen = plan.list_places(epoch * num_samples, (epoch + 1) * num_samples)
         assert len(set(seen)) == num_samples
         assert {number for *_, number in seen} == {epoch}
+
+
+def test_a_run_whose_board_is_lost_ends_and_says_so(
+    configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer, tmp_path: Path
+) -> None:
+    config = configured()
+    plan_faults(tmp_path, [Fault("kill board", rank=0, step=9)])
+    ended = start(ranks, config, world.environment).result()[0]
+    assert ended.value is not None, ended.output
+    assert (ended.value["end"], ended.value["message"]) == ("failed", LOST_BOARD)
 
 
 def test_a_run_whose_rank_raises_whose_driver_and_whose_node_die_resumes_to_the_same_bits(
