@@ -106,9 +106,12 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Closes what an error left open: on NFS no folder with an open file can be removed."""
-        if self._tar is not None:
+        if self._tar is None:
+            return
+        # The tar goes first, for at its end it writes into the file.
+        for close in (self._tar.close, self._file.close):
             with suppress(OSError):  # a full disk, which is being told already
-                self._file.close()
+                close()
 
     @property
     def info(self) -> SplitInfo:
