@@ -22,8 +22,8 @@ from uuid import uuid4
 
 import fsspec
 
-from distbranch.config.paths import find_user_cache
-from distbranch.data.shards import Shard, is_remote, join
+from distbranch.config.paths import find_user_cache, is_remote
+from distbranch.data.shards import Shard, join
 from distbranch.errors import UserError
 from distbranch.locks import FOR_EVER, WITHOUT_FLOCK, LockHeldError, hold_lock
 

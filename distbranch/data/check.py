@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distbranch.config.paths import is_remote
 from distbranch.data.cache import LocalFiles
 from distbranch.data.pack import Copy, find_copies
 from distbranch.data.reader import OpenShard
@@ -18,7 +19,6 @@ from distbranch.data.shards import (
     DatasetInfo,
     Shard,
     SplitInfo,
-    is_remote,
     label_name,
     read_dataset,
 )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from distbranch.config.paths import is_remote as is_remote
+from distbranch.config.paths import is_remote
 from distbranch.errors import UserError, reason_of
 from distbranch.permissions import denied
 from distbranch.tasks import Task

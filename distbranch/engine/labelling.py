@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from distbranch.config import DataConfig, load_config
+from distbranch.config.paths import is_remote
 from distbranch.data.pack import pack
 from distbranch.data.reader import ShardReader
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import BadSample, DatasetInfo, Sample, is_remote, read_dataset
+from distbranch.data.shards import BadSample, DatasetInfo, Sample, read_dataset
 from distbranch.engine.artifact import WEIGHTS, load_model
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.evaluate import compute_outputs

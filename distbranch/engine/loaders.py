@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from distbranch.config import Config, DataConfig
+from distbranch.config.paths import is_remote
 from distbranch.data.cache import Cache, default_cache_folder
 from distbranch.data.loader import Batch, eval_loader, train_loader
 from distbranch.data.plan import Turns
-from distbranch.data.shards import DatasetInfo, is_remote
+from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.process_group import num_cores, num_local_ranks
 

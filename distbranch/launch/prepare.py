@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, load_config
+from distbranch.config.paths import is_remote
 from distbranch.data.mixture import read_data
-from distbranch.data.shards import DATASET_FILE, DatasetInfo, is_remote
+from distbranch.data.shards import DATASET_FILE, DatasetInfo
 from distbranch.data.sources import list_changed_options, pack_source, parse_options
 from distbranch.engine.initialisation import check_pretrained, first_architecture
 from distbranch.engine.policy_search import PolicySearch

@@ -23,9 +23,10 @@ from PIL import Image
 from plain_reading import plain_batches
 
 from distbranch.cli.terminal import parse_size, show_rows
+from distbranch.config.paths import is_remote
 from distbranch.data.loader import eval_loader
 from distbranch.data.pack import pack
-from distbranch.data.shards import DatasetInfo, Sample, is_remote, join, read_dataset
+from distbranch.data.shards import DatasetInfo, Sample, join, read_dataset
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 

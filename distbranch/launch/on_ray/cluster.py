@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 
 from distbranch.config import Config, LaunchConfig
-from distbranch.data.shards import DATASET_FILE, is_remote
+from distbranch.config.paths import is_remote
+from distbranch.data.shards import DATASET_FILE
 from distbranch.engine.process_group import num_cores
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_log import Report

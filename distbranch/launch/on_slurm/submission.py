@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, load_config, to_yaml
-from distbranch.data.shards import is_remote
+from distbranch.config.paths import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_atomically
 from distbranch.engine.run_start import begin_run
