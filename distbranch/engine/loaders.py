@@ -1,7 +1,10 @@
 """The loaders of one rank, for training and for an evaluation, as the configuration says."""
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from distbranch.config import Config, DataConfig
@@ -56,6 +59,34 @@ def open_evaluation(
     """This rank's share of a split, every sample once over all ranks."""
     options = _read_loader_options(info, data, ranks, image_size)
     return eval_loader(info, split, batch_size=batch_size, **options)
+
+
+def open_sample(
+    info: DatasetInfo,
+    config: Config,
+    ranks: Ranks,
+    *,
+    image_size: tuple[int, int],
+    num_samples: int,
+    chunk: int,
+) -> Generator[Batch]:
+    """This rank's chunks of the first samples of the training stream, without augmentation; it ends after them.
+
+    Chunk k of `chunk` samples goes to rank k modulo the number of ranks, so that the chunks are the same for any number of ranks.
+    """
+    batches = train_loader(
+        info,
+        "train",
+        batch_size=chunk * ranks.world_size,
+        seed=config.seed,
+        window=config.data.shuffle_window,
+        **_read_loader_options(info, config.data, ranks, image_size),
+    )
+    num_rounds = math.ceil(num_samples / (chunk * ranks.world_size))
+    for batch in islice(batches, num_rounds):
+        kept = batch.indices < num_samples  # beyond the sample the stream goes on
+        if batch.error or kept.any():
+            yield replace(batch, images=batch.images[kept], labels=batch.labels[kept])
 
 
 def describe_too_many_bad(

@@ -124,6 +124,26 @@ class Network(nn.Module):
         outputs = self._apply_heads(serving, features)
         return outputs if flat else self.tasks.split_by_task(outputs)
 
+    def run_with_features(
+        self, images: Tensor, units: Sequence[int]
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        """All outputs [B, O], and after each of these units (0..L-1, input first) the features [B, ...] of all nodes.
+
+        Gradients go down to the features of the first of the units and no further.
+        """
+        features = [normalise(images, self.mean, self.std)]
+        kept = []
+        for number, (name, nodes) in enumerate(
+            zip(self.routing.units, self.routing.nodes, strict=True)
+        ):
+            with torch.set_grad_enabled(number > units[0]):
+                features = run_unit(self.copies(name), nodes, features, None)
+            if number == units[0]:
+                features = [x.detach().requires_grad_() for x in features]
+            if number in units:
+                kept.append(features)
+        return self._apply_heads(self.serving, features), kept
+
     def _run(self, x: Tensor, routing: Routing, groups: NormGroups | None) -> list[Tensor]:
         features = [x]
         for name, nodes in zip(routing.units, routing.nodes, strict=True):
