@@ -1,0 +1,87 @@
+"""The importance of channels: by its definition, and the same on any number of ranks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rank_server import RankServer
+from tiny_runs import TASKS, config_of
+
+from distbranch.branching.tree import Split
+from distbranch.config import load_config
+from distbranch.data.loader import train_loader
+from distbranch.data.shards import read_dataset
+from distbranch.engine.importance import measure_importance
+from distbranch.engine.process_group import join_ranks
+from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
+
+LAYERS = (3, 5)  # conv3_2 and conv4_2
+
+
+def grown_network(tasks: Any) -> Network:
+    thin = Architecture.thin("vgg9", 4, (32, 32), tasks)
+    tree = thin.tree
+    for groups in (((0, 1, 2, 3), (4, 5, 6, 7)), ((0,), (1,)), ((0,), (1,))):
+        tree = tree.split(Split(tree.active_layer, groups))
+    network = Network(thin.with_tree(tree))
+    network.init(torch.Generator().manual_seed(4))
+    return network.train()
+
+
+def importance(config: Mapping[str, Any]) -> list[np.ndarray]:
+    """A job: measured of a tree with random weights."""
+    resolved = load_config(config)
+    with join_ranks(resolved.launch) as here:
+        info = read_dataset(str(resolved.data.path))
+        network = grown_network(info.tasks)
+        found = measure_importance(network, LAYERS, info, resolved, here)
+        assert network.training
+        return found
+
+
+def test_one_two_and_three_ranks_measure_the_same(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    config = config_of(tiny_data, tmp_path)
+    alone = ranks.call(importance, config=config)
+    for world_size in (2, 3):
+        first = ranks.call_all(importance, world_size, config=config)[0]
+        for one, other in zip(alone, first, strict=True):
+            np.testing.assert_allclose(other, one, rtol=1e-9)
+
+
+def test_it_is_the_square_of_what_a_channel_contributes_to_the_loss_of_a_sample(
+    tiny_data: Path, tmp_path: Path, ranks: RankServer
+) -> None:
+    config = load_config(config_of(tiny_data, tmp_path))
+    info = read_dataset(str(tiny_data))
+    network = grown_network(info.tasks).eval()
+    # All samples one by one, and the error of the definition: sigmoid - label, softmax - onehot.
+    sums = [torch.zeros(len(TASKS), 4, dtype=torch.float64) for _ in LAYERS]
+    batches = train_loader(info, "train", batch_size=1, image_size=(32, 32), seed=config.seed)
+    for _, batch in zip(range(201), batches, strict=False):
+        outputs, features = network.run_with_features(batch.images, LAYERS)
+        labels = batch.labels[0]
+        for task, name in enumerate(network.tasks.names):
+            if labels[task].isnan():
+                continue
+            z = outputs[0, network.tasks.columns[name]]
+            if name == "kind":
+                wanted = torch.nn.functional.one_hot(labels[task].long(), 3)
+                error = z.detach().softmax(dim=0) - wanted
+            else:
+                error = z.detach().sigmoid() - labels[task]
+            for total, nodes in zip(sums, features, strict=True):
+                gradients = torch.autograd.grad(
+                    (error * z).sum(), nodes, retain_graph=True, allow_unused=True
+                )
+                for node, gradient in zip(nodes, gradients, strict=True):
+                    if gradient is not None:
+                        effect = (node.detach() * gradient).sum(dim=(0, 2, 3))
+                        total[task] += effect.double().square()
+    found = ranks.call(importance, config=config_of(tiny_data, tmp_path))
+    for total, measured in zip(sums, found, strict=True):
+        np.testing.assert_allclose(measured, total.numpy(), rtol=1e-4)
