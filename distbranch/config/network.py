@@ -5,13 +5,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from distbranch.config.names import Affinity, DecisionMethod, Source, describe_names
 from distbranch.config.paths import expand_places
 
 if TYPE_CHECKING:
     from distbranch.config.sections import Config
 
 # The settings that act nowhere but at a decision. Both kinds of affinity come from the same sums.
-KEYS_OF_DECISIONS = ("affinity", "alpha", "unit_cost", "max_branches", "when_no_split")
+KEYS_OF_DECISIONS = (
+    "affinity",
+    "decision",
+    "alpha",
+    "unit_cost",
+    "max_branches",
+    "when_no_split",
+)
 # Those that say when decisions are taken, and what the sums are that they are taken from.
 KEYS_OF_ROUNDS = ("decay", "round_iterations", "first_decision")
 # Those of a search for a policy; a run that trains with one found elsewhere reads none of them.
@@ -48,7 +56,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The network before any widening."""
 
-    backbone: Literal["vgg16", "vgg9", "resnet18", "resnet34"] = "vgg16"
+    backbone: Source = Field("vgg16", json_schema_extra=describe_names("backbone"))
     """VGG-16, or a shorter one for small images; a residual network for `adashare` or `fixed`."""
     width: Count | None = 32
     """Thinness omega: width of every convolution; full (or `width_fraction` of it) if empty."""
@@ -106,8 +114,10 @@ class MethodConfig(Section):
     """VGG-16 weights (.pth, .safetensors) or the directory of a finished wide run."""
     pretrained_channels: Literal["rgb", "bgr"] = "rgb"
     """Order of colours for which a weights file was trained."""
-    affinity: Literal["agreement", "phi"] = "agreement"
+    affinity: Affinity = Field("agreement", json_schema_extra=describe_names("kind of affinity"))
     """Eq. 6 of the paper, or its chance-corrected form."""
+    decision: DecisionMethod = Field("cost", json_schema_extra=describe_names("method of decision"))
+    """How branches are grouped at the end of a round; `cost`: the least cost of Eq. 9."""
     alpha: PositiveOrZero = 1.0
     """Branching factor: weight of the separation cost (Eq. 9)."""
     # 1/64 is of the published experiments: with it a branch in conv1 of VGG-16, below five pooling layers, costs 1/2.
