@@ -18,7 +18,13 @@ from distbranch.branching.routing import Policy, Routing, copy_units
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.norm import BatchNorm, NormGroups
-from distbranch.models.units import Unit, make_unset, run_over_ways, run_unit
+from distbranch.models.units import (
+    Unit,
+    make_unset,
+    run_over_ways,
+    run_unit,
+    set_memory_format,
+)
 from distbranch.tasks import TaskSet
 
 
@@ -74,7 +80,7 @@ class Network(nn.Module):
             logits = torch.zeros(self.tasks.num_tasks, architecture.num_blocks, 2)
             self.policy_logits = nn.Parameter(logits, requires_grad=False)
         self.init(torch.Generator().manual_seed(0))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        set_memory_format(self, torch.channels_last)
 
     @torch.no_grad()
     def init(self, generator: torch.Generator) -> None:

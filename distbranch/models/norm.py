@@ -146,7 +146,8 @@ def normalise_with_team(
     weights = [norm.weight for norm in norms]
     biases = [norm.bias for norm in norms]
     call = _TeamCall(groups, len(norms), num_ways, norms[0].eps)
-    *outputs, seen = _TeamNorm.apply(call, *parts, *weights, *biases)  # type: ignore[no-untyped-call]
+    normalise: Callable[..., tuple[Tensor, ...]] = _TeamNorm.apply
+    *outputs, seen = normalise(call, *parts, *weights, *biases)
     positions = inputs[0][0, 0].numel() if len(inputs[0]) else 1
     torch._foreach_add_(
         [norm.step_sums for norm in norms], list(seen.unbind()), alpha=1 / (positions * num_ways)

@@ -53,6 +53,12 @@ def make_unset(kind: type[nn.Module], *arguments: Any, **options: Any) -> Any:
     return skip_init(kind, *arguments, device=device, **options)  # type: ignore[no-untyped-call]
 
 
+def set_memory_format(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay the weights of `module` out in `memory_format`."""
+    move: Any = module.to  # the types of torch know this keyword since 2.14
+    move(memory_format=memory_format)
+
+
 def make_convolution(num_inputs: int, width: int, size: int, stride: int = 1) -> nn.Module:
     """A convolution without bias that keeps height and width but for its stride."""
     convolution: nn.Module = make_unset(
