@@ -105,7 +105,9 @@ def price_branch(method: MethodConfig, architecture: Architecture, layer: int) -
     spec = architecture.specs[layer - 1]
     if _choose_price(method, architecture) == "pools":
         return method.unit_cost * 2**spec.halvings_above
-    costs = [unit.body.multiply_adds + unit.shortcut.multiply_adds for unit in architecture.specs]
+    costs: list[int] = [
+        unit.body.multiply_adds + unit.shortcut.multiply_adds for unit in architecture.specs
+    ]
     return price_by_multiply_adds(costs[layer - 1] / sum(costs), method.unit_cost)
 
 

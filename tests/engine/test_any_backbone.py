@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from rank_server import RankServer
 from safetensors.torch import load_file
 from test_kill_and_continue import train_and_die
-from rank_server import RankServer
 from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
 
 from distbranch.branching.affinity import AffinityStats
