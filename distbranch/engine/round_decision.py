@@ -55,7 +55,7 @@ def decide_round(
         began = time.perf_counter()
         cap = method.max_branches
         if cap == "auto":  # what the layer's width leaves room for
-            cap = max(1, spec.max_copies)
+            cap = spec.max_copies
         affinity = branch_affinity(affinities[method.affinity], above)
         decision = choose_groups(
             affinity,
