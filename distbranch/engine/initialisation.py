@@ -20,6 +20,7 @@ from distbranch.engine.run_start import begins_anew
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
+from distbranch.models.backbone import Backbone, freeze_arguments
 from distbranch.models.low_rank import check_same, low_rank_beginning
 from distbranch.models.network import Network
 from distbranch.models.pretrained import HOW_TO_GET, WideNetwork, read_weights, wide_network
@@ -52,9 +53,11 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     """
     model, method = config.model, config.method
     size = config.data.image_size or info.image_size
-    thin = Architecture.thin(
-        model.backbone, model.width, size, info.tasks, width_fraction=model.width_fraction
+    arguments = freeze_arguments(model.arguments)
+    backbone = Backbone(
+        model.backbone, size, model.width, model.width_fraction, arguments=arguments
     )
+    thin = Architecture(backbone, info.tasks)
     if method.name == "adashare" and not thin.num_blocks:
         raise UserError(
             f"method.name=adashare learns which units tasks skip, and none of model.backbone={model.backbone} can be skipped, found "

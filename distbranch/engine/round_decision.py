@@ -16,7 +16,6 @@ from distbranch.branching.decision import choose_groups, price_by_multiply_adds
 from distbranch.branching.grouping import branch_affinity
 from distbranch.branching.tree import Split
 from distbranch.config import MethodConfig
-from distbranch.config.network import TIMM
 from distbranch.models.architecture import Architecture
 
 
@@ -115,7 +114,7 @@ def _choose_price(method: MethodConfig, architecture: Architecture) -> str:
     """Where hardly anything halves, as in many a timm model, pools would price all units alike."""
     if method.price is not None:
         return method.price
-    return "multiply-adds" if architecture.backbone.source.startswith(TIMM) else "pools"
+    return "multiply-adds" if architecture.backbone.is_of_timm else "pools"
 
 
 def _name_tasks(

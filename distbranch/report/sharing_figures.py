@@ -24,6 +24,7 @@ from distbranch.report.figure_style import (
     make_figure,
 )
 from distbranch.report.layers import (
+    MOST_COLUMNS,
     LayerBranches,
     Run,
     describe_run,
@@ -103,7 +104,8 @@ def draw_policy(policy: Mapping[str, Any]) -> Figure:
     blocks = _list_blocks(policy)
     shown = np.array(policy.get("execute_probability", policy["policy"]), dtype=float)
     # inches, so that a cell is as large as its number needs
-    figure = make_figure(0.6 * len(blocks) + 2, 0.27 * len(tasks) + 0.7)
+    width = 0.6 if len(blocks) <= MOST_COLUMNS else 0.36
+    figure = make_figure(width * len(blocks) + 2, 0.27 * len(tasks) + 0.7)
     axes = figure.subplots()
     _draw_heat_map(axes, shown, tasks, edgecolors=GRID, linewidth=1.2)
     if "execute_probability" in policy:
