@@ -103,10 +103,8 @@ def price_branch(method: MethodConfig, architecture: Architecture, layer: int) -
     """What one more branch of a layer (from 1) costs (Eq. 9): by the halvings above it, or by its share of all multiply-adds."""
     spec = architecture.specs[layer - 1]
     if _choose_price(method, architecture) == "pools":
-        return method.unit_cost * 2**spec.halvings_above
-    costs: list[int] = [
-        unit.body.multiply_adds + unit.shortcut.multiply_adds for unit in architecture.specs
-    ]
+        return float(method.unit_cost * 2**spec.halvings_above)
+    costs = [unit.body.multiply_adds + unit.shortcut.multiply_adds for unit in architecture.specs]
     return price_by_multiply_adds(costs[layer - 1] / sum(costs), method.unit_cost)
 
 
