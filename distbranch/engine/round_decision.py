@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.branching.decision import choose_groups
+from distbranch.branching.decision import choose_groups, price_by_multiply_adds
 from distbranch.branching.grouping import branch_affinity
 from distbranch.branching.tree import Split
 from distbranch.config import MethodConfig
@@ -55,13 +55,15 @@ def decide_round(
         began = time.perf_counter()
         cap = method.max_branches
         if cap == "auto":  # what the layer's width leaves room for
-            cap = max(1, spec.max_copies)
+            cap = spec.max_copies
+        price = price_branch(method, architecture, layer)
         affinity = branch_affinity(affinities[method.affinity], above)
         decision = choose_groups(
             affinity,
             alpha=method.alpha,
             pools_above=spec.halvings_above,
             unit_cost=method.unit_cost,
+            price=price,
             max_groups=cap,
             seed=seed,
         )
@@ -84,6 +86,8 @@ def decide_round(
             "alpha": method.alpha,
             "pools_above": spec.halvings_above,
             "unit_cost": method.unit_cost,
+            "price": price,
+            "priced_by": _choose_price(method, architecture),
             "max_groups": cap,
             "affinity_kind": method.affinity,
             "seconds": time.perf_counter() - began,
@@ -93,6 +97,22 @@ def decide_round(
             RoundDecision(split, grows, record, {**affinities, "branch_affinity": affinity})
         )
     return decisions
+
+
+def price_branch(method: MethodConfig, architecture: Architecture, layer: int) -> float:
+    """What one more branch of a layer (from 1) costs (Eq. 9): by the halvings above it, or by its share of all multiply-adds."""
+    spec = architecture.specs[layer - 1]
+    if _choose_price(method, architecture) == "pools":
+        return float(method.unit_cost * 2**spec.halvings_above)
+    costs = [unit.body.multiply_adds + unit.shortcut.multiply_adds for unit in architecture.specs]
+    return price_by_multiply_adds(costs[layer - 1] / sum(costs), method.unit_cost)
+
+
+def _choose_price(method: MethodConfig, architecture: Architecture) -> str:
+    """Where hardly anything halves, as in many a timm model, pools would price all units alike."""
+    if method.price is not None:
+        return method.price
+    return "multiply-adds" if architecture.backbone.is_of_timm else "pools"
 
 
 def _name_tasks(

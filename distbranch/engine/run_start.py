@@ -11,6 +11,7 @@ import torch
 
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.data.mixture import read_data
+from distbranch.data.shard_writer import file_sha256
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.process_group import num_cores
 from distbranch.engine.run_directory import RunDirectory, write_atomically, write_json
@@ -130,9 +131,17 @@ def without_moved_data(different: list[str], config: Config, *begun_with: str | 
 
 
 def write_environment(
-    files: RunDirectory, ranks: Ranks, rounding: Mapping[str, Any], *, data: str
+    files: RunDirectory,
+    ranks: Ranks,
+    rounding: Mapping[str, Any],
+    *,
+    data: str,
+    pretrained: str | None,
 ) -> None:
-    """Record versions, commit, hardware, world size, threads, precision and the fingerprint of the data of this start."""
+    """Record versions, commit, hardware, world size, threads and precision of this start, and which data and weights it is of.
+
+    data: the fingerprint of the data set; pretrained: the sha256 of the weights file that the run began from.
+    """
     environment = {
         "python": platform.python_version(),
         "packages": {name: read_package_version(name) for name in PACKAGES},
@@ -146,8 +155,19 @@ def write_environment(
         "threads_per_rank": rounding["threads"],
         "precision": rounding["precision"],
         "data": data,
+        "pretrained_sha256": pretrained,
     }
     write_json(files.environment, environment)
+
+
+def hash_pretrained(config: Config, files: RunDirectory, *, is_beginning: bool) -> str | None:
+    """The sha256 of the weights file that the run begins from; of a resumed run, which needs the file no more, the one on record."""
+    if not is_beginning:
+        return files.pretrained
+    place = config.model.pretrained_file or config.method.pretrained
+    if place is None or not Path(place).is_file():
+        return None
+    return file_sha256(Path(place))
 
 
 def read_package_version(package: str) -> str | None:
