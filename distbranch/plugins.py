@@ -1,8 +1,7 @@
 """Plug-ins: Python files and modules of a user's own, which register what a configuration then chooses by name.
 
 The validator of the key `plugins` loads them, so they are there wherever a configuration is. Each is loaded once per process and
-known by the sha256 of its file; a run keeps a copy of what it was begun with. No message here ends with a full stop: most stand
-in the sentence of a configuration.
+known by the sha256 of its file; a run keeps a copy of what it was begun with.
 """
 
 import hashlib
@@ -11,6 +10,7 @@ import importlib.util
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import sys
@@ -25,7 +25,8 @@ from distbranch.errors import UsageError, UserError, reason_of
 from distbranch.registry import count_additions, take_back_additions
 
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-RECORD = "plugins.json"  # beside the copies
+COPIES = "plugins"  # the folder in a run directory
+RECORD = "plugins.json"  # in that folder
 DIGITS = 12  # of a sha256, for people
 
 logger = logging.getLogger("distbranch")
@@ -76,13 +77,12 @@ def receive_plugins(sent: Iterable[Mapping[str, Any]]) -> None:
         if before is not None and before.sha256 != plugin.sha256:
             raise UserError(_describe_change(plugin.name))
         _received.add(plugin.name)
-        if before is None:
-            _load(plugin)
+        _load_unless_known(plugin)
 
 
-def send_plugins(names: Iterable[str]) -> list[dict[str, Any]]:
-    """The loaded plug-ins of these names, with their source, for a process on another machine."""
-    return [asdict(_loaded[name]) for name in names]
+def send_plugins() -> list[dict[str, Any]]:
+    """All plug-ins that this process has loaded, with their source, for a process on another machine."""
+    return [asdict(plugin) for plugin in _loaded.values()]
 
 
 def hash_plugins(names: Iterable[str]) -> dict[str, str]:
@@ -99,17 +99,20 @@ def _load_once(name: str) -> None:
         if before.sha256 != plugin.sha256:
             raise UserError(_describe_change(name))
         return
-    for other in _loaded.values():
-        if other.sha256 == plugin.sha256:  # the same file by another path, or a run's copy of it
-            _loaded[name] = plugin
-            return
-    _load(plugin)
+    _load_unless_known(plugin)
+
+
+def _load_unless_known(plugin: Plugin) -> None:
+    # The same file by another path, or a run's copy of it, registers nothing again.
+    if plugin.sha256 not in {other.sha256 for other in _loaded.values()}:
+        _load(plugin)
+    _loaded[plugin.name] = plugin
 
 
 def _describe_change(name: str) -> str:
     return (
-        f"the plug-in {name} has changed since this process loaded it, and what it registered then cannot be taken back; start "
-        "again in a new process (of a notebook: restart its kernel)"
+        f"The plug-in {name} has changed since this process loaded it, and what it registered then cannot be taken back. Start "
+        "again in a new process (of a notebook: restart its kernel)."
     )
 
 
@@ -125,11 +128,11 @@ def read_plugin(name: str) -> Plugin:
         return Plugin(name, file, Path(file).read_bytes())
     except FileNotFoundError:
         raise UsageError(
-            f"the plug-in {name} does not exist on {os.uname().nodename}; give a file that is there, for several machines on storage "
-            "that all of them see"
+            f"The plug-in {name} does not exist on {platform.node()}. Give a file that is there, for several machines on storage that "
+            "all of them see."
         ) from None
     except OSError as error:
-        raise UserError(f"the plug-in {name} cannot be read ({reason_of(error)})") from None
+        raise UserError(f"The plug-in {name} cannot be read ({reason_of(error)}).") from None
 
 
 def is_module(name: str) -> bool:
@@ -149,12 +152,13 @@ def _find_module_file(name: str) -> str:
         spec = importlib.util.find_spec(name)
     except Exception as error:  # of any kind: packages above it are run
         raise UserError(
-            f"the plug-in {name} cannot be found ({type(error).__name__}: {reason_of(error)})"
+            f"The plug-in {name} cannot be found ({type(error).__name__}: {reason_of(error)}). Give the path of a file that ends in "
+            ".py, or a module that Python finds."
         ) from None
     if spec is None or not spec.has_location or spec.origin is None:
         raise UsageError(
-            f"the plug-in {name} is neither a file nor a module that Python finds; give the path of a file that ends in .py, or "
-            "install the package"
+            f"The plug-in {name} is neither a file nor a module that Python finds. Give the path of a file that ends in .py, or "
+            "install the package."
         )
     return spec.origin
 
@@ -167,13 +171,12 @@ def _load(plugin: Plugin) -> None:
         _run(plugin)
     except (Exception, SystemExit) as error:  # of any kind: it is somebody's program
         take_back_additions(before)
-        raise UserError(f"the plug-in {_describe_error(error, plugin)}") from None
+        raise UserError(f"The plug-in {_describe_error(error, plugin)}.") from None
     if count_additions() == before and not was_there:
         logger.warning(
             "The plug-in %s registers nothing, so it has no effect; see distbranch/PLUGINS.md for what can be registered.",
             plugin.name,
         )
-    _loaded[plugin.name] = plugin
 
 
 def _run(plugin: Plugin) -> None:
@@ -261,8 +264,8 @@ def _choose_copy(place: str, folder: Path, kept: Mapping[str, str]) -> str:
     copy = _copies_of(folder) / kept["file"]
     if read_plugin(str(copy)).sha256 != kept["sha256"]:
         raise UserError(
-            f"{copy}, the run's copy of the plug-in {place}, should have the sha256 {kept['sha256'][:DIGITS]}..., and was changed; "
-            "put the file back"
+            f"{copy}, the run's copy of the plug-in {place}, should have the sha256 {kept['sha256'][:DIGITS]}..., and was changed. "
+            "Put the file back."
         )
     if place not in _told:
         _told.add(place)
@@ -279,14 +282,15 @@ def _choose_copy(place: str, folder: Path, kept: Mapping[str, str]) -> str:
 
 
 def _copies_of(run_directory: Path) -> Path:
-    return run_directory / "plugins"
+    return run_directory / COPIES
 
 
 def keep_copies(run_directory: Path, names: Sequence[str]) -> None:
-    """Write copies of loaded plug-ins into a run directory, and a record of them."""
-    if not names:
-        return
+    """Write copies of loaded plug-ins into a run directory, and a record of them; where there are none, remove earlier ones."""
     folder = _copies_of(run_directory)
+    if not names:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     folder.mkdir(exist_ok=True)
     record = []
     for number, name in enumerate(names):
@@ -316,7 +320,7 @@ def read_record(run_directory: Path) -> list[dict[str, str]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({reason_of(error)}); put it back") from None
+        raise UserError(f"{file} cannot be read ({reason_of(error)}). Put it back.") from None
 
 
 def list_changed_plugins(run_directory: Path, names: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import typer
 from distbranch.cli.terminal import (
     Overrides,
     RunArgument,
+    add_given_plugins,
     console,
     decimals,
     numbers,
@@ -340,4 +341,4 @@ def _separate_overrides(items: Sequence[str]) -> tuple[list[Path], list[str]]:
         raise UsageError(
             "Give at least one config file before the overrides, such as configs/quickstart.yaml."
         )
-    return files, [item for item in items if "=" in item]
+    return files, add_given_plugins([item for item in items if "=" in item])

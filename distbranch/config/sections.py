@@ -23,6 +23,7 @@ from distbranch.config.network import (
     Section,
 )
 from distbranch.config.paths import copy_of, expand_places, is_remote, join_url
+from distbranch.errors import UserError
 from distbranch.plugins import load_plugins, make_absolute
 
 # A run that is resumed may change these: they say where it computes, what it writes and how much it bears, not what it learns.
@@ -335,7 +336,10 @@ class Config(Section):
             )
         # Each once, in the order in which they are given.
         found = tuple(dict.fromkeys(map(make_absolute, expand_places(list(names)))))
-        load_plugins(found)
+        try:
+            load_plugins(found)
+        except UserError as error:  # a part of the sentence about all keys
+            raise ValueError(str(error).removesuffix(".")) from None
         return found
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.loaders import describe_too_many_bad, open_evaluation
 from distbranch.errors import UserError
+from distbranch.kinds import Loss
 from distbranch.metrics import merge_metrics, task_metrics
 from distbranch.models.network import Network
 from distbranch.tasks import TaskSet
@@ -73,7 +74,7 @@ def evaluate_split(
         share, num_bad = _collect_share(batches, network.tasks, TaskSet(member.tasks), ranks)
         columns = [ranks.gather_rows(column) for column in share]
         num_bad = sum(ranks.gather(num_bad), Counter())
-        score = partial(_score_samples, member, split, data, columns, num_bad)
+        score = partial(_score_samples, member, split, data, columns, num_bad, network.tasks.losses)
         found[name] = ranks.run_on_rank_zero(score)  # which alone has the samples of all
     network.train(training)
     return _merge_scores(found) if info.parts else next(iter(found.values()))
@@ -140,6 +141,7 @@ def _score_samples(
     data: DataConfig,
     gathered: Sequence[Sequence[Tensor]],
     num_bad: Counter[str],
+    losses_of_kinds: Mapping[str, Loss],
 ) -> Scores:
     """`gathered`: indices [n], logits [n, O] and labels [n, T], each of every rank."""
     problem = describe_too_many_bad(num_bad, data, info, split)
@@ -150,7 +152,7 @@ def _score_samples(
         raise UserError(
             f"No sample of '{split}' could be read, so nothing is left to evaluate on. Repair {info.path}, or pack it again."
         )
-    tasks = TaskSet(info.tasks)
+    tasks = TaskSet(info.tasks, losses_of_kinds)
     for name, columns in tasks.columns.items():  # finite weights may give them too
         if not outputs[:, columns].isfinite().all():
             raise UserError(

@@ -20,9 +20,11 @@ from distbranch.engine.optimizer_and_schedule import (
     list_slots,
     load_slots,
 )
+from distbranch.losses import choose_losses
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
 from distbranch.models.norm import BatchNorm
+from distbranch.tasks import TaskSet
 
 SEARCH_MOMENTUM = 0.9  # of the weights' SGD in AdaShare's search
 
@@ -69,6 +71,7 @@ class TrainedNetwork:
     ) -> None:
         """A new network, optimiser and wrapper; `slots` are the optimiser's tensors as `parameter:slot`."""
         network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network.tasks = TaskSet(architecture.tasks, choose_losses(self.config.loss.functions))
         network.load_state_dict(dict(model))
         self.network = network.to(self.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.train()

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distbranch.errors import UserError
 from distbranch.models.units import Block, Layer, LowRank, Unit, make_convolution, make_unset
+from distbranch.registry import Registry
 
 SMALLEST_IMAGE = 32  # pixels: VGG-16 halves its input five times
 
@@ -85,7 +86,7 @@ class UnitSpec:
 class Backbone:
     """A chain of units by its source and sizes.
 
-    source: one of `SOURCES`.
+    source: one of `BACKBONES`.
     image_size: (height, width) in pixels.
     width: omega; None: full, or the fraction of it.
     width_fraction: of the full width, in 0..1.
@@ -99,10 +100,8 @@ class Backbone:
     low_rank: bool = False
 
     def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise UserError(
-                f"The backbone must be one of {', '.join(SOURCES)}, found {self.source!r}."
-            )
+        if self.source not in BACKBONES:
+            raise UserError(BACKBONES.describe_unknown(self.source))
         if self.width is not None and self.width < 1:
             raise UserError(f"The width of a thin network is at least 1, found {self.width}.")
         if min(self.image_size) < SMALLEST_IMAGE:
@@ -114,7 +113,7 @@ class Backbone:
     @cached_property
     def plans(self) -> tuple[UnitPlan, ...]:
         """How its units are made, input first."""
-        return tuple(SOURCES[self.source](self))
+        return tuple(BACKBONES[self.source](self))
 
     @property
     def specs(self) -> tuple[UnitSpec, ...]:
@@ -278,7 +277,8 @@ def _build_stem(width: int) -> Unit:
 
 
 # How the units of a source are planned.
-SOURCES: dict[str, Callable[[Backbone], Iterator[UnitPlan]]] = {
-    **dict.fromkeys(VGG_LAYERS, _plan_vgg),
-    **dict.fromkeys(BLOCKS, _plan_resnet),
-}
+BACKBONES: Registry[Callable[[Backbone], Iterator[UnitPlan]]] = Registry("backbone")
+for _name in VGG_LAYERS:
+    BACKBONES.register(_name)(_plan_vgg)
+for _name in BLOCKS:
+    BACKBONES.register(_name)(_plan_resnet)
