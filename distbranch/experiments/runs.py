@@ -16,7 +16,7 @@ from distbranch.config.sweep import METRICS
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.errors import UsageError, UserError
-from distbranch.metrics import CHOICES
+from distbranch.kinds.categorical import CHOICES
 
 logger = logging.getLogger("distbranch")
 SPLITS = ("test", "val")  # what is reported comes before what was chosen on
