@@ -114,7 +114,7 @@ def test_numbers_of_which_nobody_said_what_they_are_are_asked_about(
         ({"number": "w", "categorical": "w"}, "one kind and is listed for several"),
         ({"unit": "w=kg"}, "'w' has a --unit, but it is none of --number"),
         ({"number": "w", "blank": "w=no"}, "holds numbers, of which --blank says nothing"),
-        ({"number": "v"}, "no column 'v'. Nearest: w"),
+        ({"number": "v"}, "no column 'v'"),
     ],
 )
 def test_options_that_do_not_fit_are_one_sentence(
