@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import Labels, LabelValue, LeftOut
+from distbranch.data.shards import Labels, LeftOut
 from distbranch.data.sources.column_checks import select_learnable_columns
 from distbranch.data.sources.columns import ALL, KIND_OPTIONS, Column, ColumnTasks, infer_tasks
 from distbranch.data.sources.label_text import fold_text, is_missing, parse_mark, tidy_text
@@ -34,6 +34,7 @@ from distbranch.data.sources.source import (
     sample_key,
 )
 from distbranch.data.sources.tables import Problems, Table, read_table
+from distbranch.kinds import LabelValue
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
