@@ -83,7 +83,8 @@ def check_numbers(column: Column) -> Iterator[Problem]:
             f"column '{column.name}': '{next(iter(numbers))}' is its only value",
             "Put it into --ignore.",
         )
-    if len(set(np.float32(list(numbers.values())))) == 1:
+    labels = np.array(list(numbers.values()), dtype=np.float32)
+    if np.unique(labels).size == 1:
         yield (
             f"column '{column.name}' holds {_list_cells(column, numbers)}, all equal in the seven digits of a label",
             "Subtract what they have in common, or put it into --ignore.",
