@@ -5,7 +5,6 @@ A mixture of one is that data set. The samples are mixed by `plan.MixedPlan`.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import count
 
 from distbranch.config import DataConfig
@@ -69,8 +68,7 @@ def _merge_tasks(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
     for info in infos:
         for task in info.tasks:
             known, where = union.setdefault(task.name, (task, info.path))
-            # One head is trained on both, so they must agree in all but how their training labels lie.
-            if known != replace(task, mean=known.mean, deviation=known.deviation):
+            if not known.is_same_task(task):
                 raise UserError(
                     f"The task '{task.name}' is {_describe_task(known)} in {where} and {_describe_task(task)} in {info.path}. "
                     "Data sets that are trained together need the same task under one name; pack one of them with other names."
