@@ -16,14 +16,19 @@ from distbranch.kinds.binary import count_classes
 from distbranch.kinds.categorical import CHOICES, score_choice
 from distbranch.kinds.kind import Array
 from distbranch.kinds.label_counts import Counts
-from distbranch.tasks import Task, TaskSet
+from distbranch.tasks import Task, locate_outputs
 
 TOP_K = 10  # of the paper's recall
 TOP_RECALL = f"top{TOP_K}_recall"
 
 
 def task_metrics(
-    tasks: Sequence[Task], outputs: Array, labels: Array, top_k: int = TOP_K
+    tasks: Sequence[Task],
+    outputs: Array,
+    labels: Array,
+    top_k: int = TOP_K,
+    *,
+    scored: Mapping[str, Metrics] | None = None,
 ) -> dict[str, Any]:
     """The metrics of one split, `{"tasks": {name: {...}}, "mean": {...}}`; None where undefined.
 
@@ -39,17 +44,19 @@ def task_metrics(
         labels: [N, T], NaN where unlabelled, numbers in the unit of their table.
         top_k: a positive sample of a binary task is recalled if the task is among its `top_k` highest scores; where no
             more than `top_k` tasks compete each always is, so there is no recall.
+        scored: the metrics of tasks that were scored from sums, which then have no columns in `outputs` and `labels`.
     """
-    task_set = TaskSet(tasks)
-    outputs = np.asarray(outputs, dtype=np.float64)
+    rows: dict[str, Metrics] = {task.name: {} for task in tasks} | dict(scored or {})
+    by_rows = [task for task in tasks if task.name not in (scored or {})]
+    columns = locate_outputs(by_rows)
+    outputs = np.asarray(outputs)
     labels = np.asarray(labels, dtype=np.float64)
     observed = ~np.isnan(labels)
-    rows: dict[str, Metrics] = {}
     binary: list[int] = []
     exclusive: dict[str, list[int]] = {}
-    for number, task in enumerate(task_set.tasks):
+    for number, task in enumerate(by_rows):
         labelled = observed[:, number]
-        logits = outputs[labelled, task_set.columns[task.name]]
+        logits = outputs[labelled, columns[task.name]].astype(np.float64)
         kind = KINDS[task.kind]
         rows[task.name] = kind.score(task, logits, labels[labelled, number])
         rows[task.name].setdefault("num_labelled", int(labelled.sum()))
@@ -63,16 +70,14 @@ def task_metrics(
             if labelled.any():
                 exclusive[task.exclusive].append(number)
 
-    scores = _pick_scores(task_set, outputs, binary)
-    for number, recall in zip(
-        binary, _compute_top_recalls(scores, labels[:, binary], top_k), strict=True
-    ):
-        rows[task_set.names[number]][f"top{top_k}_recall"] = recall
+    firsts = np.array([place.start for place in columns.values()], dtype=np.int64)
+    recalls = _compute_top_recalls(outputs[:, firsts[binary]], labels[:, binary], top_k)
+    for number, recall in zip(binary, recalls, strict=True):
+        rows[by_rows[number].name][f"top{top_k}_recall"] = recall
 
     sets: dict[str, Metrics] = {}
     for name, members in exclusive.items():
-        scores = _pick_scores(task_set, outputs, members)
-        sets[name] = _score_exclusive_set(scores, labels[:, members])
+        sets[name] = _score_exclusive_set(outputs[:, firsts[members]], labels[:, members])
     return _add_means(rows, sets)
 
 
@@ -112,13 +117,6 @@ def is_defined(metric: str, tasks: Sequence[Task], counts: Mapping[str, Counts])
 
 
 # ---- several tasks
-
-
-def _pick_scores(task_set: TaskSet, outputs: Array, numbers: Sequence[int]) -> Array:
-    """The outputs [N, n] of these binary tasks."""
-    names = [task_set.names[number] for number in numbers]
-    picked: Array = outputs[:, [task_set.columns[name].start for name in names]]
-    return picked
 
 
 def _compute_top_recalls(scores: Array, labels: Array, top_k: int) -> list[float | None]:

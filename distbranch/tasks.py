@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -42,6 +43,10 @@ class Task:
     def num_outputs(self) -> int:
         """Outputs of the network for this task."""
         return KINDS[self.kind].count_outputs(self)
+
+    def is_same_task(self, other: Task) -> bool:
+        """Whether one head serves both: they agree in all but how the training labels of their data sets lie."""
+        return self == replace(other, mean=self.mean, deviation=self.deviation)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON; what is empty is left out."""
@@ -89,14 +94,11 @@ class TaskSet:
                 f"more than once: {doubled}."
             )
         self.num_tasks = len(self.tasks)
-        self.num_outputs = 0
-        self.columns: dict[str, slice] = {}
+        self.columns = locate_outputs(self.tasks)
+        self.num_outputs = sum(task.num_outputs for task in self.tasks)
         # Tasks of one kind and number of outputs are computed together.
         self._alike: dict[tuple[str, int], list[int]] = {}
         for number, task in enumerate(self.tasks):
-            start = self.num_outputs
-            self.num_outputs += task.num_outputs
-            self.columns[task.name] = slice(start, self.num_outputs)
             self._alike.setdefault((task.kind, task.num_outputs), []).append(number)
         own_losses = {task.kind: KINDS[task.kind].compute_loss for task in self.tasks}
         self._losses: dict[str, Loss] = own_losses | self.losses
@@ -159,6 +161,14 @@ class TaskSet:
             values = torch.stack(values_of_tasks, dim=1)
         masked: Tensor = values.masked_fill(unlabelled, 0.0)
         return masked
+
+
+def locate_outputs(tasks: Sequence[Task]) -> dict[str, slice]:
+    """Which columns of outputs [B, O] belong to which task."""
+    ends = accumulate(task.num_outputs for task in tasks)
+    return {
+        task.name: slice(end - task.num_outputs, end) for task, end in zip(tasks, ends, strict=True)
+    }
 
 
 def unused_name(name: str, taken: Container[str]) -> str:

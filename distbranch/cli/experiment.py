@@ -16,7 +16,7 @@ from distbranch.cli.terminal import (
     run_folder,
     show_rows,
 )
-from distbranch.config.sweep import METRICS
+from distbranch.config.sweep import SHARES
 from distbranch.errors import UsageError
 
 if TYPE_CHECKING:  # loads torch
@@ -39,8 +39,8 @@ def _check_split(split: str) -> str:
 
 
 def _check_metric(metric: str) -> str:
-    if metric not in METRICS:
-        raise UsageError(f"--metric should be one of {', '.join(METRICS)}, found '{metric}'.")
+    if metric not in SHARES:
+        raise UsageError(f"--metric should be one of {', '.join(SHARES)}, found '{metric}'.")
     return metric
 
 

@@ -27,10 +27,12 @@ from distbranch.config.reading import (
 from distbranch.errors import UsageError
 
 VARIANT = "variant"  # beside the dotted keys: which variant a trial is of
-# The means over tasks that are compared, in the order of every table and legend.
-Metric = Literal[
+# The means over tasks that are compared, in the order of every table and legend: of all more is better.
+Share = Literal[
     "accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5"
 ]
+Metric = Literal[Share, "r2", "rank_correlation"]
+SHARES: tuple[str, ...] = get_args(Share)
 METRICS: tuple[str, ...] = get_args(Metric)
 # The sweep says these of every trial itself.
 KEYS_OF_THE_SWEEP = {

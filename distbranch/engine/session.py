@@ -200,7 +200,12 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
     config = load_config(RunDirectory(directory).config)
     network.tasks = TaskSet(network.tasks.tasks, choose_losses(config.loss.functions))
     info = read_dataset(data) if data else read_data(config.data)
-    other = [task.name for task in info.tasks if task not in network.tasks.tasks]
+    known = {task.name: task for task in network.tasks.tasks}
+    other = [
+        task.name
+        for task in info.tasks
+        if task.name not in known or not known[task.name].is_same_task(task)
+    ]
     if other:
         raise UserError(
             f"The data set {info.path} has other tasks than the run {directory} ({', '.join(other[:5])}). "

@@ -16,18 +16,19 @@ from distbranch.kinds.label_counts import ClassCounts, Counts, merge_class_count
 if TYPE_CHECKING:
     from distbranch.tasks import Task
 
-LEAST_SHOWN = 0.1  # of a soft label
+LEAST_SHOWN = 0.2  # of soft labels: below it a line would tell what the image most probably is not
 
 
 class Binary(Kind):
     """Cross-entropy; the margin is the distance of probability and label (Eq. 6)."""
 
     metrics = {
-        "accuracy": Metric("Accuracy"),
+        "accuracy": Metric("Accuracy", is_drawn=True),
         "balanced_accuracy": Metric("Balanced accuracy"),
-        "average_precision": Metric("Average precision"),
+        "average_precision": Metric("Average precision", is_drawn=True),
     }
     fields = ("exclusive",)
+    meaning = "sigmoid of [batch]"
     is_share = True
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from distbranch.errors import UserError
-from distbranch.kinds.binary import count_classes
+from distbranch.kinds.binary import Binary, count_classes
 from distbranch.kinds.kind import KINDS, Answer, Array, Kind, LabelValue, Metric, Metrics
 from distbranch.kinds.label_counts import ClassCounts, Counts, merge_class_counts
 
@@ -23,12 +23,11 @@ class Categorical(Kind):
     """Cross-entropy; the margin is what the true class lacks of a probability of 1 (Eq. 6)."""
 
     metrics = {
-        "accuracy": Metric("Accuracy"),
-        "balanced_accuracy": Metric("Balanced accuracy"),
-        "average_precision": Metric("Average precision"),
+        **Binary.metrics,
         **CHOICES,
     }
     fields = ("classes",)
+    meaning = "softmax of [batch, classes]"
 
     def check_task(self, task: Task) -> None:
         super().check_task(task)

@@ -36,12 +36,14 @@ class Metric:
     unit: "%" of a share in 0..1, "" of a plain number, or UNIT_OF_TASK.
     lower_is_better: of an error.
     is_averaged: whether the mean over tasks says anything; of what is in the unit of each table it does not.
+    is_drawn: whether TensorBoard has it for every task, beside the mean.
     """
 
     title: str
     unit: str = "%"
     lower_is_better: bool = False
     is_averaged: bool = True
+    is_drawn: bool = False
 
 
 UNIT_OF_TASK = "unit of the task"
@@ -56,6 +58,8 @@ class Kind(ABC):
 
     metrics: ClassVar[Mapping[str, Metric]] = {}
     fields: ClassVar[tuple[str, ...]] = ()
+    meaning: ClassVar[str] = "[batch]"
+    """How an answer follows from the logits of an exported network."""
     is_share: ClassVar[bool] = False
     """Whether label and prediction are one share in 0..1: soft labels, and ranks among the tasks of a sample."""
 

@@ -26,13 +26,18 @@ class Number(Kind):
 
     metrics = {
         "mean_absolute_error": Metric(
-            "Mean absolute error", UNIT_OF_TASK, lower_is_better=True, is_averaged=False
+            "Mean absolute error",
+            UNIT_OF_TASK,
+            lower_is_better=True,
+            is_averaged=False,
+            is_drawn=True,
         ),
         "standardised_error": Metric("Standardised error", "", lower_is_better=True),
-        "r2": Metric("R2", ""),
+        "r2": Metric("R2", "", is_drawn=True),
         "rank_correlation": Metric("Rank correlation", ""),
     }
     fields = ("mean", "deviation", "unit")
+    meaning = "[batch] * deviation + mean, in the unit of the task,"
 
     def check_task(self, task: Task) -> None:
         super().check_task(task)
@@ -58,8 +63,6 @@ class Number(Kind):
 
     def score(self, task: Task, logits: Array, labels: Array) -> Metrics:
         """Mean absolute error (in the unit of the task, and in its deviations), R2 and Spearman's rank correlation."""
-        from scipy.stats import spearmanr
-
         row: Metrics = dict.fromkeys(self.metrics)
         if not labels.size:
             return row
@@ -68,18 +71,25 @@ class Number(Kind):
         mean_error = float(np.abs(errors).mean())
         row["mean_absolute_error"] = mean_error
         row["standardised_error"] = mean_error / task.deviation
-        # Of labels that are all equal there is nothing to explain, nor to rank.
+        # Of labels that are all equal there is nothing to explain.
         if np.ptp(labels) > 0:
             row["r2"] = float(1 - np.square(errors).sum() / np.square(labels - labels.mean()).sum())
-            # A constant prediction has no ranks.
-            if np.ptp(predicted) > 0:
-                row["rank_correlation"] = float(spearmanr(predicted, labels).statistic)
+        row["rank_correlation"] = correlate_ranks(predicted, labels)
         return row
 
     def is_defined(self, metric: str, counts: Counts) -> bool:
         varies = counts.get("min") != counts.get("max")
         needs_range = metric in ("r2", "rank_correlation")
         return super().is_defined(metric, counts) and (varies or not needs_range)
+
+
+def correlate_ranks(predicted: Array, labels: Array) -> float | None:
+    """Spearman's rank correlation of [N] and [N]; None where one of them is constant, and has no ranks."""
+    from scipy.stats import spearmanr
+
+    if np.ptp(predicted) == 0 or np.ptp(labels) == 0:
+        return None
+    return float(spearmanr(predicted, labels).statistic)
 
 
 KINDS.register("number")(Number())
