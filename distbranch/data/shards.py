@@ -226,12 +226,21 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
             f"{place} is not the description of a packed data set: it should have the format {FORMAT} in version {VERSION}, found "
             f"{kind[0]} in version {kind[1]}. {repack}"
         )
+    _refuse_unknown_kinds(place, data.get("tasks"))
     try:
         return TypeAdapter(DatasetInfo).validate_python({"groups": {}, **data, "path": path})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise UserError(f"{place} is damaged: {field}: {first['msg']}. {repack}") from None
+
+
+def _refuse_unknown_kinds(place: str, tasks: Any) -> None:
+    """Said here and not by the check below, for such a file is not damaged: it needs the plug-in of its kind of task."""
+    named = [task.get("kind") for task in list(tasks or ()) if isinstance(task, dict)]
+    for kind in named:
+        if isinstance(kind, str) and kind not in KINDS:
+            raise UserError(f"{place}: {KINDS.describe_unknown(kind)}")
 
 
 def parse_labels(content: bytes, tasks: Sequence[Task]) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ from distbranch.engine.run_start import begins_anew
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
+from distbranch.models.backbone import Backbone, freeze_arguments
 from distbranch.models.low_rank import check_same, low_rank_beginning
 from distbranch.models.network import Network
 from distbranch.models.pretrained import HOW_TO_GET, WideNetwork, read_weights, wide_network
@@ -47,16 +48,25 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     """The network that a run begins with: thin, of a tree or a policy that is given, with a branch per task, or low-rank.
 
     Raises:
-        UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set.
+        UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set; or tasks should
+            skip units of a backbone in which none can be skipped.
     """
     model, method = config.model, config.method
     size = config.data.image_size or info.image_size
-    thin = Architecture.thin(
-        model.backbone, model.width, size, info.tasks, width_fraction=model.width_fraction
+    arguments = freeze_arguments(model.arguments)
+    backbone = Backbone(
+        model.backbone, size, model.width, model.width_fraction, arguments=arguments
     )
+    thin = Architecture(backbone, info.tasks)
+    if method.name == "adashare" and not thin.num_blocks:
+        raise UserError(
+            f"method.name=adashare learns which units tasks skip, and none of model.backbone={model.backbone} can be skipped, found "
+            "no residual block. Use resnet18, resnet34, resnet50 or a timm model of residual blocks, or method.name=branching."
+        )
     if config.searches:
         return replace(thin, searches=True)
-    if model.is_residual:
+    # Where units may be skipped, hard sharing is the policy by which all tasks execute all of them.
+    if method.name == "adashare" or (method.keeps_thin and thin.num_blocks):
         return thin.with_policy(_given_policy(config, thin))
     if method.name == "independent":
         return thin.with_tree(build_independent_tree(thin.tree.layers, len(info.tasks)))

@@ -24,9 +24,9 @@ from distbranch.config import Config
 from distbranch.data.plan import Turns
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks, send_to
+from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
-from distbranch.models.backbone import BLOCKS
 from distbranch.models.network import Network
 from distbranch.models.norm import NormGroups
 
@@ -39,7 +39,7 @@ class PolicySearch:
         info: its data; the training samples are divided between weights and policy.
 
     Raises:
-        UserError: one of the two would get no sample.
+        UserError: one of the two would get no sample, or the backbone has no unit that may be skipped.
     """
 
     def __init__(self, config: Config, info: DatasetInfo) -> None:
@@ -50,7 +50,7 @@ class PolicySearch:
         first = math.ceil(sum(weights for weights, _ in shares) / batch_size)
         second = math.ceil(sum(policy for _, policy in shares) / batch_size)
         # Block by block the policy is released, from the heads downwards.
-        blocks = sum(BLOCKS[config.model.backbone])
+        blocks = first_architecture(config, info).num_blocks
         self.curriculum = Curriculum(
             adashare.warmup_iterations, first, second, blocks, adashare.cycles_per_block
         )

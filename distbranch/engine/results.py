@@ -17,7 +17,12 @@ from distbranch.engine.artifact import save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_directory import RunDirectory, write_json
-from distbranch.engine.run_start import check_run, write_config, write_environment
+from distbranch.engine.run_start import (
+    check_run,
+    hash_pretrained,
+    write_config,
+    write_environment,
+)
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import StoppedEarly
 from distbranch.permissions import explain_damage
@@ -65,12 +70,14 @@ class RunFiles:
         self.directory.cut_back(
             progress.iteration, progress.num_rounds, evaluation_is_due=state.evaluation_is_due
         )
+        is_beginning = progress.iteration == 0
         write_environment(
             self.directory,
             state.ranks,
             state.rounding[-1],
             data=state.info.fingerprint,
             plugins=self.config.plugins,
+            pretrained=hash_pretrained(self.config, self.directory, is_beginning=is_beginning),
         )
         self.write_sharing(state)
         self.remote_run.upload()

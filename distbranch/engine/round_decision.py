@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.branching.decision import Decision, choose_groups
+from distbranch.branching.decision import Decision, choose_groups, price_by_multiply_adds
 from distbranch.branching.grouping import Matrix, branch_affinity, separation_cost
 from distbranch.branching.tree import Split
 from distbranch.config import MethodConfig
@@ -44,6 +44,7 @@ class Round:
     above: of each of those branches the numbers of its tasks.
     layer: the active one, from 1; its unit is `architecture.specs[layer - 1]`.
     max_groups: no more than this many groups; None for no limit.
+    price: what one more branch costs (Eq. 9).
     seed: of whatever is drawn at random.
     stats: the sums over all ranks, for other affinities of the tasks.
     network: as it stands, in training mode; to be looked at, and left as it is. None where only statistics are at hand.
@@ -53,6 +54,7 @@ class Round:
     above: tuple[tuple[int, ...], ...]
     layer: int
     max_groups: int | None
+    price: float
     seed: int
     method: MethodConfig
     stats: AffinityStats
@@ -72,6 +74,7 @@ def choose_by_cost(of: Round) -> Decision:
         alpha=of.method.alpha,
         pools_above=of.architecture.specs[of.layer - 1].halvings_above,
         unit_cost=of.method.unit_cost,
+        price=of.price,
         max_groups=of.max_groups,
         seed=of.seed,
     )
@@ -110,7 +113,8 @@ def decide_round(
         began = time.perf_counter()
         cap = method.max_branches
         if cap == "auto":  # what the layer's width leaves room for
-            cap = max(1, spec.max_copies)
+            cap = spec.max_copies
+        price = price_branch(method, architecture, layer)
         affinity = branch_affinity(affinities[method.affinity], above)
         # Those of other methods would make the record of a run depend on whom it trains with.
         own_kinds = dict.fromkeys([*BUILT_IN["kind of affinity"], method.affinity])
@@ -121,6 +125,7 @@ def decide_round(
                 above=tuple(tuple(branch) for branch in above),
                 layer=layer,
                 max_groups=cap,
+                price=price,
                 seed=seed,
                 method=method,
                 stats=stats,
@@ -147,6 +152,8 @@ def decide_round(
             "alpha": method.alpha,
             "pools_above": spec.halvings_above,
             "unit_cost": method.unit_cost,
+            "price": price,
+            "priced_by": _choose_price(method, architecture),
             "max_groups": cap,
             "affinity_kind": method.affinity,
             "decided_by": method.decision,
@@ -182,9 +189,24 @@ def _choose(of: Round) -> Decision:
     if d in found.costs:
         return replace(found, groups=groups)
     separation = separation_cost(of.affinity, groups)
-    price = of.method.unit_cost * 2 ** of.architecture.specs[of.layer - 1].halvings_above
-    cost = (d - 1) * price + of.method.alpha * separation
+    cost = (d - 1) * of.price + of.method.alpha * separation
     return replace(found, groups=groups, costs={d: cost}, separation={d: separation}, search=name)
+
+
+def price_branch(method: MethodConfig, architecture: Architecture, layer: int) -> float:
+    """What one more branch of a layer (from 1) costs (Eq. 9): by the halvings above it, or by its share of all multiply-adds."""
+    spec = architecture.specs[layer - 1]
+    if _choose_price(method, architecture) == "pools":
+        return float(method.unit_cost * 2**spec.halvings_above)
+    costs = [unit.body.multiply_adds + unit.shortcut.multiply_adds for unit in architecture.specs]
+    return price_by_multiply_adds(costs[layer - 1] / sum(costs), method.unit_cost)
+
+
+def _choose_price(method: MethodConfig, architecture: Architecture) -> str:
+    """Where hardly anything halves, as in many a timm model, pools would price all units alike."""
+    if method.price is not None:
+        return method.price
+    return "multiply-adds" if architecture.backbone.is_of_timm else "pools"
 
 
 def _name_tasks(

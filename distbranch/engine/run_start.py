@@ -11,6 +11,7 @@ import torch
 
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.data.mixture import read_data
+from distbranch.data.shard_writer import file_sha256
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.process_group import num_cores
 from distbranch.engine.run_directory import RunDirectory, write_atomically, write_json
@@ -146,9 +147,14 @@ def write_environment(
     rounding: Mapping[str, Any],
     *,
     data: str,
+    pretrained: str | None,
     plugins: Sequence[str] = (),
 ) -> None:
-    """Record versions, commit, hardware, world size, threads, precision and the fingerprints of data and plug-ins of this start."""
+    """Record versions, commit, hardware, world size, threads and precision of this start, and which data and weights it is of.
+
+    data: the fingerprint of the data set; pretrained: the sha256 of the weights file that the run began from; plugins: loaded
+    ones, whose sha256 is recorded too.
+    """
     environment = {
         "python": platform.python_version(),
         "packages": {name: read_package_version(name) for name in PACKAGES},
@@ -163,8 +169,19 @@ def write_environment(
         "precision": rounding["precision"],
         "data": data,
         "plugins": hash_plugins(plugins),
+        "pretrained_sha256": pretrained,
     }
     write_json(files.environment, environment)
+
+
+def hash_pretrained(config: Config, files: RunDirectory, *, is_beginning: bool) -> str | None:
+    """The sha256 of the weights file that the run begins from; of a resumed run, which needs the file no more, the one on record."""
+    if not is_beginning:
+        return files.pretrained
+    place = config.model.pretrained_file or config.method.pretrained
+    if place is None or not Path(place).is_file():
+        return None
+    return file_sha256(Path(place))
 
 
 def read_package_version(package: str) -> str | None:

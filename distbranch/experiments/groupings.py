@@ -317,6 +317,7 @@ def choose_first_groups(run_directory: Path) -> dict[str, list[list[str]]]:
     """
     first = _read_first_decision(run_directory)
     options = {key: first[key] for key in ("alpha", "pools_above", "unit_cost", "max_groups")}
+    options["price"] = first.get("price")  # which runs of before, priced by pools, did not write
     names: dict[int, str] = {}
     for numbers, tasks in zip(first["groups"], first["tasks"], strict=True):
         names |= dict(zip(numbers, tasks, strict=True))

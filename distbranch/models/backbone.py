@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distbranch.errors import UserError
+from distbranch.models import timm_chain
 from distbranch.models.units import Block, Layer, LowRank, Unit, make_convolution, make_unset
 from distbranch.registry import Registry
 
@@ -24,6 +25,7 @@ VGG_LAYERS = {
     "conv4_1:512 conv4_2:512 conv4_3:512 | conv5_1:512 conv5_2:512 conv5_3:512 | fc6:4096 fc7:4096",
     "vgg9": "conv1:64 | conv2:128 | conv3_1:256 conv3_2:256 | conv4_1:512 conv4_2:512 | fc5:512 fc6:512",
 }
+Arguments = tuple[tuple[str, Any], ...]
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}  # per stage (He et al. 2016)
 STAGE_WIDTHS = (64, 128, 256, 512)
 
@@ -42,16 +44,18 @@ BASIS = {
 
 @dataclass(frozen=True)
 class UnitPlan:
-    """How a unit is made: its width and that at full size, and whether tasks may skip it.
+    """How a unit is made: its width and that at full size (None: it has one size), and whether tasks may skip it.
 
-    `build(is_executed=False)` gives one of which only the shortcut is needed.
+    `build(is_executed=False)` gives one of which only the shortcut is needed. `positions` (height, width) are those of its output
+    where its shape does not tell them.
     """
 
     name: str
     width: int
-    full_width: int
+    full_width: int | None
     build: Callable[..., Unit]
     may_skip: bool = False
+    positions: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,13 @@ class UnitSpec:
     """What a unit is and costs; `positions` (height, width) are those of its output.
 
     halvings_above: how often height and width are halved from this unit on up to the heads, its own included: p of Eq. 9.
-    max_copies: so many copies of it are together no wider than the unit at full size.
+    max_copies: so many copies of it are together no wider than the unit at full size; None: it has but one size.
     body: what it costs beside its shortcut.
     """
 
     name: str
     width: int
-    max_copies: int
+    max_copies: int | None
     positions: tuple[int, int]
     halvings_above: int
     may_skip: bool
@@ -86,11 +90,14 @@ class UnitSpec:
 class Backbone:
     """A chain of units by its source and sizes.
 
-    source: one of `BACKBONES`.
+    source: one of `BACKBONES`, or `timm:NAME`.
     image_size: (height, width) in pixels.
     width: omega; None: full, or the fraction of it.
     width_fraction: of the full width, in 0..1.
     low_rank: whether every layer is factorised (models/low_rank.py).
+    arguments: further ones of `timm.create_model`, from `freeze_arguments`.
+    input_affine: scale and shift of every colour channel of normalised images, for weights that were trained with another mean
+        and deviation (models/weights_file.py).
     """
 
     source: str
@@ -98,10 +105,27 @@ class Backbone:
     width: int | None = None
     width_fraction: float | None = None
     low_rank: bool = False
+    arguments: Arguments = ()
+    input_affine: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
+        if self.is_of_timm:
+            if self.width is not None or self.width_fraction is not None:
+                raise UserError(
+                    f"A model of timm has its own widths, but a width was given for {self.source}. Leave width and width_fraction "
+                    "empty, and choose a smaller model for a thinner network."
+                )
+            if self.low_rank:
+                raise UserError(
+                    f"The low-rank baseline is of the layers of VGG, found {self.source}. Choose vgg16 or vgg9."
+                )
+            return
         if self.source not in BACKBONES:
             raise UserError(BACKBONES.describe_unknown(self.source))
+        if self.arguments and self.source in {**VGG_LAYERS, **BLOCKS}:
+            raise UserError(
+                f"Arguments are those of a model of timm (timm:NAME), found {self.keywords} for {self.source}. Leave them out."
+            )
         if self.width is not None and self.width < 1:
             raise UserError(f"The width of a thin network is at least 1, found {self.width}.")
         if min(self.image_size) < SMALLEST_IMAGE:
@@ -113,7 +137,18 @@ class Backbone:
     @cached_property
     def plans(self) -> tuple[UnitPlan, ...]:
         """How its units are made, input first."""
-        return tuple(BACKBONES[self.source](self))
+        plan = timm_chain.plan_timm if self.is_of_timm else BACKBONES[self.source]
+        return tuple(plan(self))
+
+    @property
+    def is_of_timm(self) -> bool:
+        """Whether it is a model of timm."""
+        return self.source.startswith(timm_chain.PREFIX)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Its arguments by name."""
+        return dict(self.arguments)
 
     @property
     def specs(self) -> tuple[UnitSpec, ...]:
@@ -136,14 +171,23 @@ class Backbone:
         return tuple(plan.name for plan in self.plans if plan.may_skip)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON."""
-        return asdict(self) | {"image_size": list(self.image_size)}
+        """Plain lists and numbers, for JSON; what is not set stands there only if every backbone always had it."""
+        values = asdict(self) | {"image_size": list(self.image_size), "arguments": self.keywords}
+        for name in ("arguments", "input_affine"):
+            if not values[name]:
+                del values[name]
+        return values
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Backbone:
         """The inverse of `to_json`."""
         height, length = data["image_size"]
-        return cls(**(data | {"image_size": (int(height), int(length))}))
+        values = data | {"image_size": (int(height), int(length))}
+        values["arguments"] = freeze_arguments(data.get("arguments", {}))
+        affine = data.get("input_affine")
+        if affine is not None:
+            values["input_affine"] = tuple(tuple(map(float, part)) for part in affine)
+        return cls(**values)
 
     def thin_width(self, full: int, *, omega_times: int = 1) -> int:
         """The width of a unit (paper section 3.1): `omega_times` omega, which is 2 of fully connected layers, or less if it is less."""
@@ -152,6 +196,14 @@ class Backbone:
         if self.width_fraction is not None:
             return min(in_eights(self.width_fraction * full), full)
         return full
+
+
+def freeze_arguments(arguments: Mapping[str, Any]) -> Arguments:
+    """Arguments by name (numbers, texts, lists of them) as a value that can be hashed."""
+    frozen = []
+    for name, value in sorted(arguments.items()):
+        frozen.append((name, tuple(value) if isinstance(value, list) else value))
+    return tuple(frozen)
 
 
 def in_eights(units: float) -> int:
@@ -175,14 +227,15 @@ def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
             x = unit.execute(x, shortcut)
             through = counter.get_total_flops() - start - around
 
-            height, length = x.shape[2:] or (1, 1)
+            height, length = plan.positions or x.shape[2:] or (1, 1)
+            max_copies = None if plan.full_width is None else plan.full_width // plan.width
             # The parameters of the shortcut are those of a unit that nobody executes.
             spare = plan.build(is_executed=False) if plan.may_skip else nn.Identity()
             whole, past = _count(unit, through), _count(spare, around)
             spec = UnitSpec(
                 name=plan.name,
                 width=plan.width,
-                max_copies=plan.full_width // plan.width,
+                max_copies=max_copies,
                 positions=(height, length),
                 halvings_above=halvings,
                 may_skip=plan.may_skip,

@@ -45,8 +45,8 @@ class BatchNorm(_BatchNorm):
 
     step_sums: Tensor
 
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features, momentum=MOMENTUM)
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps=eps, momentum=MOMENTUM)
         self.register_buffer("step_sums", torch.zeros(2, num_features), persistent=False)
 
     def forward(self, x: Tensor, groups: NormGroups | None = None, *, num_ways: int = 1) -> Tensor:

@@ -27,8 +27,8 @@ NO_ORIGIN = Origin("", 0, 0.0)  # of a run that began by itself
 def group_by_prefix(trials: Trials) -> list[list[Config]]:
     """Trials that begin as the same run, together, in the order of their first members.
 
-    They may differ in `run.name` and in what acts only at decisions: `method.alpha`, `unit_cost`, `max_branches`, `affinity`,
-    `decision` and `when_no_split`. A trial that takes no decision has none but itself.
+    They may differ in `run.name` and in what acts only at decisions: `method.alpha`, `price`, `unit_cost`, `max_branches`,
+    `affinity`, `decision` and `when_no_split`. A trial that takes no decision has none but itself.
     """
     found: dict[str, list[Config]] = {}
     for trial in trials:
