@@ -75,6 +75,11 @@ def write_affinity(folder: Path, name: str = "own", file: str = "own.py") -> Pat
     return folder / file
 
 
+def hold_training(run: Path) -> None:
+    """Else a start of another configuration begins the run anew."""
+    (run / "metrics.jsonl").write_text('{"kind": "train"}\n')
+
+
 # ---- a run of one of each
 
 
@@ -182,6 +187,7 @@ def test_a_changed_file_is_refused_and_the_copy_says_what_ran(
         {"plugins": [str(file)], "run": {"name": "run", "directory": str(tmp_path)}}
     )
     begin_run(config)
+    hold_training(tmp_path / "run")
     file.write_text(file.read_text().replace("**3", "**5"))
     new_process()
     changed = load_config(
@@ -217,6 +223,7 @@ def test_the_same_plugin_in_another_place_is_the_same_run(
         begin_run(
             load_config({"plugins": str(file), "run": {"name": "run", "directory": str(tmp_path)}})
         )
+    hold_training(tmp_path / "run")
     with pytest.raises(UserError, match=r"plugins: .*own.py .* -> none, by sha256"):
         begin_run(load_config({"run": {"name": "run", "directory": str(tmp_path)}}))
 

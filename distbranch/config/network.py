@@ -78,7 +78,8 @@ def check_backbone(name: str) -> str:
     near = difflib.get_close_matches(name, known, n=3)
     hint = f", did you mean {' or '.join(near)}" if near else ""
     raise ValueError(
-        f"should be one of {', '.join(known)}, timm:NAME (a model of timm) or one that a file in `plugins` registers, found {name!r}{hint}"
+        f"should be one of {', '.join(known)} or timm:NAME (a model of timm), found {name!r}{hint}; one of your own comes from a file "
+        "named in `plugins`"
     )
 
 
@@ -129,8 +130,7 @@ class ModelConfig(Section):
     def _begins_from_what_fits(self) -> Self:
         if self.arguments and self.backbone in BUILT_IN["backbone"]:
             raise ValueError(
-                f"arguments are those of a model of timm (backbone=timm:NAME) or of a plug-in, found backbone={self.backbone}; leave "
-                "them out"
+                f"arguments are those of a model of timm (backbone=timm:NAME), found backbone={self.backbone}; leave them out"
             )
         if self.pretrained is None or self.is_of_timm:
             return self

@@ -237,8 +237,8 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
 
 def _refuse_unknown_kinds(place: str, tasks: Any) -> None:
     """Said here and not by the check below, for such a file is not damaged: it needs the plug-in of its kind of task."""
-    named = [task.get("kind") for task in list(tasks or ()) if isinstance(task, dict)]
-    for kind in named:
+    for task in tasks if isinstance(tasks, list) else ():
+        kind = task.get("kind") if isinstance(task, dict) else None
         if isinstance(kind, str) and kind not in KINDS:
             raise UserError(f"{place}: {KINDS.describe_unknown(kind)}")
 

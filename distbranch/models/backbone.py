@@ -14,7 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distbranch.errors import UserError
 from distbranch.models import timm_chain
-from distbranch.models.units import Block, Layer, LowRank, Unit, make_convolution, make_unset
+from distbranch.models.units import (
+    Block,
+    Bottleneck,
+    Layer,
+    LowRank,
+    Unit,
+    make_convolution,
+    make_unset,
+)
 from distbranch.registry import Registry
 
 SMALLEST_IMAGE = 32  # pixels: VGG-16 halves its input five times
@@ -26,7 +34,8 @@ VGG_LAYERS = {
     "vgg9": "conv1:64 | conv2:128 | conv3_1:256 conv3_2:256 | conv4_1:512 conv4_2:512 | fc5:512 fc6:512",
 }
 Arguments = tuple[tuple[str, Any], ...]
-BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}  # per stage (He et al. 2016)
+# Blocks per stage (He et al. 2016); those of resnet50 are bottlenecks.
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 STAGE_WIDTHS = (64, 128, 256, 512)
 
 # The paper's basis filters, by the stage of the layers (conv4 is conv4_1 .. conv4_3), and of the outputs.
@@ -216,11 +225,12 @@ def in_eights(units: float) -> int:
 def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
     """One pass over all units without any numbers."""
     specs = []
+    plans = backbone.plans  # made with numbers
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        units = [plan.build().eval() for plan in backbone.plans]
+        units = [plan.build().eval().requires_grad_(False) for plan in plans]
         halvings = sum(unit.halvings for unit in units)
         x = torch.zeros(1, 3, *backbone.image_size)
-        for plan, unit in zip(backbone.plans, units, strict=True):
+        for plan, unit in zip(plans, units, strict=True):
             start = counter.get_total_flops()
             shortcut = unit.shortcut(x)
             around = counter.get_total_flops() - start
@@ -313,6 +323,7 @@ def basis_size(name: str, num_inputs: int, width: int, full_width: int) -> int:
 
 def _plan_resnet(backbone: Backbone) -> Iterator[UnitPlan]:
     widths = [backbone.thin_width(full) for full in STAGE_WIDTHS]
+    block = Bottleneck if backbone.source == "resnet50" else Block
     num_inputs = widths[0]
     yield UnitPlan("stem", num_inputs, STAGE_WIDTHS[0], partial(_build_stem, num_inputs))
     for stage, (count, width, full) in enumerate(
@@ -320,9 +331,10 @@ def _plan_resnet(backbone: Backbone) -> Iterator[UnitPlan]:
     ):
         for place in range(1, count + 1):
             stride = 2 if stage > 1 and place == 1 else 1
-            build = partial(Block, num_inputs, width, stride)
-            yield UnitPlan(f"block{stage}_{place}", width, full, build, may_skip=True)
-            num_inputs = width
+            build = partial(block, num_inputs, width, stride)
+            num_inputs = width * block.expansion
+            name = f"block{stage}_{place}"
+            yield UnitPlan(name, num_inputs, full * block.expansion, build, may_skip=True)
 
 
 def _build_stem(width: int) -> Unit:

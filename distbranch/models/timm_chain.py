@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -193,11 +194,12 @@ def make_model(backbone: Backbone, seed: int) -> nn.Module:
 
 
 def _switch_off_dropout(model: nn.Module) -> None:
+    module: Any
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         elif hasattr(module, "drop_prob"):  # drop path and drop block of timm
-            module.__dict__["drop_prob"] = 0.0
+            module.drop_prob = 0.0
 
 
 # ---- its chain
@@ -230,6 +232,7 @@ def _copy_unit(unit: TimmUnit, *, is_executed: bool = True) -> TimmUnit:
 
 
 @lru_cache(maxsize=2)  # a run needs that of every new network, and that of its seed
+@torch.inference_mode(False)
 def _draw_state(backbone: Backbone, seed: int) -> dict[str, dict[str, Tensor]]:
     return unit_states(backbone, make_model(backbone, seed).state_dict())
 
@@ -250,10 +253,12 @@ def unit_states(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, di
 
 
 @lru_cache(maxsize=3)
+@torch.inference_mode(False)  # they outlive the context that asks for them
 def _chain(backbone: Backbone) -> dict[str, TimmUnit]:
     model = make_model(backbone, seed=0)
     origins = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-    units = divide_model(model, backbone)
+    with torch.device("cpu"):
+        units = divide_model(model, backbone)
     for unit in units.values():
         for key, tensor in unit.state_dict(keep_vars=True).items():
             if id(tensor) in origins:  # else it is a constant of the steps between modules
@@ -296,7 +301,10 @@ def divide_model(model: nn.Module, backbone: Backbone) -> dict[str, TimmUnit]:
     level = 0.0
     for group in parts:
         unit = TimmUnit(group).eval()
-        x, level = _watch(unit, x, level, backbone.image_size)
+        try:
+            x, level = _watch(unit, x, level, backbone.image_size)
+        except Exception:  # parts of whatever models, which may need more than one tensor
+            raise UserError(refusal) from None
         main = next(part for part in group if part.kind != "light")
         units[main.path.replace(".", "_") if units else "stem"] = unit
     scale = max(1.0, float(expected.abs().max()))
@@ -338,6 +346,7 @@ def _watch(
             unit.given = name
             unit.projection = unit.body[0].get_submodule(name)
             unit.body[0].set_submodule(name, Given())
+            y = unit.execute(x, unit.shortcut(x))
 
     new_level = level
     if _num_positions(y) > 1 or 1 < _num_positions(x) <= 4:  # else all positions were made one
@@ -386,7 +395,8 @@ class _AddWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
 
     def _note_call(self, name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self.calls.append((name, inputs[0] if inputs else None, output))
+        if len(inputs) == 1:
+            self.calls.append((name, inputs[0], output))
 
     def __exit__(self, *problem: Any) -> None:
         for handle in self.handles:
@@ -411,3 +421,63 @@ class _AddWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if given is x and id(output) in added and output.shape == y.shape
         ]
         return names[0] if len(names) == 1 else None
+
+
+# ---- weights from elsewhere
+
+
+def colours(backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of every colour channel, in 0..1, that the weights of a model were trained with."""
+    config = require_timm().get_pretrained_cfg(backbone.source.removeprefix(PREFIX))
+    if config is None:
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+        return tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD)
+    return tuple(config.mean), tuple(config.std)
+
+
+def classifiers(model: nn.Module) -> tuple[str, ...]:
+    """The names of the modules of a model that give its own classes."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def adapt_state(
+    model: nn.Module, state: Mapping[str, Tensor], place: str, how_to_get: str
+) -> dict[str, Tensor]:
+    """A state as timm itself would load it: older names, and position embeddings of another image size, are brought to the model's."""
+    module = sys.modules[type(model).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
+    if convert is None:
+        return dict(state)
+    try:
+        converted: dict[str, Tensor] = convert(dict(state), model)
+    except Exception as error:  # converters of whatever models, given a file of any other
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"The weights of {place} are of another network ({type(error).__name__}: {reason}). {how_to_get}"
+        ) from None
+    return converted
+
+
+def download_state(backbone: Backbone, place: str) -> dict[str, Tensor]:
+    """The weights of `hf-hub:OWNER/NAME`, or with `timm` the model's own.
+
+    Raises:
+        UserError: they do not exist or cannot be reached.
+    """
+    timm = require_timm()
+    from timm.models import load_state_dict_from_hf
+
+    name = backbone.source.removeprefix(PREFIX)
+    try:
+        if place == "timm":
+            model = timm.create_model(name, pretrained=True, **backbone.keywords)
+            return dict(model.state_dict())
+        return dict(load_state_dict_from_hf(place.removeprefix("hf-hub:"), weights_only=True))
+    except Exception as error:  # of the network, of the hub, of timm
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"The weights {place} of {name} cannot be fetched ({reason}). Fetch them on a machine that reaches huggingface.co, "
+            "and give the .safetensors file."
+        ) from None

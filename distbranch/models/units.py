@@ -143,6 +143,8 @@ class Block(Unit):
     Its residual function is absent where no task executes it, the projection where the shortcut is the identity.
     """
 
+    expansion = 1  # of the width, outside of the block
+
     def __init__(
         self, num_inputs: int, width: int, stride: int, *, is_executed: bool = True
     ) -> None:
@@ -170,6 +172,47 @@ class Block(Unit):
         assert self.second is not None
         inner = functional.relu(self.first(x, groups, num_ways), inplace=True)
         return functional.relu(shortcut + self.second(inner, groups, num_ways), inplace=True)
+
+
+class Bottleneck(Unit):
+    """A residual block of `width` channels inside and four times as many outside: convolutions 1x1, 3x3 with `stride`, and 1x1.
+
+    What is absent is absent as in a `Block`.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self, num_inputs: int, width: int, stride: int, *, is_executed: bool = True
+    ) -> None:
+        super().__init__()
+        outer = width * self.expansion
+        self.halvings = stride // 2
+        self.first = self.second = self.third = self.projection = None
+        if is_executed:
+            self.first = NormedProduct(make_convolution(num_inputs, width, 1), width)
+            self.second = NormedProduct(make_convolution(width, width, 3, stride), width)
+            self.third = NormedProduct(make_convolution(width, outer, 1), outer)
+        if stride != 1 or num_inputs != outer:
+            self.projection = NormedProduct(make_convolution(num_inputs, outer, 1, stride), outer)
+
+    def shortcut(self, x: Tensor, groups: NormGroups | None = None, num_ways: int = 1) -> Tensor:
+        """[num_ways * B, C, h, w] to [num_ways * B, C', h', w']."""
+        if self.projection is None:
+            return x
+        projected: Tensor = self.projection(x, groups, num_ways)
+        return projected
+
+    def execute(
+        self, x: Tensor, shortcut: Tensor, groups: NormGroups | None = None, num_ways: int = 1
+    ) -> Tensor:
+        """relu(shortcut + f(x))."""
+        assert self.first is not None
+        assert self.second is not None
+        assert self.third is not None
+        inner = functional.relu(self.first(x, groups, num_ways), inplace=True)
+        inner = functional.relu(self.second(inner, groups, num_ways), inplace=True)
+        return functional.relu(shortcut + self.third(inner, groups, num_ways), inplace=True)
 
 
 # ---- over copies and over ways
