@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from distbranch.errors import UserError
 
 Entry = TypeVar("Entry")
+
+_registries: list[Registry[Any]] = []
+_additions: list[tuple[Registry[Any], str]] = []  # what others than this package have registered
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
@@ -26,6 +30,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def __init__(self, what: str) -> None:
         self.what = what
         self._entries: dict[str, Entry] = {}
+        _registries.append(self)
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
         """A decorator that adds an entry.
@@ -33,11 +38,15 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         Raises:
             UserError: the name is taken by another entry.
         """
+        # Built-in modules may be loaded while a plug-in is, so who registers is asked of the caller.
+        caller = str(sys._getframe(1).f_globals.get("__name__"))
 
         def add(entry: Entry) -> Entry:
             if name in self._entries:
                 raise UserError(f"There is a {self.what} {name!r} already. Give another name.")
             self._entries[name] = entry
+            if not caller.startswith("distbranch."):
+                _additions.append((self, name))
             return entry
 
         return add
@@ -58,8 +67,30 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def describe_unknown(self, name: str) -> str:
         """One sentence: what was found, the nearest names, and where another one would come from."""
-        near = difflib.get_close_matches(name, self._entries, n=3) or list(self._entries)
         return (
-            f"There is no {self.what} {name!r}. The nearest are {', '.join(near)}; one of your own comes from a file "
-            "named in `plugins`."
+            f"There is no {self.what} {name!r}. The nearest are {', '.join(find_near(name, self))}; one of your own comes from a "
+            "file named in `plugins`, or in `distbranch --plugin FILE`."
         )
+
+
+def find_near(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that are spelled alike; all of them if none is."""
+    known = list(known)
+    return difflib.get_close_matches(name, known, n=3) or known
+
+
+def list_registered(what: str) -> list[str]:
+    """The names in the registries of `what` that this process has made so far."""
+    return [name for registry in _registries if registry.what == what for name in registry]
+
+
+def count_additions() -> int:
+    """How many entries others than this package have registered."""
+    return len(_additions)
+
+
+def take_back_additions(number: int) -> None:
+    """Forget all but the first `number` of them, those of a plug-in that failed."""
+    for registry, name in _additions[number:]:
+        del registry._entries[name]
+    del _additions[number:]

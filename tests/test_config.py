@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 
 from distbranch.config import Config, describe_keys, differences, load_config, to_yaml
-from distbranch.config.network import BACKBONES
 from distbranch.config.sweep import load_sweep
 from distbranch.errors import UsageError
-from distbranch.models.backbone import SOURCES
 from distbranch.sweep.plan import load_base_config
 
 
@@ -187,10 +185,6 @@ def test_a_timm_model_has_no_width_and_says_where_its_weights_are() -> None:
     for place in ("timm", "hf-hub:someone/something"):
         assert load_config(timm, {"model.pretrained": place}).begins_from == {}
     assert load_config({}).model.width == 32
-
-
-def test_the_backbones_of_the_configuration_are_those_that_can_be_made() -> None:
-    assert set(BACKBONES) == set(SOURCES)
 
 
 def test_a_full_network_is_told_that_it_has_no_room_for_branches() -> None:

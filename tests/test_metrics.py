@@ -1,12 +1,10 @@
 """Which means a split can have is told by its counts of labels as by its labels."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 
 from distbranch.config.sweep import METRICS
-from distbranch.data.shards import label_name
+from distbranch.kinds import KINDS
 from distbranch.metrics import CHOICES, TOP_RECALL, is_defined, task_metrics
 from distbranch.report import console
 from distbranch.tasks import Task
@@ -14,18 +12,14 @@ from distbranch.tasks import Task
 NAN = float("nan")
 
 
-def counted(tasks: list[Task], labels: np.ndarray) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+def counted(tasks: list[Task], labels: np.ndarray) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
     for task, column in zip(tasks, labels.T, strict=True):
-        names = [
-            "unlabelled"
-            if np.isnan(value)
-            else task.classes[int(value)]
-            if task.classes
-            else label_name(task, value)
-            for value in column
-        ]
-        found[task.name] = dict(Counter(names))
+        kind = KINDS[task.kind]
+        counts = kind.make_counts(task)
+        for value in column[~np.isnan(column)]:
+            counts.add(kind.write_label(task, value))
+        found[task.name] = counts.to_json() | {"unlabelled": int(np.isnan(column).sum())}
     return found
 
 

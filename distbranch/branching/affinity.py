@@ -6,6 +6,8 @@ All statistics are decayed sums, so those of two samples (or of all ranks) are a
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,11 +15,62 @@ from torch import Tensor
 from torch.nn import functional
 
 from distbranch.branching.grouping import Matrix
+from distbranch.errors import UserError
+from distbranch.registry import Registry
 
 logger = logging.getLogger("distbranch")
 
 # Below this a variance is rounding: sums of another order must not make a task that was always simple seem to vary.
 SMALLEST_VARIANCE = 1e-12
+LARGEST_FAULT = 1e-6  # of an affinity: more than the rounding of long sums, less than any mistake
+
+
+@dataclass(frozen=True)
+class PairSums:
+    """What a kind of affinity is computed from: decayed sums over all samples, each [T, T] in float64.
+
+    agree: the sum of s_i s_j, where s is +1 for a difficult sample and -1 for a simple one.
+    pairs: the number of samples with both labelled; 0 of a pair that never was.
+    signs: in row i the sum of s_i over the samples of pair (i, j).
+    """
+
+    agree: Matrix
+    pairs: Matrix
+    signs: Matrix
+
+    @property
+    def product(self) -> Matrix:
+        """E[s_i s_j], which is P(alike) - P(unlike); 0 of a pair that was never seen."""
+        return self.agree / self._seen
+
+    @property
+    def mean(self) -> Matrix:
+        """In row i E[s_i] over the samples of pair (i, j)."""
+        return self.signs / self._seen
+
+    @property
+    def _seen(self) -> Matrix:
+        return np.maximum(self.pairs, np.finfo(np.float64).tiny)
+
+
+# A kind of affinity: from pair sums to A [T, T] in 0..1, symmetric, 0.5 where tasks are independent. What it gives for pairs
+# that were never seen, and of a task with itself, is replaced.
+AFFINITIES: Registry[Callable[[PairSums], Matrix]] = Registry("kind of affinity")
+
+
+@AFFINITIES.register("agreement")
+def compute_agreement(sums: PairSums) -> Matrix:
+    """The probability that a sample is difficult, or simple, for both tasks (Eq. 6)."""
+    return (1 + sums.product) / 2
+
+
+@AFFINITIES.register("phi")
+def compute_phi(sums: PairSums) -> Matrix:
+    """(1 + r) / 2 with the correlation r of the two signs; 0.5 if one of the two never varied.
+
+    So tasks that are simple most of the time are not similar merely for that.
+    """
+    return (1 + _compute_correlation(sums.product, sums.mean)) / 2
 
 
 class AffinityStats:
@@ -133,27 +186,29 @@ class AffinityStats:
         """A [T, T] in 0..1: 0.5 is independent; the diagonal is 1.
 
         Args:
-            kind: "agreement", the probability of Eq. 6; or "phi", (1 + r) / 2 with the correlation r of the two signs, so that
-                tasks which are simple most of the time are not similar merely for that. It is 0.5 if one of the two never varied.
+            kind: one of `AFFINITIES`.
 
         A pair that was never labelled together gets 0.5, with a warning in the log.
+
+        Raises:
+            UserError: no such kind, or one that gives something else.
         """
-        if kind not in ("agreement", "phi"):
-            raise ValueError(f"The kind of affinity must be agreement or phi, found {kind!r}.")
+        compute = AFFINITIES[kind]
         num_unseen = len(self.pairs_never_seen())
         if num_unseen:
             logger.warning(
                 "%d pairs of tasks were never labelled together; their affinity is taken as 0.5.",
                 num_unseen,
             )
-        sums = self.pair_sums().view_as(self.gap)
-        agree, pairs, signs = sums.cpu().numpy()
-        seen = np.maximum(pairs, np.finfo(np.float64).tiny)
-        correlation = agree / seen  # E[s_i s_j] = P(alike) - P(unlike)
-        if kind == "phi":
-            correlation = _compute_correlation(correlation, signs / seen)
-        affinity = np.where(pairs > 0, (1 + correlation) / 2, 0.5)
+        agree, pairs, signs = self.pair_sums().view_as(self.gap).cpu().numpy()
+        found = np.asarray(compute(PairSums(agree, pairs, signs)), dtype=np.float64)
+        if found.shape != pairs.shape:
+            raise UserError(
+                f"The affinity {kind!r} should give a matrix {list(pairs.shape)}, found the shape {list(found.shape)}."
+            )
+        affinity = np.where(pairs > 0, found, 0.5)
         np.fill_diagonal(affinity, 1.0)
+        _check_affinity(affinity, kind)
         return affinity
 
     def pairs_never_seen(self) -> list[tuple[int, int]]:
@@ -188,6 +243,22 @@ class AffinityStats:
     def _read_flags(self) -> None:
         self._all_seeded = self._has_margins_of_all()
         self._any_gap = bool((self.gap[1] > 0).any())
+
+
+def _check_affinity(affinity: Matrix, kind: str) -> None:
+    """Refuse what no grouping can work with."""
+    least, most = affinity.min(), affinity.max()
+    if not (least >= -LARGEST_FAULT and most <= 1 + LARGEST_FAULT):
+        raise UserError(
+            f"The affinity {kind!r} should lie in 0..1, found numbers from {least:.4g} to {most:.4g}."
+        )
+    unlike = np.abs(affinity - affinity.T)
+    if unlike.max() > LARGEST_FAULT:
+        first, second = np.unravel_index(unlike.argmax(), unlike.shape)
+        raise UserError(
+            f"The affinity {kind!r} should be that of task {first} with {second} whichever comes first, found "
+            f"{affinity[first, second]:.4g} and {affinity[second, first]:.4g}."
+        )
 
 
 def _compute_correlation(products: Matrix, means: Matrix) -> Matrix:

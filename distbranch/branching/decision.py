@@ -13,7 +13,7 @@ group of 33. So a move must not lower the closeness of the branches to their gro
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -57,8 +57,8 @@ class Decision:
     """
 
     groups: Groups
-    costs: dict[int, float]
-    separation: dict[int, float]
+    costs: dict[int, float] = field(default_factory=dict)
+    separation: dict[int, float] = field(default_factory=dict)
     search: str = ALL_PARTITIONS
     num_moves: int = 0
 

@@ -1,5 +1,6 @@
 """What all commands share: the terminal, also one that is closed, common arguments and their completion, and tables."""
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,12 +54,21 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists() or (folder / "sweep.yaml").exists()
 
 
+given_plugins: list[str] = []  # by `distbranch --plugin`, as they were typed
+
+
+def add_given_plugins(overrides: list[str] | None) -> list[str]:
+    """The overrides of a configuration, with the plug-ins that `--plugin` gave."""
+    return [*(overrides or []), *(f"plugins+={json.dumps(name)}" for name in given_plugins)]
+
+
 Overrides = Annotated[
     list[str] | None,
     Argument(
         metavar="KEY=VALUE",
         help="Dotted keys, `method.alpha=2 optim.lr=0.01`.",
         autocompletion=complete_key,
+        callback=add_given_plugins,
     ),
 ]
 RunArgument = Annotated[

@@ -6,13 +6,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from distbranch.config.names import (
+    BUILT_IN,
+    Affinity,
+    DecisionMethod,
+    describe_names,
+    list_names,
+)
 from distbranch.config.paths import expand_places
 
 if TYPE_CHECKING:
     from distbranch.config.sections import Config
 
 # The settings that act nowhere but at a decision. Both kinds of affinity come from the same sums.
-KEYS_OF_DECISIONS = ("affinity", "alpha", "price", "unit_cost", "max_branches", "when_no_split")
+KEYS_OF_DECISIONS = (
+    "affinity",
+    "decision",
+    "alpha",
+    "price",
+    "unit_cost",
+    "max_branches",
+    "when_no_split",
+)
 # Those that say when decisions are taken, and what the sums are that they are taken from.
 KEYS_OF_ROUNDS = ("decay", "round_iterations", "first_decision")
 # Those of a search for a policy; a run that trains with one found elsewhere reads none of them.
@@ -27,8 +42,6 @@ KEYS_OF_SEARCHES = (
     "sharing_preset",
 )
 
-# Our own networks; models/backbone.py makes them.
-BACKBONES = ("vgg16", "vgg9", "resnet18", "resnet34", "resnet50")
 TIMM = "timm:"  # before the name of a model of timm
 # Places of weights that are no files: a repository, and what timm itself names for a model.
 HUB = "hf-hub:"
@@ -59,12 +72,14 @@ def check_backbone(name: str) -> str:
     Raises:
         ValueError: there is none, with the nearest names.
     """
-    if name in BACKBONES or (name.startswith(TIMM) and name != TIMM):
+    known = list_names("backbone")
+    if name in known or (name.startswith(TIMM) and name != TIMM):
         return name
-    near = difflib.get_close_matches(name, BACKBONES, n=3)
+    near = difflib.get_close_matches(name, known, n=3)
     hint = f", did you mean {' or '.join(near)}" if near else ""
     raise ValueError(
-        f"should be one of {', '.join(BACKBONES)} or timm:NAME (a model of timm), found {name!r}{hint}"
+        f"should be one of {', '.join(known)} or timm:NAME (a model of timm), found {name!r}{hint}; one of your own comes from a file "
+        "named in `plugins`"
     )
 
 
@@ -72,7 +87,7 @@ class ModelConfig(Section):
     """The network before any widening."""
 
     backbone: Annotated[str, AfterValidator(check_backbone)] = Field(
-        "vgg16", json_schema_extra={"range": " | ".join([*BACKBONES, "timm:NAME"])}
+        "vgg16", json_schema_extra={"range": " | ".join([*BUILT_IN["backbone"], "timm:NAME"])}
     )
     """VGG-16, or a shorter one for small images; a residual network; or a model of timm that is a chain of blocks."""
     arguments: dict[str, Any] = Field({}, json_schema_extra={"range": "{ARGUMENT: VALUE, ...}"})
@@ -113,7 +128,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _begins_from_what_fits(self) -> Self:
-        if self.arguments and not self.is_of_timm:
+        if self.arguments and self.backbone in BUILT_IN["backbone"]:
             raise ValueError(
                 f"arguments are those of a model of timm (backbone=timm:NAME), found backbone={self.backbone}; leave them out"
             )
@@ -175,8 +190,10 @@ class MethodConfig(Section):
     """VGG-16 weights (.pth, .safetensors) or the directory of a finished wide run."""
     pretrained_channels: Literal["rgb", "bgr"] = "rgb"
     """Order of colours for which a weights file was trained."""
-    affinity: Literal["agreement", "phi"] = "agreement"
+    affinity: Affinity = Field("agreement", json_schema_extra=describe_names("kind of affinity"))
     """Eq. 6 of the paper, or its chance-corrected form."""
+    decision: DecisionMethod = Field("cost", json_schema_extra=describe_names("method of decision"))
+    """How branches are grouped at the end of a round; `cost`: the least cost of Eq. 9."""
     alpha: PositiveOrZero = 1.0
     """Branching factor: weight of the separation cost (Eq. 9)."""
     price: Literal["pools", "multiply-adds"] | None = None

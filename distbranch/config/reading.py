@@ -14,8 +14,9 @@ from pydantic.fields import FieldInfo
 from distbranch.config.network import Section, keys_without_effect
 from distbranch.config.paths import expand_places
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
-from distbranch.errors import UsageError, reason_of
+from distbranch.errors import UsageError, UserError, reason_of
 from distbranch.permissions import denied
+from distbranch.plugins import load_plugins, locate_plugins
 
 # By these a sweep file is told from the config of a run; both may name a `base`.
 KEYS_OF_SWEEPS = frozenset(
@@ -25,6 +26,8 @@ KEYS_OF_SWEEPS = frozenset(
 EXPONENT = re.compile(
     r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"
 )  # YAML 1.1 takes 2e-3 and 1e4 for text: no point, or no sign
+
+MORE_PLUGINS = "plugins+"  # an override that adds to `plugins`: what `distbranch --plugin` gives
 
 MERGE = "tag:yaml.org,2002:merge"  # of `<<`
 # How pydantic names the member of a union that did not fit, which is no part of the key.
@@ -82,6 +85,8 @@ def load_config(
     # One after the other: a later override of the same key wins, as on any command line.
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for key, value in pairs:
+        if key == MORE_PLUGINS:
+            key, value = "plugins", [*list_names(values.get("plugins")), *list_names(value)]
         set_dotted(values, key, value)
     try:
         return Config.model_validate(values)
@@ -97,10 +102,12 @@ def read_run_values(file: Path) -> dict[str, Any]:
     """
     chain = read_with_bases(file)
     values: dict[str, Any] = {}
-    for _, own in reversed(chain):
+    for named_by, own in reversed(chain):
         # Sections are merged key by key; within a key (`data.pack`, `method.groups`) the file's own value replaces the base's.
         for key, part in own.items():
             inherited = values.get(key)
+            if key == "plugins":
+                part = locate_named_plugins(part, named_by.absolute().parent)
             if isinstance(part, dict) and isinstance(inherited, dict):
                 part = {**inherited, **part}
             values[key] = part
@@ -140,6 +147,37 @@ def read_with_bases(file: Path) -> list[tuple[Path, dict[str, Any]]]:
             raise UsageError(
                 f"{file} is reached again by its own `base`, or that of its base. Remove one of the `base` lines."
             )
+
+
+def locate_named_plugins(value: Any, folder: Path) -> Any:
+    """What `plugins` of a config file names, with absolute paths: relative ones are in the folder of that file, or this one.
+
+    Raises:
+        UserError: a variable that is not set, or a damaged copy beside a run's config.yaml.
+    """
+    try:
+        return locate_plugins(expand_places(value), folder)
+    except UserError as error:
+        raise type(error)(f"plugins: {str(error).removesuffix('.')}.") from None
+
+
+def load_plugins_of_run(run_directory: Path) -> None:
+    """Load the plug-ins that the config.yaml of a run names, so that its network and its tasks are known here.
+
+    Raises:
+        UserError: one is neither where it was nor kept in the run directory, or it fails.
+    """
+    file = run_directory / "config.yaml"
+    if file.exists():
+        named = locate_named_plugins(read_yaml(file).get("plugins"), file.absolute().parent)
+        load_plugins(list_names(named))
+
+
+def list_names(value: Any) -> list[Any]:
+    """The names in one name or a list of them."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def resolve_base(file: str, folder: Path) -> Path:

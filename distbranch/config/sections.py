@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from distbranch.config.names import Optimiser, check_name, describe_names
 from distbranch.config.network import (
     AdaShareConfig,
     Count,
@@ -22,10 +23,13 @@ from distbranch.config.network import (
     Section,
 )
 from distbranch.config.paths import copy_of, expand_places, is_remote, join_url
+from distbranch.errors import UserError
+from distbranch.plugins import load_plugins, make_absolute
 
 # A run that is resumed may change these: they say where it computes, what it writes and how much it bears, not what it learns.
 # Every other difference would make it another run.
 KEYS_FREE_TO_CHANGE = (
+    "plugins",  # by their sha256 they are compared, not by where they lie
     "run.directory",
     "data.pack",
     "data.workers",
@@ -206,7 +210,7 @@ class TrainConfig(Section):
 class OptimConfig(Section):
     """The optimiser and its learning rate."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Optimiser = Field("sgd", json_schema_extra=describe_names("optimiser"))
     """SGD with momentum (the paper), Adam or AdamW."""
     # Rate, momentum, decay and steps are the paper's.
     lr: Positive = 0.001
@@ -225,6 +229,21 @@ class OptimConfig(Section):
     """Steps over which the rate rises from zero at the beginning."""
     when_widened: Literal["restart", "continue"] = "restart"
     """The schedule after each widening."""
+
+
+class LossConfig(Section):
+    """What is minimised."""
+
+    functions: dict[str, str] = Field({}, json_schema_extra={"range": "{KIND OF TASK: NAME}"})
+    """The loss of a kind of task, such as `{binary: focal}`; `cross-entropy` or `focal` (gamma 2) of binary and categorical tasks.
+    A kind that is not named has its own, the cross-entropy of these two."""
+
+    @field_validator("functions")
+    @classmethod
+    def _are_there(cls, functions: dict[str, str]) -> dict[str, str]:
+        for kind, name in functions.items():
+            check_name(f"{kind}:{name}", what="loss")
+        return functions
 
 
 class LaunchConfig(Section):
@@ -286,6 +305,10 @@ class LaunchConfig(Section):
 class Config(Section):
     """The whole configuration of one run."""
 
+    # First, so that what is chosen by name is there when the other sections are checked.
+    plugins: tuple[str, ...] = ()
+    """Python files, or modules, of your own that register affinities, decisions, backbones, kinds of tasks, losses or optimisers
+    (distbranch/PLUGINS.md)."""
     # 63 bits: torch and JSON readers hold it as a signed integer.
     seed: int = Field(0, ge=0, le=2**63 - 1)
     """Seed of everything: weights, order of samples, clustering."""
@@ -295,8 +318,29 @@ class Config(Section):
     method: MethodConfig = MethodConfig()
     adashare: AdaShareConfig = AdaShareConfig()
     train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     launch: LaunchConfig = LaunchConfig()
+
+    @field_validator("plugins", mode="before")
+    @classmethod
+    def _are_loaded(cls, plugins: Any) -> Any:
+        names = [plugins] if isinstance(plugins, str) else plugins
+        if names is None:
+            return ()
+        if not isinstance(names, list | tuple) or not all(
+            isinstance(name, str) and name for name in names
+        ):
+            raise ValueError(
+                f"should be Python files or modules, such as [mine.py] or package.module, found {plugins!r}"
+            )
+        # Each once, in the order in which they are given.
+        found = tuple(dict.fromkeys(map(make_absolute, expand_places(list(names)))))
+        try:
+            load_plugins(found)
+        except UserError as error:  # a part of the sentence about all keys
+            raise ValueError(str(error).removesuffix(".")) from None
+        return found
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -19,13 +19,14 @@ from distbranch.data.shards import (
     DatasetInfo,
     Shard,
     SplitInfo,
-    label_name,
     read_dataset,
 )
 from distbranch.errors import UserError, reason_of
+from distbranch.kinds import KINDS
+from distbranch.kinds.label_counts import LabelCounts
 
 MAX_PROBLEMS = 1000  # nobody reads more, and a data set of millions of samples may have as many
-Counts = dict[str, Counter[str]]
+Counts = dict[str, LabelCounts]
 
 
 @dataclass
@@ -73,7 +74,7 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
     keys: set[int] = set()  # hashes of them, as in `pack`
     for name, split in info.splits.items():
         problems_before = report.num_problems
-        counts: Counts = {task.name: Counter() for task in info.tasks}
+        counts: Counts = {task.name: KINDS[task.kind].make_counts(task) for task in info.tasks}
         for shard in split.shards:
             _check_shard(Path(info.path), shard, counts, keys, report)
             report.num_shards += 1
@@ -158,10 +159,8 @@ def _check_sample(opened: OpenShard, number: int, counts: Counts, info: DatasetI
     _, content = opened.read_files(number)
     labels = json.loads(content)["labels"]
     for task in info.tasks:
-        label = "unlabelled"
         if task.name in labels:
-            label = label_name(task, labels[task.name])
-        counts[task.name][label] += 1
+            counts[task.name].add(labels[task.name])
 
 
 def _check_counts(
@@ -175,9 +174,10 @@ def _check_counts(
         report.add_problem(
             f"Split {name}: dataset.json says {split.num_samples} samples, its shards have {num_samples}."
         )
-    for task, found in counts.items():
-        packed = Counter(split.labels.get(task, {}))
-        if found != packed:
+    for task, of_task in counts.items():
+        packed = split.labels.get(task, {})
+        found = of_task.to_json() | {"unlabelled": num_samples - of_task.num_labelled}
+        if Counter(found) != Counter(packed):
             report.add_problem(
-                f"Split {name}, task '{task}': dataset.json counts {dict(packed)}, the shards hold {dict(found)}."
+                f"Split {name}, task '{task}': dataset.json counts {packed}, the shards hold {found}."
             )

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from distbranch.config import load_config
+from distbranch.config.reading import load_plugins_of_run
 from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
@@ -81,6 +82,7 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
         raise UserError(
             f"There is no run directory {run_directory}. Give the folder that `distbranch train` made."
         )
+    load_plugins_of_run(run_directory)
     advice = "Run the training command again to write it anew."
     with explain_damage(f"The model of {run_directory} is damaged", advice):
         if (folder / DESCRIPTION).exists():  # it is written last

@@ -1,4 +1,4 @@
-"""Predictions for image files: probabilities per task, by the same decoding and normalisation as in training."""
+"""Predictions for image files: what each task answers, by the same decoding and normalisation as in training."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +12,7 @@ import torch
 from distbranch.data.images import SUFFIXES, UnknownRangeError, convert_to_jpeg, decode_to_size
 from distbranch.engine.artifact import Preprocessing
 from distbranch.errors import UserError, reason_of
+from distbranch.kinds import KINDS, Answer
 from distbranch.permissions import denied
 from distbranch.tasks import TaskSet
 
@@ -32,10 +33,10 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image and, per task, the probability of a binary one or those of every class of a categorical one."""
+    """One image and, per task, the answer of its kind: a probability, those of every class, or a number in its unit."""
 
     image: Path
-    scores: dict[str, float | dict[str, float]]
+    scores: dict[str, Answer]
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -98,7 +99,7 @@ def predict_images(
             continue  # the rest is only looked through, so that all broken ones are told
         logits = network(torch.stack(images))
         columns = {
-            task.name: _to_probabilities(logits[task.name], task.classes)
+            task.name: KINDS[task.kind].predict(task, logits[task.name].view(len(images), -1))
             for task in network.tasks.tasks
         }
         for row, file in enumerate(whole):
@@ -126,12 +127,3 @@ def _read_image(file: Path, preprocessing: Preprocessing) -> torch.Tensor:
     jpeg = convert_to_jpeg(file.read_bytes(), bits=preprocessing.bits)
     pixels = decode_to_size(jpeg, preprocessing.image_size, preprocessing.decoder)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-
-
-def _to_probabilities(
-    logits: torch.Tensor, classes: tuple[str, ...]
-) -> list[float] | list[dict[str, float]]:
-    if not classes:
-        values: list[float] = logits.sigmoid().tolist()
-        return values
-    return [dict(zip(classes, row, strict=True)) for row in logits.softmax(dim=1).tolist()]

@@ -15,6 +15,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from distbranch.engine.run_directory import RunDirectory, append_line, read_lines
+from distbranch.metrics import list_metrics
 
 logger = logging.getLogger("distbranch")
 Event = dict[str, Any]
@@ -228,11 +229,12 @@ def _list_training_scalars(line: Event) -> Event:
 
 def _list_scores(line: Event) -> Event:
     split = line["split"]
+    drawn = [name for name, metric in list_metrics().items() if metric.is_drawn]
     scalars = {f"{split}/{metric}": value for metric, value in line["mean"].items()}
     for name, part in line.get("datasets", {}).items():
         scalars |= {f"{split}_{name}/{metric}": value for metric, value in part["mean"].items()}
     for task, row in line["tasks"].items():
-        for metric in ("accuracy", "average_precision"):
+        for metric in drawn:
             scalars[f"{split}_{metric}/{task}"] = row.get(metric)
     return scalars
 

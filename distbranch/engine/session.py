@@ -26,6 +26,9 @@ from distbranch.engine.run_start import without_moved_data
 from distbranch.engine.trainer import Trainer
 from distbranch.engine.training_state import AFFINITY, TrainingState
 from distbranch.errors import UserError
+from distbranch.losses import choose_losses
+from distbranch.plugins import describe_plugin_failure
+from distbranch.tasks import TaskSet
 
 STORAGE_ERRORS = (
     errno.ENOSPC,
@@ -78,6 +81,8 @@ def train_rank(
                 isinstance(error, OSError) and error.errno in STORAGE_ERRORS
             ):  # of rank 0's log, which it writes alone
                 raise UserError(ranks.with_place(describe_storage_failure(error))) from None
+            if (failure := describe_plugin_failure(error)) is not None:
+                raise UserError(ranks.with_place(failure)) from error
             if ranks.world_size == 1:
                 raise
             timeout_min, notes = config.launch.timeout_min, config.run_directory
@@ -193,8 +198,14 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
     """
     network, _ = load_model(directory)
     config = load_config(RunDirectory(directory).config)
+    network.tasks = TaskSet(network.tasks.tasks, choose_losses(config.loss.functions))
     info = read_dataset(data) if data else read_data(config.data)
-    other = [task.name for task in info.tasks if task not in network.tasks.tasks]
+    known = {task.name: task for task in network.tasks.tasks}
+    other = [
+        task.name
+        for task in info.tasks
+        if task.name not in known or not known[task.name].is_same_task(task)
+    ]
     if other:
         raise UserError(
             f"The data set {info.path} has other tasks than the run {directory} ({', '.join(other[:5])}). "

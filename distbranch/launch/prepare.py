@@ -199,6 +199,7 @@ def check_data(config: Config, info: DatasetInfo) -> None:
             raise UserError(
                 f"The data set {member.path} has no training samples. Pack one with a split named train."
             )
+    _warn_absent_kinds(config, info)
     num_samples = info.splits["train"].num_samples
     if num_samples < config.launch.most_workers:
         raise UserError(
@@ -210,6 +211,16 @@ def check_data(config: Config, info: DatasetInfo) -> None:
     architecture = first_architecture(config, info)
     if not RunDirectory(config.run_directory).holds_training:  # else it is not needed any longer
         check_pretrained(config, architecture)
+
+
+def _warn_absent_kinds(config: Config, info: DatasetInfo) -> None:
+    absent = config.loss.functions.keys() - {task.kind for task in info.tasks}
+    if absent:
+        logger.warning(
+            "loss.functions names the loss of %s tasks, of which %s has none: it has no effect.",
+            " and ".join(sorted(absent)),
+            info.path,
+        )
 
 
 def _check_search(config: Config, info: DatasetInfo) -> None:

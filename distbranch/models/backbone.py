@@ -23,6 +23,7 @@ from distbranch.models.units import (
     make_convolution,
     make_unset,
 )
+from distbranch.registry import Registry
 
 SMALLEST_IMAGE = 32  # pixels: VGG-16 halves its input five times
 
@@ -98,7 +99,7 @@ class UnitSpec:
 class Backbone:
     """A chain of units by its source and sizes.
 
-    source: one of `SOURCES`, or `timm:NAME`.
+    source: one of `BACKBONES`, or `timm:NAME`.
     image_size: (height, width) in pixels.
     width: omega; None: full, or the fraction of it.
     width_fraction: of the full width, in 0..1.
@@ -128,11 +129,9 @@ class Backbone:
                     f"The low-rank baseline is of the layers of VGG, found {self.source}. Choose vgg16 or vgg9."
                 )
             return
-        if self.source not in SOURCES:
-            raise UserError(
-                f"The backbone must be one of {', '.join(SOURCES)}, or timm:NAME, found {self.source!r}."
-            )
-        if self.arguments:
+        if self.source not in BACKBONES:
+            raise UserError(BACKBONES.describe_unknown(self.source))
+        if self.arguments and self.source in {**VGG_LAYERS, **BLOCKS}:
             raise UserError(
                 f"Arguments are those of a model of timm (timm:NAME), found {self.keywords} for {self.source}. Leave them out."
             )
@@ -147,7 +146,7 @@ class Backbone:
     @cached_property
     def plans(self) -> tuple[UnitPlan, ...]:
         """How its units are made, input first."""
-        plan = timm_chain.plan_timm if self.is_of_timm else SOURCES[self.source]
+        plan = timm_chain.plan_timm if self.is_of_timm else BACKBONES[self.source]
         return tuple(plan(self))
 
     @property
@@ -343,7 +342,8 @@ def _build_stem(width: int) -> Unit:
 
 
 # How the units of a source are planned.
-SOURCES: dict[str, Callable[[Backbone], Iterator[UnitPlan]]] = {
-    **dict.fromkeys(VGG_LAYERS, _plan_vgg),
-    **dict.fromkeys(BLOCKS, _plan_resnet),
-}
+BACKBONES: Registry[Callable[[Backbone], Iterator[UnitPlan]]] = Registry("backbone")
+for _name in VGG_LAYERS:
+    BACKBONES.register(_name)(_plan_vgg)
+for _name in BLOCKS:
+    BACKBONES.register(_name)(_plan_resnet)

@@ -103,5 +103,5 @@ def check_same(wide: WideNetwork, architecture: Architecture) -> None:
         )
 
 
-def _outputs(tasks: Sequence[Task]) -> list[tuple[str, tuple[str, ...]]]:
-    return [(task.name, task.classes) for task in tasks]
+def _outputs(tasks: Sequence[Task]) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(task.name, task.kind, task.classes) for task in tasks]

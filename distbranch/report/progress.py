@@ -23,7 +23,8 @@ from rich.progress import (
 from rich.spinner import Spinner
 from rich.text import Text
 
-from distbranch.report.console import UNDEFINED, select_known
+from distbranch.metrics import list_metrics
+from distbranch.report.console import UNDEFINED, describe_means
 
 SECONDS_BETWEEN_LINES = 30.0
 NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
@@ -283,9 +284,10 @@ def _describe_policy(event: Event) -> str:
 
 def _format_means(means: Mapping[str, float | None]) -> str:
     texts = []
-    for name, mean in select_known(means).items():
-        share = UNDEFINED if mean is None else f"{mean:.1%}"
-        texts.append(f"{name}{NO_BREAK}{share}")
+    for name, text in describe_means(means).items():
+        is_share = list_metrics()[name].unit == "%" and text != UNDEFINED
+        sign = "%" if is_share else ""
+        texts.append(f"{name}{NO_BREAK}{text}{sign}")
     return "  ".join(texts)
 
 

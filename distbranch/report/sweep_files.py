@@ -12,6 +12,7 @@ import pandas
 import yaml
 
 from distbranch.errors import UserError
+from distbranch.metrics import list_metrics
 from distbranch.permissions import denied
 from distbranch.report.console import SIZES, compute_seed_means, format_column
 
@@ -47,6 +48,11 @@ class SweepFiles:
     def metric(self) -> str:
         """What is compared."""
         return str(self.config["metric"])
+
+    @property
+    def unit(self) -> str:
+        """The sign behind its values: % of a share, else empty."""
+        return list_metrics()[self.metric].unit
 
     @property
     def shown_split(self) -> str:
@@ -151,7 +157,7 @@ def tabulate_points(sweep: SweepFiles, points: pandas.DataFrame) -> pandas.DataF
     is_whole = points["seeds"] == points["trials"]
     cells["seeds"] = seeds.where(is_whole, seeds + " of " + points["trials"].astype(str))
     for split in ("val", "test"):
-        cells[f"{split} %"] = format_column(points, f"{split}_{sweep.metric}")
+        cells[f"{split} {sweep.unit}".rstrip()] = format_column(points, f"{split}_{sweep.metric}")
     for cost, front in fronts.items():
         texts = format_column(points, cost)
         for number in front:

@@ -18,7 +18,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from distbranch.config import Config
-from distbranch.config.sweep import METRICS, VARIANT, SweepConfig
+from distbranch.config.sweep import METRICS, SHARES, VARIANT, SweepConfig
 from distbranch.engine.artifact import load_model
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
@@ -89,6 +89,9 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
     if not rows:  # Optuna before its first proposal
         return
     table = pandas.DataFrame(rows).map(_format_cell)
+    # What only numbers have is no column where no task is one.
+    of_numbers = [f"{split}_{key}" for split in ("val", "test") for key in METRICS[len(SHARES) :]]
+    table = table.drop(columns=[column for column in of_numbers if table[column].isna().all()])
     # Whole or not at all: a report may read while a sweep ends.
     for path, write in ((directory.results, table.to_csv), (directory.table, table.to_parquet)):
         aside = path.with_name(f".{path.name}")

@@ -12,7 +12,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_no
 from distbranch.launch.stopping import StopRequest
 from distbranch.locks import hold_lock
 from distbranch.models.architecture import multiply_adds
+from distbranch.plugins import receive_plugins, send_plugins
 from distbranch.streams import tolerate_any_text
 from distbranch.sweep.plan import Trials, load_base_config
 from distbranch.sweep.proposals import OptunaSearch
@@ -90,7 +91,10 @@ def train_roots(
         if sweep.gpus_per_trial:
             resources["GPU"] = sweep.gpus_per_trial
     run_tune(
-        make_tune_function(metric), queue, resources=resources, max_failures=sweep.max_failures
+        make_tune_function(metric, send_plugins()),
+        queue,
+        resources=resources,
+        max_failures=sweep.max_failures,
     )
 
 
@@ -243,8 +247,15 @@ def measure_size_class(config: Config, info: DatasetInfo) -> int:
     return round(math.log2(multiply_adds(first_architecture(config, info))))
 
 
-def make_tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
-    """The function of one sweep; `metric` is the mean over tasks on val that is reported for early stopping."""
+def make_tune_function(
+    metric: str, plugins: Sequence[Mapping[str, Any]] = ()
+) -> Callable[[dict[str, Any]], None]:
+    """The function of one sweep.
+
+    Args:
+        metric: the mean over tasks on val that is reported for early stopping.
+        plugins: of its trials (`send_plugins`), which may lie on no other node.
+    """
 
     def report(event: Event) -> None:
         if event["kind"] == "decision":
@@ -268,6 +279,7 @@ def make_tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
         tolerate_any_text()
         reason = None
         try:
+            receive_plugins(plugins)
             config = load_config(json.loads(work["leader"]))
             train_trial(config, report)
             copy_result_to_siblings(config, log_decision)

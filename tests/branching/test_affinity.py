@@ -195,5 +195,5 @@ def test_a_pair_never_labelled_together_is_independent_and_logged(
     with caplog.at_level(logging.WARNING, logger="distbranch"):
         assert stats.affinity()[0, 2] == 0.5
     assert "1 pairs of tasks were never labelled together" in caplog.text
-    with pytest.raises(ValueError, match="agreement or phi"):
+    with pytest.raises(ValueError, match="nearest are agreement, phi"):
         stats.affinity("cosine")

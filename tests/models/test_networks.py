@@ -8,7 +8,7 @@ import torch
 from distbranch.branching.tree import Split
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture, multiply_adds, num_parameters, num_weights
-from distbranch.models.backbone import SOURCES, Backbone
+from distbranch.models.backbone import BACKBONES, Backbone
 from distbranch.models.network import Network
 from distbranch.models.norm import NormGroups
 from distbranch.tasks import Task
@@ -71,7 +71,7 @@ def test_thin_widths_caps_and_pools_are_those_of_the_paper() -> None:
     assert Backbone("vgg9", (33, 47), 4).specs[0].halvings_above == 4
 
 
-@pytest.mark.parametrize("backbone", SOURCES)
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 48), (100, 36)])
 def test_any_image_from_32x32_on_works(backbone: str, size: tuple[int, int]) -> None:
     network = Network(Architecture.thin(backbone, 4, size, binary(3)))

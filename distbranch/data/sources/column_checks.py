@@ -13,6 +13,13 @@ from distbranch.data.sources.label_text import (
     read_words,
     split_tags,
 )
+from distbranch.data.sources.number_columns import (
+    check_numbers,
+    check_order,
+    describe_thousands,
+    read_numbers,
+)
+from distbranch.data.sources.number_text import are_all_numbers
 from distbranch.data.sources.tables import Problems
 
 logger = logging.getLogger("distbranch")
@@ -29,14 +36,21 @@ def select_learnable_columns(columns: Sequence[Column], problems: Problems) -> l
     for column in columns:
         # The first problem of a column is the one to mend, and those behind it often follow from it: a list of tags would
         # be refused for its many values, and a misspelt yes for being one class of three.
-        found = chain(_check_content(column), _check_marks(column), _check_classes(column))
-        problem = next(found, None)
+        problem = next(_check_column(column), None)
         if problem is None:
             learnable.append(column)
             _warn_guesses(column)
         else:
             problems.add(*problem)
     return learnable
+
+
+def _check_column(column: Column) -> Iterator[Problem]:
+    if column.kind == "number":
+        return chain(_check_content(column), check_numbers(column))
+    if column.kind == "ordinal":
+        return chain(_check_content(column), check_order(column), _check_classes(column))
+    return chain(_check_content(column), _check_marks(column), _check_classes(column))
 
 
 def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
@@ -96,11 +110,11 @@ def _check_content(column: Column) -> Iterator[Problem]:
             f"{column.lines[example]}",
             f"Make each tag a task by --tags {column.name} --separator '{separator}', or put the column into {as_one_class}.",
         )
-    if len(column.lines) > MAX_CLASSES:
+    if len(column.lines) > MAX_CLASSES and column.kind != "number":
         line = list(column.lines.values())[MAX_CLASSES]
         yield (
             f"line {line}: the column '{column.name}' has more than {MAX_CLASSES} different values",
-            "Put it into --ignore.",
+            f"Put it into --ignore.{_suggest_number(column)}",
         )
 
 
@@ -111,7 +125,8 @@ def _check_marks(column: Column) -> Iterator[Problem]:
             yield (
                 f"line {column.lines[odd]}: the column '{column.name}' holds '{odd[:CUT_AT]}', which is neither 1, 0, -1, yes, "
                 "no nor empty",
-                "Correct it, or put the column into --categorical or --ignore, or the value into --missing.",
+                "Correct it, or put the column into --categorical or --ignore, or the value into --missing."
+                + _suggest_number(column),
             )
     # A cross and empty cells: no, or not looked at?
     if column.is_yes_or_nothing and not any(parse_mark(value) for value in column.lines):
@@ -162,8 +177,19 @@ def _check_classes(column: Column) -> Iterator[Problem]:
     if column.is_open and column.marks is None and not is_repeated:
         yield (
             f"column '{column.name}': each of its {len(column.lines)} values is in one line only, as if it were an id",
-            "Put it into --ignore, or into --categorical or --tags if its values are classes or lists of tags all the same.",
+            "Put it into --ignore, or into --categorical or --tags if its values are classes or lists of tags all the same."
+            + _suggest_number(column),
         )
+
+
+def _suggest_number(column: Column) -> str:
+    """What to give where the values of a column of which nobody said anything are numbers."""
+    if column.is_open and are_all_numbers(column.labelled):
+        return (
+            f" If its numbers are amounts to be predicted as such, give --number {column.name}; if they are steps in an order, "
+            f"--ordinal {column.name}."
+        )
+    return ""
 
 
 def _is_settled(column: Column) -> bool:
@@ -177,19 +203,25 @@ def _warn_guesses(column: Column) -> None:
     words = {
         word: count for word, count in column.missing_words.items() if parse_number(word) is None
     }
-    # In a column of yes and no, None or NA can hardly be a class.
-    if column.marks is None and not words.keys() <= set(column.options.missing):
+    # In a column of yes and no, or of numbers, None or NA can hardly be a class.
+    may_be_class = column.marks is None and column.kind != "number"
+    if may_be_class and not words.keys() <= set(column.options.missing):
         logger.warning(
             "The column '%s': %s are taken as missing. If they are classes, put the column into --as-written (as_written).",
             column.name,
             _list_words(words),
         )
-    if not column.is_open and any(parse_mark(value) == -1 for value in column.lines):
+    may_be_mark = not column.is_open and column.kind != "number"
+    if may_be_mark and any(parse_mark(value) == -1 for value in column.lines):
         logger.warning(
             "The column '%s' has the class -1. If it means unknown: --minus-one (minus_one) %s=unknown.",
             column.name,
             column.name,
         )
+    if column.kind == "number":
+        thousands = describe_thousands(column, read_numbers(column))
+        if thousands:
+            logger.warning(thousands)
     if column.is_yes_or_nothing:
         logger.warning(
             "The column '%s' says yes or nothing: its empty cells stay unlabelled, so it has no negative sample. "

@@ -17,10 +17,12 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import Labels, LabelValue, LeftOut
+from distbranch.data.shards import Labels, LeftOut
 from distbranch.data.sources.column_checks import select_learnable_columns
-from distbranch.data.sources.columns import ALL, KINDS, Column, ColumnTasks, infer_tasks
+from distbranch.data.sources.columns import ALL, KIND_OPTIONS, Column, ColumnTasks, infer_tasks
 from distbranch.data.sources.label_text import fold_text, is_missing, parse_mark, tidy_text
+from distbranch.data.sources.number_columns import find_common_sign
+from distbranch.data.sources.number_text import DecimalSign
 from distbranch.data.sources.source import (
     Answer,
     ImageFileOptions,
@@ -32,13 +34,14 @@ from distbranch.data.sources.source import (
     sample_key,
 )
 from distbranch.data.sources.tables import Problems, Table, read_table
+from distbranch.kinds import LabelValue
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
 
 NAMED_CHARACTERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " "}
 # Options that name columns, of which some say something about tasks.
-OF_TASKS = (*KINDS, "as_written", "minus_one", "blank")
+OF_TASKS = (*KIND_OPTIONS, "unit", "as_written", "minus_one", "blank")
 OF_COLUMNS = ("image_column", "split_column", "group_column", "ignore", "tasks", *OF_TASKS)
 
 
@@ -63,6 +66,49 @@ def _parse_answers(value: Any) -> Any:
     if isinstance(value, dict):
         value = {tidy_text(str(name)): answer for name, answer in value.items()}
     return value
+
+
+def _parse_named(value: Any) -> Any:
+    """`COLUMN`, `COLUMN=WHAT,COLUMN=WHAT`, or as a mapping or a list in YAML; what was not said is empty."""
+    if isinstance(value, str | int | float | list | tuple):
+        pairs = [str(text).partition("=") for text in _split_at_commas(value)]
+        value = {name: said for name, _, said in pairs}
+    if isinstance(value, dict):
+        value = {tidy_text(str(name)): _tidy_said(said) for name, said in value.items()}
+    return value
+
+
+def _tidy_said(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [tidy_text(str(part)) for part in value]
+    return "" if value is None else tidy_text(str(value))
+
+
+def _parse_orders(value: Any) -> Any:
+    """`COLUMN=low<middle<high` as the classes of the column, lowest first; none where the order is that of numbers."""
+    value = _parse_named(value)
+    if isinstance(value, dict):
+        for name, order in value.items():
+            if isinstance(order, str):
+                value[name] = [part.strip() for part in order.split("<")] if order else []
+    return value
+
+
+def _check_orders(orders: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    for name, order in orders.items():
+        if order and (len(order) < 2 or "" in order or len(set(order)) < len(order)):
+            raise ValueError(
+                f"should give several different classes of '{name}', lowest first, with < between them "
+                f"('{name}=low<middle<high', in quotes)"
+            )
+    return orders
+
+
+def _check_said(said: dict[str, str]) -> dict[str, str]:
+    for name, what in said.items():
+        if not what:
+            raise ValueError(f"should say what '{name}' has: {name}=...")
+    return said
 
 
 def _parse_character(value: str) -> str:
@@ -97,6 +143,10 @@ Name = Annotated[str, AfterValidator(tidy_text)]
 # Split before pydantic, which would refuse a text where a list should stand.
 Names = Annotated[tuple[Name, ...], BeforeValidator(_split_at_commas)]
 Answers = Annotated[dict[str, Answer], BeforeValidator(_parse_answers)]
+Orders = Annotated[
+    dict[str, tuple[str, ...]], BeforeValidator(_parse_orders), AfterValidator(_check_orders)
+]
+Said = Annotated[dict[str, str], BeforeValidator(_parse_named), AfterValidator(_check_said)]
 Character = Annotated[str, AfterValidator(_parse_character)]
 Fractions = Annotated[
     tuple[float, ...], BeforeValidator(_split_at_commas), AfterValidator(_check_fractions)
@@ -145,6 +195,19 @@ class CsvOptions(ImageFileOptions):
         (),
         description="Columns with several tags in a cell, each of which becomes a binary task: 1 where it is mentioned, else 0.",
     )
+    number: Names = Field(
+        (), description="Columns of numbers (a price, an age), each predicted as such."
+    )
+    unit: Said = Field({}, description="Units of such columns: COLUMN=kg,COLUMN=cm.")
+    decimal: DecimalSign | None = Field(
+        None,
+        description="The sign before decimals, `point` or `comma`; what the cells tell if empty.",
+    )
+    ordinal: Orders = Field(
+        {},
+        description="Columns of classes in an order: 'COLUMN=low<middle<high', or COLUMN alone if they are numbers.",
+    )
+    kind: Said = Field({}, description="Columns of a kind of your own: COLUMN=KIND.")
     separator: Character | None = Field(
         None, description="What stands between tags: a character, `space` or `tab`."
     )
@@ -195,10 +258,7 @@ def learn_table(options: CsvOptions) -> tuple[tuple[Task, ...], Iterator[Row], i
     problems = Problems(options.table)
     table = read_table(options, problems)
     names = _find_task_columns(options, table, problems)
-    columns = [
-        Column(name, list(map(tidy_text, table.columns[name])), table.lines, options)
-        for name in names
-    ]
+    columns = _create_columns(options, table, names)
     if options.image_column not in table.columns:
         # It may be one of those with a name in every row, of which nothing else need be said.
         columns = [
@@ -212,15 +272,27 @@ def learn_table(options: CsvOptions) -> tuple[tuple[Task, ...], Iterator[Row], i
     if table.lines:
         learnable = select_learnable_columns(columns, problems)
         # Also of columns that were refused, so that the names told now are those of the next try.
-        taken = [column.name for column in columns if column.kind in ("", "categorical")]
+        taken = [
+            column.name for column in columns if column.kind not in ("one_task_per_class", "tags")
+        ]
         found = infer_tasks(learnable, problems, taken=taken)
     problems.raise_all()
-    has_minus_one = any(parse_mark(value) == -1 for column in columns for value in column.counts)
+    may_hold_marks = [column for column in columns if column.kind != "number"]
+    has_minus_one = any(
+        parse_mark(value) == -1 for column in may_hold_marks for value in column.counts
+    )
     if ALL in options.minus_one and not has_minus_one:
         logger.warning("No column holds -1, so --minus-one (minus_one) is without effect.")
     tasks = tuple(task for tasks, _ in found for task in tasks)
     labels = zip(*(labels for _, labels in found), strict=True)
     return tasks, _create_rows(options, table, labels), len(table.lines)
+
+
+def _create_columns(options: CsvOptions, table: Table, names: Sequence[str]) -> list[Column]:
+    values = {name: list(map(tidy_text, table.columns[name])) for name in names}
+    of_numbers = [set(values[name]) for name in options.number if name in values]
+    sign = find_common_sign(of_numbers)
+    return [Column(name, values[name], table.lines, options, sign) for name in names]
 
 
 def _find_split_column(options: CsvOptions, table: Table) -> str | None:
@@ -288,13 +360,26 @@ def _check_options(
                     f"the column '{name}' is listed in --tasks and in --ignore",
                     "Take it out of one of them.",
                 )
-    counts = Counter(chain(options.categorical, options.one_task_per_class, options.tags))
+    counts = Counter(chain.from_iterable(getattr(options, option) for option in KIND_OPTIONS))
     for name, count in counts.items():
         if count > 1:
             problems.add(
-                f"the column '{name}' is one categorical task, one task per class or one per tag",
+                f"the column '{name}' has one kind and is listed for several (or twice for one)",
                 "Take it out of the other lists and list it once.",
             )
+    for name in options.unit:
+        if name not in options.number:
+            problems.add(
+                f"the column '{name}' has a --unit, but it is none of --number",
+                "Add it there, or leave its unit out.",
+            )
+    for option in ("as_written", "blank"):
+        for name in options.number:
+            if name in getattr(options, option):
+                problems.add(
+                    f"the column '{name}' holds numbers, of which {as_typed(option)} says nothing",
+                    "Take it out of the list.",
+                )
 
 
 def _find_nearest(name: str, names: Sequence[str]) -> Sequence[str]:
