@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class Metric:
 
 
 UNIT_OF_TASK = "unit of the task"
+MAX_LABEL = torch.finfo(torch.float32).max
 
 
 class Kind(ABC):
@@ -79,6 +81,10 @@ class Kind(ABC):
     def describe_task(self, task: Task) -> str:
         """What distinguishes a task from others of its kind, for a list of them; empty if nothing does."""
         return ""
+
+    def get_unit(self, task: Task) -> str:
+        """The unit of errors that have that of the task (UNIT_OF_TASK)."""
+        return task.unit
 
     # ---- training
 
@@ -136,8 +142,10 @@ class Kind(ABC):
             number = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             number = math.nan
-        if not math.isfinite(number):
-            raise UserError(f"the label of '{task.name}' should be a number, found {value!r}.")
+        if not abs(number) <= MAX_LABEL:  # nor is NaN
+            raise UserError(
+                f"the label of '{task.name}' should be a number, found {value!r} (and at most {MAX_LABEL:.1e})."
+            )
         return number
 
     def write_label(self, task: Task, number: float) -> LabelValue:
