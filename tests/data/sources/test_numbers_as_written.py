@@ -71,7 +71,7 @@ REFUSED: dict[str, tuple[Sequence[str], str]] = {
     "truth": (["1", "True", "2"], r"'True' \(line 3\), which is no number"),
     "mixed signs": (["1,5", "2,5", "2.5"], r"'2.5' \(line 4\) although .* a decimal comma"),
     "one value": (["7", "7.0", ""], "'7' is its only value. Put it into --ignore"),
-    "one label": (["16777216", "16777217"], "all equal in the seven digits of a label"),
+    "one label": (["16777216", "16777217"], "differ behind the seven digits"),
     "no value": (["", "NA"], "all its cells are empty"),
 }
 
