@@ -103,6 +103,11 @@ def list_metrics() -> dict[str, Metric]:
     return found
 
 
+def list_means() -> dict[str, Metric]:
+    """The metrics of which a mean over tasks is told."""
+    return {name: metric for name, metric in list_metrics().items() if metric.is_averaged}
+
+
 def is_defined(metric: str, tasks: Sequence[Task], counts: Mapping[str, Counts]) -> bool:
     """Whether any task, or exclusive set, of a split has the metric, as far as the counts of its labels tell.
 

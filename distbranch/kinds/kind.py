@@ -5,7 +5,6 @@ A kind of one's own needs a loss and scores; the rest is that of a task with one
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -137,16 +136,13 @@ class Kind(ABC):
     # ---- labels
 
     def read_label(self, task: Task, value: object) -> float:
-        """A label, as in a packed sample or a cell of a table, as a number. Raises UserError for what is none."""
-        try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            number = math.nan
-        if not abs(number) <= MAX_LABEL:  # nor is NaN
+        """A label as it stands in a packed sample, as a number. Raises UserError for what is none."""
+        # NaN is not smaller either.
+        if not isinstance(value, int | float) or not abs(value) <= MAX_LABEL:
             raise UserError(
-                f"the label of '{task.name}' should be a number, found {value!r} (and at most {MAX_LABEL:.1e})."
+                f"the label of '{task.name}' should be a number, at most {MAX_LABEL:.1e}, found {value!r}."
             )
-        return number
+        return float(value)
 
     def write_label(self, task: Task, number: float) -> LabelValue:
         """The inverse of `read_label`: what a packed sample holds."""
