@@ -41,10 +41,12 @@ def kill_in_the_middle(file: Path, run: Path) -> None:
         driver = subprocess.Popen(
             command(file), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
-        while driver.poll() is None and not list(run.glob("checkpoints/step-*10")):
-            time.sleep(0.01)
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
+        try:
+            while driver.poll() is None and not list(run.glob("checkpoints/step-*10")):
+                time.sleep(0.01)
+        finally:
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
     assert not (run / "result.json").exists(), (file.parent / "killed.log").read_text()
 
 
