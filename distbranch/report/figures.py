@@ -70,7 +70,7 @@ def draw_affinity(
         axes.set_yticks(ticks, labels, fontsize=font)
         axes.set_xticks(ticks, labels, fontsize=font, rotation=90)
         axes.xaxis.tick_top()
-        axes.set_title(f"{title}\n{KINDS[kind]}")
+        axes.set_title(f"{title}\n{KINDS.get(kind, kind)}")
         figure.colorbar(axes.images[0], ax=axes, shrink=0.7, pad=0.02)
     return figure
 
