@@ -132,7 +132,7 @@ def test_trials_of_a_sweep_use_the_plugins_of_their_driver(
         "name": "own",
         "directory": "runs",
         "metric": "accuracy",
-        "grid": {"method.affinity": ["cubed", "phi"], "optim.name": ["radam", "sgd"]},
+        "grid": {"method.affinity": ["cubed", "phi"]},
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(sweep))
     [(code, said)] = ranks.call(
@@ -140,7 +140,7 @@ def test_trials_of_a_sweep_use_the_plugins_of_their_driver(
     )
     assert code == 0, said
     runs = [file.parent for file in (tmp_path / "runs/own").glob("*/result.json")]
-    assert len(runs) == 4
+    assert len(runs) == 2
     for run in runs:
         kinds = {line["affinity_kind"] for line in lines_of(run / "decisions.jsonl")}
         assert kinds == {"cubed" if "cubed" in run.name else "phi"}
