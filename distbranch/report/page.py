@@ -252,11 +252,18 @@ def _tabulate_decisions(run: RunFiles, numbers: Mapping[str, int]) -> pandas.Dat
                 "iteration": f"{decision['iteration']:,}",
                 "layer": decision["layer_name"],
                 "branches": decision["num_groups"],
+                "price of one more": f"{_find_price(decision):.4f}",
                 "cost": f"{decision['costs'][str(decision['num_groups'])]:.4f}",
                 "tasks of every branch": shown,
             }
         )
     return pandas.DataFrame(rows, dtype=object)
+
+
+def _find_price(decision: Mapping[str, Any]) -> float:
+    """Of one more branch; runs of before wrote what it comes from alone."""
+    by_pools = decision["unit_cost"] * 2 ** decision["pools_above"]
+    return float(decision.get("price", by_pools))
 
 
 def _draw_branch(groups: Sequence[int], tasks: str) -> Markup:

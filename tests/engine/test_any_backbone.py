@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from rank_server import RankServer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_kill_and_continue import train_and_die
 from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
 
@@ -15,6 +16,7 @@ from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.tree import Tree
 from distbranch.config import MethodConfig, load_config
 from distbranch.data.mixture import read_data
+from distbranch.data.shard_writer import file_sha256
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.round_decision import decide_round, price_branch
 from distbranch.errors import UserError
@@ -144,3 +146,86 @@ def test_how_a_branch_is_priced_can_decide_how_many_there_are() -> None:
     assert by_pools.record["num_groups"] == 2
     assert by_share.record["num_groups"] == 1
     assert by_share.record["separation"] == by_pools.record["separation"]
+
+
+# ---- models of timm
+
+TIMM = {
+    "model": {"backbone": "timm:resnet18", "arguments": {"channels": [8, 8, 8, 8]}},
+    "train.iterations": 12,
+    "train.evaluate_every": 0,
+}
+SEARCH = TIMM | {
+    "method": {"name": "adashare"},
+    "adashare": {"warmup_iterations": 2, "cycles_per_block": 1, "policy_lr": 0.1},
+    "train.iterations": 24,
+}
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search over a model of timm."""
+    return trained(config_of(tiny_data, tmp_path_factory.mktemp("searched"), **SEARCH))
+
+
+def test_a_policy_is_searched_for_over_a_timm_model_and_trained_with(
+    searched: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    found = json.loads((searched / "policy.json").read_text())
+    assert found["blocks"][-1] == "layer4_1"
+    assert len(found["execute_probability"][0]) == len(found["blocks"]) == 8
+    policy = {"adashare": {"policy": str(searched)}, "train.iterations": 2}
+    run = trained(config_of(tiny_data, tmp_path, **SEARCH | policy))
+    assert json.loads((run / "policy.json").read_text())["policy"] == found["policy"]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["fixed", "independent"])
+def test_every_copy_of_a_unit_begins_from_the_pretrained_one(
+    name: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    channels = TIMM["model"]["arguments"]
+    model = timm.create_model("resnet18", **channels)
+    save_file(model.state_dict(), tmp_path / "own.safetensors")
+    begun = TIMM["model"] | {"pretrained": str(tmp_path / "own.safetensors")}
+    still = {"model": begun, "method": {"name": name}, "train.iterations": 2, "optim.lr": 1e-12}
+    run = trained(config_of(tiny_data, tmp_path, **TIMM | still))
+    found, key = weights_of(run), "layer4.1.conv2.weight"
+    own = [
+        value
+        for name, value in found.items()
+        if name.endswith("1.conv2.weight") and "layer4_1" in name
+    ]
+    assert len(own) == (8 if name == "independent" else 1)
+    for value in own:
+        torch.testing.assert_close(value, model.state_dict()[key])
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["pretrained_sha256"] == file_sha256(tmp_path / "own.safetensors")
+
+
+def test_a_run_that_was_begun_needs_its_pretrained_file_no_more(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.safetensors"
+    save_file(timm.create_model("resnet18", **TIMM["model"]["arguments"]).state_dict(), file)
+    begun = TIMM | {"model": TIMM["model"] | {"pretrained": str(file)}}
+    config = config_of(tiny_data, tmp_path, **begun)
+    sha256 = file_sha256(file)
+    ranks.run(train_and_die, world_size=1, config=config, kill=("step", 9), rank=0)
+    file.unlink()
+    run = trained(config)
+    assert json.loads((run / "environment.json").read_text())["pretrained_sha256"] == sha256
+
+
+def test_a_timm_model_branches_without_a_cap_and_is_priced_by_its_multiply_adds(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    method = {"round_iterations": 7, "alpha": 9.0, "unit_cost": 1e-6}
+    values = config_of(tiny_data, tmp_path, **TIMM)
+    record = lines_of(trained(values | {"method": method}) / "decisions.jsonl")[0]
+    assert record["max_groups"] is None
+    assert record["priced_by"] == "multiply-adds"
+    assert record["num_groups"] > 1
