@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distbranch.errors import UserError
+from distbranch.kinds.digits import write_digits
 from distbranch.kinds.label_counts import Counts, LabelCounts, NumberCounts, merge_number_counts
 from distbranch.registry import Registry
 
@@ -131,7 +132,8 @@ class Kind(ABC):
 
     def describe_answer(self, task: Task, answer: Answer, threshold: float) -> str:
         """An answer for people; empty if it is less probable than `threshold`."""
-        return f"{task.name}={answer:.4g} {task.unit}".rstrip()
+        assert isinstance(answer, float)
+        return f"{task.name}={write_digits(answer, 4)} {task.unit}".rstrip()
 
     # ---- labels
 
@@ -150,7 +152,7 @@ class Kind(ABC):
 
     def describe_label(self, task: Task, number: float) -> str:
         """A label for people; empty if it says that something is not there."""
-        return f"{task.name}: {number:g} {task.unit}".rstrip()
+        return f"{task.name}: {write_digits(number, 6)} {task.unit}".rstrip()
 
     def make_counts(self, task: Task) -> LabelCounts:
         """An empty count of labels."""
