@@ -36,7 +36,7 @@ def task_metrics(
     over the set. A mean is over the tasks for which the metric is defined; top-3 and top-5, which a binary task has not,
     are over categorical tasks and sets. A task without a single label has no score, and does not compete in the top-k
     recall or in its set. Where all labels are of one class there is no balanced accuracy and no average precision. Errors
-    in the units of tables have no mean.
+    in the units of tables have no mean; `"units": {name: ...}` says what these are, where a task has one.
 
     Args:
         tasks: in the order of the labels.
@@ -78,7 +78,9 @@ def task_metrics(
     sets: dict[str, Metrics] = {}
     for name, members in exclusive.items():
         sets[name] = _score_exclusive_set(outputs[:, firsts[members]], labels[:, members])
-    return _add_means(rows, sets)
+    scores = _add_means(rows, sets)
+    units = {task.name: KINDS[task.kind].get_unit(task) for task in tasks}
+    return _add_units(scores, units)
 
 
 def merge_metrics(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -86,7 +88,11 @@ def merge_metrics(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     A task that one of them labels keeps its row; one that several label gets the mean, weighted by their labels.
     """
-    return _add_means(_merge_rows(parts, "tasks"), _merge_rows(parts, "exclusive"))
+    scores = _add_means(_merge_rows(parts, "tasks"), _merge_rows(parts, "exclusive"))
+    units: dict[str, str] = {}
+    for part in parts:
+        units |= part.get("units", {})
+    return _add_units(scores, units)
 
 
 def list_metrics() -> dict[str, Metric]:
@@ -95,6 +101,11 @@ def list_metrics() -> dict[str, Metric]:
     for name, metric in chain.from_iterable(kind.metrics.items() for kind in KINDS.values()):
         found.setdefault(name, metric)
     return found
+
+
+def list_means() -> dict[str, Metric]:
+    """The metrics of which a mean over tasks is told."""
+    return {name: metric for name, metric in list_metrics().items() if metric.is_averaged}
 
 
 def is_defined(metric: str, tasks: Sequence[Task], counts: Mapping[str, Counts]) -> bool:
@@ -154,6 +165,11 @@ def _add_means(rows: dict[str, Metrics], sets: dict[str, Metrics]) -> dict[str, 
     if sets:
         metrics["exclusive"] = sets
     return metrics
+
+
+def _add_units(scores: dict[str, Any], units: Mapping[str, str]) -> dict[str, Any]:
+    known = {name: unit for name, unit in units.items() if unit}
+    return scores | {"units": known} if known else scores
 
 
 def _average_rows(rows: Sequence[Metrics]) -> Metrics:

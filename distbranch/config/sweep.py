@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
@@ -27,13 +27,8 @@ from distbranch.config.reading import (
 from distbranch.errors import UsageError
 
 VARIANT = "variant"  # beside the dotted keys: which variant a trial is of
-# The means over tasks that are compared, in the order of every table and legend: of all more is better.
-Share = Literal[
-    "accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5"
-]
-Metric = Literal[Share, "r2", "rank_correlation"]
-SHARES: tuple[str, ...] = get_args(Share)
-METRICS: tuple[str, ...] = get_args(Metric)
+# The means over tasks that experiments compare, in the order of every table and legend: of all more is better.
+SHARES = ("accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5")
 # The sweep says these of every trial itself.
 KEYS_OF_THE_SWEEP = {
     "run.name": "every trial gets its own name",
@@ -61,6 +56,14 @@ def _check_folder(directory: str) -> str:
     return expanded
 
 
+def _check_mean(name: str) -> str:
+    from distbranch.metrics import list_means  # loads torch
+
+    means = ", ".join(list_means())
+    _ensure(name in list_means(), f"should be one of the means over tasks {means}, found '{name}'")
+    return name
+
+
 def _ensure(holds: bool, sentence: str) -> None:
     if not holds:
         raise ValueError(sentence)
@@ -68,6 +71,7 @@ def _ensure(holds: bool, sentence: str) -> None:
 
 Name = Annotated[str, AfterValidator(_check_name)]  # of a folder
 Folder = Annotated[str, AfterValidator(_check_folder)]
+Metric = Annotated[str, AfterValidator(_check_mean)]
 Setting = dict[str, Any]  # {dotted key: value}
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
@@ -150,7 +154,10 @@ class SweepConfig(Section):
         "name of a trial is that trial, if its configuration is the same.",
     )
     metric: Metric = Field(
-        "average_precision", description="What is compared: a mean over tasks, chosen on val."
+        "average_precision",
+        description="What is compared: a mean over tasks, chosen on val. accuracy | balanced_accuracy | average_precision | "
+        "top10_recall | top3 | top5; of numbers standardised_error (less is better) | r2 | rank_correlation; of ordered classes "
+        "quadratic_kappa.",
     )
     seeds: tuple[int, ...] | None = Field(
         None, min_length=1, description="Every setting is trained with each seed."

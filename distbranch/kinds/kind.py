@@ -5,16 +5,17 @@ A kind of one's own needs a loss and scores; the rest is that of a task with one
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from distbranch.errors import UserError
+from distbranch.kinds.digits import write_digits
 from distbranch.kinds.label_counts import Counts, LabelCounts, NumberCounts, merge_number_counts
 from distbranch.registry import Registry
 
@@ -47,6 +48,7 @@ class Metric:
 
 
 UNIT_OF_TASK = "unit of the task"
+MAX_LABEL = torch.finfo(torch.float32).max
 
 
 class Kind(ABC):
@@ -79,6 +81,10 @@ class Kind(ABC):
     def describe_task(self, task: Task) -> str:
         """What distinguishes a task from others of its kind, for a list of them; empty if nothing does."""
         return ""
+
+    def get_unit(self, task: Task) -> str:
+        """The unit of errors that have that of the task (UNIT_OF_TASK)."""
+        return task.unit
 
     # ---- training
 
@@ -126,19 +132,19 @@ class Kind(ABC):
 
     def describe_answer(self, task: Task, answer: Answer, threshold: float) -> str:
         """An answer for people; empty if it is less probable than `threshold`."""
-        return f"{task.name}={answer:.4g} {task.unit}".rstrip()
+        assert isinstance(answer, float)
+        return f"{task.name}={write_digits(answer, 4)} {task.unit}".rstrip()
 
     # ---- labels
 
     def read_label(self, task: Task, value: object) -> float:
-        """A label, as in a packed sample or a cell of a table, as a number. Raises UserError for what is none."""
-        try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise UserError(f"the label of '{task.name}' should be a number, found {value!r}.")
-        return number
+        """A label as it stands in a packed sample, as a number. Raises UserError for what is none."""
+        # NaN is not smaller either.
+        if not isinstance(value, int | float) or not abs(value) <= MAX_LABEL:
+            raise UserError(
+                f"the label of '{task.name}' should be a number, at most {MAX_LABEL:.1e}, found {value!r}."
+            )
+        return float(value)
 
     def write_label(self, task: Task, number: float) -> LabelValue:
         """The inverse of `read_label`: what a packed sample holds."""
@@ -146,7 +152,7 @@ class Kind(ABC):
 
     def describe_label(self, task: Task, number: float) -> str:
         """A label for people; empty if it says that something is not there."""
-        return f"{task.name}: {number:g} {task.unit}".rstrip()
+        return f"{task.name}: {write_digits(number, 6)} {task.unit}".rstrip()
 
     def make_counts(self, task: Task) -> LabelCounts:
         """An empty count of labels."""

@@ -43,6 +43,9 @@ class Ordinal(Categorical):
     def describe_task(self, task: Task) -> str:
         return f"{task.name}: {' < '.join(task.classes)}"
 
+    def get_unit(self, task: Task) -> str:
+        return "steps"
+
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         is_above = _compare_thresholds(logits, labels)
         losses = functional.binary_cross_entropy_with_logits(logits, is_above, reduction="none")

@@ -5,7 +5,6 @@ network of a table has (top-10 recall of few tasks, an error without a task of n
 column.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from distbranch.data.shards import DatasetInfo
 from distbranch.kinds import KINDS, UNIT_OF_TASK
+from distbranch.kinds.digits import count_decimals
 from distbranch.metrics import list_metrics
 from distbranch.report.tables import render_markdown, render_rich
 from distbranch.tasks import Task
@@ -42,7 +42,10 @@ UNDEFINED = "\u2013"
 UNITS = ((1e9, " G"), (1e6, " M"))
 MOST_COLUMNS = 8  # as many, after the name, as leave room for it in 80 characters
 # the first to go where there are more
-LEAST_TOLD = ("num_groups_top", "parameters", "seeds", "top5", "top3", "balanced_accuracy")
+LEAST_TOLD = (
+    *("num_groups_top", "parameters", "seeds", "top5", "top3", "balanced_accuracy"),
+    *("quadratic_kappa", "rank_correlation"),
+)
 DIGITS = 3  # that matter of an error, which may be of any size
 MOST_SETTINGS = (
     30  # in the table at the end of a sweep: as many as a screen shows; the page has all
@@ -84,9 +87,9 @@ def format_percent(share: float | None, deviation: float | None = None) -> str:
 
 def format_number(value: float | None, deviation: float | None = None, *, unit: str = "") -> str:
     """A number of any size, with as many decimals as its first three digits need, and its unit: 0.0123, 12.3 kg, 1,234."""
-    if value is None or not math.isfinite(value) or value == 0:
-        return format_amount(value)
-    decimals = max(0, DIGITS - 1 - math.floor(math.log10(abs(value))))
+    if value is None or value != value:
+        return UNDEFINED
+    decimals = count_decimals(value, DIGITS)
     return f"{format_amount(value, deviation, decimals=decimals)} {unit}".rstrip()
 
 
@@ -187,8 +190,11 @@ def make_result_table(results: Results, *, split: str = "test") -> Table:
     """The networks as a rich table, as far as it leaves room for their names."""
     values = tabulate_results(results, split=split)
     keys = _list_known(values)
+    # heads of errors are longer
+    has_errors = "standardised_error" in keys
+    most = MOST_COLUMNS - 2 if has_errors else MOST_COLUMNS
     for key in LEAST_TOLD:
-        if len(keys) > MOST_COLUMNS:
+        if len(keys) > most and key in keys:
             keys.remove(key)
     # a size without its deviation, and nothing with blanks
     cells = _format_results(values.drop(columns=[f"{key}_sd" for key in SIZES]), keys)

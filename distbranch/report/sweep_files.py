@@ -83,7 +83,10 @@ class SweepFiles:
 
     def find_fronts(self, points: pandas.DataFrame) -> dict[str, list[int]]:
         """The numbers of the points on the front of every cost, chosen on val."""
-        return {cost: find_pareto_front(points, cost, f"val_{self.metric}") for cost in COSTS}
+        value = f"val_{self.metric}"
+        if list_metrics()[self.metric].lower_is_better:
+            points = points.assign(**{value: -points[value]})
+        return {cost: find_pareto_front(points, cost, value) for cost in COSTS}
 
 
 def is_sweep(directory: Path) -> bool:

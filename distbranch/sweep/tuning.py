@@ -33,6 +33,7 @@ from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
 from distbranch.launch.stopping import StopRequest
 from distbranch.locks import hold_lock
+from distbranch.metrics import list_metrics
 from distbranch.models.architecture import multiply_adds
 from distbranch.plugins import receive_plugins, send_plugins
 from distbranch.streams import tolerate_any_text
@@ -215,6 +216,7 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Trials) -> Judge:
         return lambda *_: True
     halving = SizeClassHalving(stopping.grace, stopping.reduction)
     classes: dict[str, int] = {}
+    sign = -1 if list_metrics()[metric].lower_is_better else 1
 
     def judge(config: Config, iteration: int, value: float) -> bool:
         method = (config.method.name, config.method.groups, config.adashare)
@@ -222,7 +224,7 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Trials) -> Judge:
         # Measured once per kind of network, for a sweep has hundreds of trials of a few.
         if key not in classes:
             classes[key] = measure_size_class(config, read_data(config.data))
-        return halving.passes_rung(str(config.run.name), classes[key], iteration, value)
+        return halving.passes_rung(str(config.run.name), classes[key], iteration, sign * value)
 
     # What earlier drivers have seen, in the order of their trials.
     for config in begun:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NUM_SHOWN = 3  # cells of a column, with their lines
 CUT_AT = 40  # characters of a cell that is shown
 MAX_STEPS = 100  # of an ordinal column: more are amounts
+MAX_ROUNDING = 0.01  # of the deviation: less than any network predicts
 MAX_FLOAT = float(np.finfo(np.float32).max)  # labels are float32
 
 Problem = tuple[str, str]  # what is so, and what to do about it
@@ -83,11 +84,12 @@ def check_numbers(column: Column) -> Iterator[Problem]:
             f"column '{column.name}': '{next(iter(numbers))}' is its only value",
             "Put it into --ignore.",
         )
-    labels = np.array(list(numbers.values()), dtype=np.float32)
-    if np.unique(labels).size == 1:
+    values = np.array(list(numbers.values()))
+    rounding = np.abs(values.astype(np.float32) - values).max()
+    if rounding > MAX_ROUNDING * values.std():
         yield (
-            f"column '{column.name}' holds {_list_cells(column, numbers)}, all equal in the seven digits of a label",
-            "Subtract what they have in common, or put it into --ignore.",
+            f"column '{column.name}' holds {_list_cells(column, numbers)}, which differ behind the seven digits that a label has",
+            "Subtract from all of them what they have in common.",
         )
 
 
