@@ -98,7 +98,7 @@ class Kind(ABC):
     # ---- evaluation
 
     def score(self, task: Task, logits: Array, labels: Array) -> Metrics:
-        """The `metrics` of a task. logits: [N, K]; labels: [N], all known, as the data set has them."""
+        """The `metrics` of a task. logits: [N, K]; labels: [N], all known, as the data set has them; N may be 0."""
         raise NotImplementedError(f"{type(self).__name__} has neither `score` nor `score_sums`.")
 
     def count_sums(self, task: Task) -> int:
