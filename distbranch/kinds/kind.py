@@ -99,7 +99,10 @@ class Kind(ABC):
     # ---- evaluation
 
     def score(self, task: Task, logits: Array, labels: Array) -> Metrics:
-        """The `metrics` of a task. logits: [N, K]; labels: [N], all known, as the data set has them."""
+        """The `metrics` of a task, and perhaps counts, which are called num_...
+
+        logits: [N, K]; labels: [N], all known, as the data set has them; N may be 0.
+        """
         raise NotImplementedError(f"{type(self).__name__} has neither `score` nor `score_sums`.")
 
     def count_sums(self, task: Task) -> int:
@@ -138,7 +141,10 @@ class Kind(ABC):
     # ---- labels
 
     def read_label(self, task: Task, value: object) -> float:
-        """A label as it stands in a packed sample, as a number. Raises UserError for what is none."""
+        """A label as it stands in a packed sample, as a number. Raises UserError for what is none.
+
+        For speed a loader does not ask about the numbers 0 and 1 of a task without classes: they are what they are.
+        """
         # NaN is not smaller either.
         if not isinstance(value, int | float) or not abs(value) <= MAX_LABEL:
             raise UserError(
