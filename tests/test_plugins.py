@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from plugin_files import PAGE, make_config, pack_angles, write_page_file
+from rank_server import RankServer
 from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
 from tiny_world import assert_one_sentence, run_command
 
@@ -20,8 +22,10 @@ from distbranch.config import MethodConfig, load_config
 from distbranch.config.names import BUILT_IN
 from distbranch.config.sweep import load_sweep
 from distbranch.engine.optimizer_and_schedule import OPTIMISERS
+from distbranch.engine.process_group import join_ranks
 from distbranch.engine.round_decision import DECISIONS, decide_round
 from distbranch.engine.run_start import begin_run
+from distbranch.engine.session import _read_data_everywhere
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.job import _make_command
 from distbranch.losses import LOSSES, choose_losses
@@ -262,6 +266,20 @@ def test_a_relative_path_is_beside_the_file_that_names_it_or_in_the_working_dire
     assert load_config(tmp_path / "second.yaml", ["plugins=here.py", "method.affinity=here"])
 
 
+def test_an_option_before_the_command_adds_to_the_plugins_of_its_configuration(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole)
+    file = write_affinity(tmp_path)
+    values = make_config(whole / "data", tmp_path / "runs", file)
+    (tmp_path / "own.yaml").write_text(json.dumps(values))
+    command = ["--plugin", "mine.py", "train", f"{tmp_path}/own.yaml", "run.name=two"]
+    ended = run_command([*command, "method.affinity=own", "train.iterations=2"])
+    assert ended.code == 0, ended
+    written = load_config(tmp_path / "runs/two/config.yaml")
+    assert written.plugins == (str(file), str(whole / "mine.py"))
+
+
 def test_a_module_is_found_as_python_finds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_process: Callable[[], None]
 ) -> None:
@@ -386,6 +404,26 @@ def test_an_error_in_a_plugin_while_it_trains_names_its_line(
     ended = train_tiny(values)
     assert ended["end"] == "failed"
     assert "own.py, line 6: AttributeError" in ended["message"]
+
+
+def read_with_file_of_rank(config: dict[str, Any], folder: str) -> str:
+    """A job: every node has a file of its own; what the start of a run says to that."""
+    rank = os.environ["RANK"]
+    (Path(folder) / rank).mkdir()
+    file = write_affinity(Path(folder) / rank)
+    file.write_text(file.read_text() + f"RANK = {rank}\n")
+    own = load_config({**config, "plugins": [str(file)]})
+    with join_ranks(own.launch) as here, pytest.raises(UserError) as refused:
+        _read_data_everywhere(own, here)
+    return str(refused.value)
+
+
+def test_ranks_with_other_plugins_are_refused(
+    tiny_data: Path, tmp_path: Path, ranks: RankServer
+) -> None:
+    config = config_of(tiny_data, tmp_path, **{"launch.workers": 2})
+    for said in ranks.call_all(read_with_file_of_rank, 2, config=config, folder=str(tmp_path)):
+        assert "should be the same files for every rank" in said
 
 
 @pytest.mark.parametrize(

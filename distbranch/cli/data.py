@@ -130,6 +130,8 @@ def data_check(paths: Annotated[list[str], Argument(help="Folders of packed data
         print_plain(
             f"{found.num_samples:,} samples in {found.num_shards} shards are as they were packed."
         )
+        for remark in found.remarks:
+            print_plain(remark)
         if found.copies:
             first = " = ".join(f"'{copy.key}' ({copy.split})" for copy in found.copies[0][:3])
             print_plain(f"{describe_copies(count_copies(found.copies))}; the first: {first}.")

@@ -10,6 +10,11 @@ from distbranch.kinds.label_counts import Counts
 from distbranch.tasks import Task
 
 
+def has_mean(task: Task) -> bool:
+    """Whether its labels are numbers with a mean and a deviation."""
+    return "deviation" in KINDS[task.kind].fields
+
+
 def measure_tasks(tasks: Sequence[Task], splits: Mapping[str, SplitInfo]) -> tuple[Task, ...]:
     """The tasks with the mean and deviation of their training labels, where they have such and none were given.
 
@@ -54,5 +59,4 @@ def _measure_task(task: Task, counts: Counts, where: str) -> Task:
 
 
 def _has_unknown_mean(task: Task) -> bool:
-    has_mean = "deviation" in KINDS[task.kind].fields
-    return has_mean and (task.mean, task.deviation) == (0.0, 1.0)
+    return has_mean(task) and (task.mean, task.deviation) == (0.0, 1.0)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distbranch.config import Config, DataConfig, differences, load_config
+from distbranch.config import Config, differences, load_config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.engine.artifact import load_model
@@ -27,7 +27,7 @@ from distbranch.engine.trainer import Trainer
 from distbranch.engine.training_state import AFFINITY, TrainingState
 from distbranch.errors import UserError
 from distbranch.losses import choose_losses
-from distbranch.plugins import describe_plugin_failure
+from distbranch.plugins import describe_plugin_failure, hash_plugins
 from distbranch.tasks import TaskSet
 
 STORAGE_ERRORS = (
@@ -64,7 +64,7 @@ def train_rank(
     with join_ranks(config.launch, should_stop) as ranks:
         publish_rank_name(ranks)
         try:
-            info = _read_data_everywhere(config.data, ranks)
+            info = _read_data_everywhere(config, ranks)
             trainer = build_trainer(
                 config, ranks, info, report=report, draw=draw, should_stop=should_stop
             )
@@ -168,19 +168,26 @@ def _build_state(config: Config, ranks: Ranks, info: DatasetInfo, files: RunFile
     return state
 
 
-def _read_data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:
-    """The packed data as this rank sees them; one rank that does not see them, or sees others, stops all of them."""
+def _read_data_everywhere(config: Config, ranks: Ranks) -> DatasetInfo:
+    """The packed data as this rank sees them; one rank that does not see them, or sees others, stops all of them.
+
+    So does one whose plug-ins are others.
+    """
     info, problem = None, None
     try:
-        info = read_data(data)
+        info = read_data(config.data)
     except UserError as error:
         problem = str(error)
     fingerprint = info.fingerprint if info is not None else None
-    first = ranks.broadcast(fingerprint)
-    if info is not None and first not in (
-        None,
-        fingerprint,
-    ):  # folders of one name on disks of their own
+    plugins = hash_plugins(config.plugins)
+    first, first_plugins = ranks.broadcast((fingerprint, plugins))
+    if list(plugins.values()) != list(first_plugins.values()):
+        problem = (
+            f"The plug-ins ({', '.join(plugins) or 'none'}) should be the same files for every rank, found others than for rank 0. "
+            "Copy those of rank 0 to all nodes, or name some that all of them see."
+        )
+    # Folders of one name on disks of their own.
+    elif info is not None and first not in (None, fingerprint):
         problem = (
             f"{info.path} should hold the same data set for every rank, found another one than for rank 0. "
             "Copy that of rank 0 to all nodes, or give a data.path that all of them see."

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distbranch.errors import UserError
+from distbranch.kinds.digits import write_digits
 from distbranch.kinds.label_counts import Counts, LabelCounts, NumberCounts, merge_number_counts
 from distbranch.registry import Registry
 
@@ -98,7 +99,10 @@ class Kind(ABC):
     # ---- evaluation
 
     def score(self, task: Task, logits: Array, labels: Array) -> Metrics:
-        """The `metrics` of a task. logits: [N, K]; labels: [N], all known, as the data set has them."""
+        """The `metrics` of a task, and perhaps counts, which are called num_...
+
+        logits: [N, K]; labels: [N], all known, as the data set has them; N may be 0.
+        """
         raise NotImplementedError(f"{type(self).__name__} has neither `score` nor `score_sums`.")
 
     def count_sums(self, task: Task) -> int:
@@ -131,12 +135,16 @@ class Kind(ABC):
 
     def describe_answer(self, task: Task, answer: Answer, threshold: float) -> str:
         """An answer for people; empty if it is less probable than `threshold`."""
-        return f"{task.name}={answer:.4g} {task.unit}".rstrip()
+        assert isinstance(answer, float)
+        return f"{task.name}={write_digits(answer, 4)} {task.unit}".rstrip()
 
     # ---- labels
 
     def read_label(self, task: Task, value: object) -> float:
-        """A label as it stands in a packed sample, as a number. Raises UserError for what is none."""
+        """A label as it stands in a packed sample, as a number. Raises UserError for what is none.
+
+        For speed a loader does not ask about the numbers 0 and 1 of a task without classes: they are what they are.
+        """
         # NaN is not smaller either.
         if not isinstance(value, int | float) or not abs(value) <= MAX_LABEL:
             raise UserError(
@@ -150,7 +158,7 @@ class Kind(ABC):
 
     def describe_label(self, task: Task, number: float) -> str:
         """A label for people; empty if it says that something is not there."""
-        return f"{task.name}: {number:g} {task.unit}".rstrip()
+        return f"{task.name}: {write_digits(number, 6)} {task.unit}".rstrip()
 
     def make_counts(self, task: Task) -> LabelCounts:
         """An empty count of labels."""

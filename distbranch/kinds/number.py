@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distbranch.errors import UserError
+from distbranch.kinds.digits import count_decimals
 from distbranch.kinds.kind import KINDS, UNIT_OF_TASK, Array, Kind, Metric, Metrics
 from distbranch.kinds.label_counts import Counts
 
@@ -48,7 +49,10 @@ class Number(Kind):
             )
 
     def describe_task(self, task: Task) -> str:
-        return f"{task.name}: {task.mean:.4g} \u00b1 {task.deviation:.4g} {task.unit}".rstrip()
+        # As fine as the deviation says: 2,015.3 ± 4.1.
+        decimals = count_decimals(task.deviation, 3)
+        spread = f"{task.mean:,.{decimals}f} \u00b1 {task.deviation:,.{decimals}f}"
+        return f"{task.name}: {spread} {task.unit}".rstrip()
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.smooth_l1_loss(logits.squeeze(2), labels, reduction="none")

@@ -5,7 +5,6 @@ network of a table has (top-10 recall of few tasks, an error without a task of n
 column.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from distbranch.data.shards import DatasetInfo
 from distbranch.kinds import KINDS, UNIT_OF_TASK
+from distbranch.kinds.digits import count_decimals
 from distbranch.metrics import list_metrics
 from distbranch.report.tables import render_markdown, render_rich
 from distbranch.tasks import Task
@@ -87,9 +87,9 @@ def format_percent(share: float | None, deviation: float | None = None) -> str:
 
 def format_number(value: float | None, deviation: float | None = None, *, unit: str = "") -> str:
     """A number of any size, with as many decimals as its first three digits need, and its unit: 0.0123, 12.3 kg, 1,234."""
-    if value is None or not math.isfinite(value) or value == 0:
-        return format_amount(value)
-    decimals = max(0, DIGITS - 1 - math.floor(math.log10(abs(value))))
+    if value is None or value != value:
+        return UNDEFINED
+    decimals = count_decimals(value, DIGITS)
     return f"{format_amount(value, deviation, decimals=decimals)} {unit}".rstrip()
 
 

@@ -70,7 +70,7 @@ def draw_affinity(
         axes.set_yticks(ticks, labels, fontsize=font)
         axes.set_xticks(ticks, labels, fontsize=font, rotation=90)
         axes.xaxis.tick_top()
-        axes.set_title(f"{title}\n{KINDS[kind]}")
+        axes.set_title(f"{title}\n{KINDS.get(kind, kind)}")
         figure.colorbar(axes.images[0], ax=axes, shrink=0.7, pad=0.02)
     return figure
 
@@ -264,6 +264,8 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
     numbers = group_numbers(groups)
     parts = [(list_tasks_with(scores, keys), keys) for keys in list_task_metrics(scores)]
     heights = [0.2 * len(names) + 0.5 for names, _ in parts]
+    # a second line of titles says that less is better
+    heights[1:] = [height + 0.17 for height in heights[1:]]
     figure = make_figure(11, sum(heights) + 0.22)
     figure.suptitle(format_name(title))
     rows = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -289,7 +291,7 @@ def _draw_metric(
     lengths = measure_bars(key, values)
     draw_bars(axes, names, [100 * (length or 0.0) for length in lengths], colours)
     axes.bar_label(axes.containers[0], texts, padding=4)  # type: ignore[arg-type]
-    worse = ", less is better" if metric.lower_is_better else ""
+    worse = "\n(less is better)" if metric.lower_is_better else ""
     # room for the numbers behind the longest bars
     axes.set(xlim=(0, 115), xticks=[], title=f"{metric.title}{worse}")
     hide_frame(axes)
@@ -339,9 +341,9 @@ def sort_tasks(scores: Json, keys: Sequence[str] = USUAL) -> list[str]:
     """Task names, best first: by average precision or else the first of `keys` that has a mean; those without it last."""
     metrics = list_metrics()
     averaged = [key for key in keys if metrics[key].is_averaged]
-    key = "average_precision" if "average_precision" in keys else averaged[0]
-    values = {name: row.get(key) for name, row in scores["tasks"].items()}
-    ordered = pandas.Series(values, dtype=float).sort_values(
-        ascending=metrics[key].lower_is_better, kind="stable"
-    )
-    return list(ordered.index)
+    # who has no average precision follows, by accuracy
+    by = sorted(averaged, key=lambda key: key != "average_precision")
+    rows = {name: [row.get(key) for key in by] for name, row in scores["tasks"].items()}
+    values = pandas.DataFrame.from_dict(rows, orient="index", columns=by, dtype=float)
+    ascending = [metrics[key].lower_is_better for key in by]
+    return list(values.sort_values(by, ascending=ascending, kind="stable").index)

@@ -169,14 +169,18 @@ def draw_svg(figure: Figure, label: str) -> Markup:
 
 def _tabulate_tasks(
     scores: Mapping[str, Any], numbers: Mapping[str, int]
-) -> list[pandas.DataFrame]:
-    """A row per task, best first, then one per exclusive set (the arg-max over its tasks); numbers in a table of their own."""
+) -> list[tuple[pandas.DataFrame, int]]:
+    """A row per task, best first, then one per exclusive set (the arg-max over its tasks); numbers in a table of their own.
+
+    With each table how many of its columns are to the left.
+    """
     exclusive = {f"{name} (arg-max)": row for name, row in scores.get("exclusive", {}).items()}
     tables = []
     for keys in list_task_metrics(scores):
         rows = {name: scores["tasks"][name] for name in list_tasks_with(scores, keys)}
         rows |= {name: row for name, row in exclusive.items() if set(keys) & set(row)}
-        tables.append(_tabulate_metrics(rows, keys, numbers, scores.get("units", {})))
+        cells = _tabulate_metrics(rows, keys, numbers, scores.get("units", {}))
+        tables.append((cells, 2 + len(keys)))
     return tables
 
 

@@ -59,7 +59,8 @@ TEXTS = {
     "tasks": (
         "Every task",
         "On test where it was evaluated, best first: classes by average precision, in per cent; numbers by their error in standard "
-        "deviations, which is comparable, while the mean absolute error is in the unit of each. Colours are those of the groups.",
+        "deviations (less is better), which is comparable, while the mean absolute error is in the unit of each. Colours are those of "
+        "the groups.",
     ),
     "throughput": (
         "Speed",

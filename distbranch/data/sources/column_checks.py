@@ -4,7 +4,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
-from distbranch.data.sources.columns import ALL, MAX_CLASSES, Column
+from distbranch.data.sources.columns import (
+    ALL,
+    MAX_CLASSES,
+    Column,
+    create_own_task,
+    read_own_label,
+)
 from distbranch.data.sources.label_text import (
     find_separator,
     fold_text,
@@ -21,6 +27,7 @@ from distbranch.data.sources.number_columns import (
 )
 from distbranch.data.sources.number_text import are_all_numbers
 from distbranch.data.sources.tables import Problems
+from distbranch.errors import UserError
 
 logger = logging.getLogger("distbranch")
 
@@ -48,6 +55,8 @@ def select_learnable_columns(columns: Sequence[Column], problems: Problems) -> l
 def _check_column(column: Column) -> Iterator[Problem]:
     if column.kind == "number":
         return chain(_check_content(column), check_numbers(column))
+    if column.kind == "kind":
+        return chain(_check_content(column), _check_own_labels(column))
     if column.kind == "ordinal":
         return chain(_check_content(column), check_order(column), _check_classes(column))
     return chain(_check_content(column), _check_marks(column), _check_classes(column))
@@ -110,7 +119,7 @@ def _check_content(column: Column) -> Iterator[Problem]:
             f"{column.lines[example]}",
             f"Make each tag a task by --tags {column.name} --separator '{separator}', or put the column into {as_one_class}.",
         )
-    if len(column.lines) > MAX_CLASSES and column.kind != "number":
+    if len(column.lines) > MAX_CLASSES and column.kind not in ("number", "kind"):
         line = list(column.lines.values())[MAX_CLASSES]
         yield (
             f"line {line}: the column '{column.name}' has more than {MAX_CLASSES} different values",
@@ -134,6 +143,18 @@ def _check_marks(column: Column) -> Iterator[Problem]:
             f"column '{column.name}' has only '{next(iter(column.lines))}' and empty cells",
             "Say what an empty cell means: --blank no or unknown, COLUMN=no for one column.",
         )
+
+
+def _check_own_labels(column: Column) -> Iterator[Problem]:
+    """Does the kind that somebody named read each cell?"""
+    where = f"column '{column.name}'"
+    try:
+        task = create_own_task(column)
+        for text, line in column.labelled.items():
+            where = f"line {line}"
+            read_own_label(task, text)
+    except UserError as error:
+        yield f"{where}: {str(error).rstrip('.')}", "Correct it, or give another --kind."
 
 
 def _find_odd_values(values: Sequence[str]) -> Sequence[str]:

@@ -21,6 +21,7 @@ from distbranch.data.sources.number_text import DecimalSign
 from distbranch.data.sources.source import Answer
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
+from distbranch.kinds import KINDS
 from distbranch.tasks import Task
 
 if TYPE_CHECKING:
@@ -188,6 +189,9 @@ def infer_tasks(
         if column.kind == "number":
             found.append(_infer_number(column))
             continue
+        if column.kind == "kind":
+            found.append(_infer_own_kind(column))
+            continue
         if column.kind not in ("one_task_per_class", "tags"):
             found.append(_infer_one_task(column))
             continue
@@ -257,6 +261,33 @@ def _infer_number(column: Column) -> ColumnTasks:
     """A task whose labels are the numbers; their mean and deviation are known when they are packed."""
     task = Task(column.name, "number", unit=column.options.unit.get(column.name, ""))
     labels = {text: {column.name: number} for text, number in read_numbers(column).items()}
+    return (task,), (labels.get(value, {}) for value in column.values)
+
+
+def create_own_task(column: Column) -> Task:
+    """The task of a column whose kind somebody named. Raises UserError for one that the kind refuses."""
+    kind = column.options.kind[column.name]
+    classes = tuple(column.classes) if "classes" in KINDS[kind].fields else ()
+    return Task(column.name, kind, classes)
+
+
+def read_own_label(task: Task, text: str) -> float:
+    """What the kind of the task makes of a cell, which it gets as a number if it is one. Raises UserError."""
+    kind = KINDS[task.kind]
+    number = parse_number(text)
+    if number is None or "classes" in kind.fields:
+        return kind.read_label(task, text)
+    return kind.read_label(task, number)
+
+
+def _infer_own_kind(column: Column) -> ColumnTasks:
+    """A task whose kind reads the cells itself."""
+    task = create_own_task(column)
+    kind = KINDS[task.kind]
+    labels = {
+        text: {task.name: kind.write_label(task, read_own_label(task, text))}
+        for text in column.labelled
+    }
     return (task,), (labels.get(value, {}) for value in column.values)
 
 

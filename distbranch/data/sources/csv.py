@@ -34,11 +34,17 @@ from distbranch.data.sources.source import (
     sample_key,
 )
 from distbranch.data.sources.tables import Problems, Table, read_table
-from distbranch.kinds import LabelValue
+from distbranch.kinds import KINDS, LabelValue
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
 
+BUILT_IN_KINDS = {
+    "binary": "columns of marks, such as 1 and 0, are binary by themselves",
+    "categorical": "names of classes are those of --categorical",
+    "number": "numbers are those of --number",
+    "ordinal": "ordered classes are those of --ordinal",
+}
 NAMED_CHARACTERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " "}
 # Options that name columns, of which some say something about tasks.
 OF_TASKS = (*KIND_OPTIONS, "unit", "as_written", "minus_one", "blank")
@@ -366,6 +372,13 @@ def _check_options(
             problems.add(
                 f"the column '{name}' has one kind and is listed for several (or twice for one)",
                 "Take it out of the other lists and list it once.",
+            )
+    for name, kind in options.kind.items():
+        if kind in BUILT_IN_KINDS or kind not in KINDS:
+            unknown = KINDS.describe_unknown(kind).rstrip(".")
+            problems.add(
+                f"column '{name}': {BUILT_IN_KINDS.get(kind, unknown)}",
+                "--kind is for kinds of your own, from a file named in `plugins`.",
             )
     for name in options.unit:
         if name not in options.number:

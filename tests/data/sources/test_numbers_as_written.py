@@ -1,14 +1,18 @@
 """Columns of numbers and of ordered classes as people write them: what has one meaning is read, what could have two is asked."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import yaml
 from table_labels import Labels
+from torch import Tensor
 
 from distbranch.data.sources.number_text import has_unit, read_number
 from distbranch.errors import UsageError, UserError
+from distbranch.kinds import KINDS, Kind
+from distbranch.tasks import Task
 
 Learn = Callable[..., Labels]
 
@@ -195,3 +199,40 @@ def test_numbers_with_units_are_known(text: str) -> None:
 @pytest.mark.parametrize("text", ["3.5", "kg", "1 234", "2020-01-31", "3-5", "about 3", "1e5"])
 def test_texts_without_units_are_known(text: str) -> None:
     assert not has_unit(text)
+
+
+# ---- kinds of one's own
+
+
+class Angle(Kind):
+    """Degrees, of which a table may hold more than a turn."""
+
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return 1 - ((logits.squeeze(2) - labels) * math.pi / 180).cos()
+
+    def read_label(self, task: Task, value: object) -> float:
+        if isinstance(value, str) and value.endswith("°"):
+            value = float(value[:-1])
+        return super().read_label(task, value) % 360
+
+
+@pytest.fixture
+def angle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KINDS, "_entries", {**KINDS._entries, "angle": Angle()})
+
+
+@pytest.mark.usefixtures("angle")
+def test_the_cells_of_a_kind_of_ones_own_are_read_by_it(learn: Learn) -> None:
+    columns = {"wind": ["370°", "20", "NA", "-10"]}
+    assert learn(columns, kind="wind=angle") == {"wind": [10, 20, None, 350]}
+    with pytest.raises(UserError, match="line 3: the label of 'wind' should be a number"):
+        learn({"wind": ["1", "north", "3"]}, kind="wind=angle")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("angel", "no kind of task 'angel'.*plugins"), ("number", "numbers are those of --number")],
+)
+def test_another_kind_is_one_sentence(learn: Learn, kind: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        learn({"w": ["1", "2", "3"]}, kind=f"w={kind}")
