@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distbranch.errors import UserError
-from distbranch.kinds import KINDS, Loss
+from distbranch.kinds import KINDS, Answer, Loss
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,17 @@ class TaskSet:
                 columns = columns.squeeze(1)
             logits[task.name] = columns
         return logits
+
+    def predict(self, logits: Mapping[str, Tensor]) -> dict[str, list[Answer]]:
+        """What every task answers for each image: a probability, those of every class, or a number in the unit of its table.
+
+        logits: by name, as `split_by_task` or a network gives them.
+        """
+        answers = {}
+        for task in self.tasks:
+            own = logits[task.name].reshape(-1, task.num_outputs)
+            answers[task.name] = KINDS[task.kind].predict(task, own)
+        return answers
 
     def standardise_labels(self, labels: Tensor) -> Tensor:
         """The labels [B, T] as losses see them: numbers less their mean, in their deviations; others are what they are."""

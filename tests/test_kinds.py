@@ -175,6 +175,19 @@ def test_means_are_over_the_tasks_that_have_the_metric() -> None:
     assert merged["tasks"]["age"]["num_labelled"] == 6
 
 
+def test_tasks_scored_from_sums_stand_in_their_order_among_the_others_and_in_the_means() -> None:
+    scored = {"age": {"r2": 0.5, "num_labelled": 3}}
+    outputs = np.array([[0.0], [1.0], [-1.0]])
+    labels = np.array([[2300.0], [2500.0], [1300.0]])
+    found = task_metrics([AGE, PRICE], outputs, labels, scored=scored)
+    assert list(found["tasks"]) == ["age", "price"]
+    alone = task_metrics([PRICE], outputs, labels)
+    assert found["tasks"]["price"] == alone["tasks"]["price"]
+    assert found["mean"]["r2"] == pytest.approx((0.5 + alone["mean"]["r2"]) / 2)
+    nothing = np.zeros((3, 0))
+    assert task_metrics([AGE], nothing, nothing, scored=scored)["mean"] == {"r2": 0.5}
+
+
 def test_every_metric_has_a_title_and_errors_are_better_when_lower() -> None:
     metrics = list_metrics()
     assert list(metrics)[:6] == [

@@ -54,14 +54,6 @@ def _check_folder(directory: str) -> str:
     return expanded
 
 
-def _check_mean(name: str) -> str:
-    from distbranch.metrics import list_means  # loads torch
-
-    means = ", ".join(list_means())
-    _ensure(name in list_means(), f"should be one of the means over tasks {means}, found '{name}'")
-    return name
-
-
 def _ensure(holds: bool, sentence: str) -> None:
     if not holds:
         raise ValueError(sentence)
@@ -69,7 +61,6 @@ def _ensure(holds: bool, sentence: str) -> None:
 
 Name = Annotated[str, AfterValidator(_check_name)]  # of a folder
 Folder = Annotated[str, AfterValidator(_check_folder)]
-Metric = Annotated[str, AfterValidator(_check_mean)]
 Setting = dict[str, Any]  # {dotted key: value}
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
@@ -120,7 +111,7 @@ class EarlyStopping(Section):
     reduction: float = Field(
         3.0, gt=1, description="One of so many trials of a size class passes a rung."
     )
-    metric: Metric | None = Field(
+    metric: str | None = Field(
         None, description="Mean over tasks on val; the sweep's `metric` if empty."
     )
 
@@ -151,7 +142,7 @@ class SweepConfig(Section):
         description="Folder of the trials' run directories; the sweep's own if empty. A run there that finished under the "
         "name of a trial is that trial, if its configuration is the same.",
     )
-    metric: Metric = Field(
+    metric: str = Field(
         "average_precision",
         description="What is compared: a mean over tasks, chosen on val. accuracy | balanced_accuracy | average_precision | "
         "top10_recall | top3 | top5; of numbers standardised_error (less is better) | r2 | rank_correlation; of ordered classes "

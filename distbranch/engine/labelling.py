@@ -151,12 +151,7 @@ def _compute_soft_labels(
     ranks = Ranks.alone()
     teacher.to(ranks.device)
     for _, outputs in compute_outputs(teacher, info, split, ranks, data, batch_size=batch_size):
-        exact = outputs.double()
-        columns = teacher.tasks.columns
-        shares = [
-            KINDS[task.kind].predict(task, exact[:, columns[task.name]])
-            for task in teacher.tasks.tasks
-        ]
-        for row in zip(*shares, strict=True):
-            named = zip(teacher.tasks.names, row, strict=True)
+        answers = teacher.tasks.predict(teacher.tasks.split_by_task(outputs.double()))
+        for row in zip(*answers.values(), strict=True):
+            named = zip(answers, row, strict=True)
             yield {name: round(cast("float", share), DECIMALS) for name, share in named}

@@ -12,7 +12,7 @@ import torch
 from distbranch.data.images import SUFFIXES, UnknownRangeError, convert_to_jpeg, decode_to_size
 from distbranch.engine.artifact import Preprocessing
 from distbranch.errors import UserError, reason_of
-from distbranch.kinds import KINDS, Answer
+from distbranch.kinds import Answer
 from distbranch.permissions import denied
 from distbranch.tasks import TaskSet
 
@@ -97,13 +97,9 @@ def predict_images(
                 broken.append(f"{file} ({reason_of(error)})")
         if not images or (broken and on_bad_image == "fail"):
             continue  # the rest is only looked through, so that all broken ones are told
-        logits = network(torch.stack(images))
-        columns = {
-            task.name: KINDS[task.kind].predict(task, logits[task.name].view(len(images), -1))
-            for task in network.tasks.tasks
-        }
+        answers = network.tasks.predict(network(torch.stack(images)))
         for row, file in enumerate(whole):
-            yield Prediction(file, {name: values[row] for name, values in columns.items()})
+            yield Prediction(file, {name: values[row] for name, values in answers.items()})
 
     if broken and (on_bad_image == "fail" or len(broken) == len(files)):
         named = ", ".join(broken[:NAMED])

@@ -5,9 +5,10 @@ A kind of one's own needs a loss and scores; the rest is that of a task with one
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -67,7 +68,7 @@ class Kind(ABC):
 
     def check_task(self, task: Task) -> None:
         """UserError, one sentence, for fields that do not suit the kind."""
-        for field in fields(task):
+        for field in dataclasses.fields(task):
             value = getattr(task, field.name)
             if field.name not in ("name", "kind", *self.fields) and value != field.default:
                 raise UserError(
@@ -99,7 +100,10 @@ class Kind(ABC):
     # ---- evaluation
 
     def score(self, task: Task, logits: Array, labels: Array) -> Metrics:
-        """The `metrics` of a task. logits: [N, K]; labels: [N], all known, as the data set has them."""
+        """The `metrics` of a task, and perhaps counts, which are called num_...
+
+        logits: [N, K]; labels: [N], all known, as the data set has them; N may be 0.
+        """
         raise NotImplementedError(f"{type(self).__name__} has neither `score` nor `score_sums`.")
 
     def count_sums(self, task: Task) -> int:
@@ -138,7 +142,10 @@ class Kind(ABC):
     # ---- labels
 
     def read_label(self, task: Task, value: object) -> float:
-        """A label as it stands in a packed sample, as a number. Raises UserError for what is none."""
+        """A label as it stands in a packed sample, as a number. Raises UserError for what is none.
+
+        For speed a loader does not ask about the numbers 0 and 1 of a task without classes: they are what they are.
+        """
         # NaN is not smaller either.
         if not isinstance(value, int | float) or not abs(value) <= MAX_LABEL:
             raise UserError(

@@ -115,6 +115,11 @@ def read_sweep(directory: Path | str) -> SweepFiles:
         raise UserError(
             f"{path / 'results.csv'} should have rows with {', '.join(NEEDED)}; run the sweep again."
         )
+    if config["metric"] not in list_metrics():
+        raise UserError(
+            f"The sweep {path} compares {config['metric']}, which no kind of task has. Load the file that adds it, as for the sweep: "
+            f"distbranch --plugin FILE report {path}."
+        )
     # a metric or a cost that the sweep did not write has no value
     for column in (
         *COSTS,

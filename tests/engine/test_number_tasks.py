@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from rank_server import RankServer
-from tiny_runs import config_of, train_tiny
+from tiny_runs import config_of, lines_of, train_tiny
 from tiny_world import run_command
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from distbranch.data.shards import DatasetInfo, Sample, read_dataset
 from distbranch.engine.evaluate import evaluate_split
 from distbranch.engine.labelling import label_with_teacher
 from distbranch.engine.process_group import join_ranks
+from distbranch.engine.run_log import _list_scores
 from distbranch.engine.session import evaluate_run
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS, Kind, Metric, Metrics
@@ -73,7 +74,7 @@ def trained(lights: Path, ranks: RankServer) -> Path:
     """The run directory of a short training."""
     config = config_of(lights, lights.parent / "runs", **{"optim.lr": 0.02, "model.width": 4})
     config["data"] = {"path": str(lights)}
-    config["train"] |= {"iterations": 60, "batch_size": 32}
+    config["train"] |= {"iterations": 48, "batch_size": 32, "checkpoint_every": 48}
     assert ranks.call(train_tiny, config=config)["end"] == "done"
     return lights.parent / "runs" / "tiny"
 
@@ -87,6 +88,13 @@ def test_a_number_and_ordered_classes_are_learned(trained: Path) -> None:
     assert light["num_labelled"] == NUM_SAMPLES["test"] - 7
     assert step["rank_correlation"] > 0.8
     assert step["quadratic_kappa"] > 0.7
+
+
+def test_tensorboard_has_the_errors_of_numbers_task_by_task(trained: Path) -> None:
+    scalars = _list_scores(lines_of(trained / "metrics.jsonl", "evaluation")[-1])
+    of_light = {name for name, value in scalars.items() if "/light" in name and value is not None}
+    assert of_light == {"test_mean_absolute_error/light", "test_r2/light"}
+    assert scalars["test/standardised_error"] == scalars["test_mean_absolute_error/light"] / 200
 
 
 def test_counts_of_a_packed_number_are_checked_like_those_of_classes(lights: Path) -> None:

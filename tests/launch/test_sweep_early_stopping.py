@@ -12,6 +12,7 @@ from distbranch.errors import UsageError
 from distbranch.sweep import tuning
 from distbranch.sweep.plan import load_base_config
 from distbranch.sweep.queue import SizeClassHalving
+from distbranch.sweep.run import run_sweep
 
 
 def test_a_small_network_is_never_judged_by_large_ones() -> None:
@@ -87,7 +88,9 @@ def test_of_an_error_the_trial_that_errs_least_trains_on(
 
 
 def test_an_unknown_metric_is_answered_with_the_means_there_are(tmp_path: Path) -> None:
+    grid = {"model.width": [2, 3]}
+    sweep = load_sweep(write_sweep(tmp_path, metric="mean_absolute_error", grid=grid))
     with pytest.raises(
-        UsageError, match=r"one of the means over tasks accuracy, .*standardised_error"
+        UsageError, match=r"^metric should be one of .* accuracy, .*standardised_error"
     ):
-        load_sweep(write_sweep(tmp_path, metric="mean_absolute_error"))
+        run_sweep(sweep, lambda _: None)
