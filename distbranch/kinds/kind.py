@@ -5,9 +5,10 @@ A kind of one's own needs a loss and scores; the rest is that of a task with one
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -67,7 +68,7 @@ class Kind(ABC):
 
     def check_task(self, task: Task) -> None:
         """UserError, one sentence, for fields that do not suit the kind."""
-        for field in fields(task):
+        for field in dataclasses.fields(task):
             value = getattr(task, field.name)
             if field.name not in ("name", "kind", *self.fields) and value != field.default:
                 raise UserError(
