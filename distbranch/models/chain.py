@@ -54,12 +54,15 @@ def divide(
 
 
 def group_parts(parts: Sequence[Part]) -> list[list[Part]]:
-    """The parts by unit: light ones join what is before them, and plain layers below the first block are one unit with it or alone.
+    """The parts by unit: light ones join what is before them, and plain layers below the first block are one unit, the stem.
 
-    A chain of layers alone has one unit per layer.
+    Where these are most of all (VGG), each is a unit.
     """
     kinds = [part.kind for part in parts]
     first_block = kinds.index("block") if "block" in kinds else 0
+    num_heavy = len(kinds) - kinds.count("light")
+    if 2 * kinds[:first_block].count("layer") > num_heavy:
+        first_block = 0
     units: list[list[Part]] = []
     has_product = False  # in the last unit
     for number, part in enumerate(parts):

@@ -220,7 +220,9 @@ def _load(path: Path, how_to_get: str) -> Any:
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
         )
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|global:?|class) `?([\w.]+\.\w+)`?", str(error))
+        named = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(
+            r"(?:global:?|class) `?([\w.]+\.\w+)`?", str(error)
+        )
         if named is None:
             raise UserError(
                 f"The weights file {path} is damaged or no PyTorch file. {how_to_get}"
