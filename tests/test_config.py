@@ -134,7 +134,7 @@ RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
     ("overrides", "words"),
     [
         (["model.backbone=vgg19"], "found 'vgg19', did you mean vgg9 or vgg16"),
-        (["model.backbone=timm:"], "or timm:NAME (a model of timm), found 'timm:'"),
+        (["model.backbone='timm:'"], "or timm:NAME (a model of timm), found 'timm:'"),
         (["model.backbone=timm:resnet18", "model.width=32"], "should be empty, found width=32"),
         (
             ["model.backbone=timm:resnet18", "model.width_fraction=0.5"],

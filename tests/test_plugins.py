@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from plugin_files import PAGE, make_config, pack_angles, write_page_file
-from rank_server import RankServer
 from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
 from tiny_world import assert_one_sentence, run_command
 
@@ -21,8 +19,8 @@ from distbranch.branching.decision import Decision
 from distbranch.config import MethodConfig, load_config
 from distbranch.config.names import BUILT_IN
 from distbranch.config.sweep import load_sweep
+from distbranch.engine.distributed import Ranks
 from distbranch.engine.optimizer_and_schedule import OPTIMISERS
-from distbranch.engine.process_group import join_ranks
 from distbranch.engine.round_decision import DECISIONS, decide_round
 from distbranch.engine.run_start import begin_run
 from distbranch.engine.session import _read_data_everywhere
@@ -406,24 +404,15 @@ def test_an_error_in_a_plugin_while_it_trains_names_its_line(
     assert "own.py, line 6: AttributeError" in ended["message"]
 
 
-def read_with_file_of_rank(config: dict[str, Any], folder: str) -> str:
-    """A job: every node has a file of its own; what the start of a run says to that."""
-    rank = os.environ["RANK"]
-    (Path(folder) / rank).mkdir()
-    file = write_affinity(Path(folder) / rank)
-    file.write_text(file.read_text() + f"RANK = {rank}\n")
-    own = load_config({**config, "plugins": [str(file)]})
-    with join_ranks(own.launch) as here, pytest.raises(UserError) as refused:
-        _read_data_everywhere(own, here)
-    return str(refused.value)
-
-
-def test_ranks_with_other_plugins_are_refused(
-    tiny_data: Path, tmp_path: Path, ranks: RankServer
+def test_a_rank_with_another_plugin_than_rank_0_is_refused(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(tiny_data, tmp_path, **{"launch.workers": 2})
-    for said in ranks.call_all(read_with_file_of_rank, 2, config=config, folder=str(tmp_path)):
-        assert "should be the same files for every rank" in said
+    file = write_affinity(tmp_path)
+    config = load_config(config_of(tiny_data, tmp_path, plugins=[str(file)]))
+    # What rank 0 says, which has another file under this path on a disk of its own.
+    monkeypatch.setattr(Ranks, "broadcast", lambda _, own: (own[0], {str(file): "0" * 64}))
+    with pytest.raises(UserError, match="should be the same files for every rank"):
+        _read_data_everywhere(config, Ranks.alone())
 
 
 @pytest.mark.parametrize(

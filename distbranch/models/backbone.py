@@ -130,7 +130,9 @@ class Backbone:
                 )
             return
         if self.source not in BACKBONES:
-            raise UserError(BACKBONES.describe_unknown(self.source))
+            raise UserError(
+                f"{BACKBONES.describe_unknown(self.source)} A model of timm is named timm:NAME."
+            )
         if self.arguments and self.source in {**VGG_LAYERS, **BLOCKS}:
             raise UserError(
                 f"Arguments are those of a model of timm (timm:NAME), found {self.keywords} for {self.source}. Leave them out."
