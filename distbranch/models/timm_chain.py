@@ -293,7 +293,7 @@ def divide_model(model: nn.Module, backbone: Backbone) -> dict[str, TimmUnit]:
         if not isinstance(step.module, nn.Identity | nn.modules.dropout._DropoutNd)
     ]
     parts = group_parts(useful)
-    if len(parts) < 2 or not isinstance(expected, Tensor) or expected.ndim not in (2, 4):
+    if len(parts) < 3 or not isinstance(expected, Tensor) or expected.ndim not in (2, 4):
         raise UserError(refusal)
 
     units: dict[str, TimmUnit] = {}

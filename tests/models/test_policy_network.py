@@ -137,7 +137,8 @@ def test_the_tree_of_a_policy_joins_tasks_as_long_as_they_decided_alike() -> Non
 
 
 @pytest.mark.parametrize(
-    ("backbone", "weights"), [("resnet18", 11_166_912), ("resnet34", 21_267_648)]
+    ("backbone", "weights"),
+    [("resnet18", 11_166_912), ("resnet34", 21_267_648), ("resnet50", 23_454_912)],
 )
 def test_full_width_is_that_of_the_published_networks(backbone: str, weights: int) -> None:
     network = Network(architecture(None, width=None, backbone=backbone))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -15,8 +16,6 @@ from distbranch.models.backbone import Backbone
 from distbranch.models.network import Network
 from distbranch.models.weights_file import match_colours, read_pretrained
 from distbranch.tasks import Task
-
-timm = pytest.importorskip("timm")
 
 TASKS = (Task("a"), Task("b"))
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)  # of the data
