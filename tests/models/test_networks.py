@@ -159,7 +159,8 @@ def test_what_cannot_be_built_is_refused_in_one_sentence() -> None:
     with pytest.raises(UserError, match=r"at least 32x32 pixels .* found 64x31"):
         Architecture.thin("vgg16", 8, (64, 31), binary(2))
     with pytest.raises(
-        UserError, match="one of vgg16, vgg9, resnet18, resnet34, resnet50, or timm:NAME, found 'resnet'"
+        UserError,
+        match="one of vgg16, vgg9, resnet18, resnet34, resnet50, or timm:NAME, found 'resnet'",
     ):
         Architecture.thin("resnet", 8, (64, 64), binary(2))
     with pytest.raises(UserError, match="at least 1, found 0"):
