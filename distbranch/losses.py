@@ -16,8 +16,15 @@ from distbranch.registry import Registry
 GAMMA = 2.0  # of the focal loss: its authors' choice, and the best of their table
 
 LOSSES: Registry[Loss] = Registry("loss")
-for _kind in ("binary", "categorical"):
+for _kind in ("binary", "categorical", "ordinal"):
     LOSSES.register(f"{_kind}:cross-entropy")(KINDS[_kind].compute_loss)
+LOSSES.register("number:smooth-l1")(KINDS["number"].compute_loss)
+
+
+@LOSSES.register("number:squared-error")
+def compute_squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """The square of the standardised error; its best answer is the mean, and one wrong cell of a table weighs much."""
+    return (logits.squeeze(2) - labels).square()
 
 
 @LOSSES.register("binary:focal")

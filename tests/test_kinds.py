@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from distbranch.branching.affinity import AffinityStats
+from distbranch.config.names import BUILT_IN
+from distbranch.config.sections import LossConfig
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS, Kind, Metric, Metrics
+from distbranch.losses import choose_losses
 from distbranch.metrics import is_defined, list_metrics, merge_metrics, task_metrics
 from distbranch.tasks import Task, TaskSet
 
@@ -49,10 +52,7 @@ def test_a_number_has_the_smooth_l1_loss_of_its_standardised_label_among_tasks_o
 
 
 def test_a_loss_is_replaced_for_all_tasks_of_one_kind_alone() -> None:
-    def square_error(logits: Tensor, labels: Tensor) -> Tensor:
-        return (logits.squeeze(2) - labels).square()
-
-    tasks = TaskSet(ALL, {"number": square_error})
+    tasks = TaskSet(ALL, choose_losses({"number": "squared-error"}))
     outputs = outputs_of(tasks, 2)
     found, usual = (
         tasks.compute_losses(outputs, LABELS),
@@ -61,6 +61,25 @@ def test_a_loss_is_replaced_for_all_tasks_of_one_kind_alone() -> None:
     error = tasks.split_by_task(outputs)["age"] - (LABELS[:, 1] - 40) / 10
     assert torch.allclose(found[:, 1], error.square())
     assert torch.equal(found[:, [0, 2, 4]], usual[:, [0, 2, 4]])
+
+
+def test_every_loss_by_name_trains_its_kind_and_the_first_of_a_kind_is_its_own() -> None:
+    tasks = {task.kind: task for task in reversed(ALL)}
+    first: set[str] = set()
+    for named in BUILT_IN["loss"]:
+        kind, _, name = named.partition(":")
+        task = tasks[kind]
+        chosen = TaskSet([task], choose_losses(LossConfig(functions={kind: name}).functions))
+        outputs = outputs_of(chosen, 2).requires_grad_()
+        labels = LABELS[:, [ALL.index(task)]]
+        losses = chosen.compute_losses(outputs, labels)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        assert outputs.grad is not None
+        assert (outputs.grad.abs().sum(dim=1) > 0).all()
+        if kind not in first:
+            assert torch.equal(losses, TaskSet([task]).compute_losses(outputs, labels)), named
+        first.add(kind)
+    assert first == {"binary", "categorical", "number", "ordinal"}
 
 
 def test_margins_lie_in_0_to_1_and_grow_with_the_error() -> None:

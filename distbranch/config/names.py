@@ -20,6 +20,9 @@ BUILT_IN = {
         "binary:focal",
         "categorical:cross-entropy",
         "categorical:focal",
+        "ordinal:cross-entropy",
+        "number:smooth-l1",
+        "number:squared-error",
     ),
 }
 

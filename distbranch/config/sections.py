@@ -235,8 +235,8 @@ class LossConfig(Section):
     """What is minimised."""
 
     functions: dict[str, str] = Field({}, json_schema_extra={"range": "{KIND OF TASK: NAME}"})
-    """The loss of a kind of task, such as `{binary: focal}`; `cross-entropy` or `focal` (gamma 2) of binary and categorical tasks.
-    A kind that is not named has its own, the cross-entropy of these two."""
+    """The loss of a kind of task, such as `{binary: focal}`: `cross-entropy` or `focal` (gamma 2) of binary and categorical tasks,
+    `cross-entropy` of ordinal ones, `smooth-l1` or `squared-error` of numbers. A kind that is not named has the first of its own."""
 
     @field_validator("functions")
     @classmethod
