@@ -33,6 +33,7 @@ def data_pack(
     - `distbranch data pack csv data/fps --images images.zip --table attributes.csv --ignore brand,article_type`
     - `distbranch data pack csv data/clothing --images images.zip --table attributes.csv --one-task-per-class category`
     - `distbranch data pack csv data/chest --images images/ --table labels.xlsx --tags findings --separator "|" --minus-one unknown`
+    - `distbranch data pack csv data/fish --images images/ --table fish.csv --number weight --unit weight=g --ordinal 'size=S<M<L'`
     - `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
     """
     from distbranch.data.sources import SOURCES, pack_source, parse_options
