@@ -122,6 +122,13 @@ def test_shares_of_ordered_classes_are_probabilities_whatever_the_thresholds_say
         assert sum(row.values()) == pytest.approx(1, abs=1e-6)
 
 
+def test_the_class_that_is_told_of_ordered_ones_is_the_median_that_is_scored() -> None:
+    shares = {"small": 0.4, "medium": 0.15, "large": 0.0, "huge": 0.45}
+    assert KINDS["ordinal"].describe_answer(SIZE, shares, 0.5) == "size=medium (15%)"
+    logits = torch.tensor([[0.6, 0.45, 0.45]]).logit()
+    assert KINDS["ordinal"].score(SIZE, logits.numpy(), np.array([1.0]))["accuracy"] == 1
+
+
 def test_metrics_of_numbers_are_those_of_scikit_learn_in_the_unit_of_the_table() -> None:
     draw = np.random.default_rng(3)
     labels = np.column_stack([draw.normal(40, 10, 60), draw.normal(2000, 500, 60)])

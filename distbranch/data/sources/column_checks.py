@@ -20,20 +20,17 @@ from distbranch.data.sources.label_text import (
     split_tags,
 )
 from distbranch.data.sources.number_columns import (
+    CUT_AT,
+    Problem,
     check_numbers,
     check_order,
-    describe_thousands,
-    read_numbers,
+    describe_readings,
 )
 from distbranch.data.sources.number_text import are_all_numbers
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
 
 logger = logging.getLogger("distbranch")
-
-CUT_AT = 60  # characters of a value that is shown
-
-Problem = tuple[str, str]  # what is so, and what to do about it
 
 
 def select_learnable_columns(columns: Sequence[Column], problems: Problems) -> list[Column]:
@@ -240,9 +237,8 @@ def _warn_guesses(column: Column) -> None:
             column.name,
         )
     if column.kind == "number":
-        thousands = describe_thousands(column, read_numbers(column))
-        if thousands:
-            logger.warning(thousands)
+        for reading in describe_readings(column):
+            logger.warning("The %s", reading)
     if column.is_yes_or_nothing:
         logger.warning(
             "The column '%s' says yes or nothing: its empty cells stay unlabelled, so it has no negative sample. "

@@ -60,15 +60,27 @@ def test_a_comma_that_only_other_cells_explain_is_told(
     learn: Learn, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert learn({"w": ["1,5", "1.234", "2"]}, number="w") == {"w": [1.5, 1234, 2]}
-    assert (
-        "'w': '1.234' (line 3) is read as 1234, by the decimal comma of other cells" in caplog.text
+    assert "'1.234' (line 3), which is read as 1234, by the decimal comma of" in caplog.text
+
+
+def test_seconds_since_1970_are_learned_and_what_their_labels_lose_is_told(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = ["1600000000", "1600000060", "1700000000"]
+    assert learn({"w": cells, "year": ["1990", "2020", "2019.5"]}, number="w,year")["w"][1] == (
+        1600000060
     )
+    assert "holds '1600000060' (line 3), from which its label differs by 60, for" in caplog.text
+    assert "year" not in caplog.text
 
 
 REFUSED: dict[str, tuple[Sequence[str], str]] = {
     "units": (["3.5 kg", "4 kg", "7"], r"'3.5 kg' \(line 2\), '4 kg' \(line 3\), numbers with a"),
     "per cent": (["50%", "4"], r"'50%' \(line 2\), numbers with a unit. .*--unit w="),
-    "infinite": (["1", "inf", "-Inf"], r"'inf' \(line 3\), '-Inf' \(line 4\), .*--missing inf"),
+    "infinite": (
+        ["1", "inf", "-Inf"],
+        r"'inf' \(line 3\), '-Inf' \(line 4\), which is no number.*--missing",
+    ),
     "beyond float32": (["1", "1e39", "-1e400"], r"'1e39' \(line 3\), '-1e400' .*3.4e\+38"),
     "words": (["1", "a", "b", "c", "d"], r"'a' .*line 3.*, and 1 more, which is no number"),
     "dates": (["1", "2020-01-31"], r"'2020-01-31' \(line 3\), which is no number"),
