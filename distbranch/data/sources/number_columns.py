@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distbranch.data.number_tasks import is_rounded_away
 from distbranch.data.sources.label_text import parse_number
 from distbranch.data.sources.number_text import (
     DecimalSign,
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 NUM_SHOWN = 3  # cells of a column, with their lines
 CUT_AT = 60  # characters of a cell that is shown
 MAX_STEPS = 100  # of an ordinal column: more are amounts
-MAX_ROUNDING = 0.01  # of the deviation: less than any network predicts
 MAX_FLOAT = float(np.finfo(np.float32).max)  # labels are float32
 CORRECT_IT = "Correct it, or put the value into --missing if it means that there is no label."
 
@@ -83,7 +83,7 @@ def check_numbers(column: Column) -> Iterator[Problem]:
     if np.ptp(values) == 0:
         only = next(iter(column.numbers))
         yield f"column '{column.name}': '{only}' is its only value", "Put it into --ignore."
-    if np.abs(values.astype(np.float32) - values).max() > MAX_ROUNDING * values.std():
+    if is_rounded_away(values.min(), values.max(), values.std()):
         yield (
             f"{_list_cells(column, column.numbers)}, which differ behind the seven digits that a label has",
             "Subtract from all of them what they have in common.",
