@@ -47,6 +47,11 @@ class Metric:
     is_averaged: bool = True
     is_drawn: bool = False
 
+    @property
+    def in_words(self) -> str:
+        """The title within a sentence; R2 stays what it is."""
+        return self.title if self.title.isupper() else self.title.lower()
+
 
 UNIT_OF_TASK = "unit of the task"
 MAX_LABEL = torch.finfo(torch.float32).max
