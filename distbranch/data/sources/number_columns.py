@@ -38,11 +38,14 @@ def find_common_sign(columns: Iterable[Iterable[str]]) -> DecimalSign | None:
 
 def choose_decimal_sign(column: Column) -> DecimalSign | None:
     """The sign that the cells of the column tell, else that of the table; None where it must be asked."""
+    if column.options.decimal is not None:
+        return column.options.decimal
     signs = find_decimal_signs(column.labelled)
-    told = signs.pop() if len(signs) == 1 else column.table_sign
-    is_open = any("," in text for text in find_ambiguous(column.labelled))
+    sign = signs.pop() if len(signs) == 1 else column.table_sign
     # A point alone is the decimal one of every program that writes tables.
-    return column.options.decimal or told or (None if is_open else "point")
+    if sign is None and not any("," in text for text in find_ambiguous(column.labelled)):
+        return "point"
+    return sign
 
 
 def read_numbers(column: Column) -> dict[str, float]:
