@@ -329,7 +329,7 @@ def test_answers_are_in_the_unit_of_the_task_and_become_columns() -> None:
     number = KINDS["number"]
     answers = number.predict(AGE, torch.tensor([[0.5], [-1.0]]))
     assert answers == [45.0, 30.0]
-    assert number.write_answer(AGE, 45.123456789) == {"age": "45.12346"}
+    assert number.write_answer(AGE, 45.123456789) == {"age": "45.12345679"}
     assert number.write_answer(AGE, 1234567.0) == {"age": "1234567"}
     assert number.describe_answer(AGE, 45.0, 0.5) == "age=45 years"
     assert list(KINDS["ordinal"].write_answer(SIZE, {"small": 0.25, "medium": 0.75})) == [

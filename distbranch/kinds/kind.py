@@ -136,8 +136,8 @@ class Kind(ABC):
 
     def write_answer(self, task: Task, answer: Answer) -> dict[str, str]:
         """An answer as cells of a CSV, by column."""
-        # Seven digits, for as many has float32.
-        return {task.name: f"{answer:.7g}"}
+        # Float32 has seven digits, to which a mean adds others: seconds since 1970 have ten.
+        return {task.name: f"{answer:.10g}"}
 
     def describe_answer(self, task: Task, answer: Answer, threshold: float) -> str:
         """An answer for people; empty if it is less probable than `threshold`."""
