@@ -187,9 +187,8 @@ def make_result_table(results: Results, *, split: str = "test") -> Table:
     """The networks as a rich table, as far as it leaves room for their names."""
     values = tabulate_results(results, split=split)
     keys = _list_known(values)
-    # heads of errors are longer
-    has_errors = "standardised_error" in keys
-    most = MOST_COLUMNS - 2 if has_errors else MOST_COLUMNS
+    # heads of what is no share are longer
+    most = MOST_COLUMNS if describe_units(keys) == "in %" else MOST_COLUMNS - 2
     for key in LEAST_TOLD:
         if len(keys) > most and key in keys:
             keys.remove(key)

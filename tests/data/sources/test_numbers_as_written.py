@@ -48,6 +48,13 @@ def test_a_comma_with_two_meanings_is_asked_about_and_read_as_said(learn: Learn)
     assert learn(columns, number="w", decimal="point") == {"w": [1234, None, 2000]}
 
 
+def test_a_decimal_sign_without_numbers_is_told(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    learn({"a": ["1", "0", "1"]}, decimal="comma")
+    assert "so --decimal is without effect" in caplog.text
+
+
 @pytest.mark.parametrize(("other", "read"), [("1.5", 1234.0), ("1,5", 1.234)])
 def test_other_columns_of_the_table_tell_what_a_comma_means(
     learn: Learn, other: str, read: float
