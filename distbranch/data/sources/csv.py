@@ -286,13 +286,18 @@ def _check_options(
                 f"the column '{name}' has a --unit, but it is none of --number",
                 "Add it there, or leave its unit out.",
             )
-    for option in ("as_written", "blank"):
-        for name in options.number:
-            if name in getattr(options, option):
-                problems.add(
-                    f"the column '{name}' holds numbers, of which {as_typed(option)} says nothing",
-                    "Take it out of the list.",
-                )
+    own = (*options.number, *options.ordinal, *options.kind)
+    said = {
+        "as_written": set(options.as_written) & set(options.number),
+        "blank": {name for name in own if options.blank.get(name) == "no"},
+        "minus_one": {name for name in own if options.minus_one.get(name) == "no"},
+    }
+    for option, names in said.items():
+        for name in sorted(names):
+            problems.add(
+                f"the column '{name}' is no yes or no, and {as_typed(option)} says nothing of it",
+                "Take it out of the list.",
+            )
 
 
 def _find_nearest(name: str, names: Sequence[str]) -> Sequence[str]:

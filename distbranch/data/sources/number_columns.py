@@ -81,7 +81,8 @@ def check_numbers(column: Column) -> Iterator[Problem]:
     huge = [text for text, number in column.numbers.items() if abs(number) > MAX_FLOAT]
     if huge:
         what = f"which is more than a label can hold ({MAX_FLOAT:.1e})"
-        yield f"{_list_cells(column, huge)}, {what}", f"Write it in a larger unit. {CORRECT_IT}"
+        advice = "Correct it, write the numbers in a larger unit, or put the value into --missing."
+        yield f"{_list_cells(column, huge)}, {what}", advice
     values = np.array(list(column.numbers.values()))
     if np.ptp(values) == 0:
         only = next(iter(column.numbers))

@@ -136,7 +136,12 @@ def test_numbers_of_which_nobody_said_what_they_are_are_asked_about(
     [
         ({"number": "w", "categorical": "w"}, "one kind and is listed for several"),
         ({"unit": "w=kg"}, "'w' has a --unit, but it is none of --number"),
-        ({"number": "w", "blank": "w=no"}, "holds numbers, of which --blank says nothing"),
+        ({"number": "w", "blank": "w=no"}, "is no yes or no, and --blank says nothing"),
+        ({"ordinal": "w", "blank": "w=no"}, "is no yes or no, and --blank says nothing"),
+        (
+            {"number": "w", "minus_one": "w=no"},
+            r"is no yes or no, and --minus-one \(minus_one\) says",
+        ),
         ({"number": "v"}, "no column 'v'"),
     ],
 )
