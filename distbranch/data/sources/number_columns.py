@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distbranch.data.number_tasks import is_rounded_away
 from distbranch.data.sources.label_text import parse_number
 from distbranch.data.sources.number_text import (
     DecimalSign,
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 NUM_SHOWN = 3  # cells of a column, with their lines
 CUT_AT = 60  # characters of a cell that is shown
 MAX_STEPS = 100  # of an ordinal column: more are amounts
-MAX_ROUNDING = 0.01  # of the deviation: less than any network predicts
 MAX_FLOAT = float(np.finfo(np.float32).max)  # labels are float32
 CORRECT_IT = "Correct it, or put the value into --missing if it means that there is no label."
 
@@ -38,11 +38,14 @@ def find_common_sign(columns: Iterable[Iterable[str]]) -> DecimalSign | None:
 
 def choose_decimal_sign(column: Column) -> DecimalSign | None:
     """The sign that the cells of the column tell, else that of the table; None where it must be asked."""
+    if column.options.decimal is not None:
+        return column.options.decimal
     signs = find_decimal_signs(column.labelled)
-    told = signs.pop() if len(signs) == 1 else column.table_sign
-    is_open = any("," in text for text in find_ambiguous(column.labelled))
+    sign = signs.pop() if len(signs) == 1 else column.table_sign
     # A point alone is the decimal one of every program that writes tables.
-    return column.options.decimal or told or (None if is_open else "point")
+    if sign is None and not any("," in text for text in find_ambiguous(column.labelled)):
+        return "point"
+    return sign
 
 
 def read_numbers(column: Column) -> dict[str, float]:
@@ -78,12 +81,13 @@ def check_numbers(column: Column) -> Iterator[Problem]:
     huge = [text for text, number in column.numbers.items() if abs(number) > MAX_FLOAT]
     if huge:
         what = f"which is more than a label can hold ({MAX_FLOAT:.1e})"
-        yield f"{_list_cells(column, huge)}, {what}", f"Write it in a larger unit. {CORRECT_IT}"
+        advice = "Correct it, write the numbers in a larger unit, or put the value into --missing."
+        yield f"{_list_cells(column, huge)}, {what}", advice
     values = np.array(list(column.numbers.values()))
     if np.ptp(values) == 0:
         only = next(iter(column.numbers))
         yield f"column '{column.name}': '{only}' is its only value", "Put it into --ignore."
-    if np.abs(values.astype(np.float32) - values).max() > MAX_ROUNDING * values.std():
+    if is_rounded_away(values.min(), values.max(), values.std()):
         yield (
             f"{_list_cells(column, column.numbers)}, which differ behind the seven digits that a label has",
             "Subtract from all of them what they have in common.",

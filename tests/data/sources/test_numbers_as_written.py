@@ -48,6 +48,13 @@ def test_a_comma_with_two_meanings_is_asked_about_and_read_as_said(learn: Learn)
     assert learn(columns, number="w", decimal="point") == {"w": [1234, None, 2000]}
 
 
+def test_a_decimal_sign_without_numbers_is_told(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    learn({"a": ["1", "0", "1"]}, decimal="comma")
+    assert "so --decimal is without effect" in caplog.text
+
+
 @pytest.mark.parametrize(("other", "read"), [("1.5", 1234.0), ("1,5", 1.234)])
 def test_other_columns_of_the_table_tell_what_a_comma_means(
     learn: Learn, other: str, read: float
@@ -129,7 +136,12 @@ def test_numbers_of_which_nobody_said_what_they_are_are_asked_about(
     [
         ({"number": "w", "categorical": "w"}, "one kind and is listed for several"),
         ({"unit": "w=kg"}, "'w' has a --unit, but it is none of --number"),
-        ({"number": "w", "blank": "w=no"}, "holds numbers, of which --blank says nothing"),
+        ({"number": "w", "blank": "w=no"}, "is no yes or no, and --blank says nothing"),
+        ({"ordinal": "w", "blank": "w=no"}, "is no yes or no, and --blank says nothing"),
+        (
+            {"number": "w", "minus_one": "w=no"},
+            r"is no yes or no, and --minus-one \(minus_one\) says",
+        ),
         ({"number": "v"}, "no column 'v'"),
     ],
 )
