@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -128,6 +128,10 @@ class Backbone:
                 f"Images must be at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels (height x width), found "
                 f"{self.image_size[0]}x{self.image_size[1]}. Give a larger image size."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its fields alone: the plans of a timm model hold its weights, which no other rank and no copy needs."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def plans(self) -> tuple[UnitPlan, ...]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -192,6 +193,7 @@ def test_channels_last_and_a_copy_that_went_through_json_give_the_same(case: Cas
     architecture = case.network.architecture
     read = Architecture.from_json(json.loads(json.dumps(architecture.to_json())))
     assert read == architecture
+    assert len(pickle.dumps(architecture)) < 10_000  # it is sent to other ranks
     again = Network(read).eval()
     again.load_state_dict(case.network.state_dict())
     again.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
