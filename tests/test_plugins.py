@@ -29,7 +29,7 @@ from distbranch.launch.on_ray.job import _make_command
 from distbranch.losses import LOSSES, choose_losses
 from distbranch.models.architecture import Architecture
 from distbranch.models.backbone import BACKBONES
-from distbranch.registry import Registry, count_additions, take_back_additions
+from distbranch.registry import Registry, copy_entries, restore_entries
 from distbranch.sweep.plan import list_trials
 from distbranch.sweep.shared_prefix import group_by_prefix
 from distbranch.tasks import Task, TaskSet
@@ -44,17 +44,17 @@ def compute(sums):
 """
 
 
-def forget_plugins(num_additions: int) -> None:
+def forget_plugins(entries: list[dict[str, Any]]) -> None:
     """What a new process would know."""
-    take_back_additions(num_additions)
-    for known in (plugins._loaded, plugins._received, plugins._told):
-        known.clear()
+    restore_entries(entries)
+    plugins._loaded.clear()
+    plugins._warn_of_copy.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def new_process() -> Iterator[Callable[[], None]]:
     """Make this process one that has loaded no plug-in, again at every call and in the end."""
-    before = count_additions()
+    before = copy_entries()
     yield lambda: forget_plugins(before)
     forget_plugins(before)
 
@@ -63,7 +63,7 @@ def new_process() -> Iterator[Callable[[], None]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the page's file, data, and a finished run of all that the file registers."""
     folder = tmp_path_factory.mktemp("plugins")
-    before = count_additions()
+    before = copy_entries()
     plugins.load_plugins([str(write_page_file(folder))])
     pack_angles(folder / "data")
     ended = train_tiny(make_config(folder / "data", folder / "runs", folder / "mine.py"))

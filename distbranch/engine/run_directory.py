@@ -14,7 +14,6 @@ from typing import Any
 
 from distbranch.errors import UserError, reason_of
 from distbranch.locks import LockHeldError, hold_lock
-from distbranch.plugins import COPIES
 
 
 class RunInUseError(UserError):
@@ -37,7 +36,6 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.affinity = path / "affinity"
         self.model = path / "model"
-        self.plugins = path / COPIES
         self.tensorboard = path / "tensorboard"
         self.profile = path / "profile"
         self.lock = path / ".lock"  # held by the process that trains the run
