@@ -256,7 +256,7 @@ class MethodConfig(Section):
         if self.pretrained is not None and not self.begins_from_pretrained:
             raise ValueError(
                 f"pretrained={self.pretrained} is used with method.init=somp|largest-norm|random-rows or method.name=low-rank: add "
-                "method.init=somp, or leave method.pretrained out"
+                "method.init=somp, or leave method.pretrained out; a ResNet or a model of timm begins from model.pretrained"
             )
         return self
 
