@@ -15,10 +15,11 @@ from distbranch.errors import UserError
 from distbranch.models.backbone import Backbone
 
 # Parts of names, of the smallest models first; without one the shortest name is taken.
-SMALL = (
-    "test_ atto femto pico nano xxtiny xtiny micro tiny xxsmall xx_small xsmall extra_small mini small "
-    "_s0 _t0 _b0 _s _050 18 26 _00 s12"
-).split()
+SMALL = [
+    *("test_", "atto", "femto", "pico", "nano", "xxtiny", "xtiny", "micro", "tiny", "xxsmall"),
+    *("xx_small", "xsmall", "extra_small", "mini", "small", "_s0", "_t0", "_b0", "_s", "_050"),
+    *("18", "26", "_00", "s12"),
+]
 SECONDS = 40  # for a model; what has none that small is left out
 
 
@@ -36,8 +37,8 @@ def describe_chain(name: str) -> str:
     """Its units in words; UserError where it is no chain."""
     config = timm.get_pretrained_cfg(name)
     size = tuple(config.input_size[1:]) if config else (224, 224)
-    backbone = Backbone(f"timm:{name}", size)
-    return f"{len(backbone.names)} units, {sum(backbone.may_skip)} may be skipped"
+    plans = Backbone(f"timm:{name}", size).plans
+    return f"{len(plans)} units, {sum(plan.may_skip for plan in plans)} may be skipped"
 
 
 def main() -> None:
