@@ -134,6 +134,7 @@ RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
     ("overrides", "words"),
     [
         (["model.backbone=vgg19"], "found 'vgg19', did you mean vgg9 or vgg16"),
+        (["model.backbone=convnext_atto"], "if it is one of timm's, write timm:convnext_atto"),
         (["model.backbone='timm:'"], "or timm:NAME (a model of timm), found 'timm:'"),
         (["model.backbone=timm:resnet18", "model.width=32"], "should be empty, found width=32"),
         (

@@ -76,7 +76,11 @@ def check_backbone(name: str) -> str:
     if name in known or (name.startswith(TIMM) and name != TIMM):
         return name
     near = difflib.get_close_matches(name, known, n=3)
-    hint = f", did you mean {' or '.join(near)}" if near else ""
+    hint = ""
+    if near:
+        hint = f", did you mean {' or '.join(near)}"
+    elif name != TIMM:
+        hint = f"; if it is one of timm's, write {TIMM}{name}"
     raise ValueError(
         f"should be one of {', '.join(known)} or timm:NAME (a model of timm), found {name!r}{hint}; one of your own comes from a file "
         "named in `plugins`"
@@ -252,7 +256,7 @@ class MethodConfig(Section):
         if self.pretrained is not None and not self.begins_from_pretrained:
             raise ValueError(
                 f"pretrained={self.pretrained} is used with method.init=somp|largest-norm|random-rows or method.name=low-rank: add "
-                "method.init=somp, or leave method.pretrained out"
+                "method.init=somp, or leave method.pretrained out; a ResNet or a model of timm begins from model.pretrained"
             )
         return self
 

@@ -350,6 +350,7 @@ CONFIGS = (
         2,
         ("data.image_size", "not valid YAML", "[64"),
     ),
+    Case("keys alone", nothing, "train model.width=8", 2, ("model.width=8", "Give a config file")),
     Case("no config", nothing, "train", 2, ("config file", "--help-config")),
     Case(
         "bad seeds",

@@ -1,6 +1,7 @@
 """What can be wrong with the values of a column: each question that only its owner can answer is asked, none is guessed."""
 
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
@@ -203,9 +204,10 @@ def _check_classes(column: Column) -> Iterator[Problem]:
 def _suggest_number(column: Column) -> str:
     """What to give where the values of a column of which nobody said anything are numbers."""
     if column.is_open and are_all_numbers(column.labelled):
+        name = shlex.quote(column.name)  # many names have blanks
         return (
-            f" If its numbers are amounts to be predicted as such, give --number {column.name}; if they are steps in an order, "
-            f"--ordinal {column.name}."
+            f" If its numbers are amounts to be predicted as such, give --number {name}; if they are steps in an order, "
+            f"--ordinal {name}."
         )
     return ""
 

@@ -131,6 +131,13 @@ def test_numbers_of_which_nobody_said_what_they_are_are_asked_about(
     assert learn({"w": cells}, number="w") == {"w": list(map(float, cells))}
 
 
+def test_an_option_in_advice_can_be_copied_where_the_column_has_a_blank_in_its_name(
+    learn: Learn,
+) -> None:
+    with pytest.raises(UserError, match=r"give --number 'net w'; .*--ordinal 'net w'"):
+        learn({"net w": ["20", "30", "20"]})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
