@@ -202,11 +202,22 @@ class Backbone:
 
 
 def freeze_arguments(arguments: Mapping[str, Any]) -> Arguments:
-    """Arguments by name (numbers, texts, lists of them) as a value that can be hashed."""
-    frozen = []
-    for name, value in sorted(arguments.items()):
-        frozen.append((name, tuple(value) if isinstance(value, list) else value))
-    return tuple(frozen)
+    """Arguments by name as a value that can be hashed.
+
+    Raises:
+        UserError: one is no number, text or list of them.
+    """
+    return tuple((name, _freeze(name, value)) for name, value in sorted(arguments.items()))
+
+
+def _freeze(name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(name, part) for part in value)
+    if isinstance(value, Mapping):
+        raise UserError(
+            f"model.arguments should hold numbers, texts and lists of them, found {value} for {name}. Leave it out."
+        )
+    return value
 
 
 def in_eights(units: float) -> int:

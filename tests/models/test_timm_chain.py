@@ -231,6 +231,9 @@ def test_arguments_reach_the_model() -> None:
     )
     assert eight.specs[0].halvings_above == 3
     assert len(eight.specs) == 3
+    assert freeze_arguments({"depths": [[1, 2], [3]]}) == (("depths", ((1, 2), (3,))),)
+    with pytest.raises(UserError, match=r"found \{'a': 1\} for block_args"):
+        freeze_arguments({"block_args": {"a": 1}})
 
 
 def test_a_chain_of_layers_has_a_unit_per_layer() -> None:
