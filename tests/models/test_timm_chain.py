@@ -372,6 +372,8 @@ def test_what_timm_cannot_make_is_refused_in_one_sentence(monkeypatch: pytest.Mo
         _ = Backbone("timm:resnet81", (SIZE, SIZE)).plans
     with pytest.raises(UserError, match=r"timm cannot make resnet18 .*\{'deepness': 3\}"):
         _ = Backbone("timm:resnet18", (SIZE, SIZE), arguments=(("deepness", 3),)).plans
+    with pytest.raises(UserError, match=r"timm cannot make convnext_atto .*out of range"):
+        _ = Backbone("timm:convnext_atto", (SIZE, SIZE), arguments=(("dims", (8, 8)),)).plans
     with pytest.raises(UserError, match="timm cannot make halonet26t for images of 96x96 pixels"):
         _ = Backbone("timm:halonet26t", (96, 96)).plans
     with pytest.raises(UserError, match="has its own widths"):
