@@ -184,8 +184,7 @@ class Backbone:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Backbone:
         """The inverse of `to_json`."""
-        height, length = data["image_size"]
-        values = data | {"image_size": (int(height), int(length))}
+        values = data | {"image_size": tuple(map(int, data["image_size"]))}
         values["arguments"] = freeze_arguments(data.get("arguments", {}))
         affine = data.get("input_affine")
         if affine is not None:
@@ -202,11 +201,22 @@ class Backbone:
 
 
 def freeze_arguments(arguments: Mapping[str, Any]) -> Arguments:
-    """Arguments by name (numbers, texts, lists of them) as a value that can be hashed."""
-    frozen = []
-    for name, value in sorted(arguments.items()):
-        frozen.append((name, tuple(value) if isinstance(value, list) else value))
-    return tuple(frozen)
+    """Arguments by name as a value that can be hashed.
+
+    Raises:
+        UserError: one is no number, text or list of them.
+    """
+    return tuple((name, _freeze(name, value)) for name, value in sorted(arguments.items()))
+
+
+def _freeze(name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(name, part) for part in value)
+    if isinstance(value, Mapping):
+        raise UserError(
+            f"model.arguments should hold numbers, texts and lists of them, found {value} for {name}. Leave it out."
+        )
+    return value
 
 
 def in_eights(units: float) -> int:
@@ -318,9 +328,8 @@ def _plan_resnet(backbone: Backbone) -> Iterator[UnitPlan]:
     block = Bottleneck if backbone.source == "resnet50" else Block
     num_inputs = widths[0]
     yield UnitPlan("stem", num_inputs, STAGE_WIDTHS[0], partial(_build_stem, num_inputs))
-    for stage, (count, width, full) in enumerate(
-        zip(BLOCKS[backbone.source], widths, STAGE_WIDTHS, strict=True), start=1
-    ):
+    stages = zip(BLOCKS[backbone.source], widths, STAGE_WIDTHS, strict=True)
+    for stage, (count, width, full) in enumerate(stages, start=1):
         for place in range(1, count + 1):
             stride = 2 if stage > 1 and place == 1 else 1
             build = partial(block, num_inputs, width, stride)

@@ -231,6 +231,9 @@ def test_arguments_reach_the_model() -> None:
     )
     assert eight.specs[0].halvings_above == 3
     assert len(eight.specs) == 3
+    assert freeze_arguments({"depths": [[1, 2], [3]]}) == (("depths", ((1, 2), (3,))),)
+    with pytest.raises(UserError, match=r"found \{'a': 1\} for block_args"):
+        freeze_arguments({"block_args": {"a": 1}})
 
 
 def test_a_chain_of_layers_has_a_unit_per_layer() -> None:
@@ -369,6 +372,8 @@ def test_what_timm_cannot_make_is_refused_in_one_sentence(monkeypatch: pytest.Mo
         _ = Backbone("timm:resnet81", (SIZE, SIZE)).plans
     with pytest.raises(UserError, match=r"timm cannot make resnet18 .*\{'deepness': 3\}"):
         _ = Backbone("timm:resnet18", (SIZE, SIZE), arguments=(("deepness", 3),)).plans
+    with pytest.raises(UserError, match=r"timm cannot make convnext_atto .*out of range"):
+        _ = Backbone("timm:convnext_atto", (SIZE, SIZE), arguments=(("dims", (8, 8)),)).plans
     with pytest.raises(UserError, match="timm cannot make halonet26t for images of 96x96 pixels"):
         _ = Backbone("timm:halonet26t", (96, 96)).plans
     with pytest.raises(UserError, match="has its own widths"):
