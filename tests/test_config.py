@@ -133,8 +133,8 @@ RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model.backbone=vgg19"], "found 'vgg19', did you mean vgg9 or vgg16"),
-        (["model.backbone='timm:'"], "or timm:NAME (a model of timm), found 'timm:'"),
+        (["model.backbone=vgg19"], "there is no backbone 'vgg19'; the nearest are vgg9, vgg16"),
+        (["model.backbone='timm:'"], "a model of timm is named timm:NAME"),
         (["model.backbone=timm:resnet18", "model.width=32"], "should be empty, found width=32"),
         (
             ["model.backbone=timm:resnet18", "model.width_fraction=0.5"],

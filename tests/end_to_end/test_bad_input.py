@@ -288,7 +288,7 @@ CONFIGS = (
         nothing,
         f"{NEW} model.backbone=vgg19",
         2,
-        ("model.backbone", "did you mean vgg9 or vgg16", "vgg19"),
+        ("model.backbone", "the nearest are vgg9, vgg16", "vgg19"),
     ),
     Case(
         "cap of no branch",
