@@ -105,7 +105,7 @@ class TaskSet:
         self._margins = {task.kind: KINDS[task.kind].compute_margin for task in self.tasks}
         self._standards = [(task.mean, task.deviation) for task in self.tasks]
         self._is_standardised = set(self._standards) != {(0.0, 1.0)}
-        self._standards_on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._standards_on: dict[torch.device, Tensor] = {}
 
     def compute_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The loss of every sample and task [B, T]; 0, with gradient 0, where unlabelled. outputs: [B, O]."""
@@ -141,11 +141,12 @@ class TaskSet:
         """The labels [B, T] as losses see them: numbers less their mean, in their deviations; others are what they are."""
         if not self._is_standardised:
             return labels
-        place = (labels.device, labels.dtype)
-        if place not in self._standards_on:
-            self._standards_on[place] = labels.new_tensor(self._standards)
-        mean, deviation = self._standards_on[place].unbind(dim=1)
-        return (labels - mean).div(deviation)
+        # In float64, for float32 would move all years or seconds since 1970 by a part of their deviation.
+        if labels.device not in self._standards_on:
+            standards = labels.new_tensor(self._standards, dtype=torch.float64)
+            self._standards_on[labels.device] = standards
+        mean, deviation = self._standards_on[labels.device].unbind(dim=1)
+        return (labels - mean).div(deviation).to(labels.dtype)
 
     def _compute_masked(
         self, functions: Mapping[str, Loss], outputs: Tensor, labels: Tensor
@@ -153,8 +154,8 @@ class TaskSet:
         unlabelled = labels.isnan()
         # A loss in bf16 would have three digits; float64 stays, for tests against slow references.
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        filled = labels.masked_fill(unlabelled, 0.0).to(outputs.dtype)
-        filled = self.standardise_labels(filled)
+        # The mean stands for what is unlabelled, of which no loss of anyone's overflows.
+        filled = self.standardise_labels(labels).masked_fill(unlabelled, 0.0).to(outputs.dtype)
         if len(self._alike) == 1:  # nothing to bring together
             pieces = outputs.view(len(outputs), self.num_tasks, self.num_outputs // self.num_tasks)
             values = functions[self.tasks[0].kind](pieces, filled)

@@ -134,7 +134,8 @@ RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
     ("overrides", "words"),
     [
         (["model.backbone=vgg19"], "there is no backbone 'vgg19'; the nearest are vgg9, vgg16"),
-        (["model.backbone='timm:'"], "a model of timm is named timm:NAME"),
+        (["model.backbone=convnext_atto"], "if it is a model of timm, write timm:convnext_atto"),
+        (["model.backbone='timm:'"], "if it is a model of timm, write timm:NAME"),
         (["model.backbone=timm:resnet18", "model.width=32"], "should be empty, found width=32"),
         (
             ["model.backbone=timm:resnet18", "model.width_fraction=0.5"],

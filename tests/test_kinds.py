@@ -82,6 +82,24 @@ def test_every_loss_by_name_trains_its_kind_and_the_first_of_a_kind_is_its_own()
     assert first == {"binary", "categorical", "number", "ordinal"}
 
 
+def test_seconds_since_1970_are_standardised_without_a_shift_of_them_all() -> None:
+    seconds = Task("when", "number", mean=1_600_000_070.0, deviation=10_000.0)
+    labels = torch.tensor([[1_600_000_000.0], [1_600_012_800.0]])  # as float32 has them
+    expected = torch.tensor([[-0.007], [1.273]])
+    assert torch.equal(TaskSet([seconds]).standardise_labels(labels), expected)
+
+
+def test_an_unlabelled_number_has_no_gradient_however_steep_the_loss_is_at_0() -> None:
+    def lose_steeply(logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.squeeze(2) - labels).exp()
+
+    tasks = TaskSet([Task("when", "number", mean=1e9, deviation=1.0)], {"number": lose_steeply})
+    outputs = torch.ones(2, 1, requires_grad=True)
+    tasks.compute_losses(outputs, torch.full((2, 1), NAN)).sum().backward()  # type: ignore[no-untyped-call]
+    assert outputs.grad is not None
+    assert not outputs.grad.any()
+
+
 def test_margins_lie_in_0_to_1_and_grow_with_the_error() -> None:
     tasks = TaskSet([AGE])
     outputs = torch.linspace(0, 30, 50)[:, None]
@@ -120,6 +138,13 @@ def test_shares_of_ordered_classes_are_probabilities_whatever_the_thresholds_say
         assert list(row) == list(SIZE.classes)
         assert min(row.values()) >= 0
         assert sum(row.values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_class_that_is_told_of_ordered_ones_is_the_median_that_is_scored() -> None:
+    shares = {"small": 0.4, "medium": 0.15, "large": 0.0, "huge": 0.45}
+    assert KINDS["ordinal"].describe_answer(SIZE, shares, 0.5) == "size=medium (15%)"
+    logits = torch.tensor([[0.6, 0.45, 0.45]]).logit()
+    assert KINDS["ordinal"].score(SIZE, logits.numpy(), np.array([1.0]))["accuracy"] == 1
 
 
 def test_metrics_of_numbers_are_those_of_scikit_learn_in_the_unit_of_the_table() -> None:
@@ -322,7 +347,7 @@ def test_answers_are_in_the_unit_of_the_task_and_become_columns() -> None:
     number = KINDS["number"]
     answers = number.predict(AGE, torch.tensor([[0.5], [-1.0]]))
     assert answers == [45.0, 30.0]
-    assert number.write_answer(AGE, 45.123456789) == {"age": "45.12346"}
+    assert number.write_answer(AGE, 45.123456789) == {"age": "45.12345679"}
     assert number.write_answer(AGE, 1234567.0) == {"age": "1234567"}
     assert number.describe_answer(AGE, 45.0, 0.5) == "age=45 years"
     assert list(KINDS["ordinal"].write_answer(SIZE, {"small": 0.25, "medium": 0.75})) == [

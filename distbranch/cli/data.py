@@ -204,7 +204,7 @@ def _parse_options(arguments: list[str]) -> dict[str, str]:
     ]
     if 2 * len(set(options)) != len(words):
         raise UsageError(
-            "The options of a source are written --name value, each once (several values as --name a,b), found "
-            f"{shlex.join(arguments)}."
+            "The options of a source are written --name value, each once (several values as --name a,b, a name with "
+            f"blanks as --name 'a b'), found {shlex.join(arguments)}."
         )
     return dict(zip(options, words[1::2], strict=True))

@@ -132,7 +132,8 @@ def build_table(
     table = Table(title=title)
     for number, name in enumerate(rows[0]):
         is_number = num_texts is not None and number >= num_texts
-        table.add_column(name, justify="right" if is_number else "left")
+        # Folded, for a key that is cut could not be copied.
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_format_cell, row.values()))
     return table

@@ -76,7 +76,8 @@ def check_backbone(name: str) -> str:
     try:
         return check_name(name, what="backbone")
     except ValueError as error:
-        raise ValueError(f"{error}; a model of timm is named timm:NAME") from None
+        model = name.removeprefix(TIMM) or "NAME"
+        raise ValueError(f"{error}; if it is a model of timm, write {TIMM}{model}") from None
 
 
 class ModelConfig(Section):
@@ -248,7 +249,7 @@ class MethodConfig(Section):
         if self.pretrained is not None and not self.begins_from_pretrained:
             raise ValueError(
                 f"pretrained={self.pretrained} is used with method.init=somp|largest-norm|random-rows or method.name=low-rank: add "
-                "method.init=somp, or leave method.pretrained out"
+                "method.init=somp, or leave method.pretrained out; a ResNet or a model of timm begins from model.pretrained"
             )
         return self
 

@@ -253,6 +253,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         near = sorted(map(str, path.parent.glob("*.yaml")))
         hint = f" There are: {', '.join(near)}." if near else ""
+        if "=" in path.name:
+            hint = " Give a config file before the keys that it is to be read with."
         raise UsageError(f"The config file {path} does not exist.{hint}") from None
     except PermissionError as error:
         raise denied(error) from None

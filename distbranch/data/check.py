@@ -76,7 +76,7 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
     info = read_local_dataset(path)
     report = CheckReport(info)
     keys: set[int] = set()  # hashes of them, as in `pack`
-    far = FarNumbers()
+    far = FarNumbers(info.tasks)
     for name, split in info.splits.items():
         problems_before = report.num_problems
         counts: Counts = {task.name: KINDS[task.kind].make_counts(task) for task in info.tasks}
@@ -91,7 +91,7 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
         ):  # else the counts differ for a reason already told
             _check_counts(name, split, counts, report)
     if report.ok:
-        report.remarks = [*far.describe(info.tasks), *compare_splits(info.tasks, info.splits)]
+        report.remarks = [*far.describe(), *compare_splits(info.tasks, info.splits)]
         report.copies = find_copies(Path(info.path), info.splits)
     return report
 
@@ -144,7 +144,7 @@ def _check_shard(
         key = opened.read_key(number)
         if isinstance(key, int):  # its header cannot be read, which is told below
             continue
-        far.add_sample(report.info.tasks, labels, f"'{key}' ({split})")
+        far.add_sample(labels, f"'{key}' ({split})")
         if hash(key) in keys:
             report.add_problem(f"{where}, sample {number}: its key '{key}' occurs a second time.")
         keys.add(hash(key))

@@ -1,7 +1,6 @@
 """What of the numbers of a packed data set is sound and still looks odd: values far outside, and splits unlike the training split."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import sqrt
 
 import numpy as np
@@ -21,32 +20,29 @@ NUM_SHOWN = 3
 DIGITS = 4
 
 
-@dataclass
 class FarNumbers:
     """The labels of a data set that lie more than FAR deviations from the mean of their task, in the order of samples."""
 
-    found: dict[str, list[str]] = field(default_factory=dict)
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._numbers = {place: task for place, task in enumerate(tasks) if has_mean(task)}
+        self._found: dict[Task, list[str]] = {}
 
-    def add_sample(self, tasks: Sequence[Task], labels: NDArray[np.float32], where: str) -> None:
+    def add_sample(self, labels: NDArray[np.float32], where: str) -> None:
         """Note the labels [T] of a sample that lie far outside."""
-        for task, number in zip(tasks, labels.tolist(), strict=True):
-            if not has_mean(task):
-                continue
+        for place, task in self._numbers.items():
+            number = float(labels[place])
             # NaN, which is no label, is never far.
             if abs(number - task.mean) > FAR * task.deviation:
                 shown = f"{write_digits(number, DIGITS)} of {where}"
-                self.found.setdefault(task.name, []).append(shown)
+                self._found.setdefault(task, []).append(shown)
 
-    def describe(self, tasks: Sequence[Task]) -> Iterator[str]:
+    def describe(self) -> Iterator[str]:
         """A sentence per task that has such labels."""
-        for task in tasks:
-            found = self.found.get(task.name)
-            if not found:
-                continue
+        for task, found in self._found.items():
+            spread = KINDS[task.kind].describe_task(task).removeprefix(f"{task.name}: ")
             yield (
-                f"Task '{task.name}': {len(found):,} number(s) lie more than {FAR} deviations from the mean of train "
-                f"({KINDS[task.kind].describe_task(task).partition(': ')[2]}): {', '.join(found[:NUM_SHOWN])}. If they stand for "
-                "a missing label, pack again with --missing."
+                f"Task '{task.name}': {len(found):,} number(s) lie more than {FAR} deviations from the mean of train ({spread}): "
+                f"{', '.join(found[:NUM_SHOWN])}. If they stand for a missing label, pack again with --missing."
             )
 
 

@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from distbranch.data.shards import SplitInfo
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS
 from distbranch.kinds.label_counts import Counts
 from distbranch.tasks import Task
+
+MAX_ROUNDING = 0.01  # of the deviation: less than any network predicts
 
 
 def has_mean(task: Task) -> bool:
@@ -55,7 +59,18 @@ def _measure_task(task: Task, counts: Counts, where: str) -> Task:
         raise UserError(
             f"All labels of the task '{task.name}'{where} are {counts['mean']:g}, so there is nothing to learn. Leave the task out."
         )
+    if is_rounded_away(counts["min"], counts["max"], counts["deviation"]):
+        raise UserError(
+            f"The labels of the task '{task.name}'{where}, {counts['min']:.15g} to {counts['max']:.15g}, differ behind the seven "
+            "digits that a label has. Subtract from all of them what they have in common."
+        )
     return replace(task, mean=counts["mean"], deviation=counts["deviation"])
+
+
+def is_rounded_away(least: float, largest: float, deviation: float) -> bool:
+    """Whether the float32 of labels is too coarse for the differences of such numbers."""
+    step = np.spacing(np.float32(max(abs(least), abs(largest))))
+    return float(step) / 2 > MAX_ROUNDING * deviation
 
 
 def _has_unknown_mean(task: Task) -> bool:

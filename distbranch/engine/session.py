@@ -15,9 +15,10 @@ from distbranch.engine.checkpoint import share_checkpoint
 from distbranch.engine.distributed import Ranks, describe_storage_failure
 from distbranch.engine.evaluate import evaluate_split
 from distbranch.engine.forks import Family
-from distbranch.engine.initialisation import begin_network
+from distbranch.engine.initialisation import begin_network, first_architecture
 from distbranch.engine.loaders import describe_too_many_bad, open_training
 from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_name
+from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import choose_rounding, join_ranks
 from distbranch.engine.results import RunFiles, RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory
@@ -156,9 +157,11 @@ def _build_state(config: Config, ranks: Ranks, info: DatasetInfo, files: RunFile
         ranks.run_only_on_rank_zero(files.load_newest), ranks, but_for=AFFINITY
     )
     before = checkpoint.state.get("rounding", ()) if checkpoint is not None else ()
-    state = TrainingState(
-        config, ranks, info, choose_rounding(config.train.precision, ranks, before)
-    )
+    search = None
+    if config.searches:
+        search = PolicySearch(config, info, first_architecture(config, info).num_blocks)
+    rounding = choose_rounding(config.train.precision, ranks, before)
+    state = TrainingState(config, ranks, info, rounding, search)
     if checkpoint is None:
         begin_network(state.net, config, info)
     else:

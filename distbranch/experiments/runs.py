@@ -146,7 +146,7 @@ def check_defined(runs: Runs, metric: str, splits: Collection[str]) -> None:
             raise UserError(
                 f"The {len(runs)} runs are finished, but no task has {metric} on {split} in all of them, so they cannot be "
                 f"compared by it: results.csv beside {runs[0].config.run_directory} has what there is. Give data in which a "
-                "task has labels of more than one class there."
+                "task has labels of more than one class there; numbers are compared by the metric of a sweep alone."
             )
 
 

@@ -47,6 +47,11 @@ class Metric:
     is_averaged: bool = True
     is_drawn: bool = False
 
+    @property
+    def in_words(self) -> str:
+        """The title within a sentence; R2 stays what it is."""
+        return self.title if self.title.isupper() else self.title.lower()
+
 
 UNIT_OF_TASK = "unit of the task"
 MAX_LABEL = torch.finfo(torch.float32).max
@@ -131,8 +136,8 @@ class Kind(ABC):
 
     def write_answer(self, task: Task, answer: Answer) -> dict[str, str]:
         """An answer as cells of a CSV, by column."""
-        # Seven digits, for as many has float32.
-        return {task.name: f"{answer:.7g}"}
+        # Float32 has seven digits, to which a mean adds others: seconds since 1970 have ten.
+        return {task.name: f"{answer:.10g}"}
 
     def describe_answer(self, task: Task, answer: Answer, threshold: float) -> str:
         """An answer for people; empty if it is less probable than `threshold`."""

@@ -206,9 +206,9 @@ def check_data(config: Config, info: DatasetInfo) -> None:
             f"launch.workers={config.launch.most_workers} ranks need at least as many training samples, "
             f"but {info.path} has {num_samples}. Use fewer workers."
         )
-    if config.searches:
-        _check_search(config, info)
     architecture = first_architecture(config, info)
+    if config.searches:
+        _check_search(config, info, architecture.num_blocks)
     if not RunDirectory(config.run_directory).holds_training:  # else it is not needed any longer
         check_pretrained(config, architecture)
 
@@ -223,8 +223,8 @@ def _warn_absent_kinds(config: Config, info: DatasetInfo) -> None:
         )
 
 
-def _check_search(config: Config, info: DatasetInfo) -> None:
-    course = PolicySearch(config, info).curriculum
+def _check_search(config: Config, info: DatasetInfo, num_blocks: int) -> None:
+    course = PolicySearch(config, info, num_blocks).curriculum
     released, last = course.num_released(config.train.iterations - 1), course.first_step_with_all
     if released < course.num_blocks:
         logger.warning(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distbranch.errors import UserError
@@ -20,6 +20,7 @@ from distbranch.models.units import (
     Layer,
     LowRank,
     Unit,
+    UnitPlan,
     make_convolution,
     make_unset,
 )
@@ -52,22 +53,6 @@ BASIS = {
 
 
 @dataclass(frozen=True)
-class UnitPlan:
-    """How a unit is made: its width and that at full size (None: it has one size), and whether tasks may skip it.
-
-    `build(is_executed=False)` gives one of which only the shortcut is needed. `positions` (height, width) are those of its output
-    where its shape does not tell them.
-    """
-
-    name: str
-    width: int
-    full_width: int | None
-    build: Callable[..., Unit]
-    may_skip: bool = False
-    positions: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
 class Cost:
     """Weights without norms and biases, everything that is trained, and multiply-adds of one image."""
 
@@ -78,7 +63,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class UnitSpec:
-    """What a unit is and costs; `positions` (height, width) are those of its output.
+    """What a unit is and costs.
 
     halvings_above: how often height and width are halved from this unit on up to the heads, its own included: p of Eq. 9.
     max_copies: so many copies of it are together no wider than the unit at full size; None: it has but one size.
@@ -88,7 +73,6 @@ class UnitSpec:
     name: str
     width: int
     max_copies: int | None
-    positions: tuple[int, int]
     halvings_above: int
     may_skip: bool
     body: Cost
@@ -145,6 +129,10 @@ class Backbone:
                 f"{self.image_size[0]}x{self.image_size[1]}. Give a larger image size."
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Its fields alone: the plans of a timm model hold its weights, which no other rank and no copy needs."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @cached_property
     def plans(self) -> tuple[UnitPlan, ...]:
         """How its units are made, input first."""
@@ -180,6 +168,10 @@ class Backbone:
     def blocks(self) -> tuple[str, ...]:
         """The names of the units that tasks may skip."""
         return tuple(plan.name for plan in self.plans if plan.may_skip)
+
+    def draw_units(self, generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
+        """The first weights of its units, by their names, where its source draws them itself; else empty."""
+        return timm_chain.initial_state(self, generator) if self.is_of_timm else {}
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON; what is not set stands there only if every backbone always had it."""
@@ -239,7 +231,6 @@ def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
             x = unit.execute(x, shortcut)
             through = counter.get_total_flops() - start - around
 
-            height, length = plan.positions or x.shape[2:] or (1, 1)
             max_copies = None if plan.full_width is None else plan.full_width // plan.width
             # The parameters of the shortcut are those of a unit that nobody executes.
             spare = plan.build(is_executed=False) if plan.may_skip else nn.Identity()
@@ -248,7 +239,6 @@ def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
                 name=plan.name,
                 width=plan.width,
                 max_copies=max_copies,
-                positions=(height, length),
                 halvings_above=halvings,
                 may_skip=plan.may_skip,
                 body=Cost(

@@ -18,7 +18,6 @@ from distbranch.branching.routing import Policy, Routing, copy_units
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.norm import BatchNorm, NormGroups
-from distbranch.models.timm_chain import initial_state
 from distbranch.models.units import (
     Unit,
     make_unset,
@@ -92,8 +91,7 @@ class Network(nn.Module):
     @torch.no_grad()
     def init(self, generator: torch.Generator) -> None:
         """Draw all weights anew, on the CPU so that every device gets the same: He et al. 2015, fan-in; timm's as timm does."""
-        backbone = self.architecture.backbone
-        initial = initial_state(backbone, generator) if backbone.is_of_timm else {}
+        initial = self.architecture.backbone.draw_units(generator)
         for unit, state in initial.items():
             for copy in self.copies(unit):
                 copy.load_state_dict({name: state[name] for name in copy.state_dict()})

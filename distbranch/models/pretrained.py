@@ -79,7 +79,9 @@ class WideNetwork:
 
 def map_size(architecture: Architecture) -> tuple[int, int]:
     """(height, width) of the feature maps that the first fc layer sees."""
-    return next(spec.positions for spec in reversed(architecture.specs) if not is_linear(spec.name))
+    height, width = architecture.image_size
+    times = 2 ** architecture.specs[0].halvings_above
+    return height // times, width // times
 
 
 def is_linear(layer: str) -> bool:

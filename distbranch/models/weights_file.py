@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from distbranch.errors import UserError
+from distbranch.errors import UserError, reason_of
 from distbranch.models import timm_chain
 from distbranch.models.backbone import BLOCKS, Backbone
 from distbranch.permissions import denied
@@ -25,6 +26,7 @@ from distbranch.tensor_files import load_tensors
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the weights
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of torchvision's
+HUB = "hf-hub:"  # before the name of a repository
 NUM_NAMED = 3  # names of tensors in a message
 
 # ResNet: the modules of a file and ours.
@@ -77,19 +79,19 @@ def read_pretrained(backbone: Backbone, place: str) -> dict[str, Tensor]:
 
 def is_remote(place: str) -> bool:
     """Whether weights are fetched from the hub, and are no file."""
-    return place == "timm" or place.startswith("hf-hub:")
+    return place == "timm" or place.startswith(HUB)
 
 
 def _read_for_timm(backbone: Backbone, place: str, how_to_get: str) -> dict[str, Tensor]:
     model = timm_chain.make_model(backbone, seed=0)
     state: Mapping[str, Tensor]
     if is_remote(place):
-        state = timm_chain.download_state(backbone, place)
+        state = _download_state(backbone, place)
     else:
         file = Path(place)
         state = read_named_tensors(file, how_to_get)
-    state = timm_chain.adapt_state(model, state, place, how_to_get)
-    own = timm_chain.classifiers(model)
+    state = _adapt_state(model, state, place, how_to_get)
+    own = _classifiers(model)
     state = _select(model.state_dict(), state, place, how_to_get, own)
     named: dict[str, Tensor] = {}
     for unit, tensors in timm_chain.unit_states(backbone, state).items():
@@ -105,7 +107,7 @@ def match_colours(backbone: Backbone, mean: Sequence[float], std: Sequence[float
         mean: by which the images of the data are normalised, per colour channel, in 0..1.
         std: likewise.
     """
-    trained = timm_chain.colours(backbone) if backbone.is_of_timm else IMAGENET
+    trained = colours(backbone) if backbone.is_of_timm else IMAGENET
     if trained == (tuple(mean), tuple(std)):
         return replace(backbone, input_affine=None)
     scale = tuple(own / theirs for own, theirs in zip(std, trained[1], strict=True))
@@ -185,6 +187,67 @@ def _name_first(names: Sequence[str]) -> str:
     return f"{named} and {rest} more" if rest > 0 else named
 
 
+# ---- of timm
+
+
+def colours(backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of every colour channel, in 0..1, that the weights of a model were trained with."""
+    config = timm_chain.require_timm().get_pretrained_cfg(
+        backbone.source.removeprefix(timm_chain.PREFIX)
+    )
+    if config is None:
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+        return tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD)
+    return tuple(config.mean), tuple(config.std)
+
+
+def _classifiers(model: nn.Module) -> tuple[str, ...]:
+    """The names of the modules of a model that give its own classes."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _adapt_state(
+    model: nn.Module, state: Mapping[str, Tensor], place: str, how_to_get: str
+) -> dict[str, Tensor]:
+    """A state as timm itself would load it: older names, and position embeddings of another image size, are brought to the model's."""
+    module = sys.modules[type(model).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
+    if convert is None:
+        return dict(state)
+    try:
+        converted: dict[str, Tensor] = convert(dict(state), model)
+    except Exception as error:  # converters of whatever models, given a file of any other
+        raise UserError(
+            f"The weights of {place} are of another network ({type(error).__name__}: {reason_of(error)[:200]}). {how_to_get}"
+        ) from None
+    return converted
+
+
+def _download_state(backbone: Backbone, place: str) -> dict[str, Tensor]:
+    """The weights of `hf-hub:OWNER/NAME`, or with `timm` the model's own.
+
+    Raises:
+        UserError: they do not exist or cannot be reached.
+    """
+    timm = timm_chain.require_timm()
+    from timm.models import load_state_dict_from_hf
+
+    name = backbone.source.removeprefix(timm_chain.PREFIX)
+    try:
+        if place == "timm":
+            with torch.random.fork_rng(devices=[]):  # it draws weights first
+                model = timm.create_model(name, pretrained=True, **backbone.keywords)
+            return dict(model.state_dict())
+        return dict(load_state_dict_from_hf(place.removeprefix(HUB), weights_only=True))
+    except Exception as error:  # of the network, of the hub, of timm
+        raise UserError(
+            f"The weights {place} of {name} cannot be fetched ({reason_of(error)[:200]}). Fetch them on a machine that reaches "
+            "huggingface.co, and give the .safetensors file."
+        ) from None
+
+
 # ---- files
 
 
@@ -234,7 +297,6 @@ def _load(path: Path, how_to_get: str) -> Any:
     except PermissionError as error:
         raise denied(error) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"The weights file {path} is damaged or cannot be read ({reason}). {how_to_get}"
+            f"The weights file {path} is damaged or cannot be read ({reason_of(error)[:200]}). {how_to_get}"
         ) from None

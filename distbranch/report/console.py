@@ -15,7 +15,7 @@ from rich.table import Table
 
 from distbranch.data.shards import DatasetInfo
 from distbranch.kinds import KINDS, UNIT_OF_TASK
-from distbranch.kinds.digits import count_decimals
+from distbranch.kinds.digits import write_digits
 from distbranch.metrics import list_metrics
 from distbranch.report.tables import render_markdown, render_rich
 from distbranch.tasks import Task
@@ -85,12 +85,11 @@ def format_percent(share: float | None, deviation: float | None = None) -> str:
     return format_amount(share, deviation, scale=100, decimals=1)
 
 
-def format_number(value: float | None, deviation: float | None = None, *, unit: str = "") -> str:
+def format_number(value: float | None, *, unit: str = "") -> str:
     """A number of any size, with as many decimals as its first three digits need, and its unit: 0.0123, 12.3 kg, 1,234."""
     if value is None or value != value:
         return UNDEFINED
-    decimals = count_decimals(value, DIGITS)
-    return f"{format_amount(value, deviation, decimals=decimals)} {unit}".rstrip()
+    return f"{write_digits(value, DIGITS)} {unit}".rstrip()
 
 
 def format_value(
@@ -105,7 +104,7 @@ def format_value(
         if metric.unit == "%":
             return format_percent(mean, deviation)
         if metric.unit == UNIT_OF_TASK:
-            return format_number(mean, deviation, unit=unit)
+            return format_number(mean, unit=unit)  # which has no mean over tasks
         return format_amount(mean, deviation, decimals=DIGITS)
     if key == "latency_ms":
         return format_amount(mean, deviation, decimals=2)
@@ -115,9 +114,7 @@ def format_value(
 def describe_metric(key: str) -> str:
     """The title of a metric as the head of a column or an axis, with its unit: `accuracy %`, `standardised error`."""
     metric = list_metrics()[key]
-    # R2 stays what it is
-    title = metric.title if metric.title[1:2].isdigit() else metric.title.lower()
-    return f"{title} %" if metric.unit == "%" else title
+    return f"{metric.in_words} %" if metric.unit == "%" else metric.in_words
 
 
 def make_head(key: str) -> str:
@@ -190,9 +187,8 @@ def make_result_table(results: Results, *, split: str = "test") -> Table:
     """The networks as a rich table, as far as it leaves room for their names."""
     values = tabulate_results(results, split=split)
     keys = _list_known(values)
-    # heads of errors are longer
-    has_errors = "standardised_error" in keys
-    most = MOST_COLUMNS - 2 if has_errors else MOST_COLUMNS
+    # heads of what is no share are longer
+    most = MOST_COLUMNS if describe_units(keys) == "in %" else MOST_COLUMNS - 2
     for key in LEAST_TOLD:
         if len(keys) > most and key in keys:
             keys.remove(key)

@@ -196,7 +196,8 @@ def set_value_label(axes: Axes, metric: str, split: str) -> None:
     """Say what the vertical axis shows."""
     told = list_metrics()[metric]
     unit = f", {told.unit}" if told.unit else ""
-    axes.set_ylabel(f"{told.title} on {split}{unit}", color=INK, fontsize=10)
+    worse = " (less is better)" if told.lower_is_better else ""
+    axes.set_ylabel(f"{told.title} on {split}{unit}{worse}", color=INK, fontsize=10)
 
 
 @in_style

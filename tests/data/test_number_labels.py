@@ -84,6 +84,7 @@ def test_data_that_are_only_evaluated_have_the_mean_of_all_labels(tmp_path: Path
         ({"train": [None], "val": [1, 2]}, "'age' has no label in train, so nothing says"),
         ({"train": [5, 5, None], "val": [1, 2]}, "'age' in train are 5, so there is nothing"),
         ({"test": [None, None]}, "'age' has no label, so nothing says"),
+        ({"train": [1e9, 1e9 + 3]}, "1000000000 to 1000000003, differ behind the seven digits"),
         ({"train": [1, float("inf")]}, "Sample train-1: the label of 'age' should be a number"),
         ({"train": [1, float("nan")]}, "should be a number, .*found nan"),
         ({"train": [1, 1e39]}, r"should be a number, at most 3.4e\+38, found 1e\+39"),

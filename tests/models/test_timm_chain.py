@@ -2,8 +2,11 @@
 
 import copy
 import json
+import pickle
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -23,7 +26,8 @@ from distbranch.models.backbone import Backbone, freeze_arguments
 from distbranch.models.chain import divide, group_parts
 from distbranch.models.network import Network, restrict
 from distbranch.models.norm import BatchNorm, NormGroups
-from distbranch.models.timm_chain import TimmUnit, UnitNorm, make_model, unit_states
+from distbranch.models.timm_chain import make_model, unit_states
+from distbranch.models.timm_unit import TimmUnit, UnitNorm
 from distbranch.tasks import Task
 
 TASKS = (Task("a"), Task("b", "categorical", ("x", "y", "z")), Task("c"))
@@ -189,6 +193,7 @@ def test_channels_last_and_a_copy_that_went_through_json_give_the_same(case: Cas
     architecture = case.network.architecture
     read = Architecture.from_json(json.loads(json.dumps(architecture.to_json())))
     assert read == architecture
+    assert len(pickle.dumps(architecture)) < 10_000  # it is sent to other ranks
     again = Network(read).eval()
     again.load_state_dict(case.network.state_dict())
     again.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -213,10 +218,9 @@ def test_units_are_stem_and_blocks_with_the_norms_behind_them() -> None:
     assert [spec.shortcut for spec in backbone.specs] == [spec.shortcut for spec in own]
 
 
-def test_a_patch_embedding_counts_its_halvings_and_tokens_their_positions() -> None:
+def test_a_patch_embedding_counts_its_halvings_and_keeps_its_embeddings() -> None:
     specs = backbone_of("vit_tiny_patch16_224").specs
     assert [spec.halvings_above for spec in specs] == [4, 0, 0, 0]
-    assert [spec.positions for spec in specs] == [(17, 1), (17, 1), (17, 1), (1, 1)]
     state = Network(Architecture(backbone_of("vit_tiny_patch16_224"), TASKS)).state_dict()
     assert {"units.stem.0.tail.steps.cls_token", "units.stem.0.tail.steps.pos_embed"} <= set(state)
 
@@ -225,7 +229,7 @@ def test_arguments_reach_the_model() -> None:
     eight = Backbone(
         "timm:vit_tiny_patch16_224", (SIZE, SIZE), arguments=(("depth", 2), ("patch_size", 8))
     )
-    assert eight.specs[0].positions == (65, 1)
+    assert eight.specs[0].halvings_above == 3
     assert len(eight.specs) == 3
 
 
@@ -282,6 +286,22 @@ def test_a_unit_normalises_the_groups_that_it_is_told(num_ways: int) -> None:
         assert all(float(norm.step_sums.abs().sum()) > 0 for norm in norms)
         assert all(norm.groups is None for norm in norms)
         assert all(float(cast(Tensor, norm.running_mean).abs().sum()) == 0 for norm in norms)
+
+
+def test_a_unit_that_fails_keeps_nothing_of_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = backbone_of("resnet18").plans[3]  # with a projection
+    unit, fresh = cast(TimmUnit, plan.build()), plan.build()
+    x = torch.randn(4, 64, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    def fail(_: Tensor) -> Tensor:
+        raise MemoryError
+
+    assert unit.body is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(unit.body[0].get_submodule("bn2").act, "forward", fail)
+        with pytest.raises(MemoryError):
+            unit(x, NormGroups((2, 2)))
+    assert torch.equal(copy.deepcopy(unit)(x), fresh(x))
 
 
 def test_tokens_of_an_image_are_normalised_with_those_of_its_group() -> None:
@@ -349,7 +369,7 @@ def test_what_timm_cannot_make_is_refused_in_one_sentence(monkeypatch: pytest.Mo
         _ = Backbone("timm:resnet81", (SIZE, SIZE)).plans
     with pytest.raises(UserError, match=r"timm cannot make resnet18 .*\{'deepness': 3\}"):
         _ = Backbone("timm:resnet18", (SIZE, SIZE), arguments=(("deepness", 3),)).plans
-    with pytest.raises(UserError, match="halonet26t of timm cannot see images of 96x96 pixels"):
+    with pytest.raises(UserError, match="timm cannot make halonet26t for images of 96x96 pixels"):
         _ = Backbone("timm:halonet26t", (96, 96)).plans
     with pytest.raises(UserError, match="has its own widths"):
         Backbone("timm:resnet18", (SIZE, SIZE), width=8)
@@ -357,9 +377,22 @@ def test_what_timm_cannot_make_is_refused_in_one_sentence(monkeypatch: pytest.Mo
         Backbone("timm:resnet18", (SIZE, SIZE), low_rank=True)
     with pytest.raises(UserError, match=r"Arguments are those of a model of timm.*Leave them out"):
         Backbone("resnet18", (SIZE, SIZE), arguments=(("depth", 3),))
-    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    for argument in ("drop_path_rate", "pretrained"):
+        with pytest.raises(UserError, match=rf"found {argument}. Leave it out"):
+            _ = Backbone("timm:resnet18", (SIZE, SIZE), arguments=((argument, 0.1),)).plans
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"pip install 'distbranch\[timm\]'"):
         _ = Backbone("timm:resnet26", (SIZE, SIZE)).plans
+
+
+def test_a_torchvision_for_another_torch_is_told_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms is absent')")
+    monkeypatch.delitem(sys.modules, "timm")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"nms is absent\). Install the torchvision that belongs"):
+        timm_chain.require_timm()
 
 
 def test_the_json_of_other_backbones_is_that_of_before() -> None:

@@ -1,6 +1,7 @@
 """What can be wrong with the values of a column: each question that only its owner can answer is asked, none is guessed."""
 
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
@@ -20,20 +21,17 @@ from distbranch.data.sources.label_text import (
     split_tags,
 )
 from distbranch.data.sources.number_columns import (
+    CUT_AT,
+    Problem,
     check_numbers,
     check_order,
-    describe_thousands,
-    read_numbers,
+    describe_readings,
 )
 from distbranch.data.sources.number_text import are_all_numbers
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
 
 logger = logging.getLogger("distbranch")
-
-CUT_AT = 60  # characters of a value that is shown
-
-Problem = tuple[str, str]  # what is so, and what to do about it
 
 
 def select_learnable_columns(columns: Sequence[Column], problems: Problems) -> list[Column]:
@@ -206,9 +204,10 @@ def _check_classes(column: Column) -> Iterator[Problem]:
 def _suggest_number(column: Column) -> str:
     """What to give where the values of a column of which nobody said anything are numbers."""
     if column.is_open and are_all_numbers(column.labelled):
+        name = shlex.quote(column.name)  # many names have blanks
         return (
-            f" If its numbers are amounts to be predicted as such, give --number {column.name}; if they are steps in an order, "
-            f"--ordinal {column.name}."
+            f" If its numbers are amounts to be predicted as such, give --number {name}; if they are steps in an order, "
+            f"--ordinal {name}."
         )
     return ""
 
@@ -240,9 +239,8 @@ def _warn_guesses(column: Column) -> None:
             column.name,
         )
     if column.kind == "number":
-        thousands = describe_thousands(column, read_numbers(column))
-        if thousands:
-            logger.warning(thousands)
+        for reading in describe_readings(column):
+            logger.warning("The %s", reading)
     if column.is_yes_or_nothing:
         logger.warning(
             "The column '%s' says yes or nothing: its empty cells stay unlabelled, so it has no negative sample. "

@@ -16,7 +16,7 @@ from distbranch.data.sources.label_text import (
     parse_number,
     split_tags,
 )
-from distbranch.data.sources.number_columns import read_numbers
+from distbranch.data.sources.number_columns import choose_decimal_sign, read_numbers
 from distbranch.data.sources.number_text import DecimalSign
 from distbranch.data.sources.source import Answer
 from distbranch.data.sources.tables import Problems
@@ -40,14 +40,14 @@ GIVE_PREFIX = "Give --class-prefix (class_prefix), which is put before the names
 class Column:
     """A column to learn: the tidy value of each row with its line, and the options that say something about it.
 
-    `decimal_sign` is that of the numbers of the table, as far as its columns of numbers agree.
+    `table_sign` is the decimal one of the table, as far as its columns of numbers agree.
     """
 
     name: str
     values: Sequence[str]
     line_numbers: Sequence[int]
     options: "CsvOptions"
-    decimal_sign: DecimalSign | None = None
+    table_sign: DecimalSign | None = None
 
     @cached_property
     def kind(self) -> str:
@@ -93,6 +93,16 @@ class Column:
         return {
             value: line for value, line in self.first_lines.items() if not self.is_missing(value)
         }
+
+    @cached_property
+    def sign(self) -> DecimalSign | None:
+        """The decimal sign of its numbers; None where it must be asked."""
+        return choose_decimal_sign(self)
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """The number of every value that is one."""
+        return read_numbers(self)
 
     @cached_property
     def lines(self) -> dict[str, int]:
@@ -260,7 +270,7 @@ def _infer_one_task(column: Column) -> ColumnTasks:
 def _infer_number(column: Column) -> ColumnTasks:
     """A task whose labels are the numbers; their mean and deviation are known when they are packed."""
     task = Task(column.name, "number", unit=column.options.unit.get(column.name, ""))
-    labels = {text: {column.name: number} for text, number in read_numbers(column).items()}
+    labels = {text: {column.name: number} for text, number in column.numbers.items()}
     return (task,), (labels.get(value, {}) for value in column.values)
 
 

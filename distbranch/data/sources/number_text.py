@@ -35,12 +35,6 @@ def read_number(text: str, sign: DecimalSign) -> float | None:
     return float(digits.replace(",", "."))
 
 
-def has_thousands(text: str, sign: DecimalSign) -> bool:
-    """Whether the number has groups of three digits whose sign could have been a decimal one."""
-    found = _PATTERNS[sign].fullmatch(text)
-    return found is not None and (found["group"] or " ") in ".,"
-
-
 def find_decimal_signs(texts: Iterable[str]) -> set[DecimalSign]:
     """The decimal signs with which the most of the texts are numbers; both where none tells."""
     fits = dict.fromkeys(SIGNS, 0)
@@ -64,11 +58,6 @@ def has_unit(text: str) -> bool:
     """Whether a text looks like a number with a unit: `3.5 kg`, `50%`, `€ 5`."""
     found = _WITH_UNIT.fullmatch(text)
     return found is not None and bool(found["before"] or found["behind"])
-
-
-def is_infinite(text: str) -> bool:
-    """Whether a text says that a number is infinite."""
-    return text.casefold().lstrip("+-\u2212") in ("inf", "infinity", "∞")
 
 
 def are_all_numbers(texts: Collection[str]) -> bool:

@@ -48,6 +48,13 @@ def test_a_comma_with_two_meanings_is_asked_about_and_read_as_said(learn: Learn)
     assert learn(columns, number="w", decimal="point") == {"w": [1234, None, 2000]}
 
 
+def test_a_decimal_sign_without_numbers_is_told(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    learn({"a": ["1", "0", "1"]}, decimal="comma")
+    assert "so --decimal is without effect" in caplog.text
+
+
 @pytest.mark.parametrize(("other", "read"), [("1.5", 1234.0), ("1,5", 1.234)])
 def test_other_columns_of_the_table_tell_what_a_comma_means(
     learn: Learn, other: str, read: float
@@ -60,15 +67,27 @@ def test_a_comma_that_only_other_cells_explain_is_told(
     learn: Learn, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert learn({"w": ["1,5", "1.234", "2"]}, number="w") == {"w": [1.5, 1234, 2]}
-    assert (
-        "'w': '1.234' (line 3) is read as 1234, by the decimal comma of other cells" in caplog.text
+    assert "'1.234' (line 3), which is read as 1234, by the decimal comma of" in caplog.text
+
+
+def test_seconds_since_1970_are_learned_and_what_their_labels_lose_is_told(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = ["1600000000", "1600000060", "1700000000"]
+    assert learn({"w": cells, "year": ["1990", "2020", "2019.5"]}, number="w,year")["w"][1] == (
+        1600000060
     )
+    assert "holds '1600000060' (line 3), from which its label differs by 60, for" in caplog.text
+    assert "year" not in caplog.text
 
 
 REFUSED: dict[str, tuple[Sequence[str], str]] = {
     "units": (["3.5 kg", "4 kg", "7"], r"'3.5 kg' \(line 2\), '4 kg' \(line 3\), numbers with a"),
     "per cent": (["50%", "4"], r"'50%' \(line 2\), numbers with a unit. .*--unit w="),
-    "infinite": (["1", "inf", "-Inf"], r"'inf' \(line 3\), '-Inf' \(line 4\), .*--missing inf"),
+    "infinite": (
+        ["1", "inf", "-Inf"],
+        r"'inf' \(line 3\), '-Inf' \(line 4\), which is no number.*--missing",
+    ),
     "beyond float32": (["1", "1e39", "-1e400"], r"'1e39' \(line 3\), '-1e400' .*3.4e\+38"),
     "words": (["1", "a", "b", "c", "d"], r"'a' .*line 3.*, and 1 more, which is no number"),
     "dates": (["1", "2020-01-31"], r"'2020-01-31' \(line 3\), which is no number"),
@@ -112,12 +131,24 @@ def test_numbers_of_which_nobody_said_what_they_are_are_asked_about(
     assert learn({"w": cells}, number="w") == {"w": list(map(float, cells))}
 
 
+def test_an_option_in_advice_can_be_copied_where_the_column_has_a_blank_in_its_name(
+    learn: Learn,
+) -> None:
+    with pytest.raises(UserError, match=r"give --number 'net w'; .*--ordinal 'net w'"):
+        learn({"net w": ["20", "30", "20"]})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"number": "w", "categorical": "w"}, "one kind and is listed for several"),
         ({"unit": "w=kg"}, "'w' has a --unit, but it is none of --number"),
-        ({"number": "w", "blank": "w=no"}, "holds numbers, of which --blank says nothing"),
+        ({"number": "w", "blank": "w=no"}, "is no yes or no, and --blank says nothing"),
+        ({"ordinal": "w", "blank": "w=no"}, "is no yes or no, and --blank says nothing"),
+        (
+            {"number": "w", "minus_one": "w=no"},
+            r"is no yes or no, and --minus-one \(minus_one\) says",
+        ),
         ({"number": "v"}, "no column 'v'"),
     ],
 )
