@@ -121,6 +121,8 @@ def test_every_command_has_examples_that_are_commands_as_they_are_written(
         assert [name for name, value in arguments.items() if value] or given == list(path), example
         for config in re.findall(r"configs/(\S+\.yaml)", example):
             assert (CONFIGS / config).is_file(), f"{config} of `{example}` does not exist"
+        if path[0] == "data":  # whose options say something of columns by name
+            continue
         for override in (word for word in given if re.fullmatch(r"[a-z_.]+=.*", word)):
             assert parse_override(override)[0].split(".")[0] in {
                 *Config.model_fields,

@@ -133,9 +133,9 @@ RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model.backbone=vgg19"], "found 'vgg19', did you mean vgg9 or vgg16"),
-        (["model.backbone=convnext_atto"], "if it is one of timm's, write timm:convnext_atto"),
-        (["model.backbone='timm:'"], "or timm:NAME (a model of timm), found 'timm:'"),
+        (["model.backbone=vgg19"], "there is no backbone 'vgg19'; the nearest are vgg9, vgg16"),
+        (["model.backbone=convnext_atto"], "if it is a model of timm, write timm:convnext_atto"),
+        (["model.backbone='timm:'"], "if it is a model of timm, write timm:NAME"),
         (["model.backbone=timm:resnet18", "model.width=32"], "should be empty, found width=32"),
         (
             ["model.backbone=timm:resnet18", "model.width_fraction=0.5"],

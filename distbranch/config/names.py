@@ -33,18 +33,13 @@ def check_name(name: str, *, what: str) -> str:
     Raises:
         ValueError: it is neither; with the nearest names.
     """
-    known = list_names(what)
+    known = dict.fromkeys([*BUILT_IN[what], *list_registered(what)])
     if name not in known:
         raise ValueError(
             f"there is no {what} {name!r}; the nearest are {', '.join(find_near(name, known))}, and one of your own comes from a file "
             "named in `plugins`"
         )
     return name
-
-
-def list_names(what: str) -> list[str]:
-    """The names that are built in or registered."""
-    return list(dict.fromkeys([*BUILT_IN[what], *list_registered(what)]))
 
 
 def describe_names(what: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The settings of the network and of the method by which its tasks come to share layers, and what each method reads of them."""
 
-import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -10,8 +9,8 @@ from distbranch.config.names import (
     BUILT_IN,
     Affinity,
     DecisionMethod,
+    check_name,
     describe_names,
-    list_names,
 )
 from distbranch.config.paths import expand_places
 
@@ -72,19 +71,13 @@ def check_backbone(name: str) -> str:
     Raises:
         ValueError: there is none, with the nearest names.
     """
-    known = list_names("backbone")
-    if name in known or (name.startswith(TIMM) and name != TIMM):
+    if name.startswith(TIMM) and name != TIMM:
         return name
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = ""
-    if near:
-        hint = f", did you mean {' or '.join(near)}"
-    elif name != TIMM:
-        hint = f"; if it is one of timm's, write {TIMM}{name}"
-    raise ValueError(
-        f"should be one of {', '.join(known)} or timm:NAME (a model of timm), found {name!r}{hint}; one of your own comes from a file "
-        "named in `plugins`"
-    )
+    try:
+        return check_name(name, what="backbone")
+    except ValueError as error:
+        model = name.removeprefix(TIMM) or "NAME"
+        raise ValueError(f"{error}; if it is a model of timm, write {TIMM}{model}") from None
 
 
 class ModelConfig(Section):

@@ -16,7 +16,7 @@ from distbranch.config.paths import expand_places
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
 from distbranch.errors import UsageError, UserError, reason_of
 from distbranch.permissions import denied
-from distbranch.plugins import load_plugins, locate_plugins
+from distbranch.plugins import locate_plugins
 
 # By these a sweep file is told from the config of a run; both may name a `base`.
 KEYS_OF_SWEEPS = frozenset(
@@ -86,7 +86,7 @@ def load_config(
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for key, value in pairs:
         if key == MORE_PLUGINS:
-            key, value = "plugins", [*list_names(values.get("plugins")), *list_names(value)]
+            key, value = "plugins", [*_as_list(values.get("plugins")), *_as_list(value)]
         set_dotted(values, key, value)
     try:
         return Config.model_validate(values)
@@ -161,20 +161,7 @@ def locate_named_plugins(value: Any, folder: Path) -> Any:
         raise type(error)(f"plugins: {str(error).removesuffix('.')}.") from None
 
 
-def load_plugins_of_run(run_directory: Path) -> None:
-    """Load the plug-ins that the config.yaml of a run names, so that its network and its tasks are known here.
-
-    Raises:
-        UserError: one is neither where it was nor kept in the run directory, or it fails.
-    """
-    file = run_directory / "config.yaml"
-    if file.exists():
-        named = locate_named_plugins(read_yaml(file).get("plugins"), file.absolute().parent)
-        load_plugins(list_names(named))
-
-
-def list_names(value: Any) -> list[Any]:
-    """The names in one name or a list of them."""
+def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

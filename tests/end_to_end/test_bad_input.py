@@ -288,7 +288,7 @@ CONFIGS = (
         nothing,
         f"{NEW} model.backbone=vgg19",
         2,
-        ("model.backbone", "did you mean vgg9 or vgg16", "vgg19"),
+        ("model.backbone", "the nearest are vgg9, vgg16", "vgg19"),
     ),
     Case(
         "cap of no branch",
@@ -1438,7 +1438,7 @@ RUNS = (
         nothing,
         f"{GROUPS}{{fc7: [[bright, wide, shade]]}}",
         1,
-        ("fc5, fc6", "found fc7"),
+        ("of its 8 layers", "found fc7", "fc6"),
     ),
     Case(
         "groups: unknown task",

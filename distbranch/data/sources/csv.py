@@ -42,7 +42,7 @@ from distbranch.data.sources.source import (
     sample_key,
 )
 from distbranch.data.sources.tables import Problems, Table, read_table
-from distbranch.kinds import KINDS, LabelValue
+from distbranch.kinds import LabelValue
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
@@ -274,10 +274,9 @@ def _check_options(
                 "Take it out of the other lists and list it once.",
             )
     for name, kind in options.kind.items():
-        if kind in BUILT_IN_KINDS or kind not in KINDS:
-            unknown = KINDS.describe_unknown(kind).rstrip(".")
+        if kind in BUILT_IN_KINDS:
             problems.add(
-                f"column '{name}': {BUILT_IN_KINDS.get(kind, unknown)}",
+                f"column '{name}': {BUILT_IN_KINDS[kind]}",
                 "--kind is for kinds of your own, from a file named in `plugins`.",
             )
     for name in options.unit:

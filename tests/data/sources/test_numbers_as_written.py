@@ -265,5 +265,6 @@ def test_the_cells_of_a_kind_of_ones_own_are_read_by_it(learn: Learn) -> None:
     [("angel", "no kind of task 'angel'.*plugins"), ("number", "numbers are those of --number")],
 )
 def test_another_kind_is_one_sentence(learn: Learn, kind: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as refused:
         learn({"w": ["1", "2", "3"]}, kind=f"w={kind}")
+    assert "problems" not in str(refused.value)
