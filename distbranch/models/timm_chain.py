@@ -187,7 +187,7 @@ def make_model(backbone: Backbone, seed: int) -> nn.Module:
             height, width = backbone.image_size
             raise UserError(
                 f"timm cannot make {name} for images of {height}x{width} pixels with model.arguments={backbone.keywords} "
-                f"({' '.join(str(error).split())[:200]}). Give another image size or other arguments."
+                f"({' '.join(str(error).split())[:200]}). Pack them in another size (`data pack`, `--image-size`), or give other arguments."
             ) from None
     _switch_off_dropout(model)
     return model.eval()  # type: ignore[no-any-return]
@@ -284,7 +284,7 @@ def divide_model(model: nn.Module, backbone: Backbone) -> dict[str, TimmUnit]:
         height, width = backbone.image_size
         raise UserError(
             f"{name} of timm cannot see images of {height}x{width} pixels ({' '.join(str(error).split())[:200]}). "
-            "Give another image size, or other model.arguments."
+            "Pack them in another size (`data pack`, `--image-size`), or give other model.arguments."
         ) from None
     steps = divide(model, opaque=get_notrace_functions())
     useful = [
