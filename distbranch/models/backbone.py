@@ -126,7 +126,7 @@ class Backbone:
         if min(self.image_size) < SMALLEST_IMAGE:
             raise UserError(
                 f"Images must be at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels (height x width), found "
-                f"{self.image_size[0]}x{self.image_size[1]}. Give a larger image size."
+                f"{self.image_size[0]}x{self.image_size[1]}. Pack them larger (`data pack`, `--image-size`)."
             )
 
     def __getstate__(self) -> dict[str, Any]:
