@@ -102,7 +102,8 @@ def _refuse_size(backbone: Backbone, error: Exception) -> UserError:
     height, width = backbone.image_size
     return UserError(
         f"timm cannot make {backbone.source.removeprefix(PREFIX)} for images of {height}x{width} pixels with "
-        f"model.arguments={backbone.keywords} ({reason_of(error)[:200]}). Pack the images in another size (`data pack`, `--image-size`), or give other model.arguments."
+        f"model.arguments={backbone.keywords} ({reason_of(error)[:200]}). Pack the images in another size (`data pack`, "
+        "`--image-size`), or give other model.arguments."
     )
 
 
