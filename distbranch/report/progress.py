@@ -266,7 +266,9 @@ def _describe_step(event: Event) -> str:
     if event["loss"] is not None:
         parts.append(f"loss {event['loss']:.3f}")
     state = "tree is final"
-    if event["active_layer"]:
+    if "phase" in event:
+        state = f"search: {event['phase']}, {event['num_released']} blocks released"
+    elif event["active_layer"]:
         state = f"round {event['round']}, active layer {event['active_layer']}"
     return "  ".join([*parts, state, f"width {_shorten_widths(event['branches'])}"])
 
