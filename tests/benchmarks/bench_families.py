@@ -8,8 +8,11 @@ Prints per family the model, its units and how many of them tasks may skip, or w
 import signal
 from collections import defaultdict
 from types import FrameType
+from typing import Annotated
 
 import timm
+from command_line import run_as_command
+from typer import Option
 
 from distbranch.errors import UserError
 from distbranch.models.backbone import Backbone
@@ -20,7 +23,6 @@ SMALL = [
     *("xx_small", "xsmall", "extra_small", "mini", "small", "_s0", "_t0", "_b0", "_s", "_050"),
     *("18", "26", "_00", "s12"),
 ]
-SECONDS = 40  # for a model; what has none that small is left out
 
 
 def order_by_size(name: str) -> tuple[int, int, str]:
@@ -30,7 +32,7 @@ def order_by_size(name: str) -> tuple[int, int, str]:
 
 
 def stop_waiting(_: int, __: FrameType | None) -> None:
-    raise TimeoutError(f"took more than {SECONDS} s")
+    raise TimeoutError("took too long")
 
 
 def describe_chain(name: str) -> str:
@@ -41,7 +43,10 @@ def describe_chain(name: str) -> str:
     return f"{len(plans)} units, {sum(plan.may_skip for plan in plans)} may be skipped"
 
 
-def main() -> None:
+def main(
+    seconds: Annotated[int, Option(help="For a model; one that takes longer is left out.")] = 40,
+) -> None:
+    """Print per family of timm a small model, its units and how many of them tasks may skip, or why it is refused."""
     families = defaultdict(list)
     for name in timm.list_models():
         families[timm.models.model_entrypoint(name).__module__].append(name)
@@ -49,7 +54,7 @@ def main() -> None:
     num_chains = 0
     for family in sorted(families):
         name = min(families[family], key=order_by_size)
-        signal.alarm(SECONDS)
+        signal.alarm(seconds)
         try:
             found = describe_chain(name)
             num_chains += 1
@@ -61,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)
