@@ -1,8 +1,7 @@
 """Plug-ins: Python files and modules of a user's own, which register what a configuration then chooses by name.
 
 The validator of the key `plugins` loads them, so they are there wherever a configuration is. Each is loaded once per process and
-known by the sha256 of its file; a run keeps a copy of what it was begun with. No message here ends with a full stop: most stand
-in the sentence of a configuration.
+known by the sha256 of its file; a run keeps a copy of what it was begun with.
 """
 
 import hashlib
@@ -11,22 +10,34 @@ import importlib.util
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from distbranch.errors import UsageError, UserError, reason_of
-from distbranch.registry import count_additions, take_back_additions
+from distbranch.registry import copy_entries, restore_entries
 
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-RECORD = "plugins.json"  # beside the copies
+COPIES = "plugins"  # the folder in a run directory
+RECORD = "plugins.json"  # in that folder
 DIGITS = 12  # of a sha256, for people
+# Loaded before a plug-in, so that what it adds is told from what they bring.
+REGISTERING = (
+    "distbranch.branching.affinity",
+    "distbranch.engine.optimizer_and_schedule",
+    "distbranch.engine.round_decision",
+    "distbranch.kinds",
+    "distbranch.losses",
+    "distbranch.models.backbone",
+)
 
 logger = logging.getLogger("distbranch")
 
@@ -37,11 +48,13 @@ class Plugin:
 
     name: the absolute path of a file, or `package.module`.
     file: where its source was read.
+    is_sent: by another process; this machine may hold something else under that path.
     """
 
     name: str
     file: str
     source: bytes
+    is_sent: bool = False
 
     @property
     def sha256(self) -> str:
@@ -50,8 +63,6 @@ class Plugin:
 
 
 _loaded: dict[str, Plugin] = {}  # of this process, by name
-_received: set[str] = set()  # names whose source another process has sent
-_told: set[str] = set()
 
 
 # ---- loading
@@ -64,25 +75,21 @@ def load_plugins(names: Iterable[str]) -> None:
         UserError: a file or module that is absent or fails, or a file that has changed since this process loaded it.
     """
     for name in names:
-        if name not in _received:
-            _load_once(name)
+        known = _loaded.get(name)
+        # A job's uploaded copy may vanish under a process that has it.
+        if known is None or (not known.is_sent and os.path.exists(known.file)):
+            _load_once(read_plugin(name))
 
 
 def receive_plugins(sent: Iterable[Mapping[str, Any]]) -> None:
     """Load what another process has sent (`send_plugins`), whatever this machine holds under those paths."""
     for values in sent:
-        plugin = Plugin(**values)
-        before = _loaded.get(plugin.name)
-        if before is not None and before.sha256 != plugin.sha256:
-            raise UserError(_describe_change(plugin.name))
-        _received.add(plugin.name)
-        if before is None:
-            _load(plugin)
+        _load_once(Plugin(**{**values, "is_sent": True}))
 
 
-def send_plugins(names: Iterable[str]) -> list[dict[str, Any]]:
-    """The loaded plug-ins of these names, with their source, for a process on another machine."""
-    return [asdict(_loaded[name]) for name in names]
+def send_plugins() -> list[dict[str, Any]]:
+    """All plug-ins that this process has loaded, with their source, for a process on another machine."""
+    return [asdict(plugin) for plugin in _loaded.values()]
 
 
 def hash_plugins(names: Iterable[str]) -> dict[str, str]:
@@ -90,27 +97,17 @@ def hash_plugins(names: Iterable[str]) -> dict[str, str]:
     return {name: _loaded[name].sha256 for name in names}
 
 
-def _load_once(name: str) -> None:
-    before = _loaded.get(name)
-    if before is not None and not os.path.exists(before.file):
-        return  # a job's uploaded copy may vanish under a process that has it
-    plugin = read_plugin(name)
-    if before is not None:
-        if before.sha256 != plugin.sha256:
-            raise UserError(_describe_change(name))
-        return
-    for other in _loaded.values():
-        if other.sha256 == plugin.sha256:  # the same file by another path, or a run's copy of it
-            _loaded[name] = plugin
-            return
-    _load(plugin)
-
-
-def _describe_change(name: str) -> str:
-    return (
-        f"the plug-in {name} has changed since this process loaded it, and what it registered then cannot be taken back; start "
-        "again in a new process (of a notebook: restart its kernel)"
-    )
+def _load_once(plugin: Plugin) -> None:
+    before = _loaded.get(plugin.name)
+    if before is not None and before.sha256 != plugin.sha256:
+        raise UserError(
+            f"The plug-in {plugin.name} has changed since this process loaded it, and what it registered then cannot be taken back. "
+            "Start again in a new process (of a notebook: restart its kernel)."
+        )
+    # The same file by another path, or a run's copy of it, registers nothing again.
+    if plugin.sha256 not in hash_plugins(_loaded).values():
+        _load(plugin)
+    _loaded[plugin.name] = plugin
 
 
 def read_plugin(name: str) -> Plugin:
@@ -125,11 +122,11 @@ def read_plugin(name: str) -> Plugin:
         return Plugin(name, file, Path(file).read_bytes())
     except FileNotFoundError:
         raise UsageError(
-            f"the plug-in {name} does not exist on {os.uname().nodename}; give a file that is there, for several machines on storage "
-            "that all of them see"
+            f"The plug-in {name} does not exist on {platform.node()}. Give a file that is there, for several machines on storage that "
+            "all of them see."
         ) from None
     except OSError as error:
-        raise UserError(f"the plug-in {name} cannot be read ({reason_of(error)})") from None
+        raise UserError(f"The plug-in {name} cannot be read ({reason_of(error)}).") from None
 
 
 def is_module(name: str) -> bool:
@@ -149,35 +146,37 @@ def _find_module_file(name: str) -> str:
         spec = importlib.util.find_spec(name)
     except Exception as error:  # of any kind: packages above it are run
         raise UserError(
-            f"the plug-in {name} cannot be found ({type(error).__name__}: {reason_of(error)})"
+            f"The plug-in {name} cannot be found ({type(error).__name__}: {reason_of(error)}). Give the path of a file that ends in "
+            ".py, or a module that Python finds."
         ) from None
     if spec is None or not spec.has_location or spec.origin is None:
         raise UsageError(
-            f"the plug-in {name} is neither a file nor a module that Python finds; give the path of a file that ends in .py, or "
-            "install the package"
+            f"The plug-in {name} is neither a file nor a module that Python finds. Give the path of a file that ends in .py, or "
+            "install the package."
         )
     return spec.origin
 
 
 def _load(plugin: Plugin) -> None:
     """Run a plug-in; one that fails leaves nothing registered."""
-    before = count_additions()
+    for module in REGISTERING:
+        importlib.import_module(module)
+    before = copy_entries()
     was_there = plugin.name in sys.modules
     try:
         _run(plugin)
     except (Exception, SystemExit) as error:  # of any kind: it is somebody's program
-        take_back_additions(before)
-        raise UserError(f"the plug-in {_describe_error(error, plugin)}") from None
-    if count_additions() == before and not was_there:
+        restore_entries(before)
+        raise UserError(f"The plug-in {_describe_error(error, plugin)}.") from None
+    if copy_entries() == before and not was_there:
         logger.warning(
             "The plug-in %s registers nothing, so it has no effect; see distbranch/PLUGINS.md for what can be registered.",
             plugin.name,
         )
-    _loaded[plugin.name] = plugin
 
 
 def _run(plugin: Plugin) -> None:
-    if is_module(plugin.name) and plugin.name not in _received:
+    if is_module(plugin.name) and not plugin.is_sent:
         importlib.import_module(plugin.name)
         return
     # A name of its own, so that a file `random.py` takes nobody's place.
@@ -202,7 +201,8 @@ def _describe_error(error: BaseException, plugin: Plugin) -> str:
     """`FILE, line N: what went wrong`; the line is the last one within the plug-in."""
     if isinstance(error, SyntaxError) and error.filename == plugin.file:
         return f"{plugin.file}, line {error.lineno}: {error.msg}"
-    lines = [frame.lineno for frame in _list_frames(error) if frame.filename == plugin.file]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == plugin.file]
     place = f", line {lines[-1]}" if lines else ""
     words = " ".join(str(error).split()).rstrip(".")
     if not isinstance(error, UserError):  # which are sentences
@@ -213,14 +213,10 @@ def _describe_error(error: BaseException, plugin: Plugin) -> str:
 def describe_plugin_failure(error: BaseException) -> str | None:
     """A sentence about an error that was raised while a plug-in's code ran; None if none did."""
     files = {plugin.file: plugin for plugin in _loaded.values()}
-    for frame in reversed(_list_frames(error)):
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in files:
             return f"The plug-in {_describe_error(error, files[frame.filename])}."
     return None
-
-
-def _list_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    return list(traceback.extract_tb(error.__traceback__))
 
 
 # ---- paths
@@ -258,35 +254,36 @@ def _choose_copy(place: str, folder: Path, kept: Mapping[str, str]) -> str:
         reason = "has changed since"
     except UserError:
         reason = "is not there any longer"
-    copy = _copies_of(folder) / kept["file"]
+    copy = folder / COPIES / kept["file"]
     if read_plugin(str(copy)).sha256 != kept["sha256"]:
         raise UserError(
-            f"{copy}, the run's copy of the plug-in {place}, should have the sha256 {kept['sha256'][:DIGITS]}..., and was changed; "
-            "put the file back"
+            f"{copy}, the run's copy of the plug-in {place}, should have the sha256 {kept['sha256'][:DIGITS]}..., and was changed. "
+            "Put the file back."
         )
-    if place not in _told:
-        _told.add(place)
-        logger.warning(
-            "The run %s was begun with the plug-in %s, which %s: the copy in the run directory is used.",
-            folder,
-            place,
-            reason,
-        )
+    _warn_of_copy(folder, place, reason)
     return os.path.abspath(copy)
+
+
+@cache
+def _warn_of_copy(run_directory: Path, plugin: str, reason: str) -> None:
+    """Once, although a command reads a configuration several times."""
+    logger.warning(
+        "The run %s was begun with the plug-in %s, which %s: the copy in the run directory is used.",
+        run_directory,
+        plugin,
+        reason,
+    )
 
 
 # ---- what a run keeps
 
 
-def _copies_of(run_directory: Path) -> Path:
-    return run_directory / "plugins"
-
-
 def keep_copies(run_directory: Path, names: Sequence[str]) -> None:
-    """Write copies of loaded plug-ins into a run directory, and a record of them."""
+    """Write copies of loaded plug-ins into a run directory, and a record of them; where there are none, remove earlier ones."""
+    folder = run_directory / COPIES
     if not names:
+        shutil.rmtree(folder, ignore_errors=True)
         return
-    folder = _copies_of(run_directory)
     folder.mkdir(exist_ok=True)
     record = []
     for number, name in enumerate(names):
@@ -302,21 +299,15 @@ def keep_copies(run_directory: Path, names: Sequence[str]) -> None:
     aside.replace(folder / RECORD)
 
 
-def copy_kept(run_directory: Path, other: Path) -> None:
-    """Give another run directory the same copies."""
-    if _copies_of(run_directory).exists():
-        shutil.copytree(_copies_of(run_directory), _copies_of(other), dirs_exist_ok=True)
-
-
 def read_record(run_directory: Path) -> list[dict[str, str]]:
     """The plug-ins that a run was begun with: `plugin`, `file` (of its copy) and `sha256`."""
-    file = _copies_of(run_directory) / RECORD
+    file = run_directory / COPIES / RECORD
     try:
         return list(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({reason_of(error)}); put it back") from None
+        raise UserError(f"{file} cannot be read ({reason_of(error)}). Put it back.") from None
 
 
 def list_changed_plugins(run_directory: Path, names: Sequence[str]) -> list[str]:

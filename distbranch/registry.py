@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +11,6 @@ from distbranch.errors import UserError
 Entry = TypeVar("Entry")
 
 _registries: list[Registry[Any]] = []
-_additions: list[tuple[Registry[Any], str]] = []  # what others than this package have registered
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
@@ -38,15 +36,11 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         Raises:
             UserError: the name is taken by another entry.
         """
-        # Built-in modules may be loaded while a plug-in is, so who registers is asked of the caller.
-        caller = str(sys._getframe(1).f_globals.get("__name__"))
 
         def add(entry: Entry) -> Entry:
             if name in self._entries:
                 raise UserError(f"There is a {self.what} {name!r} already. Give another name.")
             self._entries[name] = entry
-            if not caller.startswith("distbranch."):
-                _additions.append((self, name))
             return entry
 
         return add
@@ -84,13 +78,12 @@ def list_registered(what: str) -> list[str]:
     return [name for registry in _registries if registry.what == what for name in registry]
 
 
-def count_additions() -> int:
-    """How many entries others than this package have registered."""
-    return len(_additions)
+def copy_entries() -> list[dict[str, Any]]:
+    """Of all registries."""
+    return [dict(registry._entries) for registry in _registries]
 
 
-def take_back_additions(number: int) -> None:
-    """Forget all but the first `number` of them, those of a plug-in that failed."""
-    for registry, name in _additions[number:]:
-        del registry._entries[name]
-    del _additions[number:]
+def restore_entries(before: Iterable[dict[str, Any]]) -> None:
+    """Forget what was registered since `copy_entries`."""
+    for registry, entries in zip(_registries, before, strict=False):
+        registry._entries = dict(entries)

@@ -133,8 +133,27 @@ RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["method.name=adashare"], "use model.backbone=resnet18 or resnet34, found vgg16"),
-        (["model.backbone=resnet18"], "use vgg16 or vgg9 with method.name=branching"),
+        (["model.backbone=vgg19"], "there is no backbone 'vgg19'; the nearest are vgg9, vgg16"),
+        (["model.backbone=convnext_atto"], "if it is a model of timm, write timm:convnext_atto"),
+        (["model.backbone='timm:'"], "if it is a model of timm, write timm:NAME"),
+        (["model.backbone=timm:resnet18", "model.width=32"], "should be empty, found width=32"),
+        (
+            ["model.backbone=timm:resnet18", "model.width_fraction=0.5"],
+            "should be empty, found width_fraction=0.5",
+        ),
+        (
+            ["model.arguments={depths: [1]}"],
+            "a model of timm (backbone=timm:NAME), found backbone=vgg16",
+        ),
+        (["model.pretrained=a.pth"], "vgg16 begins from method.pretrained with method.init=somp"),
+        (
+            ["model.backbone=resnet50", "model.pretrained=a.pth"],
+            "needs resnet50 at its full width, found width 32",
+        ),
+        (
+            ["model.backbone=timm:resnet18", "method.name=low-rank", "method.pretrained=x"],
+            "for model.backbone=vgg16, found timm:resnet18",
+        ),
         (
             [
                 "model.backbone=resnet18",
@@ -142,7 +161,7 @@ RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
                 "method.init=somp",
                 "method.pretrained=x",
             ],
-            "leave them out",
+            "leave it out, and give weights of the same network in model.pretrained",
         ),
         (
             ["adashare.sparsity=1"],
@@ -158,6 +177,21 @@ def test_a_method_has_the_backbone_and_the_settings_that_are_its_own(
     with pytest.raises(UsageError) as refused:
         load_config({}, overrides)
     assert words in str(refused.value)
+
+
+def test_a_timm_model_has_no_width_and_says_where_its_weights_are() -> None:
+    timm = load_config({"model": {"backbone": "timm:convnext_atto", "pretrained": "a.safetensors"}})
+    assert (timm.model.width, timm.begins_from) == (None, {"model.pretrained": "a.safetensors"})
+    assert load_config(timm) == timm
+    for place in ("timm", "hf-hub:someone/something"):
+        assert load_config(timm, {"model.pretrained": place}).begins_from == {}
+    assert load_config({}).model.width == 32
+
+
+def test_a_full_network_is_told_that_it_has_no_room_for_branches() -> None:
+    full = {"model": {"backbone": "resnet18", "width": None}, "train": {"iterations": 5000}}
+    assert "it never branches" in load_config(full).ignored[0]
+    assert load_config(full, {"method.max_branches": None}).ignored == ()
 
 
 def test_all_values_out_of_range_are_told_at_once() -> None:

@@ -1,40 +1,33 @@
 """Which means a split can have is told by its counts of labels as by its labels."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 
-from distbranch.config.sweep import METRICS
-from distbranch.data.shards import label_name
-from distbranch.metrics import CHOICES, TOP_RECALL, is_defined, task_metrics
-from distbranch.report import console
+from distbranch.config.sweep import SHARES
+from distbranch.kinds import KINDS
+from distbranch.metrics import CHOICES, TOP_RECALL, is_defined, list_means, task_metrics
 from distbranch.tasks import Task
 
 NAN = float("nan")
 
 
-def counted(tasks: list[Task], labels: np.ndarray) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+def counted(tasks: list[Task], labels: np.ndarray) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
     for task, column in zip(tasks, labels.T, strict=True):
-        names = [
-            "unlabelled"
-            if np.isnan(value)
-            else task.classes[int(value)]
-            if task.classes
-            else label_name(task, value)
-            for value in column
-        ]
-        found[task.name] = dict(Counter(names))
+        kind = KINDS[task.kind]
+        counts = kind.make_counts(task)
+        for value in column[~np.isnan(column)]:
+            counts.add(kind.write_label(task, value))
+        found[task.name] = counts.to_json() | {"unlabelled": int(np.isnan(column).sum())}
     return found
 
 
 def test_the_metrics_that_are_computed_compared_and_shown_are_the_same_in_the_same_order() -> None:
     tasks = [Task("hat"), Task("colour", "categorical", ("red", "green", "blue"))]
     mean = task_metrics(tasks, np.zeros((2, 4)), np.zeros((2, 2)))["mean"]
-    assert set(mean) == set(METRICS)
-    assert METRICS[3:] == (TOP_RECALL, *CHOICES)
-    assert tuple(console.METRICS) == METRICS
+    assert set(mean) == set(SHARES)
+    assert SHARES[3:] == (TOP_RECALL, *CHOICES)
+    assert tuple(list_means())[: len(SHARES)] == SHARES
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -48,9 +41,9 @@ def test_a_mean_is_defined_by_the_counts_where_it_is_defined_by_the_labels(seed:
     outputs = draw.standard_normal((4, sum(task.num_outputs for task in tasks)))
     mean = task_metrics(tasks, outputs, labels)["mean"]
     counts = counted(tasks, labels)
-    known = [metric for metric in METRICS[:4] if mean.get(metric) is not None]
-    assert [metric for metric in METRICS[:4] if is_defined(metric, tasks, counts)] == known
-    for metric in METRICS[
+    known = [metric for metric in SHARES[:4] if mean.get(metric) is not None]
+    assert [metric for metric in SHARES[:4] if is_defined(metric, tasks, counts)] == known
+    for metric in SHARES[
         4:
     ]:  # of a set no sample may be labelled in the whole set: counts alone do not say
         assert is_defined(metric, tasks, counts) or mean.get(metric) is None

@@ -275,11 +275,11 @@ def test_the_json_of_a_task_gives_the_same_task() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a", "dense"), "one of binary, categorical, found 'dense'"),
+        (("a", "dense"), "no kind of task 'dense'"),
         (("a", "categorical", ("red",)), "at least two different classes"),
         (("a", "categorical", ("red", "red")), "at least two different classes"),
-        (("a", "binary", ("yes", "no")), "has no classes"),
-        (("a", "categorical", ("red", "blue"), "set"), "Only binary tasks form an exclusive set"),
+        (("a", "binary", ("yes", "no")), "binary task has no field 'classes'"),
+        (("a", "categorical", ("red", "blue"), "set"), "categorical task has no field 'exclusive'"),
     ],
 )
 def test_a_task_that_makes_no_sense_is_refused(arguments: tuple[str, ...], message: str) -> None:

@@ -17,7 +17,7 @@ from distbranch.engine.artifact import load_model
 from distbranch.errors import UserError, reason_of
 from distbranch.models.architecture import Architecture, num_weights
 from distbranch.models.network import Network
-from distbranch.models.units import Layer
+from distbranch.models.units import Layer, Unit
 from distbranch.tasks import Task
 
 
@@ -108,7 +108,7 @@ def read_tree(file: Path) -> Tree:
 
 def list_trees(
     backbone: str,
-    width: int,
+    width: int | None,
     image_size: tuple[int, int],
     num_tasks: int,
     *,
@@ -175,9 +175,7 @@ class NaiveNet(nn.Module):
         self.layers = nn.ModuleList()
         for name in architecture.backbone.names:
             self.layers.append(
-                nn.ModuleList(
-                    _make_naive_branch(cast(Layer, branch)) for branch in network.copies(name)
-                )
+                nn.ModuleList(_make_naive_branch(branch) for branch in network.copies(name))
             )
         # Ours are one matrix; every task gets its rows.
         heads = network.heads.state_dict()
@@ -187,8 +185,13 @@ class NaiveNet(nn.Module):
             head = nn.Linear(width, columns.stop - columns.start)
             head.load_state_dict({key: value[columns] for key, value in heads.items()})
             self.heads.append(head)
-        self.register_buffer("mean", network.mean.clone())
-        self.register_buffer("std", network.std.clone())
+        # One affine of the colours, also for weights that were trained with other means and deviations.
+        mean, std = network.mean.clone(), network.std.clone()
+        if network.input_scale is not None and network.input_shift is not None:
+            std = std / network.input_scale
+            mean = mean - network.input_shift * std
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits [B, K] of every task."""
@@ -201,12 +204,16 @@ class NaiveNet(nn.Module):
             ]
         answers = {}
         for parent, task, head in zip(top, self.tasks, self.heads, strict=True):
-            answers[task.name] = head(features[parent])
+            x = features[parent]
+            answers[task.name] = head(x.mean(dim=(2, 3)) if x.ndim == 4 else x)
         return answers
 
 
-def _make_naive_branch(layer: Layer) -> nn.Sequential:
-    """A layer in the order of the paper, with torch's own batch norm."""
+def _make_naive_branch(unit: Unit) -> nn.Module:
+    """A layer in the order of the paper, with torch's own batch norm; a block as it is."""
+    if not unit.has_one_norm:
+        return copy.deepcopy(unit)
+    layer = cast(Layer, unit)
     norm = (
         nn.BatchNorm1d(layer.norm.num_features)
         if layer.is_flat

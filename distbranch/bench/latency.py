@@ -28,6 +28,7 @@ from torch import nn
 from distbranch.bench.candidates import Candidate, NaiveNet, branch_counts
 from distbranch.export import require_onnx
 from distbranch.models.architecture import Architecture
+from distbranch.models.units import set_memory_format
 
 TURN_S = 0.05  # quick networks answer several times in their turn: their first call finds the caches of the network before it
 FEWEST_ROUNDS = 3  # the fewest of which a median leaves out an outlier
@@ -122,7 +123,8 @@ def _prepare_entries(
     if eager:
         entries.append(_Entry(candidate, EAGER, _answer_eagerly(network), file))
     if eager and not candidate.is_baseline and _is_tree(network.architecture):
-        naive = NaiveNet(network).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        naive = NaiveNet(network).eval()
+        set_memory_format(naive, torch.contiguous_format)
         entries.append(_Entry(candidate, NAIVE, _answer_eagerly(naive), file))
     return entries
 

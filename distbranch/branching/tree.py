@@ -5,6 +5,7 @@ A tree is nothing but the list of its splits; everything else is computed by fol
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -224,10 +225,14 @@ def build_tree_of_groups(
             above it.
     """
     named = [number for number, name in enumerate(layers) if name in groups]
-    if not named or len(named) < len(groups):
-        raise ValueError(
-            f"groups are given for some of the layers {', '.join(layers)}, found {', '.join(groups) or 'none'}"
-        )
+    for name in groups:
+        if name not in layers:
+            near = difflib.get_close_matches(name, layers, n=3) or layers
+            raise ValueError(
+                f"groups are given for some of its {len(layers)} layers, found {name}; the nearest are {', '.join(near)}"
+            )
+    if not named:
+        raise ValueError(f"groups are given for some of the layers {', '.join(layers)}, found none")
     numbers = {task: number for number, task in enumerate(tasks)}
     above: NamedGroups = [[task] for task in tasks]
     current = groups[layers[named[-1]]]

@@ -21,9 +21,10 @@ from distbranch.cli.predict import predict
 from distbranch.cli.runs import cancel, doctor, evaluate, export, logs, report, status, train
 from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
-from distbranch.cli.terminal import console, errors, lasting_streams
+from distbranch.cli.terminal import console, errors, given_plugins, lasting_streams
 from distbranch.errors import Interrupted, SharedError, StoppedEarly, UsageError, UserError
 from distbranch.permissions import denied
+from distbranch.plugins import describe_plugin_failure, load_plugins, make_absolute
 from distbranch.streams import tolerate_any_text
 
 
@@ -94,6 +95,12 @@ def _run_app() -> None:
         # Wherever it comes from: any file that a command reads or writes may be somebody else's.
         _print_error(f"Error: {denied(error)}", "red")
         sys.exit(1)
+    except Exception as error:  # of any kind: a bug of ours keeps its traceback
+        failure = describe_plugin_failure(error)
+        if failure is None:
+            raise
+        _print_error(f"Error: {failure}", "red")
+        sys.exit(1)
 
 
 def _print_error(text: str, style: str) -> None:
@@ -135,12 +142,20 @@ def _setup_logging(
             "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
+    plugin: Annotated[
+        list[str] | None,
+        Option(
+            help="A Python file, or a module, of your own to load, as the key `plugins` of a configuration; may be given again.",
+        ),
+    ] = None,
 ) -> None:
     logger = logging.getLogger("distbranch")
     # On stderr, so that stdout is what was asked for; replaced, for tests come here often in one process.
     logger.handlers = [RichHandler(console=errors, show_path=False, show_time=False, markup=False)]
     logger.propagate = False
     threading.excepthook = _log_thread_error
+    given_plugins[:] = plugin or []
+    load_plugins(map(make_absolute, given_plugins))
 
 
 def _log_thread_error(ended: threading.ExceptHookArgs) -> None:

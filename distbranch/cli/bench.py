@@ -18,6 +18,7 @@ from distbranch.cli.terminal import (
     show_wide,
     write_output,
 )
+from distbranch.config.network import TIMM
 from distbranch.config.paths import check_can_be_written
 from distbranch.errors import UsageError
 
@@ -91,8 +92,11 @@ def bench_latency(
     else:
         pixels = parse_size(image_size)
         weights = decimals(tree_weights, "--tree-weights")
+        # A model of timm has widths of its own; one that is given is refused where it is made.
+        has_own = backbone.startswith(TIMM) and not _is_given(context, "width")
+        own_width = None if has_own else width
         measured = candidates.list_trees(
-            backbone, width, pixels, num_tasks, weights=weights, file=tree
+            backbone, own_width, pixels, num_tasks, weights=weights, file=tree
         )
     baselines = candidates.list_baselines(measured[0].network.architecture, full)
     if out is not None:
@@ -116,10 +120,14 @@ def bench_latency(
     show_rows(compared)
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _refuse_options_without_run(context: typer.Context) -> None:
     for name in WITHOUT_RUN:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_given(context, name):
             raise UsageError(
                 f"--{name.replace('_', '-')} is for trees of random weights. Leave it out, or measure without RUN."
             )

@@ -33,6 +33,7 @@ def data_pack(
     - `distbranch data pack csv data/fps --images images.zip --table attributes.csv --ignore brand,article_type`
     - `distbranch data pack csv data/clothing --images images.zip --table attributes.csv --one-task-per-class category`
     - `distbranch data pack csv data/chest --images images/ --table labels.xlsx --tags findings --separator "|" --minus-one unknown`
+    - `distbranch data pack csv data/fish --images images/ --table fish.csv --number weight --unit weight=g --ordinal 'size=S<M<L'`
     - `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
     """
     from distbranch.data.sources import SOURCES, pack_source, parse_options
@@ -130,6 +131,8 @@ def data_check(paths: Annotated[list[str], Argument(help="Folders of packed data
         print_plain(
             f"{found.num_samples:,} samples in {found.num_shards} shards are as they were packed."
         )
+        for remark in found.remarks:
+            print_plain(remark)
         if found.copies:
             first = " = ".join(f"'{copy.key}' ({copy.split})" for copy in found.copies[0][:3])
             print_plain(f"{describe_copies(count_copies(found.copies))}; the first: {first}.")
@@ -201,7 +204,7 @@ def _parse_options(arguments: list[str]) -> dict[str, str]:
     ]
     if 2 * len(set(options)) != len(words):
         raise UsageError(
-            "The options of a source are written --name value, each once (several values as --name a,b), found "
-            f"{shlex.join(arguments)}."
+            "The options of a source are written --name value, each once (several values as --name a,b, a name with "
+            f"blanks as --name 'a b'), found {shlex.join(arguments)}."
         )
     return dict(zip(options, words[1::2], strict=True))

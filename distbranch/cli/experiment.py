@@ -9,13 +9,14 @@ import typer
 from distbranch.cli.terminal import (
     Overrides,
     RunArgument,
+    add_given_plugins,
     console,
     decimals,
     numbers,
     run_folder,
     show_rows,
 )
-from distbranch.config.sweep import METRICS
+from distbranch.config.sweep import SHARES
 from distbranch.errors import UsageError
 
 if TYPE_CHECKING:  # loads torch
@@ -38,8 +39,8 @@ def _check_split(split: str) -> str:
 
 
 def _check_metric(metric: str) -> str:
-    if metric not in METRICS:
-        raise UsageError(f"--metric should be one of {', '.join(METRICS)}, found '{metric}'.")
+    if metric not in SHARES:
+        raise UsageError(f"--metric should be one of {', '.join(SHARES)}, found '{metric}'.")
     return metric
 
 
@@ -340,4 +341,4 @@ def _separate_overrides(items: Sequence[str]) -> tuple[list[Path], list[str]]:
         raise UsageError(
             "Give at least one config file before the overrides, such as configs/quickstart.yaml."
         )
-    return files, [item for item in items if "=" in item]
+    return files, add_given_plugins([item for item in items if "=" in item])

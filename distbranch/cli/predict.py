@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
@@ -21,6 +21,7 @@ from distbranch.cli.terminal import (
 
 if TYPE_CHECKING:  # loads torch
     from distbranch.engine.predict import Prediction
+    from distbranch.tasks import Task
 
 
 def predict(
@@ -71,6 +72,7 @@ def predict(
     # Images of another device may use more bits than those of training did.
     if bits is not None:
         preprocessing = replace(preprocessing, bits=bits)
+    tasks = network.tasks.tasks
     predictions = predict_images(
         network, preprocessing, find_images(images), on_bad_image=on_bad_image
     )
@@ -83,7 +85,7 @@ def predict(
     done = list(predictions)
     if output == "table":
         rows = [
-            {"image": one.image, "found": _describe_found(one.scores, threshold)} for one in done
+            {"image": one.image, "found": _describe_found(tasks, one, threshold)} for one in done
         ]
         # A file name may hold letters that the terminal lacks.
         shown = [
@@ -91,29 +93,29 @@ def predict(
             for row in rows
         ]
         return console.print(build_table(shown))
-    write_output(out, format_predictions(done, as_json=output == "json"))
+    write_output(out, format_predictions(tasks, done, as_json=output == "json"))
     if out is not None:
         print_plain(f"{out}: scores of {len(done)} image(s) as {output.upper()}")
     return None
 
 
-def _describe_found(scores: dict[str, Any], threshold: float) -> str:
-    found = []
-    for name, score in scores.items():
-        if isinstance(score, dict):
-            best = max(score, key=score.__getitem__)
-            found.append(f"{name}={best} ({score[best]:.0%})")
-        elif score >= threshold:
-            found.append(f"{name} ({score:.0%})")
-    return ", ".join(found)
+def _describe_found(tasks: Sequence["Task"], one: "Prediction", threshold: float) -> str:
+    from distbranch.kinds import KINDS
+
+    found = [
+        KINDS[task.kind].describe_answer(task, one.scores[task.name], threshold) for task in tasks
+    ]
+    return ", ".join(filter(None, found))
 
 
-def format_predictions(predictions: Sequence["Prediction"], *, as_json: bool) -> str:
+def format_predictions(
+    tasks: Sequence["Task"], predictions: Sequence["Prediction"], *, as_json: bool
+) -> str:
     """JSON, or CSV with a column per task or `task:class`."""
     if as_json:
         content = [{"image": str(one.image), "scores": one.scores} for one in predictions]
         return json.dumps(content, indent=1) + "\n"
-    rows = [_make_row(str(one.image), one.scores) for one in predictions]
+    rows = [_make_row(tasks, one) for one in predictions]
     # The writer of CSV has line ends of its own.
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
@@ -122,16 +124,14 @@ def format_predictions(predictions: Sequence["Prediction"], *, as_json: bool) ->
     return text.getvalue()
 
 
-def _make_row(image: str, scores: dict[str, Any]) -> dict[str, str]:
+def _make_row(tasks: Sequence["Task"], one: "Prediction") -> dict[str, str]:
+    from distbranch.kinds import KINDS
     from distbranch.tasks import unused_name
 
-    row = {"image": image}
-    for task, score in scores.items():
-        named = {task: score}
-        if isinstance(score, dict):
-            named = {f"{task}:{one}": share for one, share in score.items()}
+    row = {"image": str(one.image)}
+    for task in tasks:
+        cells = KINDS[task.kind].write_answer(task, one.scores[task.name])
         # A name that is taken (a task may be called `image`) gets a number.
-        for name, value in named.items():
-            # Six digits, for scores are computed in float32, which has seven.
-            row[unused_name(name, row)] = f"{value:.6f}"
+        for name, cell in cells.items():
+            row[unused_name(name, row)] = cell
     return row

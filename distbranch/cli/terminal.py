@@ -1,5 +1,6 @@
 """What all commands share: the terminal, also one that is closed, common arguments and their completion, and tables."""
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,12 +54,21 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists() or (folder / "sweep.yaml").exists()
 
 
+given_plugins: list[str] = []  # by `distbranch --plugin`, as they were typed
+
+
+def add_given_plugins(overrides: list[str] | None) -> list[str]:
+    """The overrides of a configuration, with the plug-ins that `--plugin` gave."""
+    return [*(overrides or []), *(f"plugins+={json.dumps(name)}" for name in given_plugins)]
+
+
 Overrides = Annotated[
     list[str] | None,
     Argument(
         metavar="KEY=VALUE",
         help="Dotted keys, `method.alpha=2 optim.lr=0.01`.",
         autocompletion=complete_key,
+        callback=add_given_plugins,
     ),
 ]
 RunArgument = Annotated[
@@ -122,7 +132,8 @@ def build_table(
     table = Table(title=title)
     for number, name in enumerate(rows[0]):
         is_number = num_texts is not None and number >= num_texts
-        table.add_column(name, justify="right" if is_number else "left")
+        # Folded, for a key that is cut could not be copied.
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_format_cell, row.values()))
     return table

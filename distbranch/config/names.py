@@ -13,13 +13,16 @@ from distbranch.registry import find_near, list_registered
 BUILT_IN = {
     "kind of affinity": ("agreement", "phi"),
     "method of decision": ("cost",),
-    "backbone": ("vgg16", "vgg9", "resnet18", "resnet34"),
+    "backbone": ("vgg16", "vgg9", "resnet18", "resnet34", "resnet50"),
     "optimiser": ("sgd", "adam", "adamw"),
     "loss": (
         "binary:cross-entropy",
         "binary:focal",
         "categorical:cross-entropy",
         "categorical:focal",
+        "ordinal:cross-entropy",
+        "number:smooth-l1",
+        "number:squared-error",
     ),
 }
 
@@ -30,7 +33,7 @@ def check_name(name: str, *, what: str) -> str:
     Raises:
         ValueError: it is neither; with the nearest names.
     """
-    known = list(dict.fromkeys([*BUILT_IN[what], *list_registered(what)]))
+    known = dict.fromkeys([*BUILT_IN[what], *list_registered(what)])
     if name not in known:
         raise ValueError(
             f"there is no {what} {name!r}; the nearest are {', '.join(find_near(name, known))}, and one of your own comes from a file "
@@ -46,5 +49,4 @@ def describe_names(what: str) -> dict[str, Any]:
 
 Affinity = Annotated[str, AfterValidator(partial(check_name, what="kind of affinity"))]
 DecisionMethod = Annotated[str, AfterValidator(partial(check_name, what="method of decision"))]
-Source = Annotated[str, AfterValidator(partial(check_name, what="backbone"))]
 Optimiser = Annotated[str, AfterValidator(partial(check_name, what="optimiser"))]

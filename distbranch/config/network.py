@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from distbranch.config.names import Affinity, DecisionMethod, Source, describe_names
+from distbranch.config.names import (
+    BUILT_IN,
+    Affinity,
+    DecisionMethod,
+    check_name,
+    describe_names,
+)
 from distbranch.config.paths import expand_places
 
 if TYPE_CHECKING:
@@ -16,6 +22,7 @@ KEYS_OF_DECISIONS = (
     "affinity",
     "decision",
     "alpha",
+    "price",
     "unit_cost",
     "max_branches",
     "when_no_split",
@@ -33,6 +40,11 @@ KEYS_OF_SEARCHES = (
     "sharing",
     "sharing_preset",
 )
+
+TIMM = "timm:"  # before the name of a model of timm
+# Places of weights that are no files: a repository, and what timm itself names for a model.
+HUB = "hf-hub:"
+OF_TIMM = "timm"
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -53,24 +65,57 @@ class Section(BaseModel):
     )
 
 
+def check_backbone(name: str) -> str:
+    """The name of a backbone, if there is one; that of a timm model is looked up when it is made.
+
+    Raises:
+        ValueError: there is none, with the nearest names.
+    """
+    if name.startswith(TIMM) and name != TIMM:
+        return name
+    try:
+        return check_name(name, what="backbone")
+    except ValueError as error:
+        model = name.removeprefix(TIMM) or "NAME"
+        raise ValueError(f"{error}; if it is a model of timm, write {TIMM}{model}") from None
+
+
 class ModelConfig(Section):
     """The network before any widening."""
 
-    backbone: Source = Field("vgg16", json_schema_extra=describe_names("backbone"))
-    """VGG-16, or a shorter one for small images; a residual network for `adashare` or `fixed`."""
+    backbone: Annotated[str, AfterValidator(check_backbone)] = Field(
+        "vgg16", json_schema_extra={"range": " | ".join([*BUILT_IN["backbone"], "timm:NAME"])}
+    )
+    """VGG-16, or a shorter one for small images; a residual network; or a model of timm that is a chain of blocks."""
+    arguments: dict[str, Any] = Field({}, json_schema_extra={"range": "{ARGUMENT: VALUE, ...}"})
+    """What timm makes its model with, such as {depths: [2, 2, 6, 2]}."""
+    pretrained: Place | None = Field(
+        None, json_schema_extra={"range": "PATH | hf-hub:OWNER/NAME | timm"}
+    )
+    """Weights that a timm model, or a ResNet of full width, begins from: a .safetensors or .pth file with timm's names, a
+    repository, or `timm` for those that timm knows (both downloaded)."""
     width: Count | None = 32
-    """Thinness omega: width of every convolution; full (or `width_fraction` of it) if empty."""
+    """Thinness omega: width of every convolution; full (or `width_fraction` of it) if empty. Empty for a timm model."""
     width_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """This fraction of the full width of every layer (in eights, at least 8); `width` is empty then."""
 
     @model_validator(mode="before")
     @classmethod
     def _has_one_width(cls, values: Any) -> Any:
-        fraction = values.get("width_fraction") if isinstance(values, Mapping) else None
-        if fraction is None:
+        if not isinstance(values, Mapping):
             return values
-        width = values.get("width")
-        if width is not None:
+        width, fraction = values.get("width"), values.get("width_fraction")
+        backbone = str(values.get("backbone"))
+        if backbone.startswith(TIMM):
+            given = f"width={width}" if fraction is None else f"width_fraction={fraction}"
+            if width is not None or fraction is not None:
+                raise ValueError(
+                    f"backbone={backbone} has widths of its own, so `width` and `width_fraction` should be empty, found {given}; "
+                    "leave it out, or empty it (model.width=)"
+                )
+        elif fraction is None:
+            return values
+        elif width is not None:
             raise ValueError(
                 f"either `width` or `width_fraction` should be given, found width={width} and width_fraction={fraction}; "
                 "empty one of them (model.width=)"
@@ -78,10 +123,38 @@ class ModelConfig(Section):
         # Emptied before the fields are validated, for the default of `width` is a number.
         return {**values, "width": None}
 
+    @model_validator(mode="after")
+    def _begins_from_what_fits(self) -> Self:
+        if self.arguments and self.backbone in BUILT_IN["backbone"]:
+            raise ValueError(
+                f"arguments are those of a model of timm (backbone=timm:NAME), found backbone={self.backbone}; leave them out"
+            )
+        if self.pretrained is None or self.is_of_timm:
+            return self
+        if self.backbone.startswith("vgg"):
+            raise ValueError(
+                f"pretrained={self.pretrained} is for a timm model or a ResNet; {self.backbone} begins from "
+                "method.pretrained with method.init=somp"
+            )
+        if self.width is not None or self.width_fraction is not None:
+            raise ValueError(
+                f"pretrained={self.pretrained} needs {self.backbone} at its full width, found {self.width_text}; empty it "
+                "(model.width=)"
+            )
+        return self
+
     @property
-    def is_residual(self) -> bool:
-        """Whether it is of residual blocks, which tasks may skip; else it is of layers, which may branch."""
-        return self.backbone.startswith("resnet")
+    def is_of_timm(self) -> bool:
+        """Whether timm makes the network, at widths of its own."""
+        return self.backbone.startswith(TIMM)
+
+    @property
+    def pretrained_file(self) -> str | None:
+        """The path in `pretrained`; None for weights that are downloaded."""
+        place = self.pretrained
+        if place is None or place == OF_TIMM or place.startswith(HUB):
+            return None
+        return place
 
     @property
     def width_text(self) -> str:
@@ -99,13 +172,13 @@ class MethodConfig(Section):
     """How tasks come to share layers (design: branching, sections 3 to 6)."""
 
     name: Literal["branching", "adashare", "fixed", "independent", "low-rank"] = "branching"
-    """`branching` grows a tree; `adashare` learns which task skips which block; `fixed` keeps the thin network, or the tree of
-    `groups`; `independent`: a network per task; `low-rank`: the SVD of `pretrained`, trained further."""
+    """`branching` grows a tree; `adashare` learns which task skips which block; `fixed` keeps the network as it is, or the tree of
+    `groups`; `independent`: a network per task; `low-rank`: the SVD of `pretrained` (VGG-16), trained further."""
     groups: str | dict[str, list[list[str]]] | None = Field(
-        None, json_schema_extra={"range": "PATH | {LAYER: [[TASK, ...], ...]}"}
+        None, json_schema_extra={"range": "PATH | {UNIT: [[TASK, ...], ...]}"}
     )
-    """With `fixed`: the tree, that of a run directory, a tree.json, or groups of tasks by layer (a layer not named has those of
-    the nearest named one above, else of the highest; below the lowest all tasks share)."""
+    """With `fixed`: the tree, that of a run directory, a tree.json, or groups of tasks by unit of the backbone (one not named has
+    those of the nearest named one above, else of the highest; below the lowest all tasks share)."""
     permutation: CountOrZero | None = None
     """Seed of a random order of the tasks in the tree of `groups`: a control."""
     init: Literal["random", "somp", "largest-norm", "random-rows"] = "random"
@@ -120,9 +193,12 @@ class MethodConfig(Section):
     """How branches are grouped at the end of a round; `cost`: the least cost of Eq. 9."""
     alpha: PositiveOrZero = 1.0
     """Branching factor: weight of the separation cost (Eq. 9)."""
+    price: Literal["pools", "multiply-adds"] | None = None
+    """What one more branch costs: `unit_cost` doubled for every halving above it (the paper), or by its share of the network's
+    multiply-adds. If empty `multiply-adds` for a timm model, else `pools`."""
     # 1/64 is of the published experiments: with it a branch in conv1 of VGG-16, below five pooling layers, costs 1/2.
     unit_cost: Positive = 1 / 64
-    """L0 of Eq. 9: cost of one more branch above all pooling layers."""
+    """L0 of Eq. 9: cost of one more branch above all pooling layers, or of a fully connected layer of VGG-16."""
     # Half of the weight lies on the last 69 steps, so that affinities follow the network as it learns.
     decay: float = Field(0.99, gt=0, lt=1)
     """Decay of the affinity sums per optimiser step."""
@@ -132,7 +208,7 @@ class MethodConfig(Section):
     first_decision: int | None = Field(None, ge=2)
     """Optimiser steps before the first decision; `round_iterations` if empty."""
     max_branches: Count | Literal["auto"] | None = "auto"
-    """Cap per layer: `auto` (VGG width / thin width), a number, or empty for none."""
+    """Cap per unit: `auto` (full width / thin width; none for a timm model), a number, or empty for none."""
     when_no_split: Literal["freeze", "retry"] = "freeze"
     """After a decision against a split: decide no more, or test again after the next round."""
 
@@ -173,7 +249,7 @@ class MethodConfig(Section):
         if self.pretrained is not None and not self.begins_from_pretrained:
             raise ValueError(
                 f"pretrained={self.pretrained} is used with method.init=somp|largest-norm|random-rows or method.name=low-rank: add "
-                "method.init=somp, or leave method.pretrained out"
+                "method.init=somp, or leave method.pretrained out; a ResNet or a model of timm begins from model.pretrained"
             )
         return self
 

@@ -86,7 +86,7 @@ def load_config(
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for key, value in pairs:
         if key == MORE_PLUGINS:
-            key, value = "plugins", [*list_names(values.get("plugins")), *list_names(value)]
+            key, value = "plugins", [*_as_list(values.get("plugins")), *_as_list(value)]
         set_dotted(values, key, value)
     try:
         return Config.model_validate(values)
@@ -158,11 +158,10 @@ def locate_named_plugins(value: Any, folder: Path) -> Any:
     try:
         return locate_plugins(expand_places(value), folder)
     except UserError as error:
-        raise type(error)(f"plugins: {error}.") from None
+        raise type(error)(f"plugins: {str(error).removesuffix('.')}.") from None
 
 
-def list_names(value: Any) -> list[Any]:
-    """The names in one name or a list of them."""
+def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -254,6 +253,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         near = sorted(map(str, path.parent.glob("*.yaml")))
         hint = f" There are: {', '.join(near)}." if near else ""
+        if "=" in path.name:
+            hint = " Give a config file before the keys that it is to be read with."
         raise UsageError(f"The config file {path} does not exist.{hint}") from None
     except PermissionError as error:
         raise denied(error) from None

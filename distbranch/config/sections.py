@@ -23,6 +23,7 @@ from distbranch.config.network import (
     Section,
 )
 from distbranch.config.paths import copy_of, expand_places, is_remote, join_url
+from distbranch.errors import UserError
 from distbranch.plugins import load_plugins, make_absolute
 
 # A run that is resumed may change these: they say where it computes, what it writes and how much it bears, not what it learns.
@@ -234,8 +235,8 @@ class LossConfig(Section):
     """What is minimised."""
 
     functions: dict[str, str] = Field({}, json_schema_extra={"range": "{KIND OF TASK: NAME}"})
-    """The loss of a kind of task, such as `{binary: focal}`; `cross-entropy` or `focal` (gamma 2) of binary and categorical tasks.
-    A kind that is not named has its own, the cross-entropy of these two."""
+    """The loss of a kind of task, such as `{binary: focal}`: `cross-entropy` or `focal` (gamma 2) of binary and categorical tasks,
+    `cross-entropy` of ordinal ones, `smooth-l1` or `squared-error` of numbers. A kind that is not named has the first of its own."""
 
     @field_validator("functions")
     @classmethod
@@ -335,7 +336,10 @@ class Config(Section):
             )
         # Each once, in the order in which they are given.
         found = tuple(dict.fromkeys(map(make_absolute, expand_places(list(names)))))
-        load_plugins(found)
+        try:
+            load_plugins(found)
+        except UserError as error:  # a part of the sentence about all keys
+            raise ValueError(str(error).removesuffix(".")) from None
         return found
 
     @model_validator(mode="after")
@@ -352,20 +356,10 @@ class Config(Section):
             raise ValueError(
                 f"method.name=low-rank has the basis filters of the paper for model.backbone=vgg16, found {backbone}"
             )
-        # Each method needs its own kind of layer: a skipped layer without a shortcut would pass nothing on.
-        if name == "adashare" and not self.model.is_residual:
+        if self.method.init != "random" and not backbone.startswith("vgg"):
             raise ValueError(
-                f"method.name=adashare skips residual blocks: use model.backbone=resnet18 or resnet34, found {backbone}"
-            )
-        if self.model.is_residual and name not in ("adashare", "fixed"):
-            raise ValueError(
-                f"model.backbone={backbone} is for method.name=adashare or fixed; use vgg16 or vgg9 with method.name={name}"
-            )
-        if self.model.is_residual and (
-            self.method.groups is not None or self.method.init != "random"
-        ):
-            raise ValueError(
-                f"method.groups and method.init are for model.backbone=vgg16 or vgg9, found {backbone}; leave them out"
+                f"method.init={self.method.init} chooses filters for model.backbone=vgg16 or vgg9, found {backbone}; leave it out, "
+                "and give weights of the same network in model.pretrained"
             )
         # A setting that would be ignored in silence is taken for a wrong method.name.
         if name != "adashare" and self.adashare != AdaShareConfig():
@@ -378,6 +372,7 @@ class Config(Section):
     def begins_from(self) -> dict[str, str]:
         """The paths of other runs, or of files, from which the run begins, by key."""
         given = {
+            "model.pretrained": self.model.pretrained_file,
             "method.pretrained": self.method.pretrained,
             "method.groups": self.method.groups,
             "adashare.policy": self.adashare.policy,
@@ -411,6 +406,14 @@ class Config(Section):
             told.append(
                 f"The first decision would come after {method.steps_to_first} steps, and train.iterations={iterations}: the network "
                 "never branches. Lower method.first_decision or method.round_iterations."
+            )
+        has_room = (
+            self.model.is_of_timm or self.model.width or self.model.width_fraction is not None
+        )
+        if self.decides and method.max_branches == "auto" and not has_room:
+            told.append(
+                "method.max_branches=auto leaves a network of full width no room for a second branch: it never branches. Give a "
+                "number, or empty it (method.max_branches=) for no cap."
             )
         if method.pretrained_channels != "rgb" and method.pretrained is None:
             told.append(

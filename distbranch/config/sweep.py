@@ -7,17 +7,19 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from distbranch.config.network import Section
 from distbranch.config.paths import expand_places, is_remote
 from distbranch.config.reading import (
+    MORE_PLUGINS,
     as_yaml,
     describe_unknown_key,
     explain,
     known_keys,
+    locate_named_plugins,
     parse_override,
     read_yaml,
     resolve_base,
@@ -25,11 +27,8 @@ from distbranch.config.reading import (
 from distbranch.errors import UsageError
 
 VARIANT = "variant"  # beside the dotted keys: which variant a trial is of
-# The means over tasks that are compared, in the order of every table and legend.
-Metric = Literal[
-    "accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5"
-]
-METRICS: tuple[str, ...] = get_args(Metric)
+# The means over tasks that experiments compare, in the order of every table and legend: of all more is better.
+SHARES = ("accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5")
 # The sweep says these of every trial itself.
 KEYS_OF_THE_SWEEP = {
     "run.name": "every trial gets its own name",
@@ -114,7 +113,7 @@ class EarlyStopping(Section):
     reduction: float = Field(
         3.0, gt=1, description="One of so many trials of a size class passes a rung."
     )
-    metric: Metric | None = Field(
+    metric: str | None = Field(
         None, description="Mean over tasks on val; the sweep's `metric` if empty."
     )
 
@@ -145,8 +144,11 @@ class SweepConfig(Section):
         description="Folder of the trials' run directories; the sweep's own if empty. A run there that finished under the "
         "name of a trial is that trial, if its configuration is the same.",
     )
-    metric: Metric = Field(
-        "average_precision", description="What is compared: a mean over tasks, chosen on val."
+    metric: str = Field(
+        "average_precision",
+        description="What is compared: a mean over tasks, chosen on val. accuracy | balanced_accuracy | average_precision | "
+        "top10_recall | top3 | top5; of numbers standardised_error (less is better) | r2 | rank_correlation; of ordered classes "
+        "quadratic_kappa.",
     )
     seeds: tuple[int, ...] | None = Field(
         None, min_length=1, description="Every setting is trained with each seed."
@@ -327,15 +329,20 @@ def sweep_of(
     # Absolute from here on: the sweep's own copy of its settings lies in another folder.
     variants = {}
     for name, variant in sweep.variants.items():
-        variants[name] = _with_absolute_base(variant, folder)
-    base = _with_absolute_base({"base": sweep.base}, folder)
-    return sweep.model_copy(update={**base, "variants": variants})
+        variants[name] = _with_absolute_files(variant, folder)
+    base = _with_absolute_files({"base": sweep.base}, folder)
+    everywhere = _with_absolute_files(sweep.overrides, folder)
+    return sweep.model_copy(update={**base, "overrides": everywhere, "variants": variants})
 
 
-def _with_absolute_base(values: Setting, folder: Path) -> Setting:
-    if values.get("base"):
-        return {**values, "base": str(resolve_base(values["base"], folder))}
-    return values
+def _with_absolute_files(values: Setting, folder: Path) -> Setting:
+    """The values with what lies beside the sweep file: `base` and plug-ins."""
+    found = dict(values)
+    if found.get("base"):
+        found["base"] = str(resolve_base(found["base"], folder))
+    for key in found.keys() & {"plugins", MORE_PLUGINS}:
+        found[key] = locate_named_plugins(found[key], folder)
+    return found
 
 
 def _apply_override(values: Setting, key: str, value: Any) -> None:
@@ -348,7 +355,7 @@ def _apply_override(values: Setting, key: str, value: Any) -> None:
         path = [first, rest]
     elif first in SweepConfig.model_fields:
         path = key.split(".")
-    elif first in known_keys()[0] | known_keys()[1]:
+    elif first in known_keys()[0] | known_keys()[1] or key == MORE_PLUGINS:
         path = ["overrides", key]
     else:
         path = [key]  # unknown: told below, with the nearest keys of either kind
@@ -391,7 +398,7 @@ def _check_run_keys(sweep: SweepConfig) -> None:
     for key in (*sweep.overrides, *sweep.grid, *sweep.space, *of_variants):
         if key in KEYS_OF_THE_SWEEP:
             raise UsageError(f"A sweep does not take '{key}': {KEYS_OF_THE_SWEEP[key]}.")
-        if key not in of_runs and not key.startswith("data.pack."):
+        if key not in {*of_runs, MORE_PLUGINS} and not key.startswith("data.pack."):
             raise UsageError(describe_unknown_key(key, of_runs))
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distbranch.config.paths import is_remote
 from distbranch.data.cache import LocalFiles
+from distbranch.data.number_checks import FarNumbers, compare_splits
 from distbranch.data.pack import Copy, find_copies
 from distbranch.data.reader import OpenShard
 from distbranch.data.shard_writer import file_sha256, index_shard
@@ -19,20 +21,22 @@ from distbranch.data.shards import (
     DatasetInfo,
     Shard,
     SplitInfo,
-    label_name,
     read_dataset,
 )
 from distbranch.errors import UserError, reason_of
+from distbranch.kinds import KINDS
+from distbranch.kinds.label_counts import LabelCounts
 
 MAX_PROBLEMS = 1000  # nobody reads more, and a data set of millions of samples may have as many
-Counts = dict[str, Counter[str]]
+Counts = dict[str, LabelCounts]
 
 
 @dataclass
 class CheckReport:
     """What was read and what was found; every problem is one sentence that names shard and sample.
 
-    `copies`: the samples with equal images, together (`pack.find_copies`), of a data set without problems.
+    `remarks`: what is sound and looks odd. `copies`: the samples with equal images, together (`pack.find_copies`). Both are of a
+    data set without problems.
     """
 
     info: DatasetInfo
@@ -40,6 +44,7 @@ class CheckReport:
     num_samples: int = 0
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0
+    remarks: list[str] = field(default_factory=list)
     copies: list[list[Copy]] = field(default_factory=list)
 
     @property
@@ -71,11 +76,12 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
     info = read_local_dataset(path)
     report = CheckReport(info)
     keys: set[int] = set()  # hashes of them, as in `pack`
+    far = FarNumbers(info.tasks)
     for name, split in info.splits.items():
         problems_before = report.num_problems
-        counts: Counts = {task.name: Counter() for task in info.tasks}
+        counts: Counts = {task.name: KINDS[task.kind].make_counts(task) for task in info.tasks}
         for shard in split.shards:
-            _check_shard(Path(info.path), shard, counts, keys, report)
+            _check_shard(Path(info.path), shard, name, counts, keys, far, report)
             report.num_shards += 1
             report.num_samples += shard.num_samples
             if progress is not None:
@@ -85,6 +91,7 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
         ):  # else the counts differ for a reason already told
             _check_counts(name, split, counts, report)
     if report.ok:
+        report.remarks = [*far.describe(), *compare_splits(info.tasks, info.splits)]
         report.copies = find_copies(Path(info.path), info.splits)
     return report
 
@@ -92,8 +99,10 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
 def _check_shard(
     folder: Path,
     shard: Shard,
+    split: str,
     counts: Counts,
     keys: set[int],
+    far: FarNumbers,
     report: CheckReport,
 ) -> None:
     """Compares the shard and its index with `dataset.json`, every sample and header with the index."""
@@ -126,7 +135,7 @@ def _check_shard(
     for number in range(shard.num_samples):
         # The sample by itself: one that is damaged hides nothing of the others.
         try:
-            _check_sample(opened, number, counts, report.info)
+            labels = _check_sample(opened, number, counts, report.info)
         except BadSample as error:
             report.add_problem(str(error))
             continue
@@ -135,6 +144,7 @@ def _check_shard(
         key = opened.read_key(number)
         if isinstance(key, int):  # its header cannot be read, which is told below
             continue
+        far.add_sample(labels, f"'{key}' ({split})")
         if hash(key) in keys:
             report.add_problem(f"{where}, sample {number}: its key '{key}' occurs a second time.")
         keys.add(hash(key))
@@ -151,17 +161,18 @@ def _check_shard(
         )
 
 
-def _check_sample(opened: OpenShard, number: int, counts: Counts, info: DatasetInfo) -> None:
-    """Reads the sample as a loader does and counts its labels. Raises BadSample."""
-    opened.read_pixels(number, info.tasks, info.image_size)
+def _check_sample(
+    opened: OpenShard, number: int, counts: Counts, info: DatasetInfo
+) -> NDArray[np.float32]:
+    """Reads the sample as a loader does, counts its labels and returns them [T]. Raises BadSample."""
+    _, numbers = opened.read_pixels(number, info.tasks, info.image_size)
     # As they stand there: in float32 a soft label close to 1 is 1, and was counted as another when it was packed.
     _, content = opened.read_files(number)
     labels = json.loads(content)["labels"]
     for task in info.tasks:
-        label = "unlabelled"
         if task.name in labels:
-            label = label_name(task, labels[task.name])
-        counts[task.name][label] += 1
+            counts[task.name].add(labels[task.name])
+    return numbers
 
 
 def _check_counts(
@@ -175,9 +186,10 @@ def _check_counts(
         report.add_problem(
             f"Split {name}: dataset.json says {split.num_samples} samples, its shards have {num_samples}."
         )
-    for task, found in counts.items():
-        packed = Counter(split.labels.get(task, {}))
-        if found != packed:
+    for task, of_task in counts.items():
+        packed = split.labels.get(task, {})
+        found = of_task.to_json() | {"unlabelled": num_samples - of_task.num_labelled}
+        if Counter(found) != Counter(packed):
             report.add_problem(
-                f"Split {name}, task '{task}': dataset.json counts {dict(packed)}, the shards hold {dict(found)}."
+                f"Split {name}, task '{task}': dataset.json counts {packed}, the shards hold {found}."
             )

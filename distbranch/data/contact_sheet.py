@@ -17,6 +17,7 @@ from distbranch.data.plan import Plan
 from distbranch.data.reader import ShardReader
 from distbranch.data.shards import read_dataset
 from distbranch.errors import UserError, reason_of
+from distbranch.kinds import KINDS
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
@@ -27,7 +28,6 @@ CARD_WIDTH = 220
 TEXT_SIZE = 15
 LINE_HEIGHT = 24  # the most of the fonts below
 HEAD = 60  # above the pictures, for the title
-LEAST_SHOWN = 0.2  # of soft labels: below it a line would tell what the image most probably is not
 PAPER, EDGE, INK = "#FFFFFF", "#E2E5EA", "#1F2430"
 
 # Files that Pillow looks for in the font folders of Linux, macOS and Windows.
@@ -90,17 +90,12 @@ def draw_contact_sheet(
 
 
 def describe_labels(tasks: Sequence[Task], labels: Sequence[float]) -> list[str]:
-    """What a sample's labels (NaN = unlabelled) say: classes, binary tasks that are 1, soft ones that are not small."""
+    """What a sample's labels (NaN = unlabelled) say: classes, numbers, binary tasks that are 1, soft ones that are not small."""
     lines = []
     for task, value in zip(tasks, labels, strict=True):
-        if math.isnan(value):
-            continue
-        if task.classes:
-            lines.append(f"{task.name}: {task.classes[int(value)]}")
-        elif value == 1:
-            lines.append(task.name)
-        elif value >= LEAST_SHOWN:
-            lines.append(f"{task.name} {value:.2f}")
+        if not math.isnan(value):
+            lines.append(KINDS[task.kind].describe_label(task, value))
+    lines = list(filter(None, lines))
     num_unlabelled = sum(map(math.isnan, labels))
     if num_unlabelled:
         lines.append(f"({num_unlabelled} unlabelled)")

@@ -10,6 +10,7 @@ from itertools import count
 from distbranch.config import DataConfig
 from distbranch.data.shards import DatasetInfo, SplitInfo, read_dataset
 from distbranch.errors import UserError
+from distbranch.kinds import KINDS
 from distbranch.tasks import Task
 
 
@@ -62,13 +63,12 @@ def member_names(info: DatasetInfo) -> tuple[str, ...]:
 
 
 def _merge_tasks(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
-    """The tasks of all, in the order in which they first appear."""
+    """The tasks of all, in the order in which they first appear; a number has the mean and deviation of that data set."""
     union: dict[str, tuple[Task, str]] = {}
     for info in infos:
         for task in info.tasks:
             known, where = union.setdefault(task.name, (task, info.path))
-            # One head is trained on both, so they must agree in kind, classes and exclusive set.
-            if known != task:
+            if not known.is_same_task(task):
                 raise UserError(
                     f"The task '{task.name}' is {_describe_task(known)} in {where} and {_describe_task(task)} in {info.path}. "
                     "Data sets that are trained together need the same task under one name; pack one of them with other names."
@@ -77,18 +77,18 @@ def _merge_tasks(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
 
 
 def _describe_task(task: Task) -> str:
-    return ", ".join([task.kind, *task.classes, task.exclusive]).rstrip(", ")
+    return ", ".join(filter(None, [task.kind, *task.classes, task.exclusive, task.unit]))
 
 
 def _merge_split(infos: Sequence[DatasetInfo], name: str, tasks: Sequence[Task]) -> SplitInfo:
     """The split of all data sets that have it; where one lacks a task, all of its samples are unlabelled."""
     having = [info.splits[name] for info in infos if name in info.splits]
-    labels: dict[str, Counter[str]] = {task.name: Counter() for task in tasks}
-    for split in having:
-        for task, counts in labels.items():
-            counts.update(split.labels.get(task, {"unlabelled": split.num_samples}))
+    labels = {}
+    for task in tasks:
+        parts = [split.labels.get(task.name, {"unlabelled": split.num_samples}) for split in having]
+        labels[task.name] = KINDS[task.kind].merge_counts(parts)
     return SplitInfo(
         num_samples=sum(split.num_samples for split in having),
-        labels={task: dict(counts) for task, counts in labels.items()},
+        labels=labels,
         shards=tuple(shard for split in having for shard in split.shards),
     )

@@ -21,6 +21,7 @@ import numpy as np
 
 from distbranch.data.cache import LocalFiles
 from distbranch.data.images import BrokenImageError, read_image_size
+from distbranch.data.number_tasks import measure_tasks, with_known_means
 from distbranch.data.reader import OpenShard
 from distbranch.data.shard_writer import ShardWriter
 from distbranch.data.shards import (
@@ -63,10 +64,12 @@ def pack(
 ) -> DatasetInfo:
     """Writes the samples, in the order they come, into the new folder `out`, `shard_samples` to a shard.
 
-    `source` says what made the data set; a finished data set with the same source, tasks and shards is returned as it
-    is. `skipped` counts what was left out before, `left_out` names what the source leaves out and is read when the samples
-    end. `progress` is told the samples so far.
-    Raises UserError for a target that holds anything else, a bad label, a key that occurs twice, or a full disk.
+    `source` says what made the data set; a finished data set with the same source, tasks and shards is returned as it is.
+    The mean and deviation of a number that are not given are those of its labels in train. `skipped` counts what was left
+    out before, `left_out` names what the source leaves out and is read when the samples end. `progress` is told the samples
+    so far.
+    Raises UserError for a target that holds anything else, a bad label, numbers that do not vary in train, a key that occurs
+    twice, or a full disk.
     """
     out = Path(out).absolute()
     # As it comes back from JSON (tuples as lists, paths as text), so that it can be compared with a file.
@@ -100,6 +103,8 @@ def pack(
                 )
                 if not splits:
                     raise UserError(_describe_why_none(left_out))
+
+                tasks = measure_tasks(tasks, splits)
 
                 # What is told of them. The list of those left out is complete only now.
                 copies = find_copies(partial, splits)
@@ -192,7 +197,8 @@ def _find_finished(
     info = read_dataset(out)
 
     # It is the one asked for, as far as its description says.
-    if _without_unused(info.source) != _without_unused(source) or info.tasks != tasks:
+    is_same = _without_unused(info.source) == _without_unused(source)
+    if not is_same or info.tasks != with_known_means(tasks, info.tasks):
         raise UserError(
             f"{refusal}: it holds a data set packed from another source. Give a new folder or remove it."
         )

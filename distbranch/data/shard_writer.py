@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from webdataset.writer import TarWriter
 
-from distbranch.data.shards import Index, Sample, Shard, SplitInfo, label_name, label_number
+from distbranch.data.shards import Index, Sample, Shard, SplitInfo
 from distbranch.errors import UserError
+from distbranch.kinds import KINDS
 from distbranch.tasks import Task
 
 
@@ -56,14 +57,13 @@ class ShardWriter:
         self.split = split
         self.shard_samples = shard_samples
         self._tasks = {task.name: task for task in tasks}
-        self._counts: dict[str, dict[str, int]] = {}
+        self._counts = {task.name: KINDS[task.kind].make_counts(task) for task in tasks}
         for task in tasks:
             # A class may not be called as what counts the samples without a label.
             if "unlabelled" in task.classes:
                 raise UserError(
                     f"The task '{task.name}' has a class called 'unlabelled', which counts samples without a label. Give it another name."
                 )
-            self._counts[task.name] = dict.fromkeys(task.classes or ("1", "0"), 0)
         self._shards: list[Shard] = []
         self._in_shard = 0
         self._tar: Any = None
@@ -119,7 +119,7 @@ class ShardWriter:
         num_samples = sum(shard.num_samples for shard in self._shards)
         labels = {}
         for name, counts in self._counts.items():
-            labels[name] = {**counts, "unlabelled": num_samples - sum(counts.values())}
+            labels[name] = counts.to_json() | {"unlabelled": num_samples - counts.num_labelled}
         return SplitInfo(num_samples, labels, tuple(self._shards))
 
     def _count_labels(self, sample: Sample) -> None:
@@ -130,12 +130,10 @@ class ShardWriter:
                 )
             task = self._tasks[name]
             try:
-                label_number(task, value)  # what the loader will make of it
+                KINDS[task.kind].read_label(task, value)  # what the loader will make of it
             except UserError as error:
                 raise UserError(f"Sample {sample.key}: {error}") from None
-            label = label_name(task, value)
-            counts = self._counts[name]
-            counts[label] = counts.get(label, 0) + 1
+            self._counts[name].add(value)
 
     def _open_shard(self) -> None:
         self._path = self.folder / f"{self.split}-{len(self._shards):06d}.tar"

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from distbranch.config.paths import is_remote
 from distbranch.errors import UserError, reason_of
+from distbranch.kinds import KINDS, LabelValue
 from distbranch.permissions import denied
 from distbranch.tasks import Task
 
@@ -31,7 +32,6 @@ BAD_KINDS = ("missing-shard", "truncated", "corrupt", "incomplete", "broken-imag
 Index = NDArray[
     np.int64
 ]  # [n, 6] of a shard: image offset, size and crc32, then the same of the label file
-LabelValue = int | float | str
 Labels = Mapping[str, LabelValue]
 
 
@@ -58,7 +58,7 @@ class BadSample(UserError):  # noqa: N818  # what it names is the sample
 class Sample:
     """One labelled image.
 
-    `image`: JPEG bytes; `labels`: 0..1 of a binary task, the class of a categorical one, absent where unlabelled.
+    `image`: JPEG bytes; `labels`: 0..1 of a binary task, a class by its name, a number; absent where unlabelled.
     """
 
     key: str
@@ -91,10 +91,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """The shards of one split and how often each label occurs: {"Shoes": {"1": 5000, "0": 15000, "unlabelled": 7}}."""
+    """The shards of one split and the counts of its labels: {"Shoes": {"1": 5000, "0": 15000, "unlabelled": 7}}.
+
+    Of numbers {"Age": {"count": 20000, "mean": 41.2, "deviation": 11.9, "min": 3.0, "max": 97.0, "unlabelled": 7}}.
+    """
 
     num_samples: int
-    labels: dict[str, dict[str, int]]
+    labels: dict[str, dict[str, int | float]]
     shards: tuple[Shard, ...]
 
 
@@ -223,6 +226,7 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
             f"{place} is not the description of a packed data set: it should have the format {FORMAT} in version {VERSION}, found "
             f"{kind[0]} in version {kind[1]}. {repack}"
         )
+    _refuse_unknown_kinds(place, data.get("tasks"))
     try:
         return TypeAdapter(DatasetInfo).validate_python({"groups": {}, **data, "path": path})
     except ValidationError as error:
@@ -231,8 +235,16 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
         raise UserError(f"{place} is damaged: {field}: {first['msg']}. {repack}") from None
 
 
+def _refuse_unknown_kinds(place: str, tasks: Any) -> None:
+    """Said here and not by the check below, for such a file is not damaged: it needs the plug-in of its kind of task."""
+    for task in tasks if isinstance(tasks, list) else ():
+        kind = task.get("kind") if isinstance(task, dict) else None
+        if isinstance(kind, str) and kind not in KINDS:
+            raise UserError(f"{place}: {KINDS.describe_unknown(kind)}")
+
+
 def parse_labels(content: bytes, tasks: Sequence[Task]) -> NDArray[np.float32]:
-    """Labels [T] of one `<key>.json`: NaN = unlabelled, 0..1, or the number of the class. Raises UserError."""
+    """Labels [T] of one `<key>.json`, as their kinds read them; NaN = unlabelled. Raises UserError."""
     try:
         labels = dict(json.loads(content)["labels"])
     except (ValueError, KeyError, TypeError):
@@ -242,7 +254,7 @@ def parse_labels(content: bytes, tasks: Sequence[Task]) -> NDArray[np.float32]:
         value = labels.get(task.name, math.nan)
         # Nearly all labels are 0 or 1, which need no call; this runs for every task of every sample.
         if value is not math.nan and (task.classes or value not in (0, 1)):
-            value = label_number(task, value)
+            value = KINDS[task.kind].read_label(task, value)
         numbers.append(value)
     # Counted first: to compare the names of all tasks takes longer, and it is hardly ever needed.
     if len(labels) > len(numbers) - numbers.count(math.nan):
@@ -250,25 +262,3 @@ def parse_labels(content: bytes, tasks: Sequence[Task]) -> NDArray[np.float32]:
         if unknown:
             raise UserError(f"it has a label of '{min(unknown)}', which is no task.")
     return np.array(numbers, dtype=np.float32)
-
-
-def label_number(task: Task, value: object) -> float:
-    """The label as the network sees it: 0..1, or the number of the class. Raises UserError for anything else."""
-    if task.classes:
-        if value in task.classes:
-            return task.classes.index(str(value))
-        should = f"one of its {len(task.classes)} classes"
-    else:
-        if isinstance(value, int | float) and 0 <= value <= 1:
-            return float(value)
-        should = "a number from 0 to 1"
-    raise UserError(f"the label of '{task.name}' should be {should}, found {value!r}.")
-
-
-def label_name(task: Task, value: LabelValue) -> str:
-    """The name under which `SplitInfo.labels` counts a label: the class, "0", "1", or "soft" for a value between."""
-    if task.classes:
-        return str(value)
-    if value in (0, 1):
-        return str(int(value))
-    return "soft"

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from distbranch.config import load_config
+from distbranch.config.reading import locate_named_plugins, read_yaml
 from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
@@ -18,6 +19,7 @@ from distbranch.models.architecture import VERSION, Architecture
 from distbranch.models.earlier_runs import is_earlier, rename_earlier
 from distbranch.models.network import Network
 from distbranch.permissions import explain_damage
+from distbranch.plugins import load_plugins
 from distbranch.tensor_files import load_tensors, save_tensors
 
 logger = logging.getLogger("distbranch")
@@ -81,6 +83,7 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
         raise UserError(
             f"There is no run directory {run_directory}. Give the folder that `distbranch train` made."
         )
+    _load_plugins_of(RunDirectory(run_directory))
     advice = "Run the training command again to write it anew."
     with explain_damage(f"The model of {run_directory} is damaged", advice):
         if (folder / DESCRIPTION).exists():  # it is written last
@@ -95,6 +98,13 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
         network = Network(Architecture.from_json(design), preprocessing.mean, preprocessing.std)
         network.load_state_dict(weights)
     return network.eval(), preprocessing
+
+
+def _load_plugins_of(files: RunDirectory) -> None:
+    """Those of config.yaml, which bring what the network and its tasks are made of."""
+    if files.config.exists():
+        named = read_yaml(files.config).get("plugins")
+        load_plugins(locate_named_plugins(named, files.path.absolute()) or ())
 
 
 def _load_from_checkpoint(run_directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

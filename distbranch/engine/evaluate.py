@@ -1,14 +1,19 @@
 """Evaluation of one split, divided over the ranks so that every sample counts exactly once.
 
-Of several data sets each is scored alone, on its own tasks, and the scores are then put together.
+Average precision, rank correlation, top-k and sets of exclusive tasks compare samples or tasks with each other, so logits and
+labels go to rank 0, as rows of float32, and are scored there in the order of the data set: any number of ranks gives the same
+bits. A kind whose metrics are sums (`Kind.sum_batch`) is added up batch by batch on every rank, and only its sums travel.
+
+Of several data sets each is scored alone, on its own tasks, and the scores are then put together. A number is scored by the mean
+and deviation that the network was trained with, whatever those of the data are.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,9 +24,10 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.loaders import describe_too_many_bad, open_evaluation
 from distbranch.errors import UserError
+from distbranch.kinds import KINDS
 from distbranch.metrics import merge_metrics, task_metrics
 from distbranch.models.network import Network
-from distbranch.tasks import TaskSet
+from distbranch.tasks import Task, TaskSet, locate_outputs
 
 Scores = dict[str, Any]
 
@@ -70,10 +76,12 @@ def evaluate_split(
         batches = compute_outputs(
             network, member, split, ranks, data, batch_size=batch_size, bf16=bf16
         )
-        share, num_bad = _collect_share(batches, network.tasks, TaskSet(member.tasks), ranks)
-        columns = [ranks.gather_rows(column) for column in share]
-        num_bad = sum(ranks.gather(num_bad), Counter())
-        score = partial(_score_samples, member, split, data, columns, num_bad)
+        share = _Share(network.tasks, [task.name for task in member.tasks])
+        share.collect(batches, ranks)
+        columns = [ranks.gather_rows(column) for column in share.columns]
+        sums = {name: ranks.gather_rows(own[None]) for name, own in share.sums.items()}
+        num_bad: Counter[str] = sum(ranks.gather(share.num_bad), Counter())
+        score = partial(_score_samples, share, member, split, data, columns, sums, num_bad)
         found[name] = ranks.run_on_rank_zero(score)  # which alone has the samples of all
     network.train(training)
     return _merge_scores(found) if info.parts else next(iter(found.values()))
@@ -105,43 +113,84 @@ def compute_outputs(
         yield batch, outputs.float().cpu()
 
 
-def _collect_share(
-    batches: Iterator[tuple[Batch, Tensor]], network_tasks: TaskSet, tasks: TaskSet, ranks: Ranks
-) -> tuple[list[Tensor], Counter[str]]:
-    """This rank's samples as indices [n], logits [n, O] of `tasks` and labels [n, T], and how many were left out, by kind."""
-    outputs_of_tasks = [
-        range(network_tasks.num_outputs)[network_tasks.columns[name]] for name in tasks.names
-    ]
-    columns = np.concatenate(outputs_of_tasks)
+class _Share:
+    """What this rank has seen of a split: rows of most tasks, sums of the tasks whose kind adds up.
 
-    # torch.cat takes no empty list, and a rank may have no samples.
-    parts = [
-        (
-            torch.zeros(0, dtype=torch.int64),
-            torch.zeros(0, tasks.num_outputs),
-            torch.zeros(0, tasks.num_tasks),
-        )
-    ]
-    num_bad: Counter[str] = Counter()
-    problem = None
-    try:
-        for batch, outputs in batches:
-            num_bad.update(batch.num_bad)
-            parts.append((batch.indices, outputs[:, columns], batch.labels))
-    except UserError as error:
-        problem = str(error)
-    ranks.raise_on_all_ranks(problem)
-    return [torch.cat(column) for column in zip(*parts, strict=True)], num_bad
+    columns: indices [n], logits [n, O] and labels [n, R] of the tasks in `by_rows`.
+    sums: of every other task its loss, its number of labels, and what its kind adds [2 + k], in float64.
+    """
+
+    def __init__(self, network_tasks: TaskSet, names: Sequence[str]) -> None:
+        self.network_tasks = network_tasks
+        known = dict(zip(network_tasks.names, network_tasks.tasks, strict=True))
+        self.tasks = [known[name] for name in names]
+        num_sums = {task.name: KINDS[task.kind].count_sums(task) for task in self.tasks}
+        self.by_rows = [task for task in self.tasks if not num_sums[task.name]]
+        self.sums = {
+            name: torch.zeros(2 + count, dtype=torch.float64)
+            for name, count in num_sums.items()
+            if count
+        }
+        self.num_bad: Counter[str] = Counter()
+        self.columns: list[Tensor] = []
+
+    def collect(self, batches: Iterator[tuple[Batch, Tensor]], ranks: Ranks) -> None:
+        """Read all batches of this rank. Raises SharedError, on every rank, for what one of them could not read."""
+        names = [task.name for task in self.tasks]
+        places = [names.index(task.name) for task in self.by_rows]
+        outputs_of_tasks = [
+            range(self.network_tasks.num_outputs)[self.network_tasks.columns[task.name]]
+            for task in self.by_rows
+        ]
+        own_outputs = list(chain.from_iterable(outputs_of_tasks))
+
+        # torch.cat takes no empty list, and a rank may have no samples.
+        parts = [
+            (
+                torch.zeros(0, dtype=torch.int64),
+                torch.zeros(0, len(own_outputs)),
+                torch.zeros(0, len(places)),
+            )
+        ]
+        problem = None
+        try:
+            for batch, outputs in batches:
+                self.num_bad.update(batch.num_bad)
+                parts.append((batch.indices, outputs[:, own_outputs], batch.labels[:, places]))
+                for place, task in enumerate(self.tasks):
+                    if task.name in self.sums:
+                        logits = outputs[:, self.network_tasks.columns[task.name]]
+                        self._add_sums(task, logits, batch.labels[:, place])
+        except UserError as error:
+            problem = str(error)
+        ranks.raise_on_all_ranks(problem)
+        self.columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+
+    def _add_sums(self, task: Task, logits: Tensor, labels: Tensor) -> None:
+        known = ~labels.isnan()
+        alone = TaskSet([task], self.network_tasks.losses)
+        loss = alone.compute_losses(logits, labels[:, None]).double().sum()
+        own = KINDS[task.kind].sum_batch(task, logits[known], labels[known])
+        self.sums[task.name] += torch.cat([torch.stack([loss, known.sum().double()]), own])
+
+    def compute_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The sum of the losses of all samples and of the tasks in rows, in float64."""
+        if not self.by_rows:
+            return torch.zeros((), dtype=torch.float64)
+        tasks = TaskSet(self.by_rows, self.network_tasks.losses)
+        return tasks.compute_losses(outputs, labels).double().sum()
 
 
 def _score_samples(
+    share: _Share,
     info: DatasetInfo,
     split: str,
     data: DataConfig,
     gathered: Sequence[Sequence[Tensor]],
+    sums_of_ranks: Mapping[str, Sequence[Tensor]],
     num_bad: Counter[str],
 ) -> Scores:
-    """`gathered`: indices [n], logits [n, O] and labels [n, T], each of every rank."""
+    """`gathered`: the columns of a share, and `sums_of_ranks` its sums [1, 2 + k], of every rank."""
     problem = describe_too_many_bad(num_bad, data, info, split)
     if problem is not None:
         raise UserError(problem)
@@ -150,9 +199,12 @@ def _score_samples(
         raise UserError(
             f"No sample of '{split}' could be read, so nothing is left to evaluate on. Repair {info.path}, or pack it again."
         )
-    tasks = TaskSet(info.tasks)
-    for name, columns in tasks.columns.items():  # finite weights may give them too
-        if not outputs[:, columns].isfinite().all():
+    sums = {name: torch.cat(list(parts)).sum(dim=0) for name, parts in sums_of_ranks.items()}
+    rows = locate_outputs(share.by_rows)
+    finite = {name: outputs[:, columns].isfinite().all() for name, columns in rows.items()}
+    finite |= {name: own.isfinite().all() for name, own in sums.items()}
+    for name, is_finite in finite.items():  # finite weights may give them too
+        if not is_finite:
             raise UserError(
                 f"The outputs of the network on '{split}' are not finite (first those of task '{name}'), so they have no score. "
                 "Train it anew with a lower optim.lr or train.clip_norm, or with train.precision=fp32."
@@ -161,12 +213,19 @@ def _score_samples(
     order = indices.argsort(stable=True)
     outputs = outputs[order]
     labels = labels[order]
-    losses = tasks.compute_losses(outputs, labels).double()
+    loss = share.compute_loss(outputs, labels)
+    scored = {}
+    for task in share.tasks:
+        if task.name in sums:
+            own_loss, num_labelled, *_ = sums[task.name].tolist()
+            loss += own_loss
+            own = KINDS[task.kind].score_sums(task, sums[task.name][2:].numpy())
+            scored[task.name] = own | {"num_labelled": int(num_labelled)}
     return {
-        "loss": float(losses.sum() / len(outputs)),
+        "loss": float(loss / len(outputs)),
         "num_samples": len(outputs),
         "bad_samples": dict(num_bad),
-        **task_metrics(tasks.tasks, outputs.numpy(), labels.numpy()),
+        **task_metrics(share.tasks, outputs.numpy(), labels.numpy(), scored=scored),
     }
 
 

@@ -19,17 +19,18 @@ import numpy as np
 
 from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.tree import Split
-from distbranch.config import Config, MethodConfig, to_yaml
+from distbranch.config import Config, MethodConfig
 from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
 from distbranch.engine.round_decision import RoundDecision, decide_round
 from distbranch.engine.run_directory import (
     RunDirectory,
     append_line,
     created_atomically,
-    write_atomically,
     write_json,
 )
+from distbranch.engine.run_start import write_config
 from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ class Family:
         self._leaving: list[list[str]] = []
 
     def decide_round(
-        self, stats: AffinityStats, architecture: Architecture
+        self, stats: AffinityStats, architecture: Architecture, network: Network | None = None
     ) -> tuple[Split | None, bool, bool]:
         """The leader's split, whether another round follows, and whether some relatives must leave (`send_off_leavers`)."""
         methods = [self.config.method, *self.relatives.values()]
-        self._own, *others = decide_round(stats, architecture, methods, seed=self.config.seed)
+        self._own, *others = decide_round(
+            stats, architecture, methods, seed=self.config.seed, network=network
+        )
         self._decisions = dict(zip(self.relatives, others, strict=True))
 
         # Runs stay together as long as training does: a record may differ (another price) where the split does not.
@@ -167,4 +170,4 @@ def copy_as(config: Config, leader: RunDirectory, files: RunDirectory) -> None:
     for folder, target in ((leader.affinity, files.affinity), (own_part, files.path)):
         if folder.exists():
             shutil.copytree(folder, target, dirs_exist_ok=True)
-    write_atomically(files.config, to_yaml(config))
+    write_config(files, config)

@@ -20,10 +20,12 @@ from distbranch.engine.run_start import begins_anew
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
+from distbranch.models.backbone import Backbone, freeze_arguments
 from distbranch.models.low_rank import check_same, low_rank_beginning
 from distbranch.models.network import Network
 from distbranch.models.pretrained import HOW_TO_GET, WideNetwork, read_weights, wide_network
 from distbranch.models.thin_init import check_fits, thin_beginning
+from distbranch.models.weights_file import match_colours, read_pretrained
 from distbranch.permissions import explain_damage
 
 logger = logging.getLogger("distbranch")
@@ -38,7 +40,9 @@ def begin_network(net: TrainedNetwork, config: Config, info: DatasetInfo) -> Non
     # Files that are given need to be seen by rank 0 alone.
     architecture = net.ranks.run_on_rank_zero(lambda: first_architecture(config, info))
     overwrite = None
-    if config.method.begins_from_pretrained:
+    if config.model.pretrained is not None:
+        overwrite = partial(begin_from_whole_backbone, place=config.model.pretrained)
+    elif config.method.begins_from_pretrained:
         overwrite = partial(begin_from_pretrained, config=config)
     net.begin(architecture, config.seed, overwrite=overwrite)
 
@@ -47,16 +51,27 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     """The network that a run begins with: thin, of a tree or a policy that is given, with a branch per task, or low-rank.
 
     Raises:
-        UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set.
+        UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set; or tasks should
+            skip units of a backbone in which none can be skipped.
     """
     model, method = config.model, config.method
     size = config.data.image_size or info.image_size
-    thin = Architecture.thin(
-        model.backbone, model.width, size, info.tasks, width_fraction=model.width_fraction
+    arguments = freeze_arguments(model.arguments)
+    backbone = Backbone(
+        model.backbone, size, model.width, model.width_fraction, arguments=arguments
     )
+    if model.pretrained is not None:
+        backbone = match_colours(backbone, config.data.mean, config.data.std)
+    thin = Architecture(backbone, info.tasks)
+    if method.name == "adashare" and not thin.num_blocks:
+        raise UserError(
+            f"method.name=adashare learns which units tasks skip, and none of model.backbone={model.backbone} can be skipped, found "
+            "no residual block. Use resnet18, resnet34, resnet50 or a timm model of residual blocks, or method.name=branching."
+        )
     if config.searches:
         return replace(thin, searches=True)
-    if model.is_residual:
+    # Where units may be skipped, hard sharing is the policy by which all tasks execute all of them.
+    if method.name == "adashare" or (method.keeps_thin and thin.num_blocks):
         return thin.with_policy(_given_policy(config, thin))
     if method.name == "independent":
         return thin.with_tree(build_independent_tree(thin.tree.layers, len(info.tasks)))
@@ -173,6 +188,8 @@ def check_pretrained(config: Config, architecture: Architecture) -> None:
     Raises:
         UserError: see `pretrained_network`; or it is of another backbone, another width or other tasks.
     """
+    if config.model.pretrained_file is not None:
+        read_pretrained(architecture.backbone, config.model.pretrained_file)
     if config.method.begins_from_pretrained:
         check = check_same if architecture.backbone.low_rank else check_fits
         check(pretrained_network(config), architecture)
@@ -207,6 +224,19 @@ def pretrained_network(config: Config) -> WideNetwork:
             f"method.pretrained={path} should be a run of model.backbone=vgg16, but its network is residual. Give a wide VGG-16."
         )
     return wide_network(network, str(path))
+
+
+def begin_from_whole_backbone(network: Network, *, place: str) -> None:
+    """Overwrite the units of a network that was drawn at random by pretrained ones, every copy by the same; heads stay random."""
+    architecture = network.architecture
+    shared = architecture.shared_by(architecture.tasks)
+    state = copy_units(
+        read_pretrained(architecture.backbone, place), shared.routing, network.routing
+    )
+    own = network.state_dict()
+    # Of a unit that no task executes only the shortcut is there.
+    needed = {name: value for name, value in state.items() if name in own}
+    network.load_state_dict(own | needed)
 
 
 def begin_from_pretrained(network: Network, config: Config) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -24,6 +25,7 @@ from distbranch.engine.distributed import Ranks
 from distbranch.engine.evaluate import compute_outputs
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
+from distbranch.kinds import KINDS
 from distbranch.models.network import Network
 
 DECIMALS = 4  # in 0..1: finer than any teacher knows, and a third of the bytes
@@ -49,7 +51,7 @@ def label_with_teacher(
         progress: told the samples so far.
 
     Raises:
-        UserError: an unfinished teacher, one with categorical tasks or with a task that the data set has; `out` is the data
+        UserError: an unfinished teacher, one with tasks that are not binary or with a task that the data set has; `out` is the data
             set itself or holds anything else; an unknown split; a sample that cannot be read.
     """
     info = read_dataset(data)
@@ -107,11 +109,11 @@ def _check_labelling(
             f"{info.path} has no split '{unknown[0]}' to be labelled; it has {', '.join(info.splits)}."
         )
     taught = teacher.tasks.tasks
-    categorical = [task.name for task in taught if task.kind != "binary"]
-    if categorical:
+    others = [f"{task.name} ({task.kind})" for task in taught if not KINDS[task.kind].is_share]
+    if others:
         raise UserError(
-            f"The teacher {run} has the categorical task(s) {', '.join(categorical[:5])}, and soft labels are of binary ones. "
-            "Pack its data set with one_task_per_class and train it again."
+            f"The teacher {run} has task(s) that are not binary: {', '.join(others[:5])}, and soft labels are of binary ones. "
+            "Pack its data set with binary tasks alone (classes by one_task_per_class) and train it again."
         )
     shared = sorted({task.name for task in taught} & {task.name for task in info.tasks})
     if shared:
@@ -149,8 +151,7 @@ def _compute_soft_labels(
     ranks = Ranks.alone()
     teacher.to(ranks.device)
     for _, outputs in compute_outputs(teacher, info, split, ranks, data, batch_size=batch_size):
-        for row in outputs.double().sigmoid().tolist():
-            yield {
-                name: round(share, DECIMALS)
-                for name, share in zip(teacher.tasks.names, row, strict=True)
-            }
+        answers = teacher.tasks.predict(teacher.tasks.split_by_task(outputs.double()))
+        for row in zip(*answers.values(), strict=True):
+            named = zip(answers, row, strict=True)
+            yield {name: round(cast("float", share), DECIMALS) for name, share in named}

@@ -4,16 +4,24 @@ Slots are carried by parameter name (`units.fc7.2.product.weight:exp_avg`), so t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distbranch.config import OptimConfig
+from distbranch.errors import UserError
+from distbranch.registry import Registry
 
 SECOND_BETA = 0.999  # of Adam and AdamW; their first one is `optim.momentum`
 POLICY_WEIGHT_DECAY = 5e-4
+
+ParameterGroups = list[dict[str, Any]]
+# From the groups of parameters (those without weight decay say so) to an optimiser, whose state is tensors by parameter.
+OPTIMISERS: Registry[Callable[[ParameterGroups, OptimConfig], torch.optim.Optimizer]] = Registry(
+    "optimiser"
+)
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -24,15 +32,37 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Opti
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-    parameters: list[dict[str, Any]] = [
+    parameters: ParameterGroups = [
         {"params": matrices},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
-    if config.name == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **options)
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(parameters, betas=(config.momentum, SECOND_BETA), **options)
+    optimizer = OPTIMISERS[config.name](parameters, config)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(
+            f"The optimiser {config.name!r} should be a torch.optim.Optimizer, found {type(optimizer).__name__}."
+        )
+    return optimizer
+
+
+def _list_options(config: OptimConfig) -> dict[str, Any]:
+    return {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+
+
+@OPTIMISERS.register("sgd")
+def _build_sgd(groups: ParameterGroups, config: OptimConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, momentum=config.momentum, **_list_options(config))
+
+
+@OPTIMISERS.register("adam")
+def _build_adam(groups: ParameterGroups, config: OptimConfig) -> torch.optim.Optimizer:
+    betas = (config.momentum, SECOND_BETA)
+    return torch.optim.Adam(groups, betas=betas, **_list_options(config))
+
+
+@OPTIMISERS.register("adamw")
+def _build_adamw(groups: ParameterGroups, config: OptimConfig) -> torch.optim.Optimizer:
+    betas = (config.momentum, SECOND_BETA)
+    return torch.optim.AdamW(groups, betas=betas, **_list_options(config))
 
 
 def build_policy_optimizer(logits: nn.Parameter, lr: float) -> torch.optim.Optimizer:
@@ -41,12 +71,21 @@ def build_policy_optimizer(logits: nn.Parameter, lr: float) -> torch.optim.Optim
 
 
 def list_slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's tensors as `parameter:slot`."""
+    """The optimiser's tensors as `parameter:slot`.
+
+    Raises:
+        UserError: it keeps something else of a parameter, which no checkpoint would hold.
+    """
     slots: dict[str, Tensor] = {}
     for name, parameter in network.named_parameters():
         for slot, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 slots[f"{name}:{slot}"] = value.detach()
+            elif value is not None:
+                raise UserError(
+                    f"The optimiser {type(optimizer).__name__} should keep its state as tensors, which a checkpoint holds, found {slot!r}, "
+                    f"a {type(value).__name__}."
+                )
     return slots
 
 
@@ -70,12 +109,10 @@ def load_slots(
         parameter = parameters[name]
         if value.shape == parameter.shape:
             own = torch.empty_like(parameter, requires_grad=False).copy_(value)
-        elif optimizer.defaults.get(
-            "fused"
-        ):  # the step count of Adam, where the fused kernel counts it
+        elif slot == "step" and not optimizer.defaults.get("fused"):
+            own = value.clone().to("cpu")  # where it can be read without a wait for the GPU
+        else:  # of Adam, whose fused kernel counts the steps
             own = value.clone().to(parameter.device)
-        else:  # on the CPU it can be read without a wait for the GPU
-            own = value.clone().to("cpu")
         optimizer.state[parameter][slot] = own
 
 

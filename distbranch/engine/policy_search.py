@@ -26,7 +26,6 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks, send_to
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
-from distbranch.models.backbone import BLOCKS
 from distbranch.models.network import Network
 from distbranch.models.norm import NormGroups
 
@@ -37,12 +36,13 @@ class PolicySearch:
     Args:
         config: of the run.
         info: its data; the training samples are divided between weights and policy.
+        num_blocks: of the backbone, which are released one by one.
 
     Raises:
         UserError: one of the two would get no sample.
     """
 
-    def __init__(self, config: Config, info: DatasetInfo) -> None:
+    def __init__(self, config: Config, info: DatasetInfo, num_blocks: int) -> None:
         self.config = config
         adashare, batch_size = config.adashare, config.train.batch_size
         shares = [_divide_samples(member, adashare.weights_part) for member in info.members]
@@ -50,9 +50,8 @@ class PolicySearch:
         first = math.ceil(sum(weights for weights, _ in shares) / batch_size)
         second = math.ceil(sum(policy for _, policy in shares) / batch_size)
         # Block by block the policy is released, from the heads downwards.
-        blocks = sum(BLOCKS[config.model.backbone])
         self.curriculum = Curriculum(
-            adashare.warmup_iterations, first, second, blocks, adashare.cycles_per_block
+            adashare.warmup_iterations, first, second, num_blocks, adashare.cycles_per_block
         )
         before = adashare.warmup_iterations * batch_size
         self.turns = Turns(adashare.weights_part, before, first * batch_size, second * batch_size)

@@ -1,4 +1,4 @@
-"""Predictions for image files: probabilities per task, by the same decoding and normalisation as in training."""
+"""Predictions for image files: what each task answers, by the same decoding and normalisation as in training."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +12,7 @@ import torch
 from distbranch.data.images import SUFFIXES, UnknownRangeError, convert_to_jpeg, decode_to_size
 from distbranch.engine.artifact import Preprocessing
 from distbranch.errors import UserError, reason_of
+from distbranch.kinds import Answer
 from distbranch.permissions import denied
 from distbranch.tasks import TaskSet
 
@@ -32,10 +33,10 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image and, per task, the probability of a binary one or those of every class of a categorical one."""
+    """One image and, per task, the answer of its kind: a probability, those of every class, or a number in its unit."""
 
     image: Path
-    scores: dict[str, float | dict[str, float]]
+    scores: dict[str, Answer]
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -96,13 +97,9 @@ def predict_images(
                 broken.append(f"{file} ({reason_of(error)})")
         if not images or (broken and on_bad_image == "fail"):
             continue  # the rest is only looked through, so that all broken ones are told
-        logits = network(torch.stack(images))
-        columns = {
-            task.name: _to_probabilities(logits[task.name], task.classes)
-            for task in network.tasks.tasks
-        }
+        answers = network.tasks.predict(network(torch.stack(images)))
         for row, file in enumerate(whole):
-            yield Prediction(file, {name: values[row] for name, values in columns.items()})
+            yield Prediction(file, {name: values[row] for name, values in answers.items()})
 
     if broken and (on_bad_image == "fail" or len(broken) == len(files)):
         named = ", ".join(broken[:NAMED])
@@ -126,12 +123,3 @@ def _read_image(file: Path, preprocessing: Preprocessing) -> torch.Tensor:
     jpeg = convert_to_jpeg(file.read_bytes(), bits=preprocessing.bits)
     pixels = decode_to_size(jpeg, preprocessing.image_size, preprocessing.decoder)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-
-
-def _to_probabilities(
-    logits: torch.Tensor, classes: tuple[str, ...]
-) -> list[float] | list[dict[str, float]]:
-    if not classes:
-        values: list[float] = logits.sigmoid().tolist()
-        return values
-    return [dict(zip(classes, row, strict=True)) for row in logits.softmax(dim=1).tolist()]

@@ -12,12 +12,17 @@ from typing import Any
 from torch import Tensor
 
 from distbranch.branching.tree import Tree
-from distbranch.config import Config, to_yaml
+from distbranch.config import Config
 from distbranch.engine.artifact import save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
 from distbranch.engine.remote_run import RemoteRun
-from distbranch.engine.run_directory import RunDirectory, write_atomically, write_json
-from distbranch.engine.run_start import check_run, write_environment
+from distbranch.engine.run_directory import RunDirectory, write_json
+from distbranch.engine.run_start import (
+    check_run,
+    hash_pretrained,
+    write_config,
+    write_environment,
+)
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import StoppedEarly
 from distbranch.permissions import explain_damage
@@ -60,15 +65,19 @@ class RunFiles:
     def write_beginning(self, state: TrainingState) -> None:
         """Make the directory that of the state: what a killed run wrote after its last checkpoint is cut off."""
         progress = state.progress
-        write_atomically(
-            self.directory.config, to_yaml(self.config)
-        )  # with what a resumed run may change
+        write_config(self.directory, self.config)  # with what a resumed run may change
         set_damaged_aside(self.directory.checkpoints, newest_good=progress.iteration)
         self.directory.cut_back(
             progress.iteration, progress.num_rounds, evaluation_is_due=state.evaluation_is_due
         )
+        is_beginning = progress.iteration == 0
         write_environment(
-            self.directory, state.ranks, state.rounding[-1], data=state.info.fingerprint
+            self.directory,
+            state.ranks,
+            state.rounding[-1],
+            data=state.info.fingerprint,
+            plugins=self.config.plugins,
+            pretrained=hash_pretrained(self.config, self.directory, is_beginning=is_beginning),
         )
         self.write_sharing(state)
         self.remote_run.upload()

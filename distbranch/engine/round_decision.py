@@ -4,19 +4,23 @@ The record holds everything the decision was based on. It is made on rank 0 and 
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.branching.decision import choose_groups
-from distbranch.branching.grouping import branch_affinity
+from distbranch.branching.decision import Decision, choose_groups, price_by_multiply_adds
+from distbranch.branching.grouping import Matrix, branch_affinity, separation_cost
 from distbranch.branching.tree import Split
 from distbranch.config import MethodConfig
+from distbranch.config.names import BUILT_IN
+from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
+from distbranch.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,57 @@ class RoundDecision:
     matrices: dict[str, NDArray[np.float64]]
 
 
+@dataclass(frozen=True)
+class Round:
+    """What a decision is taken from, on rank 0.
+
+    affinity: A_b [c, c] of the branches above the active layer, by the configured kind.
+    above: of each of those branches the numbers of its tasks.
+    layer: the active one, from 1; its unit is `architecture.specs[layer - 1]`.
+    max_groups: no more than this many groups; None for no limit.
+    price: what one more branch costs (Eq. 9).
+    seed: of whatever is drawn at random.
+    stats: the sums over all ranks, for other affinities of the tasks.
+    network: as it stands, in training mode; to be looked at, and left as it is. None where only statistics are at hand.
+    """
+
+    affinity: Matrix
+    above: tuple[tuple[int, ...], ...]
+    layer: int
+    max_groups: int | None
+    price: float
+    seed: int
+    method: MethodConfig
+    stats: AffinityStats
+    architecture: Architecture
+    network: Network | None = None
+
+
+# A method of decision: from a round to groups of the branches above.
+DECISIONS: Registry[Callable[[Round], Decision]] = Registry("method of decision")
+
+
+@DECISIONS.register("cost")
+def choose_by_cost(of: Round) -> Decision:
+    """The least sum of complexity and separation (Eq. 9)."""
+    return choose_groups(
+        of.affinity,
+        alpha=of.method.alpha,
+        pools_above=of.architecture.specs[of.layer - 1].halvings_above,
+        unit_cost=of.method.unit_cost,
+        price=of.price,
+        max_groups=of.max_groups,
+        seed=of.seed,
+    )
+
+
 def decide_round(
-    stats: AffinityStats, architecture: Architecture, methods: Sequence[MethodConfig], *, seed: int
+    stats: AffinityStats,
+    architecture: Architecture,
+    methods: Sequence[MethodConfig],
+    *,
+    seed: int,
+    network: Network | None = None,
 ) -> list[RoundDecision]:
     """Group the branches above the active layer (Eq. 7 to 11), once for each of `methods`.
 
@@ -42,11 +95,16 @@ def decide_round(
         architecture: of the network as it stands.
         methods: each with its alpha, unit cost, kind of affinity and cap.
         seed: of the clustering.
+        network: for methods of decision that look at it.
+
+    Raises:
+        UserError: a method of decision gives what are no groups of the branches.
     """
     tree, layer = architecture.tree, architecture.tree.active_layer
     above = tree.branches(layer + 1)
     spec = architecture.specs[layer - 1]
-    affinities = {kind: stats.affinity(kind) for kind in ("agreement", "phi")}
+    kinds = [*BUILT_IN["kind of affinity"], *(method.affinity for method in methods)]
+    affinities = {kind: stats.affinity(kind) for kind in dict.fromkeys(kinds)}
     num_unseen = len(stats.pairs_never_seen())
 
     decisions = []
@@ -55,15 +113,25 @@ def decide_round(
         began = time.perf_counter()
         cap = method.max_branches
         if cap == "auto":  # what the layer's width leaves room for
-            cap = max(1, spec.max_copies)
+            cap = spec.max_copies
+        price = price_branch(method, architecture, layer)
         affinity = branch_affinity(affinities[method.affinity], above)
-        decision = choose_groups(
-            affinity,
-            alpha=method.alpha,
-            pools_above=spec.halvings_above,
-            unit_cost=method.unit_cost,
-            max_groups=cap,
-            seed=seed,
+        # Those of other methods would make the record of a run depend on whom it trains with.
+        own_kinds = dict.fromkeys([*BUILT_IN["kind of affinity"], method.affinity])
+        matrices = {kind: affinities[kind] for kind in own_kinds}
+        decision = _choose(
+            Round(
+                affinity=affinity,
+                above=tuple(tuple(branch) for branch in above),
+                layer=layer,
+                max_groups=cap,
+                price=price,
+                seed=seed,
+                method=method,
+                stats=stats,
+                architecture=architecture,
+                network=network,
+            )
         )
         split = None
         after = tree
@@ -84,15 +152,61 @@ def decide_round(
             "alpha": method.alpha,
             "pools_above": spec.halvings_above,
             "unit_cost": method.unit_cost,
+            "price": price,
+            "priced_by": _choose_price(method, architecture),
             "max_groups": cap,
             "affinity_kind": method.affinity,
+            "decided_by": method.decision,
             "seconds": time.perf_counter() - began,
             "pairs_never_seen": num_unseen,
         }
         decisions.append(
-            RoundDecision(split, grows, record, {**affinities, "branch_affinity": affinity})
+            RoundDecision(split, grows, record, {**matrices, "branch_affinity": affinity})
         )
     return decisions
+
+
+def _choose(of: Round) -> Decision:
+    """What the configured method decides; with its costs by Eq. 9, which reports show, where it counts none.
+
+    Raises:
+        UserError: these are no groups of the branches above, or too many.
+    """
+    name = of.method.decision
+    found = DECISIONS[name](of)
+    groups = tuple(sorted(tuple(sorted(int(one) for one in group)) for group in found.groups))
+    branches = sorted(branch for group in groups for branch in group)
+    if branches != list(range(len(of.above))) or not all(groups):
+        raise UserError(
+            f"The method of decision {name!r} should put each of the {len(of.above)} branches (from 0) into one group, found {groups}."
+        )
+    d = len(groups)
+    if of.max_groups is not None and d > max(1, of.max_groups):
+        raise UserError(
+            f"The method of decision {name!r} should give at most {of.max_groups} groups, which is the `max_groups` of the round, found "
+            f"{d}."
+        )
+    if d in found.costs:
+        return replace(found, groups=groups)
+    separation = separation_cost(of.affinity, groups)
+    cost = (d - 1) * of.price + of.method.alpha * separation
+    return replace(found, groups=groups, costs={d: cost}, separation={d: separation}, search=name)
+
+
+def price_branch(method: MethodConfig, architecture: Architecture, layer: int) -> float:
+    """What one more branch of a layer (from 1) costs (Eq. 9): by the halvings above it, or by its share of all multiply-adds."""
+    spec = architecture.specs[layer - 1]
+    if _choose_price(method, architecture) == "pools":
+        return float(method.unit_cost * 2**spec.halvings_above)
+    costs = [unit.body.multiply_adds + unit.shortcut.multiply_adds for unit in architecture.specs]
+    return price_by_multiply_adds(costs[layer - 1] / sum(costs), method.unit_cost)
+
+
+def _choose_price(method: MethodConfig, architecture: Architecture) -> str:
+    """Where hardly anything halves, as in many a timm model, pools would price all units alike."""
+    if method.price is not None:
+        return method.price
+    return "multiply-adds" if architecture.backbone.is_of_timm else "pools"
 
 
 def _name_tasks(

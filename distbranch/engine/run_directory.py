@@ -73,6 +73,11 @@ class RunDirectory:
         """Of the forward pass when the run was last trained, bf16 or fp32."""
         return str(_read_record(self.environment).get("precision", "fp32"))
 
+    @property
+    def pretrained(self) -> str | None:
+        """The sha256 of the weights file that the run began from; None if it began from none."""
+        return _read_record(self.environment).get("pretrained_sha256")
+
     @contextmanager
     def locked(self, *, patience_s: float = 5, of_sweep: bool = False) -> Iterator[None]:
         """Keep a second process from training the same run (or sweep) at the same time; the lock falls with the process."""

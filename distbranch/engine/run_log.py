@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from distbranch.engine.run_directory import RunDirectory, append_line, read_lines
+from distbranch.kinds import KINDS
 
 logger = logging.getLogger("distbranch")
 Event = dict[str, Any]
@@ -228,11 +230,13 @@ def _list_training_scalars(line: Event) -> Event:
 
 def _list_scores(line: Event) -> Event:
     split = line["split"]
+    metrics = chain.from_iterable(kind.metrics.items() for kind in KINDS.values())
+    drawn = dict.fromkeys(name for name, metric in metrics if metric.is_drawn)
     scalars = {f"{split}/{metric}": value for metric, value in line["mean"].items()}
     for name, part in line.get("datasets", {}).items():
         scalars |= {f"{split}_{name}/{metric}": value for metric, value in part["mean"].items()}
     for task, row in line["tasks"].items():
-        for metric in ("accuracy", "average_precision"):
+        for metric in drawn:
             scalars[f"{split}_{metric}/{task}"] = row.get(metric)
     return scalars
 

@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ import torch
 
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.data.mixture import read_data
+from distbranch.data.shard_writer import file_sha256
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.process_group import num_cores
 from distbranch.engine.run_directory import RunDirectory, write_atomically, write_json
 from distbranch.errors import UserError, reason_of
+from distbranch.plugins import hash_plugins, keep_copies, list_changed_plugins
 
 PACKAGES = (
     "distbranch",
@@ -52,15 +54,21 @@ def begin_run(config: Config) -> None:
                 if files.is_dispensable:
                     files.tree.unlink(missing_ok=True)
                     files.policy.unlink(missing_ok=True)
-                    write_atomically(files.config, to_yaml(config))
+                    write_config(files, config)
         check_run(config)
         files.path.mkdir(parents=True, exist_ok=True)
         if not files.config.exists():
-            write_atomically(files.config, to_yaml(config))
+            write_config(files, config)
     except OSError as error:
         raise UserError(
             f"The run directory {files.path} cannot be written ({reason_of(error)}). Give another run.directory, or make room."
         ) from None
+
+
+def write_config(files: RunDirectory, config: Config) -> None:
+    """Write config.yaml, and copies of the plug-ins that it names."""
+    keep_copies(files.path, config.plugins)
+    write_atomically(files.config, to_yaml(config))
 
 
 def begins_anew(config: Config) -> bool:
@@ -105,6 +113,10 @@ def check_run(config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:
 def _list_differences(files: RunDirectory, config: Config) -> list[str]:
     if not files.config.exists():
         return []
+    # First: this process may lack what the other configuration chooses by name.
+    changed = list_changed_plugins(files.path, config.plugins)
+    if changed:
+        return changed
     return without_moved_data(differences(load_config(files.config), config), config, files.data)
 
 
@@ -130,9 +142,19 @@ def without_moved_data(different: list[str], config: Config, *begun_with: str | 
 
 
 def write_environment(
-    files: RunDirectory, ranks: Ranks, rounding: Mapping[str, Any], *, data: str
+    files: RunDirectory,
+    ranks: Ranks,
+    rounding: Mapping[str, Any],
+    *,
+    data: str,
+    pretrained: str | None,
+    plugins: Sequence[str] = (),
 ) -> None:
-    """Record versions, commit, hardware, world size, threads, precision and the fingerprint of the data of this start."""
+    """Record versions, commit, hardware, world size, threads and precision of this start, and which data and weights it is of.
+
+    data: the fingerprint of the data set; pretrained: the sha256 of the weights file that the run began from; plugins: loaded
+    ones, whose sha256 is recorded too.
+    """
     environment = {
         "python": platform.python_version(),
         "packages": {name: read_package_version(name) for name in PACKAGES},
@@ -146,8 +168,20 @@ def write_environment(
         "threads_per_rank": rounding["threads"],
         "precision": rounding["precision"],
         "data": data,
+        "plugins": hash_plugins(plugins),
+        "pretrained_sha256": pretrained,
     }
     write_json(files.environment, environment)
+
+
+def hash_pretrained(config: Config, files: RunDirectory, *, is_beginning: bool) -> str | None:
+    """The sha256 of the weights file that the run begins from; of a resumed run, which needs the file no more, the one on record."""
+    if not is_beginning:
+        return files.pretrained
+    place = config.model.pretrained_file or config.method.pretrained
+    if place is None or not Path(place).is_file():
+        return None
+    return file_sha256(Path(place))
 
 
 def read_package_version(package: str) -> str | None:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distbranch.config import Config, DataConfig, differences, load_config
+from distbranch.config import Config, differences, load_config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.engine.artifact import load_model
@@ -15,9 +15,10 @@ from distbranch.engine.checkpoint import share_checkpoint
 from distbranch.engine.distributed import Ranks, describe_storage_failure
 from distbranch.engine.evaluate import evaluate_split
 from distbranch.engine.forks import Family
-from distbranch.engine.initialisation import begin_network
+from distbranch.engine.initialisation import begin_network, first_architecture
 from distbranch.engine.loaders import describe_too_many_bad, open_training
 from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_name
+from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import choose_rounding, join_ranks
 from distbranch.engine.results import RunFiles, RunResult, read_result
 from distbranch.engine.run_directory import RunDirectory
@@ -26,6 +27,9 @@ from distbranch.engine.run_start import without_moved_data
 from distbranch.engine.trainer import Trainer
 from distbranch.engine.training_state import AFFINITY, TrainingState
 from distbranch.errors import UserError
+from distbranch.losses import choose_losses
+from distbranch.plugins import describe_plugin_failure, hash_plugins
+from distbranch.tasks import TaskSet
 
 STORAGE_ERRORS = (
     errno.ENOSPC,
@@ -61,7 +65,7 @@ def train_rank(
     with join_ranks(config.launch, should_stop) as ranks:
         publish_rank_name(ranks)
         try:
-            info = _read_data_everywhere(config.data, ranks)
+            info = _read_data_everywhere(config, ranks)
             trainer = build_trainer(
                 config, ranks, info, report=report, draw=draw, should_stop=should_stop
             )
@@ -78,6 +82,8 @@ def train_rank(
                 isinstance(error, OSError) and error.errno in STORAGE_ERRORS
             ):  # of rank 0's log, which it writes alone
                 raise UserError(ranks.with_place(describe_storage_failure(error))) from None
+            if (failure := describe_plugin_failure(error)) is not None:
+                raise UserError(ranks.with_place(failure)) from error
             if ranks.world_size == 1:
                 raise
             timeout_min, notes = config.launch.timeout_min, config.run_directory
@@ -151,9 +157,11 @@ def _build_state(config: Config, ranks: Ranks, info: DatasetInfo, files: RunFile
         ranks.run_only_on_rank_zero(files.load_newest), ranks, but_for=AFFINITY
     )
     before = checkpoint.state.get("rounding", ()) if checkpoint is not None else ()
-    state = TrainingState(
-        config, ranks, info, choose_rounding(config.train.precision, ranks, before)
-    )
+    search = None
+    if config.searches:
+        search = PolicySearch(config, info, first_architecture(config, info).num_blocks)
+    rounding = choose_rounding(config.train.precision, ranks, before)
+    state = TrainingState(config, ranks, info, rounding, search)
     if checkpoint is None:
         begin_network(state.net, config, info)
     else:
@@ -163,19 +171,26 @@ def _build_state(config: Config, ranks: Ranks, info: DatasetInfo, files: RunFile
     return state
 
 
-def _read_data_everywhere(data: DataConfig, ranks: Ranks) -> DatasetInfo:
-    """The packed data as this rank sees them; one rank that does not see them, or sees others, stops all of them."""
+def _read_data_everywhere(config: Config, ranks: Ranks) -> DatasetInfo:
+    """The packed data as this rank sees them; one rank that does not see them, or sees others, stops all of them.
+
+    So does one whose plug-ins are others.
+    """
     info, problem = None, None
     try:
-        info = read_data(data)
+        info = read_data(config.data)
     except UserError as error:
         problem = str(error)
     fingerprint = info.fingerprint if info is not None else None
-    first = ranks.broadcast(fingerprint)
-    if info is not None and first not in (
-        None,
-        fingerprint,
-    ):  # folders of one name on disks of their own
+    plugins = hash_plugins(config.plugins)
+    first, first_plugins = ranks.broadcast((fingerprint, plugins))
+    if list(plugins.values()) != list(first_plugins.values()):
+        problem = (
+            f"The plug-ins ({', '.join(plugins) or 'none'}) should be the same files for every rank, found others than for rank 0. "
+            "Copy those of rank 0 to all nodes, or name some that all of them see."
+        )
+    # Folders of one name on disks of their own.
+    elif info is not None and first not in (None, fingerprint):
         problem = (
             f"{info.path} should hold the same data set for every rank, found another one than for rank 0. "
             "Copy that of rank 0 to all nodes, or give a data.path that all of them see."
@@ -193,8 +208,14 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
     """
     network, _ = load_model(directory)
     config = load_config(RunDirectory(directory).config)
+    network.tasks = TaskSet(network.tasks.tasks, choose_losses(config.loss.functions))
     info = read_dataset(data) if data else read_data(config.data)
-    other = [task.name for task in info.tasks if task not in network.tasks.tasks]
+    known = {task.name: task for task in network.tasks.tasks}
+    other = [
+        task.name
+        for task in info.tasks
+        if task.name not in known or not known[task.name].is_same_task(task)
+    ]
     if other:
         raise UserError(
             f"The data set {info.path} has other tasks than the run {directory} ({', '.join(other[:5])}). "

@@ -1,9 +1,10 @@
 """The network with its optimiser and its DDP wrapper: three things that are only ever rebuilt together, from named tensors."""
 
+import inspect
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,15 @@ from distbranch.engine.optimizer_and_schedule import (
     list_slots,
     load_slots,
 )
+from distbranch.losses import choose_losses
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
 from distbranch.models.norm import BatchNorm
+from distbranch.tasks import TaskSet
 
+_BUFFER_SYNC = "forward_sync_buffers"  # the argument of DDP, of another name before torch 2.13
+if _BUFFER_SYNC not in inspect.signature(DistributedDataParallel).parameters:
+    _BUFFER_SYNC = "broadcast_buffers"
 SEARCH_MOMENTUM = 0.9  # of the weights' SGD in AdaShare's search
 
 
@@ -69,8 +75,9 @@ class TrainedNetwork:
     ) -> None:
         """A new network, optimiser and wrapper; `slots` are the optimiser's tensors as `parameter:slot`."""
         network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network.tasks = TaskSet(architecture.tasks, choose_losses(self.config.loss.functions))
         network.load_state_dict(dict(model))
-        self.network = network.to(self.ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(self.ranks.device)  # channels last, as made
         self.network.train()
         self.norms = [module for module in self.network.modules() if isinstance(module, BatchNorm)]
         self.optimizer = self._build_weights_optimizer()
@@ -115,17 +122,14 @@ class TrainedNetwork:
         self.wrapped = self.network
         if self.ranks.world_size > 1:
             device_ids = [self.ranks.device] if self.ranks.device.type == "cuda" else None
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", FutureWarning
-                )  # the argument's successor is not in all our releases
-                self.wrapped = DistributedDataParallel(
-                    self.network,
-                    device_ids=device_ids,
-                    broadcast_buffers=False,  # running statistics are summed over all ranks
-                    init_sync=False,  # it would overwrite a rank that differs, which must be told instead
-                    gradient_as_bucket_view=True,
-                )
+            no_buffer_sync: dict[str, Any] = {_BUFFER_SYNC: False}
+            self.wrapped = DistributedDataParallel(
+                self.network,
+                device_ids=device_ids,
+                init_sync=False,  # it would overwrite a rank that differs, which must be told instead
+                gradient_as_bucket_view=True,
+                **no_buffer_sync,  # running statistics are summed over all ranks
+            )
         self._replica = self.wrapped
         if self.config.train.compile and self.is_final:
             torch.compiler.reset()

@@ -21,6 +21,7 @@ from distbranch.engine.training_state import TrainingState, gather_affinity
 from distbranch.engine.training_step import TrainingStep
 from distbranch.errors import SharedError, StoppedEarly
 from distbranch.models.architecture import Architecture
+from distbranch.models.network import Network
 
 
 class RunStore(Protocol):
@@ -41,7 +42,7 @@ class Decider(Protocol):
     """Rank 0 asks it how the network grows (`forks.Family`)."""
 
     def decide_round(
-        self, stats: AffinityStats, architecture: Architecture
+        self, stats: AffinityStats, architecture: Architecture, network: Network | None = None
     ) -> tuple[Split | None, bool, bool]:
         """The split to be made, whether another round follows, and whether some relatives of the run decide otherwise."""
         ...
@@ -220,7 +221,7 @@ class Trainer:
         # Rank 0 decides for all, so that a tie cannot fall differently on another processor.
         stats = self.stats.with_pair_sums(self.ranks.sum_on_rank_zero(self.stats.pair_sums()))
         split, grows, some_leave = self.ranks.run_on_rank_zero(
-            lambda: self.decider.decide_round(stats, architecture)
+            lambda: self.decider.decide_round(stats, architecture, self.net.network)
         )
         if some_leave:
             self._fork_relatives()

@@ -46,18 +46,24 @@ class Progress:
 class TrainingState:
     """One rank's share; all ranks make it, verify it and save it together.
 
-    `was_resumed` says whether it is from a checkpoint, `bf16` whether the forward pass is in it; `search` is the course of AdaShare's
-    search, if the run is one. After the constructor either `net.begin` or `restore` gives it its network.
+    `was_resumed` says whether it is from a checkpoint, `bf16` whether the forward pass is in it. After the constructor either `net.begin`
+    or `restore` gives it its network.
 
     Args:
         config: resolved, with absolute paths.
         ranks: this process among the others.
         info: the packed data set.
         rounding: of all starts of the run (`process_group.choose_rounding`); the last one is that of this start.
+        search: the course of AdaShare's search, if the run is one.
     """
 
     def __init__(
-        self, config: Config, ranks: Ranks, info: DatasetInfo, rounding: Sequence[Mapping[str, Any]]
+        self,
+        config: Config,
+        ranks: Ranks,
+        info: DatasetInfo,
+        rounding: Sequence[Mapping[str, Any]],
+        search: PolicySearch | None = None,
     ) -> None:
         self.config = config
         self.ranks = ranks
@@ -66,7 +72,7 @@ class TrainingState:
         self.preprocessing = Preprocessing(
             config.data.decoder, size, config.data.mean, config.data.std, info.bits
         )
-        self.search = PolicySearch(config, info) if config.searches else None
+        self.search = search
         self.progress = Progress(growing=config.method.name == "branching")
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
         self.window = StepWindow(len(info.tasks), ranks.device)

@@ -137,7 +137,10 @@ class TrainingStep:
         self.window.add_own_losses(losses)
         num_images = margin_sums.new_full((1,), len(labels))
         # One message for all of them: its price is the number of messages, not of bytes.
-        message = torch.cat([margin_sums, losses, num_images, take_step_sums(self.net.norms)])
+        parts = [margin_sums, losses, num_images]
+        if self.net.norms:  # else there is nothing to sum, as in a network of layer norms
+            parts.append(take_step_sums(self.net.norms))
+        message = torch.cat(parts)
         self._sums = self.ranks.start_sum(message)
 
     def wait_for_step_sums(self) -> None:
@@ -153,7 +156,8 @@ class TrainingStep:
         rest = len(sums) - sum(sizes)
         margin_sums, losses, num_images, norm_sums = torch.split(sums, [*sizes, rest])
 
-        update_running_statistics(self.net.norms, norm_sums, num_images.squeeze())
+        if self.net.norms:
+            update_running_statistics(self.net.norms, norm_sums, num_images.squeeze())
         if self.progress.growing:
             self.stats.add_margins(margin_sums)
         counts = margin_sums[num_tasks:]

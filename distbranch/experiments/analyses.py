@@ -12,8 +12,9 @@ import pandas
 from pandas import DataFrame
 from scipy.stats import wilcoxon
 
+from distbranch.config.sweep import SHARES
 from distbranch.experiments.runs import COSTS, pivot_tasks, select_means
-from distbranch.report.console import METRICS as METRIC_NAMES
+from distbranch.metrics import list_metrics
 from distbranch.report.console import UNDEFINED, compute_spread, format_amount, format_size
 from distbranch.report.experiment_figures import Spot
 from distbranch.report.tables import render_markdown
@@ -22,7 +23,7 @@ SIGNIFICANT = 0.05  # as is usual; no sentence hangs on it alone, for it says p
 # How columns are shown: these in percentage points, these in percent (and every metric, also with a split before it), and all
 # others as numbers, with so many decimals if they are no counts.
 POINTS = ("difference", "lowest", "highest")
-PERCENT = ("last", *METRIC_NAMES)
+PERCENT = ("last", *SHARES)
 SIZES = ("cost", "parameters", *COSTS)
 DECIMALS = {"share": 2, "adjusted_rand_index": 3}
 
@@ -100,7 +101,7 @@ def describe_differences(
 ) -> str:
     """One sentence about `one` less `other`: what was seen, and what may be said of it."""
     found = summarise_differences(differences)
-    name = METRIC_NAMES[metric]
+    name = list_metrics()[metric].title
     if not found["repetitions"]:
         return f"{name}, {one} less {other}: nothing can be compared."
     seen = (

@@ -28,7 +28,7 @@ from distbranch.experiments.analyses import (
 from distbranch.experiments.designs import METRIC, check_grows, load_run_config
 from distbranch.experiments.runner import Experiment, Findings, Variants
 from distbranch.experiments.runs import Runs, pivot_tasks, select_means, select_tasks, tabulate_runs
-from distbranch.report.console import METRICS as METRIC_NAMES
+from distbranch.metrics import list_metrics
 from distbranch.report.experiment_figures import draw_kinds, draw_reductions
 
 METRICS = ("accuracy", "average_precision")
@@ -77,7 +77,7 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
             table = tabulate_differences(lost)
             table.insert(0, "metric", metric)
             tables.append(table)
-            panels[METRIC_NAMES[metric]] = (100 * lost).T.to_dict("list")
+            panels[list_metrics()[metric].title] = (100 * lost).T.to_dict("list")
         if not tables:
             raise UserError(
                 f"No task has a metric on {split} in all runs, so nothing can be compared there. Give another --split."
@@ -317,6 +317,7 @@ def choose_first_groups(run_directory: Path) -> dict[str, list[list[str]]]:
     """
     first = _read_first_decision(run_directory)
     options = {key: first[key] for key in ("alpha", "pools_above", "unit_cost", "max_groups")}
+    options["price"] = first.get("price")  # which runs of before, priced by pools, did not write
     names: dict[int, str] = {}
     for numbers, tasks in zip(first["groups"], first["tasks"], strict=True):
         names |= dict(zip(numbers, tasks, strict=True))

@@ -12,11 +12,11 @@ from typing import Any
 from pandas import DataFrame
 
 from distbranch.config import Config, load_config
-from distbranch.config.sweep import METRICS
+from distbranch.config.sweep import SHARES
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.errors import UsageError, UserError
-from distbranch.metrics import CHOICES
+from distbranch.kinds.categorical import CHOICES
 
 logger = logging.getLogger("distbranch")
 SPLITS = ("test", "val")  # what is reported comes before what was chosen on
@@ -103,7 +103,7 @@ def restrict_to_common_tasks(runs: Runs) -> list[Run]:
     for run in copies:
         of_same_tasks[tuple(run.summary["tasks"])].append(run)
     for same in of_same_tasks.values():
-        for split, metric in itertools.product(SPLITS, METRICS):
+        for split, metric in itertools.product(SPLITS, SHARES):
             _restrict_mean(same, metric, split)
     return copies
 
@@ -146,7 +146,7 @@ def check_defined(runs: Runs, metric: str, splits: Collection[str]) -> None:
             raise UserError(
                 f"The {len(runs)} runs are finished, but no task has {metric} on {split} in all of them, so they cannot be "
                 f"compared by it: results.csv beside {runs[0].config.run_directory} has what there is. Give data in which a "
-                "task has labels of more than one class there."
+                "task has labels of more than one class there; numbers are compared by the metric of a sweep alone."
             )
 
 
@@ -167,7 +167,7 @@ def tabulate_runs(runs: Runs) -> DataFrame:
         for task, values in {MEAN: scores.get("mean", {}), **scores.get("tasks", {})}.items():
             rows += [
                 {**about, "task": task, "metric": metric, "value": values.get(metric)}
-                for metric in METRICS
+                for metric in SHARES
             ]
     return DataFrame(rows).astype({"value": float})
 

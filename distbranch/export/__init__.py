@@ -25,6 +25,7 @@ from distbranch.engine.artifact import Preprocessing, load_model
 from distbranch.engine.predict import Predictor
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
+from distbranch.kinds import KINDS
 from distbranch.models.architecture import num_weights
 from distbranch.models.network import Network, restrict
 
@@ -168,6 +169,8 @@ def default_stem(tasks: Sequence[str] | None) -> str:
 
 def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -> dict[str, Any]:
     height, width = preprocessing.image_size
+    kinds = dict.fromkeys(task.kind for task in network.tasks.tasks)
+    meanings = [f"{KINDS[kind].meaning} if {kind}" for kind in kinds]
     numbers = "0..255" if input_type == "uint8" else "(pixel / 255 - mean) / std"
     return {
         "format": "distbranch-export",
@@ -181,7 +184,7 @@ def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -
         "preprocessing": preprocessing.to_json(),
         "resizing": RESIZING,
         "tasks": [task.to_json() for task in network.tasks.tasks],
-        "outputs": "logits per task: sigmoid of [batch] if binary, softmax of [batch, classes] if categorical",
+        "outputs": f"logits per task: {', '.join(meanings)}",
         "tree": network.architecture.tree.to_json(),
     }
 

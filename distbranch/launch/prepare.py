@@ -199,21 +199,32 @@ def check_data(config: Config, info: DatasetInfo) -> None:
             raise UserError(
                 f"The data set {member.path} has no training samples. Pack one with a split named train."
             )
+    _warn_absent_kinds(config, info)
     num_samples = info.splits["train"].num_samples
     if num_samples < config.launch.most_workers:
         raise UserError(
             f"launch.workers={config.launch.most_workers} ranks need at least as many training samples, "
             f"but {info.path} has {num_samples}. Use fewer workers."
         )
-    if config.searches:
-        _check_search(config, info)
     architecture = first_architecture(config, info)
+    if config.searches:
+        _check_search(config, info, architecture.num_blocks)
     if not RunDirectory(config.run_directory).holds_training:  # else it is not needed any longer
         check_pretrained(config, architecture)
 
 
-def _check_search(config: Config, info: DatasetInfo) -> None:
-    course = PolicySearch(config, info).curriculum
+def _warn_absent_kinds(config: Config, info: DatasetInfo) -> None:
+    absent = config.loss.functions.keys() - {task.kind for task in info.tasks}
+    if absent:
+        logger.warning(
+            "loss.functions names the loss of %s tasks, of which %s has none: it has no effect.",
+            " and ".join(sorted(absent)),
+            info.path,
+        )
+
+
+def _check_search(config: Config, info: DatasetInfo, num_blocks: int) -> None:
+    course = PolicySearch(config, info, num_blocks).curriculum
     released, last = course.num_released(config.train.iterations - 1), course.first_step_with_all
     if released < course.num_blocks:
         logger.warning(

@@ -65,6 +65,8 @@ class NormMessages:
 
     def wait_s(self, link: Link, num_ranks: int, images_per_rank: int) -> float:
         """Seconds of a step that ranks wait for them; none where a rank has whole groups."""
+        if not self.num_layers:  # of layer norms, which talk to nobody
+            return 0.0
         team = min(num_ranks, -(-self.group_size // images_per_rank))
         return 2 * self.num_layers * link.all_reduce_s(self.num_bytes // self.num_layers, team)
 
@@ -81,11 +83,16 @@ class Scale:
 
 
 def norm_messages(config: Config, architecture: Architecture) -> NormMessages:
-    """Those of a network: one for all branches of a layer, one for every convolution of a residual network."""
-    norms = [module for module in Network(architecture).modules() if isinstance(module, BatchNorm)]
-    num_layers = architecture.tree.num_layers
-    if architecture.has_policy:
-        num_layers = len(norms)
+    """Those of a network: one for all branches of a layer, else one for every batch norm."""
+    network = Network(architecture)
+    norms = []
+    num_layers = 0
+    for name in architecture.backbone.names:
+        copies = network.copies(name)
+        own = [part for copy in copies for part in copy.modules() if isinstance(part, BatchNorm)]
+        is_one_message = copies[0].has_one_norm and not architecture.has_policy
+        num_layers += 1 if is_one_message else len(own)
+        norms += own
     num_bytes = sum(2 * norm.num_features + 1 for norm in norms) * FLOAT64
     return NormMessages(
         num_layers, num_bytes, min(config.train.norm_batch, config.train.batch_size)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distbranch.errors import UserError
-from distbranch.models.units import Block, Layer, LowRank, Unit, make_convolution, make_unset
+from distbranch.models import timm_chain
+from distbranch.models.units import (
+    Block,
+    Bottleneck,
+    Layer,
+    LowRank,
+    Unit,
+    UnitPlan,
+    make_convolution,
+    make_unset,
+)
+from distbranch.registry import Registry
 
 SMALLEST_IMAGE = 32  # pixels: VGG-16 halves its input five times
 
@@ -23,7 +34,9 @@ VGG_LAYERS = {
     "conv4_1:512 conv4_2:512 conv4_3:512 | conv5_1:512 conv5_2:512 conv5_3:512 | fc6:4096 fc7:4096",
     "vgg9": "conv1:64 | conv2:128 | conv3_1:256 conv3_2:256 | conv4_1:512 conv4_2:512 | fc5:512 fc6:512",
 }
-BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}  # per stage (He et al. 2016)
+Arguments = tuple[tuple[str, Any], ...]
+# Blocks per stage (He et al. 2016); those of resnet50 are bottlenecks.
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 STAGE_WIDTHS = (64, 128, 256, 512)
 
 # The paper's basis filters, by the stage of the layers (conv4 is conv4_1 .. conv4_3), and of the outputs.
@@ -40,20 +53,6 @@ BASIS = {
 
 
 @dataclass(frozen=True)
-class UnitPlan:
-    """How a unit is made: its width and that at full size, and whether tasks may skip it.
-
-    `build(is_executed=False)` gives one of which only the shortcut is needed.
-    """
-
-    name: str
-    width: int
-    full_width: int
-    build: Callable[..., Unit]
-    may_skip: bool = False
-
-
-@dataclass(frozen=True)
 class Cost:
     """Weights without norms and biases, everything that is trained, and multiply-adds of one image."""
 
@@ -64,17 +63,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class UnitSpec:
-    """What a unit is and costs; `positions` (height, width) are those of its output.
+    """What a unit is and costs.
 
     halvings_above: how often height and width are halved from this unit on up to the heads, its own included: p of Eq. 9.
-    max_copies: so many copies of it are together no wider than the unit at full size.
+    max_copies: so many copies of it are together no wider than the unit at full size; None: it has but one size.
     body: what it costs beside its shortcut.
     """
 
     name: str
     width: int
-    max_copies: int
-    positions: tuple[int, int]
+    max_copies: int | None
     halvings_above: int
     may_skip: bool
     body: Cost
@@ -85,11 +83,14 @@ class UnitSpec:
 class Backbone:
     """A chain of units by its source and sizes.
 
-    source: one of `SOURCES`.
+    source: one of `BACKBONES`, or `timm:NAME`.
     image_size: (height, width) in pixels.
     width: omega; None: full, or the fraction of it.
     width_fraction: of the full width, in 0..1.
     low_rank: whether every layer is factorised (models/low_rank.py).
+    arguments: further ones of `timm.create_model`, from `freeze_arguments`.
+    input_affine: scale and shift of every colour channel of normalised images, for weights that were trained with another mean
+        and deviation (models/weights_file.py).
     """
 
     source: str
@@ -97,24 +98,56 @@ class Backbone:
     width: int | None = None
     width_fraction: float | None = None
     low_rank: bool = False
+    arguments: Arguments = ()
+    input_affine: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
-        if self.source not in SOURCES:
+        if self.is_of_timm:
+            if self.width is not None or self.width_fraction is not None:
+                raise UserError(
+                    f"A model of timm has its own widths, but a width was given for {self.source}. Leave width and width_fraction "
+                    "empty, and choose a smaller model for a thinner network."
+                )
+            if self.low_rank:
+                raise UserError(
+                    f"The low-rank baseline is of the layers of VGG, found {self.source}. Choose vgg16 or vgg9."
+                )
+            return
+        if self.source not in BACKBONES:
             raise UserError(
-                f"The backbone must be one of {', '.join(SOURCES)}, found {self.source!r}."
+                f"{BACKBONES.describe_unknown(self.source)} A model of timm is named timm:NAME."
+            )
+        if self.arguments and self.source in {**VGG_LAYERS, **BLOCKS}:
+            raise UserError(
+                f"Arguments are those of a model of timm (timm:NAME), found {self.keywords} for {self.source}. Leave them out."
             )
         if self.width is not None and self.width < 1:
             raise UserError(f"The width of a thin network is at least 1, found {self.width}.")
         if min(self.image_size) < SMALLEST_IMAGE:
             raise UserError(
                 f"Images must be at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels (height x width), found "
-                f"{self.image_size[0]}x{self.image_size[1]}. Give a larger image size."
+                f"{self.image_size[0]}x{self.image_size[1]}. Pack them larger (`data pack`, `--image-size`)."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its fields alone: the plans of a timm model hold its weights, which no other rank and no copy needs."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def plans(self) -> tuple[UnitPlan, ...]:
         """How its units are made, input first."""
-        return tuple(SOURCES[self.source](self))
+        plan = timm_chain.plan_timm if self.is_of_timm else BACKBONES[self.source]
+        return tuple(plan(self))
+
+    @property
+    def is_of_timm(self) -> bool:
+        """Whether it is a model of timm."""
+        return self.source.startswith(timm_chain.PREFIX)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Its arguments by name."""
+        return dict(self.arguments)
 
     @property
     def specs(self) -> tuple[UnitSpec, ...]:
@@ -136,15 +169,27 @@ class Backbone:
         """The names of the units that tasks may skip."""
         return tuple(plan.name for plan in self.plans if plan.may_skip)
 
+    def draw_units(self, generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
+        """The first weights of its units, by their names, where its source draws them itself; else empty."""
+        return timm_chain.initial_state(self, generator) if self.is_of_timm else {}
+
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON."""
-        return asdict(self) | {"image_size": list(self.image_size)}
+        """Plain lists and numbers, for JSON; what is not set stands there only if every backbone always had it."""
+        values = asdict(self) | {"image_size": list(self.image_size), "arguments": self.keywords}
+        for name in ("arguments", "input_affine"):
+            if not values[name]:
+                del values[name]
+        return values
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Backbone:
         """The inverse of `to_json`."""
-        height, length = data["image_size"]
-        return cls(**(data | {"image_size": (int(height), int(length))}))
+        values = data | {"image_size": tuple(map(int, data["image_size"]))}
+        values["arguments"] = freeze_arguments(data.get("arguments", {}))
+        affine = data.get("input_affine")
+        if affine is not None:
+            values["input_affine"] = tuple(tuple(map(float, part)) for part in affine)
+        return cls(**values)
 
     def thin_width(self, full: int, *, omega_times: int = 1) -> int:
         """The width of a unit (paper section 3.1): `omega_times` omega, which is 2 of fully connected layers, or less if it is less."""
@@ -153,6 +198,25 @@ class Backbone:
         if self.width_fraction is not None:
             return min(in_eights(self.width_fraction * full), full)
         return full
+
+
+def freeze_arguments(arguments: Mapping[str, Any]) -> Arguments:
+    """Arguments by name as a value that can be hashed.
+
+    Raises:
+        UserError: one is no number, text or list of them.
+    """
+    return tuple((name, _freeze(name, value)) for name, value in sorted(arguments.items()))
+
+
+def _freeze(name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(name, part) for part in value)
+    if isinstance(value, Mapping):
+        raise UserError(
+            f"model.arguments should hold numbers, texts and lists of them, found {value} for {name}. Leave it out."
+        )
+    return value
 
 
 def in_eights(units: float) -> int:
@@ -165,26 +229,26 @@ def in_eights(units: float) -> int:
 def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
     """One pass over all units without any numbers."""
     specs = []
+    plans = backbone.plans  # made with numbers
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        units = [plan.build().eval() for plan in backbone.plans]
+        units = [plan.build().eval().requires_grad_(False) for plan in plans]
         halvings = sum(unit.halvings for unit in units)
         x = torch.zeros(1, 3, *backbone.image_size)
-        for plan, unit in zip(backbone.plans, units, strict=True):
+        for plan, unit in zip(plans, units, strict=True):
             start = counter.get_total_flops()
             shortcut = unit.shortcut(x)
             around = counter.get_total_flops() - start
             x = unit.execute(x, shortcut)
             through = counter.get_total_flops() - start - around
 
-            height, length = x.shape[2:] or (1, 1)
+            max_copies = None if plan.full_width is None else plan.full_width // plan.width
             # The parameters of the shortcut are those of a unit that nobody executes.
             spare = plan.build(is_executed=False) if plan.may_skip else nn.Identity()
             whole, past = _count(unit, through), _count(spare, around)
             spec = UnitSpec(
                 name=plan.name,
                 width=plan.width,
-                max_copies=plan.full_width // plan.width,
-                positions=(height, length),
+                max_copies=max_copies,
                 halvings_above=halvings,
                 may_skip=plan.may_skip,
                 body=Cost(
@@ -261,16 +325,17 @@ def basis_size(name: str, num_inputs: int, width: int, full_width: int) -> int:
 
 def _plan_resnet(backbone: Backbone) -> Iterator[UnitPlan]:
     widths = [backbone.thin_width(full) for full in STAGE_WIDTHS]
+    block = Bottleneck if backbone.source == "resnet50" else Block
     num_inputs = widths[0]
     yield UnitPlan("stem", num_inputs, STAGE_WIDTHS[0], partial(_build_stem, num_inputs))
-    for stage, (count, width, full) in enumerate(
-        zip(BLOCKS[backbone.source], widths, STAGE_WIDTHS, strict=True), start=1
-    ):
+    stages = zip(BLOCKS[backbone.source], widths, STAGE_WIDTHS, strict=True)
+    for stage, (count, width, full) in enumerate(stages, start=1):
         for place in range(1, count + 1):
             stride = 2 if stage > 1 and place == 1 else 1
-            build = partial(Block, num_inputs, width, stride)
-            yield UnitPlan(f"block{stage}_{place}", width, full, build, may_skip=True)
-            num_inputs = width
+            build = partial(block, num_inputs, width, stride)
+            num_inputs = width * block.expansion
+            name = f"block{stage}_{place}"
+            yield UnitPlan(name, num_inputs, full * block.expansion, build, may_skip=True)
 
 
 def _build_stem(width: int) -> Unit:
@@ -278,7 +343,8 @@ def _build_stem(width: int) -> Unit:
 
 
 # How the units of a source are planned.
-SOURCES: dict[str, Callable[[Backbone], Iterator[UnitPlan]]] = {
-    **dict.fromkeys(VGG_LAYERS, _plan_vgg),
-    **dict.fromkeys(BLOCKS, _plan_resnet),
-}
+BACKBONES: Registry[Callable[[Backbone], Iterator[UnitPlan]]] = Registry("backbone")
+for _name in VGG_LAYERS:
+    BACKBONES.register(_name)(_plan_vgg)
+for _name in BLOCKS:
+    BACKBONES.register(_name)(_plan_resnet)

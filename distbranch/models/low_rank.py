@@ -56,7 +56,7 @@ def low_rank_beginning(wide: WideNetwork, architecture: Architecture) -> dict[st
         )
         check_finite(sized, wide.source, plan.name)
         weight = sized.weight
-        k = basis_size(plan.name, weight.shape[1], plan.width, plan.full_width)
+        k = basis_size(plan.name, weight.shape[1], plan.width, plan.full_width or plan.width)
         left, right = factors(weight.flatten(1).float(), k)
         unit = f"units.{plan.name}.0"
         state[f"{unit}.product.basis.weight"] = right.view(k, *weight.shape[1:])
@@ -103,5 +103,5 @@ def check_same(wide: WideNetwork, architecture: Architecture) -> None:
         )
 
 
-def _outputs(tasks: Sequence[Task]) -> list[tuple[str, tuple[str, ...]]]:
-    return [(task.name, task.classes) for task in tasks]
+def _outputs(tasks: Sequence[Task]) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(task.name, task.kind, task.classes) for task in tasks]

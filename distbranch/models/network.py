@@ -18,7 +18,13 @@ from distbranch.branching.routing import Policy, Routing, copy_units
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.norm import BatchNorm, NormGroups
-from distbranch.models.units import Unit, make_unset, run_over_ways, run_unit
+from distbranch.models.units import (
+    Unit,
+    make_unset,
+    run_over_ways,
+    run_unit,
+    set_memory_format,
+)
 from distbranch.tasks import TaskSet
 
 
@@ -36,6 +42,8 @@ class Network(nn.Module):
 
     mean: Tensor
     std: Tensor
+    input_scale: Tensor | None
+    input_shift: Tensor | None
 
     def __init__(
         self,
@@ -70,16 +78,26 @@ class Network(nn.Module):
 
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
+        scale, shift = architecture.backbone.input_affine or (None, None)
+        for name, factors in (("input_scale", scale), ("input_shift", shift)):
+            colours = None if factors is None else torch.tensor(factors).view(3, 1, 1)
+            self.register_buffer(name, colours, persistent=False)  # the architecture holds them
         if architecture.searches:
             logits = torch.zeros(self.tasks.num_tasks, architecture.num_blocks, 2)
             self.policy_logits = nn.Parameter(logits, requires_grad=False)
         self.init(torch.Generator().manual_seed(0))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        set_memory_format(self, torch.channels_last)
 
     @torch.no_grad()
     def init(self, generator: torch.Generator) -> None:
-        """Draw all weights anew (He et al. 2015, fan-in), on the CPU so that every device gets the same."""
+        """Draw all weights anew, on the CPU so that every device gets the same: He et al. 2015, fan-in; timm's as timm does."""
+        initial = self.architecture.backbone.draw_units(generator)
+        for unit, state in initial.items():
+            for copy in self.copies(unit):
+                copy.load_state_dict({name: state[name] for name in copy.state_dict()})
         for name, module in self.named_modules():
+            if initial and name.startswith("units."):
+                continue
             if isinstance(module, nn.Conv2d | nn.Linear):
                 # No ReLU follows the heads, nor what a basis gives.
                 gain = 1.0 if name == "heads" or name.endswith("basis") else 2.0
@@ -112,6 +130,8 @@ class Network(nn.Module):
         groups: of images that are normalised together in training; None: all of them.
         """
         x = normalise(images, self.mean, self.std)
+        if self.input_scale is not None and self.input_shift is not None:
+            x = x * self.input_scale + self.input_shift
         routing, serving = self.routing, self.serving
         if decisions is not None:
             features = self._run_mixed(x, decisions, groups)

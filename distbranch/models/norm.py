@@ -45,8 +45,8 @@ class BatchNorm(_BatchNorm):
 
     step_sums: Tensor
 
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features, momentum=MOMENTUM)
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps=eps, momentum=MOMENTUM)
         self.register_buffer("step_sums", torch.zeros(2, num_features), persistent=False)
 
     def forward(self, x: Tensor, groups: NormGroups | None = None, *, num_ways: int = 1) -> Tensor:
@@ -146,7 +146,8 @@ def normalise_with_team(
     weights = [norm.weight for norm in norms]
     biases = [norm.bias for norm in norms]
     call = _TeamCall(groups, len(norms), num_ways, norms[0].eps)
-    *outputs, seen = _TeamNorm.apply(call, *parts, *weights, *biases)  # type: ignore[no-untyped-call]
+    normalise: Callable[..., tuple[Tensor, ...]] = _TeamNorm.apply
+    *outputs, seen = normalise(call, *parts, *weights, *biases)
     positions = inputs[0][0, 0].numel() if len(inputs[0]) else 1
     torch._foreach_add_(
         [norm.step_sums for norm in norms], list(seen.unbind()), alpha=1 / (positions * num_ways)

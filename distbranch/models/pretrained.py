@@ -7,13 +7,10 @@ the mean. Training takes the statistics of the batch in its place.
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +20,8 @@ from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.backbone import Backbone
 from distbranch.models.network import Network
-from distbranch.permissions import denied
+from distbranch.models.weights_file import read_named_tensors
 from distbranch.tasks import Task
-from distbranch.tensor_files import load_tensors
 
 EPS = 1e-5  # of every batch norm here, in torchvision and in timm
 HOW_TO_GET = (
@@ -33,7 +29,6 @@ HOW_TO_GET = (
     ".state_dict(), 'vgg16.pth')` where there is a network, or give the run directory of a wide network trained by "
     "`distbranch train configs/fps-vgg-wide.yaml`."
 )
-WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the weights
 FULL_VGG = Backbone("vgg16", (224, 224))
 # The tensors of a layer of ours, in the order of a WideLayer.
 LAYER_KEYS = ("product.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
@@ -84,7 +79,9 @@ class WideNetwork:
 
 def map_size(architecture: Architecture) -> tuple[int, int]:
     """(height, width) of the feature maps that the first fc layer sees."""
-    return next(spec.positions for spec in reversed(architecture.specs) if not is_linear(spec.name))
+    height, width = architecture.image_size
+    times = 2 ** architecture.specs[0].halvings_above
+    return height // times, width // times
 
 
 def is_linear(layer: str) -> bool:
@@ -156,7 +153,7 @@ def read_weights(path: Path, *, bgr: bool = False) -> WideNetwork:
     Raises:
         UserError: absent, not readable without running code, damaged, or of another network.
     """
-    state = _named_tensors(path)
+    state = read_named_tensors(path, HOW_TO_GET)
     layers = tuple(
         _as_wide(path, parts)
         for parts in (*_convolutions(path, state), *_fully_connected(path, state))
@@ -169,51 +166,6 @@ def read_weights(path: Path, *, bgr: bool = False) -> WideNetwork:
         )
         layers = (turned, *layers[1:])
     return WideNetwork(str(path), "vgg16", layers, (7, 7))
-
-
-def _named_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"There is no weights file {path}. {HOW_TO_GET}")
-    state: Any = _load(path)
-    for wrapper in WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise UserError(
-            f"The weights file {path} should hold named tensors, found a {type(state).__name__}. {HOW_TO_GET}"
-        )
-    return {
-        name.removeprefix("module."): value
-        for name, value in state.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _load(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return load_tensors(path)
-        # A zip file is mapped, so that looking at the shapes reads nothing else; older files are one pickle.
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
-        )
-    except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|global:?|class) `?([\w.]+\.\w+)`?", str(error))
-        if named is None:
-            raise UserError(
-                f"The weights file {path} is damaged or no PyTorch file. {HOW_TO_GET}"
-            ) from None
-        raise UserError(
-            f"The weights file {path} should hold only tensors, but its pickle asks to run code ({named[1]}), which is never done. "
-            "Save the weights alone, with `torch.save(model.state_dict(), FILE)`, or as .safetensors."
-        ) from None
-    except PermissionError as error:
-        raise denied(error) from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"The weights file {path} is damaged or cannot be read ({reason}). {HOW_TO_GET}"
-        ) from None
 
 
 def _convolutions(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

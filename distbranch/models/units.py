@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -47,10 +48,30 @@ class Unit(nn.Module):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class UnitPlan:
+    """How a unit is made: its width and that at full size (None: it has one size), and whether tasks may skip it.
+
+    `build(is_executed=False)` gives one of which only the shortcut is needed.
+    """
+
+    name: str
+    width: int
+    full_width: int | None
+    build: Callable[..., Unit]
+    may_skip: bool = False
+
+
 def make_unset(kind: type[nn.Module], *arguments: Any, **options: Any) -> Any:
     """A module whose weights are not set yet, on the device of the context, which may be `meta`."""
     device = torch.get_default_device()
     return skip_init(kind, *arguments, device=device, **options)  # type: ignore[no-untyped-call]
+
+
+def set_memory_format(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay the weights of `module` out in `memory_format`."""
+    move: Any = module.to  # the types of torch know this keyword since 2.14
+    move(memory_format=memory_format)
 
 
 def make_convolution(num_inputs: int, width: int, size: int, stride: int = 1) -> nn.Module:
@@ -143,17 +164,31 @@ class Block(Unit):
     Its residual function is absent where no task executes it, the projection where the shortcut is the identity.
     """
 
+    expansion = 1  # of the width, outside of the block
+    sizes: tuple[int, ...] = (3, 3)  # of its convolutions, in order
+    first: NormedProduct | None
+    second: NormedProduct | None
+
     def __init__(
         self, num_inputs: int, width: int, stride: int, *, is_executed: bool = True
     ) -> None:
         super().__init__()
+        outer = width * self.expansion
         self.halvings = stride // 2
-        self.first = self.second = self.projection = None
-        if is_executed:
-            self.first = NormedProduct(make_convolution(num_inputs, width, 3, stride), width)
-            self.second = NormedProduct(make_convolution(width, width, 3), width)
-        if stride != 1 or num_inputs != width:
-            self.projection = NormedProduct(make_convolution(num_inputs, width, 1, stride), width)
+        self.names = ("first", "second", "third")[: len(self.sizes)]
+        widths = [num_inputs, *[width] * (len(self.sizes) - 1), outer]
+        strided = self.sizes.index(3)
+        for number, name in enumerate(self.names):
+            layer = None
+            if is_executed:
+                own = stride if number == strided else 1
+                inputs, outputs = widths[number : number + 2]
+                convolution = make_convolution(inputs, outputs, self.sizes[number], own)
+                layer = NormedProduct(convolution, outputs)
+            setattr(self, name, layer)
+        self.projection = None
+        if stride != 1 or num_inputs != outer:
+            self.projection = NormedProduct(make_convolution(num_inputs, outer, 1, stride), outer)
 
     def shortcut(self, x: Tensor, groups: NormGroups | None = None, num_ways: int = 1) -> Tensor:
         """[num_ways * B, C, h, w] to [num_ways * B, C', h', w']."""
@@ -166,10 +201,17 @@ class Block(Unit):
         self, x: Tensor, shortcut: Tensor, groups: NormGroups | None = None, num_ways: int = 1
     ) -> Tensor:
         """relu(shortcut + f(x))."""
-        assert self.first is not None
-        assert self.second is not None
-        inner = functional.relu(self.first(x, groups, num_ways), inplace=True)
-        return functional.relu(shortcut + self.second(inner, groups, num_ways), inplace=True)
+        *inner, last = (getattr(self, name) for name in self.names)
+        for layer in inner:
+            x = functional.relu(layer(x, groups, num_ways), inplace=True)
+        return functional.relu(shortcut + last(x, groups, num_ways), inplace=True)
+
+
+class Bottleneck(Block):
+    """A residual block of `width` channels inside and four times as many outside: convolutions 1x1, 3x3 with `stride`, and 1x1."""
+
+    expansion = 4
+    sizes = (1, 3, 1)
 
 
 # ---- over copies and over ways

@@ -1,7 +1,8 @@
 """The tables at the end of a run on the terminal, and how numbers are written everywhere.
 
 A table is a DataFrame of numbers, then one of text, which `tables` renders. Several seeds show mean ± standard deviation. What no
-network of a table has (top-10 recall of few tasks, top-3 without exclusive classes, a latency that was not measured) has no column.
+network of a table has (top-10 recall of few tasks, an error without a task of numbers, a latency that was not measured) has no
+column.
 """
 
 from collections import Counter
@@ -9,10 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
 from rich.table import Table
 
 from distbranch.data.shards import DatasetInfo
+from distbranch.kinds import KINDS, UNIT_OF_TASK
+from distbranch.kinds.digits import write_digits
+from distbranch.metrics import list_metrics
 from distbranch.report.tables import render_markdown, render_rich
+from distbranch.tasks import Task
 
 # what a running progress display imports stays quick to load
 if TYPE_CHECKING:
@@ -21,15 +27,8 @@ if TYPE_CHECKING:
 Results = Mapping[
     str, Sequence[Mapping[str, Any]]
 ]  # {network: [content of result.json of every seed]}
-# The only list of the metrics, in the order of every table and legend.
-METRICS = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "average_precision": "Average precision",
-    "top10_recall": "Top-10 recall",
-    "top3": "Top-3",
-    "top5": "Top-5",
-}
+# Of classes: a table has these even where they are undefined, and says so.
+USUAL = ("accuracy", "balanced_accuracy", "average_precision")
 SIZES = {
     "num_groups_top": "groups",
     "parameters": "parameters",
@@ -37,14 +36,17 @@ SIZES = {
     "multiply_adds": "multiply adds",
     "latency_ms": "latency ms",
 }
-HEADS = {key: f"{label.lower()} %" for key, label in METRICS.items()} | SIZES | {"seeds": "seeds"}
+HEADS = SIZES | {"seeds": "seeds"}
 UNDEFINED = "\u2013"
-# what only some networks have: a column of dashes would say nothing
-NOT_EVERYWHERE = ("top10_recall", "top3", "top5", "latency_ms")
 # from a million on nobody counts the digits
 UNITS = ((1e9, " G"), (1e6, " M"))
 MOST_COLUMNS = 8  # as many, after the name, as leave room for it in 80 characters
-LEAST_TOLD = ("num_groups_top", "parameters", "seeds")  # the first to go where there are more
+# the first to go where there are more
+LEAST_TOLD = (
+    *("num_groups_top", "parameters", "seeds", "top5", "top3", "balanced_accuracy"),
+    *("quadratic_kappa", "rank_correlation"),
+)
+DIGITS = 3  # that matter of an error, which may be of any size
 MOST_SETTINGS = (
     30  # in the table at the end of a sweep: as many as a screen shows; the page has all
 )
@@ -83,13 +85,59 @@ def format_percent(share: float | None, deviation: float | None = None) -> str:
     return format_amount(share, deviation, scale=100, decimals=1)
 
 
-def format_value(key: str, mean: float | None, deviation: float | None = None) -> str:
-    """A value by the name of its column: a metric, which may begin with its split, a latency, or a count."""
-    if key.removeprefix("val_").removeprefix("test_") in METRICS:
-        return format_percent(mean, deviation)
+def format_number(value: float | None, *, unit: str = "") -> str:
+    """A number of any size, with as many decimals as its first three digits need, and its unit: 0.0123, 12.3 kg, 1,234."""
+    if value is None or value != value:
+        return UNDEFINED
+    return f"{write_digits(value, DIGITS)} {unit}".rstrip()
+
+
+def format_value(
+    key: str, mean: float | None, deviation: float | None = None, *, unit: str = ""
+) -> str:
+    """A value by the name of its column: a metric, which may begin with its split, a latency, or a count.
+
+    `unit` is that of the task, for errors that have it.
+    """
+    metric = list_metrics().get(key.removeprefix("val_").removeprefix("test_"))
+    if metric is not None:
+        if metric.unit == "%":
+            return format_percent(mean, deviation)
+        if metric.unit == UNIT_OF_TASK:
+            return format_number(mean, unit=unit)  # which has no mean over tasks
+        return format_amount(mean, deviation, decimals=DIGITS)
     if key == "latency_ms":
         return format_amount(mean, deviation, decimals=2)
     return format_size(mean, deviation)
+
+
+def describe_metric(key: str) -> str:
+    """The title of a metric as the head of a column or an axis, with its unit: `accuracy %`, `standardised error`."""
+    metric = list_metrics()[key]
+    return f"{metric.in_words} %" if metric.unit == "%" else metric.in_words
+
+
+def make_head(key: str) -> str:
+    """What stands above a column of these values."""
+    return HEADS[key] if key in HEADS else describe_metric(key)
+
+
+def describe_units(keys: Sequence[str]) -> str:
+    """In what the metrics among these are, for the title of a table."""
+    metrics = [metric for key, metric in list_metrics().items() if key in keys]
+    if all(metric.unit == "%" for metric in metrics):
+        return "in %"
+    shares = "shares in %; " if any(metric.unit == "%" for metric in metrics) else ""
+    return f"{shares}of errors less is better"
+
+
+def select_metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics that any of the rows has, in the order of every table."""
+    metrics = list_metrics()
+    known = {key for key in metrics for row in rows if row.get(key) is not None}
+    if all(metrics[key].unit == "%" for key in known):
+        known |= set(USUAL)
+    return [key for key in metrics if key in known]
 
 
 def compute_spread(values: Sequence[float | None]) -> tuple[float, float]:
@@ -113,7 +161,7 @@ def tabulate_results(results: Results, *, split: str = "test") -> "pandas.DataFr
             means = run.get("metrics", {}).get(split, {}).get("mean", {})
             rows.append({**run, **means, "network": network})
     table = (
-        pandas.DataFrame(rows, columns=["network", *METRICS, *SIZES])
+        pandas.DataFrame(rows, columns=["network", *list_metrics(), *SIZES])
         .set_index("network")
         .astype(float)
     )
@@ -139,27 +187,30 @@ def make_result_table(results: Results, *, split: str = "test") -> Table:
     """The networks as a rich table, as far as it leaves room for their names."""
     values = tabulate_results(results, split=split)
     keys = _list_known(values)
+    # heads of what is no share are longer
+    most = MOST_COLUMNS if describe_units(keys) == "in %" else MOST_COLUMNS - 2
     for key in LEAST_TOLD:
-        if len(keys) > MOST_COLUMNS:
+        if len(keys) > most and key in keys:
             keys.remove(key)
     # a size without its deviation, and nothing with blanks
     cells = _format_results(values.drop(columns=[f"{key}_sd" for key in SIZES]), keys)
     cells[cells.columns[1:]] = cells[cells.columns[1:]].map(lambda text: text.replace(" ", ""))
     return render_rich(
         cells,
-        f"Means over tasks, {split} split, in % (± standard deviation over seeds)",
+        f"Means over tasks, {split} split, {describe_units(keys)} (± standard deviation over seeds)",
     )
 
 
 def _list_known(values: "pandas.DataFrame") -> list[str]:
-    keys = ["seeds", *METRICS, *SIZES]
-    return [key for key in keys if key not in NOT_EVERYWHERE or values[key].notna().any()]
+    rows = values.astype(object).where(values.notna(), None).to_dict("records")
+    sizes = [key for key in SIZES if key != "latency_ms" or values[key].notna().any()]
+    return ["seeds", *select_metrics(rows), *sizes]
 
 
 def _format_results(values: "pandas.DataFrame", keys: Sequence[str]) -> "pandas.DataFrame":
     cells = values[["network"]].copy()
     for key in keys:
-        cells[HEADS[key]] = format_column(values, key)
+        cells[make_head(key)] = format_column(values, key)
     return cells
 
 
@@ -174,28 +225,54 @@ def format_column(values: "pandas.DataFrame", key: str) -> list[str]:
 
 
 def tabulate_scores(
-    names: Sequence[str], rows: Sequence[Mapping[str, Any]], *, head: str
+    names: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    head: str,
+    keys: Sequence[str] | None = None,
+    units: Mapping[str, str] | None = None,
 ) -> "pandas.DataFrame":
-    """The metrics of every row, named under `head`, in %; without those that none of the rows has, where few have them."""
+    """Metrics of every row, named under `head`: those of `keys`, or all that any row has; `units` are those of tasks."""
     import pandas
 
-    values = pandas.DataFrame(rows, columns=list(METRICS))
-    unknown = [key for key in NOT_EVERYWHERE if key in values and values[key].isna().all()]
-    cells = values.drop(columns=unknown).map(format_percent).rename(columns=HEADS)
-    cells.insert(0, head, names)
+    of_rows = [(units or {}).get(name, "") for name in names]
+    cells = pandas.DataFrame({head: list(names)})
+    for key in keys or select_metrics(rows):
+        cells[make_head(key)] = [
+            format_value(key, row.get(key), unit=unit)
+            for row, unit in zip(rows, of_rows, strict=True)
+        ]
     return cells
 
 
-def make_score_table(scores: Mapping[str, Any], title: str = "") -> Table:
-    """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means; in %."""
-    names = list(scores["tasks"])
+def make_score_table(scores: Mapping[str, Any], title: str = "") -> Group:
+    """One evaluation: a row per task, one per exclusive set (the arg-max over its tasks), and the means.
+
+    Shares are in %; what numbers have stands in a second table, each error in the unit of its task.
+    """
     # an exclusive set is scored as one choice and not as its tasks
-    exclusive = scores.get("exclusive", {})
-    names += [f"{name} (arg-max)" for name in exclusive] + ["mean"]
-    rows = [*scores["tasks"].values(), *exclusive.values(), scores["mean"]]
-    cells = tabulate_scores(names, rows, head="task")
-    cells["labelled"] = [format_amount(row.get("num_labelled")) for row in rows]
-    return render_rich(cells, title)
+    exclusive = {f"{name} (arg-max)": row for name, row in scores.get("exclusive", {}).items()}
+    rows = {**scores["tasks"], **exclusive}
+    tables = []
+    for keys in divide_metrics(list(rows.values())):
+        shown = {name: row for name, row in rows.items() if any(key in row for key in keys)}
+        shown["mean"] = scores["mean"]
+        values = list(shown.values())
+        cells = tabulate_scores(
+            list(shown), values, head="task", keys=keys, units=scores.get("units")
+        )
+        cells["labelled"] = [format_amount(row.get("num_labelled")) for row in values]
+        tables.append(render_rich(cells, title))
+    return Group(*tables)
+
+
+def divide_metrics(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The metrics of the rows by tables: shares first, then what is no share; only those tables that have a row."""
+    keys = select_metrics(rows)
+    metrics = list_metrics()
+    shares = [key for key in keys if metrics[key].unit == "%"]
+    others = [key for key in keys if metrics[key].unit != "%"]
+    return [part for part in (shares, others) if part]
 
 
 def make_dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
@@ -211,14 +288,15 @@ def make_dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
         sum(bool(row["num_labelled"]) for row in part["tasks"].values()) for part in parts.values()
     ]
     cells.insert(2, "tasks", list(map(str, num_tasks)))
-    return render_rich(cells, f"Means over the tasks of each data set, {split} split, in %")
+    keys = select_metrics([part["mean"] for part in parts.values()])
+    return render_rich(
+        cells, f"Means over the tasks of each data set, {split} split, {describe_units(keys)}"
+    )
 
 
-def select_known(means: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The means without those that few data sets have and this one has not."""
-    return {
-        key: mean for key, mean in means.items() if mean is not None or key not in NOT_EVERYWHERE
-    }
+def describe_means(means: Mapping[str, float | None]) -> dict[str, str]:
+    """The means of an evaluation as texts by metric, without those that few data sets have and this one has not."""
+    return {key: format_value(key, means.get(key)) for key in select_metrics([means])}
 
 
 # ---- a sweep, a data set
@@ -240,20 +318,16 @@ def make_front_table(directory: Path) -> Table:
     is_best = cells.apply(lambda row: row.str.contains(FRONT).any(), axis="columns")
     shown = points[is_best].sort_values("multiply_adds").head(MOST_SETTINGS).index
     cells = cells.loc[shown].drop(columns="no.").map(lambda text: text.replace(" ", ""))
-    title = f"Pareto fronts ({FRONT}), chosen on val: mean {METRICS[sweep.metric].lower()} in %"
+    title = f"Pareto fronts ({FRONT}), chosen on val: mean {describe_metric(sweep.metric)}"
     return render_rich(cells, title, num_names=len(sweep.keys))
 
 
 def describe_dataset(info: DatasetInfo) -> list[str]:
     """What is in a packed data set: samples per split, tasks by kind, the size of images, and what was left out."""
-    exclusive = Counter(task.exclusive for task in info.tasks if task.exclusive)
-    sets = [f"{count} of the exclusive set {name}" for name, count in exclusive.items()]
-    classes = [f"{task.name}: {len(task.classes)} classes" for task in info.tasks if task.classes]
-    kinds = {
-        "binary": (len(info.tasks) - len(classes), sets),
-        "categorical": (len(classes), classes),
-    }
-    texts = [_describe_kind(kind, *found) for kind, found in kinds.items()]
+    by_kind: dict[str, list[Task]] = {"binary": [], "categorical": []}
+    for task in info.tasks:
+        by_kind.setdefault(task.kind, []).append(task)
+    texts = [_describe_kind(kind, tasks) for kind, tasks in by_kind.items()]
     height, width = info.image_size
     lines = [
         "samples: "
@@ -268,7 +342,10 @@ def describe_dataset(info: DatasetInfo) -> list[str]:
     return lines
 
 
-def _describe_kind(kind: str, count: int, details: Sequence[str]) -> str:
-    if not count:
+def _describe_kind(kind: str, tasks: Sequence[Task]) -> str:
+    if not tasks:
         return ""
-    return f"{count} {kind} ({', '.join(details)})" if details else f"{count} {kind}"
+    exclusive = Counter(task.exclusive for task in tasks if task.exclusive)
+    details = [f"{count} of the exclusive set {name}" for name, count in exclusive.items()]
+    details += filter(None, map(KINDS[kind].describe_task, tasks))
+    return f"{len(tasks)} {kind} ({', '.join(details)})" if details else f"{len(tasks)} {kind}"

@@ -16,7 +16,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from distbranch.errors import UserError
-from distbranch.report.console import METRICS
+from distbranch.metrics import list_metrics
 from distbranch.report.figure_style import (
     BLUE,
     INK,
@@ -53,7 +53,7 @@ ELSEWHERE: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Spot:
-    """A network in a diagram: its name, its costs, its value in 0..1; all as spreads over seeds."""
+    """A network in a diagram: its name, its costs, its value (a share in 0..1); all as spreads over seeds."""
 
     name: str
     costs: Mapping[str, Spread]
@@ -81,6 +81,7 @@ def draw_spots(
     colour: str,
     *,
     names: Mapping[str, Any] | None = None,
+    scale: float = 100,
     **style: Any,
 ) -> pandas.DataFrame:
     """Networks with their standard deviations as bars, and their names; what is unknown is not drawn.
@@ -91,6 +92,7 @@ def draw_spots(
         cost: the one of the horizontal axis.
         colour: of all.
         names: where the names stand; without names if None.
+        scale: what values are drawn in units of; shares are in %.
         style: of `Axes.errorbar`; a line in `fmt` goes from the cheapest on.
 
     Returns:
@@ -99,7 +101,7 @@ def draw_spots(
     rows = [(spot.name, *spot.costs[cost], *spot.value) for spot in spots]
     numbers = ["x", "x_sd", "y", "y_sd"]
     table = pandas.DataFrame(rows, columns=["name", *numbers])
-    table[numbers] = table[numbers].astype(float) * [1, 1, 100, 100]
+    table[numbers] = table[numbers].astype(float) * [1, 1, scale, scale]
     table = table.dropna(subset=["x", "y"]).sort_values("x")
     look: dict[str, Any] = {
         "fmt": "o",
@@ -192,7 +194,10 @@ def _interpolate(points: np.ndarray) -> np.ndarray:
 
 def set_value_label(axes: Axes, metric: str, split: str) -> None:
     """Say what the vertical axis shows."""
-    axes.set_ylabel(f"{METRICS[metric]} on {split}, %", color=INK, fontsize=10)
+    told = list_metrics()[metric]
+    unit = f", {told.unit}" if told.unit else ""
+    worse = " (less is better)" if told.lower_is_better else ""
+    axes.set_ylabel(f"{told.title} on {split}{unit}{worse}", color=INK, fontsize=10)
 
 
 @in_style

@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from distbranch.report.console import METRICS, format_percent
+from distbranch.kinds import UNIT_OF_TASK
+from distbranch.metrics import list_metrics
+from distbranch.report.console import USUAL, divide_metrics, format_value
 from distbranch.report.figure_style import (
     BLUE,
     GRID,
@@ -32,7 +34,6 @@ from distbranch.report.layers import Branches, format_name, group_numbers
 
 Json = Mapping[str, Any]
 Marks = Sequence[tuple[int, str]]  # an iteration and what happened then
-TASK_METRICS = tuple(METRICS)[:3]  # those that a single task has
 KINDS = {"agreement": "Agreement (Eq. 6)", "phi": "Phi (chance-corrected)"}
 MOST_NAMES = 120  # beside a matrix; those of more tasks would be too small to read
 MANY_POINTS = 30  # a curve of more points is noise beneath its running mean
@@ -69,7 +70,7 @@ def draw_affinity(
         axes.set_yticks(ticks, labels, fontsize=font)
         axes.set_xticks(ticks, labels, fontsize=font, rotation=90)
         axes.xaxis.tick_top()
-        axes.set_title(f"{title}\n{KINDS[kind]}")
+        axes.set_title(f"{title}\n{KINDS.get(kind, kind)}")
         figure.colorbar(axes.images[0], ax=axes, shrink=0.7, pad=0.02)
     return figure
 
@@ -157,18 +158,25 @@ def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], marks: Ma
         "loss": losses,
         "learning rate": {"": read_series(training, "learning_rate")},
     }
-    scores = {}
+    shares = {}
+    others = {}
     for split in sorted({line["split"] for line in evaluations}):
         lines = [line for line in evaluations if line["split"] == split]
         losses[split] = read_series(lines, "loss")
-        for key, label in METRICS.items():
-            means = [{"iteration": line["iteration"], **(line.get("mean") or {})} for line in lines]
-            curve = 100 * read_series(means, key)
+        means = [{"iteration": line["iteration"], **(line.get("mean") or {})} for line in lines]
+        for key, metric in list_metrics().items():
+            curve = read_series(means, key)
             # one evaluation alone is no curve: tables tell it
-            if len(curve) > 1:
-                scores[f"{label}, {split}"] = curve
-    if scores:
-        panels["mean over tasks, %"] = scores
+            if len(curve) < 2:
+                continue
+            if metric.unit == "%":
+                shares[f"{metric.title}, {split}"] = 100 * curve
+            else:
+                others[f"{metric.title}, {split}"] = curve
+    if shares:
+        panels["mean over tasks, %"] = shares
+    if others:
+        panels["mean over numbers"] = others
     return _draw_panels(panels, marks)
 
 
@@ -252,24 +260,67 @@ def smooth_curve(curve: pandas.Series) -> pandas.Series:
 
 @in_style
 def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figure:
-    """Accuracy, balanced accuracy and average precision of every task as bars, best average precision first."""
-    names = sort_tasks(scores)
+    """The metrics of every task as bars, best first; what is no share stands in a second row of panels."""
     numbers = group_numbers(groups)
-    colours = [group_colour(numbers[name]) if name in numbers else BLUE for name in names]
-    figure = make_figure(11, 0.2 * len(names) + 0.72)
+    parts = [(list_tasks_with(scores, keys), keys) for keys in list_task_metrics(scores)]
+    heights = [0.2 * len(names) + 0.5 for names, _ in parts]
+    # a second line of titles says that less is better
+    heights[1:] = [height + 0.17 for height in heights[1:]]
+    figure = make_figure(11, sum(heights) + 0.22)
     figure.suptitle(format_name(title))
-    for axes, key in zip(
-        figure.subplots(1, len(TASK_METRICS), sharey=True),
-        TASK_METRICS,
-        strict=True,
-    ):
-        shares = [scores["tasks"][name].get(key) for name in names]
-        draw_bars(axes, names, [100 * (share or 0.0) for share in shares], colours)
-        axes.bar_label(axes.containers[0], list(map(format_percent, shares)), padding=4)
-        # room for the numbers behind the longest bars
-        axes.set(xlim=(0, 115), xticks=[], title=METRICS[key])
-        hide_frame(axes)
+    rows = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for row, (names, keys) in zip(rows, parts, strict=True):
+        colours = [group_colour(numbers[name]) if name in numbers else BLUE for name in names]
+        panels = row.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+        for axes, key in zip(panels, keys, strict=True):
+            _draw_metric(axes, key, names, scores, colours)
     return figure
+
+
+def _draw_metric(
+    axes: Axes, key: str, names: Sequence[str], scores: Json, colours: Sequence[str]
+) -> None:
+    """A bar per task: shares in %, of what is no share the longest is the largest."""
+    metric = list_metrics()[key]
+    values = [scores["tasks"][name].get(key) for name in names]
+    units = scores.get("units", {})
+    texts = [
+        format_value(key, value, unit=units.get(name, ""))
+        for name, value in zip(names, values, strict=True)
+    ]
+    lengths = measure_bars(key, values)
+    draw_bars(axes, names, [100 * (length or 0.0) for length in lengths], colours)
+    axes.bar_label(axes.containers[0], texts, padding=4)  # type: ignore[arg-type]
+    worse = "\n(less is better)" if metric.lower_is_better else ""
+    # room for the numbers behind the longest bars
+    axes.set(xlim=(0, 115), xticks=[], title=f"{metric.title}{worse}")
+    hide_frame(axes)
+
+
+def measure_bars(key: str, values: Sequence[float | None]) -> Sequence[float | None]:
+    """How long the bars of a metric are, in 0..1; errors in units of their own have none, for they cannot be compared."""
+    metric = list_metrics()[key]
+    if metric.unit == UNIT_OF_TASK:
+        return [None] * len(values)
+    longest = 1.0
+    if metric.lower_is_better:
+        longest = max([value for value in values if value is not None], default=1.0) or 1.0
+    return [min(1.0, max(0.0, (value or 0.0) / longest)) for value in values]
+
+
+def list_task_metrics(scores: Json) -> list[list[str]]:
+    """The metrics that are shown of every task: three shares, and in a part of their own those that are none."""
+    parts = []
+    for keys in divide_metrics(list(scores["tasks"].values())):
+        # top-3 and top-5 stand in the means
+        usual = [key for key in keys if key in USUAL]
+        parts.append(usual or keys)
+    return parts
+
+
+def list_tasks_with(scores: Json, keys: Sequence[str]) -> list[str]:
+    """The tasks that have one of the metrics, best first."""
+    return [name for name in sort_tasks(scores, keys) if set(keys) & set(scores["tasks"][name])]
 
 
 def draw_bars(
@@ -286,9 +337,13 @@ def draw_bars(
     axes.tick_params(axis="y", length=0, labelcolor=INK)
 
 
-def sort_tasks(scores: Json) -> list[str]:
-    """Task names, best average precision first; those without one (no positives) last."""
-    precisions = {name: row.get("average_precision") for name, row in scores["tasks"].items()}
-    return list(
-        pandas.Series(precisions, dtype=float).sort_values(ascending=False, kind="stable").index
-    )
+def sort_tasks(scores: Json, keys: Sequence[str] = USUAL) -> list[str]:
+    """Task names, best first: by average precision or else the first of `keys` that has a mean; those without it last."""
+    metrics = list_metrics()
+    averaged = [key for key in keys if metrics[key].is_averaged]
+    # who has no average precision follows, by accuracy
+    by = sorted(averaged, key=lambda key: key != "average_precision")
+    rows = {name: [row.get(key) for key in by] for name, row in scores["tasks"].items()}
+    values = pandas.DataFrame.from_dict(rows, orient="index", columns=by, dtype=float)
+    ascending = [metrics[key].lower_is_better for key in by]
+    return list(values.sort_values(by, ascending=ascending, kind="stable").index)

@@ -3,12 +3,18 @@
 It needs task names only: a branch feeds the branches of the next layer whose tasks it holds, so no edge has to be stored.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import Any
 
 Branches = tuple[tuple[str, ...], ...]
+
+MOST_COLUMNS = (
+    20  # layers side by side in a picture; VGG-16 has 15, and models of timm up to 50 units
+)
+LETTERS = 13  # of a line of a layer's name in a narrow column
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,31 @@ def merge_equal_layers(layers: Sequence[LayerBranches]) -> list[Run]:
     # as sets: a decision may list the same groups in another order
     same = groupby(layers, key=lambda layer: set(map(frozenset, layer.branches)))
     return [tuple(run) for _, run in same]
+
+
+def count_trunk(layers: Sequence[LayerBranches]) -> int:
+    """How many layers at the input have one branch."""
+    branched = (number for number, layer in enumerate(layers) if len(layer.branches) > 1)
+    return next(branched, len(layers))
+
+
+def shorten_trunk(layers: Sequence[LayerBranches], num_shared: int) -> tuple[LayerBranches, ...]:
+    """Of a network too deep for a picture the first layers, which all tasks share, as one."""
+    if len(layers) <= MOST_COLUMNS or num_shared < 3:
+        return tuple(layers)
+    shared = tuple(layers[:num_shared])
+    trunk = replace(shared[0], name=f"{shared[0].name} … {shared[-1].name}")
+    return (trunk, *layers[num_shared:])
+
+
+def wrap_layer_name(name: str) -> str:
+    """The name of a layer on short lines, which end at underscores: stages_2_ over blocks_5."""
+    lines = [""]
+    for piece in re.findall(r"[^_]*_|[^_]+$", name):
+        if lines[-1] and len(lines[-1] + piece) > LETTERS:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
 
 
 def describe_run(run: Run) -> tuple[str, str]:

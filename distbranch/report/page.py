@@ -20,13 +20,15 @@ from matplotlib.figure import Figure
 
 from distbranch.config import ModelConfig
 from distbranch.errors import UserError
+from distbranch.metrics import list_metrics
 from distbranch.report.console import (
-    HEADS,
-    METRICS,
     UNDEFINED,
+    describe_units,
     format_amount,
-    format_percent,
     format_size,
+    format_value,
+    make_head,
+    select_metrics,
     tabulate_scores,
 )
 from distbranch.report.figure_style import (
@@ -39,7 +41,7 @@ from distbranch.report.figure_style import (
     group_colour,
     render_in_style,
 )
-from distbranch.report.figures import TASK_METRICS, sort_tasks
+from distbranch.report.figures import list_task_metrics, list_tasks_with, measure_bars
 from distbranch.report.layers import format_name, group_numbers, list_top_groups
 from distbranch.report.pictures import TEXTS, choose_shown_split, list_pictures
 from distbranch.report.run_files import RunFiles, read_run
@@ -89,6 +91,7 @@ def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
     numbers = group_numbers(list_top_groups(run.layers))
     split = choose_shown_split(run)
     scores = run.get_scores().get(split, {"tasks": {}, "mean": {}})
+    means = _list_means(run)
     model = run.config.get("model", {})
     # what is not known is not checked: the run may be of an older version
     widths = ModelConfig.model_construct(
@@ -101,13 +104,14 @@ def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
         folder=run.directory.name,
         split=split,
         mean=scores["mean"],
-        metrics=METRICS,
+        metrics=list_metrics(),
         width_text=widths.width_text,
         last_iteration=max((line["iteration"] for line in run.metrics), default=0),
         pictures={name: draw_svg(figure, TEXTS[name][0]) for name, figure in drawn.items()},
         texts=TEXTS,
         tasks=_tabulate_tasks(scores, numbers),
-        means=_tabulate_means(run),
+        means=tabulate_scores(list(means), list(means.values()), head="split"),
+        means_note=f"{describe_units(select_metrics(list(means.values())))}.".capitalize(),
         decisions=_tabulate_decisions(run, numbers),
         settings={"Configuration": run.config, "Environment": run.environment},
     )
@@ -130,10 +134,10 @@ def _load_templates() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters |= {
-        "percent": format_percent,
         "size": format_size,
         "duration": format_duration,
     }
+    templates.globals["format_value"] = format_value
     templates.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
     return templates
 
@@ -163,30 +167,60 @@ def draw_svg(figure: Figure, label: str) -> Markup:
 # ---- the tables
 
 
-def _tabulate_tasks(scores: Mapping[str, Any], numbers: Mapping[str, int]) -> pandas.DataFrame:
-    """A row per task, best first, then one per exclusive set (the arg-max over its tasks)."""
-    rows = []
-    for name in sort_tasks(scores):
-        values = scores["tasks"][name]
-        colour = BLUE
-        group = ""
-        if name in numbers:
-            colour = group_colour(numbers[name])
-            group = draw_chip(numbers[name])
-        rows.append(_make_task_row(format_name(name), group, values, colour))
-    for name, values in scores.get("exclusive", {}).items():
-        rows.append(_make_task_row(f"{format_name(name)} (arg-max)", "", values, MUTED))
+def _tabulate_tasks(
+    scores: Mapping[str, Any], numbers: Mapping[str, int]
+) -> list[tuple[pandas.DataFrame, int]]:
+    """A row per task, best first, then one per exclusive set (the arg-max over its tasks); numbers in a table of their own.
+
+    With each table how many of its columns are to the left.
+    """
+    exclusive = {f"{name} (arg-max)": row for name, row in scores.get("exclusive", {}).items()}
+    tables = []
+    for keys in list_task_metrics(scores):
+        rows = {name: scores["tasks"][name] for name in list_tasks_with(scores, keys)}
+        rows |= {name: row for name, row in exclusive.items() if set(keys) & set(row)}
+        cells = _tabulate_metrics(rows, keys, numbers, scores.get("units", {}))
+        tables.append((cells, 2 + len(keys)))
+    return tables
+
+
+def _tabulate_metrics(
+    rows: Mapping[str, Mapping[str, Any]],
+    keys: Sequence[str],
+    numbers: Mapping[str, int],
+    units: Mapping[str, str],
+) -> pandas.DataFrame:
+    """The metrics of the rows in the order of `keys`, each with a bar in the colour of its group."""
+    colours = [_choose_colour(name, numbers) for name in rows]
+    columns: dict[str, list[Any]] = {"task": list(map(format_name, rows))}
+    columns["group"] = [draw_chip(numbers[name]) if name in numbers else "" for name in rows]
+    for key in keys:
+        values = [row.get(key) for row in rows.values()]
+        texts = [
+            format_value(key, value, unit=units.get(name, ""))
+            for name, value in zip(rows, values, strict=True)
+        ]
+        bars = zip(texts, measure_bars(key, values), colours, strict=True)
+        columns[make_head(key)] = [_draw_rail(*bar) for bar in bars]
+    for count, head in (("num_positive", "positives"), ("num_labelled", "labelled")):
+        found = [row.get(count) for row in rows.values()]
+        if any(number is not None for number in found):
+            columns[head] = [format_amount(number) for number in found]
     # as objects: a column of texts would make plain ones of Markup
-    return pandas.DataFrame(rows, dtype=object)
+    return pandas.DataFrame(columns, dtype=object)
 
 
-def _make_task_row(name: str, group: str, values: Mapping[str, Any], colour: str) -> dict[str, str]:
-    row = {"task": name, "group": group}
-    for key in TASK_METRICS:
-        text = format_percent(values.get(key))
-        row[HEADS[key]] = text if text == UNDEFINED else BAR.format(text, colour, text)
-    row["positives"] = format_amount(values.get("num_positive"))
-    return row
+def _choose_colour(name: str, numbers: Mapping[str, int]) -> str:
+    if name in numbers:
+        return group_colour(numbers[name])
+    return MUTED if name.endswith("(arg-max)") else BLUE
+
+
+def _draw_rail(text: str, length: float | None, colour: str) -> str:
+    """A value with its bar; what is unknown, or in a unit of its own, has none."""
+    if text == UNDEFINED or length is None:
+        return text
+    return BAR.format(f"{100 * length:.1f}", colour, text)
 
 
 def draw_chip(number: int) -> Markup:
@@ -195,15 +229,14 @@ def draw_chip(number: int) -> Markup:
     return CHIP.format(colour, choose_text_colour(colour), number + 1)
 
 
-def _tabulate_means(run: RunFiles) -> pandas.DataFrame:
+def _list_means(run: RunFiles) -> dict[str, Mapping[str, Any]]:
     """The means of every split, and of every data set of a joint run over its own tasks."""
     parts = {}
     for split, scores in run.get_scores().items():
         parts[split] = scores.get("mean")
         for name, part in scores.get("datasets", {}).items():
             parts[f"{split}, {name}"] = part.get("mean")
-    known = {name: mean for name, mean in parts.items() if mean}
-    return tabulate_scores(list(known), list(known.values()), head="split")
+    return {name: mean for name, mean in parts.items() if mean}
 
 
 def _tabulate_decisions(run: RunFiles, numbers: Mapping[str, int]) -> pandas.DataFrame:
@@ -223,11 +256,18 @@ def _tabulate_decisions(run: RunFiles, numbers: Mapping[str, int]) -> pandas.Dat
                 "iteration": f"{decision['iteration']:,}",
                 "layer": decision["layer_name"],
                 "branches": decision["num_groups"],
+                "price of one more": f"{_find_price(decision):.4f}",
                 "cost": f"{decision['costs'][str(decision['num_groups'])]:.4f}",
                 "tasks of every branch": shown,
             }
         )
     return pandas.DataFrame(rows, dtype=object)
+
+
+def _find_price(decision: Mapping[str, Any]) -> float:
+    """Of one more branch; runs of before wrote what it comes from alone."""
+    by_pools = decision["unit_cost"] * 2 ** decision["pools_above"]
+    return float(decision.get("price", by_pools))
 
 
 def _draw_branch(groups: Sequence[int], tasks: str) -> Markup:

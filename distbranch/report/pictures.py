@@ -58,7 +58,9 @@ TEXTS = {
     ),
     "tasks": (
         "Every task",
-        "In per cent, on test where it was evaluated; best average precision first. Colours and numbers are those of the groups.",
+        "On test where it was evaluated, best first: classes by average precision, in per cent; numbers by their error in standard "
+        "deviations (less is better), which is comparable, while the mean absolute error is in the unit of each. Colours are those of "
+        "the groups.",
     ),
     "throughput": (
         "Speed",

@@ -23,7 +23,8 @@ from rich.progress import (
 from rich.spinner import Spinner
 from rich.text import Text
 
-from distbranch.report.console import UNDEFINED, select_known
+from distbranch.metrics import list_metrics
+from distbranch.report.console import UNDEFINED, describe_means
 
 SECONDS_BETWEEN_LINES = 30.0
 NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
@@ -265,7 +266,9 @@ def _describe_step(event: Event) -> str:
     if event["loss"] is not None:
         parts.append(f"loss {event['loss']:.3f}")
     state = "tree is final"
-    if event["active_layer"]:
+    if "phase" in event:
+        state = f"search: {event['phase']}, {event['num_released']} blocks released"
+    elif event["active_layer"]:
         state = f"round {event['round']}, active layer {event['active_layer']}"
     return "  ".join([*parts, state, f"width {_shorten_widths(event['branches'])}"])
 
@@ -283,9 +286,10 @@ def _describe_policy(event: Event) -> str:
 
 def _format_means(means: Mapping[str, float | None]) -> str:
     texts = []
-    for name, mean in select_known(means).items():
-        share = UNDEFINED if mean is None else f"{mean:.1%}"
-        texts.append(f"{name}{NO_BREAK}{share}")
+    for name, text in describe_means(means).items():
+        is_share = list_metrics()[name].unit == "%" and text != UNDEFINED
+        sign = "%" if is_share else ""
+        texts.append(f"{name}{NO_BREAK}{text}{sign}")
     return "  ".join(texts)
 
 

@@ -56,7 +56,7 @@ class RunFiles:
         try:
             # no pickles: they could run code of whoever sent the directory
             with np.load(path, allow_pickle=False) as arrays:
-                return {kind: arrays[kind] for kind in ("agreement", "phi") if kind in arrays}
+                return {kind: arrays[kind] for kind in arrays if kind != "branch_affinity"}
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise UserError(
                 f"{path}, the affinity of round {decision['round']}, cannot be read ({error})."

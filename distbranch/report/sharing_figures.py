@@ -24,12 +24,14 @@ from distbranch.report.figure_style import (
     make_figure,
 )
 from distbranch.report.layers import (
+    MOST_COLUMNS,
     LayerBranches,
     Run,
     describe_run,
     format_name,
     list_top_groups,
     merge_equal_layers,
+    wrap_layer_name,
 )
 
 FONT, SMALL = 9.0, 8.0
@@ -39,6 +41,7 @@ ROW, COLUMN, GAP = (
     0.16,
 )  # inches: a task, a branching, the space between two branchings
 INSET = 0.03  # inches that a box stays away from the edge of its rows
+SHORT_NAME = 6  # letters of a block's name that stand above its cells without being turned
 LIGHT = 0.55  # how opaque the colour of a group is, so that numbers are read on it
 
 
@@ -86,7 +89,7 @@ def draw_groups(layers: Sequence[LayerBranches]) -> Figure:
 def _draw_heading(axes: Axes, column: Run, middle: float) -> None:
     title, text = describe_run(column)
     # the names of the first and of the last layer stand below each other: a column is narrow
-    title = title.replace(" … ", "\n… ")
+    title = "\n… ".join(map(wrap_layer_name, title.split(" … ")))
     axes.text(middle, -0.42, title, fontsize=FONT, weight="bold", ha="center", va="bottom")
     axes.text(middle, -0.37, text, fontsize=SMALL, color=MUTED, ha="center", va="top")
 
@@ -101,7 +104,8 @@ def draw_policy(policy: Mapping[str, Any]) -> Figure:
     blocks = _list_blocks(policy)
     shown = np.array(policy.get("execute_probability", policy["policy"]), dtype=float)
     # inches, so that a cell is as large as its number needs
-    figure = make_figure(0.6 * len(blocks) + 2, 0.27 * len(tasks) + 0.7)
+    width = 0.6 if len(blocks) <= MOST_COLUMNS else 0.36
+    figure = make_figure(width * len(blocks) + 2, 0.27 * len(tasks) + 0.7)
     axes = figure.subplots()
     _draw_heat_map(axes, shown, tasks, edgecolors=GRID, linewidth=1.2)
     if "execute_probability" in policy:
@@ -118,7 +122,13 @@ def draw_policy(policy: Mapping[str, Any]) -> Figure:
             )
     axes.set_xticks(range(len(blocks)), blocks)
     axes.xaxis.tick_top()
-    axes.set_title("block (stage_place)")
+    title = "block (stage_place)"
+    if max(map(len, blocks)) > SHORT_NAME:
+        title = ""  # names say what they are
+        axes.tick_params(axis="x", labelrotation=60)
+        for label in axes.get_xticklabels():
+            label.set(ha="left", rotation_mode="anchor")
+    axes.set_title(title)
     return figure
 
 

@@ -12,6 +12,7 @@ import pandas
 import yaml
 
 from distbranch.errors import UserError
+from distbranch.metrics import list_metrics
 from distbranch.permissions import denied
 from distbranch.report.console import SIZES, compute_seed_means, format_column
 
@@ -49,6 +50,11 @@ class SweepFiles:
         return str(self.config["metric"])
 
     @property
+    def unit(self) -> str:
+        """The sign behind its values: % of a share, else empty."""
+        return list_metrics()[self.metric].unit
+
+    @property
     def shown_split(self) -> str:
         """Test where it was evaluated, else val."""
         column = f"test_{self.metric}"
@@ -77,7 +83,10 @@ class SweepFiles:
 
     def find_fronts(self, points: pandas.DataFrame) -> dict[str, list[int]]:
         """The numbers of the points on the front of every cost, chosen on val."""
-        return {cost: find_pareto_front(points, cost, f"val_{self.metric}") for cost in COSTS}
+        value = f"val_{self.metric}"
+        if list_metrics()[self.metric].lower_is_better:
+            points = points.assign(**{value: -points[value]})
+        return {cost: find_pareto_front(points, cost, value) for cost in COSTS}
 
 
 def is_sweep(directory: Path) -> bool:
@@ -105,6 +114,11 @@ def read_sweep(directory: Path | str) -> SweepFiles:
     if rows.empty or not set(NEEDED) <= set(rows.columns):
         raise UserError(
             f"{path / 'results.csv'} should have rows with {', '.join(NEEDED)}; run the sweep again."
+        )
+    if config["metric"] not in list_metrics():
+        raise UserError(
+            f"The sweep {path} compares {config['metric']}, which no kind of task has. Load the file that adds it, as for the sweep: "
+            f"distbranch --plugin FILE report {path}."
         )
     # a metric or a cost that the sweep did not write has no value
     for column in (
@@ -151,7 +165,7 @@ def tabulate_points(sweep: SweepFiles, points: pandas.DataFrame) -> pandas.DataF
     is_whole = points["seeds"] == points["trials"]
     cells["seeds"] = seeds.where(is_whole, seeds + " of " + points["trials"].astype(str))
     for split in ("val", "test"):
-        cells[f"{split} %"] = format_column(points, f"{split}_{sweep.metric}")
+        cells[f"{split} {sweep.unit}".rstrip()] = format_column(points, f"{split}_{sweep.metric}")
     for cost, front in fronts.items():
         texts = format_column(points, cost)
         for number in front:

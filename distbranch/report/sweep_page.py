@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from distbranch.engine.forks import read_family
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.report.console import METRICS, format_percent, format_size
+from distbranch.metrics import list_metrics
+from distbranch.report.console import format_size, format_value
 from distbranch.report.experiment_figures import (
     ABOVE,
     Spot,
@@ -72,7 +73,7 @@ def _render_sweep(sweep: SweepFiles, figure: Figure, folder: Path) -> str:
         sweep=sweep,
         seconds=_measure_seconds(sweep),
         figure=draw_svg(figure, "Pareto fronts"),
-        metric=METRICS[sweep.metric],
+        metric=list_metrics()[sweep.metric].title,
         points=tabulate_points(sweep, sweep.points),
         ended=ended[["trial", "status", "reason"]],
         trials=_tabulate_trials(sweep, folder),
@@ -101,13 +102,17 @@ def _tabulate_trials(sweep: SweepFiles, folder: Path) -> pandas.DataFrame:
                 LINK.format(link, trial) for link, trial in zip(links, rows["trial"], strict=True)
             ],
             "status": rows["status"],
-            "val %": rows[f"val_{sweep.metric}"].map(format_percent),
-            "test %": rows[f"test_{sweep.metric}"].map(format_percent),
+            f"val {sweep.unit}".rstrip(): _format_metric(sweep, "val"),
+            f"test {sweep.unit}".rstrip(): _format_metric(sweep, "test"),
             "parameters": rows["parameters"].map(format_size),
             "seconds": rows["seconds"].map(format_size),
         },
         dtype=object,
     )
+
+
+def _format_metric(sweep: SweepFiles, split: str) -> list[str]:
+    return [format_value(sweep.metric, value) for value in sweep.rows[f"{split}_{sweep.metric}"]]
 
 
 # ---- the figure
@@ -142,6 +147,7 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
             cost,
             MUTED,
             names=ABOVE,
+            scale=_choose_scale(sweep),
             fmt="o-",
             label=f"Pareto front, chosen on val{beside}",
             **ring,
@@ -155,6 +161,7 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
 
 def _draw_points(axes: Axes, sweep: SweepFiles, points: pandas.DataFrame, cost: str) -> None:
     """The settings, coloured by the value of the first key; those of which seeds are missing are hollow."""
+    scale = _choose_scale(sweep)
     complete = points[points["is_complete"]]
     missing = points[~points["is_complete"] & points[cost].notna()]
     if _is_coloured(sweep):
@@ -162,12 +169,13 @@ def _draw_points(axes: Axes, sweep: SweepFiles, points: pandas.DataFrame, cost: 
         for number, value in enumerate(points[key].unique()):
             label = f"{shorten_key(key)} {format_setting(value)}"
             spots = _make_spots(sweep, complete[complete[key] == value])
-            draw_spots(axes, spots, cost, group_colour(number), label=label)
+            draw_spots(axes, spots, cost, group_colour(number), scale=scale, label=label)
     else:
-        draw_spots(axes, _make_spots(sweep, complete), cost, BLUE)
+        draw_spots(axes, _make_spots(sweep, complete), cost, BLUE, scale=scale)
     if len(missing):
         spots = _make_spots(sweep, missing)
-        draw_spots(axes, spots, cost, MUTED, markerfacecolor=PAPER, label="seeds missing")
+        label = "seeds missing"
+        draw_spots(axes, spots, cost, MUTED, scale=scale, markerfacecolor=PAPER, label=label)
 
 
 def _make_spots(sweep: SweepFiles, points: pandas.DataFrame) -> list[Spot]:
@@ -183,6 +191,10 @@ def _make_spots(sweep: SweepFiles, points: pandas.DataFrame) -> list[Spot]:
         costs = {cost: (point[cost], point[f"{cost}_sd"]) for cost in COSTS}
         spots.append(Spot(name, costs, (point[value], point[f"{value}_sd"])))
     return spots
+
+
+def _choose_scale(sweep: SweepFiles) -> float:
+    return 100 if sweep.unit == "%" else 1
 
 
 def _list_naming_keys(sweep: SweepFiles) -> list[str]:

@@ -25,10 +25,12 @@ from distbranch.report.figure_style import (
 from distbranch.report.layers import (
     Branches,
     LayerBranches,
+    count_trunk,
     find_branch,
     format_name,
     grow_layers,
     list_top_groups,
+    shorten_trunk,
 )
 
 FONT, SMALL = 9.5, 8.0
@@ -43,6 +45,7 @@ SEPARATOR = "  ·  "
 @in_style
 def draw_tree(layers: Sequence[LayerBranches], *, title: str = "") -> Figure:
     """The grown tree from the image on the left to the task names on the right."""
+    layers = shorten_trunk(layers, count_trunk(layers))
     groups = list_top_groups(layers)
     texts = [wrap_names(group) for group in groups]
     thick = choose_thickness(groups)
@@ -100,7 +103,10 @@ def draw_growth(
 
     `layers` is the network as the last decision left it; the layer that was decided upon is marked.
     """
-    steps = grow_layers(layers, decisions)
+    num_shared = count_trunk(layers)
+    steps = [shorten_trunk(step, num_shared) for step in grow_layers(layers, decisions)]
+    num_hidden = len(layers) - len(steps[0])
+    layers = shorten_trunk(layers, num_shared)
     groups = list_top_groups(layers)
     sizes = np.array(list(map(len, groups)))
     # 1.4 inches for all groups, a fifth of it between them; no strand fills its leaf
@@ -121,7 +127,7 @@ def draw_growth(
         title = "Before: everything shared"
         if index:
             title = _describe_step(decisions[index - 1])
-            decided = x[decisions[index - 1]["layer"] - 1]
+            decided = x[max(0, decisions[index - 1]["layer"] - 1 - num_hidden)]
             axes.add_patch(Rectangle((decided - 0.08, top + 0.28), 0.16, 1.54, facecolor=GRID))
         axes.text(left, top + 0.13, title, fontsize=SMALL, va="center")
         draw_strands(

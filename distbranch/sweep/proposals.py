@@ -17,6 +17,7 @@ from distbranch.config.sweep import Range, SweepConfig
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import append_line, read_lines
 from distbranch.errors import UsageError, UserError
+from distbranch.metrics import list_metrics
 from distbranch.sweep.plan import make_trials, round_to_range
 from distbranch.sweep.trial_status import FAILED, STOPPED_EARLY, UNFINISHED, SweepDirectory
 
@@ -92,7 +93,9 @@ class OptunaSearch:
         )
         # Trials that run count as bad ones (constant liar), else those proposed together would be alike.
         sampler = self.optuna.samplers.TPESampler(seed=int(seed[0]), constant_liar=True)
-        study = self.optuna.create_study(direction="maximize", sampler=sampler)
+        is_error = list_metrics()[self.sweep.metric].lower_is_better
+        direction = "minimize" if is_error else "maximize"
+        study = self.optuna.create_study(direction=direction, sampler=sampler)
         statuses = self.directory.read_statuses(self.trials)
         for line, trials in self.proposals:
             state, value = self._read_state(

@@ -18,10 +18,11 @@ import torch
 from torch.utils.benchmark import Timer
 
 from distbranch.config import Config
-from distbranch.config.sweep import METRICS, VARIANT, SweepConfig
+from distbranch.config.sweep import SHARES, VARIANT, SweepConfig
 from distbranch.engine.artifact import load_model
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
+from distbranch.metrics import list_means
 from distbranch.models.units import fold_norms
 from distbranch.report.sweep_files import read_sweep
 from distbranch.report.sweep_page import report_sweep
@@ -61,7 +62,7 @@ def make_rows(sweep: SweepConfig, trials: Sequence[Config], directory: SweepDire
         summary = _read_summary(RunDirectory(config.run_directory), status.status)
         for split in ("val", "test"):
             means = summary.get("metrics", {}).get(split, {}).get("mean", {})
-            row |= {f"{split}_{metric}": means.get(metric) for metric in METRICS}
+            row |= {f"{split}_{metric}": means.get(metric) for metric in list_means()}
         row |= {key: summary.get(key) for key in SIZES}
         rows.append({**row, "latency_ms": None, "directory": str(config.run_directory)})
     return rows
@@ -89,6 +90,10 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
     if not rows:  # Optuna before its first proposal
         return
     table = pandas.DataFrame(rows).map(_format_cell)
+    # What only numbers have is no column where no task is one.
+    others = [key for key in list_means() if key not in SHARES]
+    columns = [f"{split}_{key}" for split in ("val", "test") for key in others]
+    table = table.drop(columns=[column for column in columns if table[column].isna().all()])
     # Whole or not at all: a report may read while a sweep ends.
     for path, write in ((directory.results, table.to_csv), (directory.table, table.to_parquet)):
         aside = path.with_name(f".{path.name}")

@@ -19,7 +19,7 @@ from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.run_directory import RunDirectory, write_atomically
 from distbranch.engine.run_log import Report
 from distbranch.engine.run_start import begins_anew, check_run, without_moved_data
-from distbranch.errors import UserError
+from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, open_cluster
 from distbranch.launch.prepare import (
@@ -32,7 +32,7 @@ from distbranch.launch.prepare import (
     warn_ignored_settings,
 )
 from distbranch.launch.stopping import StopRequest
-from distbranch.metrics import is_defined
+from distbranch.metrics import is_defined, list_means
 from distbranch.models.architecture import multiply_adds, num_parameters
 from distbranch.sweep.plan import Trials, list_trials, load_base_config, order_in_turns
 from distbranch.sweep.proposals import OptunaSearch
@@ -105,6 +105,7 @@ def _check_plan(sweep: SweepConfig, directory: SweepDirectory) -> list[list[Conf
     """The trials in their turns; of Optuna, which makes them as results come, their base."""
     trials: list[Config] = []
     turns = [[load_base_config(sweep)]]
+    _check_metric_names(sweep)
     if sweep.search != "optuna":
         trials = list_trials(sweep)
         turns = order_in_turns(trials)
@@ -121,6 +122,18 @@ def _check_plan(sweep: SweepConfig, directory: SweepDirectory) -> list[list[Conf
     check_begun(sweep, directory, trials)
     warn_ignored_settings(trials or turns[0])
     return turns
+
+
+def _check_metric_names(sweep: SweepConfig) -> None:
+    """Asked when the base is loaded, for its plug-ins may bring metrics."""
+    names = {"metric": sweep.metric}
+    if sweep.early_stopping is not None:
+        names["early_stopping.metric"] = sweep.early_stopping.metric or sweep.metric
+    for key, name in names.items():
+        if name not in list_means():
+            raise UsageError(
+                f"{key} should be one of the means over tasks {', '.join(list_means())}, found '{name}'."
+            )
 
 
 def _train_open(

@@ -8,18 +8,17 @@ done is read from the directories, so after any interruption the same call says 
 import os
 import shutil
 
-from distbranch.config import Config, to_yaml
+from distbranch.config import Config
 from distbranch.config.network import KEYS_OF_DECISIONS
 from distbranch.engine.forks import Origin, copy_as, make_member_config, read_family, write_family
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import (
     RunDirectory,
     created_atomically,
-    write_atomically,
     write_json,
 )
 from distbranch.engine.run_log import DrawDecision, write_tensorboard
-from distbranch.engine.run_start import check_run
+from distbranch.engine.run_start import check_run, write_config
 from distbranch.sweep.plan import Trials
 
 NO_ORIGIN = Origin("", 0, 0.0)  # of a run that began by itself
@@ -28,8 +27,8 @@ NO_ORIGIN = Origin("", 0, 0.0)  # of a run that began by itself
 def group_by_prefix(trials: Trials) -> list[list[Config]]:
     """Trials that begin as the same run, together, in the order of their first members.
 
-    They may differ in `run.name` and in what acts only at decisions: `method.alpha`, `unit_cost`, `max_branches`, `affinity`
-    and `when_no_split`. A trial that takes no decision has none but itself.
+    They may differ in `run.name` and in what acts only at decisions: `method.alpha`, `price`, `unit_cost`, `max_branches`,
+    `affinity`, `decision` and `when_no_split`. A trial that takes no decision has none but itself.
     """
     found: dict[str, list[Config]] = {}
     for trial in trials:
@@ -103,7 +102,7 @@ def _begin(trials: Trials) -> str:
         check_run(trial)
     leader = trials[0]
     with created_atomically(leader.run_directory) as files:
-        write_atomically(files.config, to_yaml(leader))
+        write_config(files, leader)
         write_family(files, {str(other.run.name): other.method for other in trials[1:]}, None)
     return str(leader.run.name)
 

@@ -12,7 +12,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
 from distbranch.launch.stopping import StopRequest
 from distbranch.locks import hold_lock
+from distbranch.metrics import list_metrics
 from distbranch.models.architecture import multiply_adds
+from distbranch.plugins import receive_plugins, send_plugins
 from distbranch.streams import tolerate_any_text
 from distbranch.sweep.plan import Trials, load_base_config
 from distbranch.sweep.proposals import OptunaSearch
@@ -90,7 +92,10 @@ def train_roots(
         if sweep.gpus_per_trial:
             resources["GPU"] = sweep.gpus_per_trial
     run_tune(
-        make_tune_function(metric), queue, resources=resources, max_failures=sweep.max_failures
+        make_tune_function(metric, send_plugins()),
+        queue,
+        resources=resources,
+        max_failures=sweep.max_failures,
     )
 
 
@@ -211,6 +216,7 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Trials) -> Judge:
         return lambda *_: True
     halving = SizeClassHalving(stopping.grace, stopping.reduction)
     classes: dict[str, int] = {}
+    sign = -1 if list_metrics()[metric].lower_is_better else 1
 
     def judge(config: Config, iteration: int, value: float) -> bool:
         method = (config.method.name, config.method.groups, config.adashare)
@@ -218,7 +224,7 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Trials) -> Judge:
         # Measured once per kind of network, for a sweep has hundreds of trials of a few.
         if key not in classes:
             classes[key] = measure_size_class(config, read_data(config.data))
-        return halving.passes_rung(str(config.run.name), classes[key], iteration, value)
+        return halving.passes_rung(str(config.run.name), classes[key], iteration, sign * value)
 
     # What earlier drivers have seen, in the order of their trials.
     for config in begun:
@@ -243,8 +249,15 @@ def measure_size_class(config: Config, info: DatasetInfo) -> int:
     return round(math.log2(multiply_adds(first_architecture(config, info))))
 
 
-def make_tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
-    """The function of one sweep; `metric` is the mean over tasks on val that is reported for early stopping."""
+def make_tune_function(
+    metric: str, plugins: Sequence[Mapping[str, Any]] = ()
+) -> Callable[[dict[str, Any]], None]:
+    """The function of one sweep.
+
+    Args:
+        metric: the mean over tasks on val that is reported for early stopping.
+        plugins: of its trials (`send_plugins`), which may lie on no other node.
+    """
 
     def report(event: Event) -> None:
         if event["kind"] == "decision":
@@ -268,6 +281,7 @@ def make_tune_function(metric: str) -> Callable[[dict[str, Any]], None]:
         tolerate_any_text()
         reason = None
         try:
+            receive_plugins(plugins)
             config = load_config(json.loads(work["leader"]))
             train_trial(config, report)
             copy_result_to_siblings(config, log_decision)

@@ -125,7 +125,7 @@ def test_a_halved_tree_is_the_smallest_with_so_many_weights() -> None:
         ("--batch-sizes x", 2, ("--batch-sizes", "x")),
         ("--tree-weights much", 2, ("--tree-weights", "much")),
         ("--tree photo.jpg", 1, ("photo.jpg", "tree.json")),
-        ("--against vgg99", 1, ("vgg16, vgg9", "vgg99")),
+        ("--against vgg99", 1, ("vgg9, vgg16", "vgg99")),
         (
             "runs/tiny --out photo.jpg/x.json --seconds 0 --batch-sizes 1 --against vgg9",
             1,

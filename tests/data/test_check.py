@@ -173,7 +173,7 @@ def test_counts_that_are_not_those_of_the_shards_are_named(folder: Path) -> None
     edit(folder, lambda data: data["splits"]["train"]["labels"]["even"].update({"1": 8}))
     assert check_dataset(folder).problems == [
         "Split train, task 'even': dataset.json counts {'1': 8, '0': 9, 'unlabelled': 5}, "
-        "the shards hold {'unlabelled': 5, '0': 9, '1': 9}."
+        "the shards hold {'1': 9, '0': 9, 'unlabelled': 5}."
     ]
 
 

@@ -288,7 +288,7 @@ CONFIGS = (
         nothing,
         f"{NEW} model.backbone=vgg19",
         2,
-        ("model.backbone", "'vgg16', 'vgg9'", "vgg19"),
+        ("model.backbone", "the nearest are vgg9, vgg16", "vgg19"),
     ),
     Case(
         "cap of no branch",
@@ -350,6 +350,7 @@ CONFIGS = (
         2,
         ("data.image_size", "not valid YAML", "[64"),
     ),
+    Case("keys alone", nothing, "train model.width=8", 2, ("model.width=8", "Give a config file")),
     Case("no config", nothing, "train", 2, ("config file", "--help-config")),
     Case(
         "bad seeds",
@@ -1437,7 +1438,7 @@ RUNS = (
         nothing,
         f"{GROUPS}{{fc7: [[bright, wide, shade]]}}",
         1,
-        ("fc5, fc6", "found fc7"),
+        ("of its 8 layers", "found fc7", "fc6"),
     ),
     Case(
         "groups: unknown task",

@@ -163,3 +163,20 @@ def test_the_old_switch_is_told_its_successor_where_it_was_on_and_forgotten_wher
     ):
         load_config({"data": {"path": "x"}, "train": {"sync_batch_norm": True}})
     load_config({"data": {"path": "x"}, "train": {"sync_batch_norm": False}})
+
+
+def test_a_timm_model_over_two_ranks_is_that_of_one(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    model = {"backbone": "timm:resnet18", "arguments": {"channels": [8, 8, 8, 8]}}
+    method = {"round_iterations": 4, "alpha": 9.0, "unit_cost": 1e-6}
+    steps = {key: value for key, value in STEPS.items() if key != "model.width"}
+    given = steps | {"model": model, "method": method, "train.iterations": 6}
+    for world_size, passes in ((1, 1), (2, 2)):
+        changes = {"launch.workers": world_size, "train.accumulate": passes}
+        folder = tmp_path / str(world_size)
+        config = config_of(tiny_data, folder, **given, **changes, **{"train.norm_batch": 16})
+        ended = ranks.call_all(train_in_double, world_size, config=config)
+        assert {one["end"] for one in ended} == {"done"}, ended
+    assert lines_of(tmp_path / "1" / "tiny" / "decisions.jsonl")[-1]["num_groups"] > 1
+    assert_same_network(tmp_path / "2" / "tiny", tmp_path / "1" / "tiny")

@@ -103,7 +103,8 @@ def policy_after_steps(config: dict[str, Any]) -> list[Any]:
     """A job: three steps of the policy on one global batch each; the policy then."""
     checked = load_config(config)
     info = read_data(checked.data)
-    search = PolicySearch(checked, info)
+    design = first_architecture(checked, info)
+    search = PolicySearch(checked, info, design.num_blocks)
     with join_ranks(checked.launch) as ranks:
         net = TrainedNetwork(
             checked,
@@ -111,7 +112,7 @@ def policy_after_steps(config: dict[str, Any]) -> list[Any]:
             Preprocessing("pil", info.image_size, (0.5,) * 3, (0.2,) * 3),
             is_final=False,
         )
-        net.begin(first_architecture(checked, info), seed=1)
+        net.begin(design, seed=1)
         net.network.double()  # rounding would grow with Adam's first steps
         plan = NormPlan(checked.train, ranks)
         for step in (19, 20, 21):

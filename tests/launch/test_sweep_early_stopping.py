@@ -1,11 +1,18 @@
 """Successive halving within size classes, against a slow reference and planted sweeps."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from sweep_files import write_sweep
 
+from distbranch.config.sweep import load_sweep
+from distbranch.errors import UsageError
+from distbranch.sweep import tuning
+from distbranch.sweep.plan import load_base_config
 from distbranch.sweep.queue import SizeClassHalving
+from distbranch.sweep.run import run_sweep
 
 
 def test_a_small_network_is_never_judged_by_large_ones() -> None:
@@ -58,3 +65,32 @@ def test_what_others_reached_with_more_steps_is_not_held_against_a_trial() -> No
     assert all(halving.passes_rung(f"late-{n}", 0, 2500, 0.74 + n / 100) for n in range(3))
     assert all(halving.passes_rung(f"first-{n}", 0, 1000, 0.70 + n / 100) for n in range(3))
     assert not halving.passes_rung("poor", 0, 1000, 0.69)
+
+
+@pytest.mark.parametrize(("metric", "passing"), [("r2", 0.9), ("standardised_error", 0.1)])
+def test_of_an_error_the_trial_that_errs_least_trains_on(
+    metric: str, passing: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = {"grace": 1, "reduction": 2}
+    grid = {"model.width": [2, 3]}
+    sweep = load_sweep(write_sweep(tmp_path, metric=metric, early_stopping=stopping, grid=grid))
+    monkeypatch.setattr(tuning, "read_data", lambda _: None)
+    monkeypatch.setattr(tuning, "measure_size_class", lambda *_: 0)
+    judge = tuning._make_judge(sweep, metric, [])
+    base = load_base_config(sweep)
+
+    def passes(name: str, value: float) -> bool:
+        named = base.model_copy(update={"run": base.run.model_copy(update={"name": name})})
+        return judge(named, 1, value)
+
+    passes("first", 0.5)
+    assert [passes(f"{value}", value) for value in (passing, 1 - passing)] == [True, False]
+
+
+def test_an_unknown_metric_is_answered_with_the_means_there_are(tmp_path: Path) -> None:
+    grid = {"model.width": [2, 3]}
+    sweep = load_sweep(write_sweep(tmp_path, metric="mean_absolute_error", grid=grid))
+    with pytest.raises(
+        UsageError, match=r"^metric should be one of .* accuracy, .*standardised_error"
+    ):
+        run_sweep(sweep, lambda _: None)

@@ -35,7 +35,8 @@ def finish(config: Config) -> None:
     """Give a trial a result that is the better, the nearer its learning rate is to 0.01."""
     config.run_directory.mkdir()
     value = 1 - abs(config.optim.lr - 0.01)
-    summary = {"metrics": {"val": {"mean": {"accuracy": value}}}}
+    means = {"accuracy": value, "standardised_error": 1 - value}
+    summary = {"metrics": {"val": {"mean": means}}}
     (config.run_directory / "result.json").write_text(json.dumps(summary))
     tree = {"layers": ["conv"], "num_tasks": 1, "splits": []}
     (config.run_directory / "tree.json").write_text(json.dumps({"tree": tree}))
@@ -58,6 +59,21 @@ def test_proposals_come_with_every_seed_in_range_and_are_told_the_mean(sweep: Sw
         )
     ]
     assert all(value == pytest.approx(1 - abs(rate - 0.01)) for value, rate in told)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "standardised_error"])
+def test_the_best_of_a_study_is_the_most_accurate_or_that_of_the_least_error(
+    sweep: SweepConfig, metric: str
+) -> None:
+    proposals = OptunaSearch(
+        sweep.model_copy(update={"metric": metric, "num_trials": 5}), SweepDirectory(sweep.path)
+    )
+    while trials := proposals.propose_trials():
+        for trial in trials:
+            finish(trial)
+    study = proposals.make_study()
+    rates = [trials[0].optim.lr for _, trials in proposals.proposals]
+    assert study.best_trial.number == min(range(5), key=lambda n: abs(rates[n] - 0.01))
 
 
 def test_a_new_process_knows_every_proposal_and_what_it_reached(sweep: SweepConfig) -> None:

@@ -5,8 +5,8 @@ from rich.console import Console
 from rich.table import Table
 
 from distbranch.report.console import (
-    HEADS,
-    NOT_EVERYWHERE,
+    SIZES,
+    USUAL,
     make_dataset_table,
     make_result_markdown,
     make_result_table,
@@ -50,7 +50,7 @@ def test_rows_hold_the_mean_and_the_deviation_over_seeds() -> None:
 def test_the_markdown_table_has_a_row_per_network_and_as_many_cells_as_columns() -> None:
     lines = make_result_markdown(RESULTS).splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {len(HEADS) - len(NOT_EVERYWHERE) + 2}
+    assert {line.count("|") for line in lines} == {1 + len(USUAL) + len(SIZES) - 1 + 2}
     assert "74.5 ± 0.7" in lines[3]
     assert "131,000 ± 1,414" in lines[3]
     assert lines[2].endswith("| 31,992 | 12.50 M |")
@@ -120,8 +120,8 @@ def test_top_3_and_top_5_stand_in_the_table_where_a_network_has_exclusive_catego
     assert all(part in text for part in ("top-3", "84.0", "93.0", "joint", "9.00M", "74.5")), text
     assert "\u2026" not in text
     assert {line.count("|") for line in make_result_markdown(results).splitlines()} == {
-        len(HEADS) + 1
-    }, "all but latency"
+        1 + len(USUAL) + 3 + len(SIZES) - 1 + 2
+    }, "top-10, top-3 and top-5 too, all but latency"
     assert tabulate_results(results)["top3"][0] == 0.84
     assert tabulate_results(RESULTS)["top3"].isna().all()
     assert "top-3" not in make_result_markdown(RESULTS)

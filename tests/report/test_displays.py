@@ -162,6 +162,19 @@ def test_a_log_file_has_a_line_with_step_total_and_time_left_every_half_minute(
     assert lines[1].startswith("training 3,900 of 100,000, 0:32:02 left")
 
 
+def test_a_search_for_a_policy_says_how_far_it_is_and_of_no_tree_that_it_is_final(
+    clock: Clock,
+) -> None:
+    out = io.StringIO()
+    step = {**STEP, "active_layer": None, "phase": "policy", "num_released": 3}
+    with ProgressDisplay(Console(width=120, file=out, get_time=clock)) as display:
+        for number in range(20):
+            clock.now += 2
+            display({**step, "iteration": 100 * number})
+    assert "search: policy, 3 blocks released" in " ".join(out.getvalue().split())
+    assert "tree" not in out.getvalue()
+
+
 def test_packing_without_a_known_total_says_how_many_are_done(clock: Clock) -> None:
     out = io.StringIO()
     with ProgressDisplay(Console(width=80, file=out, get_time=clock)) as display:

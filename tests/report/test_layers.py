@@ -3,12 +3,15 @@ import random
 
 from distbranch.report.layers import (
     LayerBranches,
+    count_trunk,
     describe_run,
     find_branch,
     group_numbers,
     grow_layers,
     list_top_groups,
     merge_equal_layers,
+    shorten_trunk,
+    wrap_layer_name,
 )
 
 TREE = (
@@ -73,3 +76,18 @@ def test_every_task_has_the_number_of_its_group() -> None:
     groups = list_top_groups(TREE)
     assert group_numbers(groups) == {task: n for n, group in enumerate(groups) for task in group}
     assert list_top_groups(()) == ()
+
+
+def test_what_all_tasks_share_of_a_deep_network_is_one_column() -> None:
+    names = [f"stages_{number}_blocks_0" for number in range(30)]
+    shared, branched = (("a", "b"),), (("a",), ("b",))
+    deep = [LayerBranches(name, shared) for name in names[:28]]
+    deep += [LayerBranches(name, branched) for name in names[28:]]
+    shown = shorten_trunk(deep, count_trunk(deep))
+    assert shown == (LayerBranches("stages_0_blocks_0 … stages_27_blocks_0", shared), *deep[28:])
+    assert shorten_trunk(deep[15:], count_trunk(deep[15:])) == tuple(deep[15:])
+
+
+def test_a_long_name_of_a_layer_is_broken_after_underscores() -> None:
+    assert wrap_layer_name("stages_2_blocks_5") == "stages_2_\nblocks_5"
+    assert wrap_layer_name("conv5_3") == "conv5_3"

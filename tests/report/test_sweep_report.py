@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from distbranch.engine.forks import Origin, write_family
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.report.sweep_files import COSTS, find_pareto_front, read_sweep
+from distbranch.report.sweep_files import COSTS, SweepFiles, find_pareto_front, read_sweep
 from distbranch.report.sweep_page import report_sweep
 
 WIDTHS, ALPHAS, SEEDS = (8, 16, 32), (0.5, 1.0, 2.0), (0, 1, 2)
@@ -94,6 +94,13 @@ def test_the_front_is_who_is_dominated_by_nobody() -> None:
 def test_a_setting_with_a_missing_seed_is_never_on_the_front() -> None:
     points = pandas.DataFrame({"cost": [1, 0.5], "value": [0.5, 0.9], "is_complete": [True, False]})
     assert find_pareto_front(points, "cost", "value") == [0]
+
+
+def test_of_an_error_the_front_is_who_is_dominated_by_nobody_that_errs_less(tmp_path: Path) -> None:
+    points = pandas.DataFrame({"parameters": [1, 2, 3], "val_standardised_error": [0.5, 0.6, 0.2]})
+    points = points.assign(is_complete=True, multiply_adds=1.0, latency_ms=1.0)
+    sweep = SweepFiles(tmp_path, {"metric": "standardised_error"}, points)
+    assert sweep.find_fronts(points)["parameters"] == [0, 2]
 
 
 def test_points_are_means_over_finished_seeds(sweep: Path) -> None:

@@ -1,10 +1,17 @@
 """What can be wrong with the values of a column: each question that only its owner can answer is asked, none is guessed."""
 
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
-from distbranch.data.sources.columns import ALL, MAX_CLASSES, Column
+from distbranch.data.sources.columns import (
+    ALL,
+    MAX_CLASSES,
+    Column,
+    create_own_task,
+    read_own_label,
+)
 from distbranch.data.sources.label_text import (
     find_separator,
     fold_text,
@@ -13,13 +20,18 @@ from distbranch.data.sources.label_text import (
     read_words,
     split_tags,
 )
+from distbranch.data.sources.number_columns import (
+    CUT_AT,
+    Problem,
+    check_numbers,
+    check_order,
+    describe_readings,
+)
+from distbranch.data.sources.number_text import are_all_numbers
 from distbranch.data.sources.tables import Problems
+from distbranch.errors import UserError
 
 logger = logging.getLogger("distbranch")
-
-CUT_AT = 60  # characters of a value that is shown
-
-Problem = tuple[str, str]  # what is so, and what to do about it
 
 
 def select_learnable_columns(columns: Sequence[Column], problems: Problems) -> list[Column]:
@@ -29,14 +41,23 @@ def select_learnable_columns(columns: Sequence[Column], problems: Problems) -> l
     for column in columns:
         # The first problem of a column is the one to mend, and those behind it often follow from it: a list of tags would
         # be refused for its many values, and a misspelt yes for being one class of three.
-        found = chain(_check_content(column), _check_marks(column), _check_classes(column))
-        problem = next(found, None)
+        problem = next(_check_column(column), None)
         if problem is None:
             learnable.append(column)
             _warn_guesses(column)
         else:
             problems.add(*problem)
     return learnable
+
+
+def _check_column(column: Column) -> Iterator[Problem]:
+    if column.kind == "number":
+        return chain(_check_content(column), check_numbers(column))
+    if column.kind == "kind":
+        return chain(_check_content(column), _check_own_labels(column))
+    if column.kind == "ordinal":
+        return chain(_check_content(column), check_order(column), _check_classes(column))
+    return chain(_check_content(column), _check_marks(column), _check_classes(column))
 
 
 def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
@@ -96,11 +117,11 @@ def _check_content(column: Column) -> Iterator[Problem]:
             f"{column.lines[example]}",
             f"Make each tag a task by --tags {column.name} --separator '{separator}', or put the column into {as_one_class}.",
         )
-    if len(column.lines) > MAX_CLASSES:
+    if len(column.lines) > MAX_CLASSES and column.kind not in ("number", "kind"):
         line = list(column.lines.values())[MAX_CLASSES]
         yield (
             f"line {line}: the column '{column.name}' has more than {MAX_CLASSES} different values",
-            "Put it into --ignore.",
+            f"Put it into --ignore.{_suggest_number(column)}",
         )
 
 
@@ -111,7 +132,8 @@ def _check_marks(column: Column) -> Iterator[Problem]:
             yield (
                 f"line {column.lines[odd]}: the column '{column.name}' holds '{odd[:CUT_AT]}', which is neither 1, 0, -1, yes, "
                 "no nor empty",
-                "Correct it, or put the column into --categorical or --ignore, or the value into --missing.",
+                "Correct it, or put the column into --categorical or --ignore, or the value into --missing."
+                + _suggest_number(column),
             )
     # A cross and empty cells: no, or not looked at?
     if column.is_yes_or_nothing and not any(parse_mark(value) for value in column.lines):
@@ -119,6 +141,18 @@ def _check_marks(column: Column) -> Iterator[Problem]:
             f"column '{column.name}' has only '{next(iter(column.lines))}' and empty cells",
             "Say what an empty cell means: --blank no or unknown, COLUMN=no for one column.",
         )
+
+
+def _check_own_labels(column: Column) -> Iterator[Problem]:
+    """Does the kind that somebody named read each cell?"""
+    where = f"column '{column.name}'"
+    try:
+        task = create_own_task(column)
+        for text, line in column.labelled.items():
+            where = f"line {line}"
+            read_own_label(task, text)
+    except UserError as error:
+        yield f"{where}: {str(error).rstrip('.')}", "Correct it, or give another --kind."
 
 
 def _find_odd_values(values: Sequence[str]) -> Sequence[str]:
@@ -162,8 +196,20 @@ def _check_classes(column: Column) -> Iterator[Problem]:
     if column.is_open and column.marks is None and not is_repeated:
         yield (
             f"column '{column.name}': each of its {len(column.lines)} values is in one line only, as if it were an id",
-            "Put it into --ignore, or into --categorical or --tags if its values are classes or lists of tags all the same.",
+            "Put it into --ignore, or into --categorical or --tags if its values are classes or lists of tags all the same."
+            + _suggest_number(column),
         )
+
+
+def _suggest_number(column: Column) -> str:
+    """What to give where the values of a column of which nobody said anything are numbers."""
+    if column.is_open and are_all_numbers(column.labelled):
+        name = shlex.quote(column.name)  # many names have blanks
+        return (
+            f" If its numbers are amounts to be predicted as such, give --number {name}; if they are steps in an order, "
+            f"--ordinal {name}."
+        )
+    return ""
 
 
 def _is_settled(column: Column) -> bool:
@@ -177,19 +223,24 @@ def _warn_guesses(column: Column) -> None:
     words = {
         word: count for word, count in column.missing_words.items() if parse_number(word) is None
     }
-    # In a column of yes and no, None or NA can hardly be a class.
-    if column.marks is None and not words.keys() <= set(column.options.missing):
+    # In a column of yes and no, or of numbers, None or NA can hardly be a class.
+    may_be_class = column.marks is None and column.kind != "number"
+    if may_be_class and not words.keys() <= set(column.options.missing):
         logger.warning(
             "The column '%s': %s are taken as missing. If they are classes, put the column into --as-written (as_written).",
             column.name,
             _list_words(words),
         )
-    if not column.is_open and any(parse_mark(value) == -1 for value in column.lines):
+    may_be_mark = not column.is_open and column.kind != "number"
+    if may_be_mark and any(parse_mark(value) == -1 for value in column.lines):
         logger.warning(
             "The column '%s' has the class -1. If it means unknown: --minus-one (minus_one) %s=unknown.",
             column.name,
             column.name,
         )
+    if column.kind == "number":
+        for reading in describe_readings(column):
+            logger.warning("The %s", reading)
     if column.is_yes_or_nothing:
         logger.warning(
             "The column '%s' says yes or nothing: its empty cells stay unlabelled, so it has no negative sample. "

@@ -1,4 +1,4 @@
-"""What a column of a table means: a binary or a categorical task, or a binary task for each of its classes or tags."""
+"""What a column of a table means: one task of any kind, or a binary task for each of its classes or tags."""
 
 import logging
 from collections import Counter
@@ -16,9 +16,12 @@ from distbranch.data.sources.label_text import (
     parse_number,
     split_tags,
 )
+from distbranch.data.sources.number_columns import choose_decimal_sign, read_numbers
+from distbranch.data.sources.number_text import DecimalSign
 from distbranch.data.sources.source import Answer
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
+from distbranch.kinds import KINDS
 from distbranch.tasks import Task
 
 if TYPE_CHECKING:
@@ -27,28 +30,34 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distbranch")
 
 ALL = "*"  # every column, in options that answer a question for columns
-KINDS = (
-    "categorical",
-    "one_task_per_class",
-    "tags",
-)  # options that say what the values of a column are
+# Options that say what the values of a column are.
+KIND_OPTIONS = ("categorical", "one_task_per_class", "tags", "number", "ordinal", "kind")
 MAX_CLASSES = 1000
 GIVE_PREFIX = "Give --class-prefix (class_prefix), which is put before the names of classes."
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column to learn: the tidy value of each row with its line, and the options that say something about it."""
+    """A column to learn: the tidy value of each row with its line, and the options that say something about it.
+
+    `table_sign` is the decimal one of the table, as far as its columns of numbers agree.
+    """
 
     name: str
     values: Sequence[str]
-    numbers: Sequence[int]  # of the lines
+    line_numbers: Sequence[int]
     options: "CsvOptions"
+    table_sign: DecimalSign | None = None
 
     @cached_property
     def kind(self) -> str:
         """The option that says what its values are; empty where that is to be found out."""
-        return next((kind for kind in KINDS if self.name in getattr(self.options, kind)), "")
+        return next((kind for kind in KIND_OPTIONS if self.name in getattr(self.options, kind)), "")
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The classes of an ordinal column, lowest first, if somebody gave them."""
+        return self.options.ordinal.get(self.name, ())
 
     @cached_property
     def as_written(self) -> bool:
@@ -71,13 +80,35 @@ class Column:
         return Counter(self.values)
 
     @cached_property
+    def first_lines(self) -> dict[str, int]:
+        """The first line of every value."""
+        first: dict[str, int] = {}
+        for value, number in zip(self.values, self.line_numbers, strict=True):
+            first.setdefault(value, number)
+        return first
+
+    @cached_property
+    def labelled(self) -> dict[str, int]:
+        """The first line of every value that is a label, however many there are."""
+        return {
+            value: line for value, line in self.first_lines.items() if not self.is_missing(value)
+        }
+
+    @cached_property
+    def sign(self) -> DecimalSign | None:
+        """The decimal sign of its numbers; None where it must be asked."""
+        return choose_decimal_sign(self)
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """The number of every value that is one."""
+        return read_numbers(self)
+
+    @cached_property
     def lines(self) -> dict[str, int]:
         """The first line of every label, of a value or a tag; where there are too many to learn, no more than tells so."""
-        first: dict[str, int] = {}
-        for value, number in zip(self.values, self.numbers, strict=True):
-            first.setdefault(value, number)
         found: dict[str, int] = {}
-        for value, number in first.items():
+        for value, number in self.first_lines.items():
             for label in self.read_classes(value):
                 found.setdefault(label, number)
             if len(found) > MAX_CLASSES:
@@ -108,7 +139,9 @@ class Column:
 
     @property
     def classes(self) -> list[str]:
-        """The values in the order of their numbers, if all are numbers, else of the alphabet."""
+        """The values in the order that was given, else of their numbers, if all are numbers, else of the alphabet."""
+        if self.order:
+            return list(self.order)
         numbers = {value: parse_number(value) for value in self.lines}
         if None in numbers.values():
             return sorted(self.lines)
@@ -128,7 +161,12 @@ class Column:
 
     def is_missing(self, value: str) -> bool:
         """Whether a value stands for no label."""
-        said = self.minus_one or self.options.minus_one.get(ALL)
+        if value in self.order:  # none < mild < severe
+            return False
+        said = self.minus_one
+        # A number may well be -1: of such a column it must be said by name.
+        if said is None and self.kind != "number":
+            said = self.options.minus_one.get(ALL)
         if said == "unknown" and parse_mark(value) == -1:
             return True
         return (
@@ -158,6 +196,12 @@ def infer_tasks(
     found = []
     taken = set(taken)
     for column in columns:
+        if column.kind == "number":
+            found.append(_infer_number(column))
+            continue
+        if column.kind == "kind":
+            found.append(_infer_own_kind(column))
+            continue
         if column.kind not in ("one_task_per_class", "tags"):
             found.append(_infer_one_task(column))
             continue
@@ -203,11 +247,12 @@ def name_classes(
 
 
 def _infer_one_task(column: Column) -> ColumnTasks:
-    """A binary or a categorical task."""
+    """A task that is binary or has classes."""
     marks = column.marks
     labels: dict[str, Labels] = {}
     if marks is None:
-        task = Task(column.name, "categorical", tuple(column.classes))
+        kind = "ordinal" if column.kind == "ordinal" else "categorical"
+        task = Task(column.name, kind, tuple(column.classes))
         for value in column.lines:
             labels[value] = {column.name: value}
     else:
@@ -219,6 +264,40 @@ def _infer_one_task(column: Column) -> ColumnTasks:
                 labels[value] = {column.name: label}
         if column.blank == "no":
             labels[""] = {column.name: 0}
+    return (task,), (labels.get(value, {}) for value in column.values)
+
+
+def _infer_number(column: Column) -> ColumnTasks:
+    """A task whose labels are the numbers; their mean and deviation are known when they are packed."""
+    task = Task(column.name, "number", unit=column.options.unit.get(column.name, ""))
+    labels = {text: {column.name: number} for text, number in column.numbers.items()}
+    return (task,), (labels.get(value, {}) for value in column.values)
+
+
+def create_own_task(column: Column) -> Task:
+    """The task of a column whose kind somebody named. Raises UserError for one that the kind refuses."""
+    kind = column.options.kind[column.name]
+    classes = tuple(column.classes) if "classes" in KINDS[kind].fields else ()
+    return Task(column.name, kind, classes)
+
+
+def read_own_label(task: Task, text: str) -> float:
+    """What the kind of the task makes of a cell, which it gets as a number if it is one. Raises UserError."""
+    kind = KINDS[task.kind]
+    number = parse_number(text)
+    if number is None or "classes" in kind.fields:
+        return kind.read_label(task, text)
+    return kind.read_label(task, number)
+
+
+def _infer_own_kind(column: Column) -> ColumnTasks:
+    """A task whose kind reads the cells itself."""
+    task = create_own_task(column)
+    kind = KINDS[task.kind]
+    labels = {
+        text: {task.name: kind.write_label(task, read_own_label(task, text))}
+        for text in column.labelled
+    }
     return (task,), (labels.get(value, {}) for value in column.values)
 
 

@@ -3,26 +3,36 @@
 The table is read, each column judged by all its values, and only then are rows learnt: so all problems are told at once.
 """
 
-import csv
 import difflib
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import Field
 
 from distbranch.data.image_files import open_images
 from distbranch.data.pack import SPLITS
 from distbranch.data.shard_writer import file_sha256
-from distbranch.data.shards import Labels, LabelValue, LeftOut
+from distbranch.data.shards import Labels, LeftOut
 from distbranch.data.sources.column_checks import select_learnable_columns
-from distbranch.data.sources.columns import ALL, KINDS, Column, ColumnTasks, infer_tasks
+from distbranch.data.sources.columns import ALL, KIND_OPTIONS, Column, ColumnTasks, infer_tasks
 from distbranch.data.sources.label_text import fold_text, is_missing, parse_mark, tidy_text
+from distbranch.data.sources.number_columns import find_common_sign
+from distbranch.data.sources.number_text import DecimalSign
+from distbranch.data.sources.option_values import (
+    Answers,
+    Character,
+    Encoding,
+    Fractions,
+    Name,
+    Names,
+    Orders,
+    Said,
+)
 from distbranch.data.sources.source import (
-    Answer,
     ImageFileOptions,
     Row,
     Source,
@@ -32,76 +42,20 @@ from distbranch.data.sources.source import (
     sample_key,
 )
 from distbranch.data.sources.tables import Problems, Table, read_table
+from distbranch.kinds import LabelValue
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
 
-NAMED_CHARACTERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " "}
+BUILT_IN_KINDS = {
+    "binary": "columns of marks, such as 1 and 0, are binary by themselves",
+    "categorical": "names of classes are those of --categorical",
+    "number": "numbers are those of --number",
+    "ordinal": "ordered classes are those of --ordinal",
+}
 # Options that name columns, of which some say something about tasks.
-OF_TASKS = (*KINDS, "as_written", "minus_one", "blank")
+OF_TASKS = (*KIND_OPTIONS, "unit", "as_written", "minus_one", "blank")
 OF_COLUMNS = ("image_column", "split_column", "group_column", "ignore", "tasks", *OF_TASKS)
-
-
-def _split_at_commas(value: Any) -> Any:
-    """A name that holds a comma stands in double quotes; YAML reads one that is a number as such."""
-    if isinstance(value, list | tuple):
-        return [str(part) if isinstance(part, int | float) else part for part in value]
-    if not isinstance(value, str | int | float):
-        return value
-    parts = next(csv.reader([str(value)], skipinitialspace=True), [])
-    stripped = map(str.strip, parts)
-    return list(filter(None, stripped))
-
-
-def _parse_answers(value: Any) -> Any:
-    """`no`, or `COLUMN=no,COLUMN=unknown`; YAML reads `no` as false."""
-    if isinstance(value, str | bool):
-        # An answer without a column is for all of them.
-        texts = _split_at_commas("no" if value is False else str(value))
-        pairs = [text.rpartition("=") for text in texts]
-        value = {name.strip() or ALL: answer.strip() for name, _, answer in pairs}
-    if isinstance(value, dict):
-        value = {tidy_text(str(name)): answer for name, answer in value.items()}
-    return value
-
-
-def _parse_character(value: str) -> str:
-    character = NAMED_CHARACTERS.get(value, value)
-    if len(character) > 1:
-        character = character.strip()  # ', '
-    if len(character) != 1:
-        raise ValueError("should be one character, or one of tab, space, comma, semicolon")
-    return character
-
-
-def _check_encoding(value: str) -> str:
-    try:
-        "".encode(value)
-    except LookupError:
-        raise ValueError(
-            "should be an encoding of text, such as utf-8, utf-16, cp1252, shift_jis"
-        ) from None
-    return value
-
-
-def _check_fractions(shares: tuple[float, ...]) -> tuple[float, ...]:
-    if len(shares) != len(SPLITS) or min(shares) < 0 or sum(shares) <= 0:
-        raise ValueError(
-            "should be three shares that are not negative, of train, val and test: 0.8,0.1,0.1 for instance"
-        )
-    return shares
-
-
-# Tidy as those of the header, so that names are equal where they look equal.
-Name = Annotated[str, AfterValidator(tidy_text)]
-# Split before pydantic, which would refuse a text where a list should stand.
-Names = Annotated[tuple[Name, ...], BeforeValidator(_split_at_commas)]
-Answers = Annotated[dict[str, Answer], BeforeValidator(_parse_answers)]
-Character = Annotated[str, AfterValidator(_parse_character)]
-Fractions = Annotated[
-    tuple[float, ...], BeforeValidator(_split_at_commas), AfterValidator(_check_fractions)
-]
-Encoding = Annotated[str, AfterValidator(_check_encoding)]
 
 
 class CsvOptions(ImageFileOptions):
@@ -145,6 +99,19 @@ class CsvOptions(ImageFileOptions):
         (),
         description="Columns with several tags in a cell, each of which becomes a binary task: 1 where it is mentioned, else 0.",
     )
+    number: Names = Field(
+        (), description="Columns of numbers (a price, an age), each predicted as such."
+    )
+    unit: Said = Field({}, description="Units of such columns: COLUMN=kg,COLUMN=cm.")
+    decimal: DecimalSign | None = Field(
+        None,
+        description="The sign before decimals, `point` or `comma`; what the cells tell if empty.",
+    )
+    ordinal: Orders = Field(
+        {},
+        description="Columns of classes in an order: 'COLUMN=low<middle<high', or COLUMN alone if they are numbers.",
+    )
+    kind: Said = Field({}, description="Columns of a kind of your own: COLUMN=KIND.")
     separator: Character | None = Field(
         None, description="What stands between tags: a character, `space` or `tab`."
     )
@@ -195,10 +162,7 @@ def learn_table(options: CsvOptions) -> tuple[tuple[Task, ...], Iterator[Row], i
     problems = Problems(options.table)
     table = read_table(options, problems)
     names = _find_task_columns(options, table, problems)
-    columns = [
-        Column(name, list(map(tidy_text, table.columns[name])), table.lines, options)
-        for name in names
-    ]
+    columns = _create_columns(options, table, names)
     if options.image_column not in table.columns:
         # It may be one of those with a name in every row, of which nothing else need be said.
         columns = [
@@ -212,15 +176,29 @@ def learn_table(options: CsvOptions) -> tuple[tuple[Task, ...], Iterator[Row], i
     if table.lines:
         learnable = select_learnable_columns(columns, problems)
         # Also of columns that were refused, so that the names told now are those of the next try.
-        taken = [column.name for column in columns if column.kind in ("", "categorical")]
+        taken = [
+            column.name for column in columns if column.kind not in ("one_task_per_class", "tags")
+        ]
         found = infer_tasks(learnable, problems, taken=taken)
     problems.raise_all()
-    has_minus_one = any(parse_mark(value) == -1 for column in columns for value in column.counts)
+    may_hold_marks = [column for column in columns if column.kind != "number"]
+    has_minus_one = any(
+        parse_mark(value) == -1 for column in may_hold_marks for value in column.counts
+    )
     if ALL in options.minus_one and not has_minus_one:
         logger.warning("No column holds -1, so --minus-one (minus_one) is without effect.")
+    if options.decimal is not None and not options.number:
+        logger.warning("No column is one of --number, so --decimal is without effect.")
     tasks = tuple(task for tasks, _ in found for task in tasks)
     labels = zip(*(labels for _, labels in found), strict=True)
     return tasks, _create_rows(options, table, labels), len(table.lines)
+
+
+def _create_columns(options: CsvOptions, table: Table, names: Sequence[str]) -> list[Column]:
+    values = {name: list(map(tidy_text, table.columns[name])) for name in names}
+    of_numbers = [set(values[name]) for name in options.number if name in values]
+    sign = find_common_sign(of_numbers)
+    return [Column(name, values[name], table.lines, options, sign) for name in names]
 
 
 def _find_split_column(options: CsvOptions, table: Table) -> str | None:
@@ -288,12 +266,36 @@ def _check_options(
                     f"the column '{name}' is listed in --tasks and in --ignore",
                     "Take it out of one of them.",
                 )
-    counts = Counter(chain(options.categorical, options.one_task_per_class, options.tags))
+    counts = Counter(chain.from_iterable(getattr(options, option) for option in KIND_OPTIONS))
     for name, count in counts.items():
         if count > 1:
             problems.add(
-                f"the column '{name}' is one categorical task, one task per class or one per tag",
+                f"the column '{name}' has one kind and is listed for several (or twice for one)",
                 "Take it out of the other lists and list it once.",
+            )
+    for name, kind in options.kind.items():
+        if kind in BUILT_IN_KINDS:
+            problems.add(
+                f"column '{name}': {BUILT_IN_KINDS[kind]}",
+                "--kind is for kinds of your own, from a file named in `plugins`.",
+            )
+    for name in options.unit:
+        if name not in options.number:
+            problems.add(
+                f"the column '{name}' has a --unit, but it is none of --number",
+                "Add it there, or leave its unit out.",
+            )
+    own = (*options.number, *options.ordinal, *options.kind)
+    said = {
+        "as_written": set(options.as_written) & set(options.number),
+        "blank": {name for name in own if options.blank.get(name) == "no"},
+        "minus_one": {name for name in own if options.minus_one.get(name) == "no"},
+    }
+    for option, names in said.items():
+        for name in sorted(names):
+            problems.add(
+                f"the column '{name}' is no yes or no, and {as_typed(option)} says nothing of it",
+                "Take it out of the list.",
             )
 
 

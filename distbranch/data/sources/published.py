@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from distbranch.data.shards import Labels, LabelValue
+from distbranch.data.shards import Labels
 from distbranch.data.sources.label_text import label_marks, parse_mark
 from distbranch.data.sources.source import Answer, Row, explain_unreadable
 from distbranch.errors import UserError
+from distbranch.kinds import LabelValue
 
 GIVE_ROOT = "Give with --root the folder that holds the data set."
 GIVE_IMAGES = "No images were found; say with --images where they are."

@@ -3,6 +3,7 @@
 The uploaded copy vanishes with the job, so the run directory and the data lie outside it, on storage that all nodes see.
 """
 
+import json
 import os
 import secrets
 import shlex
@@ -47,6 +48,7 @@ from distbranch.launch.prepare import (
 from distbranch.launch.processes import look_until
 from distbranch.launch.stopping import EXIT_PREEMPTED
 from distbranch.locks import hold_lock
+from distbranch.plugins import is_module
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_BEGIN = 90  # of a job, until it says whether it sees the run directory
@@ -85,7 +87,7 @@ def submit_ray_job(
     ]
     refuse_vanishing_paths(relative, UsageError)
     address = dashboard_address(address)
-    command = _make_command(config_path, overrides)
+    command = _make_command(config_path, overrides, config.plugins)
     place = config.run_url or config.run_directory
     is_seen = _is_seen(config)
     if read_result(config.run_directory) is not None:
@@ -104,17 +106,26 @@ def submit_ray_job(
     return _read_exit_code(client, job, say)
 
 
-def _make_command(config_path: Path, overrides: Sequence[str]) -> str:
+def _make_command(config_path: Path, overrides: Sequence[str], plugins: Sequence[str]) -> str:
     """What the job runs in the uploaded copy."""
+    configs = [_find_inside(str(file), "config file") for file, _ in read_with_bases(config_path)]
+    command = ["python", "-m", "distbranch", "train", configs[0], *overrides]
+    if plugins:
+        # A module is in this folder too, or installed on the nodes.
+        inside = [one if is_module(one) else _find_inside(one, "plug-in") for one in plugins]
+        command.append(f"plugins={json.dumps(inside)}")
+    return shlex.join(command)
+
+
+def _find_inside(file: str, what: str) -> str:
+    """The path of a file relative to this folder, which is uploaded."""
     here = Path.cwd().resolve()
-    for file, _ in read_with_bases(config_path):
-        if not file.resolve().is_relative_to(here):
-            raise UsageError(
-                f"The config file {file} lies outside {here}, which is the folder that a job takes with it. "
-                "Copy it into this folder, or submit from its own."
-            )
-    inside = config_path.resolve().relative_to(here)
-    return shlex.join(["python", "-m", "distbranch", "train", str(inside), *overrides])
+    if not Path(file).resolve().is_relative_to(here):
+        raise UsageError(
+            f"The {what} {file} lies outside {here}, which is the folder that a job takes with it. "
+            "Copy it into this folder, or submit from its own."
+        )
+    return str(Path(file).resolve().relative_to(here))
 
 
 def _is_seen(config: Config) -> bool:

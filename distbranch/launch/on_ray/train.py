@@ -24,6 +24,7 @@ from distbranch.launch.on_ray.cluster import (
 from distbranch.launch.on_ray.worker import ask_board, open_board, train_worker
 from distbranch.launch.ray_folder import explain_full_folder
 from distbranch.launch.stopping import StopRequest
+from distbranch.plugins import send_plugins
 
 SECONDS_BETWEEN_LOOKS = 0.2
 NOTHING_BEGUN = "Stopped before any worker had begun. The same command continues."
@@ -140,7 +141,11 @@ def _make_trainer(config: Config, attempt: str) -> Any:
     backend = "nccl" if nccl else "gloo"
     return TorchTrainer(
         train_worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "attempt": attempt},
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "plugins": send_plugins(),
+            "attempt": attempt,
+        },
         scaling_config=ScalingConfig(
             num_workers=launch.workers,
             use_gpu=gpu,

@@ -6,6 +6,7 @@ a URL is another folder on every node.
 
 import json
 import os
+import platform
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from distbranch.engine.session import train_rank
 from distbranch.errors import SharedError, UserError
 from distbranch.launch.on_ray.driver import forward_warnings
 from distbranch.launch.stopping import check_twice_a_second
+from distbranch.plugins import receive_plugins
 from distbranch.streams import tolerate_any_text
 
 NAMESPACE = "distbranch"
@@ -28,13 +30,19 @@ LOST_BOARD = "The process through which driver and workers speak was lost, perha
 
 
 def train_worker(loop: dict[str, Any]) -> None:
-    """What every Ray worker runs; `loop` holds the config and the name of this attempt."""
+    """What every Ray worker runs; `loop` holds the config, its plug-ins, which may lie on no other node, and the name of this attempt."""
     tolerate_any_text()
-    config = load_config(loop["config"])
     attempt = str(loop["attempt"])
     # Ray restarts the workers after any error; this one is not for restarts to mend.
     if ask_board(attempt, "get", "outcome"):
         return
+    try:
+        receive_plugins(loop["plugins"])
+        config = load_config(loop["config"])
+    except UserError as error:  # this node lacks what a plug-in imports, say
+        message = f"On {platform.node()}: {error}"
+        ask_board(attempt, "put", "outcome", {"kind": "failed", "message": message})
+        raise
     ask_board(attempt, "put", "begun", True)
 
     # Rank 0 alone looks for the word to stop and for its successor, and tells the others with the next batch.

@@ -1,9 +1,9 @@
 // Click on a column head to sort by it; a second click turns the order round.
 const units = { k: 1e3, M: 1e6, G: 1e9 };
-// "● 74.5 ± 0.7" is 74.5, "12.50 M" is 12,500,000, and what is unknown comes before every number.
+// "● 74.5 ± 0.7" is 74.5, "12.50 M" is 12,500,000, "3.5 kg" is 3.5, and what is unknown comes before every number.
 function value(cell) {
   const text = cell.textContent.trim().replace("● ", "").replaceAll(",", "");
-  const number = text.match(/^(-?[\d.]+)(?: ± [\d.]+)?(?: ([kMG]))?$/);
+  const number = text.match(/^(-?[\d.]+(?:e[+-]\d+)?)(?: ± [\d.]+)?(?: ([^\d\s]\S*))?$/);
   return text === "–" ? -Infinity : number ? number[1] * (units[number[2]] ?? 1) : text;
 }
 document.querySelectorAll("th[data-sort]").forEach(head => head.addEventListener("click", () => {
