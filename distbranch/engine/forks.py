@@ -21,7 +21,8 @@ from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.tree import Split
 from distbranch.config import Config, MethodConfig
 from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
-from distbranch.engine.round_decision import RoundDecision, decide_round
+from distbranch.engine.importance import Importance
+from distbranch.engine.round_decision import IMPORTANCE, RoundDecision, decide_round
 from distbranch.engine.run_directory import (
     RunDirectory,
     append_line,
@@ -57,13 +58,28 @@ class Family:
         self._decisions: dict[str, RoundDecision] = {}
         self._leaving: list[list[str]] = []
 
+    @property
+    def wants_importance(self) -> bool:
+        """Whether the run, or a relative, decides by the importance of channels."""
+        methods = [self.config.method, *self.relatives.values()]
+        return any(method.affinity == IMPORTANCE for method in methods)
+
     def decide_round(
-        self, stats: AffinityStats, architecture: Architecture, network: Network | None = None
+        self,
+        stats: AffinityStats,
+        architecture: Architecture,
+        network: Network | None = None,
+        importance: Importance | None = None,
     ) -> tuple[Split | None, bool, bool]:
         """The leader's split, whether another round follows, and whether some relatives must leave (`send_off_leavers`)."""
         methods = [self.config.method, *self.relatives.values()]
         self._own, *others = decide_round(
-            stats, architecture, methods, seed=self.config.seed, network=network
+            stats,
+            architecture,
+            methods,
+            seed=self.config.seed,
+            network=network,
+            importance=importance,
         )
         self._decisions = dict(zip(self.relatives, others, strict=True))
 

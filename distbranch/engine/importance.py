@@ -5,8 +5,10 @@ It is needed at decisions only: no step computes anything for it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -25,9 +27,19 @@ NUM_SAMPLES = 1024
 CHUNK = 32
 
 
+@dataclass(frozen=True)
+class Importance:
+    """What was measured: of every layer [T, C], the layers by name, input first, how many samples, and the seconds it took."""
+
+    sums: tuple[NDArray[np.float64], ...]
+    layers: tuple[str, ...]
+    num_samples: int
+    seconds: float
+
+
 def measure_importance(
     network: Network, layers: Sequence[int], info: DatasetInfo, config: Config, ranks: Ranks
-) -> list[NDArray[np.float64]]:
+) -> Importance:
     """Of every layer [T, C] the sum over the sample of (f dL/df)^2 per task and channel, f after pooling and ReLU.
 
     Of a task whose way leads through a branch of the layer, f is what that branch gives. All ranks must call it, and rank 0 has
@@ -40,6 +52,7 @@ def measure_importance(
         config: its `seed` chooses the sample.
         ranks: this process among the others, each of which takes every W-th chunk.
     """
+    began = time.perf_counter()
     training = network.training
     network.eval()
     widths = [network.architecture.specs[layer].width for layer in layers]
@@ -69,7 +82,13 @@ def measure_importance(
 
     flat = ranks.sum_on_rank_zero(torch.cat([total.flatten() for total in sums]))
     parts = torch.split(flat.cpu(), [total.numel() for total in sums])
-    return [part.view(num_tasks, width).numpy() for part, width in zip(parts, widths, strict=True)]
+    pairs = zip(parts, widths, strict=True)
+    return Importance(
+        tuple(part.view(num_tasks, width).numpy() for part, width in pairs),
+        tuple(network.architecture.backbone.names[layer] for layer in layers),
+        num_samples,
+        time.perf_counter() - began,
+    )
 
 
 def count_samples(info: DatasetInfo) -> int:

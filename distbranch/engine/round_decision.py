@@ -14,13 +14,20 @@ from numpy.typing import NDArray
 from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.decision import Decision, choose_groups, price_by_multiply_adds
 from distbranch.branching.grouping import Matrix, branch_affinity, separation_cost
+from distbranch.branching.importance import compute_importance_affinity
 from distbranch.branching.tree import Split
 from distbranch.config import MethodConfig
-from distbranch.config.names import BUILT_IN
+from distbranch.engine.importance import Importance
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
 from distbranch.registry import Registry
+
+OF_PAIRS = (
+    "agreement",
+    "phi",
+)  # kinds of affinity that every decision records, for they cost nothing
+IMPORTANCE = "importance"
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ def decide_round(
     *,
     seed: int,
     network: Network | None = None,
+    importance: Importance | None = None,
 ) -> list[RoundDecision]:
     """Group the branches above the active layer (Eq. 7 to 11), once for each of `methods`.
 
@@ -96,6 +104,7 @@ def decide_round(
         methods: each with its alpha, unit cost, kind of affinity and cap.
         seed: of the clustering.
         network: for methods of decision that look at it.
+        importance: as measured of the network, where one of the methods asks for that affinity (`wants_importance`).
 
     Raises:
         UserError: a method of decision gives what are no groups of the branches.
@@ -103,8 +112,12 @@ def decide_round(
     tree, layer = architecture.tree, architecture.tree.active_layer
     above = tree.branches(layer + 1)
     spec = architecture.specs[layer - 1]
-    kinds = [*BUILT_IN["kind of affinity"], *(method.affinity for method in methods)]
-    affinities = {kind: stats.affinity(kind) for kind in dict.fromkeys(kinds)}
+    of_pairs = [*OF_PAIRS, *(method.affinity for method in methods)]
+    affinities = {
+        kind: stats.affinity(kind) for kind in dict.fromkeys(of_pairs) if kind != IMPORTANCE
+    }
+    if importance is not None:
+        affinities[IMPORTANCE] = compute_importance_affinity(importance.sums)
     num_unseen = len(stats.pairs_never_seen())
 
     decisions = []
@@ -117,7 +130,7 @@ def decide_round(
         price = price_branch(method, architecture, layer)
         affinity = branch_affinity(affinities[method.affinity], above)
         # Those of other methods would make the record of a run depend on whom it trains with.
-        own_kinds = dict.fromkeys([*BUILT_IN["kind of affinity"], method.affinity])
+        own_kinds = dict.fromkeys([*OF_PAIRS, method.affinity])
         matrices = {kind: affinities[kind] for kind in own_kinds}
         decision = _choose(
             Round(
@@ -160,6 +173,14 @@ def decide_round(
             "seconds": time.perf_counter() - began,
             "pairs_never_seen": num_unseen,
         }
+        if importance is not None and method.affinity == IMPORTANCE:
+            record["importance"] = {
+                "layers": list(importance.layers),
+                "num_samples": importance.num_samples,
+                "seconds": importance.seconds,
+            }
+            names = [f"importance_of_{name}" for name in importance.layers]
+            matrices |= dict(zip(names, importance.sums, strict=True))
         decisions.append(
             RoundDecision(split, grows, record, {**matrices, "branch_affinity": affinity})
         )

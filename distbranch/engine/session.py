@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from distbranch.branching.importance import choose_layers
 from distbranch.config import Config, differences, load_config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo, read_dataset
@@ -15,6 +16,7 @@ from distbranch.engine.checkpoint import share_checkpoint
 from distbranch.engine.distributed import Ranks, describe_storage_failure
 from distbranch.engine.evaluate import evaluate_split
 from distbranch.engine.forks import Family
+from distbranch.engine.importance import Importance, measure_importance
 from distbranch.engine.initialisation import begin_network, first_architecture
 from distbranch.engine.loaders import describe_too_many_bad, open_training
 from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_name
@@ -140,6 +142,11 @@ def build_trainer(
             network, info, split, ranks, config.data, batch_size=size, bf16=state.bf16
         )
 
+    def measure_layers(layer: int) -> Importance:
+        network = state.net.network
+        layers = choose_layers(network.routing.units, layer - 1)
+        return measure_importance(network, layers, info, config, ranks)
+
     return Trainer(
         state,
         store=files,
@@ -147,6 +154,7 @@ def build_trainer(
         log=log,
         open_feed=open_feed,
         score_split=score_split,
+        measure_importance=measure_layers,
         limit_bad=partial(describe_too_many_bad, data=config.data, info=info, split="train"),
     )
 

@@ -16,6 +16,7 @@ from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.tree import Split
 from distbranch.engine.batches import BatchFeed
 from distbranch.engine.checkpoint import Checkpoint
+from distbranch.engine.importance import Importance
 from distbranch.engine.run_log import RunLog
 from distbranch.engine.training_state import TrainingState, gather_affinity
 from distbranch.engine.training_step import TrainingStep
@@ -41,8 +42,17 @@ class RunStore(Protocol):
 class Decider(Protocol):
     """Rank 0 asks it how the network grows (`forks.Family`)."""
 
+    @property
+    def wants_importance(self) -> bool:
+        """Whether a decision takes the importance of channels, which is measured for it."""
+        ...
+
     def decide_round(
-        self, stats: AffinityStats, architecture: Architecture, network: Network | None = None
+        self,
+        stats: AffinityStats,
+        architecture: Architecture,
+        network: Network | None = None,
+        importance: Importance | None = None,
     ) -> tuple[Split | None, bool, bool]:
         """The split to be made, whether another round follows, and whether some relatives of the run decide otherwise."""
         ...
@@ -66,6 +76,7 @@ class Trainer:
         log: of rank 0; None on the others, which write nothing.
         open_feed: begins to load this rank's batches, from the first sample that the run has not seen.
         score_split: the metrics of the network on a split; None if the data lack it.
+        measure_importance: of the network's channels, for a split of a layer (from 1); all ranks call it.
         limit_bad: a sentence if so many bad samples are too many.
     """
 
@@ -78,6 +89,7 @@ class Trainer:
         log: RunLog | None,
         open_feed: Callable[[], BatchFeed],
         score_split: Callable[[str], dict[str, Any] | None],
+        measure_importance: Callable[[int], Importance],
         limit_bad: Callable[[Counter[str]], str | None],
     ) -> None:
         self.state = state
@@ -91,6 +103,7 @@ class Trainer:
         self.log = log
         self.open_feed = open_feed
         self.score_split = score_split
+        self.measure_importance = measure_importance
         self.limit_bad = limit_bad
         self.step = TrainingStep(state)
         self._window = state.window
@@ -220,8 +233,11 @@ class Trainer:
 
         # Rank 0 decides for all, so that a tie cannot fall differently on another processor.
         stats = self.stats.with_pair_sums(self.ranks.sum_on_rank_zero(self.stats.pair_sums()))
+        importance = None
+        if self.ranks.run_on_rank_zero(lambda: self.decider.wants_importance):
+            importance = self.measure_importance(architecture.tree.active_layer)
         split, grows, some_leave = self.ranks.run_on_rank_zero(
-            lambda: self.decider.decide_round(stats, architecture, self.net.network)
+            lambda: self.decider.decide_round(stats, architecture, self.net.network, importance)
         )
         if some_leave:
             self._fork_relatives()

@@ -21,6 +21,10 @@ Json = dict[str, Any]
 logger = logging.getLogger("distbranch")
 
 
+# What stands beside the affinities of tasks in the file of a decision.
+OTHER_ARRAYS = ("branch_affinity", "importance_of_")
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """One run: its configuration, its tree, its decisions, what was logged, and the result if it has ended."""
@@ -56,7 +60,8 @@ class RunFiles:
         try:
             # no pickles: they could run code of whoever sent the directory
             with np.load(path, allow_pickle=False) as arrays:
-                return {kind: arrays[kind] for kind in arrays if kind != "branch_affinity"}
+                kinds = [name for name in arrays if not name.startswith(OTHER_ARRAYS)]
+                return {kind: arrays[kind] for kind in kinds}
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise UserError(
                 f"{path}, the affinity of round {decision['round']}, cannot be read ({error})."
