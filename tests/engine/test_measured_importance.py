@@ -1,5 +1,7 @@
 """The importance of channels: by its definition, and the same on any number of ranks."""
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from rank_server import RankServer
-from tiny_runs import TASKS, config_of
+from tiny_runs import TASKS, assert_same_content, config_of, lines_of, train_tiny
 
+from distbranch.branching.importance import compute_importance_affinity
 from distbranch.branching.tree import Split
 from distbranch.config import load_config
 from distbranch.data.loader import train_loader
@@ -85,3 +88,40 @@ def test_it_is_the_square_of_what_a_channel_contributes_to_the_loss_of_a_sample(
     found = ranks.call(importance, config=config_of(tiny_data, tmp_path))
     for total, measured in zip(sums, found, strict=True):
         np.testing.assert_allclose(measured, total.numpy(), rtol=1e-4)
+
+
+def die_while_measuring(config: Mapping[str, Any], decision: int) -> None:
+    """A job: train, and be killed in the middle of the measurement for this decision."""
+    from distbranch.engine import session
+
+    real, measured = session.measure_importance, []
+
+    def measure_and_die(*arguments: Any) -> Any:
+        measured.append(real(*arguments))
+        if len(measured) == decision:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return measured[-1]
+
+    session.measure_importance = measure_and_die
+    train_tiny(config)
+
+
+def test_a_run_that_decides_by_importance_and_is_killed_while_it_measures_ends_with_the_same_bits(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    changes = {"method.affinity": "importance", "launch.workers": 2, "train.iterations": 23}
+    for name in ("undisturbed", "killed"):
+        config = config_of(tiny_data, tmp_path / name, **changes)
+        if name == "killed":
+            ended = ranks.run(die_while_measuring, world_size=2, config=config, decision=2)
+            assert ended[0].exit_code == -signal.SIGKILL
+        for one in ranks.call_all(train_tiny, 2, config=config):
+            assert one["end"] == "done", one["message"]
+    assert_same_content(tmp_path / "killed" / "tiny", tmp_path / "undisturbed" / "tiny")
+
+    lines = lines_of(tmp_path / "killed" / "tiny" / "decisions.jsonl")
+    assert [line["importance"]["num_samples"] for line in lines] == [201] * len(lines)
+    last = lines[-1]
+    arrays = np.load(tmp_path / "killed" / "tiny" / last["affinity_file"], allow_pickle=False)
+    measured = [arrays[f"importance_of_{name}"] for name in last["importance"]["layers"]]
+    np.testing.assert_array_equal(arrays["importance"], compute_importance_affinity(measured))
