@@ -34,7 +34,11 @@ from distbranch.report.layers import Branches, format_name, group_numbers
 
 Json = Mapping[str, Any]
 Marks = Sequence[tuple[int, str]]  # an iteration and what happened then
-KINDS = {"agreement": "Agreement (Eq. 6)", "phi": "Phi (chance-corrected)"}
+KINDS = {
+    "agreement": "Agreement (Eq. 6)",
+    "phi": "Phi (chance-corrected)",
+    "importance": "Importance (same filters)",
+}
 MOST_NAMES = 120  # beside a matrix; those of more tasks would be too small to read
 MANY_POINTS = 30  # a curve of more points is noise beneath its running mean
 # Below 0.5 two tasks are difficult at different times, above together; white is independence.
