@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from distbranch.branching.affinity import AffinityStats
+from distbranch.branching.importance import Importance
 from distbranch.branching.tree import Split
 from distbranch.config import Config, MethodConfig
 from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
-from distbranch.engine.importance import Importance
 from distbranch.engine.round_decision import IMPORTANCE, RoundDecision, decide_round
 from distbranch.engine.run_directory import (
     RunDirectory,

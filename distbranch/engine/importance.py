@@ -8,14 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from distbranch.branching.importance import Importance
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
@@ -25,16 +23,6 @@ from distbranch.models.network import Network
 NUM_SAMPLES = 1024
 # Samples are taken in by chunks that are the same for any number of ranks: another chunk would round otherwise.
 CHUNK = 32
-
-
-@dataclass(frozen=True)
-class Importance:
-    """What was measured: of every layer [T, C], the layers by name, input first, how many samples, and the seconds it took."""
-
-    sums: tuple[NDArray[np.float64], ...]
-    layers: tuple[str, ...]
-    num_samples: int
-    seconds: float
 
 
 def measure_importance(

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.decision import Decision, choose_groups, price_by_multiply_adds
 from distbranch.branching.grouping import Matrix, branch_affinity, separation_cost
-from distbranch.branching.importance import compute_importance_affinity
+from distbranch.branching.importance import Importance, compute_importance_affinity
 from distbranch.branching.tree import Split
 from distbranch.config import MethodConfig
-from distbranch.engine.importance import Importance
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
@@ -127,25 +126,23 @@ def decide_round(
         cap = method.max_branches
         if cap == "auto":  # what the layer's width leaves room for
             cap = spec.max_copies
-        price = price_branch(method, architecture, layer)
         affinity = branch_affinity(affinities[method.affinity], above)
         # Those of other methods would make the record of a run depend on whom it trains with.
         own_kinds = dict.fromkeys([*OF_PAIRS, method.affinity])
         matrices = {kind: affinities[kind] for kind in own_kinds}
-        decision = _choose(
-            Round(
-                affinity=affinity,
-                above=tuple(tuple(branch) for branch in above),
-                layer=layer,
-                max_groups=cap,
-                price=price,
-                seed=seed,
-                method=method,
-                stats=stats,
-                architecture=architecture,
-                network=network,
-            )
+        of = Round(
+            affinity=affinity,
+            above=tuple(tuple(branch) for branch in above),
+            layer=layer,
+            max_groups=cap,
+            price=price_branch(method, architecture, layer),
+            seed=seed,
+            method=method,
+            stats=stats,
+            architecture=architecture,
+            network=network,
         )
+        decision = _choose(of)
         split = None
         after = tree
         if decision.num_groups > 1:
@@ -153,23 +150,7 @@ def decide_round(
             after = tree.split(split)
         grows = after.active_layer > 0 and (split is not None or method.when_no_split == "retry")
         record = {
-            "layer": layer,
-            "layer_name": tree.layers[layer - 1],
-            "num_groups": decision.num_groups,
-            "groups": [list(group) for group in decision.groups],
-            "tasks": [_name_tasks(architecture, above, group) for group in decision.groups],
-            "costs": {str(number): cost for number, cost in decision.costs.items()},
-            "separation": {str(number): cost for number, cost in decision.separation.items()},
-            "search": decision.search,
-            "moves": decision.num_moves,
-            "alpha": method.alpha,
-            "pools_above": spec.halvings_above,
-            "unit_cost": method.unit_cost,
-            "price": price,
-            "priced_by": _choose_price(method, architecture),
-            "max_groups": cap,
-            "affinity_kind": method.affinity,
-            "decided_by": method.decision,
+            **_describe_decision(of, decision),
             "seconds": time.perf_counter() - began,
             "pairs_never_seen": num_unseen,
         }
@@ -185,6 +166,30 @@ def decide_round(
             RoundDecision(split, grows, record, {**matrices, "branch_affinity": affinity})
         )
     return decisions
+
+
+def _describe_decision(of: Round, decision: Decision) -> dict[str, Any]:
+    """What was decided, and from what, as it is recorded."""
+    layers, method = of.architecture.tree.layers, of.method
+    return {
+        "layer": of.layer,
+        "layer_name": layers[of.layer - 1],
+        "num_groups": decision.num_groups,
+        "groups": [list(group) for group in decision.groups],
+        "tasks": [_name_tasks(of.architecture, of.above, group) for group in decision.groups],
+        "costs": {str(number): cost for number, cost in decision.costs.items()},
+        "separation": {str(number): cost for number, cost in decision.separation.items()},
+        "search": decision.search,
+        "moves": decision.num_moves,
+        "alpha": method.alpha,
+        "pools_above": of.architecture.specs[of.layer - 1].halvings_above,
+        "unit_cost": method.unit_cost,
+        "price": of.price,
+        "priced_by": _choose_price(method, of.architecture),
+        "max_groups": of.max_groups,
+        "affinity_kind": method.affinity,
+        "decided_by": method.decision,
+    }
 
 
 def _choose(of: Round) -> Decision:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distbranch.branching.importance import choose_layers
+from distbranch.branching.importance import Importance, choose_layers
 from distbranch.config import Config, differences, load_config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo, read_dataset
@@ -16,7 +16,7 @@ from distbranch.engine.checkpoint import share_checkpoint
 from distbranch.engine.distributed import Ranks, describe_storage_failure
 from distbranch.engine.evaluate import evaluate_split
 from distbranch.engine.forks import Family
-from distbranch.engine.importance import Importance, measure_importance
+from distbranch.engine.importance import measure_importance
 from distbranch.engine.initialisation import begin_network, first_architecture
 from distbranch.engine.loaders import describe_too_many_bad, open_training
 from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_name

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from distbranch.branching.affinity import AffinityStats
+from distbranch.branching.importance import Importance
 from distbranch.branching.tree import Split
 from distbranch.engine.batches import BatchFeed
 from distbranch.engine.checkpoint import Checkpoint
-from distbranch.engine.importance import Importance
 from distbranch.engine.run_log import RunLog
 from distbranch.engine.training_state import TrainingState, gather_affinity
 from distbranch.engine.training_step import TrainingStep
