@@ -33,6 +33,7 @@ from distbranch.launch.jobs import (
     show_log,
     write_job,
 )
+from distbranch.launch.on_slurm import hold_signals
 from distbranch.launch.on_slurm.queue import check_partition, explain_refusal
 from distbranch.launch.on_slurm.resources import Resources, count_gpus, list_variables_against
 from distbranch.launch.on_slurm.task import Task
@@ -50,6 +51,8 @@ MAX_TIMEOUTS = 1000  # a long run is requeued at every time limit
 # A task may use every core of its job on the node, also where they are not counted by --cpus-per-node (--exclusive, mincpus): a
 # site may bind each task to one core. Its ranks share them out by threads.
 ALL_CORES = "--cpu-bind=none"
+# Without site-packages it starts in milliseconds, in which no signal should come.
+PYTHON = shlex.join([sys.executable, "-I", "-S", hold_signals.__file__])
 
 
 def submit_runs(
@@ -120,7 +123,7 @@ def render_batch_script(
             return 1
 
     checked = _resolve_config(config, resources)
-    executor = OnPaper(checked.run_directory / FOLDER)
+    executor = OnPaper(checked.run_directory / FOLDER, python=PYTHON)
     executor.update_parameters(
         **make_sbatch_parameters(checked, resources, checked.run_directory, at_once)
     )
@@ -261,7 +264,9 @@ def _submit_tasks(tasks: Sequence[Task], parameters: dict[str, Any], folder: Pat
     with redirect_stderr(io.StringIO()), warnings.catch_warnings(), restored_environment(against):
         warnings.simplefilter("ignore")
         try:
-            executor = submitit.SlurmExecutor(folder / FOLDER, max_num_timeout=MAX_TIMEOUTS)
+            executor = submitit.SlurmExecutor(
+                folder / FOLDER, max_num_timeout=MAX_TIMEOUTS, python=PYTHON
+            )
             executor.update_parameters(**parameters)
             found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(tasks[0])]
         except submitit.core.utils.FailedJobError as error:
@@ -314,7 +319,7 @@ def make_sbatch_parameters(
 def _make_setup(shared_folder: Path) -> list[str]:
     """Commands of the batch script before its tasks begin: every node must see what the first one writes now."""
     advice = f"does not see {shared_folder} as the first node does. Give a run.directory on storage that all nodes share."
-    look = f'test -e "$0" || {{ echo "Error: the node $SLURMD_NODENAME {advice}"; exit 1; }}'
+    look = f'trap "" USR2; test -e "$0" || {{ echo "Error: the node $SLURMD_NODENAME {advice}"; exit 1; }}'
     return [
         # From 22.05 on srun does not read how many cores its job has for a task; and it exports no more than sbatch --export allows.
         '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',

@@ -25,6 +25,7 @@ from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import find_last_line
+from distbranch.launch.on_slurm.hold_signals import HELD
 from distbranch.launch.on_slurm.node import (
     SECONDS_BETWEEN_LOOKS,
     Place,
@@ -37,7 +38,6 @@ from distbranch.launch.processes import end_process_tree, look_until
 from distbranch.launch.stopping import EXIT_PREEMPTED
 from distbranch.streams import tolerate_any_text
 
-SIGNALS = {signal.SIGTERM, signal.SIGUSR2}
 SECONDS_OF_KILL_WAIT = 25  # Slurm's KillWait is 30 by default
 MINUTES_TO_JOIN = (
     5  # nodes of one job begin within seconds, but an image or a module may load slowly on some
@@ -77,6 +77,7 @@ class Task:
 
         tolerate_any_text()
         signal.signal(signal.SIGTERM, self._receive_sigterm)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # those that came too early act here
         place = Place.from_environment(self.run_directory)
         try:
             with place.create_folders():
@@ -238,7 +239,7 @@ class Task:
         if (
             code == 0
         ):  # nothing is left to save, and a signal to the interpreter at its end would fail the job
-            for one in SIGNALS:
+            for one in HELD:
                 signal.signal(one, signal.SIG_IGN)
         if not place.is_first:
             return code
@@ -283,7 +284,7 @@ def _start_child(
 
 
 def _block_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
 
 
 def make_environment(place: Place, cluster: Mapping[str, str] | None) -> dict[str, str]:

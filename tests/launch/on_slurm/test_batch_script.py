@@ -11,6 +11,7 @@ from tiny_runs import config_of
 
 from distbranch.config import load_config
 from distbranch.errors import UsageError
+from distbranch.launch.on_slurm import hold_signals
 from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import (
     Resources,
@@ -219,3 +220,21 @@ TOLD = {
 @pytest.mark.parametrize("refusal", TOLD)
 def test_all_that_a_refusal_says_is_in_one_sentence(refusal: str) -> None:
     assert explain_refusal(refusal) == TOLD[refusal]
+
+
+def test_a_signal_before_a_task_is_ready_for_it_waits_until_it_is() -> None:
+    program = """
+import os, signal
+from distbranch.launch.on_slurm.hold_signals import HELD
+for one in HELD:
+    os.kill(os.getpid(), one)
+print("still here")
+for one in HELD:
+    signal.signal(one, lambda number, _: print(signal.Signals(number).name))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+"""
+    command = [sys.executable, "-I", "-S", hold_signals.__file__, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = ended.stdout.split("\n")[:-1]
+    assert lines[0] == "still here"
+    assert sorted(lines[1:]) == ["SIGTERM", "SIGUSR2"]

@@ -233,8 +233,9 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
     person: Person, slurm: SlurmWorld, undisturbed: Callable[[int], Path]
 ) -> None:
     options = ("--partition", "main", "--cpus-per-node", "1")
+    # Slurm looks at limits every 30 s: it warns 45 to 75 s after the start, and the 48 steps take 77.
     limited = person.submits(
-        "tiny.yaml", *options, "--time", "1", "--signal-delay", "30", TEST_SECONDS_PER_STEP="0.4"
+        "tiny.yaml", *options, "--time", "2", "--signal-delay", "45", TEST_SECONDS_PER_STEP="1.6"
     )
     person.write("second", **{"launch.workers": 2, "launch.threads": None, "data.workers": 1})
     cancelled = person.submits("second.yaml", "--partition", "main", "--cpus-per-node", "2")
@@ -250,7 +251,7 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
         person.types("logs", "runs/second").stdout.split()
     )
 
-    assert person.waits_for_end(limited, timeout_s=240) == "COMPLETED", person.log("tiny")
+    assert person.waits_for_end(limited, timeout_s=400) == "COMPLETED", person.log("tiny")
     assert int(slurm.job(limited)["Restarts"]) >= 1
     stops = stopped_at(person.log("tiny"))
     resumed = [
@@ -262,6 +263,21 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
     )  # on a busy machine an attempt may end before its first step, and is as if it had not been
     assert_same_content(person.run_of("tiny"), undisturbed(1))
     assert not left_of(slurm, limited) + left_of(slurm, cancelled)
+
+
+def test_a_warning_of_slurm_before_a_job_has_begun_to_train_does_not_end_it(
+    person: Person, slurm: SlurmWorld, undisturbed: Callable[[int], Path]
+) -> None:
+    job = person.submits("tiny.yaml", "--partition", "main", "--cpus-per-node", "1")
+
+    def reads_its_task() -> bool:
+        return "Loading pickle" in person.log("tiny")
+
+    slurm.wait_for(reads_its_task, "the start of the task, which still lacks every handler")
+    slurm.run("scancel", "--signal=USR2", job)
+    slurm.wait_for(lambda: slurm.job(job)["Restarts"] == "1", "the requeue")
+    assert person.waits_for_end(job) == "COMPLETED", person.log("tiny")
+    assert_same_content(person.run_of("tiny"), undisturbed(1))
 
 
 def test_a_rank_trains_on_all_cores_of_its_job_whatever_asks_for_them_and_from_wherever(
