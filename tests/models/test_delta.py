@@ -16,6 +16,7 @@ from distbranch.models.architecture import Architecture, num_parameters, num_wei
 from distbranch.models.backbone import Backbone, freeze_arguments
 from distbranch.models.delta import add_deltas, copy_state, draw_deltas
 from distbranch.models.network import Network, restrict
+from distbranch.models.norm import NormGroups
 from distbranch.tasks import Task
 
 TASKS = (Task("a"), Task("colour", "categorical", ("red", "green", "blue")), Task("b"), Task("c"))
@@ -183,6 +184,22 @@ def test_nothing_but_parameters_is_left_in_a_network_that_has_run() -> None:
     network = trained(split(thin_of("vgg9", 8), THREE))
     outputs(network).sum().backward()
     assert [branch.product.weight for branch in network.copies("fc6")] == [None] * 3  # type: ignore[union-attr]
+
+
+def test_branches_with_differences_are_one_graph_for_the_compiler() -> None:
+    network = trained(split(thin_of("vgg9", 8), THREE, TWO)).train()
+    graphs = []
+
+    def count(module: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(module)
+        return module
+
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend=count, fullgraph=True)
+    groups = NormGroups((6,))
+    expected = network(pixels(), flat=True, groups=groups)
+    torch.testing.assert_close(compiled(pixels(), flat=True, groups=groups), expected)
+    assert len(graphs) == 1
 
 
 # ---- what is served
