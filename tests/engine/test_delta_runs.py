@@ -100,7 +100,7 @@ def test_two_ranks_killed_in_a_birth_and_in_a_step_end_with_the_same_bits(
     tiny_data: Path, ranks: RankServer, grown: Callable[[int], Path], tmp_path: Path
 ) -> None:
     config = config_of(tiny_data, tmp_path, **DELTA, **{"launch.workers": 2})
-    for kill in (("copy state", 1), ("build network", 3), ("backward", 9)):
+    for kill in (("copy state", 1), ("backward", 9)):
         ended = ranks.run(train_and_die, world_size=2, config=config, kill=kill, rank=1)
         assert ended[1].exit_code < 0, "it was killed"
     for one in ranks.call_all(train_tiny, 2, config=config):
