@@ -14,6 +14,9 @@ from torch import Tensor
 from distbranch.branching.tree import Tree, grow_tree
 
 Policy = tuple[tuple[bool, ...], ...]  # [T][L] over the units that may be skipped, True = execute
+SHARED = (
+    "shared"  # stands in names for the number of a copy, of a weight that all copies have in common
+)
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,9 @@ def copy_units(
     Tensors are copied by name, so a wider network computes the same function.
 
     Args:
-        state: tensors by name; `units.<unit>.<copy>.<rest>` are copied per copy, all others as they are. It may be a network's
-            state or one slot of an optimiser (momentum, say) keyed by parameter name.
+        state: tensors by name; `units.<unit>.<copy>.<rest>` are copied per copy, all others, and
+            `units.<unit>.shared.<rest>`, as they are. It may be a network's state or one slot of an optimiser (momentum, say) keyed by
+            parameter name.
         old: the routing of `state`.
         new: one that divides the copies of `old` further, or leaves some out.
         tasks: of every task of `new` its number in `old`, where these differ.
@@ -128,7 +132,7 @@ def copy_units(
         )
     copies: dict[str, Tensor] = {}
     for key, value in state.items():
-        if not key.startswith("units."):
+        if not key.startswith("units.") or key.split(".")[2] == SHARED:
             copies[key] = value.clone()
             continue
         _, name, copy, rest = key.split(".", 3)

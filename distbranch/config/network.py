@@ -181,6 +181,11 @@ class MethodConfig(Section):
     those of the nearest named one above, else of the highest; below the lowest all tasks share)."""
     permutation: CountOrZero | None = None
     """Seed of a random order of the tasks in the tree of `groups`: a control."""
+    branches: Literal["copies", "delta"] = "copies"
+    """What branches of a layer are: copies of it, or differences of low rank between weights that they share."""
+    # Of the measured networks; a convolution of 16 channels has rank 16.
+    delta_rank: Count = 4
+    """Rank of these differences. A weight that a difference would not be smaller than is copied."""
     init: Literal["random", "somp", "largest-norm", "random-rows"] = "random"
     """First weights: random numbers, or filters of `pretrained`, chosen by SOMP, by norm or at random."""
     pretrained: Place | None = None
@@ -238,6 +243,11 @@ class MethodConfig(Section):
             raise ValueError(
                 "permutation permutes the tasks of a given tree: give method.groups with it"
             )
+        if self.branches == "delta" and not (self.name == "branching" or self.groups is not None):
+            raise ValueError(
+                "branches=delta is for branches of a tree: use method.name=branching, or method.name=fixed with method.groups, found "
+                f"{self.name}"
+            )
         if self.init != "random" and self.name == "low-rank":
             raise ValueError(
                 f"name=low-rank begins from the factors of method.pretrained, so method.init should be random, found {self.init}"
@@ -258,6 +268,13 @@ class MethodConfig(Section):
     def begins_from_pretrained(self) -> bool:
         """Whether the first weights come from `pretrained`."""
         return self.init != "random" or self.name == "low-rank"
+
+    @property
+    def rank_between_branches(self) -> int | None:
+        """Rank of the differences between branches; None if these are copies."""
+        if self.branches == "delta":
+            return self.delta_rank
+        return None
 
     @property
     def steps_to_first(self) -> int:
@@ -322,6 +339,10 @@ def keys_without_effect(config: "Config") -> frozenset[str]:
     if not config.decides:
         found |= {f"method.{key}" for key in (*KEYS_OF_DECISIONS, *KEYS_OF_ROUNDS)}
         found.add("optim.when_widened")
+    if not config.decides and config.method.groups is None:
+        found.add("method.branches")
+    if config.method.branches == "copies" or "method.branches" in found:
+        found.add("method.delta_rank")
     if config.method.pretrained is None:
         found.add("method.pretrained_channels")
     if config.optim.schedule != "step":

@@ -415,6 +415,10 @@ class Config(Section):
                 "method.max_branches=auto leaves a network of full width no room for a second branch: it never branches. Give a "
                 "number, or empty it (method.max_branches=) for no cap."
             )
+        if method.branches == "copies" and method.delta_rank != MethodConfig().delta_rank:
+            told.append(
+                f"method.delta_rank={method.delta_rank} is that of method.branches=delta, found method.branches=copies."
+            )
         if method.pretrained_channels != "rgb" and method.pretrained is None:
             told.append(
                 f"method.pretrained_channels={method.pretrained_channels} is that of a file in method.pretrained, which is empty."

@@ -74,6 +74,8 @@ def save_model(folder: Path, network: Network, preprocessing: Preprocessing) -> 
 def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
     """The network of a finished run, or of the newest good checkpoint of an unfinished one (with a warning), in eval mode.
 
+    Delta branches are folded: every branch has its whole weights, as a run of copies has.
+
     Raises:
         UserError: no run there, or neither an artifact nor a checkpoint that can be read.
     """
@@ -97,7 +99,7 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
             design, weights = rename_earlier(design, weights)
         network = Network(Architecture.from_json(design), preprocessing.mean, preprocessing.std)
         network.load_state_dict(weights)
-    return network.eval(), preprocessing
+    return network.folded().eval(), preprocessing
 
 
 def _load_plugins_of(files: RunDirectory) -> None:

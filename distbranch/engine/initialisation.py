@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distbranch.adashare.policy import sample_policy
-from distbranch.branching.routing import Policy, copy_units, share_all_blocks
+from distbranch.branching.routing import Policy, share_all_blocks
 from distbranch.branching.tree import Tree, build_independent_tree, build_tree_of_groups
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
@@ -21,6 +21,7 @@ from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.backbone import Backbone, freeze_arguments
+from distbranch.models.delta import copy_state
 from distbranch.models.low_rank import check_same, low_rank_beginning
 from distbranch.models.network import Network
 from distbranch.models.pretrained import HOW_TO_GET, WideNetwork, read_weights, wide_network
@@ -62,7 +63,8 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     )
     if model.pretrained is not None:
         backbone = match_colours(backbone, config.data.mean, config.data.std)
-    thin = Architecture(backbone, info.tasks)
+    thin = Architecture(backbone, info.tasks, delta_rank=method.rank_between_branches)
+    _check_delta_rank(thin)
     if method.name == "adashare" and not thin.num_blocks:
         raise UserError(
             f"method.name=adashare learns which units tasks skip, and none of model.backbone={model.backbone} can be skipped, found "
@@ -78,6 +80,19 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     if method.groups is not None:
         return thin.with_tree(_given_tree(config, thin))
     return thin.factorised() if method.name == "low-rank" else thin
+
+
+def _check_delta_rank(thin: Architecture) -> None:
+    """Refuse a rank at which every weight would be copied."""
+    if thin.delta_rank is None:
+        return
+    weights = [weight for spec in thin.specs for weight in spec.weights]
+    most = max(weight.largest_delta_rank for weight in weights)
+    if thin.delta_rank > most:
+        raise UserError(
+            f"method.delta_rank={thin.delta_rank} should be at most {most}: differences of a higher rank are no smaller than the weights "
+            f"of this {thin.backbone.source}. Give a lower one, or method.branches=copies."
+        )
 
 
 def read_own_tree(config: Config) -> Tree | None:
@@ -230,9 +245,7 @@ def begin_from_whole_backbone(network: Network, *, place: str) -> None:
     """Overwrite the units of a network that was drawn at random by pretrained ones, every copy by the same; heads stay random."""
     architecture = network.architecture
     shared = architecture.shared_by(architecture.tasks)
-    state = copy_units(
-        read_pretrained(architecture.backbone, place), shared.routing, network.routing
-    )
+    state = copy_state(read_pretrained(architecture.backbone, place), shared, architecture)
     own = network.state_dict()
     # Of a unit that no task executes only the shortcut is there.
     needed = {name: value for name, value in state.items() if name in own}
@@ -260,5 +273,5 @@ def begin_from_pretrained(network: Network, config: Config) -> None:
         beginning = thin_beginning(wide, thin, method.init, seed=config.seed)
         if beginning.warning:
             logger.warning("%s", beginning.warning)
-        state = copy_units(beginning.state, thin.routing, network.routing)
+        state = copy_state(beginning.state, thin, network.architecture)
     network.load_state_dict(network.state_dict() | state)

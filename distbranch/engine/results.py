@@ -125,6 +125,8 @@ class RunFiles:
             "world_size": state.ranks.world_size,
             "bad_samples": state.progress.num_bad,
         }
+        if architecture.delta_rank is not None:
+            summary["folded_weights"] = architecture.folded.cost().weights
         # The result comes last, for with it the run counts as finished.
         self.write_sharing(state)
         save_model(self.directory.model, state.net.network.as_served(), state.preprocessing)

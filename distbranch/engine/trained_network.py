@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distbranch.branching.routing import copy_units
 from distbranch.branching.tree import Split
 from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
@@ -23,6 +22,7 @@ from distbranch.engine.optimizer_and_schedule import (
 )
 from distbranch.losses import choose_losses
 from distbranch.models.architecture import Architecture
+from distbranch.models.delta import copy_state, draw_deltas
 from distbranch.models.network import Network
 from distbranch.models.norm import BatchNorm
 from distbranch.tasks import TaskSet
@@ -111,11 +111,19 @@ class TrainedNetwork:
         return [self.optimizer, self.policy_optimizer] if self._searches else [self.optimizer]
 
     def widen(self, split: Split) -> None:
-        """Replace the network by a wider one: weights, running statistics and optimiser slots are copied by branch name."""
+        """Replace the network by a wider one: weights, running statistics and optimiser slots are copied by branch name.
+
+        The optimiser knows nothing yet of differences that are born.
+        """
         old = self.network.architecture
         new = old.with_tree(old.tree.split(split))
-        model = copy_units(self.network.state_dict(), old.routing, new.routing)
-        self.build(new, model, copy_units(self.slots(), old.routing, new.routing))
+        drawn = draw_deltas(old, new, self.config.seed)
+        slots = copy_state(self.slots(), old, new)
+        if slots and isinstance(self.optimizer, torch.optim.SGD):
+            # Its fused step wants the momentum of all or of none.
+            momentum = {name: torch.zeros_like(value) for name, value in drawn.items()}
+            slots |= {f"{name}:momentum_buffer": value for name, value in momentum.items()}
+        self.build(new, copy_state(self.network.state_dict(), old, new) | drawn, slots)
 
     def wrap(self) -> None:
         """A fresh DDP wrapper: parameters added to an old one would silently never be synchronised."""

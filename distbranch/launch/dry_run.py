@@ -100,10 +100,7 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
             "network",
             f"{config.model.backbone}, {config.model.width_text}, {_describe_architecture(architecture)}",
         ),
-        (
-            "parameters",
-            f"{parameters:,} ({num_weights(architecture):,} weights with batch norm folded)",
-        ),
+        ("parameters", f"{parameters:,} ({_describe_weights(architecture)})"),
         ("multiply-adds per image", f"{multiply_adds(architecture):,}"),
         ("ranks", f"{launch.workers} on {place}, device {device}"),
         ("gradients on the wire per step and rank", f"{parameters * FLOAT32:,} bytes"),
@@ -154,6 +151,13 @@ def _check_run_directory(config: Config) -> None:
 
 def _format_samples(info: DatasetInfo) -> str:
     return ", ".join(f"{name} {split.num_samples:,}" for name, split in info.splits.items())
+
+
+def _describe_weights(architecture: Architecture) -> str:
+    stored = num_weights(architecture)
+    if not architecture.has_deltas:
+        return f"{stored:,} weights with batch norm folded"
+    return f"{stored:,} weights stored, {num_weights(architecture.folded):,} folded for serving"
 
 
 def _describe_architecture(architecture: Architecture) -> str:

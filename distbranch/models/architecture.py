@@ -10,7 +10,7 @@ from typing import Any
 from distbranch.branching.routing import Policy, Routing, route_policy, route_tree, share_all_blocks
 from distbranch.branching.tree import Split, Tree
 from distbranch.errors import UserError
-from distbranch.models.backbone import BASIS, Backbone, Cost, UnitSpec
+from distbranch.models.backbone import BASIS, Backbone, Cost, UnitSpec, WeightShape
 from distbranch.tasks import Task
 
 VERSION = 2  # of the form in which it is written; the first one is read by models/earlier_runs.py
@@ -23,6 +23,7 @@ class Architecture:
     splits: of the tree, top layer first.
     policy: which task executes which block [T][L].
     searches: whether a policy is looked for.
+    delta_rank: of the differences between branches that share their weights (models/delta.py); None: they are copies.
     """
 
     backbone: Backbone
@@ -30,6 +31,7 @@ class Architecture:
     splits: tuple[Split, ...] = ()
     policy: Policy | None = None
     searches: bool = False
+    delta_rank: int | None = None
 
     def __post_init__(self) -> None:
         if self.backbone.low_rank and self.splits:
@@ -104,6 +106,27 @@ class Architecture:
             return self.routing.tree(self.backbone.blocks)
         return Tree(self.backbone.names, len(self.tasks), self.splits)
 
+    def deltas(self, unit: int) -> tuple[WeightShape, ...]:
+        """The weights of a unit (0..L-1) that its branches share but for a difference; none without branches.
+
+        A weight of which a difference is no smaller is copied.
+        """
+        rank = self.delta_rank
+        if rank is None or len(self.routing.copies(unit)) == 1:
+            return ()
+        weights = self.specs[unit].weights
+        return tuple(weight for weight in weights if rank <= weight.largest_delta_rank)
+
+    @property
+    def has_deltas(self) -> bool:
+        """Whether branches of any unit share weights."""
+        return any(self.deltas(unit) for unit in range(len(self.backbone.names)))
+
+    @property
+    def folded(self) -> Architecture:
+        """The same network with whole weights in every branch."""
+        return replace(self, delta_rank=None)
+
     def with_tree(self, tree: Tree) -> Architecture:
         """The same network with another tree.
 
@@ -147,7 +170,7 @@ class Architecture:
         return replace(self, tasks=tasks, splits=self.tree.restricted(numbers).splits)
 
     def cost(self) -> Cost:
-        """Of all units and heads: a unit is paid once per copy, and run once per way."""
+        """Of all units and heads: a unit is paid once per copy, and run once per way; of delta branches what is stored."""
         weights = parameters = multiply_adds = 0
         for number, spec in enumerate(self.specs):
             copies = self.routing.copies(number)
@@ -159,6 +182,13 @@ class Architecture:
             multiply_adds += (
                 spec.shortcut.multiply_adds * coming + spec.body.multiply_adds * running
             )
+            if deltas := self.deltas(number):
+                whole = sum(weight.size for weight in deltas)
+                differences = sum(weight.delta_size(self.delta_rank or 0) for weight in deltas)
+                saved = whole * (len(copies) - 1) - differences * len(copies)
+                # No scale of a batch norm can be folded into what other branches share.
+                weights += spec.num_scales * len(copies) - saved
+                parameters -= saved
         heads = self.specs[-1].width * self.num_outputs
         if self.output_basis is not None:
             heads = self.output_basis * (self.specs[-1].width + self.num_outputs)
@@ -169,7 +199,7 @@ class Architecture:
         policy = None
         if self.policy is not None:
             policy = [list(map(int, row)) for row in self.policy]
-        return {
+        values = {
             "version": VERSION,
             "backbone": self.backbone.to_json(),
             "tasks": [task.to_json() for task in self.tasks],
@@ -177,6 +207,9 @@ class Architecture:
             "policy": policy,
             "searches": self.searches,
         }
+        if self.delta_rank is not None:
+            values["delta_rank"] = self.delta_rank
+        return values
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Architecture:
@@ -190,11 +223,15 @@ class Architecture:
             tuple(Split.from_json(split) for split in data["splits"]),
             policy,
             data["searches"],
+            data.get("delta_rank"),
         )
 
 
 def num_weights(architecture: Architecture) -> int:
-    """Weights with batch norm folded and biases not counted, heads included: the count of the paper's tables."""
+    """Weights with batch norm folded and biases not counted, heads included: the count of the paper's tables.
+
+    Of delta branches those that are stored: shared weights once, differences, and the scales of their batch norms.
+    """
     return architecture.cost().weights
 
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distbranch.errors import UserError
 from distbranch.models import timm_chain
+from distbranch.models.norm import BatchNorm
 from distbranch.models.units import (
     Block,
     Bottleneck,
@@ -62,12 +63,37 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class WeightShape:
+    """A weight of a unit by its name, seen as a matrix [rows, columns]: a convolution is [C', positions * C]."""
+
+    name: str
+    rows: int
+    columns: int
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return self.rows * self.columns
+
+    def delta_size(self, rank: int) -> int:
+        """How many numbers a difference of this rank has."""
+        return rank * (self.rows + self.columns)
+
+    @property
+    def largest_delta_rank(self) -> int:
+        """That of the largest difference that is smaller than the weight."""
+        return (self.size - 1) // (self.rows + self.columns)
+
+
+@dataclass(frozen=True)
 class UnitSpec:
     """What a unit is and costs.
 
     halvings_above: how often height and width are halved from this unit on up to the heads, its own included: p of Eq. 9.
     max_copies: so many copies of it are together no wider than the unit at full size; None: it has but one size.
     body: what it costs beside its shortcut.
+    weights: those that have more than one dimension.
+    num_scales: of its batch norms together.
     """
 
     name: str
@@ -77,6 +103,8 @@ class UnitSpec:
     may_skip: bool
     body: Cost
     shortcut: Cost
+    weights: tuple[WeightShape, ...]
+    num_scales: int
 
 
 @dataclass(frozen=True)
@@ -257,6 +285,8 @@ def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
                     whole.multiply_adds,
                 ),
                 shortcut=past,
+                weights=_list_weights(unit),
+                num_scales=_count_scales(unit),
             )
             specs.append(spec)
             halvings -= unit.halvings
@@ -267,6 +297,19 @@ def _count(module: nn.Module, flops: int) -> Cost:
     weights = sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Cost(weights, parameters, flops // 2)  # torch counts a product and its sum as two
+
+
+def _list_weights(module: nn.Module) -> tuple[WeightShape, ...]:
+    return tuple(
+        WeightShape(name, len(parameter), parameter.numel() // len(parameter))
+        for name, parameter in module.named_parameters()
+        if parameter.ndim > 1
+    )
+
+
+def _count_scales(module: nn.Module) -> int:
+    norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
+    return sum(norm.num_features for norm in norms)
 
 
 # ---- the sources

@@ -8,15 +8,17 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from distbranch.adashare.policy import EXECUTE, SKIP
-from distbranch.branching.routing import Policy, Routing, copy_units
+from distbranch.branching.routing import Node, Policy, Routing
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
+from distbranch.models.delta import DeltaBranches, copy_state, draw_deltas
 from distbranch.models.norm import BatchNorm, NormGroups
 from distbranch.models.units import (
     Unit,
@@ -32,7 +34,8 @@ class Network(nn.Module):
     """A multi-task network whose units are shared as the architecture's routing says.
 
     Parameters are named `units.<unit>.<copy>.<rest>`, `heads.weight` [O, F], `heads.bias` [O], of low rank `head_basis.weight`,
-    and, while a policy is searched for, `policy_logits` [T, L, 2], which take no gradient by themselves.
+    and, while a policy is searched for, `policy_logits` [T, L, 2], which take no gradient by themselves; of delta branches see
+    `DeltaBranches`.
 
     Args:
         architecture: what to build.
@@ -63,7 +66,11 @@ class Network(nn.Module):
                 plan.build() if is_executed else plan.build(is_executed=False)
                 for is_executed in copies
             ]
-            self.units[plan.name] = nn.ModuleList(built)
+            deltas = architecture.deltas(number)
+            if deltas:
+                self.units[plan.name] = DeltaBranches(built, deltas, architecture.delta_rank or 0)
+            else:
+                self.units[plan.name] = nn.ModuleList(built)
 
         width = plan.width
         self.head_basis: nn.Linear | None = None
@@ -90,7 +97,13 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def init(self, generator: torch.Generator) -> None:
-        """Draw all weights anew, on the CPU so that every device gets the same: He et al. 2015, fan-in; timm's as timm does."""
+        """Draw all weights anew, on the CPU so that every device gets the same: He et al. 2015, fan-in; timm's as timm does.
+
+        Those of delta branches are born of a network without branches.
+        """
+        if self.architecture.has_deltas:
+            self._init_deltas(generator)
+            return
         initial = self.architecture.backbone.draw_units(generator)
         for unit, state in initial.items():
             for copy in self.copies(unit):
@@ -110,9 +123,19 @@ class Network(nn.Module):
             elif isinstance(module, BatchNorm):
                 module.reset_parameters()
 
+    def _init_deltas(self, generator: torch.Generator) -> None:
+        architecture = replace(self.architecture, splits=())
+        thin = Network(architecture, self.mean.flatten().tolist(), self.std.flatten().tolist())
+        thin.init(generator)
+        drawn = draw_deltas(architecture, self.architecture, generator.initial_seed())
+        self.load_state_dict(copy_state(thin.state_dict(), architecture, self.architecture) | drawn)
+
     def copies(self, unit: str) -> list[Unit]:
-        """The copies of a unit."""
-        return cast(list[Unit], list(cast(nn.ModuleList, self.units[unit])))
+        """The copies of a unit; delta branches have no weights of their own between two runs."""
+        copies = self.units[unit]
+        if isinstance(copies, DeltaBranches):
+            return copies.branches
+        return cast(list[Unit], list(cast(nn.ModuleList, copies)))
 
     def forward(
         self,
@@ -157,7 +180,7 @@ class Network(nn.Module):
             zip(self.routing.units, self.routing.nodes, strict=True)
         ):
             with torch.set_grad_enabled(number > units[0]):
-                features = run_unit(self.copies(name), nodes, features, None)
+                features = self._run_unit(name, nodes, features, None)
             if number == units[0]:
                 features = [x.detach().requires_grad_() for x in features]
             if number in units:
@@ -167,8 +190,17 @@ class Network(nn.Module):
     def _run(self, x: Tensor, routing: Routing, groups: NormGroups | None) -> list[Tensor]:
         features = [x]
         for name, nodes in zip(routing.units, routing.nodes, strict=True):
-            features = run_unit(self.copies(name), nodes, features, groups)
+            features = self._run_unit(name, nodes, features, groups)
         return features
+
+    def _run_unit(
+        self, name: str, nodes: Sequence[Node], features: list[Tensor], groups: NormGroups | None
+    ) -> list[Tensor]:
+        copies = self.units[name]
+        if not isinstance(copies, DeltaBranches):
+            return run_unit(self.copies(name), nodes, features, groups)
+        with copies.whole_weights():
+            return run_unit(copies.branches, nodes, features, groups)
 
     def _run_mixed(self, x: Tensor, decisions: Tensor, groups: NormGroups | None) -> list[Tensor]:
         """The features of every task, whose last blocks are mixtures of what they compute and of their shortcuts."""
@@ -229,6 +261,12 @@ class Network(nn.Module):
         """The network as it answers: of a search that of its most probable decisions, with copies of what it needs; else itself."""
         return self.rebuilt(self.served_architecture) if self.architecture.searches else self
 
+    def folded(self) -> Network:
+        """The network with whole weights in every branch, as it is served; itself unless it may have delta branches."""
+        if self.architecture.delta_rank is None:
+            return self
+        return self.rebuilt(self.architecture.folded)
+
     def rebuilt(self, architecture: Architecture, tasks: Sequence[int] | None = None) -> Network:
         """A network with copies of this one's units; `tasks`: of every task of it the number in this one, if not the same.
 
@@ -236,7 +274,7 @@ class Network(nn.Module):
             ValueError: it is neither wider than this one nor a part of it.
         """
         network = Network(architecture, self.mean.flatten().tolist(), self.std.flatten().tolist())
-        state = copy_units(self.state_dict(), self.routing, network.routing, tasks)
+        state = copy_state(self.state_dict(), self.architecture, architecture, tasks)
         if tasks is not None:
             parts = list(self.tasks.columns.values())
             columns = [

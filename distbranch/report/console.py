@@ -33,9 +33,12 @@ SIZES = {
     "num_groups_top": "groups",
     "parameters": "parameters",
     "weights": "weights",
+    "folded_weights": "folded weights",
     "multiply_adds": "multiply adds",
     "latency_ms": "latency ms",
 }
+# columns only where a network has them
+RARE_SIZES = ("folded_weights", "latency_ms")
 HEADS = SIZES | {"seeds": "seeds"}
 UNDEFINED = "\u2013"
 # from a million on nobody counts the digits
@@ -203,7 +206,7 @@ def make_result_table(results: Results, *, split: str = "test") -> Table:
 
 def _list_known(values: "pandas.DataFrame") -> list[str]:
     rows = values.astype(object).where(values.notna(), None).to_dict("records")
-    sizes = [key for key in SIZES if key != "latency_ms" or values[key].notna().any()]
+    sizes = [key for key in SIZES if key not in RARE_SIZES or values[key].notna().any()]
     return ["seeds", *select_metrics(rows), *sizes]
 
 

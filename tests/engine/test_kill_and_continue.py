@@ -51,7 +51,7 @@ def _events() -> dict[str, tuple[Any, str]]:
     return {
         "step": (trainer.Trainer, "_train_step"),
         "backward": (torch.autograd, "backward"),
-        "copy state": (trained_network, "copy_units"),
+        "copy state": (trained_network, "copy_state"),
         "build network": (trained_network.TrainedNetwork, "build"),
         "half a tensor file": (tensor_files, "save_file"),
         "half a text file": (Path, "write_text"),

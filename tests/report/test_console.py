@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distbranch.report.console import (
+    RARE_SIZES,
     SIZES,
     USUAL,
     make_dataset_table,
@@ -32,6 +33,7 @@ def result(precision: float, weights: int) -> dict[str, object]:
     return {"metrics": {"test": {"mean": mean, "tasks": {}}}, **sizes}
 
 
+NUM_SIZES = len(SIZES) - len(RARE_SIZES)
 RESULTS = {
     "thin-16": [result(0.711, 31_992)],
     "branch-16-2": [result(0.74, 130_000), result(0.75, 132_000)],
@@ -50,7 +52,7 @@ def test_rows_hold_the_mean_and_the_deviation_over_seeds() -> None:
 def test_the_markdown_table_has_a_row_per_network_and_as_many_cells_as_columns() -> None:
     lines = make_result_markdown(RESULTS).splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {1 + len(USUAL) + len(SIZES) - 1 + 2}
+    assert {line.count("|") for line in lines} == {1 + len(USUAL) + NUM_SIZES + 2}
     assert "74.5 ± 0.7" in lines[3]
     assert "131,000 ± 1,414" in lines[3]
     assert lines[2].endswith("| 31,992 | 12.50 M |")
@@ -62,6 +64,15 @@ def test_what_only_some_networks_have_is_a_column_and_a_dash() -> None:
     ).splitlines()
     assert lines[0].endswith("| latency ms |")
     assert [line.rpartition(" | ")[2] for line in lines[2:]] == ["\u2013 |", "\u2013 |", "1.25 |"]
+
+
+def test_beside_the_stored_weights_of_differences_stand_those_that_are_served() -> None:
+    lines = make_result_markdown(
+        {**RESULTS, "delta": [result(0.7, 49_456) | {"folded_weights": 79_024}]}
+    ).splitlines()
+    assert "| weights | folded weights | multiply adds |" in lines[0]
+    assert lines[2].endswith("| 31,992 | \u2013 | 12.50 M |")
+    assert lines[4].endswith("| 49,456 | 79,024 | 12.50 M |")
 
 
 def test_on_a_narrow_terminal_only_the_name_is_folded() -> None:
@@ -120,8 +131,8 @@ def test_top_3_and_top_5_stand_in_the_table_where_a_network_has_exclusive_catego
     assert all(part in text for part in ("top-3", "84.0", "93.0", "joint", "9.00M", "74.5")), text
     assert "\u2026" not in text
     assert {line.count("|") for line in make_result_markdown(results).splitlines()} == {
-        1 + len(USUAL) + 3 + len(SIZES) - 1 + 2
-    }, "top-10, top-3 and top-5 too, all but latency"
+        1 + len(USUAL) + 3 + NUM_SIZES + 2
+    }, "top-10, top-3 and top-5 too, all but what is rare"
     assert tabulate_results(results)["top3"][0] == 0.84
     assert tabulate_results(RESULTS)["top3"].isna().all()
     assert "top-3" not in make_result_markdown(RESULTS)
