@@ -107,7 +107,7 @@ class RunFiles:
         """Write the network and then result.json, which says that the run has ended; returns its content."""
         config, architecture = self.config, state.architecture
         cost = architecture.cost()
-        summary = {
+        summary: dict[str, Any] = {
             "name": config.run.name,
             "method": config.method.name,
             "backbone": config.model.backbone,
@@ -125,6 +125,8 @@ class RunFiles:
             "world_size": state.ranks.world_size,
             "bad_samples": state.progress.num_bad,
         }
+        if config.model.widths is not None:  # a key that only such runs have
+            summary["widths"] = config.model.widths
         # The result comes last, for with it the run counts as finished.
         self.write_sharing(state)
         save_model(self.directory.model, state.net.network.as_served(), state.preprocessing)
