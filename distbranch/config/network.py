@@ -101,7 +101,7 @@ class ModelConfig(Section):
     width_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """This fraction of the full width of every layer (in eights, at least 8); `width` is empty then."""
     widths: tuple[Count, ...] | None = Field(None, json_schema_extra={"range": "[WIDTH, ...]"})
-    """The width of every unit by itself, input first: 15 numbers for VGG-16; `width` is empty then."""
+    """The width of every unit by itself, input first, fully connected layers too: 15 numbers for VGG-16; `width` is empty then."""
 
     @model_validator(mode="before")
     @classmethod

@@ -87,7 +87,7 @@ class Backbone:
     image_size: (height, width) in pixels.
     width: omega; None: full, or as one of the next two says.
     width_fraction: of the full width, in 0..1.
-    widths: of every unit, input first; of a bottleneck that inside.
+    widths: of every unit by itself, input first, as `specs` tells them.
     low_rank: whether every layer is factorised (models/low_rank.py).
     arguments: further ones of `timm.create_model`, from `freeze_arguments`.
     input_affine: scale and shift of every colour channel of normalised images, for weights that were trained with another mean
@@ -212,25 +212,30 @@ class Backbone:
             values["input_affine"] = tuple(tuple(map(float, part)) for part in affine)
         return cls(**values)
 
-    def thin_width(self, full: int, *, omega_times: int = 1, unit: int | None = None) -> int:
+    def thin_width(
+        self, full: int, *, omega_times: int = 1, unit: int | None = None, expansion: int = 1
+    ) -> int:
         """The width of a unit (paper section 3.1): `omega_times` omega, which is 2 of fully connected layers, or less if it is less.
 
         Args:
             full: that at full size.
             omega_times: units of it.
             unit: its number, from 0 at the input; without it a backbone cannot be given `widths`.
+            expansion: how many times wider the unit is outside, which is what `widths` say.
         """
         if self.widths is not None:
             if unit is None:
                 raise UserError(
                     f"The backbone {self.source} takes one width for all of its units, found widths. Give width instead."
                 )
-            if not 1 <= self.widths[unit] <= full:
+            inner, rest = divmod(self.widths[unit], expansion)
+            if rest or not 1 <= inner <= full:
+                kind = "" if expansion == 1 else f"a multiple of {expansion} "
                 raise UserError(
-                    f"Number {unit + 1} of the widths of {self.source} should be from 1 to {full}, its full width, found "
-                    f"{self.widths[unit]}."
+                    f"Number {unit + 1} of the widths of {self.source} should be {kind}from {expansion} to {expansion * full}, its "
+                    f"full width, found {self.widths[unit]}."
                 )
-            return self.widths[unit]
+            return inner
         if self.width is not None:
             return min(omega_times * self.width, full)
         if self.width_fraction is not None:
@@ -373,7 +378,7 @@ def _plan_resnet(backbone: Backbone) -> Iterator[UnitPlan]:
     for stage, (count, full) in enumerate(stages, start=1):
         for place in range(1, count + 1):
             number += 1
-            width = backbone.thin_width(full, unit=number)
+            width = backbone.thin_width(full, unit=number, expansion=block.expansion)
             stride = 2 if stage > 1 and place == 1 else 1
             build = partial(block, num_inputs, width, stride)
             num_inputs = width * block.expansion
