@@ -6,8 +6,6 @@ cost what a tree costs in both, and is the control that a tree has to beat.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +38,7 @@ from distbranch.experiments.pairs import (
 from distbranch.experiments.runner import Experiment, Findings, Variants, build_sweep
 from distbranch.experiments.runs import COSTS, SPLITS, Runs, select_means, tabulate_runs
 from distbranch.models.architecture import Architecture
-from distbranch.models.backbone import SMALLEST_IMAGE, Backbone, Cost
+from distbranch.models.backbone import SMALLEST_IMAGE, Backbone
 from distbranch.report.experiment_figures import draw_company
 
 # The beginning that a plain network shares with a grown one, and the keys in which the networks of a line differ from it.
@@ -254,34 +252,39 @@ def choose_nearest(variants: Variants, overrides: Sequence[str], seed: int) -> l
 
 
 def choose_two_widths(architecture: Architecture) -> TwoWidths:
-    """Of all networks with two widths that whose multiply-adds and weights are nearest to those of a tree, by their ratios."""
-    target = architecture.cost()
-    thin = architecture.shared_by(architecture.tasks)
+    """Of all networks with two widths that whose multiply-adds and weights are nearest to those of a tree.
 
-    @cache
-    def measure_distance(pair: TwoWidths) -> float:
+    Nearest is the least sum of squares of the logarithms of both ratios.
+    """
+    thin = architecture.shared_by(architecture.tasks)
+    narrowest = replace(thin.backbone, width=1, width_fraction=None, widths=None).plans
+    # At width 1 a unit has as many copies as the width may be at most.
+    most = [(plan.full_width or plan.width) // plan.width for plan in narrowest]
+    middle = len(most) // 2
+    below, above = np.mgrid[1 : min(most[:middle]) + 1, 1 : min(most[middle:]) + 1]
+
+    # A layer costs the product of its width and of that before it, the first one and the heads one width alone: five networks
+    # tell the costs of all.
+    samples = [(2, 3), (3, 5), (5, 2), (4, 7), (7, 3)]
+    costs = []
+    for pair in samples:
         widths = list_uneven_widths(thin.backbone.source, *pair)
         backbone = replace(thin.backbone, width=None, width_fraction=None, widths=widths)
-        return distance_of_costs(replace(thin, backbone=backbone).cost(), target)
-
-    # Both costs rise with both widths, so steps downhill that become smaller end at the nearest.
-    best = (8, 8)
-    for step in (32, 16, 8, 4, 2, 1):
-        before = None
-        while best != before:
-            before = best
-            near = [
-                (max(1, best[0] + below), max(1, best[1] + above))
-                for below, above in product((0, -step, step), repeat=2)
-            ]
-            best = min(near, key=measure_distance)
-    return best
+        costs.append(_list_costs(replace(thin, backbone=backbone)))
+    coefficients = np.linalg.solve(_list_products(*np.transpose(samples)), costs)
+    ratios = _list_products(below, above) @ coefficients / _list_costs(architecture)
+    nearest = np.argmin((np.log(ratios) ** 2).sum(axis=-1))
+    return int(below.flat[nearest]), int(above.flat[nearest])
 
 
-def distance_of_costs(one: Cost, other: Cost) -> float:
-    """How far two costs are from each other: the root of the sum of squares of the logarithms of their ratios."""
-    ratios = [getattr(one, cost) / getattr(other, cost) for cost in COSTS]
-    return float(np.hypot(*np.log(ratios)))
+def _list_products(below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """Of two widths [...] what costs are sums of, [..., 5]."""
+    return np.stack([below, above, below**2, below * above, above**2], axis=-1)
+
+
+def _list_costs(architecture: Architecture) -> list[int]:
+    cost = architecture.cost()
+    return [getattr(cost, name) for name in COSTS]
 
 
 def describe_nearest(

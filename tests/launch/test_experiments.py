@@ -735,11 +735,31 @@ def test_plain_networks_of_two_widths_are_a_second_line(tmp_path: Path) -> None:
         designs.design_table([tmp_path / "wide.yaml"], [], split="val", against=["thin"])
 
 
-def test_of_a_tree_that_costs_what_a_plain_network_does_that_one_is_the_nearest() -> None:
-    widths = equal_cost.list_uneven_widths("vgg9", 7, 19)
-    assert widths == (7, 7, 7, 7, 19, 19, 38, 38)
-    planted = Architecture(Backbone("vgg9", (32, 32), widths=widths), (Task("a"), Task("b")))
-    assert equal_cost.choose_two_widths(planted) == (7, 19)
+@pytest.mark.parametrize(
+    ("backbone", "pair"), [("vgg9", (7, 19)), ("resnet18", (64, 2)), ("resnet50", (9, 14))]
+)
+def test_of_what_costs_as_much_as_a_plain_network_that_one_is_the_nearest(
+    backbone: str, pair: tuple[int, int]
+) -> None:
+    widths = equal_cost.list_uneven_widths(backbone, *pair)
+    planted = Architecture(Backbone(backbone, (32, 32), widths=widths), (Task("a"), Task("b")))
+    assert equal_cost.choose_two_widths(planted) == pair
+
+
+def test_a_plain_network_of_two_widths_costs_what_a_tree_costs_in_both() -> None:
+    tasks = tuple(Task(name) for name in "abcdef")
+    thin = Architecture(Backbone("vgg9", (32, 32), 16), tasks)
+    tree = thin.tree.split(Split(8, ((0, 1), (2, 3), (4, 5))))
+    for layer in (7, 6, 5):
+        tree = tree.split(Split(layer, ((0,), (1,), (2,))))
+    widths = equal_cost.list_uneven_widths(
+        "vgg9", *equal_cost.choose_two_widths(thin.with_tree(tree))
+    )
+    plain = Architecture(Backbone("vgg9", (32, 32), widths=widths), tasks)
+    assert widths[0] < widths[4] / 1.5
+    for cost in ("weights", "multiply_adds"):
+        ratio = getattr(plain.cost(), cost) / getattr(thin.with_tree(tree).cost(), cost)
+        assert ratio == pytest.approx(1, abs=0.05)
 
 
 def test_the_nearest_plain_network_is_asked_for_once_the_tree_is_known(tmp_path: Path) -> None:
