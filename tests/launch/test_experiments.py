@@ -113,6 +113,14 @@ def test_the_thin_line_of_a_grown_network_is_the_ordinary_thin_run() -> None:
     assert [line for line in differences(thin, trial) if not line.startswith("run.name")] == []
 
 
+def test_the_uneven_line_of_a_grown_network_is_the_ordinary_uneven_run() -> None:
+    data = "data.path=/data/fps"
+    line = equal_cost.make_uneven_line([CONFIGS / "fps-branch-16-2.yaml"], [(16, 33)], [data])
+    (trial,) = list_trials(build_sweep("c", line, [data], seeds=[0], jobs=1, among_runs=True))
+    plain = load_config(CONFIGS / f"{next(iter(line))}.yaml", [data, "seed=0"])
+    assert [line for line in differences(plain, trial) if not line.startswith("run.name")] == []
+
+
 def test_a_url_among_the_overrides_stays_a_url(tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/data"
     config = str(CONFIGS / "fps-thin-16.yaml")
