@@ -137,6 +137,7 @@ RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
         (["model.backbone=convnext_atto"], "if it is a model of timm, write timm:convnext_atto"),
         (["model.backbone='timm:'"], "if it is a model of timm, write timm:NAME"),
         (["model.backbone=timm:resnet18", "model.width=32"], "should be empty, found width=32"),
+        (["model.backbone=timm:resnet18", "model.widths=[2]"], "should be empty, found widths=[2]"),
         (
             ["model.backbone=timm:resnet18", "model.width_fraction=0.5"],
             "should be empty, found width_fraction=0.5",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,10 @@ def list_baselines(architecture: Architecture, against: Sequence[str]) -> list[C
     thin = architecture.shared_by(architecture.tasks)
     alone = architecture.shared_by(architecture.tasks[:1])
     num_tasks = len(thin.tasks)
-    name = f"thin-{thin.backbone.width or thin.backbone.width_fraction or thin.backbone.source}"
+    size = thin.backbone.width or thin.backbone.width_fraction or thin.backbone.source
+    if thin.backbone.widths is not None:
+        size = "-".join(str(width) for width, _ in itertools.groupby(thin.backbone.widths))
+    name = f"thin-{size}"
     # Random weights, for an answer takes as long with any.
     baselines = [
         Candidate(name, _build_random(thin), is_baseline=True),

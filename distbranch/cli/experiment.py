@@ -1,5 +1,6 @@
 """`distbranch experiment`: comparisons of runs over seeds, each a sweep with an analysis at its end; `distbranch compare`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,7 @@ experiment_app = typer.Typer(
     "`run.directory`; a comparison of other things is refused there and needs another --name.",
 )
 SPLITS = ("val", "test")
+NEAREST = "nearest"  # instead of two widths
 
 
 def _check_split(split: str) -> str:
@@ -58,6 +60,12 @@ Metric = Annotated[
 Jobs = Annotated[
     int | None, typer.Option(help="Runs at the same time; as many as fit if not given.", min=1)
 ]
+Against = Annotated[
+    str,
+    typer.Option(
+        help="Networks of the experiment, separated by commas, with which all others are compared in a sentence each."
+    ),
+]
 Name = Annotated[str | None, typer.Option(help="Name of the experiment's directory.")]
 
 
@@ -66,26 +74,30 @@ def experiment_table(
     configs: Configs,
     seeds: Seeds = "0,1,2",
     split: Split = "test",
+    against: Against = "",
+    metric: Annotated[
+        str, typer.Option(callback=_check_metric, help="Of which differences are told.")
+    ] = "average_precision",
     jobs: Jobs = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     name: Annotated[str, typer.Option(help="Name of the table's directory.")] = "table",
 ) -> None:
-    """Train every config with every seed and print means and spread.
+    """Train every config with every seed and print means and spread, and differences with how sure they are.
 
     The runs are `<config>-seed<seed>` in `run.directory`, as `distbranch train` would make them. A config that begins from the
     run of another (`method.pretrained: runs/<config>`) is trained after it, each seed from that seed's run.
 
     Examples:
-    `distbranch experiment table configs/fps-thin-16.yaml configs/fps-branch-16-2.yaml --seeds 0,1,2`
+    - `distbranch experiment table configs/fps-thin-16.yaml configs/fps-branch-16-2.yaml --seeds 0,1,2`
+    - `distbranch experiment table configs/fps-thin-16.yaml configs/fps-branch-16-2.yaml --against fps-thin-16`
     """
     from distbranch.experiments.designs import design_table
     from distbranch.experiments.runs import split_by_data_set
     from distbranch.report.console import make_result_markdown, make_result_table
 
     files, own = _separate_overrides(configs)
-    _, runs, place = _run(
-        design_table(files, own, split=split), own, seeds=seeds, jobs=jobs, name=name
-    )
+    experiment = design_table(files, own, split=split, metric=metric, against=_split_names(against))
+    findings, runs, place = _run(experiment, own, seeds=seeds, jobs=jobs, name=name)
     for title, part in split_by_data_set(runs, split).items():
         if title:
             console.print(f"the tasks of {title}", style="bold", highlight=False)
@@ -93,7 +105,9 @@ def experiment_table(
             _print_plain(make_result_markdown(part, split=split))
         else:
             console.print(make_result_table(part, split=split))
-    _print_plain(f"results.csv, table.md, report.html: {place}")
+    for sentence in findings.sentences:
+        _print_plain(sentence)
+    _print_plain(f"{', '.join(findings.files)}, report.html: {place}")
 
 
 @experiment_app.command("company")
@@ -102,18 +116,36 @@ def experiment_company(
     widths: Annotated[
         str, typer.Option(help="Widths of the thin networks, separated by commas.")
     ] = "8,12,16,24,32,48",
+    uneven: Annotated[
+        str,
+        typer.Option(
+            help="Plain networks of two widths, BELOW:ABOVE the middle of the units, separated by commas; `nearest`: those nearest "
+            "in multiply-adds and weights to the finished run of each config of the first seed."
+        ),
+    ] = "",
+    beside: Annotated[
+        str,
+        typer.Option(
+            help="Config files with recipes of their own, separated by commas, to be shown beside."
+        ),
+    ] = "",
     seeds: Seeds = "0,1,2",
     metric: Metric = "average_precision",
     split: Split = "test",
+    against: Against = "",
     jobs: Jobs = None,
     name: Annotated[str, typer.Option(help="Name of the experiment's directory.")] = "company",
 ) -> None:
-    """Grown networks beside the thin networks of equal multiply-adds and of equal weights, trained with the same recipe.
+    """Grown networks beside the plain networks of equal multiply-adds and of equal weights, trained with the same recipe.
+
+    Plain networks have one width, or two: multiply-adds lie in the low layers and weights in the high ones, so a network that is
+    narrow below and wide above can cost what a tree costs in both.
 
     Examples:
-    `distbranch experiment company configs/fps-branch-16-2.yaml configs/fps-branch-32-2.yaml --widths 8,12,16,24,32,48`
+    - `distbranch experiment company configs/fps-branch-16-2.yaml configs/fps-branch-32-2.yaml --widths 8,12,16,24,32,48`
+    - `distbranch experiment company configs/fps-branch-16-2.yaml --uneven 16:24,16:48,nearest --against fps-thin-32`
     """
-    from distbranch.experiments.designs import design_equal_cost
+    from distbranch.experiments.equal_cost import design_equal_cost
 
     line = numbers(widths, "--widths")
     if len(set(line)) < 2 or 0 in line:
@@ -121,7 +153,18 @@ def experiment_company(
             f"--widths should be at least two numbers from 1 on, such as 8,16,32, found '{widths}'."
         )
     files, own = _separate_overrides(configs)
-    experiment = design_equal_cost(files, line, own, metric=metric, split=split)
+    pairs = _split_names(uneven)
+    experiment = design_equal_cost(
+        files,
+        line,
+        own,
+        metric=metric,
+        split=split,
+        uneven=[_read_two_widths(text) for text in pairs if text != NEAREST],
+        nearest_to_seed=numbers(seeds)[0] if NEAREST in pairs else None,
+        beside=[Path(file) for file in _split_names(beside)],
+        against=_split_names(against),
+    )
     _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
@@ -332,6 +375,19 @@ def _run_and_show(experiment: "Experiment", overrides: Sequence[str], **options:
 
 def _print_plain(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _split_names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _read_two_widths(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
+    if found is None:
+        raise UsageError(
+            f"--uneven should be widths such as 16:32,16:48 (below and above the middle of the units) or {NEAREST}, found '{text}'."
+        )
+    return int(found[1]), int(found[2])
 
 
 def _separate_overrides(items: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -1,6 +1,7 @@
 """The settings of the network and of the method by which its tasks come to share layers, and what each method reads of them."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -41,6 +42,7 @@ KEYS_OF_SEARCHES = (
     "sharing_preset",
 )
 
+WIDTHS = ("width", "width_fraction", "widths")  # of which a backbone is given one at most
 TIMM = "timm:"  # before the name of a model of timm
 # Places of weights that are no files: a repository, and what timm itself names for a model.
 HUB = "hf-hub:"
@@ -95,30 +97,32 @@ class ModelConfig(Section):
     """Weights that a timm model, or a ResNet of full width, begins from: a .safetensors or .pth file with timm's names, a
     repository, or `timm` for those that timm knows (both downloaded)."""
     width: Count | None = 32
-    """Thinness omega: width of every convolution; full (or `width_fraction` of it) if empty. Empty for a timm model."""
+    """Thinness omega: width of every convolution; full if empty, or as `width_fraction` or `widths` say. Empty for a timm model."""
     width_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """This fraction of the full width of every layer (in eights, at least 8); `width` is empty then."""
+    widths: tuple[Count, ...] | None = Field(None, json_schema_extra={"range": "[WIDTH, ...]"})
+    """The width of every unit by itself, input first, fully connected layers too: 15 numbers for VGG-16; `width` is empty then."""
 
     @model_validator(mode="before")
     @classmethod
     def _has_one_width(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        width, fraction = values.get("width"), values.get("width_fraction")
+        given = {key: values[key] for key in WIDTHS if values.get(key) is not None}
+        found = " and ".join(f"{key}={value}" for key, value in given.items())
         backbone = str(values.get("backbone"))
         if backbone.startswith(TIMM):
-            given = f"width={width}" if fraction is None else f"width_fraction={fraction}"
-            if width is not None or fraction is not None:
+            if given:
                 raise ValueError(
-                    f"backbone={backbone} has widths of its own, so `width` and `width_fraction` should be empty, found {given}; "
-                    "leave it out, or empty it (model.width=)"
+                    f"backbone={backbone} has widths of its own, so `width`, `width_fraction` and `widths` should be empty, found {found}; "
+                    f"leave it out, or empty it (model.{next(iter(given))}=)"
                 )
-        elif fraction is None:
+        elif not given.keys() - {"width"}:
             return values
-        elif width is not None:
+        elif len(given) > 1:
             raise ValueError(
-                f"either `width` or `width_fraction` should be given, found width={width} and width_fraction={fraction}; "
-                "empty one of them (model.width=)"
+                f"only one of `width`, `width_fraction` and `widths` should be given, found {found}; empty the others "
+                f"(model.{next(iter(given))}=)"
             )
         # Emptied before the fields are validated, for the default of `width` is a number.
         return {**values, "width": None}
@@ -136,7 +140,7 @@ class ModelConfig(Section):
                 f"pretrained={self.pretrained} is for a timm model or a ResNet; {self.backbone} begins from "
                 "method.pretrained with method.init=somp"
             )
-        if self.width is not None or self.width_fraction is not None:
+        if not self.is_full_size:
             raise ValueError(
                 f"pretrained={self.pretrained} needs {self.backbone} at its full width, found {self.width_text}; empty it "
                 "(model.width=)"
@@ -147,6 +151,11 @@ class ModelConfig(Section):
     def is_of_timm(self) -> bool:
         """Whether timm makes the network, at widths of its own."""
         return self.backbone.startswith(TIMM)
+
+    @property
+    def is_full_size(self) -> bool:
+        """Whether the backbone is as wide as it was published."""
+        return self.width is None and self.width_fraction is None and self.widths is None
 
     @property
     def pretrained_file(self) -> str | None:
@@ -161,11 +170,15 @@ class ModelConfig(Section):
         """The width for people."""
         if self.width is not None:
             return f"width {self.width}"
-        return (
-            "full width"
-            if self.width_fraction is None
-            else f"{self.width_fraction:g} of the full width"
-        )
+        if self.width_fraction is not None:
+            return f"{self.width_fraction:g} of the full width"
+        return "full width" if self.widths is None else f"widths {describe_widths(self.widths)}"
+
+
+def describe_widths(widths: Iterable[int]) -> str:
+    """Widths with equal neighbours together: `7 x 16, 8 x 36`."""
+    runs = [(len(list(equal)), width) for width, equal in itertools.groupby(widths)]
+    return ", ".join(f"{count} x {width}" for count, width in runs)
 
 
 class MethodConfig(Section):

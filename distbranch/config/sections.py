@@ -407,9 +407,7 @@ class Config(Section):
                 f"The first decision would come after {method.steps_to_first} steps, and train.iterations={iterations}: the network "
                 "never branches. Lower method.first_decision or method.round_iterations."
             )
-        has_room = (
-            self.model.is_of_timm or self.model.width or self.model.width_fraction is not None
-        )
+        has_room = self.model.is_of_timm or not self.model.is_full_size
         if self.decides and method.max_branches == "auto" and not has_room:
             told.append(
                 "method.max_branches=auto leaves a network of full width no room for a second branch: it never branches. Give a "

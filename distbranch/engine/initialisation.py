@@ -59,7 +59,7 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     size = config.data.image_size or info.image_size
     arguments = freeze_arguments(model.arguments)
     backbone = Backbone(
-        model.backbone, size, model.width, model.width_fraction, arguments=arguments
+        model.backbone, size, model.width, model.width_fraction, model.widths, arguments=arguments
     )
     if model.pretrained is not None:
         backbone = match_colours(backbone, config.data.mean, config.data.std)

@@ -107,7 +107,7 @@ class RunFiles:
         """Write the network and then result.json, which says that the run has ended; returns its content."""
         config, architecture = self.config, state.architecture
         cost = architecture.cost()
-        summary = {
+        summary: dict[str, Any] = {
             "name": config.run.name,
             "method": config.method.name,
             "backbone": config.model.backbone,
@@ -127,6 +127,8 @@ class RunFiles:
         }
         if architecture.delta_rank is not None:
             summary["folded_weights"] = architecture.folded.cost().weights
+        if config.model.widths is not None:  # a key that only such runs have
+            summary["widths"] = config.model.widths
         # The result comes last, for with it the run counts as finished.
         self.write_sharing(state)
         save_model(self.directory.model, state.net.network.as_served(), state.preprocessing)

@@ -13,6 +13,13 @@ from pandas import DataFrame
 from scipy.stats import wilcoxon
 
 from distbranch.config.sweep import SHARES
+from distbranch.experiments.intervals import (
+    LEVEL,
+    OF_DIFFERENCES,
+    interval_over_seeds,
+    measure_differences,
+)
+from distbranch.experiments.pairs import subtract_by_seed
 from distbranch.experiments.runs import COSTS, pivot_tasks, select_means
 from distbranch.metrics import list_metrics
 from distbranch.report.console import UNDEFINED, compute_spread, format_amount, format_size
@@ -23,6 +30,9 @@ SIGNIFICANT = 0.05  # as is usual; no sentence hangs on it alone, for it says p
 # How columns are shown: these in percentage points, these in percent (and every metric, also with a split before it), and all
 # others as numbers, with so many decimals if they are no counts.
 POINTS = ("difference", "lowest", "highest")
+INTERVAL = "low"  # shown as `0.80 to 3.00` with the end that stands beside it
+# What columns end with that are in files alone, or told by another one.
+BESIDE = ("_sd", "high", "_over_tasks")
 PERCENT = ("last", *SHARES)
 SIZES = ("cost", "parameters", *COSTS)
 DECIMALS = {"share": 2, "adjusted_rand_index": 3}
@@ -40,16 +50,13 @@ def compare_methods(values: DataFrame, metric: str, split: str) -> DataFrame:
     """
     means = select_means(values, metric, split).groupby("variant", sort=False)
     table = means["value"].agg(**{"seeds": "size", metric: "mean", f"{metric}_sd": "std"})
-    pairs = pivot_tasks(values, metric, split)
-    reference = table.index[0]
-    found = {}
-    for method in pairs.columns.unique("variant"):
-        if method != reference and reference in pairs:
-            # Seeds that only one of the two has are no pairs.
-            differences = pairs[method] - pairs[reference]
-            found[method] = summarise_differences(differences.dropna(axis="columns", how="all"))
-    shown = ["repetitions", "difference", "difference_sd", "tasks_higher", "tasks_lower", "p_value"]
-    table = table.join(DataFrame(found, index=shown).T)
+    reference, *others = table.index
+    known = pivot_tasks(values, metric, split)
+    found = {
+        method: summarise_differences(subtract_by_seed(known, method, reference))
+        for method in others
+    }
+    table = table.join(DataFrame(found, index=[*OF_DIFFERENCES, "p_value"]).T)
     table["multiply_adds"] = means["multiply_adds"].mean()
     return table.rename(columns={"repetitions": "paired_seeds"}).rename_axis("method").reset_index()
 
@@ -58,25 +65,18 @@ def summarise_differences(differences: DataFrame) -> dict[str, Any]:
     """What one table of differences says, [tasks, repetitions] (over seeds, or over permutations of a tree).
 
     Returns:
-        difference (over all) and its `_sd` over repetitions; repetitions and how many of them are above zero; tasks, how many
-        are higher or lower by their mean, and how many always; the p-value of a two-sided Wilcoxon signed-rank test over
-        tasks, and whether its ranks point upwards, which may differ from the mean where few tasks differ much.
+        What `measure_differences` does; how many repetitions are above zero; the tasks, and how many are always higher or lower; the
+        p-value of a two-sided Wilcoxon signed-rank test over tasks, and whether its ranks point upwards, which may differ from the
+        mean where few tasks differ much.
     """
     differences = differences.dropna(axis="index", how="all")
-    if differences.empty:
-        return {"repetitions": 0}
-    # Over tasks or over repetitions first: the same mean, and a spread of its own each.
+    found = measure_differences(differences)
+    if not found["repetitions"]:
+        return found
     of_tasks = differences.mean(axis="columns")
-    of_repetitions = differences.mean(axis="index")
-    found: dict[str, Any] = {
-        "difference": of_repetitions.mean(),
-        "difference_sd": of_repetitions.std(),
-    }
-    found["repetitions"] = len(of_repetitions)
-    found["repetitions_higher"] = int((of_repetitions > 0).sum())
+    found["repetitions_higher"] = int((differences.mean(axis="index") > 0).sum())
     found["tasks"] = len(of_tasks)
     for name, signed in (("higher", differences), ("lower", -differences)):
-        found[f"tasks_{name}"] = int((signed.mean(axis="columns") > 0).sum())
         # What is unknown is on nobody's side.
         found[f"tasks_always_{name}"] = int((signed.fillna(1) > 0).all(axis="columns").sum())
 
@@ -159,32 +159,39 @@ def interpolate_at_cost(cost: float, line: pandas.Series) -> float:
     return float(np.interp(np.log(cost), np.log(points.index), points))
 
 
-def tabulate_equal_cost(means: DataFrame, thin: Iterable[str], metric: str) -> DataFrame:
-    """Every other network beside the line of thin ones, at equal multiply-adds and at equal weights.
+def tabulate_equal_cost(
+    means: DataFrame, lines: Mapping[str, Iterable[str]], metric: str
+) -> DataFrame:
+    """Every other network beside the lines of plain ones, at equal multiply-adds and at equal weights.
+
+    Args:
+        means: from `select_means`.
+        lines: {line: its networks}; those of the first line are beside no other, those of a later one beside the lines before it.
+        metric: that of the means.
 
     Returns:
-        A row per network and cost: network, cost, own_cost, the metric, line_<metric> (of the line at the same cost) and
-        difference, each a mean over seeds with its `_sd`.
+        A row per line, cost and network: network, line, cost, own_cost, the metric, line_<metric> (of the line at the same cost)
+        and difference, each a mean over seeds with its `_sd`, and low and high, the interval of the difference over seeds.
     """
-    is_thin = means["variant"].isin(list(thin))
     tables = []
-    for cost in COSTS:
-        found = compare_at_equal_cost(means[~is_thin], means[is_thin], cost)
-        names = {
-            cost: "own_cost",
-            "value": metric,
-            "line_value": f"line_{metric}",
-            "difference": "difference",
-        }
-        of_network = found.rename(columns=names).groupby("variant", sort=False)[
-            list(names.values())
-        ]
-        # A mean over some seeds only would compare different sets of runs: NaN is not skipped.
-        mean = of_network.agg(lambda values: values.mean(skipna=False))
-        deviation = of_network.agg(lambda values: values.std(skipna=False))
-        table = mean.join(deviation.add_suffix("_sd"))
-        table.insert(0, "cost", cost)
-        tables.append(table)
+    points = means
+    shown = ["own_cost", metric, f"line_{metric}", "difference"]
+    for line, members in lines.items():
+        is_on_line = means["variant"].isin(list(members))
+        points = points[~points["variant"].isin(list(members))]
+        for cost in COSTS:
+            found = compare_at_equal_cost(points, means[is_on_line], cost)
+            found[shown] = found[[cost, "value", "line_value", "difference"]]
+            of_network = found[["variant", *shown]].groupby("variant", sort=False)
+            # A mean over some seeds only would compare different sets of runs: NaN is not skipped.
+            mean = of_network.agg(lambda values: values.mean(skipna=False))
+            deviation = of_network.agg(lambda values: values.std(skipna=False))
+            ends = [interval_over_seeds(values) for _, values in of_network["difference"]]
+            table = mean.join(deviation.add_suffix("_sd"))
+            table[["low", "high"]] = np.reshape(ends, (-1, 2))
+            table.insert(0, "line", line)
+            table.insert(1, "cost", cost)
+            tables.append(table)
     return pandas.concat(tables).rename_axis("network").reset_index()
 
 
@@ -235,7 +242,7 @@ def find_first_reach(curve: DataFrame, goal: float) -> float:
 
 def format_table(table: DataFrame) -> list[dict[str, str]]:
     """Any of the tables as rows of text: values with their spread, metrics in percent, differences in points."""
-    columns = [column for column in table.columns if not column.endswith("_sd")]
+    columns = [column for column in table.columns if not column.endswith(BESIDE)]
     return [
         {_make_heading(column): format_cell(column, row) for column in columns}
         for row in table.to_dict("records")
@@ -249,6 +256,8 @@ def format_markdown(table: DataFrame) -> str:
 
 def _make_heading(column: str) -> str:
     heading = column.replace("_", " ")
+    if column == INTERVAL:
+        return f"{LEVEL} %"
     if column in POINTS:
         return f"{heading}, points"
     if column.endswith(PERCENT):
@@ -264,6 +273,8 @@ def format_cell(column: str, row: Mapping[str, Any]) -> str:
     if isinstance(value, str):
         return value
     deviation = np.nan_to_num(row.get(f"{column}_sd", 0.0))
+    if column == INTERVAL:
+        return f"{100 * value:+.2f} to {100 * row['high']:+.2f}"
     # Networks often differ by tenths of a point, so differences have a decimal more.
     if column in POINTS:
         text = format_amount(value, deviation, scale=100, decimals=2)
@@ -277,11 +288,12 @@ def format_cell(column: str, row: Mapping[str, Any]) -> str:
     return format_amount(value, None, decimals=DECIMALS.get(column, 0))
 
 
-def make_spots(means: DataFrame, variants: Iterable[str]) -> list[Spot]:
-    """The networks in a diagram of value against cost."""
+def make_spots(means: DataFrame, variants: Iterable[str], *, prefix: str = "") -> list[Spot]:
+    """The networks in a diagram of value against cost, their names without a prefix that they have in common."""
     spots = []
     for variant in variants:
         own = means.query("variant == @variant")
         costs = {cost: compute_spread(list(own[cost])) for cost in COSTS}
-        spots.append(Spot(variant, costs, compute_spread(list(own["value"].dropna()))))
+        value = compute_spread(list(own["value"].dropna()))
+        spots.append(Spot(variant.removeprefix(prefix), costs, value))
     return spots

@@ -1,41 +1,27 @@
-"""Experiments that compare networks: tables, grown ones beside thin ones of equal cost, and beginnings.
+"""Experiments that compare networks: tables of configurations, and beginnings.
 
 A design computes the variants, and says which analysis answers the question (analyses.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import pandas
 from pandas import DataFrame
 
-from distbranch.config import Config, MethodConfig, differences, load_config
+from distbranch.config import Config, load_config
 from distbranch.config.reading import parse_override
 from distbranch.config.sweep import Setting, SweepConfig
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError, UserError
-from distbranch.experiments.analyses import (
-    make_spots,
-    measure_pace,
-    tabulate_equal_cost,
-)
+from distbranch.experiments.analyses import measure_pace
+from distbranch.experiments.pairs import describe_against, tabulate_pairs
 from distbranch.experiments.runner import Experiment, Findings, Variants, build_sweep
-from distbranch.experiments.runs import (
-    SPLITS,
-    Runs,
-    read_curves,
-    select_means,
-    tabulate_runs,
-)
-from distbranch.report.experiment_figures import Course, draw_company, draw_courses
+from distbranch.experiments.runs import Runs, read_curves, tabulate_runs
+from distbranch.report.experiment_figures import Course, draw_courses
 from distbranch.sweep.plan import SEED
 
 # Where a command has no --metric. Accuracy says little of rare labels: one that is never predicted is right nearly always.
 METRIC = "average_precision"
-
-# The beginning that a thin network shares with a grown one, and the keys in which the thin networks of a line differ from it.
-BEGINNING = ("init", "pretrained", "pretrained_channels")
-OWN_OF_THE_LINE = ("model.width", "model.width_fraction")
 
 RANDOM = "random"
 FROM_WIDE = ("somp", "largest-norm", "random-rows")
@@ -74,7 +60,14 @@ def check_grows(file: Path, config: Config) -> None:
 # ---- networks against each other (tables 1 and 2 of the paper)
 
 
-def design_table(configs: Sequence[Path], overrides: Sequence[str], *, split: str) -> Experiment:
+def design_table(
+    configs: Sequence[Path],
+    overrides: Sequence[str],
+    *,
+    split: str,
+    metric: str = METRIC,
+    against: Sequence[str] = (),
+) -> Experiment:
     """Every configuration with every seed.
 
     A configuration that begins from the run of another one (`method.pretrained`, `method.groups`, `adashare.policy`) is trained
@@ -85,18 +78,60 @@ def design_table(configs: Sequence[Path], overrides: Sequence[str], *, split: st
         configs: YAML files; each run is named `<config>-seed<seed>`, and one of that name and configuration is not repeated.
         overrides: `key=value`, for all runs.
         split: `val` or `test`, which the data must have; the table has both.
+        metric: of the differences.
+        against: names of configurations that all others are compared with in sentences; differences.csv has every pair.
+
+    Raises:
+        UsageError: two files of one name, or nothing of a name in `against`.
     """
     variants = make_file_variants(configs)
-    folder = build_sweep("table", variants, overrides, among_runs=True).trial_path
+    check_references(against, variants)
+    linked = link_beginnings(variants, variants, overrides)
+
+    def analyse(runs: Runs) -> Findings:
+        values = tabulate_runs(runs)
+        sentences = describe_against(values, list(variants), against, metric, split)
+        return Findings(sentences, csv=tabulate_pairs(values, list(variants), metric))
+
+    about = {"experiment": "table"}
+    return Experiment(
+        "table", about, variants, analyse, splits=(split,), derived=linked, among_runs=True
+    )
+
+
+def link_beginnings(variants: Variants, known: Iterable[str], overrides: Sequence[str]) -> set[str]:
+    """Let each seed of a variant begin from the run of the same seed of another one, where it names the run so.
+
+    Args:
+        variants: made from files; changed in place.
+        known: the names of all variants.
+        overrides: `key=value`, for all runs.
+
+    Returns:
+        The keys that were set.
+    """
+    folder = build_sweep("runs", variants, overrides, among_runs=True).trial_path
     # A folder of every seed's own, which the sweep fills in; the other variant is trained first then (order_in_turns).
     linked = set()
     for variant in variants.values():
         for key, path in load_run_config(Path(variant["base"]), overrides).begins_from.items():
-            if Path(path).name in variants:
+            if Path(path).name in known:
                 variant[key] = str(folder / f"{Path(path).name}-seed{SEED}")
                 linked.add(key)
-    about = {"experiment": "table"}
-    return Experiment("table", about, variants, splits=(split,), derived=linked, among_runs=True)
+    return linked
+
+
+def check_references(against: Sequence[str], variants: Variants) -> None:
+    """The networks that others are compared with are among those of the experiment.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for name in against:
+        if name not in variants:
+            raise UsageError(
+                f"--against should name networks of this experiment ({', '.join(variants)}), found {name}."
+            )
 
 
 def make_file_variants(configs: Sequence[Path]) -> Variants:
@@ -105,109 +140,6 @@ def make_file_variants(configs: Sequence[Path]) -> Variants:
     if len(set(names)) < len(names):
         raise UsageError(f"The config files should have different names, found {', '.join(names)}.")
     return {path.stem: {"base": str(path.absolute())} for path in configs}
-
-
-# ---- grown networks beside thin ones
-
-
-def design_equal_cost(
-    configs: Sequence[Path],
-    widths: Sequence[int],
-    overrides: Sequence[str],
-    *,
-    metric: str,
-    split: str,
-) -> Experiment:
-    """Grown networks beside the thin networks of equal multiply-adds and of equal weights.
-
-    Args:
-        configs: of the grown networks, all of one recipe.
-        widths: of the thin line, whose networks are trained with the same recipe and the same seeds.
-        overrides: `key=value`, for all runs.
-        metric: a mean over tasks.
-        split: `val` or `test`, of what is shown and drawn; company.csv has both.
-
-    Raises:
-        UsageError: networks of different recipes, or none that grows.
-    """
-    line = make_thin_line(configs, widths, overrides)
-    grown = {key: value for key, value in make_file_variants(configs).items() if key not in line}
-    if not grown:
-        raise UsageError(
-            "Give at least one config of a grown network, such as configs/fps-branch-16-2.yaml."
-        )
-    # What the line has from the recipe follows every override already.
-    derived = {key for variant in line.values() for key in variant if key not in OWN_OF_THE_LINE}
-
-    def analyse(runs: Runs) -> Findings:
-        values = tabulate_runs(runs)
-        means = select_means(values, metric, split)
-        tables = {
-            part: tabulate_equal_cost(select_means(values, metric, part), line, metric)
-            for part in SPLITS
-        }
-        note = (
-            f"Grown networks beside the line of thin ones on {split}: the line is linear in the logarithm of the cost between two "
-            "neighbouring widths, seed by seed; a difference is grown less thin. A dash: beyond the ends of the line."
-        )
-        csv = pandas.concat(tables, names=["split"]).reset_index("split")
-        figure = draw_company(
-            make_spots(means, line), make_spots(means, grown), metric=metric, split=split
-        )
-        return Findings([note], tables[split], {"company.csv": csv}, {"company.png": figure})
-
-    return Experiment(
-        name="company",
-        about={"experiment": "company", "metric": metric, "split": split},
-        variants={**line, **grown},
-        analyse=analyse,
-        splits=(split,),
-        metric=metric,
-        derived=derived,
-        among_runs=True,
-    )
-
-
-def make_thin_line(
-    configs: Sequence[Path], widths: Sequence[int], overrides: Sequence[str]
-) -> Variants:
-    """The variants of the thin line: the recipe of the grown networks, without growth, at every width.
-
-    They are named after the data set, such as `fps-thin-16`.
-
-    Raises:
-        UsageError: the recipes differ.
-    """
-    recipes = {path: _make_thin(load_run_config(path, overrides)) for path in configs}
-    first = next(iter(recipes))
-    recipe = recipes[first]
-    for path, other in recipes.items():
-        different = [text for text in differences(recipe, other) if not text.startswith("run.")]
-        if different:
-            raise UsageError(
-                f"The networks should be trained with the same recipe, but {first} and {path} differ in {'; '.join(different)}. "
-                "Compare those of one recipe at a time."
-            )
-    # As a config of such a network would be called, so that its runs are shared with `experiment table`.
-    data_name = "-".join(Path(path).name for path in recipe.data.paths)
-    variant: Setting = {"base": str(first.absolute())}
-    for section in ("model", "method"):
-        values = getattr(recipe, section).model_dump()
-        variant |= {f"{section}.{key}": value for key, value in values.items()}
-    return {
-        f"{data_name}-thin-{width}": {**variant, "model.width": width}
-        for width in sorted(set(widths))
-    }
-
-
-def _make_thin(config: Config) -> Config:
-    """The recipe of a network, without growth and without a width."""
-    kept: Setting = {}
-    if config.method.init != RANDOM:
-        kept = {key: getattr(config.method, key) for key in BEGINNING}
-    method = MethodConfig(name="fixed", **kept)
-    model = {**config.model.model_dump(), "width": None, "width_fraction": None}
-    return load_config(config.model_dump() | {"method": method.model_dump(), "model": model})
 
 
 # ---- does a pretrained beginning help?

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -113,8 +113,9 @@ class Backbone:
 
     source: one of `BACKBONES`, or `timm:NAME`.
     image_size: (height, width) in pixels.
-    width: omega; None: full, or the fraction of it.
+    width: omega; None: full, or as one of the next two says.
     width_fraction: of the full width, in 0..1.
+    widths: of every unit by itself, input first, as `specs` tells them.
     low_rank: whether every layer is factorised (models/low_rank.py).
     arguments: further ones of `timm.create_model`, from `freeze_arguments`.
     input_affine: scale and shift of every colour channel of normalised images, for weights that were trained with another mean
@@ -125,16 +126,17 @@ class Backbone:
     image_size: tuple[int, int]
     width: int | None = None
     width_fraction: float | None = None
+    widths: tuple[int, ...] | None = None
     low_rank: bool = False
     arguments: Arguments = ()
     input_affine: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
         if self.is_of_timm:
-            if self.width is not None or self.width_fraction is not None:
+            if not self.is_full_size:
                 raise UserError(
-                    f"A model of timm has its own widths, but a width was given for {self.source}. Leave width and width_fraction "
-                    "empty, and choose a smaller model for a thinner network."
+                    f"A model of timm has its own widths, but a width was given for {self.source}. Leave width, width_fraction and "
+                    "widths empty, and choose a smaller model for a thinner network."
                 )
             if self.low_rank:
                 raise UserError(
@@ -156,6 +158,17 @@ class Backbone:
                 f"Images must be at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels (height x width), found "
                 f"{self.image_size[0]}x{self.image_size[1]}. Pack them larger (`data pack`, `--image-size`)."
             )
+        if self.widths is not None:
+            self._check_widths(self.widths)
+
+    def _check_widths(self, widths: tuple[int, ...]) -> None:
+        names = replace(self, widths=None).names
+        if len(widths) != len(names):
+            raise UserError(
+                f"The widths of {self.source} should be {len(names)} numbers, one for each of its units ({', '.join(names)}), "
+                f"found {len(widths)}."
+            )
+        _ = self.plans  # each of them is checked where its unit is planned
 
     def __getstate__(self) -> dict[str, Any]:
         """Its fields alone: the plans of a timm model hold its weights, which no other rank and no copy needs."""
@@ -171,6 +184,11 @@ class Backbone:
     def is_of_timm(self) -> bool:
         """Whether it is a model of timm."""
         return self.source.startswith(timm_chain.PREFIX)
+
+    @property
+    def is_full_size(self) -> bool:
+        """Whether its units are as wide as they were published."""
+        return self.width is None and self.width_fraction is None and self.widths is None
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -204,7 +222,7 @@ class Backbone:
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON; what is not set stands there only if every backbone always had it."""
         values = asdict(self) | {"image_size": list(self.image_size), "arguments": self.keywords}
-        for name in ("arguments", "input_affine"):
+        for name in ("arguments", "input_affine", "widths"):
             if not values[name]:
                 del values[name]
         return values
@@ -214,13 +232,38 @@ class Backbone:
         """The inverse of `to_json`."""
         values = data | {"image_size": tuple(map(int, data["image_size"]))}
         values["arguments"] = freeze_arguments(data.get("arguments", {}))
+        widths = data.get("widths")
+        if widths is not None:
+            values["widths"] = tuple(map(int, widths))
         affine = data.get("input_affine")
         if affine is not None:
             values["input_affine"] = tuple(tuple(map(float, part)) for part in affine)
         return cls(**values)
 
-    def thin_width(self, full: int, *, omega_times: int = 1) -> int:
-        """The width of a unit (paper section 3.1): `omega_times` omega, which is 2 of fully connected layers, or less if it is less."""
+    def thin_width(
+        self, full: int, *, omega_times: int = 1, unit: int | None = None, expansion: int = 1
+    ) -> int:
+        """The width of a unit (paper section 3.1): `omega_times` omega, which is 2 of fully connected layers, or less if it is less.
+
+        Args:
+            full: that at full size.
+            omega_times: units of it.
+            unit: its number, from 0 at the input; without it a backbone cannot be given `widths`.
+            expansion: how many times wider the unit is outside, which is what `widths` say.
+        """
+        if self.widths is not None:
+            if unit is None:
+                raise UserError(
+                    f"The backbone {self.source} takes one width for all of its units, found widths. Give width instead."
+                )
+            inner, rest = divmod(self.widths[unit], expansion)
+            if rest or not 1 <= inner <= full:
+                kind = "" if expansion == 1 else f"a multiple of {expansion} "
+                raise UserError(
+                    f"Number {unit + 1} of the widths of {self.source} should be {kind}from {expansion} to {expansion * full}, its "
+                    f"full width, found {self.widths[unit]}."
+                )
+            return inner
         if self.width is not None:
             return min(omega_times * self.width, full)
         if self.width_fraction is not None:
@@ -318,6 +361,7 @@ def _count_scales(module: nn.Module) -> int:
 def _plan_vgg(backbone: Backbone) -> Iterator[UnitPlan]:
     items = VGG_LAYERS[backbone.source].split()
     num_inputs = 3
+    number = 0
     height, length = backbone.image_size
     for item, following in zip(items, [*items[1:], ""], strict=True):
         if item == "|":
@@ -327,13 +371,15 @@ def _plan_vgg(backbone: Backbone) -> Iterator[UnitPlan]:
         is_linear = name.startswith("fc")
         if is_linear:  # the first one sees every channel at every position left
             num_inputs, height, length = num_inputs * height * length, 1, 1
-        width = backbone.thin_width(int(full), omega_times=2 if is_linear else 1)
+        omega_times = 2 if is_linear else 1
+        width = backbone.thin_width(int(full), omega_times=omega_times, unit=number)
         basis = basis_size(name, num_inputs, width, int(full)) if backbone.low_rank else None
         build = partial(
             _build_layer, num_inputs, width, basis, is_linear=is_linear, is_pooled=following == "|"
         )
         yield UnitPlan(name, width, int(full), build)
         num_inputs = width
+        number += 1
 
 
 def _build_layer(
@@ -367,13 +413,15 @@ def basis_size(name: str, num_inputs: int, width: int, full_width: int) -> int:
 
 
 def _plan_resnet(backbone: Backbone) -> Iterator[UnitPlan]:
-    widths = [backbone.thin_width(full) for full in STAGE_WIDTHS]
     block = Bottleneck if backbone.source == "resnet50" else Block
-    num_inputs = widths[0]
+    num_inputs = backbone.thin_width(STAGE_WIDTHS[0], unit=0)
+    number = 0
     yield UnitPlan("stem", num_inputs, STAGE_WIDTHS[0], partial(_build_stem, num_inputs))
-    stages = zip(BLOCKS[backbone.source], widths, STAGE_WIDTHS, strict=True)
-    for stage, (count, width, full) in enumerate(stages, start=1):
+    stages = zip(BLOCKS[backbone.source], STAGE_WIDTHS, strict=True)
+    for stage, (count, full) in enumerate(stages, start=1):
         for place in range(1, count + 1):
+            number += 1
+            width = backbone.thin_width(full, unit=number, expansion=block.expansion)
             stride = 2 if stage > 1 and place == 1 else 1
             build = partial(block, num_inputs, width, stride)
             num_inputs = width * block.expansion

@@ -63,7 +63,7 @@ def read_pretrained(backbone: Backbone, place: str) -> dict[str, Tensor]:
             f"model.pretrained is for a ResNet or a model of timm, found model.backbone={backbone.source}. VGG begins from a "
             "weights file by method.init=somp and method.pretrained=FILE."
         )
-    if backbone.width is not None or backbone.width_fraction is not None:
+    if not backbone.is_full_size:
         raise UserError(
             f"A weights file is of the full width, but the {name} of this run is thinner. Leave model.width empty."
         )

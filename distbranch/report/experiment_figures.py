@@ -4,7 +4,7 @@ Every diagram of value against cost is made of `draw_spots`, every comparison of
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from distbranch.errors import UserError
@@ -23,6 +23,7 @@ from distbranch.report.figure_style import (
     MUTED,
     ORANGE,
     add_grid,
+    blend_colours,
     group_colour,
     in_style,
     make_figure,
@@ -48,6 +49,18 @@ ELSEWHERE: tuple[dict[str, Any], ...] = (
     {"xytext": (-8, 0), "ha": "right", "va": "center"},
     {"xytext": (0, 8), "ha": "center", "va": "bottom"},
     {"xytext": (0, -8), "ha": "center", "va": "top"},
+)
+HORIZONTAL = {-1: "right", 0: "center", 1: "left"}
+VERTICAL = {-1: "top", 0: "center", 1: "bottom"}
+# Further away, with a line to the point: 22 points clear a name, and so on.
+FAR: tuple[dict[str, Any], ...] = tuple(
+    {"xytext": (way * across, way * up), "ha": HORIZONTAL[across], "va": VERTICAL[up]}
+    for way in (22, 38, 54)
+    for across, up in ((-1, 1), (1, -1), (-1, -1), (1, 1), (0, 1), (0, -1))
+)
+LOOKS_OF_LINES: tuple[dict[str, Any], ...] = (
+    {"colour": MUTED, "fmt": "o-", "markersize": 4},
+    {"colour": INK, "fmt": "s--", "markersize": 4},
 )
 
 
@@ -125,7 +138,10 @@ def draw_spots(
                 (place[0], place[1]),
                 textcoords="offset points",
                 fontsize=8,
+                # of the colour of its point, and dark enough to be read
+                color=blend_colours(colour, INK, 0.4),
                 zorder=4,
+                arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkB": 3},
                 **names,
             )
     return table
@@ -143,7 +159,7 @@ def settle_names(figure: Figure) -> None:
         # ten steps between two points are closer than a name is wide
         paths = [np.empty((0, 2))]
         for line, part in zip(axes.lines, points, strict=True):
-            if line.get_linestyle() == "-" and len(part):
+            if line.get_linestyle() in ("-", "--") and len(part):
                 paths.append(_interpolate(part))
         taken: list[Bbox] = []
         for name in axes.texts:
@@ -160,7 +176,8 @@ def _settle_name(
         "va": name.get_verticalalignment(),
     }
     found = []
-    for number, place in enumerate((here, *ELSEWHERE)):
+    places = [here, *ELSEWHERE, *FAR]
+    for number, place in enumerate(places):
         box = _place_name(name, place)
         # a covered name cannot be read, a covered point is missed, a line is seen behind letters
         is_outside = not (axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1))
@@ -168,6 +185,7 @@ def _settle_name(
             100 * box.count_overlaps(taken)
             + 10 * box.padded(4).count_contains(points)
             + 4 * is_outside
+            + 4 * (place in FAR)
         )
         found.append((covered + 3 * bool(box.count_contains(paths)), number, place))
     least, _, place = min(found, key=lambda one: one[:2])
@@ -182,7 +200,9 @@ def _place_name(name: Annotation, place: Mapping[str, Any]) -> Bbox:
     """Put a name there; returns the pixels that it takes."""
     name.xyann = place["xytext"]
     name.set(ha=place["ha"], va=place["va"])
-    return name.get_window_extent()
+    if name.arrow_patch is not None:
+        name.arrow_patch.set_visible(place in FAR)
+    return Text.get_window_extent(name)  # without the line to the point
 
 
 def _interpolate(points: np.ndarray) -> np.ndarray:
@@ -201,46 +221,38 @@ def set_value_label(axes: Axes, metric: str, split: str) -> None:
 
 
 @in_style
-def draw_company(line: Sequence[Spot], grown: Sequence[Spot], *, metric: str, split: str) -> Figure:
-    """Grown networks and the line of thin ones against multiply-adds and against weights; a dotted drop to the line."""
-    figure = make_figure(11.2, 5.2)
+def draw_company(
+    lines: Mapping[str, Sequence[Spot]], networks: Sequence[Spot], *, metric: str, split: str
+) -> Figure:
+    """Networks and lines of plain ones against multiply-adds and against weights: up and to the left is better.
+
+    Args:
+        lines: {name: plain networks, named by their widths}, two at most.
+        networks: all others.
+        metric: of the values.
+        split: of the values.
+    """
+    # as wide as a page shows it, so that letters keep their size
+    figure = make_figure(8.2, 4.4)
     panels = figure.subplots(1, len(COSTS), sharey=True)
     set_value_label(panels[0], metric, split)
     for axes, (cost, label) in zip(panels, COSTS.items(), strict=True):
-        thin = draw_spots(
-            axes,
-            line,
-            cost,
-            MUTED,
-            names=BELOW,
-            fmt="o-",
-            label="thin networks of the same recipe; in colour grown ones, dotted: down to the line at equal cost",
-        )
-        for number, spot in enumerate(grown):
+        for number, spot in enumerate(networks):
             colour = group_colour(number)
-            network = draw_spots(
-                axes,
-                [spot],
-                cost,
-                colour,
-                names=ABOVE,
-                markersize=7.5,
-                markeredgecolor=INK,
-            )
-            if len(thin):
-                _draw_drop(axes, network, thin, colour)
+            draw_spots(axes, [spot], cost, colour, names=ABOVE, markersize=7, markeredgecolor=INK)
+        for (line, spots), look in zip(lines.items(), LOOKS_OF_LINES, strict=False):
+            draw_spots(axes, _name_line(line, spots), cost, names=BELOW, **look)
         set_cost_axis(axes, label)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center")
+    figure.suptitle("Mean and standard deviation over seeds; up and left is better", color=MUTED)
     settle_names(figure)
     return figure
 
 
-def _draw_drop(axes: Axes, network: pandas.DataFrame, line: pandas.DataFrame, colour: str) -> None:
-    """From a network to the thin line at the same cost, where the line reaches so far."""
-    x = network["x"]
-    # between two thin networks the line is straight in the logarithm of the cost, as it is drawn
-    below = np.interp(np.log(x), np.log(line["x"]), line["y"], left=np.nan, right=np.nan)
-    axes.vlines(x, below, network["y"], color=colour, linestyle=":", linewidth=1.4, zorder=2)
+def _name_line(line: str, spots: Sequence[Spot]) -> list[Spot]:
+    """The line's name stands with that of its cheapest network."""
+    cheapest = min(spots, key=lambda spot: spot.costs["weights"][0] or 0)
+    found = [spot for spot in spots if spot is not cheapest]
+    return [replace(cheapest, name=f"{line} {cheapest.name}"), *found]
 
 
 @in_style

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from distbranch.config import ModelConfig
+from distbranch.config.network import WIDTHS, ModelConfig
 from distbranch.errors import UserError
 from distbranch.metrics import list_metrics
 from distbranch.report.console import (
@@ -94,9 +94,7 @@ def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
     means = _list_means(run)
     model = run.config.get("model", {})
     # what is not known is not checked: the run may be of an older version
-    widths = ModelConfig.model_construct(
-        width=model.get("width"), width_fraction=model.get("width_fraction")
-    )
+    widths = ModelConfig.model_construct(**{key: model.get(key) for key in WIDTHS})
     return render_template(
         "run.html",
         run=run,

@@ -24,6 +24,7 @@ from distbranch.launch.scaling import Link
 from distbranch.models.architecture import Architecture, num_parameters, num_weights
 from distbranch.models.network import Network
 from distbranch.models.thin_init import thin_beginning
+from distbranch.report.page import report_run
 from distbranch.tasks import Task
 
 SHORT = {"train.iterations": 6, "train.checkpoint_every": 3, "train.evaluate_every": 0}
@@ -234,6 +235,23 @@ def test_a_fraction_of_the_width_is_in_eights_and_its_filters_begin_a_thin_run(
     assert "0.05 of the full width" in told["network"]
 
 
+def test_a_run_of_uneven_widths_says_them_in_its_files_and_on_its_page(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    widths = [2, 2, 2, 3, 3, 3, 6, 7]
+    changes = SHORT | {"method.name": "fixed", "model.width": None, "model.widths": widths}
+    run = trained(tiny_data, tmp_path, **changes)
+    network = distbranch.load(run)
+    assert [spec.width for spec in network.architecture.specs] == widths
+    assert num_weights(network.architecture) == result_of(run)["weights"]
+    assert result_of(run)["widths"] == widths
+    config = load_config(run / "config.yaml")
+    assert config.model.width_text == "widths 3 x 2, 3 x 3, 1 x 6, 1 x 7"
+    assert config.model.width_text in report_run(run).read_text(encoding="utf-8")
+    told = dict(plan_run(config, Link()).lines)
+    assert config.model.width_text in told["network"]
+
+
 def read_tasks() -> tuple[Task, ...]:
     return tuple(Task(name) for name in TASKS)
 
@@ -380,8 +398,10 @@ def test_a_low_rank_run_that_cannot_begin_says_why(
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"model": {"width": 16, "width_fraction": 0.5}}, "either `width` or `width_fraction`"),
+        ({"model": {"width": 16, "width_fraction": 0.5}}, "`width`, `width_fraction` and `widths`"),
         ({"model": {"width_fraction": 1.5}}, "model.width_fraction"),
+        ({"model": {"width": 8, "widths": [8, 8]}}, "found width=8 and widths=[8, 8]"),
+        ({"model": {"widths": [8, 0]}}, "model.widths"),
         ({"method": {"groups": "runs/x"}}, "use method.name=fixed"),
         ({"method": {"name": "fixed", "permutation": 1}}, "give method.groups with it"),
         (

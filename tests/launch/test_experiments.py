@@ -20,7 +20,7 @@ from distbranch.config import differences, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import order_by_number
 from distbranch.errors import UsageError, UserError
-from distbranch.experiments import designs, groupings, policies, runner
+from distbranch.experiments import designs, equal_cost, groupings, policies, runner
 from distbranch.experiments.analyses import (
     compare_methods,
     describe_differences,
@@ -44,11 +44,14 @@ from distbranch.experiments.runs import (
     split_by_data_set,
     tabulate_runs,
 )
+from distbranch.models.architecture import Architecture
+from distbranch.models.backbone import Backbone
 from distbranch.report.experiment_figures import save_figure
 from distbranch.sweep import run as sweep_run
 from distbranch.sweep import tuning
 from distbranch.sweep.plan import group_trials_by_variant, list_trials, order_in_turns
 from distbranch.sweep.tuning import train_trial
+from distbranch.tasks import Task
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -103,11 +106,19 @@ def test_an_experiment_takes_overrides_as_a_run_and_as_a_sweep_do(tmp_path: Path
 
 def test_the_thin_line_of_a_grown_network_is_the_ordinary_thin_run() -> None:
     data = "data.path=/data/fps"
-    line = designs.make_thin_line([CONFIGS / "fps-branch-16-2.yaml"], [24, 16], [data])
+    line = equal_cost.make_thin_line([CONFIGS / "fps-branch-16-2.yaml"], [24, 16], [data])
     assert list(line) == ["fps-thin-16", "fps-thin-24"]
     trial = list_trials(build_sweep("c", line, [data], seeds=[0], jobs=1, among_runs=True))[0]
     thin = load_config(CONFIGS / "fps-thin-16.yaml", [data, "seed=0"])
     assert [line for line in differences(thin, trial) if not line.startswith("run.name")] == []
+
+
+def test_the_uneven_line_of_a_grown_network_is_the_ordinary_uneven_run() -> None:
+    data = "data.path=/data/fps"
+    line = equal_cost.make_uneven_line([CONFIGS / "fps-branch-16-2.yaml"], [(16, 33)], [data])
+    (trial,) = list_trials(build_sweep("c", line, [data], seeds=[0], jobs=1, among_runs=True))
+    plain = load_config(CONFIGS / f"{next(iter(line))}.yaml", [data, "seed=0"])
+    assert [line for line in differences(plain, trial) if not line.startswith("run.name")] == []
 
 
 def test_a_url_among_the_overrides_stays_a_url(tmp_path: Path) -> None:
@@ -126,7 +137,7 @@ def test_networks_of_different_recipes_are_not_compared(tmp_path: Path) -> None:
         UsageError,
         match=r"same recipe, but .*one.yaml and .*two.yaml differ in optim.lr: 0.1 -> 0.2",
     ):
-        designs.make_thin_line([tmp_path / "one.yaml", tmp_path / "two.yaml"], [8, 16], [])
+        equal_cost.make_thin_line([tmp_path / "one.yaml", tmp_path / "two.yaml"], [8, 16], [])
 
 
 def test_each_seed_begins_from_the_run_of_its_own_seed(two_configs: list[Path]) -> None:
@@ -220,7 +231,7 @@ def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
     }
     grown = {"tree": [made_up(seed, value=0.8 + 0.03 * seed, weights=10**2.5) for seed in (0, 1)]}
     means = select_means(tabulate_runs(listed(line | grown)), "average_precision", "val")
-    found = tabulate_equal_cost(means, line, "average_precision")
+    found = tabulate_equal_cost(means, {"thin": line}, "average_precision")
     by_madds, by_weights = found.to_dict("records")
     assert by_weights["line_average_precision"] == pytest.approx(0.75 + 0.01)
     assert by_weights["difference"] == pytest.approx((0.05 + 0.06) / 2)
@@ -232,7 +243,7 @@ def test_a_grown_network_is_compared_with_the_line_of_its_own_seed() -> None:
     far = select_means(
         tabulate_runs(listed(line | {"tree": [made_up(weights=9_999)]})), "average_precision", "val"
     )
-    beyond = tabulate_equal_cost(far, line, "average_precision")
+    beyond = tabulate_equal_cost(far, {"thin": line}, "average_precision")
     assert beyond["difference"].isna().all()
 
 
@@ -521,7 +532,7 @@ def test_what_an_experiment_makes_of_an_override_follows_it(
     assert [trial.train.iterations for trial in trials] == [1200] * 4 + [800]
     assert {trial.train.evaluate_every for trial in trials} == {100}
     said.append("method.alpha=8")
-    company = designs.design_equal_cost(
+    company = equal_cost.design_equal_cost(
         [CONFIGS / "fps-branch-16-2.yaml"], [8, 16], said, metric="accuracy", split="val"
     )
     trials = list_trials(sweep_of_experiment(company, [0]))
@@ -677,7 +688,7 @@ def check_findings(
 def test_grown_networks_stand_beside_the_line_in_table_and_figure(tmp_path: Path) -> None:
     config = CONFIGS / "fps-branch-16-2.yaml"
     own = ["data.path=/data/fps"]
-    experiment = designs.design_equal_cost(
+    experiment = equal_cost.design_equal_cost(
         [config], [8, 16, 32], own, metric="accuracy", split="val"
     )
     runs = runs_of(experiment)
@@ -686,10 +697,86 @@ def test_grown_networks_stand_beside_the_line_in_table_and_figure(tmp_path: Path
         for run in runs[-2:]
     ]
     findings = check_findings(experiment, [*runs[:-2], *grown], tmp_path)
-    assert list(findings.table["difference"]) == pytest.approx(
-        [0.06 - 0.02 * np.log(1.5) / np.log(2)] * 2
-    )
+    gain = 0.06 - 0.02 * np.log(1.5) / np.log(2)
+    for column in ("difference", "low", "high"):  # seeds differ in nothing else
+        assert list(findings.table[column]) == pytest.approx([gain] * 2)
     assert set(findings.csv["company.csv"]["split"]) == {"val", "test"}
+    assert len(findings.csv["differences.csv"]) == 2 * 6
+
+
+def test_plain_networks_of_two_widths_are_a_second_line(tmp_path: Path) -> None:
+    (tmp_path / "wide.yaml").write_text("base: branch.yaml\noptim: {lr: 0.5}\n")
+    (tmp_path / "branch.yaml").write_text("data: {path: /data/fps}\nmodel: {backbone: vgg9}\n")
+    experiment = equal_cost.design_equal_cost(
+        [tmp_path / "branch.yaml"],
+        [8, 16],
+        [],
+        metric="accuracy",
+        split="val",
+        uneven=[(8, 24), (8, 12)],
+        beside=[tmp_path / "wide.yaml"],
+        against=["fps-thin-16"],
+    )
+    names = ["fps-thin-8", "fps-thin-16", "fps-uneven-8-12", "fps-uneven-8-24", "branch", "wide"]
+    assert list(experiment.variants) == names
+    assert experiment.variants["fps-uneven-8-24"]["model.widths"] == [8] * 4 + [24, 24, 48, 48]
+    costs = dict(zip(names, (1000, 2000, 1000, 3000, 1700, 9000), strict=True))
+    runs = []
+    for run in runs_of(experiment):
+        sizes = {"weights": costs[run.variant], "multiply_adds": 100 * costs[run.variant]}
+        runs.append(replace(run, summary={**run.summary, **sizes}))
+    findings = check_findings(experiment, runs, tmp_path)
+    found = findings.table.set_index(["network", "line", "cost"])
+    assert "wide" not in found.index, "it has another recipe"
+    assert found.loc[("branch", "uneven", "weights"), "difference"] == pytest.approx(
+        0.04 - 0.02 * np.log(1.7) / np.log(3)
+    )
+    assert ("fps-uneven-8-12", "thin", "weights") in found.index
+    assert ("fps-uneven-8-12", "uneven", "weights") not in found.index
+    nearest, *compared, _, _ = findings.sentences
+    assert nearest.startswith(
+        "branch is 4.0 points above fps-uneven-8-12 (95 %: 4.0 to 4.0, 2 seeds), the uneven plain network nearest to it, of 0.59"
+    )
+    assert len(compared) == 5
+    assert compared[0].startswith("fps-thin-8 is 2.0 points below fps-thin-16 (95 %: 2.0 to 2.0")
+    with pytest.raises(UsageError, match="--against should name networks of this experiment"):
+        designs.design_table([tmp_path / "wide.yaml"], [], split="val", against=["thin"])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pair"), [("vgg9", (7, 19)), ("resnet18", (64, 2)), ("resnet50", (9, 14))]
+)
+def test_of_what_costs_as_much_as_a_plain_network_that_one_is_the_nearest(
+    backbone: str, pair: tuple[int, int]
+) -> None:
+    widths = equal_cost.list_uneven_widths(backbone, *pair)
+    planted = Architecture(Backbone(backbone, (32, 32), widths=widths), (Task("a"), Task("b")))
+    assert equal_cost.choose_two_widths(planted) == pair
+
+
+def test_a_plain_network_of_two_widths_costs_what_a_tree_costs_in_both() -> None:
+    tasks = tuple(Task(name) for name in "abcdef")
+    thin = Architecture(Backbone("vgg9", (32, 32), 16), tasks)
+    tree = thin.tree.split(Split(8, ((0, 1), (2, 3), (4, 5))))
+    for layer in (7, 6, 5):
+        tree = tree.split(Split(layer, ((0,), (1,), (2,))))
+    widths = equal_cost.list_uneven_widths(
+        "vgg9", *equal_cost.choose_two_widths(thin.with_tree(tree))
+    )
+    plain = Architecture(Backbone("vgg9", (32, 32), widths=widths), tasks)
+    assert widths[0] < widths[4] / 1.5
+    for cost in ("weights", "multiply_adds"):
+        ratio = getattr(plain.cost(), cost) / getattr(thin.with_tree(tree).cost(), cost)
+        assert ratio == pytest.approx(1, abs=0.05)
+
+
+def test_the_nearest_plain_network_is_asked_for_once_the_tree_is_known(tmp_path: Path) -> None:
+    config = str(CONFIGS / "fps-branch-16-2.yaml")
+    own = ["data.path=/data/fps", f"run.directory={tmp_path}"]
+    ended = run_command(["experiment", "company", config, *own, "--uneven", "16:32,nearest"])
+    assert_one_sentence(ended, 1, ("fps-branch-16-2-seed0, which has not finished", "`nearest`"))
+    ended = run_command(["experiment", "company", config, *own, "--uneven", "16"])
+    assert_one_sentence(ended, 2, ("16:32,16:48", "found '16'"))
 
 
 def test_kinds_of_affinity_are_told_in_a_sentence_a_table_and_a_figure(tmp_path: Path) -> None:
@@ -820,7 +907,7 @@ def test_finished_runs_are_compared_on_the_terminal_as_csv_and_as_markdown(
     )
     assert len(as_csv) == 3
     as_markdown = run_command(["compare", *runs, "--markdown"]).out
-    assert "| b | 2 | 65.5 ± 7.8 | 2 | +0.50 ± 0.71 | 2 | 1 |" in as_markdown
+    assert "| b | 2 | 65.5 ± 7.8 | 2 | +0.50 ± 0.71 | -5.85 to +6.85 | 2 | 1 |" in as_markdown
 
 
 def test_only_finished_runs_are_compared_and_each_once(

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from matplotlib.text import Text
 
 from distbranch.report.experiment_figures import Spot, draw_company
 from distbranch.report.figure_style import (
@@ -117,11 +118,11 @@ def test_names_of_networks_that_nearly_coincide_cover_neither_each_other_nor_poi
         make_spot(f"branch-{n}", 1.3e7 * (1 + 0.02 * n), 3e4 * (1 + 0.02 * n), 0.65 + 0.004 * n)
         for n in range(4)
     ]
-    figure = draw_company(line, grown, metric="average_precision", split="test")
+    figure = draw_company({"thin": line}, grown, metric="average_precision", split="test")
     for axes in figure.axes:
         names = [name for name in axes.texts if name.get_visible()]
         assert len(names) == 8
-        boxes = [name.get_window_extent() for name in names]
+        boxes = [Text.get_window_extent(name) for name in names]
         points = np.concatenate(
             [axes.transData.transform(drawn.get_xydata()) for drawn in axes.lines]
         )
