@@ -17,7 +17,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     """Entries by name; an unknown name is answered with the nearest ones.
 
     Args:
-        what: one entry in words, for messages: "kind of affinity".
+        what: one entry in words, for messages: "kind of affinity". A name is taken once in all registries of the same.
 
     Example:
         >>> AFFINITIES = Registry("kind of affinity")
@@ -38,7 +38,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """
 
         def add(entry: Entry) -> Entry:
-            if name in self._entries:
+            if name in list_registered(self.what):
                 raise UserError(f"There is a {self.what} {name!r} already. Give another name.")
             self._entries[name] = entry
             return entry
@@ -61,8 +61,9 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def describe_unknown(self, name: str) -> str:
         """One sentence: what was found, the nearest names, and where another one would come from."""
+        near = ", ".join(find_near(name, list_registered(self.what)))
         return (
-            f"There is no {self.what} {name!r}. The nearest are {', '.join(find_near(name, self))}; one of your own comes from a "
+            f"There is no {self.what} {name!r}. The nearest are {near}; one of your own comes from a "
             "file named in `plugins`, or in `distbranch --plugin FILE`."
         )
 

@@ -19,6 +19,7 @@ from distbranch.branching.decision import Decision
 from distbranch.config import MethodConfig, load_config
 from distbranch.config.names import BUILT_IN
 from distbranch.config.sweep import load_sweep
+from distbranch.engine.affinities import MEASURED
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.optimizer_and_schedule import OPTIMISERS
 from distbranch.engine.round_decision import DECISIONS, decide_round
@@ -466,9 +467,9 @@ def test_a_loss_by_its_own_name_is_that_of_the_kind_and_focal_is_less() -> None:
 
 
 def test_the_names_of_the_configuration_are_those_of_the_registries() -> None:
-    registries: list[Registry[Any]] = [AFFINITIES, DECISIONS, BACKBONES, LOSSES, OPTIMISERS]
-    registered = {one.what: set(one) for one in registries}
-    registered["kind of affinity"].add(
-        "importance"
-    )  # measured, and not computed from sums of pairs
+    # Those of pairs and those that are measured are kinds of one key.
+    registries: list[Registry[Any]] = [AFFINITIES, MEASURED, DECISIONS, BACKBONES, LOSSES]
+    registered: dict[str, set[str]] = {}
+    for one in [*registries, OPTIMISERS]:
+        registered.setdefault(one.what, set()).update(one)
     assert registered == {what: set(names) for what, names in BUILT_IN.items()}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -201,15 +202,9 @@ class AffinityStats:
                 num_unseen,
             )
         agree, pairs, signs = self.pair_sums().view_as(self.gap).cpu().numpy()
-        found = np.asarray(compute(PairSums(agree, pairs, signs)), dtype=np.float64)
-        if found.shape != pairs.shape:
-            raise UserError(
-                f"The affinity {kind!r} should give a matrix {list(pairs.shape)}, found the shape {list(found.shape)}."
-            )
-        affinity = np.where(pairs > 0, found, 0.5)
-        np.fill_diagonal(affinity, 1.0)
-        _check_affinity(affinity, kind)
-        return affinity
+        return check_affinity(
+            compute(PairSums(agree, pairs, signs)), kind, self.num_tasks, unseen=pairs == 0
+        )
 
     def pairs_never_seen(self) -> list[tuple[int, int]]:
         """Pairs (i, j), i < j, of tasks for which no sample had both labels."""
@@ -245,8 +240,22 @@ class AffinityStats:
         self._any_gap = bool((self.gap[1] > 0).any())
 
 
-def _check_affinity(affinity: Matrix, kind: str) -> None:
-    """Refuse what no grouping can work with."""
+def check_affinity(
+    found: Matrix, kind: str, num_tasks: int, *, unseen: NDArray[np.bool_] | None = None
+) -> Matrix:
+    """What a kind of affinity gave, with 0.5 for pairs that were never seen and 1 of a task with itself.
+
+    Raises:
+        UserError: no grouping can work with it.
+    """
+    affinity = np.array(found, dtype=np.float64)
+    if affinity.shape != (num_tasks, num_tasks):
+        raise UserError(
+            f"The affinity {kind!r} should give a matrix {[num_tasks, num_tasks]}, found the shape {list(affinity.shape)}."
+        )
+    if unseen is not None:
+        affinity[unseen] = 0.5
+    np.fill_diagonal(affinity, 1.0)
     least, most = affinity.min(), affinity.max()
     if not (least >= -LARGEST_FAULT and most <= 1 + LARGEST_FAULT):
         raise UserError(
@@ -259,6 +268,7 @@ def _check_affinity(affinity: Matrix, kind: str) -> None:
             f"The affinity {kind!r} should be that of task {first} with {second} whichever comes first, found "
             f"{affinity[first, second]:.4g} and {affinity[second, first]:.4g}."
         )
+    return affinity
 
 
 def _compute_correlation(products: Matrix, means: Matrix) -> Matrix:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +20,6 @@ logger = logging.getLogger("distbranch")
 
 # Added to shares before the logarithm: channels that hardly matter do not differ by how little they matter.
 FLOOR = 1e-6
-
-
-@dataclass(frozen=True)
-class Importance:
-    """What was measured: of every layer [T, C], the layers by name, input first, how many samples, and the seconds it took."""
-
-    sums: tuple[NDArray[np.float64], ...]
-    layers: tuple[str, ...]
-    num_samples: int
-    seconds: float
 
 
 def choose_layers(names: Sequence[str], lowest: int) -> list[int]:

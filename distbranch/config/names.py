@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 from distbranch.registry import find_near, list_registered
 
 BUILT_IN = {
-    "kind of affinity": ("agreement", "phi", "importance"),
+    "kind of affinity": ("agreement", "phi", "importance", "gradient-cosine", "look-ahead"),
     "method of decision": ("cost",),
     "backbone": ("vgg16", "vgg9", "resnet18", "resnet34", "resnet50"),
     "optimiser": ("sgd", "adam", "adamw"),

@@ -206,8 +206,9 @@ class MethodConfig(Section):
     pretrained_channels: Literal["rgb", "bgr"] = "rgb"
     """Order of colours for which a weights file was trained."""
     affinity: Affinity = Field("agreement", json_schema_extra=describe_names("kind of affinity"))
-    """Which tasks find the same samples difficult: Eq. 6 of the paper, or its chance-corrected form; or `importance`: which need
-    the same filters, measured at every decision over 1,024 training samples."""
+    """Which tasks find the same samples difficult: Eq. 6 of the paper, or its chance-corrected form; or, measured at every decision
+    over 1,024 training samples, which need the same filters (`importance`), pull shared weights in the same direction
+    (`gradient-cosine`) or lower each other's loss by a step (`look-ahead`)."""
     decision: DecisionMethod = Field("cost", json_schema_extra=describe_names("method of decision"))
     """How branches are grouped at the end of a round; `cost`: the least cost of Eq. 9."""
     alpha: PositiveOrZero = 1.0

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.branching.importance import Importance
 from distbranch.branching.tree import Split
 from distbranch.config import Config, MethodConfig
+from distbranch.engine.affinities import MEASURED, MeasuredAffinity
 from distbranch.engine.checkpoint import Checkpoint, save_checkpoint
-from distbranch.engine.round_decision import IMPORTANCE, RoundDecision, decide_round
+from distbranch.engine.round_decision import RoundDecision, decide_round
 from distbranch.engine.run_directory import (
     RunDirectory,
     append_line,
@@ -59,17 +59,18 @@ class Family:
         self._leaving: list[list[str]] = []
 
     @property
-    def wants_importance(self) -> bool:
-        """Whether the run, or a relative, decides by the importance of channels."""
+    def measured_kinds(self) -> list[str]:
+        """The kinds of affinity by which the run, or a relative, decides and that are measured for it."""
         methods = [self.config.method, *self.relatives.values()]
-        return any(method.affinity == IMPORTANCE for method in methods)
+        kinds = dict.fromkeys(method.affinity for method in methods)
+        return [kind for kind in kinds if kind in MEASURED]
 
     def decide_round(
         self,
         stats: AffinityStats,
         architecture: Architecture,
         network: Network | None = None,
-        importance: Importance | None = None,
+        measured: Mapping[str, MeasuredAffinity] | None = None,
     ) -> tuple[Split | None, bool, bool]:
         """The leader's split, whether another round follows, and whether some relatives must leave (`send_off_leavers`)."""
         methods = [self.config.method, *self.relatives.values()]
@@ -79,7 +80,7 @@ class Family:
             methods,
             seed=self.config.seed,
             network=network,
-            importance=importance,
+            measured=measured,
         )
         self._decisions = dict(zip(self.relatives, others, strict=True))
 

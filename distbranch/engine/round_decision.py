@@ -4,7 +4,7 @@ The record holds everything the decision was based on. It is made on rank 0 and 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.decision import Decision, choose_groups, price_by_multiply_adds
 from distbranch.branching.grouping import Matrix, branch_affinity, separation_cost
-from distbranch.branching.importance import Importance, compute_importance_affinity
 from distbranch.branching.tree import Split
 from distbranch.config import MethodConfig
+from distbranch.engine.affinities import MeasuredAffinity
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
@@ -26,7 +26,6 @@ OF_PAIRS = (
     "agreement",
     "phi",
 )  # kinds of affinity that every decision records, for they cost nothing
-IMPORTANCE = "importance"
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def decide_round(
     *,
     seed: int,
     network: Network | None = None,
-    importance: Importance | None = None,
+    measured: Mapping[str, MeasuredAffinity] | None = None,
 ) -> list[RoundDecision]:
     """Group the branches above the active layer (Eq. 7 to 11), once for each of `methods`.
 
@@ -103,7 +102,7 @@ def decide_round(
         methods: each with its alpha, unit cost, kind of affinity and cap.
         seed: of the clustering.
         network: for methods of decision that look at it.
-        importance: as measured of the network, where one of the methods asks for that affinity (`wants_importance`).
+        measured: of the network, the kinds of affinity that methods ask for and that statistics do not give.
 
     Raises:
         UserError: a method of decision gives what are no groups of the branches.
@@ -111,12 +110,11 @@ def decide_round(
     tree, layer = architecture.tree, architecture.tree.active_layer
     above = tree.branches(layer + 1)
     spec = architecture.specs[layer - 1]
-    of_pairs = [*OF_PAIRS, *(method.affinity for method in methods)]
-    affinities = {
-        kind: stats.affinity(kind) for kind in dict.fromkeys(of_pairs) if kind != IMPORTANCE
-    }
-    if importance is not None:
-        affinities[IMPORTANCE] = compute_importance_affinity(importance.sums)
+    measured = measured or {}
+    kinds = dict.fromkeys([*OF_PAIRS, *(method.affinity for method in methods)])
+    affinities = {}
+    for kind in kinds:
+        affinities[kind] = measured[kind].matrix if kind in measured else stats.affinity(kind)
     num_unseen = len(stats.pairs_never_seen())
 
     decisions = []
@@ -154,14 +152,9 @@ def decide_round(
             "seconds": time.perf_counter() - began,
             "pairs_never_seen": num_unseen,
         }
-        if importance is not None and method.affinity == IMPORTANCE:
-            record["importance"] = {
-                "layers": list(importance.layers),
-                "num_samples": importance.num_samples,
-                "seconds": importance.seconds,
-            }
-            names = [f"importance_of_{name}" for name in importance.layers]
-            matrices |= dict(zip(names, importance.sums, strict=True))
+        if (found := measured.get(method.affinity)) is not None:
+            record[method.affinity] = found.describe()
+            matrices |= {f"{method.affinity}_of_{name}": one for name, one in found.sums.items()}
         decisions.append(
             RoundDecision(split, grows, record, {**matrices, "branch_affinity": affinity})
         )

@@ -6,17 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distbranch.branching.importance import Importance, choose_layers
 from distbranch.config import Config, differences, load_config
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo, read_dataset
+from distbranch.engine.affinities import MeasuredAffinity
+from distbranch.engine.affinities.measure import measure_affinity
 from distbranch.engine.artifact import load_model
 from distbranch.engine.batches import BatchFeed
 from distbranch.engine.checkpoint import share_checkpoint
 from distbranch.engine.distributed import Ranks, describe_storage_failure
 from distbranch.engine.evaluate import evaluate_split
 from distbranch.engine.forks import Family
-from distbranch.engine.importance import measure_importance
 from distbranch.engine.initialisation import begin_network, first_architecture
 from distbranch.engine.loaders import describe_too_many_bad, open_training
 from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_name
@@ -142,10 +142,8 @@ def build_trainer(
             network, info, split, ranks, config.data, batch_size=size, bf16=state.bf16
         )
 
-    def measure_layers(layer: int) -> Importance:
-        network = state.net.network
-        layers = choose_layers(network.routing.units, layer - 1)
-        return measure_importance(network, layers, info, config, ranks)
+    def measure_kind(kind: str, layer: int) -> MeasuredAffinity:
+        return measure_affinity(kind, state.net.network, layer, info, config, ranks)
 
     return Trainer(
         state,
@@ -154,7 +152,7 @@ def build_trainer(
         log=log,
         open_feed=open_feed,
         score_split=score_split,
-        measure_importance=measure_layers,
+        measure_affinity=measure_kind,
         limit_bad=partial(describe_too_many_bad, data=config.data, info=info, split="train"),
     )
 

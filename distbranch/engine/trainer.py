@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.branching.importance import Importance
 from distbranch.branching.tree import Split
+from distbranch.engine.affinities import MeasuredAffinity
 from distbranch.engine.batches import BatchFeed
 from distbranch.engine.checkpoint import Checkpoint
 from distbranch.engine.run_log import RunLog
@@ -43,8 +43,8 @@ class Decider(Protocol):
     """Rank 0 asks it how the network grows (`forks.Family`)."""
 
     @property
-    def wants_importance(self) -> bool:
-        """Whether a decision takes the importance of channels, which is measured for it."""
+    def measured_kinds(self) -> list[str]:
+        """The kinds of affinity that the decision takes and that are measured for it."""
         ...
 
     def decide_round(
@@ -52,7 +52,7 @@ class Decider(Protocol):
         stats: AffinityStats,
         architecture: Architecture,
         network: Network | None = None,
-        importance: Importance | None = None,
+        measured: Mapping[str, MeasuredAffinity] | None = None,
     ) -> tuple[Split | None, bool, bool]:
         """The split to be made, whether another round follows, and whether some relatives of the run decide otherwise."""
         ...
@@ -76,7 +76,7 @@ class Trainer:
         log: of rank 0; None on the others, which write nothing.
         open_feed: begins to load this rank's batches, from the first sample that the run has not seen.
         score_split: the metrics of the network on a split; None if the data lack it.
-        measure_importance: of the network's channels, for a split of a layer (from 1); all ranks call it.
+        measure_affinity: of a kind, on the network, for a split of a layer (from 1); all ranks call it.
         limit_bad: a sentence if so many bad samples are too many.
     """
 
@@ -89,7 +89,7 @@ class Trainer:
         log: RunLog | None,
         open_feed: Callable[[], BatchFeed],
         score_split: Callable[[str], dict[str, Any] | None],
-        measure_importance: Callable[[int], Importance],
+        measure_affinity: Callable[[str, int], MeasuredAffinity],
         limit_bad: Callable[[Counter[str]], str | None],
     ) -> None:
         self.state = state
@@ -103,7 +103,7 @@ class Trainer:
         self.log = log
         self.open_feed = open_feed
         self.score_split = score_split
-        self.measure_importance = measure_importance
+        self.measure_affinity = measure_affinity
         self.limit_bad = limit_bad
         self.step = TrainingStep(state)
         self._window = state.window
@@ -233,11 +233,11 @@ class Trainer:
 
         # Rank 0 decides for all, so that a tie cannot fall differently on another processor.
         stats = self.stats.with_pair_sums(self.ranks.sum_on_rank_zero(self.stats.pair_sums()))
-        importance = None
-        if self.ranks.run_on_rank_zero(lambda: self.decider.wants_importance):
-            importance = self.measure_importance(architecture.tree.active_layer)
+        kinds = self.ranks.run_on_rank_zero(lambda: self.decider.measured_kinds)
+        layer = architecture.tree.active_layer
+        measured = {kind: self.measure_affinity(kind, layer) for kind in kinds}
         split, grows, some_leave = self.ranks.run_on_rank_zero(
-            lambda: self.decider.decide_round(stats, architecture, self.net.network, importance)
+            lambda: self.decider.decide_round(stats, architecture, self.net.network, measured)
         )
         if some_leave:
             self._fork_relatives()

@@ -38,6 +38,8 @@ KINDS = {
     "agreement": "Agreement (Eq. 6)",
     "phi": "Phi (chance-corrected)",
     "importance": "Importance (same filters)",
+    "gradient-cosine": "Gradient cosine",
+    "look-ahead": "Look-ahead (TAG)",
 }
 MOST_NAMES = 120  # beside a matrix; those of more tasks would be too small to read
 MANY_POINTS = 30  # a curve of more points is noise beneath its running mean

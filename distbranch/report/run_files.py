@@ -21,10 +21,6 @@ Json = dict[str, Any]
 logger = logging.getLogger("distbranch")
 
 
-# What stands beside the affinities of tasks in the file of a decision.
-OTHER_ARRAYS = ("branch_affinity", "importance_of_")
-
-
 @dataclass(frozen=True)
 class RunFiles:
     """One run: its configuration, its tree, its decisions, what was logged, and the result if it has ended."""
@@ -60,7 +56,9 @@ class RunFiles:
         try:
             # no pickles: they could run code of whoever sent the directory
             with np.load(path, allow_pickle=False) as arrays:
-                kinds = [name for name in arrays if not name.startswith(OTHER_ARRAYS)]
+                # what a measured kind was computed from stands beside the affinities of tasks
+                others = ("branch_affinity", f"{decision['affinity_kind']}_of_")
+                kinds = [name for name in arrays if not name.startswith(others)]
                 return {kind: arrays[kind] for kind in kinds}
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise UserError(

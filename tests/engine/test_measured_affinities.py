@@ -1,4 +1,4 @@
-"""The importance of channels: by its definition, and the same on any number of ranks."""
+"""Affinities measured on a network: by their definitions, and the same on any number of ranks."""
 
 import os
 import signal
@@ -16,12 +16,16 @@ from distbranch.branching.tree import Split
 from distbranch.config import load_config
 from distbranch.data.loader import train_loader
 from distbranch.data.shards import read_dataset
-from distbranch.engine.importance import measure_importance
+from distbranch.engine.affinities import MeasuredAffinity
+from distbranch.engine.affinities.measure import measure_affinity
 from distbranch.engine.process_group import join_ranks
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
 
-LAYERS = (3, 5)  # conv3_2 and conv4_2
+LOWEST = 5  # conv4_1, which comes next in a tree of three splits
+UNITS = (3, 5, 6)  # conv3_2, conv4_2 and fc5
+
+KINDS = ("importance", "gradient-cosine", "look-ahead", "agreement", "phi")
 
 
 def grown_network(tasks: Any) -> Network:
@@ -34,26 +38,34 @@ def grown_network(tasks: Any) -> Network:
     return network.train()
 
 
-def importance(config: Mapping[str, Any]) -> Sequence[np.ndarray]:
+def affinities(config: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, MeasuredAffinity]:
     """A job: measured of a tree with random weights."""
     resolved = load_config(config)
     with join_ranks(resolved.launch) as here:
         info = read_dataset(str(resolved.data.path))
         network = grown_network(info.tasks)
-        found = measure_importance(network, LAYERS, info, resolved, here)
+        before = {name: one.clone() for name, one in network.state_dict().items()}
+        found = {}
+        for kind in kinds:
+            found[kind] = measure_affinity(kind, network, LOWEST, info, resolved, here)
         assert network.training
-        return found.sums
+        assert all(torch.equal(network.state_dict()[name], one) for name, one in before.items())
+        return found
 
 
 def test_one_two_and_three_ranks_measure_the_same(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     config = config_of(tiny_data, tmp_path)
-    alone = ranks.call(importance, config=config)
+    alone = ranks.call(affinities, config=config, kinds=KINDS)
     for world_size in (2, 3):
-        first = ranks.call_all(importance, world_size, config=config)[0]
-        for one, other in zip(alone, first, strict=True):
-            np.testing.assert_allclose(other, one, rtol=1e-9)
+        every = ranks.call_all(affinities, world_size, config=config, kinds=KINDS)
+        for kind in KINDS:
+            for name, one in alone[kind].sums.items():
+                np.testing.assert_allclose(every[0][kind].sums[name], one, rtol=1e-9, atol=1e-12)
+            for here in every:
+                np.testing.assert_allclose(here[kind].matrix, alone[kind].matrix, atol=1e-9)
+                np.testing.assert_array_equal(here[kind].matrix, every[0][kind].matrix)
 
 
 def test_it_is_the_square_of_what_a_channel_contributes_to_the_loss_of_a_sample(
@@ -63,10 +75,11 @@ def test_it_is_the_square_of_what_a_channel_contributes_to_the_loss_of_a_sample(
     info = read_dataset(str(tiny_data))
     network = grown_network(info.tasks).eval()
     # All samples one by one, and the error of the definition: sigmoid - label, softmax - onehot.
-    sums = [torch.zeros(len(TASKS), 4, dtype=torch.float64) for _ in LAYERS]
+    specs = network.architecture.specs
+    sums = [torch.zeros(len(TASKS), specs[unit].width, dtype=torch.float64) for unit in UNITS]
     batches = train_loader(info, "train", batch_size=1, image_size=(32, 32), seed=config.seed)
     for _, batch in zip(range(201), batches, strict=False):
-        outputs, features = network.run_with_features(batch.images, LAYERS)
+        outputs, features = network.run_with_features(batch.images, UNITS)
         labels = batch.labels[0]
         for task, name in enumerate(network.tasks.names):
             if labels[task].isnan():
@@ -83,10 +96,12 @@ def test_it_is_the_square_of_what_a_channel_contributes_to_the_loss_of_a_sample(
                 )
                 for node, gradient in zip(nodes, gradients, strict=True):
                     if gradient is not None:
-                        effect = (node.detach() * gradient).sum(dim=(0, 2, 3))
+                        effect = (node.detach() * gradient).reshape(node.shape[1], -1).sum(dim=1)
                         total[task] += effect.double().square()
-    found = ranks.call(importance, config=config_of(tiny_data, tmp_path))
-    for total, measured in zip(sums, found, strict=True):
+    kinds = ["importance"]
+    found = ranks.call(affinities, config=config_of(tiny_data, tmp_path), kinds=kinds)
+    assert found["importance"].layers == ("conv3_2", "conv4_2", "fc5")
+    for total, measured in zip(sums, found["importance"].sums.values(), strict=True):
         np.testing.assert_allclose(measured, total.numpy(), rtol=1e-4)
 
 
@@ -94,7 +109,7 @@ def die_while_measuring(config: Mapping[str, Any], decision: int) -> None:
     """A job: train, and be killed in the middle of the measurement for this decision."""
     from distbranch.engine import session
 
-    real, measured = session.measure_importance, []
+    real, measured = session.measure_affinity, []
 
     def measure_and_die(*arguments: Any) -> Any:
         measured.append(real(*arguments))
@@ -102,7 +117,7 @@ def die_while_measuring(config: Mapping[str, Any], decision: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return measured[-1]
 
-    session.measure_importance = measure_and_die
+    session.measure_affinity = measure_and_die
     train_tiny(config)
 
 
