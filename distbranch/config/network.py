@@ -181,6 +181,12 @@ class MethodConfig(Section):
     those of the nearest named one above, else of the highest; below the lowest all tasks share)."""
     permutation: CountOrZero | None = None
     """Seed of a random order of the tasks in the tree of `groups`: a control."""
+    widen_at: Count | None = None
+    """With `groups`: the optimiser step after which the tree is taken, all its layers at once; until then all tasks share every
+    layer. If empty the run begins with the tree."""
+    birth: Literal["copies", "fresh"] = "copies"
+    """What the branches of a widened layer begin as: copies of the one they were, or newly drawn ones without memory of the
+    optimiser."""
     init: Literal["random", "somp", "largest-norm", "random-rows"] = "random"
     """First weights: random numbers, or filters of `pretrained`, chosen by SOMP, by norm or at random."""
     pretrained: Place | None = None
@@ -237,6 +243,10 @@ class MethodConfig(Section):
         if self.permutation is not None and self.groups is None:
             raise ValueError(
                 "permutation permutes the tasks of a given tree: give method.groups with it"
+            )
+        if self.widen_at is not None and self.groups is None:
+            raise ValueError(
+                f"widen_at={self.widen_at} is the step at which a given tree is taken: give method.groups with it"
             )
         if self.init != "random" and self.name == "low-rank":
             raise ValueError(
@@ -321,7 +331,8 @@ def keys_without_effect(config: "Config") -> frozenset[str]:
     found = set[str]()
     if not config.decides:
         found |= {f"method.{key}" for key in (*KEYS_OF_DECISIONS, *KEYS_OF_ROUNDS)}
-        found.add("optim.when_widened")
+    if not config.widens:
+        found |= {"method.birth", "optim.when_widened"}
     if config.method.pretrained is None:
         found.add("method.pretrained_channels")
     if config.optim.schedule != "step":

@@ -393,6 +393,12 @@ class Config(Section):
         )
 
     @property
+    def widens(self) -> bool:
+        """Whether layers may divide while the run trains: by its decisions, or because it is given when they do."""
+        given = self.method.widen_at
+        return self.decides or (given is not None and given < self.train.iterations)
+
+    @property
     def ignored(self) -> tuple[str, ...]:
         """A sentence for every setting that is given and has no effect."""
         told = []
@@ -414,6 +420,16 @@ class Config(Section):
             told.append(
                 "method.max_branches=auto leaves a network of full width no room for a second branch: it never branches. Give a "
                 "number, or empty it (method.max_branches=) for no cap."
+            )
+        if method.widen_at is not None and not self.widens:
+            told.append(
+                f"method.widen_at={method.widen_at} is not before the end, and train.iterations={iterations}: the network never "
+                "branches. Lower it."
+            )
+        if method.birth != "copies" and not self.widens:
+            told.append(
+                f"method.birth={method.birth} is of branches that are born while a run trains, and none are: give method.widen_at, or "
+                "leave it out."
             )
         if method.pretrained_channels != "rgb" and method.pretrained is None:
             told.append(

@@ -2,10 +2,11 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -110,12 +111,41 @@ class TrainedNetwork:
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.optimizer, self.policy_optimizer] if self._searches else [self.optimizer]
 
-    def widen(self, split: Split) -> None:
-        """Replace the network by a wider one: weights, running statistics and optimiser slots are copied by branch name."""
+    def widen(self, *splits: Split) -> None:
+        """Replace the network by a wider one: weights, running statistics and optimiser slots are copied by branch name.
+
+        With `method.birth: fresh` the branches of the layers that divide are drawn anew, and the optimiser knows nothing of them.
+
+        Args:
+            splits: of the layers that follow each other from the active one down.
+        """
         old = self.network.architecture
-        new = old.with_tree(old.tree.split(split))
+        tree = old.tree
+        for split in splits:
+            tree = tree.split(split)
+        new = old.with_tree(tree)
         model = copy_units(self.network.state_dict(), old.routing, new.routing)
-        self.build(new, model, copy_units(self.slots(), old.routing, new.routing))
+        slots = copy_units(self.slots(), old.routing, new.routing)
+        if self.config.method.birth == "fresh":
+            drawn = self._draw_branches(new, [tree.layers[split.layer - 1] for split in splits])
+            model |= drawn
+            slots = {
+                key: value for key, value in slots.items() if key.rpartition(":")[0] not in drawn
+            }
+        self.build(new, model, slots)
+
+    def _draw_branches(
+        self, architecture: Architecture, layers: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The state of newly drawn branches of some layers, the same on every rank, and another one at every widening."""
+        sequence = np.random.SeedSequence([self.config.seed, len(architecture.splits)])
+        generator = torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
+        network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network.init(generator)
+        prefixes = tuple(f"units.{layer}." for layer in layers)
+        return {
+            name: value for name, value in network.state_dict().items() if name.startswith(prefixes)
+        }
 
     def wrap(self) -> None:
         """A fresh DDP wrapper: parameters added to an old one would silently never be synchronised."""
