@@ -333,6 +333,8 @@ def keys_without_effect(config: "Config") -> frozenset[str]:
         found |= {f"method.{key}" for key in (*KEYS_OF_DECISIONS, *KEYS_OF_ROUNDS)}
     if not config.widens:
         found |= {"method.birth", "optim.when_widened"}
+    if not config.inherits_memory:
+        found.add("optim.inherited_steps")
     if config.method.pretrained is None:
         found.add("method.pretrained_channels")
     if config.optim.schedule != "step":

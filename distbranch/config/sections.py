@@ -229,6 +229,9 @@ class OptimConfig(Section):
     """Steps over which the rate rises from zero at the beginning."""
     when_widened: Literal["restart", "continue"] = "restart"
     """The schedule after each widening."""
+    inherited_steps: Count | None = None
+    """Of Adam and AdamW: as how many steps counts what the copies of a widened layer inherit of its memory; if empty as all that
+    were made."""
 
 
 class LossConfig(Section):
@@ -399,6 +402,12 @@ class Config(Section):
         return self.decides or (given is not None and given < self.train.iterations)
 
     @property
+    def inherits_memory(self) -> bool:
+        """Whether branches are born to which an Adam leaves what it knows of the one that they were made from."""
+        is_adam = self.optim.name in ("adam", "adamw")
+        return self.widens and is_adam and self.method.birth == "copies"
+
+    @property
     def ignored(self) -> tuple[str, ...]:
         """A sentence for every setting that is given and has no effect."""
         told = []
@@ -430,6 +439,11 @@ class Config(Section):
             told.append(
                 f"method.birth={method.birth} is of branches that are born while a run trains, and none are: give method.widen_at, or "
                 "leave it out."
+            )
+        if self.optim.inherited_steps is not None and not self.inherits_memory:
+            told.append(
+                f"optim.inherited_steps={self.optim.inherited_steps} is of copies that are born while a run trains with optim.name=adam "
+                "or adamw: it has no effect."
             )
         if method.pretrained_channels != "rgb" and method.pretrained is None:
             told.append(

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,6 +21,7 @@ from distbranch.engine.optimizer_and_schedule import (
     build_policy_optimizer,
     list_slots,
     load_slots,
+    shorten_memory,
 )
 from distbranch.losses import choose_losses
 from distbranch.models.architecture import Architecture
@@ -114,7 +115,8 @@ class TrainedNetwork:
     def widen(self, *splits: Split) -> None:
         """Replace the network by a wider one: weights, running statistics and optimiser slots are copied by branch name.
 
-        With `method.birth: fresh` the branches of the layers that divide are drawn anew, and the optimiser knows nothing of them.
+        With `method.birth: fresh` the branches of the layers that divide are drawn anew, and the optimiser knows nothing of them;
+        with `optim.inherited_steps` it knows less of them.
 
         Args:
             splits: of the layers that follow each other from the active one down.
@@ -126,26 +128,24 @@ class TrainedNetwork:
         new = old.with_tree(tree)
         model = copy_units(self.network.state_dict(), old.routing, new.routing)
         slots = copy_units(self.slots(), old.routing, new.routing)
+
+        prefixes = tuple(f"units.{tree.layers[split.layer - 1]}." for split in splits)
+        newborn = [name for name in model if name.startswith(prefixes)]
+        optim = self.config.optim
         if self.config.method.birth == "fresh":
-            drawn = self._draw_branches(new, [tree.layers[split.layer - 1] for split in splits])
-            model |= drawn
-            slots = {
-                key: value for key, value in slots.items() if key.rpartition(":")[0] not in drawn
-            }
+            drawn = self._draw(new)
+            model |= {name: drawn[name] for name in newborn}
+            slots = {key: value for key, value in slots.items() if not key.startswith(prefixes)}
+        elif optim.inherited_steps is not None:
+            slots = shorten_memory(slots, newborn, optim.inherited_steps, optim)
         self.build(new, model, slots)
 
-    def _draw_branches(
-        self, architecture: Architecture, layers: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """The state of newly drawn branches of some layers, the same on every rank, and another one at every widening."""
+    def _draw(self, architecture: Architecture) -> dict[str, Tensor]:
+        """The state of a newly drawn network, the same on every rank, and another one at every widening."""
         sequence = np.random.SeedSequence([self.config.seed, len(architecture.splits)])
-        generator = torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
         network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
-        network.init(generator)
-        prefixes = tuple(f"units.{layer}." for layer in layers)
-        return {
-            name: value for name, value in network.state_dict().items() if name.startswith(prefixes)
-        }
+        network.init(torch.Generator().manual_seed(int(sequence.generate_state(1)[0])))
+        return network.state_dict()
 
     def wrap(self) -> None:
         """A fresh DDP wrapper: parameters added to an old one would silently never be synchronised."""

@@ -84,6 +84,22 @@ def test_fresh_branches_are_drawn_anew_without_memory_and_all_below_them_is_as_i
     assert slots.keys() == {name for name in all_slots if not name.startswith(drawn)}
 
 
+def test_copies_that_inherit_few_steps_have_the_same_weights_and_a_shorter_memory(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    copied = trained(tiny_data, tmp_path / "copied")
+    run = trained(tiny_data, tmp_path, **{"optim.inherited_steps": 2})
+    old, new = weights_at(copied, 6), weights_at(run, 6)
+    assert all(torch.equal(value, new[name]) for name, value in old.items())
+    old, new = weights_at(copied, 6, "optimizer"), weights_at(run, 6, "optimizer")
+    drawn = tuple(f"units.{layer}." for layer in BRANCHES)
+    for name, value in new.items():
+        if not name.startswith(drawn):
+            assert torch.equal(value, old[name])
+        elif name.endswith(":step"):
+            assert (float(value), float(old[name])) == (2, 6)
+
+
 @pytest.mark.parametrize("birth", ["copies", "fresh"])
 def test_a_run_of_two_ranks_killed_while_it_takes_its_tree_ends_with_the_same_bits(
     birth: str, tiny_data: Path, ranks: RankServer, tmp_path: Path
@@ -125,6 +141,8 @@ def test_a_step_without_a_tree_is_refused_and_a_tree_that_is_never_taken_is_told
     from_start = load_config({"method": {**fixed, "birth": "fresh"}})
     assert "method.birth=fresh" in from_start.ignored[0]
     assert "method.birth" in keys_without_effect(from_start)
+    given = {"method": {**fixed, "widen_at": 8}, "optim": {"name": "sgd", "inherited_steps": 9}}
+    assert "optim.inherited_steps=9" in load_config(given).ignored[0]
     in_time = load_config({"method": {**fixed, "widen_at": 8}, "train": {"iterations": 9}})
     assert in_time.ignored == ()
     assert not {"method.birth", "optim.when_widened"} & keys_without_effect(in_time)
