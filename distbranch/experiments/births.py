@@ -14,9 +14,11 @@ from distbranch.experiments.runs import SPLITS, Runs, tabulate_runs
 
 SCRATCH = "scratch"
 THIN = "thin"
-# What can be wrong with branches that are born late, each beside plain copies: their weights, or the learning rate they meet.
+# What can be wrong with branches that are born late, each beside plain copies: what their optimiser remembers of the tasks that
+# they lost, their weights, or the learning rate that they meet.
 BIRTHS: Variants = {
     "copies": {},
+    "forgetful": {"optim.inherited_steps": 10},
     "fresh": {"method.birth": "fresh"},
     "restart": {"optim.when_widened": "restart"},
 }
@@ -80,6 +82,7 @@ def make_births(
         "method.widen_at": None,
         "method.birth": "copies",
         "optim.when_widened": "continue",
+        "optim.inherited_steps": None,
     }
     found = {SCRATCH: base, THIN: {**base, "method.groups": None}}
     for step in sorted(set(steps)):

@@ -556,6 +556,7 @@ def test_births_differ_from_the_tree_from_scratch_in_when_and_how_it_is_taken_al
     at = "method.widen_at"
     expected = {
         "copies": {at},
+        "forgetful": {at, "optim.inherited_steps"},
         "fresh": {at, "method.birth"},
         "restart": {at, "optim.when_widened"},
     }
