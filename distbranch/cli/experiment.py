@@ -275,6 +275,33 @@ def experiment_policies(
     _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
+@experiment_app.command("births")
+def experiment_births(
+    config: Config,
+    groups: Annotated[
+        Path, typer.Option(help="The tree: the directory of a finished run, or its tree.json.")
+    ],
+    overrides: Overrides = None,
+    at: Annotated[
+        str, typer.Option(help="Steps at which the tree is taken, separated by commas.")
+    ] = "150,300,600",
+    seeds: Seeds = "0,1,2",
+    split: Split = "test",
+    jobs: Jobs = None,
+    name: Name = None,
+) -> None:
+    """Train a given tree from scratch, and the same tree taken at later steps by a thin run; what does late birth cost?
+
+    Examples:
+    `distbranch experiment births configs/fps-thin-16.yaml --groups runs/fps-branch-16-2-seed0 --at 150,300,600`
+    """
+    from distbranch.experiments.births import design_births
+
+    own = overrides or []
+    experiment = design_births(config, groups, numbers(at, "--at"), own, split=split)
+    _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
+
+
 @experiment_app.command("planted")
 def experiment_planted(
     config: Annotated[Path, typer.Argument(help="A config that packs rendered faces.")],

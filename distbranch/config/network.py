@@ -199,6 +199,12 @@ class MethodConfig(Section):
     # Of the measured networks; a convolution of 16 channels has rank 16.
     delta_rank: Count = 4
     """Rank of these differences. A weight that a difference would not be smaller than is copied."""
+    widen_at: Count | None = None
+    """With `groups`: the optimiser step after which the tree is taken, all its layers at once; until then all tasks share every
+    layer. If empty the run begins with the tree."""
+    birth: Literal["copies", "fresh"] = "copies"
+    """What the branches of a widened layer begin as: copies of the one they were, or newly drawn ones without memory of the
+    optimiser."""
     init: Literal["random", "somp", "largest-norm", "random-rows"] = "random"
     """First weights: random numbers, or filters of `pretrained`, chosen by SOMP, by norm or at random."""
     pretrained: Place | None = None
@@ -261,6 +267,10 @@ class MethodConfig(Section):
             raise ValueError(
                 "branches=delta is for branches of a tree: use method.name=branching, or method.name=fixed with method.groups, found "
                 f"{self.name}"
+            )
+        if self.widen_at is not None and self.groups is None:
+            raise ValueError(
+                f"widen_at={self.widen_at} is the step at which a given tree is taken: give method.groups with it"
             )
         if self.init != "random" and self.name == "low-rank":
             raise ValueError(
@@ -352,7 +362,10 @@ def keys_without_effect(config: "Config") -> frozenset[str]:
     found = set[str]()
     if not config.decides:
         found |= {f"method.{key}" for key in (*KEYS_OF_DECISIONS, *KEYS_OF_ROUNDS)}
-        found.add("optim.when_widened")
+    if not config.widens:
+        found |= {"method.birth", "optim.when_widened"}
+    if not config.inherits_memory:
+        found.add("optim.inherited_steps")
     if not config.decides and config.method.groups is None:
         found.add("method.branches")
     if config.method.branches == "copies" or "method.branches" in found:

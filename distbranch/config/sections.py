@@ -229,6 +229,9 @@ class OptimConfig(Section):
     """Steps over which the rate rises from zero at the beginning."""
     when_widened: Literal["restart", "continue"] = "restart"
     """The schedule after each widening."""
+    inherited_steps: Count | None = None
+    """Of Adam and AdamW: as how many steps counts what the copies of a widened layer inherit of its memory; if empty as all that
+    were made."""
 
 
 class LossConfig(Section):
@@ -393,6 +396,18 @@ class Config(Section):
         )
 
     @property
+    def widens(self) -> bool:
+        """Whether layers may divide while the run trains: by its decisions, or because it is given when they do."""
+        given = self.method.widen_at
+        return self.decides or (given is not None and given < self.train.iterations)
+
+    @property
+    def inherits_memory(self) -> bool:
+        """Whether branches are born to which an Adam leaves what it knows of the one that they were made from."""
+        is_adam = self.optim.name in ("adam", "adamw")
+        return self.widens and is_adam and self.method.birth == "copies"
+
+    @property
     def ignored(self) -> tuple[str, ...]:
         """A sentence for every setting that is given and has no effect."""
         told = []
@@ -416,6 +431,21 @@ class Config(Section):
         if method.branches == "copies" and method.delta_rank != MethodConfig().delta_rank:
             told.append(
                 f"method.delta_rank={method.delta_rank} is that of method.branches=delta, found method.branches=copies."
+            )
+        if method.widen_at is not None and not self.widens:
+            told.append(
+                f"method.widen_at={method.widen_at} is not before the end, and train.iterations={iterations}: the network never "
+                "branches. Lower it."
+            )
+        if method.birth != "copies" and not self.widens:
+            told.append(
+                f"method.birth={method.birth} is of branches that are born while a run trains, and none are: give method.widen_at, or "
+                "leave it out."
+            )
+        if self.optim.inherited_steps is not None and not self.inherits_memory:
+            told.append(
+                f"optim.inherited_steps={self.optim.inherited_steps} is of copies that are born while a run trains with optim.name=adam "
+                "or adamw: it has no effect."
             )
         if method.pretrained_channels != "rgb" and method.pretrained is None:
             told.append(

@@ -78,7 +78,8 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     if method.name == "independent":
         return thin.with_tree(build_independent_tree(thin.tree.layers, len(info.tasks)))
     if method.groups is not None:
-        return thin.with_tree(_given_tree(config, thin))
+        tree = read_given_tree(config, thin)  # also if it is taken later: a wrong one is told here
+        return thin if method.widen_at else thin.with_tree(tree)
     return thin.factorised() if method.name == "low-rank" else thin
 
 
@@ -109,12 +110,21 @@ def read_own_tree(config: Config) -> Tree | None:
         return Tree.from_json(_read_json(file)["tree"])
 
 
-def _given_tree(config: Config, thin: Architecture) -> Tree:
-    """The tree of a run directory, a tree.json or a mapping; a run that was begun needs none of them any longer."""
+def read_given_tree(config: Config, thin: Architecture) -> Tree:
+    """The tree of a run directory, a tree.json or a mapping; a run that has it needs none of them any longer.
+
+    Args:
+        config: its `method.groups` is given.
+        thin: the network before any split, for the names of layers and tasks.
+
+    Raises:
+        UserError: it is no tree for this network and these tasks.
+    """
     groups, source = config.method.groups, "method.groups"
     if isinstance(groups, str):
         tree = read_own_tree(config)
-        if tree is not None:
+        # Before `widen_at` the own tree is that of the thin network.
+        if tree is not None and (tree.splits or config.method.widen_at is None):
             return tree
         source += f"={groups}"
         groups = _read_groups(Path(groups), thin)

@@ -4,7 +4,7 @@ Slots are carried by parameter name (`units.fc7.2.product.weight:exp_avg`), so t
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -114,6 +114,35 @@ def load_slots(
         else:  # of Adam, whose fused kernel counts the steps
             own = value.clone().to(parameter.device)
         optimizer.state[parameter][slot] = own
+
+
+def shorten_memory(
+    slots: Mapping[str, Tensor], parameters: Collection[str], steps: int, config: OptimConfig
+) -> dict[str, Tensor]:
+    """Slots of Adam in which the averages of some parameters count as if they were taken over `steps` steps, if that is fewer.
+
+    The averages as Adam corrects them stay as they are, so that no step jumps; what comes next changes them sooner. A branch of
+    few tasks has a gradient several times smaller than the branch of all tasks that it was made from: divided by the root of
+    that one's mean square, its steps would stay as many times too small for about 1 / (1 - SECOND_BETA) steps.
+
+    Args:
+        slots: by `parameter:slot`; all that are not Adam's stay as they are.
+        parameters: names of those whose memory is shortened.
+        steps: at least 1.
+        config: of an Adam.
+    """
+    betas = {"exp_avg": config.momentum, "exp_avg_sq": SECOND_BETA}
+    found = dict(slots)
+    for name in parameters:
+        taken = slots.get(f"{name}:step")
+        if taken is None or taken <= steps:
+            continue
+        found[f"{name}:step"] = torch.full_like(taken, steps)
+        # Adam divides an average of n steps by 1 - beta^n.
+        for slot, beta in betas.items():
+            share = (1 - beta**steps) / (1 - beta ** float(taken))
+            found[f"{name}:{slot}"] = slots[f"{name}:{slot}"] * share
+    return found
 
 
 def compute_learning_rate(

@@ -17,7 +17,11 @@ from distbranch.engine.checkpoint import share_checkpoint
 from distbranch.engine.distributed import Ranks, describe_storage_failure
 from distbranch.engine.evaluate import evaluate_split
 from distbranch.engine.forks import Family
-from distbranch.engine.initialisation import begin_network, first_architecture
+from distbranch.engine.initialisation import (
+    begin_network,
+    first_architecture,
+    read_given_tree,
+)
 from distbranch.engine.loaders import describe_too_many_bad, open_training
 from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_name
 from distbranch.engine.policy_search import PolicySearch
@@ -153,6 +157,7 @@ def build_trainer(
         open_feed=open_feed,
         score_split=score_split,
         measure_affinity=measure_kind,
+        read_given_tree=lambda: read_given_tree(config, state.net.network.architecture),
         limit_bad=partial(describe_too_many_bad, data=config.data, info=info, split="train"),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,6 +20,7 @@ from distbranch.engine.optimizer_and_schedule import (
     build_policy_optimizer,
     list_slots,
     load_slots,
+    shorten_memory,
 )
 from distbranch.losses import choose_losses
 from distbranch.models.architecture import Architecture
@@ -110,20 +112,48 @@ class TrainedNetwork:
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.optimizer, self.policy_optimizer] if self._searches else [self.optimizer]
 
-    def widen(self, split: Split) -> None:
+    def widen(self, *splits: Split) -> None:
         """Replace the network by a wider one: weights, running statistics and optimiser slots are copied by branch name.
 
-        The optimiser knows nothing yet of differences that are born.
+        With `method.birth: fresh` the branches of the layers that divide are drawn anew, and the optimiser knows nothing of them,
+        as it knows nothing of differences that are born; with `optim.inherited_steps` it knows less of the copies.
+
+        Args:
+            splits: of the layers that follow each other from the active one down.
         """
         old = self.network.architecture
-        new = old.with_tree(old.tree.split(split))
-        drawn = draw_deltas(old, new, self.config.seed)
+        tree = old.tree
+        for split in splits:
+            tree = tree.split(split)
+        new = old.with_tree(tree)
+        differences = draw_deltas(old, new, self.config.seed)
+        model = copy_state(self.network.state_dict(), old, new) | differences
         slots = copy_state(self.slots(), old, new)
-        if slots and isinstance(self.optimizer, torch.optim.SGD):
-            # Its fused step wants the momentum of all or of none.
-            momentum = {name: torch.zeros_like(value) for name, value in drawn.items()}
-            slots |= {f"{name}:momentum_buffer": value for name, value in momentum.items()}
-        self.build(new, copy_state(self.network.state_dict(), old, new) | drawn, slots)
+        unknown = {}
+        if slots:
+            unknown = {f"{name}:momentum_buffer": value for name, value in differences.items()}
+
+        prefixes = tuple(f"units.{tree.layers[split.layer - 1]}." for split in splits)
+        newborn = [name for name in model if name.startswith(prefixes)]
+        optim = self.config.optim
+        if self.config.method.birth == "fresh":
+            drawn = self._draw(new)
+            model |= {name: drawn[name] for name in newborn}
+            unknown |= {key: value for key, value in slots.items() if key.startswith(prefixes)}
+            slots = {key: value for key, value in slots.items() if key not in unknown}
+        elif optim.inherited_steps is not None:
+            slots = shorten_memory(slots, newborn, optim.inherited_steps, optim)
+        # Its fused step wants the momentum of all or of none.
+        if isinstance(self.optimizer, torch.optim.SGD):
+            slots |= {key: torch.zeros_like(value) for key, value in unknown.items()}
+        self.build(new, model, slots)
+
+    def _draw(self, architecture: Architecture) -> dict[str, Tensor]:
+        """The state of a newly drawn network, the same on every rank, and another one at every widening."""
+        sequence = np.random.SeedSequence([self.config.seed, len(architecture.splits)])
+        network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
+        network.init(torch.Generator().manual_seed(int(sequence.generate_state(1)[0])))
+        return network.state_dict()
 
     def wrap(self) -> None:
         """A fresh DDP wrapper: parameters added to an old one would silently never be synchronised."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from distbranch.branching.affinity import AffinityStats
-from distbranch.branching.tree import Split
+from distbranch.branching.tree import Split, Tree
 from distbranch.engine.affinities import MeasuredAffinity
 from distbranch.engine.batches import BatchFeed
 from distbranch.engine.checkpoint import Checkpoint
@@ -77,6 +77,7 @@ class Trainer:
         open_feed: begins to load this rank's batches, from the first sample that the run has not seen.
         score_split: the metrics of the network on a split; None if the data lack it.
         measure_affinity: of a kind, on the network, for a split of a layer (from 1); all ranks call it.
+        read_given_tree: the tree that is taken at a step (`method.widen_at`); rank 0 calls it.
         limit_bad: a sentence if so many bad samples are too many.
     """
 
@@ -90,6 +91,7 @@ class Trainer:
         open_feed: Callable[[], BatchFeed],
         score_split: Callable[[str], dict[str, Any] | None],
         measure_affinity: Callable[[str, int], MeasuredAffinity],
+        read_given_tree: Callable[[], Tree],
         limit_bad: Callable[[Counter[str]], str | None],
     ) -> None:
         self.state = state
@@ -104,6 +106,7 @@ class Trainer:
         self.open_feed = open_feed
         self.score_split = score_split
         self.measure_affinity = measure_affinity
+        self.read_given_tree = read_given_tree
         self.limit_bad = limit_bad
         self.step = TrainingStep(state)
         self._window = state.window
@@ -178,6 +181,11 @@ class Trainer:
         if decides:
             self._end_round()
 
+        # Or take the tree that was given for this step.
+        widens = self.state.widening_is_due
+        if widens:
+            self._take_given_tree()
+
         # 6. At the end of a cycle of AdaShare's search: write its policy down.
         if self.state.search is not None and self.state.search.ends_cycle(iteration):
             self._record_policy()
@@ -192,7 +200,7 @@ class Trainer:
             self.progress.last_evaluation = iteration
 
         # 8. Save. A decision is never taken twice, so it is saved with the network that it made.
-        if decides or iteration % self.config.train.checkpoint_every == 0:
+        if decides or widens or iteration % self.config.train.checkpoint_every == 0:
             self._save_checkpoint()
 
     def _act_on_agreement(self) -> None:
@@ -243,9 +251,7 @@ class Trainer:
             self._fork_relatives()
 
         if split is not None:
-            self.net.widen(split)
-            if self.config.optim.when_widened == "restart":
-                progress.schedule_start = progress.iteration
+            self._widen(split)
         progress.num_rounds += 1
         progress.last_decision = progress.iteration
         progress.growing = grows
@@ -262,6 +268,24 @@ class Trainer:
             "seconds_in_all": time.perf_counter() - began,
         }
         self.ranks.run_on_rank_zero(lambda: self._record_decision(line))
+        self._restart_clock()
+
+    def _widen(self, *splits: Split) -> None:
+        self.net.widen(*splits)
+        if self.config.optim.when_widened == "restart":
+            self.progress.schedule_start = self.progress.iteration
+
+    def _take_given_tree(self) -> None:
+        """Widen all layers of the given tree at once, verify, record."""
+        self.step.wait_for_step_sums()
+        tree = self.ranks.run_on_rank_zero(self.read_given_tree)
+        self.net.is_final = True
+        self._widen(*tree.splits)
+        tree_hash = self.state.verify("the given tree")
+        self.ranks.run_on_rank_zero(lambda: self.store.write_sharing(self.state))
+        if self.log:
+            iteration = self.progress.iteration
+            self.log.write_note("widened", iteration=iteration, tree_hash=tree_hash)
         self._restart_clock()
 
     def _fork_relatives(self) -> None:

@@ -76,8 +76,7 @@ class TrainingState:
         self.progress = Progress(growing=config.method.name == "branching")
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
         self.window = StepWindow(len(info.tasks), ranks.device)
-        is_final = not self.progress.growing and self.search is None
-        self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=is_final)
+        self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=self.is_final)
         self.rounding = rounding
         self.bf16 = rounding[-1]["precision"] == "bf16"
         self.was_resumed = False
@@ -91,7 +90,7 @@ class TrainingState:
         """
         self.was_resumed = True
         self.progress = Progress(**checkpoint.state["progress"])
-        self.net.is_final = not self.progress.growing and self.search is None
+        self.net.is_final = self.is_final
         self.net.alternates = (
             self.search is not None and self.progress.iteration > self.search.curriculum.warmup
         )
@@ -124,6 +123,20 @@ class TrainingState:
     def is_done(self) -> bool:
         """Whether the last step was made."""
         return self.progress.iteration >= self.config.train.iterations
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the network keeps the units that it has."""
+        waits = self.progress.iteration < (self.config.method.widen_at or 0)
+        return not self.progress.growing and self.search is None and not waits
+
+    @property
+    def widening_is_due(self) -> bool:
+        """Whether the tree that was given is to be taken now, and was not yet."""
+        is_thin = not self.net.network.architecture.splits
+        return (
+            self.progress.iteration == self.config.method.widen_at and is_thin and not self.is_done
+        )
 
     @property
     def decision_is_due(self) -> bool:
@@ -172,6 +185,8 @@ class TrainingState:
         if progress.growing:
             fields["round"] = progress.num_rounds + 1
             fields["active_layer"] = tree.layers[tree.active_layer - 1]
+        if progress.iteration < (self.config.method.widen_at or 0):
+            fields["widen_at"] = self.config.method.widen_at
         if self.search is not None:
             fields |= self.search.progress_fields(progress.iteration)
         return fields

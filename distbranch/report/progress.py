@@ -34,6 +34,7 @@ COUNTED = ("packing", "labelling", "checking")
 SENTENCES = {
     "packed": "packed {num_samples:,} samples into {path}",
     "resumed": "went on after step {iteration:,} on {world_size} rank(s)",
+    "widened": "step {iteration:,}  the given tree was taken",
     "warning": "warning: {message}",
     "stopping": "stopping: a checkpoint is being written",
     "finished": "the run {directory} is finished; nothing was changed",
@@ -268,6 +269,8 @@ def _describe_step(event: Event) -> str:
     state = "tree is final"
     if "phase" in event:
         state = f"search: {event['phase']}, {event['num_released']} blocks released"
+    elif "widen_at" in event:
+        state = f"the given tree is taken after step {event['widen_at']:,}"
     elif event["active_layer"]:
         state = f"round {event['round']}, active layer {event['active_layer']}"
     return "  ".join([*parts, state, f"width {_shorten_widths(event['branches'])}"])

@@ -219,7 +219,8 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Trials) -> Judge:
     sign = -1 if list_metrics()[metric].lower_is_better else 1
 
     def judge(config: Config, iteration: int, value: float) -> bool:
-        method = (config.method.name, config.method.groups, config.adashare)
+        given = (config.method.groups, config.method.widen_at)
+        method = (config.method.name, given, config.adashare)
         key = repr((config.data.path, config.data.image_size, config.model, method))
         # Measured once per kind of network, for a sweep has hundreds of trials of a few.
         if key not in classes:

@@ -420,6 +420,13 @@ CONFIGS = (
         ("--alphas", "two different"),
     ),
     Case(
+        "experiment: birth after the end",
+        nothing,
+        f"experiment births tiny.yaml --groups {RUN} --at 2,900",
+        2,
+        ("--at", "[900]"),
+    ),
+    Case(
         "experiment: bad alpha",
         nothing,
         "experiment affinity tiny.yaml --alphas 2,b",

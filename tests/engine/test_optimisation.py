@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_runs import TASKS, config_of
@@ -11,7 +12,14 @@ from tiny_runs import TASKS, config_of
 from distbranch.config import OptimConfig, load_config
 from distbranch.data.shards import read_dataset
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.optimizer_and_schedule import compute_learning_rate
+from distbranch.engine.optimizer_and_schedule import (
+    SECOND_BETA,
+    build_optimizer,
+    compute_learning_rate,
+    list_slots,
+    load_slots,
+    shorten_memory,
+)
 from distbranch.engine.process_group import num_cores
 from distbranch.engine.run_start import begin_run
 from distbranch.engine.session import build_trainer
@@ -55,6 +63,45 @@ def test_a_cosine_falls_from_the_rate_to_nearly_zero_and_is_half_in_the_middle()
 def test_a_warm_up_rises_in_equal_steps_and_only_at_the_beginning_of_the_run() -> None:
     assert _course(6, schedule="constant", warmup=4) == [0.25, 0.5, 0.75, 1, 1, 1]
     assert _course(20, schedule="constant", warmup=4, start=10, first=10) == [1.0] * 10
+
+
+def _size_of_steps(inherited: int | None) -> list[float]:
+    """Of AdamW, in learning rates, where after 300 steps the gradient becomes five times smaller."""
+    config = OptimConfig(name="adamw", lr=0.01, weight_decay=0)
+    draw = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(50, 50, bias=False)
+    optimizer = build_optimizer(layer, config)
+    sizes = []
+    for step in range(340):
+        if step == 300 and inherited is not None:
+            slots = list_slots(optimizer, layer)
+            short = shorten_memory(slots, ["weight"], inherited, config)
+            _assert_corrected_averages_are_equal(slots, short, config)
+            load_slots(optimizer, layer, short)
+        before = layer.weight.detach().clone()
+        gradient = torch.randn(50, 50, generator=draw)
+        layer.weight.grad = gradient * (0.2 if step >= 300 else 1.0)
+        optimizer.step()
+        sizes.append((layer.weight.detach() - before).norm().item() / (50 * config.lr))
+    return sizes
+
+
+def _assert_corrected_averages_are_equal(
+    slots: dict[str, torch.Tensor], short: dict[str, torch.Tensor], config: OptimConfig
+) -> None:
+    for slot, beta in (("exp_avg", config.momentum), ("exp_avg_sq", SECOND_BETA)):
+        corrected = [
+            one[f"weight:{slot}"] / (1 - beta ** one["weight:step"]) for one in (slots, short)
+        ]
+        torch.testing.assert_close(corrected[0], corrected[1])
+
+
+def test_a_branch_of_few_tasks_takes_steps_of_full_size_again_if_it_inherits_few_steps() -> None:
+    usual = np.mean(_size_of_steps(None)[250:300])
+    after = {inherited: np.mean(_size_of_steps(inherited)[320:]) for inherited in (None, 10, 1)}
+    assert after[None] < 0.25 * usual
+    assert after[1] > 0.6 * usual
+    assert after[None] < after[10] < after[1]
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])

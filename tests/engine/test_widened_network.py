@@ -85,6 +85,16 @@ def test_the_weights_and_statistics_of_every_branch_are_those_of_the_one_it_was_
     )  # two more of fc6 and one of fc5: a weight and five tensors of its norm
 
 
+def test_layers_that_are_widened_at_once_are_those_that_are_widened_one_by_one(
+    tmp_path: Path,
+) -> None:
+    at_once, one_by_one = _trained("adamw", tmp_path), _trained("adamw", tmp_path)
+    at_once.widen(TOP, BELOW)
+    for split in (TOP, BELOW):
+        one_by_one.widen(split)
+    assert at_once.fingerprint() == one_by_one.fingerprint()
+
+
 @pytest.mark.parametrize(("optimiser", "names"), OPTIMISERS)
 def test_every_branch_inherits_the_memory_of_the_optimiser(
     optimiser: str, names: list[str], tmp_path: Path

@@ -20,7 +20,7 @@ from distbranch.config import differences, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import order_by_number
 from distbranch.errors import UsageError, UserError
-from distbranch.experiments import designs, equal_cost, groupings, policies, runner
+from distbranch.experiments import births, designs, equal_cost, groupings, policies, runner
 from distbranch.experiments.analyses import (
     compare_methods,
     describe_differences,
@@ -546,6 +546,56 @@ def test_what_an_experiment_makes_of_an_override_follows_it(
         "else-seed4",
         {**(trial.data.pack or {}), "samples": 9},
     )
+
+
+# ---- births
+
+
+def test_births_differ_from_the_tree_from_scratch_in_when_and_how_it_is_taken_alone(
+    tmp_path: Path,
+) -> None:
+    config, own = CONFIGS / "fps-branch-16-2.yaml", ["data.path=/data", "train.iterations=900"]
+    experiment = births.design_births(config, tmp_path, [600, 300, 300], own, split="val")
+    trials = list_trials(build_sweep("b", experiment.variants, own, seeds=[0], jobs=None))
+    found = dict(zip(experiment.variants, trials, strict=True))
+    scratch = found.pop("scratch")
+    assert (scratch.method.name, scratch.method.groups) == ("fixed", str(tmp_path))
+    changed = {}
+    for name, trial in found.items():
+        lines = [line for line in differences(scratch, trial) if not line.startswith("run.")]
+        changed[name] = {line.partition(":")[0] for line in lines}
+    at = "method.widen_at"
+    expected = {
+        "copies": {at},
+        "forgetful": {at, "optim.inherited_steps"},
+        "fresh": {at, "method.birth"},
+        "restart": {at, "optim.when_widened"},
+    }
+    assert changed == {"thin": {"method.groups"}} | {
+        f"{name}-{step}": keys for step in (300, 600) for name, keys in expected.items()
+    }
+    for step in (0, 900):
+        with pytest.raises(UsageError, match=rf"--at .* 1 to 899, .* 900, found \[{step}\]"):
+            births.make_births(config, tmp_path, [300, step], own)
+
+
+def test_what_late_birth_costs_is_told_against_the_tree_from_scratch(tmp_path: Path) -> None:
+    experiment = births.design_births(
+        CONFIGS / "fps-thin-16.yaml", tmp_path, [300], [], split="test"
+    )
+    worth = {"scratch": 0.7, "thin": 0.5, "copies-300": 0.6}
+    runs = {
+        name: [
+            made_up(seed, value=value + seed / 10, tasks=dict.fromkeys(TASKS, value + seed / 10))
+            for seed in (0, 1)
+        ]
+        for name, value in worth.items()
+    }
+    found = experiment.analyse(listed(runs))
+    assert found.table is not None
+    table = found.table.set_index("method")["difference"]
+    assert table.drop("scratch").to_dict() == pytest.approx({"thin": -0.2, "copies-300": -0.1})
+    assert set(found.csv["births.csv"]["split"]) == {"val", "test"}
 
 
 # ---- affinity

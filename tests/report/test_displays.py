@@ -175,6 +175,14 @@ def test_a_search_for_a_policy_says_how_far_it_is_and_of_no_tree_that_it_is_fina
     assert "tree" not in out.getvalue()
 
 
+def test_a_tree_that_is_still_to_be_taken_is_not_said_to_be_final() -> None:
+    shown = progress._describe_step({**STEP, "active_layer": None, "widen_at": 1500})
+    assert "the given tree is taken after step 1,500" in shown
+    out = io.StringIO()
+    ProgressDisplay(Console(file=out))({"kind": "widened", "iteration": 1500, "tree_hash": "f0"})
+    assert out.getvalue() == "step 1,500  the given tree was taken\n"
+
+
 def test_packing_without_a_known_total_says_how_many_are_done(clock: Clock) -> None:
     out = io.StringIO()
     with ProgressDisplay(Console(width=80, file=out, get_time=clock)) as display:

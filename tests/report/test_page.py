@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from distbranch.engine.run_directory import append_line
 from distbranch.errors import UserError
 from distbranch.report.console import format_size
 from distbranch.report.figure_style import GRID, INK, MUTED, PAPER
@@ -86,6 +87,16 @@ def test_a_run_without_decisions_has_a_page_that_says_so(make_run: MakeRun, tmp_
     assert page == tmp_path / "thin" / "report.html"
     assert parsed(page).sections == ["tree", "curves", "tasks", "throughput", "means", "settings"]
     assert "No decision was taken" in page.read_text(encoding="utf-8")
+
+
+def test_a_run_that_took_a_given_tree_later_has_a_page_that_says_when(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, tasks=list("abcdef"), counts=())
+    append_line(run / "metrics.jsonl", {"kind": "widened", "iteration": 300, "tree_hash": "f0"})
+    text = report_run(run).read_text(encoding="utf-8")
+    assert "Up to step 300 all tasks shared every layer" in text
+    assert "No decision was taken" not in text
 
 
 def test_an_unfinished_run_has_a_page_that_says_how_far_it_is(
