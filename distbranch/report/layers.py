@@ -46,7 +46,10 @@ def grow_layers(
     steps = [tuple(shown)]
     for decision in decisions:
         index = decision["layer"] - 1
-        shown[index] = replace(layers[index], branches=tuple(map(tuple, decision["tasks"])))
+        if "layers" in decision:  # all from there to the top, with tasks as they were permuted
+            shown[index:] = layers[index:]
+        else:
+            shown[index] = replace(layers[index], branches=tuple(map(tuple, decision["tasks"])))
         steps.append(tuple(shown))
     return steps
 
