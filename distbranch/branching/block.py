@@ -99,10 +99,10 @@ def choose_block(
             block = measure_block(layer, groups, affinity, prices=prices, alpha=alpha)
             # From here on the price of branches alone is more than the best block has saved, whatever the grouping.
             complexity = block.cost - alpha * block.separation
-            if candidates and no_branch - complexity < max(one.saving for one in candidates):
-                break
             if d == 1:
                 no_branch = block.cost
+            elif no_branch - complexity < max(one.saving for one in candidates):
+                break
             elif not fits(block.build_tree(layers)):
                 num_too_dear += 1
                 break

@@ -141,7 +141,11 @@ class RunFiles:
         }
         decision = read_first_decision(self.directory)
         if config.method.has_scout and decision is not None:
-            summary["scout"] = decision["scout"]
+            scout = decision["scout"]
+            own_cost = config.train.iterations * config.train.batch_size * cost.multiply_adds
+            its_cost = scout["steps"] * scout["batch_size"] * scout["multiply_adds"]
+            # Of training both, as a multiple of training the tree alone.
+            summary["scout"] = scout | {"cost_in_all": (own_cost + its_cost) / own_cost}
         # The result comes last, for with it the run counts as finished.
         self.write_sharing(state)
         save_model(self.directory.model, state.net.network.as_served(), state.preprocessing)

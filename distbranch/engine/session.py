@@ -23,7 +23,7 @@ from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_nam
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import choose_rounding, join_ranks
 from distbranch.engine.results import RunFiles, RunResult, read_result
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_directory import SCOUT, RunDirectory
 from distbranch.engine.run_log import DrawDecision, Report, RunLog
 from distbranch.engine.run_start import without_moved_data
 from distbranch.engine.scout import decide_on_tree, report_as_scout
@@ -250,6 +250,10 @@ def find_thin_baselines(result: RunResult) -> list[dict[str, Any]]:
     if own.method.keeps_thin:
         return []
     baselines = []
+    # First the scout that the run trained, which is thin too; its length may be another one.
+    scout = read_result(RunDirectory(result.directory).scout)
+    if scout is not None:
+        baselines.append(scout.summary | {"name": f"{result.directory.name}/{SCOUT}"})
     for file in sorted(result.directory.parent.glob("*/result.json")):
         try:
             other, finished = load_config(file.parent / "config.yaml"), read_result(file.parent)
