@@ -97,6 +97,14 @@ def describe_run(run: Run) -> tuple[str, str]:
     return title, text
 
 
+def name_decision(decision: Mapping[str, Any]) -> tuple[str, str]:
+    """When a decision was taken, and the layer, or the layers, that it is about."""
+    layer = decision["layer_name"]
+    if "layers" in decision:  # one for a block of layers, before the first step
+        return "By the scout", f"{layer} and above"
+    return f"Round {decision['round']}", layer
+
+
 def list_top_groups(layers: Sequence[LayerBranches]) -> Branches:
     """The branches of the top layer in an order in which no two edges of the tree cross.
 

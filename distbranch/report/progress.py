@@ -120,7 +120,7 @@ class ProgressDisplay:
         elif kind == "progress":
             pace = f"{event['samples_per_second']:.0f} images/s"
             self._update_bar(
-                f"{self._who}training",
+                "training",
                 event["iteration"],
                 event["iterations"],
                 pace,
@@ -198,7 +198,9 @@ class ProgressDisplay:
         detail: str = "",
     ) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total, pace=pace, detail=detail)
+            self._tasks[what] = self._bar.add_task(
+                self._who + what, total=total, pace=pace, detail=detail
+            )
         self._bar.update(self._tasks[what], completed=done, pace=pace, detail=detail)
         # a file is read later: a line per step would fill it
         if not self._live and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:

@@ -31,6 +31,9 @@ from distbranch.errors import UsageError, UserError
 from distbranch.launch.dry_run import plan_run
 from distbranch.launch.scaling import Link
 from distbranch.models.architecture import Architecture
+from distbranch.report.console import describe_scout
+from distbranch.report.page import render_run
+from distbranch.report.run_files import read_run
 from distbranch.tasks import Task
 
 
@@ -207,6 +210,19 @@ def test_a_permuted_run_has_the_decided_tree_with_other_tasks(
     lines = [lines_of(run / "decisions.jsonl")[0] for run in (anew(1), tmp_path / "tiny")]
     assert lines[0]["groups"] == lines[1]["groups"]
     assert [line["permutation"] for line in lines] == [None, 5]
+
+
+def test_the_page_of_a_run_and_its_last_lines_show_both_costs(
+    anew: Callable[[int], Path],
+) -> None:
+    page = render_run(read_run(anew(1)), {})
+    scout = json.loads((anew(1) / "result.json").read_text())["scout"]
+    assert f"<b>{scout['cost_in_all']:.2f} times</b>" in page
+    assert "multiply-adds per image of the scout, in 8 iterations" in page
+    assert "conv4_1 and above" in page
+    last = describe_scout(scout)
+    assert last.startswith("scout: 8 steps at ")
+    assert f"{scout['cost_in_all']:.2f} times" in last
 
 
 # ---- what is decided
