@@ -71,7 +71,8 @@ class RunDirectory:
             fingerprint = _read_record(file).get("data")
             if fingerprint is not None:
                 return str(fingerprint)
-        return None
+        # A run whose scout is being trained has written nothing of its own yet.
+        return RunDirectory(self.scout).data if self.scout.is_dir() else None
 
     @property
     def precision(self) -> str:

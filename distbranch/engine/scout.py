@@ -32,7 +32,7 @@ from distbranch.engine.run_directory import (
     write_atomically,
 )
 from distbranch.engine.run_log import Event, Report
-from distbranch.engine.run_start import write_config
+from distbranch.engine.run_start import begins_anew, write_config
 from distbranch.errors import UserError
 from distbranch.losses import choose_losses
 from distbranch.models.architecture import Architecture
@@ -133,8 +133,9 @@ def check_scout(config: Config, info: DatasetInfo) -> None:
     """
     thin = first_architecture(config, info)
     list_lowest_layers(config, thin)
-    # A run that has begun to train its tree needs the scout no more, wherever that is now.
-    if config.method.scout is not None and not RunDirectory(config.run_directory).holds_training:
+    # A run whose tree is decided needs the scout no more, wherever that is now.
+    decision = read_first_decision(RunDirectory(config.run_directory))
+    if config.method.scout is not None and (decision is None or begins_anew(config)):
         _load_scout(config, info)
 
 
