@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,18 +125,24 @@ def test_the_tree_is_trained_to_the_bits_of_a_fixed_run_of_the_decided_groups_af
         assert content == expected
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+# In the scout, as it ends, between scout and decision, in the decision, as it is written, and twice in the tree.
+KILLS = (
+    *(("step", 7), ("end", 1), ("measurement", 1), ("matrices", 1), ("decision", 1)),
+    *(("step", 2), ("step", 9)),
+)
+
+
+@pytest.mark.parametrize(("world_size", "kills"), [(1, KILLS), (2, KILLS[::3])])
 def test_a_run_killed_in_every_part_ends_with_the_same_bits(
     world_size: int,
+    kills: Sequence[tuple[str, int]],
     anew: Callable[[int], Path],
     tiny_data: Path,
     ranks: RankServer,
     tmp_path: Path,
 ) -> None:
     config = anew_config(tiny_data, tmp_path, **{"launch.workers": world_size})
-    # In the scout, as it ends, between scout and decision, in the decision, as it is written, and twice in the tree.
-    kills = [("step", 7), ("end", 1), ("measurement", 1), ("matrices", 1), ("decision", 1)]
-    for during, occurrence in [*kills, ("step", 2), ("step", 9)]:
+    for during, occurrence in kills:
         ended = ranks.run(
             train_and_die,
             world_size=world_size,
