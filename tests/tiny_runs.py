@@ -78,6 +78,19 @@ def config_of(data: Path | str, directory: Path | str, **dotted: Any) -> dict[st
     return values
 
 
+def anew_config(data: Path | str, directory: Path | str, **dotted: Any) -> dict[str, Any]:
+    """The configuration of a tiny run whose tree is decided by a scout; short, for its parts are two."""
+    values: dict[str, Any] = {
+        "train.iterations": 12,
+        "train.evaluate_every": 0,
+        "optim.warmup": 3,
+        "method": {"begin": "anew", "affinity": "importance", "unit_cost": 1e-5, "max_branches": 3},
+        "method.split_from": "conv4_1",
+        "method.scout_iterations": 8,
+    }
+    return config_of(data, directory, **(values | dotted))
+
+
 def lines_of(file: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """The lines of a .jsonl file; none if there is no file."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -99,11 +99,7 @@ def choose_groups(
             f"The affinity of branches must be a square matrix [c, c], found shape {list(affinity.shape)}."
         )
     limit = count if max_groups is None else max(1, min(max_groups, count))
-    tries_all = count <= MOST_BRANCHES
-    groupings: Iterable[tuple[int, Groups]] = cluster_branches(affinity, limit, seed=seed)
-    if tries_all:
-        groupings = find_best_partitions(affinity, limit).items()
-
+    tries_all = tries_all_partitions(affinity)
     if price is None:
         price = unit_cost * 2**pools_above
     # The spread of a group is at least that of its members alone, so no grouping costs less.
@@ -111,7 +107,7 @@ def choose_groups(
     costs: dict[int, float] = {}
     separation: dict[int, float] = {}
     found: dict[int, Groups] = {}
-    for d, groups in groupings:
+    for d, groups in list_groupings(affinity, limit, seed=seed):
         complexity = (d - 1) * price
         # From here on complexity alone costs more than the best so far, whatever the grouping.
         bound = complexity + alpha * least_separation
@@ -132,6 +128,20 @@ def choose_groups(
     separation[chosen] = separation_cost(affinity, groups)
     costs[chosen] = (chosen - 1) * price + alpha * separation[chosen]
     return Decision(groups, costs, separation, WITH_MOVES, num_moves)
+
+
+def tries_all_partitions(branch_affinity: Matrix) -> bool:
+    """Whether the branches are so few that every partition of them is tried."""
+    return len(branch_affinity) <= MOST_BRANCHES
+
+
+def list_groupings(
+    branch_affinity: Matrix, max_groups: int, *, seed: int
+) -> Iterable[tuple[int, Groups]]:
+    """For every d from 1 to `max_groups` a grouping into d groups with a low separation cost: the least one of few branches."""
+    if tries_all_partitions(branch_affinity):
+        return find_best_partitions(branch_affinity, max_groups).items()
+    return cluster_branches(branch_affinity, max_groups, seed=seed)
 
 
 # ---- all partitions of a few branches

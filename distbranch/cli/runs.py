@@ -153,7 +153,7 @@ def doctor(
 def _show_result(result: "RunResult") -> None:
     from distbranch.config import load_config
     from distbranch.engine.session import find_thin_baselines
-    from distbranch.report.console import make_dataset_table, make_result_table
+    from distbranch.report.console import describe_scout, make_dataset_table, make_result_table
 
     print_plain(f"\n{result.tree.text(result.summary['tasks'])}\n")
     split = "test" if "test" in result.metrics else "val"
@@ -163,6 +163,8 @@ def _show_result(result: "RunResult") -> None:
         console.print(make_result_table({one["name"]: [one] for one in shown}, split=split))
         if "datasets" in result.metrics[split]:
             console.print(make_dataset_table(result.metrics[split], split=split))
+    if scout := result.summary.get("scout"):
+        print_plain(describe_scout(scout))
     # Of a run at a URL this machine holds a copy, and others look for it at the URL.
     place = load_config(result.directory / "config.yaml").run_url or result.directory
     print_plain(f"run directory: {place}")

@@ -28,8 +28,12 @@ KEYS_OF_DECISIONS = (
     "max_branches",
     "when_no_split",
 )
+# Those of them that weigh what branches cost against what they separate.
+KEYS_OF_PRICES = ("alpha", "price", "unit_cost")
 # Those that say when decisions are taken, and what the sums are that they are taken from.
 KEYS_OF_ROUNDS = ("decay", "round_iterations", "first_decision")
+# Those of a tree that is decided by a scout, before the first step of the network that is trained with it.
+KEYS_OF_SCOUTS = ("scout", "scout_iterations", "split_from", "budget")
 # Those of a search for a policy; a run that trains with one found elsewhere reads none of them.
 KEYS_OF_SEARCHES = (
     "warmup_iterations",
@@ -181,6 +185,21 @@ def describe_widths(widths: Iterable[int]) -> str:
     return ", ".join(f"{count} x {width}" for count, width in runs)
 
 
+class BudgetConfig(Section):
+    """What the tree of `method.begin: anew` may cost at most, all its branches and heads counted."""
+
+    weights: Count | None = None
+    """Weights, with batch norm folded and biases not counted."""
+    multiply_adds: Count | None = None
+    """Multiply-adds of one image."""
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.weights is None and self.multiply_adds is None:
+            raise ValueError("budget should have a number for `weights`, `multiply_adds` or both")
+        return self
+
+
 class MethodConfig(Section):
     """How tasks come to share layers (design: branching, sections 3 to 6)."""
 
@@ -193,7 +212,20 @@ class MethodConfig(Section):
     """With `fixed`: the tree, that of a run directory, a tree.json, or groups of tasks by unit of the backbone (one not named has
     those of the nearest named one above, else of the highest; below the lowest all tasks share)."""
     permutation: CountOrZero | None = None
-    """Seed of a random order of the tasks in the tree of `groups`: a control."""
+    """Seed of a random order of the tasks in the tree of `groups`, or in that of `begin: anew`: a control."""
+    begin: Literal["grown", "anew"] = "grown"
+    """With `branching`: the tree grows while the network trains, or it is decided once by a scout, a thin network that was trained
+    to its end, and trained from fresh weights: one grouping for all layers from one of them to the top."""
+    scout: Place | None = Field(None, json_schema_extra={"range": "PATH"})
+    """With `anew`: the run directory of a finished thin run of the same units and tasks that is the scout; if empty one is trained."""
+    scout_iterations: Count | None = None
+    """With `anew`: optimiser steps of the scout, on a schedule of its own in proportion; `train.iterations` if empty."""
+    split_from: str | None = Field(None, json_schema_extra={"range": "UNIT"})
+    """With `anew`: the lowest unit that gets branches; if empty the cheapest of all from the second on (Eq. 9 and 11)."""
+    budget: BudgetConfig | None = Field(
+        None, json_schema_extra={"range": "{weights: N, multiply_adds: N}"}
+    )
+    """With `anew`: what the tree may cost at most; it takes the place of the price of branches."""
     branches: Literal["copies", "delta"] = "copies"
     """What branches of a layer are: copies of it, or differences of low rank between weights that they share."""
     # Of the measured networks; a convolution of 16 channels has rank 16.
@@ -259,9 +291,9 @@ class MethodConfig(Section):
             raise ValueError(
                 f"groups give a tree that is kept: use method.name=fixed with them, found {self.name}"
             )
-        if self.permutation is not None and self.groups is None:
+        if self.permutation is not None and self.groups is None and self.begin != "anew":
             raise ValueError(
-                "permutation permutes the tasks of a given tree: give method.groups with it"
+                "permutation permutes the tasks of a given tree: give method.groups with it, or method.begin=anew"
             )
         if self.branches == "delta" and not (self.name == "branching" or self.groups is not None):
             raise ValueError(
@@ -287,6 +319,41 @@ class MethodConfig(Section):
                 "method.init=somp, or leave method.pretrained out; a ResNet or a model of timm begins from model.pretrained"
             )
         return self
+
+    @model_validator(mode="after")
+    def _has_a_scout_where_one_is_read(self) -> Self:
+        if self.begin == "grown":
+            given = [key for key in KEYS_OF_SCOUTS if getattr(self, key) is not None]
+            if given:
+                raise ValueError(
+                    f"{' and '.join(given)} would be ignored, for a scout decides only with method.begin=anew: add that, or leave "
+                    "them out"
+                )
+            return self
+        if self.name != "branching":
+            raise ValueError(
+                f"begin=anew decides on a tree: use method.name=branching with it, found {self.name}"
+            )
+        if self.decision != "cost":
+            raise ValueError(
+                f"begin=anew groups tasks once for a block of layers, by their cost: leave out method.decision, found {self.decision}"
+            )
+        if self.scout is not None and self.scout_iterations is not None:
+            raise ValueError(
+                f"scout_iterations is the length of a scout that is trained, and scout={self.scout} is one already: leave one of them "
+                "out"
+            )
+        return self
+
+    @property
+    def grows(self) -> bool:
+        """Whether the tree grows while the network trains."""
+        return self.name == "branching" and self.begin == "grown"
+
+    @property
+    def has_scout(self) -> bool:
+        """Whether a scout decides on the tree before the first step."""
+        return self.begin == "anew"
 
     @property
     def begins_from_pretrained(self) -> bool:
@@ -360,13 +427,17 @@ def keys_without_effect(config: "Config") -> frozenset[str]:
     The one place that says what a method reads: a run whose configuration differs in nothing else is the same run.
     """
     found = set[str]()
-    if not config.decides:
+    if config.method.has_scout:
+        found |= {f"method.{key}" for key in (*KEYS_OF_ROUNDS, "when_no_split")}
+        if config.method.budget is not None:  # which is the price
+            found |= {f"method.{key}" for key in KEYS_OF_PRICES}
+    elif not config.decides:
         found |= {f"method.{key}" for key in (*KEYS_OF_DECISIONS, *KEYS_OF_ROUNDS)}
     if not config.widens:
         found |= {"method.birth", "optim.when_widened"}
     if not config.inherits_memory:
         found.add("optim.inherited_steps")
-    if not config.decides and config.method.groups is None:
+    if not (config.decides or config.method.has_scout or config.method.groups is not None):
         found.add("method.branches")
     if config.method.branches == "copies" or "method.branches" in found:
         found.add("method.delta_rank")

@@ -12,6 +12,9 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from distbranch.config.names import Optimiser, check_name, describe_names
 from distbranch.config.network import (
+    KEYS_OF_DECISIONS,
+    KEYS_OF_PRICES,
+    KEYS_OF_ROUNDS,
     AdaShareConfig,
     Count,
     CountOrZero,
@@ -21,6 +24,7 @@ from distbranch.config.network import (
     Positive,
     PositiveOrZero,
     Section,
+    keys_without_effect,
 )
 from distbranch.config.paths import copy_of, expand_places, is_remote, join_url
 from distbranch.errors import UserError
@@ -378,6 +382,7 @@ class Config(Section):
             "model.pretrained": self.model.pretrained_file,
             "method.pretrained": self.method.pretrained,
             "method.groups": self.method.groups,
+            "method.scout": self.method.scout,
             "adashare.policy": self.adashare.policy,
         }
         # Groups written out in the configuration are no path.
@@ -390,10 +395,8 @@ class Config(Section):
 
     @property
     def decides(self) -> bool:
-        """Whether the run takes any decision: one is taken only if steps come after it."""
-        return (
-            self.method.name == "branching" and self.method.steps_to_first < self.train.iterations
-        )
+        """Whether the run takes any decision while it trains: one is taken only if steps come after it."""
+        return self.method.grows and self.method.steps_to_first < self.train.iterations
 
     @property
     def widens(self) -> bool:
@@ -417,13 +420,14 @@ class Config(Section):
             told.append(
                 f"optim.warmup={self.optim.warmup} is longer than train.iterations={iterations}: optim.lr is never reached."
             )
-        if method.name == "branching" and not self.decides:
+        if method.grows and not self.decides:
             told.append(
                 f"The first decision would come after {method.steps_to_first} steps, and train.iterations={iterations}: the network "
                 "never branches. Lower method.first_decision or method.round_iterations."
             )
         has_room = self.model.is_of_timm or not self.model.is_full_size
-        if self.decides and method.max_branches == "auto" and not has_room:
+        decides = self.decides or method.has_scout
+        if decides and method.max_branches == "auto" and not has_room:
             told.append(
                 "method.max_branches=auto leaves a network of full width no room for a second branch: it never branches. Give a "
                 "number, or empty it (method.max_branches=) for no cap."
@@ -451,7 +455,23 @@ class Config(Section):
             told.append(
                 f"method.pretrained_channels={method.pretrained_channels} is that of a file in method.pretrained, which is empty."
             )
+        if method.has_scout:
+            told += self._list_unread_of_scouts()
         return tuple(told)
+
+    def _list_unread_of_scouts(self) -> list[str]:
+        """A sentence for every setting of a method that decides by a scout and does not read it."""
+        told = []
+        unread = keys_without_effect(self)
+        for name in (*KEYS_OF_ROUNDS, *KEYS_OF_DECISIONS):
+            value = getattr(self.method, name)
+            if f"method.{name}" not in unread or value == MethodConfig.model_fields[name].default:
+                continue
+            reason = "with method.begin=anew a finished scout decides, once"
+            if name in KEYS_OF_PRICES:
+                reason = "what a tree may cost is given by method.budget"
+            told.append(f"method.{name}={value} has no effect: {reason}.")
+        return told
 
     @property
     def run_directory(self) -> Path:

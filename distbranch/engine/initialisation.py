@@ -15,7 +15,7 @@ from distbranch.branching.tree import Tree, build_independent_tree, build_tree_o
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import load_model
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_directory import RunDirectory, read_first_decision
 from distbranch.engine.run_start import begins_anew
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
@@ -51,6 +51,8 @@ def begin_network(net: TrainedNetwork, config: Config, info: DatasetInfo) -> Non
 def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     """The network that a run begins with: thin, of a tree or a policy that is given, with a branch per task, or low-rank.
 
+    Where a scout decides on the tree it is thin until that is done.
+
     Raises:
         UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set; or tasks should
             skip units of a backbone in which none can be skipped.
@@ -80,6 +82,8 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     if method.groups is not None:
         tree = read_given_tree(config, thin)  # also if it is taken later: a wrong one is told here
         return thin if method.widen_at else thin.with_tree(tree)
+    if method.has_scout:
+        return thin.with_tree(_decided_tree(config, thin))
     return thin.factorised() if method.name == "low-rank" else thin
 
 
@@ -134,9 +138,28 @@ def read_given_tree(config: Config, thin: Architecture) -> Tree:
         tree = build_tree_of_groups(thin.tree.layers, names, groups)
     except ValueError as error:
         raise UserError(f"{source} is no tree for this network and these tasks: {error}.") from None
+    return _permute_tasks(tree, config)
+
+
+def _decided_tree(config: Config, thin: Architecture) -> Tree:
+    """The tree that a scout has decided on; that without branches before it has."""
+    files = RunDirectory(config.run_directory)
+    advice = "Remove it and run the same command again: the scout decides the same again."
+    with explain_damage(f"{files.decisions} is damaged", advice):
+        decision = None if begins_anew(config) else read_first_decision(files)
+        if decision is None:
+            return thin.tree
+        names = [task.name for task in thin.tasks]
+        groups = {decision["layer_name"]: decision["tasks"]}
+        tree = build_tree_of_groups(thin.tree.layers, names, groups)
+    return _permute_tasks(tree, config)
+
+
+def _permute_tasks(tree: Tree, config: Config) -> Tree:
+    """The tree with its tasks in the order of `method.permutation`, if that is given."""
     if config.method.permutation is None:
         return tree
-    return tree.permuted(order_by_number(config.method.permutation, len(names)))
+    return tree.permuted(order_by_number(config.method.permutation, tree.num_tasks))
 
 
 def order_by_number(number: int, num_tasks: int) -> list[int]:
@@ -150,7 +173,7 @@ def _read_groups(path: Path, thin: Architecture) -> dict[str, list[list[str]]]:
             f"method.groups={path} does not exist. Give the directory of a finished run, or its tree.json."
         )
     if path.is_dir():
-        path = _get_finished_run(path, "method.groups").tree
+        path = get_finished_run(path, "method.groups").tree
     with explain_damage(
         f"{path} holds no tree", "Give the directory of a finished run, or its tree.json."
     ):
@@ -173,7 +196,7 @@ def _given_policy(config: Config, searched: Architecture) -> Policy:
     if files.policy.exists() and not begins_anew(config):
         number = None
     else:
-        files = _get_finished_run(Path(config.adashare.policy), "adashare.policy")
+        files = get_finished_run(Path(config.adashare.policy), "adashare.policy")
     with explain_damage(
         f"{files.policy} holds no policy",
         "Give the directory of a finished search in adashare.policy.",
@@ -193,8 +216,12 @@ def _given_policy(config: Config, searched: Architecture) -> Policy:
     return tuple(tuple(map(bool, row)) for row in executes)
 
 
-def _get_finished_run(path: Path, key: str) -> RunDirectory:
-    """The run directory that a key of the configuration names."""
+def get_finished_run(path: Path, key: str) -> RunDirectory:
+    """The run directory that a key of the configuration names.
+
+    Raises:
+        UserError: it holds no result.
+    """
     files = RunDirectory(path)
     if not files.result.exists():
         raise UserError(
@@ -231,7 +258,7 @@ def pretrained_network(config: Config) -> WideNetwork:
         raise UserError(f"method.pretrained={path} does not exist. {HOW_TO_GET}")
     if not path.is_dir():
         return read_weights(path, bgr=config.method.pretrained_channels == "bgr")
-    _get_finished_run(path, "method.pretrained")
+    get_finished_run(path, "method.pretrained")
     network, preprocessing = load_model(path)
     # First filters are made for pixels of one scale.
     for key in ("mean", "std"):

@@ -28,7 +28,7 @@ from pyarrow import fs as arrow
 from distbranch.config import Config
 from distbranch.config.paths import copy_of
 from distbranch.engine.checkpoint import MANIFEST, STATE
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_directory import SCOUT, RunDirectory
 from distbranch.errors import UserError
 
 # A store that hangs is told of within seconds before a run, and within a minute in the middle of it.
@@ -121,7 +121,7 @@ class RemoteRun:
                     name
                 ):  # of a run that was begun anew there the old result would be shown
                     (self.copy / name).unlink(missing_ok=True)
-            for folder in self.copy.glob("checkpoints/*"):
+            for folder in self.copy.glob("**/checkpoints/*"):
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
             local = self._list_copy()
@@ -321,7 +321,8 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_of_checkpoint(name: str) -> bool:
-    return name.startswith("checkpoints/")
+    """Whether it is a file of a checkpoint, of the run or of its scout."""
+    return name.removeprefix(f"{SCOUT}/").startswith("checkpoints/")
 
 
 def _is_of_run(name: str) -> bool:
@@ -332,7 +333,7 @@ def _is_of_run(name: str) -> bool:
 
 def _get_upload_order(name: str) -> int:
     """Lines before the checkpoint that counts on them, its manifest after its tensors, and the result when all else is there."""
-    if name == "result.json":
+    if PurePosixPath(name).name == "result.json":
         return 3
     if name.endswith(f"/{MANIFEST}"):
         return 2
@@ -343,9 +344,9 @@ def _is_read(name: str, remote: Stamps) -> bool:
     """Whether a reader needs a file: of checkpoints all that says what they are, and the newest one's tensors if it is the model."""
     if not _is_of_checkpoint(name) or PurePosixPath(name).name in (MANIFEST, STATE):
         return True
-    return "model/model.json" not in remote and PurePosixPath(name).parent.name in _find_newest(
-        remote
-    )
+    if "model/model.json" in remote or name.startswith(f"{SCOUT}/"):
+        return False
+    return PurePosixPath(name).parent.name in _find_newest(remote)
 
 
 def _list_checkpoint_folders(names: Iterable[str]) -> set[str]:
@@ -354,7 +355,10 @@ def _list_checkpoint_folders(names: Iterable[str]) -> set[str]:
 
 def _find_newest(names: Iterable[str]) -> str:
     """The newest checkpoint with a manifest, for people; empty if there is none."""
-    whole = [PurePosixPath(name).parent.name for name in names if name.endswith(f"/{MANIFEST}")]
+    manifests = [name for name in names if name.endswith(f"/{MANIFEST}")]
+    # Those of a scout count as long as the run has none of its own.
+    own = [name for name in manifests if not name.startswith(f"{SCOUT}/")]
+    whole = [PurePosixPath(name).parent.name for name in own or manifests]
     return f" (the newest checkpoint there is {max(whole)})" if whole else ""
 
 

@@ -16,7 +16,7 @@ from distbranch.config import Config
 from distbranch.engine.artifact import save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
 from distbranch.engine.remote_run import RemoteRun
-from distbranch.engine.run_directory import RunDirectory, write_json
+from distbranch.engine.run_directory import RunDirectory, read_first_decision, write_json
 from distbranch.engine.run_start import (
     check_run,
     hash_pretrained,
@@ -41,12 +41,17 @@ class RunResult:
 
 
 class RunFiles:
-    """The run directory as a run fills it, and the copy of it at a URL, if there is one. Only rank 0 calls the methods."""
+    """The run directory as a run fills it, and the copy of it at a URL, if there is one. Only rank 0 calls the methods.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        config: of the run.
+        remote_run: that of the run in whose directory this one's is, as that of a scout is; else its own.
+    """
+
+    def __init__(self, config: Config, remote_run: RemoteRun | None = None) -> None:
         self.config = config
         self.directory = RunDirectory(config.run_directory)
-        self.remote_run = RemoteRun.from_config(config)
+        self.remote_run = remote_run or RemoteRun.from_config(config)
 
     def load_newest(self) -> Checkpoint | None:
         """The checkpoint that the run resumes from; None at its beginning.
@@ -54,13 +59,22 @@ class RunFiles:
         Raises:
             UserError: all checkpoints are damaged, or the directory is that of another run.
         """
+        self.take_over()
+        return load_newest(self.directory.checkpoints)
+
+    def take_over(self) -> None:
+        """Make the directory what is at the URL, and this process the one that trains the run.
+
+        Raises:
+            UserError: the directory is that of another run.
+        """
         self.remote_run.download()
+        self.directory.path.mkdir(parents=True, exist_ok=True)
         if (
             self.directory.config.exists()
         ):  # at a URL another run may have begun since the driver looked
             check_run(self.config)
         self.remote_run.publish_owner()  # after the check: a mistaken start takes nothing from whoever trains
-        return load_newest(self.directory.checkpoints)
 
     def write_beginning(self, state: TrainingState) -> None:
         """Make the directory that of the state: what a killed run wrote after its last checkpoint is cut off."""
@@ -129,6 +143,13 @@ class RunFiles:
             summary["folded_weights"] = architecture.folded.cost().weights
         if config.model.widths is not None:  # a key that only such runs have
             summary["widths"] = config.model.widths
+        decision = read_first_decision(self.directory)
+        if config.method.has_scout and decision is not None:
+            scout = decision["scout"]
+            own_cost = config.train.iterations * config.train.batch_size * cost.multiply_adds
+            its_cost = scout["steps"] * scout["batch_size"] * scout["multiply_adds"]
+            # Of training both, as a multiple of training the tree alone.
+            summary["scout"] = scout | {"cost_in_all": (own_cost + its_cost) / own_cost}
         # The result comes last, for with it the run counts as finished.
         self.write_sharing(state)
         save_model(self.directory.model, state.net.network.as_served(), state.preprocessing)

@@ -169,7 +169,7 @@ def _describe_decision(of: Round, decision: Decision) -> dict[str, Any]:
         "layer_name": layers[of.layer - 1],
         "num_groups": decision.num_groups,
         "groups": [list(group) for group in decision.groups],
-        "tasks": [_name_tasks(of.architecture, of.above, group) for group in decision.groups],
+        "tasks": [name_tasks(of.architecture, of.above, group) for group in decision.groups],
         "costs": {str(number): cost for number, cost in decision.costs.items()},
         "separation": {str(number): cost for number, cost in decision.separation.items()},
         "search": decision.search,
@@ -178,7 +178,7 @@ def _describe_decision(of: Round, decision: Decision) -> dict[str, Any]:
         "pools_above": of.architecture.specs[of.layer - 1].halvings_above,
         "unit_cost": method.unit_cost,
         "price": of.price,
-        "priced_by": _choose_price(method, of.architecture),
+        "priced_by": choose_price(method, of.architecture),
         "max_groups": of.max_groups,
         "affinity_kind": method.affinity,
         "decided_by": method.decision,
@@ -215,20 +215,20 @@ def _choose(of: Round) -> Decision:
 def price_branch(method: MethodConfig, architecture: Architecture, layer: int) -> float:
     """What one more branch of a layer (from 1) costs (Eq. 9): by the halvings above it, or by its share of all multiply-adds."""
     spec = architecture.specs[layer - 1]
-    if _choose_price(method, architecture) == "pools":
+    if choose_price(method, architecture) == "pools":
         return float(method.unit_cost * 2**spec.halvings_above)
     costs = [unit.body.multiply_adds + unit.shortcut.multiply_adds for unit in architecture.specs]
     return price_by_multiply_adds(costs[layer - 1] / sum(costs), method.unit_cost)
 
 
-def _choose_price(method: MethodConfig, architecture: Architecture) -> str:
+def choose_price(method: MethodConfig, architecture: Architecture) -> str:
     """Where hardly anything halves, as in many a timm model, pools would price all units alike."""
     if method.price is not None:
         return method.price
     return "multiply-adds" if architecture.backbone.is_of_timm else "pools"
 
 
-def _name_tasks(
+def name_tasks(
     architecture: Architecture, above: Sequence[Sequence[int]], group: Sequence[int]
 ) -> list[str]:
     """The tasks of a group of the branches `above`, in their order."""

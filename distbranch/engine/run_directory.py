@@ -15,6 +15,8 @@ from typing import Any
 from distbranch.errors import UserError, reason_of
 from distbranch.locks import LockHeldError, hold_lock
 
+SCOUT = "scout"
+
 
 class RunInUseError(UserError):
     """Another process is training the run."""
@@ -44,12 +46,15 @@ class RunDirectory:
         self.job = path / "job.json"  # who trains it, if a job does
         self.family = path / "family.json"
         self.relatives = path / "relatives"
+        self.scout = path / SCOUT  # the run that decided on the tree, if it was trained for that
 
     @property
     def holds_training(self) -> bool:
-        """Whether any step is on record; a start that was refused leaves a directory without."""
+        """Whether any step is on record, of the run or of its scout; a start that was refused leaves a directory without."""
         written = self.metrics.exists() and self.metrics.stat().st_size > 0
-        return written or self.result.exists() or any(self.checkpoints.glob("*"))
+        if written or self.result.exists() or any(self.checkpoints.glob("*")):
+            return True
+        return self.scout.is_dir() and RunDirectory(self.scout).holds_training
 
     @property
     def is_dispensable(self) -> bool:
@@ -66,7 +71,8 @@ class RunDirectory:
             fingerprint = _read_record(file).get("data")
             if fingerprint is not None:
                 return str(fingerprint)
-        return None
+        # A run whose scout is being trained has written nothing of its own yet.
+        return RunDirectory(self.scout).data if self.scout.is_dir() else None
 
     @property
     def precision(self) -> str:
@@ -168,6 +174,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             lines.append(json.loads(text))
     return lines
+
+
+def read_first_decision(directory: RunDirectory) -> dict[str, Any] | None:
+    """The first line of decisions.jsonl; of a run with a scout it is the only one, and written in one step."""
+    return next(iter(read_lines(directory.decisions)), None)
 
 
 def _filter_lines(path: Path, keep_line: Callable[[dict[str, Any]], bool]) -> None:

@@ -54,6 +54,7 @@ def begin_run(config: Config) -> None:
                 if files.is_dispensable:
                     files.tree.unlink(missing_ok=True)
                     files.policy.unlink(missing_ok=True)
+                    files.decisions.unlink(missing_ok=True)
                     write_config(files, config)
         check_run(config)
         files.path.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,10 @@ from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_nam
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import choose_rounding, join_ranks
 from distbranch.engine.results import RunFiles, RunResult, read_result
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_directory import SCOUT, RunDirectory
 from distbranch.engine.run_log import DrawDecision, Report, RunLog
 from distbranch.engine.run_start import without_moved_data
+from distbranch.engine.scout import decide_on_tree, report_as_scout
 from distbranch.engine.trainer import Trainer
 from distbranch.engine.training_state import AFFINITY, TrainingState
 from distbranch.errors import UserError
@@ -72,9 +73,16 @@ def train_rank(
         publish_rank_name(ranks)
         try:
             info = _read_data_everywhere(config, ranks)
-            trainer = build_trainer(
-                config, ranks, info, report=report, draw=draw, should_stop=should_stop
+            build = partial(
+                build_trainer, ranks=ranks, info=info, draw=draw, should_stop=should_stop
             )
+            if config.method.has_scout:
+
+                def train_scout(scout: Config, files: RunFiles) -> None:
+                    build(scout, report=partial(report_as_scout, report), files=files).run()
+
+                decide_on_tree(config, ranks, info, report=report, train_scout=train_scout)
+            trainer = build(config, report=report)
             summary = trainer.run()
             return RunResult(
                 summary["metrics"], trainer.state.architecture.tree, config.run_directory, summary
@@ -106,10 +114,11 @@ def build_trainer(
     report: Report,
     draw: DrawDecision | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    files: RunFiles | None = None,
 ) -> Trainer:
     """All that a training run is made of, in the order in which it depends on each other; arguments as for `train_rank`."""
     # The state first: all else begins where a checkpoint left off.
-    files = RunFiles(config)
+    files = files or RunFiles(config)
     state = _build_state(config, ranks, info, files)
     iteration = state.progress.iteration
 
@@ -244,6 +253,10 @@ def find_thin_baselines(result: RunResult) -> list[dict[str, Any]]:
     if own.method.keeps_thin:
         return []
     baselines = []
+    # First the scout that the run trained, which is thin too; its length may be another one.
+    scout = read_result(RunDirectory(result.directory).scout)
+    if scout is not None:
+        baselines.append(scout.summary | {"name": f"{result.directory.name}/{SCOUT}"})
     for file in sorted(result.directory.parent.glob("*/result.json")):
         try:
             other, finished = load_config(file.parent / "config.yaml"), read_result(file.parent)

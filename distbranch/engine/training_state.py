@@ -73,7 +73,7 @@ class TrainingState:
             config.data.decoder, size, config.data.mean, config.data.std, info.bits
         )
         self.search = search
-        self.progress = Progress(growing=config.method.name == "branching")
+        self.progress = Progress(growing=config.method.grows)
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
         self.window = StepWindow(len(info.tasks), ranks.device)
         self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=self.is_final)

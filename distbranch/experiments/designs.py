@@ -46,9 +46,10 @@ def check_grows(file: Path, config: Config) -> None:
         UsageError: the method takes none, or the run ends before.
     """
     method = config.method
-    if method.name != "branching":
+    if not method.grows:
         raise UsageError(
-            f"{file} should be of a network that grows, method.name=branching, found {method.name}."
+            f"{file} should be of a network that grows, method.name=branching with method.begin=grown, found method.name={method.name} "
+            f"with method.begin={method.begin}."
         )
     if not config.decides:
         raise UsageError(

@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from distbranch.branching.decision import choose_groups
 from distbranch.branching.tree import Tree
 from distbranch.config import load_config
+from distbranch.config.network import KEYS_OF_SCOUTS
 from distbranch.config.sweep import Setting
 from distbranch.data.mixture import read_data
 from distbranch.engine.initialisation import order_by_number
@@ -126,6 +127,8 @@ def make_permutations(run: Path, permutations: int, split: str) -> Variants:
         "method.init": "random",
         "method.pretrained": None,
         "method.permutation": None,
+        "method.begin": "grown",
+        **{f"method.{key}": None for key in KEYS_OF_SCOUTS},
     }
     # Equal trees under other numbers would be the same network, trained twice and counted twice.
     variants = {LEARNED: given}

@@ -10,6 +10,7 @@ from distbranch.data.sources import parse_options
 from distbranch.engine.initialisation import first_architecture, read_own_tree
 from distbranch.engine.process_group import wants_gpu
 from distbranch.engine.run_start import begins_anew, check_run
+from distbranch.engine.scout import make_scout_config
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import (
     check_data,
@@ -110,6 +111,7 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
             f"{norm_bytes:,} bytes ({norm.group_size} images a group)",
         ),
         ("pair statistics per decision and rank", f"{pair_bytes(num_tasks):,} bytes"),
+        *_describe_scout(config, info, step),
         ("steps", f"{config.train.iterations:,} of {config.train.batch_size} images"),
         ("run directory", config.run_url or str(config.run_directory)),
         ("torch", torch.__version__),
@@ -124,6 +126,26 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share, norm=norm
     )
     return Plan(lines, tuple(scales))
+
+
+def _describe_scout(config: Config, info: DatasetInfo, step: StepTime) -> list[tuple[str, str]]:
+    """Of a run with a scout what that is and costs; `step` is one of the thin network while the scout has not decided."""
+    if not config.method.has_scout:
+        return []
+    if read_own_tree(config) is not None:
+        return [("scout", "has decided on the tree")]
+    told = (
+        f"{config.method.scout}, which decides on the tree first; counted here is the thin network"
+    )
+    if config.method.scout is None:
+        scout = make_scout_config(config)
+        cost = first_architecture(scout, info).cost()
+        told = (
+            f"trained first, {scout.train.iterations:,} steps of {scout.train.batch_size} images at {cost.multiply_adds:,} multiply-adds "
+            f"({describe_duration(estimate_seconds(scout, info, step))} more); it decides on the tree, and counted here is the thin "
+            "network"
+        )
+    return [("scout", told)]
 
 
 def estimate_seconds(config: Config, info: DatasetInfo, step: StepTime) -> float:

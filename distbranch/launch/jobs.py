@@ -133,6 +133,11 @@ def describe_status(run_directory: Path) -> list[tuple[str, str]]:
         answers["finished"] = f"after {config.train.iterations:,} steps"
     else:
         answers["step"] = f"{[0, *steps][-1]:,} of {config.train.iterations:,} (as last logged)"
+    scout = RunDirectory(files.scout)
+    if scout.config.exists():
+        of_scout = [0, *_list_steps(read_lines(scout.metrics), "train")]
+        last = load_config(scout.config).train.iterations
+        answers["scout"] = f"step {of_scout[-1]:,} of {last:,} (as last logged)"
     answers["decisions"] = str(len(read_lines(files.decisions)))
     answers["last checkpoint"] = ["none yet", *saved][-1]
     if resumed:

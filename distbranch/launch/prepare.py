@@ -20,6 +20,7 @@ from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.engine.run_log import Report
 from distbranch.engine.run_start import begin_run
+from distbranch.engine.scout import check_scout
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.processes import look_until
@@ -211,6 +212,8 @@ def check_data(config: Config, info: DatasetInfo) -> None:
         _check_search(config, info, architecture.num_blocks)
     if not RunDirectory(config.run_directory).holds_training:  # else it is not needed any longer
         check_pretrained(config, architecture)
+    if config.method.has_scout:
+        check_scout(config, info)
 
 
 def _warn_absent_kinds(config: Config, info: DatasetInfo) -> None:

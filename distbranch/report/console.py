@@ -278,6 +278,14 @@ def divide_metrics(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [part for part in (shares, others) if part]
 
 
+def describe_scout(scout: Mapping[str, Any]) -> str:
+    """What the scout of a run cost beside the training of the tree that it decided on."""
+    return (
+        f"scout: {scout['steps']:,} steps at {format_size(scout['multiply_adds'])} multiply-adds, {format_size(scout['weights'])} weights "
+        f"({scout['directory']}); scout and tree together took {scout['cost_in_all']:.2f} times the multiply-adds of training the tree"
+    )
+
+
 def make_dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
     """The means of every data set of a joint run, each over its own tasks, and over the tasks of all."""
     parts = {**scores["datasets"], "all": scores}

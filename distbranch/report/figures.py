@@ -30,7 +30,7 @@ from distbranch.report.figure_style import (
     in_style,
     make_figure,
 )
-from distbranch.report.layers import Branches, format_name, group_numbers
+from distbranch.report.layers import Branches, format_name, group_numbers, name_decision
 
 Json = Mapping[str, Any]
 Marks = Sequence[tuple[int, str]]  # an iteration and what happened then
@@ -145,7 +145,7 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
         label="chosen",
         zorder=3,
     )
-    axes.set_title(f"Round {decision['round']}: {decision['layer_name']}, d = {chosen}")
+    axes.set_title(f"{': '.join(name_decision(decision))}, d = {chosen}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     # from zero, as the two parts add up to the total
     axes.set_ylim(bottom=min(0.0, total.min()))
@@ -203,7 +203,8 @@ def draw_throughput(training: Sequence[Json], marks: Marks = ()) -> Figure:
 def list_marks(decisions: Sequence[Json], resumed: Sequence[Json]) -> Marks:
     """When something happened, and what: the layer of a decision and its number of branches, or that the run was resumed."""
     marks = [
-        (line["iteration"], f"{line['layer_name']} → {line['num_groups']}") for line in decisions
+        (line["iteration"], f"{name_decision(line)[1]} → {line['num_groups']}")
+        for line in decisions
     ]
     return marks + [(line["iteration"], "resumed") for line in resumed]
 

@@ -46,7 +46,10 @@ def grow_layers(
     steps = [tuple(shown)]
     for decision in decisions:
         index = decision["layer"] - 1
-        shown[index] = replace(layers[index], branches=tuple(map(tuple, decision["tasks"])))
+        if "layers" in decision:  # all from there to the top, with tasks as they were permuted
+            shown[index:] = layers[index:]
+        else:
+            shown[index] = replace(layers[index], branches=tuple(map(tuple, decision["tasks"])))
         steps.append(tuple(shown))
     return steps
 
@@ -92,6 +95,14 @@ def describe_run(run: Run) -> tuple[str, str]:
         title += f" … {run[-1].name}"
         text += f"\n{len(run)} layers"
     return title, text
+
+
+def name_decision(decision: Mapping[str, Any]) -> tuple[str, str]:
+    """When a decision was taken, and the layer, or the layers, that it is about."""
+    layer = decision["layer_name"]
+    if "layers" in decision:  # one for a block of layers, before the first step
+        return "By the scout", f"{layer} and above"
+    return f"Round {decision['round']}", layer
 
 
 def list_top_groups(layers: Sequence[LayerBranches]) -> Branches:

@@ -42,7 +42,7 @@ from distbranch.report.figure_style import (
     render_in_style,
 )
 from distbranch.report.figures import list_task_metrics, list_tasks_with, measure_bars
-from distbranch.report.layers import format_name, group_numbers, list_top_groups
+from distbranch.report.layers import format_name, group_numbers, list_top_groups, name_decision
 from distbranch.report.pictures import TEXTS, choose_shown_split, list_pictures
 from distbranch.report.run_files import RunFiles, read_run
 
@@ -252,7 +252,7 @@ def _tabulate_decisions(run: RunFiles, numbers: Mapping[str, int]) -> pandas.Dat
             {
                 "round": decision["round"],
                 "iteration": f"{decision['iteration']:,}",
-                "layer": decision["layer_name"],
+                "layer": name_decision(decision)[1],
                 "branches": decision["num_groups"],
                 "price of one more": f"{_find_price(decision):.4f}",
                 "cost": f"{decision['costs'][str(decision['num_groups'])]:.4f}",

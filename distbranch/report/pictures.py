@@ -12,7 +12,7 @@ from distbranch.report.figures import (
     draw_throughput,
     list_marks,
 )
-from distbranch.report.layers import list_top_groups
+from distbranch.report.layers import list_top_groups, name_decision
 from distbranch.report.run_files import Json, RunFiles, find_task_order
 from distbranch.report.sharing_figures import draw_groups, draw_policy, draw_search
 from distbranch.report.tree_figure import draw_growth, draw_tree
@@ -88,7 +88,7 @@ def list_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
         found["groups"] = lambda: draw_groups(run.layers)
     if run.layers and decisions:
         decision = _choose_shown_decision(run)
-        title = f"Round {decision['round']}, iteration {decision['iteration']:,}, decided by {decision['affinity_kind']}"
+        title = f"{name_decision(decision)[0]}, iteration {decision['iteration']:,}, decided by {decision['affinity_kind']}"
         tasks = find_task_order(decisions)
         found["affinity"] = lambda: draw_affinity(
             run.read_affinity(decision), tasks, groups, title=title

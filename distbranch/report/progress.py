@@ -93,6 +93,7 @@ class ProgressDisplay:
         self._tasks: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
         self._shown_groups: list[list[str]] = []
+        self._who = ""  # whose events these are, if not the run's own
 
     def __enter__(self) -> Self:
         self._bar.waits = True
@@ -111,7 +112,11 @@ class ProgressDisplay:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         kind = event["kind"]
-        if kind in COUNTED:
+        if kind == "scout":
+            self._who = "scout: "
+            self(event["event"])
+            self._who = ""
+        elif kind in COUNTED:
             self._update_bar(kind, event["done"], event["total"])
         elif kind == "progress":
             pace = f"{event['samples_per_second']:.0f} images/s"
@@ -145,6 +150,9 @@ class ProgressDisplay:
 
     def _show_decision(self, event: Event) -> None:
         where = f"step {event['iteration']:,}  {event['layer_name']}"
+        if "layers" in event:
+            self._remove_bars()  # the scout is trained
+            where = f"the scout decides from {event['layer_name']} up"
         if event["num_groups"] == 1:
             self._print_line(f"{where}: no split (one branch is cheapest)")
             return
@@ -162,6 +170,7 @@ class ProgressDisplay:
             self._print_line(f"    {text}", "dim")
 
     def _print_line(self, text: str, style: str = "") -> None:
+        text = self._who + text
         if self._live:
             # what follows in the next line stands below its own beginning
             text = textwrap.fill(
@@ -190,7 +199,9 @@ class ProgressDisplay:
         detail: str = "",
     ) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total, pace=pace, detail=detail)
+            self._tasks[what] = self._bar.add_task(
+                self._who + what, total=total, pace=pace, detail=detail
+            )
         self._bar.update(self._tasks[what], completed=done, pace=pace, detail=detail)
         # a file is read later: a line per step would fill it
         if not self._live and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:

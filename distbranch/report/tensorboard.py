@@ -15,7 +15,7 @@ from PIL import Image
 
 from distbranch.report.figure_style import render_in_style
 from distbranch.report.figures import draw_affinity, draw_costs
-from distbranch.report.layers import format_name, grow_layers, list_top_groups
+from distbranch.report.layers import format_name, grow_layers, list_top_groups, name_decision
 from distbranch.report.run_files import find_task_order, read_run
 from distbranch.report.sweep_files import COSTS, FINISHED, SweepFiles
 from distbranch.report.tree_figure import draw_tree
@@ -35,9 +35,7 @@ def log_decision(writer: Any, decision: Mapping[str, Any], run_directory: Path |
     step = decision["iteration"]
     tasks = find_task_order([*earlier, decision])
     pictures = {
-        "decision/tree": draw_tree(
-            layers, title=f"Round {decision['round']}: {decision['layer_name']}"
-        ),
+        "decision/tree": draw_tree(layers, title=": ".join(name_decision(decision))),
         "decision/affinity": draw_affinity(run.read_affinity(decision), tasks, groups),
         "decision/costs": draw_costs([decision]),
     }

@@ -30,6 +30,7 @@ from distbranch.report.layers import (
     format_name,
     grow_layers,
     list_top_groups,
+    name_decision,
     shorten_trunk,
 )
 
@@ -101,7 +102,7 @@ def draw_growth(
 ) -> Figure:
     """The tree before the first decision and after each one, layer by layer (figure 2 of the paper).
 
-    `layers` is the network as the last decision left it; the layer that was decided upon is marked.
+    `layers` is the network as the last decision left it; what was decided upon is marked.
     """
     num_shared = count_trunk(layers)
     steps = [shorten_trunk(step, num_shared) for step in grow_layers(layers, decisions)]
@@ -127,8 +128,11 @@ def draw_growth(
         title = "Before: everything shared"
         if index:
             title = _describe_step(decisions[index - 1])
-            decided = x[max(0, decisions[index - 1]["layer"] - 1 - num_hidden)]
-            axes.add_patch(Rectangle((decided - 0.08, top + 0.28), 0.16, 1.54, facecolor=GRID))
+            first = decisions[index - 1]["layer"] - 1
+            last = first + len(decisions[index - 1].get("layers", [first])) - 1
+            left_edge = x[max(0, first - num_hidden)] - 0.08
+            across = x[max(0, last - num_hidden)] + 0.08 - left_edge
+            axes.add_patch(Rectangle((left_edge, top + 0.28), across, 1.54, facecolor=GRID))
         axes.text(left, top + 0.13, title, fontsize=SMALL, va="center")
         draw_strands(
             axes,
@@ -244,4 +248,5 @@ def _describe_step(decision: Mapping[str, Any]) -> str:
     what = "stays whole"
     if decision["num_groups"] > 1:
         what = f"→ {decision['num_groups']}"
-    return f"Round {decision['round']}, iteration {decision['iteration']:,}: {decision['layer_name']} {what}"
+    when, where = name_decision(decision)
+    return f"{when}, iteration {decision['iteration']:,}: {where} {what}"

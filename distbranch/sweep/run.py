@@ -285,6 +285,7 @@ def _pick_kinds(trials: Trials) -> list[Config]:
             method.name,
             method.init,
             method.groups,
+            method.split_from,
             config.begins_from,
             config.adashare,
         )

@@ -33,7 +33,7 @@ def group_by_prefix(trials: Trials) -> list[list[Config]]:
     found: dict[str, list[Config]] = {}
     for trial in trials:
         beginning = trial.model_dump_json()
-        if trial.method.name == "branching":
+        if trial.method.grows:
             beginning = trial.model_dump_json(
                 exclude={"run": {"name"}, "method": set(KEYS_OF_DECISIONS)}
             )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rank_server import RankServer
 from s3_server import BUCKET, S3Server
-from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
+from tiny_runs import anew_config, assert_same_content, config_of, lines_of, train_tiny
 from tiny_world import assert_one_sentence, nothing_overwritten, run_command
 
 from distbranch.config import load_config
@@ -247,3 +247,36 @@ def _write(folder: Path, *names: str) -> None:
 def _files(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+
+def test_a_run_with_a_scout_goes_on_from_what_was_sent_of_either_to_the_same_bits(
+    tiny_data: Path,
+    store: S3Server,
+    ranks: RankServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = anew_config(tiny_data, f"{RUNS}-anew")
+    machines = iter(store.environment(tmp_path / f"machine-{number}") for number in range(9))
+    # In the scout, between it and the decision, as that is sent, and in the training of the tree.
+    for file in (
+        "scout/checkpoints/step-00000008/manifest.json",
+        "scout/result.json",
+        "decisions.jsonl",
+        "checkpoints/step-00000010/manifest.json",
+    ):
+        ended = ranks.run(
+            train_at_url, config=config, environment=next(machines), fault="killed", file=file
+        )[0]
+        assert ended.exit_code == -signal.SIGKILL
+        assert file not in store.objects("runs-anew/tiny")
+    last = next(machines)
+    assert ranks.call(train_at_url, config=config, environment=last)["end"] == "done"
+
+    alone = anew_config(tiny_data, tmp_path)
+    assert ranks.call(train_tiny, config=alone)["end"] == "done"
+    for name, value in last.items():
+        monkeypatch.setenv(name, value)
+    copy = load_config(config).run_directory
+    assert_same_content(copy, tmp_path / "tiny")
+    assert_same_content(copy / "scout", tmp_path / "tiny" / "scout")

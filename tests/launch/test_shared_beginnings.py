@@ -301,6 +301,10 @@ def test_families_are_trials_that_differ_only_in_what_acts_at_decisions(tmp_path
     fixed = [_with_method(trial, name="fixed") for trial in trials[:2]]
     mixed = [trials[0], other_seed[0], fixed[0], *trials[1:], other_decay, other_seed[1], fixed[1]]
     assert group_by_prefix(mixed) == [trials, other_seed, [fixed[0]], [other_decay], [fixed[1]]]
+    # Those that are decided before the first step never part at a decision.
+    anew = {"begin": "anew", "affinity": "importance"}
+    decided = [_with_method(trial, alpha=alpha, **anew) for alpha, trial in enumerate(trials[:2])]
+    assert group_by_prefix(decided) == [[decided[0]], [decided[1]]]
 
 
 def _with_method(trial: Config, **changes: Any) -> Config:

@@ -131,6 +131,21 @@ def test_groups_are_listed_once_and_then_said_to_be_the_same() -> None:
     assert lines[-1] == "    Male"
 
 
+def test_what_happens_to_a_scout_is_told_as_such_and_then_what_it_decides() -> None:
+    out = io.StringIO()
+    with ProgressDisplay(Console(width=100, file=out)) as display:
+        evaluation = {"kind": "evaluation", "iteration": 8, "split": "val", "mean": MEANS}
+        display({"kind": "scout", "event": evaluation})
+        decision = {"kind": "decision", "iteration": 0, "layer_name": "conv4_1", "num_groups": 2}
+        decision |= {"layers": ["conv4_1", "fc7"], "seconds_in_all": 1.0, "tasks": GROUPS}
+        display(decision)
+        display(evaluation)
+    first, second, *_, last = out.getvalue().splitlines()
+    assert first.startswith("scout: step 8  val: accuracy 91.2%")
+    assert second == "the scout decides from conv4_1 up: 2 branches  [1.00 s]"
+    assert last == first.removeprefix("scout: ")
+
+
 def test_something_moves_until_there_is_a_bar_and_is_gone_at_the_end() -> None:
     out = io.StringIO()
     console = Console(width=80, file=out, force_terminal=True, color_system=None)

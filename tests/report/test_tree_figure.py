@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 
-from distbranch.report.layers import LayerBranches, find_branch, list_top_groups
+from distbranch.report.layers import LayerBranches, find_branch, grow_layers, list_top_groups
 from distbranch.report.tree_figure import (
     LETTERS,
     SEPARATOR,
@@ -88,3 +88,18 @@ def test_the_growth_has_a_picture_before_the_first_decision_and_one_after_each()
     decision["tasks"] = [list(branch) for branch in layers[-1].branches]
     texts = [text.get_text() for text in draw_growth(layers, [decision]).axes[0].texts]
     assert texts == ["Before: everything shared", "Round 1, iteration 1,000: fc → 3"]
+
+
+def test_the_decision_of_a_scout_splits_all_layers_of_its_block_at_once() -> None:
+    groups = (("a", "b"), ("c",))
+    layers = [LayerBranches("one", (("a", "b", "c"),))]
+    layers += [LayerBranches(name, groups) for name in ("two", "three")]
+    # Permuted: the tree that was trained holds other tasks than the groups of the decision.
+    decision = {"round": 0, "iteration": 0, "layer": 2, "layer_name": "two", "num_groups": 2}
+    decision |= {"layers": ["two", "three"], "tasks": [["a", "c"], ["b"]]}
+    before, after = grow_layers(layers, [decision])
+    assert [len(layer.branches) for layer in before] == [1, 1, 1]
+    assert list(after) == layers
+    figure = draw_growth(layers, [decision])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts[1] == "By the scout, iteration 0: two and above → 2"
