@@ -73,9 +73,8 @@ def interval_over_seeds(values: ArrayLike) -> tuple[float, float]:
 def interval_over_seeds_and_tasks(differences: DataFrame) -> tuple[float, float]:
     """The interval of a mean over two crossed samples; NaN for fewer than two seeds or two tasks.
 
-    The variances of the means of seeds and of the means of tasks add up, which is what a bootstrap of both estimates and errs on
-    the wide side (Owen 2007, The pigeonhole bootstrap). With five seeds percentiles of a bootstrap are too narrow by a third, so
-    Student's t has the degrees of freedom of the smaller sample.
+    The variances of the means of seeds and of the means of tasks add up, which is what a bootstrap of both estimates (Owen 2007, The
+    pigeonhole bootstrap); Student's t has Welch's degrees of freedom, for percentiles of a bootstrap of five seeds are too narrow.
 
     Args:
         differences: [tasks, seeds]; NaN where one is unknown.
@@ -84,11 +83,15 @@ def interval_over_seeds_and_tasks(differences: DataFrame) -> tuple[float, float]
     sizes = [len(of) for of in means]
     if min(sizes) < 2:
         return np.nan, np.nan
-    variance = sum(of.var() / len(of) for of in means)
-    return _student_interval(means[0].mean(), variance, min(sizes) - 1)
+    variances = np.array([of.var() / len(of) for of in means])
+    # Without any spread the interval is a point, whatever its degrees of freedom.
+    freedom = min(sizes) - 1.0
+    if variances.any():
+        freedom = variances.sum() ** 2 / (variances**2 / (np.array(sizes) - 1)).sum()
+    return _student_interval(means[0].mean(), variances.sum(), freedom)
 
 
-def _student_interval(mean: float, variance: float, freedom: int) -> tuple[float, float]:
+def _student_interval(mean: float, variance: float, freedom: float) -> tuple[float, float]:
     """`variance` is that of the mean."""
     reach = student.ppf((1 + LEVEL / 100) / 2, freedom) * np.sqrt(variance)
     return float(mean - reach), float(mean + reach)

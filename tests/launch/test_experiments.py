@@ -754,6 +754,22 @@ def test_grown_networks_stand_beside_the_line_in_table_and_figure(tmp_path: Path
     assert len(findings.csv["differences.csv"]) == 2 * 6
 
 
+def test_a_table_tells_differences_from_the_networks_that_were_named_and_writes_every_pair() -> (
+    None
+):
+    files = [CONFIGS / f"fps-{name}.yaml" for name in ("thin-16", "thin-32", "branch-16-2")]
+    experiment = designs.design_table(files, [], split="test", against=["fps-thin-32"])
+    findings = experiment.analyse(runs_of(experiment, seeds=(0, 1, 2)))
+    assert [sentence[:46] for sentence in findings.sentences[:-1]] == [
+        "fps-thin-16 is 2.0 points below fps-thin-32 (9",
+        "fps-branch-16-2 is 2.0 points above fps-thin-3",
+    ]
+    table = findings.csv["differences.csv"]
+    assert list(table["network"]) == ["fps-thin-32", "fps-branch-16-2", "fps-branch-16-2"] * 2
+    assert list(table["difference"]) == pytest.approx([0.02, 0.04, 0.02] * 2)
+    assert (table["repetitions"] == 3).all()
+
+
 def test_plain_networks_of_two_widths_are_a_second_line(tmp_path: Path) -> None:
     (tmp_path / "wide.yaml").write_text("base: branch.yaml\noptim: {lr: 0.5}\n")
     (tmp_path / "branch.yaml").write_text("data: {path: /data/fps}\nmodel: {backbone: vgg9}\n")

@@ -37,11 +37,10 @@ def test_for_other_tasks_of_their_kind_only_the_wider_interval_holds_it() -> Non
         found = draw_differences(rng, rng.normal(0, 0.03, 20))
         seeds = interval_over_seeds(found.mean())
         wider = interval_over_seeds_and_tasks(found)
-        assert wider[0] <= seeds[0] <= seeds[1] <= wider[1]
         held.append([low <= TRUTH <= high for low, high in (seeds, wider)])
     over_seeds, over_tasks_too = np.mean(held, axis=0)
     assert over_seeds < 0.9
-    assert over_tasks_too >= 0.95
+    assert 0.93 <= over_tasks_too <= 0.98
 
 
 def test_the_interval_over_seeds_is_that_of_the_paired_t_test() -> None:
