@@ -112,6 +112,22 @@ def test_every_plugin_of_the_page_is_what_trained(whole: Path) -> None:
     ]
 
 
+def test_a_kind_of_affinity_of_the_page_that_is_measured_decides(
+    tmp_path: Path, whole: Path
+) -> None:
+    values = make_config(whole / "data", tmp_path, whole / "mine.py")
+    values["method"]["affinity"] = "same-answers"
+    assert train_tiny(values)["end"] == "done"
+    first = lines_of(tmp_path / "own" / "decisions.jsonl")[0]
+    assert first["affinity_kind"] == "same-answers"
+    assert first["same-answers"]["num_samples"] == 48
+    matrices = np.load(tmp_path / "own" / first["affinity_file"])
+    products = matrices["same-answers_of_products"]
+    lengths = np.sqrt(np.diag(products))
+    similarity = products / np.outer(lengths, lengths)
+    np.testing.assert_allclose(matrices["same-answers"], (1 + similarity) / 2, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

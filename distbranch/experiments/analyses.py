@@ -25,7 +25,7 @@ SIGNIFICANT = 0.05  # as is usual; no sentence hangs on it alone, for it says p
 POINTS = ("difference", "lowest", "highest")
 PERCENT = ("last", *SHARES)
 SIZES = ("cost", "parameters", *COSTS)
-DECIMALS = {"share": 2, "adjusted_rand_index": 3}
+DECIMALS = {"share": 2, "adjusted_rand_index": 3, "rank_correlation": 3}
 
 
 # ---- differences

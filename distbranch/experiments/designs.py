@@ -178,7 +178,7 @@ def make_thin_line(
     Raises:
         UsageError: the recipes differ.
     """
-    recipes = {path: _make_thin(load_run_config(path, overrides)) for path in configs}
+    recipes = {path: make_thin(load_run_config(path, overrides)) for path in configs}
     first = next(iter(recipes))
     recipe = recipes[first]
     for path, other in recipes.items():
@@ -200,7 +200,7 @@ def make_thin_line(
     }
 
 
-def _make_thin(config: Config) -> Config:
+def make_thin(config: Config) -> Config:
     """The recipe of a network, without growth and without a width."""
     kept: Setting = {}
     if config.method.init != RANDOM:
