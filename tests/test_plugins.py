@@ -45,6 +45,26 @@ def compute(sums):
 """
 
 
+MEASURED_KIND = """\
+import numpy as np
+
+from distbranch.engine.affinities import MEASURED, MeasuredKind
+
+
+def sum_products(network, units, images, labels):
+    logits = network(images, flat=True).double()
+    return {"products": logits.T @ logits}
+
+
+def correlate(sums):
+    lengths = np.sqrt(np.diag(sums["products"]))
+    return (1 + sums["products"] / np.outer(lengths, lengths)) / 2
+
+
+MEASURED.register("same-answers")(MeasuredKind(sum_products, correlate))
+"""
+
+
 def forget_plugins(entries: list[dict[str, Any]]) -> None:
     """What a new process would know."""
     restore_entries(entries)
@@ -112,10 +132,12 @@ def test_every_plugin_of_the_page_is_what_trained(whole: Path) -> None:
     ]
 
 
-def test_a_kind_of_affinity_of_the_page_that_is_measured_decides(
+def test_a_measured_kind_of_affinity_decides_and_its_sums_are_recorded(
     tmp_path: Path, whole: Path
 ) -> None:
     values = make_config(whole / "data", tmp_path, whole / "mine.py")
+    (tmp_path / "own.py").write_text(MEASURED_KIND)
+    values["plugins"].append(str(tmp_path / "own.py"))
     values["method"]["affinity"] = "same-answers"
     assert train_tiny(values)["end"] == "done"
     first = lines_of(tmp_path / "own" / "decisions.jsonl")[0]
