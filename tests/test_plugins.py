@@ -45,6 +45,26 @@ def compute(sums):
 """
 
 
+MEASURED_KIND = """\
+import numpy as np
+
+from distbranch.engine.affinities import MEASURED, MeasuredKind
+
+
+def sum_products(network, units, images, labels):
+    logits = network(images, flat=True).double()
+    return {"products": logits.T @ logits}
+
+
+def correlate(sums):
+    lengths = np.sqrt(np.diag(sums["products"]))
+    return (1 + sums["products"] / np.outer(lengths, lengths)) / 2
+
+
+MEASURED.register("same-answers")(MeasuredKind(sum_products, correlate))
+"""
+
+
 def forget_plugins(entries: list[dict[str, Any]]) -> None:
     """What a new process would know."""
     restore_entries(entries)
@@ -110,6 +130,24 @@ def test_every_plugin_of_the_page_is_what_trained(whole: Path) -> None:
     assert list(json.loads((run / "environment.json").read_text())["plugins"]) == [
         str(whole / "mine.py")
     ]
+
+
+def test_a_measured_kind_of_affinity_decides_and_its_sums_are_recorded(
+    tmp_path: Path, whole: Path
+) -> None:
+    values = make_config(whole / "data", tmp_path, whole / "mine.py")
+    (tmp_path / "own.py").write_text(MEASURED_KIND)
+    values["plugins"].append(str(tmp_path / "own.py"))
+    values["method"]["affinity"] = "same-answers"
+    assert train_tiny(values)["end"] == "done"
+    first = lines_of(tmp_path / "own" / "decisions.jsonl")[0]
+    assert first["affinity_kind"] == "same-answers"
+    assert first["same-answers"]["num_samples"] == 48
+    matrices = np.load(tmp_path / "own" / first["affinity_file"])
+    products = matrices["same-answers_of_products"]
+    lengths = np.sqrt(np.diag(products))
+    similarity = products / np.outer(lengths, lengths)
+    np.testing.assert_allclose(matrices["same-answers"], (1 + similarity) / 2, atol=1e-12)
 
 
 @pytest.mark.parametrize(

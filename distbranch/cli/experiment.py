@@ -12,7 +12,6 @@ from distbranch.cli.terminal import (
     RunArgument,
     add_given_plugins,
     console,
-    decimals,
     numbers,
     run_folder,
     show_rows,
@@ -26,7 +25,7 @@ if TYPE_CHECKING:  # loads torch
 
 experiment_app = typer.Typer(
     no_args_is_help=True,
-    help="Compare configurations over seeds. Every command but `groups`, which only prints, resumes where it was stopped, repeats no "
+    help="Compare configurations over seeds. Every command resumes where it was stopped, repeats no "
     "finished run, and writes results.csv, table.md and, where there is something to draw, pictures into its own directory under "
     "`run.directory`; a comparison of other things is refused there and needs another --name.",
 )
@@ -221,25 +220,72 @@ def experiment_initialisation(
     _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
-@experiment_app.command("affinity")
-def experiment_affinity(
+@experiment_app.command("affinities")
+def experiment_affinities(
     config: Config,
     overrides: Overrides = None,
-    alphas: Annotated[str, typer.Option(help="Branching factors, separated by commas.")] = "1,2,4",
-    seeds: Seeds = "0,1,2",
+    scout: Annotated[
+        str | None,
+        typer.Option(
+            help="A finished run that all tasks share; if not given the config's network is trained without branches first."
+        ),
+    ] = None,
+    kinds: Annotated[
+        str | None, typer.Option(help="Kinds of affinity, separated by commas; all if not given.")
+    ] = None,
+    groups: Annotated[int, typer.Option(help="Groups that every kind makes.", min=2)] = 4,
+    split_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Lowest layer with branches, as are all above; the middle one if not given."
+        ),
+    ] = None,
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train", help="Train the tree of every kind from scratch, and permuted ones."
+        ),
+    ] = False,
+    permutations: Annotated[
+        int, typer.Option(help="With --train: permuted trees of every kind.", min=1)
+    ] = 2,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds, separated by commas; the scout has the first.")
+    ] = "0,1,2",
     split: Split = "test",
     jobs: Jobs = None,
     name: Name = None,
 ) -> None:
-    """Grow trees by agreement (Eq. 6) and by phi for several branching factors; which is better at equal weights, on which tasks?
+    """All kinds of affinity on one finished network: which groups does each make, how alike are they, and what are their trees worth?
 
     Examples:
-    `distbranch experiment affinity configs/fps-branch-16-2.yaml --alphas 1,2,4 --seeds 0,1,2`
+    `distbranch experiment affinities configs/fps-branch-16-2.yaml --scout runs/fps-thin-16-seed0 --groups 4 --split-from conv4_1`
+    `distbranch experiment affinities configs/fps-branch-16-2.yaml --kinds importance,phi --train --permutations 2 --seeds 0,1,2`
     """
-    from distbranch.experiments.groupings import design_affinity
+    from distbranch.experiments.affinities import design_affinities, train_scout
+    from distbranch.report.progress import SweepDisplay
 
     own = overrides or []
-    experiment = design_affinity(config, decimals(alphas, "--alphas"), own, split=split)
+    chosen = numbers(seeds)
+    if not chosen:
+        raise UsageError(f"--seeds should be at least one number, found '{seeds}'.")
+    place = run_folder(scout) if scout is not None else None
+    if place is None:
+        options: dict[str, Any] = {"jobs": jobs, "name": name, "report": SweepDisplay(console)}
+        place = train_scout(config, own, seed=chosen[0], **options)
+    experiment = design_affinities(
+        config,
+        own,
+        scout=place,
+        kinds=[kind for kind in (kinds or "").split(",") if kind],
+        num_groups=groups,
+        split_from=split_from,
+        permutations=permutations if train else 0,
+        split=split,
+        has_own_scout=scout is None,
+    )
+    if not train:
+        seeds = str(chosen[0])
     _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
@@ -323,21 +369,6 @@ def experiment_planted(
     _run_and_show(experiment, own, seeds=None, jobs=jobs, name=name)
 
 
-@experiment_app.command("groups")
-def experiment_groups(run: RunArgument) -> None:
-    """Print the groups of a run's first decision under either kind of affinity, side by side.
-
-    Examples:
-    `distbranch experiment groups runs/fps-branch-16-2-seed0`
-    """
-    from distbranch.experiments.groupings import choose_first_groups
-
-    for kind, groups in choose_first_groups(run_folder(run)).items():
-        console.print(f"{kind}: {len(groups)} groups", style="bold", highlight=False)
-        for group in sorted(groups, key=len, reverse=True):
-            console.print(f"  {', '.join(group)}", markup=False, highlight=False, soft_wrap=True)
-
-
 def compare(
     runs: Annotated[
         list[str],
@@ -392,12 +423,15 @@ def _run(
 def _run_and_show(experiment: "Experiment", overrides: Sequence[str], **options: Any) -> None:
     from distbranch.experiments.analyses import format_table
 
-    findings, _, place = _run(experiment, overrides, **options)
+    findings, runs, place = _run(experiment, overrides, **options)
     for sentence in findings.sentences:
         _print_plain(sentence)
     if findings.table is not None and not findings.table.empty:
         show_rows(format_table(findings.table))
-    _print_plain(f"{', '.join(findings.files)}: {place}")
+    files = findings.files
+    if runs:
+        files = ["results.csv", *files]
+    _print_plain(f"{', '.join(files)}: {place}")
 
 
 def _print_plain(text: str) -> None:

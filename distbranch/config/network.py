@@ -30,6 +30,8 @@ KEYS_OF_DECISIONS = (
 )
 # Those of them that weigh what branches cost against what they separate.
 KEYS_OF_PRICES = ("alpha", "price", "unit_cost")
+# Those of the first weights.
+KEYS_OF_BEGINNINGS = ("init", "pretrained", "pretrained_channels")
 # Those that say when decisions are taken, and what the sums are that they are taken from.
 KEYS_OF_ROUNDS = ("decay", "round_iterations", "first_decision")
 # Those of a tree that is decided by a scout, before the first step of the network that is trained with it.
@@ -366,6 +368,14 @@ class MethodConfig(Section):
         if self.branches == "delta":
             return self.delta_rank
         return None
+
+    @property
+    def without_branches(self) -> "MethodConfig":
+        """The method of the plain network that begins alike, in which all tasks share every layer."""
+        kept: dict[str, Any] = {}
+        if self.init != "random":  # else `pretrained` is what low-rank factorises
+            kept = {key: getattr(self, key) for key in KEYS_OF_BEGINNINGS}
+        return MethodConfig(name="fixed", **kept)
 
     @property
     def steps_to_first(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distbranch.config import Config, MethodConfig, load_config
+from distbranch.config import Config, load_config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.affinities import MEASURED, MeasuredAffinity
 from distbranch.engine.affinities.measure import measure_affinity
@@ -47,12 +47,10 @@ def make_scout_config(config: Config) -> Config:
     """
     steps = config.method.scout_iterations or config.train.iterations
     share = steps / config.train.iterations
-    kept = ("init", "pretrained", "pretrained_channels")
-    method = MethodConfig(name="fixed", **{key: getattr(config.method, key) for key in kept})
     changes = {
         # Beside the files of the run, on this machine: they travel to a URL with those.
         "run": {"name": SCOUT, "directory": str(config.run_directory)},
-        "method": method.model_dump(),
+        "method": config.method.without_branches.model_dump(),
         "train.iterations": steps,
         "optim.warmup": round(config.optim.warmup * share),
         "optim.decay_every": max(1, round(config.optim.decay_every * share)),

@@ -35,7 +35,7 @@ INTERVAL = "low"  # shown as `0.80 to 3.00` with the end that stands beside it
 BESIDE = ("_sd", "high", "_over_tasks")
 PERCENT = ("last", *SHARES)
 SIZES = ("cost", "parameters", *COSTS)
-DECIMALS = {"share": 2, "adjusted_rand_index": 3}
+DECIMALS = {"share": 2, "adjusted_rand_index": 3, "rank_correlation": 3}
 
 
 # ---- differences

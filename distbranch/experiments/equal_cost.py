@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 from pandas import DataFrame
 
-from distbranch.config import Config, MethodConfig, differences, load_config
+from distbranch.config import Config, differences, load_config
 from distbranch.config.network import WIDTHS
 from distbranch.config.sweep import Setting
 from distbranch.engine.artifact import load_model
@@ -23,7 +23,6 @@ from distbranch.experiments.analyses import (
     tabulate_equal_cost,
 )
 from distbranch.experiments.designs import (
-    RANDOM,
     check_references,
     link_beginnings,
     load_run_config,
@@ -41,8 +40,7 @@ from distbranch.models.architecture import Architecture
 from distbranch.models.backbone import SMALLEST_IMAGE, Backbone
 from distbranch.report.experiment_figures import draw_company
 
-# The beginning that a plain network shares with a grown one, and the keys in which the networks of a line differ from it.
-BEGINNING = ("init", "pretrained", "pretrained_channels")
+# The keys in which the networks of a line differ.
 OWN_OF_THE_LINE = tuple(f"model.{key}" for key in WIDTHS)
 # The lines, as tables and figures name them.
 THIN = "thin"
@@ -221,10 +219,7 @@ def _name_data(config: Config) -> str:
 
 def _make_plain(config: Config) -> Config:
     """The recipe of a network, without growth and without a width."""
-    kept: Setting = {}
-    if config.method.init != RANDOM:
-        kept = {key: getattr(config.method, key) for key in BEGINNING}
-    method = MethodConfig(name="fixed", **kept)
+    method = config.method.without_branches
     model = {**config.model.model_dump(), **dict.fromkeys(WIDTHS)}
     return load_config(config.model_dump() | {"method": method.model_dump(), "model": model})
 

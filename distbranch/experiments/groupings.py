@@ -1,16 +1,13 @@
-"""Experiments about which tasks go together: a learned tree against its permutations, either kind of affinity, planted groups."""
+"""Experiments about which tasks go together: a learned tree against its permutations, and the first decision against planted groups."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas
 from pandas import DataFrame
 from sklearn.metrics import adjusted_rand_score
 
-from distbranch.branching.decision import choose_groups
 from distbranch.branching.tree import Tree
 from distbranch.config import load_config
 from distbranch.config.network import KEYS_OF_SCOUTS
@@ -19,24 +16,21 @@ from distbranch.data.mixture import read_data
 from distbranch.engine.initialisation import order_by_number
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines
-from distbranch.errors import UsageError, UserError
+from distbranch.errors import UserError
 from distbranch.experiments.analyses import (
-    compare_at_equal_cost,
     describe_differences,
-    make_spots,
     tabulate_differences,
 )
-from distbranch.experiments.designs import METRIC, check_grows, load_run_config
+from distbranch.experiments.designs import check_grows, load_run_config
 from distbranch.experiments.runner import Experiment, Findings, Variants
-from distbranch.experiments.runs import Runs, pivot_tasks, select_means, select_tasks, tabulate_runs
+from distbranch.experiments.runs import Runs, pivot_tasks, tabulate_runs
 from distbranch.metrics import list_metrics
-from distbranch.report.experiment_figures import draw_kinds, draw_reductions
+from distbranch.report.experiment_figures import draw_reductions
 
 METRICS = ("accuracy", "average_precision")
 # The trees are trained here, not where the run itself was trained.
 HERE = ("launch.address=null", "launch.device=auto", "launch.wait_for_nodes_min=0")
 LEARNED = "learned"
-KINDS = ("agreement", "phi")
 TRIES = 20  # permutations drawn for each that is wanted: a small tree has few that differ
 NOTE = (
     "Tasks are scored on the same images and share layers, and all are compared with the same learned runs, so they are no "
@@ -59,6 +53,8 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
         UserError: the run has not finished or its tree has not grown.
     """
     run_name = run.absolute().name
+    variants = make_permutations(run, permutations, split)
+    permuted = [variant for variant in variants if variant != LEARNED]
 
     def analyse(runs: Runs) -> Findings:
         values = tabulate_runs(runs)
@@ -66,7 +62,7 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
         tables = []
         panels = {}
         for metric in METRICS:
-            lost = measure_losses(values, metric, split)
+            lost = measure_losses(values, metric, split, learned=LEARNED, permuted=permuted)
             if lost.empty:  # undefined for all tasks
                 continue
             names = {
@@ -92,7 +88,7 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
     return Experiment(
         name=f"grouping-{run_name}",
         about={"experiment": "grouping", "run": str(run.absolute()), "split": split},
-        variants=make_permutations(run, permutations, split),
+        variants=variants,
         analyse=analyse,
         splits=(split,),
         overrides=HERE,
@@ -130,20 +126,32 @@ def make_permutations(run: Path, permutations: int, split: str) -> Variants:
         "method.begin": "grown",
         **{f"method.{key}": None for key in KEYS_OF_SCOUTS},
     }
-    # Equal trees under other numbers would be the same network, trained twice and counted twice.
     variants = {LEARNED: given}
-    known = [_list_groups(tree)]
-    for number in range(1, permutations * TRIES + 1):
-        groups = _list_groups(tree.permuted(order_by_number(number, tree.num_tasks)))
-        if groups not in known and len(variants) <= permutations:
-            known.append(groups)
-            variants[f"permuted-{number}"] = {**given, "method.permutation": number}
-    if len(variants) <= permutations:
-        raise UserError(
-            f"The tree of {run} has {len(variants) - 1} permutations that put other tasks together, found among "
-            f"{permutations * TRIES}; {permutations} were asked for. Give fewer --permutations."
-        )
+    for number in choose_permutations(tree, permutations, what=f"The tree of {run}"):
+        variants[f"permuted-{number}"] = {**given, "method.permutation": number}
     return variants
+
+
+def choose_permutations(tree: Tree, count: int, *, what: str) -> list[int]:
+    """Numbers for `method.permutation` that put other tasks together than the tree, and than each other.
+
+    Raises:
+        UserError: there are not so many of `what`, the tree in words.
+    """
+    # Equal trees under other numbers would be the same network, trained twice and counted twice.
+    chosen: list[int] = []
+    known = [_list_groups(tree)]
+    for number in range(1, count * TRIES + 1):
+        groups = _list_groups(tree.permuted(order_by_number(number, tree.num_tasks)))
+        if groups not in known and len(chosen) < count:
+            known.append(groups)
+            chosen.append(number)
+    if len(chosen) < count:
+        raise UserError(
+            f"{what} has {len(chosen)} permutations that put other tasks together, found among "
+            f"{count * TRIES}; {count} were asked for. Give fewer --permutations."
+        )
+    return chosen
 
 
 def _list_groups(tree: Tree) -> list[list[list[int]]]:
@@ -152,100 +160,17 @@ def _list_groups(tree: Tree) -> list[list[list[int]]]:
     return [sorted(sorted(branch) for branch in tree.branches(layer)) for layer in layers]
 
 
-def measure_losses(values: DataFrame, metric: str, split: str) -> DataFrame:
+def measure_losses(
+    values: DataFrame, metric: str, split: str, *, learned: str, permuted: Iterable[str]
+) -> DataFrame:
     """How much lower the metric of every task is with each permuted tree, mean over seeds: [T, K] in 0..1.
 
     Tasks without the metric in some run are left out. Positive: the learned tree is better.
     """
     table = pivot_tasks(values, metric, split).dropna()
-    trees = table.columns.unique("variant").drop(LEARNED)
     # Over seeds first: they are repetitions of one tree, while permutations are other trees.
-    lost = {tree: (table[LEARNED] - table[tree]).mean(axis="columns") for tree in trees}
+    lost = {tree: (table[learned] - table[tree]).mean(axis="columns") for tree in permuted}
     return DataFrame(lost)
-
-
-# ---- agreement or phi?
-
-
-def design_affinity(
-    config: Path, alphas: Sequence[float], overrides: Sequence[str], *, split: str
-) -> Experiment:
-    """Trees grown with either kind of affinity for every alpha, compared at equal weights, task by task.
-
-    A branching factor gives either kind another number of weights, so a line is drawn through the networks of each kind and the
-    two are compared at every network that lies within the other's line, seed by seed.
-
-    Args:
-        config: of a run of method.name=branching; all its trees begin as one run.
-        alphas: branching factors.
-        overrides: `key=value`, for all runs.
-        split: `val` or `test`.
-
-    Raises:
-        UsageError: fewer than two branching factors, or the runs would take no decision.
-    """
-    if len(set(alphas)) < 2:
-        raise UsageError(
-            "Give at least two different --alphas: a line through one network cannot be compared at other sizes."
-        )
-    check_grows(config, load_run_config(config, overrides))
-    variants = {}
-    for kind in KINDS:
-        for alpha in sorted(set(alphas)):
-            own = {"base": str(config.absolute()), "method.affinity": kind, "method.alpha": alpha}
-            variants[f"{kind}-alpha{alpha:g}"] = own
-
-    def analyse(runs: Runs) -> Findings:
-        values = tabulate_runs(runs)
-        found = measure_kinds(values, split)
-        sentence = describe_differences(
-            found, METRIC, one="phi", other="agreement", repetition="seeds"
-        )
-        table = tabulate_differences(found)
-        # A task may lack a seed whose lines do not overlap.
-        points = {task: list(100 * row.dropna()) for task, row in found.iterrows()}
-        means = select_means(values, METRIC, split)
-        lines = {
-            kind: make_spots(means, [name for name in variants if name.startswith(kind)])
-            for kind in KINDS
-        }
-        for kind, spots in lines.items():
-            lines[kind] = [
-                replace(spot, name=f"\u03b1 {spot.name.rpartition('alpha')[2]}") for spot in spots
-            ]
-        between = "phi less agreement at equal weights"
-        figure = draw_kinds(lines, points, metric=METRIC, split=split, between=between)
-        shown = table[table.columns[:5]]
-        return Findings(
-            [f"At equal weights on {split}. {sentence}"],
-            shown,
-            {"tasks.csv": table},
-            {"affinity.png": figure},
-        )
-
-    return Experiment(
-        name=f"affinity-{config.stem}",
-        about={"experiment": "affinity", "split": split},
-        variants=variants,
-        analyse=analyse,
-        splits=(split,),
-        metric=METRIC,
-    )
-
-
-def measure_kinds(values: DataFrame, split: str) -> DataFrame:
-    """Phi less agreement at equal weights: [T, seeds], in 0..1; without tasks for which the lines do not overlap."""
-    # A task that some network lacks has other lines than the rest.
-    complete = pivot_tasks(values, METRIC, split).dropna()
-    points = select_tasks(values, METRIC, split)
-    points = points[points["task"].isin(complete.index)]
-    agreement, phi = [points[points["variant"].str.startswith(kind)] for kind in KINDS]
-    # At the networks of either kind, else the one with more of them inside the other's line would say alone what is measured.
-    above = compare_at_equal_cost(phi, agreement, "weights")
-    below = compare_at_equal_cost(agreement, phi, "weights")
-    below["difference"] *= -1
-    found = pandas.concat([above, below]).groupby(["task", "seed"], sort=False)["difference"].mean()
-    return found.unstack("seed").dropna(how="all").add_prefix("seed-")
 
 
 # ---- does a first decision find the planted groups?
@@ -308,31 +233,6 @@ def measure_agreement(run_directory: Path) -> float:
 
 def _number_groups(groups: Iterable[Sequence[str]]) -> dict[str, int]:
     return {name: number for number, group in enumerate(groups) for name in group}
-
-
-def choose_first_groups(run_directory: Path) -> dict[str, list[list[str]]]:
-    """The groups of the first decision of a run under either kind of affinity: {kind: [[task, ...], ...]}.
-
-    Both come from the same statistics of the same thin network, so each is what a run with that kind would have chosen.
-
-    Raises:
-        UserError: no such run, or it has taken no decision yet.
-    """
-    first = _read_first_decision(run_directory)
-    options = {key: first[key] for key in ("alpha", "pools_above", "unit_cost", "max_groups")}
-    options["price"] = first.get("price")  # which runs of before, priced by pools, did not write
-    names: dict[int, str] = {}
-    for numbers, tasks in zip(first["groups"], first["tasks"], strict=True):
-        names |= dict(zip(numbers, tasks, strict=True))
-    seed = load_config(RunDirectory(run_directory).config).seed
-    groups = {}
-    with np.load(run_directory / first["affinity_file"]) as matrices:
-        for kind in KINDS:
-            decision = choose_groups(matrices[kind], seed=seed, **options)
-            groups[kind] = [[names[task] for task in group] for group in decision.groups]
-    return groups | {
-        first["affinity_kind"]: first["tasks"]
-    }  # as it was decided, whatever release has decided it
 
 
 def _read_first_decision(run_directory: Path) -> dict[str, Any]:

@@ -63,8 +63,8 @@ class Findings:
 
     @property
     def files(self) -> list[str]:
-        """The names of all files in the experiment's directory."""
-        return ["results.csv", *self.csv, "table.md", *self.figures]
+        """The names of its files in the experiment's directory."""
+        return [*self.csv, "table.md", *self.figures]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Experiment:
         derived: keys whose values in the variants were made from the overrides; no other key may be said by both.
         among_runs: the runs are those that `distbranch train` would make in `run.directory`, under the names
             `<variant>-seed<seed>`, so that experiments share them; else they are in the experiment's own directory.
+        trains: False: the analysis needs none of the runs, and none is trained.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Experiment:
     overrides: Sequence[str] = ()
     derived: Collection[str] = ()
     among_runs: bool = False
+    trains: bool = True
 
 
 def run_experiment(
@@ -132,9 +134,12 @@ def run_experiment(
         derived=experiment.derived,
     )
     check_same_comparison(sweep, experiment.about)
-    runs = train_variants(sweep, report, splits=experiment.splits)
+    runs = []
+    if experiment.trains:
+        runs = train_variants(sweep, report, splits=experiment.splits)
 
     # Recorded before the analysis: the runs are there now, whatever an analysis makes of them.
+    sweep.path.mkdir(parents=True, exist_ok=True)
     write_json(sweep.path / ABOUT, dict(experiment.about))
     if experiment.metric is not None:
         check_defined(runs, experiment.metric, experiment.splits)
@@ -228,6 +233,8 @@ def make_markdown(sweep: SweepConfig, findings: Findings, runs: Runs) -> str:
     if findings.table is not None and not findings.table.empty:
         parts.append(format_markdown(findings.table))
 
+    if not runs:
+        return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
     about = json.loads(SweepDirectory(sweep.path).latency.read_text())
     parts.append(
         "Means over tasks; mean ± standard deviation over seeds. Latency: "

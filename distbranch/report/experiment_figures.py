@@ -30,10 +30,13 @@ from distbranch.report.figure_style import (
     render_in_style,
     set_cost_axis,
 )
-from distbranch.report.figures import draw_bars, smooth_curve
+from distbranch.report.figures import AFFINITY_MAP, KINDS, draw_bars, draw_matrix, smooth_curve
+from distbranch.report.layers import Branches, format_name
 
 Spread = tuple[float | None, float | None]  # mean and standard deviation over seeds
 Line = tuple[Sequence[float], Any]  # x and the values there
+AFFINITIES_IN_A_ROW = 3  # a page is as wide
+LIGHT_TEXT_ABOVE = 0.6  # of an index, on the dark end of its colours
 COSTS = {"multiply_adds": "Multiply-adds per image", "weights": "Weights"}
 # Where names stand, as `Axes.annotate` has it. More is better, so what lies on a front or above a line has nothing to its upper
 # left, and what lies on a line or below it nothing to its lower right.
@@ -256,42 +259,6 @@ def _name_line(line: str, spots: Sequence[Spot]) -> list[Spot]:
 
 
 @in_style
-def draw_kinds(
-    lines: Mapping[str, Sequence[Spot]],
-    differences: Mapping[str, Sequence[float]],
-    *,
-    metric: str,
-    split: str,
-    between: str,
-) -> Figure:
-    """Two kinds of growing against weights, and the difference of every task at matched numbers of weights.
-
-    Args:
-        lines: {kind: networks with their setting as name}.
-        differences: {task: differences in percentage points, one per seed}; none where the lines do not overlap.
-        metric: of both.
-        split: of both.
-        between: what the differences are, such as `phi less agreement`.
-    """
-    # 0.17 inches are a line of a task
-    figure = make_figure(11.5, max(4.6, 0.17 * len(differences) + 1.2))
-    left, right = figure.subplots(1, 2)
-    looks = zip((BLUE, ORANGE), (BELOW, ABOVE), strict=True)
-    for (kind, spots), (colour, names) in zip(lines.items(), looks, strict=True):
-        draw_spots(left, spots, "weights", colour, names=names, fmt="o-", label=kind)
-    set_value_label(left, metric, split)
-    set_cost_axis(left, COSTS["weights"])
-    left.legend(loc="lower right")
-    if differences:
-        draw_differences(right, differences)
-        right.set_xlabel(f"{between}, percentage points")
-    else:
-        right.set_title("No common numbers of weights.")
-    settle_names(figure)
-    return figure
-
-
-@in_style
 def draw_drawn_policies(
     spots: Mapping[str, tuple[float, float | None]],
     chosen: Sequence[str],
@@ -377,6 +344,67 @@ def draw_differences(axes: Axes, differences: Mapping[str, Sequence[float]]) -> 
             )
     axes.axvline(0, color=INK, linewidth=0.8, zorder=3)
     axes.grid(axis="x")
+
+
+# ---- kinds of affinity
+
+
+@in_style
+def draw_affinities(
+    matrices: Mapping[str, np.ndarray],
+    tasks: Sequence[str],
+    groups: Mapping[str, Branches],
+    pairs: pandas.DataFrame,
+    *,
+    title: str,
+) -> Figure:
+    """The affinity of every kind, all in the order of the first one's groups, and how alike the groups of two kinds are.
+
+    Args:
+        matrices: {kind: [T, T] in the order of `tasks`}.
+        tasks: names.
+        groups: {kind: its groups of names}.
+        pairs: the columns kind, beside and adjusted_rand_index.
+        title: above all panels.
+    """
+    first = next(iter(matrices))
+    names = [task for group in groups[first] for task in group]
+    order = [tasks.index(name) for name in names]
+    num_rows = -(-(len(matrices) + 1) // AFFINITIES_IN_A_ROW)
+    # inches: 0.1 a row of the matrix, so that forty names can be read
+    side = float(np.clip(0.1 * len(order), 2.4, 6.0))
+    figure = make_figure(AFFINITIES_IN_A_ROW * (side + 0.4) + 1.3, num_rows * (side + 0.5) + 0.4)
+    figure.suptitle(title)
+    panels = figure.subplots(num_rows, AFFINITIES_IN_A_ROW).flatten()
+    for number, (kind, affinity) in enumerate(matrices.items()):
+        axes = panels[number]
+        draw_matrix(axes, affinity[np.ix_(order, order)], groups[first])
+        axes.set_title(KINDS.get(kind, kind))
+        axes.set_xticks([])
+        ticks = [] if number % AFFINITIES_IN_A_ROW else range(len(names))
+        labels = [format_name(names[tick]) for tick in ticks]
+        axes.set_yticks(ticks, labels, fontsize=min(8.0, 55 * side / len(order)))
+    _draw_agreement(panels[len(matrices)], list(matrices), pairs)
+    for axes in panels[len(matrices) + 1 :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _draw_agreement(axes: Axes, kinds: Sequence[str], pairs: pandas.DataFrame) -> None:
+    """The adjusted Rand index of every two kinds as a number on its colour."""
+    alike = pandas.DataFrame(1.0, index=kinds, columns=kinds)
+    for one, other, index in pairs[["kind", "beside", "adjusted_rand_index"]].to_numpy():
+        alike.loc[one, other] = alike.loc[other, one] = index
+    axes.imshow(alike, cmap=AFFINITY_MAP, vmin=-1, vmax=1)
+    for row, column in np.ndindex(alike.shape):
+        value = alike.iloc[row, column]
+        colour = "white" if value > LIGHT_TEXT_ABOVE else INK
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+    ticks = range(len(kinds))
+    axes.set_xticks(ticks, kinds, rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(ticks, kinds, fontsize=8)
+    axes.yaxis.tick_right()
+    axes.set_title("Adjusted Rand index of the groups")
 
 
 # ---- curves

@@ -70,7 +70,7 @@ def draw_affinity(
     figure = make_figure(len(affinities) * (side + 1.9), side + 1.7)
     panels = figure.subplots(1, len(affinities), squeeze=False)[0]
     for axes, (kind, affinity) in zip(panels, affinities.items(), strict=True):
-        _draw_matrix(axes, affinity[np.ix_(order, order)], groups)
+        draw_matrix(axes, affinity[np.ix_(order, order)], groups)
         ticks = range(len(names)) if len(names) <= MOST_NAMES else []
         labels = [format_name(names[tick]) for tick in ticks]
         axes.set_yticks(ticks, labels, fontsize=font)
@@ -81,7 +81,8 @@ def draw_affinity(
     return figure
 
 
-def _draw_matrix(axes: Axes, affinity: np.ndarray, groups: Branches) -> None:
+def draw_matrix(axes: Axes, affinity: np.ndarray, groups: Branches) -> None:
+    """An affinity [T, T] in the order of its groups, which are framed; white is independence."""
     # a task with itself says nothing
     np.fill_diagonal(affinity, np.nan)
     # 99 of 100 pairs: one odd pair would make all others pale; one task alone has no pair

@@ -413,11 +413,11 @@ CONFIGS = (
         ("average_precision", "'ap'"),
     ),
     Case(
-        "experiment: one alpha",
+        "experiment: more groups than tasks",
         nothing,
-        "experiment affinity tiny.yaml --alphas 2,2",
+        "experiment affinities tiny.yaml --scout runs/tiny --groups 3",
         2,
-        ("--alphas", "two different"),
+        ("--groups", "from 2 to 2", "found 3"),
     ),
     Case(
         "experiment: birth after the end",
@@ -427,11 +427,11 @@ CONFIGS = (
         ("--at", "[900]"),
     ),
     Case(
-        "experiment: bad alpha",
+        "experiment: unknown layer",
         nothing,
-        "experiment affinity tiny.yaml --alphas 2,b",
+        "experiment affinities tiny.yaml --scout runs/tiny --groups 2 --split-from conv9",
         2,
-        ("--alphas", "'2,b'"),
+        ("--split-from", "'conv9'", "conv4_1"),
     ),
     Case(
         "experiment: no run", nothing, "experiment grouping absent", 1, ("absent", "finished run")
@@ -472,9 +472,9 @@ CONFIGS = (
         ("somp-seed0 was begun with another", "Give another name (--name"),
     ),
     Case(
-        "experiment: affinity of no growth",
+        "experiment: planted groups of no growth",
         nothing,
-        "experiment affinity tiny.yaml method.name=fixed",
+        "experiment planted tiny.yaml method.name=fixed",
         2,
         ("tiny.yaml", "method.name=branching", "found fixed"),
     ),
@@ -493,11 +493,18 @@ CONFIGS = (
         ("'test'", "dev, train, val", "--split"),
     ),
     Case(
-        "experiment: groups of no run",
+        "experiment: unknown kind of affinity",
         nothing,
-        "experiment groups runs/no",
+        "experiment affinities tiny.yaml --scout runs/tiny --groups 2 --kinds importence",
         1,
-        ("no run directory runs/no",),
+        ("'importence'", "importance"),
+    ),
+    Case(
+        "experiment: scout of no run",
+        nothing,
+        "experiment affinities tiny.yaml --scout runs/no",
+        1,
+        ("runs/no", "finished run"),
     ),
     Case("unknown command", nothing, "trian tiny.yaml", 2, ("No such command", "trian")),
     Case("unknown option", nothing, "train tiny.yaml --frehs", 2, ("No such option", "--frehs")),

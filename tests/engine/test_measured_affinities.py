@@ -1,5 +1,6 @@
 """Affinities measured on a network: by their definitions, and the same on any number of ranks."""
 
+import copy
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,11 @@ from distbranch.branching.tree import Split
 from distbranch.config import load_config
 from distbranch.data.loader import train_loader
 from distbranch.data.shards import read_dataset
-from distbranch.engine.affinities import MeasuredAffinity
-from distbranch.engine.affinities.measure import measure_affinity
+from distbranch.engine.affinities import MEASURED, MeasuredAffinity
+from distbranch.engine.affinities.kind import choose_trunk
+from distbranch.engine.affinities.measure import CHUNK, measure_affinity
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.loaders import open_sample
 from distbranch.engine.process_group import join_ranks
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
@@ -103,6 +107,82 @@ def test_it_is_the_square_of_what_a_channel_contributes_to_the_loss_of_a_sample(
     assert found["importance"].layers == ("conv3_2", "conv4_2", "fc5")
     for total, measured in zip(sums, found["importance"].sums.values(), strict=True):
         np.testing.assert_allclose(measured, total.numpy(), rtol=1e-4)
+
+
+def test_gradient_kinds_are_what_a_step_for_one_task_does_to_another(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    config = load_config(config_of(tiny_data, tmp_path))
+    info = read_dataset(str(tiny_data))
+    network = grown_network(info.tasks).eval()
+    size = {"image_size": (32, 32), "num_samples": 32, "chunk": CHUNK}
+    (batch,) = open_sample(info, config, Ranks.alone(), **size)
+    units = choose_trunk(network.routing.units, LOWEST - 1)
+    trunk = ("conv1", "conv2", "conv3_1", "conv3_2", "conv4_1")  # shared up to the one to be split
+    assert tuple(network.routing.units[unit] for unit in units) == trunk
+
+    def sum_losses(one: Network) -> torch.Tensor:
+        outputs = one(batch.images, flat=True)
+        return one.tasks.compute_losses(outputs, batch.labels).sum(dim=0)
+
+    def list_trunk(one: Network) -> list[torch.Tensor]:
+        return [part for name, part in one.named_parameters() if name.split(".")[1] in trunk]
+
+    def flatten(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([part.detach().flatten() for part in parts])
+
+    weights = list_trunk(network)
+    gradients, after = [], []
+    for task in range(len(TASKS)):
+        gradients.append(flatten(torch.autograd.grad(sum_losses(network)[task], weights)))
+        step = 0.01 * flatten(weights).norm() * gradients[-1] / gradients[-1].norm()
+        moved = copy.deepcopy(network)
+        parts = step.split([weight.numel() for weight in weights])
+        with torch.no_grad():
+            for weight, part in zip(list_trunk(moved), parts, strict=True):
+                weight -= part.view_as(weight)
+            after.append(sum_losses(moved))
+    every = torch.stack(gradients)
+    cosines = torch.cosine_similarity(every[:, None], every[None], dim=2)
+
+    found = MEASURED["gradient-cosine"].sum_chunk(network, units, batch.images, batch.labels)
+    torch.testing.assert_close(found["cosines"].float(), cosines, atol=1e-5, rtol=1e-5)
+    found = MEASURED["look-ahead"].sum_chunk(network, units, batch.images, batch.labels)
+    torch.testing.assert_close(found["after"].float(), torch.stack(after), rtol=1e-4, atol=1e-5)
+
+    sums = {name: part.detach().numpy() for name, part in found.items()}
+    gain = 1 - sums["after"] / sums["before"]
+    pairs = np.triu_indices(len(TASKS), 1)
+    mutual = (gain + gain.T)[pairs]
+    affinity = MEASURED["look-ahead"].compute_affinity(sums)[pairs]
+    assert (np.argsort(affinity) == np.argsort(mutual)).all()
+    assert ((affinity > 0.5) == (mutual > 0)).all()
+
+
+def test_pairs_of_the_sample_are_difficult_by_its_mean_margins(
+    tiny_data: Path, tmp_path: Path, ranks: RankServer
+) -> None:
+    config = load_config(config_of(tiny_data, tmp_path))
+    info = read_dataset(str(tiny_data))
+    network = grown_network(info.tasks).eval()
+    alone = Ranks.alone()
+    size = {"image_size": (32, 32), "num_samples": 201, "chunk": CHUNK}
+    batches = list(open_sample(info, config, alone, **size))
+    labels = torch.cat([batch.labels for batch in batches]).numpy()
+    margins = []
+    for batch in batches:
+        with torch.no_grad():
+            outputs = network(batch.images, flat=True)
+        margins.append(network.tasks.compute_margins(outputs, batch.labels))
+    shown = np.where(np.isnan(labels), np.nan, torch.cat(margins).double().numpy())
+    signs = np.where(np.isnan(shown), np.nan, np.where(shown >= np.nanmean(shown, 0), 1, -1))
+    alike = np.nanmean(
+        signs[:, :, None] == signs[:, None, :],
+        axis=0,
+        where=~np.isnan(signs[:, :, None] * signs[:, None, :]),
+    )
+    found = ranks.call(affinities, config=config_of(tiny_data, tmp_path), kinds=["agreement"])
+    np.testing.assert_allclose(found["agreement"].matrix, alike, atol=1e-9)
 
 
 def die_while_measuring(config: Mapping[str, Any], decision: int) -> None:

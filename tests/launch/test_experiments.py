@@ -12,6 +12,7 @@ import pandas
 import pytest
 import yaml
 from scipy.stats import wilcoxon
+from sklearn.metrics import adjusted_rand_score
 from tiny_runs import config_of
 from tiny_world import assert_one_sentence, run_command
 
@@ -20,7 +21,15 @@ from distbranch.config import differences, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.initialisation import order_by_number
 from distbranch.errors import UsageError, UserError
-from distbranch.experiments import births, designs, equal_cost, groupings, policies, runner
+from distbranch.experiments import (
+    affinities,
+    births,
+    designs,
+    equal_cost,
+    groupings,
+    policies,
+    runner,
+)
 from distbranch.experiments.analyses import (
     compare_methods,
     describe_differences,
@@ -30,7 +39,6 @@ from distbranch.experiments.analyses import (
     interpolate_at_cost,
     measure_pace,
     summarise_differences,
-    tabulate_differences,
     tabulate_equal_cost,
 )
 from distbranch.experiments.runner import build_sweep, check_same_comparison, run_experiment
@@ -274,7 +282,9 @@ def test_reductions_are_counted_over_tasks_and_tested_as_pairs() -> None:
         for sign in (1, -1)
     ]
     runs = {"learned": learned, "permuted-1": permuted[0], "permuted-2": permuted[1]}
-    found = groupings.measure_losses(tabulate_runs(listed(runs)), "accuracy", "test")
+    found = groupings.measure_losses(
+        tabulate_runs(listed(runs)), "accuracy", "test", learned="learned", permuted=list(runs)[1:]
+    )
     assert found.mean(axis="columns").to_dict() == pytest.approx(lost, abs=1e-12)
     assert found.loc["task-5", "permuted-1"] == pytest.approx(lost["task-5"] - noise[5])
     rounded = found.mean(axis="columns").round(9).to_frame()
@@ -317,7 +327,10 @@ def test_where_few_tasks_lose_much_the_ranks_are_told_and_not_the_mean() -> None
 def test_equal_trees_show_no_difference() -> None:
     runs = [made_up(tasks=dict.fromkeys(TASKS, 0.8))]
     values = tabulate_runs(listed({"learned": runs, "permuted-1": runs, "permuted-2": runs}))
-    lost = groupings.measure_losses(values, "accuracy", "test")
+    permuted = ["permuted-1", "permuted-2"]
+    lost = groupings.measure_losses(
+        values, "accuracy", "test", learned="learned", permuted=permuted
+    )
     summary = summarise_differences(lost)
     assert (summary["tasks_higher"], summary["tasks_lower"], summary["p_value"]) == (0, 0, 1.0)
     assert "no difference" in describe_learned(lost)
@@ -598,38 +611,64 @@ def test_what_late_birth_costs_is_told_against_the_tree_from_scratch(tmp_path: P
     assert set(found.csv["births.csv"]["split"]) == {"val", "test"}
 
 
-# ---- affinity
+# ---- affinities
 
 
-def test_kinds_are_compared_at_equal_weights_task_by_task() -> None:
-    """Along the line of either kind a task gains 0.1 per decade of weights; phi lies higher by a known amount per task."""
-    higher = {task: 0.01 * number - 0.03 for number, task in enumerate(TASKS)}
+def test_kinds_are_alike_by_their_groups_and_by_the_order_of_pairs() -> None:
+    draw = np.random.default_rng(1).random((6, 6))
+    one = (draw + draw.T) / 2
+    groups = {"a": ((0, 1), (2, 3, 4, 5)), "b": ((2, 3, 4, 5), (0, 1)), "c": ((0, 2, 4), (1, 3, 5))}
+    table = affinities.compare_kinds({"a": one, "b": one**2, "c": -one}, groups)
+    rows = {(row["kind"], row["beside"]): row for row in table.to_dict("records")}
+    assert rows["a", "b"]["adjusted_rand_index"] == 1
+    assert rows["a", "b"]["rank_correlation"] == pytest.approx(1)
+    assert rows["a", "c"]["rank_correlation"] == pytest.approx(-1)
+    expected = adjusted_rand_score([0, 0, 1, 1, 1, 1], [0, 1, 0, 1, 0, 1])
+    assert rows["a", "c"]["adjusted_rand_index"] == pytest.approx(expected)
 
-    def run(kind: str, weights: float, seed: int) -> Run:
-        tasks = {t: 0.1 * np.log10(weights) + (higher[t] if kind == "phi" else 0) for t in TASKS}
-        return made_up(
-            seed, weights=weights, value=float(np.mean(list(tasks.values()))), tasks=tasks
+
+def test_kinds_are_compared_on_one_scout_and_their_trees_with_permuted_ones(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = config_of(tiny_data, "runs", **{"train.iterations": 4, "train.evaluate_every": 0})
+    kept = {key: part for key, part in values.items() if key not in ("run", "seed")}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(kept))
+    monkeypatch.chdir(tmp_path)
+    trained = train_in_this_process(monkeypatch)
+    config, own = Path("tiny.yaml"), ["launch.workers=1"]
+    options: dict[str, Any] = {"jobs": None, "name": None, "report": lambda _: None}
+    scout = affinities.train_scout(config, own, seed=3, **options)
+    assert load_config(scout / "config.yaml").method.keeps_thin
+
+    def compare(permutations: int) -> tuple[runner.Findings, Path]:
+        experiment = affinities.design_affinities(
+            config,
+            own,
+            scout=scout,
+            kinds=["importance", "phi"],
+            num_groups=2,
+            split_from=None,
+            permutations=permutations,
+            split="test",
+            has_own_scout=True,
         )
+        findings, _, place = run_experiment(experiment, own, seeds=[3], **options)
+        return findings, place
 
-    runs = {
-        f"{kind}-alpha{alpha}": [run(kind, size * (1 + seed / 10), seed) for seed in (0, 1)]
-        for kind, sizes in (("agreement", (1_000, 4_000, 9_000)), ("phi", (2_000, 7_000, 30_000)))
-        for alpha, size in zip((1, 2, 4), sizes, strict=True)
-    }
-    differences = groupings.measure_kinds(tabulate_runs(listed(runs)), "test")
-    table = tabulate_differences(differences)
-    assert dict(zip(table["task"], table["difference"], strict=True)) == pytest.approx(higher)
-    assert list(table["task"]) == TASKS[::-1]
-    assert list(differences.mean()) == pytest.approx([np.mean(list(higher.values()))] * 2)
-    names = {"one": "phi", "other": "agreement", "repetition": "seeds"}
-    text = describe_differences(differences, "average_precision", **names)
-    assert "Phi is higher on 8 of 12 tasks (8 in all seeds) and lower on" in text
-    apart = {"agreement-alpha1": runs["agreement-alpha1"], "phi-alpha1": runs["phi-alpha4"]}
-    differences = groupings.measure_kinds(tabulate_runs(listed(apart)), "test")
-    assert differences.empty
-    assert "nothing can be compared" in describe_differences(
-        differences, "average_precision", **names
-    )
+    findings, place = compare(0)
+    assert trained == ["thin-seed3"]
+    assert [text.split(",")[0] for text in findings.sentences] == ["importance", "phi"]
+    assert {file.name for file in place.iterdir()} >= {"table.md", *findings.files}
+
+    findings, place = compare(1)
+    names = [name.rpartition("-permuted")[0] or name for name in trained]
+    assert names == ["thin-seed3", "importance-seed3", "importance", "phi-seed3", "phi"]
+    assert list(findings.table["kind"]) == ["thin", "importance", "phi"]
+    assert list(findings.table["difference"].notna()) == [False, True, True]
+    layers = json.loads((place / "phi-seed3" / "tree.json").read_text())["layers"]
+    assert [len(layer["branches"]) for layer in layers] == [1] * 4 + [2] * 4
+    groups = pandas.read_csv(place / "groups.csv").groupby("phi")["task"].apply(set)
+    assert [set(branch) for branch in layers[-1]["branches"]] == list(groups)
 
 
 # ---- policies
@@ -843,25 +882,6 @@ def test_the_nearest_plain_network_is_asked_for_once_the_tree_is_known(tmp_path:
     assert_one_sentence(ended, 1, ("fps-branch-16-2-seed0, which has not finished", "`nearest`"))
     ended = run_command(["experiment", "company", config, *own, "--uneven", "16"])
     assert_one_sentence(ended, 2, ("16:32,16:48", "found '16'"))
-
-
-def test_kinds_of_affinity_are_told_in_a_sentence_a_table_and_a_figure(tmp_path: Path) -> None:
-    experiment = groupings.design_affinity(
-        CONFIGS / "fps-branch-16-2.yaml", [1, 2], [], split="test"
-    )
-    runs = [
-        replace(run, summary={**run.summary, "weights": 1000 * (1 + number % 4)})
-        for number, run in enumerate(runs_of(experiment))
-    ]
-    findings = check_findings(experiment, runs, tmp_path)
-    assert "Phi is higher on 12 of 12 tasks" in findings.sentences[0]
-    assert list(findings.table.columns) == [
-        "task",
-        "difference",
-        "difference_sd",
-        "lowest",
-        "highest",
-    ]
 
 
 def test_what_permuting_costs_is_told_for_both_metrics(tmp_path: Path) -> None:

@@ -40,16 +40,16 @@ def sum_look_ahead(
 
 
 def compute_look_ahead(sums: Sums) -> Matrix:
-    """The logistic function of Z_ij = 1 - L_j after / L_j before, the mean of both directions, in units of its root mean square.
+    """The logistic function of Z_ij = 1 - L_j after / L_j before, the mean of both directions, in units of its median size.
 
-    Z has no lower bound; so 0.5 is a step that changes nothing, and the order of pairs stays.
+    0.5 is a step that changes nothing, and the order of pairs stays. Z has no lower bound, so one task whose loss is nearly 0
+    would make all others pale beside the mean of squares.
     """
     before = np.maximum(sums["before"], np.finfo(np.float64).tiny)
     gain = np.where(sums["before"] > 0, 1 - sums["after"] / before, 0.0)
     mutual = (gain + gain.T) / 2
-    np.fill_diagonal(mutual, 0.0)
-    num_pairs = max(1, mutual.size - len(mutual))
-    scale = np.sqrt((mutual**2).sum() / num_pairs)
+    pairs = np.triu_indices(len(mutual), 1)
+    scale = np.median(np.abs(mutual[pairs])) if len(mutual) > 1 else 0.0
     in_units = np.divide(mutual, scale, out=np.zeros_like(mutual), where=scale > 0)
     affinity: Matrix = (
         1 + np.tanh(in_units / 2)
