@@ -627,50 +627,6 @@ def test_kinds_are_alike_by_their_groups_and_by_the_order_of_pairs() -> None:
     assert rows["a", "c"]["adjusted_rand_index"] == pytest.approx(expected)
 
 
-def test_kinds_are_compared_on_one_scout_and_their_trees_with_permuted_ones(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values = config_of(tiny_data, "runs", **{"train.iterations": 4, "train.evaluate_every": 0})
-    kept = {key: part for key, part in values.items() if key not in ("run", "seed")}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(kept))
-    monkeypatch.chdir(tmp_path)
-    trained = train_in_this_process(monkeypatch)
-    config, own = Path("tiny.yaml"), ["launch.workers=1"]
-    options: dict[str, Any] = {"jobs": None, "name": None, "report": lambda _: None}
-    scout = affinities.train_scout(config, own, seed=3, **options)
-    assert load_config(scout / "config.yaml").method.keeps_thin
-
-    def compare(permutations: int) -> tuple[runner.Findings, Path]:
-        experiment = affinities.design_affinities(
-            config,
-            own,
-            scout=scout,
-            kinds=["importance", "phi"],
-            num_groups=2,
-            split_from=None,
-            permutations=permutations,
-            split="test",
-            has_own_scout=True,
-        )
-        findings, _, place = run_experiment(experiment, own, seeds=[3], **options)
-        return findings, place
-
-    findings, place = compare(0)
-    assert trained == ["thin-seed3"]
-    assert [text.split(",")[0] for text in findings.sentences] == ["importance", "phi"]
-    assert {file.name for file in place.iterdir()} >= {"table.md", *findings.files}
-
-    findings, place = compare(1)
-    names = [name.rpartition("-permuted")[0] or name for name in trained]
-    assert names == ["thin-seed3", "importance-seed3", "importance", "phi-seed3", "phi"]
-    assert list(findings.table["kind"]) == ["thin", "importance", "phi"]
-    assert list(findings.table["difference"].notna()) == [False, True, True]
-    layers = json.loads((place / "phi-seed3" / "tree.json").read_text())["layers"]
-    assert [len(layer["branches"]) for layer in layers] == [1] * 4 + [2] * 4
-    groups = pandas.read_csv(place / "groups.csv").groupby("phi")["task"].apply(set)
-    assert [set(branch) for branch in layers[-1]["branches"]] == list(groups)
-
-
 # ---- policies
 
 
