@@ -8,13 +8,14 @@ driver to install on every node, and its failures say what the store said.
 
 import errno
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -30,6 +31,8 @@ from distbranch.config.paths import copy_of
 from distbranch.engine.checkpoint import MANIFEST, STATE
 from distbranch.engine.run_directory import SCOUT, RunDirectory
 from distbranch.errors import UserError
+
+logger = logging.getLogger("distbranch")
 
 # A store that hangs is told of within seconds before a run, and within a minute in the middle of it.
 SECONDS_TO_CONNECT, SECONDS_TO_ANSWER, ATTEMPTS_BEFORE, ATTEMPTS_LATER = 3, 10, 1, 3
@@ -114,6 +117,12 @@ class RemoteRun:
                 raise UserError(
                     f"There is no run at {self.url}, and {len(remote)} other files. Give run.directory and run.name of a run that was "
                     "begun, or of a new one."
+                )
+            half_sent = _find_half_sent(remote)
+            remote = {name: stamp for name, stamp in remote.items() if name not in half_sent}
+            if half_sent and not to_read:  # a reader may look while one is being sent
+                logger.warning(
+                    "%s has a checkpoint that was not sent whole; it is left out.", self.url
                 )
             self.copy.mkdir(parents=True, exist_ok=True)
             for name in self._list_copy().keys() - remote.keys():
@@ -351,6 +360,13 @@ def _is_read(name: str, remote: Stamps) -> bool:
 
 def _list_checkpoint_folders(names: Iterable[str]) -> set[str]:
     return {str(PurePosixPath(name).parent) for name in names if _is_of_checkpoint(name)}
+
+
+def _find_half_sent(names: Collection[str]) -> set[str]:
+    """Files of checkpoints that lack their manifest, which is sent last."""
+    folders = _list_checkpoint_folders(names)
+    half = {folder for folder in folders if f"{folder}/{MANIFEST}" not in names}
+    return {name for name in names if str(PurePosixPath(name).parent) in half}
 
 
 def _find_newest(names: Iterable[str]) -> str:

@@ -63,14 +63,15 @@ def test_a_run_goes_on_from_what_was_sent_to_the_same_bits_whatever_befell_it_on
     config = config_of(tiny_data, RUNS)
     machines = iter(store.environment(tmp_path / f"machine-{number}") for number in range(9))
 
-    half_sent = "checkpoints/step-00000014/manifest.json"
-    ended = ranks.run(
-        train_at_url, config=config, environment=next(machines), fault="killed", file=half_sent
-    )[0]
-    assert ended.exit_code == -signal.SIGKILL
-    objects = store.objects("runs/tiny")
-    assert half_sent not in objects
-    assert half_sent.replace("manifest.json", "model.safetensors") in objects
+    for step in ("05", "14"):  # the first checkpoint of all, and one that follows others
+        half_sent = f"checkpoints/step-000000{step}/manifest.json"
+        ended = ranks.run(
+            train_at_url, config=config, environment=next(machines), fault="killed", file=half_sent
+        )[0]
+        assert ended.exit_code == -signal.SIGKILL
+        objects = store.objects("runs/tiny")
+        assert half_sent not in objects
+        assert half_sent.replace("manifest.json", "model.safetensors") in objects
 
     fault = {
         "fault": "keys",
