@@ -19,7 +19,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.affinities import MEASURED, MeasuredAffinity
 from distbranch.engine.affinities.measure import measure_affinity
 from distbranch.engine.artifact import load_model
-from distbranch.engine.block_decision import decide_block
+from distbranch.engine.block_decision import decide_block, is_within_budget
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.initialisation import first_architecture, get_finished_run
 from distbranch.engine.results import RunFiles, read_result
@@ -129,10 +129,17 @@ def check_scout(config: Config, info: DatasetInfo) -> None:
     """What can be said about scout and tree before anything starts.
 
     Raises:
-        UserError: there is no such unit to split from; or the scout that is given has not finished or does not fit.
+        UserError: there is no such unit to split from; the network costs more than its budget even without branches; or the scout
+            that is given has not finished or does not fit.
     """
-    thin = first_architecture(config, info)
-    list_lowest_layers(config, thin)
+    network = first_architecture(config, info)
+    list_lowest_layers(config, network)
+    if not is_within_budget(network.tree, network, config.method):
+        cost = network.cost()
+        raise UserError(
+            f"method.budget should have room for the network without branches, found that this takes {cost.weights:,} weights and "
+            f"{cost.multiply_adds:,} multiply-adds. Give more, or a thinner network."
+        )
     # A run whose tree is decided needs the scout no more, wherever that is now.
     decision = read_first_decision(RunDirectory(config.run_directory))
     if config.method.scout is not None and (decision is None or begins_anew(config)):
