@@ -35,7 +35,7 @@ from distbranch.errors import UserError
 from distbranch.losses import choose_losses
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
-from distbranch.tasks import TaskSet
+from distbranch.tasks import Task, TaskSet
 
 AFFINITY_FILE = "affinity/round-00.npz"  # the decision is that of round 0, before the first step
 
@@ -188,10 +188,10 @@ def _load_scout(config: Config, info: DatasetInfo) -> Network:
             f"{key}={place} should be a thin network, in which all tasks share every layer (method.name=fixed), found another one."
         )
     names, own_names = ([task.name for task in tasks] for tasks in (found.tasks, thin.tasks))
-    if names != own_names:
+    if names != own_names or not all(map(Task.is_same_task, found.tasks, thin.tasks)):
         raise UserError(
-            f"{key}={place} should be of the {len(own_names)} tasks of the data ({', '.join(own_names[:3])}, ...), in their order, found "
-            f"{len(names)} ({', '.join(names[:3])}, ...). Give a thin run of the same data."
+            f"{key}={place} should be of the {len(own_names)} tasks of the data ({', '.join(own_names[:3])}, ...), in their order and of "
+            f"the same kinds and classes, found {len(names)} ({', '.join(names[:3])}, ...). Give a thin run of the same data."
         )
     if (preprocessing.mean, preprocessing.std) != (config.data.mean, config.data.std):
         raise UserError(
