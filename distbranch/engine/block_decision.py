@@ -42,7 +42,7 @@ def decide_block(
         prices=prices,
         alpha=alpha,
         max_groups=max_groups,
-        fits=lambda tree: _is_within_budget(tree, thin, method),
+        fits=lambda tree: is_within_budget(tree, thin, method),
         seed=config.seed,
     )
     chosen = decision.chosen
@@ -84,7 +84,8 @@ def _cap_groups(method: MethodConfig, thin: Architecture, lowest: int) -> int | 
     return min((room for room in rooms if room is not None), default=None)
 
 
-def _is_within_budget(tree: Tree, thin: Architecture, method: MethodConfig) -> bool:
+def is_within_budget(tree: Tree, thin: Architecture, method: MethodConfig) -> bool:
+    """Whether the network with this tree costs no more than `method.budget`, if that is given."""
     budget = method.budget
     if budget is None:
         return True

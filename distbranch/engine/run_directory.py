@@ -51,10 +51,14 @@ class RunDirectory:
     @property
     def holds_training(self) -> bool:
         """Whether any step is on record, of the run or of its scout; a start that was refused leaves a directory without."""
+        of_scout = self.scout.is_dir() and RunDirectory(self.scout).holds_training
+        return of_scout or self.holds_own_training
+
+    @property
+    def holds_own_training(self) -> bool:
+        """Whether any step of the run itself is on record."""
         written = self.metrics.exists() and self.metrics.stat().st_size > 0
-        if written or self.result.exists() or any(self.checkpoints.glob("*")):
-            return True
-        return self.scout.is_dir() and RunDirectory(self.scout).holds_training
+        return written or self.result.exists() or any(self.checkpoints.glob("*"))
 
     @property
     def is_dispensable(self) -> bool:

@@ -1,6 +1,7 @@
 """What a start of a run checks and records: that its directory is of the same configuration and data, and the machine."""
 
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -55,6 +56,7 @@ def begin_run(config: Config) -> None:
                     files.tree.unlink(missing_ok=True)
                     files.policy.unlink(missing_ok=True)
                     files.decisions.unlink(missing_ok=True)
+                    shutil.rmtree(files.scout, ignore_errors=True)
                     write_config(files, config)
         check_run(config)
         files.path.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.affinities import MEASURED, MeasuredAffinity
 from distbranch.engine.affinities.measure import measure_affinity
 from distbranch.engine.artifact import load_model
-from distbranch.engine.block_decision import decide_block
+from distbranch.engine.block_decision import decide_block, is_within_budget
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.initialisation import first_architecture, get_finished_run
 from distbranch.engine.results import RunFiles, read_result
@@ -35,7 +35,7 @@ from distbranch.errors import UserError
 from distbranch.losses import choose_losses
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
-from distbranch.tasks import TaskSet
+from distbranch.tasks import Task, TaskSet
 
 AFFINITY_FILE = "affinity/round-00.npz"  # the decision is that of round 0, before the first step
 
@@ -129,10 +129,17 @@ def check_scout(config: Config, info: DatasetInfo) -> None:
     """What can be said about scout and tree before anything starts.
 
     Raises:
-        UserError: there is no such unit to split from; or the scout that is given has not finished or does not fit.
+        UserError: there is no such unit to split from; the network costs more than its budget even without branches; or the scout
+            that is given has not finished or does not fit.
     """
-    thin = first_architecture(config, info)
-    list_lowest_layers(config, thin)
+    network = first_architecture(config, info)
+    list_lowest_layers(config, network)
+    if not is_within_budget(network.tree, network, config.method):
+        cost = network.cost()
+        raise UserError(
+            f"method.budget should have room for the network without branches, found that this takes {cost.weights:,} weights and "
+            f"{cost.multiply_adds:,} multiply-adds. Give more, or a thinner network."
+        )
     # A run whose tree is decided needs the scout no more, wherever that is now.
     decision = read_first_decision(RunDirectory(config.run_directory))
     if config.method.scout is not None and (decision is None or begins_anew(config)):
@@ -181,10 +188,10 @@ def _load_scout(config: Config, info: DatasetInfo) -> Network:
             f"{key}={place} should be a thin network, in which all tasks share every layer (method.name=fixed), found another one."
         )
     names, own_names = ([task.name for task in tasks] for tasks in (found.tasks, thin.tasks))
-    if names != own_names:
+    if names != own_names or not all(map(Task.is_same_task, found.tasks, thin.tasks)):
         raise UserError(
-            f"{key}={place} should be of the {len(own_names)} tasks of the data ({', '.join(own_names[:3])}, ...), in their order, found "
-            f"{len(names)} ({', '.join(names[:3])}, ...). Give a thin run of the same data."
+            f"{key}={place} should be of the {len(own_names)} tasks of the data ({', '.join(own_names[:3])}, ...), in their order and of "
+            f"the same kinds and classes, found {len(names)} ({', '.join(names[:3])}, ...). Give a thin run of the same data."
         )
     if (preprocessing.mean, preprocessing.std) != (config.data.mean, config.data.std):
         raise UserError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from distbranch.branching.routing import SHARED
 from distbranch.branching.tree import Split
 from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
@@ -142,7 +143,9 @@ class TrainedNetwork:
             unknown |= {key: value for key, value in slots.items() if key.startswith(prefixes)}
             slots = {key: value for key, value in slots.items() if key not in unknown}
         elif optim.inherited_steps is not None:
-            slots = shorten_memory(slots, newborn, optim.inherited_steps, optim)
+            # The gradient of a weight that branches share stays the sum over all tasks.
+            copies = [name for name in newborn if name.split(".")[2] != SHARED]
+            slots = shorten_memory(slots, copies, optim.inherited_steps, optim)
         # Its fused step wants the momentum of all or of none.
         if isinstance(self.optimizer, torch.optim.SGD):
             slots |= {key: torch.zeros_like(value) for key, value in unknown.items()}

@@ -7,7 +7,7 @@ import torch
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
-from distbranch.engine.initialisation import first_architecture, read_own_tree
+from distbranch.engine.initialisation import first_architecture, read_given_tree, read_own_tree
 from distbranch.engine.process_group import wants_gpu
 from distbranch.engine.run_start import begins_anew, check_run
 from distbranch.engine.scout import make_scout_config
@@ -112,6 +112,7 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         ),
         ("pair statistics per decision and rank", f"{pair_bytes(num_tasks):,} bytes"),
         *_describe_scout(config, info, step),
+        *_describe_later_tree(config, architecture),
         ("steps", f"{config.train.iterations:,} of {config.train.batch_size} images"),
         ("run directory", config.run_url or str(config.run_directory)),
         ("torch", torch.__version__),
@@ -146,6 +147,18 @@ def _describe_scout(config: Config, info: DatasetInfo, step: StepTime) -> list[t
             "network"
         )
     return [("scout", told)]
+
+
+def _describe_later_tree(config: Config, network: Architecture) -> list[tuple[str, str]]:
+    """Of a run that has yet to take the tree it is given what that costs."""
+    if not config.widens or config.decides or network.splits:
+        return []
+    cost = network.with_tree(read_given_tree(config, network)).cost()
+    told = (
+        f"taken after step {config.method.widen_at:,}, with {cost.weights:,} weights and {cost.multiply_adds:,} multiply-adds; counted "
+        "here is the thin network"
+    )
+    return [("tree", told)]
 
 
 def estimate_seconds(config: Config, info: DatasetInfo, step: StepTime) -> float:

@@ -210,7 +210,9 @@ def check_data(config: Config, info: DatasetInfo) -> None:
     architecture = first_architecture(config, info)
     if config.searches:
         _check_search(config, info, architecture.num_blocks)
-    if not RunDirectory(config.run_directory).holds_training:  # else it is not needed any longer
+    if not RunDirectory(
+        config.run_directory
+    ).holds_own_training:  # else it is not needed any longer
         check_pretrained(config, architecture)
     if config.method.has_scout:
         check_scout(config, info)

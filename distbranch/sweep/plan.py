@@ -13,7 +13,7 @@ import numpy as np
 
 from distbranch.config import Config, differences, load_config
 from distbranch.config.sweep import VARIANT, Range, Setting, SweepConfig
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_directory import SCOUT, RunDirectory
 from distbranch.errors import UsageError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import with_absolute_paths
@@ -266,9 +266,9 @@ def _load_with_overrides(sweep: SweepConfig, variant: str) -> Config:
 
 
 def begins_from(config: Config) -> set[Path]:
-    """The folders of other runs that a run begins from: its pretrained network, or the tree or policy that it is given."""
+    """The folders of other runs that a run begins from: its pretrained network, its scout, or the tree or policy that it is given."""
     paths = {Path(path).absolute() for path in config.begins_from.values()}
-    return paths | {path.parent for path in paths if path.name == "tree.json"}
+    return paths | {path.parent for path in paths if path.name in ("tree.json", SCOUT)}
 
 
 def order_in_turns(trials: Trials) -> list[list[Config]]:

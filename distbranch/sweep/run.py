@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from distbranch.config import Config, differences, load_config, to_yaml
+from distbranch.config.network import KEYS_OF_DECISIONS, KEYS_OF_ROUNDS
 from distbranch.config.reading import read_yaml
 from distbranch.config.sections import RunConfig
 from distbranch.config.sweep import SweepConfig, sweep_to_yaml
@@ -279,16 +280,10 @@ def _pick_kinds(trials: Trials) -> list[Config]:
     kinds = {}
     for config in trials:
         data = (config.data.path, config.data.pack, config.data.image_size)
-        method = config.method
-        network = (
-            config.model,
-            method.name,
-            method.init,
-            method.groups,
-            method.split_from,
-            config.begins_from,
-            config.adashare,
+        method = config.method.model_dump(
+            exclude={*KEYS_OF_DECISIONS, *KEYS_OF_ROUNDS, "permutation"}
         )
+        network = (config.model, method, config.begins_from, config.adashare)
         kinds[repr((data, network))] = config
     return list(kinds.values())
 

@@ -219,8 +219,10 @@ def _make_judge(sweep: SweepConfig, metric: str, begun: Trials) -> Judge:
     sign = -1 if list_metrics()[metric].lower_is_better else 1
 
     def judge(config: Config, iteration: int, value: float) -> bool:
-        given = (config.method.groups, config.method.widen_at)
-        method = (config.method.name, given, config.adashare)
+        tree = [config.method.groups, config.method.widen_at]
+        if config.method.has_scout:  # each may have decided otherwise
+            tree.append(config.run.name)
+        method = (config.method.name, tree, config.adashare)
         key = repr((config.data.path, config.data.image_size, config.model, method))
         # Measured once per kind of network, for a sweep has hundreds of trials of a few.
         if key not in classes:

@@ -26,6 +26,8 @@ from distbranch.config.network import keys_without_effect
 from distbranch.data.shards import read_dataset
 from distbranch.engine.block_decision import decide_block
 from distbranch.engine.initialisation import order_by_number
+from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_start import begin_run, write_config
 from distbranch.engine.scout import check_scout, make_scout_config
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.dry_run import plan_run
@@ -287,6 +289,27 @@ def test_a_budget_too_small_for_two_branches_is_told_once(
     (message,) = caplog.messages
     assert "leaves no room for a second branch" in message
     assert "weights and" in message
+
+
+def test_a_budget_too_small_for_the_network_without_branches_is_refused_before_a_scout_is_trained(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    config = anew_config(tiny_data, tmp_path, **{"method.budget": {"weights": 10}})
+    ended = train_tiny(config)
+    assert "room for the network without branches" in ended["message"]
+    assert not (tmp_path / "tiny" / "scout").exists()
+
+
+def test_a_run_that_died_before_the_first_step_of_its_scout_makes_way_for_another_configuration(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    config = load_config(anew_config(tiny_data, tmp_path))
+    begin_run(config)
+    scout = RunDirectory(tmp_path / "tiny" / "scout")
+    scout.path.mkdir()
+    write_config(scout, make_scout_config(config))
+    ended = train_tiny(anew_config(tiny_data, tmp_path, **{"optim.lr": 0.02}))
+    assert ended["end"] == "done", ended["message"]
 
 
 # ---- what is asked for

@@ -26,8 +26,9 @@ from distbranch.tensor_files import load_tensors
 DELTA = {"method.branches": "delta", "method.delta_rank": 1}  # of layers of width 2
 
 
-def _trained(optimiser: str, folder: Path) -> TrainedNetwork:
-    config = load_config(config_of("unused", folder, **{"optim.name": optimiser, **DELTA}))
+def _trained(optimiser: str, folder: Path, **changes: Any) -> TrainedNetwork:
+    values = {"optim.name": optimiser, **DELTA, **changes}
+    config = load_config(config_of("unused", folder, **values))
     net = TrainedNetwork(config, ALONE, PREPROCESSING, is_final=False)
     backbone = Backbone("vgg9", (32, 32), 4)
     net.begin(Architecture(backbone, TASKS, delta_rank=1), seed=1)
@@ -59,6 +60,17 @@ def test_the_memory_of_a_shared_weight_stays_that_of_a_norm_is_copied_and_a_diff
         _step(net, *_batch(seed))
     for name, value in net.network.named_parameters():
         assert not torch.equal(value, old[name]), name
+
+
+def test_a_shared_weight_keeps_its_memory_where_copies_inherit_few_steps(tmp_path: Path) -> None:
+    net = _trained("adamw", tmp_path, **{"optim.inherited_steps": 1})
+    before = {name: value.clone() for name, value in net.slots().items()}
+    net.widen(TOP)
+    after = net.slots()
+    for slot in ("step", "exp_avg", "exp_avg_sq"):
+        shared = after[f"units.fc6.shared.product.weight:{slot}"]
+        assert torch.equal(shared, before[f"units.fc6.0.product.weight:{slot}"])
+    assert after["units.fc6.0.norm.weight:step"] == 1
 
 
 def test_a_network_that_is_built_again_between_two_steps_takes_the_same_next_step(

@@ -17,6 +17,8 @@ from distbranch.config import load_config
 from distbranch.config.network import keys_without_effect
 from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.errors import UsageError
+from distbranch.launch.dry_run import plan_run
+from distbranch.launch.scaling import Link
 
 GROUPS = {
     "conv3_1": [["kind", "cell-0", "cell-1"], ["cell-2", "cell-3", "cell-4", "cell-5", "cell-6"]],
@@ -146,3 +148,13 @@ def test_a_step_without_a_tree_is_refused_and_a_tree_that_is_never_taken_is_told
     in_time = load_config({"method": {**fixed, "widen_at": 8}, "train": {"iterations": 9}})
     assert in_time.ignored == ()
     assert not {"method.birth", "optim.when_widened"} & keys_without_effect(in_time)
+
+
+def test_a_dry_run_tells_what_the_tree_will_cost(tiny_data: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_data, tmp_path, **LATER)
+    lines = dict(plan_run(load_config(config), Link()).lines)
+    del config["method"]["widen_at"]
+    at_once = dict(plan_run(load_config(config), Link()).lines)
+    assert "taken after step 6, with" in lines["tree"]
+    assert f"{at_once['multiply-adds per image']} multiply-adds" in lines["tree"]
+    assert "tree" not in at_once

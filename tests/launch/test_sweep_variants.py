@@ -113,6 +113,15 @@ def test_a_trial_that_begins_from_another_comes_after_it(tmp_path: Path) -> None
         order_in_turns(list_trials(sweep_in(tmp_path, variants=variants)))
 
 
+def test_a_trial_whose_scout_another_one_trains_comes_after_it(tmp_path: Path) -> None:
+    anew = {"method.begin": "anew"}
+    scout = str(tmp_path / "runs" / "tiny" / "first-seed{seed}" / "scout")
+    variants = {"second": {**anew, "method.scout": scout}, "first": anew}
+    turns = order_in_turns(list_trials(sweep_in(tmp_path, variants=variants)))
+    names = [{str(trial.run.name).partition("-")[0] for trial in turn} for turn in turns]
+    assert names == [{"first"}, {"second"}]
+
+
 def test_room_is_awaited_for_as_many_trials_as_were_asked_for_and_needed_for_one(
     tmp_path: Path,
 ) -> None:

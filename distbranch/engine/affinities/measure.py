@@ -92,7 +92,7 @@ def _add_chunks(
         with torch.enable_grad():
             found = MEASURED[kind].sum_chunk(network, units, images, labels)
         for name, part in found.items():
-            sums[name] = sums.get(name, 0) + part.detach()
+            sums[name] = sums.get(name, 0) + part.detach().double()
 
     _visit_sample(add, network, info, config, ranks, num_samples)
     # A rank may have no chunk of a small sample, but rank 0 has the first one.
