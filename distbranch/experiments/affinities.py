@@ -24,23 +24,32 @@ from distbranch.engine.affinities import MEASURED, MeasuredAffinity
 from distbranch.engine.affinities.measure import measure_affinity
 from distbranch.engine.artifact import load_model
 from distbranch.engine.distributed import Ranks
+from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError, UserError
 from distbranch.experiments.analyses import describe_differences, summarise_differences
-from distbranch.experiments.designs import METRIC, load_run_config
+from distbranch.experiments.designs import (
+    METRIC,
+    OF_BEGINNINGS,
+    make_thin_variant,
+)
 from distbranch.experiments.groupings import choose_permutations, measure_losses
 from distbranch.experiments.runner import (
     Experiment,
     Findings,
     Variants,
     build_sweep,
+    check_same_comparison,
     train_variants,
 )
 from distbranch.experiments.runs import Runs, select_means, tabulate_runs
+from distbranch.launch.prepare import is_to_be_packed, read_packed_data
+from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
 from distbranch.report.experiment_figures import draw_affinities
+from distbranch.sweep.plan import list_trials
 
 THIN = "thin"
 SHOWN_FIRST = ("importance",)  # by its groups all matrices are ordered
@@ -51,6 +60,9 @@ def train_scout(
     config: Path,
     overrides: Sequence[str],
     *,
+    kinds: Sequence[str],
+    num_groups: int,
+    split_from: str | None,
     seed: int,
     jobs: int | None,
     name: str | None,
@@ -61,10 +73,17 @@ def train_scout(
     Args:
         config: of any method; what it says of decisions is left out.
         overrides: `key=value`.
+        kinds: as of `design_affinities`, like the next two: what would be refused there is refused before the run.
+        num_groups: how many every kind makes.
+        split_from: the lowest unit with branches.
         seed: of the run.
         jobs: see `run_experiment`.
         name: of the experiment's directory; None: its own.
         report: told when the run begins and ends.
+
+    Raises:
+        UserError: the directory is of another comparison.
+        UsageError: no such kind or unit, or a number of groups that is not possible.
     """
     thin = make_thin_variant(config, overrides)
     sweep = build_sweep(
@@ -73,17 +92,18 @@ def train_scout(
         overrides,
         seeds=[seed],
         jobs=jobs,
-        derived=thin.keys(),
+        derived=OF_BEGINNINGS,
     )
-    (run,) = train_variants(sweep, report)
-    return run.config.run_directory
-
-
-def make_thin_variant(config: Path, overrides: Sequence[str]) -> Setting:
-    """The settings of the configuration's network without growth, at its own width."""
-    method = load_run_config(config, overrides).method.without_branches.model_dump()
-    settings: Setting = {"base": str(config.absolute())}
-    return settings | {f"method.{key}": value for key, value in method.items()}
+    (trial,) = list_trials(sweep)
+    if read_result(trial.run_directory) is None:
+        check_kinds(kinds)
+        if not is_to_be_packed(trial):
+            info = read_packed_data(trial)
+            choose_layer(first_architecture(trial, info), num_groups, split_from)
+        # The table of what is trained here would replace that of another experiment.
+        check_same_comparison(sweep, {"experiment": "affinities"})
+        train_variants(sweep, report)
+    return trial.run_directory
 
 
 def design_affinities(
@@ -116,14 +136,11 @@ def design_affinities(
         UsageError: no such kind or unit, or a number of groups that is not possible.
     """
     thin = make_thin_variant(config, overrides)  # which loads the plug-ins
-    kinds = list(kinds) or list(dict.fromkeys([*SHOWN_FIRST, *MEASURED, *AFFINITIES]))
+    kinds = list(dict.fromkeys(kinds or [*SHOWN_FIRST, *MEASURED, *AFFINITIES]))
+    check_kinds(kinds)
     network, info = read_scout(scout)
-    layer = _choose_layer(network, split_from)
+    layer = choose_layer(network.architecture, num_groups, split_from)
     lowest, names = network.routing.units[layer - 1], network.tasks.names
-    if not 2 <= num_groups < len(names):
-        raise UsageError(
-            f"--groups should be from 2 to {len(names) - 1} for {len(names)} tasks, found {num_groups}."
-        )
     measured = measure_kinds(network, info, scout, layer, kinds)
     groups = {kind: group_tasks(one.matrix, num_groups) for kind, one in measured.items()}
 
@@ -157,7 +174,7 @@ def design_affinities(
         analyse=analyse,
         splits=(split,) if permutations else (),
         metric=METRIC if permutations else None,
-        derived=thin.keys(),
+        derived=OF_BEGINNINGS,
         trains=has_own_scout or bool(permutations),
     )
 
@@ -197,9 +214,18 @@ def read_scout(scout: Path) -> tuple[Network, DatasetInfo]:
     return network, read_data(load_config(RunDirectory(scout).config).data)
 
 
-def _choose_layer(network: Network, split_from: str | None) -> int:
-    """The number (1..L) of the lowest unit with branches."""
-    units = list(network.routing.units)
+def choose_layer(architecture: Architecture, num_groups: int, split_from: str | None) -> int:
+    """The number (1..L) of the lowest unit with branches.
+
+    Raises:
+        UsageError: no such unit, or a number of groups that its tasks cannot make.
+    """
+    num_tasks = len(architecture.tasks)
+    if not 2 <= num_groups < num_tasks:
+        raise UsageError(
+            f"--groups should be from 2 to {num_tasks - 1} for {num_tasks} tasks, found {num_groups}."
+        )
+    units = architecture.routing.units
     if split_from is None:
         return len(units) // 2 + 1  # conv4_1 of VGG-16, and of VGG-9
     if split_from not in units:
@@ -223,13 +249,17 @@ def _read_planted(info: DatasetInfo, names: Sequence[str]) -> Groups:
 # ---- what every kind makes of it
 
 
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Refuse an unknown kind before anything is trained or measured."""
+    for kind in kinds:
+        if kind not in MEASURED:
+            AFFINITIES[kind]
+
+
 def measure_kinds(
     network: Network, info: DatasetInfo, scout: Path, layer: int, kinds: Sequence[str]
 ) -> dict[str, MeasuredAffinity]:
     """Every kind, on the same sample of the training split, in this process."""
-    for kind in kinds:
-        if kind not in MEASURED:
-            AFFINITIES[kind]  # refuses an unknown one before any is measured
     config = load_config(RunDirectory(scout).config)
     ranks = Ranks.alone()
     network.to(ranks.device)
