@@ -276,10 +276,9 @@ def experiment_affinities(
     if scout is not None:
         place = run_folder(scout)
     else:
-        display = SweepDisplay(console)
-        place = train_scout(
-            config, own, **wanted, seed=first_seed, jobs=jobs, name=name, report=display
-        )
+        options: dict[str, Any] = {"jobs": jobs, "name": name, "report": SweepDisplay(console)}
+        splits = (split,) if train else ()
+        place = train_scout(config, own, **wanted, splits=splits, seed=first_seed, **options)
     experiment = design_affinities(
         config,
         own,

@@ -35,7 +35,7 @@ from distbranch.experiments.designs import (
     OF_BEGINNINGS,
     make_thin_variant,
 )
-from distbranch.experiments.groupings import choose_permutations, measure_losses
+from distbranch.experiments.groupings import NOTE, choose_permutations, measure_losses
 from distbranch.experiments.runner import (
     Experiment,
     Findings,
@@ -63,6 +63,7 @@ def train_scout(
     kinds: Sequence[str],
     num_groups: int,
     split_from: str | None,
+    splits: Sequence[str],
     seed: int,
     jobs: int | None,
     name: str | None,
@@ -76,6 +77,7 @@ def train_scout(
         kinds: as of `design_affinities`, like the next two: what would be refused there is refused before the run.
         num_groups: how many every kind makes.
         split_from: the lowest unit with branches.
+        splits: which the data must have for what follows.
         seed: of the run.
         jobs: see `run_experiment`.
         name: of the experiment's directory; None: its own.
@@ -102,7 +104,7 @@ def train_scout(
             choose_layer(first_architecture(trial, info), num_groups, split_from)
         # The table of what is trained here would replace that of another experiment.
         check_same_comparison(sweep, {"experiment": "affinities"})
-        train_variants(sweep, report)
+        train_variants(sweep, report, splits=splits)
     return trial.run_directory
 
 
@@ -138,6 +140,8 @@ def design_affinities(
     thin = make_thin_variant(config, overrides)  # which loads the plug-ins
     kinds = list(dict.fromkeys(kinds or [*SHOWN_FIRST, *MEASURED, *AFFINITIES]))
     check_kinds(kinds)
+    # Overrides that the trees would not follow are refused before minutes of measuring.
+    build_sweep("affinities", {THIN: thin}, overrides, derived=OF_BEGINNINGS)
     network, info = read_scout(scout)
     layer = choose_layer(network.architecture, num_groups, split_from)
     lowest, names = network.routing.units[layer - 1], network.tasks.names
@@ -157,7 +161,7 @@ def design_affinities(
             return found
         table, sentences = compare_with_permuted(runs, kinds, split)
         csv = {**found.csv, "trees.csv": table}
-        return replace(found, sentences=[*found.sentences, *sentences], table=table, csv=csv)
+        return replace(found, sentences=[*found.sentences, *sentences, NOTE], table=table, csv=csv)
 
     about = {
         "experiment": "affinities",

@@ -638,6 +638,7 @@ def test_kinds_are_compared_on_one_scout_and_their_trees_with_permuted_ones(
     trained = train_in_this_process(monkeypatch)
     config, own = Path("tiny.yaml"), ["launch.workers=1"]
     options: dict[str, Any] = {"jobs": None, "name": None, "report": lambda _: None}
+    of_scout = {**options, "seed": 3, "splits": ["test"]}
     wanted: dict[str, Any] = {
         "kinds": ["importance", "phi"],
         "num_groups": 2,
@@ -645,9 +646,13 @@ def test_kinds_are_compared_on_one_scout_and_their_trees_with_permuted_ones(
     }
     for changed in ({"kinds": ["fi"]}, {"num_groups": 9}, {"split_from": "conv9"}):
         with pytest.raises((UserError, UsageError)):
-            affinities.train_scout(config, own, **(wanted | changed), seed=3, **options)
+            affinities.train_scout(config, own, **(wanted | changed), **of_scout)
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    (tmp_path / "runs" / "taken" / "experiment.json").write_text('{"experiment": "births"}')
+    with pytest.raises(UserError, match="results of another comparison"):
+        affinities.train_scout(config, own, **wanted, **(of_scout | {"name": "taken"}))
     assert not trained
-    scout = affinities.train_scout(config, own, **wanted, seed=3, **options)
+    scout = affinities.train_scout(config, own, **wanted, **of_scout)
     assert load_config(scout / "config.yaml").method.keeps_thin
 
     def design(permutations: int) -> runner.Experiment:
