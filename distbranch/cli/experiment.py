@@ -263,7 +263,8 @@ def experiment_affinities(
     `distbranch experiment affinities configs/fps-branch-16-2.yaml --scout runs/fps-thin-16-seed0 --groups 4 --split-from conv4_1`
     `distbranch experiment affinities configs/fps-branch-16-2.yaml --kinds importance,phi --train --permutations 2 --seeds 0,1,2`
     """
-    from distbranch.experiments.affinities import design_affinities, train_scout
+    from distbranch.experiments.affinities import design_affinities
+    from distbranch.experiments.scouts import train_scout
     from distbranch.report.progress import SweepDisplay
 
     own = overrides or []

@@ -18,10 +18,7 @@ from distbranch.config.sweep import Setting
 from distbranch.engine.artifact import load_model
 from distbranch.engine.results import read_result
 from distbranch.errors import UsageError, UserError
-from distbranch.experiments.analyses import (
-    make_spots,
-    tabulate_equal_cost,
-)
+from distbranch.experiments.analyses import make_spots, tabulate_equal_cost
 from distbranch.experiments.designs import (
     check_references,
     link_beginnings,

@@ -29,6 +29,7 @@ from distbranch.experiments import (
     groupings,
     policies,
     runner,
+    scouts,
 )
 from distbranch.experiments.analyses import (
     compare_methods,
@@ -646,13 +647,13 @@ def test_kinds_are_compared_on_one_scout_and_their_trees_with_permuted_ones(
     }
     for changed in ({"kinds": ["fi"]}, {"num_groups": 9}, {"split_from": "conv9"}):
         with pytest.raises((UserError, UsageError)):
-            affinities.train_scout(config, own, **(wanted | changed), **of_scout)
+            scouts.train_scout(config, own, **(wanted | changed), **of_scout)
     (tmp_path / "runs" / "taken").mkdir(parents=True)
     (tmp_path / "runs" / "taken" / "experiment.json").write_text('{"experiment": "births"}')
     with pytest.raises(UserError, match="results of another comparison"):
-        affinities.train_scout(config, own, **wanted, **(of_scout | {"name": "taken"}))
+        scouts.train_scout(config, own, **wanted, **(of_scout | {"name": "taken"}))
     assert not trained
-    scout = affinities.train_scout(config, own, **wanted, **of_scout)
+    scout = scouts.train_scout(config, own, **wanted, **of_scout)
     assert load_config(scout / "config.yaml").method.keeps_thin
 
     def design(permutations: int) -> runner.Experiment:
