@@ -13,6 +13,7 @@ from distbranch.cli.terminal import (
     add_given_plugins,
     console,
     numbers,
+    print_plain,
     run_folder,
     show_rows,
 )
@@ -101,12 +102,12 @@ def experiment_table(
         if title:
             console.print(f"the tasks of {title}", style="bold", highlight=False)
         if markdown:
-            _print_plain(make_result_markdown(part, split=split))
+            print_plain(make_result_markdown(part, split=split))
         else:
             console.print(make_result_table(part, split=split))
     for sentence in findings.sentences:
-        _print_plain(sentence)
-    _print_plain(f"{', '.join(findings.files)}, report.html: {place}")
+        print_plain(sentence)
+    print_plain(f"{', '.join(findings.files)}, report.html: {place}")
 
 
 @experiment_app.command("company")
@@ -231,8 +232,8 @@ def experiment_affinities(
         ),
     ] = None,
     kinds: Annotated[
-        str | None, typer.Option(help="Kinds of affinity, separated by commas; all if not given.")
-    ] = None,
+        str, typer.Option(help="Kinds of affinity, separated by commas; all if not given.")
+    ] = "",
     groups: Annotated[int, typer.Option(help="Groups that every kind makes.", min=2)] = 4,
     split_from: Annotated[
         str | None,
@@ -262,30 +263,34 @@ def experiment_affinities(
     `distbranch experiment affinities configs/fps-branch-16-2.yaml --scout runs/fps-thin-16-seed0 --groups 4 --split-from conv4_1`
     `distbranch experiment affinities configs/fps-branch-16-2.yaml --kinds importance,phi --train --permutations 2 --seeds 0,1,2`
     """
-    from distbranch.experiments.affinities import design_affinities, train_scout
+    from distbranch.experiments.affinities import design_affinities
+    from distbranch.experiments.scouts import train_scout
     from distbranch.report.progress import SweepDisplay
 
     own = overrides or []
-    chosen = numbers(seeds)
-    if not chosen:
-        raise UsageError(f"--seeds should be at least one number, found '{seeds}'.")
-    place = run_folder(scout) if scout is not None else None
-    if place is None:
+    first_seed = numbers(seeds)[0]
+    wanted: dict[str, Any] = {
+        "kinds": _split_names(kinds),
+        "num_groups": groups,
+        "split_from": split_from,
+    }
+    if scout is not None:
+        place = run_folder(scout)
+    else:
         options: dict[str, Any] = {"jobs": jobs, "name": name, "report": SweepDisplay(console)}
-        place = train_scout(config, own, seed=chosen[0], **options)
+        splits = (split,) if train else ()
+        place = train_scout(config, own, **wanted, splits=splits, seed=first_seed, **options)
     experiment = design_affinities(
         config,
         own,
+        **wanted,
         scout=place,
-        kinds=[kind for kind in (kinds or "").split(",") if kind],
-        num_groups=groups,
-        split_from=split_from,
         permutations=permutations if train else 0,
         split=split,
         has_own_scout=scout is None,
     )
     if not train:
-        seeds = str(chosen[0])
+        seeds = str(first_seed)
     _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
@@ -395,11 +400,11 @@ def compare(
     table = compare_methods(tabulate_runs(methods), metric, split)
     about = f"{split} split; differences against {table['method'][0]}"
     if csv:
-        _print_plain(table.to_csv(index=False).rstrip("\n"))
+        print_plain(table.to_csv(index=False).rstrip("\n"))
     elif markdown:
-        _print_plain(f"{about}\n\n{format_markdown(table)}")
+        print_plain(f"{about}\n\n{format_markdown(table)}")
     else:
-        _print_plain(about)
+        print_plain(about)
         show_rows(format_table(table))
 
 
@@ -425,17 +430,13 @@ def _run_and_show(experiment: "Experiment", overrides: Sequence[str], **options:
 
     findings, runs, place = _run(experiment, overrides, **options)
     for sentence in findings.sentences:
-        _print_plain(sentence)
+        print_plain(sentence)
     if findings.table is not None and not findings.table.empty:
         show_rows(format_table(findings.table))
     files = findings.files
     if runs:
         files = ["results.csv", *files]
-    _print_plain(f"{', '.join(files)}: {place}")
-
-
-def _print_plain(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    print_plain(f"{', '.join(files)}: {place}")
 
 
 def _split_names(text: str) -> list[str]:

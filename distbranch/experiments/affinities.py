@@ -18,72 +18,23 @@ from distbranch.branching.grouping import Groups, Matrix, cluster_branches, labe
 from distbranch.branching.tree import build_tree_of_groups
 from distbranch.config import load_config
 from distbranch.config.sweep import Setting
-from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.affinities import MEASURED, MeasuredAffinity
 from distbranch.engine.affinities.measure import measure_affinity
-from distbranch.engine.artifact import load_model
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.engine.run_log import Report
-from distbranch.errors import UsageError, UserError
+from distbranch.errors import UserError
 from distbranch.experiments.analyses import describe_differences, summarise_differences
-from distbranch.experiments.designs import METRIC, load_run_config
-from distbranch.experiments.groupings import choose_permutations, measure_losses
-from distbranch.experiments.runner import (
-    Experiment,
-    Findings,
-    Variants,
-    build_sweep,
-    train_variants,
-)
+from distbranch.experiments.designs import METRIC, OF_BEGINNINGS, make_thin_variant
+from distbranch.experiments.groupings import NOTE, choose_permutations, measure_losses
+from distbranch.experiments.runner import Experiment, Findings, Variants, build_sweep
 from distbranch.experiments.runs import Runs, select_means, tabulate_runs
+from distbranch.experiments.scouts import THIN, check_kinds, choose_layer, read_scout
 from distbranch.models.network import Network
 from distbranch.report.experiment_figures import draw_affinities
 
-THIN = "thin"
 SHOWN_FIRST = ("importance",)  # by its groups all matrices are ordered
 PLANTED = "planted"  # the known groups of a data set, among the kinds
-
-
-def train_scout(
-    config: Path,
-    overrides: Sequence[str],
-    *,
-    seed: int,
-    jobs: int | None,
-    name: str | None,
-    report: Report,
-) -> Path:
-    """Train the thin network of a configuration in the experiment's directory, and return its run directory.
-
-    Args:
-        config: of any method; what it says of decisions is left out.
-        overrides: `key=value`.
-        seed: of the run.
-        jobs: see `run_experiment`.
-        name: of the experiment's directory; None: its own.
-        report: told when the run begins and ends.
-    """
-    thin = make_thin_variant(config, overrides)
-    sweep = build_sweep(
-        name or f"affinities-{config.stem}",
-        {THIN: thin},
-        overrides,
-        seeds=[seed],
-        jobs=jobs,
-        derived=thin.keys(),
-    )
-    (run,) = train_variants(sweep, report)
-    return run.config.run_directory
-
-
-def make_thin_variant(config: Path, overrides: Sequence[str]) -> Setting:
-    """The settings of the configuration's network without growth, at its own width."""
-    method = load_run_config(config, overrides).method.without_branches.model_dump()
-    settings: Setting = {"base": str(config.absolute())}
-    return settings | {f"method.{key}": value for key, value in method.items()}
 
 
 def design_affinities(
@@ -116,14 +67,13 @@ def design_affinities(
         UsageError: no such kind or unit, or a number of groups that is not possible.
     """
     thin = make_thin_variant(config, overrides)  # which loads the plug-ins
-    kinds = list(kinds) or list(dict.fromkeys([*SHOWN_FIRST, *MEASURED, *AFFINITIES]))
+    kinds = list(dict.fromkeys(kinds or [*SHOWN_FIRST, *MEASURED, *AFFINITIES]))
+    check_kinds(kinds)
+    # Overrides that the trees would not follow are refused before minutes of measuring.
+    build_sweep("affinities", {THIN: thin}, overrides, derived=OF_BEGINNINGS)
     network, info = read_scout(scout)
-    layer = _choose_layer(network, split_from)
+    layer = choose_layer(network.architecture, num_groups, split_from)
     lowest, names = network.routing.units[layer - 1], network.tasks.names
-    if not 2 <= num_groups < len(names):
-        raise UsageError(
-            f"--groups should be from 2 to {len(names) - 1} for {len(names)} tasks, found {num_groups}."
-        )
     measured = measure_kinds(network, info, scout, layer, kinds)
     groups = {kind: group_tasks(one.matrix, num_groups) for kind, one in measured.items()}
 
@@ -140,7 +90,7 @@ def design_affinities(
             return found
         table, sentences = compare_with_permuted(runs, kinds, split)
         csv = {**found.csv, "trees.csv": table}
-        return replace(found, sentences=[*found.sentences, *sentences], table=table, csv=csv)
+        return replace(found, sentences=[*found.sentences, *sentences, NOTE], table=table, csv=csv)
 
     about = {
         "experiment": "affinities",
@@ -157,7 +107,7 @@ def design_affinities(
         analyse=analyse,
         splits=(split,) if permutations else (),
         metric=METRIC if permutations else None,
-        derived=thin.keys(),
+        derived=OF_BEGINNINGS,
         trains=has_own_scout or bool(permutations),
     )
 
@@ -178,48 +128,6 @@ def make_tree_variants(
     return variants
 
 
-# ---- the scout
-
-
-def read_scout(scout: Path) -> tuple[Network, DatasetInfo]:
-    """The network of a finished run and its data.
-
-    Raises:
-        UserError: it has not finished, or its tasks have branches of their own.
-    """
-    if read_result(scout) is None:
-        raise UserError(f"{scout} should be a finished run, found none. Train it to its end first.")
-    network, _ = load_model(scout)
-    if network.architecture.tree.splits:
-        raise UserError(
-            f"All tasks should share the network of {scout}, but its tree has grown. Give the run of a thin one, method.name=fixed."
-        )
-    return network, read_data(load_config(RunDirectory(scout).config).data)
-
-
-def _choose_layer(network: Network, split_from: str | None) -> int:
-    """The number (1..L) of the lowest unit with branches."""
-    units = list(network.routing.units)
-    if split_from is None:
-        return len(units) // 2 + 1  # conv4_1 of VGG-16, and of VGG-9
-    if split_from not in units:
-        raise UsageError(
-            f"--split-from should be a unit of the network, found '{split_from}'. It has {', '.join(units)}."
-        )
-    return units.index(split_from) + 1
-
-
-def _read_planted(info: DatasetInfo, names: Sequence[str]) -> Groups:
-    """The known groups of the data set, as numbers of tasks; none if it does not say of every task."""
-    numbers = {name: number for number, name in enumerate(names)}
-    groups = [
-        [numbers[name] for name in group if name in numbers] for group in info.groups.values()
-    ]
-    if sum(map(len, groups)) != len(names):
-        return ()
-    return tuple(tuple(group) for group in groups if group)
-
-
 # ---- what every kind makes of it
 
 
@@ -227,9 +135,6 @@ def measure_kinds(
     network: Network, info: DatasetInfo, scout: Path, layer: int, kinds: Sequence[str]
 ) -> dict[str, MeasuredAffinity]:
     """Every kind, on the same sample of the training split, in this process."""
-    for kind in kinds:
-        if kind not in MEASURED:
-            AFFINITIES[kind]  # refuses an unknown one before any is measured
     config = load_config(RunDirectory(scout).config)
     ranks = Ranks.alone()
     network.to(ranks.device)
@@ -286,6 +191,17 @@ def describe_kinds(
     figure = draw_affinities(matrices, list(names), named, pairs, title=title)
     csv = {"groups.csv": _tabulate_groups(groups, names), "agreement.csv": pairs}
     return Findings(sentences, pairs, csv, {"affinities.png": figure})
+
+
+def _read_planted(info: DatasetInfo, names: Sequence[str]) -> Groups:
+    """The known groups of the data set, as numbers of tasks; none if it does not say of every task."""
+    numbers = {name: number for number, name in enumerate(names)}
+    groups = [
+        [numbers[name] for name in group if name in numbers] for group in info.groups.values()
+    ]
+    if sum(map(len, groups)) != len(names):
+        return ()
+    return tuple(tuple(group) for group in groups if group)
 
 
 def compare_kinds(matrices: Mapping[str, Matrix], groups: Mapping[str, Groups]) -> DataFrame:

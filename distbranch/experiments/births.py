@@ -8,7 +8,7 @@ import pandas
 from distbranch.config.sweep import Setting
 from distbranch.errors import UsageError
 from distbranch.experiments.analyses import compare_methods
-from distbranch.experiments.designs import METRIC, load_run_config
+from distbranch.experiments.designs import METRIC, OF_BEGINNINGS, load_run_config, make_thin_variant
 from distbranch.experiments.runner import Experiment, Findings, Variants
 from distbranch.experiments.runs import SPLITS, Runs, tabulate_runs
 
@@ -57,6 +57,7 @@ def design_births(
         analyse=analyse,
         splits=(split,),
         metric=METRIC,
+        derived=OF_BEGINNINGS,
     )
 
 
@@ -70,21 +71,14 @@ def make_births(
     """
     iterations = load_run_config(config, overrides).train.iterations
     wrong = [step for step in steps if not 0 < step < iterations]
-    if wrong or not steps:
+    if wrong:
         raise UsageError(
-            f"--at should be steps from 1 to {iterations - 1:,}, for {config} trains for {iterations:,}, found "
-            f"{wrong or 'none'}."
+            f"--at should be steps from 1 to {iterations - 1:,}, for {config} trains for {iterations:,}, found {wrong}."
         )
-    base: Setting = {
-        "base": str(config.absolute()),
-        "method.name": "fixed",
-        "method.groups": str(groups.absolute()),
-        "method.widen_at": None,
-        "method.birth": "copies",
-        "optim.when_widened": "continue",
-        "optim.inherited_steps": None,
-    }
-    found = {SCRATCH: base, THIN: {**base, "method.groups": None}}
+    thin = make_thin_variant(config, overrides)
+    thin |= {"optim.when_widened": "continue", "optim.inherited_steps": None}
+    base: Setting = {**thin, "method.groups": str(groups.absolute())}
+    found = {SCRATCH: base, THIN: thin}
     for step in sorted(set(steps)):
         for name, own in BIRTHS.items():
             found[f"{name}-{step}"] = {**base, "method.widen_at": step, **own}

@@ -9,6 +9,7 @@ from pathlib import Path
 from pandas import DataFrame
 
 from distbranch.config import Config, load_config
+from distbranch.config.network import KEYS_OF_BEGINNINGS
 from distbranch.config.reading import parse_override
 from distbranch.config.sweep import Setting, SweepConfig
 from distbranch.engine.run_directory import RunDirectory
@@ -26,6 +27,8 @@ METRIC = "average_precision"
 RANDOM = "random"
 FROM_WIDE = ("somp", "largest-norm", "random-rows")
 DERIVED_FROM_PACE = ("train.evaluate_every", "train.iterations", "optim.decay_every")
+# What a thin variant has from the overrides; no other key of a method is of use to it.
+OF_BEGINNINGS = tuple(f"method.{key}" for key in KEYS_OF_BEGINNINGS)
 NUM_EVALUATIONS = 20  # where the configuration names no number
 
 
@@ -37,6 +40,13 @@ def load_run_config(file: Path, overrides: Sequence[str]) -> Config:
         if section not in SweepConfig.model_fields:
             own.append(text)
     return load_config(file, own)
+
+
+def make_thin_variant(config: Path, overrides: Sequence[str]) -> Setting:
+    """The settings of the configuration's network without growth, at its own width."""
+    method = load_run_config(config, overrides).method.without_branches.model_dump()
+    settings: Setting = {"base": str(config.absolute())}
+    return settings | {f"method.{key}": value for key, value in method.items()}
 
 
 def check_grows(file: Path, config: Config) -> None:

@@ -18,15 +18,13 @@ from distbranch.config.sweep import Setting
 from distbranch.engine.artifact import load_model
 from distbranch.engine.results import read_result
 from distbranch.errors import UsageError, UserError
-from distbranch.experiments.analyses import (
-    make_spots,
-    tabulate_equal_cost,
-)
+from distbranch.experiments.analyses import make_spots, tabulate_equal_cost
 from distbranch.experiments.designs import (
     check_references,
     link_beginnings,
     load_run_config,
     make_file_variants,
+    make_thin_variant,
 )
 from distbranch.experiments.pairs import (
     compare_pairs,
@@ -205,10 +203,7 @@ def _read_common_recipe(configs: Sequence[Path], overrides: Sequence[str]) -> tu
                 f"The networks should be trained with the same recipe, but {first} and {path} differ in {'; '.join(different)}. "
                 "Compare those of one recipe at a time; one of another recipe can stand --beside."
             )
-    variant: Setting = {"base": str(first.absolute())}
-    for section in ("model", "method"):
-        values = getattr(recipe, section).model_dump()
-        variant |= {f"{section}.{key}": value for key, value in values.items()}
+    variant = make_thin_variant(first, overrides) | dict.fromkeys(OWN_OF_THE_LINE)
     return _name_data(recipe), variant
 
 

@@ -17,10 +17,7 @@ from distbranch.engine.initialisation import order_by_number
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.errors import UserError
-from distbranch.experiments.analyses import (
-    describe_differences,
-    tabulate_differences,
-)
+from distbranch.experiments.analyses import describe_differences, tabulate_differences
 from distbranch.experiments.designs import check_grows, load_run_config
 from distbranch.experiments.runner import Experiment, Findings, Variants
 from distbranch.experiments.runs import Runs, pivot_tasks, tabulate_runs

@@ -415,7 +415,7 @@ CONFIGS = (
     Case(
         "experiment: more groups than tasks",
         nothing,
-        "experiment affinities tiny.yaml --scout runs/tiny --groups 3",
+        "experiment affinities tiny.yaml --groups 3",
         2,
         ("--groups", "from 2 to 2", "found 3"),
     ),
@@ -429,7 +429,7 @@ CONFIGS = (
     Case(
         "experiment: unknown layer",
         nothing,
-        "experiment affinities tiny.yaml --scout runs/tiny --groups 2 --split-from conv9",
+        "experiment affinities tiny.yaml --groups 2 --split-from conv9",
         2,
         ("--split-from", "'conv9'", "conv4_1"),
     ),
@@ -476,7 +476,7 @@ CONFIGS = (
         nothing,
         "experiment planted tiny.yaml method.name=fixed",
         2,
-        ("tiny.yaml", "method.name=branching", "found fixed"),
+        ("tiny.yaml", "method.name=branching", "found method.name=fixed"),
     ),
     Case(
         "experiment: too short to decide",
@@ -495,9 +495,16 @@ CONFIGS = (
     Case(
         "experiment: unknown kind of affinity",
         nothing,
-        "experiment affinities tiny.yaml --scout runs/tiny --groups 2 --kinds importence",
+        "experiment affinities tiny.yaml --groups 2 --kinds importence",
         1,
         ("'importence'", "importance"),
+    ),
+    Case(
+        "experiment: scout with branches",
+        nothing,
+        "experiment affinities tiny.yaml --scout runs/tiny --groups 2",
+        1,
+        ("runs/tiny", "its tree has grown"),
     ),
     Case(
         "experiment: scout of no run",

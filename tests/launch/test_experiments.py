@@ -29,6 +29,7 @@ from distbranch.experiments import (
     groupings,
     policies,
     runner,
+    scouts,
 )
 from distbranch.experiments.analyses import (
     compare_methods,
@@ -493,8 +494,9 @@ def test_beginnings_differ_in_nothing_but_the_first_weights() -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("affinity {branch} method.alpha=8", "by the variants agreement-alpha1, agreement-alpha2, agreement-alpha4, phi-alpha1"),
-        ("affinity {branch} seed=8", "seed is varied and also fixed; say it once"),
+        ("affinities {branch} method.alpha=8", "by the variants thin"),
+        ("births {branch} --groups tree.json method.branches=delta", "by the variants scratch, thin, copies-150"),
+        ("births {branch} --groups tree.json seed=8", "seed is varied and also fixed; say it once"),
         ("initialisation {thin} --pretrained {wide} method.init=random", "by the variants somp, largest-norm, random-rows;"),
         ("company {branch} method.alpha=8 model.width=24", "by the variants nowhere-thin-8, nowhere-thin-12"),
         ("planted {planted} seed=8", "seed=8 is given for all runs"),
@@ -625,6 +627,62 @@ def test_kinds_are_alike_by_their_groups_and_by_the_order_of_pairs() -> None:
     assert rows["a", "c"]["rank_correlation"] == pytest.approx(-1)
     expected = adjusted_rand_score([0, 0, 1, 1, 1, 1], [0, 1, 0, 1, 0, 1])
     assert rows["a", "c"]["adjusted_rand_index"] == pytest.approx(expected)
+
+
+def test_kinds_are_compared_on_one_scout_and_their_trees_with_permuted_ones(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = config_of(tiny_data, "runs", **{"train.iterations": 4, "train.evaluate_every": 0})
+    kept = {key: part for key, part in values.items() if key not in ("run", "seed")}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(kept))
+    monkeypatch.chdir(tmp_path)
+    trained = train_in_this_process(monkeypatch)
+    config, own = Path("tiny.yaml"), ["launch.workers=1"]
+    options: dict[str, Any] = {"jobs": None, "name": None, "report": lambda _: None}
+    of_scout = {**options, "seed": 3, "splits": ["test"]}
+    wanted: dict[str, Any] = {
+        "kinds": ["importance", "phi"],
+        "num_groups": 2,
+        "split_from": None,
+    }
+    for changed in ({"kinds": ["fi"]}, {"num_groups": 9}, {"split_from": "conv9"}):
+        with pytest.raises((UserError, UsageError)):
+            scouts.train_scout(config, own, **(wanted | changed), **of_scout)
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    (tmp_path / "runs" / "taken" / "experiment.json").write_text('{"experiment": "births"}')
+    with pytest.raises(UserError, match="results of another comparison"):
+        scouts.train_scout(config, own, **wanted, **(of_scout | {"name": "taken"}))
+    assert not trained
+    scout = scouts.train_scout(config, own, **wanted, **of_scout)
+    assert load_config(scout / "config.yaml").method.keeps_thin
+
+    def design(permutations: int) -> runner.Experiment:
+        return affinities.design_affinities(
+            config,
+            own,
+            **wanted,
+            scout=scout,
+            permutations=permutations,
+            split="test",
+            has_own_scout=True,
+        )
+
+    findings, _, place = run_experiment(design(0), own, seeds=[3], **options)
+    assert trained == ["thin-seed3"]
+    assert [text.split(",")[0] for text in findings.sentences] == ["importance", "phi"]
+    assert {file.name for file in place.iterdir()} >= {"table.md", *findings.files}
+
+    with_trees = design(1)
+    names = [name.rpartition("-permuted")[0] or name for name in with_trees.variants]
+    assert names == ["thin", "importance", "importance", "phi", "phi"]
+    groups = pandas.read_csv(place / "groups.csv").groupby("phi")["task"].apply(set)
+    ((layer, given),) = with_trees.variants["phi"]["method.groups"].items()
+    assert layer == "conv4_1"
+    assert list(map(set, given)) == list(groups)
+    findings = check_findings(with_trees, runs_of(with_trees), tmp_path)
+    assert list(findings.table["kind"]) == ["thin", "importance", "phi"]
+    # The permuted tree of every kind is made up to be 0.02 better.
+    assert list(findings.table["difference"][1:]) == pytest.approx([-0.02, -0.02])
 
 
 # ---- policies
