@@ -98,12 +98,8 @@ def is_within_budget(tree: Tree, thin: Architecture, method: MethodConfig) -> bo
 
 def _describe_least_tree(layer: int, thin: Architecture) -> str:
     groups = ((0,), tuple(range(1, len(thin.tasks))))
-    cost = thin.with_tree(_build_tree(Block(layer, groups), thin)).cost()
+    cost = thin.with_tree(Block(layer, groups).build_tree(thin.tree.layers)).cost()
     return f"{cost.weights:,} weights and {cost.multiply_adds:,} multiply-adds"
-
-
-def _build_tree(block: Block, thin: Architecture) -> Tree:
-    return block.build_tree(thin.tree.layers)
 
 
 def _describe_choice(decision: BlockDecision, thin: Architecture) -> dict[str, Any]:
@@ -113,7 +109,7 @@ def _describe_choice(decision: BlockDecision, thin: Architecture) -> dict[str, A
     alone = [(task,) for task in range(len(thin.tasks))]
     candidates = []
     for block in decision.candidates:
-        cost = thin.with_tree(_build_tree(block, thin)).cost()
+        cost = thin.with_tree(block.build_tree(layers)).cost()
         candidates.append(
             {
                 "layer_name": layers[block.layer - 1],
