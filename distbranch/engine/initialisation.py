@@ -100,16 +100,17 @@ def _check_delta_rank(thin: Architecture) -> None:
         )
 
 
-def read_own_tree(config: Config) -> Tree | None:
-    """The tree as a run that was begun has written it; None before that.
+def read_own_tree(config: Config, *, is_later: bool = False) -> Tree | None:
+    """The tree as a run that was begun has written it, or the one that it takes later; None before that.
 
     Raises:
         UserError: the file is damaged.
     """
-    file = RunDirectory(config.run_directory).tree
+    files = RunDirectory(config.run_directory)
+    file = files.given_tree if is_later else files.tree
     if not file.exists() or begins_anew(config):
         return None
-    # It is written anew from the checkpoint at the next start, so that it may be removed.
+    # It is written anew at the next start, so that it may be removed.
     with explain_damage(f"{file} is damaged", "Remove it and run the same command again."):
         return Tree.from_json(_read_json(file)["tree"])
 
@@ -126,9 +127,8 @@ def read_given_tree(config: Config, thin: Architecture) -> Tree:
     """
     groups, source = config.method.groups, "method.groups"
     if isinstance(groups, str):
-        tree = read_own_tree(config)
-        # Before `widen_at` the own tree is that of the thin network.
-        if tree is not None and (tree.splits or config.method.widen_at is None):
+        tree = read_own_tree(config, is_later=config.method.widen_at is not None)
+        if tree is not None:
             return tree
         source += f"={groups}"
         groups = _read_groups(Path(groups), thin)

@@ -15,6 +15,7 @@ from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.engine.artifact import save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
+from distbranch.engine.initialisation import read_given_tree
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_directory import RunDirectory, read_first_decision, write_json
 from distbranch.engine.run_start import (
@@ -93,6 +94,9 @@ class RunFiles:
             plugins=self.config.plugins,
             pretrained=hash_pretrained(self.config, self.directory, is_beginning=is_beginning),
         )
+        if self.config.method.widen_at is not None:  # what it is read from may be gone by then
+            given = read_given_tree(self.config, state.net.network.architecture)
+            write_json(self.directory.given_tree, {"tree": given.to_json()})
         self.write_sharing(state)
         self.remote_run.upload()
 

@@ -30,6 +30,7 @@ class RunDirectory:
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
         self.tree = path / "tree.json"
+        self.given_tree = path / "given_tree.json"  # the one that is taken later
         self.decisions = path / "decisions.jsonl"
         self.policy = path / "policy.json"
         self.policies = path / "policies.jsonl"

@@ -54,6 +54,7 @@ def begin_run(config: Config) -> None:
             with files.locked(patience_s=0):
                 if files.is_dispensable:
                     files.tree.unlink(missing_ok=True)
+                    files.given_tree.unlink(missing_ok=True)
                     files.policy.unlink(missing_ok=True)
                     files.decisions.unlink(missing_ok=True)
                     shutil.rmtree(files.scout, ignore_errors=True)

@@ -1,6 +1,7 @@
 """A given tree that is taken at a step: thin until then, all layers at once, and a run like any other."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def test_a_run_of_two_ranks_killed_while_it_takes_its_tree_ends_with_the_same_bi
     assert_same_content(tmp_path / "tiny", tmp_path / "whole" / "tiny")
 
 
-def test_a_tree_in_a_file_is_needed_until_it_was_taken_and_no_longer(
+def test_a_tree_in_a_file_is_kept_from_the_start_until_it_is_taken(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     tree = trained(tiny_data, tmp_path / "given") / "tree.json"
@@ -127,11 +128,12 @@ def test_a_tree_in_a_file_is_needed_until_it_was_taken_and_no_longer(
     (tmp_path / "link.json").unlink()
     (whole / "result.json").unlink()
     assert trained(tiny_data, tmp_path, **changes) == whole
-    # As if it was killed before: its own tree is the thin one, which is no answer.
+    # As if it was killed before its first checkpoint, with its tree still the thin one.
+    shutil.rmtree(whole / "checkpoints")
     write_json(RunDirectory(whole).tree, {"tree": Tree(("conv1",), 2).to_json()})
     (whole / "result.json").unlink()
-    ended = train_tiny(config_of(tiny_data, tmp_path, **LATER | changes))
-    assert "link.json does not exist" in ended["message"]
+    assert trained(tiny_data, tmp_path, **changes) == whole
+    assert RunDirectory(whole).tree.read_bytes() == tree.read_bytes()
 
 
 def test_a_step_without_a_tree_is_refused_and_a_tree_that_is_never_taken_is_told() -> None:
