@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -15,38 +15,10 @@ from distbranch.config.names import (
 )
 from distbranch.config.paths import expand_places
 
-if TYPE_CHECKING:
-    from distbranch.config.sections import Config
-
-# The settings that act nowhere but at a decision. Both kinds of affinity come from the same sums.
-KEYS_OF_DECISIONS = (
-    "affinity",
-    "decision",
-    "alpha",
-    "price",
-    "unit_cost",
-    "max_branches",
-    "when_no_split",
-)
-# Those of them that weigh what branches cost against what they separate.
-KEYS_OF_PRICES = ("alpha", "price", "unit_cost")
 # Those of the first weights.
 KEYS_OF_BEGINNINGS = ("init", "pretrained", "pretrained_channels")
-# Those that say when decisions are taken, and what the sums are that they are taken from.
-KEYS_OF_ROUNDS = ("decay", "round_iterations", "first_decision")
 # Those of a tree that is decided by a scout, before the first step of the network that is trained with it.
 KEYS_OF_SCOUTS = ("scout", "scout_iterations", "split_from", "budget")
-# Those of a search for a policy; a run that trains with one found elsewhere reads none of them.
-KEYS_OF_SEARCHES = (
-    "warmup_iterations",
-    "weights_part",
-    "cycles_per_block",
-    "weights_lr",
-    "policy_lr",
-    "sparsity",
-    "sharing",
-    "sharing_preset",
-)
 
 WIDTHS = ("width", "width_fraction", "widths")  # of which a backbone is given one at most
 TIMM = "timm:"  # before the name of a model of timm
@@ -429,32 +401,3 @@ class AdaShareConfig(Section):
                 "policy_number is one of the policies drawn from a search: give adashare.policy with it"
             )
         return self
-
-
-def keys_without_effect(config: "Config") -> frozenset[str]:
-    """The dotted keys that the run of a configuration never reads, whatever their values.
-
-    The one place that says what a method reads: a run whose configuration differs in nothing else is the same run.
-    """
-    found = set[str]()
-    if config.method.has_scout:
-        found |= {f"method.{key}" for key in (*KEYS_OF_ROUNDS, "when_no_split")}
-        if config.method.budget is not None:  # which is the price
-            found |= {f"method.{key}" for key in KEYS_OF_PRICES}
-    elif not config.decides:
-        found |= {f"method.{key}" for key in (*KEYS_OF_DECISIONS, *KEYS_OF_ROUNDS)}
-    if not config.widens:
-        found |= {"method.birth", "optim.when_widened"}
-    if not config.inherits_memory:
-        found.add("optim.inherited_steps")
-    if not (config.decides or config.method.has_scout or config.method.groups is not None):
-        found.add("method.branches")
-    if config.method.branches == "copies" or "method.branches" in found:
-        found.add("method.delta_rank")
-    if config.method.pretrained is None:
-        found.add("method.pretrained_channels")
-    if config.optim.schedule != "step":
-        found |= {"optim.decay_every", "optim.decay_factor"}
-    if not config.searches:
-        found |= {f"adashare.{key}" for key in KEYS_OF_SEARCHES}
-    return frozenset(found)

@@ -11,9 +11,10 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from distbranch.config.network import Section, keys_without_effect
+from distbranch.config.network import Section
 from distbranch.config.paths import expand_places
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
+from distbranch.config.unread import keys_without_effect
 from distbranch.errors import UsageError, UserError, reason_of
 from distbranch.permissions import denied
 from distbranch.plugins import locate_plugins

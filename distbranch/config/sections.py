@@ -12,9 +12,6 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from distbranch.config.names import Optimiser, check_name, describe_names
 from distbranch.config.network import (
-    KEYS_OF_DECISIONS,
-    KEYS_OF_PRICES,
-    KEYS_OF_ROUNDS,
     AdaShareConfig,
     Count,
     CountOrZero,
@@ -24,9 +21,9 @@ from distbranch.config.network import (
     Positive,
     PositiveOrZero,
     Section,
-    keys_without_effect,
 )
 from distbranch.config.paths import copy_of, expand_places, is_remote, join_url
+from distbranch.config.unread import list_ignored
 from distbranch.errors import UserError
 from distbranch.plugins import load_plugins, make_absolute
 
@@ -413,65 +410,7 @@ class Config(Section):
     @property
     def ignored(self) -> tuple[str, ...]:
         """A sentence for every setting that is given and has no effect."""
-        told = []
-        iterations = self.train.iterations
-        method = self.method
-        if self.optim.warmup > iterations:
-            told.append(
-                f"optim.warmup={self.optim.warmup} is longer than train.iterations={iterations}: optim.lr is never reached."
-            )
-        if method.grows and not self.decides:
-            told.append(
-                f"The first decision would come after {method.steps_to_first} steps, and train.iterations={iterations}: the network "
-                "never branches. Lower method.first_decision or method.round_iterations."
-            )
-        has_room = self.model.is_of_timm or not self.model.is_full_size
-        decides = self.decides or method.has_scout
-        if decides and method.max_branches == "auto" and not has_room:
-            told.append(
-                "method.max_branches=auto leaves a network of full width no room for a second branch: it never branches. Give a "
-                "number, or empty it (method.max_branches=) for no cap."
-            )
-        if method.branches == "copies" and method.delta_rank != MethodConfig().delta_rank:
-            told.append(
-                f"method.delta_rank={method.delta_rank} is that of method.branches=delta, found method.branches=copies."
-            )
-        if method.widen_at is not None and not self.widens:
-            told.append(
-                f"method.widen_at={method.widen_at} is not before the end, and train.iterations={iterations}: the network never "
-                "branches. Lower it."
-            )
-        if method.birth != "copies" and not self.widens:
-            told.append(
-                f"method.birth={method.birth} is of branches that are born while a run trains, and none are: give method.widen_at, or "
-                "leave it out."
-            )
-        if self.optim.inherited_steps is not None and not self.inherits_memory:
-            told.append(
-                f"optim.inherited_steps={self.optim.inherited_steps} is of copies that are born while a run trains with optim.name=adam "
-                "or adamw: it has no effect."
-            )
-        if method.pretrained_channels != "rgb" and method.pretrained is None:
-            told.append(
-                f"method.pretrained_channels={method.pretrained_channels} is that of a file in method.pretrained, which is empty."
-            )
-        if method.has_scout:
-            told += self._list_unread_of_scouts()
-        return tuple(told)
-
-    def _list_unread_of_scouts(self) -> list[str]:
-        """A sentence for every setting of a method that decides by a scout and does not read it."""
-        told = []
-        unread = keys_without_effect(self)
-        for name in (*KEYS_OF_ROUNDS, *KEYS_OF_DECISIONS):
-            value = getattr(self.method, name)
-            if f"method.{name}" not in unread or value == MethodConfig.model_fields[name].default:
-                continue
-            reason = "with method.begin=anew a finished scout decides, once"
-            if name in KEYS_OF_PRICES:
-                reason = "what a tree may cost is given by method.budget"
-            told.append(f"method.{name}={value} has no effect: {reason}.")
-        return told
+        return list_ignored(self)
 
     @property
     def run_directory(self) -> Path:

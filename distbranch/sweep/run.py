@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from distbranch.config import Config, differences, load_config, to_yaml
-from distbranch.config.network import KEYS_OF_DECISIONS, KEYS_OF_ROUNDS
 from distbranch.config.reading import read_yaml
 from distbranch.config.sections import RunConfig
 from distbranch.config.sweep import SweepConfig, sweep_to_yaml
+from distbranch.config.unread import KEYS_OF_DECISIONS, KEYS_OF_ROUNDS
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.run_directory import RunDirectory, write_atomically

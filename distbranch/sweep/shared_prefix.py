@@ -9,7 +9,7 @@ import os
 import shutil
 
 from distbranch.config import Config
-from distbranch.config.network import KEYS_OF_DECISIONS
+from distbranch.config.unread import KEYS_OF_DECISIONS
 from distbranch.engine.forks import Origin, copy_as, make_member_config, read_family, write_family
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import (

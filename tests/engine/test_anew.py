@@ -22,7 +22,7 @@ from tiny_runs import (
 
 from distbranch.branching.tree import Tree
 from distbranch.config import load_config
-from distbranch.config.network import keys_without_effect
+from distbranch.config.unread import keys_without_effect
 from distbranch.data.shards import read_dataset
 from distbranch.engine.block_decision import decide_block
 from distbranch.engine.initialisation import order_by_number

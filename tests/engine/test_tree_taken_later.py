@@ -15,7 +15,7 @@ from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
 
 from distbranch.branching.tree import Tree
 from distbranch.config import load_config
-from distbranch.config.network import keys_without_effect
+from distbranch.config.unread import keys_without_effect
 from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.errors import UsageError
 from distbranch.launch.dry_run import plan_run
