@@ -43,9 +43,9 @@ TEXTS = {
         "the top layer. Layers with the same groups share a column.",
     ),
     "affinity": (
-        "Which tasks are difficult together",
-        "How often two tasks are difficult for the same photographs: blue together, white independent, brown at different times. "
-        "Ordered by group.",
+        "Which tasks are alike",
+        "By the kind of affinity that a picture names: difficult for the same photographs, or in need of the same filters. Blue: alike, "
+        "white: independent, brown: opposite. Ordered by group.",
     ),
     "costs": (
         "Why that many branches",
