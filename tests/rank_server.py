@@ -107,8 +107,10 @@ class RankServer:
     def stop(self) -> None:
         """End the server."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(timeout=30)
+        self.process.stdout.close()
 
     def _answer(self, timeout_s: float) -> list[int]:
         stream = self.process.stdout
