@@ -25,11 +25,11 @@ from distbranch.engine.distributed import Ranks
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.experiments.analyses import describe_differences, summarise_differences
-from distbranch.experiments.designs import METRIC, OF_BEGINNINGS, make_thin_variant
+from distbranch.experiments.designs import METRIC, OF_BEGINNINGS, THIN, make_thin_variant
 from distbranch.experiments.groupings import NOTE, choose_permutations, measure_losses
 from distbranch.experiments.runner import Experiment, Findings, Variants, build_sweep
 from distbranch.experiments.runs import Runs, select_means, tabulate_runs
-from distbranch.experiments.scouts import THIN, check_kinds, choose_layer, read_scout
+from distbranch.experiments.scouts import check_kinds, choose_layer, read_scout
 from distbranch.models.network import Network
 from distbranch.report.experiment_figures import draw_affinities
 

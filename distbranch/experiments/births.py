@@ -8,12 +8,17 @@ import pandas
 from distbranch.config.sweep import Setting
 from distbranch.errors import UsageError
 from distbranch.experiments.analyses import compare_methods
-from distbranch.experiments.designs import METRIC, OF_BEGINNINGS, load_run_config, make_thin_variant
+from distbranch.experiments.designs import (
+    METRIC,
+    OF_BEGINNINGS,
+    THIN,
+    load_run_config,
+    make_thin_variant,
+)
 from distbranch.experiments.runner import Experiment, Findings, Variants
 from distbranch.experiments.runs import SPLITS, Runs, tabulate_runs
 
 SCRATCH = "scratch"
-THIN = "thin"
 # What can be wrong with branches that are born late, each beside plain copies: what their optimiser remembers of the tasks that
 # they lost, their weights, or the learning rate that they meet.
 BIRTHS: Variants = {

@@ -25,6 +25,7 @@ from distbranch.sweep.plan import SEED
 METRIC = "average_precision"
 
 RANDOM = "random"
+THIN = "thin"  # the network without branches, and the line of such networks
 FROM_WIDE = ("somp", "largest-norm", "random-rows")
 DERIVED_FROM_PACE = ("train.evaluate_every", "train.iterations", "optim.decay_every")
 # What a thin variant has from the overrides; no other key of a method is of use to it.

@@ -20,6 +20,7 @@ from distbranch.engine.results import read_result
 from distbranch.errors import UsageError, UserError
 from distbranch.experiments.analyses import make_spots, tabulate_equal_cost
 from distbranch.experiments.designs import (
+    THIN,
     check_references,
     link_beginnings,
     load_run_config,
@@ -40,8 +41,7 @@ from distbranch.report.experiment_figures import draw_company
 
 # The keys in which the networks of a line differ.
 OWN_OF_THE_LINE = tuple(f"model.{key}" for key in WIDTHS)
-# The lines, as tables and figures name them.
-THIN = "thin"
+# The other line beside that of thin networks, as tables and figures name it.
 UNEVEN = "uneven"
 
 TwoWidths = tuple[int, int]  # below and above the middle of the units

@@ -14,14 +14,12 @@ from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_log import Report
 from distbranch.errors import UsageError, UserError
-from distbranch.experiments.designs import OF_BEGINNINGS, make_thin_variant
+from distbranch.experiments.designs import OF_BEGINNINGS, THIN, make_thin_variant
 from distbranch.experiments.runner import build_sweep, check_same_comparison, train_variants
 from distbranch.launch.prepare import is_to_be_packed, read_packed_data
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
 from distbranch.sweep.plan import list_trials
-
-THIN = "thin"
 
 
 def train_scout(
