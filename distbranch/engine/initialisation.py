@@ -61,7 +61,13 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     size = config.data.image_size or info.image_size
     arguments = freeze_arguments(model.arguments)
     backbone = Backbone(
-        model.backbone, size, model.width, model.width_fraction, model.widths, arguments=arguments
+        model.backbone,
+        size,
+        model.width,
+        model.width_fraction,
+        model.widths,
+        arguments=arguments,
+        output_stride=model.output_stride,
     )
     if model.pretrained is not None:
         backbone = match_colours(backbone, config.data.mean, config.data.std)
