@@ -82,6 +82,11 @@ class ModelConfig(Section):
     """The width of every unit by itself, input first, fully connected layers too: 15 numbers for VGG-16; `width` is empty then."""
     output_stride: Literal[8, 16, 32] | None = None
     """Of a ResNet, pixels of the image per feature: strides are replaced from the top by dilation; 32 if empty. Dense tasks want 8."""
+    head: Literal["light", "aspp"] | None = None
+    """Of dense tasks: two convolutions, which is what they have if it is empty, or the published head, which alone has more weights
+    than a ResNet-34."""
+    head_width: Count | None = None
+    """Channels inside that head; if empty 64 of `light` and 1,024 of `aspp`."""
 
     @model_validator(mode="before")
     @classmethod

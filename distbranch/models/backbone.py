@@ -62,6 +62,13 @@ class Cost:
     parameters: int
     multiply_adds: int
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.weights + other.weights,
+            self.parameters + other.parameters,
+            self.multiply_adds + other.multiply_adds,
+        )
+
 
 @dataclass(frozen=True)
 class WeightShape:
@@ -96,6 +103,7 @@ class UnitSpec:
     body: what it costs beside its shortcut.
     weights: those that have more than one dimension.
     num_scales: of its batch norms together.
+    features: shape of what it gives for one image.
     """
 
     name: str
@@ -107,6 +115,7 @@ class UnitSpec:
     shortcut: Cost
     weights: tuple[WeightShape, ...]
     num_scales: int
+    features: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -350,6 +359,7 @@ def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
                 shortcut=past,
                 weights=_list_weights(unit),
                 num_scales=_count_scales(unit),
+                features=tuple(x.shape[1:]),
             )
             specs.append(spec)
             halvings -= unit.halvings
