@@ -210,6 +210,9 @@ class MethodConfig(Section):
     """With `anew`: optimiser steps of the scout, on a schedule of its own in proportion; `train.iterations` if empty."""
     split_from: str | None = Field(None, json_schema_extra={"range": "UNIT"})
     """With `anew`: the lowest unit that gets branches; if empty the cheapest of all from the second on (Eq. 9 and 11)."""
+    # In a thin network a branch of a ResNet's stem repeats a fifth of all multiply-adds.
+    lowest: str | None = Field(None, json_schema_extra={"range": "UNIT"})
+    """With `branching`: the lowest unit that may get branches; if empty block1_1 of a ResNet for dense tasks, else the first."""
     budget: BudgetConfig | None = Field(
         None, json_schema_extra={"range": "{weights: N, multiply_adds: N}"}
     )
@@ -305,6 +308,21 @@ class MethodConfig(Section):
             raise ValueError(
                 f"pretrained={self.pretrained} is used with method.init=somp|largest-norm|random-rows or method.name=low-rank: add "
                 "method.init=somp, or leave method.pretrained out; a ResNet or a model of timm begins from model.pretrained"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_lowest_unit_where_one_is_read(self) -> Self:
+        if self.lowest is None:
+            return self
+        if self.name != "branching":
+            raise ValueError(
+                f"lowest={self.lowest} is of a tree that is decided: use method.name=branching with it, found {self.name}"
+            )
+        if self.split_from is not None:
+            raise ValueError(
+                f"lowest={self.lowest} would be ignored, for split_from={self.split_from} says which unit is the lowest: leave one of "
+                "them out"
             )
         return self
 

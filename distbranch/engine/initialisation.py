@@ -12,7 +12,7 @@ import numpy as np
 from distbranch.adashare.policy import sample_policy
 from distbranch.branching.routing import Policy, share_all_blocks
 from distbranch.branching.tree import Tree, build_independent_tree, build_tree_of_groups
-from distbranch.config import Config
+from distbranch.config import Config, MethodConfig
 from distbranch.config.network import ModelConfig
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import load_model
@@ -22,7 +22,7 @@ from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS
 from distbranch.models.architecture import Architecture
-from distbranch.models.backbone import Backbone, freeze_arguments
+from distbranch.models.backbone import BLOCKS, Backbone, freeze_arguments
 from distbranch.models.delta import copy_state
 from distbranch.models.dense_heads import HEAD_WIDTHS, HeadPlan
 from distbranch.models.low_rank import check_same, low_rank_beginning
@@ -84,6 +84,7 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
         dense_head=_plan_heads(model, has_maps=has_maps),
     )
     _check_delta_rank(thin)
+    find_lowest_layer(method, thin)  # a wrong one is told before anything is trained
     if method.name == "adashare" and not thin.num_blocks:
         raise UserError(
             f"method.name=adashare learns which units tasks skip, and none of model.backbone={model.backbone} can be skipped, found "
@@ -102,6 +103,23 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     if method.has_scout:
         return thin.with_tree(_decided_tree(config, thin))
     return thin.factorised() if method.name == "low-rank" else thin
+
+
+def find_lowest_layer(method: MethodConfig, architecture: Architecture) -> int:
+    """The lowest layer (from 1) that may get branches.
+
+    Raises:
+        UserError: there is no unit of the name in `method.lowest`.
+    """
+    names = architecture.backbone.names
+    if method.lowest is None:
+        return 2 if architecture.dense_tasks and architecture.backbone.source in BLOCKS else 1
+    if method.lowest not in names:
+        raise UserError(
+            f"method.lowest should be a unit of model.backbone={architecture.backbone.source}, found {method.lowest}. Its units are "
+            f"{', '.join(names)}."
+        )
+    return names.index(method.lowest) + 1
 
 
 def _plan_heads(model: ModelConfig, *, has_maps: bool) -> HeadPlan:

@@ -21,7 +21,11 @@ from distbranch.engine.affinities.measure import measure_affinity
 from distbranch.engine.artifact import load_model
 from distbranch.engine.block_decision import decide_block, is_within_budget
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.initialisation import first_architecture, get_finished_run
+from distbranch.engine.initialisation import (
+    find_lowest_layer,
+    first_architecture,
+    get_finished_run,
+)
 from distbranch.engine.results import RunFiles, read_result
 from distbranch.engine.run_directory import (
     SCOUT,
@@ -147,7 +151,7 @@ def check_scout(config: Config, info: DatasetInfo) -> None:
 
 
 def list_lowest_layers(config: Config, architecture: Architecture) -> list[int]:
-    """The layers (from 1) from which a block may be split: the one that is given, else all from the second on.
+    """The layers (from 1) from which a block may be split: the one that is given, else all from the second or `method.lowest` on.
 
     Raises:
         UserError: there is no unit of that name.
@@ -155,7 +159,8 @@ def list_lowest_layers(config: Config, architecture: Architecture) -> list[int]:
     names = architecture.backbone.names
     lowest = config.method.split_from
     if lowest is None:
-        return list(range(2, len(names) + 1))
+        least = max(2, find_lowest_layer(config.method, architecture))
+        return list(range(least, len(names) + 1))
     if lowest not in names:
         raise UserError(
             f"method.split_from should be a unit of model.backbone={config.model.backbone}, found {lowest}. Its units are "

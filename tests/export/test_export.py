@@ -141,11 +141,10 @@ def test_any_names_of_tasks_become_outputs_and_every_branch_is_there() -> None:
         np.testing.assert_allclose(found, network(images)[name].detach().numpy(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["light", "aspp"])
-def test_a_network_with_dense_tasks_exports_maps_as_large_as_the_image(head: str) -> None:
+def test_a_network_with_dense_tasks_exports_maps_as_large_as_the_image() -> None:
     tasks = (Task("indoors"), Task("depth", "depth"), Task("normals", "normals"))
     backbone = Backbone("resnet18", (40, 48), 4, output_stride=8)
-    thin = Architecture(backbone, tasks, dense_head=HeadPlan(head, 4))
+    thin = Architecture(backbone, tasks, dense_head=HeadPlan("light", 4))
     top = Split(len(thin.backbone.names), ((0, 2), (1,)))
     network = Network(thin.with_tree(thin.tree.split(top))).eval()
     served = session(onnx_bytes(network, {}, input_type="uint8"))
