@@ -17,6 +17,7 @@ KEYS_OF_DECISIONS = (
     "price",
     "unit_cost",
     "max_branches",
+    "lowest",
     "when_no_split",
 )
 # Those of them that weigh what branches cost against what they separate.

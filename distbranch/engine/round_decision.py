@@ -17,6 +17,7 @@ from distbranch.branching.grouping import Matrix, branch_affinity, separation_co
 from distbranch.branching.tree import Split
 from distbranch.config import MethodConfig
 from distbranch.engine.affinities import MeasuredAffinity
+from distbranch.engine.initialisation import find_lowest_layer
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
@@ -146,7 +147,8 @@ def decide_round(
         if decision.num_groups > 1:
             split = Split(layer, tuple(tuple(group) for group in decision.groups))
             after = tree.split(split)
-        grows = after.active_layer > 0 and (split is not None or method.when_no_split == "retry")
+        has_layers = after.active_layer >= find_lowest_layer(method, architecture)
+        grows = has_layers and (split is not None or method.when_no_split == "retry")
         record = {
             **describe_decision(of, decision),
             "seconds": time.perf_counter() - began,

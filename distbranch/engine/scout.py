@@ -21,7 +21,11 @@ from distbranch.engine.affinities.measure import measure_affinity
 from distbranch.engine.artifact import load_model
 from distbranch.engine.block_decision import decide_block, decide_layers, is_within_budget
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.initialisation import first_architecture, get_finished_run
+from distbranch.engine.initialisation import (
+    find_lowest_layer,
+    first_architecture,
+    get_finished_run,
+)
 from distbranch.engine.results import RunFiles, read_result
 from distbranch.engine.run_directory import (
     SCOUT,
@@ -151,8 +155,9 @@ def check_scout(config: Config, info: DatasetInfo) -> None:
 def list_lowest_layers(config: Config, architecture: Architecture) -> list[int]:
     """The layers (from 1) whose affinities are asked for.
 
-    Of a block the lowest: the one that is given, else all from the second on. Where layers are grouped one by one, all from the one
-    that is given, else from the first, to the top.
+    Of a block the lowest: the one that is given, else all from the second or
+    `method.lowest` on. Where layers are grouped one by one, all from the one
+    that is given, else from `method.lowest`, to the top.
 
     Raises:
         UserError: there is no unit of that name.
@@ -161,7 +166,8 @@ def list_lowest_layers(config: Config, architecture: Architecture) -> list[int]:
     lowest = config.method.split_from
     is_one_by_one = config.method.group_layers == "one-by-one"
     if lowest is None:
-        first = 1 if is_one_by_one else 2
+        least = find_lowest_layer(config.method, architecture)
+        first = least if is_one_by_one else max(2, least)
         return list(range(first, len(names) + 1))
     if lowest not in names:
         raise UserError(
