@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from distbranch.data.augmentation import Augmentation
 from distbranch.data.cache import Cache, open_files
-from distbranch.data.images import Augmentation
 from distbranch.data.map_batch import MapBatch
 from distbranch.data.plan import (
     AlternatingPlan,
@@ -44,8 +44,7 @@ def train_loader(
     world_size: int = 1,
     start: int = 0,
     seed: int = 0,
-    flip: bool = False,
-    shift: int = 0,
+    augmentation: Augmentation | None = None,
     decoder: str = "simplejpeg",
     num_workers: int = 0,
     window: int = 8,
@@ -60,6 +59,7 @@ def train_loader(
 
     `info` may be a mixture of data sets (`data.mixture`); its samples come in the order of `plan.MixedPlan`. With `turns` two
     parts of every data set are read in the order of `plan.AlternatingPlan`.
+    `augmentation`: how images are shown, which may be in another size than `image_size`; as they are if it is None.
     `batch_size`: of all ranks together; `accumulate`: in how many passes, one after the other in a batch, it is trained on;
     `num_workers`: prefetching processes, 0 = one thread; `prefetch`: batches ahead for each of them. The iterator ends
     only after a batch with an error: a bad sample under on_bad_sample="fail", or a batch in which nothing is left.
@@ -88,7 +88,7 @@ def train_loader(
         cache=cache,
         image_size=image_size,
         decoder=decoder,
-        augmentation=Augmentation(flip, shift, seed),
+        augmentation=augmentation or Augmentation(),
         on_bad_sample=on_bad_sample,
         max_open=window + 2,  # those of a window, and the first ones of the next
         needs_some=True,
@@ -220,9 +220,10 @@ class _BatchSource:
     ) -> Batch:
         """The batch of these samples; bad ones are left out and counted, or end the batch with an error."""
         # Filled sample by sample: to stack a list would copy every image once more.
-        images = np.empty((len(places), *self.image_size, 3), dtype=np.uint8)
+        size = self.augmentation.crop or self.image_size
+        images = np.empty((len(places), *size, 3), dtype=np.uint8)
         labels = np.empty((len(places), len(self.tasks)), dtype=np.float32)
-        maps = MapBatch(self.tasks, len(places), self.image_size)
+        maps = MapBatch(self.tasks, len(places), size)
         kept: list[int] = []
         num_bad: Counter[str] = Counter()
         error = last_bad = None
@@ -233,8 +234,9 @@ class _BatchSource:
                 pixels, labels[row] = opened.read_pixels(
                     sample, self.tasks, self.image_size, self.decoder
                 )
-                images[row] = self.augmentation(pixels, epoch, shard, sample)
-                maps.set_sample(row, opened.read_codes(sample), labels[row])
+                view = self.augmentation.choose_view(self.image_size, epoch, shard, sample)
+                images[row] = view.show_image(pixels)
+                maps.set_sample(row, opened.read_codes(sample), view, labels[row])
                 kept.append(index)
             except BadSample as bad:
                 num_bad[bad.kind] += 1
