@@ -74,6 +74,9 @@ class RunConfig(Section):
 ImageSide = Annotated[int, Field(ge=32)]
 
 
+Scale = Annotated[float, Field(ge=0.1, le=10)]
+
+
 class DataConfig(Section):
     """The packed data set (or several, trained together) and how it is read."""
 
@@ -89,6 +92,14 @@ class DataConfig(Section):
     """Mirror training images left to right at random."""
     shift: int = Field(0, ge=0, le=64)
     """Shift training images at random by up to this many pixels."""
+    scale: tuple[Scale, Scale] | None = None
+    """Enlarge or shrink training images at random by a factor from [least, largest], such as [0.5, 1.5]. The size of batches stays:
+    that of `crop`, else of the images, with padding of the mean colour, which no label has."""
+    crop: tuple[ImageSide, ImageSide] | None = None
+    """[height, width] in pixels of the part of each training image that is seen, at random (smaller images are padded); evaluations
+    see whole images."""
+    depth_follows_scale: bool = True
+    """With `scale`: divide depth by the factor (multiply disparity), as if the camera were so much nearer."""
     decoder: Literal["simplejpeg", "pil"] = "simplejpeg"
     """JPEG decoder (their pixels differ slightly)."""
     workers: int | None = Field(None, ge=0, le=64)
@@ -128,6 +139,13 @@ class DataConfig(Section):
             raise ValueError(f"should be a folder or a URL, or a list of them, found {path!r}")
         # A list of one is no joint training, and the same run as without the brackets.
         return expand_places(places[0] if len(places) == 1 else path)
+
+    @field_validator("scale")
+    @classmethod
+    def _has_its_ends_in_order(cls, scale: tuple[float, float] | None) -> Any:
+        if scale is not None and scale[0] > scale[1]:
+            raise ValueError(f"should be [least, largest], found {list(scale)}")
+        return scale
 
     @model_validator(mode="after")
     def _fits_the_data_sets(self) -> Self:

@@ -59,6 +59,8 @@ def keys_without_effect(config: Config) -> frozenset[str]:
         found.add("method.delta_rank")
     if config.method.pretrained is None:
         found.add("method.pretrained_channels")
+    if config.data.scale is None:
+        found.add("data.depth_follows_scale")
     if config.optim.schedule != "step":
         found |= {"optim.decay_every", "optim.decay_factor"}
     if not config.searches:
@@ -110,6 +112,8 @@ def list_ignored(config: Config) -> tuple[str, ...]:
         told.append(
             f"method.pretrained_channels={method.pretrained_channels} is that of a file in method.pretrained, which is empty."
         )
+    if config.data.scale is None and not config.data.depth_follows_scale:
+        told.append("data.depth_follows_scale=false is that of data.scale, which is empty.")
     if method.has_scout:
         told += _list_unread_of_scouts(config)
     return tuple(told)

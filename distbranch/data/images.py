@@ -1,8 +1,6 @@
 """Images as bytes: what goes into a shard is a JPEG that every decoder reads, and what comes out are upright pixels.
 
 Cameras store a picture as the sensor lay and note in the EXIF header how to turn it; decoders of JPEG leave that to us.
-Whether an image is mirrored or shifted is read off a hash of (seed, epoch, shard, sample), so that it depends on neither
-the number of ranks nor which process decodes it.
 """
 
 import io
@@ -12,8 +10,6 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
@@ -60,36 +56,6 @@ class BrokenImageError(ValueError):
 
 class UnknownRangeError(BrokenImageError):
     """A sound image whose brightness cannot be told without the number of bits it uses; no image to leave out."""
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Mirror half of the images left to right; move each by up to `shift` pixels, repeating its edge pixels."""
-
-    flip: bool = False
-    shift: int = 0
-    seed: int = 0
-
-    def __call__(self, image: Pixels, epoch: int, shard: int, sample: int) -> Pixels:
-        """The image [H, W, 3] as this epoch shows it."""
-        place = struct.pack("<4q", self.seed, epoch, shard, sample)
-        bits = blake2b(place, digest_size=12).digest()
-        mirror, down, right = struct.unpack("<3I", bits)
-        if self.flip and mirror % 2:
-            image = image[:, ::-1]
-        if self.shift:
-            span = 2 * self.shift + 1  # from -shift to +shift
-            down = down % span - self.shift
-            right = right % span - self.shift
-            image = shift_image(image, down, right)
-        return image
-
-
-def shift_image(image: Pixels, down: int, right: int) -> Pixels:
-    """The image [H, W, 3] moved by so many pixels; what comes into view repeats the edge."""
-    rows = np.arange(image.shape[0]) - down
-    columns = np.arange(image.shape[1]) - right
-    return image.take(rows, axis=0, mode="clip").take(columns, axis=1, mode="clip")
 
 
 def decode_to_size(

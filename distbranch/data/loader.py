@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from distbranch.data.augmentation import Augmentation
 from distbranch.data.cache import Cache, open_files
-from distbranch.data.images import Augmentation
+from distbranch.data.map_batch import MapBatch
 from distbranch.data.plan import (
     AlternatingPlan,
     AnyPlan,
@@ -27,8 +28,8 @@ from distbranch.data.plan import (
 )
 from distbranch.data.prefetch import Batch as Batch
 from distbranch.data.prefetch import from_processes, from_thread
-from distbranch.data.reader import ShardReader
-from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
+from distbranch.data.reader import ShardReader, ShardSource
+from distbranch.data.shards import BadSample, DatasetInfo, SplitInfo
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -43,8 +44,7 @@ def train_loader(
     world_size: int = 1,
     start: int = 0,
     seed: int = 0,
-    flip: bool = False,
-    shift: int = 0,
+    augmentation: Augmentation | None = None,
     decoder: str = "simplejpeg",
     num_workers: int = 0,
     window: int = 8,
@@ -59,6 +59,7 @@ def train_loader(
 
     `info` may be a mixture of data sets (`data.mixture`); its samples come in the order of `plan.MixedPlan`. With `turns` two
     parts of every data set are read in the order of `plan.AlternatingPlan`.
+    `augmentation`: how images are shown, which may be in another size than `image_size`; as they are if it is None.
     `batch_size`: of all ranks together; `accumulate`: in how many passes, one after the other in a batch, it is trained on;
     `num_workers`: prefetching processes, 0 = one thread; `prefetch`: batches ahead for each of them. The iterator ends
     only after a batch with an error: a bad sample under on_bad_sample="fail", or a batch in which nothing is left.
@@ -82,12 +83,12 @@ def train_loader(
         end=sys.maxsize,
         batch_size=batch_size,
         shares=positions_of_rank(batch_size, accumulate, rank, world_size),
-        parts=[(member.path, one.shards) for member, one in zip(info.members, chosen, strict=True)],
+        parts=[ShardSource.from_split(member, split) for member in info.members],
         tasks=info.tasks,
         cache=cache,
         image_size=image_size,
         decoder=decoder,
-        augmentation=Augmentation(flip, shift, seed),
+        augmentation=augmentation or Augmentation(),
         on_bad_sample=on_bad_sample,
         max_open=window + 2,  # those of a window, and the first ones of the next
         needs_some=True,
@@ -124,7 +125,7 @@ def eval_loader(
         end=plan.num_samples,
         batch_size=batch_size * world_size,
         shares=[range(position, position + 1) for position in firsts],
-        parts=[(info.path, chosen.shards)],
+        parts=[ShardSource.from_split(info, split)],
         tasks=info.tasks,
         cache=cache,
         image_size=image_size,
@@ -172,7 +173,7 @@ class _BatchSource:
 
     `start`, `end`: the positions of the plan at which the first batch begins and the last one ends.
     `shares`: the positions of this rank in every batch.
-    `parts`: path and shards of every data set; `needs_some`: a batch in which nothing is left ends the run.
+    `parts`: the shards of every data set; `needs_some`: a batch in which nothing is left ends the run.
     """
 
     plan: AnyPlan
@@ -180,7 +181,7 @@ class _BatchSource:
     end: int
     batch_size: int  # of all ranks
     shares: Sequence[range]
-    parts: Sequence[tuple[str, Sequence[Shard]]]
+    parts: Sequence[ShardSource]
     tasks: Sequence[Task]
     cache: Cache | None
     image_size: tuple[int, int]
@@ -219,8 +220,10 @@ class _BatchSource:
     ) -> Batch:
         """The batch of these samples; bad ones are left out and counted, or end the batch with an error."""
         # Filled sample by sample: to stack a list would copy every image once more.
-        images = np.empty((len(places), *self.image_size, 3), dtype=np.uint8)
+        size = self.augmentation.crop or self.image_size
+        images = np.empty((len(places), *size, 3), dtype=np.uint8)
         labels = np.empty((len(places), len(self.tasks)), dtype=np.float32)
+        maps = MapBatch(self.tasks, len(places), size)
         kept: list[int] = []
         num_bad: Counter[str] = Counter()
         error = last_bad = None
@@ -231,7 +234,9 @@ class _BatchSource:
                 pixels, labels[row] = opened.read_pixels(
                     sample, self.tasks, self.image_size, self.decoder
                 )
-                images[row] = self.augmentation(pixels, epoch, shard, sample)
+                view = self.augmentation.choose_view(self.image_size, epoch, shard, sample)
+                images[row] = view.show_image(pixels)
+                maps.set_sample(row, opened.read_codes(sample), view, labels[row])
                 kept.append(index)
             except BadSample as bad:
                 num_bad[bad.kind] += 1
@@ -257,6 +262,7 @@ class _BatchSource:
             num_bad=dict(num_bad),
             error=error,
             indices=torch.tensor(kept, dtype=torch.int64),
+            maps=maps.get_first(len(kept)),
         )
 
 
@@ -266,9 +272,9 @@ def _load_ahead(
     prefetch: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    for path, _ in source.parts:
+    for part in source.parts:
         open_files(
-            path, source.cache
+            part.path, source.cache
         )  # what is wrong with the path is said now, and not by a process later
     if num_workers:
         batches = from_processes(source.make_batches, num_workers, prefetch, pin_memory=pin_memory)

@@ -51,6 +51,19 @@ def begin_network(net: TrainedNetwork, config: Config, info: DatasetInfo) -> Non
     net.begin(architecture, config.seed, overwrite=overwrite)
 
 
+def _check_crop(backbone: Backbone, crop: tuple[int, int]) -> None:
+    """UserError where a backbone has other weights for images of the size of a crop: it is trained on those and evaluated on whole ones."""
+    of_crop = replace(backbone, image_size=crop).specs
+    for spec, other in zip(backbone.specs, of_crop, strict=True):
+        if spec.weights != other.weights:
+            height, width = backbone.image_size
+            raise UserError(
+                f"data.crop={list(crop)} needs a backbone that takes images of any size, and the weights of {spec.name} of "
+                f"{backbone.source} are for {height}x{width} pixels. Leave data.crop empty (data.scale works without), or choose a "
+                "resnet."
+            )
+
+
 def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     """The network that a run begins with: thin, of a tree or a policy that is given, with a branch per task, or low-rank.
 
@@ -77,6 +90,8 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     )
     if model.pretrained is not None:
         backbone = match_colours(backbone, config.data.mean, config.data.std)
+    if config.data.crop is not None:
+        _check_crop(backbone, config.data.crop)
     thin = Architecture(
         backbone,
         info.tasks,

@@ -9,6 +9,7 @@ from typing import Any
 
 from distbranch.config import Config, DataConfig
 from distbranch.config.paths import is_remote
+from distbranch.data.augmentation import Augmentation
 from distbranch.data.cache import Cache, default_cache_folder
 from distbranch.data.loader import Batch, eval_loader, train_loader
 from distbranch.data.plan import Turns
@@ -38,8 +39,7 @@ def open_training(
         batch_size=config.train.batch_size,
         start=start,
         seed=config.seed,
-        flip=config.data.flip,
-        shift=config.data.shift,
+        augmentation=_read_augmentation(config),
         window=config.data.shuffle_window,
         accumulate=config.train.accumulate,
         turns=turns,
@@ -100,6 +100,20 @@ def describe_too_many_bad(
     return (
         f"{num_bad.total()} samples of '{split}' could not be read ({kinds}), more than data.max_bad_samples="
         f"{data.max_bad_samples}. Check the data set with `distbranch data check {info.path}`, or raise the limit."
+    )
+
+
+def _read_augmentation(config: Config) -> Augmentation:
+    data = config.data
+    red, green, blue = (round(255 * mean) for mean in data.mean)
+    return Augmentation(
+        flip=data.flip,
+        shift=data.shift,
+        seed=config.seed,
+        scale=data.scale,
+        crop=data.crop,
+        depth_follows_scale=data.depth_follows_scale,
+        padding=(red, green, blue),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distbranch.errors import UserError
 from distbranch.kinds.dense import DenseKind
 from distbranch.kinds.kind import KINDS, Array, Metric, Metrics
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 MIDDLE = 128  # the code of 0: codes are symmetric about it, so that a mirrored one is 256 less it
 STEPS = 127
 LEAST_LENGTH = 1e-6
+LENGTHS = (0.9, 1.1)  # of stored vectors; rounding alone changes them by less than a hundredth
 
 
 class Normals(DenseKind):
@@ -45,6 +47,16 @@ class Normals(DenseKind):
         is_valid = mirrored.any(axis=2)
         mirrored[is_valid, 0] = 2 * MIDDLE - mirrored[is_valid, 0].astype(np.int16)
         return mirrored
+
+    def check_codes(self, task: Task, codes: Array) -> None:
+        vectors = (codes[self.find_labelled(codes)].astype(np.float32) - MIDDLE) / STEPS
+        lengths = np.linalg.norm(vectors, axis=1)
+        wrong = lengths[(lengths < LENGTHS[0]) | (lengths > LENGTHS[1])]
+        if wrong.size:
+            raise UserError(
+                f"the vectors of '{task.name}' should have the length 1, as bytes of 128 + 127 n and 0, 0, 0 where not labelled, found "
+                f"{wrong.size:,} of {lengths.size:,} between {wrong.min():.2f} and {wrong.max():.2f}."
+            )
 
     def count_sums(self, task: Task) -> int:
         return 2

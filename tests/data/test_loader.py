@@ -15,7 +15,8 @@ import pytest
 import torch
 from packed_samples import picture, tiny_dataset
 
-from distbranch.data.images import Augmentation, decode_to_size, shift_image
+from distbranch.data.augmentation import Augmentation, shift_image
+from distbranch.data.images import decode_to_size
 from distbranch.data.loader import Batch, eval_loader, train_loader
 from distbranch.data.plan import Plan
 from distbranch.data.shards import DatasetInfo
@@ -98,8 +99,7 @@ def test_prefetching_processes_give_the_batches_of_the_thread(
     options = {
         "batch_size": 8,
         "image_size": (33, 37),
-        "flip": True,
-        "shift": 3,
+        "augmentation": Augmentation(flip=True, shift=3),
         "world_size": 2,
         "rank": 1,
     }
@@ -167,7 +167,7 @@ def test_half_of_the_images_are_mirrored_and_the_same_ones_on_any_ranks(info: Da
                 "train",
                 batch_size=23,
                 image_size=SIZE,
-                flip=True,
+                augmentation=Augmentation(flip=True),
                 rank=rank,
                 world_size=world_size,
             )
@@ -189,7 +189,8 @@ def test_a_shifted_image_repeats_its_edge() -> None:
         shift_image(image, 2, -1) == np.pad(image, ((2, 0), (0, 1), (0, 0)), mode="edge")[:5, 1:]
     ).all()
     assert (shift_image(image, 0, 0) == image).all()
-    shown = {Augmentation(shift=1)(image, 0, 0, n).tobytes() for n in range(200)}
+    views = [Augmentation(shift=1).choose_view((5, 4), 0, 0, n) for n in range(200)]
+    shown = {view.show_image(image).tobytes() for view in views}
     assert shown == {
         shift_image(image, down, right).tobytes() for down in (-1, 0, 1) for right in (-1, 0, 1)
     }
@@ -209,7 +210,12 @@ def test_the_global_random_state_is_left_alone(info: DatasetInfo) -> None:
     for num_workers in (0, 1):
         next(
             train_loader(
-                info, "train", batch_size=4, image_size=SIZE, flip=True, num_workers=num_workers
+                info,
+                "train",
+                batch_size=4,
+                image_size=SIZE,
+                augmentation=Augmentation(flip=True),
+                num_workers=num_workers,
             )
         )
     assert torch.equal(before, torch.get_rng_state())
