@@ -143,6 +143,10 @@ class RunFiles:
             "world_size": state.ranks.world_size,
             "bad_samples": state.progress.num_bad,
         }
+        if architecture.dense_tasks:  # whose heads may outweigh all they stand on
+            heads = architecture.measure_heads()
+            summary["head_weights"] = heads.weights
+            summary["head_multiply_adds"] = heads.multiply_adds
         if architecture.delta_rank is not None:
             summary["folded_weights"] = architecture.folded.cost().weights
         if config.model.widths is not None:  # a key that only such runs have

@@ -35,10 +35,12 @@ SIZES = {
     "weights": "weights",
     "folded_weights": "folded weights",
     "multiply_adds": "multiply adds",
+    "head_weights": "weights of heads",
+    "head_multiply_adds": "multiply adds of heads",
     "latency_ms": "latency ms",
 }
 # columns only where a network has them
-RARE_SIZES = ("folded_weights", "latency_ms")
+RARE_SIZES = ("folded_weights", "head_weights", "head_multiply_adds", "latency_ms")
 HEADS = SIZES | {"seeds": "seeds"}
 UNDEFINED = "\u2013"
 # from a million on nobody counts the digits
