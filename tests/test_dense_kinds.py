@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distbranch.config.names import BUILT_IN
 from distbranch.config.sections import LossConfig
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS
@@ -302,6 +303,19 @@ def test_the_loss_of_a_sample_is_the_mean_over_its_labelled_pixels(task: Task, n
     strength = outputs.grad.abs().sum(dim=1)
     assert not strength[~valid].any()
     assert (strength[valid] > 0).all()
+
+
+def test_the_first_loss_of_a_dense_kind_by_name_is_its_own() -> None:
+    named = [name for name in BUILT_IN["loss"] if KINDS[name.partition(":")[0]].is_dense]
+    firsts = {kind: name for kind, _, name in (one.partition(":") for one in reversed(named))}
+    assert firsts.keys() == {task.kind for task in ALL}
+    outputs = {task.name: draw_outputs(task) for task in ALL}
+    labels = make_labels(ALL, {task.name: draw_codes(task) for task in ALL})
+    answer = Outputs(torch.zeros(NUM, 0), outputs)
+    by_name = build_task_set(ALL, LossConfig(functions=firsts))
+    assert torch.equal(
+        by_name.compute_losses(answer, labels), TaskSet(ALL).compute_losses(answer, labels)
+    )
 
 
 def test_the_berhu_loss_is_a_parabola_beyond_a_fifth_of_the_largest_error_of_the_sample() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from distbranch.config.paths import is_remote
 from distbranch.data.cache import LocalFiles
+from distbranch.data.label_maps import check_codes
 from distbranch.data.number_checks import FarNumbers, compare_splits
 from distbranch.data.pack import Copy, find_copies
 from distbranch.data.reader import OpenShard
@@ -21,6 +22,7 @@ from distbranch.data.shards import (
     DatasetInfo,
     Shard,
     SplitInfo,
+    list_dense_tasks,
     read_dataset,
 )
 from distbranch.errors import UserError, reason_of
@@ -108,8 +110,9 @@ def _check_shard(
     """Compares the shard and its index with `dataset.json`, every sample and header with the index."""
     where = f"Shard {shard.file}"
     path = folder / shard.file
+    dense = list_dense_tasks(report.info.tasks)
     try:
-        opened = OpenShard(LocalFiles(str(folder)), shard, shard.file)
+        opened = OpenShard(LocalFiles(str(folder)), shard, shard.file, dense)
         sha256 = file_sha256(path)
     except BadSample as error:
         report.add_problem(str(error))
@@ -125,10 +128,11 @@ def _check_shard(
         report.add_problem(
             f"{where}: its bytes were changed (the sha256 differs from dataset.json)."
         )
-    if opened.index.shape != (shard.num_samples, 6):
+    row_length = 3 * (2 + len(dense))
+    if opened.index.shape != (shard.num_samples, row_length):
         found = opened.index.shape
         report.add_problem(
-            f"{where}: its index should have {shard.num_samples} rows of 6, found {found}."
+            f"{where}: its index should have {shard.num_samples} rows of {row_length}, found {found}."
         )
         return
 
@@ -152,7 +156,7 @@ def _check_shard(
     # The index leads past the headers of the tar, and only who reads them as any WebDataset program does finds out that
     # they are damaged.
     try:
-        is_same = np.array_equal(index_shard(path), opened.index)
+        is_same = np.array_equal(index_shard(path, dense), opened.index)
     except (tarfile.TarError, ValueError):
         is_same = False
     if not is_same:
@@ -167,11 +171,17 @@ def _check_sample(
     """Reads the sample as a loader does, counts its labels and returns them [T]. Raises BadSample."""
     _, numbers = opened.read_pixels(number, info.tasks, info.image_size)
     # As they stand there: in float32 a soft label close to 1 is 1, and was counted as another when it was packed.
-    _, content = opened.read_files(number)
-    labels = json.loads(content)["labels"]
+    image, content = opened.read_files(number)
+    labels = json.loads(content)["labels"] | opened.read_codes(number)
     for task in info.tasks:
-        if task.name in labels:
-            counts[task.name].add(labels[task.name])
+        if task.name not in labels:
+            continue
+        if KINDS[task.kind].is_dense:
+            try:
+                check_codes(task, labels[task.name], image)
+            except UserError as error:
+                raise opened.bad_sample(number, "bad-label", str(error)) from None
+        counts[task.name].add(labels[task.name])
     return numbers
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from distbranch.config.paths import check_can_be_written
 from distbranch.data.plan import Plan
-from distbranch.data.reader import ShardReader
+from distbranch.data.reader import ShardReader, ShardSource
 from distbranch.data.shards import read_dataset
 from distbranch.errors import UserError, reason_of
 from distbranch.kinds import KINDS
@@ -67,7 +67,8 @@ def draw_contact_sheet(
     plan = Plan([shard.num_samples for shard in shards], seed=None, window=1)
     drawn = random.Random(seed).sample(range(plan.num_samples), min(num_images, plan.num_samples))
     cards = []
-    with closing(ShardReader([(info.path, shards)], max_open=1)) as reader:
+    source = ShardSource.from_split(info, split)
+    with closing(ShardReader([source], max_open=1)) as reader:
         for number in sorted(drawn):
             ((shard, sample, _),) = plan.list_places(number, number + 1)
             opened = reader.open_shard(shard)

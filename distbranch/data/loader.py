@@ -16,6 +16,7 @@ import torch
 
 from distbranch.data.cache import Cache, open_files
 from distbranch.data.images import Augmentation
+from distbranch.data.map_batch import MapBatch
 from distbranch.data.plan import (
     AlternatingPlan,
     AnyPlan,
@@ -27,8 +28,8 @@ from distbranch.data.plan import (
 )
 from distbranch.data.prefetch import Batch as Batch
 from distbranch.data.prefetch import from_processes, from_thread
-from distbranch.data.reader import ShardReader
-from distbranch.data.shards import BadSample, DatasetInfo, Shard, SplitInfo
+from distbranch.data.reader import ShardReader, ShardSource
+from distbranch.data.shards import BadSample, DatasetInfo, SplitInfo
 from distbranch.errors import UserError
 from distbranch.tasks import Task
 
@@ -82,7 +83,7 @@ def train_loader(
         end=sys.maxsize,
         batch_size=batch_size,
         shares=positions_of_rank(batch_size, accumulate, rank, world_size),
-        parts=[(member.path, one.shards) for member, one in zip(info.members, chosen, strict=True)],
+        parts=[ShardSource.from_split(member, split) for member in info.members],
         tasks=info.tasks,
         cache=cache,
         image_size=image_size,
@@ -124,7 +125,7 @@ def eval_loader(
         end=plan.num_samples,
         batch_size=batch_size * world_size,
         shares=[range(position, position + 1) for position in firsts],
-        parts=[(info.path, chosen.shards)],
+        parts=[ShardSource.from_split(info, split)],
         tasks=info.tasks,
         cache=cache,
         image_size=image_size,
@@ -172,7 +173,7 @@ class _BatchSource:
 
     `start`, `end`: the positions of the plan at which the first batch begins and the last one ends.
     `shares`: the positions of this rank in every batch.
-    `parts`: path and shards of every data set; `needs_some`: a batch in which nothing is left ends the run.
+    `parts`: the shards of every data set; `needs_some`: a batch in which nothing is left ends the run.
     """
 
     plan: AnyPlan
@@ -180,7 +181,7 @@ class _BatchSource:
     end: int
     batch_size: int  # of all ranks
     shares: Sequence[range]
-    parts: Sequence[tuple[str, Sequence[Shard]]]
+    parts: Sequence[ShardSource]
     tasks: Sequence[Task]
     cache: Cache | None
     image_size: tuple[int, int]
@@ -221,6 +222,7 @@ class _BatchSource:
         # Filled sample by sample: to stack a list would copy every image once more.
         images = np.empty((len(places), *self.image_size, 3), dtype=np.uint8)
         labels = np.empty((len(places), len(self.tasks)), dtype=np.float32)
+        maps = MapBatch(self.tasks, len(places), self.image_size)
         kept: list[int] = []
         num_bad: Counter[str] = Counter()
         error = last_bad = None
@@ -232,6 +234,7 @@ class _BatchSource:
                     sample, self.tasks, self.image_size, self.decoder
                 )
                 images[row] = self.augmentation(pixels, epoch, shard, sample)
+                maps.set_sample(row, opened.read_codes(sample), labels[row])
                 kept.append(index)
             except BadSample as bad:
                 num_bad[bad.kind] += 1
@@ -257,6 +260,7 @@ class _BatchSource:
             num_bad=dict(num_bad),
             error=error,
             indices=torch.tensor(kept, dtype=torch.int64),
+            maps=maps.get_first(len(kept)),
         )
 
 
@@ -266,9 +270,9 @@ def _load_ahead(
     prefetch: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    for path, _ in source.parts:
+    for part in source.parts:
         open_files(
-            path, source.cache
+            part.path, source.cache
         )  # what is wrong with the path is said now, and not by a process later
     if num_workers:
         batches = from_processes(source.make_batches, num_workers, prefetch, pin_memory=pin_memory)

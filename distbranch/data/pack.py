@@ -140,6 +140,7 @@ def find_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> list[list[Copy
 
     The indexes hold size and crc32 of every image, so a sort finds them; only images that agree in both are read and compared.
     """
+    # Only images are compared, and their place in an index is the same whatever else it holds.
     placed = [(name, shard) for name, split in splits.items() for shard in split.shards]
     # Size and crc32 (32 bits) in one number, which numpy sorts fast.
     sums = []

@@ -1,4 +1,4 @@
-"""Reads single samples out of shards: two positioned reads by the index, each verified by its crc32.
+"""Reads single samples out of shards: a positioned read per file by the index, each verified by its crc32.
 
 Nothing is read in between, so damage to a tar header costs no sample, and damage to a sample costs that sample alone.
 Several data sets are read as one whose shards are numbered through, as `plan.MixedPlan` numbers them.
@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from io import BytesIO
@@ -21,13 +22,37 @@ from numpy.typing import NDArray
 
 from distbranch.data.cache import Cache, DamagedDownloadError, Files, RemoteFiles, open_files
 from distbranch.data.images import Pixels, decode_to_size
-from distbranch.data.shards import BadSample, Index, Shard, join, parse_labels
+from distbranch.data.label_maps import decode_map
+from distbranch.data.shards import (
+    BadSample,
+    DatasetInfo,
+    Index,
+    Shard,
+    join,
+    list_dense_tasks,
+    parse_labels,
+)
 from distbranch.errors import UserError
+from distbranch.kinds.kind import Array
 from distbranch.permissions import denied
 from distbranch.tasks import Task
 
 _AHEAD_THREADS = 4  # of every reader: one stream of a distant store fills no network
 _HEADER_BYTES = 512  # of a tar; the header of a file ends where its content begins
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """Shards of one data set at `path` (folder or URL). `dense`: its tasks with maps, in the order of the indexes."""
+
+    path: str
+    shards: Sequence[Shard]
+    dense: Sequence[Task] = ()
+
+    @classmethod
+    def from_split(cls, info: DatasetInfo, split: str) -> "ShardSource":
+        """Those of a split of a packed data set."""
+        return cls(info.path, info.splits[split].shards, list_dense_tasks(info.tasks))
 
 
 class OpenShard:
@@ -36,8 +61,9 @@ class OpenShard:
     A file that is deleted while it is open goes unnoticed: the descriptor reads on, and what it reads is whole.
     """
 
-    def __init__(self, files: Files, shard: Shard, name: str) -> None:
+    def __init__(self, files: Files, shard: Shard, name: str, dense: Sequence[Task] = ()) -> None:
         self.name = name
+        self.dense = dense
         with os.fdopen(self._open_file(files, shard.index, shard.index_sha256), "rb") as file:
             content = file.read()
         if sha256(content).hexdigest() != shard.index_sha256:
@@ -74,11 +100,32 @@ class OpenShard:
                 sample, "broken-image", f"its image cannot be decoded ({error})."
             ) from None
 
+    def read_codes(self, sample: int) -> dict[str, Array]:
+        """The codes of a sample's maps, by task; a task without a map is not among them."""
+        codes = {}
+        for name, content in self.read_maps(sample).items():
+            (task,) = (task for task in self.dense if task.name == name)
+            try:
+                codes[name] = decode_map(task, content)
+            except UserError as error:
+                raise self.bad_sample(sample, "bad-label", str(error)) from None
+        return codes
+
+    def read_maps(self, sample: int) -> dict[str, bytes]:
+        """The maps of a sample by task, as they were packed; those that are there."""
+        entry = self.index[sample].tolist()
+        maps = {}
+        for number, task in enumerate(self.dense, start=2):
+            member = entry[3 * number : 3 * number + 3]
+            if member[0] >= 0:
+                maps[task.name] = self._read_verified(sample, member, f"map of '{task.name}'")
+        return maps
+
     def read_files(self, sample: int) -> tuple[bytes, bytes]:
         """The JPEG and the label file of a sample, as they were packed."""
         entry = self.index[sample].tolist()
         image = self._read_verified(sample, entry[:3], "image")
-        content = self._read_verified(sample, entry[3:], "label file")
+        content = self._read_verified(sample, entry[3:6], "label file")
         # A search in the bytes, which costs nothing: only who needs the labels parses them.
         if b'"labels"' not in content:
             raise self.bad_sample(sample, "incomplete", "its label file has no field 'labels'.")
@@ -89,7 +136,7 @@ class OpenShard:
 
         That header holds no letters but those of ASCII, and not many: of other keys the label file tells the whole.
         """
-        offset, _, _, label_offset, label_size, _ = self.index[sample].tolist()
+        offset, _, _, label_offset, label_size, *_ = self.index[sample].tolist()
         try:
             header = os.pread(self._descriptor, _HEADER_BYTES, offset - _HEADER_BYTES)
             name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
@@ -149,34 +196,35 @@ class ShardReader:
     """The shards of one data set or of several; of each the `max_open` shards used last stay open.
 
     Args:
-        parts: path and shards of every data set.
+        parts: the shards of every data set.
         cache: for those that are remote.
         max_open: shards kept open, for each data set.
     """
 
     def __init__(
         self,
-        parts: Sequence[tuple[str, Sequence[Shard]]],
+        parts: Sequence[ShardSource],
         cache: Cache | None = None,
         *,
         max_open: int,
     ) -> None:
         # For each data set, else one that is read often would push out the others.
         self._open = lru_cache(max_open * len(parts))(self._try_to_open)
-        self._shards: list[tuple[Files, Shard, str]] = []  # and the name by which people find it
+        # With the name by which people find it.
+        self._shards: list[tuple[Files, Shard, str, Sequence[Task]]] = []
         self._requested: list[int] = []
         self._ahead = ThreadPoolExecutor(_AHEAD_THREADS, "distbranch-fetch")
-        for path, shards in parts:
-            files = open_files(path, cache)
-            for shard in shards:
-                name = join(path, shard.file) if len(parts) > 1 else shard.file
-                self._shards.append((files, shard, name))
+        for part in parts:
+            files = open_files(part.path, cache)
+            for shard in part.shards:
+                name = join(part.path, shard.file) if len(parts) > 1 else shard.file
+                self._shards.append((files, shard, name, part.dense))
 
     def request_shards(self, numbers: Sequence[int]) -> None:
         """These shards will be read soon: fetches them in the background if they are remote and the cache holds them."""
         remote = []
         for number in dict.fromkeys(numbers):
-            files, shard, _ = self._shards[number]
+            files, shard, *_ = self._shards[number]
             if isinstance(files, RemoteFiles):
                 remote.append((number, files, shard))
         # In a smaller cache one shard of a window would push out another before either is read.

@@ -13,24 +13,35 @@ from typing import Any, BinaryIO
 import numpy as np
 from webdataset.writer import TarWriter
 
-from distbranch.data.shards import Index, Sample, Shard, SplitInfo
+from distbranch.data.label_maps import check_codes, decode_map, get_dense_kind
+from distbranch.data.shards import Index, Sample, Shard, SplitInfo, list_dense_tasks
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS
 from distbranch.tasks import Task
 
 
-def index_shard(path: Path) -> Index:
-    """Index [n, 6] of a shard: image offset, size, crc32; label offset, size, crc32."""
-    files: dict[str, list[list[int]]] = {}  # of every key its image, then its labels
+def index_shard(path: Path, tasks: Sequence[Task] = ()) -> Index:
+    """Index [n, 3 (2 + D)] of a shard, D of the tasks being dense: offset, size and crc32 of image, label file and maps.
+
+    Raises ValueError for a file that is none of these.
+    """
+    suffixes = ["jpg", "json", *map(name_map_file, list_dense_tasks(tasks))]
+    files: dict[str, list[list[int]]] = {}
     with tarfile.open(path, "r:") as tar, path.open("rb") as file:
         for member in tar:
             # As webdataset has it, the key is the name up to the first dot.
             folder, slash, name = member.name.rpartition("/")
-            key = folder + slash + name.partition(".")[0]
+            base, _, suffix = name.partition(".")
             file.seek(member.offset_data)
             content = file.read(member.size)
-            files.setdefault(key, []).append([member.offset_data, member.size, zlib.crc32(content)])
-    return np.array(list(files.values()), dtype=np.int64).reshape(-1, 6)
+            row = files.setdefault(folder + slash + base, [[-1, -1, -1]] * len(suffixes))
+            row[suffixes.index(suffix)] = [member.offset_data, member.size, zlib.crc32(content)]
+    return np.array(list(files.values()), dtype=np.int64).reshape(-1, 3 * len(suffixes))
+
+
+def name_map_file(task: Task) -> str:
+    """What follows the key and a dot in the name of a map's file."""
+    return f"{task.name}.{get_dense_kind(task).suffix}"
 
 
 def file_sha256(path: Path) -> str:
@@ -69,14 +80,17 @@ class ShardWriter:
         self._tar: Any = None
 
     def write_sample(self, sample: Sample) -> None:
-        """Appends a sample. Raises UserError when a label is not one of its task's."""
+        """Appends a sample. Raises UserError when a label is not one of its task's, or a map does not fit the image."""
         self._count_labels(sample)
+        self._count_maps(sample)
         if self._tar is None:
             self._open_shard()
         # Without blanks: `check` looks for the key in these bytes.
         described = {"key": sample.key, "labels": sample.labels}
         content = json.dumps(described, ensure_ascii=False, separators=(",", ":"))
-        self._tar.write({"__key__": sample.key, "jpg": sample.image, "json": content.encode()})
+        files = {"jpg": sample.image, "json": content.encode()}
+        files |= {name_map_file(self._tasks[name]): one for name, one in sample.maps.items()}
+        self._tar.write({"__key__": sample.key, **files})
         self._in_shard += 1
         if self._in_shard == self.shard_samples:
             self.close()
@@ -90,7 +104,7 @@ class ShardWriter:
         self._tar = None
         index_path = self._path.with_suffix(".index.npy")
         file = index_path.open("wb")
-        np.save(file, index_shard(self._path))
+        np.save(file, index_shard(self._path, list(self._tasks.values())))
         _close_on_disk(file)
         self._shards.append(
             Shard(
@@ -134,6 +148,20 @@ class ShardWriter:
             except UserError as error:
                 raise UserError(f"Sample {sample.key}: {error}") from None
             self._counts[name].add(value)
+
+    def _count_maps(self, sample: Sample) -> None:
+        for name, content in sample.maps.items():
+            task = self._tasks.get(name)
+            if task is None or not KINDS[task.kind].is_dense:
+                raise UserError(
+                    f"Sample {sample.key}: it has a map of '{name}', which is no dense task of the data set."
+                )
+            try:
+                codes = decode_map(task, content)
+                check_codes(task, codes, sample.image)
+            except UserError as error:
+                raise UserError(f"Sample {sample.key}: {error}") from None
+            self._counts[name].add(codes)
 
     def _open_shard(self) -> None:
         self._path = self.folder / f"{self.split}-{len(self._shards):06d}.tar"

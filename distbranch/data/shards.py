@@ -1,7 +1,7 @@
 """The packed data set: tar shards that any WebDataset reader understands, an index per shard, and `dataset.json`.
 
 A tar says nothing about what it lost: cut at a header it simply ends earlier. So every shard has an index with the
-place, size and crc32 of each image and label file, and `dataset.json` holds the sha256 of both: who reads, compares.
+place, size and crc32 of each image, label file and map, and `dataset.json` holds the sha256 of both: who reads, compares.
 """
 
 import hashlib
@@ -26,12 +26,15 @@ from distbranch.tasks import Task
 
 DATASET_FILE = "dataset.json"
 FORMAT = "distbranch-dataset"
-VERSION = 1  # a program refuses every other one
+VERSION = 1  # a program refuses those that it does not know
+VERSION_OF_MAPS = (
+    2  # of a data set with dense tasks, which earlier programs would read without them
+)
 BAD_KINDS = ("missing-shard", "truncated", "corrupt", "incomplete", "broken-image", "bad-label")
 
-Index = NDArray[
-    np.int64
-]  # [n, 6] of a shard: image offset, size and crc32, then the same of the label file
+# [n, 3 (2 + D)] of a shard: image offset, size and crc32, then the same of the label file and of the maps of the D dense tasks,
+# in the order of dataset.json; -1 of a map that is not there.
+Index = NDArray[np.int64]
 Labels = Mapping[str, LabelValue]
 
 
@@ -95,7 +98,8 @@ class Shard:
 class SplitInfo:
     """The shards of one split and the counts of its labels: {"Shoes": {"1": 5000, "0": 15000, "unlabelled": 7}}.
 
-    Of numbers {"Age": {"count": 20000, "mean": 41.2, "deviation": 11.9, "min": 3.0, "max": 97.0, "unlabelled": 7}}.
+    Of numbers {"Age": {"count": 20000, "mean": 41.2, "deviation": 11.9, "min": 3.0, "max": 97.0, "unlabelled": 7}}, of maps see
+    kinds/map_counts.py.
     """
 
     num_samples: int
@@ -154,7 +158,7 @@ class DatasetInfo:
         """The content of `dataset.json` (everything but the place)."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION_OF_MAPS if list_dense_tasks(self.tasks) else VERSION,
             "source": self.source,
             "image_size": list(self.image_size),
             "tasks": [task.to_json() for task in self.tasks],
@@ -163,6 +167,11 @@ class DatasetInfo:
             "copies": self.copies,
             "splits": {name: asdict(split) for name, split in self.splits.items()},
         }
+
+
+def list_dense_tasks(tasks: Sequence[Task]) -> list[Task]:
+    """Those with maps, in their order."""
+    return [task for task in tasks if KINDS[task.kind].is_dense]
 
 
 def _read_packed_bits(source: Mapping[str, Any]) -> int | None:
@@ -223,10 +232,10 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
             f"{place} is damaged, it is no longer the JSON of a {FORMAT} ({error}). {repack}"
         ) from None
     kind = (data.get("format"), data.get("version"))
-    if kind != (FORMAT, VERSION):
+    if kind not in ((FORMAT, VERSION), (FORMAT, VERSION_OF_MAPS)):
         raise UserError(
-            f"{place} is not the description of a packed data set: it should have the format {FORMAT} in version {VERSION}, found "
-            f"{kind[0]} in version {kind[1]}. {repack}"
+            f"{place} is not the description of a packed data set: it should have the format {FORMAT} in version {VERSION} or "
+            f"{VERSION_OF_MAPS}, found {kind[0]} in version {kind[1]}. {repack}"
         )
     _refuse_unknown_kinds(place, data.get("tasks"))
     try:
@@ -246,7 +255,7 @@ def _refuse_unknown_kinds(place: str, tasks: Any) -> None:
 
 
 def parse_labels(content: bytes, tasks: Sequence[Task]) -> NDArray[np.float32]:
-    """Labels [T] of one `<key>.json`, as their kinds read them; NaN = unlabelled. Raises UserError."""
+    """Labels [T] of one `<key>.json`, as their kinds read them; NaN = unlabelled, and of dense tasks. Raises UserError."""
     try:
         labels = dict(json.loads(content)["labels"])
     except (ValueError, KeyError, TypeError):

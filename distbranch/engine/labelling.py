@@ -17,7 +17,7 @@ import torch
 from distbranch.config import DataConfig, load_config
 from distbranch.config.paths import is_remote
 from distbranch.data.pack import pack
-from distbranch.data.reader import ShardReader
+from distbranch.data.reader import ShardReader, ShardSource
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import BadSample, DatasetInfo, Sample, read_dataset
 from distbranch.engine.artifact import WEIGHTS, load_model
@@ -129,18 +129,20 @@ def _add_soft_labels(
     """Every sample as it is, with the next soft labels of its split."""
     for name, split in info.splits.items():
         extra = soft.get(name, itertools.repeat({}))
-        with closing(ShardReader([(info.path, split.shards)], max_open=1)) as reader:
+        source = ShardSource.from_split(info, name)
+        with closing(ShardReader([source], max_open=1)) as reader:
             for number, shard in enumerate(split.shards):
                 for sample in range(shard.num_samples):
-                    image, content = reader.open_shard(number).read_files(sample)
+                    opened = reader.open_shard(number)
+                    image, content = opened.read_files(sample)
                     described = json.loads(content)
                     if not isinstance(described.get("key"), str):
                         raise BadSample(
                             "incomplete", shard.file, sample, "its label file has no field 'key'."
                         )
-                    yield Sample(
-                        described["key"], name, image, {**described["labels"], **next(extra)}
-                    )
+                    labels = {**described["labels"], **next(extra)}
+                    maps = opened.read_maps(sample)
+                    yield Sample(described["key"], name, image, labels, maps)
 
 
 @torch.inference_mode()

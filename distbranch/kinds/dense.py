@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from distbranch.errors import UserError
 from distbranch.kinds.kind import Answer, Array, Kind, Metrics, Summary
+from distbranch.kinds.label_counts import Counts, LabelCounts, merge_class_counts
+from distbranch.kinds.map_counts import MapCounts
 
 if TYPE_CHECKING:
     from distbranch.tasks import Task
@@ -33,7 +37,10 @@ class DenseKind(Kind, ABC):
         "png"  # of a label file; `png16` is one of 16 bits, which stock readers would spoil
     )
     invalid: ClassVar[int] = 255
-    """The code of a pixel that is not labelled, in every channel."""
+    """The code of a pixel that is not labelled, in every channel, and its value in a batch."""
+    code_type: ClassVar[type[np.generic]] = np.uint8
+    value_type: ClassVar[type[np.generic]] = np.uint8
+    """Of what a batch has, see `load_codes`."""
 
     def check_task(self, task: Task) -> None:
         super().check_task(task)
@@ -59,6 +66,40 @@ class DenseKind(Kind, ABC):
     def mirror_codes(self, codes: Array) -> Array:
         """The codes [H, W] or [H, W, C] of the picture mirrored left to right."""
         return codes[:, ::-1]
+
+    # ---- storage
+
+    def check_codes(self, task: Task, codes: Array) -> None:
+        """UserError, the end of a sentence, for codes [H, W] or [H, W, C] that mean nothing."""
+
+    def find_labelled(self, codes: Array) -> Array:
+        """As `find_valid`, of one sample: [H, W], of codes [H, W] or [H, W, C]."""
+        is_labelled = np.asarray(codes != self.invalid)
+        if self.channels > 1:
+            is_labelled = np.any(is_labelled, axis=2, keepdims=True)[..., 0]
+        return is_labelled
+
+    def load_codes(self, task: Task, codes: Array) -> Array:
+        """What a batch has of codes [H, W] or [H, W, C]."""
+        return codes
+
+    def zoom_values(self, task: Task, values: Array, factor: float) -> Array:
+        """What a batch has of a picture that is shown `factor` times larger: of depth what is nearer."""
+        return values
+
+    def read_label(self, task: Task, value: object) -> float:
+        raise UserError(
+            f"the labels of '{task.name}', a {task.kind} task, are a picture beside the image, found {value!r} in their place."
+        )
+
+    def describe_label(self, task: Task, number: float) -> str:
+        return f"{task.name}: {number:.0%} labelled"
+
+    def make_counts(self, task: Task) -> LabelCounts:
+        return MapCounts(self)
+
+    def merge_counts(self, parts: Sequence[Counts]) -> dict[str, int | float]:
+        return merge_class_counts(parts)
 
     # ---- evaluation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from distbranch.errors import UserError
 from distbranch.kinds.dense import DenseKind
 from distbranch.kinds.digits import write_digits
 from distbranch.kinds.kind import KINDS, Answer, Array, Metric, Metrics, Summary
+from distbranch.kinds.label_counts import Counts, LabelCounts
+from distbranch.kinds.map_counts import DepthCounts, merge_depth_counts
 
 if TYPE_CHECKING:
     from distbranch.tasks import Task
@@ -49,6 +52,9 @@ class Depth(DenseKind):
     meaning = "[batch, 1, height, width], metres or pixels"
     suffix = "png16"
     invalid = 0
+    code_type = np.uint16
+    value_type = np.float32
+    largest_code = LARGEST_CODE
 
     def check_task(self, task: Task) -> None:
         super().check_task(task)
@@ -66,6 +72,20 @@ class Depth(DenseKind):
 
     def compute_pixel_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs[:, 0] - targets).abs()
+
+    def load_codes(self, task: Task, codes: Array) -> Array:
+        return decode_depth(task, codes)
+
+    def zoom_values(self, task: Task, values: Array, factor: float) -> Array:
+        # A camera so many times nearer; disparity is the inverse of depth.
+        zoom = 1 / factor if task.quantity == "depth" else factor
+        return values * np.float32(zoom)
+
+    def make_counts(self, task: Task) -> LabelCounts:
+        return DepthCounts(self, task)
+
+    def merge_counts(self, parts: Sequence[Counts]) -> dict[str, int | float]:
+        return merge_depth_counts(parts)
 
     def count_sums(self, task: Task) -> int:
         return 4 + len(POWERS)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distbranch.errors import UserError
 from distbranch.kinds.dense import DenseKind
 from distbranch.kinds.kind import KINDS, Answer, Array, Metric, Metrics, Summary
 
@@ -52,6 +53,9 @@ def _list_byte_metrics() -> dict[str, Metric]:
     return found
 
 
+LENGTHS = (0.9, 1.1)  # of stored vectors; rounding alone changes them by less than a hundredth
+
+
 class Normals(DenseKind):
     """One minus the cosine of the angle between prediction and truth."""
 
@@ -75,6 +79,16 @@ class Normals(DenseKind):
         is_valid = mirrored.any(axis=2)
         mirrored[is_valid, 0] = 2 * MIDDLE - mirrored[is_valid, 0].astype(np.int16)
         return mirrored
+
+    def check_codes(self, task: Task, codes: Array) -> None:
+        vectors = (codes[self.find_labelled(codes)].astype(np.float32) - MIDDLE) / STEPS
+        lengths = np.linalg.norm(vectors, axis=1)
+        wrong = lengths[(lengths < LENGTHS[0]) | (lengths > LENGTHS[1])]
+        if wrong.size:
+            raise UserError(
+                f"the vectors of '{task.name}' should have the length 1, as bytes of 128 + 127 n and 0, 0, 0 where not labelled, found "
+                f"{wrong.size:,} of {lengths.size:,} between {wrong.min():.2f} and {wrong.max():.2f}."
+            )
 
     def count_sums(self, task: Task) -> int:
         return 2 + len(THRESHOLDS) + NUM_BINS

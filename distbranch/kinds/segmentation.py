@@ -13,6 +13,8 @@ from torch.nn import functional
 from distbranch.errors import UserError
 from distbranch.kinds.dense import DenseKind
 from distbranch.kinds.kind import KINDS, PER_CLASS, Answer, Array, Metric, Metrics, Summary
+from distbranch.kinds.label_counts import LabelCounts
+from distbranch.kinds.map_counts import ClassPixelCounts
 
 if TYPE_CHECKING:
     from distbranch.tasks import Task
@@ -49,6 +51,18 @@ class Segmentation(DenseKind):
 
     def compute_pixel_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(outputs, targets, reduction="none")
+
+    def check_codes(self, task: Task, codes: Array) -> None:
+        number = len(task.classes)
+        unknown = codes[(codes >= number) & (codes != self.invalid)]
+        if unknown.size:
+            raise UserError(
+                f"'{task.name}' has {number} classes, whose codes are 0 to {number - 1} and {self.invalid} where not labelled, found "
+                f"{unknown.max()}."
+            )
+
+    def make_counts(self, task: Task) -> LabelCounts:
+        return ClassPixelCounts(self, task)
 
     def count_sums(self, task: Task) -> int:
         return len(task.classes) ** 2

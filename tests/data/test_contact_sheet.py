@@ -19,7 +19,7 @@ from distbranch.data.contact_sheet import (
     find_font,
 )
 from distbranch.data.pack import pack
-from distbranch.data.reader import ShardReader
+from distbranch.data.reader import ShardReader, ShardSource
 from distbranch.data.shards import BadSample, Sample
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -121,7 +121,7 @@ def test_a_sample_is_named_by_its_key_in_any_letters(tmp_path: Path) -> None:
     info = pack(
         [Sample(key, "train", picture(1), {}) for key in keys], tmp_path / "set", [Task("a")]
     )
-    with closing(ShardReader([(info.path, info.splits["train"].shards)], max_open=1)) as reader:
+    with closing(ShardReader([ShardSource.from_split(info, "train")], max_open=1)) as reader:
         assert [reader.open_shard(0).read_key(number) for number in range(len(keys))] == keys
 
 

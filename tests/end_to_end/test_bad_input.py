@@ -770,10 +770,10 @@ DATASETS = (
     ),
     Case(
         "other version",
-        change("data/dataset.json", '"version": 1', '"version": 2'),
+        change("data/dataset.json", '"version": 1', '"version": 3'),
         NEW,
         1,
-        ("dataset.json", "version 2", "in version 1"),
+        ("dataset.json", "version 3", "in version 1 or 2"),
     ),
     Case(
         "field absent",

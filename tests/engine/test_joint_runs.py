@@ -10,7 +10,7 @@ import yaml
 from tiny_runs import NUM_SAMPLES, TASKS, config_of, content_of, lines_of, train_tiny
 
 from distbranch.data.pack import pack
-from distbranch.data.reader import ShardReader
+from distbranch.data.reader import ShardReader, ShardSource
 from distbranch.data.shards import Sample, read_dataset
 from distbranch.engine.session import evaluate_run
 from distbranch.tasks import Task
@@ -26,7 +26,7 @@ def other_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     def samples() -> Iterator[Sample]:
         for split in ("train", "test"):
-            reader = ShardReader([(info.path, info.splits[split].shards)], max_open=1)
+            reader = ShardReader([ShardSource.from_split(info, split)], max_open=1)
             for number in range(20):
                 image, _ = reader.open_shard(0).read_files(number)
                 labels = {"dark": number % 2, "bright": 1 - number % 2, "cell-0": number % 3 // 2}
