@@ -151,6 +151,12 @@ def compute_delta(
     return 100 * float(np.mean(of_tasks))
 
 
+def list_dense_metrics() -> dict[str, str]:
+    """The kind of dense task that has the metric, by metric."""
+    kinds = {name: kind for name, kind in KINDS.items() if kind.is_dense}
+    return {metric: name for name, kind in kinds.items() for metric in kind.metrics}
+
+
 def list_means() -> dict[str, Metric]:
     """The metrics of which a mean over tasks is told."""
     return {name: metric for name, metric in list_metrics().items() if metric.is_averaged}
