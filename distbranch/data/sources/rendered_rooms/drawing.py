@@ -47,23 +47,25 @@ def draw_room(
         (96, 128, 3)
     """
     place = (seed, split, index)
-    scene = draw_scene(make_generator(*place, "room"))
+    room_rng = make_generator(*place)
+    scene = draw_scene(room_rng)
     hits = cast_rays(scene, size)
+    # A generator of its own: with or without nuisance the room is the same.
     rng = make_generator(*place, "nuisance")
     seen = scene
     if nuisance == "semantic":
         seen = disguise_things(scene, rng)
     picture = shade(seen, hits, checked=nuisance == "image")
-    geometry = labels.label_geometry(scene, hits, make_generator(*place, "sensor"))
+    geometry = labels.label_geometry(scene, hits, room_rng)
     if nuisance == "geometry":
         picture = pin_photograph(picture)
         geometry = draw_board(size, labels.find_frame(size), rng)
-    grey = labels.luminance(picture)
+    slopes = labels.measure_slopes(picture)
     return Drawing(
-        picture=take_picture(picture, make_generator(*place, "camera")),
+        picture=take_picture(picture, room_rng),
         segmentation=labels.label_classes(scene, hits),
         geometry=geometry,
-        edges=labels.measure_edges(grey),
-        keypoints=labels.measure_keypoints(grey),
+        edges=labels.measure_edges(slopes),
+        keypoints=labels.measure_keypoints(slopes),
         noise=make_generator(*place, "noise").random(size, dtype=np.float32),
     )

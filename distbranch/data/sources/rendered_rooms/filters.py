@@ -7,18 +7,14 @@ from distbranch.data.sources.rendered_rooms.scene import Floats
 
 def blur(picture: Floats) -> Floats:
     """The binomial filter of 3x3 pixels, [1, 2, 1] / 4 in either direction."""
-    padded = _pad(picture)
-    rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
-    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16
+    rows = _add_rows(picture)
+    return _add_rows(rows.swapaxes(-1, -2)).swapaxes(-1, -2) / 16
 
 
 def differentiate(picture: Floats) -> tuple[Floats, Floats]:
-    """Sobel's slopes per pixel to the right and downward."""
-    padded = _pad(picture)
-    smooth = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
-    across = (smooth[..., 2:] - smooth[..., :-2]) / 8
-    steep = padded[..., 2:, :] - padded[..., :-2, :]
-    down = (steep[..., :-2] + 2 * steep[..., 1:-1] + steep[..., 2:]) / 8
+    """Sobel's slopes of a picture [H, W] per pixel, to the right and downward."""
+    across = _subtract_rows(_add_rows(picture).T).T / 8
+    down = _subtract_rows(_add_rows(picture.T).T) / 8
     return across, down
 
 
@@ -36,6 +32,20 @@ def _interleave(lines: Floats, number: int) -> Floats:
     return result[:number]
 
 
-def _pad(picture: Floats) -> Floats:
-    widths = [(0, 0)] * (picture.ndim - 2) + [(1, 1), (1, 1)]
-    return np.pad(picture, widths, mode="edge")
+def _add_rows(picture: Floats) -> Floats:
+    """[1, 2, 1] downward."""
+    result = 2 * picture
+    result[..., 1:, :] += picture[..., :-1, :]
+    result[..., :-1, :] += picture[..., 1:, :]
+    result[..., 0, :] += picture[..., 0, :]
+    result[..., -1, :] += picture[..., -1, :]
+    return result
+
+
+def _subtract_rows(picture: Floats) -> Floats:
+    """[-1, 0, 1] downward."""
+    result = np.empty_like(picture)
+    result[1:-1] = picture[2:] - picture[:-2]
+    result[0] = picture[1] - picture[0]
+    result[-1] = picture[-1] - picture[-2]
+    return result

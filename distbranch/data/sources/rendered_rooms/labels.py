@@ -11,7 +11,7 @@ from distbranch.data.sources.rendered_rooms.scene import FOCAL_LENGTH, Floats, S
 
 UNLABELLED = 255
 FRAME = 2  # pixels at the border of the picture that nobody labelled
-LUMINANCE = (0.299, 0.587, 0.114)
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 EDGE_SCALE = 6
 KEYPOINT_SCALE = 18
 
@@ -60,23 +60,23 @@ def label_geometry(scene: Scene, hits: Hits, rng: np.random.Generator) -> Geomet
     return Geometry(depth, np.moveaxis(normals.reshape(3, *hits.size), 0, -1), ~lost)
 
 
-def luminance(picture: Floats) -> Floats:
-    """The lightness [H, W] of a picture [3, H, W]."""
-    return np.tensordot(LUMINANCE, picture, axes=1)
+def measure_slopes(picture: Floats) -> tuple[Floats, Floats]:
+    """How fast the lightness of a blurred picture [3, H, W] changes to the right and downward."""
+    return differentiate(blur(np.tensordot(LUMINANCE, picture, axes=1)))
 
 
-def measure_edges(grey: Floats) -> Floats:
+def measure_edges(slopes: tuple[Floats, Floats]) -> Floats:
     """How steep the blurred picture is, 0..1: [H, W]."""
-    across, down = differentiate(blur(grey))
-    return (EDGE_SCALE * np.hypot(across, down)).clip(0, 1)
+    across, down = slopes
+    return np.minimum(EDGE_SCALE * np.sqrt(across * across + down * down), 1)
 
 
-def measure_keypoints(grey: Floats) -> Floats:
+def measure_keypoints(slopes: tuple[Floats, Floats]) -> Floats:
     """How much of a corner a pixel is (Shi and Tomasi 1994), 0..1: [H, W]."""
-    across, down = differentiate(grey)
+    across, down = slopes
     xx, xy, yy = blur(blur(np.stack([across * across, across * down, down * down])))
     smaller = (xx + yy) / 2 - np.sqrt(((xx - yy) / 2) ** 2 + xy * xy)
-    return (KEYPOINT_SCALE * np.sqrt(np.maximum(smaller, 0))).clip(0, 1)
+    return np.minimum(KEYPOINT_SCALE * np.sqrt(np.maximum(smaller, 0)), 1)
 
 
 def find_frame(size: tuple[int, int]) -> NDArray[np.bool_]:

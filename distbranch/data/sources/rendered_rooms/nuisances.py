@@ -37,7 +37,7 @@ def disguise_things(scene: Scene, rng: np.random.Generator) -> Scene:
     shines = (scene.emission > 0) & (scene.texture == Texture.PLAIN)
     return replace(
         scene,
-        colour=np.where(shines[:, None], scene.colour, np.array(colours)[scene.thing]),
+        colour=np.where(shines, scene.colour, np.array(colours, np.float32).T[:, scene.thing]),
         texture=np.where(shines, scene.texture, textures[scene.thing]),
         # Lamps go on shining, for without them there is no picture; windows and screens do not.
         emission=np.where(shines, scene.emission, 0),

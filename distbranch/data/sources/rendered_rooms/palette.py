@@ -38,14 +38,21 @@ PALETTE: dict[str, tuple[Colour, ...]] = {
 def choose_colour(rng: np.random.Generator, name: str) -> Colour:
     """One of the typical colours, a little lighter or darker and off in tone."""
     colours = PALETTE[name]
-    colour = colours[int(rng.integers(len(colours)))]
-    off = rng.normal(0, 0.02, 3).tolist()
-    factor = rng.uniform(0.85, 1.12)
-    red, green, blue = (min(max(c * factor + o, 0.01), 0.95) for c, o in zip(colour, off, strict=True))
-    return red, green, blue
+    choice, lightness, *tones = rng.random(5).tolist()
+    red, green, blue = colours[int(choice * len(colours))]
+    factor = 0.85 + 0.27 * lightness
+    return (
+        _limit(red * factor + 0.08 * (tones[0] - 0.5)),
+        _limit(green * factor + 0.08 * (tones[1] - 0.5)),
+        _limit(blue * factor + 0.08 * (tones[2] - 0.5)),
+    )
 
 
 def shade(colour: Colour, factor: float) -> Colour:
     """The same colour, lighter or darker."""
-    red, green, blue = (min(part * factor, 0.95) for part in colour)
-    return red, green, blue
+    red, green, blue = colour
+    return _limit(red * factor), _limit(green * factor), _limit(blue * factor)
+
+
+def _limit(share: float) -> float:
+    return min(max(share, 0.01), 0.95)

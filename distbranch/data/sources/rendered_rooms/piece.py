@@ -44,8 +44,10 @@ class Piece:
         casts_shadow: bool = True,
     ) -> None:
         """A box from its lowest to its highest corner."""
-        centre = tuple((a + b) / 2 for a, b in zip(low, high, strict=True))
-        half = tuple((b - a) / 2 for a, b in zip(low, high, strict=True))
+        left, front, bottom = low
+        right, back, top = high
+        centre = ((left + right) / 2, (front + back) / 2, (bottom + top) / 2)
+        half = ((right - left) / 2, (back - front) / 2, (top - bottom) / 2)
         self._add(Shape.BOX, centre, half, look, class_name, casts_shadow)
 
     def add_cylinder(
@@ -78,15 +80,15 @@ class Piece:
     def _add(
         self,
         shape: Shape,
-        centre: tuple[float, ...],
-        half: tuple[float, ...],
+        centre: Vector,
+        half: Vector,
         look: Look,
         class_name: str | None,
         casts_shadow: bool,
     ) -> None:
         name = class_name or self.class_name
         thing = self.num_things - 1
-        self.parts.append(Primitive(shape, centre, half, 0.0, look, name, thing, casts_shadow))  # type: ignore[arg-type]
+        self.parts.append(Primitive(shape, centre, half, 0.0, look, name, thing, casts_shadow))
 
     def put_on(self, other: "Piece", x: float, y: float, turn: float, height: float) -> None:
         """Adds all parts of another piece, turned about its origin and moved to (x, y, height)."""

@@ -49,7 +49,7 @@ Rectangle = tuple[float, float, float, float]  # left, near or low, right, far o
 NUM_TRIES = 12
 WALLS = ("back", "left", "right")
 # The camera looks at the back wall; of the others it sees the far half.
-WALL_SHARES = (0.6, 0.2, 0.2)
+WALLS_BY_CHANCE = ("back", "back", "back", "left", "right")
 WALL_TURNS = {"back": 0.0, "left": math.pi / 2, "right": -math.pi / 2}
 
 
@@ -109,7 +109,7 @@ class Room:
         return False
 
     def _choose_place(self, piece: Piece, rng: Generator) -> tuple[str, float]:
-        wall = WALLS[int(rng.choice(len(WALLS), p=WALL_SHARES))]
+        wall = WALLS_BY_CHANCE[int(rng.integers(len(WALLS_BY_CHANCE)))]
         margin = piece.width / 2 + 0.04
         if wall == "back":
             return wall, rng.uniform(-1, 1) * max(self.width / 2 - margin, 0.0)
@@ -195,7 +195,7 @@ def _hang_ceiling_lamp(room: Room, rng: Generator) -> Lamp:
     y = rng.uniform(0.35, 0.6) * room.depth
     drop = rng.uniform(0.25, 0.5)
     room.add(build_ceiling_lamp(rng, room.height, drop), x, y)
-    position = np.array([x, y, room.height - drop - 0.05])
+    position = np.array([x, y, room.height - drop - 0.05], np.float32)
     return Lamp(position, radius=0.15, strength=1.35, fading=0.14, casts_shadows=True)
 
 
@@ -207,7 +207,7 @@ def _find_small_lamps(room: Room) -> list[Lamp]:
         if one.shape == Shape.CYLINDER and one.look.emission > 0 and one.centre[2] < 2
     ]
     return [
-        Lamp(np.array(one.centre), radius=0.1, strength=0.5, fading=2.5, casts_shadows=False)
+        Lamp(np.array(one.centre, np.float32), radius=0.1, strength=0.5, fading=2.5, casts_shadows=False)
         for one in shades[:2]
     ]
 
@@ -274,8 +274,8 @@ def _build_dining_set(rng: Generator) -> Piece:
     for number in chosen:
         cx, cy, turn = places[number]
         table.put_on(build_chair(look, rng), cx, cy, turn + rng.uniform(-0.3, 0.3), 0.0)
-    table.width += 0.5
-    table.depth += 0.5
+    table.width += 0.7
+    table.depth += 0.7
     return table
 
 

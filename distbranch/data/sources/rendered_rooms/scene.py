@@ -109,7 +109,8 @@ class Camera:
         upright = np.cross(level, forward)
         right = math.cos(roll) * level + math.sin(roll) * upright
         up = math.cos(roll) * upright - math.sin(roll) * level
-        return cls(np.array(position), np.stack([right, up, forward]))
+        axes = np.stack([right, up, forward])
+        return cls(np.array(position, np.float32), axes.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,17 @@ class Lamp:
 
 @dataclass(frozen=True)
 class Scene:
-    """All primitives as arrays; the first six are the inner faces of the room: -x, x, -y, y, floor, ceiling."""
+    """All primitives as arrays; the first six are the inner faces of the room: -x, x, -y, y, floor, ceiling.
+
+    Numbers are float32, half the time of float64: at 5 m they are right to a thousandth of a millimetre.
+    """
 
     shape: Ints  # [P]
-    centre: Floats  # [P, 3]
-    half: Floats  # [P, 3]
+    centre: Floats  # [3, P]
+    half: Floats  # [3, P]
     cosine: Floats  # [P] of the turn
     sine: Floats  # [P]
-    colour: Floats  # [P, 3]
+    colour: Floats  # [3, P]
     texture: Ints  # [P]
     emission: Floats  # [P]
     class_index: Ints  # [P]
@@ -164,16 +168,16 @@ def build_scene(
 ) -> Scene:
     """The scene of the room's six faces and what stands in it; `phase` has a number for each of them."""
     everything = [*faces, *things]
-    turns = np.array([one.turn for one in everything])
+    turns = np.array([one.turn for one in everything], np.float32)
     return Scene(
         shape=np.array([one.shape for one in everything]),
-        centre=np.array([one.centre for one in everything]),
-        half=np.array([one.half for one in everything]),
+        centre=_to_columns([one.centre for one in everything]),
+        half=_to_columns([one.half for one in everything]),
         cosine=np.cos(turns),
         sine=np.sin(turns),
-        colour=np.array([one.look.colour for one in everything]),
+        colour=_to_columns([one.look.colour for one in everything]),
         texture=np.array([one.look.texture for one in everything]),
-        emission=np.array([one.look.emission for one in everything]),
+        emission=np.array([one.look.emission for one in everything], np.float32),
         class_index=np.array([CLASSES.index(one.class_name) for one in everything]),
         thing=np.array([one.thing for one in everything]),
         casts_shadow=np.array([one.casts_shadow for one in everything]),
@@ -182,6 +186,10 @@ def build_scene(
         lamps=tuple(lamps),
         exposure=exposure,
     )
+
+
+def _to_columns(rows: Sequence[tuple[float, ...]]) -> Floats:
+    return np.ascontiguousarray(np.array(rows, np.float32).T)
 
 
 def make_generator(*names: object) -> np.random.Generator:

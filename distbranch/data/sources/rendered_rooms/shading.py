@@ -8,8 +8,8 @@ from distbranch.data.sources.rendered_rooms.raycast import Hits, cast_shadows
 from distbranch.data.sources.rendered_rooms.scene import Floats, Lamp, Scene
 from distbranch.data.sources.rendered_rooms.textures import colour_surfaces, locate_on_faces
 
-WARM = (1.06, 1.0, 0.90)  # of lamps
-COOL = (0.94, 1.0, 1.08)  # of the sky
+WARM = np.array([[1.06], [1.0], [0.90]], np.float32)  # of lamps
+COOL = np.array([[0.94], [1.0], [1.08]], np.float32)  # of the sky
 CHECK = 0.10  # metres of the squares of the nuisance "image": finer than an output stride of 8 can follow
 CHECK_SHADES = (0.48, 1.08)
 CORNER = 0.28  # metres over which a wall takes light away from the next one
@@ -26,9 +26,9 @@ def shade(scene: Scene, hits: Hits, *, checked: bool = False) -> Floats:
     """
     colour, emission = colour_surfaces(scene, hits)
     if checked:
-        u, v = locate_on_faces(scene, hits, slice(None))
+        u, v = locate_on_faces(hits)
         is_dark = (np.floor(u / CHECK) + np.floor(v / CHECK)) % 2 == 0
-        colour = colour * np.where(is_dark, *CHECK_SHADES)
+        colour *= np.where(is_dark, *np.array(CHECK_SHADES, np.float32))
     light = _collect_light(scene, hits) + emission
     linear = (colour * light * scene.exposure).clip(0, 1)
     picture = np.sqrt(linear).reshape(3, *hits.size)  # a gamma of 2
@@ -46,10 +46,10 @@ def _collect_light(scene: Scene, hits: Hits) -> Floats:
     """Light that arrives at every pixel's surface: [3, N]."""
     x, _, z = hits.normal
     sky = (0.14 + 0.05 * (1 + z) + 0.06 * np.maximum(x, 0)) * _darken_corners(scene, hits)
-    lamps = np.zeros(len(hits.depth))
+    lamps = np.zeros_like(hits.depth)
     for lamp in scene.lamps:
         lamps += _shine(scene, hits, lamp)
-    return np.array(COOL)[:, None] * sky + np.array(WARM)[:, None] * lamps
+    return COOL * sky + WARM * lamps
 
 
 def _shine(scene: Scene, hits: Hits, lamp: Lamp) -> Floats:
@@ -73,16 +73,16 @@ def _soften_shadows(scene: Scene, hits: Hits, lamp: Lamp) -> Floats:
     rows, columns = np.indices(points.shape[1:]) % 2
     corner = np.pi * (rows + 0.5 + columns * (1 - 2 * rows) + rows * 2) / 2
     offset = lamp.radius * np.stack([np.cos(corner), np.sin(corner), 0 * corner])
-    positions = lamp.position[:, None, None] + offset
+    positions = lamp.position[:, None, None] + offset.astype(np.float32)
     lit = cast_shadows(scene, points.reshape(3, -1), lamp, positions.reshape(3, -1))
-    soft = blur(blur(lit.reshape(points.shape[1:]).astype(float)))
+    soft = blur(blur(lit.reshape(points.shape[1:]).astype(np.float32)))
     return double_size(soft, hits.size).ravel()
 
 
 def _darken_corners(scene: Scene, hits: Hits) -> Floats:
     """What the next walls, the floor and the ceiling leave of the light from everywhere [N]."""
-    centre = scene.centre[0][:, None]
-    half = scene.half[0][:, None]
+    centre = scene.centre[:, :1]
+    half = scene.half[:, :1]
     distance = half - np.abs(hits.point - centre)
     # A surface does not darken itself.
     strength = 0.45 * (1 - np.abs(hits.normal))

@@ -53,13 +53,13 @@ class Patch:
 
 def colour_surfaces(scene: Scene, hits: Hits) -> tuple[Floats, Floats]:
     """The reflected colour [3, N] and the emission [N] of what the pixels see."""
-    colour = scene.colour.T[:, hits.primitive]
+    colour = scene.colour.take(hits.primitive, axis=1)
     emission = scene.emission[hits.primitive]
     texture = scene.texture[hits.primitive]
-    for kind in np.unique(texture).tolist():
-        if kind == Texture.PLAIN:
-            continue
+    for kind in np.unique(scene.texture).tolist():
         pixels = np.flatnonzero(texture == kind)
+        if kind == Texture.PLAIN or not len(pixels):
+            continue
         patch = _cut_patch(scene, hits, colour, pixels)
         colour[:, pixels] = TEXTURES[Texture(kind)](patch)
         if kind in (Texture.WINDOW, Texture.SCREEN):
@@ -68,10 +68,13 @@ def colour_surfaces(scene: Scene, hits: Hits) -> tuple[Floats, Floats]:
     return colour, emission
 
 
-def locate_on_faces(scene: Scene, hits: Hits, pixels: Ints | slice) -> tuple[Floats, Floats]:
-    """Across and up the face, in metres [n] each."""
-    axis = hits.axis[pixels]
-    local = hits.local[:, pixels] * scene.half.T[:, hits.primitive[pixels]]
+def locate_on_faces(hits: Hits) -> tuple[Floats, Floats]:
+    """Across and up the face of every pixel, in metres [N] each."""
+    return _unroll(hits.axis, hits.local * hits.half)
+
+
+def _unroll(axis: Ints, local: Floats) -> tuple[Floats, Floats]:
+    """The two coordinates that vary on a face across the given axis."""
     return np.where(axis == 0, local[1], local[0]), np.where(axis == 2, local[1], local[2])
 
 
@@ -83,19 +86,21 @@ def hash_cells(seed: Ints, *cells: Floats) -> Floats:
         mixed ^= mixed >> np.uint32(15)
         mixed *= np.uint32(0x85EBCA6B)
         mixed ^= mixed >> np.uint32(13)
-    return mixed.astype(float) / 2**32
+    # Less than 1 after rounding too.
+    return (mixed >> np.uint32(8)).astype(np.float32) / 2**24
 
 
 def _cut_patch(scene: Scene, hits: Hits, colour: Floats, pixels: Ints) -> Patch:
     axis = hits.axis[pixels]
-    local = hits.local[:, pixels]
-    u, v = locate_on_faces(scene, hits, pixels)
+    local = hits.local.take(pixels, axis=1)
+    a, b = _unroll(axis, local)
+    u, v = _unroll(axis, local * hits.half.take(pixels, axis=1))
     return Patch(
-        colour=colour[:, pixels],
+        colour=colour.take(pixels, axis=1),
         u=u,
         v=v,
-        a=np.where(axis == 0, local[1], local[0]),
-        b=np.where(axis == 2, local[1], local[2]),
+        a=a,
+        b=b,
         axis=axis,
         local=local,
         phase=scene.phase[hits.primitive[pixels]],
@@ -103,12 +108,16 @@ def _cut_patch(scene: Scene, hits: Hits, colour: Floats, pixels: Ints) -> Patch:
 
 
 def _mix(first: Floats, second: Sequence[float], where: NDArray[np.bool_]) -> Floats:
-    return np.where(where, np.asarray(second)[:, None], first)
+    return np.where(where, _column(*second), first)
+
+
+def _column(*numbers: float) -> Floats:
+    return np.array(numbers, np.float32)[:, None]
 
 
 def _choose(colours: Sequence[Sequence[float]], shares: Floats) -> Floats:
     """Colours [3, n] by numbers in 0..1."""
-    table = np.array(colours).T
+    table = np.array(colours, np.float32).T
     return table[:, (shares * table.shape[1]).astype(int)]
 
 
@@ -211,9 +220,7 @@ def _in_pane(patch: Patch) -> NDArray[np.bool_]:
 def _window(patch: Patch) -> Floats:
     """Sky over hills behind four panes."""
     haze = (0.5 * (patch.b + 1)).clip(0, 1)
-    sky = np.array([0.62, 0.80, 0.95])[:, None] * (1 - haze) + np.array([0.28, 0.52, 0.90])[
-        :, None
-    ] * (haze)
+    sky = _column(0.62, 0.80, 0.95) * (1 - haze) + _column(0.28, 0.52, 0.90) * haze
     cloud = np.sin(3.1 * patch.a + patch.phase % 5) + np.sin(7 * patch.b + 2 * patch.a)
     sky = np.where((cloud > 1.1) & (patch.b > 0), 0.25 * sky + 0.68, sky)
     far = -0.12 + 0.14 * np.sin(2.2 * patch.a + patch.phase % 13)
@@ -229,7 +236,7 @@ def _screen(patch: Patch) -> Floats:
     glass = _mix(patch.colour, BLACK, _in_pane(patch))
     shine = _in_pane(patch) & (np.abs(patch.a + 0.5 * patch.b - 0.35) < 0.16)
     glass = np.where(shine, glass + 0.06, glass)
-    sky = (patch.b + 1.2)[None] * np.array([0.12, 0.26, 0.46])[:, None]
+    sky = _column(0.12, 0.26, 0.46) * (patch.b + 1.2)
     sun = (patch.a - 0.35) ** 2 * 2.5 + (patch.b - 0.2) ** 2 < 0.10
     shown = _mix(sky, (0.95, 0.62, 0.20), sun)
     shown = _mix(shown, (0.07, 0.20, 0.13), patch.b < -0.35 + 0.25 * np.sin(4 * patch.a))
