@@ -27,7 +27,6 @@ class Drawing:
     geometry: Geometry
     edges: Floats  # [H, W] in 0..1
     keypoints: Floats  # [H, W] in 0..1
-    noise: Floats  # [H, W] in 0..1, which nobody can learn
 
 
 def draw_room(
@@ -67,5 +66,9 @@ def draw_room(
         geometry=geometry,
         edges=labels.measure_edges(slopes),
         keypoints=labels.measure_keypoints(slopes),
-        noise=make_generator(*place, "noise").random(size, dtype=np.float32),
     )
+
+
+def draw_noise(seed: int, split: str, index: int, size: tuple[int, int]) -> Floats:
+    """Numbers in 0..1 [H, W] that nothing in the picture tells of: a task that cannot be learnt."""
+    return make_generator(seed, split, index, "noise").random(size, dtype=np.float32)

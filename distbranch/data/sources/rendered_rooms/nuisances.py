@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distbranch.data.sources.rendered_rooms.labels import GRAZING, NEAREST, Geometry
 from distbranch.data.sources.rendered_rooms.palette import PALETTE, choose_colour
@@ -44,7 +45,9 @@ def disguise_things(scene: Scene, rng: np.random.Generator) -> Scene:
     )
 
 
-def draw_board(size: tuple[int, int], frame: Floats, rng: np.random.Generator) -> Geometry:
+def draw_board(
+    size: tuple[int, int], frame: NDArray[np.bool_], rng: np.random.Generator
+) -> Geometry:
     """Nuisance "geometry": depth and normals of a tilted board, for the picture is a photograph that is pinned to it.
 
     Args:

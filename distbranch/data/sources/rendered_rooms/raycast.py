@@ -23,7 +23,9 @@ from distbranch.data.sources.rendered_rooms.scene import (
 NEAR = 0.05  # metres in front of the camera
 TINY = 1e-7  # in place of 0 in a direction, which would give 0 * infinity
 SELF = 4e-3  # share of the way to the lamp in which a surface does not shade itself
-CORNERS = np.array(list(itertools.product((-1, 1), repeat=3)), np.float32).T[:, :, None]  # [3, 8, 1]
+CORNERS = np.array(list(itertools.product((-1, 1), repeat=3)), np.float32).T[
+    :, :, None
+]  # [3, 8, 1]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def cast_rays(scene: Scene, size: tuple[int, int]) -> Hits:
     depth, primitive = _cast_on_walls(scene, rays)
     number, pixel = _list_candidates(scene, size)
     away = scene.camera.position[:, None] - scene.centre
-    origin = to_local(scene, np.arange(scene.num_primitives), away).take(number, axis=1)
+    cameras = to_local(scene, np.arange(scene.num_primitives), away)
+    origin = cameras.take(number, axis=1)
     direction = to_local(scene, number, rays.take(pixel, axis=1))
     near, far = intersect(scene.shape.take(number), origin, direction)
 
@@ -55,7 +58,7 @@ def cast_rays(scene: Scene, size: tuple[int, int]) -> Hits:
     np.minimum.at(depth, pixel, near)
     nearest = near == depth[pixel]
     primitive[pixel[nearest]] = number[nearest]
-    return _describe_hits(scene, size, depth, primitive, rays)
+    return _describe_hits(scene, size, depth, primitive, rays, cameras)
 
 
 def pixel_slopes(size: tuple[int, int]) -> tuple[Floats, Floats]:
@@ -139,7 +142,9 @@ def _cast_on_walls(scene: Scene, rays: Floats) -> tuple[Floats, Ints]:
     leaves = np.abs(inverse) - origin * inverse
     depth = leaves.min(axis=0)
     axis = np.where(leaves[0] == depth, 0, np.where(leaves[1] == depth, 1, 2))
-    positive = np.where(axis == 0, direction[0], np.where(axis == 1, direction[1], direction[2])) > 0
+    positive = (
+        np.where(axis == 0, direction[0], np.where(axis == 1, direction[1], direction[2])) > 0
+    )
     return depth, 2 * axis + positive
 
 
@@ -180,21 +185,34 @@ def _find_rectangles(scene: Scene, size: tuple[int, int]) -> tuple[Ints, ...]:
 
 
 def _describe_hits(
-    scene: Scene, size: tuple[int, int], depth: Floats, primitive: Ints, rays: Floats
+    scene: Scene,
+    size: tuple[int, int],
+    depth: Floats,
+    primitive: Ints,
+    rays: Floats,
+    cameras: Floats,
 ) -> Hits:
     point = scene.camera.position[:, None] + rays * depth
     local = to_local(scene, primitive, point - scene.centre.take(primitive, axis=1))
     half = scene.half.take(primitive, axis=1)
 
-    extent = np.abs(local)
+    # Of the faces of a box those that look at the camera, so that no rounding at an edge shows the back of another.
+    faces = (np.abs(cameras) > 1) | (scene.shape != Shape.BOX)
+    faces[:, :NUM_FACES] = np.arange(NUM_FACES) // 2 == np.arange(3)[:, None]
+    extent = np.where(faces.take(primitive, axis=1), np.abs(local), -1)
     axis = np.where(extent[1] > extent[0], 1, 0)
     axis[extent[2] > np.maximum(extent[0], extent[1])] = 2
     facing = np.where(axis == np.arange(3)[:, None], np.sign(local), np.float32(0))
     # The room is seen from within.
     facing[:, primitive < NUM_FACES] *= -1
+
     is_round = np.flatnonzero(scene.shape.take(primitive) != Shape.BOX)
+    which = primitive[is_round]
     facing[:, is_round] = _find_round_normals(
-        scene.shape[primitive[is_round]], local[:, is_round], half[:, is_round]
+        scene.shape.take(which) == Shape.CYLINDER,
+        local.take(is_round, axis=1),
+        cameras.take(which, axis=1),
+        half.take(is_round, axis=1),
     )
     cosine = scene.cosine.take(primitive)
     sine = scene.sine.take(primitive)
@@ -203,16 +221,20 @@ def _describe_hits(
     return Hits(size, depth, primitive, point, local, half, axis, normal)
 
 
-def _find_round_normals(shape: Ints, local: Floats, half: Floats) -> Floats:
+def _find_round_normals(
+    is_cylinder: NDArray[np.bool_], local: Floats, cameras: Floats, half: Floats
+) -> Floats:
     """Unit normals [3, n] of points on stretched cylinders and spheres, in the axes of the shape."""
     x, y, z = local
-    is_cylinder = shape == Shape.CYLINDER
-    # A cylinder was hit on its cap where that lies nearer to 1 than its side.
-    is_cap = is_cylinder & (np.abs(z) > np.sqrt(x * x + y * y))
+    radius = np.sqrt(x * x + y * y)
+    # A cylinder was hit on its cap where that lies nearer to 1 than its side, or where the side looks away.
+    side_looks_away = x * cameras[0] + y * cameras[1] <= radius
+    is_cap = is_cylinder & (np.abs(cameras[2]) > 1) & ((np.abs(z) > radius) | side_looks_away)
     normal = local / half
     normal[2, is_cylinder & ~is_cap] = 0
     normal[:2, is_cap] = 0
-    return normal / np.sqrt((normal * normal).sum(axis=0))
+    length: Floats = np.sqrt((normal * normal).sum(axis=0))
+    return np.divide(normal, length, out=normal)
 
 
 def cast_shadows(scene: Scene, points: Floats, lamp: Lamp, positions: Floats) -> NDArray[np.bool_]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distbranch.data.sources.rendered_rooms.furniture import (
-    Piece,
     build_bed,
     build_cabinet,
     build_chair,
@@ -21,6 +20,7 @@ from distbranch.data.sources.rendered_rooms.furniture import (
     choose_chair_look,
 )
 from distbranch.data.sources.rendered_rooms.palette import choose_colour
+from distbranch.data.sources.rendered_rooms.piece import Piece
 from distbranch.data.sources.rendered_rooms.scene import (
     NUM_FACES,
     Camera,
@@ -207,7 +207,13 @@ def _find_small_lamps(room: Room) -> list[Lamp]:
         if one.shape == Shape.CYLINDER and one.look.emission > 0 and one.centre[2] < 2
     ]
     return [
-        Lamp(np.array(one.centre, np.float32), radius=0.1, strength=0.5, fading=2.5, casts_shadows=False)
+        Lamp(
+            np.array(one.centre, np.float32),
+            radius=0.1,
+            strength=0.5,
+            fading=2.5,
+            casts_shadows=False,
+        )
         for one in shades[:2]
     ]
 
