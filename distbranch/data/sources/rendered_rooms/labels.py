@@ -68,7 +68,8 @@ def measure_slopes(picture: Floats) -> tuple[Floats, Floats]:
 def measure_edges(slopes: tuple[Floats, Floats]) -> Floats:
     """How steep the blurred picture is, 0..1: [H, W]."""
     across, down = slopes
-    return np.minimum(EDGE_SCALE * np.sqrt(across * across + down * down), 1)
+    strength: Floats = np.clip(EDGE_SCALE * np.sqrt(across * across + down * down), 0, 1)
+    return strength
 
 
 def measure_keypoints(slopes: tuple[Floats, Floats]) -> Floats:
@@ -76,7 +77,8 @@ def measure_keypoints(slopes: tuple[Floats, Floats]) -> Floats:
     across, down = slopes
     xx, xy, yy = blur(blur(np.stack([across * across, across * down, down * down])))
     smaller = (xx + yy) / 2 - np.sqrt(((xx - yy) / 2) ** 2 + xy * xy)
-    return np.minimum(KEYPOINT_SCALE * np.sqrt(np.maximum(smaller, 0)), 1)
+    strength: Floats = np.clip(KEYPOINT_SCALE * np.sqrt(np.maximum(smaller, 0)), 0, 1)
+    return strength
 
 
 def find_frame(size: tuple[int, int]) -> NDArray[np.bool_]:

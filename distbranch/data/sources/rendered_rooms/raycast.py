@@ -128,7 +128,7 @@ def _find_rays(scene: Scene, size: tuple[int, int]) -> Floats:
     """The rays [3, N] in the world, as long as their camera depth is 1."""
     u, v = pixel_slopes(size)
     right, up, forward = scene.camera.axes
-    rays = right[:, None, None] * u + (up[:, None] * v + forward[:, None])[:, :, None]
+    rays: Floats = right[:, None, None] * u + (up[:, None] * v + forward[:, None])[:, :, None]
     return rays.reshape(3, -1)
 
 

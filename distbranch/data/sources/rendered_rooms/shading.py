@@ -49,14 +49,15 @@ def _collect_light(scene: Scene, hits: Hits) -> Floats:
     lamps = np.zeros_like(hits.depth)
     for lamp in scene.lamps:
         lamps += _shine(scene, hits, lamp)
-    return COOL * sky + WARM * lamps
+    light: Floats = COOL * sky + WARM * lamps
+    return light
 
 
 def _shine(scene: Scene, hits: Hits, lamp: Lamp) -> Floats:
     way = lamp.position[:, None] - hits.point
     squared = (way * way).sum(axis=0)
     towards = (hits.normal * way).sum(axis=0) / np.sqrt(squared)
-    light = lamp.strength * np.maximum(towards, 0) / (1 + lamp.fading * squared)
+    light: Floats = lamp.strength * np.maximum(towards, 0) / (1 + lamp.fading * squared)
     if lamp.casts_shadows:
         light *= _soften_shadows(scene, hits, lamp)
     return light
@@ -86,7 +87,8 @@ def _darken_corners(scene: Scene, hits: Hits) -> Floats:
     distance = half - np.abs(hits.point - centre)
     # A surface does not darken itself.
     strength = 0.45 * (1 - np.abs(hits.normal))
-    return (1 - strength * np.exp(-np.maximum(distance, 0) / CORNER)).prod(axis=0)
+    light: Floats = np.prod(1 - strength * np.exp(-np.maximum(distance, 0) / CORNER), axis=0)
+    return light
 
 
 def _smooth_borders(picture: Floats, primitive: NDArray[np.integer]) -> Floats:

@@ -123,16 +123,20 @@ def _choose(colours: Sequence[Sequence[float]], shares: Floats) -> Floats:
 
 def _line(x: Floats, period: float, width: float) -> NDArray[np.bool_]:
     """Whether x lies on one of the lines of a `width` that repeat every `period`."""
-    return np.abs(x / period - np.round(x / period)) * period < width / 2
+    is_line: NDArray[np.bool_] = np.abs(x / period - np.round(x / period)) * period < width / 2
+    return is_line
 
 
 def _stripes(patch: Patch) -> Floats:
-    return patch.colour * (1 + 0.12 * np.sign(np.sin(patch.u * (2 * np.pi / 0.16))))
+    bands = np.sign(np.sin(patch.u * (2 * np.pi / 0.16)))
+    colour: Floats = patch.colour * (1 + 0.12 * bands)
+    return colour
 
 
 def _weave(patch: Patch) -> Floats:
     knots = np.sin(patch.u * (2 * np.pi / 0.05)) * np.sin(patch.v * (2 * np.pi / 0.05))
-    return patch.colour * (1 + 0.07 * knots)
+    colour: Floats = patch.colour * (1 + 0.07 * knots)
+    return colour
 
 
 def _grain(patch: Patch) -> Floats:
@@ -140,7 +144,8 @@ def _grain(patch: Patch) -> Floats:
     bend = 1.6 * np.sin(patch.u * 2.3 + patch.phase % 7) + 0.7 * np.sin(patch.u * 6.1)
     rings = np.sin(patch.v * 55 + bend + patch.phase % 11)
     fibres = np.sin(patch.v * 170 + 3 * bend)
-    return patch.colour * (1 + 0.085 * rings + 0.035 * fibres)
+    colour: Floats = patch.colour * (1 + 0.085 * rings + 0.035 * fibres)
+    return colour
 
 
 def _squares(patch: Patch) -> Floats:
@@ -214,7 +219,9 @@ def _picture(patch: Patch) -> Floats:
 
 
 def _in_pane(patch: Patch) -> NDArray[np.bool_]:
-    return (np.maximum(np.abs(patch.a), np.abs(patch.b)) < 0.92) & (patch.axis == 1)
+    rim = np.maximum(np.abs(patch.a), np.abs(patch.b))
+    is_pane: NDArray[np.bool_] = (rim < 0.92) & (patch.axis == 1)
+    return is_pane
 
 
 def _window(patch: Patch) -> Floats:
@@ -275,7 +282,8 @@ def _set_panels(patch: Patch, a: Floats, b: Floats) -> Floats:
 
 def _folds(patch: Patch) -> Floats:
     waves = np.sin(patch.u * (2 * np.pi / 0.11) + np.sin(patch.v * 2))
-    return patch.colour * (0.86 + 0.20 * waves)
+    colour: Floats = patch.colour * (0.86 + 0.20 * waves)
+    return colour
 
 
 def _ball(patch: Patch) -> Floats:
