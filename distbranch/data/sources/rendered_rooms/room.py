@@ -196,7 +196,7 @@ def _hang_ceiling_lamp(room: Room, rng: Generator) -> Lamp:
     drop = rng.uniform(0.25, 0.5)
     room.add(build_ceiling_lamp(rng, room.height, drop), x, y)
     position = np.array([x, y, room.height - drop - 0.05], np.float32)
-    return Lamp(position, radius=0.15, strength=1.35, fading=0.14, casts_shadows=True)
+    return Lamp(position, radius=0.15, strength=1.5, fading=0.14, casts_shadows=True)
 
 
 def _find_small_lamps(room: Room) -> list[Lamp]:
