@@ -22,7 +22,9 @@ data_app = typer.Typer(no_args_is_help=True, help="Pack, label, check and look a
 )
 def data_pack(
     context: typer.Context,
-    source: Annotated[str, Argument(help="csv, celeba, deepfashion or rendered-faces.")],
+    source: Annotated[
+        str, Argument(help="csv, celeba, deepfashion, rendered-faces or rendered-rooms.")
+    ],
     out: Annotated[Path | None, Argument(help="The new folder of the packed data set.")] = None,
     shard_samples: Annotated[int, Option(help="Samples per shard.", min=1)] = 1000,
     options: Annotated[bool, Option("--options", help="List the options of the source.")] = False,
@@ -35,6 +37,7 @@ def data_pack(
     - `distbranch data pack csv data/chest --images images/ --table labels.xlsx --tags findings --separator "|" --minus-one unknown`
     - `distbranch data pack csv data/fish --images images/ --table fish.csv --number weight --unit weight=g --ordinal 'size=S<M<L'`
     - `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
+    - `distbranch data pack rendered-rooms data/rooms --samples 2400 --tasks segmentation,depth,normals`
     """
     from distbranch.data.sources import SOURCES, pack_source, parse_options
     from distbranch.report.console import describe_dataset

@@ -16,6 +16,7 @@ from distbranch.data.sources.celeba import CelebaOptions
 from distbranch.data.sources.csv import CsvOptions
 from distbranch.data.sources.deepfashion import DeepFashionOptions
 from distbranch.data.sources.rendered_faces import RenderedFacesOptions
+from distbranch.data.sources.rendered_rooms import RenderedRoomsOptions
 from distbranch.data.sources.source import Source, SourceOptions, as_typed
 from distbranch.errors import UsageError
 
@@ -28,6 +29,7 @@ SOURCES: dict[str, type[SourceOptions]] = {
     "celeba": CelebaOptions,
     "deepfashion": DeepFashionOptions,
     "rendered-faces": RenderedFacesOptions,
+    "rendered-rooms": RenderedRoomsOptions,
 }
 
 

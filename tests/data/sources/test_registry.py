@@ -39,7 +39,7 @@ def test_options_are_read_as_typed() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "The source should be one of csv, celeba, deepfashion, rendered-faces, found None"),
+        ({}, "The source should be one of csv, celeba, deepfashion, rendered-faces, .*found None"),
         ({"source": "cvs"}, "found 'cvs'"),
         ({"source": "csv"}, "the option --images is required"),
         (
@@ -68,6 +68,10 @@ def test_options_are_read_as_typed() -> None:
         ),
         ({"source": "rendered-faces", "image_size": "64x32"}, "should be a square"),
         ({"source": "rendered-faces", "samples": 0}, "--samples"),
+        ({"source": "rendered-rooms", "image_size": "16x64"}, "at least 32 pixels"),
+        ({"source": "rendered-rooms", "tasks": "depth,colour"}, "one or more of segmentation"),
+        ({"source": "rendered-rooms", "tasks": ""}, "one or more of segmentation"),
+        ({"source": "rendered-rooms", "nuisances": "fog"}, "semantic, geometry, image"),
     ],
 )
 def test_options_that_are_none_are_one_sentence(values: dict[str, Any], message: str) -> None:
