@@ -22,7 +22,13 @@ data_app = typer.Typer(no_args_is_help=True, help="Pack, label, check and look a
 )
 def data_pack(
     context: typer.Context,
-    source: Annotated[str, Argument(help="csv, celeba, deepfashion or rendered-faces.")],
+    source: Annotated[
+        str,
+        Argument(
+            help="csv, celeba, deepfashion, rendered-faces; with labels per pixel nyuv2, adashare-nyuv2, mtan-nyuv2, nyud-mt, "
+            "cityscapes, mtan-cityscapes, taskonomy."
+        ),
+    ],
     out: Annotated[Path | None, Argument(help="The new folder of the packed data set.")] = None,
     shard_samples: Annotated[int, Option(help="Samples per shard.", min=1)] = 1000,
     options: Annotated[bool, Option("--options", help="List the options of the source.")] = False,
