@@ -25,9 +25,9 @@ from distbranch.data.sources.dense.files import (
     read_index,
 )
 from distbranch.data.sources.dense.frames import DrawnValOptions, Frame, Readers, name_block
+from distbranch.data.sources.option_values import Names
 from distbranch.data.sources.published import GIVE_ROOT, find_first
 from distbranch.data.sources.source import Source
-from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 INDEX = "nyu_v2_3task.json"
@@ -40,6 +40,7 @@ class AdaShareNyuV2Options(DrawnValOptions):
 
     source: Literal["adashare-nyuv2"] = "adashare-nyuv2"
     root: Path = Field(description=f"Folder that holds {INDEX}.")
+    tasks: Names = Field(all_tasks, description="Which labels become tasks.")
     # Red is x to the right, green z into the scene, blue y upwards.
     normal_axes: NormalAxes = Field(
         ("x", "z", "-y"),
@@ -49,15 +50,9 @@ class AdaShareNyuV2Options(DrawnValOptions):
     def open(self) -> Source:
         """Reads the index. Raises UserError for one of another make."""
         path = find_first(self.root, ("",), (INDEX,), GIVE_ROOT)
-        index = read_index(path, num_files=4)
-        # train1 and train2 are the parts of train that its published program learns weights and policy from.
-        train = index.get("train") or [*index.get("train1", []), *index.get("train2", [])]
-        if not train or "test" not in index:
-            raise UserError(
-                f"{path} should list the samples of train and test, found {', '.join(index)}. Get it again from its source."
-            )
-        splits = [(files, self.draw_split(name_block(Path(files[0]).stem))) for files in train]
-        splits += [(files, "test") for files in index["test"]]
+        train, test = read_index(path, num_files=4)
+        splits = [self.draw_train_or_val(name_block(Path(files[0]).stem)) for files in train]
+        splits += ["test"] * len(test)
         depth = Task("depth", "depth")
         return self.make_source(
             [
@@ -65,7 +60,7 @@ class AdaShareNyuV2Options(DrawnValOptions):
                 Task("normals", "normals"),
                 depth,
             ],
-            _list_frames(path.parent, splits),
+            _list_frames(path.parent, [*train, *test], splits),
             Readers(
                 image=Path.read_bytes,
                 labels={
@@ -79,8 +74,10 @@ class AdaShareNyuV2Options(DrawnValOptions):
         )
 
 
-def _list_frames(root: Path, splits: Iterable[tuple[list[str], str]]) -> Iterator[Frame]:
-    for files, split in splits:
+def _list_frames(
+    root: Path, samples: Iterable[list[str]], splits: Iterable[str]
+) -> Iterator[Frame]:
+    for files, split in zip(samples, splits, strict=True):
         image, classes, normals, depth = (root / file for file in files)
         labels = {"segmentation": classes, "normals": normals, "depth": depth}
         yield Frame(str(image), image.stem, split, image, labels)

@@ -37,6 +37,7 @@ class CityscapesOptions(DrawnValOptions):
 
     source: Literal["cityscapes"] = "cityscapes"
     root: Path = Field(description="Folder that holds leftImg8bit, gtFine and disparity.")
+    tasks: Names = Field(all_tasks, description="Which labels become tasks.")
     classes: Annotated[Literal["7", "19"], BeforeValidator(str)] = Field(
         "19",
         description="How many classes the segmentation has: the 19 that are trained, or their 7 categories.",
@@ -88,7 +89,7 @@ class CityscapesOptions(DrawnValOptions):
 
     def _find_labels(self) -> str:
         """`ids` or `train-ids`, whichever lies there or is asked for."""
-        if "segmentation" not in self.chosen:
+        if "segmentation" not in self.tasks:
             return "ids"
         found = [
             name
@@ -129,7 +130,7 @@ class CityscapesOptions(DrawnValOptions):
                 labels = self.root / "gtFine" / name / city / f"{stem}_gtFine_{label_file}.png"
                 disparity = self.root / "disparity" / name / city / f"{stem}_disparity.png"
                 # Everybody reports the official val, so nothing may be chosen on it.
-                split = self.draw_split(city) if name == "train" else "test"
+                split = self.draw_train_or_val(city) if name == "train" else "test"
                 places = {"segmentation": labels, "disparity": disparity}
                 frames.append(Frame(str(image), stem, split, image, places))
         return frames

@@ -21,6 +21,8 @@ from distbranch.errors import UserError, reason_of
 
 Array = NDArray[Any]
 
+IMAGES = "images"  # beside the names of tasks
+
 # Modes of Pillow: grey, grey or ids by a palette, one bit.
 SHALLOW_GREY = ("L", "P", "1")
 
@@ -32,7 +34,7 @@ def read_class_ids(path: Path) -> Array:
         raise UserError(
             f"a grey picture of class ids should lie there, found one of colours ({image.mode}). Give the ids and not their colours"
         )
-    return np.asarray(image, dtype=np.int64)
+    return np.asarray(image)
 
 
 def read_deep_grey(path: Path) -> NDArray[np.uint16]:
@@ -53,7 +55,7 @@ def read_grey(path: Path) -> Array:
         raise UserError(
             f"a grey picture of 8 bits should lie there, found one of another kind ({image.mode})"
         )
-    return np.asarray(image, dtype=np.int64)
+    return np.asarray(image)
 
 
 def read_colours(path: Path) -> NDArray[np.uint8]:
@@ -69,9 +71,8 @@ def read_colours(path: Path) -> NDArray[np.uint8]:
 def read_array(path: Path, num_channels: int = 1) -> Array:
     """The array of a .npy file: [H, W] of one channel (a last axis of 1 is dropped), or [H, W, num_channels]."""
     try:
-        array: Array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise
+        with path.open("rb") as file:
+            array: Array = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise BrokenImageError(f"{path} is no .npy file of numbers ({reason_of(error)})") from None
     if num_channels == 1 and array.ndim == 3 and array.shape[2] == 1:
@@ -102,29 +103,40 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def read_index(path: Path, num_files: int) -> dict[str, list[list[str]]]:
-    """The files of every sample by mode, from {mode: [[file, ...], ...]}. Raises UserError for anything else."""
+def read_index(path: Path, num_files: int) -> tuple[list[list[str]], list[list[str]]]:
+    """The files of every sample of train and of test, from AdaShare's {mode: [[file, ...], ...]}; UserError for anything else."""
     with explain_unreadable(str(path)):
         content = path.read_text(encoding="utf-8")
     try:
         index = json.loads(content)
-        samples = [sample for mode in index.values() for sample in mode]
-        is_index = all(len(files) == num_files for files in samples)
+        # train1 and train2 are the parts of train from which weights and policy are learnt.
+        train = index.get("train") or [*index.get("train1", []), *index.get("train2", [])]
+        test = index.get("test") or index.get("val", [])
+        samples = [*train, *test]
+        kinds = {type(file) for files in samples for file in files}
+        is_index = bool(train and test) and kinds == {str}
+        is_index &= all(type(files) is list and len(files) == num_files for files in samples)
     except (ValueError, TypeError, AttributeError):
         is_index = False
     if not is_index:
         raise UserError(
-            f"{path} should be JSON that lists by mode {num_files} files of every sample, and it is not. "
+            f"{path} should be JSON that lists for train and for test (or val) {num_files} files of every sample, and it is not. "
             "Get it again from its source."
         )
-    return dict(index)
+    return train, test
 
 
-def find_suffix(folder: Path, suffixes: Sequence[str], task: str) -> str:
-    """Which of these suffixes the files of a folder have. Raises UserError for none, and for more than one."""
+def find_suffix(folder: Path, suffixes: Sequence[str], name: str) -> str:
+    """Which of these suffixes the files of a folder have: those of a task, or the images.
+
+    Raises UserError for none, and for more than one.
+    """
+    advice = "Give with --root the folder that holds the data set."
+    if name != IMAGES:
+        advice = "Get them, or name with --tasks the others."
     if not folder.is_dir():
         raise UserError(
-            f"{folder} was not found, in which the files of '{task}' should lie. Get them, or name with --tasks the others."
+            f"{folder} was not found, in which the files of '{name}' should lie. {advice}"
         )
     with explain_unreadable(str(folder)):
         found = {path.suffix for path in folder.iterdir()} & set(suffixes)
@@ -134,7 +146,7 @@ def find_suffix(folder: Path, suffixes: Sequence[str], task: str) -> str:
         )
     if not found:
         raise UserError(
-            f"{folder} holds no {' or '.join(suffixes)} file. Get the files of '{task}', or name with --tasks the others."
+            f"{folder} holds no {' or '.join(suffixes)} file, which those of '{name}' should be. {advice}"
         )
     return found.pop()
 

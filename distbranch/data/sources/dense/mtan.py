@@ -29,6 +29,7 @@ from distbranch.data.sources.dense.conversions import (
     warn_of_first_axes,
 )
 from distbranch.data.sources.dense.files import (
+    IMAGES,
     Array,
     find_suffix,
     read_array,
@@ -36,6 +37,7 @@ from distbranch.data.sources.dense.files import (
     read_index,
 )
 from distbranch.data.sources.dense.frames import DrawnValOptions, Frame, Readers, name_block
+from distbranch.data.sources.option_values import Names
 from distbranch.data.sources.source import Source, explain_unreadable, sample_key
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -60,6 +62,7 @@ class MtanNyuV2Options(DrawnValOptions):
 
     source: Literal["mtan-nyuv2"] = "mtan-nyuv2"
     root: Path = Field(description="Folder that holds train and val.")
+    tasks: Names = Field(all_tasks, description="Which labels become tasks.")
     normal_axes: NormalAxes | None = Field(
         None,
         description="Which axes of the normals are x (right), y (up) and z (towards the camera): x,z,-y; kept if empty.",
@@ -68,14 +71,14 @@ class MtanNyuV2Options(DrawnValOptions):
     def open(self) -> Source:
         """Looks which files there are. Raises UserError for a folder that is absent or mixes conventions."""
         folders = {
-            "image": "image",
+            IMAGES: "image",
             "segmentation": "label",
             "depth": "depth",
             "normals": "normal",
         }
-        frames = _list_frames(self, {name: folders[name] for name in ("image", *self.chosen)})
+        frames = _list_frames(self, {name: folders[name] for name in (IMAGES, *self.tasks)})
         notes = {}
-        if "normals" in self.chosen and self.normal_axes is None:
+        if "normals" in self.tasks and self.normal_axes is None:
             notes["normals"] = AS_GIVEN
             normals = [frame.labels["normals"] for frame in frames]
             warn_of_first_axes(normals, _read_vectors)
@@ -107,6 +110,7 @@ class MtanCityscapesOptions(DrawnValOptions):
 
     source: Literal["mtan-cityscapes"] = "mtan-cityscapes"
     root: Path = Field(description=f"Folder that holds train and val, or AdaShare's {INDEX}.")
+    tasks: Names = Field(all_tasks, description="Which labels become tasks.")
     labels: Literal["label", "label_2", "label_7", "label_19"] | None = Field(
         None,
         description="Which labels: the name of their folder (`label`: 7 classes); needed where there are several.",
@@ -124,10 +128,10 @@ class MtanCityscapesOptions(DrawnValOptions):
             train = self.root / "train"
             there = [name for name in CLASSES if (train / name).is_dir()]
             labels = self._choose_labels(there, str(train))
-            folders = {"image": "image", "segmentation": labels, "disparity": "depth"}
-            frames = _list_frames(self, {name: folders[name] for name in ("image", *self.chosen)})
+            folders = {IMAGES: "image", "segmentation": labels, "disparity": "depth"}
+            frames = _list_frames(self, {name: folders[name] for name in (IMAGES, *self.tasks)})
         classes = CLASSES[labels]
-        if len(classes) < len(CITYSCAPES_19):
+        if "segmentation" in self.tasks and labels != "label_19":
             notes["classes"] = "names inferred, not documented"
         return self.make_source(
             [
@@ -148,8 +152,8 @@ class MtanCityscapesOptions(DrawnValOptions):
 
     def _choose_labels(self, there: list[str], where: str) -> str:
         """The one of the label sets that is asked for, or the only one."""
-        if "segmentation" not in self.chosen:
-            return "label"
+        if "segmentation" not in self.tasks:
+            return "label_7"  # which nobody reads
         if self.labels in there:
             return self.labels
         if self.labels is None and len(there) == 1:
@@ -166,36 +170,34 @@ def _list_frames(options: DrawnValOptions, folders: Mapping[str, str]) -> list[F
     for folder, split in SPLITS.items():
         places = {name: options.root / folder / own for name, own in folders.items()}
         for name, place in places.items():
-            find_suffix(place, (".npy", ".png"), name)
-        with explain_unreadable(str(places["image"])):
-            stems = [path.stem for path in places["image"].glob("*.npy")]
+            if find_suffix(place, (".npy", ".png"), name) == ".png":
+                raise UserError(
+                    f"{place} should hold .npy files, found .png files. Is it a data set of another source than {options.source}?"
+                )
+        with explain_unreadable(str(places[IMAGES])):
+            stems = [path.stem for path in places[IMAGES].glob("*.npy")]
         for stem in sorted(stems, key=lambda stem: (len(stem), stem)):
             files = {name: place / f"{stem}.npy" for name, place in places.items()}
-            image = files.pop("image")
+            image = files.pop(IMAGES)
             # Both folders count from 0.
-            own_split = options.draw_split(name_block(stem)) if split == "train" else split
+            own_split = options.draw_train_or_val(name_block(stem)) if split == "train" else split
             frames.append(Frame(str(image), f"{folder}-{stem}", own_split, image, files))
     return frames
 
 
 def _list_indexed(options: DrawnValOptions, index: Path, labels: str) -> list[Frame]:
-    """The frames of AdaShare's index; train1 and train2 are parts of its train."""
-    modes = read_index(index, len(INDEXED))
-    train = modes.get("train") or [*modes.get("train1", []), *modes.get("train2", [])]
-    test = modes.get("val") or modes.get("test") or []
-    if not train or not test:
-        raise UserError(
-            f"{index} should list the samples of train and val, found {', '.join(modes)}. Get it again from its source."
-        )
+    """The frames of AdaShare's index."""
+    train, test = read_index(index, len(INDEXED))
     frames = []
-    for is_train, samples in ((True, train), (False, test)):
-        for files in samples:
-            places = dict(zip(INDEXED, (index.parent / file for file in files), strict=True))
-            image = places["image"]
-            split = options.draw_split(name_block(image.stem)) if is_train else "test"
-            own = {"segmentation": places[labels], "disparity": places["depth"]}
-            key = sample_key(files[0]).replace("/", "-")
-            frames.append(Frame(str(image), key, split, image, own))
+    for number, files in enumerate([*train, *test]):
+        places = dict(zip(INDEXED, (index.parent / file for file in files), strict=True))
+        image = places["image"]
+        split = "test"
+        if number < len(train):
+            split = options.draw_train_or_val(name_block(image.stem))
+        own = {"segmentation": places[labels], "disparity": places["depth"]}
+        key = sample_key(files[0]).replace("/", "-")
+        frames.append(Frame(str(image), key, split, image, own))
     return frames
 
 

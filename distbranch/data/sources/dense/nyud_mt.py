@@ -1,6 +1,6 @@
 """NYUD-MT, NYUv2 with edges, as ASTMT, MTL-PyTorch, ATRC and those after them read it: some with .png and some with .npy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -22,6 +22,7 @@ from distbranch.data.sources.dense.conversions import (
     warn_of_first_axes,
 )
 from distbranch.data.sources.dense.files import (
+    IMAGES,
     Array,
     find_suffix,
     read_array,
@@ -30,8 +31,10 @@ from distbranch.data.sources.dense.files import (
     read_grey,
 )
 from distbranch.data.sources.dense.frames import DrawnValOptions, Frame, Readers, name_block
+from distbranch.data.sources.option_values import Names
 from distbranch.data.sources.published import GIVE_ROOT, find_first, read_lines
 from distbranch.data.sources.source import Source
+from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 NO_DEPTH = 255.0  # beside 0
@@ -56,6 +59,7 @@ class NyudMtOptions(DrawnValOptions):
 
     source: Literal["nyud-mt"] = "nyud-mt"
     root: Path = Field(description="Folder that holds images, gt_sets and a folder per label.")
+    tasks: Names = Field(all_tasks, description="Which labels become tasks.")
     normal_axes: NormalAxes | None = Field(
         None,
         description="Which axes of the normals are x (right), y (up) and z (towards the camera): x,z,-y; kept if empty.",
@@ -68,13 +72,20 @@ class NyudMtOptions(DrawnValOptions):
         for name in ("train", "val"):
             path = find_first(self.root, ("gt_sets",), (f"{name}.txt",), GIVE_ROOT)
             notes[f"{name}_sha256"] = file_sha256(path)
-            stems = [text.strip() for _, text in read_lines(path)]
+            stems = [text for _, text in read_lines(path)]
             # What they call val is the official test split.
-            for stem in filter(None, stems):
+            for stem in stems:
+                if stem in splits:
+                    raise UserError(
+                        f"{path}: '{stem}' stands there or in train.txt already, and each frame should be listed once. "
+                        "Get both lists again from their source."
+                    )
                 is_train = name == "train"
-                splits[stem] = self.draw_split(name_block(stem)) if is_train else "test"
+                splits[stem] = self.draw_train_or_val(name_block(stem)) if is_train else "test"
+        folder = self.root / "images"
+        images = f"{folder}/{{}}{find_suffix(folder, ('.jpg', '.png'), IMAGES)}"
         files: dict[str, str] = {}  # by task, with {} for the name of the frame
-        for name in self.chosen:
+        for name in self.tasks:
             folder = self.root / FOLDERS[name]
             files[name] = f"{folder}/{{}}{find_suffix(folder, SUFFIXES[name], name)}"
         if "normals" in files and self.normal_axes is None:
@@ -89,7 +100,7 @@ class NyudMtOptions(DrawnValOptions):
                 depth,
                 Task("edges", "heat"),
             ],
-            self._list_frames(splits, files),
+            _list_frames(images, files, splits),
             Readers(
                 image=Path.read_bytes,
                 labels={
@@ -103,12 +114,15 @@ class NyudMtOptions(DrawnValOptions):
             notes=notes,
         )
 
-    def _list_frames(self, splits: dict[str, str], files: dict[str, str]) -> Iterator[Frame]:
-        suffix = find_suffix(self.root / "images", (".jpg", ".png"), "images")
-        for stem, split in splits.items():
-            image = self.root / "images" / f"{stem}{suffix}"
-            labels = {name: Path(file.format(stem)) for name, file in files.items()}
-            yield Frame(str(image), stem, split, image, labels)
+
+def _list_frames(
+    images: str, files: Mapping[str, str], splits: Mapping[str, str]
+) -> Iterator[Frame]:
+    """images, files: where they lie, with {} for the name of the frame."""
+    for stem, split in splits.items():
+        image = Path(images.format(stem))
+        labels = {name: Path(file.format(stem)) for name, file in files.items()}
+        yield Frame(str(image), stem, split, image, labels)
 
 
 def _read_classes(path: Path) -> NDArray[np.uint8]:

@@ -82,12 +82,12 @@ class NyuV2Options(DrawnValOptions):
         splits = self.splits or find_first(self.root, ("",), (SPLITS,), "Give it with --splits.")
         notes = {"splits_sha256": file_sha256(splits)}
         class_of: dict[int, int] = {}
-        if "segmentation" in self.chosen:
+        if "segmentation" in self.tasks:
             advice = "Give it with --class-map."
             class_map = self.class_map or find_first(self.root, ("",), (CLASS_MAP,), advice)
             class_of = _read_class_map(class_map, self.classes)
             notes["class_map_sha256"] = file_sha256(class_map)
-        if "normals" in self.chosen:
+        if "normals" in self.tasks:
             # So that nobody compares them with Ladicky's.
             notes["normals"] = "from-depth"
         names = NYU_13 if self.classes == "13" else NYU_40
@@ -119,7 +119,7 @@ class NyuV2Options(DrawnValOptions):
                         f"found {frame + 1} in {name}. Get both files of the same release."
                     )
                 is_train = name == "trainNdxs"
-                split_of[frame] = self.draw_split(scenes[frame]) if is_train else "test"
+                split_of[frame] = self.draw_train_or_val(scenes[frame]) if is_train else "test"
         return split_of
 
     def _list_frames(self, path: Path, split_of: dict[int, str]) -> Iterator[Frame]:
@@ -129,7 +129,7 @@ class NyuV2Options(DrawnValOptions):
                 key=f"{number + 1:04d}",
                 split=split,
                 image=number,
-                labels=dict.fromkeys(self.chosen, number),
+                labels=dict.fromkeys(self.tasks, number),
             )
 
     def _make_readers(self, frames: "NyuFrames", class_of: dict[int, int], depth: Task) -> Readers:
@@ -169,6 +169,15 @@ class NyuFrames:
         if absent:
             raise UserError(
                 f"{path} should hold {', '.join(FIELDS)}, and {', '.join(absent)} is not there. Get {FRAMES} again from its source."
+            )
+
+        shape = self._file["images"].shape
+        expected = dict.fromkeys(("depths", "rawDepths", "labels"), (shape[0], *shape[2:]))
+        is_odd = any(self._file[name].shape != own for name, own in expected.items())
+        if len(shape) != 4 or shape[1] != 3 or is_odd:
+            raise UserError(
+                f"{path} should hold as many maps as pictures of three colours, found pictures of {shape} and depths of "
+                f"{self._file['depths'].shape}, as HDF5 has them. Get {FRAMES} again from its source."
             )
 
     def read_picture(self, number: int) -> NDArray[np.uint8]:

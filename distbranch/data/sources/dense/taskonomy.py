@@ -23,6 +23,7 @@ from distbranch.data.sources.dense.conversions import (
 )
 from distbranch.data.sources.dense.files import read_class_ids, read_colours, read_deep_grey
 from distbranch.data.sources.dense.frames import DenseOptions, Frame, Readers
+from distbranch.data.sources.option_values import Names
 from distbranch.data.sources.source import Source, explain_unreadable
 from distbranch.errors import UserError
 from distbranch.tasks import Task
@@ -64,6 +65,7 @@ class TaskonomyOptions(DenseOptions):
     root: Path = Field(
         description="Folder that holds the domains (rgb, normal, ...) or the buildings."
     )
+    tasks: Names = Field(all_tasks, description="Which labels become tasks.")
     split_table: Path | None = Field(
         None,
         description="CSV of other splits, with the columns id, train, val and test (1 or 0); the buildings of `tiny` if empty.",
@@ -77,7 +79,7 @@ class TaskonomyOptions(DenseOptions):
     def open(self) -> Source:
         """Finds the buildings of every domain. Raises UserError for a domain that is absent or lies there in two layouts."""
         rooms = {"rgb": _find_buildings(self.root, "rgb")}
-        for name in self.chosen:
+        for name in self.tasks:
             rooms[name] = _find_buildings(self.root, DOMAINS[name])
         if "normals" in rooms and "depth" not in rooms:
             # Where there is no depth there are no normals either.

@@ -174,12 +174,30 @@ def test_a_size_of_another_shape_is_refused_for_normals_alone(tmp_path: Path) ->
 
 
 def test_a_task_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="some of segmentation, normals, depth, and 'edges'"):
+    with pytest.raises(
+        UsageError, match=r"--tasks: should be some of segmentation, normals, depth .*edges"
+    ):
         open_source("adashare-nyuv2", tmp_path, tasks="depth,edges")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"train": [["a", "b"]]}', '{"train": 3}'])
+def test_an_option_that_nothing_would_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--normal-axes .* says something of 'normals', which is"):
+        open_source("adashare-nyuv2", tmp_path, tasks="depth", normal_axes="x,y,z")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"train": [["a", "b"]], "test": [["a", "b"]]}',
+        '{"train": 3}',
+        '{"train": ["abcd"], "test": ["abcd"]}',
+    ],
+)
 def test_an_index_of_another_make_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "nyu_v2_3task.json").write_text(content)
-    with pytest.raises(UserError, match="should be JSON that lists by mode 4 files"):
+    with pytest.raises(
+        UserError, match=r"should be JSON that lists for train and for test .* 4 files"
+    ):
         open_source("adashare-nyuv2", tmp_path)

@@ -12,7 +12,7 @@ def test_val_is_a_share_of_train_by_whole_blocks_and_follows_the_seed() -> None:
     drawn = {}
     for seed in (0, 1):
         options = AdaShareNyuV2Options(root="r", val=0.2, seed=seed)
-        drawn[seed] = [options.draw_split(name_block(stem)) for stem in stems]
+        drawn[seed] = [options.draw_train_or_val(name_block(stem)) for stem in stems]
         blocks = [set(drawn[seed][first : first + 10]) for first in range(0, 2000, 10)]
         assert all(len(block) == 1 for block in blocks)
         assert drawn[seed].count("val") == pytest.approx(400, abs=120)

@@ -132,10 +132,17 @@ def test_a_folder_of_two_conventions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"depth holds .npy and .png files"):
         open_source("mtan-nyuv2", tmp_path)
     assert open_source("mtan-nyuv2", tmp_path, tasks="normals").num_samples == 3
+    for path in (tmp_path / "train/depth").glob("*.npy"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"depth should hold .npy files, found .png"):
+        open_source("mtan-nyuv2", tmp_path)
 
 
 def test_a_folder_that_is_absent_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="image was not found, in which the files of 'image'"):
+    with pytest.raises(
+        UserError,
+        match=r"image was not found, in which the files of 'images' should lie. Give with --root",
+    ):
         open_source("mtan-nyuv2", tmp_path)
 
 
@@ -180,6 +187,9 @@ def test_adashares_index_names_the_same_files(tmp_path: Path) -> None:
         ("train-image-0", "train"),
         ("val-image-0", "test"),
     ]
+    source = open_source("mtan-cityscapes", tmp_path, tasks="disparity")
+    assert_labels_fit(source, {"disparity": DISPARITY})
+    assert "classes" not in source.description
 
 
 def test_disparity_that_is_no_share_is_refused(tmp_path: Path) -> None:

@@ -86,3 +86,10 @@ def test_a_task_without_a_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"edge was not found, .* name with --tasks the others"):
         open_source("nyud-mt", tmp_path)
     assert len(open_source("nyud-mt", tmp_path, tasks="depth,normals").tasks) == 2
+
+
+def test_a_frame_in_both_lists_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, as_pictures=False)
+    (tmp_path / "gt_sets/val.txt").write_text("0001\n0014\n")
+    with pytest.raises(UserError, match=r"val.txt: '0014' stands there or in train.txt already"):
+        open_source("nyud-mt", tmp_path)

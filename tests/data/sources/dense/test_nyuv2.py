@@ -181,6 +181,13 @@ def test_a_file_that_is_no_hdf5_is_refused(tmp_path: Path) -> None:
         file["images"] = np.zeros(3)
     with pytest.raises(UserError, match="depths, rawDepths, labels, scenes is not there"):
         open_source("nyuv2", tmp_path)
+    with h5py.File(path, "w") as file:
+        for name in ("images", "depths", "rawDepths", "labels", "scenes"):
+            file[name] = np.zeros((3, 24, 16))
+    with pytest.raises(
+        UserError, match=r"as many maps as pictures .* found pictures of \(3, 24, 16"
+    ):
+        open_source("nyuv2", tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"nyu_depth_v2_labeled.mat was not found under"):
         open_source("nyuv2", tmp_path)
