@@ -170,7 +170,6 @@ class NyuFrames:
             raise UserError(
                 f"{path} should hold {', '.join(FIELDS)}, and {', '.join(absent)} is not there. Get {FRAMES} again from its source."
             )
-
         shape = self._file["images"].shape
         expected = dict.fromkeys(("depths", "rawDepths", "labels"), (shape[0], *shape[2:]))
         is_odd = any(self._file[name].shape != own for name, own in expected.items())
@@ -191,10 +190,15 @@ class NyuFrames:
 
     def read_texts(self, field: str) -> list[str]:
         """A column or row of cells, each a text."""
-        cells = np.asarray(self._file[field]).ravel()
-        # A text is an array of characters by number.
-        characters = [np.asarray(self._file[cell]).ravel().tolist() for cell in cells]
-        return ["".join(map(chr, numbers)) for numbers in characters]
+        try:
+            cells = np.asarray(self._file[field]).ravel()
+            # A text is an array of characters by number.
+            characters = [np.asarray(self._file[cell]).ravel().tolist() for cell in cells]
+            return ["".join(map(chr, numbers)) for numbers in characters]
+        except (TypeError, ValueError, KeyError):
+            raise UserError(
+                f"{self.path}: '{field}' should be cells, a text each, and they are not. Get {FRAMES} again from its source."
+            ) from None
 
     def _read(self, field: str, number: int) -> Array:
         try:

@@ -163,7 +163,7 @@ def _find_buildings(root: Path, domain: str) -> dict[str, Path]:
     if not found:
         hint = ""
         if domain == DOMAINS["depth"]:
-            hint = " (depth_euclidean is measured along the ray, so it is no substitute)"
+            hint = " (which also says where there are no normals; depth_euclidean, measured along the ray, is no substitute)"
         raise UserError(
             f"{root} should hold the folder {domain}{hint}, in one of the layouts {', '.join(by_layout)}, and it was not found. "
             "Get it, give another --root, or name with --tasks the labels that are there."

@@ -188,6 +188,12 @@ def test_a_file_that_is_no_hdf5_is_refused(tmp_path: Path) -> None:
         UserError, match=r"as many maps as pictures .* found pictures of \(3, 24, 16"
     ):
         open_source("nyuv2", tmp_path)
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as file:
+        del file["scenes"]
+        file["scenes"] = np.zeros(3)
+    with pytest.raises(UserError, match="'scenes' should be cells, a text each"):
+        open_source("nyuv2", tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"nyu_depth_v2_labeled.mat was not found under"):
         open_source("nyuv2", tmp_path)
