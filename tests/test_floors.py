@@ -32,6 +32,7 @@ HOMES = {
     "webdataset": ("data",),
     "matplotlib": ("report",),
     "openpyxl": ("data",),
+    "h5py": ("data",),
     "timm": ("models",),
     "onnx": ("export", "bench"),
     "onnxruntime": ("export", "bench"),

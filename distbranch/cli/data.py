@@ -23,7 +23,11 @@ data_app = typer.Typer(no_args_is_help=True, help="Pack, label, check and look a
 def data_pack(
     context: typer.Context,
     source: Annotated[
-        str, Argument(help="csv, celeba, deepfashion, rendered-faces or rendered-rooms.")
+        str,
+        Argument(
+            help="csv, celeba, deepfashion, rendered-faces; with labels per pixel rendered-rooms, nyuv2, adashare-nyuv2, mtan-nyuv2, nyud-mt, "
+            "cityscapes, mtan-cityscapes, taskonomy."
+        ),
     ],
     out: Annotated[Path | None, Argument(help="The new folder of the packed data set.")] = None,
     shard_samples: Annotated[int, Option(help="Samples per shard.", min=1)] = 1000,

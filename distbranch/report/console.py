@@ -124,7 +124,9 @@ def format_value(
 def describe_metric(key: str) -> str:
     """The title of a metric as the head of a column or an axis, with its unit: `accuracy %`, `standardised error`, `RMSE m`."""
     metric = list_metrics()[key]
-    return metric.in_words if metric.unit in ("", UNIT_OF_TASK) else f"{metric.in_words} {metric.unit}"
+    return (
+        metric.in_words if metric.unit in ("", UNIT_OF_TASK) else f"{metric.in_words} {metric.unit}"
+    )
 
 
 def make_head(key: str) -> str:

@@ -15,6 +15,12 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources.celeba import CelebaOptions
 from distbranch.data.sources.csv import CsvOptions
 from distbranch.data.sources.deepfashion import DeepFashionOptions
+from distbranch.data.sources.dense.adashare_nyuv2 import AdaShareNyuV2Options
+from distbranch.data.sources.dense.cityscapes import CityscapesOptions
+from distbranch.data.sources.dense.mtan import MtanCityscapesOptions, MtanNyuV2Options
+from distbranch.data.sources.dense.nyud_mt import NyudMtOptions
+from distbranch.data.sources.dense.nyuv2 import NyuV2Options
+from distbranch.data.sources.dense.taskonomy import TaskonomyOptions
 from distbranch.data.sources.rendered_faces import RenderedFacesOptions
 from distbranch.data.sources.rendered_rooms import RenderedRoomsOptions
 from distbranch.data.sources.source import Source, SourceOptions, as_typed
@@ -30,6 +36,13 @@ SOURCES: dict[str, type[SourceOptions]] = {
     "deepfashion": DeepFashionOptions,
     "rendered-faces": RenderedFacesOptions,
     "rendered-rooms": RenderedRoomsOptions,
+    "nyuv2": NyuV2Options,
+    "adashare-nyuv2": AdaShareNyuV2Options,
+    "mtan-nyuv2": MtanNyuV2Options,
+    "nyud-mt": NyudMtOptions,
+    "cityscapes": CityscapesOptions,
+    "mtan-cityscapes": MtanCityscapesOptions,
+    "taskonomy": TaskonomyOptions,
 }
 
 
