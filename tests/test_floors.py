@@ -33,6 +33,7 @@ HOMES = {
     "matplotlib": ("report",),
     "openpyxl": ("data",),
     "timm": ("models",),
+    "torchjd": ("engine",),
     "onnx": ("export", "bench"),
     "onnxruntime": ("export", "bench"),
 }

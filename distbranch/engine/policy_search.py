@@ -101,7 +101,10 @@ class PolicySearch:
             with autocast:
                 answer = network(images, self.relax_decisions(leaf, step), flat=True, groups=groups)
             assert isinstance(answer, Tensor)
-            loss = network.tasks.compute_losses(answer, labels).sum() / self.config.train.batch_size
+            losses = network.tasks.compute_losses(answer, labels)
+            if not net.weighting.is_plain:
+                losses = losses * net.weighting.weigh()
+            loss = losses.sum() / self.config.train.batch_size
             gradient += torch.autograd.grad(loss, leaf)[0]
             outputs.append(answer.detach())
 

@@ -70,6 +70,8 @@ class Kind(ABC):
     """How an answer follows from the logits of an exported network."""
     is_share: ClassVar[bool] = False
     """Whether label and prediction are one share in 0..1: soft labels, and ranks among the tasks of a sample."""
+    default_weight: ClassVar[float] = 1.0
+    """What the loss of a task is multiplied by where `loss.weights` does not name it."""
 
     def check_task(self, task: Task) -> None:
         """UserError, one sentence, for fields that do not suit the kind."""
