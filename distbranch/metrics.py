@@ -98,7 +98,8 @@ def merge_metrics(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def list_metrics() -> dict[str, Metric]:
     """Every metric of any kind of task, and those over several tasks, in the order of tables."""
     found = dict(KINDS["binary"].metrics) | {TOP_RECALL: Metric(f"Top-{TOP_K} recall")}
-    for name, metric in chain.from_iterable(kind.metrics.items() for kind in KINDS.values()):
+    kinds = sorted(KINDS.values(), key=lambda kind: kind.is_dense)  # those of dense tasks last
+    for name, metric in chain.from_iterable(kind.metrics.items() for kind in kinds):
         found.setdefault(name, metric)
     return found
 

@@ -1,7 +1,7 @@
 """Tasks: what a network predicts, and the losses and margins of all of them together. What a kind of task is stands in `kinds`.
 
 Labels are one float32 matrix [B, T], NaN where a sample is not labelled: 0..1 for a binary task (soft labels too), the
-class index for a categorical one, a number in the unit of its table.
+class index for a categorical one, a number in the unit of its table. Dense tasks have maps beside it (maps.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS, Answer, Loss
+from distbranch.kinds.dense import DenseKind, average_valid
+from distbranch.maps import AnyLabels, AnyOutputs, Labels, Outputs, resize_maps
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Task:
 
     `classes` are the names of a categorical task's classes, in the order of its labels; `exclusive` names the set of
     binary tasks to which this one belongs if a sample is positive in one of them only (one task per class); `mean` and
-    `deviation` are those of a number's training labels, in its `unit` (years).
+    `deviation` are those of a number's training labels, in its `unit` (years). The codes of `quantity` depth are divided by
+    `scale` to give metres; of `disparity` they are pixels by the rule of CityScapes.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Task:
     mean: float = 0.0
     deviation: float = 1.0
     unit: str = ""
+    scale: float = 1000.0
+    quantity: str = "depth"
 
     def __post_init__(self) -> None:
         KINDS[self.kind].check_task(self)
@@ -70,13 +75,16 @@ class Task:
             float(data.get("mean", 0.0)),
             float(data.get("deviation", 1.0)),
             str(data.get("unit", "")),
+            float(data.get("scale", 1000.0)),
+            str(data.get("quantity", "depth")),
         )
 
 
 class TaskSet:
     """The tasks of one network, in the order of its labels [B, T] and outputs [B, O].
 
-    `columns` says which columns of the outputs belong to which task.
+    `columns` says which columns of the outputs belong to which task; those in `dense`, by their number among all, have maps
+    instead.
 
     Args:
         tasks: in the order of their labels.
@@ -94,12 +102,16 @@ class TaskSet:
                 f"more than once: {doubled}."
             )
         self.num_tasks = len(self.tasks)
+        self.dense = {
+            number: task for number, task in enumerate(self.tasks) if KINDS[task.kind].is_dense
+        }
         self.columns = locate_outputs(self.tasks)
-        self.num_outputs = sum(task.num_outputs for task in self.tasks)
+        self.num_outputs = count_logits(self.tasks)
         # Tasks of one kind and number of outputs are computed together.
         self._alike: dict[tuple[str, int], list[int]] = {}
         for number, task in enumerate(self.tasks):
-            self._alike.setdefault((task.kind, task.num_outputs), []).append(number)
+            if number not in self.dense:
+                self._alike.setdefault((task.kind, task.num_outputs), []).append(number)
         own_losses = {task.kind: KINDS[task.kind].compute_loss for task in self.tasks}
         self._losses: dict[str, Loss] = own_losses | self.losses
         self._margins = {task.kind: KINDS[task.kind].compute_margin for task in self.tasks}
@@ -107,20 +119,31 @@ class TaskSet:
         self._is_standardised = set(self._standards) != {(0.0, 1.0)}
         self._standards_on: dict[torch.device, Tensor] = {}
 
-    def compute_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss of every sample and task [B, T]; 0, with gradient 0, where unlabelled. outputs: [B, O]."""
-        return self._compute_masked(self._losses, outputs, labels)
+    def compute_losses(self, outputs: AnyOutputs, labels: AnyLabels) -> Tensor:
+        """The loss of every sample and task [B, T]; 0, with gradient 0, where unlabelled.
+
+        outputs: [B, O], with the maps of dense tasks; labels: [B, T], likewise. The loss of a dense task is the mean over the
+        labelled pixels of the sample.
+        """
+        return self._compute_all(self._losses, outputs, labels)
 
     @torch.no_grad()
-    def compute_margins(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The margin of every sample and task [B, T] (Eq. 6), 0 where unlabelled; no gradient."""
-        return self._compute_masked(self._margins, outputs, labels)
+    def compute_margins(self, outputs: AnyOutputs, labels: AnyLabels) -> Tensor:
+        """The margin of every sample and task [B, T] (Eq. 6), 0 where unlabelled; no gradient.
 
-    def split_by_task(self, outputs: Tensor) -> dict[str, Tensor]:
-        """The logits of every task by name: [B] of one output, [B, K] of several."""
+        Of a dense task it is its loss, for margins are compared with their own mean only.
+        """
+        return self._compute_all(self._margins, outputs, labels)
+
+    def split_by_task(self, outputs: AnyOutputs) -> dict[str, Tensor]:
+        """The logits of every task by name: [B] of one output, [B, K] of several, [B, K, h, w] of a dense task."""
+        answer = outputs if isinstance(outputs, Outputs) else Outputs(outputs, {})
         logits = {}
         for task in self.tasks:
-            columns = outputs[:, self.columns[task.name]]
+            if task.name in answer.maps:
+                logits[task.name] = answer.maps[task.name]
+                continue
+            columns = answer.logits[:, self.columns[task.name]]
             if task.num_outputs == 1:
                 columns = columns.squeeze(1)
             logits[task.name] = columns
@@ -133,7 +156,9 @@ class TaskSet:
         """
         answers = {}
         for task in self.tasks:
-            own = logits[task.name].reshape(-1, task.num_outputs)
+            own = logits[task.name]
+            if own.ndim < 4:
+                own = own.reshape(-1, task.num_outputs)
             answers[task.name] = KINDS[task.kind].predict(task, own)
         return answers
 
@@ -148,39 +173,75 @@ class TaskSet:
         mean, deviation = self._standards_on[labels.device].unbind(dim=1)
         return (labels - mean).div(deviation).to(labels.dtype)
 
-    def _compute_masked(
-        self, functions: Mapping[str, Loss], outputs: Tensor, labels: Tensor
+    def _compute_all(
+        self, functions: Mapping[str, Loss], outputs: AnyOutputs, labels: AnyLabels
     ) -> Tensor:
         unlabelled = labels.isnan()
+        logits = outputs.logits if isinstance(outputs, Outputs) else outputs
+        numbers = labels.values if isinstance(labels, Labels) else labels
         # A loss in bf16 would have three digits; float64 stays, for tests against slow references.
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # The mean stands for what is unlabelled, of which no loss of anyone's overflows.
-        filled = self.standardise_labels(labels).masked_fill(unlabelled, 0.0).to(outputs.dtype)
-        if len(self._alike) == 1:  # nothing to bring together
-            pieces = outputs.view(len(outputs), self.num_tasks, self.num_outputs // self.num_tasks)
+        filled = self.standardise_labels(numbers).masked_fill(unlabelled, 0.0).to(logits.dtype)
+        if len(self._alike) == 1 and not self.dense:  # nothing to bring together
+            pieces = logits.view(len(logits), self.num_tasks, self.num_outputs // self.num_tasks)
             values = functions[self.tasks[0].kind](pieces, filled)
         else:
-            # Slices and not indices, which would have to be on the device first.
-            of_tasks = torch.split(outputs, [task.num_outputs for task in self.tasks], dim=1)
-            columns = filled.unbind(dim=1)
-            values_of_tasks = list(columns)
-            for (kind, _), numbers in self._alike.items():
-                pieces = torch.stack([of_tasks[number] for number in numbers], dim=1)
-                own_labels = torch.stack([columns[number] for number in numbers], dim=1)
-                own_values = functions[kind](pieces, own_labels)
-                for number, value in zip(numbers, own_values.unbind(dim=1), strict=True):
-                    values_of_tasks[number] = value
-            values = torch.stack(values_of_tasks, dim=1)
+            of_tasks = self._compute_by_kind(functions, logits, filled)
+            for number, task in self.dense.items():
+                of_tasks[number] = self._compute_of_maps(task, outputs, labels)
+            values = torch.stack([of_tasks[number] for number in range(self.num_tasks)], dim=1)
         masked: Tensor = values.masked_fill(unlabelled, 0.0)
         return masked
 
+    def _compute_by_kind(
+        self, functions: Mapping[str, Loss], logits: Tensor, labels: Tensor
+    ) -> dict[int, Tensor]:
+        """Of every task that is not dense, by its number, the values [B]."""
+        # Slices and not indices, which would have to be on the device first.
+        pieces_of_tasks = {name: logits[:, columns] for name, columns in self.columns.items()}
+        columns = labels.unbind(dim=1)
+        found: dict[int, Tensor] = {}
+        for (kind, _), numbers in self._alike.items():
+            pieces = torch.stack([pieces_of_tasks[self.names[n]] for n in numbers], dim=1)
+            own_labels = torch.stack([columns[number] for number in numbers], dim=1)
+            values = functions[kind](pieces, own_labels)
+            found |= dict(zip(numbers, values.unbind(dim=1), strict=True))
+        return found
+
+    def _compute_of_maps(self, task: Task, outputs: AnyOutputs, labels: AnyLabels) -> Tensor:
+        """The losses of a dense task [B], of outputs resized to its labels."""
+        kind = KINDS[task.kind]
+        assert isinstance(kind, DenseKind)
+        assert isinstance(outputs, Outputs)
+        assert isinstance(labels, Labels)
+        codes = labels.maps[task.name]
+        maps = outputs.maps[task.name]
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        values = kind.compute_pixel_losses(
+            resize_maps(maps, codes.shape[-2:]), kind.decode_labels(task, codes)
+        )
+        return average_valid(values, kind.find_valid(codes))
+
+
+def list_scalar_tasks(tasks: Sequence[Task]) -> list[Task]:
+    """Those with one label per image."""
+    return [task for task in tasks if not KINDS[task.kind].is_dense]
+
 
 def locate_outputs(tasks: Sequence[Task]) -> dict[str, slice]:
-    """Which columns of outputs [B, O] belong to which task."""
-    ends = accumulate(task.num_outputs for task in tasks)
+    """Which columns of outputs [B, O] belong to which task; dense ones have none."""
+    scalar = list_scalar_tasks(tasks)
+    ends = accumulate(task.num_outputs for task in scalar)
     return {
-        task.name: slice(end - task.num_outputs, end) for task, end in zip(tasks, ends, strict=True)
+        task.name: slice(end - task.num_outputs, end)
+        for task, end in zip(scalar, ends, strict=True)
     }
+
+
+def count_logits(tasks: Sequence[Task]) -> int:
+    """O, the number of columns of the outputs of those tasks that have one label per image."""
+    return sum(task.num_outputs for task in list_scalar_tasks(tasks))
 
 
 def unused_name(name: str, taken: Container[str]) -> str:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from types import FrameType, ModuleType
@@ -36,7 +36,7 @@ class Batch:
 
     images: uint8 [b, 3, H, W] (channels_last in memory); labels: float32 [b, T], NaN where unlabelled; num_bad: samples
     left out, by kind; error: one sentence that must end the run; indices: int64 [b], positions in the stream of
-    training samples, or in the split in an evaluation.
+    training samples, or in the split in an evaluation; maps: the codes of dense tasks by name (maps.Labels).
     """
 
     images: Tensor
@@ -44,16 +44,18 @@ class Batch:
     num_bad: dict[str, int]
     error: str | None
     indices: Tensor
+    maps: dict[str, Tensor] = field(default_factory=dict)
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which a GPU copies without waiting."""
         images = self.images.pin_memory()
         labels = self.labels.pin_memory()
-        return replace(self, images=images, labels=labels)
+        maps = {name: one.pin_memory() for name, one in self.maps.items()}
+        return replace(self, images=images, labels=labels, maps=maps)
 
     def share_memory(self) -> "Batch":
         """The batch in memory that another process can map (a prefetching process calls it)."""
-        for tensor in (self.images, self.labels, self.indices):
+        for tensor in (self.images, self.labels, self.indices, *self.maps.values()):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
         return self
 

@@ -59,12 +59,14 @@ class Sample:
     """One labelled image.
 
     `image`: JPEG bytes; `labels`: 0..1 of a binary task, a class by its name, a number; absent where unlabelled.
+    `maps`: of dense tasks PNG bytes of their codes (kinds/dense.py), as large as the image; absent where unlabelled.
     """
 
     key: str
     split: str
     image: bytes
     labels: Labels
+    maps: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ class Batch(Protocol):
         """[b, T], NaN where unlabelled."""
 
     @property
+    def maps(self) -> Mapping[str, Tensor]:
+        """The codes of dense tasks by name."""
+
+    @property
     def indices(self) -> Tensor:
         """Positions in the stream of samples, int64 [b]."""
 

@@ -25,6 +25,8 @@ from distbranch.engine.distributed import Ranks
 from distbranch.engine.loaders import describe_too_many_bad, open_evaluation
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS
+from distbranch.kinds.dense import DenseKind
+from distbranch.maps import AnyLabels, AnyOutputs, Labels, Outputs, join_labels, resize_maps
 from distbranch.metrics import merge_metrics, task_metrics
 from distbranch.models.network import Network
 from distbranch.tasks import Task, TaskSet, locate_outputs
@@ -96,8 +98,8 @@ def compute_outputs(
     *,
     batch_size: int,
     bf16: bool = False,
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Batch by batch this rank's share of a split, with the outputs [b, O] of the network on the CPU.
+) -> Iterator[tuple[Batch, AnyOutputs]]:
+    """Batch by batch this rank's share of a split, with the outputs [b, O] of the network on the CPU; maps of dense tasks stay.
 
     Raises:
         UserError: a bad sample that may not be left out, or a loader that failed.
@@ -106,7 +108,7 @@ def compute_outputs(
     for batch in open_evaluation(info, split, data, ranks, image_size=size, batch_size=batch_size):
         if batch.error:
             raise UserError(batch.error)
-        outputs = torch.zeros(0, network.tasks.num_outputs)
+        outputs: AnyOutputs = torch.zeros(0, network.tasks.num_outputs)
         if len(batch.images):
             with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
                 outputs = network(batch.images.to(ranks.device, non_blocking=True), flat=True)
@@ -134,7 +136,7 @@ class _Share:
         self.num_bad: Counter[str] = Counter()
         self.columns: list[Tensor] = []
 
-    def collect(self, batches: Iterator[tuple[Batch, Tensor]], ranks: Ranks) -> None:
+    def collect(self, batches: Iterator[tuple[Batch, AnyOutputs]], ranks: Ranks) -> None:
         """Read all batches of this rank. Raises SharedError, on every rank, for what one of them could not read."""
         names = [task.name for task in self.tasks]
         places = [names.index(task.name) for task in self.by_rows]
@@ -156,11 +158,17 @@ class _Share:
         try:
             for batch, outputs in batches:
                 self.num_bad.update(batch.num_bad)
-                parts.append((batch.indices, outputs[:, own_outputs], batch.labels[:, places]))
+                logits = outputs.logits if isinstance(outputs, Outputs) else outputs
+                parts.append((batch.indices, logits[:, own_outputs], batch.labels[:, places]))
                 for place, task in enumerate(self.tasks):
-                    if task.name in self.sums:
-                        logits = outputs[:, self.network_tasks.columns[task.name]]
-                        self._add_sums(task, logits, batch.labels[:, place])
+                    if task.name not in self.sums or not len(batch.labels):
+                        continue
+                    labels = join_labels(batch.labels[:, [place]], batch.maps)
+                    if isinstance(outputs, Outputs) and task.name in outputs.maps:
+                        self._add_sums_of_maps(task, outputs.maps[task.name], labels)
+                    else:
+                        own = logits[:, self.network_tasks.columns[task.name]]
+                        self._add_sums(task, own, batch.labels[:, place])
         except UserError as error:
             problem = str(error)
         ranks.raise_on_all_ranks(problem)
@@ -172,6 +180,18 @@ class _Share:
         loss = alone.compute_losses(logits, labels[:, None]).double().sum()
         own = KINDS[task.kind].sum_batch(task, logits[known], labels[known])
         self.sums[task.name] += torch.cat([torch.stack([loss, known.sum().double()]), own])
+
+    def _add_sums_of_maps(self, task: Task, maps: Tensor, labels: AnyLabels) -> None:
+        kind = KINDS[task.kind]
+        assert isinstance(kind, DenseKind)
+        assert isinstance(labels, Labels)
+        codes = labels.maps[task.name]
+        alone = TaskSet([task], self.network_tasks.losses)
+        losses = alone.compute_losses(Outputs(maps[:, :0, 0, 0], {task.name: maps}), labels)
+        own = kind.sum_maps(task, resize_maps(maps, codes.shape[-2:]), codes)
+        num_labelled = (~labels.isnan()).sum()
+        totals = torch.stack([losses.double().sum(), num_labelled.double()])
+        self.sums[task.name] += torch.cat([totals, own])
 
     def compute_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The sum of the losses of all samples and of the tasks in rows, in float64."""

@@ -151,6 +151,7 @@ def _compute_soft_labels(
     ranks = Ranks.alone()
     teacher.to(ranks.device)
     for _, outputs in compute_outputs(teacher, info, split, ranks, data, batch_size=batch_size):
+        assert isinstance(outputs, torch.Tensor)  # of binary tasks
         answers = teacher.tasks.predict(teacher.tasks.split_by_task(outputs.double()))
         for row in zip(*answers.values(), strict=True):
             named = zip(answers, row, strict=True)

@@ -86,7 +86,8 @@ def open_sample(
     for batch in islice(batches, num_rounds):
         kept = batch.indices < num_samples  # beyond the sample the stream goes on
         if batch.error or kept.any():
-            yield replace(batch, images=batch.images[kept], labels=batch.labels[kept])
+            maps = {name: one[kept] for name, one in batch.maps.items()}
+            yield replace(batch, images=batch.images[kept], labels=batch.labels[kept], maps=maps)
 
 
 def describe_too_many_bad(

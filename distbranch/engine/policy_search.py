@@ -26,6 +26,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks, send_to
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
+from distbranch.maps import AnyLabels, AnyOutputs, concatenate_outputs
 from distbranch.models.network import Network
 from distbranch.models.norm import NormGroups
 
@@ -84,10 +85,10 @@ class PolicySearch:
         self,
         net: TrainedNetwork,
         ranks: Ranks,
-        parts: Sequence[tuple[Tensor, Tensor, NormGroups]],
+        parts: Sequence[tuple[Tensor, AnyLabels, NormGroups]],
         step: int,
         autocast: AbstractContextManager[Any],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[AnyOutputs, Tensor]:
         """One step of the policy, the weights as they are; the outputs [B, O] and the norm of the gradient.
 
         parts: images [b, 3, H, W], labels [b, T] and groups of images of this rank, pass by pass.
@@ -100,7 +101,7 @@ class PolicySearch:
         for images, labels, groups in parts:
             with autocast:
                 answer = network(images, self.relax_decisions(leaf, step), flat=True, groups=groups)
-            assert isinstance(answer, Tensor)
+            assert not isinstance(answer, dict)
             losses = network.tasks.compute_losses(answer, labels)
             if not net.weighting.is_plain:
                 losses = losses * net.weighting.weigh()
@@ -116,7 +117,7 @@ class PolicySearch:
         network.policy_logits.grad = gradient.to(leaf.dtype)
         net.policy_optimizer.step()
         network.policy_logits.grad = None
-        return torch.cat(outputs), gradient.norm()
+        return concatenate_outputs(outputs), gradient.norm()
 
     def progress_fields(self, num_steps: int) -> dict[str, Any]:
         """Where the search stands after so many steps, for the log."""

@@ -21,6 +21,7 @@ from distbranch.engine.run_log import RunLog
 from distbranch.engine.training_state import TrainingState, gather_affinity
 from distbranch.engine.training_step import TrainingStep
 from distbranch.errors import SharedError, StoppedEarly
+from distbranch.maps import join_labels
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
 
@@ -144,7 +145,7 @@ class Trainer:
         # 2. Take this rank's share of the batch; the next one is fetched at the same time.
         batch, waited = self._feed.next_batch()
         images = batch.images.to(self.ranks.device, non_blocking=True)
-        labels = batch.labels.to(self.ranks.device, non_blocking=True)
+        labels = join_labels(batch.labels, batch.maps).to(self.ranks.device, non_blocking=True)
 
         # 3. Forward, backward, optimiser: the sums over all ranks begin behind the backward pass.
         rate, norm = self.step.train(images, labels, batch.indices)

@@ -19,10 +19,11 @@ from distbranch.engine.gradient_aggregation import TaskGradients
 from distbranch.engine.optimizer_and_schedule import compute_learning_rate, set_learning_rate
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import SharedError
+from distbranch.maps import AnyLabels, split_labels
 from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
 
 Part = tuple[
-    Tensor, Tensor, NormGroups
+    Tensor, AnyLabels, NormGroups
 ]  # images, labels, and which of the images are normalised together
 
 
@@ -45,7 +46,7 @@ class TrainingStep:
             None  # of the step's images, for a weighting that compares
         )
 
-    def train(self, images: Tensor, labels: Tensor, indices: Tensor) -> tuple[float, Tensor]:
+    def train(self, images: Tensor, labels: AnyLabels, indices: Tensor) -> tuple[float, Tensor]:
         """One step; the learning rate and the norm of the gradient.
 
         images: uint8 [b, 3, H, W]; labels: [b, T]; indices: int64 [b] on the host, positions in the stream of samples.
@@ -83,7 +84,7 @@ class TrainingStep:
             self._losses_after = self.ranks.start_sum(self._sum_losses(parts))
         return rate, norm
 
-    def _train_policy(self, parts: list[Part], labels: Tensor) -> tuple[float, Tensor]:
+    def _train_policy(self, parts: list[Part], labels: AnyLabels) -> tuple[float, Tensor]:
         """One step of AdaShare's policy; its learning rate and the norm of its gradient."""
         search, tasks = self.state.search, self.net.network.tasks
         assert search is not None
@@ -95,16 +96,16 @@ class TrainingStep:
         self._start_step_sums(tasks.compute_margins(outputs, labels), labels, sums)
         return self.config.adashare.policy_lr, norm
 
-    def _divide_batch(self, images: Tensor, labels: Tensor, indices: Tensor) -> list[Part]:
+    def _divide_batch(self, images: Tensor, labels: AnyLabels, indices: Tensor) -> list[Part]:
         """The passes of a step; one may be empty where samples were left out, for the other ranks make it all the same."""
         # Passes are slices of the share: of a batch in order, samples of a pass follow each other.
         groups = self._norm_plan.group_images(indices)
         sizes = [sum(one.sizes) for one in groups]
         return list(
-            zip(torch.split(images, sizes), torch.split(labels, sizes), groups, strict=True)
+            zip(torch.split(images, sizes), split_labels(labels, sizes), groups, strict=True)
         )
 
-    def _forward_and_backward(self, parts: list[Part], labels: Tensor) -> None:
+    def _forward_and_backward(self, parts: list[Part], labels: AnyLabels) -> None:
         """The gradient of the global batch in every parameter; the last backward pass hides all sums over ranks."""
         search, tasks = self.state.search, self.net.network.tasks
         # DDP averages over the ranks: this makes the step that of the mean over the global batch, also of uneven shares.
@@ -151,7 +152,7 @@ class TrainingStep:
             by_task.sum_over_ranks(self.ranks)
             by_task.set_gradients(aggregation.weigh(by_task, self.ranks, self.progress.iteration))
 
-    def _weigh_before(self, parts: list[Part], labels: Tensor) -> Tensor | None:
+    def _weigh_before(self, parts: list[Part], labels: AnyLabels) -> Tensor | None:
         """The weights [T] of the losses of a step before its first pass; None if all are 1, or if the losses of its only pass tell."""
         weighting = self.net.weighting
         if weighting.is_plain:
@@ -189,7 +190,7 @@ class TrainingStep:
     def _normalise_losses(self, sums: Tensor) -> Tensor:
         return (sums * self.net.weighting.given / self.config.train.batch_size).float()
 
-    def _start_step_sums(self, margins: Tensor, labels: Tensor, losses: Tensor) -> None:
+    def _start_step_sums(self, margins: Tensor, labels: AnyLabels, losses: Tensor) -> None:
         """Add this rank's pairs, and begin the sums over all ranks: margins, counts and losses [3T], images, norm statistics."""
         observed = ~labels.isnan() if self.has_gaps else None
         if self.progress.growing:

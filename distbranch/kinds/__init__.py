@@ -1,6 +1,15 @@
 """Kinds of tasks: `kind.py` says what one must bring, and every other file is one of them."""
 
-from distbranch.kinds import binary, categorical, number, ordinal  # noqa: F401  # each registers itself
+from distbranch.kinds import (  # noqa: F401  # each registers itself
+    binary,
+    categorical,
+    depth,
+    heat,
+    normals,
+    number,
+    ordinal,
+    segmentation,
+)
 from distbranch.kinds.kind import (
     KINDS,
     UNIT_OF_TASK,

@@ -6,7 +6,6 @@ A kind of one's own needs a loss and scores; the rest is that of a task with one
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -57,7 +56,7 @@ UNIT_OF_TASK = "unit of the task"
 MAX_LABEL = torch.finfo(torch.float32).max
 
 
-class Kind(ABC):
+class Kind:
     """All that the program knows of a kind of task; one object serves every task of it.
 
     `fields` names the fields of `Task`, beside name and kind, that it uses: others must be as they are by default. A task with
@@ -70,8 +69,10 @@ class Kind(ABC):
     """How an answer follows from the logits of an exported network."""
     is_share: ClassVar[bool] = False
     """Whether label and prediction are one share in 0..1: soft labels, and ranks among the tasks of a sample."""
+    is_dense: ClassVar[bool] = False
+    """Whether every pixel has a label (`DenseKind`)."""
     default_weight: ClassVar[float] = 1.0
-    """What the loss of a task is multiplied by where `loss.weights` does not name it."""
+    """What the loss of a task counts beside those of others, unless `loss.weights` says otherwise."""
 
     def check_task(self, task: Task) -> None:
         """UserError, one sentence, for fields that do not suit the kind."""
@@ -96,9 +97,9 @@ class Kind(ABC):
 
     # ---- training
 
-    @abstractmethod
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss [B, n] of n tasks with K outputs each. logits: [B, n, K]; labels: [B, n] without NaN."""
+        raise NotImplementedError(f"{type(self).__name__} has no `compute_loss`.")
 
     def compute_margin(self, logits: Tensor, labels: Tensor) -> Tensor:
         """How wrong the network is, in 0..1 [B, n] (Eq. 6): unless a kind says otherwise 1 - exp(-loss), for a loss of 0 or more."""

@@ -11,11 +11,12 @@ from torch.nn import functional
 
 from distbranch.branching.grouping import Matrix
 from distbranch.engine.affinities.kind import MEASURED, MeasuredKind, Sums
+from distbranch.maps import AnyLabels
 from distbranch.models.network import Network
 
 
 def sum_cosines(
-    network: Network, units: Sequence[int], images: Tensor, labels: Tensor
+    network: Network, units: Sequence[int], images: Tensor, labels: AnyLabels
 ) -> dict[str, Tensor]:
     """The cosine of the gradients of every two tasks, and 1 where both have one: [T, T]."""
     gradients = compute_task_gradients(network, units, images, labels)
@@ -44,7 +45,7 @@ def list_weights(network: Network, units: Sequence[int]) -> dict[str, nn.Paramet
 
 
 def compute_task_gradients(
-    network: Network, units: Sequence[int], images: Tensor, labels: Tensor
+    network: Network, units: Sequence[int], images: Tensor, labels: AnyLabels
 ) -> Tensor:
     """Of every task the gradient of the sum of its losses in all weights of these units, [T, W]: a backward pass per task."""
     weights = list(list_weights(network, units).values())

@@ -11,11 +11,12 @@ from torch import Tensor
 from distbranch.branching.grouping import Matrix
 from distbranch.branching.importance import choose_layers, compute_importance_affinity
 from distbranch.engine.affinities.kind import MEASURED, MeasuredKind, Sums
+from distbranch.maps import AnyLabels
 from distbranch.models.network import Network
 
 
 def sum_importance(
-    network: Network, units: Sequence[int], images: Tensor, labels: Tensor
+    network: Network, units: Sequence[int], images: Tensor, labels: AnyLabels
 ) -> dict[str, Tensor]:
     """Of every unit [T, C] the sum over samples of (f dL/df)^2 per task and channel: a backward pass per task to the lowest unit.
 

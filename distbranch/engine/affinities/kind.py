@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distbranch.branching.grouping import Matrix
+from distbranch.maps import AnyLabels
 from distbranch.models.network import Network
 from distbranch.registry import Registry
 
@@ -33,7 +34,7 @@ class MeasuredKind:
     choose_units: from the names of all units and the lowest that is to be split (0..L-1), those that are looked at.
     """
 
-    sum_chunk: Callable[[Network, Sequence[int], Tensor, Tensor], dict[str, Tensor]]
+    sum_chunk: Callable[[Network, Sequence[int], Tensor, AnyLabels], dict[str, Tensor]]
     compute_affinity: Callable[[Sums], Matrix]
     choose_units: Callable[[Sequence[str], int], list[int]] = choose_trunk
 

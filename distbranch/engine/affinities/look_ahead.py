@@ -13,6 +13,7 @@ from torch.nn import functional
 from distbranch.branching.grouping import Matrix
 from distbranch.engine.affinities.gradient_cosine import compute_task_gradients, list_weights
 from distbranch.engine.affinities.kind import MEASURED, MeasuredKind, Sums
+from distbranch.maps import AnyLabels
 from distbranch.models.network import Network
 
 # How long a step is, as a share of the weights' length. All tasks take the same: the rates of a configuration are made for its
@@ -21,7 +22,7 @@ STEP = 0.01
 
 
 def sum_look_ahead(
-    network: Network, units: Sequence[int], images: Tensor, labels: Tensor
+    network: Network, units: Sequence[int], images: Tensor, labels: AnyLabels
 ) -> dict[str, Tensor]:
     """The losses of all tasks as they stand [T], and in row i after a step for task i [T, T]."""
     weights = list_weights(network, units)
@@ -61,7 +62,7 @@ MEASURED.register("look-ahead")(MeasuredKind(sum_look_ahead, compute_look_ahead)
 
 
 def _sum_losses(
-    network: Network, weights: dict[str, Tensor], images: Tensor, labels: Tensor
+    network: Network, weights: dict[str, Tensor], images: Tensor, labels: AnyLabels
 ) -> Tensor:
     """The sum over the chunk of the losses of every task [T], with these weights in place of the network's."""
     outputs = functional_call(network, weights, (images,), {"flat": True})

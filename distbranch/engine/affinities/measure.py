@@ -21,6 +21,7 @@ from distbranch.engine.affinities import MEASURED, MeasuredAffinity
 from distbranch.engine.affinities.kind import Sums
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.loaders import open_sample
+from distbranch.maps import AnyLabels, join_labels
 from distbranch.models.network import Network
 
 NUM_SAMPLES = 1024
@@ -88,7 +89,7 @@ def _add_chunks(
     """The sums over all chunks, by name: those of all ranks by one message, on rank 0."""
     sums: dict[str, Tensor] = {}
 
-    def add(images: Tensor, labels: Tensor) -> None:
+    def add(images: Tensor, labels: AnyLabels) -> None:
         with torch.enable_grad():
             found = MEASURED[kind].sum_chunk(network, units, images, labels)
         for name, part in found.items():
@@ -116,7 +117,7 @@ def _count_pairs(
     observed = [torch.zeros(0, num_tasks, device=ranks.device, dtype=torch.bool)]
 
     @torch.no_grad()
-    def keep(images: Tensor, labels: Tensor) -> None:
+    def keep(images: Tensor, labels: AnyLabels) -> None:
         outputs = network(images, flat=True)
         margins.append(network.tasks.compute_margins(outputs, labels))
         observed.append(~labels.isnan())
@@ -131,7 +132,7 @@ def _count_pairs(
 
 
 def _visit_sample(
-    visit: Callable[[Tensor, Tensor], None],
+    visit: Callable[[Tensor, AnyLabels], None],
     network: Network,
     info: DatasetInfo,
     config: Config,
@@ -151,6 +152,7 @@ def _visit_sample(
             problem = batch.error
             if problem is not None:
                 break
-            visit(batch.images.to(ranks.device), batch.labels.to(ranks.device))
+            labels = join_labels(batch.labels, batch.maps)
+            visit(batch.images.to(ranks.device), labels.to(ranks.device))
     network.train(training)
     ranks.raise_on_all_ranks(problem)
