@@ -172,6 +172,7 @@ def _serve() -> None:
         "sklearn.manifold",
         "sklearn.metrics",
         "torch._dynamo",
+        "torchjd",
     ):
         importlib.import_module(module)
 

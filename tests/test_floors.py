@@ -34,6 +34,7 @@ HOMES = {
     "openpyxl": ("data",),
     "h5py": ("data",),
     "timm": ("models",),
+    "torchjd": ("engine",),
     "onnx": ("export", "bench"),
     "onnxruntime": ("export", "bench"),
 }

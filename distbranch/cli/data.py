@@ -25,8 +25,8 @@ def data_pack(
     source: Annotated[
         str,
         Argument(
-            help="csv, celeba, deepfashion, rendered-faces; with labels per pixel rendered-rooms, nyuv2, adashare-nyuv2, mtan-nyuv2, nyud-mt, "
-            "cityscapes, mtan-cityscapes, taskonomy."
+            help="csv, celeba, deepfashion, rendered-faces; with labels per pixel rendered-rooms, nyuv2, adashare-nyuv2, mtan-nyuv2, "
+            "nyud-mt, cityscapes, mtan-cityscapes, taskonomy."
         ),
     ],
     out: Annotated[Path | None, Argument(help="The new folder of the packed data set.")] = None,

@@ -260,6 +260,17 @@ class LossConfig(Section):
     """The loss of a kind of task, such as `{binary: focal}`: `cross-entropy` or `focal` (gamma 2) of binary and categorical tasks,
     `cross-entropy` of ordinal ones, `smooth-l1` or `squared-error` of numbers; of dense tasks `absolute`, `log` or `berhu` of depth, and
     one each of segmentation, normals and heat. A kind that is not named has the first of its own."""
+    weights: dict[str, Positive] = Field({}, json_schema_extra={"range": "{TASK: > 0}"})
+    """What the loss of a task is multiplied by, before any `weighting`; a task that is not named has the weight of its kind: 1, of normals 3, of heat 7."""
+    weighting: Literal["fixed", "uncertainty", "dwa", "famo", "imtl-l", "stch"] = "fixed"
+    """Weights that follow the losses (extra `weighting`): learned (`uncertainty`, `imtl-l`), by how fast a loss falls (`dwa`, `famo`),
+    or the largest loss first (`stch`)."""
+    window: Count = 100
+    """Of `dwa`: steps over which losses are averaged, its epoch."""
+    aggregation: Literal[
+        "none", "pcgrad", "cagrad", "mgda", "upgrad", "aligned-mtl", "imtl-g", "gradvac", "nash-mtl"
+    ] = "none"
+    """How gradients of tasks that share weights become one (extra `weighting`), for a backward pass per task. `none`: their sum."""
     at: Literal["input", "output"] = "input"
     """Of dense tasks: where outputs and labels meet. `input`: outputs are resized bilinearly to the labels; `output`: labels are
     sampled at the centres of the outputs' pixels, as AdaShare does, which is cheaper and blind to thin things."""
@@ -407,7 +418,29 @@ class Config(Section):
             raise ValueError(
                 f"the section adashare is for method.name=adashare, found {name}; leave it out"
             )
+        self._has_a_loss_that_suits()
         return self
+
+    def _has_a_loss_that_suits(self) -> None:
+        loss = self.loss
+        if self.searches and (loss.weighting != "fixed" or loss.aggregation != "none"):
+            raise ValueError(
+                "a search for a policy trains weights and policy in turns with fixed weights of the losses (loss.weights), found "
+                f"loss.weighting={loss.weighting} and loss.aggregation={loss.aggregation}; leave them out, and give them to the run "
+                "that trains with the policy (adashare.policy)"
+            )
+        if loss.aggregation == "none":
+            return
+        if self.method.name == "independent":
+            raise ValueError(
+                f"loss.aggregation={loss.aggregation} is of weights that tasks share, and with method.name=independent they share "
+                "none; leave it out"
+            )
+        if self.train.compile:
+            raise ValueError(
+                f"loss.aggregation={loss.aggregation} goes back through a network once per task, which a compiled one does not allow; "
+                "leave train.compile out"
+            )
 
     @property
     def begins_from(self) -> dict[str, str]:

@@ -63,6 +63,8 @@ def keys_without_effect(config: Config) -> frozenset[str]:
         found.add("data.depth_follows_scale")
     if config.optim.schedule != "step":
         found |= {"optim.decay_every", "optim.decay_factor"}
+    if config.loss.weighting != "dwa":
+        found.add("loss.window")
     if not config.searches:
         found |= {f"adashare.{key}" for key in KEYS_OF_SEARCHES}
     return frozenset(found)
@@ -107,6 +109,11 @@ def list_ignored(config: Config) -> tuple[str, ...]:
         told.append(
             f"optim.inherited_steps={config.optim.inherited_steps} is of copies that are born while a run trains with optim.name=adam "
             "or adamw: it has no effect."
+        )
+    window = type(config.loss).model_fields["window"].default
+    if config.loss.weighting != "dwa" and config.loss.window != window:
+        told.append(
+            f"loss.window={config.loss.window} is of loss.weighting=dwa, found {config.loss.weighting}: it has no effect."
         )
     if method.pretrained_channels != "rgb" and method.pretrained is None:
         told.append(

@@ -4,7 +4,7 @@ Slots are carried by parameter name (`units.fc7.2.product.weight:exp_avg`), so t
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,17 +24,20 @@ OPTIMISERS: Registry[Callable[[ParameterGroups, OptimConfig], torch.optim.Optimi
 )
 
 
-def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    network: nn.Module, config: OptimConfig, others: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """The configured optimiser over all weights; fused, which is several times faster than a loop over them.
 
-    Weight decay falls on convolutions and products alone: norms and biases, which have one dimension, are left as they are.
+    Weight decay falls on convolutions and products alone: norms and biases, which have one dimension, are left as they are, and so
+    are `others`, which are trained with the network.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     parameters: ParameterGroups = [
         {"params": matrices},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [*vectors, *others], "weight_decay": 0.0},
     ]
     optimizer = OPTIMISERS[config.name](parameters, config)
     if not isinstance(optimizer, torch.optim.Optimizer):

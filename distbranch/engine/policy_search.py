@@ -112,6 +112,8 @@ class PolicySearch:
                 shares = share_pixels(network.tasks, answer, every, ranks, batch_size=batch_size)
             if shares is not None:
                 losses = losses * shares[number]
+            if not net.weighting.is_plain:
+                losses = losses * net.weighting.weigh()
             loss = losses.sum() / batch_size
             gradient += torch.autograd.grad(loss, leaf)[0]
             outputs.append(answer.detach())

@@ -225,6 +225,8 @@ def _list_training_scalars(line: Event) -> Event:
     keys = ("loss", "learning_rate", "gradient_norm", "samples_per_second", "data_wait")
     scalars = {f"train/{key}": line[key] for key in keys}
     scalars |= {f"train_loss/{task}": loss for task, loss in line["task_loss"].items()}
+    for task, weight in line.get("loss_weights", {}).items():
+        scalars[f"train_loss_weight/{task}"] = weight
     return scalars | {f"tree/{layer}": width for layer, width in line["branches"].items()}
 
 

@@ -16,6 +16,12 @@ from distbranch.branching.tree import Split
 from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, compute_fingerprint
+from distbranch.engine.gradient_aggregation import (
+    GradientAggregation,
+    SharedWeights,
+    group_by_tasks,
+)
+from distbranch.engine.loss_weighting import LossWeighting, make_weighting
 from distbranch.engine.optimizer_and_schedule import (
     build_optimizer,
     build_policy_optimizer,
@@ -32,6 +38,10 @@ from distbranch.models.norm import BatchNorm
 _BUFFER_SYNC = "forward_sync_buffers"  # the argument of DDP, of another name before torch 2.13
 if _BUFFER_SYNC not in inspect.signature(DistributedDataParallel).parameters:
     _BUFFER_SYNC = "broadcast_buffers"
+WEIGHTING = (
+    "loss_weighting."  # before the names of what a weighting holds, beside those of the network
+)
+AGGREGATION = "gradient_aggregation."  # likewise
 SEARCH_MOMENTUM = 0.9  # of the weights' SGD in AdaShare's search
 
 
@@ -39,9 +49,11 @@ class TrainedNetwork:
     """What one rank trains. `is_final` says that no further widening follows, which is when compiling pays.
 
     `alternates`: whether weights and policy of AdaShare are trained in turns, for which the weights have another optimiser.
+    `aggregation`: how gradients of tasks become one; None: as their sum, which DDP takes over the ranks.
     """
 
     network: Network
+    groups: list[SharedWeights]
     norms: list[BatchNorm]
     optimizer: torch.optim.Optimizer
     policy_optimizer: torch.optim.Optimizer
@@ -55,6 +67,16 @@ class TrainedNetwork:
         self.preprocessing = preprocessing
         self.is_final = is_final
         self.alternates = False
+        self._weighting: LossWeighting | None = None
+        self.aggregation: GradientAggregation | None = None
+        if config.loss.aggregation != "none":
+            self.aggregation = GradientAggregation(config.loss.aggregation, config.seed)
+
+    @property
+    def weighting(self) -> LossWeighting:
+        """What the losses are multiplied by; it outlives the networks of a run."""
+        assert self._weighting is not None
+        return self._weighting
 
     def begin(
         self,
@@ -82,6 +104,10 @@ class TrainedNetwork:
         self.network = network.to(self.ranks.device)  # channels last, as made
         self.network.train()
         self.norms = [module for module in self.network.modules() if isinstance(module, BatchNorm)]
+        self.groups = group_by_tasks(self.network) if self.aggregation is not None else []
+        if self._weighting is None:
+            weighting = make_weighting(self.config.loss, architecture.tasks)
+            self._weighting = weighting.to(self.ranks.device)
         self.optimizer = self._build_weights_optimizer()
         if self._searches:
             self.policy_optimizer = build_policy_optimizer(
@@ -89,6 +115,9 @@ class TrainedNetwork:
             )
         for optimizer in self._optimizers():
             load_slots(optimizer, self.network, slots)
+        of_weighting = [(key, value) for key, value in slots.items() if key.startswith(WEIGHTING)]
+        own_slots = {key.removeprefix(WEIGHTING): value for key, value in of_weighting}
+        load_slots(self.optimizer, self.weighting, own_slots)
         self.wrap()
 
     def alternate(self) -> None:
@@ -103,7 +132,7 @@ class TrainedNetwork:
             optim = optim.model_copy(
                 update={"name": "sgd", "momentum": SEARCH_MOMENTUM, "lr": rate}
             )
-        return build_optimizer(self.network, optim)
+        return build_optimizer(self.network, optim, self.weighting.trained)
 
     @property
     def _searches(self) -> bool:
@@ -160,7 +189,8 @@ class TrainedNetwork:
     def wrap(self) -> None:
         """A fresh DDP wrapper: parameters added to an old one would silently never be synchronised."""
         self.wrapped = self.network
-        if self.ranks.world_size > 1:
+        # Where gradients are aggregated its ranks sum the rows of every task instead.
+        if self.ranks.world_size > 1 and self.aggregation is None:
             device_ids = [self.ranks.device] if self.ranks.device.type == "cuda" else None
             no_buffer_sync: dict[str, Any] = {_BUFFER_SYNC: False}
             self.wrapped = DistributedDataParallel(
@@ -186,12 +216,35 @@ class TrainedNetwork:
         slots: dict[str, Tensor] = {}
         for optimizer in self._optimizers():
             slots |= list_slots(optimizer, self.network)
+        for key, value in list_slots(self.optimizer, self.weighting).items():
+            slots[WEIGHTING + key] = value
         return slots
 
+    def loss_tensors(self) -> dict[str, Tensor]:
+        """What weighting and aggregation remember from step to step, by name; nothing if they remember nothing."""
+        tensors = {WEIGHTING + key: value for key, value in self.weighting.state_tensors().items()}
+        if self.aggregation is not None:
+            for key, value in self.aggregation.memory.items():
+                tensors[AGGREGATION + key] = value
+        return tensors
+
+    def load_loss_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `loss_tensors`."""
+        of_weighting = {}
+        for key, value in tensors.items():
+            if key.startswith(WEIGHTING):
+                of_weighting[key.removeprefix(WEIGHTING)] = value
+            elif self.aggregation is not None:
+                self.aggregation.memory[key.removeprefix(AGGREGATION)] = value.clone()
+        self.weighting.load_tensors(of_weighting)
+
     def fingerprint(self) -> str:
-        """A hash over tree, weights, running statistics and optimiser slots."""
+        """A hash over tree, weights, running statistics, optimiser slots, and what the weighting of the losses has learned."""
         tree = json.dumps(self.network.architecture.tree.to_json())
-        return compute_fingerprint(tree, self.network.state_dict() | self.slots())
+        tensors = self.network.state_dict() | self.slots()
+        for key, value in self.weighting.state_tensors().items():
+            tensors[WEIGHTING + key] = value
+        return compute_fingerprint(tree, tensors)
 
     def first_not_finite(self) -> str | None:
         """The name of a tensor with a NaN or an infinity in it."""

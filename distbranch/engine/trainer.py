@@ -162,7 +162,8 @@ class Trainer:
         """Log every so many steps, and let whoever watches see in between that the run is alive."""
         if self.progress.iteration % self.config.train.log_every == 0:
             self.step.wait_for_step_sums()
-            measured = self._window.measure_and_reset(self.net.network.tasks.names)
+            weights = self.net.weighting.get_logged_weights()
+            measured = self._window.measure_and_reset(self.net.network.tasks.names, weights)
             if self.log:
                 self.log.write_step({**self.state.progress_fields(), **measured})
         elif self.log and self.log.is_silent and self._window.num_steps > 1:

@@ -26,7 +26,9 @@ from distbranch.errors import SharedError, UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.earlier_runs import is_earlier, rename_earlier
 
-AFFINITY = "affinity"  # the file of a checkpoint
+# Files of a checkpoint.
+AFFINITY = "affinity"
+LOSS = "loss"  # absent where losses and gradients are plainly added
 
 
 @dataclass
@@ -105,6 +107,7 @@ class TrainingState:
             _, slots = rename_earlier(design, slots)
             design, model = rename_earlier(design, model)
         self.net.build(Architecture.from_json(design), model, slots)
+        self.net.load_loss_tensors(checkpoint.tensors.get(LOSS, {}))
         restore_affinity(self.stats, checkpoint, self.ranks)
         if "window" in checkpoint.state:  # not in those of earlier versions
             self.window.load_json(checkpoint.state["window"])
@@ -221,8 +224,11 @@ class TrainingState:
         tensors = {
             "model": self.net.network.state_dict(),
             "optimizer": self.net.slots(),
-            "affinity": affinity,
+            AFFINITY: affinity,
         }
+        remembered = self.net.loss_tensors()
+        if remembered:
+            tensors[LOSS] = remembered
         return Checkpoint(state, tensors)
 
     def describe_policy(self) -> dict[str, Any]:
@@ -306,9 +312,17 @@ class StepWindow:
         seconds = time.perf_counter() - self.began
         return {"samples_per_second": self.num_timed / seconds, "data_wait": self.waited / seconds}
 
-    def measure_and_reset(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """The measurements since the last call. `loss` is what is optimised, per sample; a task's is None without a label."""
+    def measure_and_reset(
+        self, names: tuple[str, ...], weights: Sequence[float] | None = None
+    ) -> dict[str, Any]:
+        """The measurements since the last call. `loss` is what is optimised, per sample; a task's is None without a label.
+
+        weights: of the losses, as of the last step, if they are not all 1.
+        """
         losses = self.losses.tolist()
+        weighted = losses
+        if weights is not None:
+            weighted = [loss * weight for loss, weight in zip(losses, weights, strict=True)]
         task_loss: dict[str, float | None] = dict.fromkeys(names)
         for name, loss, count in zip(names, losses, self.counts.tolist(), strict=True):
             if count:
@@ -317,12 +331,14 @@ class StepWindow:
         if norm is not None and not math.isfinite(norm):
             norm = None  # JSON has no NaN and no infinity
         measured = {
-            "loss": sum(losses) / self.num_samples,
+            "loss": sum(weighted) / self.num_samples,
             "task_loss": task_loss,
             "learning_rate": self.rate,
             "gradient_norm": norm,
             **self.measure_pace(),
         }
+        if weights is not None:
+            measured["loss_weights"] = dict(zip(names, weights, strict=True))
         self.restart_clock()
         self.losses.zero_()
         self.counts.zero_()

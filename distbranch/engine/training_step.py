@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from distbranch.config import TrainConfig
 from distbranch.engine.distributed import Pending, Ranks
+from distbranch.engine.gradient_aggregation import TaskGradients
 from distbranch.engine.optimizer_and_schedule import compute_learning_rate, set_learning_rate
 from distbranch.engine.pixel_shares import share_pixels
 from distbranch.engine.training_state import TrainingState
@@ -42,6 +43,9 @@ class TrainingStep:
         self.has_gaps = any(counts.get("unlabelled", 0) for counts in labels.values())
         self._norm_plan = NormPlan(self.config.train, self.ranks)
         self._sums: Pending | None = None
+        self._losses_after: Pending | None = (
+            None  # of the step's images, for a weighting that compares
+        )
 
     def train(self, images: Tensor, labels: AnyLabels, indices: Tensor) -> tuple[float, Tensor]:
         """One step; the learning rate and the norm of the gradient.
@@ -66,14 +70,19 @@ class TrainingStep:
             )
         set_learning_rate(self.net.optimizer, rate)
 
-        # 2. The gradient, averaged over all ranks.
+        # 2. The gradient, averaged over all ranks, and that of a weighting that is learned.
         self._forward_and_backward(parts, labels)
+        weighting = self.net.weighting
+        if not weighting.is_fixed:
+            weighting.learn(*self._receive_losses(), iteration + 1)
 
         # 3. The step.
         norm = clip_grad_norm_(
             self.net.network.parameters(), self.config.train.clip_norm, foreach=True
         )
         self.net.optimizer.step()
+        if weighting.compares_losses:
+            self._losses_after = self.ranks.start_sum(self._sum_losses(parts))
         return rate, norm
 
     def _train_policy(self, parts: list[Part], labels: AnyLabels) -> tuple[float, Tensor]:
@@ -102,6 +111,8 @@ class TrainingStep:
         search, tasks = self.state.search, self.net.network.tasks
         # DDP averages over the ranks: this makes the step that of the mean over the global batch, also of uneven shares.
         scale = self.ranks.world_size / self.config.train.batch_size
+        aggregation, weighting = self.net.aggregation, self.net.weighting
+        by_task = TaskGradients(self.net.groups)
         margins: list[Tensor] = []
         loss_sums = torch.zeros(tasks.num_tasks, dtype=torch.float64, device=self.ranks.device)
         options: dict[str, Tensor] = {}
@@ -112,6 +123,7 @@ class TrainingStep:
         self.net.optimizer.zero_grad(set_to_none=True)
         over_pixels = self.config.loss.over == "pixels"
         shares: list[Tensor] | None = None
+        weights = self._weigh_before(parts, labels)
 
         for number, (images, part_labels, groups) in enumerate(parts):
             is_last = number == len(parts) - 1
@@ -137,7 +149,56 @@ class TrainingStep:
                     )
                 if shares is not None:
                     losses = losses * shares[number]
-                torch.autograd.backward(losses.sum() * scale)
+                if weighting.needs_losses and weights is None:
+                    weights = weighting.weigh(*self._receive_losses())
+                if weights is not None:
+                    losses = losses * weights
+                if aggregation is None:
+                    torch.autograd.backward(losses.sum() * scale)
+                else:
+                    by_task.add_pass(losses.sum(dim=0) / self.config.train.batch_size)
+
+        if aggregation is not None:
+            by_task.sum_over_ranks(self.ranks)
+            by_task.set_gradients(aggregation.weigh(by_task, self.ranks, self.progress.iteration))
+
+    def _weigh_before(self, parts: list[Part], labels: AnyLabels) -> Tensor | None:
+        """The weights [T] of the losses of a step before its first pass; None if all are 1, or if the losses of its only pass tell."""
+        weighting = self.net.weighting
+        if weighting.is_plain:
+            return None
+        if not weighting.needs_losses:
+            return weighting.weigh()
+        if len(parts) == 1:
+            return None
+        # Each pass goes back before the next one begins, so losses of the whole batch cost a forward pass beforehand.
+        losses = self._sum_losses(parts)
+        counts = (~labels.isnan()).sum(dim=0)
+        losses, counts = self.ranks.sum(torch.cat([losses, counts.to(losses)])).chunk(2)
+        return weighting.weigh(self._normalise_losses(losses), counts)
+
+    @torch.no_grad()
+    def _sum_losses(self, parts: list[Part]) -> Tensor:
+        """The sums of the losses [T] over this rank's images, as the network answers now in training."""
+        tasks = self.net.network.tasks
+        sums = torch.zeros(tasks.num_tasks, dtype=torch.float64, device=self.ranks.device)
+        for images, labels, groups in parts:
+            with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.state.bf16):
+                outputs = self.net.network(images, flat=True, groups=groups)
+            sums += tasks.compute_losses(outputs, labels).sum(dim=0, dtype=torch.float64)
+        if self.net.norms:
+            take_step_sums(self.net.norms)  # which are no part of a step
+        return sums
+
+    def _receive_losses(self) -> tuple[Tensor, Tensor]:
+        """The losses [T] of the batch as a weighting sees them, and the numbers of labels, from the message that is under way."""
+        assert self._sums is not None
+        num_tasks = self.net.network.tasks.num_tasks
+        _, counts, losses = self._sums.wait()[: 3 * num_tasks].chunk(3)
+        return self._normalise_losses(losses), counts
+
+    def _normalise_losses(self, sums: Tensor) -> Tensor:
+        return (sums * self.net.weighting.given / self.config.train.batch_size).float()
 
     def _start_step_sums(self, margins: Tensor, labels: AnyLabels, losses: Tensor) -> None:
         """Add this rank's pairs, and begin the sums over all ranks: margins, counts and losses [3T], images, norm statistics."""
@@ -171,6 +232,10 @@ class TrainingStep:
             update_running_statistics(self.net.norms, norm_sums, num_images.squeeze())
         if self.progress.growing:
             self.stats.add_margins(margin_sums)
+        if self._losses_after is not None:
+            after = self._normalise_losses(self._losses_after.wait())
+            self.net.weighting.compare(after)
+            self._losses_after = None
         counts = margin_sums[num_tasks:]
         self.window.add_losses(losses, counts, iteration, num_samples=self.config.train.batch_size)
         # A GPU would have to be awaited for this look, so there it comes with the logged steps, which wait anyway.

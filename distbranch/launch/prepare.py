@@ -13,7 +13,9 @@ from distbranch.config.paths import is_remote
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo
 from distbranch.data.sources import list_changed_options, pack_source, parse_options
+from distbranch.engine.gradient_aggregation import GradientAggregation
 from distbranch.engine.initialisation import check_pretrained, first_architecture
+from distbranch.engine.loss_weighting import make_weighting
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import wants_gpu
 from distbranch.engine.remote_run import RemoteRun
@@ -204,6 +206,9 @@ def check_data(config: Config, info: DatasetInfo) -> None:
             )
     _warn_absent_kinds(config, info)
     _check_dense_settings(config, info)
+    make_weighting(config.loss, info.tasks)  # says what is amiss, and is thrown away
+    if config.loss.aggregation != "none":
+        GradientAggregation(config.loss.aggregation, config.seed)
     num_samples = info.splits["train"].num_samples
     if num_samples < config.launch.most_workers:
         raise UserError(
