@@ -261,7 +261,8 @@ class LossConfig(Section):
     `cross-entropy` of ordinal ones, `smooth-l1` or `squared-error` of numbers; of dense tasks `absolute`, `log` or `berhu` of depth, and
     one each of segmentation, normals and heat. A kind that is not named has the first of its own."""
     weights: dict[str, Positive] = Field({}, json_schema_extra={"range": "{TASK: > 0}"})
-    """What the loss of a task is multiplied by, before any `weighting`; a task that is not named has the weight of its kind: 1, of normals 3, of heat 7."""
+    """What the loss of a task is multiplied by, before any `weighting`; a task that is not named has the weight of its kind: 1, but 3
+    of normals and 7 of heat."""
     weighting: Literal["fixed", "uncertainty", "dwa", "famo", "imtl-l", "stch"] = "fixed"
     """Weights that follow the losses (extra `weighting`): learned (`uncertainty`, `imtl-l`), by how fast a loss falls (`dwa`, `famo`),
     or the largest loss first (`stch`)."""
