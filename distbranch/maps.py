@@ -99,6 +99,17 @@ def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
     return functional.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
 
 
+def sample_codes(codes: Tensor, size: Sequence[int]) -> Tensor:
+    """Codes [B, ..., H, W] as [B, ..., h, w]: of each pixel the label of that in which its centre lies."""
+    if tuple(codes.shape[-2:]) == tuple(size):
+        return codes
+    rows, columns = (
+        (2 * torch.arange(new, device=codes.device) + 1) * old // (2 * new)
+        for old, new in zip(codes.shape[-2:], size, strict=True)
+    )
+    return codes[..., rows[:, None], columns]
+
+
 def concatenate_outputs(parts: Sequence[AnyOutputs]) -> AnyOutputs:
     """The answers to several batches as those to one."""
     if not isinstance(parts[0], Outputs):

@@ -14,7 +14,7 @@ import numpy as np
 from distbranch.kinds import KINDS, Metric, Metrics
 from distbranch.kinds.binary import count_classes
 from distbranch.kinds.categorical import CHOICES, score_choice
-from distbranch.kinds.kind import Array
+from distbranch.kinds.kind import PER_CLASS, Array
 from distbranch.kinds.label_counts import Counts
 from distbranch.tasks import Task, locate_outputs
 
@@ -104,6 +104,59 @@ def list_metrics() -> dict[str, Metric]:
     return found
 
 
+def compute_delta(
+    rows: Mapping[str, Metrics], baseline: Mapping[str, Metrics], *, first_only: bool = False
+) -> float:
+    """How much better tasks are than in networks of their own, in percent: the mean over tasks of that over a task's metrics.
+
+    Delta = 100 / T sum_t 1 / M_t sum_m s_m (m - b) / b with s_m = -1 of an error and 1 of others. AdaShare and LibMTL take mIoU,
+    pixel accuracy | absolute, relative error | mean, median, 11.25, 22.5, 30 degrees | error (`Metric.in_delta`); Vandenhende et
+    al. the first metric of each task alone, which is mIoU, RMSE, mean angle, error (`Metric.is_first`).
+
+    Example: `compute_delta({"depth": {"rmse": 0.5}}, {"depth": {"rmse": 1.0}}, first_only=True)` is 50.0.
+
+    Args:
+        rows: the metrics of every task, as `task_metrics` gives them under "tasks".
+        baseline: those of single-task networks, of the same split; of more tasks, perhaps.
+        first_only: the first metric of each task alone.
+
+    Raises:
+        ValueError: a task that has none of these metrics, or a baseline that lacks one of them or has 0 there.
+    """
+    metrics = list_metrics()
+    known = [
+        name
+        for name, metric in metrics.items()
+        if (metric.is_first if first_only else metric.in_delta)
+    ]
+    of_tasks = []
+    for task, row in rows.items():
+        gains = []
+        for name in known:
+            value = row.get(name)
+            if value is None:
+                continue
+            before = baseline.get(task, {}).get(name)
+            if not before:
+                raise ValueError(
+                    f"the baseline should have {name} of the task '{task}', and not as 0; found {before}"
+                )
+            sign = -1 if metrics[name].lower_is_better else 1
+            gains.append(sign * (value - before) / before)
+        if not gains:
+            raise ValueError(
+                f"every task should have one of the metrics {', '.join(known)}, found none of the task '{task}'"
+            )
+        of_tasks.append(float(np.mean(gains)))
+    return 100 * float(np.mean(of_tasks))
+
+
+def list_dense_metrics() -> dict[str, str]:
+    """The kind of dense task that has the metric, by metric."""
+    kinds = {name: kind for name, kind in KINDS.items() if kind.is_dense}
+    return {metric: name for name, kind in kinds.items() for metric in kind.metrics}
+
+
 def list_means() -> dict[str, Metric]:
     """The metrics of which a mean over tasks is told."""
     return {name: metric for name, metric in list_metrics().items() if metric.is_averaged}
@@ -179,7 +232,7 @@ def _average_rows(rows: Sequence[Metrics]) -> Metrics:
     means: Metrics = {}
     for name in chain.from_iterable(rows):
         is_averaged = name not in metrics or metrics[name].is_averaged
-        if name.startswith("num_") or name in means or not is_averaged:
+        if name.startswith(("num_", PER_CLASS)) or name in means or not is_averaged:
             continue
         values = [row.get(name) for row in rows]
         known = [value for value in values if value is not None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS, Answer, Loss
 from distbranch.kinds.dense import DenseKind, average_valid
-from distbranch.maps import AnyLabels, AnyOutputs, Labels, Outputs, resize_maps
+from distbranch.maps import AnyLabels, AnyOutputs, Labels, Outputs, resize_maps, sample_codes
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON; what is empty is left out."""
         data: dict[str, Any] = {"name": self.name, "kind": self.kind}
-        for field in KINDS[self.kind].fields:
-            value = getattr(self, field)
+        for name in KINDS[self.kind].fields:
+            value = getattr(self, name)
             if value not in ("", ()):
-                data[field] = value
+                data[name] = value
         if "classes" in data:
             data["classes"] = list(self.classes)
         return data
@@ -80,6 +80,18 @@ class Task:
         )
 
 
+@dataclass(frozen=True)
+class MapLosses:
+    """How the losses of dense tasks are taken.
+
+    at: `input`: outputs are resized to the labels, `output`: labels are sampled at the centres of the outputs' pixels.
+    class_weights: of the classes of segmentation tasks, by name of the task.
+    """
+
+    at: str = "input"
+    class_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
 class TaskSet:
     """The tasks of one network, in the order of its labels [B, T] and outputs [B, O].
 
@@ -89,11 +101,18 @@ class TaskSet:
     Args:
         tasks: in the order of their labels.
         losses: instead of that of its kind, by kind.
+        for_maps: how those of dense tasks are taken.
     """
 
-    def __init__(self, tasks: Sequence[Task], losses: Mapping[str, Loss] | None = None) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        losses: Mapping[str, Loss] | None = None,
+        for_maps: MapLosses | None = None,
+    ) -> None:
         self.tasks = tuple(tasks)
         self.losses = dict(losses or {})
+        self.for_maps = for_maps or MapLosses()
         self.names = tuple(task.name for task in self.tasks)
         doubled = sorted(name for name, count in Counter(self.names).items() if count > 1)
         if doubled or not self.names:
@@ -105,6 +124,7 @@ class TaskSet:
         self.dense = {
             number: task for number, task in enumerate(self.tasks) if KINDS[task.kind].is_dense
         }
+        _check_class_weights(self.for_maps.class_weights, self.tasks)
         self.columns = locate_outputs(self.tasks)
         self.num_outputs = count_logits(self.tasks)
         # Tasks of one kind and number of outputs are computed together.
@@ -112,8 +132,11 @@ class TaskSet:
         for number, task in enumerate(self.tasks):
             if number not in self.dense:
                 self._alike.setdefault((task.kind, task.num_outputs), []).append(number)
-        own_losses = {task.kind: KINDS[task.kind].compute_loss for task in self.tasks}
-        self._losses: dict[str, Loss] = own_losses | self.losses
+        self._losses: dict[str, Loss] = {}
+        for task in self.tasks:
+            kind = KINDS[task.kind]
+            own = kind.compute_pixel_losses if isinstance(kind, DenseKind) else kind.compute_loss
+            self._losses[task.kind] = self.losses.get(task.kind, own)
         self._margins = {task.kind: KINDS[task.kind].compute_margin for task in self.tasks}
         self._standards = [(task.mean, task.deviation) for task in self.tasks]
         self._is_standardised = set(self._standards) != {(0.0, 1.0)}
@@ -134,6 +157,23 @@ class TaskSet:
         Of a dense task it is its loss, for margins are compared with their own mean only.
         """
         return self._compute_all(self._margins, outputs, labels)
+
+    def select(self, tasks: Sequence[Task]) -> TaskSet:
+        """Some of the tasks, with the same losses."""
+        return TaskSet(tasks, self.losses, self.for_maps)
+
+    def count_loss_pixels(self, outputs: AnyOutputs, labels: AnyLabels) -> Tensor:
+        """Over how many labelled pixels of each sample the loss of each dense task is the mean [B, D]; weighted ones count so much.
+
+        Of `outputs` only the height and the width count: they may be those of another batch.
+        """
+        assert isinstance(outputs, Outputs)
+        assert isinstance(labels, Labels)
+        counts = []
+        for task in self.dense.values():
+            _, _, weights = self._prepare_maps(task, outputs.maps[task.name], labels)
+            counts.append(weights.sum(dim=(1, 2), dtype=torch.float64))
+        return torch.stack(counts, dim=1)
 
     def split_by_task(self, outputs: AnyOutputs) -> dict[str, Tensor]:
         """The logits of every task by name: [B] of one output, [B, K] of several, [B, K, h, w] of a dense task."""
@@ -210,18 +250,40 @@ class TaskSet:
         return found
 
     def _compute_of_maps(self, task: Task, outputs: AnyOutputs, labels: AnyLabels) -> Tensor:
-        """The losses of a dense task [B], of outputs resized to its labels."""
-        kind = KINDS[task.kind]
-        assert isinstance(kind, DenseKind)
+        """The losses of a dense task [B]: means over the labelled pixels of a sample."""
         assert isinstance(outputs, Outputs)
         assert isinstance(labels, Labels)
-        codes = labels.maps[task.name]
         maps = outputs.maps[task.name]
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-        values = kind.compute_pixel_losses(
-            resize_maps(maps, codes.shape[-2:]), kind.decode_labels(task, codes)
-        )
-        return average_valid(values, kind.find_valid(codes))
+        size, targets, weights = self._prepare_maps(task, maps, labels)
+        values = self._losses[task.kind](resize_maps(maps, size), targets)
+        return average_valid(values, weights)
+
+    def _prepare_maps(
+        self, task: Task, maps: Tensor, labels: Labels
+    ) -> tuple[Sequence[int], Tensor, Tensor]:
+        """The size at which the loss of a dense task is taken, its targets, and what each pixel weighs [B, H, W]."""
+        kind = KINDS[task.kind]
+        assert isinstance(kind, DenseKind)
+        codes = labels.maps[task.name]
+        if self.for_maps.at == "output":
+            codes = sample_codes(codes, maps.shape[-2:])
+        targets = kind.decode_labels(task, codes)
+        weights = kind.find_valid(codes).to(torch.promote_types(maps.dtype, torch.float32))
+        if task.name in self.for_maps.class_weights:
+            of_classes = weights.new_tensor(self.for_maps.class_weights[task.name])
+            weights = weights * of_classes[targets]
+        return codes.shape[-2:], targets, weights
+
+
+def _check_class_weights(given: Mapping[str, Sequence[float]], tasks: Sequence[Task]) -> None:
+    known = {task.name: task for task in tasks if KINDS[task.kind].is_dense and task.classes}
+    for name, weights in given.items():
+        if name in known and len(weights) != len(known[name].classes):
+            raise UserError(
+                f"loss.class_weights should have a weight for each of the {len(known[name].classes)} classes of '{name}', found "
+                f"{len(weights)}."
+            )
 
 
 def list_scalar_tasks(tasks: Sequence[Task]) -> list[Task]:

@@ -146,6 +146,12 @@ RESIDUAL = ["model.backbone=resnet18", "method.name=adashare"]
             ["model.arguments={depths: [1]}"],
             "a model of timm (backbone=timm:NAME), found backbone=vgg16",
         ),
+        (["model.output_stride=8"], "output_stride=8 is that of a ResNet, found backbone=vgg16"),
+        (
+            ["model.backbone=timm:resnet18", "model.output_stride=8"],
+            "many models of timm take it as model.arguments={output_stride: 8}",
+        ),
+        (["model.backbone=resnet18", "model.output_stride=4"], "model.output_stride"),
         (["model.pretrained=a.pth"], "vgg16 begins from method.pretrained with method.init=somp"),
         (
             ["model.backbone=resnet50", "model.pretrained=a.pth"],

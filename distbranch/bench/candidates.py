@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from distbranch.branching.tree import Split, Tree
 from distbranch.engine.artifact import load_model
 from distbranch.errors import UserError, reason_of
+from distbranch.kinds import KINDS
+from distbranch.maps import resize_maps
 from distbranch.models.architecture import Architecture, num_weights
+from distbranch.models.backbone import BLOCKS, Backbone
 from distbranch.models.network import Network
 from distbranch.models.units import Layer, Unit
 from distbranch.tasks import Task
@@ -71,7 +74,9 @@ def list_baselines(architecture: Architecture, against: Sequence[str]) -> list[C
         ),
     ]
     for backbone in against:
-        full = Architecture.thin(backbone, None, thin.image_size, thin.tasks)
+        stride = thin.backbone.output_stride if backbone in BLOCKS else None
+        whole = Backbone(backbone, thin.image_size, output_stride=stride)
+        full = Architecture(whole, thin.tasks, dense_head=thin.dense_head)
         baselines.append(Candidate(backbone, _build_random(full), is_baseline=True))
     return baselines
 
@@ -181,14 +186,7 @@ class NaiveNet(nn.Module):
             self.layers.append(
                 nn.ModuleList(_make_naive_branch(branch) for branch in network.copies(name))
             )
-        # Ours are one matrix; every task gets its rows.
-        heads = network.heads.state_dict()
-        width = network.heads.in_features
-        self.heads = nn.ModuleList()
-        for columns in network.tasks.columns.values():
-            head = nn.Linear(width, columns.stop - columns.start)
-            head.load_state_dict({key: value[columns] for key, value in heads.items()})
-            self.heads.append(head)
+        self.heads = nn.ModuleList(_take_out_head(network, task) for task in self.tasks)
         # One affine of the colours, also for weights that were trained with other means and deviations.
         mean, std = network.mean.clone(), network.std.clone()
         if network.input_scale is not None and network.input_shift is not None:
@@ -209,8 +207,22 @@ class NaiveNet(nn.Module):
         answers = {}
         for parent, task, head in zip(top, self.tasks, self.heads, strict=True):
             x = features[parent]
+            if KINDS[task.kind].is_dense:
+                answers[task.name] = resize_maps(head(x), images.shape[-2:])
+                continue
             answers[task.name] = head(x.mean(dim=(2, 3)) if x.ndim == 4 else x)
         return answers
+
+
+def _take_out_head(network: Network, task: Task) -> nn.Module:
+    """That of a task; our heads of tasks that are not dense are one matrix, of which it gets its rows."""
+    if network.heads is None or task.name in network.dense_heads:
+        return copy.deepcopy(network.dense_heads[task.name])
+    columns = network.tasks.columns[task.name]
+    head = nn.Linear(network.heads.in_features, columns.stop - columns.start)
+    rows = {key: value[columns] for key, value in network.heads.state_dict().items()}
+    head.load_state_dict(rows)
+    return head
 
 
 def _make_naive_branch(unit: Unit) -> nn.Module:

@@ -1,9 +1,9 @@
-"""`distbranch predict`: the scores of images, as a table, CSV or JSON."""
+"""`distbranch predict`: the scores of images, as a table, CSV or JSON, and pictures of what every pixel is."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,6 +20,7 @@ from distbranch.cli.terminal import (
 )
 
 if TYPE_CHECKING:  # loads torch
+    from distbranch.engine.answer_pictures import PredictionSummary
     from distbranch.engine.predict import Prediction
     from distbranch.tasks import Task
 
@@ -37,7 +38,10 @@ def predict(
     ] = "table",
     out: Annotated[
         Path | None,
-        Option(help="A file instead of the terminal; JSON if it ends in .json, else CSV."),
+        Option(
+            help="A file instead of the terminal; JSON if it ends in .json, else CSV. Of a network with dense tasks a folder: a PNG "
+            "per image and task, and predictions.csv or .json."
+        ),
     ] = None,
     threshold: Annotated[
         float,
@@ -63,10 +67,13 @@ def predict(
     Examples:
     - `distbranch predict runs/quickstart photos/ --format csv --out scores.csv`
     - `distbranch predict model.onnx photo.jpg`
+    - `distbranch predict runs/rooms photos/ --out answers/`
     """
     from distbranch.config.paths import check_can_be_written
+    from distbranch.engine.answer_pictures import summarise_predictions
     from distbranch.engine.predict import find_images, predict_images
     from distbranch.export import load_predictor
+    from distbranch.kinds import KINDS
 
     network, preprocessing = load_predictor(run_folder(run))
     # Images of another device may use more bits than those of training did.
@@ -76,13 +83,15 @@ def predict(
     predictions = predict_images(
         network, preprocessing, find_images(images), on_bad_image=on_bad_image
     )
+    if out is not None and any(KINDS[task.kind].is_dense for task in tasks):
+        return _write_folder(tasks, predictions, out, as_json=output == "json")
     if out is not None:
         # Before the first image is read.
         check_can_be_written(out)
         if output == "table":
             output = "json" if out.suffix == ".json" else "csv"
     # All of them before a file of earlier scores is replaced.
-    done = list(predictions)
+    done = list(summarise_predictions(tasks, predictions))
     if output == "table":
         rows = [
             {"image": one.image, "found": _describe_found(tasks, one, threshold)} for one in done
@@ -99,7 +108,30 @@ def predict(
     return None
 
 
-def _describe_found(tasks: Sequence["Task"], one: "Prediction", threshold: float) -> str:
+def _write_folder(
+    tasks: Sequence["Task"], predictions: Iterable["Prediction"], folder: Path, *, as_json: bool
+) -> None:
+    """The pictures of dense tasks, and the scores of all tasks in a file beside them."""
+    from distbranch.engine.answer_pictures import (
+        fill_folder,
+        summarise_predictions,
+        write_pictures,
+    )
+    from distbranch.errors import UsageError
+
+    if folder.is_file() or folder.suffix.lower() in (".csv", ".json", ".png"):
+        raise UsageError(
+            f"--out should be a folder, for this network answers with pictures, found {folder}. Scores are in predictions.csv, or "
+            "with --format json in predictions.json."
+        )
+    name = "predictions.json" if as_json else "predictions.csv"
+    with fill_folder(folder) as aside:
+        done = list(summarise_predictions(tasks, write_pictures(tasks, predictions, aside)))
+        write_output(aside / name, format_predictions(tasks, done, as_json=as_json))
+    print_plain(f"{folder}: answers for {len(done)} image(s), their scores in {name}")
+
+
+def _describe_found(tasks: Sequence["Task"], one: "PredictionSummary", threshold: float) -> str:
     from distbranch.kinds import KINDS
 
     found = [
@@ -109,7 +141,7 @@ def _describe_found(tasks: Sequence["Task"], one: "Prediction", threshold: float
 
 
 def format_predictions(
-    tasks: Sequence["Task"], predictions: Sequence["Prediction"], *, as_json: bool
+    tasks: Sequence["Task"], predictions: Sequence["PredictionSummary"], *, as_json: bool
 ) -> str:
     """JSON, or CSV with a column per task or `task:class`."""
     if as_json:
@@ -124,7 +156,7 @@ def format_predictions(
     return text.getvalue()
 
 
-def _make_row(tasks: Sequence["Task"], one: "Prediction") -> dict[str, str]:
+def _make_row(tasks: Sequence["Task"], one: "PredictionSummary") -> dict[str, str]:
     from distbranch.kinds import KINDS
     from distbranch.tasks import unused_name
 

@@ -23,6 +23,12 @@ BUILT_IN = {
         "ordinal:cross-entropy",
         "number:smooth-l1",
         "number:squared-error",
+        "segmentation:cross-entropy",
+        "depth:absolute",
+        "depth:log",
+        "depth:berhu",
+        "normals:cosine",
+        "heat:absolute",
     ),
 }
 

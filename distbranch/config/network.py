@@ -80,6 +80,13 @@ class ModelConfig(Section):
     """This fraction of the full width of every layer (in eights, at least 8); `width` is empty then."""
     widths: tuple[Count, ...] | None = Field(None, json_schema_extra={"range": "[WIDTH, ...]"})
     """The width of every unit by itself, input first, fully connected layers too: 15 numbers for VGG-16; `width` is empty then."""
+    output_stride: Literal[8, 16, 32] | None = None
+    """Of a ResNet, pixels of the image per feature: strides are replaced from the top by dilation; 32 if empty. Dense tasks want 8."""
+    head: Literal["light", "aspp"] | None = None
+    """Of dense tasks: two convolutions, which is what they have if it is empty, or the published head, which alone has more weights
+    than a ResNet-34."""
+    head_width: Count | None = None
+    """Channels inside that head; if empty 64 of `light` and 1,024 of `aspp`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -110,6 +117,13 @@ class ModelConfig(Section):
         if self.arguments and self.backbone in BUILT_IN["backbone"]:
             raise ValueError(
                 f"arguments are those of a model of timm (backbone=timm:NAME), found backbone={self.backbone}; leave them out"
+            )
+        if self.output_stride is not None and not self.backbone.startswith("resnet"):
+            advice = "leave it out"
+            if self.is_of_timm:
+                advice = f"many models of timm take it as model.arguments={{output_stride: {self.output_stride}}}"
+            raise ValueError(
+                f"output_stride={self.output_stride} is that of a ResNet, found backbone={self.backbone}; {advice}"
             )
         if self.pretrained is None or self.is_of_timm:
             return self

@@ -258,7 +258,18 @@ class LossConfig(Section):
 
     functions: dict[str, str] = Field({}, json_schema_extra={"range": "{KIND OF TASK: NAME}"})
     """The loss of a kind of task, such as `{binary: focal}`: `cross-entropy` or `focal` (gamma 2) of binary and categorical tasks,
-    `cross-entropy` of ordinal ones, `smooth-l1` or `squared-error` of numbers. A kind that is not named has the first of its own."""
+    `cross-entropy` of ordinal ones, `smooth-l1` or `squared-error` of numbers; of dense tasks `absolute`, `log` or `berhu` of depth, and
+    one each of segmentation, normals and heat. A kind that is not named has the first of its own."""
+    at: Literal["input", "output"] = "input"
+    """Of dense tasks: where outputs and labels meet. `input`: outputs are resized bilinearly to the labels; `output`: labels are
+    sampled at the centres of the outputs' pixels, as AdaShare does, which is cheaper and blind to thin things."""
+    over: Literal["samples", "pixels"] = "samples"
+    """Of dense tasks: what a batch's loss is the mean over. `samples`: of each the mean over its labelled pixels; `pixels`: all
+    labelled pixels of the batch, so that a sample with few of them weighs less."""
+    class_weights: dict[str, tuple[Positive, ...]] = Field(
+        {}, json_schema_extra={"range": "{TASK: [> 0, ...]}"}
+    )
+    """Of segmentation tasks: what a pixel weighs by its class, one weight per class in the order of the data set."""
 
     @field_validator("functions")
     @classmethod
@@ -266,6 +277,13 @@ class LossConfig(Section):
         for kind, name in functions.items():
             check_name(f"{kind}:{name}", what="loss")
         return functions
+
+
+class MetricsConfig(Section):
+    """What is measured beside the usual metrics."""
+
+    byte_angles: bool = False
+    """Of normals: also the angles between bytes that AdaShare publishes, which are no angles of surfaces (byte_mean_angle, ...)."""
 
 
 class LaunchConfig(Section):
@@ -341,6 +359,7 @@ class Config(Section):
     adashare: AdaShareConfig = AdaShareConfig()
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
+    metrics: MetricsConfig = MetricsConfig()
     optim: OptimConfig = OptimConfig()
     launch: LaunchConfig = LaunchConfig()
 

@@ -2,7 +2,9 @@
 
 Average precision, rank correlation, top-k and sets of exclusive tasks compare samples or tasks with each other, so logits and
 labels go to rank 0, as rows of float32, and are scored there in the order of the data set: any number of ranks gives the same
-bits. A kind whose metrics are sums (`Kind.sum_batch`) is added up batch by batch on every rank, and only its sums travel.
+bits. A kind whose metrics are sums (`Kind.sum_batch`, `DenseKind.sum_maps`) is added up on the device of every rank, and only its
+sums travel, those of all tasks in one message. Maps are taken sample by sample: their sums are then those of any batch size, and
+maps as large as the images exist for one sample at a time.
 
 Of several data sets each is scored alone, on its own tasks, and the scores are then put together. A number is scored by the mean
 and deviation that the network was trained with, whatever those of the data are.
@@ -26,7 +28,7 @@ from distbranch.engine.loaders import describe_too_many_bad, open_evaluation
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS
 from distbranch.kinds.dense import DenseKind
-from distbranch.maps import AnyLabels, AnyOutputs, Labels, Outputs, join_labels, resize_maps
+from distbranch.maps import AnyOutputs, Labels, Outputs, resize_maps
 from distbranch.metrics import merge_metrics, task_metrics
 from distbranch.models.network import Network
 from distbranch.tasks import Task, TaskSet, locate_outputs
@@ -44,6 +46,7 @@ def evaluate_split(
     *,
     batch_size: int,
     bf16: bool = False,
+    byte_angles: bool = False,
 ) -> Scores:
     """Loss and metrics (in 0..1) of a network on one split; the same on every rank.
 
@@ -55,6 +58,7 @@ def evaluate_split(
         data: how samples are read.
         batch_size: images per rank.
         bf16: whether the forward pass is in it, as it was in training.
+        byte_angles: see `metrics.byte_angles`.
 
     Returns:
         {"loss", "num_samples", "bad_samples", "mean": {...}, "tasks": {name: {...}}}, see `metrics.task_metrics`; of several
@@ -78,10 +82,11 @@ def evaluate_split(
         batches = compute_outputs(
             network, member, split, ranks, data, batch_size=batch_size, bf16=bf16
         )
-        share = _Share(network.tasks, [task.name for task in member.tasks])
+        names = [task.name for task in member.tasks]
+        share = _Share(network.tasks, names, byte_angles=byte_angles)
         share.collect(batches, ranks)
         columns = [ranks.gather_rows(column) for column in share.columns]
-        sums = {name: ranks.gather_rows(own[None]) for name, own in share.sums.items()}
+        sums = share.add_over_ranks(ranks)
         num_bad: Counter[str] = sum(ranks.gather(share.num_bad), Counter())
         score = partial(_score_samples, share, member, split, data, columns, sums, num_bad)
         found[name] = ranks.run_on_rank_zero(score)  # which alone has the samples of all
@@ -99,7 +104,7 @@ def compute_outputs(
     batch_size: int,
     bf16: bool = False,
 ) -> Iterator[tuple[Batch, AnyOutputs]]:
-    """Batch by batch this rank's share of a split, with the outputs [b, O] of the network on the CPU; maps of dense tasks stay.
+    """Batch by batch this rank's share of a split, with the outputs [b, O] of the network on the CPU; maps stay on the device.
 
     Raises:
         UserError: a bad sample that may not be left out, or a loader that failed.
@@ -112,7 +117,10 @@ def compute_outputs(
         if len(batch.images):
             with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
                 outputs = network(batch.images.to(ranks.device, non_blocking=True), flat=True)
-        yield batch, outputs.float().cpu()
+        if isinstance(outputs, Outputs):
+            yield batch, Outputs(outputs.logits.float().cpu(), outputs.maps)
+        else:
+            yield batch, outputs.float().cpu()
 
 
 class _Share:
@@ -122,11 +130,17 @@ class _Share:
     sums: of every other task its loss, its number of labels, and what its kind adds [2 + k], in float64.
     """
 
-    def __init__(self, network_tasks: TaskSet, names: Sequence[str]) -> None:
+    def __init__(
+        self, network_tasks: TaskSet, names: Sequence[str], *, byte_angles: bool = False
+    ) -> None:
         self.network_tasks = network_tasks
         known = dict(zip(network_tasks.names, network_tasks.tasks, strict=True))
         self.tasks = [known[name] for name in names]
-        num_sums = {task.name: KINDS[task.kind].count_sums(task) for task in self.tasks}
+        self.kinds = {task.name: KINDS[task.kind] for task in self.tasks}
+        for name, kind in self.kinds.items():
+            if byte_angles and isinstance(kind, DenseKind):
+                self.kinds[name] = kind.with_byte_angles()
+        num_sums = {task.name: self.kinds[task.name].count_sums(task) for task in self.tasks}
         self.by_rows = [task for task in self.tasks if not num_sums[task.name]]
         self.sums = {
             name: torch.zeros(2 + count, dtype=torch.float64)
@@ -163,8 +177,9 @@ class _Share:
                 for place, task in enumerate(self.tasks):
                     if task.name not in self.sums or not len(batch.labels):
                         continue
-                    labels = join_labels(batch.labels[:, [place]], batch.maps)
                     if isinstance(outputs, Outputs) and task.name in outputs.maps:
+                        codes = {task.name: batch.maps[task.name]}
+                        labels = Labels(batch.labels[:, [place]], codes)
                         self._add_sums_of_maps(task, outputs.maps[task.name], labels)
                     else:
                         own = logits[:, self.network_tasks.columns[task.name]]
@@ -176,28 +191,47 @@ class _Share:
 
     def _add_sums(self, task: Task, logits: Tensor, labels: Tensor) -> None:
         known = ~labels.isnan()
-        alone = TaskSet([task], self.network_tasks.losses)
+        alone = self.network_tasks.select([task])
         loss = alone.compute_losses(logits, labels[:, None]).double().sum()
-        own = KINDS[task.kind].sum_batch(task, logits[known], labels[known])
+        own = self.kinds[task.name].sum_batch(task, logits[known], labels[known])
         self.sums[task.name] += torch.cat([torch.stack([loss, known.sum().double()]), own])
 
-    def _add_sums_of_maps(self, task: Task, maps: Tensor, labels: AnyLabels) -> None:
-        kind = KINDS[task.kind]
+    def _add_sums_of_maps(self, task: Task, maps: Tensor, labels: Labels) -> None:
+        kind = self.kinds[task.name]
         assert isinstance(kind, DenseKind)
-        assert isinstance(labels, Labels)
-        codes = labels.maps[task.name]
-        alone = TaskSet([task], self.network_tasks.losses)
-        losses = alone.compute_losses(Outputs(maps[:, :0, 0, 0], {task.name: maps}), labels)
-        own = kind.sum_maps(task, resize_maps(maps, codes.shape[-2:]), codes)
-        num_labelled = (~labels.isnan()).sum()
-        totals = torch.stack([losses.double().sum(), num_labelled.double()])
-        self.sums[task.name] += torch.cat([totals, own])
+        alone = self.network_tasks.select([task])
+        is_labelled = (~labels.isnan()).sum(dim=1).tolist()
+        labels = labels.to(maps.device, non_blocking=True)
+        total = self.sums[task.name].to(maps.device)
+        for number, is_known in enumerate(is_labelled):
+            if is_known:
+                own_labels = labels[number : number + 1]
+                codes = own_labels.maps[task.name]
+                own_maps = maps[number : number + 1].float()
+                outputs = Outputs(own_maps[:, :0, 0, 0], {task.name: own_maps})
+                loss = alone.compute_losses(outputs, own_labels).double().sum()
+                own = kind.sum_maps(task, resize_maps(own_maps, codes.shape[-2:]), codes)
+                total = total + torch.cat([torch.stack([loss, torch.ones_like(loss)]), own])
+        self.sums[task.name] = total
+
+    def add_over_ranks(self, ranks: Ranks) -> dict[str, Tensor]:
+        """On rank 0 the sums of every task over all ranks, by one message; nothing on the others."""
+        if not self.sums:
+            return {}
+        own = torch.cat([one.cpu() for one in self.sums.values()])
+        # Added in the order of ranks, so that the same ranks give the same bits.
+        gathered = ranks.gather_rows(own[None])
+        if not gathered:
+            return {}
+        total = torch.cat(gathered).sum(dim=0)
+        parts = torch.split(total, [len(one) for one in self.sums.values()])
+        return dict(zip(self.sums, parts, strict=True))
 
     def compute_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The sum of the losses of all samples and of the tasks in rows, in float64."""
         if not self.by_rows:
             return torch.zeros((), dtype=torch.float64)
-        tasks = TaskSet(self.by_rows, self.network_tasks.losses)
+        tasks = self.network_tasks.select(self.by_rows)
         return tasks.compute_losses(outputs, labels).double().sum()
 
 
@@ -207,10 +241,10 @@ def _score_samples(
     split: str,
     data: DataConfig,
     gathered: Sequence[Sequence[Tensor]],
-    sums_of_ranks: Mapping[str, Sequence[Tensor]],
+    sums: Mapping[str, Tensor],
     num_bad: Counter[str],
 ) -> Scores:
-    """`gathered`: the columns of a share, and `sums_of_ranks` its sums [1, 2 + k], of every rank."""
+    """`gathered`: the columns of a share of every rank; `sums` [2 + k] of all of them."""
     problem = describe_too_many_bad(num_bad, data, info, split)
     if problem is not None:
         raise UserError(problem)
@@ -219,7 +253,6 @@ def _score_samples(
         raise UserError(
             f"No sample of '{split}' could be read, so nothing is left to evaluate on. Repair {info.path}, or pack it again."
         )
-    sums = {name: torch.cat(list(parts)).sum(dim=0) for name, parts in sums_of_ranks.items()}
     rows = locate_outputs(share.by_rows)
     finite = {name: outputs[:, columns].isfinite().all() for name, columns in rows.items()}
     finite |= {name: own.isfinite().all() for name, own in sums.items()}
@@ -239,7 +272,7 @@ def _score_samples(
         if task.name in sums:
             own_loss, num_labelled, *_ = sums[task.name].tolist()
             loss += own_loss
-            own = KINDS[task.kind].score_sums(task, sums[task.name][2:].numpy())
+            own = share.kinds[task.name].score_sums(task, sums[task.name][2:].numpy())
             scored[task.name] = own | {"num_labelled": int(num_labelled)}
     return {
         "loss": float(loss / len(outputs)),

@@ -13,15 +13,18 @@ from distbranch.adashare.policy import sample_policy
 from distbranch.branching.routing import Policy, share_all_blocks
 from distbranch.branching.tree import Tree, build_independent_tree, build_tree_of_groups
 from distbranch.config import Config
+from distbranch.config.network import ModelConfig
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import load_model
 from distbranch.engine.run_directory import RunDirectory, read_first_decision
 from distbranch.engine.run_start import begins_anew
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
+from distbranch.kinds import KINDS
 from distbranch.models.architecture import Architecture
 from distbranch.models.backbone import Backbone, freeze_arguments
 from distbranch.models.delta import copy_state
+from distbranch.models.dense_heads import HEAD_WIDTHS, HeadPlan
 from distbranch.models.low_rank import check_same, low_rank_beginning
 from distbranch.models.network import Network
 from distbranch.models.pretrained import HOW_TO_GET, WideNetwork, read_weights, wide_network
@@ -67,20 +70,34 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     Where a scout decides on the tree it is thin until that is done.
 
     Raises:
-        UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set; or tasks should
-            skip units of a backbone in which none can be skipped.
+        UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set; tasks should skip
+            units of a backbone in which none can be skipped; or `data.crop` of one whose weights are for one size.
     """
     model, method = config.model, config.method
     size = config.data.image_size or info.image_size
-    arguments = freeze_arguments(model.arguments)
+    arguments = dict(model.arguments)
+    has_maps = any(KINDS[task.kind].is_dense for task in info.tasks)
+    if has_maps and model.is_of_timm:
+        arguments.setdefault("global_pool", "")  # which would leave no positions
     backbone = Backbone(
-        model.backbone, size, model.width, model.width_fraction, model.widths, arguments=arguments
+        model.backbone,
+        size,
+        model.width,
+        model.width_fraction,
+        model.widths,
+        arguments=freeze_arguments(arguments),
+        output_stride=model.output_stride,
     )
     if model.pretrained is not None:
         backbone = match_colours(backbone, config.data.mean, config.data.std)
     if config.data.crop is not None:
         _check_crop(backbone, config.data.crop)
-    thin = Architecture(backbone, info.tasks, delta_rank=method.rank_between_branches)
+    thin = Architecture(
+        backbone,
+        info.tasks,
+        delta_rank=method.rank_between_branches,
+        dense_head=_plan_heads(model, has_maps=has_maps),
+    )
     _check_delta_rank(thin)
     if method.name == "adashare" and not thin.num_blocks:
         raise UserError(
@@ -100,6 +117,23 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     if method.has_scout:
         return thin.with_tree(_decided_tree(config, thin))
     return thin.factorised() if method.name == "low-rank" else thin
+
+
+def _plan_heads(model: ModelConfig, *, has_maps: bool) -> HeadPlan:
+    """Those of dense tasks.
+
+    Raises:
+        UserError: settings of such heads would have no effect.
+    """
+    given = [key for key in ("head", "head_width") if getattr(model, key) is not None]
+    if given and not has_maps:
+        key = given[0]
+        raise UserError(
+            f"model.{key}={getattr(model, key)} is of the heads of dense tasks (segmentation, depth, normals, heat), and the data have "
+            "none. Leave it out."
+        )
+    name = model.head or "light"
+    return HeadPlan(name, model.head_width or HEAD_WIDTHS[name])
 
 
 def _check_delta_rank(thin: Architecture) -> None:

@@ -24,6 +24,7 @@ from distbranch.config import Config
 from distbranch.data.plan import Turns
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks, send_to
+from distbranch.engine.pixel_shares import share_pixels
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
 from distbranch.maps import AnyLabels, AnyOutputs, concatenate_outputs
@@ -98,11 +99,20 @@ class PolicySearch:
         # In fp64, so that the order in which passes and ranks are added stays below the rounding of the policy itself.
         gradient = torch.zeros_like(leaf, dtype=torch.float64)
         outputs = []
-        for images, labels, groups in parts:
+        batch_size = self.config.train.batch_size
+        over_pixels = self.config.loss.over == "pixels"
+        shares: list[Tensor] | None = None
+        for number, (images, labels, groups) in enumerate(parts):
             with autocast:
                 answer = network(images, self.relax_decisions(leaf, step), flat=True, groups=groups)
             assert not isinstance(answer, dict)
-            loss = network.tasks.compute_losses(answer, labels).sum() / self.config.train.batch_size
+            losses = network.tasks.compute_losses(answer, labels)
+            if over_pixels and shares is None:
+                every = [one for _, one, _ in parts]
+                shares = share_pixels(network.tasks, answer, every, ranks, batch_size=batch_size)
+            if shares is not None:
+                losses = losses * shares[number]
+            loss = losses.sum() / batch_size
             gradient += torch.autograd.grad(loss, leaf)[0]
             outputs.append(answer.detach())
 

@@ -24,6 +24,7 @@ from distbranch.engine.run_start import (
     write_config,
     write_environment,
 )
+from distbranch.engine.sample_maps import write_sample_maps
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import StoppedEarly
 from distbranch.permissions import explain_damage
@@ -143,6 +144,10 @@ class RunFiles:
             "world_size": state.ranks.world_size,
             "bad_samples": state.progress.num_bad,
         }
+        if architecture.dense_tasks:  # whose heads may outweigh all they stand on
+            heads = architecture.measure_heads()
+            summary["head_weights"] = heads.weights
+            summary["head_multiply_adds"] = heads.multiply_adds
         if architecture.delta_rank is not None:
             summary["folded_weights"] = architecture.folded.cost().weights
         if config.model.widths is not None:  # a key that only such runs have
@@ -156,7 +161,12 @@ class RunFiles:
             summary["scout"] = scout | {"cost_in_all": (own_cost + its_cost) / own_cost}
         # The result comes last, for with it the run counts as finished.
         self.write_sharing(state)
-        save_model(self.directory.model, state.net.network.as_served(), state.preprocessing)
+        served = state.net.network.as_served()
+        save_model(self.directory.model, served, state.preprocessing)
+        if served.tasks.dense:
+            write_sample_maps(
+                self.directory.sample_maps, served, state.info, config.data, state.ranks
+            )
         write_json(self.directory.result, summary)
         self.remote_run.upload()
         return summary

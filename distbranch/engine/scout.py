@@ -32,10 +32,10 @@ from distbranch.engine.run_directory import (
 from distbranch.engine.run_log import Event, Report
 from distbranch.engine.run_start import begins_anew, write_config
 from distbranch.errors import UserError
-from distbranch.losses import choose_losses
+from distbranch.losses import build_task_set
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
-from distbranch.tasks import Task, TaskSet
+from distbranch.tasks import Task
 
 AFFINITY_FILE = "affinity/round-00.npz"  # the decision is that of round 0, before the first step
 
@@ -207,7 +207,7 @@ def _share_scout(config: Config, info: DatasetInfo, ranks: Ranks) -> Network:
     network = loaded or Network(architecture, config.data.mean, config.data.std)
     network.to(ranks.device)
     ranks.broadcast_tensors(list(network.state_dict().values()))
-    network.tasks = TaskSet(architecture.tasks, choose_losses(config.loss.functions))
+    network.tasks = build_task_set(architecture.tasks, config.loss)
     return network
 
 

@@ -34,9 +34,8 @@ from distbranch.engine.scout import decide_on_tree, report_as_scout
 from distbranch.engine.trainer import Trainer
 from distbranch.engine.training_state import AFFINITY, TrainingState
 from distbranch.errors import UserError
-from distbranch.losses import choose_losses
+from distbranch.losses import build_task_set
 from distbranch.plugins import describe_plugin_failure, hash_plugins
-from distbranch.tasks import TaskSet
 
 STORAGE_ERRORS = (
     errno.ENOSPC,
@@ -152,7 +151,14 @@ def build_trainer(
             return None
         network, size = state.net.network, config.train.eval_batch_size
         return evaluate_split(
-            network, info, split, ranks, config.data, batch_size=size, bf16=state.bf16
+            network,
+            info,
+            split,
+            ranks,
+            config.data,
+            batch_size=size,
+            bf16=state.bf16,
+            byte_angles=config.metrics.byte_angles,
         )
 
     def measure_kind(kind: str, layer: int) -> MeasuredAffinity:
@@ -228,7 +234,7 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
     """
     network, _ = load_model(directory)
     config = load_config(RunDirectory(directory).config)
-    network.tasks = TaskSet(network.tasks.tasks, choose_losses(config.loss.functions))
+    network.tasks = build_task_set(network.tasks.tasks, config.loss)
     info = read_dataset(data) if data else read_data(config.data)
     known = {task.name: task for task in network.tasks.tasks}
     other = [
@@ -244,7 +250,16 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
     ranks = Ranks.alone()
     network.to(ranks.device)
     size, bf16 = config.train.eval_batch_size, RunDirectory(directory).precision == "bf16"
-    return evaluate_split(network, info, split, ranks, config.data, batch_size=size, bf16=bf16)
+    return evaluate_split(
+        network,
+        info,
+        split,
+        ranks,
+        config.data,
+        batch_size=size,
+        bf16=bf16,
+        byte_angles=config.metrics.byte_angles,
+    )
 
 
 def find_thin_baselines(result: RunResult) -> list[dict[str, Any]]:

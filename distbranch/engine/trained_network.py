@@ -23,12 +23,11 @@ from distbranch.engine.optimizer_and_schedule import (
     load_slots,
     shorten_memory,
 )
-from distbranch.losses import choose_losses
+from distbranch.losses import build_task_set
 from distbranch.models.architecture import Architecture
 from distbranch.models.delta import copy_state, draw_deltas
 from distbranch.models.network import Network
 from distbranch.models.norm import BatchNorm
-from distbranch.tasks import TaskSet
 
 _BUFFER_SYNC = "forward_sync_buffers"  # the argument of DDP, of another name before torch 2.13
 if _BUFFER_SYNC not in inspect.signature(DistributedDataParallel).parameters:
@@ -78,7 +77,7 @@ class TrainedNetwork:
     ) -> None:
         """A new network, optimiser and wrapper; `slots` are the optimiser's tensors as `parameter:slot`."""
         network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
-        network.tasks = TaskSet(architecture.tasks, choose_losses(self.config.loss.functions))
+        network.tasks = build_task_set(architecture.tasks, self.config.loss)
         network.load_state_dict(dict(model))
         self.network = network.to(self.ranks.device)  # channels last, as made
         self.network.train()

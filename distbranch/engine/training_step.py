@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from distbranch.config import TrainConfig
 from distbranch.engine.distributed import Pending, Ranks
 from distbranch.engine.optimizer_and_schedule import compute_learning_rate, set_learning_rate
+from distbranch.engine.pixel_shares import share_pixels
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import SharedError
 from distbranch.maps import AnyLabels, split_labels
@@ -109,6 +110,8 @@ class TrainingStep:
                 self.net.network, self.progress.iteration
             )
         self.net.optimizer.zero_grad(set_to_none=True)
+        over_pixels = self.config.loss.over == "pixels"
+        shares: list[Tensor] | None = None
 
         for number, (images, part_labels, groups) in enumerate(parts):
             is_last = number == len(parts) - 1
@@ -127,6 +130,13 @@ class TrainingStep:
                 # The sums begin before the last backward pass, which is long enough for them.
                 if is_last:
                     self._start_step_sums(torch.cat(margins), labels, loss_sums)
+                if over_pixels and shares is None:
+                    every = [one for _, one, _ in parts]
+                    shares = share_pixels(
+                        tasks, outputs, every, self.ranks, batch_size=self.config.train.batch_size
+                    )
+                if shares is not None:
+                    losses = losses * shares[number]
                 torch.autograd.backward(losses.sum() * scale)
 
     def _start_step_sums(self, margins: Tensor, labels: AnyLabels, losses: Tensor) -> None:

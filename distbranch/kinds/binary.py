@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distbranch.errors import UserError
-from distbranch.kinds.kind import KINDS, Answer, Array, Kind, LabelValue, Metric, Metrics
+from distbranch.kinds.kind import KINDS, Answer, Array, Kind, LabelValue, Metric, Metrics, Summary
 from distbranch.kinds.label_counts import ClassCounts, Counts, merge_class_counts
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ class Binary(Kind):
         shares: list[Answer] = logits[:, 0].sigmoid().tolist()
         return shares
 
-    def write_answer(self, task: Task, answer: Answer) -> dict[str, str]:
+    def write_answer(self, task: Task, answer: Summary) -> dict[str, str]:
         # Six digits, for scores are computed in float32, which has seven.
         return {task.name: f"{answer:.6f}"}
 
-    def describe_answer(self, task: Task, answer: Answer, threshold: float) -> str:
+    def describe_answer(self, task: Task, answer: Summary, threshold: float) -> str:
         assert isinstance(answer, float)
         return f"{task.name} ({answer:.0%})" if answer >= threshold else ""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distbranch.errors import UserError
 from distbranch.kinds.binary import Binary, count_classes
-from distbranch.kinds.kind import KINDS, Answer, Array, Kind, LabelValue, Metric, Metrics
+from distbranch.kinds.kind import KINDS, Answer, Array, Kind, LabelValue, Metric, Metrics, Summary
 from distbranch.kinds.label_counts import ClassCounts, Counts, merge_class_counts
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ class Categorical(Kind):
         """The probability of every class [B, classes]. logits: [B, K]."""
         return logits.softmax(dim=1)
 
-    def write_answer(self, task: Task, answer: Answer) -> dict[str, str]:
+    def write_answer(self, task: Task, answer: Summary) -> dict[str, str]:
         assert isinstance(answer, dict)
         return {f"{task.name}:{name}": f"{share:.6f}" for name, share in answer.items()}
 
-    def describe_answer(self, task: Task, answer: Answer, threshold: float) -> str:
+    def describe_answer(self, task: Task, answer: Summary, threshold: float) -> str:
         assert isinstance(answer, dict)
         best = max(answer, key=answer.__getitem__)
         return f"{task.name}={best} ({answer[best]:.0%})"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distbranch.errors import UserError
-from distbranch.kinds.kind import Array, Kind, Metrics
+from distbranch.kinds.kind import Answer, Array, Kind, Metrics, Summary
 from distbranch.kinds.label_counts import Counts, LabelCounts, merge_class_counts
 from distbranch.kinds.map_counts import MapCounts
 
@@ -61,7 +61,7 @@ class DenseKind(Kind, ABC):
 
     @abstractmethod
     def compute_pixel_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of every pixel [B, H, W]. outputs: [B, K, H, W]."""
+        """The loss of every pixel [B, H, W], unless `loss.functions` names another. outputs: [B, K, H, W]."""
 
     def mirror_codes(self, codes: Array) -> Array:
         """The codes [H, W] or [H, W, C] of the picture mirrored left to right."""
@@ -111,9 +111,46 @@ class DenseKind(Kind, ABC):
     def score_sums(self, task: Task, sums: Array) -> Metrics:
         """The metrics of the sums over all samples."""
 
+    def with_byte_angles(self) -> DenseKind:
+        """The kind with what `metrics.byte_angles` adds to its metrics; itself, if that is nothing."""
+        return self
 
-def average_valid(values: Tensor, valid: Tensor) -> Tensor:
-    """The mean over the labelled pixels of every sample [B]; 0, with gradient 0, where there is none. values, valid: [B, H, W]."""
+    # ---- prediction
+
+    @abstractmethod
+    def predict(self, task: Task, logits: Tensor) -> list[Answer]:
+        """A picture of answers for every image. logits: [B, K, H, W]."""
+
+    @abstractmethod
+    def encode_answer(self, task: Task, answer: Array) -> Array:
+        """An answer as codes of labels, which a label file holds."""
+
+    @abstractmethod
+    def summarise_answer(self, task: Task, answer: Answer) -> Summary:
+        """A few numbers that a picture of answers comes down to, by name."""
+
+    def write_answer(self, task: Task, answer: Summary) -> dict[str, str]:
+        assert isinstance(answer, dict)
+        return {f"{task.name}:{name}": f"{value:.6g}" for name, value in answer.items()}
+
+    @abstractmethod
+    def draw_codes(self, task: Task, codes: Array) -> Array:
+        """Codes as a picture for people: uint8 [H, W, 3], black where not labelled, or values [H, W], NaN there, for a colour map."""
+
+    def get_palette(self) -> Array | None:
+        """Colours of codes, uint8 [256, 3], where codes are numbers of something; else None."""
+        return None
+
+    error_unit: ClassVar[str] = ""
+
+    @abstractmethod
+    def measure_errors(self, task: Task, found: Array, truth: Array) -> Array:
+        """How wrong codes are at each pixel, float32 [H, W]; NaN where the truth is not labelled."""
+
+
+def average_valid(values: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean of every sample [B]; 0, with gradient 0, where all weights are 0. values, weights (of 0 and more): [B, H, W]."""
     # Chosen and not multiplied, for 0 times infinity is NaN.
-    kept = torch.where(valid, values, 0.0)
-    return kept.sum(dim=(1, 2)) / valid.sum(dim=(1, 2)).clamp(min=1)
+    kept = torch.where(weights > 0, values, 0.0) * weights
+    total = weights.sum(dim=(1, 2))
+    return kept.sum(dim=(1, 2)) / torch.where(total > 0, total, 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from distbranch.errors import UserError
 from distbranch.kinds.dense import DenseKind
-from distbranch.kinds.kind import KINDS, UNIT_OF_TASK, Array, Metric, Metrics
+from distbranch.kinds.digits import write_digits
+from distbranch.kinds.kind import KINDS, Answer, Array, Metric, Metrics, Summary
 from distbranch.kinds.label_counts import Counts, LabelCounts
 from distbranch.kinds.map_counts import DepthCounts, merge_depth_counts
 
@@ -20,15 +23,31 @@ if TYPE_CHECKING:
 
 LARGEST_CODE = 65535
 QUANTITIES = {"depth": "m", "disparity": "pixels"}
+RATIO = 1.25  # a pixel is right whose depth is within this factor of the truth, or within its square or cube
+POWERS = (1, 2, 3)
+
+
+def _list_metrics(quantity: str) -> dict[str, Metric]:
+    unit = QUANTITIES[quantity]
+    found = {
+        "abs_error": Metric("Abs. error", unit, lower_is_better=True, is_drawn=True, in_delta=True),
+        "rel_error": Metric("Rel. error", "", lower_is_better=True, in_delta=True),
+        "rmse": Metric("RMSE", unit, lower_is_better=True, is_first=True),
+    }
+    found |= {f"delta{power}": Metric(f"\u03b4{power}") for power in POWERS}
+    if quantity == "depth":
+        return found
+    named = {}
+    for name, metric in found.items():
+        named[f"{quantity}_{name}"] = replace(metric, title=f"Disparity {metric.in_words}")
+    return named
 
 
 class Depth(DenseKind):
     """The absolute error. What a loader gives is in metres or pixels already, 0 where not labelled."""
 
-    metrics = {
-        "abs_error": Metric("Abs. error", UNIT_OF_TASK, lower_is_better=True, is_averaged=False),
-        "rel_error": Metric("Rel. error", lower_is_better=True, is_averaged=False),
-    }
+    # Metres and pixels have no mean, so that of a disparity has names of its own.
+    metrics = _list_metrics("depth") | _list_metrics("disparity")
     fields = ("scale", "quantity")
     meaning = "[batch, 1, height, width], metres or pixels"
     suffix = "png16"
@@ -69,20 +88,56 @@ class Depth(DenseKind):
         return merge_depth_counts(parts)
 
     def count_sums(self, task: Task) -> int:
-        return 3
+        return 4 + len(POWERS)
 
     def sum_maps(self, task: Task, outputs: Tensor, codes: Tensor) -> Tensor:
-        """Number of pixels, sums of absolute and of relative errors."""
+        """Number of pixels, sums of absolute, relative and squared errors, and how many pixels are within each ratio."""
         valid = self.find_valid(codes)
-        truth = codes[valid].double()
-        error = (outputs[:, 0][valid].double() - truth).abs()
-        return torch.stack([valid.sum().double(), error.sum(), (error / truth).sum()])
+        truth = torch.where(valid, codes, 1).double()
+        found = torch.where(valid, outputs[:, 0].double(), truth)
+        error = (found - truth).abs()
+        ratio = torch.maximum(found / truth, truth / found)
+        sums = [valid.sum().double(), error.sum(), (error / truth).sum(), error.square().sum()]
+        for power in POWERS:
+            is_near = (ratio < RATIO**power) & (found > 0)
+            sums.append((is_near & valid).sum().double())
+        return torch.stack(sums)
 
     def score_sums(self, task: Task, sums: Array) -> Metrics:
-        count, absolute, relative = sums.tolist()
+        count, absolute, relative, squared, *near = sums.tolist()
+        names = _list_metrics(task.quantity)
         if not count:
-            return dict.fromkeys(self.metrics)
-        return {"abs_error": absolute / count, "rel_error": relative / count}
+            return dict.fromkeys(names)
+        rmse = math.sqrt(squared / count)
+        values = [absolute / count, relative / count, rmse, *(one / count for one in near)]
+        return dict(zip(names, values, strict=True))
+
+    def predict(self, task: Task, logits: Tensor) -> list[Answer]:
+        """Metres or pixels, float32 [H, W]."""
+        return list(logits[:, 0].float().cpu().numpy())
+
+    def encode_answer(self, task: Task, answer: Array) -> Array:
+        return encode_depth(task, answer, answer > 0)
+
+    def summarise_answer(self, task: Task, answer: Answer) -> Summary:
+        """The 1st and the 99th percentile, and between them the median."""
+        assert isinstance(answer, np.ndarray)
+        low, middle, high = np.percentile(answer, (1, 50, 99)).tolist()
+        return {"low": low, "median": middle, "high": high}
+
+    def describe_answer(self, task: Task, answer: Summary, threshold: float) -> str:
+        assert isinstance(answer, dict)
+        low, middle, high = (write_digits(value, 3) for value in answer.values())
+        return f"{task.name}: {low} to {high} {self.get_unit(task)} (median {middle})"
+
+    def draw_codes(self, task: Task, codes: Array) -> Array:
+        """Metres or pixels."""
+        return np.where(codes > 0, decode_depth(task, codes), np.nan)
+
+    def measure_errors(self, task: Task, found: Array, truth: Array) -> Array:
+        """In metres or pixels."""
+        difference = np.abs(decode_depth(task, found) - decode_depth(task, truth))
+        return np.where(truth > 0, difference, np.nan)
 
 
 def encode_depth(task: Task, values: Array, valid: Array) -> Array:

@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Metrics = dict[str, float | None]  # None where the labels do not define it
 LabelValue = int | float | str  # as it stands in a packed sample
-Answer = float | dict[str, float]  # what is predicted of one image
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits [B, n, K] and labels [B, n] without NaN: [B, n]
+Summary = float | dict[str, float]  # as a table or a CSV tells an answer
+Answer = Summary | Array  # what is predicted of one image; an array of a dense task
+# Logits [B, n, K] and labels [B, n] without NaN: [B, n]; of a dense kind outputs [B, K, H, W] and targets [B, ...]: [B, H, W].
+Loss = Callable[[Tensor, Tensor], Tensor]
+PER_CLASS = (
+    "iou:"  # begins the names of what a task has once per class, which no table of tasks shows
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,12 @@ class Metric:
     """How a score is told.
 
     title: its name at the head of a column.
-    unit: "%" of a share in 0..1, "" of a plain number, or UNIT_OF_TASK.
+    unit: "%" of a share in 0..1, "" of a plain number, UNIT_OF_TASK, or any other, which follows the title.
     lower_is_better: of an error.
     is_averaged: whether the mean over tasks says anything; of what is in the unit of each table it does not.
     is_drawn: whether TensorBoard has it for every task, beside the mean.
+    in_delta: whether Delta compares it with that of single-task networks.
+    is_first: whether `delta_first` does, which compares one metric per task.
     """
 
     title: str
@@ -45,11 +52,18 @@ class Metric:
     lower_is_better: bool = False
     is_averaged: bool = True
     is_drawn: bool = False
+    in_delta: bool = False
+    is_first: bool = False
 
     @property
     def in_words(self) -> str:
-        """The title within a sentence; R2 stays what it is."""
-        return self.title if self.title.isupper() else self.title.lower()
+        """The title within a sentence; R2, RMSE and mIoU stay what they are."""
+        return " ".join(map(_lower_word, self.title.split(" ")))
+
+
+def _lower_word(word: str) -> str:
+    is_name = any(map(str.isupper, word[1:])) or (word.isupper() and len(word) > 1)
+    return word if is_name else word.lower()
 
 
 UNIT_OF_TASK = "unit of the task"
@@ -137,12 +151,17 @@ class Kind:
         answers: list[Answer] = (logits[:, 0].double() * task.deviation + task.mean).tolist()
         return answers
 
-    def write_answer(self, task: Task, answer: Answer) -> dict[str, str]:
+    def summarise_answer(self, task: Task, answer: Answer) -> Summary:
+        """An answer as tables tell it: of a dense task a few numbers, of others the answer itself."""
+        assert isinstance(answer, float | dict)
+        return answer
+
+    def write_answer(self, task: Task, answer: Summary) -> dict[str, str]:
         """An answer as cells of a CSV, by column."""
         # Float32 has seven digits, to which a mean adds others: seconds since 1970 have ten.
         return {task.name: f"{answer:.10g}"}
 
-    def describe_answer(self, task: Task, answer: Answer, threshold: float) -> str:
+    def describe_answer(self, task: Task, answer: Summary, threshold: float) -> str:
         """An answer for people; empty if it is less probable than `threshold`."""
         assert isinstance(answer, float)
         return f"{task.name}={write_digits(answer, 4)} {task.unit}".rstrip()

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from distbranch.kinds.binary import count_classes
 from distbranch.kinds.categorical import Categorical
-from distbranch.kinds.kind import KINDS, Answer, Array, Metric, Metrics
+from distbranch.kinds.kind import KINDS, Array, Metric, Metrics, Summary
 from distbranch.kinds.label_counts import Counts
 from distbranch.kinds.number import Number, correlate_ranks
 
@@ -61,7 +61,7 @@ class Ordinal(Categorical):
         ends = above.new_ones(len(above), 1)
         return torch.cat([ends, above], dim=1) - torch.cat([above, 0 * ends], dim=1)
 
-    def describe_answer(self, task: Task, answer: Answer, threshold: float) -> str:
+    def describe_answer(self, task: Task, answer: Summary, threshold: float) -> str:
         """The median, which is what is scored; the most probable class may lie at either end."""
         assert isinstance(answer, dict)
         cumulated = zip(answer, accumulate(answer.values()), strict=True)

@@ -103,6 +103,7 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         ),
         ("parameters", f"{parameters:,} ({_describe_weights(architecture)})"),
         ("multiply-adds per image", f"{multiply_adds(architecture):,}"),
+        *_describe_dense_heads(architecture),
         ("ranks", f"{launch.workers} on {place}, device {device}"),
         ("gradients on the wire per step and rank", f"{parameters * FLOAT32:,} bytes"),
         ("margins and losses per step and rank", f"{3 * num_tasks * FLOAT64:,} bytes"),
@@ -127,6 +128,15 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share, norm=norm
     )
     return Plan(lines, tuple(scales))
+
+
+def _describe_dense_heads(architecture: Architecture) -> list[tuple[str, str]]:
+    """What heads take of the numbers above, where they may take the most."""
+    if not architecture.dense_tasks:
+        return []
+    cost = architecture.measure_heads()
+    told = f"{cost.parameters:,} of these parameters, {cost.multiply_adds:,} of the multiply-adds"
+    return [(f"heads ({architecture.dense_head.name})", told)]
 
 
 def _describe_scout(config: Config, info: DatasetInfo, step: StepTime) -> list[tuple[str, str]]:

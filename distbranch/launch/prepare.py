@@ -22,9 +22,11 @@ from distbranch.engine.run_log import Report
 from distbranch.engine.run_start import begin_run
 from distbranch.engine.scout import check_scout
 from distbranch.errors import UsageError, UserError
+from distbranch.kinds import KINDS
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.processes import look_until
 from distbranch.locks import hold_lock
+from distbranch.losses import build_task_set
 
 logger = logging.getLogger("distbranch")
 MARKER = "DISTBRANCH_MARKER"  # the environment variable that names the file of `check_marker`
@@ -201,6 +203,7 @@ def check_data(config: Config, info: DatasetInfo) -> None:
                 f"The data set {member.path} has no training samples. Pack one with a split named train."
             )
     _warn_absent_kinds(config, info)
+    _check_dense_settings(config, info)
     num_samples = info.splits["train"].num_samples
     if num_samples < config.launch.most_workers:
         raise UserError(
@@ -226,6 +229,31 @@ def _warn_absent_kinds(config: Config, info: DatasetInfo) -> None:
             " and ".join(sorted(absent)),
             info.path,
         )
+
+
+def _check_dense_settings(config: Config, info: DatasetInfo) -> None:
+    """Refuse what is of dense tasks alone where it would change nothing."""
+    kinds = {task.kind for task in info.tasks}
+    given = {
+        "loss.at": config.loss.at != "input",
+        "loss.over": config.loss.over != "samples",
+        "metrics.byte_angles": config.metrics.byte_angles,
+    }
+    has_dense = any(KINDS[kind].is_dense for kind in kinds)
+    for key, is_given in given.items():
+        is_of_normals = key == "metrics.byte_angles"
+        is_read = "normals" in kinds if is_of_normals else has_dense
+        if is_given and not is_read:
+            what = "normals" if is_of_normals else "dense tasks"
+            raise UserError(f"{key} is of {what}, of which {info.path} has none: leave it out.")
+    segmented = {task.name for task in info.tasks if task.kind == "segmentation"}
+    for name in config.loss.class_weights:
+        if name not in segmented:
+            raise UserError(
+                f"loss.class_weights should name segmentation tasks of {info.path} ({', '.join(sorted(segmented)) or 'it has none'}), "
+                f"found {name!r}."
+            )
+    build_task_set(info.tasks, config.loss)  # says what is amiss with numbers of weights
 
 
 def _check_search(config: Config, info: DatasetInfo, num_blocks: int) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from distbranch.branching.routing import Policy, Routing, route_policy, route_tree, share_all_blocks
 from distbranch.branching.tree import Split, Tree
 from distbranch.errors import UserError
+from distbranch.kinds import KINDS
 from distbranch.models.backbone import BASIS, Backbone, Cost, UnitSpec, WeightShape
-from distbranch.tasks import Task
+from distbranch.models.dense_heads import DEFAULT_HEADS, HeadPlan
+from distbranch.tasks import Task, count_logits
 
 VERSION = 2  # of the form in which it is written; the first one is read by models/earlier_runs.py
 
@@ -24,6 +27,7 @@ class Architecture:
     policy: which task executes which block [T][L].
     searches: whether a policy is looked for.
     delta_rank: of the differences between branches that share their weights (models/delta.py); None: they are copies.
+    dense_head: how the heads of dense tasks are made.
     """
 
     backbone: Backbone
@@ -32,8 +36,11 @@ class Architecture:
     policy: Policy | None = None
     searches: bool = False
     delta_rank: int | None = None
+    dense_head: HeadPlan = DEFAULT_HEADS
 
     def __post_init__(self) -> None:
+        if self.dense_tasks:
+            self._check_has_map()
         if self.backbone.low_rank and self.splits:
             raise UserError(
                 "The low-rank baseline is made of a network without branches, but this one has branched."
@@ -45,6 +52,18 @@ class Architecture:
                 f"The policy should decide {self.num_blocks} blocks for each of {len(self.tasks)} tasks, found "
                 f"{sorted(sizes)} blocks for {len(rows)}."
             )
+
+    def _check_has_map(self) -> None:
+        """Refuse dense tasks over features without positions."""
+        features = self.backbone.specs[-1].features
+        if len(features) == 3 and math.prod(self.map_shape[1:]) > 1:
+            return
+        names = ", ".join(task.name for task in self.dense_tasks[:3])
+        height, width = self.image_size
+        raise UserError(
+            f"Dense tasks ({names}) need a network that ends in a map of features, found that {self.backbone.source} ends in one vector "
+            f"for an image of {height}x{width} pixels. Use model.backbone=resnet18 with model.output_stride=8, say, or larger images."
+        )
 
     @classmethod
     def thin(
@@ -71,8 +90,13 @@ class Architecture:
 
     @property
     def num_outputs(self) -> int:
-        """O, the number of outputs of all tasks."""
-        return sum(task.num_outputs for task in self.tasks)
+        """O, the number of outputs of all tasks that are not dense."""
+        return count_logits(self.tasks)
+
+    @property
+    def dense_tasks(self) -> tuple[Task, ...]:
+        """Those whose outputs are maps."""
+        return tuple(task for task in self.tasks if KINDS[task.kind].is_dense)
 
     @property
     def num_blocks(self) -> int:
@@ -153,7 +177,8 @@ class Architecture:
 
     def shared_by(self, tasks: tuple[Task, ...]) -> Architecture:
         """The thin network of the same widths and images for these tasks, which share every unit, of full rank."""
-        shared = Architecture(replace(self.backbone, low_rank=False), tasks)
+        backbone = replace(self.backbone, low_rank=False)
+        shared = Architecture(backbone, tasks, dense_head=self.dense_head)
         return (
             shared.with_policy(share_all_blocks(len(tasks), self.num_blocks))
             if self.has_policy
@@ -170,7 +195,11 @@ class Architecture:
         return replace(self, tasks=tasks, splits=self.tree.restricted(numbers).splits)
 
     def cost(self) -> Cost:
-        """Of all units and heads: a unit is paid once per copy, and run once per way; of delta branches what is stored."""
+        """Of all units and heads, at the image size of the backbone."""
+        return self.measure_units() + self.measure_heads()
+
+    def measure_units(self) -> Cost:
+        """Of all units: one is paid once per copy, and run once per way; of delta branches what is stored."""
         weights = parameters = multiply_adds = 0
         for number, spec in enumerate(self.specs):
             copies = self.routing.copies(number)
@@ -189,10 +218,25 @@ class Architecture:
                 # No scale of a batch norm can be folded into what other branches share.
                 weights += spec.num_scales * len(copies) - saved
                 parameters -= saved
+        return Cost(weights, parameters, multiply_adds)
+
+    def measure_heads(self) -> Cost:
+        """Of the heads alone, which of dense tasks may outweigh all units."""
         heads = self.specs[-1].width * self.num_outputs
         if self.output_basis is not None:
             heads = self.output_basis * (self.specs[-1].width + self.num_outputs)
-        return Cost(weights + heads, parameters + heads + self.num_outputs, multiply_adds + heads)
+        cost = Cost(heads, heads + self.num_outputs, heads)
+        for task in self.dense_tasks:
+            cost += self.dense_head.measure(self.map_shape, task.num_outputs)
+        return cost
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """[C, h, w] of the features that dense heads read."""
+        last = self.specs[-1]
+        rest = list(last.features)
+        rest.remove(last.width)
+        return (last.width, *rest)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
@@ -209,6 +253,8 @@ class Architecture:
         }
         if self.delta_rank is not None:
             values["delta_rank"] = self.delta_rank
+        if self.dense_tasks:
+            values["dense_head"] = asdict(self.dense_head)
         return values
 
     @classmethod
@@ -224,6 +270,7 @@ class Architecture:
             policy,
             data["searches"],
             data.get("delta_rank"),
+            HeadPlan(**data.get("dense_head", {})),
         )
 
 

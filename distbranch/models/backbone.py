@@ -39,6 +39,7 @@ Arguments = tuple[tuple[str, Any], ...]
 # Blocks per stage (He et al. 2016); those of resnet50 are bottlenecks.
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 STAGE_WIDTHS = (64, 128, 256, 512)
+OUTPUT_STRIDES = (8, 16, 32)  # of image over features, which a ResNet is given
 
 # The paper's basis filters, by the stage of the layers (conv4 is conv4_1 .. conv4_3), and of the outputs.
 BASIS = {
@@ -60,6 +61,13 @@ class Cost:
     weights: int
     parameters: int
     multiply_adds: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.weights + other.weights,
+            self.parameters + other.parameters,
+            self.multiply_adds + other.multiply_adds,
+        )
 
 
 @dataclass(frozen=True)
@@ -89,11 +97,13 @@ class WeightShape:
 class UnitSpec:
     """What a unit is and costs.
 
-    halvings_above: how often height and width are halved from this unit on up to the heads, its own included: p of Eq. 9.
+    halvings_above: how often height and width are halved from this unit on up to the heads, its own included: p of Eq. 9. Of a
+        backbone with an output stride its own are not, for a block works at the size that it gives.
     max_copies: so many copies of it are together no wider than the unit at full size; None: it has but one size.
     body: what it costs beside its shortcut.
     weights: those that have more than one dimension.
     num_scales: of its batch norms together.
+    features: shape of what it gives for one image.
     """
 
     name: str
@@ -105,6 +115,7 @@ class UnitSpec:
     shortcut: Cost
     weights: tuple[WeightShape, ...]
     num_scales: int
+    features: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,8 @@ class Backbone:
     arguments: further ones of `timm.create_model`, from `freeze_arguments`.
     input_affine: scale and shift of every colour channel of normalised images, for weights that were trained with another mean
         and deviation (models/weights_file.py).
+    output_stride: of a ResNet, how many pixels of the image are one of its features, 8, 16 or 32: strides are replaced from the
+        top by dilation (Chen et al. 2017). None: 32.
     """
 
     source: str
@@ -130,8 +143,11 @@ class Backbone:
     low_rank: bool = False
     arguments: Arguments = ()
     input_affine: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    output_stride: int | None = None
 
     def __post_init__(self) -> None:
+        if self.output_stride is not None:
+            self._check_output_stride()
         if self.is_of_timm:
             if not self.is_full_size:
                 raise UserError(
@@ -160,6 +176,18 @@ class Backbone:
             )
         if self.widths is not None:
             self._check_widths(self.widths)
+
+    def _check_output_stride(self) -> None:
+        if self.source not in BLOCKS:
+            raise UserError(
+                f"An output stride is that of a ResNet ({', '.join(BLOCKS)}), found {self.output_stride} for {self.source}. Leave it "
+                "out; many models of timm take it among their arguments (model.arguments={output_stride: 8})."
+            )
+        if self.output_stride not in OUTPUT_STRIDES:
+            choices = ", ".join(map(str, OUTPUT_STRIDES))
+            raise UserError(
+                f"The output stride of {self.source} should be one of {choices}, found {self.output_stride}."
+            )
 
     def _check_widths(self, widths: tuple[int, ...]) -> None:
         names = replace(self, widths=None).names
@@ -222,7 +250,7 @@ class Backbone:
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON; what is not set stands there only if every backbone always had it."""
         values = asdict(self) | {"image_size": list(self.image_size), "arguments": self.keywords}
-        for name in ("arguments", "input_affine", "widths"):
+        for name in ("arguments", "input_affine", "widths", "output_stride"):
             if not values[name]:
                 del values[name]
         return values
@@ -313,6 +341,7 @@ def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
             through = counter.get_total_flops() - start - around
 
             max_copies = None if plan.full_width is None else plan.full_width // plan.width
+            own_halvings = 0 if backbone.output_stride is None else unit.halvings
             # The parameters of the shortcut are those of a unit that nobody executes.
             spare = plan.build(is_executed=False) if plan.may_skip else nn.Identity()
             whole, past = _count(unit, through), _count(spare, around)
@@ -320,7 +349,7 @@ def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
                 name=plan.name,
                 width=plan.width,
                 max_copies=max_copies,
-                halvings_above=halvings,
+                halvings_above=halvings - own_halvings,
                 may_skip=plan.may_skip,
                 body=Cost(
                     whole.weights - past.weights,
@@ -330,6 +359,7 @@ def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
                 shortcut=past,
                 weights=_list_weights(unit),
                 num_scales=_count_scales(unit),
+                features=tuple(x.shape[1:]),
             )
             specs.append(spec)
             halvings -= unit.halvings
@@ -418,12 +448,25 @@ def _plan_resnet(backbone: Backbone) -> Iterator[UnitPlan]:
     number = 0
     yield UnitPlan("stem", num_inputs, STAGE_WIDTHS[0], partial(_build_stem, num_inputs))
     stages = zip(BLOCKS[backbone.source], STAGE_WIDTHS, strict=True)
+    reached = 4  # the stride of the features so far, the stem's
     for stage, (count, full) in enumerate(stages, start=1):
+        published = 1 if stage == 1 else 2
+        stride = published if reached * published <= (backbone.output_stride or 32) else 1
+        reached *= stride
+        dilation = 2 ** (stage + 1) // reached
         for place in range(1, count + 1):
             number += 1
             width = backbone.thin_width(full, unit=number, expansion=block.expansion)
-            stride = 2 if stage > 1 and place == 1 else 1
-            build = partial(block, num_inputs, width, stride)
+            is_first = place == 1
+            build = partial(
+                block,
+                num_inputs,
+                width,
+                stride if is_first else 1,
+                dilation=dilation,
+                # Also where dilation is all that changes, as in thin networks.
+                projects=is_first and published == 2,
+            )
             num_inputs = width * block.expansion
             name = f"block{stage}_{place}"
             yield UnitPlan(name, num_inputs, full * block.expansion, build, may_skip=True)

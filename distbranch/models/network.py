@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from distbranch.adashare.policy import EXECUTE, SKIP
 from distbranch.branching.routing import Node, Policy, Routing
 from distbranch.errors import UserError
+from distbranch.maps import AnyOutputs, Outputs, resize_maps
 from distbranch.models.architecture import Architecture
 from distbranch.models.delta import DeltaBranches, copy_state, draw_deltas
+from distbranch.models.dense_heads import is_output
 from distbranch.models.norm import BatchNorm, NormGroups
 from distbranch.models.units import (
     Unit,
@@ -33,9 +35,9 @@ from distbranch.tasks import TaskSet
 class Network(nn.Module):
     """A multi-task network whose units are shared as the architecture's routing says.
 
-    Parameters are named `units.<unit>.<copy>.<rest>`, `heads.weight` [O, F], `heads.bias` [O], of low rank `head_basis.weight`,
-    and, while a policy is searched for, `policy_logits` [T, L, 2], which take no gradient by themselves; of delta branches see
-    `DeltaBranches`.
+    Parameters are named `units.<unit>.<copy>.<rest>`, `heads.weight` [O, F], `heads.bias` [O] (absent if all tasks are dense),
+    `dense_heads.<task>.<rest>`, of low rank `head_basis.weight`, and, while a policy is searched for, `policy_logits` [T, L, 2],
+    which take no gradient by themselves; of delta branches see `DeltaBranches`.
 
     Args:
         architecture: what to build.
@@ -77,7 +79,13 @@ class Network(nn.Module):
         if architecture.output_basis is not None:
             self.head_basis = make_unset(nn.Linear, width, architecture.output_basis, bias=False)
             width = architecture.output_basis
-        self.heads: nn.Linear = make_unset(nn.Linear, width, architecture.num_outputs)
+        self.heads: nn.Linear | None = None
+        if architecture.num_outputs:
+            self.heads = make_unset(nn.Linear, width, architecture.num_outputs)
+        self.dense_heads = nn.ModuleDict()
+        for task in architecture.dense_tasks:
+            head = architecture.dense_head.build(architecture.map_shape[0], task.num_outputs)
+            self.dense_heads[task.name] = head
         self.serving = self._serve(self.routing.top)
         self.serving_apart = self._serve(
             range(self.tasks.num_tasks)
@@ -113,7 +121,8 @@ class Network(nn.Module):
                 continue
             if isinstance(module, nn.Conv2d | nn.Linear):
                 # No ReLU follows the heads, nor what a basis gives.
-                gain = 1.0 if name == "heads" or name.endswith("basis") else 2.0
+                is_last = name == "heads" or name.endswith("basis") or is_output(name)
+                gain = 1.0 if is_last else 2.0
                 deviation = math.sqrt(gain / module.weight[0].numel())
                 module.weight.copy_(
                     torch.randn(module.weight.shape, generator=generator) * deviation
@@ -144,8 +153,10 @@ class Network(nn.Module):
         *,
         flat: bool = False,
         groups: NormGroups | None = None,
-    ) -> dict[str, Tensor] | Tensor:
-        """Logits of every task by name, or all of them as one tensor [B, O] if `flat`.
+    ) -> dict[str, Tensor] | AnyOutputs:
+        """Logits of every task by name, of dense ones [B, K, H, W]; if `flat` all of them as one tensor [B, O].
+
+        Where any task is dense these are `Outputs`, whose maps are at the stride of the network.
 
         images: [B, 3, H, W]; uint8 is normalised here, float is taken as normalised already.
         decisions: of a search [T, n, 2], how much every task executes and skips the last n blocks, while all execute those
@@ -164,13 +175,19 @@ class Network(nn.Module):
                 routing = self.architecture.with_policy(self.policy).routing
                 serving = self._serve(routing.top).to(x.device)
             features = self._run(x, routing, groups)
-        outputs = self._apply_heads(serving, features)
-        return outputs if flat else self.tasks.split_by_task(outputs)
+        outputs = self._apply_heads(serving, features, groups)
+        if flat:
+            return outputs
+        if isinstance(outputs, Outputs):
+            size = images.shape[-2:]
+            maps = {name: resize_maps(one, size) for name, one in outputs.maps.items()}
+            outputs = Outputs(outputs.logits, maps)
+        return self.tasks.split_by_task(outputs)
 
     def run_with_features(
         self, images: Tensor, units: Sequence[int]
-    ) -> tuple[Tensor, list[list[Tensor]]]:
-        """All outputs [B, O], and after each of these units (0..L-1, input first) the features [B, ...] of all nodes.
+    ) -> tuple[AnyOutputs, list[list[Tensor]]]:
+        """All outputs, as of `flat`, and after each of these units (0..L-1, input first) the features [B, ...] of all nodes.
 
         Gradients go down to the features of the first of the units and no further.
         """
@@ -185,7 +202,7 @@ class Network(nn.Module):
                 features = [x.detach().requires_grad_() for x in features]
             if number in units:
                 kept.append(features)
-        return self._apply_heads(self.serving, features), kept
+        return self._apply_heads(self.serving, features, None), kept
 
     def _run(self, x: Tensor, routing: Routing, groups: NormGroups | None) -> list[Tensor]:
         features = [x]
@@ -228,17 +245,41 @@ class Network(nn.Module):
 
     def _serve(self, node_of_task: Sequence[int]) -> Serving:
         nodes = []
-        for node, task in zip(node_of_task, self.tasks.tasks, strict=True):
-            nodes += [node] * task.num_outputs
-        return Serving(nodes)
+        node_of_map = {}
+        for number, (node, task) in enumerate(zip(node_of_task, self.tasks.tasks, strict=True)):
+            if number in self.tasks.dense:
+                node_of_map[task.name] = node
+            else:
+                nodes += [node] * task.num_outputs
+        return Serving(nodes, node_of_map)
 
-    def _apply_heads(self, serving: Serving, features: Sequence[Tensor]) -> Tensor:
+    def _apply_heads(
+        self, serving: Serving, features: Sequence[Tensor], groups: NormGroups | None
+    ) -> AnyOutputs:
+        """The outputs of all tasks, from the features of every node."""
+        if not self.tasks.dense:
+            return self._multiply_heads(serving, features)
+        maps = [self._as_map(x) for x in features]
+        answers = {}
+        for name, node in serving.node_of_map.items():
+            answers[name] = self.dense_heads[name](maps[node], groups)
+        return Outputs(self._multiply_heads(serving, maps), answers)
+
+    def _multiply_heads(self, serving: Serving, features: Sequence[Tensor]) -> Tensor:
+        if self.heads is None:
+            return features[0].new_zeros(len(features[0]), 0, dtype=torch.float32)
         tops = []
-        for x in features:
+        for node in serving.nodes:
+            x = features[node]
             top = x.mean(dim=(2, 3)) if x.ndim == 4 else x
             tops.append(top if self.head_basis is None else self.head_basis(top))
         outputs: Tensor = serving(self.heads, tops)
         return outputs
+
+    def _as_map(self, x: Tensor) -> Tensor:
+        """[B, C, h, w], also of a backbone whose channels are last."""
+        is_last = self.architecture.specs[-1].features[0] != self.architecture.map_shape[0]
+        return x.permute(0, 3, 1, 2) if is_last else x
 
     @property
     def policy(self) -> Policy:
@@ -275,11 +316,12 @@ class Network(nn.Module):
         """
         network = Network(architecture, self.mean.flatten().tolist(), self.std.flatten().tolist())
         state = copy_state(self.state_dict(), self.architecture, architecture, tasks)
-        if tasks is not None:
-            parts = list(self.tasks.columns.values())
-            columns = [
-                column for task in tasks for column in range(parts[task].start, parts[task].stop)
-            ]
+        if tasks is not None and self.heads is not None:
+            columns: list[int] = []
+            for task in tasks:
+                if task not in self.tasks.dense:
+                    own = self.tasks.columns[self.tasks.names[task]]
+                    columns += range(own.start, own.stop)
             state |= {
                 f"heads.{key}": value[columns] for key, value in self.heads.state_dict().items()
             }
@@ -294,24 +336,29 @@ class Serving(nn.Module):
 
     Args:
         node_of_output: of every output, the number of the node that serves it [O].
+        node_of_map: of every dense task by name; their heads are modules of their own.
     """
 
     order: Tensor | None
     place: Tensor | None
 
-    def __init__(self, node_of_output: Sequence[int]) -> None:
+    def __init__(
+        self, node_of_output: Sequence[int], node_of_map: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__()
+        self.node_of_map = dict(node_of_map or {})
         order = sorted(
             range(len(node_of_output)), key=node_of_output.__getitem__
         )  # outputs, node by node
-        self.sizes = [node_of_output.count(node) for node in range(max(node_of_output) + 1)]
+        self.nodes = sorted(set(node_of_output))
+        self.sizes = [node_of_output.count(node) for node in self.nodes]
         is_sorted = order == list(range(len(order)))  # then nothing has to be moved
         place = sorted(order, key=order.__getitem__)
         self.register_buffer("order", None if is_sorted else torch.tensor(order), persistent=False)
         self.register_buffer("place", None if is_sorted else torch.tensor(place), persistent=False)
 
     def forward(self, heads: nn.Linear, features: Sequence[Tensor]) -> Tensor:
-        """[B, O] from the features [B, F] of every node, in the precision of the heads whatever the autocast."""
+        """[B, O] from the features [B, F] of each of `nodes`, in the precision of the heads whatever the autocast."""
         with torch.autocast(heads.weight.device.type, enabled=False):
             weight = heads.weight if self.order is None else heads.weight[self.order]
             parts = torch.split(weight, self.sizes)

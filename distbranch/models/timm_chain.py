@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PREFIX = "timm:"
 FAMILIES = "resnet18, regnety_002, efficientnet_b0, mobilenetv3_small_050, convnext_atto, vit_tiny_patch16_224"
+WITH_MAPS = "resnet18, regnety_002, efficientnet_b0, convnext_atto, swin_tiny_patch4_window7_224"
 TOLERANCE = 1e-4  # of features, relative to the largest where that is above 1
 
 
@@ -181,6 +182,11 @@ def divide_model(model: nn.Module, backbone: Backbone) -> dict[str, TimmUnit]:
     except Exception as error:  # likewise
         raise _refuse_size(backbone, error) from None
     nothing = (nn.Identity, nn.modules.dropout._DropoutNd)
+    if isinstance(expected, Tensor) and expected.ndim == 3:
+        raise UserError(
+            f"{name} of timm ends in tokens, found without global pooling, and dense tasks need a map of features. Models that end in "
+            f"one: {WITH_MAPS}."
+        )
     steps = divide(model, opaque=get_notrace_functions())
     groups = group_parts([step for step in steps if not isinstance(step.module, nothing)])
     if len(groups) < 3 or not isinstance(expected, Tensor) or expected.ndim not in (2, 4):

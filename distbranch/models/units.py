@@ -74,10 +74,19 @@ def set_memory_format(module: nn.Module, memory_format: torch.memory_format) -> 
     move(memory_format=memory_format)
 
 
-def make_convolution(num_inputs: int, width: int, size: int, stride: int = 1) -> nn.Module:
+def make_convolution(
+    num_inputs: int, width: int, size: int, stride: int = 1, *, dilation: int = 1
+) -> nn.Module:
     """A convolution without bias that keeps height and width but for its stride."""
     convolution: nn.Module = make_unset(
-        nn.Conv2d, num_inputs, width, size, stride=stride, padding=size // 2, bias=False
+        nn.Conv2d,
+        num_inputs,
+        width,
+        size,
+        stride=stride,
+        padding=size // 2 * dilation,
+        dilation=dilation,
+        bias=False,
     )
     return convolution
 
@@ -162,6 +171,14 @@ class Block(Unit):
     """A basic residual block: two convolutions 3x3, the first with `stride`, and a projection where the shape changes.
 
     Its residual function is absent where no task executes it, the projection where the shortcut is the identity.
+
+    Args:
+        num_inputs: channels before it.
+        width: channels inside.
+        stride: of its first convolution 3x3.
+        dilation: of every convolution 3x3.
+        projects: whether its shortcut is a projection even where the shape stays.
+        is_executed: whether any task needs more of it than the shortcut.
     """
 
     expansion = 1  # of the width, outside of the block
@@ -170,7 +187,14 @@ class Block(Unit):
     second: NormedProduct | None
 
     def __init__(
-        self, num_inputs: int, width: int, stride: int, *, is_executed: bool = True
+        self,
+        num_inputs: int,
+        width: int,
+        stride: int,
+        *,
+        dilation: int = 1,
+        projects: bool = False,
+        is_executed: bool = True,
     ) -> None:
         super().__init__()
         outer = width * self.expansion
@@ -183,11 +207,13 @@ class Block(Unit):
             if is_executed:
                 own = stride if number == strided else 1
                 inputs, outputs = widths[number : number + 2]
-                convolution = make_convolution(inputs, outputs, self.sizes[number], own)
+                size = self.sizes[number]
+                apart = dilation if size > 1 else 1
+                convolution = make_convolution(inputs, outputs, size, own, dilation=apart)
                 layer = NormedProduct(convolution, outputs)
             setattr(self, name, layer)
         self.projection = None
-        if stride != 1 or num_inputs != outer:
+        if projects or stride != 1 or num_inputs != outer:
             self.projection = NormedProduct(make_convolution(num_inputs, outer, 1, stride), outer)
 
     def shortcut(self, x: Tensor, groups: NormGroups | None = None, num_ways: int = 1) -> Tensor:

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from distbranch.data.shards import DatasetInfo
 from distbranch.kinds import KINDS, UNIT_OF_TASK
-from distbranch.kinds.digits import write_digits
-from distbranch.metrics import list_metrics
+from distbranch.kinds.digits import count_decimals, write_digits
+from distbranch.metrics import list_dense_metrics, list_metrics
 from distbranch.report.tables import render_markdown, render_rich
 from distbranch.tasks import Task
 
@@ -35,10 +35,12 @@ SIZES = {
     "weights": "weights",
     "folded_weights": "folded weights",
     "multiply_adds": "multiply adds",
+    "head_weights": "weights of heads",
+    "head_multiply_adds": "multiply adds of heads",
     "latency_ms": "latency ms",
 }
 # columns only where a network has them
-RARE_SIZES = ("folded_weights", "latency_ms")
+RARE_SIZES = ("folded_weights", "head_weights", "head_multiply_adds", "latency_ms")
 HEADS = SIZES | {"seeds": "seeds"}
 UNDEFINED = "\u2013"
 # from a million on nobody counts the digits
@@ -46,6 +48,8 @@ UNITS = ((1e9, " G"), (1e6, " M"))
 MOST_COLUMNS = 8  # as many, after the name, as leave room for it in 80 characters
 # the first to go where there are more
 LEAST_TOLD = (
+    *("below_22_5", "below_30", "rmse_angle", "delta3", "delta2", "mean_class_accuracy"),
+    *("median_angle", "delta1", "rmse", "pixel_accuracy"),
     *("num_groups_top", "parameters", "seeds", "top5", "top3", "balanced_accuracy"),
     *("quadratic_kappa", "rank_correlation"),
 )
@@ -108,16 +112,21 @@ def format_value(
             return format_percent(mean, deviation)
         if metric.unit == UNIT_OF_TASK:
             return format_number(mean, unit=unit)  # which has no mean over tasks
-        return format_amount(mean, deviation, decimals=DIGITS)
+        decimals = DIGITS
+        if metric.unit and mean is not None:  # metres, degrees: of any size
+            decimals = count_decimals(mean, DIGITS)
+        return format_amount(mean, deviation, decimals=decimals)
     if key == "latency_ms":
         return format_amount(mean, deviation, decimals=2)
     return format_size(mean, deviation)
 
 
 def describe_metric(key: str) -> str:
-    """The title of a metric as the head of a column or an axis, with its unit: `accuracy %`, `standardised error`."""
+    """The title of a metric as the head of a column or an axis, with its unit: `accuracy %`, `standardised error`, `RMSE m`."""
     metric = list_metrics()[key]
-    return f"{metric.in_words} %" if metric.unit == "%" else metric.in_words
+    return (
+        metric.in_words if metric.unit in ("", UNIT_OF_TASK) else f"{metric.in_words} {metric.unit}"
+    )
 
 
 def make_head(key: str) -> str:
@@ -138,7 +147,8 @@ def select_metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The metrics that any of the rows has, in the order of every table."""
     metrics = list_metrics()
     known = {key for key in metrics for row in rows if row.get(key) is not None}
-    if all(metrics[key].unit == "%" for key in known):
+    of_images = known - list_dense_metrics().keys()
+    if (of_images or not known) and all(metrics[key].unit == "%" for key in of_images):
         known |= set(USUAL)
     return [key for key in metrics if key in known]
 
@@ -270,12 +280,17 @@ def make_score_table(scores: Mapping[str, Any], title: str = "") -> Group:
 
 
 def divide_metrics(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The metrics of the rows by tables: shares first, then what is no share; only those tables that have a row."""
+    """The metrics of the rows by tables: shares first, then what is no share, then those of each kind of dense task.
+
+    Only those tables that have a row.
+    """
     keys = select_metrics(rows)
-    metrics = list_metrics()
-    shares = [key for key in keys if metrics[key].unit == "%"]
-    others = [key for key in keys if metrics[key].unit != "%"]
-    return [part for part in (shares, others) if part]
+    metrics, dense = list_metrics(), list_dense_metrics()
+    parts: dict[str, list[str]] = {"shares": [], "others": []}
+    for key in keys:
+        usual = "shares" if metrics[key].unit == "%" else "others"
+        parts.setdefault(dense.get(key, usual), []).append(key)
+    return [part for part in parts.values() if part]
 
 
 def describe_scout(scout: Mapping[str, Any]) -> str:
@@ -306,8 +321,14 @@ def make_dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
 
 
 def describe_means(means: Mapping[str, float | None]) -> dict[str, str]:
-    """The means of an evaluation as texts by metric, without those that few data sets have and this one has not."""
-    return {key: format_value(key, means.get(key)) for key in select_metrics([means])}
+    """The means of an evaluation as texts by metric, without those that few data sets have and this one has not.
+
+    Of the many metrics of a dense task one stands for it.
+    """
+    metrics, dense = list_metrics(), list_dense_metrics()
+    keys = select_metrics([means])
+    shown = [key for key in keys if key not in dense or metrics[key].is_drawn]
+    return {key: format_value(key, means.get(key)) for key in shown}
 
 
 # ---- a sweep, a data set

@@ -19,6 +19,8 @@ from distbranch.errors import UserError
 from distbranch.export import _largest_difference, default_stem, onnx_graph
 from distbranch.export.onnx_graph import onnx_bytes
 from distbranch.models.architecture import Architecture
+from distbranch.models.backbone import Backbone
+from distbranch.models.dense_heads import HeadPlan
 from distbranch.models.network import Network
 from distbranch.tasks import Task
 
@@ -137,6 +139,23 @@ def test_any_names_of_tasks_become_outputs_and_every_branch_is_there() -> None:
     outputs = served.run(None, {served.get_inputs()[0].name: images.numpy()})
     for name, found in zip([output.name for output in served.get_outputs()], outputs, strict=True):
         np.testing.assert_allclose(found, network(images)[name].detach().numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["light", "aspp"])
+def test_a_network_with_dense_tasks_exports_maps_as_large_as_the_image(head: str) -> None:
+    tasks = (Task("indoors"), Task("depth", "depth"), Task("normals", "normals"))
+    backbone = Backbone("resnet18", (40, 48), 4, output_stride=8)
+    thin = Architecture(backbone, tasks, dense_head=HeadPlan(head, 4))
+    top = Split(len(thin.backbone.names), ((0, 2), (1,)))
+    network = Network(thin.with_tree(thin.tree.split(top))).eval()
+    served = session(onnx_bytes(network, {}, input_type="uint8"))
+    images = pixels(3, (40, 48))
+    outputs = served.run(None, {"images": images.numpy()})
+    names = [output.name for output in served.get_outputs()]
+    assert names == ["indoors", "depth", "normals"]
+    assert [output.shape for output in outputs] == [(3,), (3, 1, 40, 48), (3, 3, 40, 48)]
+    for name, found in zip(names, outputs, strict=True):
+        np.testing.assert_allclose(found, network(images)[name].detach().numpy(), rtol=0, atol=1e-4)
 
 
 def test_random_images_stand_in_for_data_that_are_gone_and_it_is_said(world: Path) -> None:
