@@ -176,6 +176,7 @@ def draw_sheet(
 
 def draw_legends(legends: Sequence[Legend], width: int, font: Font) -> Image.Image:
     """What colours mean, a line or more for each task: its name, then swatches with their texts."""
+    start = GAP + round(max((font.getlength(name) for name, _ in legends), default=0)) + GAP
     # Places first, for they say how high it is.
     texts: list[tuple[int, int, str]] = []
     swatches: list[tuple[int, int, Image.Image]] = []
@@ -183,7 +184,7 @@ def draw_legends(legends: Sequence[Legend], width: int, font: Font) -> Image.Ima
     for name, entries in legends:
         if not entries:
             continue
-        start = x = GAP + CARD_WIDTH // 2
+        x = start
         texts.append((GAP, y, name))
         for entry in entries:
             swatch = Image.fromarray(entry.swatch)
