@@ -70,8 +70,8 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     Where a scout decides on the tree it is thin until that is done.
 
     Raises:
-        UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set; or tasks should
-            skip units of a backbone in which none can be skipped.
+        UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set; tasks should skip
+            units of a backbone in which none can be skipped; or `data.crop` of one whose weights are for one size.
     """
     model, method = config.model, config.method
     size = config.data.image_size or info.image_size
