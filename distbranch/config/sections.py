@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from distbranch.config.names import Optimiser, check_name, describe_names
 from distbranch.config.network import (
+    BASELINES,
     AdaShareConfig,
     Count,
     CountOrZero,
@@ -359,6 +360,11 @@ class Config(Section):
         if name == "low-rank" and backbone != "vgg16":
             raise ValueError(
                 f"method.name=low-rank has the basis filters of the paper for model.backbone=vgg16, found {backbone}"
+            )
+        if name in BASELINES and not backbone.startswith("resnet"):
+            raise ValueError(
+                f"method.name={name} mixes tasks stage by stage of a ResNet, found model.backbone={backbone}; use resnet18, resnet34 "
+                "or resnet50"
             )
         if self.method.init != "random" and not backbone.startswith("vgg"):
             raise ValueError(

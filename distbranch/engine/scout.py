@@ -188,7 +188,7 @@ def _load_scout(config: Config, info: DatasetInfo) -> Network:
             f"{key}={place} should have the units of model.backbone={config.model.backbone}, found those of {found.backbone.source}. "
             "Give a thin run of the same backbone."
         )
-    if found.tree.splits or found.backbone.low_rank:
+    if found.tree.splits or found.backbone.low_rank or found.baseline is not None:
         raise UserError(
             f"{key}={place} should be a thin network, in which all tasks share every layer (method.name=fixed), found another one."
         )

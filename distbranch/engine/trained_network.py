@@ -104,7 +104,12 @@ class TrainedNetwork:
             optim = optim.model_copy(
                 update={"name": "sgd", "momentum": SEARCH_MOMENTUM, "lr": rate}
             )
-        return build_optimizer(self.network, optim)
+        return build_optimizer(
+            self.network,
+            optim,
+            baseline=self.network.baseline,
+            mixing_rate=self.config.method.mixing_rate,
+        )
 
     @property
     def _searches(self) -> bool:

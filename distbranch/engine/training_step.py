@@ -127,7 +127,10 @@ class TrainingStep:
                 # The sums begin before the last backward pass, which is long enough for them.
                 if is_last:
                     self._start_step_sums(torch.cat(margins), labels, loss_sums)
-                torch.autograd.backward(losses.sum() * scale)
+                loss = losses.sum() * scale
+                if is_last and (penalty := self.net.network.compute_penalty()) is not None:
+                    loss = loss + penalty  # of the step, and on every rank the same
+                torch.autograd.backward(loss)
 
     def _start_step_sums(self, margins: Tensor, labels: AnyLabels, losses: Tensor) -> None:
         """Add this rank's pairs, and begin the sums over all ranks: margins, counts and losses [3T], images, norm statistics."""
