@@ -18,7 +18,7 @@ from distbranch.config.paths import expand_places
 # Those of the first weights.
 KEYS_OF_BEGINNINGS = ("init", "pretrained", "pretrained_channels")
 # Those of a tree that is decided by a scout, before the first step of the network that is trained with it.
-KEYS_OF_SCOUTS = ("scout", "scout_iterations", "split_from", "budget")
+KEYS_OF_SCOUTS = ("scout", "scout_iterations", "split_from", "group_layers", "budget")
 
 # Networks of other papers over the units of a ResNet; all but `mtan` have weights that mix the features of tasks.
 BASELINES = ("cross-stitch", "mtan", "nddr", "sluice")
@@ -231,6 +231,9 @@ class MethodConfig(Section):
     # In a thin network a branch of a ResNet's stem repeats a fifth of all multiply-adds.
     lowest: str | None = Field(None, json_schema_extra={"range": "UNIT"})
     """With `branching`: the lowest unit that may get branches; if empty block1_1 of a ResNet for dense tasks, else the first."""
+    group_layers: Literal["together", "one-by-one"] | None = None
+    """With `anew`: one grouping for all layers from `split_from` up (`together`, also if empty), or layer by layer from the top down
+    to it, each by its own affinity, as a tree grows."""
     budget: BudgetConfig | None = Field(
         None, json_schema_extra={"range": "{weights: N, multiply_adds: N}"}
     )
@@ -375,6 +378,11 @@ class MethodConfig(Section):
             raise ValueError(
                 f"scout_iterations is the length of a scout that is trained, and scout={self.scout} is one already: leave one of them "
                 "out"
+            )
+        if self.group_layers == "one-by-one" and self.budget is not None:
+            raise ValueError(
+                f"budget={self.budget.model_dump(exclude_none=True)} would go to the highest layer alone with group_layers=one-by-one: "
+                "leave one of them out"
             )
         return self
 

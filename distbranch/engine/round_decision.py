@@ -150,7 +150,7 @@ def decide_round(
         has_layers = after.active_layer >= find_lowest_layer(method, architecture)
         grows = has_layers and (split is not None or method.when_no_split == "retry")
         record = {
-            **_describe_decision(of, decision),
+            **describe_decision(of, decision),
             "seconds": time.perf_counter() - began,
             "pairs_never_seen": num_unseen,
         }
@@ -163,7 +163,7 @@ def decide_round(
     return decisions
 
 
-def _describe_decision(of: Round, decision: Decision) -> dict[str, Any]:
+def describe_decision(of: Round, decision: Decision) -> dict[str, Any]:
     """What was decided, and from what, as it is recorded."""
     layers, method = of.architecture.tree.layers, of.method
     return {
