@@ -155,8 +155,8 @@ def check_scout(config: Config, info: DatasetInfo) -> None:
 def list_lowest_layers(config: Config, architecture: Architecture) -> list[int]:
     """The layers (from 1) whose affinities are asked for.
 
-    Of a block the lowest: the one that is given, else all from the second or `method.lowest` on. Where layers are grouped one by one, all from the one
-    that is given, else from the first or `method.lowest`, to the top.
+    Of a block the lowest: the one that is given, else all from the second or `method.lowest` on. Where layers are grouped one by
+    one, all from the one that is given, else from the first or `method.lowest`, to the top.
 
     Raises:
         UserError: there is no unit of that name.
