@@ -146,7 +146,7 @@ def test_famo_raises_the_weight_of_a_task_whose_loss_does_not_fall() -> None:
         weighting.compare(torch.tensor([0.5, 1.0, 0.0]))
     after = weighting.weigh(losses, counts)
     assert before[:2].sum() == pytest.approx(3.0)
-    assert after[2] == 0
+    assert after[2] < 1e-20  # without a label it has no part in the step
     assert after[1] > after[0]
 
 
