@@ -18,7 +18,7 @@ from distbranch.config.paths import expand_places
 # Those of the first weights.
 KEYS_OF_BEGINNINGS = ("init", "pretrained", "pretrained_channels")
 # Those of a tree that is decided by a scout, before the first step of the network that is trained with it.
-KEYS_OF_SCOUTS = ("scout", "scout_iterations", "split_from", "budget")
+KEYS_OF_SCOUTS = ("scout", "scout_iterations", "split_from", "group_layers", "budget")
 
 WIDTHS = ("width", "width_fraction", "widths")  # of which a backbone is given one at most
 TIMM = "timm:"  # before the name of a model of timm
@@ -196,6 +196,9 @@ class MethodConfig(Section):
     """With `anew`: optimiser steps of the scout, on a schedule of its own in proportion; `train.iterations` if empty."""
     split_from: str | None = Field(None, json_schema_extra={"range": "UNIT"})
     """With `anew`: the lowest unit that gets branches; if empty the cheapest of all from the second on (Eq. 9 and 11)."""
+    group_layers: Literal["together", "one-by-one"] | None = None
+    """With `anew`: one grouping for all layers from `split_from` up (`together`, also if empty), or layer by layer from the top down
+    to it, each by its own affinity, as a tree grows."""
     budget: BudgetConfig | None = Field(
         None, json_schema_extra={"range": "{weights: N, multiply_adds: N}"}
     )
@@ -316,6 +319,11 @@ class MethodConfig(Section):
             raise ValueError(
                 f"scout_iterations is the length of a scout that is trained, and scout={self.scout} is one already: leave one of them "
                 "out"
+            )
+        if self.group_layers == "one-by-one" and self.budget is not None:
+            raise ValueError(
+                f"budget={self.budget.model_dump(exclude_none=True)} would go to the highest layer alone with group_layers=one-by-one: "
+                "leave one of them out"
             )
         return self
 

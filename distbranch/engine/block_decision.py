@@ -1,6 +1,6 @@
-"""The decision of a run with a scout: one grouping for a block of layers, within a budget or by price, and its record.
+"""The decision of a run with a scout: one grouping for a block of layers, within a budget or by price, or one for each layer.
 
-The choice itself is a pure function, `branching.block.choose_block`.
+The choices themselves are pure functions, `branching.block.choose_block` and `branching.decision.choose_groups`.
 """
 
 import logging
@@ -8,11 +8,19 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.block import Block, BlockDecision, choose_block
-from distbranch.branching.grouping import Matrix
-from distbranch.branching.tree import Tree
+from distbranch.branching.grouping import Matrix, branch_affinity
+from distbranch.branching.tree import Split, Tree
 from distbranch.config import Config, MethodConfig
-from distbranch.engine.round_decision import choose_price, name_tasks, price_branch
+from distbranch.engine.round_decision import (
+    Round,
+    choose_by_cost,
+    choose_price,
+    describe_decision,
+    name_tasks,
+    price_branch,
+)
 from distbranch.models.architecture import Architecture
 
 logger = logging.getLogger("distbranch")
@@ -56,9 +64,6 @@ def decide_block(
     if method.budget is not None:
         budget = method.budget.model_dump()
     return {
-        "round": 0,  # before the first step
-        "iteration": 0,
-        "epoch": 0.0,
         **_describe_choice(decision, thin),
         "search": decision.search,
         "moves": decision.num_moves,
@@ -74,6 +79,48 @@ def decide_block(
         "permutation": method.permutation,
         "seconds": time.perf_counter() - began,
     }
+
+
+def decide_layers(
+    affinities: Mapping[int, Matrix], thin: Architecture, config: Config
+) -> list[dict[str, Any]]:
+    """The groups of one layer after the other, as lines of decisions.jsonl: from the top down to where none divides any more.
+
+    Args:
+        affinities: A [T, T] of tasks by layer (from 1), of all layers from the lowest that may divide to the top.
+        thin: the network before any split.
+        config: of the run.
+    """
+    method, tree = config.method, thin.tree
+    records = []
+    for layer in sorted(affinities, reverse=True):
+        began = time.perf_counter()
+        above = tree.branches(layer + 1)
+        cap = method.max_branches
+        if cap == "auto":
+            cap = thin.specs[layer - 1].max_copies
+        of = Round(
+            affinity=branch_affinity(affinities[layer], above),
+            above=tuple(tuple(branch) for branch in above),
+            layer=layer,
+            max_groups=cap,
+            price=price_branch(method, thin, layer),
+            seed=config.seed,
+            method=method,
+            stats=AffinityStats(
+                len(thin.tasks), decay=method.decay
+            ),  # of which the cost asks nothing
+            architecture=thin.with_tree(tree),
+        )
+        decision = choose_by_cost(of)
+        record = describe_decision(of, decision)
+        records.append(
+            record | {"permutation": method.permutation, "seconds": time.perf_counter() - began}
+        )
+        if decision.num_groups == 1:
+            break
+        tree = tree.split(Split(layer, tuple(tuple(group) for group in decision.groups)))
+    return records
 
 
 def _cap_groups(method: MethodConfig, thin: Architecture, lowest: int) -> int | None:

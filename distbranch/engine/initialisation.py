@@ -15,7 +15,7 @@ from distbranch.branching.tree import Tree, build_independent_tree, build_tree_o
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import load_model
-from distbranch.engine.run_directory import RunDirectory, read_first_decision
+from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.engine.run_start import begins_anew
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
@@ -146,11 +146,11 @@ def _decided_tree(config: Config, thin: Architecture) -> Tree:
     files = RunDirectory(config.run_directory)
     advice = "Remove it and run the same command again: the scout decides the same again."
     with explain_damage(f"{files.decisions} is damaged", advice):
-        decision = None if begins_anew(config) else read_first_decision(files)
-        if decision is None:
+        decisions = [] if begins_anew(config) else read_lines(files.decisions)
+        if not decisions:
             return thin.tree
         names = [task.name for task in thin.tasks]
-        groups = {decision["layer_name"]: decision["tasks"]}
+        groups = {decision["layer_name"]: decision["tasks"] for decision in decisions}
         tree = build_tree_of_groups(thin.tree.layers, names, groups)
     return _permute_tasks(tree, config)
 

@@ -148,7 +148,7 @@ def decide_round(
             after = tree.split(split)
         grows = after.active_layer > 0 and (split is not None or method.when_no_split == "retry")
         record = {
-            **_describe_decision(of, decision),
+            **describe_decision(of, decision),
             "seconds": time.perf_counter() - began,
             "pairs_never_seen": num_unseen,
         }
@@ -161,7 +161,7 @@ def decide_round(
     return decisions
 
 
-def _describe_decision(of: Round, decision: Decision) -> dict[str, Any]:
+def describe_decision(of: Round, decision: Decision) -> dict[str, Any]:
     """What was decided, and from what, as it is recorded."""
     layers, method = of.architecture.tree.layers, of.method
     return {

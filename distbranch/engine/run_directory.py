@@ -182,7 +182,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_first_decision(directory: RunDirectory) -> dict[str, Any] | None:
-    """The first line of decisions.jsonl; of a run with a scout it is the only one, and written in one step."""
+    """The first line of decisions.jsonl; those of a run with a scout are written in one step."""
     return next(iter(read_lines(directory.decisions)), None)
 
 

@@ -1,8 +1,9 @@
 """A tree that is decided before the first step (`method.begin: anew`): a scout is trained to its end, and says who shares what.
 
-The scout is an ordinary thin run in a run directory of its own, `scout/` within that of the run. The decision is the one line
-of decisions.jsonl: while it is not there it is taken, and once it is there it is read and never taken again. So whoever resumes
-the run finds in its files how far it has come, and all that follows is the training of a tree that is given.
+The scout is an ordinary thin run in a run directory of its own, `scout/` within that of the run. The decision is decisions.jsonl,
+written in one step: a line for a block of layers, or one for each layer. While it is not there it is taken, and once it is there
+it is read and never taken again. So whoever resumes the run finds in its files how far it has come, and all that follows is the
+training of a tree that is given.
 """
 
 import json
@@ -12,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distbranch.config import Config, load_config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.affinities import MEASURED, MeasuredAffinity
 from distbranch.engine.affinities.measure import measure_affinity
 from distbranch.engine.artifact import load_model
-from distbranch.engine.block_decision import decide_block, is_within_budget
+from distbranch.engine.block_decision import decide_block, decide_layers, is_within_budget
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.initialisation import first_architecture, get_finished_run
 from distbranch.engine.results import RunFiles, read_result
@@ -36,8 +36,6 @@ from distbranch.losses import choose_losses
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
 from distbranch.tasks import Task, TaskSet
-
-AFFINITY_FILE = "affinity/round-00.npz"  # the decision is that of round 0, before the first step
 
 
 def make_scout_config(config: Config) -> Config:
@@ -106,23 +104,27 @@ def decide_on_tree(
     layers = ranks.run_on_rank_zero(lambda: list_lowest_layers(config, scout.architecture))
     measured = measure_affinities(scout, layers, info, config, ranks)
 
-    def decide_and_record() -> dict[str, Any]:
+    def decide_and_record() -> list[dict[str, Any]]:
         thin = first_architecture(config, info)
         matrices = {layer: found.matrix for layer, found in measured.items()}
-        record = decide_block(matrices, thin, config)
-        kind, found = config.method.affinity, measured[record["layer"]]
-        record["affinity_kind"] = kind
-        record[kind] = found.describe()
-        record["scout"] = describe_scout(config)
-        record["affinity_file"] = AFFINITY_FILE
-        record["seconds_in_all"] = time.perf_counter() - began
-        sums = {f"{kind}_of_{name}": one for name, one in found.sums.items()}
-        _write_decision(files, record, {kind: found.matrix, **sums})
-        return record
+        if config.method.group_layers == "one-by-one":
+            records = decide_layers(matrices, thin, config)
+        else:
+            records = [decide_block(matrices, thin, config)]
+        kind, scout = config.method.affinity, describe_scout(config)
+        for record in records:
+            found = measured[record["layer"]]
+            # Before the first step, in no round: the rounds of a tree that grows begin with 1.
+            record |= {"round": 0, "iteration": 0, "epoch": 0.0, "affinity_kind": kind}
+            record |= {kind: found.describe(), "scout": scout}
+            record["affinity_file"] = f"affinity/round-00-{record['layer_name']}.npz"
+            record["seconds_in_all"] = time.perf_counter() - began
+        _write_decisions(files, records, measured, kind)
+        return records
 
-    record = ranks.run_on_rank_zero(decide_and_record)
-    if ranks.is_first:
-        report({"kind": "decision", **record})
+    for record in ranks.run_on_rank_zero(decide_and_record):
+        if ranks.is_first:
+            report({"kind": "decision", **record})
 
 
 def check_scout(config: Config, info: DatasetInfo) -> None:
@@ -147,21 +149,27 @@ def check_scout(config: Config, info: DatasetInfo) -> None:
 
 
 def list_lowest_layers(config: Config, architecture: Architecture) -> list[int]:
-    """The layers (from 1) from which a block may be split: the one that is given, else all from the second on.
+    """The layers (from 1) whose affinities are asked for.
+
+    Of a block the lowest: the one that is given, else all from the second on. Where layers are grouped one by one, all from the one
+    that is given, else from the first, to the top.
 
     Raises:
         UserError: there is no unit of that name.
     """
     names = architecture.backbone.names
     lowest = config.method.split_from
+    is_one_by_one = config.method.group_layers == "one-by-one"
     if lowest is None:
-        return list(range(2, len(names) + 1))
+        first = 1 if is_one_by_one else 2
+        return list(range(first, len(names) + 1))
     if lowest not in names:
         raise UserError(
             f"method.split_from should be a unit of model.backbone={config.model.backbone}, found {lowest}. Its units are "
             f"{', '.join(names)}."
         )
-    return [names.index(lowest) + 1]
+    number = names.index(lowest) + 1
+    return list(range(number, len(names) + 1)) if is_one_by_one else [number]
 
 
 # ---- the scout
@@ -247,12 +255,19 @@ def measure_affinities(
     return {layer: measure_affinity(kind, network, layer, info, config, ranks) for layer in layers}
 
 
-def _write_decision(
-    files: RunFiles, record: Mapping[str, Any], matrices: Mapping[str, NDArray[np.float64]]
+def _write_decisions(
+    files: RunFiles,
+    records: Sequence[Mapping[str, Any]],
+    measured: Mapping[int, MeasuredAffinity],
+    kind: str,
 ) -> None:
-    """Write the matrices, then in one step the line that says that it is decided."""
+    """Write the matrices, then in one step the lines that say that it is decided."""
     directory = files.directory
     directory.affinity.mkdir(parents=True, exist_ok=True)
-    np.savez(directory.path / AFFINITY_FILE, allow_pickle=False, **matrices)
-    write_atomically(directory.decisions, json.dumps(record) + "\n")
+    for record in records:
+        found = measured[record["layer"]]
+        matrices = {f"{kind}_of_{name}": one for name, one in found.sums.items()}
+        file = directory.path / record["affinity_file"]
+        np.savez(file, allow_pickle=False, **{kind: found.matrix, **matrices})
+    write_atomically(directory.decisions, "".join(json.dumps(one) + "\n" for one in records))
     files.remote_run.upload()

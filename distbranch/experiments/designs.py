@@ -3,16 +3,17 @@
 A design computes the variants, and says which analysis answers the question (analyses.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pandas import DataFrame
 
 from distbranch.config import Config, load_config
 from distbranch.config.network import KEYS_OF_BEGINNINGS
-from distbranch.config.reading import parse_override
+from distbranch.config.reading import differences, parse_override
 from distbranch.config.sweep import Setting, SweepConfig
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.scout import make_scout_config
 from distbranch.errors import UsageError, UserError
 from distbranch.experiments.analyses import measure_pace
 from distbranch.experiments.pairs import describe_against, tabulate_pairs
@@ -84,7 +85,7 @@ def design_table(
 
     A configuration that begins from the run of another one (`method.pretrained`, `method.groups`, `adashare.policy`) is trained
     after it. If it names that run as the other configuration (`runs/fps-vgg-wide`), each of its seeds begins from the run of the
-    same seed.
+    same seed. So does one with a scout that another configuration trains as well.
 
     Args:
         configs: YAML files; each run is named `<config>-seed<seed>`, and one of that name and configuration is not repeated.
@@ -111,12 +112,14 @@ def design_table(
     )
 
 
-def link_beginnings(variants: Variants, known: Iterable[str], overrides: Sequence[str]) -> set[str]:
+def link_beginnings(variants: Variants, known: Variants, overrides: Sequence[str]) -> set[str]:
     """Let each seed of a variant begin from the run of the same seed of another one, where it names the run so.
+
+    A scout that would be trained, and would be the very run of another variant, is that run.
 
     Args:
         variants: made from files; changed in place.
-        known: the names of all variants.
+        known: all variants.
         overrides: `key=value`, for all runs.
 
     Returns:
@@ -126,11 +129,30 @@ def link_beginnings(variants: Variants, known: Iterable[str], overrides: Sequenc
     # A folder of every seed's own, which the sweep fills in; the other variant is trained first then (order_in_turns).
     linked = set()
     for variant in variants.values():
-        for key, path in load_run_config(Path(variant["base"]), overrides).begins_from.items():
-            if Path(path).name in known:
-                variant[key] = str(folder / f"{Path(path).name}-seed{SEED}")
+        config = load_run_config(Path(variant["base"]), overrides)
+        begins = {key: Path(path).name for key, path in config.begins_from.items()}
+        if config.method.has_scout and config.method.scout is None:
+            scout = find_same_run(make_scout_config(config), known, overrides)
+            if scout is not None:
+                begins["method.scout"] = scout
+                variant["method.scout_iterations"] = None  # it is not trained
+                linked.add("method.scout_iterations")
+        for key, name in begins.items():
+            if name in known:
+                variant[key] = str(folder / f"{name}-seed{SEED}")
                 linked.add(key)
     return linked
+
+
+def find_same_run(config: Config, variants: Variants, overrides: Sequence[str]) -> str | None:
+    """The name of the variant whose run is this one but for its place; None if there is none."""
+    for name, variant in variants.items():
+        settings = {key: value for key, value in variant.items() if key != "base"}
+        settings["run.name"] = config.run.name
+        other = load_config(load_run_config(Path(variant["base"]), overrides), settings)
+        if not differences(other, config):
+            return name
+    return None
 
 
 def check_references(against: Sequence[str], variants: Variants) -> None:

@@ -93,7 +93,7 @@ def design_equal_cost(
     files = {key: value for key, value in files.items() if key not in plain}
     # What a line has from the recipe follows every override already.
     derived = {key for variant in plain.values() for key in variant if key not in OWN_OF_THE_LINE}
-    derived |= link_beginnings(files, [*plain, *files], overrides)
+    derived |= link_beginnings(files, {**plain, **files}, overrides)
     variants = {**plain, **files}
     check_references(against, variants)
     shown = f"{_name_data(load_run_config(configs[0], overrides))}-"

@@ -24,7 +24,7 @@ from distbranch.branching.tree import Tree
 from distbranch.config import load_config
 from distbranch.config.unread import keys_without_effect
 from distbranch.data.shards import read_dataset
-from distbranch.engine.block_decision import decide_block
+from distbranch.engine.block_decision import decide_block, decide_layers
 from distbranch.engine.initialisation import order_by_number
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_start import begin_run, write_config
@@ -187,6 +187,33 @@ def test_a_scout_decides_by_any_kind_of_affinity(
             assert matrices[kind].shape == (8, 8)
 
 
+def test_layers_that_are_grouped_one_by_one_make_the_tree_of_a_fixed_run_however_it_was_killed(
+    anew: Callable[[int], Path], tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    changes = {"method.scout": str(anew(1) / "scout"), "method.scout_iterations": None}
+    changes |= {"method.group_layers": "one-by-one", "method.split_from": "conv3_1"}
+    config = anew_config(tiny_data, tmp_path / "one-by-one", **changes)
+    for during, occurrence in (("matrices", 2), ("decision", 1), ("step", 3)):
+        killed = ranks.run(
+            train_and_die, world_size=1, config=config, during=during, occurrence=occurrence
+        )
+        assert killed[0].exit_code == -signal.SIGKILL, during
+    assert ranks.call(train_tiny, config=config)["end"] == "done"
+
+    run = tmp_path / "one-by-one" / "tiny"
+    decisions = lines_of(run / "decisions.jsonl")
+    assert len({line["layer"] for line in decisions}) == len(decisions) > 1
+    groups = {line["layer_name"]: line["tasks"] for line in decisions}
+    fixed = {"train.iterations": 12, "train.evaluate_every": 0, "optim.warmup": 3}
+    fixed["method"] = {"name": "fixed", "groups": groups}
+    assert ranks.call(train_tiny, config=config_of(tiny_data, tmp_path, **fixed))["end"] == "done"
+    found, expected = content_of(run), content_of(tmp_path / "tiny")
+    found["result"].pop("scout")
+    for one in (found, expected):
+        del one["decisions"], one["matrices"], one["result"]["method"]
+    assert found == expected
+
+
 def test_a_stop_word_in_the_scout_stops_the_run_which_is_then_resumed_to_the_same_bits(
     anew: Callable[[int], Path], tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
@@ -279,6 +306,29 @@ def test_the_largest_tree_within_a_budget_is_taken(tmp_path: Path, limit: str) -
         assert max(block[limit] for block in found["candidates"]) <= budget
 
 
+def test_each_layer_is_grouped_by_its_own_affinity_from_the_top_down_to_where_none_divides(
+    tmp_path: Path,
+) -> None:
+    def plant(*groups: Sequence[int]) -> np.ndarray:
+        affinity = np.full((6, 6), 0.1)
+        for group in groups:
+            affinity[np.ix_(group, group)] = 1.0
+        np.fill_diagonal(affinity, 1.0)
+        return affinity
+
+    pairs = plant((0, 1), (2, 3), (4, 5))
+    affinities = {8: pairs, 7: pairs, 6: plant((0, 1, 2, 3), (4, 5)), 5: plant(range(6))}
+    affinities[4] = pairs  # which is not looked at, for nothing has divided above it
+    method = {"method.group_layers": "one-by-one", "method.split_from": "conv3_2"}
+    method |= {"method.max_branches": None, "method.alpha": 0.3}
+    config = load_config(anew_config("data", tmp_path, **method))
+    found = decide_layers(affinities, thin_network(), config)
+    assert [(line["layer_name"], line["num_groups"]) for line in found] == [
+        ("fc6", 3), ("fc5", 3), ("conv4_2", 2), ("conv4_1", 1)
+    ]  # fmt: skip
+    assert found[2]["tasks"] == [["task-0", "task-1", "task-2", "task-3"], ["task-4", "task-5"]]
+
+
 def test_a_budget_too_small_for_two_branches_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -322,6 +372,7 @@ def test_a_run_that_died_before_the_first_step_of_its_scout_makes_way_for_anothe
         ({"begin": "grown", "split_from": None}, "scout_iterations would be ignored"),
         ({"name": "fixed"}, "use method.name=branching with it, found fixed"),
         ({"scout": "runs/thin"}, "leave one of them out"),
+        ({"group_layers": "one-by-one", "budget": {"weights": 9}}, "to the highest layer alone"),
         ({"budget": {}}, "a number for `weights`, `multiply_adds` or both"),
         ({"budget": {"weights": 0}}, "method.budget.weights"),
     ],

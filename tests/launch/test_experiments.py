@@ -161,6 +161,25 @@ def test_each_seed_begins_from_the_run_of_its_own_seed(two_configs: list[Path]) 
     assert turns[1] == thin
 
 
+def test_a_scout_that_another_variant_trains_as_well_is_that_run(tmp_path: Path) -> None:
+    recipe = "data: {path: data}\nmodel: {width: 8}\ntrain: {iterations: 40}\n"
+    thin, anew = tmp_path / "thin.yaml", tmp_path / "anew.yaml"
+    thin.write_text(f"{recipe}method: {{name: fixed}}\n")
+    begin = "method: {name: branching, begin: anew, split_from: conv4_1"
+    anew.write_text(f"{recipe}{begin}}}\n")
+    shorter = tmp_path / "shorter.yaml"
+    shorter.write_text(f"{recipe}{begin}, scout_iterations: 20}}\n")
+    overrides = ["run.directory=other"]
+    variants = designs.design_table([anew, thin, shorter], overrides, split="test").variants
+    sweep = build_sweep("t", variants, overrides, seeds=[0, 5], jobs=None, among_runs=True)
+    trials = group_trials_by_variant(sweep)
+    runs = Path("other").absolute()
+    scouts = [trial.method.scout for trial in trials["anew"]]
+    assert scouts == [str(runs / f"thin-seed{seed}") for seed in (0, 5)]
+    assert [trial.method.scout for trial in trials["shorter"]] == [None, None]
+    assert order_in_turns(list_trials(sweep))[1] == trials["anew"]
+
+
 def test_a_joint_network_stands_beside_separate_ones_on_the_tasks_of_each_data_set() -> None:
     def scores(*tasks: str) -> dict[str, Any]:
         rows = {task: {"accuracy": 0.5, "num_labelled": 9} for task in tasks}
