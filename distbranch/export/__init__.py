@@ -92,6 +92,11 @@ def export(
             f"`distbranch train {run / 'config.yaml'}`."
         )
     network, preprocessing = load_model(run)
+    if network.baseline is not None:
+        raise UserError(
+            f"A network of method.name={network.architecture.baseline} is there to compare with and is not exported. Give a run with a "
+            "tree or a policy."
+        )
     if tasks is not None:
         tasks = _split_names(tasks, network.tasks.names)
         network = restrict(network, tasks)

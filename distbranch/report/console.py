@@ -48,11 +48,13 @@ UNITS = ((1e9, " G"), (1e6, " M"))
 MOST_COLUMNS = 8  # as many, after the name, as leave room for it in 80 characters
 # the first to go where there are more
 LEAST_TOLD = (
+    *("head_multiply_adds", "head_weights"),
     *("below_22_5", "below_30", "rmse_angle", "delta3", "delta2", "mean_class_accuracy"),
-    *("median_angle", "delta1", "rmse", "pixel_accuracy"),
+    *("median_angle", "delta1", "rmse", "pixel_accuracy", "rel_error", "below_11_25"),
     *("num_groups_top", "parameters", "seeds", "top5", "top3", "balanced_accuracy"),
     *("quadratic_kappa", "rank_correlation"),
 )
+MOST_OF_A_KIND = 6  # metrics of a dense task in one table
 DIGITS = 3  # that matter of an error, which may be of any size
 MOST_SETTINGS = (
     30  # in the table at the end of a sweep: as many as a screen shows; the page has all
@@ -312,7 +314,12 @@ def divide_metrics(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for key in keys:
         usual = "shares" if metrics[key].unit == "%" else "others"
         parts.setdefault(dense.get(key, usual), []).append(key)
-    return [part for part in parts.values() if part]
+    # A kind of dense task may have more than a row of panels has room for: bytes beside angles.
+    pieces = [keys for kind, keys in parts.items() if kind in ("shares", "others")]
+    for kind, keys in parts.items():
+        if kind not in ("shares", "others"):
+            pieces += [keys[at : at + MOST_OF_A_KIND] for at in range(0, len(keys), MOST_OF_A_KIND)]
+    return list(filter(None, pieces))
 
 
 def describe_scout(scout: Mapping[str, Any]) -> str:
@@ -343,8 +350,14 @@ def make_dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
 
 
 def describe_means(means: Mapping[str, float | None]) -> dict[str, str]:
-    """The means of an evaluation as texts by metric, without those that few data sets have and this one has not."""
-    return {key: format_value(key, means.get(key)) for key in select_metrics([means])}
+    """The means of an evaluation as texts by metric, without those that few data sets have and this one has not.
+
+    Of the many metrics of a dense task one stands for it.
+    """
+    metrics, dense = list_metrics(), list_dense_metrics()
+    keys = select_metrics([means])
+    shown = [key for key in keys if key not in dense or metrics[key].is_drawn]
+    return {key: format_value(key, means.get(key)) for key in shown}
 
 
 # ---- a sweep, a data set

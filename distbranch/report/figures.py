@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from distbranch.kinds import UNIT_OF_TASK
-from distbranch.metrics import list_metrics
+from distbranch.metrics import list_dense_metrics, list_metrics
 from distbranch.report.console import USUAL, divide_metrics, format_value
 from distbranch.report.figure_style import (
     BLUE,
@@ -42,6 +42,7 @@ KINDS = {
     "look-ahead": "Look-ahead (TAG)",
 }
 MOST_NAMES = 120  # beside a matrix; those of more tasks would be too small to read
+MOST_WEIGHTS = 10  # of losses, each in a hue of its own
 MANY_POINTS = 30  # a curve of more points is noise beneath its running mean
 # Below 0.5 two tasks are difficult at different times, above together; white is independence.
 AFFINITY_MAP = LinearSegmentedColormap.from_list(
@@ -159,32 +160,40 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
 
 @in_style
 def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], marks: Marks = ()) -> Figure:
-    """Loss, learning rate and, if there are several, evaluations over the iterations."""
+    """Loss, learning rate, weights of losses that change, and, if there are several, evaluations over the iterations."""
+    dense = list_dense_metrics()
     losses = {"training": read_series(training, "loss")}
     panels = {
         "loss": losses,
         "learning rate": {"": read_series(training, "learning_rate")},
     }
-    shares = {}
-    others = {}
+    weights = _read_changing_weights(training)
+    if weights:
+        panels["weights of losses"] = weights
+    by_unit: dict[str, dict[str, pandas.Series]] = {"%": {}, "": {}}
     for split in sorted({line["split"] for line in evaluations}):
         lines = [line for line in evaluations if line["split"] == split]
         losses[split] = read_series(lines, "loss")
         means = [{"iteration": line["iteration"], **(line.get("mean") or {})} for line in lines]
         for key, metric in list_metrics().items():
             curve = read_series(means, key)
-            # one evaluation alone is no curve: tables tell it
-            if len(curve) < 2:
+            # one evaluation alone is no curve: tables tell it; dense tasks have many metrics that go the same way
+            if len(curve) < 2 or (key in dense and not metric.is_drawn):
                 continue
-            if metric.unit == "%":
-                shares[f"{metric.title}, {split}"] = 100 * curve
-            else:
-                others[f"{metric.title}, {split}"] = curve
-    if shares:
-        panels["mean over tasks, %"] = shares
-    if others:
-        panels["mean over numbers"] = others
+            scale = 100 if metric.unit == "%" else 1
+            by_unit.setdefault(metric.unit, {})[f"{metric.title}, {split}"] = scale * curve
+    for unit, curves in by_unit.items():
+        if curves:
+            panels[f"mean over tasks, {unit}" if unit else "mean over numbers"] = curves
     return _draw_panels(panels, marks)
+
+
+def _read_changing_weights(training: Sequence[Json]) -> dict[str, pandas.Series]:
+    """The weights of losses by task and iteration, of the first tasks whose weights change."""
+    rows = {line["iteration"]: line["loss_weights"] for line in training if "loss_weights" in line}
+    table = pandas.DataFrame.from_dict(rows, orient="index")
+    changing = [task for task in table if table[task].nunique() > 1]
+    return {task: table[task] for task in changing[:MOST_WEIGHTS]}
 
 
 @in_style
