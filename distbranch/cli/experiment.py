@@ -374,12 +374,6 @@ def experiment_dense(
             help="Steps of every network but the search; those of CONFIG if not given.", min=1
         ),
     ] = None,
-    tune: Annotated[
-        str,
-        typer.Option(
-            help="A setting that every network has its own value of, KEY=VALUE,VALUE,...: chosen by Delta on val with the first seed."
-        ),
-    ] = "",
     seeds: Seeds = "0,1,2",
     split: Split = "test",
     jobs: Jobs = None,
@@ -389,10 +383,12 @@ def experiment_dense(
 
     Examples:
     - `distbranch experiment dense configs/rooms-tree.yaml --search configs/rooms-adashare.yaml --seeds 0,1,2`
-    - `distbranch experiment dense configs/rooms-tree.yaml --methods hard-sharing,groups --tune optim.lr=0.004,0.008,0.016`
+    - `distbranch experiment dense configs/rooms-tree.yaml --methods hard-sharing,groups --split-from block4_1`
     """
-    from distbranch.experiments.dense import FAMILIES, DenseOptions, design_dense
+    from distbranch.experiments.analyses import format_frame
+    from distbranch.experiments.dense import FAMILIES, DenseOptions, design_dense, split_columns
     from distbranch.report.progress import SweepDisplay
+    from distbranch.report.tables import render_rich
 
     own = overrides or []
     options = DenseOptions(
@@ -406,7 +402,12 @@ def experiment_dense(
         split=split,
     )
     experiment = design_dense(config, own, options, name=name, report=SweepDisplay(console))
-    _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
+    findings, _, place = _run(experiment, own, seeds=seeds, jobs=jobs, name=name)
+    for sentence in findings.sentences:
+        print_plain(sentence)
+    for part in split_columns(findings.table):
+        console.print(render_rich(format_frame(part)))
+    print_plain(f"results.csv, {', '.join(findings.files)}, report.html: {place}")
 
 
 @experiment_app.command("births")

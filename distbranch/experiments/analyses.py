@@ -271,9 +271,14 @@ def format_table(table: DataFrame, metric: str | None = None) -> list[dict[str, 
     return rows
 
 
+def format_frame(table: DataFrame, metric: str | None = None) -> DataFrame:
+    """The same as a table."""
+    return DataFrame(format_table(table, metric))
+
+
 def format_markdown(table: DataFrame, metric: str | None = None) -> str:
     """The same in Markdown."""
-    return render_markdown(pandas.DataFrame(format_table(table, metric)))
+    return render_markdown(format_frame(table, metric))
 
 
 def _make_heading(column: str, metric: str | None) -> str:

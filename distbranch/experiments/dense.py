@@ -6,14 +6,13 @@ Everything that is chosen is chosen on val; the table is of another split. `Delt
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import pandas
 from pandas import DataFrame
 
 from distbranch.branching.tree import build_tree_of_groups
 from distbranch.config import AdaShareConfig, Config, load_config
-from distbranch.config.network import KEYS_OF_SCOUTS, MethodConfig
+from distbranch.config.network import BASELINES, KEYS_OF_SCOUTS
 from distbranch.config.sweep import Setting
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.initialisation import first_architecture, read_given_tree
@@ -28,7 +27,7 @@ from distbranch.experiments.runner import Experiment, Findings, Variants, build_
 from distbranch.experiments.runs import COSTS, SPLITS, Run, Runs
 from distbranch.kinds import KINDS
 from distbranch.launch.prepare import ensure_packed
-from distbranch.metrics import DELTA, list_dense_metrics, list_metrics
+from distbranch.metrics import DELTA, list_dense_metrics, list_first_metrics, list_metrics
 from distbranch.report.console import compute_seed_means
 from distbranch.report.experiment_figures import Spot, draw_deltas
 from distbranch.sweep.plan import SEED
@@ -36,18 +35,16 @@ from distbranch.sweep.plan import SEED
 SINGLE = "single-task"
 SHARED = "hard-sharing"
 # Rows of the table that are one run per seed, by their method.
-METHOD_NAMES = {
-    SINGLE: "independent",
-    SHARED: "fixed",
-    "cross-stitch": "cross-stitch",
-    "mtan": "mtan",
-    "nddr": "nddr",
-    "sluice": "sluice",
-}
+METHOD_NAMES = {SINGLE: "independent", SHARED: "fixed", **{name: name for name in BASELINES}}
 TREE, GROUPS, ADASHARE = "tree", "groups", "adashare"
 FAMILIES = (*METHOD_NAMES, TREE, GROUPS, ADASHARE)
 AFFINITIES = ("agreement", "phi", "importance")  # of the learned trees
 BEST = f"{ADASHARE}-best-on-val"
+DELTA_IN_WORDS = (
+    "On {split}; mean ± standard deviation over seeds. Delta is against the mean of "
+    f"{SINGLE} over its seeds, in percent, better above 0: the mean over tasks of that over their metrics (as AdaShare's paper), and "
+    "`first` over the first metric of each task."
+)
 # What no method but that of the configuration reads.
 RESET: Setting = {
     "method.groups": None,
@@ -127,9 +124,7 @@ def design_dense(
     variants: Variants = {}
     notes = []
     for method, method_name in METHOD_NAMES.items():
-        if method_name not in get_args(MethodConfig.model_fields["name"].annotation):
-            notes.append(f"{method} is left out: this release has no method.name={method_name}.")
-        elif method in (SINGLE, *options.methods):
+        if method in (SINGLE, *options.methods):
             variants[method] = {**plain, "method.name": method_name}
     if TREE in options.methods:
         variants |= _make_trees(plain, chosen)
@@ -156,6 +151,7 @@ def design_dense(
         variants=variants,
         analyse=analyse,
         splits=("val", options.split),
+        overrides=(f"metric={choose_metric(info)}",),
         derived=(*RESET, "train.iterations"),
     )
 
@@ -168,6 +164,13 @@ def _leave_out_adashare(config: Path, overrides: Sequence[str]) -> list[str]:
     if load_config(config).method.name == ADASHARE:
         return list(overrides)
     return [text for text in overrides if not text.startswith(f"{ADASHARE}.")]
+
+
+def choose_metric(info: DatasetInfo) -> str:
+    """The mean by which the report of the runs orders them: the first metric of the first dense task."""
+    kinds = list_dense_metrics()
+    dense = [task.kind for task in info.tasks if KINDS[task.kind].is_dense]
+    return next(metric for metric in list_first_metrics() if kinds[metric] == dense[0])
 
 
 def _make_trees(plain: Setting, config: Config) -> Variants:
@@ -248,19 +251,15 @@ def analyse_dense(runs: Runs, split: str, notes: Sequence[str] = ()) -> Findings
 
     tables = {part: tabulate_dense([*runs, *chosen], single, part) for part in SPLITS}
     csv = pandas.concat(tables, names=["split"]).reset_index("split")
-    sentences = [describe_delta(split, len(single)), *notes]
+    sentences = [DELTA_IN_WORDS.format(split=split), *notes]
     for seed, policy in best.items():
         sentences.append(f"Seed {seed}: of AdaShare's policies {policy} is the best on val.")
     figure = draw_deltas(_make_spots(tables[split]), split=split)
-    return Findings(sentences, tables[split], {"dense.csv": csv}, {"dense.png": figure})
-
-
-def describe_delta(split: str, seeds: int) -> str:
-    """What the columns of Delta are."""
-    return (
-        f"On {split}; mean ± standard deviation over seeds. Delta is against {SINGLE} (mean of {seeds} seeds), in percent and better "
-        "above 0: the mean over tasks of the mean over their metrics (as AdaShare), and `first` of the first metric of each task."
-    )
+    known = tables[split].columns
+    others = [name for name in list_dense_metrics() if name not in list_first_metrics()]
+    # The file has all; table.md tells them below.
+    shown = tables[split].drop(columns=known.intersection(others))
+    return Findings(sentences, shown, {"dense.csv": csv}, {"dense.png": figure})
 
 
 def tabulate_dense(runs: Runs, single: Runs, split: str) -> DataFrame:
@@ -273,14 +272,21 @@ def tabulate_dense(runs: Runs, single: Runs, split: str) -> DataFrame:
     rows = []
     for run, delta in zip(runs, deltas.to_dict("records"), strict=True):
         row = {"network": run.variant, **{column: delta[column] for column in DELTAS}}
-        row |= {metric: run.get_mean(metric, split) for metric in names}
         row |= measure_costs(run)
+        row |= {metric: run.get_mean(metric, split) for metric in names}
         rows.append(row)
     values = DataFrame(rows).set_index("network").astype(float)
     networks = values.groupby("network", sort=False)
     table = compute_seed_means(networks)
     table.insert(0, "seeds", networks.size())
     return table.reset_index()
+
+
+def split_columns(table: DataFrame | None) -> list[DataFrame]:
+    """What stands in one table of a terminal: Delta and costs, then the metrics; each begins with the networks."""
+    assert table is not None
+    metrics = [name for name in table.columns if name.removesuffix("_sd") in list_dense_metrics()]
+    return [table.drop(columns=metrics), table[["network", *metrics]]]
 
 
 def measure_costs(run: Run) -> dict[str, int]:
@@ -305,11 +311,12 @@ def order_metrics(runs: Runs, split: str) -> list[str]:
 
 
 def _make_spots(table: DataFrame) -> dict[str, list[Spot]]:
-    """The networks by what they are."""
-    parts: dict[str, list[Spot]] = {"given": [], TREE: [], ADASHARE: []}
+    """The networks by what they are, as the legend names it."""
+    legend = {GROUPS: "given groups", TREE: "learned trees", ADASHARE: "AdaShare"}
+    parts: dict[str, list[Spot]] = {part: [] for part in ("baselines", *legend.values())}
     for row in table.to_dict("records"):
         name = row["network"]
-        part = next((part for part in (TREE, ADASHARE) if name.startswith(part)), "given")
+        part = legend.get(name.partition("-")[0], "baselines")
         costs = {cost: (row[cost], None) for cost in COSTS}
         parts[part].append(Spot(name, costs, (row[DELTA], row[f"{DELTA}_sd"])))
     return parts
