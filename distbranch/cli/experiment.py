@@ -15,11 +15,13 @@ from distbranch.cli.terminal import (
     numbers,
     print_plain,
     run_folder,
-    show_rows,
+    show_wide,
 )
 from distbranch.errors import UsageError
 
 if TYPE_CHECKING:  # loads torch
+    from pandas import DataFrame
+
     from distbranch.experiments.runner import Experiment, Findings
     from distbranch.experiments.runs import Run
 
@@ -405,8 +407,9 @@ def experiment_dense(
     findings, _, place = _run(experiment, own, seeds=seeds, jobs=jobs, name=name)
     for sentence in findings.sentences:
         print_plain(sentence)
-    for part in split_columns(findings.table):
-        console.print(render_rich(format_frame(part)))
+    heads = ("Delta in %, and what one image costs", "First metrics; shares in %")
+    for head, part in zip(heads, split_columns(findings.table), strict=True):
+        show_wide(render_rich(format_frame(part), f"{head}; {split} split"))
     print_plain(f"results.csv, {', '.join(findings.files)}, report.html: {place}")
 
 
@@ -476,7 +479,7 @@ def compare(
     Examples:
     `distbranch compare runs/fps-thin-16-seed* runs/fps-branch-16-2-seed*`
     """
-    from distbranch.experiments.analyses import compare_methods, format_markdown, format_table
+    from distbranch.experiments.analyses import compare_methods, format_markdown
     from distbranch.experiments.runs import check_defined, read_runs, tabulate_runs
 
     methods = read_runs([run_folder(run) for run in runs])
@@ -488,8 +491,8 @@ def compare(
     elif markdown:
         print_plain(f"{about}\n\n{format_markdown(table, metric)}")
     else:
-        print_plain(about)
-        show_rows(format_table(table, metric))
+        print_plain(f"{about}; shares in %")
+        _show_table(table, metric)
 
 
 def _run(
@@ -510,17 +513,26 @@ def _run(
 
 
 def _run_and_show(experiment: "Experiment", overrides: Sequence[str], **options: Any) -> None:
-    from distbranch.experiments.analyses import format_table
-
     findings, runs, place = _run(experiment, overrides, **options)
     for sentence in findings.sentences:
         print_plain(sentence)
     if findings.table is not None and not findings.table.empty:
-        show_rows(format_table(findings.table, findings.metric))
+        _show_table(findings.table, findings.metric)
     files = findings.files
     if runs:
         files = ["results.csv", *files]
     print_plain(f"{', '.join(files)}: {place}")
+
+
+def _show_table(table: "DataFrame", metric: str | None) -> None:
+    """A table of an analysis; its first columns are names, as far as they are text."""
+    from distbranch.experiments.analyses import format_frame
+    from distbranch.report.tables import render_rich
+
+    num_names = 0
+    while isinstance(table.iloc[0, num_names], str):
+        num_names += 1
+    show_wide(render_rich(format_frame(table, metric), num_names=num_names))
 
 
 def _split_names(text: str) -> list[str]:

@@ -319,7 +319,9 @@ def format_cell(column: str, row: Mapping[str, Any], metric: str | None = None) 
     deviation = np.nan_to_num(row.get(f"{column}_sd", 0.0))
     compared = metric or ""
     if column == INTERVAL:
-        ends = [format_difference(compared, end) for end in (value, row["high"])]
+        both = (value, row["high"])
+        largest = max(map(abs, both))
+        ends = [format_difference(compared, end, largest=largest) for end in both]
         return " to ".join(end if end.startswith("-") else f"+{end}" for end in ends)
     if column in POINTS:
         text = format_difference(compared, value, deviation)

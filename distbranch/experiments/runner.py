@@ -28,6 +28,7 @@ from distbranch.experiments.runs import (
     split_by_data_set,
 )
 from distbranch.launch.prepare import is_to_be_packed, read_packed_data
+from distbranch.metrics import is_defined, list_means
 from distbranch.report.console import make_result_markdown
 from distbranch.report.experiment_figures import save_figure
 from distbranch.sweep.plan import list_trials
@@ -138,7 +139,8 @@ def run_experiment(
     check_same_comparison(sweep, experiment.about)
     runs = []
     if experiment.trains:
-        runs = train_variants(sweep, report, splits=experiment.splits)
+        splits, metric = experiment.splits, experiment.metric
+        runs = train_variants(sweep, report, splits=splits, metric=metric)
 
     # Recorded before the analysis: the runs are there now, whatever an analysis makes of them.
     sweep.path.mkdir(parents=True, exist_ok=True)
@@ -183,15 +185,19 @@ def build_sweep(
 
 
 def train_variants(
-    sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()
+    sweep: SweepConfig,
+    report: Report,
+    *,
+    splits: Collection[str] = (),
+    metric: str | None = None,
 ) -> list[Run]:
     """Train what is not finished yet; then the finished runs of every variant, by seed.
 
     Raises:
-        UserError: data without one of the splits, runs that failed (the others were finished first), or that early stopping ended.
+        UserError: data without one of the splits, or without a task that has the metric there; runs that failed (the others were finished first), or that early stopping ended.
         StoppedEarly: a signal asked to stop.
     """
-    _check_splits(sweep, splits)
+    _check_splits(sweep, splits, metric)
     rows = run_sweep(sweep, report)
     unfinished = [row for row in rows if row["status"] != FINISHED]
     if unfinished:
@@ -211,7 +217,7 @@ def train_variants(
     return restrict_to_common_tasks(found)
 
 
-def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
+def _check_splits(sweep: SweepConfig, splits: Collection[str], metric: str | None) -> None:
     """Of data that are still to be packed nothing is known yet."""
     # One trial of each data set, as reading hundreds of times the same file takes minutes.
     trial_of_data = {trial.data.path: trial for trial in list_trials(sweep)}
@@ -224,6 +230,13 @@ def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
                 raise UserError(
                     f"The data set {info.path} should have the split '{split}', on which the runs are compared, but it has "
                     f"{', '.join(sorted(info.splits))}. Give data that have it, or another --split if the experiment takes one."
+                )
+            labels = info.splits[split].labels
+            if metric is not None and not is_defined(metric, info.tasks, labels):
+                known = [name for name in list_means() if is_defined(name, info.tasks, labels)]
+                raise UserError(
+                    f"No task of {info.path} has {metric} on {split}, so that the runs could not be compared by it. It has "
+                    f"{', '.join(known) or 'no metric there'}: give one of them as --metric where the experiment takes it, or other data."
                 )
 
 

@@ -145,11 +145,13 @@ def name_difference(key: str) -> str:
     return "" if unit == UNIT_OF_TASK else unit
 
 
-def format_difference(key: str, value: float, deviation: float | None = None) -> str:
-    """A difference of a metric, in what `name_difference` says: `1.90`, `0.0123`."""
+def format_difference(
+    key: str, value: float, deviation: float | None = None, *, largest: float | None = None
+) -> str:
+    """A difference of a metric, in what `name_difference` says: `1.90`, `0.0123`; with the decimals of `largest` if that is given."""
     scale = get_scale(key)
     # networks often differ by tenths of a point, so differences have a decimal more
-    decimals = 2 if scale == 100 else count_decimals(value, DIGITS)
+    decimals = 2 if scale == 100 else count_decimals(largest or value, DIGITS)
     return format_amount(value, deviation, scale=scale, decimals=decimals)
 
 
