@@ -440,7 +440,7 @@ def test_an_answer_is_a_picture_that_is_written_as_labels_are_and_told_in_a_few_
     cells = kind.write_answer(task, summary)
     assert list(cells) == [f"{task.name}:{name}" for name in summary]
     assert kind.describe_answer(task, summary, 0.5).startswith(f"{task.name}: ")
-    assert kind.draw_codes(task, codes).shape == (*SIZE, 3)
+    assert kind.draw_codes(task, codes).shape[:2] == SIZE
     assert not np.nanmax(kind.measure_errors(task, codes, codes))
 
 

@@ -24,6 +24,7 @@ from distbranch.engine.run_start import (
     write_config,
     write_environment,
 )
+from distbranch.engine.sample_maps import write_sample_maps
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import StoppedEarly
 from distbranch.permissions import explain_damage
@@ -160,7 +161,12 @@ class RunFiles:
             summary["scout"] = scout | {"cost_in_all": (own_cost + its_cost) / own_cost}
         # The result comes last, for with it the run counts as finished.
         self.write_sharing(state)
-        save_model(self.directory.model, state.net.network.as_served(), state.preprocessing)
+        served = state.net.network.as_served()
+        save_model(self.directory.model, served, state.preprocessing)
+        if served.tasks.dense:
+            write_sample_maps(
+                self.directory.sample_maps, served, state.info, config.data, state.ranks
+            )
         write_json(self.directory.result, summary)
         self.remote_run.upload()
         return summary

@@ -135,11 +135,13 @@ class DenseKind(Kind, ABC):
 
     @abstractmethod
     def draw_codes(self, task: Task, codes: Array) -> Array:
-        """Codes as a picture for people, uint8 [H, W, 3]; what is not labelled is black."""
+        """Codes as a picture for people: uint8 [H, W, 3], black where not labelled, or values [H, W], NaN there, for a colour map."""
 
     def get_palette(self) -> Array | None:
         """Colours of codes, uint8 [256, 3], where codes are numbers of something; else None."""
         return None
+
+    error_unit: ClassVar[str] = ""
 
     @abstractmethod
     def measure_errors(self, task: Task, found: Array, truth: Array) -> Array:

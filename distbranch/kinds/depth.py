@@ -131,12 +131,8 @@ class Depth(DenseKind):
         return f"{task.name}: {low} to {high} {self.get_unit(task)} (median {middle})"
 
     def draw_codes(self, task: Task, codes: Array) -> Array:
-        """Near is light, by the order of distances: every grey has as many pixels."""
-        valid = codes > 0
-        ranks = np.searchsorted(np.sort(codes[valid]), codes) / max(1, valid.sum())
-        share = ranks if task.quantity == "disparity" else 1 - ranks
-        grey = np.where(valid, 30 + 225 * share, 0).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
+        """Metres or pixels."""
+        return np.where(codes > 0, decode_depth(task, codes), np.nan)
 
     def measure_errors(self, task: Task, found: Array, truth: Array) -> Array:
         """In metres or pixels."""

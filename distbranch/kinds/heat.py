@@ -65,8 +65,8 @@ class Heat(DenseKind):
         return f"{task.name}: {answer['strong']:.1%} above a half, mean {answer['mean']:.3f}"
 
     def draw_codes(self, task: Task, codes: Array) -> Array:
-        grey = np.where(codes == self.invalid, 0, codes)
-        return np.repeat(grey[..., None], 3, axis=-1)
+        """Strengths in 0..1."""
+        return np.where(codes == self.invalid, np.nan, codes.astype(np.float32) / STEPS)
 
     def measure_errors(self, task: Task, found: Array, truth: Array) -> Array:
         """In 0..1."""

@@ -64,6 +64,7 @@ class Normals(DenseKind):
     channels = 3
     invalid = 0
     default_weight = 3.0
+    error_unit = "degrees"
 
     def count_outputs(self, task: Task) -> int:
         return 3

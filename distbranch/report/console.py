@@ -321,8 +321,14 @@ def make_dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
 
 
 def describe_means(means: Mapping[str, float | None]) -> dict[str, str]:
-    """The means of an evaluation as texts by metric, without those that few data sets have and this one has not."""
-    return {key: format_value(key, means.get(key)) for key in select_metrics([means])}
+    """The means of an evaluation as texts by metric, without those that few data sets have and this one has not.
+
+    Of the many metrics of a dense task one stands for it.
+    """
+    metrics, dense = list_metrics(), list_dense_metrics()
+    keys = select_metrics([means])
+    shown = [key for key in keys if key not in dense or metrics[key].is_drawn]
+    return {key: format_value(key, means.get(key)) for key in shown}
 
 
 # ---- a sweep, a data set

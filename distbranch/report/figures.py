@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from distbranch.kinds import UNIT_OF_TASK
-from distbranch.metrics import list_metrics
+from distbranch.metrics import list_dense_metrics, list_metrics
 from distbranch.report.console import USUAL, divide_metrics, format_value
 from distbranch.report.figure_style import (
     BLUE,
@@ -160,30 +160,27 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
 @in_style
 def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], marks: Marks = ()) -> Figure:
     """Loss, learning rate and, if there are several, evaluations over the iterations."""
+    dense = list_dense_metrics()
     losses = {"training": read_series(training, "loss")}
     panels = {
         "loss": losses,
         "learning rate": {"": read_series(training, "learning_rate")},
     }
-    shares = {}
-    others = {}
+    by_unit: dict[str, dict[str, pandas.Series]] = {"%": {}, "": {}}
     for split in sorted({line["split"] for line in evaluations}):
         lines = [line for line in evaluations if line["split"] == split]
         losses[split] = read_series(lines, "loss")
         means = [{"iteration": line["iteration"], **(line.get("mean") or {})} for line in lines]
         for key, metric in list_metrics().items():
             curve = read_series(means, key)
-            # one evaluation alone is no curve: tables tell it
-            if len(curve) < 2:
+            # one evaluation alone is no curve: tables tell it; dense tasks have many metrics that go the same way
+            if len(curve) < 2 or (key in dense and not metric.is_drawn):
                 continue
-            if metric.unit == "%":
-                shares[f"{metric.title}, {split}"] = 100 * curve
-            else:
-                others[f"{metric.title}, {split}"] = curve
-    if shares:
-        panels["mean over tasks, %"] = shares
-    if others:
-        panels["mean over numbers"] = others
+            scale = 100 if metric.unit == "%" else 1
+            by_unit.setdefault(metric.unit, {})[f"{metric.title}, {split}"] = scale * curve
+    for unit, curves in by_unit.items():
+        if curves:
+            panels[f"mean over tasks, {unit}" if unit else "mean over numbers"] = curves
     return _draw_panels(panels, marks)
 
 

@@ -20,11 +20,13 @@ from matplotlib.figure import Figure
 
 from distbranch.config.network import WIDTHS, ModelConfig
 from distbranch.errors import UserError
+from distbranch.kinds.kind import PER_CLASS
 from distbranch.metrics import list_metrics
 from distbranch.report.console import (
     UNDEFINED,
     describe_units,
     format_amount,
+    format_percent,
     format_size,
     format_value,
     make_head,
@@ -43,7 +45,7 @@ from distbranch.report.figure_style import (
 )
 from distbranch.report.figures import list_task_metrics, list_tasks_with, measure_bars
 from distbranch.report.layers import format_name, group_numbers, list_top_groups, name_decision
-from distbranch.report.pictures import TEXTS, choose_shown_split, list_pictures
+from distbranch.report.pictures import choose_shown_split, describe_picture, list_pictures
 from distbranch.report.run_files import RunFiles, read_run
 
 VARIABLES = {
@@ -92,6 +94,7 @@ def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
     split = choose_shown_split(run)
     scores = run.get_scores().get(split, {"tasks": {}, "mean": {}})
     means = _list_means(run)
+    texts = {name: describe_picture(name) for name in drawn}
     model = run.config.get("model", {})
     # what is not known is not checked: the run may be of an older version
     widths = ModelConfig.model_construct(**{key: model.get(key) for key in WIDTHS})
@@ -105,11 +108,12 @@ def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
         metrics=list_metrics(),
         width_text=widths.width_text,
         last_iteration=max((line["iteration"] for line in run.metrics), default=0),
-        pictures={name: draw_svg(figure, TEXTS[name][0]) for name, figure in drawn.items()},
-        texts=TEXTS,
+        pictures={name: draw_svg(figure, texts[name][0]) for name, figure in drawn.items()},
+        texts=texts,
         tasks=_tabulate_tasks(scores, numbers),
         means=tabulate_scores(list(means), list(means.values()), head="split"),
         means_note=f"{describe_units(select_metrics(list(means.values())))}.".capitalize(),
+        classes=_tabulate_classes(scores),
         decisions=_tabulate_decisions(run, numbers),
         settings={"Configuration": run.config, "Environment": run.environment},
     )
@@ -206,6 +210,24 @@ def _tabulate_metrics(
             columns[head] = [format_amount(number) for number in found]
     # as objects: a column of texts would make plain ones of Markup
     return pandas.DataFrame(columns, dtype=object)
+
+
+def _tabulate_classes(scores: Mapping[str, Any]) -> dict[str, pandas.DataFrame]:
+    """The intersection over union of every class of a segmentation, best first, by task; those that the truth lacks last."""
+    tables = {}
+    for task, row in scores["tasks"].items():
+        ious = {
+            name.removeprefix(PER_CLASS): value
+            for name, value in row.items()
+            if name.startswith(PER_CLASS)
+        }
+        if ious:
+            order = sorted(ious, key=lambda name: -1 if ious[name] is None else ious[name])
+            names = order[::-1]
+            bars = [_draw_rail(format_percent(ious[name]), ious[name], BLUE) for name in names]
+            cells = {"class": list(map(format_name, names)), "IoU %": bars}
+            tables[task] = pandas.DataFrame(cells, dtype=object)
+    return tables
 
 
 def _choose_colour(name: str, numbers: Mapping[str, int]) -> str:

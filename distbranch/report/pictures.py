@@ -1,6 +1,7 @@
 """Which pictures a run has something for, with what the page says about each."""
 
 from collections.abc import Callable
+from functools import partial
 
 from matplotlib.figure import Figure
 
@@ -12,7 +13,8 @@ from distbranch.report.figures import (
     draw_throughput,
     list_marks,
 )
-from distbranch.report.layers import list_top_groups, name_decision
+from distbranch.report.layers import format_name, list_top_groups, name_decision
+from distbranch.report.map_figures import draw_maps
 from distbranch.report.run_files import Json, RunFiles, find_task_order
 from distbranch.report.sharing_figures import draw_groups, draw_policy, draw_search
 from distbranch.report.tree_figure import draw_growth, draw_tree
@@ -69,6 +71,20 @@ TEXTS = {
 }
 
 
+MAPS = "maps-"  # before the task in the name of a picture
+OF_MAPS = (
+    "A few images that the network was not trained on, with the truth, its prediction and the error of every pixel. Hatched or black: "
+    "not labelled."
+)
+
+
+def describe_picture(name: str) -> tuple[str, str]:
+    """The heading and the note of a picture."""
+    if name.startswith(MAPS):
+        return f"{format_name(name.removeprefix(MAPS))}, pixel by pixel", OF_MAPS
+    return TEXTS[name]
+
+
 def list_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
     """The figures that the run has something for, by name and in the order of the page."""
     groups = list_top_groups(run.layers)
@@ -100,6 +116,9 @@ def list_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
         found["tasks"] = lambda: draw_task_table(
             run.get_scores()[split], groups, title=f"{run.name}: {split}"
         )
+    if samples := run.read_sample_maps():
+        for task in samples.tasks:
+            found[f"{MAPS}{task.name}"] = partial(draw_maps, task, samples)
     if training:
         found["throughput"] = lambda: draw_throughput(training, marks)
     return found

@@ -16,9 +16,19 @@ import yaml
 
 from distbranch.errors import UserError
 from distbranch.report.layers import LayerBranches, list_layers
+from distbranch.tasks import Task
 
 Json = dict[str, Any]
 logger = logging.getLogger("distbranch")
+
+
+@dataclass(frozen=True)
+class SampleMaps:
+    """A few images of a split and codes of dense tasks: `images` [n, H, W, 3], `truth/TASK` and `found/TASK` [n, H, W, ...]."""
+
+    tasks: Sequence[Task]
+    split: str
+    arrays: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,21 @@ class RunFiles:
         if self.result is not None and self.result.get("metrics"):
             return dict(self.result["metrics"])
         return {line["split"]: line for line in self.select_lines("evaluation")}
+
+    def read_sample_maps(self) -> SampleMaps | None:
+        """A few images with the maps of dense tasks; None without one. UserError if the file is damaged."""
+        path = self.directory / "sample_maps.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found = dict(arrays)
+            tasks = [Task.from_json(task) for task in json.loads(str(found["tasks"]))]
+            return SampleMaps(tasks, str(found["split"]), found)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise UserError(
+                f"{path}, the pictures of the run, cannot be read ({error})."
+            ) from error
 
     def read_affinity(self, decision: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The affinity matrices [T, T] of a decision by kind; UserError if the file is absent or damaged."""

@@ -1,0 +1,225 @@
+"""Runs with dense tasks: numbers that do not depend on ranks and batches, what a batch's loss is over, and what a run leaves."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rank_server import RankServer
+from tiny_rooms import TASKS, pack_tiny_rooms, rooms_config
+
+from distbranch.config import load_config
+from distbranch.data.shards import read_dataset
+from distbranch.engine.distributed import Ranks
+from distbranch.engine.evaluate import evaluate_split
+from distbranch.engine.initialisation import first_architecture
+from distbranch.engine.loaders import open_evaluation
+from distbranch.engine.pixel_shares import share_pixels
+from distbranch.engine.process_group import join_ranks
+from distbranch.errors import UserError
+from distbranch.launch.prepare import check_data
+from distbranch.losses import build_task_set
+from distbranch.maps import Labels, Outputs
+from distbranch.models.network import Network
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rooms") / "data"
+    pack_tiny_rooms(folder)
+    return folder
+
+
+def make_network(config: Mapping[str, Any]) -> Network:
+    resolved = load_config(config)
+    info = read_dataset(str(resolved.data.path))
+    network = Network(first_architecture(resolved, info))
+    network.tasks = build_task_set(info.tasks, resolved.loss)
+    network.init(torch.Generator().manual_seed(4))
+    return network
+
+
+def evaluate(config: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+    """A job: evaluate a network with random weights."""
+    resolved = load_config(config)
+    with join_ranks(resolved.launch) as here:
+        info = read_dataset(str(resolved.data.path))
+        network = make_network(config)
+        return evaluate_split(
+            network, info, "val", here, resolved.data, batch_size=batch_size, byte_angles=True
+        )
+
+
+def list_numbers(scores: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    for task, row in scores["tasks"].items():
+        for name, value in row.items():
+            yield f"{task} {name}", value
+    yield "loss", scores["loss"]
+
+
+def test_scores_of_dense_tasks_are_the_same_on_one_two_and_three_ranks_and_in_any_batches(
+    rooms: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    config = rooms_config(rooms, tmp_path)
+    alone = ranks.call(evaluate, config=config, batch_size=4)
+    assert [alone["tasks"][task.name]["num_labelled"] for task in TASKS] == [6, 7, 5, 7, 7]
+    assert alone["tasks"]["normals"]["byte_mean_angle"] > 0
+    assert "iou:never" in alone["tasks"]["seg"]
+    assert set(alone["mean"]) >= {"accuracy", "miou", "rmse", "mean_angle", "heat_error"}
+    expected = dict(list_numbers(alone))
+    for world_size, batch_size in ((2, 4), (3, 1)):
+        for found in ranks.call_all(evaluate, world_size, config=config, batch_size=batch_size):
+            numbers = dict(list_numbers(found))
+            assert numbers.keys() == expected.keys()
+            for name, value in numbers.items():
+                if value is None:
+                    assert expected[name] is None
+                    continue
+                # The network itself rounds otherwise in batches of another size.
+                assert value == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_sums_in_batches_of_the_same_outputs_are_equal_to_the_bit(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(rooms_config(rooms, tmp_path))
+    info = read_dataset(rooms)
+    network = make_network(rooms_config(rooms, tmp_path))
+
+    def answer(images: torch.Tensor, *, flat: bool) -> Outputs:
+        """What follows from each image alone, with no rounding between batches."""
+        mean = images.double().mean(dim=1, keepdim=True)[:, :, ::8, ::8].float()
+        maps = {}
+        for task in network.tasks.dense.values():
+            factors = torch.arange(1.0, task.num_outputs + 1).view(1, -1, 1, 1)
+            maps[task.name] = (mean * factors * 0.37).sin() + 1
+        return Outputs(mean[:, :, 0, 0] / 255, maps)
+
+    monkeypatch.setattr(network, "forward", answer)
+    found = []
+    for batch_size in (1, 3, 7):
+        scores = evaluate_split(
+            network,
+            info,
+            "val",
+            Ranks(0, 1, torch.device("cpu")),
+            config.data,
+            batch_size=batch_size,
+        )
+        found.append(dict(list_numbers(scores)))
+    assert found[0] == found[1] == found[2]
+
+
+def compute_gradients(
+    config: Mapping[str, Any], image_lists: list[list[int]]
+) -> list[torch.Tensor]:
+    """A job: the summed gradient of the first weight where this rank has some images of val, in so many passes."""
+    resolved = load_config(config)
+    with join_ranks(resolved.launch) as here:
+        network = make_network(config).eval()
+        info = read_dataset(str(resolved.data.path))
+        batch = next(
+            open_evaluation(
+                info, "val", resolved.data, Ranks.alone(), image_size=(32, 48), batch_size=7
+            )
+        )
+        own = [
+            torch.tensor(image_lists[n])
+            for n in range(len(image_lists))
+            if n % here.world_size == here.rank
+        ]
+        labels = Labels(batch.labels, batch.maps)
+        passes = [(batch.images[rows], labels[rows]) for rows in own]
+        shares = None
+        for number, (images, part) in enumerate(passes):
+            outputs = network(images, flat=True)
+            if shares is None:
+                every = [one for _, one in passes]
+                shares = share_pixels(network.tasks, outputs, every, here, batch_size=7)
+            losses = network.tasks.compute_losses(outputs, part) * shares[number]
+            (losses.sum() / 7).backward()
+        gradients = [one.grad for one in network.parameters() if one.grad is not None]
+        return [here.sum(one.double()) for one in gradients]
+
+
+@pytest.mark.parametrize("at", ["input", "output"])
+def test_a_loss_over_pixels_is_that_of_one_batch_whatever_its_ranks_and_passes(
+    at: str, rooms: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    config = rooms_config(rooms, tmp_path, **{"loss.over": "pixels", "loss.at": at})
+    whole = [list(range(7))]
+    expected = ranks.call(compute_gradients, config=config, image_lists=whole)
+    for world_size, parts in ((1, [[0, 1], [2], [3, 4, 5, 6]]), (2, [[0, 1, 2], [3], [4, 5], [6]])):
+        for found in ranks.call_all(
+            compute_gradients, world_size, config=config, image_lists=parts
+        ):
+            for own, right in zip(found, expected, strict=True):
+                assert torch.allclose(own, right, rtol=1e-3, atol=1e-5)
+
+    # By the definition: the mean over all labelled pixels of the batch.
+    network = make_network(config).eval()
+    resolved = load_config(config)
+    info = read_dataset(rooms)
+    batch = next(
+        open_evaluation(
+            info, "val", resolved.data, Ranks.alone(), image_size=(32, 48), batch_size=7
+        )
+    )
+    outputs, labels = network(batch.images, flat=True), Labels(batch.labels, batch.maps)
+    shares = share_pixels(network.tasks, outputs, [labels], Ranks.alone(), batch_size=7)[0]
+    losses = (network.tasks.compute_losses(outputs, labels) * shares).sum(dim=0) / 7
+    if at == "input":
+        depth = network.tasks.names.index("depth")
+        answered = network(batch.images)["depth"][:, 0]
+        known = batch.maps["depth"] > 0
+        expected_loss = (answered - batch.maps["depth"])[known].abs().mean()
+        assert losses[depth].item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    bright = network.tasks.names.index("bright")
+    assert (shares[:, bright] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss.at": "output"}, "loss.at is of dense tasks"),
+        ({"loss.over": "pixels"}, "loss.over is of dense tasks"),
+        ({"metrics.byte_angles": True}, "metrics.byte_angles is of normals"),
+        ({"loss.class_weights": {"kind": [1, 2]}}, r"segmentation tasks of .* \(it has none\)"),
+    ],
+)
+def test_settings_of_dense_tasks_are_refused_where_there_are_none(
+    changes: dict[str, Any], words: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = load_config(rooms_config(tiny_data, tmp_path, **changes))
+    with pytest.raises(UserError, match=words):
+        check_data(config, read_dataset(tiny_data))
+
+
+def test_class_weights_are_one_per_class(rooms: Path, tmp_path: Path) -> None:
+    for given, words in (
+        ({"seg": [1.0, 2.0]}, "each of the 3 classes of 'seg', found 2"),
+        ({"depth": [1.0]}, r"\(seg\), found 'depth'"),
+    ):
+        config = load_config(rooms_config(rooms, tmp_path, **{"loss.class_weights": given}))
+        with pytest.raises(UserError, match=words):
+            check_data(config, read_dataset(rooms))
+
+
+def test_maps_of_a_run_are_kept_for_its_report(rooms: Path, tmp_path: Path) -> None:
+    from distbranch.api import train
+    from distbranch.report.page import report_run
+
+    result = train(rooms_config(rooms, tmp_path))
+    with np.load(result.directory / "sample_maps.npz") as arrays:
+        assert arrays["images"].shape == (4, 32, 48, 3)
+        for task in TASKS:
+            if task.name != "bright":
+                assert arrays[f"found/{task.name}"].shape == arrays[f"truth/{task.name}"].shape
+    page = report_run(result.directory)
+    text = page.read_text(encoding="utf-8")
+    for name in ("seg", "depth", "normals", "edges"):
+        assert f"{name}, pixel by pixel" in text
+        assert (page.parent / "report" / f"maps-{name}.png").stat().st_size > 5_000
+    assert "Every class of seg" in text
