@@ -14,11 +14,14 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from distbranch.config import Config
+from distbranch.data.label_maps import get_dense_kind
 from distbranch.engine.optimizer_and_schedule import build_optimizer
 from distbranch.engine.process_group import num_cores
+from distbranch.maps import AnyLabels, join_labels
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
 from distbranch.models.norm import BatchNorm
+from distbranch.tasks import TaskSet
 
 FLOAT32, FLOAT64 = 4, 8
 BUCKET_BYTES = 25 * 2**20  # of DDP
@@ -106,10 +109,9 @@ def measure_step(config: Config, architecture: Architecture, *, device: torch.de
     )  # batch norm alone needs two
     network = Network(architecture).to(device).train()
     optimizer = build_optimizer(network, config.optim)
-    images = torch.randint(
-        0, 256, (num_images, 3, *architecture.image_size), dtype=torch.uint8, device=device
-    )
-    labels = torch.zeros(num_images, len(architecture.tasks), device=device)
+    size = config.data.crop or architecture.image_size
+    images = torch.randint(0, 256, (num_images, 3, *size), dtype=torch.uint8, device=device)
+    labels = _make_labels(network.tasks, num_images, size).to(device)
 
     def forward() -> torch.Tensor:
         return network.tasks.compute_losses(network(images, flat=True), labels).sum() / num_images
@@ -127,6 +129,16 @@ def measure_step(config: Config, architecture: Architecture, *, device: torch.de
     measured = StepTime(_measure_call(forward, device), _measure_call(step, device))
     torch.set_num_threads(before)
     return measured
+
+
+def _make_labels(tasks: TaskSet, num_images: int, size: tuple[int, int]) -> AnyLabels:
+    """Labels of every task, and of every pixel."""
+    maps = {}
+    for task in tasks.dense.values():
+        num_channels = get_dense_kind(task).channels
+        channels = (num_channels,) if num_channels > 1 else ()
+        maps[task.name] = torch.ones(num_images, *channels, *size, dtype=torch.uint8)
+    return join_labels(torch.zeros(num_images, tasks.num_tasks), maps)
 
 
 def _measure_call(act: Callable[[], object], device: torch.device) -> float:
