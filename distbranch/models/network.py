@@ -293,7 +293,8 @@ class Network(nn.Module):
 
     def _multiply_heads(self, serving: Serving, features: Sequence[Tensor]) -> Tensor:
         if self.heads is None:
-            return features[0].new_zeros(len(features[0]), 0, dtype=torch.float32)
+            # Of no columns, by a slice: a number of rows would be one for all batches of an exported network.
+            return features[0].flatten(1)[:, :0].float()
         tops = []
         for node in serving.nodes:
             x = features[node]
