@@ -131,7 +131,8 @@ def _prepare_entries(
 
 def _is_tree(architecture: Architecture) -> bool:
     """Whether one would write it as modules within modules."""
-    return not architecture.has_policy and not architecture.backbone.low_rank
+    is_plain = not architecture.has_policy and not architecture.backbone.low_rank
+    return is_plain and architecture.baseline is None
 
 
 def _answer_eagerly(network: nn.Module) -> Callable[[Any], Any]:

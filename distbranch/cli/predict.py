@@ -134,10 +134,13 @@ def _write_folder(
 def _describe_found(tasks: Sequence["Task"], one: "PredictionSummary", threshold: float) -> str:
     from distbranch.kinds import KINDS
 
-    found = [
-        KINDS[task.kind].describe_answer(task, one.scores[task.name], threshold) for task in tasks
-    ]
-    return ", ".join(filter(None, found))
+    texts: dict[bool, list[str]] = {False: [], True: []}
+    for task in tasks:
+        kind = KINDS[task.kind]
+        text = kind.describe_answer(task, one.scores[task.name], threshold)
+        texts[kind.is_dense].append(text)
+    of_images = ", ".join(filter(None, texts[False]))
+    return "\n".join(filter(None, [of_images, *texts[True]]))  # a line per dense task
 
 
 def format_predictions(
@@ -145,7 +148,10 @@ def format_predictions(
 ) -> str:
     """JSON, or CSV with a column per task or `task:class`."""
     if as_json:
-        content = [{"image": str(one.image), "scores": one.scores} for one in predictions]
+        content = []
+        for one in predictions:
+            written = {"pictures": one.pictures} if one.pictures else {}
+            content.append({"image": str(one.image), **written, "scores": one.scores})
         return json.dumps(content, indent=1) + "\n"
     rows = [_make_row(tasks, one) for one in predictions]
     # The writer of CSV has line ends of its own.
@@ -161,6 +167,8 @@ def _make_row(tasks: Sequence["Task"], one: "PredictionSummary") -> dict[str, st
     from distbranch.tasks import unused_name
 
     row = {"image": str(one.image)}
+    if one.pictures:
+        row["pictures"] = one.pictures
     for task in tasks:
         cells = KINDS[task.kind].write_answer(task, one.scores[task.name])
         # A name that is taken (a task may be called `image`) gets a number.

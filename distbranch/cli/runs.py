@@ -152,10 +152,12 @@ def doctor(
 
 def _show_result(result: "RunResult") -> None:
     from distbranch.config import load_config
+    from distbranch.config.network import BASELINES
     from distbranch.engine.session import find_thin_baselines
     from distbranch.report.console import describe_scout, make_dataset_table, make_result_table
 
-    print_plain(f"\n{result.tree.text(result.summary['tasks'])}\n")
+    if result.summary["method"] not in BASELINES:  # whose tasks share by no tree
+        print_plain(f"\n{result.tree.text(result.summary['tasks'])}\n")
     split = "test" if "test" in result.metrics else "val"
     if split in result.metrics:
         # What the tree gained is seen beside the thin networks that were trained on the same data.

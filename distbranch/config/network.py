@@ -20,6 +20,9 @@ KEYS_OF_BEGINNINGS = ("init", "pretrained", "pretrained_channels")
 # Those of a tree that is decided by a scout, before the first step of the network that is trained with it.
 KEYS_OF_SCOUTS = ("scout", "scout_iterations", "split_from", "group_layers", "budget")
 
+# Networks of other papers over the units of a ResNet; all but `mtan` have weights that mix the features of tasks.
+BASELINES = ("cross-stitch", "mtan", "nddr", "sluice")
+MIXING = tuple(name for name in BASELINES if name != "mtan")
 WIDTHS = ("width", "width_fraction", "widths")  # of which a backbone is given one at most
 TIMM = "timm:"  # before the name of a model of timm
 # Places of weights that are no files: a repository, and what timm itself names for a model.
@@ -191,9 +194,24 @@ class BudgetConfig(Section):
 class MethodConfig(Section):
     """How tasks come to share layers (design: branching, sections 3 to 6)."""
 
-    name: Literal["branching", "adashare", "fixed", "independent", "low-rank"] = "branching"
+    name: Literal[
+        "branching",
+        "adashare",
+        "fixed",
+        "independent",
+        "low-rank",
+        "cross-stitch",
+        "mtan",
+        "nddr",
+        "sluice",
+    ] = "branching"
     """`branching` grows a tree; `adashare` learns which task skips which block; `fixed` keeps the network as it is, or the tree of
-    `groups`; `independent`: a network per task; `low-rank`: the SVD of `pretrained` (VGG-16), trained further."""
+    `groups`; `independent`: a network per task; `low-rank`: the SVD of `pretrained` (VGG-16), trained further. To compare with, of
+    ResNets: `cross-stitch`, `nddr` and `sluice`, a network per task that mixes its features with those of others after every stage,
+    and `mtan`, one network of which every task attends to its own part."""
+    mixing_rate: Positive | None = None
+    """With `cross-stitch`, `nddr` and `sluice`: the learning rate of the weights that mix tasks, as a multiple of that of all others;
+    if empty 100 with SGD, else 1."""
     groups: str | dict[str, list[list[str]]] | None = Field(
         None, json_schema_extra={"range": "PATH | {UNIT: [[TASK, ...], ...]}"}
     )
@@ -210,12 +228,12 @@ class MethodConfig(Section):
     """With `anew`: optimiser steps of the scout, on a schedule of its own in proportion; `train.iterations` if empty."""
     split_from: str | None = Field(None, json_schema_extra={"range": "UNIT"})
     """With `anew`: the lowest unit that gets branches; if empty the cheapest of all from the second on (Eq. 9 and 11)."""
-    group_layers: Literal["together", "one-by-one"] | None = None
-    """With `anew`: one grouping for all layers from `split_from` up (`together`, also if empty), or layer by layer from the top down
-    to it, each by its own affinity, as a tree grows."""
     # In a thin network a branch of a ResNet's stem repeats a fifth of all multiply-adds.
     lowest: str | None = Field(None, json_schema_extra={"range": "UNIT"})
     """With `branching`: the lowest unit that may get branches; if empty block1_1 of a ResNet for dense tasks, else the first."""
+    group_layers: Literal["together", "one-by-one"] | None = None
+    """With `anew`: one grouping for all layers from `split_from` up (`together`, also if empty), or layer by layer from the top down
+    to it, each by its own affinity, as a tree grows."""
     budget: BudgetConfig | None = Field(
         None, json_schema_extra={"range": "{weights: N, multiply_adds: N}"}
     )
@@ -311,6 +329,15 @@ class MethodConfig(Section):
             raise ValueError(
                 f"pretrained={self.pretrained} is used with method.init=somp|largest-norm|random-rows or method.name=low-rank: add "
                 "method.init=somp, or leave method.pretrained out; a ResNet or a model of timm begins from model.pretrained"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_weights_that_mix_tasks(self) -> Self:
+        if self.mixing_rate is not None and self.name not in MIXING:
+            raise ValueError(
+                f"mixing_rate={self.mixing_rate:g} is of weights that mix tasks (method.name={', '.join(MIXING)}), found "
+                f"name={self.name}; leave it out"
             )
         return self
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from distbranch.config.names import Optimiser, check_name, describe_names
 from distbranch.config.network import (
+    BASELINES,
     AdaShareConfig,
     Count,
     CountOrZero,
@@ -409,6 +410,11 @@ class Config(Section):
             raise ValueError(
                 f"method.name=low-rank has the basis filters of the paper for model.backbone=vgg16, found {backbone}"
             )
+        if name in BASELINES and not backbone.startswith("resnet"):
+            raise ValueError(
+                f"method.name={name} mixes tasks stage by stage of a ResNet, found model.backbone={backbone}; use resnet18, resnet34 "
+                "or resnet50"
+            )
         if self.method.init != "random" and not backbone.startswith("vgg"):
             raise ValueError(
                 f"method.init={self.method.init} chooses filters for model.backbone=vgg16 or vgg9, found {backbone}; leave it out, "
@@ -432,10 +438,10 @@ class Config(Section):
             )
         if loss.aggregation == "none":
             return
-        if self.method.name == "independent":
+        if self.method.name in ("independent", *BASELINES):
             raise ValueError(
-                f"loss.aggregation={loss.aggregation} is of weights that tasks share, and with method.name=independent they share "
-                "none; leave it out"
+                f"loss.aggregation={loss.aggregation} is of branches that tasks share in a tree or by a policy, and "
+                f"method.name={self.method.name} has none; leave it out"
             )
         if self.train.compile:
             raise ValueError(

@@ -6,6 +6,7 @@ process decodes the image. Of maps every step only says from which row and colum
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -21,6 +22,7 @@ OF_SCALE_AND_CROP = b"scale and crop"  # they came later, and must not change wh
 OUTSIDE = -1
 
 Size = tuple[int, int]  # (height, width) in pixels
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,12 @@ class View:
     def show_codes(self, task: Task, codes: Array) -> Array:
         """What a batch has of codes [H, W] or [H, W, C] of any size, in that of the window; not labelled where it is padded."""
         kind = get_dense_kind(task)
-        rows = self._locate(codes.shape[0], 0, self.top, self.down, False)
-        columns = self._locate(codes.shape[1], 1, self.left, self.right, self.is_mirrored)
+        rows, columns = _locate_pixels(self, codes.shape[0], codes.shape[1])
         shown = codes.take(rows, axis=0, mode="clip").take(columns, axis=1, mode="clip")
-        shown[rows == OUTSIDE] = kind.invalid
-        shown[:, columns == OUTSIDE] = kind.invalid
+        if rows.min() == OUTSIDE:
+            shown[rows == OUTSIDE] = kind.invalid
+        if columns.min() == OUTSIDE:
+            shown[:, columns == OUTSIDE] = kind.invalid
         values = kind.load_codes(task, shown)
         if self.is_mirrored:
             # Turned back first: the kind mirrors places and directions at once.
@@ -82,18 +85,6 @@ class View:
         if self.zoom != 1:
             values = kind.zoom_values(task, values, self.zoom)
         return values
-
-    def _locate(
-        self, length: int, axis: int, first: int, moved: int, is_mirrored: bool
-    ) -> NDArray[np.int64]:
-        """From which of `length` rows or columns each one of the window comes."""
-        scaled = self.size[axis]
-        shown = np.arange(first, first + self.window[axis])
-        places = shown - moved
-        is_inside = (shown >= 0) & (shown < scaled) & (places >= 0) & (places < scaled)
-        if is_mirrored:
-            places = scaled - 1 - places
-        return np.where(is_inside, find_centres(length, scaled).take(places, mode="clip"), OUTSIDE)
 
 
 @dataclass(frozen=True)
@@ -147,6 +138,28 @@ def shift_image(image: Pixels, down: int, right: int) -> Pixels:
     rows = np.arange(image.shape[0]) - down
     columns = np.arange(image.shape[1]) - right
     return image.take(rows, axis=0, mode="clip").take(columns, axis=1, mode="clip")
+
+
+@lru_cache(maxsize=2)  # all maps of a sample have one size
+def _locate_pixels(view: View, height: int, width: int) -> tuple[Places, Places]:
+    """From which rows and columns of a map with so many pixels those of the window come."""
+    rows = _locate(height, view.size[0], view.top, view.window[0], view.down)
+    columns = _locate(
+        width, view.size[1], view.left, view.window[1], view.right, is_mirrored=view.is_mirrored
+    )
+    return rows, columns
+
+
+def _locate(
+    length: int, scaled: int, first: int, num_shown: int, moved: int, *, is_mirrored: bool = False
+) -> Places:
+    """Of `num_shown` places from `first` on in a line that was scaled, mirrored and moved: which of its `length` old ones is there."""
+    shown = np.arange(first, first + num_shown)
+    places = shown - moved
+    is_inside = (shown >= 0) & (shown < scaled) & (places >= 0) & (places < scaled)
+    if is_mirrored:
+        places = scaled - 1 - places
+    return np.where(is_inside, find_centres(length, scaled).take(places, mode="clip"), OUTSIDE)
 
 
 def _draw(place: bytes, purpose: bytes = b"") -> tuple[int, int, int]:

@@ -1,4 +1,7 @@
-"""A contact sheet: pictures of a packed data set in an even grid, each with its key and its labels underneath."""
+"""A contact sheet: pictures of a packed data set in an even grid, each with its key and its labels underneath.
+
+Maps of dense tasks follow their image as pictures of their own, and the sheet ends with what their colours mean.
+"""
 
 import logging
 import math
@@ -13,9 +16,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from distbranch.config.paths import check_can_be_written
+from distbranch.data.map_pictures import LegendEntry, MapPainter
 from distbranch.data.plan import Plan
-from distbranch.data.reader import ShardReader, ShardSource
-from distbranch.data.shards import read_dataset
+from distbranch.data.reader import OpenShard, ShardReader, ShardSource
+from distbranch.data.shards import DatasetInfo, list_dense_tasks, read_dataset
 from distbranch.errors import UserError, reason_of
 from distbranch.kinds import KINDS
 from distbranch.tasks import Task
@@ -42,6 +46,7 @@ UNASSIGNED = "\U0010ffff"  # no font has it, so it looks like every letter that 
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Card = tuple[Image.Image, list[str]]  # a picture and the lines below it
+Legend = tuple[str, list[LegendEntry]]  # of a task
 
 
 def draw_contact_sheet(
@@ -66,21 +71,25 @@ def draw_contact_sheet(
     shards = info.splits[split].shards
     plan = Plan([shard.num_samples for shard in shards], seed=None, window=1)
     drawn = random.Random(seed).sample(range(plan.num_samples), min(num_images, plan.num_samples))
+    counts = info.splits[split].labels
+    painters = [MapPainter(task, counts[task.name]) for task in list_dense_tasks(info.tasks)]
     cards = []
     source = ShardSource.from_split(info, split)
     with closing(ShardReader([source], max_open=1)) as reader:
         for number in sorted(drawn):
             ((shard, sample, _),) = plan.list_places(number, number + 1)
-            opened = reader.open_shard(shard)
-            pixels, labels = opened.read_pixels(sample, info.tasks, info.image_size)
-            lines = [str(opened.read_key(sample)), *describe_labels(info.tasks, labels.tolist())]
-            cards.append((Image.fromarray(pixels), lines))
+            cards += draw_cards(reader.open_shard(shard), sample, info, painters)
 
     name = info.path.rstrip("/").rpartition("/")[2]
     title = (
-        f"{name} · {split} · {len(cards)} of {plan.num_samples:,} samples · {len(info.tasks)} tasks"
+        f"{name} · {split} · {len(drawn)} of {plan.num_samples:,} samples · {len(info.tasks)} tasks"
     )
-    sheet = draw_sheet(title, cards, columns)
+    # Whole samples in a row.
+    per_sample = 1 + len(painters)
+    columns = per_sample * max(1, columns // per_sample)
+    height = find_picture_size(info, painters)[0]
+    legends = [(painter.task.name, painter.make_legend()) for painter in painters]
+    sheet = draw_sheet(title, cards, columns, height=height, legends=legends)
     try:
         sheet.save(out, "PNG")
     except OSError as error:  # a full disk
@@ -88,6 +97,32 @@ def draw_contact_sheet(
             f"The picture cannot be written to {out} ({reason_of(error)}). Give another place."
         ) from None
     return Path(out)
+
+
+def draw_cards(
+    opened: OpenShard, sample: int, info: DatasetInfo, painters: Sequence[MapPainter]
+) -> list[Card]:
+    """A card of the image, with its key and its labels, and one of every map."""
+    pixels, labels = opened.read_pixels(sample, info.tasks, info.image_size)
+    dense = [painter.task for painter in painters]
+    scalar = [number for number, task in enumerate(info.tasks) if task not in dense]
+    described = describe_labels([info.tasks[n] for n in scalar], labels[scalar].tolist())
+    cards = [(Image.fromarray(pixels), [str(opened.read_key(sample)), *described])]
+    codes = opened.read_codes(sample)
+    size = find_picture_size(info, painters)
+    for painter in painters:
+        own = codes.get(painter.task.name)
+        picture = Image.fromarray(painter.draw(own, size))
+        cards.append((picture, [painter.describe(own)]))
+    return cards
+
+
+def find_picture_size(info: DatasetInfo, painters: Sequence[MapPainter]) -> tuple[int, int]:
+    """(height, width) in pixels of all pictures: that of the images where there are maps, else a square for images of any shape."""
+    if not painters:
+        return CARD_WIDTH, CARD_WIDTH
+    height, width = info.image_size
+    return max(1, round(CARD_WIDTH * height / width)), CARD_WIDTH
 
 
 def describe_labels(tasks: Sequence[Task], labels: Sequence[float]) -> list[str]:
@@ -103,26 +138,73 @@ def describe_labels(tasks: Sequence[Task], labels: Sequence[float]) -> list[str]
     return lines
 
 
-def draw_sheet(title: str, cards: Sequence[Card], columns: int) -> Image.Image:
-    """The cards in rows below the title; all are as high as the one with the most lines."""
-    everything = " ".join([title, *(line for _, lines in cards for line in lines)])
-    font = find_font(convert_to_one_line(everything))
+def draw_sheet(
+    title: str,
+    cards: Sequence[Card],
+    columns: int,
+    *,
+    height: int = CARD_WIDTH,
+    legends: Sequence[Legend] = (),
+) -> Image.Image:
+    """The cards in rows below the title, then the legends; all cards are as high as the one with the most lines.
+
+    height: of the pictures.
+    """
+    words = [title, *(line for _, lines in cards for line in lines)]
+    for name, entries in legends:
+        words += [name, *(entry.text for entry in entries)]
+    font = find_font(convert_to_one_line(" ".join(words)))
     texts = [_break_lines(lines, font) for _, lines in cards]
     columns = min(columns, len(cards))
     num_rows = math.ceil(len(cards) / columns)
-    card_height = CARD_WIDTH + GAP + LINE_HEIGHT * max(map(len, texts)) + GAP
-    sheet = Image.new(
-        "RGB", (GAP + columns * (CARD_WIDTH + GAP), HEAD + num_rows * card_height), PAPER
-    )
+    card_height = height + GAP + LINE_HEIGHT * max(map(len, texts)) + GAP
+    width = GAP + columns * (CARD_WIDTH + GAP)
+    legend = draw_legends(legends, width, font)
+    end = HEAD + num_rows * card_height
+    sheet = Image.new("RGB", (width, end + legend.height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, GAP), convert_to_one_line(title), INK, font)
     for number, (picture, _) in enumerate(cards):
         row, column = divmod(number, columns)
         x = GAP + column * (CARD_WIDTH + GAP)
         y = HEAD + row * card_height
-        sheet.paste(ImageOps.pad(picture, (CARD_WIDTH, CARD_WIDTH), color=EDGE), (x, y))
-        draw.text((x, y + CARD_WIDTH + GAP // 2), "\n".join(texts[number]), INK, font)
+        sheet.paste(ImageOps.pad(picture, (CARD_WIDTH, height), color=EDGE), (x, y))
+        draw.text((x, y + height + GAP // 2), "\n".join(texts[number]), INK, font)
+    sheet.paste(legend, (0, end))
     return sheet
+
+
+def draw_legends(legends: Sequence[Legend], width: int, font: Font) -> Image.Image:
+    """What colours mean, a line or more for each task: its name, then swatches with their texts."""
+    start = GAP + round(max((font.getlength(name) for name, _ in legends), default=0)) + GAP
+    # Places first, for they say how high it is.
+    texts: list[tuple[int, int, str]] = []
+    swatches: list[tuple[int, int, Image.Image]] = []
+    y = 0
+    for name, entries in legends:
+        if not entries:
+            continue
+        x = start
+        texts.append((GAP, y, name))
+        for entry in entries:
+            swatch = Image.fromarray(entry.swatch)
+            text = convert_to_one_line(entry.text)
+            length = swatch.width + GAP // 2 + round(font.getlength(text)) + GAP
+            if x > start and x + length > width:
+                x = start
+                y += LINE_HEIGHT
+            swatches.append((x, y + 2, swatch))
+            texts.append((x + swatch.width + GAP // 2, y, text))
+            x += length
+        y += LINE_HEIGHT + GAP // 2
+
+    legend = Image.new("RGB", (width, y + GAP if y else 0), PAPER)
+    draw = ImageDraw.Draw(legend)
+    for x, y, swatch in swatches:
+        legend.paste(swatch, (x, y))
+    for x, y, text in texts:
+        draw.text((x, y), text, INK, font)
+    return legend
 
 
 def find_font(text: str) -> Font:

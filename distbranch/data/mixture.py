@@ -77,7 +77,10 @@ def _merge_tasks(infos: Sequence[DatasetInfo]) -> tuple[Task, ...]:
 
 
 def _describe_task(task: Task) -> str:
-    return ", ".join(filter(None, [task.kind, *task.classes, task.exclusive, task.unit]))
+    details = [task.kind, *task.classes, task.exclusive, task.unit]
+    if "scale" in KINDS[task.kind].fields:
+        details += [task.quantity, f"scale {task.scale:g}"]
+    return ", ".join(filter(None, details))
 
 
 def _merge_split(infos: Sequence[DatasetInfo], name: str, tasks: Sequence[Task]) -> SplitInfo:

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -18,10 +18,11 @@ from distbranch.tasks import Task, unused_name
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """One image and, per task, its answer, or a few numbers about one that is a picture."""
+    """One image and, per task, its answer, or a few numbers about one that is a picture; `pictures`: how the names of those begin."""
 
     image: Path
     scores: dict[str, Summary]
+    pictures: str = ""
 
 
 def summarise_predictions(
@@ -32,7 +33,7 @@ def summarise_predictions(
         scores = {}
         for task in tasks:
             scores[task.name] = KINDS[task.kind].summarise_answer(task, one.scores[task.name])
-        yield PredictionSummary(one.image, scores)
+        yield PredictionSummary(one.image, scores, one.pictures)
 
 
 def write_pictures(
@@ -48,7 +49,7 @@ def write_pictures(
             if isinstance(kind, DenseKind) and not isinstance(answer, float | dict):
                 picture = make_picture(kind, kind.encode_answer(task, answer))
                 picture.save(folder / f"{stem}.{task.name}.png")
-        yield one
+        yield replace(one, pictures=stem)
 
 
 def make_picture(kind: DenseKind, codes: Array) -> Image.Image:

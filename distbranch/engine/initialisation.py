@@ -23,6 +23,7 @@ from distbranch.errors import UserError
 from distbranch.kinds import KINDS
 from distbranch.models.architecture import Architecture
 from distbranch.models.backbone import BLOCKS, Backbone, freeze_arguments
+from distbranch.models.baselines import BASELINES
 from distbranch.models.delta import copy_state
 from distbranch.models.dense_heads import HEAD_WIDTHS, HeadPlan
 from distbranch.models.low_rank import check_same, low_rank_beginning
@@ -70,8 +71,8 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     Where a scout decides on the tree it is thin until that is done.
 
     Raises:
-        UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set; or tasks should
-            skip units of a backbone in which none can be skipped.
+        UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set; tasks should skip
+            units of a backbone in which none can be skipped; or `data.crop` of one whose weights are for one size.
     """
     model, method = config.model, config.method
     size = config.data.image_size or info.image_size
@@ -110,6 +111,8 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     # Where units may be skipped, hard sharing is the policy by which all tasks execute all of them.
     if method.name == "adashare" or (method.keeps_thin and thin.num_blocks):
         return thin.with_policy(_given_policy(config, thin))
+    if method.name in BASELINES:
+        return thin.with_baseline(method.name)
     if method.name == "independent":
         return thin.with_tree(build_independent_tree(thin.tree.layers, len(info.tasks)))
     if method.groups is not None:

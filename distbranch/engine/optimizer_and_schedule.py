@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from distbranch.config import OptimConfig
 from distbranch.errors import UserError
+from distbranch.models.baselines import Baseline
 from distbranch.registry import Registry
 
 SECOND_BETA = 0.999  # of Adam and AdamW; their first one is `optim.momentum`
 POLICY_WEIGHT_DECAY = 5e-4
+SGD_MIXING_RATE = (
+    100.0  # as a multiple, as NDDR-CNN was published with; cross-stitch took 100 to 1,000
+)
 
 ParameterGroups = list[dict[str, Any]]
 # From the groups of parameters (those without weight decay say so) to an optimiser, whose state is tensors by parameter.
@@ -25,20 +29,43 @@ OPTIMISERS: Registry[Callable[[ParameterGroups, OptimConfig], torch.optim.Optimi
 
 
 def build_optimizer(
-    network: nn.Module, config: OptimConfig, others: Sequence[nn.Parameter] = ()
+    network: nn.Module,
+    config: OptimConfig,
+    others: Sequence[nn.Parameter] = (),
+    *,
+    baseline: Baseline | None = None,
+    mixing_rate: float | None = None,
 ) -> torch.optim.Optimizer:
     """The configured optimiser over all weights; fused, which is several times faster than a loop over them.
 
-    Weight decay falls on convolutions and products alone: norms and biases, which have one dimension, are left as they are, and so
-    are `others`, which are trained with the network.
+    Weight decay falls on convolutions and products alone: norms and biases, which have one dimension, are left as they are.
+
+    Args:
+        network: what is trained.
+        config: of the optimiser.
+        others: what is trained with the network, without weight decay.
+        baseline: that of the network, if it is one.
+        mixing_rate: the learning rate of the weights by which it mixes tasks, as a multiple of that of all others; None: 100 of
+            SGD, 1 of others, whose steps do not depend on how small a gradient is.
     """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    mixing = [] if baseline is None else baseline.list_mixing()
+    is_mixing = set(map(id, mixing))
+    trained = [
+        parameter
+        for parameter in network.parameters()
+        if parameter.requires_grad and id(parameter) not in is_mixing
+    ]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     parameters: ParameterGroups = [
         {"params": matrices},
         {"params": [*vectors, *others], "weight_decay": 0.0},
     ]
+    if baseline is not None and mixing:
+        if mixing_rate is None:
+            mixing_rate = SGD_MIXING_RATE if config.name == "sgd" else 1.0
+        own: dict[str, Any] = {"params": mixing, "rate_multiple": mixing_rate}
+        parameters.append(own if baseline.decays else own | {"weight_decay": 0.0})
     optimizer = OPTIMISERS[config.name](parameters, config)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(
@@ -164,6 +191,6 @@ def compute_learning_rate(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Use `rate` from the next step on."""
+    """Use `rate` from the next step on, or the multiple of it that a group of parameters has."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_multiple", 1.0)

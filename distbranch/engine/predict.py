@@ -33,10 +33,14 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image and, per task, the answer of its kind: a probability, those of every class, or a number in its unit."""
+    """One image and, per task, the answer of its kind: a probability, those of every class, a number in its unit, or a picture.
+
+    `pictures`: how the names of the files begin that pictures were written to.
+    """
 
     image: Path
     scores: dict[str, Answer]
+    pictures: str = ""
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:

@@ -114,6 +114,8 @@ class RunFiles:
         names = network.tasks.names
         if network.architecture.has_policy:
             write_json(self.directory.policy, state.describe_policy())
+        if network.baseline is not None:  # whose tasks share by no tree
+            return
         layers = []
         for number, layer in enumerate(tree.layers, start=1):
             branches = [[names[task] for task in tasks] for tasks in tree.branches(number)]

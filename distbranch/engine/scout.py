@@ -155,9 +155,8 @@ def check_scout(config: Config, info: DatasetInfo) -> None:
 def list_lowest_layers(config: Config, architecture: Architecture) -> list[int]:
     """The layers (from 1) whose affinities are asked for.
 
-    Of a block the lowest: the one that is given, else all from the second or
-    `method.lowest` on. Where layers are grouped one by one, all from the one
-    that is given, else from `method.lowest`, to the top.
+    Of a block the lowest: the one that is given, else all from the second or `method.lowest` on. Where layers are grouped one by
+    one, all from the one that is given, else from the first or `method.lowest`, to the top.
 
     Raises:
         UserError: there is no unit of that name.
@@ -166,9 +165,9 @@ def list_lowest_layers(config: Config, architecture: Architecture) -> list[int]:
     lowest = config.method.split_from
     is_one_by_one = config.method.group_layers == "one-by-one"
     if lowest is None:
-        least = find_lowest_layer(config.method, architecture)
-        first = least if is_one_by_one else max(2, least)
-        return list(range(first, len(names) + 1))
+        first = 1 if is_one_by_one else 2
+        least = max(first, find_lowest_layer(config.method, architecture))
+        return list(range(least, len(names) + 1))
     if lowest not in names:
         raise UserError(
             f"method.split_from should be a unit of model.backbone={config.model.backbone}, found {lowest}. Its units are "
@@ -197,7 +196,7 @@ def _load_scout(config: Config, info: DatasetInfo) -> Network:
             f"{key}={place} should have the units of model.backbone={config.model.backbone}, found those of {found.backbone.source}. "
             "Give a thin run of the same backbone."
         )
-    if found.tree.splits or found.backbone.low_rank:
+    if found.tree.splits or found.backbone.low_rank or found.baseline is not None:
         raise UserError(
             f"{key}={place} should be a thin network, in which all tasks share every layer (method.name=fixed), found another one."
         )

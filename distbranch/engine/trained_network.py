@@ -132,7 +132,13 @@ class TrainedNetwork:
             optim = optim.model_copy(
                 update={"name": "sgd", "momentum": SEARCH_MOMENTUM, "lr": rate}
             )
-        return build_optimizer(self.network, optim, self.weighting.trained)
+        return build_optimizer(
+            self.network,
+            optim,
+            self.weighting.trained,
+            baseline=self.network.baseline,
+            mixing_rate=self.config.method.mixing_rate,
+        )
 
     @property
     def _searches(self) -> bool:

@@ -154,7 +154,10 @@ class TrainingStep:
                 if weights is not None:
                     losses = losses * weights
                 if aggregation is None:
-                    torch.autograd.backward(losses.sum() * scale)
+                    loss = losses.sum() * scale
+                    if is_last and (penalty := self.net.network.compute_penalty()) is not None:
+                        loss = loss + penalty  # of the step, and on every rank the same
+                    torch.autograd.backward(loss)
                 else:
                     by_task.add_pass(losses.sum(dim=0) / self.config.train.batch_size)
 

@@ -92,6 +92,11 @@ def export(
             f"`distbranch train {run / 'config.yaml'}`."
         )
     network, preprocessing = load_model(run)
+    if network.baseline is not None:
+        raise UserError(
+            f"A network of method.name={network.architecture.baseline} is there to compare with and is not exported. Give a run with a "
+            "tree or a policy."
+        )
     if tasks is not None:
         tasks = _split_names(tasks, network.tasks.names)
         network = restrict(network, tasks)
@@ -101,8 +106,11 @@ def export(
     write, check = (_write_onnx, _run_onnx) if file_format == "onnx" else (_write_torch, _run_torch)
     with _aside(out) as aside:
         write(aside, network, _metadata(network, preprocessing, input_type), input_type)
+        parts = [images, images[:1]]  # together and alone, since the batch is of any size
+        if network.tasks.dense and _takes_any_size(aside, file_format):
+            parts.append(_crop(images))
         difference = _largest_difference(
-            network, images, lambda part: check(aside, part, preprocessing, input_type)
+            network, parts, lambda part: check(aside, part, preprocessing, input_type)
         )
         if not difference <= TOLERANCE:
             raise UserError(
@@ -171,6 +179,9 @@ def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -
     height, width = preprocessing.image_size
     kinds = dict.fromkeys(task.kind for task in network.tasks.tasks)
     meanings = [f"{KINDS[kind].meaning} if {kind}" for kind in kinds]
+    what = "logits per task"
+    if network.tasks.dense:
+        what += ", of dense tasks a map as high and wide as the input"
     numbers = "0..255" if input_type == "uint8" else "(pixel / 255 - mean) / std"
     return {
         "format": "distbranch-export",
@@ -184,7 +195,7 @@ def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -
         "preprocessing": preprocessing.to_json(),
         "resizing": RESIZING,
         "tasks": [task.to_json() for task in network.tasks.tasks],
-        "outputs": f"logits per task: {', '.join(meanings)}",
+        "outputs": f"{what}: {', '.join(meanings)}",
         "tree": network.architecture.tree.to_json(),
     }
 
@@ -255,13 +266,31 @@ def _run_torch(
     return run(file, images if input_type == "uint8" else preprocessing.normalise_images(images))
 
 
+def _takes_any_size(file: Path, file_format: str) -> bool:
+    if file_format == "onnx":
+        from distbranch.export.onnx_model import OnnxModel
+
+        shape = OnnxModel(file).input_shape
+    else:
+        from distbranch.export.torch_program import read_input_shape
+
+        shape = read_input_shape(file)
+    return not isinstance(shape[2], int)
+
+
+def _crop(images: Tensor) -> Tensor:
+    """The first two images in another size, which no stride divides: three quarters of the height and of the width, and odd."""
+    height, width = (3 * size // 8 * 2 + 1 for size in images.shape[-2:])
+    return images[:2, :, :height, :width].contiguous()
+
+
 @torch.inference_mode()
 def _largest_difference(
-    network: Network, images: Tensor, exported: Callable[[Tensor], dict[str, Tensor]]
+    network: Network, parts: Sequence[Tensor], exported: Callable[[Tensor], dict[str, Tensor]]
 ) -> float:
-    """Over all tasks, for the images together and for the first alone, since the batch is of any size."""
+    """Over all tasks and parts, which are images [n, 3, H, W]."""
     largest = 0.0
-    for part in (images, images[:1]):
+    for part in parts:
         expected, found = network(part), exported(part)
         for name, logits in expected.items():
             if found[name].shape != logits.shape:

@@ -13,7 +13,7 @@ import torch
 
 from distbranch.errors import UserError
 from distbranch.export.onnx_model import METADATA_KEY
-from distbranch.export.torch_program import trace_network
+from distbranch.export.torch_program import trace_network, with_input_shape
 from distbranch.models.network import Network
 
 LARGEST_BYTES = 2_000_000_000  # of one protobuf file
@@ -32,6 +32,7 @@ def onnx_bytes(network: Network, metadata: dict[str, Any], *, input_type: str) -
             "Use --format torch, or --tasks to export fewer branches."
         )
     program = trace_network(network, input_type=input_type)
+    metadata = with_input_shape(metadata, program)
     with _quiet():
         exported = torch.onnx.export(program, dynamo=True, verbose=False)
     assert exported is not None

@@ -56,11 +56,12 @@ class OnnxModel:
         metadata = json.loads(found)
         self.preprocessing = Preprocessing.from_json(metadata["preprocessing"])
         self.tasks = TaskSet([Task.from_json(task) for task in metadata["tasks"]])
+        self.input_shape: list[str | int] = metadata["input"]["shape"]
         self._is_float: bool = metadata["input"]["type"] == "float"
         self._input_name: str = self.session.get_inputs()[0].name
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits by task name: [B] if binary, [B, K] if categorical. images: uint8 [B, 3, H, W]."""
+        """Logits by task name: [B] if binary, [B, K] if categorical, [B, K, H, W] if dense. images: uint8 [B, 3, H, W]."""
         values = self.preprocessing.normalise_images(images) if self._is_float else images
         outputs = self.session.run(
             list(self.tasks.names), {self._input_name: values.contiguous().numpy()}

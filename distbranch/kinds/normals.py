@@ -49,7 +49,9 @@ def _list_byte_metrics() -> dict[str, Metric]:
     found = {}
     for name, metric in _list_metrics().items():
         title = f"Byte {metric.in_words}"
-        found[f"byte_{name}"] = Metric(title, metric.unit, lower_is_better=metric.lower_is_better)
+        found[f"byte_{name}"] = Metric(
+            title, metric.unit, lower_is_better=metric.lower_is_better, is_averaged=False
+        )
     return found
 
 

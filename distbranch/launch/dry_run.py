@@ -216,6 +216,8 @@ def _describe_architecture(architecture: Architecture) -> str:
         )
     if architecture.backbone.low_rank:
         return "every layer of low rank"
+    if architecture.baseline is not None:
+        return "a network to compare with, neither a tree nor a policy"
     tree = architecture.tree
     numbers = [str(tree.num_branches(layer)) for layer in range(1, tree.num_layers + 1)]
     return f"branches {'-'.join(numbers)}"

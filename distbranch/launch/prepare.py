@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distbranch.config import Config, load_config
+from distbranch.config import Config, DataConfig, load_config
 from distbranch.config.paths import is_remote
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo
@@ -209,6 +209,7 @@ def check_data(config: Config, info: DatasetInfo) -> None:
     make_weighting(config.loss, info.tasks)  # says what is amiss, and is thrown away
     if config.loss.aggregation != "none":
         GradientAggregation(config.loss.aggregation, config.seed)
+    _check_views(config.data, info)
     num_samples = info.splits["train"].num_samples
     if num_samples < config.launch.most_workers:
         raise UserError(
@@ -259,6 +260,26 @@ def _check_dense_settings(config: Config, info: DatasetInfo) -> None:
                 f"found {name!r}."
             )
     build_task_set(info.tasks, config.loss)  # says what is amiss with numbers of weights
+
+
+def _check_views(data: DataConfig, info: DatasetInfo) -> None:
+    """Refuse a rule for depth where there is none, and a size in which surface normals would point elsewhere."""
+    kinds = {task.kind for task in info.tasks}
+    if not data.depth_follows_scale and "depth" not in kinds:
+        raise UserError(
+            f"data.depth_follows_scale=false is of depth tasks, of which {info.path} has none: leave it out."
+        )
+    if data.image_size is None or "normals" not in kinds:
+        return
+    for member in info.members:
+        height, width = member.image_size
+        fitting = data.image_size[1] * height / width
+        # Up to the rounding to whole pixels.
+        if abs(fitting - data.image_size[0]) >= 1:
+            raise UserError(
+                f"data.image_size={list(data.image_size)} would stretch the images of {member.path}, which have {height}x{width} pixels, "
+                f"and surface normals would point elsewhere then. Give [{round(fitting)}, {data.image_size[1]}], or leave it out."
+            )
 
 
 def _check_search(config: Config, info: DatasetInfo, num_blocks: int) -> None:

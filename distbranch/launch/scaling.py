@@ -14,14 +14,14 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from distbranch.config import Config
-from distbranch.data.label_maps import get_dense_kind
 from distbranch.engine.optimizer_and_schedule import build_optimizer
 from distbranch.engine.process_group import num_cores
+from distbranch.kinds import KINDS
+from distbranch.kinds.dense import DenseKind
 from distbranch.maps import AnyLabels, join_labels
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
 from distbranch.models.norm import BatchNorm
-from distbranch.tasks import TaskSet
 
 FLOAT32, FLOAT64 = 4, 8
 BUCKET_BYTES = 25 * 2**20  # of DDP
@@ -96,10 +96,28 @@ def norm_messages(config: Config, architecture: Architecture) -> NormMessages:
         is_one_message = copies[0].has_one_norm and not architecture.has_policy
         num_layers += 1 if is_one_message else len(own)
         norms += own
+    # Those of dense heads, and of what mixes tasks.
+    in_units = set(map(id, norms))
+    others = [one for one in network.modules() if isinstance(one, BatchNorm)]
+    others = [one for one in others if id(one) not in in_units]
+    num_layers += len(others)
+    norms += others
     num_bytes = sum(2 * norm.num_features + 1 for norm in norms) * FLOAT64
     return NormMessages(
         num_layers, num_bytes, min(config.train.norm_batch, config.train.batch_size)
     )
+
+
+def _make_labels(architecture: Architecture, num_images: int, device: torch.device) -> AnyLabels:
+    """Labels of every task; maps of the size of the images, with codes of 0 throughout."""
+    maps = {}
+    for task in architecture.dense_tasks:
+        kind = KINDS[task.kind]
+        assert isinstance(kind, DenseKind)
+        channels = [kind.channels] if kind.channels > 1 else []
+        shape = (num_images, *channels, *architecture.image_size)
+        maps[task.name] = torch.zeros(shape, dtype=torch.uint8, device=device)
+    return join_labels(torch.zeros(num_images, len(architecture.tasks), device=device), maps)
 
 
 def measure_step(config: Config, architecture: Architecture, *, device: torch.device) -> StepTime:
@@ -108,10 +126,11 @@ def measure_step(config: Config, architecture: Architecture, *, device: torch.de
         2, config.train.batch_size // config.launch.most_workers
     )  # batch norm alone needs two
     network = Network(architecture).to(device).train()
-    optimizer = build_optimizer(network, config.optim)
-    size = config.data.crop or architecture.image_size
-    images = torch.randint(0, 256, (num_images, 3, *size), dtype=torch.uint8, device=device)
-    labels = _make_labels(network.tasks, num_images, size).to(device)
+    optimizer = build_optimizer(network, config.optim, baseline=network.baseline)
+    images = torch.randint(
+        0, 256, (num_images, 3, *architecture.image_size), dtype=torch.uint8, device=device
+    )
+    labels = _make_labels(architecture, num_images, device)
 
     def forward() -> torch.Tensor:
         return network.tasks.compute_losses(network(images, flat=True), labels).sum() / num_images
@@ -129,16 +148,6 @@ def measure_step(config: Config, architecture: Architecture, *, device: torch.de
     measured = StepTime(_measure_call(forward, device), _measure_call(step, device))
     torch.set_num_threads(before)
     return measured
-
-
-def _make_labels(tasks: TaskSet, num_images: int, size: tuple[int, int]) -> AnyLabels:
-    """Labels of every task, and of every pixel."""
-    maps = {}
-    for task in tasks.dense.values():
-        num_channels = get_dense_kind(task).channels
-        channels = (num_channels,) if num_channels > 1 else ()
-        maps[task.name] = torch.ones(num_images, *channels, *size, dtype=torch.uint8)
-    return join_labels(torch.zeros(num_images, tasks.num_tasks), maps)
 
 
 def _measure_call(act: Callable[[], object], device: torch.device) -> float:

@@ -8,11 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from distbranch.branching.routing import Policy, Routing, route_policy, route_tree, share_all_blocks
-from distbranch.branching.tree import Split, Tree
+from distbranch.branching.tree import Split, Tree, build_independent_tree
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS
 from distbranch.models.backbone import BASIS, Backbone, Cost, UnitSpec, WeightShape
+from distbranch.models.baselines import BASELINES, Baseline
+from distbranch.models.baselines.baseline import measure_baseline
 from distbranch.models.dense_heads import DEFAULT_HEADS, HeadPlan
 from distbranch.tasks import Task, count_logits
 
@@ -28,6 +32,7 @@ class Architecture:
     searches: whether a policy is looked for.
     delta_rank: of the differences between branches that share their weights (models/delta.py); None: they are copies.
     dense_head: how the heads of dense tasks are made.
+    baseline: one of `BASELINES`, which mixes tasks in a way of its own (models/baselines).
     """
 
     backbone: Backbone
@@ -37,6 +42,7 @@ class Architecture:
     searches: bool = False
     delta_rank: int | None = None
     dense_head: HeadPlan = DEFAULT_HEADS
+    baseline: str | None = None
 
     def __post_init__(self) -> None:
         if self.dense_tasks:
@@ -167,6 +173,19 @@ class Architecture:
             )
         return replace(self, splits=tree.splits)
 
+    def with_baseline(self, name: str) -> Architecture:
+        """The network of another paper over the same units and heads: `name` is one of `BASELINES`.
+
+        Raises:
+            UserError: it is not of this backbone, or not of one task.
+        """
+        mixed = replace(self, baseline=name)
+        with torch.device("meta"):
+            baseline = mixed.make_baseline()
+        if not baseline.has_columns:
+            return mixed
+        return mixed.with_tree(build_independent_tree(self.backbone.names, len(self.tasks)))
+
     def with_policy(self, policy: Policy) -> Architecture:
         """The same network with these decisions."""
         return replace(self, policy=policy, searches=False)
@@ -199,7 +218,7 @@ class Architecture:
         return self.measure_units() + self.measure_heads()
 
     def measure_units(self) -> Cost:
-        """Of all units: one is paid once per copy, and run once per way; of delta branches what is stored."""
+        """Of all that is below the heads: a unit is paid once per copy, and run once per way; of delta branches what is stored."""
         weights = parameters = multiply_adds = 0
         for number, spec in enumerate(self.specs):
             copies = self.routing.copies(number)
@@ -218,7 +237,16 @@ class Architecture:
                 # No scale of a batch norm can be folded into what other branches share.
                 weights += spec.num_scales * len(copies) - saved
                 parameters -= saved
-        return Cost(weights, parameters, multiply_adds)
+        cost = Cost(weights, parameters, multiply_adds)
+        if self.baseline is None:
+            return cost
+        with torch.device("meta"):
+            return cost + measure_baseline(self.make_baseline(), self.backbone)
+
+    def make_baseline(self) -> Baseline:
+        """What a baseline has beside units and heads."""
+        assert self.baseline is not None
+        return BASELINES[self.baseline](self.backbone, len(self.tasks))
 
     def measure_heads(self) -> Cost:
         """Of the heads alone, which of dense tasks may outweigh all units."""
@@ -255,6 +283,8 @@ class Architecture:
             values["delta_rank"] = self.delta_rank
         if self.dense_tasks:
             values["dense_head"] = asdict(self.dense_head)
+        if self.baseline is not None:
+            values["baseline"] = self.baseline
         return values
 
     @classmethod
@@ -271,6 +301,7 @@ class Architecture:
             data["searches"],
             data.get("delta_rank"),
             HeadPlan(**data.get("dense_head", {})),
+            data.get("baseline"),
         )
 
 

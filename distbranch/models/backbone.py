@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property, partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -243,6 +244,17 @@ class Backbone:
         """The names of the units that tasks may skip."""
         return tuple(plan.name for plan in self.plans if plan.may_skip)
 
+    @property
+    def block(self) -> type[Block]:
+        """The class of its residual blocks."""
+        return Bottleneck if self.source == "resnet50" else Block
+
+    @property
+    def stages(self) -> tuple[range, ...]:
+        """The numbers (0..L-1) of the blocks of every stage; none of what is no ResNet."""
+        ends = accumulate(BLOCKS.get(self.source, ()), initial=1)
+        return tuple(range(start, end) for start, end in pairwise(ends))
+
     def draw_units(self, generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
         """The first weights of its units, by their names, where its source draws them itself; else empty."""
         return timm_chain.initial_state(self, generator) if self.is_of_timm else {}
@@ -344,7 +356,7 @@ def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
             own_halvings = 0 if backbone.output_stride is None else unit.halvings
             # The parameters of the shortcut are those of a unit that nobody executes.
             spare = plan.build(is_executed=False) if plan.may_skip else nn.Identity()
-            whole, past = _count(unit, through), _count(spare, around)
+            whole, past = count_cost(unit, through), count_cost(spare, around)
             spec = UnitSpec(
                 name=plan.name,
                 width=plan.width,
@@ -366,7 +378,8 @@ def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
     return tuple(specs)
 
 
-def _count(module: nn.Module, flops: int) -> Cost:
+def count_cost(module: nn.Module, flops: int) -> Cost:
+    """Of a module, from what torch counts when it runs."""
     weights = sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Cost(weights, parameters, flops // 2)  # torch counts a product and its sum as two
@@ -443,7 +456,7 @@ def basis_size(name: str, num_inputs: int, width: int, full_width: int) -> int:
 
 
 def _plan_resnet(backbone: Backbone) -> Iterator[UnitPlan]:
-    block = Bottleneck if backbone.source == "resnet50" else Block
+    block = backbone.block
     num_inputs = backbone.thin_width(STAGE_WIDTHS[0], unit=0)
     number = 0
     yield UnitPlan("stem", num_inputs, STAGE_WIDTHS[0], partial(_build_stem, num_inputs))

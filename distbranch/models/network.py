@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -19,10 +20,12 @@ from distbranch.branching.routing import Node, Policy, Routing
 from distbranch.errors import UserError
 from distbranch.maps import AnyOutputs, Outputs, resize_maps
 from distbranch.models.architecture import Architecture
+from distbranch.models.baselines import Baseline
 from distbranch.models.delta import DeltaBranches, copy_state, draw_deltas
 from distbranch.models.dense_heads import is_output
 from distbranch.models.norm import BatchNorm, NormGroups
 from distbranch.models.units import (
+    Block,
     Unit,
     make_unset,
     run_over_ways,
@@ -36,8 +39,8 @@ class Network(nn.Module):
     """A multi-task network whose units are shared as the architecture's routing says.
 
     Parameters are named `units.<unit>.<copy>.<rest>`, `heads.weight` [O, F], `heads.bias` [O] (absent if all tasks are dense),
-    `dense_heads.<task>.<rest>`, of low rank `head_basis.weight`, and, while a policy is searched for, `policy_logits` [T, L, 2],
-    which take no gradient by themselves; of delta branches see `DeltaBranches`.
+    `dense_heads.<task>.<rest>`, of low rank `head_basis.weight`, of a baseline `baseline.<rest>`, and, while a policy is searched
+    for, `policy_logits` [T, L, 2], which take no gradient by themselves; of delta branches see `DeltaBranches`.
 
     Args:
         architecture: what to build.
@@ -83,13 +86,18 @@ class Network(nn.Module):
         if architecture.num_outputs:
             self.heads = make_unset(nn.Linear, width, architecture.num_outputs)
         self.dense_heads = nn.ModuleDict()
+        self.has_channels_last = False
         for task in architecture.dense_tasks:
-            head = architecture.dense_head.build(architecture.map_shape[0], task.num_outputs)
+            channels = architecture.map_shape[0]
+            self.has_channels_last = architecture.specs[-1].features[0] != channels
+            head = architecture.dense_head.build(channels, task.num_outputs)
             self.dense_heads[task.name] = head
         self.serving = self._serve(self.routing.top)
-        self.serving_apart = self._serve(
-            range(self.tasks.num_tasks)
-        )  # of a search, where every task has its own features
+        # Of a search and of a baseline, where every task has its own features.
+        self.serving_apart = self._serve(range(self.tasks.num_tasks))
+        self.baseline: Baseline | None = None
+        if architecture.baseline is not None:
+            self.baseline = architecture.make_baseline()
 
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
@@ -131,6 +139,8 @@ class Network(nn.Module):
                     module.bias.zero_()
             elif isinstance(module, BatchNorm):
                 module.reset_parameters()
+        if self.baseline is not None:
+            self.baseline.reset()
 
     def _init_deltas(self, generator: torch.Generator) -> None:
         architecture = replace(self.architecture, splits=())
@@ -167,7 +177,10 @@ class Network(nn.Module):
         if self.input_scale is not None and self.input_shift is not None:
             x = x * self.input_scale + self.input_shift
         routing, serving = self.routing, self.serving
-        if decisions is not None:
+        if self.baseline is not None:
+            features = self.baseline(partial(self._run_some, groups), x, groups)
+            serving = self.serving_apart
+        elif decisions is not None:
             features = self._run_mixed(x, decisions, groups)
             serving = serving if len(features) == 1 else self.serving_apart
         else:
@@ -209,6 +222,22 @@ class Network(nn.Module):
         for name, nodes in zip(routing.units, routing.nodes, strict=True):
             features = self._run_unit(name, nodes, features, groups)
         return features
+
+    def _run_some(
+        self, groups: NormGroups | None, features: list[Tensor], units: Sequence[int]
+    ) -> list[Tensor]:
+        """Some units, by their numbers, over the features before them."""
+        for number in units:
+            nodes = self.routing.nodes[number]
+            features = self._run_unit(self.routing.units[number], nodes, features, groups)
+        return features
+
+    def compute_penalty(self) -> Tensor | None:
+        """What a baseline adds to the losses, if anything."""
+        if self.baseline is None:
+            return None
+        last = [self.routing.units[units[-1]] for units in self.baseline.stages]
+        return self.baseline.penalise([cast(list[Block], self.copies(name)) for name in last])
 
     def _run_unit(
         self, name: str, nodes: Sequence[Node], features: list[Tensor], groups: NormGroups | None
@@ -267,7 +296,8 @@ class Network(nn.Module):
 
     def _multiply_heads(self, serving: Serving, features: Sequence[Tensor]) -> Tensor:
         if self.heads is None:
-            return features[0].new_zeros(len(features[0]), 0, dtype=torch.float32)
+            # Of no columns, by a slice: a number of rows would be one for all batches of an exported network.
+            return features[0].flatten(1)[:, :0].float()
         tops = []
         for node in serving.nodes:
             x = features[node]
@@ -278,8 +308,7 @@ class Network(nn.Module):
 
     def _as_map(self, x: Tensor) -> Tensor:
         """[B, C, h, w], also of a backbone whose channels are last."""
-        is_last = self.architecture.specs[-1].features[0] != self.architecture.map_shape[0]
-        return x.permute(0, 3, 1, 2) if is_last else x
+        return x.permute(0, 3, 1, 2) if self.has_channels_last else x
 
     @property
     def policy(self) -> Policy:
@@ -387,6 +416,11 @@ def restrict(network: Network, names: Sequence[str]) -> Network:
     if network.architecture.backbone.low_rank:
         raise UserError(
             "A low-rank network shares every layer and the basis of its outputs among all tasks, so no part of it serves some of "
+            "them alone. Leave out --tasks."
+        )
+    if network.baseline is not None:
+        raise UserError(
+            f"A network of method.name={network.architecture.baseline} mixes the features of all tasks, so no part of it serves some of "
             "them alone. Leave out --tasks."
         )
     known = network.tasks.names

@@ -70,15 +70,25 @@ def update_running_statistics(
 ) -> None:
     """One update for one optimiser step, whatever the number of its groups, from sums over all ranks.
 
+    Norms may differ in momentum.
+
     step_sums: [sum of 2 * C over the norms], as `take_step_sums` gives them; num_images: of all ranks, scalar.
     """
     running: list[Tensor] = []
+    momenta: list[float] = []
     for norm in norms:
         assert norm.running_mean is not None
         assert norm.running_var is not None
+        assert norm.momentum is not None
         running += [norm.running_mean, norm.running_var]
+        momenta += [norm.momentum] * 2
     seen = (step_sums / num_images).to(running[0].dtype)
-    torch._foreach_lerp_(running, torch.split(seen, [len(tensor) for tensor in running]), MOMENTUM)
+    parts = torch.split(seen, [len(tensor) for tensor in running])
+    for momentum in sorted(set(momenta)):
+        alike = [number for number, own in enumerate(momenta) if own == momentum]
+        torch._foreach_lerp_(
+            [running[number] for number in alike], [parts[number] for number in alike], momentum
+        )
     torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
 
 

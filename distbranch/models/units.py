@@ -212,9 +212,15 @@ class Block(Unit):
                 convolution = make_convolution(inputs, outputs, size, own, dilation=apart)
                 layer = NormedProduct(convolution, outputs)
             setattr(self, name, layer)
-        self.projection = None
+        self.projection: NormedProduct | None = None
         if projects or stride != 1 or num_inputs != outer:
             self.projection = NormedProduct(make_convolution(num_inputs, outer, 1, stride), outer)
+
+    @property
+    def last_convolution(self) -> nn.Conv2d:
+        """That whose output is added to the shortcut."""
+        convolution: nn.Conv2d = getattr(self, self.names[-1]).product
+        return convolution
 
     def shortcut(self, x: Tensor, groups: NormGroups | None = None, num_ways: int = 1) -> Tensor:
         """[num_ways * B, C, h, w] to [num_ways * B, C', h', w']."""

@@ -48,11 +48,13 @@ UNITS = ((1e9, " G"), (1e6, " M"))
 MOST_COLUMNS = 8  # as many, after the name, as leave room for it in 80 characters
 # the first to go where there are more
 LEAST_TOLD = (
+    *("head_multiply_adds", "head_weights"),
     *("below_22_5", "below_30", "rmse_angle", "delta3", "delta2", "mean_class_accuracy"),
-    *("median_angle", "delta1", "rmse", "pixel_accuracy"),
+    *("median_angle", "delta1", "rmse", "pixel_accuracy", "rel_error", "below_11_25"),
     *("num_groups_top", "parameters", "seeds", "top5", "top3", "balanced_accuracy"),
     *("quadratic_kappa", "rank_correlation"),
 )
+MOST_OF_A_KIND = 6  # metrics of a dense task in one table
 DIGITS = 3  # that matter of an error, which may be of any size
 MOST_SETTINGS = (
     30  # in the table at the end of a sweep: as many as a screen shows; the page has all
@@ -290,7 +292,12 @@ def divide_metrics(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for key in keys:
         usual = "shares" if metrics[key].unit == "%" else "others"
         parts.setdefault(dense.get(key, usual), []).append(key)
-    return [part for part in parts.values() if part]
+    # A kind of dense task may have more than a row of panels has room for: bytes beside angles.
+    pieces = [keys for kind, keys in parts.items() if kind in ("shares", "others")]
+    for kind, keys in parts.items():
+        if kind not in ("shares", "others"):
+            pieces += [keys[at : at + MOST_OF_A_KIND] for at in range(0, len(keys), MOST_OF_A_KIND)]
+    return list(filter(None, pieces))
 
 
 def describe_scout(scout: Mapping[str, Any]) -> str:

@@ -42,6 +42,7 @@ KINDS = {
     "look-ahead": "Look-ahead (TAG)",
 }
 MOST_NAMES = 120  # beside a matrix; those of more tasks would be too small to read
+MOST_WEIGHTS = 10  # of losses, each in a hue of its own
 MANY_POINTS = 30  # a curve of more points is noise beneath its running mean
 # Below 0.5 two tasks are difficult at different times, above together; white is independence.
 AFFINITY_MAP = LinearSegmentedColormap.from_list(
@@ -159,13 +160,16 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
 
 @in_style
 def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], marks: Marks = ()) -> Figure:
-    """Loss, learning rate and, if there are several, evaluations over the iterations."""
+    """Loss, learning rate, weights of losses that change, and, if there are several, evaluations over the iterations."""
     dense = list_dense_metrics()
     losses = {"training": read_series(training, "loss")}
     panels = {
         "loss": losses,
         "learning rate": {"": read_series(training, "learning_rate")},
     }
+    weights = _read_changing_weights(training)
+    if weights:
+        panels["weights of losses"] = weights
     by_unit: dict[str, dict[str, pandas.Series]] = {"%": {}, "": {}}
     for split in sorted({line["split"] for line in evaluations}):
         lines = [line for line in evaluations if line["split"] == split]
@@ -182,6 +186,14 @@ def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], marks: Ma
         if curves:
             panels[f"mean over tasks, {unit}" if unit else "mean over numbers"] = curves
     return _draw_panels(panels, marks)
+
+
+def _read_changing_weights(training: Sequence[Json]) -> dict[str, pandas.Series]:
+    """The weights of losses by task and iteration, of the first tasks whose weights change."""
+    rows = {line["iteration"]: line["loss_weights"] for line in training if "loss_weights" in line}
+    table = pandas.DataFrame.from_dict(rows, orient="index")
+    changing = [task for task in table if table[task].nunique() > 1]
+    return {task: table[task] for task in changing[:MOST_WEIGHTS]}
 
 
 @in_style

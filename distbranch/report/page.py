@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from distbranch.config.network import WIDTHS, ModelConfig
+from distbranch.config.network import BASELINES, WIDTHS, ModelConfig
 from distbranch.errors import UserError
 from distbranch.kinds.kind import PER_CLASS
 from distbranch.metrics import list_metrics
@@ -101,6 +101,7 @@ def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
     return render_template(
         "run.html",
         run=run,
+        baselines=BASELINES,
         name=run.name,
         folder=run.directory.name,
         split=split,

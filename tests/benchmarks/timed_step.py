@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config import Config
 from distbranch.data.shards import BAD_KINDS
+from distbranch.engine.gradient_aggregation import TaskGradients
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.models.architecture import Architecture
 from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
@@ -68,7 +69,13 @@ def make_training_step(
             if together:
                 pending.append(ranks.start_sum(sums))
             loss = losses.sum() / len(images)
-            torch.autograd.backward(loss)
+            if net.aggregation is None:
+                torch.autograd.backward(loss)
+            else:
+                by_task = TaskGradients(net.groups)
+                by_task.add_pass(losses.sum(dim=0) / len(images))
+                by_task.sum_over_ranks(ranks)
+                by_task.set_gradients(net.aggregation.weigh(by_task, ranks, 0))
         clip_grad_norm_(net.network.parameters(), train.clip_norm, foreach=True)
         net.optimizer.step()
         for one in pending:

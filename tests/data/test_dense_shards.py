@@ -192,6 +192,15 @@ def test_a_data_set_without_a_dense_task_is_unlabelled_for_it_in_a_mixture(
     assert (batch.maps["seg"] == codes).all()
 
 
+def test_depth_of_two_scales_is_not_one_task(info: DatasetInfo, tmp_path: Path) -> None:
+    finer = Task("depth", "depth", scale=256.0)
+    sample = make_sample(0)
+    kept = Sample("a", "train", sample.image, {}, _only(sample, "depth"))
+    other = pack([kept], tmp_path / "other", [finer])
+    with pytest.raises(UserError, match=r"depth, scale 1000 in .* depth, scale 256 in"):
+        merge_datasets([info, other])
+
+
 def _only(sample: Sample, *names: str) -> dict[str, bytes]:
     return {name: sample.maps[name] for name in names}
 

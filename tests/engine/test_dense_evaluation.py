@@ -1,5 +1,6 @@
 """Runs with dense tasks: numbers that do not depend on ranks and batches, what a batch's loss is over, and what a run leaves."""
 
+import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rank_server import RankServer
 from tiny_rooms import TASKS, pack_tiny_rooms, rooms_config
+from tiny_world import assert_one_sentence, run_command
 
 from distbranch.config import load_config
 from distbranch.data.shards import read_dataset
@@ -23,6 +26,8 @@ from distbranch.launch.prepare import check_data
 from distbranch.losses import build_task_set
 from distbranch.maps import Labels, Outputs
 from distbranch.models.network import Network
+
+DENSE = [task.name for task in TASKS if task.name != "bright"]
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +212,7 @@ def test_class_weights_are_one_per_class(rooms: Path, tmp_path: Path) -> None:
             check_data(config, read_dataset(rooms))
 
 
-def test_maps_of_a_run_are_kept_for_its_report(rooms: Path, tmp_path: Path) -> None:
+def test_a_run_keeps_maps_for_its_report_and_predicts_pictures(rooms: Path, tmp_path: Path) -> None:
     from distbranch.api import train
     from distbranch.report.page import report_run
 
@@ -223,3 +228,29 @@ def test_maps_of_a_run_are_kept_for_its_report(rooms: Path, tmp_path: Path) -> N
         assert f"{name}, pixel by pixel" in text
         assert (page.parent / "report" / f"maps-{name}.png").stat().st_size > 5_000
     assert "Every class of seg" in text
+    predict_into_a_folder(result.directory, tmp_path)
+
+
+def predict_into_a_folder(run: Path, folder: Path) -> None:
+    """Part of the test above, whose run it needs: a picture per image and dense task, and what stands in the table."""
+    photo = folder / "photos" / "room.png"
+    photo.parent.mkdir()
+    Image.fromarray(np.full((32, 48, 3), 90, np.uint8)).save(photo)
+    answers = folder / "answers"
+    ended = run_command(["predict", str(run), str(photo), str(photo), "--out", str(answers)])
+    assert ended.code == 0, ended.err
+    names = {f"{stem}.{task}.png" for stem in ("room", "room (2)") for task in DENSE}
+    assert {file.name for file in answers.iterdir()} == names | {"predictions.csv"}
+    modes = {"seg": "P", "depth": "I;16", "normals": "RGB", "edges": "L"}
+    for task, mode in modes.items():
+        with Image.open(answers / f"room.{task}.png") as picture:
+            assert (picture.mode, picture.size) == (mode, (48, 32))
+    with (answers / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["pictures"] for row in rows] == ["room", "room (2)"]
+    assert sum(float(rows[0][f"seg:{name}"]) for name in ("dark", "light", "never")) == 1
+    assert 0 <= float(rows[0]["bright"]) <= 1
+    shown = run_command(["predict", str(run), str(photo)])
+    assert "depth: " in shown.out
+    refused = run_command(["predict", str(run), str(photo), "--out", str(folder / "scores.csv")])
+    assert_one_sentence(refused, 2, ("--out should be a folder",))

@@ -148,13 +148,16 @@ def test_a_network_with_dense_tasks_exports_maps_as_large_as_the_image() -> None
     top = Split(len(thin.backbone.names), ((0, 2), (1,)))
     network = Network(thin.with_tree(thin.tree.split(top))).eval()
     served = session(onnx_bytes(network, {}, input_type="uint8"))
-    images = pixels(3, (40, 48))
-    outputs = served.run(None, {"images": images.numpy()})
     names = [output.name for output in served.get_outputs()]
     assert names == ["indoors", "depth", "normals"]
-    assert [output.shape for output in outputs] == [(3,), (3, 1, 40, 48), (3, 3, 40, 48)]
-    for name, found in zip(names, outputs, strict=True):
-        np.testing.assert_allclose(found, network(images)[name].detach().numpy(), rtol=0, atol=1e-4)
+    for count, size in ((3, (40, 48)), (1, (37, 61))):
+        images = pixels(count, size)
+        outputs = served.run(None, {"images": images.numpy()})
+        shapes = [(count,), (count, 1, *size), (count, 3, *size)]
+        assert [output.shape for output in outputs] == shapes
+        for name, found in zip(names, outputs, strict=True):
+            expected = network(images)[name].detach().numpy()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 def test_random_images_stand_in_for_data_that_are_gone_and_it_is_said(world: Path) -> None:
@@ -184,11 +187,11 @@ def test_a_difference_that_is_no_number_is_the_largest() -> None:
     network = Network(Architecture.thin("vgg9", 2, (32, 32), (Task("a"),))).eval()
     assert (
         _largest_difference(
-            network, pixels(2), lambda part: {"a": torch.full((len(part),), torch.nan)}
+            network, [pixels(2)], lambda part: {"a": torch.full((len(part),), torch.nan)}
         )
         == np.inf
     )
-    assert _largest_difference(network, pixels(2), lambda _: {"a": torch.zeros(3)}) == np.inf
+    assert _largest_difference(network, [pixels(2)], lambda _: {"a": torch.zeros(3)}) == np.inf
 
 
 def test_without_onnx_runtime_one_sentence_says_what_to_install(

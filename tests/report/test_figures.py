@@ -86,6 +86,23 @@ def test_curves_without_evaluations_or_with_a_lost_loss_are_drawn() -> None:
     assert len(draw_throughput(lines).axes) == 2
 
 
+def test_weights_of_losses_are_drawn_where_they_change() -> None:
+    lines = [
+        {
+            "iteration": step,
+            "loss": 1.0,
+            "learning_rate": 0.1,
+            "loss_weights": {"a": 1.0, "b": step},
+        }
+        for step in (1, 2, 3)
+    ]
+    panel = draw_curves(lines, []).axes[2]
+    assert panel.get_ylabel() == "weights of losses"
+    assert {tuple(line.get_ydata()) for line in panel.lines} == {(1, 2, 3)}
+    same = [line | {"loss_weights": {"a": 2.0, "b": 1.0}} for line in lines]
+    assert len(draw_curves(same, []).axes) == 2
+
+
 def test_tasks_are_sorted_by_average_precision_with_the_undefined_last() -> None:
     rows = {
         "a": {"average_precision": 0.2},

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
@@ -22,7 +21,7 @@ from distbranch.data.images import (
     convert_to_jpeg,
     read_image_size,
 )
-from distbranch.data.label_maps import encode_map
+from distbranch.data.label_maps import encode_map, resize_codes
 from distbranch.data.shards import LeftOut, Sample
 from distbranch.data.sources.option_values import Names
 from distbranch.data.sources.source import (
@@ -137,19 +136,6 @@ class DrawnValOptions(DenseOptions):
 def name_block(stem: str) -> str:
     """What stands for the place of a frame that has just a number."""
     return f"block {int(stem) // BLOCK}" if stem.isdecimal() else stem
-
-
-def resize_codes(codes: Codes, size: tuple[int, int]) -> Codes:
-    """The codes [H, W, ...] at (height, width): of each new pixel the old one in which its centre lies."""
-    rows = _find_centres(codes.shape[0], size[0])
-    columns = _find_centres(codes.shape[1], size[1])
-    resized: Codes = codes[rows[:, None], columns]
-    return resized
-
-
-def _find_centres(old: int, new: int) -> NDArray[np.int64]:
-    """floor((i + 0.5) * old / new) of every new pixel i, in whole numbers."""
-    return (2 * np.arange(new) + 1) * old // (2 * new)
 
 
 def _read_frames(

@@ -1,7 +1,7 @@
 """What every pixel sees, exactly: rays against unit shapes in the coordinates of each primitive.
 
 A ray has camera depth 1, so its parameter is the depth along the optical axis. Each primitive is tried only in the rectangle of its
-projected corners, and a shadow only in the cone that holds it.
+projected corners, and a shadow only in the cone that holds it; all such pairs of a primitive and a pixel are computed at once.
 """
 
 import itertools
@@ -23,9 +23,7 @@ from distbranch.data.sources.rendered_rooms.scene import (
 NEAR = 0.05  # metres in front of the camera
 TINY = 1e-7  # in place of 0 in a direction, which would give 0 * infinity
 SELF = 4e-3  # share of the way to the lamp in which a surface does not shade itself
-CORNERS = np.array(list(itertools.product((-1, 1), repeat=3)), np.float32).T[
-    :, :, None
-]  # [3, 8, 1]
+CORNERS = np.array(list(itertools.product((-1, 1), repeat=3)), np.float32)  # [8, 3] of a unit cube
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _list_candidates(scene: Scene, size: tuple[int, int]) -> tuple[Ints, Ints]:
 def _find_rectangles(scene: Scene, size: tuple[int, int]) -> tuple[Ints, ...]:
     """Number, top, left, height and width in pixels of every primitive that may be seen."""
     height, width = size
-    corners = CORNERS * scene.half[:, None, NUM_FACES:]  # [3, 8, P]
+    corners = CORNERS.T[:, :, None] * scene.half[:, None, NUM_FACES:]  # [3, 8, P]
     cosine = scene.cosine[NUM_FACES:]
     sine = scene.sine[NUM_FACES:]
     x, y, z = corners

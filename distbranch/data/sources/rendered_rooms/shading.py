@@ -66,15 +66,14 @@ def _shine(scene: Scene, hits: Hits, lamp: Lamp) -> Floats:
 def _soften_shadows(scene: Scene, hits: Hits, lamp: Lamp) -> Floats:
     """The share of the lamp that every pixel sees [N].
 
-    Every other pixel of every other row asks for one of four points of the lamp, in turn, and the blur mixes neighbours: each of
-    the four has a quarter of a binomial filter. So soft shadows cost a quarter of hard ones.
+    Rays go from every other pixel of every other row, in turn to one of four points of the lamp. The blur mixes neighbours, and each
+    of the four has a quarter of a binomial filter: soft shadows for a quarter of what hard ones cost.
     """
     height, width = hits.size
     points = hits.point.reshape(3, height, width)[:, ::2, ::2]
-    rows, columns = np.indices(points.shape[1:]) % 2
-    corner = np.pi * (rows + 0.5 + columns * (1 - 2 * rows) + rows * 2) / 2
-    offset = lamp.radius * np.stack([np.cos(corner), np.sin(corner), 0 * corner])
-    positions = lamp.position[:, None, None] + offset.astype(np.float32)
+    rows, columns = np.indices(points.shape[1:], np.float32) % 2
+    corners = np.stack([1 - 2 * rows, 1 - 2 * columns, 0 * rows])
+    positions = lamp.position[:, None, None] + 0.7 * lamp.radius * corners
     lit = cast_shadows(scene, points.reshape(3, -1), lamp, positions.reshape(3, -1))
     soft = blur(blur(lit.reshape(points.shape[1:]).astype(np.float32)))
     return double_size(soft, hits.size).ravel()

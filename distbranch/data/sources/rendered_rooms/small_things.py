@@ -48,8 +48,9 @@ def build_books(rng: Generator) -> Piece:
     pile = Piece(0.26, 0.2, "books")
     z = 0.0
     for _ in range(int(rng.integers(1, 4))):
-        x = rng.uniform(0.10, 0.13)
-        y = rng.uniform(0.07, 0.10)
+        # In steps, so that the sides of two books are one plane or clearly two.
+        x = 0.10 + 0.01 * int(rng.integers(4))
+        y = 0.07 + 0.01 * int(rng.integers(4))
         thick = rng.uniform(0.025, 0.05)
         colour = choose_colour(rng, "books")
         pile.add_box((-x, -y, z), (x, y, z + thick), Look(colour), casts_shadow=False)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from distbranch.data.label_maps import resize_codes
 from distbranch.data.sources.dense.adashare_nyuv2 import AdaShareNyuV2Options
-from distbranch.data.sources.dense.frames import name_block, resize_codes
+from distbranch.data.sources.dense.frames import name_block
 
 
 def test_val_is_a_share_of_train_by_whole_blocks_and_follows_the_seed() -> None:
