@@ -52,14 +52,16 @@ class Findings:
     Attributes:
         sentences: what may be said.
         table: shown below them, see `format_table`; None: the means of all networks, which table.md always has, are all.
-        csv: tables by the names of their files; values in 0..1.
+        csv: tables by the names of their files; shares in 0..1.
         figures: of report/experiment_figures.py, by file name.
+        metric: of the differences in the table; a share if None.
     """
 
     sentences: Sequence[str] = ()
     table: DataFrame | None = None
     csv: Mapping[str, DataFrame] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
+    metric: str | None = None
 
     @property
     def files(self) -> list[str]:
@@ -231,7 +233,7 @@ def make_markdown(sweep: SweepConfig, findings: Findings, runs: Runs) -> str:
     if findings.sentences:
         parts.append("\n".join(f"- {sentence}" for sentence in findings.sentences))
     if findings.table is not None and not findings.table.empty:
-        parts.append(format_markdown(findings.table))
+        parts.append(format_markdown(findings.table, findings.metric))
 
     if not runs:
         return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"

@@ -131,6 +131,28 @@ def describe_metric(key: str) -> str:
     )
 
 
+def get_scale(key: str) -> float:
+    """What a metric, or a difference of it, is multiplied with to be told: 100 of a share."""
+    metric = list_metrics().get(key)
+    return 100 if metric is None or metric.unit == "%" else 1
+
+
+def name_difference(key: str) -> str:
+    """In what differences of a metric are told: points of a share, else its unit."""
+    if get_scale(key) == 100:
+        return "points"
+    unit = list_metrics()[key].unit
+    return "" if unit == UNIT_OF_TASK else unit
+
+
+def format_difference(key: str, value: float, deviation: float | None = None) -> str:
+    """A difference of a metric, in what `name_difference` says: `1.90`, `0.0123`."""
+    scale = get_scale(key)
+    # networks often differ by tenths of a point, so differences have a decimal more
+    decimals = 2 if scale == 100 else count_decimals(value, DIGITS)
+    return format_amount(value, deviation, scale=scale, decimals=decimals)
+
+
 def make_head(key: str) -> str:
     """What stands above a column of these values."""
     return HEADS[key] if key in HEADS else describe_metric(key)
