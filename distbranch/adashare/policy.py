@@ -22,7 +22,6 @@ Phase = Literal["warm-up", "weights", "policy"]
 
 # Of the published experiments: warm samples are nearly even, so that early cycles try both choices of every block.
 FIRST_TEMPERATURE = 5.0
-COOLING = 0.965  # per completed cycle: 0.14 after a hundred, when a sample is all but a decision
 
 # (lambda_sparsity, lambda_sharing) of the published experiments, by the number of tasks.
 LOSS_WEIGHTS = {2: (0.05, 0.05), 3: (0.001, 0.05), 5: (0.001, 0.005)}
@@ -117,6 +116,7 @@ class Curriculum:
     weight_steps, policy_steps: of every cycle.
     num_blocks: L.
     speed: cycles between the release of one block and that of the next below it.
+    cooling: of the temperature, per completed cycle.
     """
 
     warmup: int
@@ -124,6 +124,7 @@ class Curriculum:
     policy_steps: int
     num_blocks: int
     speed: int = 3
+    cooling: float = 0.965
 
     @property
     def cycle_steps(self) -> int:
@@ -157,4 +158,4 @@ class Curriculum:
 
     def temperature(self, step: int) -> float:
         """Of the Gumbel softmax at step `step`."""
-        return FIRST_TEMPERATURE * COOLING ** self.cycle(step)
+        return FIRST_TEMPERATURE * self.cooling ** self.cycle(step)

@@ -98,7 +98,10 @@ def bench_latency(
         measured = candidates.list_trees(
             backbone, own_width, pixels, num_tasks, weights=weights, file=tree
         )
-    baselines = candidates.list_baselines(measured[0].network.architecture, full)
+    first = measured[0].network.architecture
+    if first.dense_tasks and not _is_given(context, "against"):
+        full = []  # the network of the paper ends in a vector, over which no dense head stands
+    baselines = candidates.list_baselines(first, full)
     if out is not None:
         check_can_be_written(out)  # before minutes of measuring
     rows, compared = latency.bench_latency(

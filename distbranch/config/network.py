@@ -450,6 +450,12 @@ class AdaShareConfig(Section):
     # The published experiments have 3, in some cases 1.
     cycles_per_block: Count = 3
     """Cycles (an epoch of either part) until the policy may decide one block more, from the top."""
+    cycle_iterations: int | None = Field(None, ge=2)
+    """Optimiser steps of a cycle, divided between weights and policy as `weights_part` says; if empty those of an epoch of either
+    part."""
+    # 0.14 after a hundred cycles, when a sample is all but a decision: searches of fewer cycles want a smaller one.
+    cooling: float = Field(0.965, gt=0, le=1)
+    """What the temperature of the decisions is multiplied by after every cycle; it is 5 at first."""
     weights_lr: Positive = 0.001
     """Learning rate of the weights after the warm-up (SGD)."""
     policy_lr: Positive = 0.01

@@ -29,6 +29,8 @@ KEYS_OF_SEARCHES = (
     "warmup_iterations",
     "weights_part",
     "cycles_per_block",
+    "cycle_iterations",
+    "cooling",
     "weights_lr",
     "policy_lr",
     "sparsity",

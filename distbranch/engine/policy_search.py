@@ -47,13 +47,15 @@ class PolicySearch:
     def __init__(self, config: Config, info: DatasetInfo, num_blocks: int) -> None:
         self.config = config
         adashare, batch_size = config.adashare, config.train.batch_size
-        shares = [_divide_samples(member, adashare.weights_part) for member in info.members]
-        # Steps of the weights and of the policy in a cycle, in which each sees its share of the samples once.
-        first = math.ceil(sum(weights for weights, _ in shares) / batch_size)
-        second = math.ceil(sum(policy for _, policy in shares) / batch_size)
+        first, second = _divide_cycle(config, info)
         # Block by block the policy is released, from the heads downwards.
         self.curriculum = Curriculum(
-            adashare.warmup_iterations, first, second, num_blocks, adashare.cycles_per_block
+            adashare.warmup_iterations,
+            first,
+            second,
+            num_blocks,
+            speed=adashare.cycles_per_block,
+            cooling=adashare.cooling,
         )
         before = adashare.warmup_iterations * batch_size
         self.turns = Turns(adashare.weights_part, before, first * batch_size, second * batch_size)
@@ -137,6 +139,19 @@ class PolicySearch:
             "num_released": self.curriculum.num_released(last),
             "temperature": self.curriculum.temperature(last),
         }
+
+
+def _divide_cycle(config: Config, info: DatasetInfo) -> tuple[int, int]:
+    """Steps of the weights and of the policy in a cycle: as many as are given, else each sees its share of the samples once."""
+    adashare = config.adashare
+    shares = [_divide_samples(member, adashare.weights_part) for member in info.members]
+    if adashare.cycle_iterations is None:
+        of_weights, of_policy = map(sum, zip(*shares, strict=True))
+        batch_size = config.train.batch_size
+        return math.ceil(of_weights / batch_size), math.ceil(of_policy / batch_size)
+    steps = round(adashare.cycle_iterations * adashare.weights_part)
+    first = min(max(1, steps), adashare.cycle_iterations - 1)
+    return first, adashare.cycle_iterations - first
 
 
 def _divide_samples(info: DatasetInfo, part: float) -> tuple[int, int]:

@@ -86,8 +86,11 @@ class Network(nn.Module):
         if architecture.num_outputs:
             self.heads = make_unset(nn.Linear, width, architecture.num_outputs)
         self.dense_heads = nn.ModuleDict()
+        self.has_channels_last = False
         for task in architecture.dense_tasks:
-            head = architecture.dense_head.build(architecture.map_shape[0], task.num_outputs)
+            channels = architecture.map_shape[0]
+            self.has_channels_last = architecture.specs[-1].features[0] != channels
+            head = architecture.dense_head.build(channels, task.num_outputs)
             self.dense_heads[task.name] = head
         self.serving = self._serve(self.routing.top)
         # Of a search and of a baseline, where every task has its own features.
@@ -305,8 +308,7 @@ class Network(nn.Module):
 
     def _as_map(self, x: Tensor) -> Tensor:
         """[B, C, h, w], also of a backbone whose channels are last."""
-        is_last = self.architecture.specs[-1].features[0] != self.architecture.map_shape[0]
-        return x.permute(0, 3, 1, 2) if is_last else x
+        return x.permute(0, 3, 1, 2) if self.has_channels_last else x
 
     @property
     def policy(self) -> Policy:

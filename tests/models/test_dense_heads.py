@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distbranch.adashare.policy import EXECUTE
+from distbranch.bench.candidates import NaiveNet, list_baselines
 from distbranch.branching.tree import Split
 from distbranch.errors import UserError
 from distbranch.maps import Outputs
@@ -225,6 +226,25 @@ def test_outputs_of_maps_keep_full_precision_in_bf16() -> None:
 
 
 # ---- other forms of a network
+
+
+def test_a_network_as_one_would_write_it_first_gives_the_same_maps() -> None:
+    network = make_network(ARCHITECTURES["tree"])
+    pixels = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
+    found, expected = NaiveNet(network).eval()(pixels), network(pixels)
+    for task in MIXED:
+        shape = expected[task.name].shape
+        torch.testing.assert_close(
+            found[task.name].reshape(shape), expected[task.name], rtol=1e-3, atol=1e-4
+        )
+
+
+def test_networks_to_measure_beside_have_the_same_heads_and_output_stride() -> None:
+    architecture = replace(ARCHITECTURES["aspp"], dense_head=HeadPlan("aspp", 3))
+    for candidate in list_baselines(architecture, ["resnet18"]):
+        other = candidate.network.architecture
+        assert other.dense_head == architecture.dense_head
+        assert other.backbone.output_stride == 8
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
