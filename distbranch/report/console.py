@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.table import Table
 
-from distbranch.data.shards import DatasetInfo
+from distbranch.data.label_maps import get_dense_kind
+from distbranch.data.shards import DatasetInfo, list_dense_tasks
 from distbranch.kinds import KINDS, UNIT_OF_TASK
 from distbranch.kinds.digits import count_decimals, write_digits
 from distbranch.metrics import list_dense_metrics, list_metrics
@@ -398,11 +399,22 @@ def describe_dataset(info: DatasetInfo) -> list[str]:
         "tasks: " + ", ".join(filter(None, texts)),
         f"images: {height}x{width} pixels (height x width of the first)",
     ]
+    lines += describe_maps(info)
     if info.skipped:
         lines.append(
             "left out: " + ", ".join(f"{count:,} {what}" for what, count in info.skipped.items())
         )
     return lines
+
+
+def describe_maps(info: DatasetInfo) -> list[str]:
+    """What the labels of every dense task are, in train or else the first split: by them wrong classes and units are seen."""
+    split = "train" if "train" in info.splits else next(iter(info.splits))
+    texts = []
+    for task in list_dense_tasks(info.tasks):
+        counts = info.splits[split].labels[task.name]
+        texts.append(get_dense_kind(task).describe_counts(task, counts))
+    return [f"{split}, {text}" for text in filter(None, texts)]
 
 
 def _describe_kind(kind: str, tasks: Sequence[Task]) -> str:
