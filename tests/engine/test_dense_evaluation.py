@@ -1,6 +1,7 @@
 """Runs with dense tasks: numbers that do not depend on ranks and batches, what a batch's loss is over, and what a run leaves."""
 
 import csv
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from rank_server import RankServer
-from tiny_rooms import TASKS, pack_tiny_rooms, rooms_config
+from tiny_rooms import SPLITS, TASKS, pack_tiny_rooms, rooms_config
 from tiny_world import assert_one_sentence, run_command
 
 from distbranch.config import load_config
@@ -21,6 +22,7 @@ from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.loaders import open_evaluation
 from distbranch.engine.pixel_shares import share_pixels
 from distbranch.engine.process_group import join_ranks
+from distbranch.engine.sample_maps import NUM_IMAGES, write_sample_maps
 from distbranch.errors import UserError
 from distbranch.launch.prepare import check_data
 from distbranch.losses import build_task_set
@@ -229,6 +231,29 @@ def test_a_run_keeps_maps_for_its_report_and_predicts_pictures(rooms: Path, tmp_
         assert (page.parent / "report" / f"maps-{name}.png").stat().st_size > 5_000
     assert "Every class of seg" in text
     predict_into_a_folder(result.directory, tmp_path)
+
+
+@pytest.mark.parametrize("num_bad", [NUM_IMAGES, SPLITS["val"]])
+def test_maps_for_the_report_are_those_of_the_first_samples_that_can_be_read(
+    rooms: Path, tmp_path: Path, num_bad: int
+) -> None:
+    copy = shutil.copytree(rooms, tmp_path / "data")
+    info = read_dataset(str(copy))
+    left = num_bad
+    for shard in info.splits["val"].shards:
+        with (copy / shard.file).open("r+b") as file:
+            for offset in np.load(copy / shard.index)[:left, 0]:
+                file.seek(offset)
+                file.write(b"damaged")
+                left -= 1
+    config = rooms_config(copy, tmp_path, **{"data.on_bad_sample": "skip"})
+    maps = tmp_path / "maps.npz"
+    data = load_config(config).data
+    write_sample_maps(maps, make_network(config), info, data, Ranks.alone())
+    assert maps.exists() == (num_bad < SPLITS["val"])
+    if maps.exists():
+        with np.load(maps) as arrays:
+            assert len(arrays["images"]) == len(arrays["found/depth"]) > 0
 
 
 def predict_into_a_folder(run: Path, folder: Path) -> None:
