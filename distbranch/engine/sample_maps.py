@@ -27,7 +27,9 @@ SPLITS = ("val", "test", "train")  # of which the first that the data have is sh
 def write_sample_maps(
     file: Path, network: Network, info: DatasetInfo, data: DataConfig, ranks: Ranks
 ) -> None:
-    """Write `images` [n, H, W, 3] and, per dense task, codes `truth/TASK` and `found/TASK` [n, H, W, ...]; n may be 0.
+    """Write `images` [n, H, W, 3] and, per dense task, codes `truth/TASK` and `found/TASK` [n, H, W, ...].
+
+    Nothing is written where the first samples are all left out as bad ones.
 
     Args:
         file: an .npz without pickles; `tasks` in it describes the dense tasks.
@@ -45,6 +47,8 @@ def write_sample_maps(
     batch = next(
         open_evaluation(member, split, data, alone, image_size=size, batch_size=NUM_IMAGES)
     )
+    if not len(batch.images):
+        return
     shown = [task for task in dense if task.name in batch.maps]
     arrays: dict[str, Array] = {
         "tasks": np.array(json.dumps([task.to_json() for task in shown])),
