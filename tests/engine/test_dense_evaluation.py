@@ -3,6 +3,7 @@
 import csv
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,43 @@ def test_a_loss_over_pixels_is_that_of_one_batch_whatever_its_ranks_and_passes(
         assert losses[depth].item() == pytest.approx(expected_loss.item(), rel=1e-5)
     bright = network.tasks.names.index("bright")
     assert (shares[:, bright] == 1).all()
+
+
+def test_class_weights_that_are_all_alike_change_no_loss_over_pixels(
+    rooms: Path, tmp_path: Path
+) -> None:
+    found = []
+    for weight in (1.0, 1e-6):
+        loss = {"over": "pixels", "class_weights": {"seg": [weight] * 3}}
+        config = load_config(rooms_config(rooms, tmp_path, loss=loss))
+        network = make_network(rooms_config(rooms, tmp_path, loss=loss)).eval()
+        info = read_dataset(rooms)
+        size = (32, 48)
+        batches = open_evaluation(
+            info, "val", config.data, Ranks.alone(), image_size=size, batch_size=7
+        )
+        batch = next(batches)
+        outputs, labels = network(batch.images, flat=True), Labels(batch.labels, batch.maps)
+        (shares,) = share_pixels(network.tasks, outputs, [labels], Ranks.alone(), batch_size=7)
+        found.append(network.tasks.compute_losses(outputs, labels) * shares)
+    torch.testing.assert_close(*found)
+
+
+def test_a_run_whose_first_samples_are_all_bad_keeps_no_maps(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distbranch.engine import sample_maps
+
+    def leave_out(*args: Any, **keywords: Any) -> Iterator[Any]:
+        for batch in open_evaluation(*args, **keywords):
+            maps = {name: one[:0] for name, one in batch.maps.items()}
+            yield replace(batch, images=batch.images[:0], labels=batch.labels[:0], maps=maps)
+
+    monkeypatch.setattr(sample_maps, "open_evaluation", leave_out)
+    config, file = rooms_config(rooms, tmp_path), tmp_path / "maps.npz"
+    network, data = make_network(config), load_config(config).data
+    sample_maps.write_sample_maps(file, network, read_dataset(rooms), data, Ranks.alone())
+    assert not file.exists()
 
 
 @pytest.mark.parametrize(
