@@ -277,7 +277,11 @@ def make_table(table: DataFrame, metric: str | None = None, *, title: str = "") 
     num_names = 0
     while isinstance(table.iloc[0, num_names], str):
         num_names += 1
-    return render_rich(DataFrame(format_table(table, metric)), title, num_names=num_names)
+    cells = DataFrame(format_table(table, metric))
+    # A head loses the unit of shares at its end, and this one is nothing without it.
+    interval = _make_heading(INTERVAL, metric)
+    cells = cells.rename(columns={interval: f"{interval} interval"})
+    return render_rich(cells, title, num_names=num_names)
 
 
 def format_markdown(table: DataFrame, metric: str | None = None) -> str:
