@@ -80,6 +80,7 @@ class SweepFiles:
         known = finished[f"val_{self.metric}"].count().reindex(points.index)
         points["is_complete"] = known == points["trials"]
         points = points.fillna({"seeds": 0}).astype({"seeds": int})
+        # Copied into one piece here and above, for pandas warns of hundreds of columns in as many.
         return points.copy().reset_index()
 
     def find_fronts(self, points: pandas.DataFrame) -> dict[str, list[int]]:
