@@ -20,8 +20,6 @@ from distbranch.cli.terminal import (
 from distbranch.errors import UsageError
 
 if TYPE_CHECKING:  # loads torch
-    from pandas import DataFrame
-
     from distbranch.experiments.runner import Experiment, Findings
     from distbranch.experiments.runs import Run
 
@@ -352,7 +350,10 @@ def experiment_dense(
     ] = "",
     search: Annotated[
         Path | None,
-        typer.Option(help="Config of AdaShare's search; CONFIG if not given, where that is one."),
+        typer.Option(
+            help="Config of AdaShare's search: of it adashare, optim and train.iterations count, all else is that of CONFIG, which is "
+            "the search too if this is not given."
+        ),
     ] = None,
     policies: Annotated[
         int, typer.Option(help="Policies drawn, beside the most probable one.", min=0)
@@ -387,10 +388,9 @@ def experiment_dense(
     - `distbranch experiment dense configs/rooms-tree.yaml --search configs/rooms-adashare.yaml --seeds 0,1,2`
     - `distbranch experiment dense configs/rooms-tree.yaml --methods hard-sharing,groups --split-from block4_1`
     """
-    from distbranch.experiments.analyses import format_frame
+    from distbranch.experiments.analyses import make_table
     from distbranch.experiments.dense import FAMILIES, DenseOptions, design_dense, split_columns
     from distbranch.report.progress import SweepDisplay
-    from distbranch.report.tables import render_rich
 
     own = overrides or []
     options = DenseOptions(
@@ -409,7 +409,7 @@ def experiment_dense(
         print_plain(sentence)
     heads = ("Delta in %, and what one image costs", "First metrics; shares in %")
     for head, part in zip(heads, split_columns(findings.table), strict=True):
-        show_wide(render_rich(format_frame(part), f"{head}; {split} split"))
+        show_wide(make_table(part, title=f"{head}; {split} split"))
     print_plain(f"results.csv, {', '.join(findings.files)}, report.html: {place}")
 
 
@@ -479,7 +479,7 @@ def compare(
     Examples:
     `distbranch compare runs/fps-thin-16-seed* runs/fps-branch-16-2-seed*`
     """
-    from distbranch.experiments.analyses import compare_methods, format_markdown
+    from distbranch.experiments.analyses import compare_methods, format_markdown, make_table
     from distbranch.experiments.runs import check_defined, read_runs, tabulate_runs
 
     methods = read_runs([run_folder(run) for run in runs])
@@ -492,7 +492,7 @@ def compare(
         print_plain(f"{about}\n\n{format_markdown(table, metric)}")
     else:
         print_plain(f"{about}; shares in %")
-        _show_table(table, metric)
+        show_wide(make_table(table, metric))
 
 
 def _run(
@@ -513,26 +513,17 @@ def _run(
 
 
 def _run_and_show(experiment: "Experiment", overrides: Sequence[str], **options: Any) -> None:
+    from distbranch.experiments.analyses import make_table
+
     findings, runs, place = _run(experiment, overrides, **options)
     for sentence in findings.sentences:
         print_plain(sentence)
     if findings.table is not None and not findings.table.empty:
-        _show_table(findings.table, findings.metric)
+        show_wide(make_table(findings.table, findings.metric))
     files = findings.files
     if runs:
         files = ["results.csv", *files]
     print_plain(f"{', '.join(files)}: {place}")
-
-
-def _show_table(table: "DataFrame", metric: str | None) -> None:
-    """A table of an analysis; its first columns are names, as far as they are text."""
-    from distbranch.experiments.analyses import format_frame
-    from distbranch.report.tables import render_rich
-
-    num_names = 0
-    while isinstance(table.iloc[0, num_names], str):
-        num_names += 1
-    show_wide(render_rich(format_frame(table, metric), num_names=num_names))
 
 
 def _split_names(text: str) -> list[str]:

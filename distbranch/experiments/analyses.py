@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas
 from pandas import DataFrame
+from rich.table import Table
 from scipy.stats import wilcoxon
 
 from distbranch.experiments.intervals import (
@@ -32,7 +33,7 @@ from distbranch.report.console import (
     name_difference,
 )
 from distbranch.report.experiment_figures import Spot
-from distbranch.report.tables import render_markdown
+from distbranch.report.tables import render_markdown, render_rich
 
 SIGNIFICANT = 0.05  # as is usual; no sentence hangs on it alone, for it says p
 # How columns are shown: these as differences of the metric, these in percent, every metric (also with a split before it) in its
@@ -271,14 +272,21 @@ def format_table(table: DataFrame, metric: str | None = None) -> list[dict[str, 
     return rows
 
 
-def format_frame(table: DataFrame, metric: str | None = None) -> DataFrame:
-    """The same as a table."""
-    return DataFrame(format_table(table, metric))
+def make_table(table: DataFrame, metric: str | None = None, *, title: str = "") -> Table:
+    """The same for a terminal; the first columns are names, as far as they are text."""
+    num_names = 0
+    while isinstance(table.iloc[0, num_names], str):
+        num_names += 1
+    cells = DataFrame(format_table(table, metric))
+    # A head loses the unit of shares at its end, and this one is nothing without it.
+    interval = _make_heading(INTERVAL, metric)
+    cells = cells.rename(columns={interval: f"{interval} interval"})
+    return render_rich(cells, title, num_names=num_names)
 
 
 def format_markdown(table: DataFrame, metric: str | None = None) -> str:
     """The same in Markdown."""
-    return render_markdown(format_frame(table, metric))
+    return render_markdown(DataFrame(format_table(table, metric)))
 
 
 def _make_heading(column: str, metric: str | None) -> str:

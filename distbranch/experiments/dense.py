@@ -11,7 +11,7 @@ import pandas
 from pandas import DataFrame
 
 from distbranch.branching.tree import build_tree_of_groups
-from distbranch.config import AdaShareConfig, Config, load_config
+from distbranch.config import AdaShareConfig, Config, OptimConfig, load_config
 from distbranch.config.network import BASELINES, KEYS_OF_SCOUTS
 from distbranch.config.sweep import Setting
 from distbranch.data.shards import DatasetInfo
@@ -55,6 +55,8 @@ RESET: Setting = {
     **{f"method.{key}": None for key in KEYS_OF_SCOUTS},
     **{f"adashare.{key}": value for key, value in AdaShareConfig().model_dump().items()},
 }
+# What the variants have from the overrides already.
+DERIVED = (*RESET, "train.iterations", *(f"optim.{key}" for key in OptimConfig.model_fields))
 LEAST_UNITS = 2  # that the given groups have for themselves: the last ones, where tasks differ most
 
 
@@ -64,7 +66,7 @@ class DenseOptions:
 
     Attributes:
         methods: of `FAMILIES`; the networks per task are always trained.
-        search: config of AdaShare's search; that of the experiment if None.
+        search: config of AdaShare's search, of which `adashare`, `optim` and `train.iterations` count; that of the experiment if None.
         groups: a tree (run directory or tree.json); the known groups of the data if None.
         split_from: the lowest unit that known groups have for themselves; the last but one if None.
         permutations: of those groups.
@@ -152,7 +154,7 @@ def design_dense(
         analyse=analyse,
         splits=("val", options.split),
         overrides=(f"metric={choose_metric(info)}",),
-        derived=(*RESET, "train.iterations"),
+        derived=DERIVED,
     )
 
 
@@ -225,15 +227,20 @@ def _make_policies(
     search: Path, plain: Setting, name: str, overrides: Sequence[str], options: DenseOptions
 ) -> Variants:
     """A search, its most probable policy and drawn ones, each trained with the recipe of all others; none if it is no search."""
-    if not load_run_config(search, overrides).searches:
+    given = load_run_config(search, overrides)
+    if not given.searches:
         return {}
+    # How it searches is its own; what it searches for is the network and the tasks of all others.
+    own = {f"{ADASHARE}.{key}": value for key, value in given.adashare.model_dump().items()}
+    own |= {f"optim.{key}": value for key, value in given.optim.model_dump().items()}
+    own |= {"method.name": ADASHARE, "train.iterations": given.train.iterations}
     searched = f"{ADASHARE}-{SEARCH}"
-    settings: Setting = {"base": str(search.absolute())}
-    folder = build_sweep(name, {searched: settings}, overrides).trial_path
-    drawn = make_drawn_variants(
-        {**plain, "method.name": ADASHARE}, folder / f"{searched}-seed{SEED}", options.policies
-    )
-    return {searched: settings, **{f"{ADASHARE}-{key}": value for key, value in drawn.items()}}
+    variants = {searched: {**plain, **own}}
+    folder = build_sweep(name, variants, overrides, derived=DERIVED).trial_path
+
+    fresh = {**plain, "method.name": ADASHARE}
+    drawn = make_drawn_variants(fresh, folder / f"{searched}-seed{SEED}", options.policies)
+    return {**variants, **{f"{ADASHARE}-{key}": value for key, value in drawn.items()}}
 
 
 # ---- what is found
@@ -318,5 +325,8 @@ def _make_spots(table: DataFrame) -> dict[str, list[Spot]]:
         name = row["network"]
         part = legend.get(name.partition("-")[0], "baselines")
         costs = {cost: (row[cost], None) for cost in COSTS}
-        parts[part].append(Spot(name, costs, (row[DELTA], row[f"{DELTA}_sd"])))
+        shown = name
+        if name.startswith(f"{ADASHARE}-policy-"):  # eight names would cover all others
+            shown = ""
+        parts[part].append(Spot(shown, costs, (row[DELTA], row[f"{DELTA}_sd"])))
     return parts

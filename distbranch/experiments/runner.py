@@ -194,7 +194,8 @@ def train_variants(
     """Train what is not finished yet; then the finished runs of every variant, by seed.
 
     Raises:
-        UserError: data without one of the splits, or without a task that has the metric there; runs that failed (the others were finished first), or that early stopping ended.
+        UserError: data without one of the splits, or without a task that has the metric there.
+        UserError: runs that failed (the others were finished first), or that early stopping ended.
         StoppedEarly: a signal asked to stop.
     """
     _check_splits(sweep, splits, metric)

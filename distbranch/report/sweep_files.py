@@ -76,12 +76,12 @@ class SweepFiles:
 
         points = rows.groupby(keys, sort=False).agg(trials=("seed", "size"))
         points = points.join(finished.size().rename("seeds"))
-        points = points.join(
-            compute_seed_means(finished[numbers])
-        ).copy()  # hundreds of columns, in one piece
+        points = points.join(compute_seed_means(finished[numbers])).copy()
         known = finished[f"val_{self.metric}"].count().reindex(points.index)
         points["is_complete"] = known == points["trials"]
-        return points.fillna({"seeds": 0}).astype({"seeds": int}).reset_index()
+        points = points.fillna({"seeds": 0}).astype({"seeds": int})
+        # Copied into one piece here and above, for pandas warns of hundreds of columns in as many.
+        return points.copy().reset_index()
 
     def find_fronts(self, points: pandas.DataFrame) -> dict[str, list[int]]:
         """The numbers of the points on the front of every cost, chosen on val."""

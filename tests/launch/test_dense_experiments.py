@@ -161,6 +161,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tree.yaml").write_text(yaml.safe_dump(kept))
     kept["method"] = {"name": "adashare"}
     kept["adashare"] = {"warmup_iterations": 2, "cycles_per_block": 1}
+    kept |= {"data": {"path": "elsewhere"}, "optim": {"name": "adam", "lr": 0.5}}
+    kept["train"] = {"iterations": 9}
     (folder / "search.yaml").write_text(yaml.safe_dump(kept))
     return folder / "tree.yaml"
 
@@ -179,7 +181,9 @@ def test_every_method_has_the_recipe_and_a_method_of_its_own(recipe: Path) -> No
     assert len(trials) == 6 + 3 + 3 + SEARCH_AND_EIGHT
     assert {trial.train.batch_size for trial in trials.values()} == {8}
     searched = trials.pop("adashare-search")
-    assert (searched.train.iterations, searched.adashare.cycles_per_block) == (6, 2)
+    assert (searched.train.iterations, searched.adashare.cycles_per_block) == (9, 2)
+    assert (searched.optim.lr, searched.data) == (0.5, trials["single-task"].data)
+    assert {trial.optim.lr for trial in trials.values()} == {0.01}
     assert {trial.train.iterations for trial in trials.values()} == {5}
     methods = {name: trial.method for name, trial in trials.items()}
     assert methods["single-task"].name == "independent"

@@ -57,10 +57,13 @@ def test_one_repetition_has_no_interval() -> None:
 
 def test_a_difference_is_told_with_its_interval_whatever_its_sign() -> None:
     row = {"network": "anew-4", "against": "thin-32", "repetitions": 5}
-    above = describe_pair({**row, "difference": 0.019, "low": 0.008, "high": 0.03})
+    above = describe_pair({**row, "difference": 0.019, "low": 0.008, "high": 0.03}, "accuracy")
     assert above == "anew-4 is 1.9 points above thin-32 (95 %: 0.8 to 3.0, 5 seeds)"
-    below = describe_pair({**row, "difference": -0.019, "low": -0.04, "high": 0.002})
+    below = describe_pair({**row, "difference": -0.019, "low": -0.04, "high": 0.002}, "accuracy")
     assert below == "anew-4 is 1.9 points below thin-32 (95 %: -0.2 to 4.0, 5 seeds)"
     once = {**row, "repetitions": 1, "difference": 0.01, "low": np.nan, "high": np.nan}
-    assert describe_pair(once) == "anew-4 is 1.0 points above thin-32 (1 seed: no interval)"
-    assert "no seed and task in common" in describe_pair({**row, "repetitions": 0})
+    assert (
+        describe_pair(once, "accuracy")
+        == "anew-4 is 1.0 points above thin-32 (1 seed: no interval)"
+    )
+    assert "no seed and task in common" in describe_pair({**row, "repetitions": 0}, "accuracy")
